@@ -1,0 +1,90 @@
+"""Cells: small directed acyclic graphs whose nodes are sums and whose edges are operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import SpaceError
+from nas.ops import Zero
+
+
+class Cell(nn.Module):
+    """A dense graph: every computed node sums one operation of every earlier node.
+
+    kind: cells of one kind share their decisions ("normal", "reduce").
+    inputs: number of input feature maps, nodes 0 to `inputs - 1`.
+    nodes: number of computed nodes after them.
+    edge: called once as `edge(src, dst)` for every `src < dst`; returns that edge's operation.
+    concat: output all computed nodes side by side (DARTS), or else the last one (NAS-Bench-201).
+    preprocess: one module for each input, or none at all.
+    drop_path: probability of dropping an edge's output for one image while training
+      (Larsson et al. 2017, FractalNet, §3, as used by DARTS); identities are never dropped.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        inputs: int,
+        nodes: int,
+        edge: Callable[[int, int], nn.Module],
+        *,
+        concat: bool = False,
+        preprocess: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        if inputs < 1 or nodes < 1 or len(preprocess) not in (0, inputs):
+            raise SpaceError(
+                f"cell {kind!r}: got {inputs} inputs, {nodes} nodes, {len(preprocess)} preprocess modules; "
+                "wanted at least one of each of the first two and none or one module for each input"
+            )
+        self.kind, self.inputs, self.concat = kind, inputs, concat
+        self.drop_path = 0.0
+        self.preprocess = nn.ModuleList(preprocess)
+        self.incoming = nn.ModuleList(
+            nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
+            for dst in range(inputs, inputs + nodes)
+        )
+
+    def edges(self) -> Iterator[tuple[int, int, nn.Module]]:
+        """Every `(src, dst, operation)`, grouped by `dst`."""
+        for dst, ops in enumerate(self.incoming, start=self.inputs):
+            for src, op in enumerate(cast(nn.ModuleList, ops)):
+                yield src, dst, op
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """`inputs` maps `[B, C, H, W]` to one `[B, nodes * C, H, W]` (concat) or `[B, C, H, W]`."""
+        states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)] or list(inputs)
+        for ops in self.incoming:
+            states.append(self._node(cast(nn.ModuleList, ops), states))
+        return torch.cat(states[self.inputs :], dim=1) if self.concat else states[-1]
+
+    def _node(self, ops: nn.ModuleList, states: list[Tensor]) -> Tensor:
+        live = [(op, x) for op, x in zip(ops, states, strict=True) if not isinstance(op, Zero)]
+        if not live:
+            return cast(Tensor, ops[0](states[0]))
+        total = self._edge(*live[0])
+        for op, x in live[1:]:
+            total = total + self._edge(op, x)
+        return total
+
+    def _edge(self, op: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = op(x)
+        if self.training and self.drop_path and not isinstance(op, nn.Identity):
+            return drop_path(y, self.drop_path)
+        return y
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zeroes whole images of `[B, C, H, W]` with `probability`, scaling the others to keep the mean."""
+    keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
+    return x * (keep / (1 - probability))
+
+
+def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:
+    if not isinstance(op, nn.Module):
+        raise SpaceError(f"cell {kind!r}: edge({src}, {dst}) returned {op!r}, wanted an nn.Module")
+    return op

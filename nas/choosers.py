@@ -1,0 +1,174 @@
+"""The answers a space's build function gets: what may be asked, and the choosers that need no supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from nas.errors import SpaceError
+from nas.ops import Zero
+from nas.types import Decision
+
+T = TypeVar("T")
+Candidates = Mapping[str, Callable[[], nn.Module]]
+"""Unbuilt modules by option name."""
+Role = Literal["zero", "identity", "op"]
+MAX_DECISIONS = 10_000
+
+
+class Chooser(Protocol):
+    """What a space's build function may ask."""
+
+    def op(self, name: str, candidates: Candidates) -> nn.Module:
+        """Returns one candidate module, or a mixture of all of them."""
+
+    def value(self, name: str, options: Sequence[T]) -> T:
+        """Returns one plain value: a depth, a width, a kernel size."""
+
+
+class Slot(nn.Module):
+    """Stands in an outline where a decision's operation will be; it computes nothing.
+
+    decision: name of the decision.
+    roles: what each option is: no connection at all, the identity, or an operation proper.
+    """
+
+    def __init__(self, decision: str, roles: Mapping[str, Role]) -> None:
+        super().__init__()
+        self.decision, self.roles = decision, dict(roles)
+
+    def forward(self, *_: Tensor) -> Tensor:
+        """Always refuses: an outline has shapes in name only."""
+        raise SpaceError(f"build ran the network while it was being listed (decision {self.decision!r})")
+
+
+class Tracer:
+    """Lists the decisions: answers each with a `Slot` or the last value, so that deeper ones are reached.
+
+    decisions: everything asked so far by name, in order.
+    roles: per decision made of modules, the role of each option.
+    nested: decisions whose candidates ask further decisions while they are built.
+    """
+
+    def __init__(self) -> None:
+        self.decisions: dict[str, Decision] = {}
+        self.roles: dict[str, dict[str, Role]] = {}
+        self.nested: set[str] = set()
+
+    def op(self, name: str, candidates: Candidates) -> nn.Module:
+        """Records the decision and, the first time, builds every candidate to learn what it is."""
+        first = name not in self.decisions
+        self._record(Decision(str(name), tuple(map(str, candidates))))
+        if first:
+            before = len(self.decisions)
+            self.roles[name] = {
+                option: role(built(name, option, make)) for option, make in candidates.items()
+            }
+            if len(self.decisions) > before:
+                self.nested.add(name)
+        return Slot(name, self.roles.get(name, {}))
+
+    def value(self, name: str, options: Sequence[T]) -> T:
+        """Records the decision and answers with its last option."""
+        self._record(Decision(str(name), labels(name, options), mixable=False))
+        return options[-1]
+
+    def _record(self, decision: Decision) -> None:
+        check_decision(decision)
+        first = self.decisions.setdefault(decision.name, decision)
+        if first != decision:
+            raise SpaceError(
+                f"decision {decision.name!r} was first asked with options {first.options}, "
+                f"now with {decision.options}; one name must mean one decision"
+            )
+        if len(self.decisions) > MAX_DECISIONS:
+            raise SpaceError(
+                f"build asked more than {MAX_DECISIONS} decisions, the last one {decision.name!r}; "
+                "is it recursive? Give it a depth limit"
+            )
+
+
+class Fixed:
+    """Answers from one architecture, and keeps which decisions were asked.
+
+    choices: option name by decision name.
+    outline: answer operations with an empty `Slot`, except those named in `nested`.
+    """
+
+    def __init__(
+        self, choices: Mapping[str, str], *, outline: bool = False, nested: frozenset[str] = frozenset()
+    ) -> None:
+        self.choices, self.outline, self.nested = choices, outline, nested
+        self.asked: set[str] = set()
+
+    def op(self, name: str, candidates: Candidates) -> nn.Module:
+        """The chosen candidate, newly built."""
+        option = self._choice(name)
+        if option not in candidates:
+            raise SpaceError(
+                f"decision {name!r} offered {tuple(candidates)} this time, but {option!r} was among its "
+                "options when the space was listed; one name must mean one decision"
+            )
+        if self.outline and name not in self.nested:
+            return Slot(name, {})
+        return built(name, option, candidates[option])
+
+    def value(self, name: str, options: Sequence[T]) -> T:
+        """The chosen value."""
+        option = self._choice(name)
+        table = dict(zip(labels(name, options), options, strict=True))
+        if option not in table:
+            raise SpaceError(
+                f"decision {name!r} offered {tuple(table)} this time, but {option!r} was among its "
+                "options when the space was listed; one name must mean one decision"
+            )
+        return table[option]
+
+    def _choice(self, name: str) -> str:
+        if name not in self.choices:
+            raise SpaceError(
+                f"decision {name!r} is only asked after some choices, so listing the space missed it; "
+                "put the option that leads to it last, or ask it always"
+            )
+        self.asked.add(name)
+        return self.choices[name]
+
+
+def built(name: str, option: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """Builds one candidate and checks that it is a module."""
+    module = make()
+    if not isinstance(module, nn.Module):
+        raise SpaceError(
+            f"decision {name!r}, option {option!r}: building it gave {type(module).__name__}, wanted an "
+            "nn.Module; options map names to functions without arguments that build a module"
+        )
+    return module
+
+
+def role(module: nn.Module) -> Role:
+    """What a built candidate is in a graph."""
+    if isinstance(module, Zero):
+        return "zero"
+    return "identity" if isinstance(module, nn.Identity) else "op"
+
+
+def labels(name: str, options: Sequence[object]) -> tuple[str, ...]:
+    """The names of plain values; they must differ."""
+    texts = tuple(map(str, options))
+    if len(set(texts)) < len(texts):
+        raise SpaceError(f"decision {name!r}: two options have the same name in {texts}")
+    return texts
+
+
+def check_decision(decision: Decision) -> None:
+    """Refuses names and options that nothing could record."""
+    texts = (decision.name, *decision.options)
+    if not all(0 < len(text) <= 200 and text.isprintable() for text in texts):
+        raise SpaceError(
+            f"decision {decision.name!r}: got options {decision.options!r}; names must be "
+            "printable text of 1 to 200 characters"
+        )
+    if not decision.options:
+        raise SpaceError(f"decision {decision.name!r} has no options")

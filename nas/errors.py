@@ -1,0 +1,76 @@
+"""The exceptions a caller may catch, and the one way to say that a name is unknown."""
+
+from __future__ import annotations
+
+import difflib
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class NasError(Exception):
+    """Base of every error that a user can cause; its text says who, got, wanted and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(NasError):
+    """A setting, a command line or a run folder is not usable."""
+
+    exit_code = 2
+
+
+class SpaceError(NasError):
+    """A search space breaks one of the engine's promises."""
+
+    exit_code = 3
+
+
+class DataError(NasError):
+    """A data set is missing, damaged or inconsistent."""
+
+    exit_code = 3
+
+
+class NoModelError(NasError):
+    """A search ended without one valid model."""
+
+    exit_code = 4
+
+
+class ExhaustedError(NasError):
+    """Every architecture of the space has been tried; the study ends early."""
+
+
+class TrialError(NasError):
+    """One trial failed; the search goes on.
+
+    reason: a short code for counting (`"nan"`, `"oom"`, `"build"`, `"no-grad"`, `"metric"`, `"error"`).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def unknown(what: str, got: str, known: Iterable[str]) -> str:
+    """Says that `got` is no `what`, with the nearest known name, else all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"no {what} {got!r}; {hint}"
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost line outside the engine and installed libraries that led to `error`, or nothing."""
+    own = Path(__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if own not in Path(frame.filename).parents
+        and "site-packages" not in frame.filename
+        and not frame.filename.startswith("<")
+    ]
+    if not frames:
+        return ""
+    return f" (at {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"

@@ -1,0 +1,325 @@
+"""A search space is one function that builds a network by asking a `Chooser` at each open decision.
+
+Run with different choosers, the same function lists its decisions, builds one stand-alone network, or
+builds the weight-sharing supernet. Asking twice under one name is one decision: that is how cells share
+their wiring.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.choosers import Chooser, Fixed, Tracer
+from nas.errors import NasError, SpaceError, unknown, user_line
+from nas.types import Decision, Genotype
+
+Scores = Sequence[NDArray[np.float64]]
+"""One row `[O]` per decision; a larger score is preferred."""
+TRIES = 200
+ENUMERABLE = 20_000
+
+
+def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
+    """The default projection: every decision is free, so take its best option."""
+    return tuple(int(np.argmax(row)) for row in scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many different architectures a space holds.
+
+    exact: whether `count` was counted or else estimated by sampling.
+    """
+
+    count: int
+    exact: bool
+
+    def __str__(self) -> str:
+        number = f"{self.count:,}" if self.count < 10**9 else f"{self.count:.3g}"
+        return number if self.exact else f"about {self.count:.1e} (estimated)"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A finite set of architectures.
+
+    name: what a user types and the history records.
+    build: wires a network, asking a `Chooser` at each open decision.
+    project: maps any scores to the nearest valid genotype. It alone says what is valid, and so serves
+      sampling, mutation and the discretisation of a supernet alike.
+    count: number of valid genotypes, where the author knows it in closed form.
+    full_size: settings of the network that is trained in the end, where it is larger than the searched one.
+    origin, settings: where `nas.load` found the space and what it passed; empty for a space made by hand.
+    """
+
+    name: str
+    build: Callable[[Chooser], nn.Module]
+    project: Callable[[Sequence[Decision], Scores], Genotype] = argmax
+    count: int | None = None
+    full_size: Mapping[str, object] = field(default_factory=dict)
+    origin: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    # -- what can be chosen ---------------------------------------------------------------------------
+
+    @cached_property
+    def trace(self) -> Tracer:
+        """What `build` asked when run on the meta device, where no tensor takes memory."""
+        tracer = Tracer()
+        self._build(tracer, meta=True)
+        return tracer
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every decision `build` can ask for, in the order it first asks."""
+        return tuple(self.trace.decisions.values())
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether some decision may go unasked, so that several genotypes mean one architecture."""
+        return bool(self.trace.nested) or not all(d.mixable for d in self.decisions)
+
+    @cached_property
+    def size(self) -> Size:
+        """Number of different architectures: exact where `project` allows it, else estimated."""
+        product = math.prod(len(d.options) for d in self.decisions)
+        if self.count is not None:
+            return Size(self.count, exact=True)
+        if self.project is argmax and not self.is_conditional:
+            return Size(product, exact=True)
+        if product <= ENUMERABLE:
+            return Size(sum(1 for _ in self.enumerate()), exact=True)
+        return Size(self._estimate(), exact=False)
+
+    def enumerate(self) -> Iterator[Genotype]:
+        """Every architecture once, in canonical form and lexical order."""
+        for genotype in itertools.product(*(range(len(d.options)) for d in self.decisions)):
+            valid = self.project is argmax or self.nearest(self.one_hot(genotype)) == genotype
+            if valid and self.canonical(genotype) == genotype:
+                yield genotype
+
+    # -- genotypes ------------------------------------------------------------------------------------
+
+    def nearest(self, scores: Scores) -> Genotype:
+        """`project`, checked: the valid genotype that the scores `[O]` of each decision prefer."""
+        try:
+            got = self.project(self.decisions, scores)
+            genotype = tuple(int(option) for option in got)
+        except NasError:
+            raise
+        except Exception as error:
+            raise SpaceError(f"space {self.name!r}: project failed: {describe(error)}") from error
+        if len(genotype) != len(self.decisions) or not all(
+            0 <= option < len(d.options) for d, option in zip(self.decisions, genotype, strict=True)
+        ):
+            raise SpaceError(
+                f"space {self.name!r}: project returned {got!r}, wanted one option index for each of "
+                f"{len(self.decisions)} decisions"
+            )
+        return genotype
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """A random architecture: the projection of independent uniform scores."""
+        return self.canonical(self.nearest(self._noise(rng)))
+
+    def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
+        """Another architecture: one random decision is forced to another option, the rest is repaired.
+
+        Raises:
+            SpaceError: if nothing else was reached in a bounded number of tries.
+        """
+        parent = self.canonical(genotype)
+        open_decisions = [i for i, d in enumerate(self.decisions) if len(d.options) > 1]
+        for _ in range(TRIES if open_decisions else 0):
+            i = int(rng.choice(open_decisions))
+            noise = self._noise(rng)
+            scores = [row + extra for row, extra in zip(self.one_hot(parent), noise, strict=True)]
+            noise[i][parent[i]] = -1.0
+            scores[i] = noise[i] + 2.0 * (noise[i] == noise[i].max())
+            child = self.canonical(self.nearest(scores))
+            if child != parent:
+                return child
+        raise SpaceError(
+            f"space {self.name!r}: no mutation of {self.choices(parent)} in {TRIES} tries; "
+            "does project ignore its scores, or has the space a single architecture?"
+        )
+
+    def cross(self, mother: Genotype, father: Genotype, rng: np.random.Generator) -> Genotype:
+        """A child that takes each decision from one of two parents at random, repaired by `project`."""
+        pairs = zip(self.one_hot(mother), self.one_hot(father), self._noise(rng), strict=True)
+        return self.canonical(self.nearest([(m if rng.random() < 0.5 else f) + 0.5 * n for m, f, n in pairs]))
+
+    def neighbours(self, genotype: Genotype) -> list[Genotype]:
+        """Every architecture one forced decision away, each once, in a fixed order.
+
+        Where forcing one decision makes `project` give up another (two inputs per node), every such way is
+        listed.
+        """
+        parent = self.canonical(genotype)
+        found: dict[Genotype, None] = {}
+        for i, decision in enumerate(self.decisions):
+            for option in set(range(len(decision.options))) - {parent[i]}:
+                scores = self.one_hot(parent)
+                scores[i] = 2.0 * np.eye(len(decision.options))[option]
+                child = self.nearest(scores)
+                found[self.canonical(child)] = None
+                if sum(a != b for a, b in zip(child, parent, strict=True)) > 1:
+                    for j in set(range(len(parent))) - {i}:
+                        found[
+                            self.canonical(self.nearest([*scores[:j], 0.5 * scores[j], *scores[j + 1 :]]))
+                        ] = None
+        found.pop(parent, None)
+        return sorted(found)
+
+    def canonical(self, genotype: Genotype) -> Genotype:
+        """The one genotype that stands for all with the same architecture: unasked decisions at option 0."""
+        if not self.is_conditional:
+            return genotype
+        if genotype not in self._canonical:
+            asked = self._asked(genotype)
+            names = [d.name for d in self.decisions]
+            self._canonical[genotype] = tuple(
+                option if name in asked else 0 for name, option in zip(names, genotype, strict=True)
+            )
+        return self._canonical[genotype]
+
+    def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
+        """One row `[O]` per decision, 1.0 at the chosen option."""
+        self.check(genotype)
+        return [np.eye(len(d.options))[i] for d, i in zip(self.decisions, genotype, strict=True)]
+
+    def choices(self, genotype: Genotype) -> dict[str, str]:
+        """The genotype in words: decision name to option name."""
+        self.check(genotype)
+        return {d.name: d.options[i] for d, i in zip(self.decisions, genotype, strict=True)}
+
+    def genotype(self, choices: Mapping[str, str]) -> Genotype:
+        """The genotype of an architecture given in words; the inverse of `choices`."""
+        names = {d.name for d in self.decisions}
+        for name in choices:
+            if name not in names:
+                raise SpaceError(f"space {self.name!r}: {unknown('decision', name, names)}")
+        for d in self.decisions:
+            if d.name not in choices:
+                raise SpaceError(
+                    f"space {self.name!r}: decision {d.name!r} is not chosen; wanted one of {d.options}"
+                )
+            if choices[d.name] not in d.options:
+                raise SpaceError(f"decision {d.name!r}: {unknown('option', choices[d.name], d.options)}")
+        return tuple(d.options.index(choices[d.name]) for d in self.decisions)
+
+    def check(self, genotype: Genotype) -> None:
+        """Raises SpaceError unless `genotype` has one option index in range for every decision."""
+        if len(genotype) != len(self.decisions):
+            raise SpaceError(
+                f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
+            )
+        for d, option in zip(self.decisions, genotype, strict=True):
+            if not 0 <= option < len(d.options):
+                raise SpaceError(
+                    f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "
+                    f"{len(d.options) - 1}"
+                )
+
+    # -- networks -------------------------------------------------------------------------------------
+
+    def network(self, genotype: Genotype, *, meta: bool = False) -> nn.Module:
+        """The stand-alone network of one architecture, freshly initialised from torch's global stream.
+
+        meta: build on the meta device, with shapes but no values, to count or to load weights into.
+        """
+        return self._build(Fixed(self.choices(genotype)), meta=meta)
+
+    def supernet(self, chooser: Chooser) -> nn.Module:
+        """The network with every decision answered by `chooser`; refuses decisions that are no modules."""
+        values = [d.name for d in self.decisions if not d.mixable]
+        if values:
+            raise SpaceError(
+                f"space {self.name!r} has no supernet: {', '.join(values)} choose values, not modules; "
+                "use a black-box method with --evaluator trained, or fix these values in the space"
+            )
+        return self._build(chooser)
+
+    @cached_property
+    def outline(self) -> nn.Module:
+        """The network's wiring on the meta device with an empty `Slot` for each operation."""
+        return self._build(Tracer(), meta=True)
+
+    def _build(self, chooser: Chooser, *, meta: bool = False) -> nn.Module:
+        try:
+            with torch.device("meta" if meta else torch.get_default_device()):
+                network = self.build(chooser)
+        except NasError:
+            raise
+        except RecursionError as error:
+            raise SpaceError(
+                f"space {self.name!r}: build recursed without end; give it a depth limit"
+            ) from error
+        except Exception as error:
+            raise SpaceError(f"space {self.name!r}: build failed: {describe(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise SpaceError(
+                f"space {self.name!r}: build returned {type(network).__name__}, wanted an nn.Module"
+            )
+        return network
+
+    # -- counting -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _canonical(self) -> dict[Genotype, Genotype]:
+        return {}
+
+    def _asked(self, genotype: Genotype) -> set[str]:
+        chooser = Fixed(self.choices(genotype), outline=True, nested=frozenset(self.trace.nested))
+        self._build(chooser, meta=True)
+        return chooser.asked
+
+    def _noise(self, rng: np.random.Generator) -> list[NDArray[np.float64]]:
+        return [rng.random(len(d.options)) for d in self.decisions]
+
+    def _estimate(self, draws: int = 400) -> int:
+        """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
+
+        Takes the projection of uniform noise to be uniform over the valid genotypes. A genotype with unasked
+        decisions counts as its share of all those that mean the same.
+        """
+        rng = np.random.default_rng(0)
+        prefix: list[int] = []
+        total = 1.0
+        for depth, decision in enumerate(self.decisions):
+            if self.project is argmax:
+                total *= len(decision.options)
+                continue
+            seen = [self._draw(prefix, rng)[depth] for _ in range(2 * draws)]
+            # Choosing and counting on the same draws would favour options that were drawn too often.
+            option = Counter(seen[:draws]).most_common(1)[0][0]
+            total *= draws / max(1, seen[draws:].count(option))
+            prefix.append(option)
+        if self.is_conditional:
+            total *= float(np.mean([1 / self._aliases(self._draw([], rng)) for _ in range(draws)]))
+        return round(total)
+
+    def _draw(self, prefix: Sequence[int], rng: np.random.Generator) -> Genotype:
+        scores = self._noise(rng)
+        for i, option in enumerate(prefix):
+            scores[i] = 3.0 * np.eye(len(scores[i]))[option]
+        return self.nearest(scores)
+
+    def _aliases(self, genotype: Genotype) -> int:
+        asked = self._asked(genotype)
+        return math.prod(len(d.options) for d in self.decisions if d.name not in asked)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, with the line of the user's file that raised it."""
+    return f"{type(error).__name__}: {error}{user_line(error)}"

@@ -1,0 +1,61 @@
+"""Core values: frozen, plain, comparable; no torch and no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Genotype = tuple[int, ...]
+"""One option index per `Decision`, in the space's order. Hashable, ordered, JSON-able."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One categorical variable of a search space.
+
+    name: unique within the space, e.g. `"normal/0->2"`.
+    options: what can be chosen, by name, in a fixed order.
+    mixable: whether the options are modules that a supernet can hold at once.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    mixable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One architecture sent for one evaluation.
+
+    number: position in the study, from 0; also seeds everything random about the trial.
+    genotype: the architecture.
+    fidelity: training epochs granted; 0 means scored untrained.
+    metrics: measured values by name, empty until told; for a failed trial, whatever was measured before.
+    cost_s: seconds of evaluation, as measured.
+    reason: why a failed trial failed, e.g. `"nan: loss is not finite at step 12"`; empty otherwise.
+    """
+
+    number: int
+    genotype: Genotype
+    fidelity: int = 0
+    state: Literal["running", "done", "failed"] = "running"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cost_s: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a study optimises.
+
+    metric: a key of `Trial.metrics`.
+    maximize: whether larger is better.
+    """
+
+    metric: str = "val_acc"
+    maximize: bool = True
+
+    def better(self, value: float) -> float:
+        """`value` turned so that larger is better."""
+        return value if self.maximize else -value
