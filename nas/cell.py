@@ -43,7 +43,7 @@ class Cell(nn.Module):
             )
         self.kind, self.inputs, self.concat = kind, inputs, concat
         self.drop_path = 0.0
-        self.preprocess = nn.ModuleList(preprocess)
+        self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
         self.incoming = nn.ModuleList(
             nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
             for dst in range(inputs, inputs + nodes)
@@ -57,7 +57,7 @@ class Cell(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """`inputs` maps `[B, C, H, W]` to one `[B, nodes * C, H, W]` (concat) or `[B, C, H, W]`."""
-        states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)] or list(inputs)
+        states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
         for ops in self.incoming:
             states.append(self._node(cast(nn.ModuleList, ops), states))
         return torch.cat(states[self.inputs :], dim=1) if self.concat else states[-1]

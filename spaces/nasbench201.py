@@ -79,3 +79,25 @@ def from_string(text: str) -> Genotype:
         if op not in OPTIONS:
             raise SpaceError(unknown("NAS-Bench-201 operation", op, OPTIONS))
     return tuple(OPTIONS.index(op) for op, _ in found)
+
+
+def unique_string(genotype: Genotype) -> str:
+    """The published name of a cell up to isomorphism: 6,466 over all 15,625 (Dong & Yang 2020, §2.1).
+
+    Follows the benchmark's code to the letter: a node is the sorted sum of its inputs' names, `skip_connect`
+    passes a name on, and `none`, or an edge from a first node without input, is `#`.
+    """
+    nodes = {0: "0"}
+    for dst in (1, 2, 3):
+        terms = []
+        for option, (src, node) in zip(genotype, EDGES, strict=True):
+            if node != dst:
+                continue
+            if OPTIONS[option] == "none" or nodes[src] == "#":
+                terms.append("#")
+            elif OPTIONS[option] == "skip_connect":
+                terms.append(nodes[src])
+            else:
+                terms.append(f"({nodes[src]})@{OPTIONS[option]}")
+        nodes[dst] = "+".join(sorted(terms))
+    return nodes[3]

@@ -1,0 +1,168 @@
+"""Images and labels as plain numpy arrays: brought to one form and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.errors import DataError, unknown
+
+Array: TypeAlias = NDArray[Any]
+Labels: TypeAlias = NDArray[np.int64]
+
+_LARGEST_WHOLE_FLOAT = 2.0**53
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images and labels as a reader found them, not yet checked or split.
+
+    x_train: [N, H, W] or [N, H, W, C] pixels.
+    y_train: [N] class numbers or class names.
+    x_test, y_test: the official test part, or None when there is none.
+    classes: names in the order of the class numbers; None leaves them to the labels.
+    flip: whether a mirrored image keeps its label.
+    skipped: files that could not be read, each with the reason.
+    notes: what the user should know about the data.
+    """
+
+    x_train: Array
+    y_train: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    classes: tuple[str, ...] | None = None
+    flip: bool = True
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def image_tensor(x: Array, *, who: str) -> Array:
+    """Images [N, H, W] or [N, H, W, C] as a contiguous [N, C, H, W] of uint8 or finite float32.
+
+    Integers of any width are taken as uint8 when all lie in 0..255; floats keep their scale.
+    """
+    if x.ndim not in (3, 4):
+        raise DataError(f"{who} has shape {x.shape}, but must be [N, H, W] or [N, H, W, C]")
+    if 0 in x.shape:
+        raise DataError(f"{who} is empty: its shape is {x.shape}; give at least two images of each class")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(
+            f"{who} has shape {x.shape}, which looks like [N, C, H, W], but numpy images are [N, H, W, C]; "
+            "use x.transpose(0, 2, 3, 1) or pass a torch tensor"
+        )
+    return np.ascontiguousarray(_pixels(x, who=who).transpose(0, 3, 1, 2))
+
+
+def _pixels(x: Array, *, who: str) -> Array:
+    if x.dtype.kind in "iu":
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high > 255:
+            raise DataError(
+                f"{who} holds integers from {low} to {high}, but integer pixels must be in 0..255; "
+                "convert them to floats of the scale you want"
+            )
+        return x.astype(np.uint8, copy=False)
+    if x.dtype.kind != "f":
+        raise DataError(
+            f"{who} has dtype {x.dtype}, but images must be uint8 or float; use x.astype('float32')"
+        )
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused below
+        x = x.astype(np.float32, copy=False)
+    bad = ~np.isfinite(x)
+    if bad.any():
+        image, row, column, channel = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise DataError(
+            f"{who} has {int(bad.sum())} pixels that are NaN or infinite, the first at image {image}, "
+            f"row {row}, column {column}, channel {channel}; repair or remove these images"
+        )
+    return x
+
+
+def encode_labels(
+    y: Array, *, who: str, classes: Sequence[str] | None = None
+) -> tuple[Labels, tuple[str, ...]]:
+    """Labels [N] as int64 in 0..C-1, and the names of the C classes.
+
+    y: whole numbers 0..C-1, or class names. Without `classes`, names are sorted and numbers name themselves.
+    """
+    if y.ndim != 1:
+        raise DataError(f"{who} has shape {y.shape}, but must be [N], one label for each image")
+    if not len(y):
+        raise DataError(f"{who} is empty; give one label for each image")
+    if classes is not None and len(set(classes)) != len(classes):
+        raise DataError(f"{who}: the class names {', '.join(classes)} are not all different; rename one")
+    if y.dtype.kind in "US":
+        return _from_names(y.astype(str), who=who, classes=classes)
+    numbers = _whole_numbers(y, who=who)
+    names = tuple(classes) if classes is not None else tuple(map(str, range(len(np.unique(numbers)))))
+    outside = numbers[(numbers < 0) | (numbers >= len(names))]
+    if len(outside):
+        raise DataError(
+            f"{who}: {len(outside)} of {len(y)} labels are outside 0..{len(names) - 1} ({_tally(outside)}); "
+            "number the classes from 0 without gaps, or use class names as labels"
+        )
+    return numbers, names
+
+
+def _from_names(y: Array, *, who: str, classes: Sequence[str] | None) -> tuple[Labels, tuple[str, ...]]:
+    present, positions = np.unique(y, return_inverse=True)
+    names = tuple(classes) if classes is not None else tuple(map(str, present))
+    index = {name: number for number, name in enumerate(names)}
+    for name in map(str, present):
+        if name not in index:
+            raise DataError(f"{who}: {unknown('class', name, names)}")
+    return np.array([index[str(name)] for name in present], np.int64)[positions], names
+
+
+def _whole_numbers(y: Array, *, who: str) -> Labels:
+    if y.dtype.kind in "biu":
+        return y.astype(np.int64)
+    if y.dtype.kind != "f":
+        raise DataError(
+            f"{who} has dtype {y.dtype}, but labels must be whole numbers or strings; "
+            "use y.astype(int) or y.astype(str)"
+        )
+    bad = ~(np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < _LARGEST_WHOLE_FLOAT))
+    if bad.any():
+        first = int(bad.argmax())
+        raise DataError(
+            f"{who}: {int(bad.sum())} of {len(y)} labels are not whole numbers "
+            f"({int(np.isnan(y).sum())} are NaN; the first is {y[first]} at index {first}); "
+            "number the classes from 0"
+        )
+    return y.astype(np.int64)
+
+
+def _tally(numbers: Labels, *, most: int = 5) -> str:
+    """Values with their counts, e.g. `-1: 2, 12: 1`."""
+    values, counts = np.unique(numbers, return_counts=True)
+    text = ", ".join(f"{value}: {count}" for value, count in zip(values[:most], counts[:most], strict=True))
+    return text if len(values) <= most else f"{text}, and {len(values) - most} more values"
+
+
+def as_numpy(values: Array | Tensor | Sequence[Any]) -> Array:
+    """A tensor, array or list as a numpy array of the same layout."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    # numpy has no bfloat16 and no 8-bit floats.
+    return (values.float() if values.is_floating_point() else values).numpy()
+
+
+def images_as_numpy(x: Array | Tensor | Sequence[Any], *, who: str) -> Array:
+    """Images in numpy's layout, [N, H, W] or [N, H, W, C]; a tensor comes as [N, H, W] or [N, C, H, W]."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        return as_numpy(x)
+    if x.shape[3] in (1, 3) and x.shape[1] > 4:
+        raise DataError(
+            f"{who} has shape {tuple(x.shape)}, which looks like [N, H, W, C], but image tensors are "
+            "[N, C, H, W]; use x.permute(0, 3, 1, 2) or pass a numpy array"
+        )
+    return as_numpy(x.permute(0, 2, 3, 1))

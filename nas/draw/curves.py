@@ -1,0 +1,221 @@
+"""The anytime curve of a search: what was tried, what was best so far, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from nas.draw.style import (
+    HAIR,
+    MUTED,
+    PAPER,
+    Heading,
+    Key,
+    Legend,
+    clean,
+    page,
+    plot_axes,
+    write,
+)
+from nas.types import Trial
+
+_WIDTH, _PLOT, _STRIP, _LEFT, _RIGHT = 10.0, 3.9, 0.32, 0.95, 0.35
+_BEST, _FAILED, _DOT = "#D55E00", "#A0307F", "#0072B2"
+_MANY = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """The trials as columns: numbers, values and fidelities of those that count, numbers of the failed."""
+
+    numbers: NDArray[np.int64]
+    values: NDArray[np.float64]
+    fidelities: NDArray[np.int64]
+    failed: NDArray[np.int64]
+
+
+def draw_search(
+    trials: Sequence[Trial], *, metric: str = "val_acc", maximize: bool = True, title: str = ""
+) -> Figure:
+    """Draws every finished trial as a dot and the best value so far, over trial number and evaluation time.
+
+    Dots are coloured by fidelity when there are several; the best is over all fidelities. Failed trials,
+    and finished ones without a finite `metric`, are crosses below. Values far on the bad side are drawn as
+    triangles at the edge, so that they do not flatten the rest. Running trials are left out.
+    """
+    points = _points(trials, metric)
+    colors = _fidelity_colors(points.fidelities)
+    legend = Legend(_keys(points, colors), _WIDTH - 0.7)
+    heading = Heading(title)
+    timed = any(trial.cost_s > 0 for trial in trials)
+    strip = _STRIP if len(points.failed) else 0.0
+    bottom = 0.35 + legend.height + 0.75
+    top_room = 0.35 + heading.height + (0.6 if timed else 0.0)
+    figure, sheet = page(_WIDTH, bottom + strip + _PLOT + top_room)
+    height = bottom + strip + _PLOT + top_room
+    heading.draw(sheet, 0.35, height - 0.35)
+    legend.draw(sheet, 0.35, 0.35 + legend.height)
+    inner = _WIDTH - _LEFT - _RIGHT
+    main = plot_axes(figure, _LEFT, bottom + strip, inner, _PLOT)
+    span = _span(trials)
+    main.set_xlim(*span)
+    write(sheet, _LEFT + inner / 2, bottom - 0.48, "trial", size=11, color=MUTED)
+    write(sheet, 0.27, bottom + strip + _PLOT / 2, clean(metric), size=11, color=MUTED, angle=90)
+    if len(points.numbers):
+        _draw_values(main, points, colors, maximize=maximize)
+    else:
+        main.set_yticks([])
+        write(
+            sheet,
+            _LEFT + inner / 2,
+            bottom + strip + _PLOT / 2,
+            "no finished trial yet",
+            color=MUTED,
+            size=12,
+        )
+    lowest = main
+    if strip:
+        lowest = plot_axes(figure, _LEFT, bottom, inner, strip)
+        lowest.set(xlim=span, ylim=(-1, 1), yticks=[])
+        lowest.plot(points.failed, np.zeros(len(points.failed)), "x", color=_FAILED, markersize=6, mew=1.4)
+        write(sheet, _LEFT - 0.12, bottom + strip / 2, "failed", size=9.5, color=_FAILED, ha="right")
+        main.tick_params(labelbottom=False)
+    lowest.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    if timed:
+        _draw_time(main, trials, span)
+        write(
+            sheet, _LEFT + inner / 2, bottom + strip + _PLOT + 0.46, "evaluation time", size=11, color=MUTED
+        )
+    return figure
+
+
+def _points(trials: Sequence[Trial], metric: str) -> _Points:
+    done, failed = [], []
+    for trial in trials:
+        value = trial.metrics.get(metric, float("nan"))
+        if trial.state == "done" and isfinite(value):
+            done.append((trial.number, value, trial.fidelity))
+        elif trial.state != "running":
+            failed.append(trial.number)
+    done.sort()
+    numbers, values, fidelities = zip(*done, strict=True) if done else ((), (), ())
+    return _Points(
+        np.asarray(numbers, dtype=np.int64),
+        np.asarray(values, dtype=np.float64),
+        np.asarray(fidelities, dtype=np.int64),
+        np.asarray(failed, dtype=np.int64),
+    )
+
+
+def _span(trials: Sequence[Trial]) -> tuple[float, float]:
+    last = max((trial.number for trial in trials), default=1)
+    return -0.015 * max(last, 1) - 0.3, last * 1.015 + 0.3
+
+
+def _fidelity_colors(fidelities: NDArray[np.int64]) -> dict[int, str]:
+    levels = [int(f) for f in np.unique(fidelities)]
+    if len(levels) < 2:
+        return dict.fromkeys(levels, _DOT)
+    ramp = mpl.colormaps["viridis"](np.linspace(0.82, 0.08, len(levels)))
+    return {level: to_hex(color) for level, color in zip(levels, ramp, strict=True)}
+
+
+def _keys(points: _Points, colors: dict[int, str]) -> list[Key]:
+    keys = []
+    if len(points.numbers):
+        names = [_fidelity_name(f) for f in colors] if len(colors) > 1 else ["trial"]
+        keys += [Key(name, color, mark="dot") for name, color in zip(names, colors.values(), strict=True)]
+        keys.append(Key("best so far", _BEST))
+    if len(points.failed):
+        keys.append(Key("failed", _FAILED, mark="cross"))
+    return keys
+
+
+def _fidelity_name(fidelity: int) -> str:
+    return "untrained" if fidelity == 0 else f"{fidelity} epoch{'s' if fidelity > 1 else ''}"
+
+
+def _draw_values(axes: Axes, points: _Points, colors: dict[int, str], *, maximize: bool) -> None:
+    low, high = _limits(points.values, maximize=maximize)
+    axes.set_ylim(low, high)
+    edge = low + 0.025 * (high - low) if maximize else high - 0.025 * (high - low)
+    inside = (points.values >= low) & (points.values <= high)
+    for fidelity, color in colors.items():
+        mine = points.fidelities == fidelity
+        for chosen, marker, size in (
+            (mine & inside, "o", 5.5),
+            (mine & ~inside, "v" if maximize else "^", 5.0),
+        ):
+            heights = np.where(inside, points.values, edge)[chosen]
+            (dots,) = axes.plot(points.numbers[chosen], heights, marker, color=color, markersize=size)
+            dots.set(markeredgecolor=PAPER, markeredgewidth=0.5)
+            dots.set_alpha(0.75)
+            if len(points.numbers) > _MANY:
+                # One picture of the dots is a smaller file than the dots, flat ones above all.
+                dots.set(alpha=1.0, rasterized=True, markersize=0.5 * size, markeredgewidth=0)
+    _draw_best(axes, points, maximize=maximize)
+
+
+def _limits(values: NDArray[np.float64], *, maximize: bool) -> tuple[float, float]:
+    """Axis limits with headroom at the good end; the bad end cuts off what is far below the rest."""
+    scores = values if maximize else -values
+    best, worst, quarter = float(scores.max()), float(scores.min()), float(np.quantile(scores, 0.25))
+    bad = max(worst, quarter - 1.2 * (best - quarter)) if best > quarter else worst
+    spread = (best - bad) or 0.1 * abs(best) or 1.0
+    low, high = bad - 0.06 * spread, best + 0.2 * spread
+    return (low, high) if maximize else (-high, -low)
+
+
+def _draw_best(axes: Axes, points: _Points, *, maximize: bool) -> None:
+    running = (np.maximum if maximize else np.minimum).accumulate(points.values)
+    steps = np.flatnonzero(np.diff(running, prepend=np.nan) != 0)
+    numbers = [*points.numbers[steps], axes.get_xlim()[1]]
+    heights = [*running[steps], running[-1]]
+    axes.step(numbers, heights, where="post", color=_BEST, linewidth=2.4, solid_joinstyle="round", zorder=5)
+    x, y = points.numbers[steps[-1]], heights[-1]
+    axes.plot([x], [y], "o", color=_BEST, markersize=9, markeredgecolor=PAPER, markeredgewidth=1.6, zorder=6)
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    place = (x - left) / (right - left)
+    text = f"best {y:.4g} · trial {x}"
+    lift = 0.055 * (high - low) * (1 if maximize else -1)
+    note = write(axes, x, y + lift, text, size=11.5, bold=True, color=_BEST)
+    note.set_horizontalalignment("left" if place < 0.2 else "right" if place > 0.8 else "center")
+    note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1.5})
+
+
+def _draw_time(axes: Axes, trials: Sequence[Trial], span: tuple[float, float]) -> None:
+    """Ticks of cumulative evaluation time along the top."""
+    ordered = sorted(trials, key=lambda trial: trial.number)
+    numbers = np.asarray([trial.number for trial in ordered], dtype=np.float64)
+    seconds = np.cumsum([trial.cost_s for trial in ordered])
+    unit, name = next((u, n) for u, n in _UNITS if seconds[-1] >= 1.5 * u or u == 1.0)
+    marks = [
+        m
+        for m in MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(0, seconds[-1] / unit)
+        if 0 < m * unit <= seconds[-1]
+    ]
+    twin = axes.twiny()
+    twin.set_xlim(*span)
+    shown: list[tuple[float, str]] = []
+    for mark in marks:
+        # The end of the trial during which the time was reached.
+        x = float(numbers[np.searchsorted(seconds, mark * unit)])
+        if not shown or x - shown[-1][0] > 0.07 * (span[1] - span[0]):
+            shown.append((x, f"{mark:g} {name}"))
+    twin.set_xticks([x for x, _ in shown], [label for _, label in shown])
+    twin.tick_params(colors=MUTED, labelsize=9.5, length=3, color=HAIR, labelfontfamily="DejaVu Sans")
+    for spine in twin.spines.values():
+        spine.set_visible(False)
+
+
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))

@@ -1,0 +1,231 @@
+"""Architectures as graphs: nodes are feature maps, edges are operations.
+
+The graph of a cell is read off the space's own wiring: whatever `Cell` the build function makes, its edges
+say which decision sits between which maps. Decisions outside any cell form a chain, in the order asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.cell import Cell
+from nas.choosers import Slot
+from nas.space import Space
+from nas.types import Genotype
+
+if TYPE_CHECKING:
+    Graph = nx.DiGraph[str]
+else:
+    Graph = nx.DiGraph
+Edge = tuple[str, str, str]
+CHAIN = "network"
+
+
+def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
+    """One graph for each kind of cell, live parts only; without cells, the one chain `"network"`.
+
+    Node attributes: `role` (`input`, `node`, `output`) and `label`. Edge attributes: `op` (the option),
+    `decision` and `role` (`op` or `identity`); edges into a concatenated output have `op="concat"`.
+    Options of decisions that are plain values stand in `graph.graph["values"]`.
+    """
+    choices = space.choices(space.canonical(genotype))
+    cells = _distinct_cells(space)
+    graphs = {kind: prune(_cell_graph(kind, cell, choices)) for kind, cell in cells.items()}
+    inside = {decision for cell in cells.values() for decision in _decisions(cell)}
+    outside = {name: option for name, option in choices.items() if name not in inside}
+    values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
+    if outside or not graphs:
+        graphs[CHAIN] = _chain(outside)
+    for graph in graphs.values():
+        graph.graph["values"] = values
+    return graphs
+
+
+def prune(graph: Graph) -> Graph:
+    """The part of a graph that lies on a path from an input to the output; inputs and output always stay."""
+    roles = _roles(graph)
+    sources = [n for n, role in roles.items() if role == "input"]
+    sinks = [n for n, role in roles.items() if role == "output"]
+    below = set(sources).union(*(nx.descendants(graph, n) for n in sources))
+    above = set(sinks).union(*(nx.ancestors(graph, n) for n in sinks))
+    live = graph.subgraph((below & above) | {*sources, *sinks}).copy()
+    live.remove_edges_from([(a, b) for a, b in live.edges if a not in below])
+    return live
+
+
+def architecture_hash(space: Space, genotype: Genotype) -> str:
+    """A name of 16 hex digits that two genotypes share exactly if their simplified graphs are isomorphic.
+
+    Simplified: an option of zeros removes its edge, dead parts are pruned, and an identity that is the only
+    edge into a node makes that node one with its source. Over NAS-Bench-201 this gives 6,985 classes; the
+    paper's 6,466 (`spaces.nasbench201.unique_string`) also merges graphs that are not isomorphic, because it
+    compares unrolled expressions: `conv(a) + conv(b)` with `a` and `b` two convolutions of the input is there
+    the same as with one convolution used twice.
+    """
+    graphs = cell_graphs(space, genotype)
+    values = next(iter(graphs.values())).graph["values"]
+    parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
+    text = json.dumps([parts, values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canonical_form(graph: Graph) -> list[list[object]]:
+    """The edges `[src, dst, op]` of a graph under the numbering of inner nodes that sorts them first.
+
+    Nodes are first told apart by colour refinement (Weisfeiler & Leman 1968); what remains equal is permuted,
+    so that the form is exact.
+    """
+    edges = _contract(graph)
+    roles = _roles(graph)
+    fixed = {n: n for n in graph.nodes if roles[n] != "node"}
+    inner = sorted({n for a, b, _ in edges for n in (a, b)} - fixed.keys())
+    colours = _refine(edges, fixed, inner)
+    groups = [sorted(n for n in inner if colours[n] == c) for c in sorted({colours[n] for n in inner})]
+    forms = []
+    for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
+        number = fixed | {n: f"#{i}" for i, n in enumerate(itertools.chain(*orders))}
+        forms.append(sorted([number[a], number[b], op] for a, b, op in edges))
+    return cast(list[list[object]], min(forms))
+
+
+def encode(space: Space, genotype: Genotype) -> NDArray[np.float64]:
+    """Features for surrogates: the one-hot rows of all decisions, then how often each option is chosen."""
+    names = sorted({option for d in space.decisions for option in d.options})
+    counts = Counter(space.choices(genotype).values())
+    return np.concatenate([*space.one_hot(genotype), [float(counts[name]) for name in names]])
+
+
+def merged(graphs: Mapping[str, Graph]) -> Graph:
+    """All cells in one graph, its nodes named `kind/node`, with plain attributes that GraphML can hold."""
+    union = Graph()
+    for kind, graph in graphs.items():
+        for node, data in graph.nodes(data=True):
+            union.add_node(f"{kind}/{node}", cell=kind, **data)
+        for a, b, data in graph.edges(data=True):
+            union.add_edge(f"{kind}/{a}", f"{kind}/{b}", **data)
+        union.graph |= {f"value {name}": value for name, value in graph.graph["values"].items()}
+    return union
+
+
+def to_dict(graph: Graph) -> dict[str, object]:
+    """A graph as plain values for JSON; the inverse of `from_dict`."""
+    return {
+        "kind": graph.graph["kind"],
+        "values": graph.graph.get("values", {}),
+        "nodes": [{"id": n, **data} for n, data in graph.nodes(data=True)],
+        "edges": [{"src": a, "dst": b, **data} for a, b, data in graph.edges(data=True)],
+    }
+
+
+def from_dict(data: Mapping[str, object]) -> Graph:
+    """The graph that `to_dict` wrote down."""
+    graph = Graph(kind=data["kind"], values=data["values"])
+    for node in cast(Sequence[dict[str, str]], data["nodes"]):
+        graph.add_node(node["id"], role=node["role"], label=node["label"])
+    for edge in cast(Sequence[dict[str, str]], data["edges"]):
+        graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
+    return graph
+
+
+def _roles(graph: Graph) -> dict[str, str]:
+    return {node: data["role"] for node, data in graph.nodes(data=True)}
+
+
+def _distinct_cells(space: Space) -> dict[str, Cell]:
+    """The first cell of each kind; cells of one kind that ask different decisions get a number each."""
+    found: dict[tuple[str, tuple[str, ...]], Cell] = {}
+    for module in space.outline.modules():
+        if isinstance(module, Cell):
+            found.setdefault((module.kind, _decisions(module)), module)
+    per_kind = Counter(kind for kind, _ in found)
+    seen: Counter[str] = Counter()
+    cells = {}
+    for (kind, _), cell in found.items():
+        seen[kind] += 1
+        cells[kind if per_kind[kind] == 1 else f"{kind} {seen[kind]}"] = cell
+    return cells
+
+
+def _decisions(cell: Cell) -> tuple[str, ...]:
+    return tuple(op.decision for _, _, op in cell.edges() if isinstance(op, Slot))
+
+
+def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str]) -> Graph:
+    graph = Graph(kind=kind)
+    names = [f"in{i}" for i in range(cell.inputs)] + [str(i) for i in range(len(cell.incoming))]
+    input_labels = {1: ["in"], 2: ["c_{k-2}", "c_{k-1}"]}.get(cell.inputs, names)
+    for i, name in enumerate(names):
+        if i < cell.inputs:
+            graph.add_node(name, role="input", label=input_labels[i])
+        else:
+            graph.add_node(name, role="node", label=name)
+    if cell.concat:
+        graph.add_node("out", role="output", label="out")
+        for name in names[cell.inputs :]:
+            graph.add_edge(name, "out", op="concat", decision="", role="op")
+    else:
+        graph.add_node(names[-1], role="output", label="out")
+    for src, dst, op in cell.edges():
+        option = choices[op.decision] if isinstance(op, Slot) else type(op).__name__
+        role = op.roles[option] if isinstance(op, Slot) else "op"
+        if role != "zero":
+            decision = op.decision if isinstance(op, Slot) else ""
+            graph.add_edge(names[src], names[dst], op=option, decision=decision, role=role)
+    return graph
+
+
+def _chain(choices: Mapping[str, str]) -> Graph:
+    graph = Graph(kind=CHAIN)
+    graph.add_node("in", role="input", label="in")
+    last = "in"
+    for i, (decision, option) in enumerate(choices.items()):
+        final = i == len(choices) - 1
+        node = "out" if final else str(i)
+        graph.add_node(node, role="output" if final else "node", label=node)
+        graph.add_edge(last, node, op=option, decision=decision, role="op")
+        last = node
+    if not choices:
+        graph.add_node("out", role="output", label="out")
+    return graph
+
+
+def _contract(graph: Graph) -> list[Edge]:
+    """The edges once every identity that alone feeds a node has made the node one with its source."""
+    edges: list[Edge] = [(a, b, data["op"]) for a, b, data in graph.edges(data=True)]
+    identities = {(a, b, d["op"]) for a, b, d in graph.edges(data=True) if d["role"] == "identity"}
+    roles = _roles(graph)
+    for node in nx.topological_sort(graph):
+        into = [e for e in edges if e[1] == node]
+        if len(into) != 1 or (edge := into[0]) not in identities:
+            continue
+        src = edge[0]
+        if roles[node] == "output" and roles[src] != "node":
+            continue
+        # The output keeps its name; any other node takes its source's.
+        old, new = (src, node) if roles[node] == "output" else (node, src)
+        rename = {old: new}
+        identities = {(rename.get(a, a), rename.get(b, b), op) for a, b, op in identities - {edge}}
+        edges = [(rename.get(a, a), rename.get(b, b), op) for a, b, op in edges if (a, b, op) != edge]
+    return edges
+
+
+def _refine(edges: Iterable[Edge], fixed: Mapping[str, str], inner: Sequence[str]) -> dict[str, str]:
+    edges = list(edges)
+    colours = dict(fixed) | dict.fromkeys(inner, "")
+    for _ in inner:
+        updated = {}
+        for node in inner:
+            into = sorted((colours[a], op) for a, b, op in edges if b == node)
+            out = sorted((colours[b], op) for a, b, op in edges if a == node)
+            updated[node] = hashlib.sha256(repr((colours[node], into, out)).encode()).hexdigest()
+        colours |= updated
+    return colours

@@ -1,0 +1,149 @@
+"""Reader of image folders: one sub-folder for each class, optionally under train/ and test/."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas.arrays import Array, Source
+from nas.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_LARGEST_CORRUPT_SHARE = 0.01
+_GREY = frozenset(("1", "L", "LA"))
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError)  # what Pillow raises on damaged files
+_DEEP = frozenset(("I", "I;16", "F"))  # more than 8 bits a pixel: what to do with them is the user's choice
+
+
+@dataclass
+class _Reading:
+    """Images read so far; the first one sets the shape that all must have."""
+
+    root: Path
+    first: tuple[Path, tuple[int, ...]] | None = None
+    skipped: list[str] = field(default_factory=list)
+    seen: int = 0
+
+    def part(self, folder: Path) -> tuple[Array, Array]:
+        """Pixels and class names of all images in the class folders of `folder`."""
+        images, names = [], []
+        for class_folder in _class_folders(folder):
+            files = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not files:
+                raise DataError(
+                    f"folder:{class_folder} has no images ({', '.join(sorted(_SUFFIXES))}); "
+                    "add some or remove the folder"
+                )
+            for file in files:
+                pixels = self._read(file)
+                if pixels is not None:
+                    images.append(pixels)
+                    names.append(class_folder.name)
+        return np.array(images), np.array(names, np.str_)
+
+    def _read(self, file: Path) -> Array | None:
+        self.seen += 1
+        try:
+            pixels = _decode(file)
+        except _DAMAGE as error:
+            self.skipped.append(f"{file.relative_to(self.root)}: {error}")
+            return None
+        if self.first is None:
+            self.first = file, pixels.shape
+        first_file, shape = self.first
+        if pixels.shape != shape:
+            raise DataError(
+                f"folder:{self.root}: images differ in size or channels: {first_file} is {_size(shape)}, "
+                f"{file} is {_size(pixels.shape)}; bring all to one size and colour mode"
+            )
+        return pixels
+
+
+def _decode(file: Path) -> Array:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd metadata beside good pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as image:
+                return pil_pixels(image)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(str(error)) from error
+
+
+def read_folder(root: Path) -> Source:
+    """Reads PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, with Pillow.
+
+    Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
+    """
+    if not root.is_dir():
+        raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()})")
+    _require_pillow(root)
+    divided = (root / "train").is_dir()
+    train, test = (root / "train", root / "test") if divided else (root, None)
+    reading = _Reading(root)
+    x_train, y_train = reading.part(train)
+    x_test, y_test = reading.part(test) if test is not None and test.is_dir() else (None, None)
+    _check_skipped(reading)
+    unused = [folder.name for folder in _folders(root) if divided and folder not in (train, test)]
+    return Source(
+        x_train,
+        y_train,
+        x_test,
+        y_test,
+        classes=tuple(folder.name for folder in _class_folders(train)),
+        skipped=tuple(reading.skipped),
+        notes=tuple(f"{name}/ beside train/ is not used" for name in unused),
+    )
+
+
+def pil_pixels(image: Image) -> Array:
+    """Pixels of a Pillow image: [H, W] if grey, else [H, W, 3]; transparency is dropped."""
+    if image.mode in _DEEP:
+        return np.asarray(image)
+    if "transparency" in image.info:  # Pillow warns when a palette with transparency becomes RGB at once
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+
+
+def _require_pillow(root: Path) -> None:
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"folder:{root} needs Pillow to read images; install it with: pip install 'nas-engine[vision]'"
+        ) from error
+
+
+def _check_skipped(reading: _Reading) -> None:
+    if len(reading.skipped) > _LARGEST_CORRUPT_SHARE * reading.seen:
+        raise DataError(
+            f"folder:{reading.root}: {len(reading.skipped)} of {reading.seen} images cannot be read, "
+            f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(reading.skipped[:3])}); "
+            "repair or remove them"
+        )
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_folders(path: Path) -> list[Path]:
+    folders = _folders(path)
+    if not folders:
+        raise DataError(f"folder:{path} has no sub-folders; put the images of each class into one of its own")
+    return folders
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """The size as people say it: width x height, then the channels."""
+    height, width, *channels = shape
+    return f"{width}x{height} {'colour' if channels else 'grey'}"

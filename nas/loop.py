@@ -1,0 +1,297 @@
+"""The steps of one training: batches, loss, descent averaged weights; step s draws only from (seed, s)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.augment import Policy, augment, mixup
+from nas.cell import Cell
+from nas.errors import ConfigError, DataError, TrialError
+from nas.recipe import Recipe, learning_rate
+from nas.seeding import derive, torch_rng
+from nas.task import Split, Task
+
+Output = Tensor | tuple[Tensor, Tensor | None]
+"""Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
+
+Forward = Callable[[nn.Module, Tensor, int], Output]
+"""How step s runs the network: `forward(network, x, s)`, for example one random path of a supernet."""
+
+Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
+"""Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
+
+# Reading a number back from the device waits for it, so divergence is looked for only now and then.
+_CHECK_STEPS = 50
+
+
+class Loop:
+    """A training that can be advanced one step at a time, and saved and restored between any two steps.
+
+    step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
+    seconds: time spent on the current epoch so far.
+    """
+
+    def __init__(
+        self, network: nn.Module, task: Task, recipe: Recipe, *, seed: int, split: Split, forward: Forward
+    ) -> None:
+        self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
+        self.split, self.forward = split, forward
+        self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self.device = _shared_device(self.parameters, split)
+        policy = Policy(
+            pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout
+        )
+        self._batches = Batches(split, task, policy, size=recipe.batch, seed=seed)
+        self.batch, self.steps_per_epoch = self._batches.size, self._batches.per_epoch
+        self.steps = recipe.epochs * self.steps_per_epoch
+        self.step = 0
+        self.seconds = 0.0
+        self._drop_path = recipe.drop_path
+        set_drop_path(network, self._drop_path)
+        if self.device.type == "cuda":
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._average = Average(network, recipe.ema) if recipe.ema else None
+        self._optimizer = torch.optim.SGD(
+            self.parameters.values(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+        self._loss_sum = torch.zeros((), device=self.device)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step done; before the first, that of the first."""
+        return learning_rate(self.recipe, max(0, self.step - 1), steps_per_epoch=self.steps_per_epoch)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step done was the last of its epoch."""
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    def advance(self) -> None:
+        """Does one step."""
+        started = time.perf_counter()
+        loss = self.loss()
+        self._descend(loss)
+        self._loss_sum += loss.detach()
+        self.step += 1
+        if self.step % _CHECK_STEPS == 0:
+            self._check_finite()
+        self.seconds += time.perf_counter() - started
+
+    def end_epoch(self) -> tuple[float, float]:
+        """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
+        started = time.perf_counter()
+        self._check_finite()
+        mean = self._loss_sum.item() / self.steps_per_epoch
+        seconds = self.seconds + time.perf_counter() - started
+        self._loss_sum.zero_()
+        self.seconds = 0.0
+        return mean, seconds
+
+    def finish(self) -> None:
+        """Leaves the network as the recipe wants it used: averaged weights, no drop-path."""
+        set_drop_path(self.network, 0.0)
+        if self._average is not None:
+            self.network.load_state_dict(self._average.state)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Runs a block on the averaged weights, where the recipe keeps any."""
+        if self._average is None:
+            yield
+            return
+        own = _copy(self.network.state_dict())
+        self.network.load_state_dict(self._average.state)
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(own)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, beside the settings and `step`."""
+        slots = {n: self._optimizer.state[p].get("momentum_buffer") for n, p in self.parameters.items()}
+        return {
+            "network": self.network.state_dict(),
+            "average": self._average.state if self._average is not None else {},
+            "momentum": {name: slot for name, slot in slots.items() if slot is not None},
+            "loss_sum": self._loss_sum,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state` was taken, after `step` steps."""
+        self.step = step
+        self.seconds = state["seconds"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self.network.load_state_dict(state["network"])
+        if self._average is not None:
+            self._average.restore(state["average"])
+        for name, slot in state["momentum"].items():
+            parameter = self.parameters[name]
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(slot)
+
+    def loss(self) -> Tensor:
+        """The loss of the coming step under the weights as they are; the same however often it is asked."""
+        epoch = self.step // self.steps_per_epoch
+        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
+        if drop_path != self._drop_path:
+            set_drop_path(self.network, drop_path)
+            self._drop_path = drop_path
+        torch.manual_seed(derive(self.seed, "step", self.step))
+        x, y, generator = self._batches.at(self.step)
+        targets: Targets = (y, None)
+        if self.recipe.mixup:
+            x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+            targets = y, (partners, share)
+        with precision(self.device):
+            output = self.forward(self.network, to_layout(x), self.step)
+        logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+        loss = self._cross_entropy(logits, targets)
+        if not self.recipe.auxiliary:
+            return loss
+        if auxiliary is None:
+            raise ConfigError(
+                f"recipe: auxiliary is {self.recipe.auxiliary}, but {type(self.network).__name__} has no "
+                "auxiliary head; set it to 0 or return (logits, auxiliary logits) in training mode"
+            )
+        return loss + self.recipe.auxiliary * self._cross_entropy(auxiliary, targets)
+
+    def _cross_entropy(self, logits: Tensor, targets: Targets) -> Tensor:
+        y, mixed = targets
+        wanted = (len(y), self.task.num_classes)
+        if tuple(logits.shape) != wanted:
+            raise TrialError(
+                "build", f"train: the network gave logits {tuple(logits.shape)}, wanted {wanted}"
+            )
+        logits, smoothing = logits.float(), self.recipe.label_smoothing
+        loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+        if mixed is None:
+            return loss
+        partners, share = mixed
+        return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
+
+    def _descend(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise TrialError(
+                "no-grad", f"train: the loss of step {self.step} depends on no trainable parameter"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(self.network, self.step)
+
+    def _check_finite(self) -> None:
+        weights = nn.utils.get_total_norm(self.parameters.values())
+        if not (self._loss_sum + weights).isfinite():
+            raise TrialError(
+                "nan",
+                f"train: loss or weights are not finite at step {self.step}, "
+                f"epoch {(self.step - 1) // self.steps_per_epoch + 1}, lr {self.lr:.3g}; "
+                "lower the learning rate",
+            )
+
+
+class Batches:
+    """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
+
+    size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    """
+
+    def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
+        self.split, self.task, self.policy, self.seed = split, task, policy, seed
+        self.size = min(size, len(split))
+        self.per_epoch = len(split) // self.size
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
+        epoch, position = divmod(step, self.per_epoch)
+        device = self.split.x.device
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order.to(device)
+        index = self._order[position * self.size : (position + 1) * self.size]
+        generator = torch_rng(self.seed, "augment", step, device=device)
+        x = augment(self.split.x[index], self.task, self.policy, generator)
+        return x, self.split.y[index], generator
+
+
+class Average:
+    """An exponential moving average of a network's parameters and buffers.
+
+    `average ← d·average + (1 - d)·value` with `d = min(decay, (1 + step) / (10 + step))`, the warm-up of
+    TensorFlow's ExponentialMovingAverage: without it a short training would average in its random start.
+    Integer buffers are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = _copy(network.state_dict())
+
+    def update(self, network: nn.Module, step: int) -> None:
+        """Takes in the weights after step `step`, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        now = network.state_dict()
+        real = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[n] for n in real], [now[n] for n in real], 1 - decay)
+        self.restore({name: value for name, value in now.items() if not value.is_floating_point()})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over the given averages as they are."""
+        for name, value in state.items():
+            self.state[name].copy_(value)
+
+
+def set_drop_path(network: nn.Module, probability: float) -> None:
+    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    if probability and not cells:
+        raise ConfigError(
+            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
+            "set it to 0"
+        )
+    for cell in cells:
+        cell.drop_path = probability
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """The arithmetic of a forward pass: bfloat16 where safe on CUDA, float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def to_layout(x: Tensor) -> Tensor:
+    """A batch `[B, C, H, W]` in the memory layout its device computes fastest in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+
+def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:
+    if not parameters:
+        raise TrialError("no-grad", "train: the network has no trainable parameter")
+    if len(split) < 2:
+        raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
+    device = next(iter(parameters.values())).device
+    if split.x.device != device:
+        raise ConfigError(
+            f"train: the network is on {device}, the images on {split.x.device}; "
+            f"call task.to({str(device)!r})"
+        )
+    return device
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}

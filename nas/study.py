@@ -1,0 +1,253 @@
+"""The one loop: ask, evaluate, tell, write it down. The history is an Optuna study."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.schedule import Scheduler
+from nas.seeding import rng
+from nas.space import Space
+from nas.types import Objective, Trial
+
+Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
+"""Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
+
+_STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
+    TrialState.COMPLETE: "done",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+_LOSSES = ("loss", "error", "latency", "cost")
+_GAINS = ("acc", "score", "auc", "f1")
+
+
+class Study:
+    """A search in progress, durable in an Optuna storage.
+
+    name: of the study inside `storage`; an existing one is continued.
+    seed: with the trial's number, seeds the proposal and the evaluation of every trial.
+    announce: write a trial down when it starts, so that others see it running. Evaluations of a few
+      milliseconds turn it off and are written once, when done.
+    history: every trial so far, in order of their numbers. A trial left running by a killed process is taken
+      up again under its own number, so that a resumed study equals an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        scheduler: Scheduler,
+        storage: BaseStorage,
+        *,
+        name: str,
+        seed: int = 0,
+        objective: Objective | None = None,
+        announce: bool = True,
+    ) -> None:
+        self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
+        self.seed, self.announce = seed, announce
+        self.objective = objective or Objective()
+        self.optuna_study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize" if self.objective.maximize else "minimize",
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            load_if_exists=True,
+        )
+        self._distributions: dict[str, BaseDistribution] = {
+            d.name: CategoricalDistribution(d.options) for d in space.decisions
+        }
+        self._check_space()
+        self.history = [self._read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
+
+    def ask(self) -> Trial:
+        """The next trial: one that was left running, else what the scheduler proposes.
+
+        Raises:
+            ExhaustedError: when there is nothing left to try.
+        """
+        for trial in self.history:
+            if trial.state == "running":
+                return trial
+        number = len(self.history)
+        genotype, fidelity = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        trial = Trial(number, genotype, fidelity)
+        if self.announce:
+            self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
+            self.history.append(trial)
+        return trial
+
+    def tell(self, trial: Trial, metrics: Mapping[str, float], cost_s: float) -> Trial:
+        """Records what was measured.
+
+        Raises:
+            TrialError: when the metrics are not finite numbers; the trial is not recorded then.
+            ConfigError: when the objective's metric is not among them.
+        """
+        checked = check_metrics(metrics)
+        if self.objective.metric not in checked:
+            raise ConfigError(
+                f"study {self.name!r}: the evaluator returned no {self.objective.metric!r}; "
+                f"it returned {sorted(checked)}"
+            )
+        return self._finish(replace(trial, state="done", metrics=checked, cost_s=cost_s))
+
+    def fail(self, trial: Trial, error: TrialError, cost_s: float) -> Trial:
+        """Records that a trial failed, and why."""
+        return self._finish(replace(trial, state="failed", reason=f"{error.reason}: {error}", cost_s=cost_s))
+
+    def run(
+        self,
+        evaluate: Evaluator,
+        *,
+        trials: int,
+        stop: Callable[[], bool] = lambda: False,
+        on_trial: Callable[[Trial], None] = lambda _: None,
+        max_failures: int = 10,
+    ) -> str:
+        """Evaluates until `trials` trials have ended; returns why it came to an end.
+
+        stop: asked before every trial.
+        max_failures: this many failures in a row end the study.
+
+        Raises:
+            NoModelError: after `max_failures` failures in a row, with a count of their reasons.
+        """
+        while self.ended < trials:
+            if stop():
+                return f"stopped after {self.ended} trials"
+            try:
+                trial = self.ask()
+            except ExhaustedError as error:
+                return str(error)
+            on_trial(self._evaluate(trial, evaluate))
+            self._check_failures(max_failures)
+        return f"{trials} trials done"
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that are done or failed."""
+        return sum(trial.state != "running" for trial in self.history)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that all ended trials took."""
+        return sum(trial.cost_s for trial in self.history)
+
+    def best(self, count: int = 1) -> list[Trial]:
+        """The best trials by the objective, best first; of equal ones the earlier."""
+        done = [t for t in self.history if t.state == "done"]
+        return sorted(done, key=lambda t: -self.objective.better(t.metrics[self.objective.metric]))[:count]
+
+    def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
+        start = time.perf_counter()
+        try:
+            metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
+            return self.tell(trial, metrics, time.perf_counter() - start)
+        except TrialError as error:
+            return self.fail(trial, error, time.perf_counter() - start)
+
+    def _finish(self, trial: Trial) -> Trial:
+        if not self.announce:
+            self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
+            self.history.append(trial)
+            return trial
+        frozen = self._frozen(trial)
+        trial_id = self.optuna_study.get_trials(deepcopy=False)[trial.number]._trial_id
+        self.storage.set_trial_user_attr(trial_id, "nas", frozen.user_attrs["nas"])
+        self.storage.set_trial_state_values(trial_id, frozen.state, frozen.values)
+        self.history[trial.number] = trial
+        return trial
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        state = {name: state for state, name in _STATES.items()}[trial.state]
+        record = {
+            "fidelity": trial.fidelity,
+            "metrics": dict(trial.metrics),
+            "cost_s": trial.cost_s,
+            "reason": trial.reason,
+        }
+        return create_trial(
+            state=state,
+            value=trial.metrics[self.objective.metric] if trial.state == "done" else None,
+            params=self.space.choices(trial.genotype),
+            distributions=self._distributions,
+            user_attrs={"nas": record},
+        )
+
+    def _read(self, frozen: FrozenTrial) -> Trial:
+        record = frozen.user_attrs["nas"]
+        return Trial(
+            number=frozen.number,
+            genotype=self.space.genotype(frozen.params),
+            fidelity=record["fidelity"],
+            state=_STATES[frozen.state],
+            metrics=record["metrics"],
+            cost_s=record["cost_s"],
+            reason=record["reason"],
+        )
+
+    def _check_space(self) -> None:
+        decisions = [[d.name, list(d.options)] for d in self.space.decisions]
+        known = self.optuna_study.user_attrs.get("decisions")
+        if known is None:
+            self.optuna_study.set_user_attr("decisions", decisions)
+        elif known != decisions:
+            raise ConfigError(
+                f"study {self.name!r} was made for a space with other decisions than {self.space.name!r}; "
+                "use another name or another folder"
+            )
+        words = _LOSSES if self.objective.maximize else _GAINS
+        if any(word in self.objective.metric for word in words):
+            verb = "maximises" if self.objective.maximize else "minimises"
+            warnings.warn(
+                f"study {self.name!r} {verb} {self.objective.metric!r}; is that the right direction?",
+                stacklevel=3,
+            )
+
+    def _check_failures(self, most: int) -> None:
+        last = [t for t in self.history if t.state != "running"][-most:]
+        if len(last) == most and all(t.state == "failed" for t in last):
+            counts = Counter(t.reason for t in last)
+            lines = "".join(f"\n  {count} x {reason}" for reason, count in counts.most_common(3))
+            raise NoModelError(
+                f"study {self.name!r}: the last {most} trials failed, so the search stops here:{lines}"
+            )
+
+    def _rng(self, number: int, purpose: str) -> np.random.Generator:
+        return rng(self.seed, self.name, number, purpose)
+
+
+def check_metrics(metrics: object) -> dict[str, float]:
+    """Plain finite floats from what an evaluator returned: numpy scalars and 0-dim tensors are converted.
+
+    Raises:
+        TrialError: with reason `metric` (`nan` for values that are not finite), naming the metric and type.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TrialError(
+            "metric", f"the evaluator returned {type(metrics).__name__}, wanted a dictionary of numbers"
+        )
+    checked = {}
+    for name, value in metrics.items():
+        item = getattr(value, "item", None)
+        number = item() if item is not None and getattr(value, "ndim", None) == 0 else value
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
+        if not math.isfinite(number):
+            raise TrialError("nan", f"metric {name!r} is {number}, wanted a finite number")
+        checked[str(name)] = float(number)
+    return checked

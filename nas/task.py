@@ -1,0 +1,235 @@
+"""Task: the images a search is for, on the device, with splits made once and fingerprinted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nas import datasets
+from nas.arrays import Array, Source, as_numpy, images_as_numpy
+from nas.mapdataset import MapDataset, collect
+from nas.splits import Samples, divide
+
+_FLAT_STD = 1e-6  # below it a channel is constant, and dividing by it would only enlarge rounding errors
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their classes.
+
+    x: [N, C, H, W] uint8, or float32 when the source was float.
+    y: [N] int64, in 0..num_classes-1.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same images on `device`."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What networks are searched for: three disjoint splits of labelled images of one shape.
+
+    name: as given to `load_task`.
+    classes: class names in the order of their numbers.
+    train, val: what a search sees; stratified and shuffled.
+    test: for the final network only.
+    mean, std: [C] float32 of the train split's pixels, uint8 scaled to [0, 1]; a constant channel has std 1.
+    fingerprint: SHA-256 in hex of the arrays, the class names, the split and its seed.
+    flip: whether a mirrored image keeps its label.
+    pad: usual padding of the random crop, in pixels.
+    skipped: source files that could not be read, each with the reason.
+    notes: what the user should know about the data, one finding each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    mean: Tensor
+    std: Tensor
+    fingerprint: str
+    flip: bool
+    pad: int
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """C, at least 2."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.train.x.shape[1:]
+        return channels, height, width
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Raw pixels [B, C, H, W] as float32 of about zero mean and unit variance.
+
+        uint8 is scaled to [0, 1] first, floats are taken as they are.
+        """
+        return (_as_float(x) - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def to(self, device: torch.device | str) -> Task:
+        """The same task with every tensor on `device`."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            val=self.val.to(device),
+            test=self.test.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def train_and_val(self) -> Split:
+        """Both parts that a search may see as one, for the final retrain."""
+        return Split(torch.cat([self.train.x, self.val.x]), torch.cat([self.train.y, self.val.y]))
+
+
+def load_task(
+    name: str,
+    *,
+    seed: int = 0,
+    val_fraction: float | None = None,
+    test_fraction: float = 0.2,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> Task:
+    """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
+
+    val_fraction: share of the training images held out for the search; 0.5 unless given, the even split
+        between weights and alphas of DARTS (Liu et al. 2019, section 3).
+    test_fraction: share held out for the final test when the source has no test part of its own.
+    limit: keeps so many training images, in the class proportions, before the validation split.
+    """
+    return _task(
+        datasets.read(name),
+        name=name,
+        seed=seed,
+        val_fraction=0.5 if val_fraction is None else val_fraction,
+        test_fraction=test_fraction,
+        device=device,
+        limit=limit,
+    )
+
+
+def task_from_arrays(
+    x_train: Array | Tensor,
+    y_train: Array | Tensor | Sequence[int | str],
+    x_test: Array | Tensor | None = None,
+    y_test: Array | Tensor | Sequence[int | str] | None = None,
+    *,
+    name: str = "arrays",
+    classes: Sequence[str] | None = None,
+    flip: bool = True,
+    seed: int = 0,
+    val_fraction: float = 0.5,
+    test_fraction: float = 0.2,
+    device: torch.device | str = "cpu",
+) -> Task:
+    """Makes a task of arrays in memory; the fractions mean what they mean in `load_task`.
+
+    x: [N, H, W] or numpy [N, H, W, C] or torch [N, C, H, W]; uint8 or float.
+    y: [N] class numbers 0..C-1, or class names.
+    """
+    source = Source(
+        images_as_numpy(x_train, who=f"{name}: x_train"),
+        as_numpy(y_train),
+        None if x_test is None else images_as_numpy(x_test, who=f"{name}: x_test"),
+        None if y_test is None else as_numpy(y_test),
+        classes=None if classes is None else tuple(classes),
+        flip=flip,
+    )
+    return _task(
+        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
+    )
+
+
+def task_from_datasets(
+    train: MapDataset,
+    test: MapDataset | None = None,
+    *,
+    name: str = "datasets",
+    classes: Sequence[str] | None = None,
+    flip: bool = True,
+    seed: int = 0,
+    val_fraction: float = 0.5,
+    test_fraction: float = 0.2,
+    device: torch.device | str = "cpu",
+) -> Task:
+    """Makes a task of map-style data sets, such as torchvision's without random transforms.
+
+    Images are read once, in order: Pillow images, numpy [H, W] or [H, W, C], or tensors [H, W] or [C, H, W].
+    """
+    x_train, y_train = collect(train, who=f"{name}: train")
+    x_test, y_test = (None, None) if test is None else collect(test, who=f"{name}: test")
+    source = Source(
+        x_train, y_train, x_test, y_test, classes=None if classes is None else tuple(classes), flip=flip
+    )
+    return _task(
+        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
+    )
+
+
+def _task(
+    source: Source,
+    *,
+    name: str,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    device: torch.device | str,
+    limit: int | None = None,
+) -> Task:
+    parts = divide(
+        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit
+    )
+    train = _split(parts.train)
+    mean, std = _mean_and_std(train.x)
+    task = Task(
+        name=name,
+        classes=parts.classes,
+        train=train,
+        val=_split(parts.val),
+        test=_split(parts.test),
+        mean=mean,
+        std=std,
+        fingerprint=parts.fingerprint,
+        flip=source.flip,
+        pad=_usual_padding(min(train.x.shape[2:])),
+        skipped=source.skipped,
+        notes=parts.notes,
+    )
+    return task.to(device)
+
+
+def _split(samples: Samples) -> Split:
+    return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y))
+
+
+def _as_float(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] of images [N, C, H, W], one channel at a time to keep the float copy small."""
+    moments = [torch.std_mean(_as_float(channel), correction=0) for channel in x.unbind(1)]
+    std, mean = (torch.stack(values) for values in zip(*moments, strict=True))
+    return mean, torch.where(std > _FLAT_STD, std, 1.0)
+
+
+def _usual_padding(side: int) -> int:
+    """4 from 32 pixels on, as usual for CIFAR; less for smaller images: 2 at 28, 1 at 8."""
+    return 4 if side >= 32 else max(1, side // 12)

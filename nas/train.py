@@ -1,0 +1,300 @@
+"""Training one network by a recipe, exact to the step: everything random about step s follows from (seed, s).
+
+A checkpoint therefore holds no generator state, and a killed and resumed training equals the uninterrupted
+one bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nas.checkpoint import Checkpoints
+from nas.errors import ConfigError, DataError, TrialError
+from nas.loop import Forward, Loop, Output, precision, set_drop_path, to_layout
+from nas.recipe import Recipe
+from nas.seeding import isolated, torch_rng
+from nas.task import Split, Task
+
+__all__ = [
+    "Curve",
+    "EpochReport",
+    "Forward",
+    "Output",
+    "Stopped",
+    "evaluate",
+    "reestimate_batchnorm",
+    "set_drop_path",
+    "train",
+]
+
+
+class Stopped(Exception):
+    """The caller's `stop` ended a training; its checkpoint, if any was asked for, has been written."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a training went.
+
+    train_loss: [epochs] mean of the minimised loss (smoothing, mixup and auxiliary head included).
+    lr: [epochs] learning rate of each epoch's last step.
+    seconds: [epochs] time spent training, evaluation not included.
+    val_epochs: [evaluations] epochs, counted from 1, after which the network was evaluated.
+    val_loss, val_acc: [evaluations] mean cross-entropy in nats, and accuracy in [0, 1].
+    """
+
+    train_loss: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+    val_epochs: tuple[int, ...] = ()
+    val_loss: tuple[float, ...] = ()
+    val_acc: tuple[float, ...] = ()
+
+    @property
+    def final_val_loss(self) -> float | None:
+        """The last evaluation's loss; None when nothing was evaluated."""
+        return self.val_loss[-1] if self.val_loss else None
+
+    @property
+    def final_val_acc(self) -> float | None:
+        """The last evaluation's accuracy in [0, 1]; None when nothing was evaluated."""
+        return self.val_acc[-1] if self.val_acc else None
+
+    def extended(self, report: EpochReport) -> Curve:
+        """This curve and one more epoch."""
+        longer = dataclasses.replace(
+            self,
+            train_loss=(*self.train_loss, report.train_loss),
+            lr=(*self.lr, report.lr),
+            seconds=(*self.seconds, report.seconds),
+        )
+        if report.val_loss is None or report.val_acc is None:
+            return longer
+        return dataclasses.replace(
+            longer,
+            val_epochs=(*self.val_epochs, report.epoch),
+            val_loss=(*self.val_loss, report.val_loss),
+            val_acc=(*self.val_acc, report.val_acc),
+        )
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch, counted from 1 to `epochs`; the fields are those of `Curve`."""
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    lr: float
+    seconds: float
+    val_loss: float | None = None
+    val_acc: float | None = None
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    seed: int,
+    split: Split | None = None,
+    evaluate_on: Split | None = None,
+    evaluate_every: int = 1,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    forward: Forward | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Curve:
+    """Trains `network` in place, where its parameters are, and returns its curve.
+
+    split: the images to learn from, `task.train` by default. A last partial batch is left out.
+    evaluate_on: evaluated every `evaluate_every` epochs and after the last one.
+    checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
+    on_epoch: called after each epoch, its checkpoint already written.
+    forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
+    stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+
+    On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
+    With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
+    training mode.
+    """
+    if evaluate_every < 1:
+        raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
+    loop = Loop(
+        network,
+        task,
+        recipe,
+        seed=seed,
+        split=task.train if split is None else split,
+        forward=forward or _whole,
+    )
+    run = _Run(loop, checkpoints, evaluate_on, evaluate_every)
+    with isolated(seed, "train"), _memory_errors(f"training at batch {loop.batch}"):
+        network.train()
+        run.resume()
+        saved_at = time.monotonic()
+        while loop.step < loop.steps:
+            if stop is not None and stop():
+                run.save()
+                raise Stopped(f"training stopped after step {loop.step} of {loop.steps}")
+            loop.advance()
+            report = run.end_epoch() if loop.at_epoch_end else None
+            if report or time.monotonic() - saved_at >= checkpoint_seconds:
+                run.save()
+                saved_at = time.monotonic()
+            if report and on_epoch is not None:
+                on_epoch(report)
+        loop.finish()
+    return run.curve
+
+
+def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device."""
+    if not len(split):
+        raise DataError("evaluate: the split has no images")
+    loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
+    with _evaluating(network), torch.no_grad(), _memory_errors(f"evaluating at batch {batch}"):
+        for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
+            logits = _logits(network, task, x)
+            loss += F.cross_entropy(logits, y, reduction="sum")
+            hits += (logits.argmax(1) == y).sum()
+        return loss.item() / len(split), hits.item() / len(split)
+
+
+def reestimate_batchnorm(
+    network: nn.Module, task: Task, split: Split, *, batch: int = 256, batches: int = 20, seed: int
+) -> None:
+    """Replaces batch norm's running statistics by plain means over images of `split`, drawn without repeats.
+
+    Statistics shared by many architectures fit none of them (Guo et al. 2020, SPOS, §3.4). The images are not
+    augmented, and everything but batch norm is in evaluation mode. A last partial batch is left out.
+    """
+    if len(split) < 2 or batch < 2 or batches < 1:
+        raise ConfigError(
+            f"reestimate_batchnorm: got {len(split)} images, batch {batch} and {batches} batches, "
+            "wanted at least 2, 2 and 1"
+        )
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    size = min(batch, len(split))
+    order = torch.randperm(len(split), generator=torch_rng(seed, "batchnorm", "order"))
+    order = order[: size * min(batches, len(split) // size)].to(split.x.device)
+    with isolated(seed, "batchnorm"), _evaluating(network), _accumulating(norms), torch.no_grad():
+        for index in torch.split(order, size):
+            with _memory_errors(f"re-estimating batch norm at batch {size}"):
+                _logits(network, task, split.x[index])
+
+
+class _Run:
+    """A loop with its curve, evaluations and checkpoints."""
+
+    def __init__(
+        self, loop: Loop, checkpoints: Checkpoints | None, evaluate_on: Split | None, evaluate_every: int
+    ) -> None:
+        self.loop, self.checkpoints = loop, checkpoints
+        self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
+        self.curve = Curve()
+
+    def end_epoch(self) -> EpochReport:
+        loop = self.loop
+        epoch, epochs, lr = loop.step // loop.steps_per_epoch, loop.recipe.epochs, loop.lr
+        loss, seconds = loop.end_epoch()
+        report = EpochReport(epoch, epochs, loss, lr, seconds)
+        if self.evaluate_on is not None and (epoch % self.evaluate_every == 0 or epoch == epochs):
+            with loop.averaged():
+                val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
+            if not math.isfinite(val_loss):
+                raise TrialError(
+                    "nan",
+                    f"train: validation loss is {val_loss} after epoch {epoch}; lower the learning rate",
+                )
+            report = dataclasses.replace(report, val_loss=val_loss, val_acc=val_acc)
+        self.curve = self.curve.extended(report)
+        return report
+
+    def save(self) -> None:
+        if self.checkpoints is not None:
+            curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
+            state = {"settings": self._settings(), "loop": self.loop.state(), "curve": curve}
+            self.checkpoints.save(self.loop.step, state)
+
+    def resume(self) -> None:
+        saved = self.checkpoints.load() if self.checkpoints is not None else None
+        if saved is None:
+            return
+        step, state = saved
+        settings, found = self._settings(), state.get("settings", {})
+        if differing := [name for name in settings if settings[name] != found.get(name)]:
+            raise ConfigError(
+                f"train: the checkpoint was written with another {', '.join(differing)}; "
+                "resume with the same settings, or clear the checkpoints to start anew"
+            )
+        self.loop.restore(step, state["loop"])
+        self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
+
+    def _settings(self) -> dict[str, Any]:
+        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.loop.network.state_dict().items()]
+        return {
+            "recipe": dataclasses.asdict(self.loop.recipe),
+            "seed": self.loop.seed,
+            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
+            "data": self.loop.task.fingerprint,
+            "split": len(self.loop.split),
+            "evaluation": [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every],
+        }
+
+
+def _whole(network: nn.Module, x: Tensor, step: int) -> Output:  # noqa: ARG001 - a Forward
+    output: Output = network(x)
+    return output
+
+
+def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:
+    with precision(x.device):
+        output: Output = network(to_layout(task.normalise(x)))
+    return (output[0] if isinstance(output, tuple) else output).float()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _accumulating(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def _memory_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrialError("oom", f"out of memory while {what}; use a smaller batch or network") from error

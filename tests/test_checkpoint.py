@@ -1,0 +1,303 @@
+import errno
+import hashlib
+import logging
+import math
+import os
+import struct
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import nn
+
+from nas.checkpoint import Checkpoints, load_tensors, pack, save_tensors, unpack
+from nas.errors import ConfigError
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+states = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def same(a, b):
+    """Equal with equal types at every place, floats bit for bit (one NaN is like another)."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return (
+            list(a) == list(b)
+            and all(type(x) is type(y) for x, y in zip(a, b, strict=True))
+            and all(same(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, float):
+        return (math.isnan(a) and math.isnan(b)) or struct.pack("d", a) == struct.pack("d", b)
+    return a == b
+
+
+@settings(deadline=None, max_examples=50)
+@given(state=states)
+def test_nested_values_come_back_with_their_types(state):
+    tensors, structure = pack(state)
+    assert tensors == {}
+    assert same(unpack(tensors, structure), state)
+
+
+@settings(deadline=None, max_examples=50)
+@given(state=st.dictionaries(st.integers() | st.text(), states, max_size=3))
+def test_nested_values_come_back_from_disk(tmp_path_factory, state):
+    checkpoints = Checkpoints(tmp_path_factory.getbasetemp() / "hypothesis")
+    checkpoints.save(3, state)
+    step, loaded = checkpoints.load()
+    assert step == 3
+    assert same(loaded, state)
+
+
+def test_tensors_of_every_kind_come_back(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "scalar": torch.tensor(3),
+        "empty": torch.empty(0, 3),
+        "transposed": base.T,
+        "slice": base[:, 1],
+        "expanded": torch.tensor([1.0]).expand(4),
+        "tied": base,
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "mask": torch.tensor([True, False]),
+        "random": torch.get_rng_state(),
+        "nan": (torch.tensor([math.inf, -0.0]), [torch.ones(2)]),
+    }
+    Checkpoints(tmp_path).save(0, state)
+    _, loaded = Checkpoints(tmp_path).load()
+    assert same(loaded, state)
+    loaded["mask"][0] = False  # what was loaded can be trained on
+
+
+def test_packed_tensors_are_copies_on_the_cpu():
+    weight = nn.Parameter(torch.zeros(2))
+    tensors, structure = pack(OrderedDict(weight=weight))
+    with torch.no_grad():
+        weight += 1
+    back = unpack(tensors, structure)
+    assert type(back) is dict
+    assert back["weight"].tolist() == [0, 0]
+    assert not back["weight"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": [1, {2}]}, r"state\['a'\]\[1\]: it is a set"),
+        ({"a": {1.5: 0}}, "its key 1.5 is a float"),
+        ({"a": {True: 0}}, "its key True is a bool"),
+        ({"a": torch.float32}, "dtype"),
+    ],
+)
+def test_other_types_are_refused_with_their_place(state, message):
+    with pytest.raises(TypeError, match=message):
+        pack(state)
+
+
+def build(make_optimizer):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = make_optimizer(network.parameters())
+    return network, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+
+def train(network, optimizer, scheduler, steps):
+    for step in steps:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=3e-4, nesterov=True),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.999), amsgrad=True),
+        lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01)),
+    ],
+    ids=["sgd", "adam", "adamw"],
+)
+def test_resumed_training_equals_uninterrupted_training(tmp_path, make_optimizer):
+    whole = build(make_optimizer)
+    train(*whole, range(12))
+
+    parts = build(make_optimizer)
+    train(*parts, range(5))
+    state = [part.state_dict() for part in parts]
+    Checkpoints(tmp_path).save(5, {"parts": state})
+
+    resumed = build(make_optimizer)
+    step, loaded = Checkpoints(tmp_path).load()
+    assert same(loaded["parts"][1], state[1])
+    for part, saved in zip(resumed, loaded["parts"], strict=True):
+        part.load_state_dict(saved)
+    train(*resumed, range(step, 12))
+    for a, b in zip(whole, resumed, strict=True):
+        assert same(pack(a.state_dict()), pack(b.state_dict()))
+
+
+def test_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in range(6):
+        checkpoints.save(step, {"step": step})
+    assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [f"step-{i:09d}" for i in (3, 4, 5)]
+    assert checkpoints.load() == (5, {"step": 5})
+    checkpoints.clear()
+    assert checkpoints.load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_going_back_ends_the_later_steps(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20, 30):
+        checkpoints.save(step, {})
+    checkpoints.save(15, {"again": True})
+    assert checkpoints.load() == (15, {"again": True})
+    checkpoints.save(15, {"again": 2})
+    assert checkpoints.load() == (15, {"again": 2})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_saved_loads_nothing(tmp_path):
+    assert Checkpoints(tmp_path / "absent").load() is None
+    Checkpoints(tmp_path / "absent").clear()
+
+
+def test_bad_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep is 0"):
+        Checkpoints(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="step is -1"):
+        Checkpoints(tmp_path).save(-1, {})
+
+
+def flip(data, bit):
+    data[bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: flip(data, 5),
+        lambda data: flip(data, 8 * 40 + 1),
+        lambda data: flip(data, 8 * len(data) - 1),
+        lambda data: data.pop(),
+        lambda data: data.clear(),
+        lambda data: data.extend(b"x"),
+        lambda data: data.__setitem__(slice(None), b"\x80\x04\x95cos\nsystem\n"),
+    ],
+    ids=["flip-length", "flip-header", "flip-tensor", "short", "empty", "long", "pickle"],
+)
+def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, caplog, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": torch.ones(100)})
+    newest = checkpoints.save(2, {"w": torch.ones(100)})
+    data = bytearray(newest.read_bytes())
+    damage(data)
+    newest.write_bytes(data)
+    with caplog.at_level(logging.WARNING, logger="nas"):
+        step, _ = checkpoints.load()
+    assert step == 1
+    assert newest.name in caplog.text
+    checkpoints.save(2, {"w": torch.zeros(1)})
+    assert not newest.exists()
+    assert checkpoints.load()[0] == 2
+
+
+def test_all_damaged_loads_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {}).write_bytes(b"")
+    assert checkpoints.load() is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(bit=st.integers(0, 8 * 300))
+def test_any_flipped_bit_is_noticed(tmp_path_factory, bit):
+    checkpoints = Checkpoints(tmp_path_factory.getbasetemp() / "bits")
+    path = checkpoints.save(7, {"w": torch.arange(8), "lr": 0.1})
+    data = bytearray(path.read_bytes())
+    flip(data, bit % (8 * len(data)))
+    path.write_bytes(data)
+    assert checkpoints.load() is None
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_full_disk_keeps_the_earlier_checkpoints(tmp_path, monkeypatch, call):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"w": torch.ones(3)})
+    before = sorted(tmp_path.iterdir())
+    write = os.write
+
+    def fail(*arguments):
+        if call == "write":
+            write(arguments[0], bytes(arguments[1][:10]))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(2, {"w": torch.ones(3)})
+    assert sorted(tmp_path.iterdir()) == before
+    assert checkpoints.load()[0] == 1
+    checkpoints.save(2, {})
+    assert checkpoints.load()[0] == 2
+
+
+def test_stale_temporaries_are_removed(tmp_path):
+    (tmp_path / ".tmp-0123456789abcdef.safetensors").write_bytes(b"half a checkpoint")
+    path = Checkpoints(tmp_path).save(1, {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoint_of_another_format_is_an_error(tmp_path):
+    path = Checkpoints(tmp_path).save(1, {})
+    data = save({}, {"checkpoint": "2", "structure": "{}"})
+    write_as_checkpoint(path, data)
+    with pytest.raises(ConfigError, match="format '2'"):
+        Checkpoints(tmp_path).load()
+
+
+def write_as_checkpoint(path, data):
+    path.unlink()
+    path.with_name(f"step-000000001-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
+
+
+def test_save_and_load_tensors(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = torch.randn(3, 4)
+    save_tensors(path, {"a": weight.T, "tied": weight, "again": weight}, {"space": "toy"})
+    tensors, metadata = load_tensors(path)
+    assert metadata == {"space": "toy"}
+    assert torch.equal(tensors["a"], weight.T)
+    assert torch.equal(tensors["again"], tensors["tied"])
+    save_tensors(path, {})
+    assert load_tensors(path) == ({}, {})
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 a torch.save archive", b"\x02" + b"\0" * 7 + b"[]"])
+def test_loading_what_is_not_safetensors_names_the_file(tmp_path, data):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not a safetensors file"):
+        load_tensors(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors: No such file"):
+        load_tensors(path)

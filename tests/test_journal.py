@@ -1,0 +1,338 @@
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+
+from nas.errors import ConfigError
+from nas.journal import KernelLock, SafeJournalBackend, journal_storage
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# Children are forked from a server that has loaded Optuna already: starting one takes milliseconds.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["optuna"])
+
+CHOICES = CategoricalDistribution(("conv", "skip"))
+
+
+def open_study(path):
+    return optuna.create_study(
+        storage=journal_storage(path),
+        study_name="s",
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        load_if_exists=True,
+    )
+
+
+def finished(value):
+    return create_trial(params={"op": "conv"}, distributions={"op": CHOICES}, value=value)
+
+
+def values(path):
+    return [trial.value for trial in open_study(path).trials]
+
+
+def record(number):
+    return {"op_code": 2, "worker_id": "w", "study_id": 9, "number": number, "text": "é\n"}
+
+
+def numbers(path):
+    return [log["number"] for log in SafeJournalBackend(path).read_logs(0)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "study.log"
+
+
+def test_study_comes_back(path):
+    study = open_study(path)
+    for value in (0.5, 0.25):
+        study.add_trial(finished(value))
+    trial = study.ask({"op": CHOICES})
+    study.tell(trial, 0.75)
+    assert values(path) == [0.5, 0.25, 0.75]
+    assert not list(path.parent.glob("*.lock"))
+
+
+def test_two_storages_follow_each_other(path):
+    first, second = open_study(path), open_study(path)
+    for value in range(4):
+        (first if value % 2 else second).add_trial(finished(value))
+    assert [t.value for t in first.trials] == [t.value for t in second.trials] == [0, 1, 2, 3]
+
+
+def test_stock_optuna_reads_our_journal(path):
+    open_study(path).add_trial(finished(0.5))
+    stock = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    assert optuna.load_study(study_name="s", storage=stock).best_value == 0.5
+
+
+def test_records_are_read_from_any_number(path):
+    backend = SafeJournalBackend(path)
+    backend.append_logs([record(0), record(1)])
+    backend.append_logs([])
+    backend.append_logs([record(2)])
+    for reader in (backend, SafeJournalBackend(path), pickle.loads(pickle.dumps(backend))):
+        assert [log["number"] for log in reader.read_logs(1)] == [1, 2]
+        assert [log["number"] for log in reader.read_logs(3)] == []
+        assert list(reader.read_logs(0)) == [record(0), record(1), record(2)]
+
+
+def test_torn_tail_at_every_byte_is_cut_off_and_kept(path, caplog):
+    SafeJournalBackend(path).append_logs([record(0), record(1)])
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    torn_path = path.with_name("study.log.torn")
+    for end in range(start + 1, len(whole)):
+        path.write_bytes(whole[:end])
+        torn_path.unlink(missing_ok=True)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="nas"):
+            backend = SafeJournalBackend(path)
+        assert path.read_bytes() == whole[:start]
+        assert torn_path.read_bytes() == whole[start:end] + b"\n"
+        assert f"{end - start} bytes" in caplog.text
+        backend.append_logs([record(2)])
+        assert numbers(path) == [0, 2]
+
+
+def test_tail_torn_under_an_open_backend_is_cut_off_before_the_next_append(path):
+    backend = SafeJournalBackend(path)
+    backend.append_logs([record(0)])
+    assert len(list(backend.read_logs(0))) == 1
+    with path.open("ab") as file:
+        file.write(b'{"op_code":2,"num')
+    assert list(backend.read_logs(1)) == []
+    backend.append_logs([record(1)])
+    assert [log["number"] for log in backend.read_logs(0)] == [0, 1]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 200_000, b'{"op_code":' + b"1" * 200_000])
+def test_long_torn_tail_is_cut_off(path, tail):
+    SafeJournalBackend(path).append_logs([record(0)])
+    with path.open("ab") as file:
+        file.write(tail)
+    assert numbers(path) == [0]
+    assert path.with_name("study.log.torn").read_bytes() == tail + b"\n"
+
+
+def test_torn_first_record_leaves_an_empty_journal(path):
+    path.write_bytes(b'{"op_code":0,"stu')
+    assert numbers(path) == []
+    assert path.read_bytes() == b""
+
+
+def test_a_file_that_is_no_journal_is_left_alone(path):
+    path.write_bytes(b"a poem\nwithout an end")
+    with pytest.raises(ConfigError, match="is not a journal"):
+        SafeJournalBackend(path)
+    assert path.read_bytes() == b"a poem\nwithout an end"
+
+
+def test_torn_tail_on_a_full_disk_can_still_be_read(path, monkeypatch, caplog):
+    SafeJournalBackend(path).append_logs([record(0)])
+    with path.open("ab") as file:
+        file.write(b"{")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        backend = SafeJournalBackend(path)
+        assert [log["number"] for log in backend.read_logs(0)] == [0]
+        with pytest.raises(OSError, match="No space left"):
+            backend.append_logs([record(1)])
+    assert "cannot repair" in caplog.text
+    backend.append_logs([record(1)])
+    assert numbers(path) == [0, 1]
+
+
+@pytest.mark.parametrize("damage", [b"#", b"\0", b"\xff", b"\n"])
+def test_damage_in_the_middle_names_file_and_offset(path, damage):
+    SafeJournalBackend(path).append_logs([record(0), record(1), record(2)])
+    data = path.read_bytes()
+    second = data.index(b"\n") + 1
+    path.write_bytes(data[: second + 4] + damage + data[second + 5 :])
+    with pytest.raises(ConfigError, match=rf"study\.log is damaged at byte {second} \(record 1\)"):
+        numbers(path)
+    with pytest.raises(ConfigError, match=f"byte {second} "):
+        journal_storage(path)
+
+
+def test_lines_that_are_no_records_are_damage(path):
+    for line in ("3\n", "[]\n", "{}\n"):
+        path.write_text(line)
+        with pytest.raises(ConfigError, match="not a journal record"):
+            numbers(path)
+
+
+def test_journal_cut_under_a_reader_is_noticed(path):
+    backend = SafeJournalBackend(path)
+    backend.append_logs([record(0), record(1)])
+    assert len(list(backend.read_logs(0))) == 2
+    os.truncate(path, 0)
+    with pytest.raises(ConfigError, match="was cut or replaced"):
+        list(backend.read_logs(2))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_full_disk_undoes_the_append(path, monkeypatch, call):
+    study = open_study(path)
+    study.add_trial(finished(0.5))
+    before = path.read_bytes()
+    write = os.write
+
+    def fail(descriptor, data=b""):
+        if call == "write" and len(data) > 10:
+            return write(descriptor, bytes(data[:10]))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="No space left"):
+            study.add_trial(finished(0.25))
+    assert path.read_bytes() == before
+    study.add_trial(finished(0.75))
+    assert values(path) == [0.5, 0.75]
+
+
+def test_what_cannot_be_written_as_json_changes_nothing(path):
+    backend = SafeJournalBackend(path)
+    with pytest.raises(TypeError):
+        backend.append_logs([record(0), {"op_code": object()}])
+    assert path.read_bytes() == b""
+
+
+def test_relative_path_and_link_mean_one_journal(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    backend = SafeJournalBackend(Path("link/study.log"))
+    monkeypatch.chdir("/")
+    backend.append_logs([record(0)])
+    (tmp_path / "link").unlink()
+    backend.append_logs([record(1)])
+    assert numbers(tmp_path / "real/study.log") == [0, 1]
+
+
+def test_journal_that_cannot_be_opened_is_a_clear_error(tmp_path):
+    for bad in (tmp_path, tmp_path / "absent/study.log"):
+        with pytest.raises(ConfigError, match="cannot open the journal"):
+            SafeJournalBackend(bad)
+
+
+def test_threads_exclude_each_other(path):
+    backend = SafeJournalBackend(path)
+
+    def work(first):
+        for number in range(first, first + 25):
+            backend.append_logs([record(number)])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers(path)) == [first + i for first in (0, 100, 200) for i in range(25)]
+
+
+def test_held_lock_is_waited_for_and_never_taken(path):
+    path.touch()
+    holder, other = KernelLock(str(path)), KernelLock(str(path), patience_s=0.05)
+    holder.acquire()
+    with pytest.raises(ConfigError, match=r"study\.log has been locked"):
+        other.acquire()
+    timer = threading.Timer(0.02, holder.release)
+    timer.start()
+    assert KernelLock(str(path)).acquire()
+    timer.join()
+    with pytest.raises(RuntimeError, match="not held"):
+        other.release()
+
+
+def lock_and_sleep(path: Path, told: Connection) -> None:
+    KernelLock(str(path)).acquire()
+    told.send_bytes(b"locked")
+    time.sleep(60)
+
+
+def test_lock_of_a_killed_writer_is_free_at_once(path):
+    backend = SafeJournalBackend(path)
+    told, teller = processes.Pipe(duplex=False)
+    holder = processes.Process(target=lock_and_sleep, args=(path, teller))
+    holder.start()
+    assert told.poll(30)
+    holder.kill()
+    holder.join()
+    start = time.monotonic()
+    backend.append_logs([record(0)])
+    assert time.monotonic() - start < 1
+
+
+def tell_forever(path: Path, told: Connection) -> None:
+    study = open_study(path)
+    number = len(study.trials)
+    while True:
+        study.add_trial(finished(number))
+        told.send_bytes(str(number).encode())
+        number += 1
+
+
+def test_every_told_trial_survives_kills_at_random_moments(path):
+    moments = random.Random(0)
+    for _ in range(10):
+        told, teller = processes.Pipe(duplex=False)
+        writer = processes.Process(target=tell_forever, args=(path, teller))
+        writer.start()
+        teller.close()
+        last = int(told.recv_bytes())
+        time.sleep(moments.uniform(0, 0.03))
+        writer.kill()
+        writer.join()
+        while told.poll():
+            try:
+                last = int(told.recv_bytes())
+            except EOFError:
+                break
+        present = values(path)
+        assert present == list(range(len(present)))
+        assert len(present) - 1 in (last, last + 1)  # one more may have been written but not yet told
+        for line in path.read_text().splitlines():
+            json.loads(line)
+
+
+def run_trials(path: Path, worker: int) -> None:
+    study = open_study(path)
+    for number in range(50):
+        if number % 2:
+            study.add_trial(finished(1000 * worker + number))
+        else:
+            study.tell(study.ask({"op": CHOICES}), 1000 * worker + number)
+
+
+def test_concurrent_writers_lose_nothing(path):
+    open_study(path)
+    writers = [processes.Process(target=run_trials, args=(path, worker)) for worker in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    trials = open_study(path).trials
+    assert sorted(t.value for t in trials) == [1000 * worker + n for worker in (0, 1) for n in range(50)]
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    assert [t.number for t in trials] == list(range(100))

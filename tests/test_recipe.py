@@ -1,0 +1,136 @@
+"""Recipes: their rules, their published numbers and the schedule at known steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.recipe import PRESETS, Recipe, learning_rate, preset
+
+PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "recipe: epochs is 0, but must be an integer of at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5, but must be an integer"),
+        ({"epochs": True}, "epochs is True"),
+        ({"batch": 1}, "batch is 1, but must be an integer of at least 2"),
+        ({"lr": 0.0}, "lr is 0.0, but must be a finite number above 0"),
+        ({"lr": math.inf}, "lr is inf, but must be a finite number above 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": "0.1"}, "lr is '0.1'"),
+        ({"lr_min": 0.2}, "lr_min is 0.2, but must be at most lr, 0.1"),
+        ({"momentum": 1.0}, "momentum is 1.0, but must be a finite number of at least 0 and below 1"),
+        ({"momentum": 0.0}, "nesterov is True, but must be False where momentum is 0"),
+        ({"weight_decay": -1e-4}, "weight_decay is -0.0001, but must be a finite number of at least 0"),
+        ({"warmup_epochs": 10}, "warmup_epochs is 10, but must be below epochs, 10"),
+        ({"schedule": "cosine"}, "schedule is 'cosine', but must be 'step' or 'epoch'"),
+        ({"schedule": ["step"]}, "schedule is"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"auxiliary": -0.4}, "auxiliary is -0.4"),
+        ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"cutout": 2.5}, "cutout is 2.5, but must be an integer of at least 0"),
+        ({"mixup": -0.2}, "mixup is -0.2"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"crop": 1}, "crop is 1, but must be true or false"),
+        ({"flip": "yes"}, "flip is 'yes', but must be true or false"),
+    ],
+)
+def test_a_broken_rule_is_named_with_what_was_got_and_wanted(change, message):
+    with pytest.raises(ConfigError) as error:
+        dataclasses.replace(PLAIN, **change)
+    assert message in str(error.value)
+
+
+def test_standard_is_the_recipe_of_darts():
+    assert preset("standard") == Recipe(
+        epochs=600,
+        batch=96,
+        lr=0.025,
+        lr_min=0.0,
+        weight_decay=3e-4,
+        momentum=0.9,
+        nesterov=False,
+        warmup_epochs=0.0,
+        schedule="epoch",
+        label_smoothing=0.0,
+        clip=5.0,
+        auxiliary=0.4,
+        drop_path=0.2,
+        cutout=16,
+        mixup=0.0,
+        ema=0.0,
+        crop=True,
+        flip=True,
+    )
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("nasbench201", 200), ("nasbench201-12", 12)])
+def test_nasbench201_is_the_recipe_of_its_tables(name, epochs):
+    assert preset(name) == Recipe(
+        epochs=epochs,
+        batch=256,
+        lr=0.1,
+        lr_min=0.0,
+        weight_decay=5e-4,
+        momentum=0.9,
+        nesterov=True,
+        warmup_epochs=0.0,
+        schedule="step",
+        label_smoothing=0.0,
+        clip=0.0,
+        auxiliary=0.0,
+        drop_path=0.0,
+        cutout=0,
+        mixup=0.0,
+        ema=0.0,
+        crop=True,
+        flip=True,
+    )
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="no recipe 'standart'; did you mean 'standard'"):
+        preset("standart")
+
+
+def test_presets_cannot_be_changed():
+    with pytest.raises(TypeError):
+        PRESETS["quick"] = PLAIN  # type: ignore[index]
+
+
+def test_the_cosine_moves_every_step():
+    rates = [learning_rate(PLAIN, step, steps_per_epoch=4) for step in (0, 10, 20, 30, 39)]
+    expected = [0.05 * (1 + math.cos(math.pi * t)) for t in (0, 0.25, 0.5, 0.75, 39 / 40)]
+    assert rates == pytest.approx(expected)
+    assert rates[0] == 0.1
+    assert rates[2] == pytest.approx(0.05)
+
+
+def test_the_cosine_moves_every_epoch_when_asked():
+    recipe = dataclasses.replace(PLAIN, schedule="epoch")
+    rates = [learning_rate(recipe, step, steps_per_epoch=4) for step in (0, 3, 4, 7, 20, 23)]
+    second = 0.05 * (1 + math.cos(math.pi * 0.1))
+    assert rates == pytest.approx([0.1, 0.1, second, second, 0.05, 0.05])
+
+
+def test_warm_up_is_linear_and_meets_the_cosine():
+    recipe = dataclasses.replace(PLAIN, warmup_epochs=2.0, lr_min=0.01)
+    rates = [learning_rate(recipe, step, steps_per_epoch=4) for step in range(40)]
+    assert rates[:8] == pytest.approx([0.1 * (step + 1) / 8 for step in range(8)])
+    assert rates[8] == pytest.approx(0.1)
+    assert rates[24] == pytest.approx((0.1 + 0.01) / 2)
+    assert rates[8:] == sorted(rates[8:], reverse=True)
+    assert rates[-1] > 0.01
+
+
+def test_warm_up_by_epochs_rises_once_an_epoch():
+    recipe = dataclasses.replace(PLAIN, warmup_epochs=2.0, schedule="epoch")
+    rates = [learning_rate(recipe, step, steps_per_epoch=2) for step in range(6)]
+    assert rates == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.1, 0.1])

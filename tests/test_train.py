@@ -1,0 +1,522 @@
+"""Training: learning, exactness of resume, every setting's effect, and the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nas.cell import Cell
+from nas.checkpoint import Checkpoints
+from nas.errors import ConfigError, DataError, TrialError
+from nas.recipe import Recipe, learning_rate
+from nas.task import Split, Task
+from nas.train import Stopped, evaluate, reestimate_batchnorm, train
+
+PLAIN = Recipe(epochs=3, batch=8, lr=0.05, weight_decay=5e-4, crop=False, flip=False)
+RICH = dataclasses.replace(
+    PLAIN,
+    warmup_epochs=0.5,
+    label_smoothing=0.1,
+    clip=1.0,
+    drop_path=0.3,
+    cutout=2,
+    mixup=0.2,
+    ema=0.9,
+    crop=True,
+    flip=True,
+)
+
+
+def split(count, *, seed, shape=(1, 6, 6), classes=4):
+    """Bright dots on noise: the class is the quarter of the image in which the dot lies."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % classes
+    x = torch.randint(0, 60, (count, *shape), generator=generator)
+    half = shape[-1] // 2
+    for image, label in zip(x, y.tolist(), strict=True):
+        row, column = label // 2 * half, label % 2 * half
+        image[:, row : row + 2, column : column + 2] += 190
+    return Split(x.to(torch.uint8), y)
+
+
+def make_task(*, train_images=44, val_images=32, pad=1, flip=False):
+    return Task(
+        name="dots",
+        classes=("a", "b", "c", "d"),
+        train=split(train_images, seed=1),
+        val=split(val_images, seed=2),
+        test=split(val_images, seed=3),
+        mean=torch.tensor([0.2]),
+        std=torch.tensor([0.25]),
+        fingerprint=f"dots {train_images}",
+        flip=flip,
+        pad=pad,
+    )
+
+
+class Network(nn.Module):
+    """A cell of two paths and a head: batch norm, drop-path and dropout all in use."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.cell = Cell(
+            "normal", 1, 2, lambda src, dst: nn.Conv2d(width, width, 3, padding=1), preprocess=[nn.ReLU()]
+        )
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(width * 9, 4)
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.cell(self.stem(x)).relu(), 2)
+        return self.head(self.drop(x.flatten(1)))
+
+
+class Fixed(nn.Module):
+    """The same trainable logits for every image, in training mode with those of an auxiliary head."""
+
+    def __init__(self, logits, auxiliary=None):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.auxiliary = None if auxiliary is None else nn.Parameter(torch.tensor(auxiliary))
+
+    def forward(self, x):
+        logits = self.logits.expand(len(x), -1)
+        if self.auxiliary is None or not self.training:
+            return logits
+        return logits, self.auxiliary.expand(len(x), -1)
+
+
+class Brightness(nn.Module):
+    """Knows the answer: the logits are the mean brightness of the four quarters."""
+
+    def forward(self, x):
+        return 50 * F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def make(factory=Network, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return factory()
+
+
+def after(steps):
+    """A `stop` that lets so many steps pass."""
+    asked = iter(range(steps + 1))
+    return lambda: next(asked) == steps
+
+
+def state(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def timeless(curve):
+    return dataclasses.replace(curve, seconds=())
+
+
+def test_learns_and_reports_what_evaluate_finds():
+    task, network = make_task(train_images=128), make()
+    recipe = dataclasses.replace(PLAIN, epochs=8, batch=16)
+    reports = []
+    curve = train(network, task, recipe, seed=0, evaluate_on=task.val, on_epoch=reports.append)
+    assert curve.final_val_acc > 0.9
+    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    assert len(curve.train_loss) == len(curve.lr) == len(curve.seconds) == 8
+    assert curve.train_loss[-1] < curve.train_loss[0]
+    assert all(second > 0 for second in curve.seconds)
+    assert [report.epoch for report in reports] == list(range(1, 9))
+    assert [report.val_acc for report in reports] == list(curve.val_acc)
+    assert curve.lr == tuple(learning_rate(recipe, 8 * epoch + 7, steps_per_epoch=8) for epoch in range(8))
+
+
+def test_evaluates_every_few_epochs_and_after_the_last():
+    task = make_task()
+    curve = train(make(), task, PLAIN, seed=0, evaluate_on=task.val, evaluate_every=2)
+    assert curve.val_epochs == (2, 3)
+    assert len(curve.val_acc) == len(curve.val_loss) == 2
+    without = train(make(), task, PLAIN, seed=0)
+    assert without.val_acc == ()
+    assert without.final_val_acc is None
+    assert without.final_val_loss is None
+    assert without.train_loss == curve.train_loss
+    with pytest.raises(ConfigError, match="evaluate_every is 0"):
+        train(make(), task, PLAIN, seed=0, evaluate_every=0)
+
+
+def test_the_seed_alone_decides():
+    task, one, two, three = make_task(), make(), make(), make()
+    torch.manual_seed(1)
+    train(one, task, RICH, seed=5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    train(two, task, RICH, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    train(three, task, RICH, seed=6)
+    assert_same_state(state(one), state(two))
+    assert not torch.equal(one.head.weight, three.head.weight)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 5, 7, 10, 14, 15])
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, steps):
+    task, whole, first, second = make_task(), make(), make(), make(seed=9)
+    expected = train(whole, task, RICH, seed=5, evaluate_on=task.val)
+    settings = {"seed": 5, "evaluate_on": task.val, "checkpoints": Checkpoints(tmp_path)}
+    if steps == 15:
+        train(first, task, RICH, **settings)
+    else:
+        with pytest.raises(Stopped, match=f"after step {steps} of 15"):
+            train(first, task, RICH, stop=after(steps), **settings)
+    curve = train(second, task, RICH, **settings)
+    assert timeless(curve) == timeless(expected)
+    assert_same_state(state(second), state(whole))
+
+
+@pytest.mark.parametrize(("every", "resumed_at"), [(0.0, 7), (1e9, 5)])
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tmp_path, every, resumed_at):
+    task, whole, second = make_task(), make(), make(seed=9)
+    expected = train(whole, task, RICH, seed=5)
+    settings = {"seed": 5, "checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": every}
+    seen = []
+
+    def crash(network, x, step):
+        if step == 7:
+            raise RuntimeError("crash")
+        return network(x)
+
+    def watch(network, x, step):
+        seen.append(step)
+        return network(x)
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(make(), task, RICH, forward=crash, **settings)
+    curve = train(second, task, RICH, forward=watch, **settings)
+    assert seen == list(range(resumed_at, 15))
+    assert timeless(curve) == timeless(expected)
+    assert_same_state(state(second), state(whole))
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("recipe", {"recipe": dataclasses.replace(PLAIN, lr=0.06)}),
+        ("seed", {"seed": 1}),
+        ("network", {"width": 5}),
+        ("data, split", {"images": 45}),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_whole(tmp_path, what, change):
+    def attempt(*, recipe=PLAIN, seed=0, images=44, stop=None):
+        task = make_task(train_images=images)
+        train(network, task, recipe, seed=seed, checkpoints=Checkpoints(tmp_path), stop=stop)
+
+    network = make()
+    with pytest.raises(Stopped):
+        attempt(stop=after(3))
+    settings = dict(change)
+    network = make(lambda: Network(settings.pop("width", 4)))
+    before = state(network)
+    with pytest.raises(ConfigError, match=f"written with another {what};"):
+        attempt(**settings)
+    assert_same_state(state(network), before)
+
+
+def test_stop_needs_no_checkpoints():
+    with pytest.raises(Stopped, match="after step 2 of 15"):
+        train(make(), make_task(), PLAIN, seed=0, stop=after(2))
+
+
+def test_every_epoch_sees_each_image_once_in_a_new_order_without_the_partial_batch():
+    task, batches = make_task(train_images=20), []
+    task = dataclasses.replace(
+        task, train=Split(torch.arange(20.0).view(20, 1, 1, 1), torch.zeros(20).long())
+    )
+    task = dataclasses.replace(task, mean=torch.zeros(1), std=torch.ones(1))
+
+    def watch(network, x, step):
+        batches.append(x.flatten().tolist())
+        return network(x)
+
+    train(Fixed([0.0] * 4), task, PLAIN, seed=0, forward=watch)
+    epochs = [batches[2 * epoch] + batches[2 * epoch + 1] for epoch in range(3)]
+    assert [len(batch) for batch in batches] == [8] * 6
+    assert all(len(set(epoch)) == 16 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_split_below_the_batch_is_taken_whole():
+    sizes = []
+
+    def watch(network, x, step):
+        sizes.append(len(x))
+        return network(x)
+
+    task = make_task()
+    train(make(), task, PLAIN, seed=0, split=split(5, seed=4), forward=watch)
+    assert sizes == [5, 5, 5]
+    with pytest.raises(DataError, match="the split has 0 images"):
+        train(make(), task, PLAIN, seed=0, split=split(0, seed=4))
+
+
+def test_one_step_is_sgd_with_nesterov_momentum_and_weight_decay():
+    task, network = make_task(train_images=8), Fixed([1.0, 0.0, -1.0, 0.5])
+    recipe = dataclasses.replace(PLAIN, epochs=1, weight_decay=0.01)
+    start = network.logits.detach().clone()
+    train(network, task, recipe, seed=0)
+    share = torch.bincount(task.train.y, minlength=4) / 8
+    gradient = start.softmax(0) - share + 0.01 * start
+    assert torch.allclose(network.logits, start - 0.05 * 1.9 * gradient, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_by_its_norm():
+    task = make_task(train_images=8)
+    recipe = dataclasses.replace(
+        PLAIN, epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False, clip=0.01, lr=0.5
+    )
+    clipped, free = Fixed([3.0, 0.0, -1.0, 0.5]), Fixed([3.0, 0.0, -1.0, 0.5])
+    start = clipped.logits.detach().clone()
+    train(clipped, task, recipe, seed=0)
+    train(free, task, dataclasses.replace(recipe, clip=0.0), seed=0)
+    assert (clipped.logits - start).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert (free.logits - start).norm().item() > 0.1
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.99])
+def test_the_final_network_holds_the_average_of_the_weights(decay):
+    task, raw, averaged, history = make_task(), make(), make(), []
+
+    def watch(network, x, step):
+        history.append(state(network))
+        return network(x)
+
+    train(raw, task, PLAIN, seed=0, forward=watch)
+    train(averaged, task, dataclasses.replace(PLAIN, ema=decay), seed=0)
+    # The first step's batch norm has not run when `forward` is called, so history[s] follows step s - 1.
+    expected = history[0]
+    for step, now in enumerate([*history[1:], state(raw)]):
+        d = min(decay, (1 + step) / (10 + step))
+        for name, value in now.items():
+            real = value.is_floating_point()
+            expected[name] = d * expected[name] + (1 - d) * value if real else value
+    for name, value in averaged.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+    assert not torch.allclose(averaged.head.weight, raw.head.weight, atol=1e-5)
+
+
+def test_evaluation_during_training_uses_the_averaged_weights():
+    task, network = make_task(), make()
+    recipe = dataclasses.replace(PLAIN, epochs=2, ema=0.99)
+    curve = train(network, task, recipe, seed=0, evaluate_on=task.val)
+    raw = train(make(), task, dataclasses.replace(recipe, ema=0.0), seed=0, evaluate_on=task.val)
+    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    assert curve.train_loss == raw.train_loss
+    assert curve.val_loss[0] != raw.val_loss[0]
+
+
+def test_mixup_mixes_images_and_labels():
+    task = make_task(train_images=8)
+    images = torch.tensor([0.0, 1.0]).repeat(4).view(8, 1, 1, 1)
+    task = dataclasses.replace(
+        task, train=Split(images, images.flatten().long()), mean=torch.zeros(1), std=torch.ones(1)
+    )
+    seen, start = [], torch.tensor([2.0, -1.0, 0.0, 0.0])
+
+    def watch(network, x, step):
+        seen.append(x)
+        # Logits that depend on the mixed image: its loss then depends on how the labels were mixed.
+        return network(x) * x.view(-1, 1)
+
+    recipe = dataclasses.replace(PLAIN, epochs=1, mixup=5.0)
+    curve = train(Fixed(start.tolist()), task, recipe, seed=3, forward=watch)
+    mixed = seen[0].flatten()
+    levels = sorted({round(value, 5) for value in mixed.tolist()})
+    assert set(levels) - {0.0, 1.0}
+    # Image and label are mixed alike, so the mixed brightness is the soft label of class 1.
+    soft = torch.stack([1 - mixed, mixed, mixed * 0, mixed * 0], dim=1)
+    loss = F.cross_entropy(start * mixed[:, None], soft)
+    assert curve.train_loss[0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_label_smoothing_enters_the_loss():
+    task, logits = make_task(train_images=8), [2.0, 0.0, 0.0, 0.0]
+    recipe = dataclasses.replace(PLAIN, epochs=1, label_smoothing=0.4)
+    curve = train(Fixed(logits), task, recipe, seed=0)
+    rows = torch.tensor(logits).expand(8, -1)
+    expected = F.cross_entropy(rows, F.one_hot(task.train.y, 4) * 0.6 + 0.1)
+    assert curve.train_loss[0] == pytest.approx(expected.item())
+
+
+def test_the_auxiliary_loss_is_added_by_its_weight():
+    task, logits, auxiliary = make_task(train_images=8), [2.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 3.0]
+    losses = [F.cross_entropy(torch.tensor(row).expand(8, -1), task.train.y) for row in (logits, auxiliary)]
+    recipe = dataclasses.replace(PLAIN, epochs=1, auxiliary=0.4)
+    network = Fixed(logits, auxiliary)
+    curve = train(network, task, recipe, seed=0)
+    assert curve.train_loss[0] == pytest.approx((losses[0] + 0.4 * losses[1]).item())
+    assert not torch.equal(network.auxiliary, torch.tensor(auxiliary))
+    unused = Fixed(logits, auxiliary)
+    curve = train(unused, task, dataclasses.replace(recipe, auxiliary=0.0), seed=0)
+    assert curve.train_loss[0] == pytest.approx(losses[0].item())
+    assert torch.equal(unused.auxiliary, torch.tensor(auxiliary))
+
+
+def test_an_auxiliary_weight_without_a_head_is_refused():
+    with pytest.raises(ConfigError, match=r"auxiliary is 0.4, but Fixed has no auxiliary head"):
+        train(Fixed([0.0] * 4), make_task(), dataclasses.replace(PLAIN, auxiliary=0.4), seed=0)
+
+
+def test_drop_path_grows_by_epoch_and_ends_at_zero():
+    network, seen = make(), []
+
+    def watch(network, x, step):
+        seen.append(network.cell.drop_path)
+        return network(x)
+
+    train(network, make_task(), dataclasses.replace(PLAIN, drop_path=0.3), seed=0, forward=watch)
+    assert seen == pytest.approx([0.0] * 5 + [0.1] * 5 + [0.2] * 5)
+    assert network.cell.drop_path == 0.0
+
+
+def test_drop_path_without_a_cell_is_refused():
+    with pytest.raises(ConfigError, match=r"drop_path is 0\.2, but Fixed has no Cell"):
+        train(Fixed([0.0] * 4), make_task(), dataclasses.replace(PLAIN, drop_path=0.2), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("crop", "flip", "task_flips", "changed"),
+    [
+        (False, False, True, False),
+        (False, True, False, False),
+        (False, True, True, True),
+        (True, False, False, True),
+    ],
+)
+def test_images_are_cropped_and_flipped_only_where_recipe_and_task_allow(crop, flip, task_flips, changed):
+    task, seen = make_task(train_images=8, flip=task_flips), []
+
+    def watch(network, x, step):
+        seen.extend(x)
+        return network(x)
+
+    train(make(), task, dataclasses.replace(PLAIN, epochs=1, crop=crop, flip=flip), seed=0, forward=watch)
+    originals = task.normalise(task.train.x)
+    unchanged = [any(torch.equal(x, original) for original in originals) for x in seen]
+    assert all(unchanged) != changed
+
+
+def test_every_step_draws_its_own_augmentation():
+    task, batches = make_task(train_images=8), []
+    task = dataclasses.replace(task, train=Split(task.train.x[:1].expand(8, -1, -1, -1), task.train.y))
+
+    def watch(network, x, step):
+        batches.append(x)
+        return network(x)
+
+    train(make(), task, dataclasses.replace(PLAIN, crop=True), seed=0, forward=watch)
+    assert not torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[1], batches[2])
+
+
+def test_divergence_is_a_failed_trial():
+    recipe = dataclasses.replace(PLAIN, lr=1e30)
+    with pytest.raises(
+        TrialError, match=r"not finite at step 5, epoch 1, lr .*; lower the learning rate"
+    ) as error:
+        train(make(), make_task(), recipe, seed=0)
+    assert error.value.reason == "nan"
+
+
+def test_a_loss_that_turns_nan_late_is_found():
+    def poisoned(network, x, step):
+        return network(x) * (math.nan if step == 14 else 1.0)
+
+    with pytest.raises(TrialError, match="at step 15, epoch 3") as error:
+        train(make(), make_task(), PLAIN, seed=0, forward=poisoned)
+    assert error.value.reason == "nan"
+
+
+def test_a_network_without_gradients_is_a_failed_trial():
+    with pytest.raises(TrialError, match="no trainable parameter") as error:
+        train(make().requires_grad_(requires_grad=False), make_task(), PLAIN, seed=0)
+    assert error.value.reason == "no-grad"
+    with pytest.raises(TrialError, match="step 0 depends on no trainable parameter") as error:
+        train(make(), make_task(), PLAIN, seed=0, forward=lambda network, x, step: network(x).detach())
+    assert error.value.reason == "no-grad"
+
+
+def test_lack_of_memory_is_a_failed_trial():
+    def greedy(network, x, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrialError, match="training at batch 8") as error:
+        train(make(), make_task(), PLAIN, seed=0, forward=greedy)
+    assert error.value.reason == "oom"
+
+
+def test_logits_of_another_shape_are_a_failed_trial():
+    with pytest.raises(TrialError, match=r"logits \(8, 3\), wanted \(8, 4\)") as error:
+        train(Fixed([0.0] * 3), make_task(), PLAIN, seed=0)
+    assert error.value.reason == "build"
+
+
+def test_network_and_images_must_share_a_device():
+    with pytest.raises(ConfigError, match=r"network is on cpu, the images on meta; call task.to\('cpu'\)"):
+        train(make(), make_task(), PLAIN, seed=0, split=split(8, seed=1).to("meta"))
+
+
+def test_evaluate_knows_loss_and_accuracy_of_known_networks():
+    task = make_task(val_images=33)
+    assert evaluate(Brightness(), task, task.val, batch=10)[1] == 1.0
+    loss, accuracy = evaluate(Fixed([0.0, 0.0, 1.0, 0.0]), task, task.val, batch=10)
+    assert accuracy == pytest.approx(8 / 33)
+    assert loss == pytest.approx(math.log(3 + math.e) - 8 / 33)
+    with pytest.raises(DataError, match="no images"):
+        evaluate(Brightness(), task, split(0, seed=0))
+
+
+def test_evaluate_leaves_modes_and_statistics_alone():
+    task, network = make_task(), make()
+    network.train()
+    network.stem.eval()
+    before = state(network)
+    assert evaluate(network, task, task.val) == evaluate(network, task, task.val, batch=32)
+    assert network.training
+    assert network.cell.training
+    assert not network.stem.training
+    assert_same_state(state(network), before)
+
+
+def test_reestimated_statistics_of_one_batch_are_those_of_the_data():
+    task = make_task()
+    network = nn.Sequential(nn.BatchNorm2d(1, momentum=0.3), nn.Flatten(), nn.Linear(36, 4)).eval()
+    network[0].running_mean.fill_(7.0)
+    reestimate_batchnorm(network, task, task.train, batch=44, batches=20, seed=0)
+    x = task.normalise(task.train.x)
+    assert torch.allclose(network[0].running_mean, x.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(network[0].running_var, x.var((0, 2, 3)), atol=1e-5)
+    assert network[0].momentum == 0.3
+    assert not any(module.training for module in network.modules())
+
+
+def test_reestimation_averages_whole_batches_with_equal_weight():
+    task, network = make_task(), nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 4))
+    seen = []
+    network[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    reestimate_batchnorm(network, task, task.train, batch=10, batches=3, seed=0)
+    assert seen == [10, 10, 10]
+    assert network[0].num_batches_tracked == 3
+    seen.clear()
+    reestimate_batchnorm(network, task, task.train, batch=10, seed=0)
+    assert seen == [10, 10, 10, 10]
+    assert network.training
+    with pytest.raises(ConfigError, match="batch 1"):
+        reestimate_batchnorm(network, task, task.train, batch=1, seed=0)
