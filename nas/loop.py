@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +75,23 @@ class Loop:
         return learning_rate(self.recipe, max(0, self.step - 1), steps_per_epoch=self.steps_per_epoch)
 
     @property
+    def next_lr(self) -> float:
+        """The learning rate of the coming step."""
+        return learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
+
+    def descent(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """What the coming step would subtract per unit of learning rate: momentum and weight decay included.
+
+        gradients: one for each of `parameters`, unclipped. Nesterov's look-ahead is not part of it.
+        """
+        decay, momentum = self.recipe.weight_decay, self.recipe.momentum
+        slots = [self._optimizer.state[p].get("momentum_buffer") for p in self.parameters.values()]
+        return [
+            gradient + decay * p.detach() + (0 if slot is None else momentum * slot)
+            for gradient, p, slot in zip(gradients, self.parameters.values(), slots, strict=True)
+        ]
+
+    @property
     def at_epoch_end(self) -> bool:
         """Whether the last step done was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
@@ -126,6 +145,17 @@ class Loop:
             "momentum": {name: slot for name, slot in slots.items() if slot is not None},
             "loss_sum": self._loss_sum,
             "seconds": self.seconds,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a saved state to be taken up again."""
+        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.network.state_dict().items()]
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
+            "data": self.task.fingerprint,
+            "split": len(self.split),
         }
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
@@ -186,7 +216,7 @@ class Loop:
                 "no-grad", f"train: the loss of step {self.step} depends on no trainable parameter"
             )
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
+            group["lr"] = self.next_lr
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.clip:

@@ -7,10 +7,8 @@ one bit for bit on the CPU.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas import resumable
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
 from nas.loop import Forward, Loop, Output, precision, set_drop_path, to_layout
 from nas.recipe import Recipe
+from nas.resumable import Stopped
 from nas.seeding import isolated, torch_rng
 from nas.task import Split, Task
 
@@ -38,10 +38,6 @@ __all__ = [
     "set_drop_path",
     "train",
 ]
-
-
-class Stopped(Exception):
-    """The caller's `stop` ended a training; its checkpoint, if any was asked for, has been written."""
 
 
 @dataclass(frozen=True)
@@ -141,24 +137,19 @@ def train(
         split=task.train if split is None else split,
         forward=forward or _whole,
     )
-    run = _Run(loop, checkpoints, evaluate_on, evaluate_every)
-    with isolated(seed, "train"), _memory_errors(f"training at batch {loop.batch}"):
+    work = _Training(loop, evaluate_on, evaluate_every)
+    with isolated(seed, "train"), memory_errors(f"training at batch {loop.batch}"):
         network.train()
-        run.resume()
-        saved_at = time.monotonic()
-        while loop.step < loop.steps:
-            if stop is not None and stop():
-                run.save()
-                raise Stopped(f"training stopped after step {loop.step} of {loop.steps}")
-            loop.advance()
-            report = run.end_epoch() if loop.at_epoch_end else None
-            if report or time.monotonic() - saved_at >= checkpoint_seconds:
-                run.save()
-                saved_at = time.monotonic()
-            if report and on_epoch is not None:
-                on_epoch(report)
+        resumable.run(
+            work,
+            what="train",
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            on_epoch=on_epoch,
+            stop=stop,
+        )
         loop.finish()
-    return run.curve
+    return work.curve
 
 
 def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
@@ -166,7 +157,7 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
     if not len(split):
         raise DataError("evaluate: the split has no images")
     loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    with _evaluating(network), torch.no_grad(), _memory_errors(f"evaluating at batch {batch}"):
+    with _evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
         for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
             logits = _logits(network, task, x)
             loss += F.cross_entropy(logits, y, reduction="sum")
@@ -193,19 +184,32 @@ def reestimate_batchnorm(
     order = order[: size * min(batches, len(split) // size)].to(split.x.device)
     with isolated(seed, "batchnorm"), _evaluating(network), _accumulating(norms), torch.no_grad():
         for index in torch.split(order, size):
-            with _memory_errors(f"re-estimating batch norm at batch {size}"):
+            with memory_errors(f"re-estimating batch norm at batch {size}"):
                 _logits(network, task, split.x[index])
 
 
-class _Run:
-    """A loop with its curve, evaluations and checkpoints."""
+class _Training:
+    """A loop with its curve and evaluations, as a `Resumable`."""
 
-    def __init__(
-        self, loop: Loop, checkpoints: Checkpoints | None, evaluate_on: Split | None, evaluate_every: int
-    ) -> None:
-        self.loop, self.checkpoints = loop, checkpoints
+    def __init__(self, loop: Loop, evaluate_on: Split | None, evaluate_every: int) -> None:
+        self.loop = loop
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve = Curve()
+
+    @property
+    def step(self) -> int:
+        return self.loop.step
+
+    @property
+    def steps(self) -> int:
+        return self.loop.steps
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.loop.at_epoch_end
+
+    def advance(self) -> None:
+        self.loop.advance()
 
     def end_epoch(self) -> EpochReport:
         loop = self.loop
@@ -224,36 +228,17 @@ class _Run:
         self.curve = self.curve.extended(report)
         return report
 
-    def save(self) -> None:
-        if self.checkpoints is not None:
-            curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
-            state = {"settings": self._settings(), "loop": self.loop.state(), "curve": curve}
-            self.checkpoints.save(self.loop.step, state)
+    def state(self) -> Mapping[str, Any]:
+        curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
+        return {"loop": self.loop.state(), "curve": curve}
 
-    def resume(self) -> None:
-        saved = self.checkpoints.load() if self.checkpoints is not None else None
-        if saved is None:
-            return
-        step, state = saved
-        settings, found = self._settings(), state.get("settings", {})
-        if differing := [name for name in settings if settings[name] != found.get(name)]:
-            raise ConfigError(
-                f"train: the checkpoint was written with another {', '.join(differing)}; "
-                "resume with the same settings, or clear the checkpoints to start anew"
-            )
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
         self.loop.restore(step, state["loop"])
         self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
 
-    def _settings(self) -> dict[str, Any]:
-        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.loop.network.state_dict().items()]
-        return {
-            "recipe": dataclasses.asdict(self.loop.recipe),
-            "seed": self.loop.seed,
-            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
-            "data": self.loop.task.fingerprint,
-            "split": len(self.loop.split),
-            "evaluation": [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every],
-        }
+    def settings(self) -> Mapping[str, Any]:
+        evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]
+        return {**self.loop.settings(), "evaluation": evaluation}
 
 
 def _whole(network: nn.Module, x: Tensor, step: int) -> Output:  # noqa: ARG001 - a Forward
@@ -293,7 +278,7 @@ def _accumulating(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_errors(what: str) -> Iterator[None]:
+def memory_errors(what: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

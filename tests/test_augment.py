@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import digamma, polygamma
 from scipy.stats import beta
 
-from nas.augment import Policy, augment, mixup
+from nas.augment import Policy, _log_gamma_draws, augment, mixup
 from nas.errors import ConfigError
 from nas.seeding import rng, torch_rng
 from nas.task import Task, task_from_arrays
@@ -81,6 +82,17 @@ def test_cutout_zeroes_one_square_and_nothing_else(task, side):
     assert abs(float(area.double().mean()) - mean) < 0.05 * side * side
 
 
+def test_cutout_squares_lie_around_the_drawn_pixel(task):
+    x, side = batch(task, 64), 4
+    hole = augment(x, task, Policy(cutout=side), torch_rng(0, "centre"))[:, 0] == 0
+    stream = torch_rng(0, "centre")
+    centres = [torch.randint(length, (64, 1), generator=stream) for length in x.shape[2:]]
+    for mask, (row, column) in zip(hole, torch.cat(centres, 1).tolist(), strict=True):
+        expected = torch.zeros_like(mask)
+        expected[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = True
+        assert torch.equal(mask, expected)
+
+
 def expected_stripe(length: int, side: int) -> float:
     starts = [centre - side // 2 for centre in range(length)]
     return sum(min(start + side, length) - max(start, 0) for start in starts) / length
@@ -138,6 +150,14 @@ def test_mixup_shares_follow_the_beta_distribution(alpha):
     assert abs(shares.std() - beta(alpha, alpha).std()) < 0.02
     for point in (0.001, 0.1, 0.3, 0.5, 0.8, 0.99):
         assert abs((shares <= point).mean() - beta(alpha, alpha).cdf(point)) < 4 * 0.5 / 2000**0.5
+
+
+@pytest.mark.parametrize("shape", [0.05, 0.2, 1.0, 8.0])
+def test_gamma_draws_have_the_right_mean_and_deviation_in_logarithms(shape):
+    draws = _log_gamma_draws(shape, 20_000, torch_rng(0, "gamma"), torch.device("cpu")).double()
+    deviation = float(polygamma(1, shape)) ** 0.5
+    assert abs(float(draws.mean()) - float(digamma(shape))) < 4 * deviation / 20_000**0.5
+    assert abs(float(draws.std()) / deviation - 1) < 0.05
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])

@@ -170,6 +170,19 @@ def test_the_fingerprint_changes_with_a_pixel_a_label_the_seed_and_the_fractions
     assert task_from_arrays(x.copy(), y.copy(), name="moved").fingerprint == tasks[0].fingerprint
 
 
+def test_the_fingerprint_covers_the_official_test_part():
+    x, y, x_test, y_test = (
+        random_images(40, 8, 8),
+        labels(40),
+        random_images(4, 8, 8, stream="test"),
+        labels(4),
+    )
+    changed = x_test.copy()
+    changed[3, 7, 7] ^= 1
+    tests = [(x_test, y_test), (changed, y_test), (x_test, y_test[::-1])]
+    assert len({task_from_arrays(x, y, *test).fingerprint for test in tests}) == 3
+
+
 # Notes
 
 
@@ -191,8 +204,8 @@ def test_very_unequal_classes_are_noted():
     y = np.array([0] * 110 + [1] * 10)
     official = random_images(2, 8, 8, stream="test"), [0, 1]
     assert task_from_arrays(random_images(110, 8, 8), y[10:], *official).notes == ()
-    (note,) = task_from_arrays(random_images(119, 8, 8), y[:119], *official).notes
-    assert "'0' has 110" in note and "'1' has 9" in note
+    (note,) = task_from_arrays(random_images(120, 8, 8), y, *official).notes
+    assert "'0' has 110" in note and "'1' has 10" in note
 
 
 # Labels

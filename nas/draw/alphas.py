@@ -190,16 +190,16 @@ def _check(strengths: Floats, decisions: Sequence[str], options: Options, *, axe
     wanted = f"{axes} axes, the last two {len(decisions)} decisions and their options"
     if strengths.ndim != axes or strengths.shape[-2] != len(decisions) or len(each) != len(decisions):
         raise ConfigError(
-            f"draw_alphas: got shape {strengths.shape} with {len(each)} option lists, wanted {wanted}"
+            f"alphas: got shape {strengths.shape} with {len(each)} option lists, wanted {wanted}"
         )
     if max(map(len, each), default=0) > strengths.shape[-1]:
         raise ConfigError(
-            f"draw_alphas: got shape {strengths.shape} with {max(map(len, each))} options, wanted {wanted}"
+            f"alphas: got shape {strengths.shape} with {max(map(len, each))} options, wanted {wanted}"
         )
     finite = strengths[np.isfinite(strengths)]
     if finite.size and (finite.min() < -1e-6 or finite.max() > 1 + 1e-6):
         raise ConfigError(
-            f"draw_alphas: got strengths from {finite.min():.3g} to {finite.max():.3g}, "
+            f"alphas: got strengths from {finite.min():.3g} to {finite.max():.3g}, "
             "wanted mixture weights in [0, 1]; apply the search's relaxation (such as softmax) first"
         )
     return each

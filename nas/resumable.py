@@ -1,0 +1,102 @@
+"""Drives a long computation step by step, so that killing it at any moment loses nothing but time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from nas.checkpoint import Checkpoints
+from nas.errors import ConfigError
+
+Report = TypeVar("Report", covariant=True)
+R = TypeVar("R")
+
+
+class Stopped(Exception):
+    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
+
+
+class Resumable(Protocol, Generic[Report]):
+    """A computation of `steps` steps in epochs; what step s does depends on the state and s alone."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step done was the last of its epoch."""
+
+    def advance(self) -> None:
+        """Does one step."""
+
+    def end_epoch(self) -> Report:
+        """Sums up the epoch that just ended."""
+
+    def state(self) -> Mapping[str, Any]:
+        """All that the rest depends on, beside the settings and the step."""
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state` was taken."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What must be the same for a checkpoint to be taken up again."""
+
+
+def run(
+    work: Resumable[R],
+    *,
+    what: str,
+    checkpoints: Checkpoints | None,
+    checkpoint_seconds: float,
+    on_epoch: Callable[[R], None] | None,
+    stop: Callable[[], bool] | None,
+) -> None:
+    """Brings `work` to its end, from its newest checkpoint where there is one.
+
+    checkpoints: written after each epoch and every `checkpoint_seconds`.
+    on_epoch: called after each epoch, its checkpoint already written.
+    stop: asked before every step; when true, a checkpoint is written.
+
+    Raises:
+        Stopped: when `stop` said so.
+        ConfigError: when the checkpoint was written with other settings; nothing is loaded then.
+    """
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoints.save(work.step, {"settings": dict(work.settings()), "work": dict(work.state())})
+
+    _resume(work, what, checkpoints)
+    saved_at = time.monotonic()
+    while work.step < work.steps:
+        if stop is not None and stop():
+            save()
+            raise Stopped(f"{what} stopped after step {work.step} of {work.steps}")
+        work.advance()
+        ended = work.at_epoch_end
+        report = work.end_epoch() if ended else None
+        if ended or time.monotonic() - saved_at >= checkpoint_seconds:
+            save()
+            saved_at = time.monotonic()
+        if report is not None and on_epoch is not None:
+            on_epoch(report)
+
+
+def _resume(work: Resumable[R], what: str, checkpoints: Checkpoints | None) -> None:
+    saved = checkpoints.load() if checkpoints is not None else None
+    if saved is None:
+        return
+    step, state = saved
+    settings, found = work.settings(), state.get("settings", {})
+    if differing := [name for name in settings if settings[name] != found.get(name)]:
+        raise ConfigError(
+            f"{what}: the checkpoint was written with another {', '.join(differing)}; "
+            "resume with the same settings, or clear the checkpoints to start anew"
+        )
+    work.restore(step, state["work"])
