@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
 
-Report = TypeVar("Report", covariant=True)
+Report_co = TypeVar("Report_co", covariant=True)
 R = TypeVar("R")
 
 
@@ -17,7 +17,7 @@ class Stopped(Exception):
     """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
 
 
-class Resumable(Protocol, Generic[Report]):
+class Resumable(Protocol, Generic[Report_co]):
     """A computation of `steps` steps in epochs; what step s does depends on the state and s alone."""
 
     @property
@@ -35,7 +35,7 @@ class Resumable(Protocol, Generic[Report]):
     def advance(self) -> None:
         """Does one step."""
 
-    def end_epoch(self) -> Report:
+    def end_epoch(self) -> Report_co:
         """Sums up the epoch that just ended."""
 
     def state(self) -> Mapping[str, Any]:

@@ -163,7 +163,7 @@ class BilevelLoop:
 
 def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of `loss`, zero for what it does not depend on."""
-    found = torch.autograd.grad(loss, list(inputs), allow_unused=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(inputs), allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The differentiable search: trains a supernet and its alphas, and keeps what they preferred at every epoch."""
+"""The differentiable search: trains a supernet and its alphas and keeps what they preferred each epoch."""
 
 from __future__ import annotations
 

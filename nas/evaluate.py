@@ -1,0 +1,155 @@
+"""Evaluators: how good an architecture is, by training it a little or by weights taken from a supernet."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nas.checkpoint import Checkpoints
+from nas.cost import Cost, cost
+from nas.errors import NasError, TrialError
+from nas.graph import architecture_hash
+from nas.oneshot.supernet import Supernet
+from nas.recipe import Recipe
+from nas.resumable import Stopped
+from nas.seeding import isolated
+from nas.space import Space, describe
+from nas.study import Evaluator
+from nas.task import Task
+from nas.train import evaluate, reestimate_batchnorm, train
+from nas.types import Genotype, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Trains each architecture from scratch for its fidelity's epochs and validates it.
+
+    recipe: everything but the epochs; its schedule is compressed to them.
+    folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
+    stop: see `nas.train.train`.
+    """
+
+    space: Space
+    task: Task
+    recipe: Recipe
+    folder: Path | None = None
+    stop: Callable[[], bool] | None = None
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """`val_acc`, `val_loss`, `train_loss`, `params` and `macs`."""
+        counted = affordable(self.space, trial.genotype, self.task)
+        seed = int(rng.integers(2**62))
+        folder = self.folder / f"trial-{trial.number}" if self.folder is not None else None
+        with user_errors():
+            with isolated(seed, "init"):
+                network = self.space.network(trial.genotype).to(self.task.train.x.device)
+            curve = train(
+                network,
+                self.task,
+                dataclasses.replace(self.recipe, epochs=trial.fidelity),
+                seed=seed,
+                evaluate_on=self.task.val,
+                evaluate_every=trial.fidelity,
+                checkpoints=Checkpoints(folder) if folder is not None else None,
+                stop=self.stop,
+            )
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return {
+            "val_acc": curve.val_acc[-1],
+            "val_loss": curve.val_loss[-1],
+            "train_loss": curve.train_loss[-1],
+            "params": counted.params,
+            "macs": counted.macs,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Inherited:
+    """Validates each architecture with weights taken from a trained supernet, its batch-norm re-estimated.
+
+    Guo et al. 2020 (SPOS), §3.3.
+
+    batches: of 256 training images, for the statistics.
+    """
+
+    supernet: Supernet
+    task: Task
+    batches: int = 20
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """`val_acc`, `val_loss`, `params` and `macs`."""
+        counted = affordable(self.supernet.space, trial.genotype, self.task)
+        seed = int(rng.integers(2**62))
+        with user_errors():
+            network = self.supernet.extract(trial.genotype)
+            reestimate_batchnorm(network, self.task, self.task.train, batches=self.batches, seed=seed)
+            loss, accuracy = evaluate(network, self.task, self.task.val)
+        return {"val_acc": accuracy, "val_loss": loss, "params": counted.params, "macs": counted.macs}
+
+
+class Cached:
+    """Answers from the history where an isomorphic architecture was already measured at the same fidelity.
+
+    history: what was measured before; later measurements are remembered too.
+    """
+
+    def __init__(self, evaluate: Evaluator, space: Space, history: Sequence[Trial]) -> None:
+        self.evaluate, self.space = evaluate, space
+        self._known = {self._key(t): t.metrics for t in reversed(history) if t.state == "done"}
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """The first measurement's metrics, else a new measurement."""
+        key = self._key(trial)
+        if key not in self._known:
+            self._known[key] = self.evaluate(trial, rng)
+        return self._known[key]
+
+    def _key(self, trial: Trial) -> tuple[str, int]:
+        return architecture_hash(self.space, trial.genotype), trial.fidelity
+
+
+def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
+    """The architecture's cost, counted on the meta device before any memory is taken.
+
+    Raises:
+        TrialError: with reason `build` when it cannot be built, `oom` when its weights and the momentum and
+          gradients that training adds cannot fit in the device's memory.
+    """
+    counted = cost(space, genotype, task.image_shape)
+    needed, total = 12 * counted.params, memory_bytes(task.train.x.device)
+    if needed > total:
+        raise TrialError(
+            "oom",
+            f"{counted.params:,} parameters need {needed / 2**30:.1f} GiB to train, "
+            f"the device has {total / 2**30:.1f} GiB",
+        )
+    return counted
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Total memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    pages = Path("/proc/meminfo")
+    if not pages.exists():
+        return 2**63
+    return 1024 * int(pages.read_text().split()[1])
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns whatever a user's module raises into a failed trial that names the user's line."""
+    try:
+        yield
+    except (NasError, Stopped):
+        raise
+    except Exception as error:
+        raise TrialError("error", describe(error)) from error
