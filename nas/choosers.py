@@ -56,27 +56,30 @@ class Tracer:
         self.decisions: dict[str, Decision] = {}
         self.roles: dict[str, dict[str, Role]] = {}
         self.nested: set[str] = set()
+        self._questions = 0
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
         """Records the decision and, the first time, builds every candidate to learn what it is."""
         first = name not in self.decisions
-        self._record(Decision(str(name), tuple(map(str, candidates))))
+        self._record(Decision(name, tuple(candidates)))
         if first:
-            before = len(self.decisions)
+            before = self._questions
             self.roles[name] = {
                 option: role(built(name, option, make)) for option, make in candidates.items()
             }
-            if len(self.decisions) > before:
+            # Not the number of decisions: a candidate may ask one that is known from elsewhere.
+            if self._questions > before:
                 self.nested.add(name)
         return Slot(name, self.roles.get(name, {}))
 
     def value(self, name: str, options: Sequence[T]) -> T:
         """Records the decision and answers with its last option."""
-        self._record(Decision(str(name), labels(name, options), mixable=False))
+        self._record(Decision(name, labels(name, options), mixable=False))
         return options[-1]
 
     def _record(self, decision: Decision) -> None:
         check_decision(decision)
+        self._questions += 1
         first = self.decisions.setdefault(decision.name, decision)
         if first != decision:
             raise SpaceError(
@@ -164,11 +167,14 @@ def labels(name: str, options: Sequence[object]) -> tuple[str, ...]:
 
 def check_decision(decision: Decision) -> None:
     """Refuses names and options that nothing could record."""
-    texts = (decision.name, *decision.options)
-    if not all(0 < len(text) <= 200 and text.isprintable() for text in texts):
+    if not all(map(_is_name, (decision.name, *decision.options))):
         raise SpaceError(
             f"decision {decision.name!r}: got options {decision.options!r}; names must be "
             "printable text of 1 to 200 characters"
         )
     if not decision.options:
         raise SpaceError(f"decision {decision.name!r} has no options")
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= 200 and text.isprintable()

@@ -95,14 +95,19 @@ def _macs(network: nn.Module, x: Tensor) -> int:
 
 
 def _saved_bytes(network: nn.Module, x: Tensor) -> int:
-    parameters = {id(p) for p in network.parameters()}
+    # A linear layer keeps a view of its weight, a ReLU and what follows it the same map: storages tell.
+    own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in parameters:
-            saved[id(tensor)] = tensor
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network.train()(x)
-    return sum(t.numel() * t.element_size() for t in saved.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,8 @@ class TrialError(NasError):
     reason: a short code for counting (`"nan"`, `"oom"`, `"build"`, `"no-grad"`, `"metric"`, `"error"`).
     """
 
+    exit_code = 4
+
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
@@ -62,15 +65,14 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
 
 
 def user_line(error: BaseException) -> str:
-    """The innermost line outside the engine and installed libraries that led to `error`, or nothing."""
-    own = Path(__file__).parent
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if own not in Path(frame.filename).parents
-        and "site-packages" not in frame.filename
-        and not frame.filename.startswith("<")
-    ]
+    """The innermost line of the user's own code that led to `error`, or nothing."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     if not frames:
         return ""
     return f" (at {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
+
+
+def _is_users(file: str) -> bool:
+    foreign = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
+    installed = file.startswith("<") or "site-packages" in file
+    return not installed and foreign.isdisjoint(Path(file).parents)

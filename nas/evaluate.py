@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from nas.cost import Cost, cost
 from nas.errors import NasError, TrialError
 from nas.graph import architecture_hash
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
+from nas.recipe import Recipe, compressed
 from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.space import Space, describe
@@ -53,7 +52,7 @@ class Trained:
             curve = train(
                 network,
                 self.task,
-                dataclasses.replace(self.recipe, epochs=trial.fidelity),
+                compressed(self.recipe, trial.fidelity),
                 seed=seed,
                 evaluate_on=self.task.val,
                 evaluate_every=trial.fidelity,

@@ -81,6 +81,12 @@ def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int) -> float:
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def compressed(recipe: Recipe, epochs: int) -> Recipe:
+    """The same schedule, warm-up included, in another number of epochs."""
+    warmup = recipe.warmup_epochs * epochs / recipe.epochs
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=warmup)
+
+
 def preset(name: str) -> Recipe:
     """The recipe of that name in `PRESETS`; vary it with `dataclasses.replace`."""
     if name not in PRESETS:

@@ -50,6 +50,14 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Notation:
+    """How the field writes the architectures of one space, `read` being the inverse of `write`."""
+
+    write: Callable[[Genotype], str]
+    read: Callable[[str], Genotype]
+
+
+@dataclass(frozen=True)
 class Space:
     """A finite set of architectures.
 
@@ -59,6 +67,7 @@ class Space:
       sampling, mutation and the discretisation of a supernet alike.
     count: number of valid genotypes, where the author knows it in closed form.
     full_size: settings of the network that is trained in the end, where it is larger than the searched one.
+    notation: the field's own way to write a genotype, if there is one.
     origin, settings: where `nas.load` found the space and what it passed; empty for a space made by hand.
     """
 
@@ -67,6 +76,7 @@ class Space:
     project: Callable[[Sequence[Decision], Scores], Genotype] = argmax
     count: int | None = None
     full_size: Mapping[str, object] = field(default_factory=dict)
+    notation: Notation | None = None
     origin: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -155,9 +165,15 @@ class Space:
         )
 
     def cross(self, mother: Genotype, father: Genotype, rng: np.random.Generator) -> Genotype:
-        """A child that takes each decision from one of two parents at random, repaired by `project`."""
-        pairs = zip(self.one_hot(mother), self.one_hot(father), self._noise(rng), strict=True)
-        return self.canonical(self.nearest([(m if rng.random() < 0.5 else f) + 0.5 * n for m, f, n in pairs]))
+        """A child that takes each decision from one of two parents at random.
+
+        Where `project` has to repair it, it prefers what the other parent has.
+        """
+        pairs = zip(self.one_hot(mother), self.one_hot(father), strict=True)
+        ordered = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+        noise = self._noise(rng)
+        scores = [one + 0.5 * other + 0.25 * n for (one, other), n in zip(ordered, noise, strict=True)]
+        return self.canonical(self.nearest(scores))
 
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
         """Every architecture one forced decision away, each once, in a fixed order.

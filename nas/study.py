@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,10 +19,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
-from nas.schedule import Scheduler
+from nas.journal import journal_storage
+from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
 from nas.types import Objective, Trial
+
+JOURNAL = "study.log"
+"""The storage of a run, inside its folder."""
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
@@ -72,6 +77,12 @@ class Study:
         }
         self._check_space()
         self.history = [self._read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
+
+    @classmethod
+    def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
+        """The history of one study in a run's folder."""
+        storage = journal_storage(folder / JOURNAL)
+        return cls(space, Listed((), 0), storage, name=name).history
 
     def ask(self) -> Trial:
         """The next trial: one that was left running, else what the scheduler proposes.

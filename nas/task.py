@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nas import datasets
 from nas.arrays import Array, Source, as_numpy, images_as_numpy
+from nas.errors import ConfigError
 from nas.mapdataset import MapDataset, collect
 from nas.splits import Samples, divide
 
@@ -92,6 +93,25 @@ class Task:
             mean=self.mean.to(device),
             std=self.std.to(device),
         )
+
+    def reduced(self, images: int) -> Task:
+        """The same task with at most `images` for training and validation together, in their proportion.
+
+        Both are shuffled, so the first of each are kept. The test split stays whole.
+        """
+        share = images / (len(self.train) + len(self.val))
+        if share >= 1:
+            return self
+        if images < 2 * self.num_classes:
+            raise ConfigError(
+                f"task {self.name!r}: {images} images are too few for {self.num_classes} classes"
+            )
+        train, val = (
+            Split(split.x[:keep], split.y[:keep])
+            for split in (self.train, self.val)
+            for keep in [max(2, round(share * len(split)))]
+        )
+        return replace(self, train=train, val=val, fingerprint=f"{self.fingerprint}:{images}")
 
     def train_and_val(self) -> Split:
         """Both parts that a search may see as one, for the final retrain."""

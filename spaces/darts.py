@@ -16,7 +16,7 @@ from nas.cell import Cell
 from nas.choosers import Candidates, Chooser
 from nas.errors import SpaceError, unknown
 from nas.ops import FactorizedReduce, MixtureNorm, candidates, relu_conv_bn
-from nas.space import Scores, Space
+from nas.space import Notation, Scores, Space
 from nas.types import Decision, Genotype
 
 OPTIONS = (
@@ -75,6 +75,7 @@ def darts(
         keep_two_inputs,
         count=count ** len(KINDS),
         full_size={"width": 36, "cells": 20, "auxiliary": True},
+        notation=Notation(to_literal, from_literal),
     )
 
 

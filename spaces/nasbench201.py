@@ -12,7 +12,7 @@ from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.errors import SpaceError, unknown
 from nas.ops import candidates, relu_conv_bn
-from nas.space import Space
+from nas.space import Notation, Space
 from nas.types import Genotype
 
 OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -39,7 +39,7 @@ def nasbench201(width: int = 16, cells: int = 5, classes: int = 10, in_channels:
             nn.Linear(4 * width, classes),
         )
 
-    return Space("nasbench201", build)
+    return Space("nasbench201", build, notation=Notation(to_string, from_string))
 
 
 class ResidualBlock(nn.Module):

@@ -101,7 +101,7 @@ class BilevelLoop:
     def alpha_gradient(self) -> list[Tensor]:
         """The gradient of the validation loss with respect to the alphas, by the settings' order."""
         if self.settings.order == 1:
-            return list(torch.autograd.grad(self.validation_loss(), self.alphas))
+            return _gradients(self.validation_loss(), self.alphas)
         return self._second_order()
 
     def validation_loss(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +50,18 @@ def search(
     seed: int,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 60.0,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    budget_s: float | None = None,
+    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[Epoch]:
     """Searches in place, where the supernet's parameters are, and returns what every epoch brought.
 
     checkpoints: where to resume from, exactly to the step, and where to save to.
+    budget_s: seconds of training after which the epoch in progress is the last one.
+    on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     """
-    work = _Search(BilevelLoop(supernet, task, settings, seed=seed))
+    work = _Search(BilevelLoop(supernet, task, settings, seed=seed), budget_s)
     with isolated(seed, "search"), memory_errors(f"searching at batch {work.loop.loop.batch}"):
         supernet.train()
         resumable.run(
@@ -75,8 +78,8 @@ def search(
 class _Search:
     """A bilevel loop with the record of its epochs, as a `Resumable`."""
 
-    def __init__(self, loop: BilevelLoop) -> None:
-        self.loop = loop
+    def __init__(self, loop: BilevelLoop, budget_s: float | None) -> None:
+        self.loop, self.budget_s = loop, budget_s
         self.epochs: list[Epoch] = []
 
     @property
@@ -85,7 +88,9 @@ class _Search:
 
     @property
     def steps(self) -> int:
-        return self.loop.loop.steps
+        spent = sum(epoch.seconds for epoch in self.epochs)
+        done = self.budget_s is not None and spent >= self.budget_s
+        return self.step if done and self.at_epoch_end else self.loop.loop.steps
 
     @property
     def at_epoch_end(self) -> bool:
@@ -94,7 +99,7 @@ class _Search:
     def advance(self) -> None:
         self.loop.advance()
 
-    def end_epoch(self) -> Epoch:
+    def end_epoch(self) -> Sequence[Epoch]:
         loss, seconds = self.loop.loop.end_epoch()
         supernet, task = self.loop.supernet, self.loop.task
         epoch = Epoch(
@@ -107,7 +112,7 @@ class _Search:
             seconds=seconds,
         )
         self.epochs.append(epoch)
-        return epoch
+        return tuple(self.epochs)
 
     def state(self) -> Mapping[str, Any]:
         records = [

@@ -104,8 +104,6 @@ class Supernet(nn.Module):
                 f"{differing[:3]}; build must wire both alike"
             )
         network.load_state_dict(shared, assign=True)
-        for parameter in network.parameters():
-            parameter.requires_grad_()
         return network.train(self.training)
 
 

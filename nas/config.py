@@ -1,0 +1,228 @@
+"""What a user asks for: the settings of a job as one checked value, from TOML, command line or Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+
+from nas.errors import ConfigError, unknown
+
+Method = Literal["random", "evolution", "darts", "darts2"]
+DIFFERENTIABLE = ("darts", "darts2")
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 100
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def scalar(value: object) -> object:
+    """A setting inside a table: text, a finite number, true or false."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("wanted text, a number, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("wanted a finite number")
+    return value
+
+
+def number(value: object) -> object:
+    """A number that is not written as true or false."""
+    if isinstance(value, bool):
+        raise ValueError("wanted a number")
+    return value
+
+
+def seconds(value: object) -> object:
+    """`"90"`, `"30m"`, `"1.5h"` as seconds; anything else is left for the type to refuse."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
+    if isinstance(value, str) and match is None:
+        raise ValueError('wanted a time such as "90s", "30m" or "1.5h"')
+    return float(match[1]) * _UNITS[match[2]] if match else number(value)
+
+
+Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
+Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
+
+
+class Config(BaseModel):
+    """The settings of one job. `None` means the preset's value.
+
+    space: name, `module:function` or `file.py:function`; task: see `nas.load_task`.
+    method: how to search. evaluator: for black-box methods, how to measure a trial: `trained` from scratch,
+      or with weights `shared` in a supernet.
+    trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
+    budget: seconds of search, as a number or "30m"; the last trial or epoch is finished.
+    top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
+    search_images: at most so many images before the last training; 0 means all.
+    space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
+    trial, shared, search, retrain: changes to the recipe of that phase.
+    alphas: changes to the alphas' Adam: alpha_lr, alpha_weight_decay.
+    evolution: population, tournament.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: str = "darts"
+    task: str = "digits"
+    method: Method = "darts"
+    evaluator: Literal["trained", "shared"] = "trained"
+    preset: str = "quick"
+    trials: Count | None = None
+    epochs: Count | None = None
+    budget: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
+    top_k: Count | None = None
+    top_k_epochs: Count | None = None
+    search_images: Annotated[int, Field(ge=0), BeforeValidator(number)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
+    device: str = "auto"
+    space_settings: Table = {}
+    final_settings: Table = {}
+    trial: Table = {}
+    shared: Table = {}
+    search: Table = {}
+    retrain: Table = {}
+    alphas: Table = {}
+    evolution: Table = {}
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the method searches by gradients."""
+        return self.method in DIFFERENTIABLE
+
+
+def make_config(values: Mapping[str, object], *, where: str = "settings") -> Config:
+    """A checked configuration from plain values.
+
+    Raises:
+        ConfigError: with every unknown key's nearest name, and for each wrong value what was wanted.
+    """
+    for key in values:
+        if key not in Config.model_fields:
+            raise ConfigError(f"{where}: {unknown('setting', str(key), Config.model_fields)}")
+    method = values.get("method", "darts")
+    if method not in get_args(Method):
+        raise ConfigError(f"{where}: {unknown('method', str(method), get_args(Method))}")
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from error
+    _refuse_unused(config, where)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ConfigError: naming the path tried, or line and column of what is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no config file {path} (looked for {path.resolve()}, from {Path.cwd()})")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, but a config has at most {MAX_BYTES:,}")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    if not text.strip():
+        raise ConfigError(f"{path}: empty config")
+    if max(text.count("["), text.count("{")) > MAX_DEPTH * 10 or _depth(text) > MAX_DEPTH:
+        raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}{_yaml_hint(text)}") from error
+
+
+def write_toml(values: Mapping[str, object]) -> str:
+    """Scalars first, then one table for each mapping; `None` is left out. The inverse of `read_toml`."""
+    plain = {k: v for k, v in values.items() if v is not None and not isinstance(v, Mapping)}
+    lines = [f"{_key(k)} = {_literal(v)}" for k, v in plain.items()]
+    for name, table in values.items():
+        if isinstance(table, Mapping) and table:
+            lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_literal(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`values` with `key=value` or `table.key=value` assignments on top, written as in TOML or bare."""
+    merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *tables, key = (part.strip() for part in path.split("."))
+        if not equals or not key or len(tables) > 1:
+            raise ConfigError(f"--set {assignment!r}: wanted KEY=VALUE or TABLE.KEY=VALUE")
+        target = merged
+        for table in tables:
+            target = merged.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {assignment!r}: {table!r} is no table")
+        target[key] = _value(text.strip())
+    return merged
+
+
+def _refuse_unused(config: Config, where: str) -> None:
+    """A setting that the chosen method does not read must not be accepted in silence."""
+    used = {
+        "trials": not config.is_differentiable,
+        "evaluator": not config.is_differentiable or config.evaluator == "trained",
+        "alphas": config.is_differentiable,
+        "search": config.is_differentiable,
+        "shared": config.evaluator == "shared",
+        "evolution": config.method == "evolution",
+    }
+    for name, is_used in used.items():
+        if not is_used and name in config.model_fields_set and getattr(config, name) not in (None, {}):
+            raise ConfigError(
+                f"{where}: {name} is set, but method {config.method!r} with evaluator {config.evaluator!r} "
+                "does not use it; remove it"
+            )
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    got = problem["input"]
+    hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
+    return f"{name} is {got!r}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth = max(0, depth - 1)
+    return deepest
+
+
+def _yaml_hint(text: str) -> str:
+    looks_yaml = re.search(r"^\s*[\w-]+:\s", text, re.MULTILINE) is not None
+    return "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"got {value}, wanted a finite number")
+    if isinstance(value, bool | int | float | str):
+        return json.dumps(value, ensure_ascii=False)
+    raise ConfigError(f"got {value!r} of type {type(value).__name__}, wanted text, a number, true or false")

@@ -1,0 +1,44 @@
+"""Where tensors live: from `auto`, `cpu`, `cuda`, `cuda:1` or `mps` to a device that exists."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from nas.errors import ConfigError
+
+
+def resolve(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: when there is no such device, with those that exist.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}") from error
+    if device.type not in {torch.device(known).type for known in available()} or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}{hint}")
+    return device
+
+
+def available() -> list[str]:
+    """Names of the devices that exist."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def describe(device: torch.device) -> str:
+    """The hardware behind a device, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

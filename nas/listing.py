@@ -1,0 +1,105 @@
+"""What can be said of a space without building a network: are its decisions and its projection sound?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os.path import commonprefix
+
+import numpy as np
+
+from nas.errors import NasError, SpaceError
+from nas.space import Space, describe
+
+TRACES = 3
+
+
+def check_listing(space: Space) -> None:
+    """Checks what can be chosen; allocates nothing.
+
+    Raises:
+        SpaceError: when there is nothing to choose, a name is misspelt, or listings and projections fail.
+    """
+    with blaming(space):
+        if not space.decisions:
+            raise SpaceError("build asked the chooser nothing, so there is nothing to search; call choose.op")
+        for decision in space.decisions:
+            if len(decision.options) < 2:
+                raise SpaceError(
+                    f"decision {decision.name!r} has the single option {decision.options[0]!r}; "
+                    "give it another one, or build the module without asking"
+                )
+        for _ in range(TRACES):
+            _check_repeatable(space)
+        _check_names(space)
+        _check_project(space)
+
+
+@contextmanager
+def blaming(space: Space, where: str = "") -> Iterator[None]:
+    """Turns whatever a block raises into a SpaceError that says which space, and where in it."""
+    who = f"space {space.name!r}"
+    try:
+        yield
+    except NasError as error:
+        text = str(error)
+        if text.startswith(who):
+            raise
+        raise SpaceError(f"{who}{where}: {text}") from error
+    except Exception as error:
+        raise SpaceError(f"{who}{where}: {describe(error)}") from error
+
+
+def _check_repeatable(space: Space) -> None:
+    again = replace(space).decisions
+    if differing := sorted({d.name for d in set(again) ^ set(space.decisions)}):
+        raise SpaceError(
+            f"listed twice, build asked different decisions: {differing[:3]} came up once only; "
+            "build must depend on nothing but the chooser's answers"
+        )
+    if again != space.decisions:
+        raise SpaceError("listed twice, build asked its decisions in another order; iterate over no set")
+
+
+def _check_names(space: Space) -> None:
+    """Compares the words of names that are the same but for one word and have the same options."""
+    words: dict[tuple[object, ...], list[tuple[str, str]]] = {}
+    for decision in space.decisions:
+        parts = re.split(r"([a-z]{4,})", decision.name)
+        for i in range(1, len(parts), 2):
+            alike = words.setdefault((decision.options, i, *parts[:i], *parts[i + 1 :]), [])
+            for word, name in alike:
+                if _is_slip(word, parts[i]):
+                    raise SpaceError(
+                        f"decision {decision.name!r} has the same options as {name!r}; did you mean {name!r}? "
+                        "One name is one decision; if two are meant, tell their names further apart"
+                    )
+            alike.append((parts[i], decision.name))
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Whether two words differ by two swapped neighbours or by one letter that is neither first nor last.
+
+    A first or last letter often tells apart on purpose: `qproj` and `kproj`, `kernelh` and `kernelw`.
+    """
+    start = len(commonprefix([a, b]))
+    a, b = a[start:], b[start:]
+    end = len(commonprefix([a[::-1], b[::-1]]))
+    a, b = a[: len(a) - end], b[: len(b) - end]
+    return (len(a) == 2 and a == b[::-1]) or (max(len(a), len(b)) == 1 and start > 0 and end > 0)
+
+
+def _check_project(space: Space) -> None:
+    reached = set()
+    for i, decision in enumerate(space.decisions):
+        for option in range(len(decision.options)):
+            scores = [np.zeros(len(d.options)) for d in space.decisions]
+            scores[i][option] = 1.0
+            reached.add(space.nearest(scores))
+    if len(reached) == 1 and space.count != 1:
+        raise SpaceError(
+            f"project ignores its scores: whatever is preferred, it gave {space.choices(*reached)}; "
+            "return the valid genotype whose options score highest"
+        )

@@ -1,0 +1,31 @@
+"""What a running job says: phases, units done and notes. The silent one is the default in Python."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Hears how a job goes."""
+
+    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+        """A phase of `total` units begins, `done` of them already done before a resumption."""
+
+    def advance(self, text: str) -> None:
+        """One more unit is done, summed up in `text`."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+        """Ignores the phase."""
+
+    def advance(self, text: str) -> None:
+        """Ignores the unit."""
+
+    def note(self, text: str) -> None:
+        """Ignores the note."""

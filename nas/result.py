@@ -1,0 +1,231 @@
+"""What a job leaves behind, in memory and in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nas import draw
+from nas.checkpoint import load_tensors, save_tensors
+from nas.errors import ConfigError, SpaceError
+from nas.files import read_json, replacing, write_json, write_manifest
+from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
+from nas.load import is_plugin, load
+from nas.skeleton import skeleton
+from nas.space import Space
+from nas.study import Study
+from nas.types import Genotype, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished job.
+
+    space: at the size of `network`.
+    genotype: the best architecture found; `graphs` are its cells, `graph` all of them in one.
+    network: trained, in evaluation mode.
+    metrics: see metrics.json; `test_acc` was measured once, on this network.
+    history: the trials of the search; for a differentiable one, one for each epoch.
+    """
+
+    space: Space
+    genotype: Genotype
+    graphs: Mapping[str, Graph]
+    network: nn.Module
+    metrics: Mapping[str, float]
+    history: Sequence[Trial]
+    folder: Path
+
+    @property
+    def graph(self) -> Graph:
+        """All cells as one networkx graph, its nodes named `kind/node`."""
+        return merged(self.graphs)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end: the manifest is written last."""
+    return (folder / "manifest.json").is_file()
+
+
+def write_result(
+    result: Result, *, image_shape: Sequence[int], title: str, alphas: Alphas | None = None
+) -> None:
+    """Writes every file of a finished run; the manifest comes last."""
+    folder, space, genotype = result.folder, result.space, result.genotype
+    save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
+    write_json(folder / "metrics.json", dict(result.metrics))
+    write_json(folder / "architecture.json", describe_architecture(space, genotype, result.metrics))
+    write_graphml(folder / "architecture.graphml", result.graph)
+    draw_architecture(folder, result.graphs, title=title)
+    outline = skeleton(space.network(genotype, meta=True), image_shape)
+    draw.save(draw.draw_network(outline, title=title), folder / "network.svg", folder / "network.png")
+    draw.save(
+        draw.draw_search(result.history, title=f"Search: {title}"),
+        folder / "search.svg",
+        folder / "search.png",
+    )
+    if alphas is not None:
+        alphas.write(folder)
+    write_manifest(folder)
+
+
+def describe_architecture(
+    space: Space, genotype: Genotype, metrics: Mapping[str, float]
+) -> dict[str, object]:
+    """The content of architecture.json: all that is needed to build or draw the architecture again."""
+    return {
+        "format": 1,
+        "space": space.origin or space.name,
+        "settings": dict(space.settings),
+        "genotype": list(genotype),
+        "choices": space.choices(genotype),
+        "notation": space.notation.write(genotype) if space.notation is not None else None,
+        "hash": architecture_hash(space, genotype),
+        "cells": {kind: to_dict(graph) for kind, graph in cell_graphs(space, genotype).items()},
+        "metrics": dict(metrics),
+    }
+
+
+def read_architecture(path: Path) -> dict[str, Any]:
+    """An architecture.json, or that of a run's folder; nothing of it is executed."""
+    file = path / "architecture.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(
+            f"no architecture at {path}: wanted a finished run's folder or an architecture.json"
+        )
+    data = read_json(file)
+    if not isinstance(data, dict) or not {"space", "settings", "genotype", "choices", "cells"} <= data.keys():
+        raise ConfigError(f"{file} describes no architecture")
+    return data
+
+
+def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
+    """The cells of an architecture as read, without its space."""
+    return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
+
+
+def load_architecture(path: Path, *, space: str | None = None, **settings: object) -> tuple[Space, Genotype]:
+    """The space and genotype of an architecture.json.
+
+    space: must be given where the architecture came from a user's own file, which is never run unasked.
+    settings: changes to the space's settings.
+
+    Raises:
+        ConfigError: when the space is a plug-in that was not named.
+        SpaceError: when the space no longer has these decisions.
+    """
+    data = read_architecture(path)
+    origin = str(data["space"])
+    if space is None and is_plugin(origin):
+        raise ConfigError(
+            f"{path} was found in the space {origin!r}, which is code of your own; "
+            "name it with --space to run it"
+        )
+    loaded = load(space or origin, **{**data["settings"], **settings})
+    return loaded, loaded.genotype(data["choices"])
+
+
+def load_result(folder: str | Path, *, space: str | Space | None = None) -> Result:
+    """A finished run read back, with its trained network on the CPU.
+
+    space: must be given where the run used a user's own space.
+    """
+    folder = Path(folder)
+    if not is_finished(folder):
+        raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
+    data = read_architecture(folder)
+    if isinstance(space, Space):
+        found, genotype = space, space.genotype(data["choices"])
+    else:
+        found, genotype = load_architecture(folder, space=space)
+    network = found.network(genotype)
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise SpaceError(f"{folder}: the weights do not fit space {found.name!r} any more") from error
+    metrics = read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
+    return Result(
+        found, genotype, graphs_of(data), network.eval(), metrics, Study.read(folder, "search", found), folder
+    )
+
+
+def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:
+    """cells.svg and cells.png."""
+    values = next(iter(graphs.values())).graph.get("values", {})
+    subtitle = "  ".join(f"{name}: {value}" for name, value in values.items())
+    figure = draw.draw_cells(graphs, title=title, subtitle=subtitle)
+    draw.save(figure, folder / "cells.svg", folder / "cells.png")
+
+
+def write_graphml(path: Path, graph: Graph) -> None:
+    """A graph for other programs; networkx escapes whatever names hold."""
+    import networkx as nx
+
+    with replacing(path) as temporary:
+        nx.write_graphml(graph, temporary)
+
+
+@dataclass(frozen=True, eq=False)
+class Alphas:
+    """The strengths of all operations over a differentiable search.
+
+    strengths: [T, E, O], NaN where a decision has fewer options.
+    decisions: [E] names; options: for each of them.
+    """
+
+    strengths: NDArray[np.float64]
+    decisions: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, space: Space, epochs: Sequence[Sequence[NDArray[np.float64]]]) -> Alphas:
+        """Collects the strengths `[O]` of each decision, epoch by epoch."""
+        options = tuple(d.options for d in space.decisions)
+        strengths = np.full((len(epochs), len(options), max(map(len, options))), math.nan)
+        for t, rows in enumerate(epochs):
+            for e, row in enumerate(rows):
+                strengths[t, e, : len(row)] = row
+        return cls(strengths, tuple(d.name for d in space.decisions), options)
+
+    def write(self, folder: Path) -> None:
+        """alphas.npz, alphas.svg and alphas.png."""
+        names = json.dumps({"decisions": self.decisions, "options": self.options}).encode()
+        with replacing(folder / "alphas.npz") as temporary:
+            np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
+        figure = draw.draw_alphas(
+            self.strengths,
+            decisions=self.decisions,
+            options=self.options,
+            title="Strength of every operation over the search",
+        )
+        draw.save(figure, folder / "alphas.svg", folder / "alphas.png")
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share in [0, 1] seen on `count` images (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics with as many digits as mean something."""
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}
+
+
+def to_cpu(network: nn.Module) -> nn.Module:
+    """The network in evaluation mode on the CPU, in torch's plain memory layout."""
+    return network.eval().to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,154 @@
+"""A run's folder: what was asked and resolved, and the refusal to mix two different runs in one place."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas import devices
+from nas.config import Config, write_toml
+from nas.errors import ConfigError, DataError
+from nas.files import LOCK, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.plan import Plan
+from nas.space import Space
+from nas.task import Task
+
+FORMAT = 1
+"""Grows when the meaning of `run.json` changes."""
+FREE = ("device", "budget")
+"""Settings that may differ when a run is resumed."""
+
+
+def open_folder(out: str | Path) -> Path:
+    """The folder of a new run or of one to resume.
+
+    Raises:
+        ConfigError: when it cannot be written, or holds files that are not a run's.
+    """
+    folder = prepare_folder(Path(out))
+    foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
+    if foreign and not (folder / "run.json").is_file():
+        raise ConfigError(
+            f"{folder} is not empty ({sorted(foreign)[0]}) and holds no run; choose another --out folder"
+        )
+    return folder
+
+
+def begin(
+    folder: Path, config: Config, plan: Plan, *, space: Space, task: Task, force: bool
+) -> dict[str, Any]:
+    """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
+
+    force: go on although the data changed.
+
+    Raises:
+        ConfigError: with a line for every setting that differs, or for a folder of a newer version.
+        DataError: when the data are no longer those that the run began with.
+    """
+    asked = config.model_dump()
+    if not (folder / "run.json").exists():
+        # The record comes first: a folder with a record is a run, whatever else is still missing.
+        write_json(folder / "run.json", _record(config, plan, space, task))
+        write_text(folder / "config.toml", write_toml(asked))
+        return read_run(folder)
+    record = read_run(folder)
+    if changes := list(_differences(record["config"], asked)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings:\n"
+            + "\n".join(changes)
+            + "\nrepeat its command to resume it, or choose another --out folder"
+        )
+    fingerprint = record["task"]["fingerprint"]
+    if fingerprint != task.fingerprint and not force:
+        raise DataError(
+            f"task {task.name!r} changed since {folder} was begun: its fingerprint is "
+            f"{task.fingerprint[:12]}, not {fingerprint[:12]}; restore the data, "
+            "choose another --out folder, or use --force"
+        )
+    return record
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        ConfigError: when there is none, or it was written by a newer version.
+    """
+    if not (folder / "run.json").is_file():
+        raise ConfigError(f"{folder} holds no run: there is no run.json in it")
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise ConfigError(f"{folder / 'run.json'} is no record of a run")
+    if record["format"] > FORMAT:
+        raise ConfigError(
+            f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
+            "upgrade nas-engine"
+        )
+    return record
+
+
+def _record(config: Config, plan: Plan, space: Space, task: Task) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(),
+        "plan": plan.to_dict(),
+        "space": {
+            "name": space.name,
+            "origin": space.origin,
+            "settings": dict(space.settings),
+            "decisions": len(space.decisions),
+            "size": str(space.size),
+        },
+        "task": {
+            "name": task.name,
+            "fingerprint": task.fingerprint,
+            "classes": list(task.classes),
+            "image_shape": list(task.image_shape),
+            "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+            "notes": list(task.notes),
+        },
+        "environment": environment(task.train.x.device),
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Versions and hardware; nothing of the process's environment variables."""
+    names = ("torch", "numpy", "optuna", "networkx", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "nas-engine": version("nas-engine"),
+        "platform": platform.platform(),
+        "device": str(device),
+        "hardware": devices.describe(device),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the engine's own checkout, where it runs from one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _differences(before: object, now: Mapping[str, object]) -> Iterator[str]:
+    old = before if isinstance(before, Mapping) else {}
+    for name in sorted({*old, *now} - set(FREE)):
+        if old.get(name) != now.get(name):
+            yield f"  {name}: {old.get(name)!r} in the folder, {now.get(name)!r} now"

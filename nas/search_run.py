@@ -1,0 +1,432 @@
+"""The whole job: search, train the best again with fresh seeds, train the winner in full, write the result.
+
+Every phase can be killed at any moment; the same call goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from torch import nn
+
+from nas import devices
+from nas.cell import Cell
+from nas.checkpoint import Checkpoints
+from nas.config import Config, make_config
+from nas.cost import cost, latency
+from nas.errors import ConfigError, NoModelError
+from nas.evaluate import Cached, Inherited, Trained, user_errors
+from nas.files import FolderLock
+from nas.graph import architecture_hash, cell_graphs
+from nas.journal import journal_storage
+from nas.load import load
+from nas.oneshot import differentiable
+from nas.oneshot.singlepath import train_shared
+from nas.oneshot.supernet import Supernet
+from nas.plan import Plan, make_plan
+from nas.progress import Progress, Silent
+from nas.recipe import Recipe
+from nas.result import Alphas, Result, is_finished, load_result, rounded, to_cpu, wilson, write_result
+from nas.resumable import Stopped
+from nas.run_folder import begin, open_folder
+from nas.schedule import Fixed, Listed
+from nas.seeding import derive, isolated
+from nas.space import Space
+from nas.study import JOURNAL, Evaluator, Study
+from nas.task import Task, load_task
+from nas.train import EpochReport, evaluate, train
+from nas.types import Genotype, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything the phases need.
+
+    task: all images; `search_task` has what the phases before the last training may use.
+    """
+
+    config: Config
+    plan: Plan
+    space: Space
+    task: Task
+    search_task: Task
+    folder: Path
+    progress: Progress
+    stop: Callable[[], bool]
+
+    def checkpoints(self, phase: str) -> Checkpoints:
+        """Where one phase saves its state."""
+        return Checkpoints(self.folder / "checkpoint" / phase)
+
+    def seed(self, phase: str) -> int:
+        """The root of one phase's random streams."""
+        return derive(self.config.seed, phase)
+
+
+def search(
+    space: str | Space = "darts",
+    task: str | Task = "digits",
+    method: str = "darts",
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
+
+    space: a name, `module:function`, `file.py:function`, or a `Space`.
+    task: a name that `load_task` knows, or a `Task`.
+    method: `random`, `evolution`, `darts` or `darts2`.
+    out: the run's folder, by default `results/SPACE-TASK-METHOD`.
+    settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
+    force: go on although the data are no longer those that the run began with.
+    stop: asked often; when true, the state is saved and `Stopped` raised.
+
+    Raises:
+        NasError: when a setting, the space or the data cannot be used, or no valid model was found.
+    """
+    names = {
+        "space": space if isinstance(space, str) else space.name,
+        "task": task if isinstance(task, str) else task.name,
+        "method": method,
+    }
+    config = make_config({**(settings or {}), **names})
+    return run(
+        config,
+        out=out,
+        space=space if isinstance(space, Space) else None,
+        task=task if isinstance(task, Task) else None,
+        force=force,
+        progress=progress,
+        stop=stop,
+    )
+
+
+def run(
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    space: Space | None = None,
+    task: Task | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Runs or resumes the job of a configuration; `space` and `task`, if given, come before its names."""
+    progress = progress or Silent()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan = make_plan(config)
+    device = devices.resolve(config.device)
+    task = (task or load_task(config.task, seed=config.seed)).to(device)
+    if space is None:
+        space = load(config.space, _offer(task) | dict(plan.size), **config.space_settings)
+    folder = open_folder(out if out is not None else default_folder(config))
+    with FolderLock(folder):
+        begin(folder, config, plan, space=space, task=task, force=force)
+        if is_finished(folder):
+            progress.note(f"{folder} holds this run already, finished")
+            return load_result(folder, space=final_space(config, plan, space, task))
+        search_task = task.reduced(plan.search_images) if plan.search_images else task
+        job = Job(config, plan, space, task, search_task, folder, progress, stop or (lambda: False))
+        return _run(job)
+
+
+def default_folder(config: Config) -> Path:
+    """results/SPACE-TASK-METHOD, made of harmless characters."""
+    parts = [config.space, config.task, config.method, *(["shared"] if config.evaluator == "shared" else [])]
+    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
+    return Path("results") / "-".join(names)
+
+
+def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
+    """The space at the size of the last network.
+
+    From weak to strong: the searched size, the space's full size (where the preset asks for it), the preset's
+    final size, the user's `space_settings`, the user's `final_settings`.
+    """
+    if not space.origin:
+        if config.final_settings:
+            raise ConfigError("final_settings are given, but a space made by hand has one size only")
+        return space
+    offer = {**space.settings, **(space.full_size if plan.full_size else {}), **plan.final_size}
+    final = load(space.origin, offer | _offer(task), **{**config.space_settings, **config.final_settings})
+    if final.decisions != space.decisions:
+        raise ConfigError(
+            f"space {space.name!r} has other decisions at its final size; settings of the last network may "
+            "change its size only"
+        )
+    return final
+
+
+def final_recipe(config: Config, plan: Plan, space: Space, network: nn.Module) -> tuple[Recipe, list[str]]:
+    """The recipe of the last training, less what the preset asks for and this network does not have."""
+    recipe, notes = plan.final, []
+    if recipe.auxiliary and "auxiliary" not in config.retrain and not space.settings.get("auxiliary"):
+        recipe = dataclasses.replace(recipe, auxiliary=0.0)
+        notes.append(f"space {space.name!r} has no auxiliary head here: auxiliary loss off")
+    has_cells = any(isinstance(module, Cell) for module in network.modules())
+    if recipe.drop_path and "drop_path" not in config.retrain and not has_cells:
+        recipe = dataclasses.replace(recipe, drop_path=0.0)
+        notes.append(f"space {space.name!r} has no cells: drop-path off")
+    return recipe, notes
+
+
+def _run(job: Job) -> Result:
+    for note in job.task.notes:
+        job.progress.note(note)
+    size = job.space.size
+    job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
+    if size.exact and size.count == 1:
+        job.progress.note("the space holds a single architecture, so there is nothing to search")
+    candidates, history, alphas, seconds = (
+        _differentiable(job) if job.config.is_differentiable else _black_box(job)
+    )
+    best, rerank = _rerank(job, candidates)
+    network, space, retrain = _retrain(job, best)
+    metrics = {
+        **retrain,
+        **{f"search_{k}": v for k, v in _found(history, best).items() if k in ("val_acc",)},
+        **rerank,
+        "search_seconds": seconds,
+        "trials": len(history),
+        "failed_trials": sum(trial.state == "failed" for trial in history),
+    }
+    result = Result(
+        space, best, cell_graphs(space, best), to_cpu(network), rounded(metrics), history, job.folder
+    )
+    title = f"{space.name} on {job.task.name} by {job.config.method}"
+    write_result(result, image_shape=job.task.image_shape, title=title, alphas=alphas)
+    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    return result
+
+
+_Search = tuple[list[Genotype], Sequence[Trial], "Alphas | None", float]
+
+
+def _differentiable(job: Job) -> _Search:
+    """Candidates: what the alphas preferred last, then what they preferred before."""
+    with isolated(job.seed("supernet"), "init"):
+        supernet = Supernet(job.space).to(job.task.train.x.device)
+    study = Study(
+        job.space, Listed((), 0), journal_storage(job.folder / JOURNAL), name="search", announce=False
+    )
+    job.progress.phase("search", job.plan.search.weights.epochs, done=len(study.history))
+
+    def record(epochs: Sequence[differentiable.Epoch]) -> None:
+        for epoch in epochs[len(study.history) :]:
+            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epoch)
+            study.tell(trial, {"val_acc": epoch.val_acc, "train_loss": epoch.train_loss}, epoch.seconds)
+            job.progress.advance(
+                f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}"
+            )
+
+    with user_errors():
+        epochs = differentiable.search(
+            supernet,
+            job.search_task,
+            job.plan.search,
+            seed=job.seed("search"),
+            checkpoints=job.checkpoints("search"),
+            budget_s=job.plan.budget_s,
+            on_epoch=record,
+            stop=job.stop,
+        )
+    record(epochs)
+    genotypes = _distinct(job, (epoch.genotype for epoch in reversed(epochs)))
+    alphas = Alphas.of(job.space, [epoch.strengths for epoch in epochs])
+    return genotypes, study.history, alphas, study.spent_s
+
+
+def _black_box(job: Job) -> _Search:
+    """Candidates: the best trials."""
+    evaluator, spent_s = _evaluator(job)
+    epochs = 0 if job.config.evaluator == "shared" else job.plan.trial.epochs
+    searcher = job.plan.searcher
+    assert searcher is not None, "a black-box plan has a searcher"
+    study = Study(
+        job.space,
+        Fixed(searcher, epochs),
+        journal_storage(job.folder / JOURNAL),
+        name="search",
+        seed=job.seed("search"),
+    )
+    job.progress.phase("search", job.plan.trials, done=study.ended)
+
+    def enough() -> bool:
+        if job.stop():
+            raise Stopped(f"search stopped after {study.ended} trials")
+        budget = job.plan.budget_s
+        return budget is not None and study.ended > 0 and spent_s + study.spent_s >= budget
+
+    reason = study.run(
+        Cached(evaluator, job.space, study.history),
+        trials=job.plan.trials,
+        stop=enough,
+        on_trial=lambda trial: job.progress.advance(_line(trial)),
+    )
+    if study.ended < job.plan.trials:
+        job.progress.note(f"the search ends early: {reason}")
+    best = study.best(len(study.history))
+    if not best:
+        raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
+    return _distinct(job, (t.genotype for t in best)), study.history, None, spent_s + study.spent_s
+
+
+def _evaluator(job: Job) -> tuple[Evaluator, float]:
+    """The evaluator, and the seconds it took to prepare."""
+    if job.config.evaluator == "trained":
+        folder = job.folder / "checkpoint"
+        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop), 0.0
+    with isolated(job.seed("supernet"), "init"):
+        supernet = Supernet(job.space).to(job.task.train.x.device)
+    job.progress.phase("supernet", job.plan.shared.epochs)
+    with user_errors():
+        curve = train_shared(
+            supernet,
+            job.search_task,
+            job.plan.shared,
+            seed=job.seed("shared"),
+            checkpoints=job.checkpoints("supernet"),
+            on_epoch=lambda report: job.progress.advance(_epoch_line(report)),
+            stop=job.stop,
+        )
+    return Inherited(supernet, job.search_task), sum(curve.seconds)
+
+
+def _rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[str, float]]:
+    """Trains the candidates from scratch with fresh seeds; the best by validation, and what was measured."""
+    if len(candidates) == 1:
+        return candidates[0], {}
+    study = Study(
+        job.space,
+        Listed(tuple(candidates), job.plan.top_k_epochs),
+        journal_storage(job.folder / JOURNAL),
+        name="rerank",
+        seed=job.seed("rerank"),
+    )
+    job.progress.phase("re-evaluation", len(candidates), done=study.ended)
+
+    def stop() -> bool:
+        if job.stop():
+            raise Stopped("re-evaluation stopped")
+        return False
+
+    folder = job.folder / "checkpoint" / "rerank"
+    study.run(
+        Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop),
+        trials=len(candidates),
+        stop=stop,
+        on_trial=lambda trial: job.progress.advance(_line(trial)),
+    )
+    if not (best := study.best()):
+        raise NoModelError(f"all {len(candidates)} candidates failed; the last: {study.history[-1].reason}")
+    return best[0].genotype, {
+        "rerank_val_acc": best[0].metrics["val_acc"],
+        "rerank_seconds": study.spent_s,
+    }
+
+
+def _retrain(job: Job, genotype: Genotype) -> tuple[nn.Module, Space, dict[str, float]]:
+    space = final_space(job.config, job.plan, job.space, job.task)
+    network, metrics = retrain(
+        space,
+        genotype,
+        job.task,
+        config=job.config,
+        plan=job.plan,
+        seed=job.seed("retrain"),
+        checkpoints=job.checkpoints("retrain"),
+        progress=job.progress,
+        stop=job.stop,
+    )
+    return network, space, metrics
+
+
+def retrain(
+    space: Space,
+    genotype: Genotype,
+    task: Task,
+    *,
+    config: Config,
+    plan: Plan,
+    seed: int,
+    checkpoints: Checkpoints | None,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> tuple[nn.Module, dict[str, float]]:
+    """Trains one architecture on training and validation images, then measures test accuracy, once."""
+    with user_errors():
+        with isolated(seed, "init"):
+            network = space.network(genotype).to(task.train.x.device)
+        recipe, notes = final_recipe(config, plan, space, network)
+        for note in notes:
+            progress.note(note)
+        progress.phase("retrain", recipe.epochs)
+        curve = train(
+            network,
+            task,
+            recipe,
+            seed=seed,
+            split=task.train_and_val(),
+            checkpoints=checkpoints,
+            on_epoch=lambda report: progress.advance(_epoch_line(report)),
+            stop=stop,
+        )
+        test_loss, test_acc = evaluate(network, task, task.test)
+        counted = cost(space, genotype, task.image_shape)
+        timed = latency(network, task.normalise(task.test.x[:1]))
+    low, high = wilson(test_acc, len(task.test))
+    return network, {
+        "test_acc": test_acc,
+        "test_acc_low": low,
+        "test_acc_high": high,
+        "test_loss": test_loss,
+        "train_loss": curve.train_loss[-1],
+        "params": counted.params,
+        "macs": counted.macs,
+        "activation_bytes": counted.activation_bytes,
+        "latency_ms": timed.p50_ms,
+        "latency_p95_ms": timed.p95_ms,
+        "retrain_epochs": recipe.epochs,
+        "retrain_seconds": sum(curve.seconds),
+    }
+
+
+def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
+    """The first `top_k` that are not isomorphic to one before."""
+    found: dict[str, Genotype] = {}
+    for genotype in genotypes:
+        found.setdefault(architecture_hash(job.space, genotype), genotype)
+        if len(found) == job.plan.top_k:
+            break
+    return list(found.values())
+
+
+def _offer(task: Task) -> dict[str, object]:
+    """What a task tells a space about its images."""
+    channels, height, _ = task.image_shape
+    return {"classes": task.num_classes, "in_channels": channels, "image_size": height}
+
+
+def _found(history: Sequence[Trial], genotype: Genotype) -> Mapping[str, float]:
+    done = [t for t in history if t.state == "done" and t.genotype == genotype]
+    return done[-1].metrics if done else {}
+
+
+def _line(trial: Trial) -> str:
+    if trial.state == "failed":
+        return f"trial {trial.number}: failed, {trial.reason}"
+    metrics = trial.metrics
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    return f"trial {trial.number}: validation accuracy {metrics['val_acc']:.4f}{size}, {trial.cost_s:.1f} s"
+
+
+def _epoch_line(report: EpochReport) -> str:
+    return f"epoch {report.epoch}: loss {report.train_loss:.3f}, {report.seconds:.1f} s"

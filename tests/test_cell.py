@@ -1,0 +1,100 @@
+"""Cells: which edges exist, what a node sums, how outputs are joined, and what drop-path may touch."""
+
+import pytest
+import torch
+from torch import nn
+
+from nas.cell import Cell, drop_path
+from nas.errors import SpaceError
+from nas.ops import Zero
+
+
+class Times(nn.Module):
+    """Multiplies by a number, so that sums can be read off."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_every_earlier_node_feeds_every_later_one():
+    asked = []
+
+    def edge(src, dst):
+        asked.append((src, dst))
+        return nn.Identity()
+
+    cell = Cell("normal", 2, 3, edge)
+    assert asked == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)]
+    assert [(src, dst) for src, dst, _ in cell.edges()] == asked
+
+
+@pytest.mark.parametrize("concat", [False, True])
+def test_a_node_sums_its_edges(concat):
+    factor = {(0, 1): 2, (0, 2): 3, (1, 2): 5}
+    cell = Cell("cell", 1, 2, lambda i, j: Times(factor[i, j]), concat=concat)
+    y = cell(torch.ones(1, 1, 2, 2))
+    assert y[0, :, 0, 0].tolist() == ([2, 13] if concat else [13])
+
+
+def test_inputs_are_preprocessed_each_by_its_own():
+    cell = Cell("cell", 2, 1, lambda i, j: Times((1, 10)[i]), preprocess=[Times(2), Times(3)])
+    assert cell(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).item() == 32
+
+
+def test_a_zero_edge_adds_nothing_even_to_a_map_that_is_not_a_number():
+    cell = Cell("cell", 2, 1, lambda i, j: Zero(3) if i == 0 else nn.Identity())
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(cell(torch.full_like(x, torch.nan), x), x)
+
+
+def test_a_node_without_a_live_edge_is_zero_in_the_right_shape():
+    cell = Cell("reduce", 1, 1, lambda i, j: Zero(6, stride=2))
+    y = cell(torch.randn(2, 3, 5, 5))
+    assert y.shape == (2, 6, 3, 3) and not y.any()
+
+
+def test_a_wrong_number_of_inputs_is_an_error():
+    with pytest.raises(ValueError, match="longer|shorter"):
+        Cell("cell", 2, 1, lambda i, j: nn.Identity())(torch.ones(1, 1, 1, 1))
+
+
+def test_drop_path_zeroes_whole_images_and_keeps_the_mean():
+    y = drop_path(torch.ones(4000, 2, 3, 3), 0.3)
+    per_image = y.flatten(1)
+    assert (per_image == per_image[:, :1]).all()
+    assert per_image.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert y.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_drop_path_spares_identities_and_evaluation():
+    x = torch.ones(64, 1, 2, 2)
+    dropped = Cell("cell", 1, 1, lambda i, j: Times(1))
+    spared = Cell("cell", 1, 1, lambda i, j: nn.Identity())
+    dropped.drop_path = spared.drop_path = 0.5
+    assert (dropped(x) == 0).any()
+    assert torch.equal(spared(x), x)
+    assert torch.equal(dropped.eval()(x), x)
+
+
+def test_each_edge_is_dropped_on_its_own():
+    cell = Cell("cell", 2, 1, lambda i, j: Times(1))
+    cell.drop_path = 0.5
+    x = torch.ones(200, 1, 1, 1)
+    assert set(cell(x, x).flatten().tolist()) == {0.0, 2.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "preprocess"), [(0, 1, ()), (1, 0, ()), (2, 1, (nn.Identity(),))]
+)
+def test_impossible_cells_are_refused(inputs, nodes, preprocess):
+    with pytest.raises(SpaceError, match=f"got {inputs} inputs, {nodes} nodes, {len(preprocess)} pre"):
+        Cell("cell", inputs, nodes, lambda i, j: nn.Identity(), preprocess=preprocess)
+
+
+def test_an_edge_that_is_no_module_is_refused():
+    with pytest.raises(SpaceError, match=r"cell 'normal': edge\(0, 1\) returned None, wanted an nn.Module"):
+        Cell("normal", 1, 1, lambda i, j: None)
