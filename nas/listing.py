@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from os.path import commonprefix
 
 import numpy as np
 
@@ -73,8 +72,8 @@ def _check_names(space: Space) -> None:
             for word, name in alike:
                 if _is_slip(word, parts[i]):
                     raise SpaceError(
-                        f"decision {decision.name!r} has the same options as {name!r}; did you mean {name!r}? "
-                        "One name is one decision; if two are meant, tell their names further apart"
+                        f"decision {decision.name!r} has the options of {name!r}; did you mean {name!r}? "
+                        "one name is one decision; if two are meant, tell their names further apart"
                     )
             alike.append((parts[i], decision.name))
 
@@ -84,11 +83,15 @@ def _is_slip(a: str, b: str) -> bool:
 
     A first or last letter often tells apart on purpose: `qproj` and `kproj`, `kernelh` and `kernelw`.
     """
-    start = len(commonprefix([a, b]))
-    a, b = a[start:], b[start:]
-    end = len(commonprefix([a[::-1], b[::-1]]))
-    a, b = a[: len(a) - end], b[: len(b) - end]
-    return (len(a) == 2 and a == b[::-1]) or (max(len(a), len(b)) == 1 and start > 0 and end > 0)
+    short, long = sorted((a, b), key=len)
+    inside = range(1, len(long) - 1)
+    if len(short) < len(long):
+        return any(long[:i] + long[i + 1 :] == short for i in inside)
+    wrong = [i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q]
+    if len(wrong) == 2:
+        i, j = wrong
+        return j == i + 1 and (a[i], a[j]) == (b[j], b[i])
+    return len(wrong) == 1 and wrong[0] in inside
 
 
 def _check_project(space: Space) -> None:

@@ -68,11 +68,9 @@ def write_result(
     draw_architecture(folder, result.graphs, title=title)
     outline = skeleton(space.network(genotype, meta=True), image_shape)
     draw.save(draw.draw_network(outline, title=title), folder / "network.svg", folder / "network.png")
-    draw.save(
-        draw.draw_search(result.history, title=f"Search: {title}"),
-        folder / "search.svg",
-        folder / "search.png",
-    )
+    if result.history:
+        figure = draw.draw_search(result.history, title=f"Search: {title}")
+        draw.save(figure, folder / "search.svg", folder / "search.png")
     if alphas is not None:
         alphas.write(folder)
     write_manifest(folder)

@@ -19,6 +19,7 @@ from nas.files import LOCK, TEMPORARY, prepare_folder, read_json, write_json, wr
 from nas.plan import Plan
 from nas.space import Space
 from nas.task import Task
+from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
@@ -42,10 +43,18 @@ def open_folder(out: str | Path) -> Path:
 
 
 def begin(
-    folder: Path, config: Config, plan: Plan, *, space: Space, task: Task, force: bool
+    folder: Path,
+    config: Config,
+    plan: Plan,
+    *,
+    space: Space,
+    task: Task,
+    genotype: Genotype | None = None,
+    force: bool,
 ) -> dict[str, Any]:
     """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
 
+    genotype: the architecture to train, where the run does not search for one.
     force: go on although the data changed.
 
     Raises:
@@ -55,11 +64,12 @@ def begin(
     asked = config.model_dump()
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
-        write_json(folder / "run.json", _record(config, plan, space, task))
+        write_json(folder / "run.json", _record(config, plan, space, task, genotype))
         write_text(folder / "config.toml", write_toml(asked))
         return read_run(folder)
     record = read_run(folder)
-    if changes := list(_differences(record["config"], asked)):
+    asked["architecture"] = None if genotype is None else list(genotype)
+    if changes := list(_differences({**record["config"], "architecture": record["architecture"]}, asked)):
         raise ConfigError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(changes)
@@ -94,10 +104,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _record(config: Config, plan: Plan, space: Space, task: Task) -> dict[str, object]:
+def _record(
+    config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None
+) -> dict[str, object]:
     return {
         "format": FORMAT,
         "config": config.model_dump(),
+        "architecture": None if genotype is None else list(genotype),
         "plan": plan.to_dict(),
         "space": {
             "name": space.name,

@@ -5,7 +5,6 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,9 @@ import optuna
 from torch import nn
 
 from nas import devices
-from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config
-from nas.cost import cost, latency
-from nas.errors import ConfigError, NoModelError
+from nas.errors import NoModelError
 from nas.evaluate import Cached, Inherited, Trained, user_errors
 from nas.files import FolderLock
 from nas.graph import architecture_hash, cell_graphs
@@ -30,16 +27,15 @@ from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
-from nas.recipe import Recipe
-from nas.result import Alphas, Result, is_finished, load_result, rounded, to_cpu, wilson, write_result
+from nas.result import Alphas, Result, is_finished, load_result, rounded, to_cpu, write_result
 from nas.resumable import Stopped
+from nas.retrain_run import epoch_line, final_space, offer, train_final
 from nas.run_folder import begin, open_folder
 from nas.schedule import Fixed, Listed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.study import JOURNAL, Evaluator, Study
 from nas.task import Task, load_task
-from nas.train import EpochReport, evaluate, train
 from nas.types import Genotype, Trial
 
 
@@ -126,7 +122,7 @@ def run(
     device = devices.resolve(config.device)
     task = (task or load_task(config.task, seed=config.seed)).to(device)
     if space is None:
-        space = load(config.space, _offer(task) | dict(plan.size), **config.space_settings)
+        space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
     folder = open_folder(out if out is not None else default_folder(config))
     with FolderLock(folder):
         begin(folder, config, plan, space=space, task=task, force=force)
@@ -143,39 +139,6 @@ def default_folder(config: Config) -> Path:
     parts = [config.space, config.task, config.method, *(["shared"] if config.evaluator == "shared" else [])]
     names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
     return Path("results") / "-".join(names)
-
-
-def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
-    """The space at the size of the last network.
-
-    From weak to strong: the searched size, the space's full size (where the preset asks for it), the preset's
-    final size, the user's `space_settings`, the user's `final_settings`.
-    """
-    if not space.origin:
-        if config.final_settings:
-            raise ConfigError("final_settings are given, but a space made by hand has one size only")
-        return space
-    offer = {**space.settings, **(space.full_size if plan.full_size else {}), **plan.final_size}
-    final = load(space.origin, offer | _offer(task), **{**config.space_settings, **config.final_settings})
-    if final.decisions != space.decisions:
-        raise ConfigError(
-            f"space {space.name!r} has other decisions at its final size; settings of the last network may "
-            "change its size only"
-        )
-    return final
-
-
-def final_recipe(config: Config, plan: Plan, space: Space, network: nn.Module) -> tuple[Recipe, list[str]]:
-    """The recipe of the last training, less what the preset asks for and this network does not have."""
-    recipe, notes = plan.final, []
-    if recipe.auxiliary and "auxiliary" not in config.retrain and not space.settings.get("auxiliary"):
-        recipe = dataclasses.replace(recipe, auxiliary=0.0)
-        notes.append(f"space {space.name!r} has no auxiliary head here: auxiliary loss off")
-    has_cells = any(isinstance(module, Cell) for module in network.modules())
-    if recipe.drop_path and "drop_path" not in config.retrain and not has_cells:
-        recipe = dataclasses.replace(recipe, drop_path=0.0)
-        notes.append(f"space {space.name!r} has no cells: drop-path off")
-    return recipe, notes
 
 
 def _run(job: Job) -> Result:
@@ -294,7 +257,7 @@ def _evaluator(job: Job) -> tuple[Evaluator, float]:
             job.plan.shared,
             seed=job.seed("shared"),
             checkpoints=job.checkpoints("supernet"),
-            on_epoch=lambda report: job.progress.advance(_epoch_line(report)),
+            on_epoch=lambda report: job.progress.advance(epoch_line(report)),
             stop=job.stop,
         )
     return Inherited(supernet, job.search_task), sum(curve.seconds)
@@ -335,7 +298,7 @@ def _rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[st
 
 def _retrain(job: Job, genotype: Genotype) -> tuple[nn.Module, Space, dict[str, float]]:
     space = final_space(job.config, job.plan, job.space, job.task)
-    network, metrics = retrain(
+    network, metrics = train_final(
         space,
         genotype,
         job.task,
@@ -349,56 +312,6 @@ def _retrain(job: Job, genotype: Genotype) -> tuple[nn.Module, Space, dict[str, 
     return network, space, metrics
 
 
-def retrain(
-    space: Space,
-    genotype: Genotype,
-    task: Task,
-    *,
-    config: Config,
-    plan: Plan,
-    seed: int,
-    checkpoints: Checkpoints | None,
-    progress: Progress,
-    stop: Callable[[], bool],
-) -> tuple[nn.Module, dict[str, float]]:
-    """Trains one architecture on training and validation images, then measures test accuracy, once."""
-    with user_errors():
-        with isolated(seed, "init"):
-            network = space.network(genotype).to(task.train.x.device)
-        recipe, notes = final_recipe(config, plan, space, network)
-        for note in notes:
-            progress.note(note)
-        progress.phase("retrain", recipe.epochs)
-        curve = train(
-            network,
-            task,
-            recipe,
-            seed=seed,
-            split=task.train_and_val(),
-            checkpoints=checkpoints,
-            on_epoch=lambda report: progress.advance(_epoch_line(report)),
-            stop=stop,
-        )
-        test_loss, test_acc = evaluate(network, task, task.test)
-        counted = cost(space, genotype, task.image_shape)
-        timed = latency(network, task.normalise(task.test.x[:1]))
-    low, high = wilson(test_acc, len(task.test))
-    return network, {
-        "test_acc": test_acc,
-        "test_acc_low": low,
-        "test_acc_high": high,
-        "test_loss": test_loss,
-        "train_loss": curve.train_loss[-1],
-        "params": counted.params,
-        "macs": counted.macs,
-        "activation_bytes": counted.activation_bytes,
-        "latency_ms": timed.p50_ms,
-        "latency_p95_ms": timed.p95_ms,
-        "retrain_epochs": recipe.epochs,
-        "retrain_seconds": sum(curve.seconds),
-    }
-
-
 def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
     """The first `top_k` that are not isomorphic to one before."""
     found: dict[str, Genotype] = {}
@@ -407,12 +320,6 @@ def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
         if len(found) == job.plan.top_k:
             break
     return list(found.values())
-
-
-def _offer(task: Task) -> dict[str, object]:
-    """What a task tells a space about its images."""
-    channels, height, _ = task.image_shape
-    return {"classes": task.num_classes, "in_channels": channels, "image_size": height}
 
 
 def _found(history: Sequence[Trial], genotype: Genotype) -> Mapping[str, float]:
@@ -426,7 +333,3 @@ def _line(trial: Trial) -> str:
     metrics = trial.metrics
     size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
     return f"trial {trial.number}: validation accuracy {metrics['val_acc']:.4f}{size}, {trial.cost_s:.1f} s"
-
-
-def _epoch_line(report: EpochReport) -> str:
-    return f"epoch {report.epoch}: loss {report.train_loss:.3f}, {report.seconds:.1f} s"

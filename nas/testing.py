@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from nas.space import Space, describe
 from nas.types import Genotype, Trial
 
 MIXTURES = 5
-_STATES = ("failed", "done", "running", "done", "done")
+_STATES: tuple[Literal["failed", "running", "done"], ...] = ("failed", "done", "running", "done", "done")
 
 
 class SearcherError(NasError):

@@ -1,4 +1,4 @@
-"""Spaces: what is valid, how it is drawn and varied, what is the same, how much there is, and what is refused."""
+"""Spaces: what is valid, how it is drawn and varied, what is the same, how much there is, and bad input."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,6 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.load import load
-from nas.ops import candidates
 from nas.space import Size, Space
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}
@@ -118,10 +117,12 @@ def test_a_space_without_decisions_holds_one_architecture():
 @each_space
 def test_everything_drawn_is_valid_and_canonical(space):
     rng = np.random.default_rng(0)
+    for genotype in space.neighbours(space.sample(rng)):
+        assert is_valid(space, genotype)
     for _ in range(60):
         parent, other = space.sample(rng), space.sample(rng)
         found = [parent, space.mutate(parent, rng), space.cross(parent, other, rng)]
-        for genotype in [*found, *space.neighbours(parent)[::17]]:
+        for genotype in found:
             space.check(genotype)
             assert is_valid(space, genotype)
             assert space.canonical(genotype) == genotype
@@ -163,11 +164,11 @@ def test_darts_inputs_and_operations_are_sampled_uniformly():
     for _ in range(draws):
         edges = space.sample(rng)[start : start + 5]
         pairs[tuple(i for i, option in enumerate(edges) if option)] += 1
-        operations[list(edges)] += np.array(edges) > 0
+        operations += np.bincount(edges, minlength=8)
     counts = np.array([*pairs.values()])
     assert ((counts - draws / 10) ** 2 / (draws / 10)).sum() < 27.9  # 9 degrees of freedom, p = 0.001
     expected = 2 * draws / 7
-    assert operations[0] == 0
+    assert operations[0] == 3 * draws
     assert ((operations[1:] - expected) ** 2 / expected).sum() < 22.5  # 6 degrees, p = 0.001
 
 
@@ -428,7 +429,7 @@ def test_a_candidate_that_is_a_built_module():
 
 
 def test_a_build_that_returns_no_network():
-    with pytest.raises(SpaceError, match="build returned NoneType, wanted an nn.Module"):
+    with pytest.raises(SpaceError, match="build returned NoneType, wanted an"):
         listed(lambda choose: None)
 
 
@@ -455,12 +456,12 @@ def test_a_decision_hidden_behind_an_earlier_option():
 
     space = Space("hidden", build)
     assert [d.name for d in space.decisions] == ["kind"]
-    with pytest.raises(
-        SpaceError, match="'kernel' is only asked after some choices.* put the option .* last"
-    ):
+    message = r"'kernel' is only asked after some choices.* put the option .* last"
+    with pytest.raises(SpaceError, match=message):
         space.network((0,))
-    with pytest.raises(SpaceError, match="'kernel' is only asked after some choices"):
-        space.sample(np.random.default_rng(3))
+    rng = np.random.default_rng(0)
+    with pytest.raises(SpaceError, match=message):
+        [space.sample(rng) for _ in range(20)]
 
 
 def test_options_that_depend_on_an_earlier_choice():

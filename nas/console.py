@@ -1,0 +1,95 @@
+"""Progress for people: a live bar with the time left on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich import progress
+from rich.console import Console
+
+
+class LiveProgress:
+    """A bar that stays at the bottom while finished units scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = progress.Progress(
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: progress.TaskID | None = None
+
+    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+        """Begins a new bar."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=total, completed=done)
+
+    def advance(self, text: str) -> None:
+        """Prints the unit and moves the bar."""
+        self._bar.console.print(text, highlight=False, markup=False)
+        if self._task is not None:
+            self._bar.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Prints the note."""
+        self._bar.console.print(text, style="dim", highlight=False, markup=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class PlainProgress:
+    """One line for each unit, with the time left, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._name, self._total, self._done, self._here, self._begun = "", 0, 0, 0, time.monotonic()
+
+    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+        """Begins counting anew."""
+        self._name, self._total, self._done, self._here = name, total, done, 0
+        self._begun = time.monotonic()
+
+    def advance(self, text: str) -> None:
+        """Prints the unit with its number and the time left."""
+        self._done += 1
+        self._here += 1
+        each = (time.monotonic() - self._begun) / self._here
+        left = each * max(0, self._total - self._done)
+        _say(f"{self._name} {self._done}/{self._total}  {text}  ({left:.0f} s left)")
+
+    def note(self, text: str) -> None:
+        """Prints the note."""
+        _say(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves nothing to clean up."""
+
+
+def reporter(*, quiet: bool) -> LiveProgress | PlainProgress:
+    """The progress that suits where standard error goes; with `quiet`, plain lines there."""
+    console = Console(stderr=True)
+    return LiveProgress(console) if console.is_terminal and not quiet else PlainProgress()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text.replace("\n", " ") + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,36 @@
+"""What this machine offers to the engine."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nas import datasets, devices
+from nas.errors import NasError
+from nas.run_folder import environment
+
+
+def examine() -> dict[str, str]:
+    """Versions, devices, memory, and which data sets can be loaded, each finding in words."""
+    device = devices.resolve("auto")
+    findings = {name: str(value) for name, value in environment(device).items() if value is not None}
+    findings["cores"] = str(os.cpu_count())
+    findings["devices"] = ", ".join(devices.available())
+    findings["execution"] = (
+        "bfloat16, channels-last" if device.type == "cuda" else "float32, one operation at a time"
+    )
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    for name in ("digits", "fashion_mnist", "cifar10", "cifar100"):
+        findings[f"task {name}"] = _readable(name)
+    return findings
+
+
+def _readable(name: str) -> str:
+    try:
+        source = datasets.read(name)
+    except NasError as error:
+        return f"no: {error}"
+    return f"yes, {len(source.x_train)} training images"

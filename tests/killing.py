@@ -1,0 +1,44 @@
+"""Kills a computation with SIGKILL at random moments and starts it again, until it has finished."""
+
+import multiprocessing
+import random
+import time
+
+MODULES = ["numpy", "torch", "torch._dynamo", "networkx", "optuna", "nas.study", "nas.oneshot.differentiable"]
+
+
+def run_killed(target, *args, kills, longest_s, seed):
+    """Runs `target(*args)` in processes of their own, the first `kills` of them killed; the last may end.
+
+    Each lives for a random time of up to `longest_s` once its work has begun.
+    A server that has imported the libraries once, and computed nothing, forks the processes.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    delays = random.Random(seed)
+    for _ in range(kills):
+        process, began = _start(context, target, args)
+        began.recv()
+        time.sleep(delays.uniform(0, longest_s))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"the work ended before it was killed: exit code {process.exitcode}"
+    process, _ = _start(context, target, args)
+    process.join()
+    assert process.exitcode == 0
+
+
+def _start(context, target, args):
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, target, args))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _work(sender, target, args):
+    import torch
+
+    torch.set_num_threads(1)
+    sender.send("begun")
+    target(*args)

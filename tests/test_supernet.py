@@ -1,0 +1,333 @@
+"""The supernet: one architecture's mixture is that architecture, in values, gradients and statistics."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nas.cell import Cell
+from nas.errors import SpaceError
+from nas.load import load
+from nas.oneshot.supernet import MixedOp, Supernet, _used
+from nas.ops import Zero, candidates
+from nas.space import Space
+from spaces.darts import OPTIONS as DARTS_OPTIONS
+
+
+def nested_space():
+    """A cell whose edges offer a convolution with a choice of its own inside."""
+
+    def build(choose):
+        def doubled():
+            inner = choose.op("inner", candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4))
+            return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), inner)
+
+        options = candidates(["none", "skip_connect"], 4, 4) | {"doubled": doubled}
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 5),
+        )
+
+    return Space("nested", build)
+
+
+def without_cells():
+    """Decisions straight in a chain, named against the alphabet."""
+
+    def build(choose):
+        layers = [
+            choose.op(name, candidates(["nor_conv_1x1", "skip_connect", "max_pool_3x3"], 3, 3))
+            for name in "zma"
+        ]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 64, 5))
+
+    return Space("chain", build)
+
+
+SPACES = {
+    "toy": load("toy", width=4, classes=5, in_channels=3),
+    "nasbench201": load("nasbench201", width=4, cells=1, classes=5),
+    "darts": load("darts", width=4, cells=3, classes=5),
+    "nested": nested_space(),
+    "chain": without_cells(),
+}
+each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+
+
+def batch(*, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return x, torch.arange(6) % 5
+
+
+def moved(space, *, steps=3):
+    """A supernet a few steps of SGD away from where it was initialised, alphas included."""
+    supernet = Supernet(space).double()
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        x, y = batch(seed=step)
+        optimizer.zero_grad()
+        F.cross_entropy(supernet(x), y).backward()
+        optimizer.step()
+    return supernet
+
+
+def one_hot(space, genotype):
+    rows = space.one_hot(genotype)
+    return {d.name: torch.from_numpy(row) for d, row in zip(space.decisions, rows, strict=True)}
+
+
+def gradients(run, module):
+    x, y = batch(seed=9)
+    module.zero_grad()
+    logits = run(x)
+    F.cross_entropy(logits, y).backward()
+    return logits, {name: p.grad for name, p in module.named_parameters()}
+
+
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+# -- identity -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_space
+def test_a_one_hot_supernet_is_the_extracted_network(space, training):
+    supernet, rng = moved(space), np.random.default_rng(0)
+    for _ in range(3):
+        genotype = space.sample(rng)
+        by_mixture, by_path = supernet.train(training), copy.deepcopy(supernet)
+        network = supernet.extract(genotype)
+        assert network.training == training
+        mix = partial(by_mixture.mix, mixture=one_hot(space, genotype))
+        wanted, own = gradients(network, network)
+        for model, run in ((by_mixture, mix), (by_path, partial(by_path, genotype=genotype))):
+            logits, shared = gradients(run, model.network)
+            assert_close(logits, wanted)
+            names = dict(_used(model.network, space.choices(genotype)))
+            assert {names[name] for name in shared if name in names} == own.keys()
+            for name, gradient in shared.items():
+                if name in names and own[names[name]] is not None:
+                    assert_close(gradient, own[names[name]])
+                else:  # unused weights get no gradient, or one of zeros through their weight of zero
+                    assert gradient is None or not gradient.any()
+            buffers = dict(network.named_buffers())
+            for name, value in model.network.named_buffers():
+                if name in names:
+                    assert_close(value, buffers[names[name]])
+
+
+@each_space
+def test_extracting_copies(space):
+    supernet = moved(space, steps=1)
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    network = supernet.extract(space.sample(np.random.default_rng(0)))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
+    assert not any(p.is_meta for p in (*network.parameters(), *network.buffers()))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["toy", "nasbench201"])
+def test_extracted_weights_in_a_plain_network_give_the_same_outputs(name, training):
+    space = SPACES[name]
+    supernet, rng = moved(space).train(training), np.random.default_rng(1)
+    for _ in range(3):
+        genotype = space.sample(rng)
+        network, plain = supernet.extract(genotype), space.network(genotype).double().train(training)
+        missing, unexpected = plain.load_state_dict(network.state_dict(), strict=False)
+        assert not unexpected and all(name.endswith((".weight", ".bias")) for name in missing)
+        x, _ = batch()
+        assert_close(plain(x), network(x))
+
+
+def test_a_plain_darts_network_agrees_unless_pools_lose_their_norm():
+    space = SPACES["darts"]
+    supernet = moved(space)
+    skip, pool = DARTS_OPTIONS.index("skip_connect"), DARTS_OPTIONS.index("avg_pool_3x3")
+    base = space.nearest([np.eye(8)[7]] * len(space.decisions))
+    for option, agree in ((skip, True), (pool, False)):
+        genotype = tuple(option if i == 0 else chosen for i, chosen in enumerate(base))
+        network, plain = supernet.extract(genotype), space.network(genotype).double()
+        plain.load_state_dict(network.state_dict(), strict=False)
+        x, _ = batch()
+        assert torch.allclose(plain(x), network(x), rtol=1e-9) == agree
+
+
+def test_norms_inside_cells_have_no_affine_part_and_those_outside_keep_theirs():
+    supernet = Supernet(SPACES["nasbench201"])
+    for name, module in supernet.network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight is None) == ("incoming" in name), name
+
+
+# -- mixtures -----------------------------------------------------------------------------------------
+
+
+def test_a_mixed_operation_is_the_weighted_sum_of_its_candidates():
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    mixed = MixedOp("x", candidates(["nor_conv_3x3", "none", "skip_connect"], 3, 3), {"x": weights}).double()
+    x, _ = batch()
+    assert_close(mixed(x), 0.2 * mixed.ops[0](x) + 0.5 * x)
+
+
+def test_a_decision_whose_only_option_is_no_connection():
+    def build(choose):
+        options = candidates(["none"], 3, 3)
+        return nn.Sequential(
+            Cell("c", 1, 1, lambda i, j: choose.op("x", options)), nn.Flatten(), nn.Linear(192, 5)
+        )
+
+    supernet = Supernet(Space("nothing", build)).double()
+    x, _ = batch()
+    assert_close(supernet(x), supernet.extract((0,))(x))
+    assert_close(supernet(x), supernet.network[-1].bias.expand(6, 5))
+
+
+def test_alphas_stand_in_the_order_of_the_decisions_whatever_their_names():
+    widths = {"z": 2, "a": 3, "m": 2, "b": 3, "y": 2}
+
+    def build(choose):
+        names = ("nor_conv_1x1", "skip_connect", "avg_pool_3x3")
+        layers = [choose.op(name, candidates(names[:width], 3, 3)) for name, width in widths.items()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(192, 5))
+
+    supernet = Supernet(Space("names", build))
+    assert [tuple(alpha.shape) for alpha in supernet.alphas] == [(3, 2), (2, 3)]
+    wanted = (1, 2, 0, 1, 1)
+    with torch.no_grad():
+        for alpha in supernet.alphas:
+            alpha.zero_()
+        for row, option in enumerate((1, 0, 1)):
+            supernet.alphas[0][row, option] = 3.0
+        for row, option in enumerate((2, 1)):
+            supernet.alphas[1][row, option] = 3.0
+    assert supernet.genotype() == wanted
+    assert list(supernet.path(wanted)) == list(widths)
+    for strengths, option, (name, width) in zip(supernet.strengths(), wanted, widths.items(), strict=True):
+        expected = torch.nn.functional.one_hot(torch.tensor(option), width).mul(3.0).softmax(0)
+        torch.testing.assert_close(supernet.mixture()[name].detach(), expected)
+        np.testing.assert_allclose(strengths, expected, rtol=1e-6)
+    assert supernet.state_dict()["alphas.1"][0, 2] == 3.0
+
+
+def test_alphas_start_small_and_all_are_reached_by_the_gradient():
+    supernet = Supernet(SPACES["darts"])
+    alphas = torch.cat([alpha.detach().flatten() for alpha in supernet.alphas])
+    assert len(alphas) == 28 * 8
+    assert alphas.std().item() == pytest.approx(1e-3, rel=0.2)
+    x, y = batch()
+    F.cross_entropy(supernet(x.float()), y).backward()
+    assert all((alpha.grad != 0).any(1).all() for alpha in supernet.alphas)
+
+
+def test_another_relaxation_is_used():
+    space = SPACES["toy"]
+    supernet = Supernet(space, relax=lambda alphas: torch.zeros_like(alphas) + torch.tensor([0.0, 1.0, 0.0]))
+    x, _ = batch()
+    torch.testing.assert_close(supernet(x.float()), supernet(x.float(), (1, 1, 1)))
+
+
+def test_weights_are_everything_but_the_alphas():
+    supernet = Supernet(SPACES["toy"])
+    weights, alphas = {id(p) for p in supernet.weights()}, {id(p) for p in supernet.alphas}
+    assert not weights & alphas
+    assert weights | alphas == {id(p) for p in supernet.parameters()}
+
+
+def test_an_auxiliary_head_is_left_out_of_the_output():
+    supernet = Supernet(load("darts", width=4, cells=3, classes=5, auxiliary=True))
+    assert supernet.train()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_supernet_can_be_copied():
+    supernet = Supernet(SPACES["toy"])
+    twin = copy.deepcopy(supernet)
+    x, _ = batch()
+    torch.testing.assert_close(twin(x.float()), supernet(x.float()))
+
+
+# -- nested decisions ---------------------------------------------------------------------------------
+
+
+def test_nested_decisions_are_listed_mixed_and_extracted():
+    space = SPACES["nested"]
+    assert [d.name for d in space.decisions] == ["0->1", "inner", "0->2", "1->2"]
+    assert space.trace.nested == {"0->1", "0->2", "1->2"}
+    assert space.canonical((1, 1, 0, 1)) == (1, 0, 0, 1)
+    assert space.size.count == 8 + 2 * (27 - 8)
+    supernet = Supernet(space)
+    mixed = [m.decision for m in supernet.network.modules() if isinstance(m, MixedOp)]
+    assert sorted(mixed) == sorted(["0->1", "0->2", "1->2", "inner", "inner", "inner"])
+    network = supernet.extract((2, 1, 0, 1))
+    assert not any(isinstance(m, MixedOp) for m in network.modules())
+    kernels = [m.kernel_size for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [(1, 1), (1, 1), (3, 3)]
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+
+def test_decisions_that_choose_values_are_refused_with_their_names():
+    def build(choose):
+        depth, width = choose.value("depth", (1, 2)), choose.value("width", (4, 8))
+        layers = [choose.op("op", candidates(["skip_connect"], width, width)) for _ in range(depth)]
+        return nn.Sequential(nn.Conv2d(3, width, 1), *layers)
+
+    with pytest.raises(SpaceError, match="has no supernet: depth, width choose values, not modules"):
+        Supernet(Space("sized", build))
+
+
+def test_a_build_that_wires_its_networks_differently_is_noticed():
+    def build(choose):
+        layer = choose.op("x", {"conv": lambda: nn.Conv2d(3, 3, 1), "id": nn.Identity})
+        extra = [nn.Linear(5, 5)] if isinstance(layer, MixedOp) else []
+        return nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 5), *extra)
+
+    with pytest.raises(SpaceError, match=r"differ in \['3.bias', '3.weight'\]; build must wire both alike"):
+        Supernet(Space("two-faced", build)).extract((0,))
+
+
+def test_frozen_weights_stay_frozen():
+    def frozen():
+        return nn.Conv2d(3, 3, 1).requires_grad_(requires_grad=False)
+
+    def build(choose):
+        return nn.Sequential(choose.op("x", {"frozen": frozen}), nn.Flatten(), nn.Linear(192, 5))
+
+    network = Supernet(Space("frozen", build)).extract((0,))
+    assert [p.requires_grad for p in network.parameters()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("genotype", [(0, 0), (0, 0, 3)])
+def test_wrong_genotypes_are_refused(genotype):
+    supernet = Supernet(SPACES["toy"])
+    for use in (supernet.extract, supernet.path, lambda g: supernet(batch()[0].float(), g)):
+        with pytest.raises(SpaceError):
+            use(genotype)
+
+
+def test_a_zero_edge_is_skipped_in_a_mixture_but_counts_in_its_softmax():
+    space = SPACES["nasbench201"]
+    supernet = Supernet(space).double()
+    mixed = next(m for m in supernet.network.modules() if isinstance(m, MixedOp))
+    assert isinstance(mixed.ops[0], Zero)
+    x, _ = batch()
+    with torch.no_grad():
+        for alpha in supernet.alphas:
+            alpha.zero_()
+            alpha[:, 0] = 30.0
+    nothing = supernet(x, (0,) * 6)
+    torch.testing.assert_close(supernet(x), nothing, rtol=1e-6, atol=1e-6)
