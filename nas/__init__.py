@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nas.testing import check_searcher, check_space
     from nas.types import Decision, Genotype, Objective, Trial
 
+__version__ = "0.1.0"
+
 _HOME = {
     "Bilevel": "nas.oneshot.bilevel",
     "Cell": "nas.cell",

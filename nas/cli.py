@@ -222,7 +222,7 @@ def doctor(as_json: Json = False) -> None:  # noqa: FBT002
         if as_json:
             typer.echo(json.dumps(findings))
         else:
-            typer.echo("\n".join(f"{name:16}{value}" for name, value in findings.items()))
+            typer.echo("\n".join(f"{name:20}{value}" for name, value in findings.items()))
 
 
 def main() -> None:

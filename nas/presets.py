@@ -45,7 +45,7 @@ _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 3),
     search=Bilevel(
         weights=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
-        alpha_lr=3e-3,
+        alpha_lr=0.02,
     ),
     shared=compressed(RECIPES["quick"], 20),
     final=compressed(RECIPES["quick"], 30),

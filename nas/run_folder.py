@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nas import devices
+from nas import __version__, devices
 from nas.config import Config, write_toml
 from nas.errors import ConfigError, DataError
 from nas.files import LOCK, TEMPORARY, prepare_folder, read_json, write_json, write_text
@@ -138,8 +138,8 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "nas-engine": version("nas-engine"),
-        "platform": platform.platform(),
+        "nas-engine": __version__,
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "hardware": devices.describe(device),
         "threads": torch.get_num_threads(),

@@ -164,7 +164,7 @@ def _run(job: Job) -> Result:
     result = Result(
         space, best, cell_graphs(space, best), to_cpu(network), rounded(metrics), history, job.folder
     )
-    title = f"{space.name} on {job.task.name} by {job.config.method}"
+    title = f"{space.name} on {job.task.name}, method {job.config.method}"
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=alphas)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
     return result
@@ -184,7 +184,7 @@ def _differentiable(job: Job) -> _Search:
 
     def record(epochs: Sequence[differentiable.Epoch]) -> None:
         for epoch in epochs[len(study.history) :]:
-            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epoch)
+            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
             study.tell(trial, {"val_acc": epoch.val_acc, "train_loss": epoch.train_loss}, epoch.seconds)
             job.progress.advance(
                 f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}"

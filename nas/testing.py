@@ -101,7 +101,8 @@ def _check_candidates(space: Space, x: Tensor) -> None:
     network = space.build(Probing(first, made)).to(x.device)
     with torch.device("meta"):
         space.build(Probing(first, made))
-    logits = _logits(network(x), x)
+    with blaming(space, f", images {shapes(x)}"):
+        logits = _logits(network(x), x)
     _backward(logits)
     blind = bool((logits == logits[:1]).all()) and not bool((x == x[:1]).all())
     if blind or not any(p.grad is not None and bool(p.grad.any()) for p in network.parameters()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from nas.cost import Cost, cost, count_params
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import memory_bytes
 from nas.graph import architecture_hash
-from nas.listing import check_listing
+from nas.listing import blaming, check_listing
 from nas.loop import Loop
 from nas.oneshot.supernet import Supernet
 from nas.probing import Probe, Probing, variants
@@ -91,25 +91,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The findings as plain values for JSON."""
-        spreads = {"params": self.params, "macs": self.macs, "activation_bytes": self.activation_bytes}
-        return {
-            "space": self.space,
-            "task": self.task,
-            "device": self.device,
-            "size": {"count": self.size.count, "exact": self.size.exact},
-            "decisions": [
-                {"name": d.name, "options": list(d.options), "mixable": d.mixable} for d in self.decisions
-            ],
-            "samples": self.samples,
-            **{k: {"least": s.least, "median": s.median, "most": s.most} for k, s in spreads.items()},
-            "batch": self.batch,
-            "step_s": self.step_s,
-            "step_bytes": self.step_bytes,
-            "epoch_s": self.epoch_s,
-            "supernet_params": self.supernet_params,
-            "no_supernet": self.no_supernet,
-            "warnings": list(self.warnings),
-        }
+        return asdict(self)
 
 
 def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> Report:
@@ -166,7 +148,7 @@ def _check_parameters(space: Space, genotypes: Sequence[Genotype], task: Task) -
     alike: dict[str, None] = {}
     for genotype in dict.fromkeys([*variants(space), *(genotypes if valued else [])]):
         choices = space.choices(genotype)
-        with torch.device("meta"):
+        with blaming(space), torch.device("meta"):
             network = space.build(Probing(choices, {}))
         for probe in (m for m in network.modules() if isinstance(m, Probe)):
             for option, op in zip(probe.options, probe.ops, strict=True):
@@ -195,8 +177,8 @@ def _look_alikes(probe: Probe) -> list[str]:
         other = first.setdefault(repr(op), option)
         if other != option:
             found.append(
-                f"options {other!r} and {option!r} of decision {probe.decision!r} build modules that look the "
-                "same; does a lambda in a loop see only the last value?"
+                f"decision {probe.decision!r}: options {other!r} and {option!r} build modules that look "
+                "the same; does a lambda in a loop see only the last value?"
             )
     return found
 
@@ -218,8 +200,9 @@ def _affordable_batch(space: Space, costs: Sequence[Cost], task: Task) -> int:
         if batch < CHECK_BATCH:
             needed = max(_step_bytes(c, CHECK_BATCH) for c in costs)
             raise SpaceError(
-                f"space {space.name!r}: a training step of {CHECK_BATCH} images takes {_short(needed)} bytes, "
-                f"more than half of the memory of {task.train.x.device}; make its feature maps smaller"
+                f"space {space.name!r}: a training step of {CHECK_BATCH} images takes "
+                f"{_short(needed)} bytes, more than half of the memory of {task.train.x.device}; "
+                "make its feature maps smaller"
             )
     return batch
 
@@ -297,7 +280,7 @@ def _row(spread: Spread) -> str:
 def _short(number: float) -> str:
     """A count with a unit of thousands: `12.3 k`, `1.93 M`."""
     for unit in ("", " k", " M", " G", " T"):
-        if number < 1000:
+        if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} P"

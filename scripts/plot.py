@@ -1,0 +1,20 @@
+"""Draws cells and search curve of a finished run once more; arguments: its folder, a folder for the pictures."""
+
+import sys
+from pathlib import Path
+
+import nas
+
+
+def main(found: str, out: str = ".") -> None:
+    result = nas.load_result(found)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    nas.draw.save(nas.draw.draw_cells(result.graphs), folder / "cells.png")
+    if result.history:
+        nas.draw.save(nas.draw.draw_search(result.history), folder / "search.png")
+    print(*sorted(folder.glob("*.png")), sep="\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
