@@ -115,7 +115,7 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     batch = _affordable_batch(space, costs, task)
     check_space(space, x, samples=CHECKED, seed=seed)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
-    step_s = _step_seconds(space.network(genotypes[median]), task, batch, seed=seed)
+    step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
     supernet_params, no_supernet = _supernet(space)
     if batch < min(BATCH, len(task.train)):
         warnings.append(f"a batch of more than {batch} images takes over half of the device's memory")
@@ -238,15 +238,14 @@ def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:
 # -- measuring and telling ----------------------------------------------------------------------------
 
 
-def _step_seconds(network: nn.Module, task: Task, batch: int, *, seed: int) -> float:
+def _step_seconds(space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int) -> float:
     """The median time of a training step by the recipe `quick`, after one to warm up."""
     device = task.train.x.device
     recipe = replace(preset("quick"), batch=batch)
     times = []
     with isolated(seed, "validate"):
-        loop = Loop(
-            network.to(device), task, recipe, seed=seed, split=task.train, forward=lambda net, x, _: net(x)
-        )
+        network = space.network(genotype).to(device)
+        loop = Loop(network, task, recipe, seed=seed, split=task.train, forward=lambda net, x, _: net(x))
         for _ in range(1 + STEPS):
             start = time.perf_counter()
             loop.advance()

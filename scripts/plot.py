@@ -1,4 +1,4 @@
-"""Draws cells and search curve of a finished run once more; arguments: its folder, a folder for the pictures."""
+"""Draws cells and search curve of a finished run again; arguments: its folder, a folder for pictures."""
 
 import sys
 from pathlib import Path
