@@ -34,6 +34,7 @@ class Plan:
     top_k: int
     top_k_epochs: int
     search_images: int | None
+    final_images: int | None
     budget_s: float | None
     size: Mapping[str, object]
     final_size: Mapping[str, object]
@@ -82,6 +83,7 @@ def make_plan(config: Config) -> Plan:
         top_k=config.top_k or base.top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
         search_images=images or None,
+        final_images=None if "epochs" in config.retrain else base.final_images,
         budget_s=config.budget,
         size=base.size,
         final_size=base.final_size,

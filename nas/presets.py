@@ -24,6 +24,7 @@ class Preset:
     trials: number of black-box trials.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and how long.
     search_images: at most so many images, training and validation together, before the last training.
+    final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
     size: settings offered to the space while searching, and `final_size` for the last training.
     full_size: whether the last network takes the space's own full size.
     """
@@ -36,6 +37,7 @@ class Preset:
     top_k: int
     top_k_epochs: int
     search_images: int | None = None
+    final_images: int | None = None
     size: Mapping[str, object] = field(default_factory=dict)
     final_size: Mapping[str, object] = field(default_factory=dict)
     full_size: bool = False
@@ -53,6 +55,7 @@ _QUICK = Preset(
     top_k=2,
     top_k_epochs=5,
     search_images=4096,
+    final_images=240_000,
     size=MappingProxyType({"width": 8, "cells": 5}),
     final_size=MappingProxyType({"width": 16}),
 )

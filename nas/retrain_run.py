@@ -22,7 +22,7 @@ from nas.graph import cell_graphs
 from nas.load import is_plugin, load
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
-from nas.recipe import Recipe
+from nas.recipe import Recipe, compressed
 from nas.result import (
     Result,
     is_finished,
@@ -119,9 +119,21 @@ def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
     return final
 
 
-def final_recipe(config: Config, plan: Plan, space: Space, network: nn.Module) -> tuple[Recipe, list[str]]:
-    """The recipe of the last training, less what the preset asks for and this network does not have."""
+def final_recipe(
+    config: Config, plan: Plan, space: Space, network: nn.Module, *, images: int
+) -> tuple[Recipe, list[str]]:
+    """The recipe of the last training, less what the preset asks for and this network does not have.
+
+    images: in one epoch; the preset may bound how many are shown in all.
+    """
     recipe, notes = plan.final, []
+    if plan.final_images is not None and recipe.epochs * images > plan.final_images:
+        epochs = max(1, round(plan.final_images / images))
+        notes.append(
+            f"last training: {epochs} epochs, not {recipe.epochs}, for {images:,} images "
+            f"(preset {config.preset}; --set retrain.epochs={recipe.epochs} trains longer)"
+        )
+        recipe = compressed(recipe, epochs)
     if recipe.auxiliary and "auxiliary" not in config.retrain and not space.settings.get("auxiliary"):
         recipe = dataclasses.replace(recipe, auxiliary=0.0)
         notes.append(f"space {space.name!r} has no auxiliary head here: auxiliary loss off")
@@ -148,7 +160,8 @@ def train_final(
     with user_errors():
         with isolated(seed, "init"):
             network = space.network(genotype).to(task.train.x.device)
-        recipe, notes = final_recipe(config, plan, space, network)
+        images = task.train_and_val()
+        recipe, notes = final_recipe(config, plan, space, network, images=len(images))
         for note in notes:
             progress.note(note)
         progress.phase("retrain", recipe.epochs)
@@ -157,7 +170,7 @@ def train_final(
             task,
             recipe,
             seed=seed,
-            split=task.train_and_val(),
+            split=images,
             checkpoints=checkpoints,
             on_epoch=lambda report: progress.advance(epoch_line(report)),
             stop=stop,
