@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +57,8 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     """
     try:
         network = space.network(genotype, meta=True)
-        x = torch.zeros(2, *image_shape, device="meta")
-        return Cost(count_params(network), _macs(network, x[:1]), _saved_bytes(network, x) // 2)
+        macs, saved = _measure(network, torch.zeros(2, *image_shape, device="meta"))
+        return Cost(count_params(network), macs // 2, saved // 2)
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -88,26 +89,29 @@ def _timed(network: nn.Module, x: Tensor) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _macs(network: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(x)
-    return int(counter.get_total_flops()) // 2
+def _measure(network: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Multiply-accumulates and saved bytes of one training pass over `x`.
+
+    An auxiliary head runs in training only; its operations are left out by a second pass without it.
+    """
+    with FlopCounterMode(display=False) as counter, _saving(network) as saved:
+        output = network.train()(x)
+    if isinstance(output, tuple):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(x)
+    return int(counter.get_total_flops()) // 2, sum(t.numel() * t.element_size() for t in saved.values())
 
 
-def _saved_bytes(network: nn.Module, x: Tensor) -> int:
-    # A linear layer keeps a view of its weight, a ReLU and what follows it the same map: storages tell.
-    own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
+@contextmanager
+def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collects what autograd keeps for the backward pass, parameters not included."""
+    parameters = {id(p) for p in network.parameters()}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            saved[_storage(tensor)] = tensor
+        if id(tensor) not in parameters:
+            saved[id(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.train()(x)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+        yield saved

@@ -46,7 +46,7 @@ class Preset:
 _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 3),
     search=Bilevel(
-        weights=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
+        weights=dataclasses.replace(compressed(RECIPES["quick"], 6), lr_min=0.001),
         alpha_lr=0.02,
     ),
     shared=compressed(RECIPES["quick"], 20),

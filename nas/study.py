@@ -258,7 +258,14 @@ def check_metrics(metrics: object) -> dict[str, float]:
         number = item() if item is not None and getattr(value, "ndim", None) == 0 else value
         if isinstance(number, bool) or not isinstance(number, Real):
             raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
-        if not math.isfinite(number):
-            raise TrialError("nan", f"metric {name!r} is {number}, wanted a finite number")
-        checked[str(name)] = float(number)
+        if not math.isfinite(converted := _as_float(number)):
+            raise TrialError("nan", f"metric {name!r} is {converted}, wanted a finite number")
+        checked[str(name)] = converted
     return checked
+
+
+def _as_float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond every float
+        return math.inf
