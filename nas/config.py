@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,11 +123,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: naming the path tried, or line and column of what is wrong.
     """
-    if not path.is_file():
-        raise ConfigError(f"no config file {path} (looked for {path.resolve()}, from {Path.cwd()})")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, but a config has at most {MAX_BYTES:,}")
-    raw = path.read_bytes()
+    raw = _read(path)
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -151,6 +148,20 @@ def write_toml(values: Mapping[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) -> dict[str, object]:
+    """Settings together with what a function's own arguments say.
+
+    Raises:
+        ConfigError: when a setting says something else than its argument.
+    """
+    for name, value in names.items():
+        if settings and settings.get(name, value) != value:
+            raise ConfigError(
+                f"settings: {name} is {settings[name]!r}, but the argument {name} says {value!r}; give one of them"
+            )
+    return {**(settings or {}), **names}
+
+
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """`values` with `key=value` or `table.key=value` assignments on top, written as in TOML or bare."""
     merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
@@ -166,6 +177,18 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
                 raise ConfigError(f"--set {assignment!r}: {table!r} is no table")
         target[key] = _value(text.strip())
     return merged
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise ConfigError(f"no config file {path} (looked for {path.resolve()}, from {Path.cwd()})")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size:,} bytes, but a config has at most {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {reprlib.repr(str(path))}: {error.strerror}") from error
 
 
 def _refuse_unused(config: Config, where: str) -> None:
@@ -190,11 +213,12 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
-    return f"{name} is {got!r}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
+    return f"{name} is {reprlib.repr(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
 
 
 def _depth(text: str) -> int:
-    depth = deepest = 0
+    """How deep brackets or the dots of a key nest, at most."""
+    depth, deepest = 0, max(line.count(".") for line in text.splitlines())
     for character in text:
         if character in "[{":
             depth += 1
@@ -212,17 +236,17 @@ def _yaml_hint(text: str) -> str:
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
 
 
 def _literal(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"got {value}, wanted a finite number")
     if isinstance(value, bool | int | float | str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold DEL, TOML not
     raise ConfigError(f"got {value!r} of type {type(value).__name__}, wanted text, a number, true or false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 
 import torch
 
@@ -22,9 +23,8 @@ def resolve(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}") from error
-    if device.type not in {torch.device(known).type for known in available()} or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
+    counts = Counter(torch.device(known).type for known in available())
+    if (device.index or 0) >= counts[device.type]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
         raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}{hint}")

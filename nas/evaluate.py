@@ -43,10 +43,10 @@ class Trained:
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `train_loss`, `params` and `macs`."""
-        counted = affordable(self.space, trial.genotype, self.task)
         seed = int(rng.integers(2**62))
         folder = self.folder / f"trial-{trial.number}" if self.folder is not None else None
         with user_errors():
+            counted = affordable(self.space, trial.genotype, self.task)
             with isolated(seed, "init"):
                 network = self.space.network(trial.genotype).to(self.task.train.x.device)
             curve = train(
@@ -85,9 +85,9 @@ class Inherited:
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `params` and `macs`."""
-        counted = affordable(self.supernet.space, trial.genotype, self.task)
         seed = int(rng.integers(2**62))
         with user_errors():
+            counted = affordable(self.supernet.space, trial.genotype, self.task)
             network = self.supernet.extract(trial.genotype)
             reestimate_batchnorm(network, self.task, self.task.train, batches=self.batches, seed=seed)
             loss, accuracy = evaluate(network, self.task, self.task.val)
@@ -123,14 +123,19 @@ def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
           gradients that training adds cannot fit in the device's memory.
     """
     counted = cost(space, genotype, task.image_shape)
-    needed, total = 12 * counted.params, memory_bytes(task.train.x.device)
+    require_memory(counted.params, task.train.x.device)
+    return counted
+
+
+def require_memory(params: int, device: torch.device) -> None:
+    """Raises TrialError with reason `oom` unless weights, momentum and gradients fit in the device's memory."""
+    needed, total = 12 * params, memory_bytes(device)
     if needed > total:
         raise TrialError(
             "oom",
-            f"{counted.params:,} parameters need {needed / 2**30:.1f} GiB to train, "
+            f"{params:,} parameters need {needed / 2**30:.1f} GiB to train, "
             f"the device has {total / 2**30:.1f} GiB",
         )
-    return counted
 
 
 def memory_bytes(device: torch.device) -> int:

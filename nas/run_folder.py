@@ -23,7 +23,7 @@ from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
-FREE = ("device", "budget")
+FREE = ("config.device", "config.budget", "plan.budget_s")
 """Settings that may differ when a run is resumed."""
 
 
@@ -68,8 +68,12 @@ def begin(
         write_text(folder / "config.toml", write_toml(asked))
         return read_run(folder)
     record = read_run(folder)
-    asked["architecture"] = None if genotype is None else list(genotype)
-    if changes := list(_differences({**record["config"], "architecture": record["architecture"]}, asked)):
+    now = _record(config, plan, space, task, genotype)
+    # The plan is compared too: a preset may mean something else in another version.
+    for part in ("config", "architecture", "plan"):
+        changes = list(_differences(_flat(record.get(part), part), _flat(now[part], part)))
+        if not changes:
+            continue
         raise ConfigError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(changes)
@@ -160,8 +164,15 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _differences(before: object, now: Mapping[str, object]) -> Iterator[str]:
-    old = before if isinstance(before, Mapping) else {}
-    for name in sorted({*old, *now} - set(FREE)):
-        if old.get(name) != now.get(name):
-            yield f"  {name}: {old.get(name)!r} in the folder, {now.get(name)!r} now"
+def _flat(value: object, name: str) -> dict[str, object]:
+    """The leaves of nested tables by dotted name, tuples as the lists that JSON makes of them."""
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
+    for name in sorted({*before, *now} - set(FREE)):
+        if before.get(name) != now.get(name):
+            setting = name.removeprefix("config.")
+            yield f"  {setting}: {before.get(name)!r} in the folder, {now.get(name)!r} now"
