@@ -1,0 +1,50 @@
+"""The README tells the truth: its space runs, its pictures and files exist, its commands are commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import nas
+from nas.cli import app
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text()
+
+
+@pytest.fixture
+def own_space(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = (block for block in blocks if block.startswith("# my_space.py"))
+    (tmp_path / "my_space.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return code
+
+
+@pytest.mark.parametrize("settings", [{"trials": 2}, {"trials": 2, "evaluator": "shared"}, {"method": "darts"}])
+def test_the_example_space_is_searched_from_any_folder(own_space, settings):
+    assert len([line for line in own_space.splitlines() if line.strip()]) <= 28
+    settings = {"epochs": 1, "search_images": 256, "top_k": 1, "retrain": {"epochs": 1}} | settings
+    method = settings.pop("method", "evolution")
+    result = nas.search("my_space.py:make", "digits", method, out="run", settings=settings)
+    assert result.folder.joinpath("manifest.json").is_file()
+    assert set(result.space.choices(result.genotype)) == {f"block{i}" for i in range(4)}
+
+
+def test_the_example_space_passes_the_conformance_check(own_space):
+    import torch
+
+    nas.testing.check_space(nas.load("my_space.py:make"), torch.randn(4, 1, 8, 8), samples=5)
+
+
+def test_every_file_named_exists():
+    root = README.parent
+    named = re.findall(r"\]\(([^)]+)\)", TEXT) + re.findall(r"`((?:spaces|nas|scripts|results)/[\w/.-]+)`", TEXT)
+    missing = [name for name in named if not name.startswith("http") and not (root / name).exists()]
+    assert not missing
+
+
+def test_every_command_named_exists():
+    known = set(typer.main.get_command(app).commands)
+    assert set(re.findall(r"^nas (\w+)", TEXT, re.MULTILINE)) <= known
