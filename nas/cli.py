@@ -117,7 +117,7 @@ def retrain(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    given = {"preset": preset, "seed": seed, "device": device}
+    given = {"task": task, "preset": preset, "seed": seed, "device": device}
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
         from nas.retrain_run import retrain as train_again
@@ -145,20 +145,25 @@ def draw(
         str, typer.Argument(help="A run's folder, an architecture.json, or a genotype's text with --space.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures. [default: the run's, or here]")
-    ] = None,
+        Path, typer.Option(help="Folder for the pictures. [default: here]", show_default=False)
+    ] = Path(),
     space: Annotated[str | None, typer.Option(help="The space of a genotype's text.")] = None,
 ) -> None:
     """Draw the cells of an architecture as cells.svg and cells.png."""
     with _errors():
-        from nas.result import draw_architecture, graphs_of
+        from nas.files import prepare_folder
+        from nas.result import draw_architecture, exists, graphs_of
 
+        if space is not None and exists(Path(source)):
+            raise ConfigError(
+                f"--space is for a genotype's text, but {source} is a file or folder; remove it"
+            )
         if space is not None:
             _announce(space)
         architecture = _architecture(source, space)
-        folder = out or (Path(source) if Path(source).is_dir() else Path())
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_architecture(folder, graphs_of(architecture), title=str(architecture["space"]))
+        graphs = graphs_of(architecture)
+        folder = prepare_folder(out)
+        draw_architecture(folder, graphs, title=str(architecture["space"]))
         typer.echo(f"{folder / 'cells.svg'}\n{folder / 'cells.png'}")
 
 
@@ -293,9 +298,9 @@ def _values(config: Path | None, given: Mapping[str, object], sets: list[str] | 
 
 def _architecture(source: str, space: str | None) -> Mapping[str, Any]:
     from nas.load import load
-    from nas.result import describe_architecture, read_architecture
+    from nas.result import describe_architecture, exists, read_architecture
 
-    if Path(source).exists() or space is None:
+    if exists(Path(source)) or space is None:
         return read_architecture(Path(source))
     loaded = load(space)
     if loaded.notation is None:

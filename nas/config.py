@@ -157,7 +157,7 @@ def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) 
     for name, value in names.items():
         if settings and settings.get(name, value) != value:
             raise ConfigError(
-                f"settings: {name} is {settings[name]!r}, but the argument {name} says {value!r}; give one of them"
+                f"settings: {name} is {settings[name]!r}, but the argument says {value!r}; give one of them"
             )
     return {**(settings or {}), **names}
 

@@ -99,19 +99,27 @@ def _measure(network: nn.Module, x: Tensor) -> tuple[int, int]:
     if isinstance(output, tuple):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(x)
-    return int(counter.get_total_flops()) // 2, sum(t.numel() * t.element_size() for t in saved.values())
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return int(counter.get_total_flops()) // 2, kept
 
 
 @contextmanager
 def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Collects what autograd keeps for the backward pass, parameters not included."""
-    parameters = {id(p) for p in network.parameters()}
+    """Collects what autograd keeps for the backward pass by storage, weights and statistics not included.
+
+    By storage, because a linear layer keeps a view of its weight.
+    """
+    own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in parameters:
-            saved[id(tensor)] = tensor
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -128,7 +128,7 @@ def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
 
 
 def require_memory(params: int, device: torch.device) -> None:
-    """Raises TrialError with reason `oom` unless weights, momentum and gradients fit in the device's memory."""
+    """Raises TrialError, reason `oom`, unless weights, momentum and gradients fit in the device's memory."""
     needed, total = 12 * params, memory_bytes(device)
     if needed > total:
         raise TrialError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def make_plan(config: Config) -> Plan:
     rates = {name: _number(value, f"alphas.{name}") for name, value in config.alphas.items()}
     order: typing.Literal[1, 2] = 2 if config.method == "darts2" else 1
     images = base.search_images if config.search_images is None else config.search_images
+    top_k = config.top_k or base.top_k
+    _refuse_unused(config, top_k)
     return Plan(
         trial=change(base.trial, ({} if shared_trials else epochs) | config.trial, "trial"),
         search=dataclasses.replace(base.search, weights=weights, order=order, **rates),  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def make_plan(config: Config) -> Plan:
         final=change(base.final, config.retrain, "retrain"),
         searcher=_searcher(config),
         trials=config.trials or base.trials,
-        top_k=config.top_k or base.top_k,
+        top_k=top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
         search_images=images or None,
         final_images=None if "epochs" in config.retrain else base.final_images,
@@ -111,6 +114,21 @@ def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _refuse_unused(config: Config, top_k: int) -> None:
+    """Settings of trainings that this job will not make."""
+    again_only = config.is_differentiable or config.evaluator == "shared"
+    if "epochs" in config.trial and again_only:
+        raise ConfigError(
+            "trial.epochs is set, but here architectures are trained for top_k_epochs only; set that"
+        )
+    unused = {"top_k_epochs": config.top_k_epochs is not None, "trial": again_only and bool(config.trial)}
+    for name, is_set in unused.items():
+        if is_set and top_k == 1:
+            raise ConfigError(
+                f"{name} is set, but with top_k 1 nothing is trained again; remove it or raise top_k"
+            )
+
+
 def _searcher(config: Config) -> Searcher | None:
     if config.is_differentiable:
         return None
@@ -134,11 +152,11 @@ def _typed(value: object, kind: str, where: str) -> object:
 def _number(value: object, where: str, *, whole: bool = False) -> float:
     wanted = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ConfigError(f"{where} is {value!r}, but must be {wanted}")
+        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}")
     try:
         number = float(value)
     except ValueError as error:
-        raise ConfigError(f"{where} is {value!r}, but must be {wanted}") from error
+        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}") from error
     if whole and not number.is_integer():
-        raise ConfigError(f"{where} is {value!r}, but must be {wanted}")
+        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}")
     return number

@@ -54,8 +54,8 @@ _QUICK = Preset(
     trials=20,
     top_k=2,
     top_k_epochs=5,
-    search_images=4096,
-    final_images=240_000,
+    search_images=2560,
+    final_images=180_000,
     size=MappingProxyType({"width": 8, "cells": 5}),
     final_size=MappingProxyType({"width": 16}),
 )

@@ -17,13 +17,15 @@ from torch import nn
 from nas import draw
 from nas.checkpoint import load_tensors, save_tensors
 from nas.errors import ConfigError, SpaceError
-from nas.files import read_json, replacing, write_json, write_manifest
+from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.load import is_plugin, load
 from nas.skeleton import skeleton
 from nas.space import Space
 from nas.study import Study
 from nas.types import Genotype, Trial
+
+_READ = ("architecture.json", "metrics.json", "model.safetensors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Result:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end: the manifest is written last."""
-    return (folder / "manifest.json").is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def write_result(
@@ -95,20 +97,32 @@ def describe_architecture(
 
 def read_architecture(path: Path) -> dict[str, Any]:
     """An architecture.json, or that of a run's folder; nothing of it is executed."""
-    file = path / "architecture.json" if path.is_dir() else path
-    if not file.is_file():
+    if not exists(path):
         raise ConfigError(
-            f"no architecture at {path}: wanted a finished run's folder or an architecture.json"
+            f"no architecture at {str(path)[:200]!r}: wanted a finished run's folder or an "
+            "architecture.json; the text of a genotype needs --space"
         )
+    file = path / "architecture.json" if path.is_dir() else path
     data = read_json(file)
-    if not isinstance(data, dict) or not {"space", "settings", "genotype", "choices", "cells"} <= data.keys():
+    if not isinstance(data, dict) or not {"space", "settings", "choices", "cells"} <= data.keys():
         raise ConfigError(f"{file} describes no architecture")
     return data
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a text too long for a name is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
     """The cells of an architecture as read, without its space."""
-    return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
+    try:
+        return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"the architecture's cells are damaged: {type(error).__name__}: {error}") from error
 
 
 def load_architecture(path: Path, *, space: str | None = None, **settings: object) -> tuple[Space, Genotype]:
@@ -140,6 +154,10 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     folder = Path(folder)
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
+    if damage := [line for line in check_manifest(folder) if line.startswith(_READ)]:
+        raise ConfigError(
+            f"{folder} is damaged: {'; '.join(damage)}; run its command with another --out folder"
+        )
     data = read_architecture(folder)
     if isinstance(space, Space):
         found, genotype = space, space.genotype(data["choices"])

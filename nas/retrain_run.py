@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nas import devices
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
-from nas.config import Config, make_config
-from nas.cost import cost, latency
-from nas.errors import ConfigError
-from nas.evaluate import user_errors
+from nas.config import Config, make_config, with_names
+from nas.cost import latency
+from nas.errors import ConfigError, SpaceError, TrialError
+from nas.evaluate import affordable, user_errors
 from nas.files import FolderLock
 from nas.graph import cell_graphs
 from nas.load import is_plugin, load
-from nas.plan import Plan, make_plan
+from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
 from nas.recipe import Recipe, compressed
 from nas.result import (
@@ -33,12 +33,17 @@ from nas.result import (
     wilson,
     write_result,
 )
-from nas.run_folder import begin, open_folder
-from nas.seeding import derive, isolated
+from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
+from nas.seeding import derive, isolated, rng
 from nas.space import Space
 from nas.task import Task, load_task
 from nas.train import EpochReport, evaluate, train
 from nas.types import Genotype
+
+USED = ("preset", "seed", "device", "space_settings", "final_settings", "retrain")
+"""The settings that a retraining reads, beside space and task."""
+PARTS = {"drop_path": "cells", "auxiliary": "auxiliary head"}
+"""What a network must have for a recipe's setting to mean something."""
 
 
 def retrain(
@@ -46,7 +51,7 @@ def retrain(
     task: str | Task,
     *,
     out: str | Path,
-    space: str | None = None,
+    space: str | Space | None = None,
     settings: Mapping[str, object] | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -56,47 +61,80 @@ def retrain(
 
     architecture: a finished run's folder, an architecture.json, or its content: at least `space`, `settings`
       and `choices`.
-    space: must name the user's own space where the architecture came from one.
-    settings: of `nas.Config`, e.g. `{"preset": "standard", "seed": 1, "retrain": {"epochs": 100}}`.
+    space: must name the user's own space, or be it, where the architecture came from one.
+    settings: those of `nas.Config` in `USED`, e.g. `{"preset": "standard", "retrain": {"epochs": 100}}`.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or training fails.
     """
     progress = progress or Silent()
-    data = architecture if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
-    origin = space or str(data["space"])
-    if space is None and is_plugin(origin):
-        raise ConfigError(f"the architecture's space {origin!r} is code of your own; name it with --space")
-    names = {"space": origin, "task": task if isinstance(task, str) else task.name}
-    config = make_config({**(settings or {}), **names})
+    data = (
+        _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
+    )
+    config = _config(data, space, task, settings)
     plan = make_plan(config)
     device = devices.resolve(config.device)
     loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
-    searched = load(origin, {**data["settings"], **offer(loaded)}, **config.space_settings)
+    searched = space if isinstance(space, Space) else _space(data, config, loaded)
     genotype = searched.genotype(data["choices"])
     final = final_space(config, plan, searched, loaded)
+    recipe, notes = final_recipe(config, plan, final, loaded)
     folder = open_folder(out)
     with FolderLock(folder):
         begin(folder, config, plan, space=final, task=loaded, genotype=genotype, force=force)
         if is_finished(folder):
             progress.note(f"{folder} holds this run already, finished")
+            clear_checkpoints(folder)
             return load_result(folder, space=final)
+        for note in notes:
+            progress.note(note)
         network, metrics = train_final(
             final,
             genotype,
             loaded,
-            config=config,
-            plan=plan,
+            recipe,
             seed=derive(config.seed, "retrain"),
-            checkpoints=Checkpoints(folder / "checkpoint" / "retrain"),
+            checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
             progress=progress,
             stop=stop or (lambda: False),
         )
         graphs = cell_graphs(final, genotype)
         result = Result(final, genotype, graphs, to_cpu(network), rounded(metrics), (), folder)
         write_result(result, image_shape=loaded.image_shape, title=f"{final.name} on {loaded.name}")
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        clear_checkpoints(folder)
     return result
+
+
+def _checked(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("space", "settings", "choices"):
+        if name not in architecture:
+            raise ConfigError(f"the architecture has no {name!r}; it has {', '.join(sorted(architecture))}")
+    return architecture
+
+
+def _config(
+    architecture: Mapping[str, Any],
+    space: str | Space | None,
+    task: str | Task,
+    settings: Mapping[str, object] | None,
+) -> Config:
+    origin = str(architecture["space"]) if space is None else space if isinstance(space, str) else space.name
+    if space is None and is_plugin(origin):
+        raise ConfigError(f"the architecture's space {origin!r} is code of your own; name it with --space")
+    names = {"space": origin, "task": task if isinstance(task, str) else task.name}
+    config = make_config(with_names(settings, names))
+    for name, value in Config():
+        if name not in {*USED, *names} and getattr(config, name) != value:
+            raise ConfigError(f"{name} is set, but a retraining uses only {', '.join(USED)}; remove it")
+    if isinstance(space, Space) and config.space_settings:
+        raise ConfigError(
+            "space_settings are given, but the space is made already; make it with these settings"
+        )
+    return config
+
+
+def _space(architecture: Mapping[str, Any], config: Config, task: Task) -> Space:
+    return load(config.space, {**architecture["settings"], **offer(task)}, **config.space_settings)
 
 
 def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
@@ -119,14 +157,16 @@ def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
     return final
 
 
-def final_recipe(
-    config: Config, plan: Plan, space: Space, network: nn.Module, *, images: int
-) -> tuple[Recipe, list[str]]:
-    """The recipe of the last training, less what the preset asks for and this network does not have.
+def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[Recipe, list[str]]:
+    """The recipe of the last training, and notes on what of the preset's it leaves out.
 
-    images: in one epoch; the preset may bound how many are shown in all.
+    That is epochs beyond the preset's bound on images, and what the space's networks do not have.
+
+    Raises:
+        ConfigError: when the user's own settings ask for what the networks do not have.
     """
     recipe, notes = plan.final, []
+    images = len(task.train) + len(task.val)
     if plan.final_images is not None and recipe.epochs * images > plan.final_images:
         epochs = max(1, round(plan.final_images / images))
         notes.append(
@@ -134,23 +174,50 @@ def final_recipe(
             f"(preset {config.preset}; --set retrain.epochs={recipe.epochs} trains longer)"
         )
         recipe = compressed(recipe, epochs)
-    if recipe.auxiliary and "auxiliary" not in config.retrain and not space.settings.get("auxiliary"):
-        recipe = dataclasses.replace(recipe, auxiliary=0.0)
-        notes.append(f"space {space.name!r} has no auxiliary head here: auxiliary loss off")
-    has_cells = any(isinstance(module, Cell) for module in network.modules())
-    if recipe.drop_path and "drop_path" not in config.retrain and not has_cells:
-        recipe = dataclasses.replace(recipe, drop_path=0.0)
-        notes.append(f"space {space.name!r} has no cells: drop-path off")
+    for name in lacking(space, recipe, task):
+        if name in config.retrain:
+            raise ConfigError(_lack(space, name, f"retrain.{name}"))
+        recipe = change(recipe, {name: 0.0}, "retrain")
+        notes.append(f"space {space.name!r} has no {PARTS[name]} here: {name} off")
     return recipe, notes
+
+
+def check_trial(plan: Plan, space: Space, task: Task) -> None:
+    """Raises ConfigError when the trials' recipe asks for what the space's networks do not have."""
+    for name in lacking(space, plan.trial, task):
+        raise ConfigError(_lack(space, name, f"trial.{name}"))
+
+
+def _lack(space: Space, name: str, setting: str) -> str:
+    return f"{setting} is set, but space {space.name!r} has no {PARTS[name]} here; remove it"
+
+
+def lacking(space: Space, recipe: Recipe, task: Task) -> list[str]:
+    """Settings of a recipe that need a part which the space's networks do not have."""
+    has_cells = any(isinstance(module, Cell) for module in space.outline.modules())
+    return [
+        *(["drop_path"] if recipe.drop_path and not has_cells else []),
+        *(["auxiliary"] if recipe.auxiliary and not _has_auxiliary(space, task) else []),
+    ]
+
+
+def _has_auxiliary(space: Space, task: Task) -> bool:
+    """What one random architecture gives in training; one that fails says nothing against it."""
+    try:
+        with user_errors():
+            network = space.network(space.sample(rng(0, "auxiliary")), meta=True).train()
+            output = network(torch.zeros(2, *task.image_shape, device="meta"))
+    except (SpaceError, TrialError):
+        return True
+    return isinstance(output, tuple) and output[1] is not None
 
 
 def train_final(
     space: Space,
     genotype: Genotype,
     task: Task,
+    recipe: Recipe,
     *,
-    config: Config,
-    plan: Plan,
     seed: int,
     checkpoints: Checkpoints | None,
     progress: Progress,
@@ -158,25 +225,23 @@ def train_final(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains one architecture on training and validation images, then measures test accuracy, once."""
     with user_errors():
+        counted = affordable(space, genotype, task)
         with isolated(seed, "init"):
             network = space.network(genotype).to(task.train.x.device)
-        images = task.train_and_val()
-        recipe, notes = final_recipe(config, plan, space, network, images=len(images))
-        for note in notes:
-            progress.note(note)
         progress.phase("retrain", recipe.epochs)
         curve = train(
             network,
             task,
             recipe,
             seed=seed,
-            split=images,
+            split=task.train_and_val(),
             checkpoints=checkpoints,
             on_epoch=lambda report: progress.advance(epoch_line(report)),
             stop=stop,
         )
         test_loss, test_acc = evaluate(network, task, task.test)
-        counted = cost(space, genotype, task.image_shape)
+        if not math.isfinite(test_loss):
+            raise TrialError("nan", f"the trained network's test loss is {test_loss}; lower retrain.lr")
         timed = latency(network, task.normalise(task.test.x[:1]))
     low, high = wilson(test_acc, len(task.test))
     return network, {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import torch
 
 from nas import __version__, devices
 from nas.config import Config, write_toml
-from nas.errors import ConfigError, DataError
-from nas.files import LOCK, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.errors import ConfigError, DataError, SpaceError
+from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
 from nas.plan import Plan
 from nas.space import Space
 from nas.task import Task
@@ -25,6 +27,8 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = ("config.device", "config.budget", "plan.budget_s")
 """Settings that may differ when a run is resumed."""
+CHECKPOINT = "checkpoint"
+"""The part of a run's folder that only lives until the run is finished."""
 
 
 def open_folder(out: str | Path) -> Path:
@@ -61,32 +65,53 @@ def begin(
         ConfigError: with a line for every setting that differs, or for a folder of a newer version.
         DataError: when the data are no longer those that the run began with.
     """
-    asked = config.model_dump()
+    now = _record(config, plan, space, task, genotype)
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
-        write_json(folder / "run.json", _record(config, plan, space, task, genotype))
-        write_text(folder / "config.toml", write_toml(asked))
-        return read_run(folder)
+        write_json(folder / "run.json", now)
     record = read_run(folder)
-    now = _record(config, plan, space, task, genotype)
     # The plan is compared too: a preset may mean something else in another version.
-    for part in ("config", "architecture", "plan"):
-        changes = list(_differences(_flat(record.get(part), part), _flat(now[part], part)))
-        if not changes:
-            continue
-        raise ConfigError(
-            f"{folder} holds a run with other settings:\n"
-            + "\n".join(changes)
-            + "\nrepeat its command to resume it, or choose another --out folder"
-        )
-    fingerprint = record["task"]["fingerprint"]
-    if fingerprint != task.fingerprint and not force:
-        raise DataError(
-            f"task {task.name!r} changed since {folder} was begun: its fingerprint is "
-            f"{task.fingerprint[:12]}, not {fingerprint[:12]}; restore the data, "
-            "choose another --out folder, or use --force"
-        )
+    _refuse_changes(folder, record, now, ("config", "architecture", "plan"))
+    if record["task"]["fingerprint"] != task.fingerprint:
+        record = _with_new_data(folder, record, now, force=force)
+    _refuse_changes(folder, record, now, ("space",))
+    if not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", write_toml(config.model_dump()))
     return record
+
+
+def _refuse_changes(
+    folder: Path, record: Mapping[str, object], now: Mapping[str, object], parts: Sequence[str]
+) -> None:
+    for part in parts:
+        if changes := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
+            raise ConfigError(
+                f"{folder} holds a run with other settings:\n"
+                + "\n".join(changes)
+                + "\nrepeat its command to resume it, or choose another --out folder"
+            )
+
+
+def _with_new_data(
+    folder: Path, record: dict[str, Any], now: Mapping[str, Any], *, force: bool
+) -> dict[str, Any]:
+    """The record with the data of now; what was in training on the old data starts again."""
+    before, after = record["task"]["fingerprint"], now["task"]["fingerprint"]
+    if not force:
+        raise DataError(
+            f"task {now['task']['name']!r} changed since {folder} was begun: its fingerprint is "
+            f"{after[:12]}, not {before[:12]}; restore the data, choose another --out folder, or use --force"
+        )
+    if not (folder / MANIFEST).exists():
+        record = {**record, "task": now["task"]}
+        clear_checkpoints(folder)
+        write_json(folder / "run.json", record)
+    return record
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Removes what only an unfinished run needs."""
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -105,12 +130,16 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
             "upgrade nas-engine"
         )
+    if not {"config", "plan", "architecture", "space", "task"} <= record.keys():
+        raise ConfigError(
+            f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
+        )
     return record
 
 
 def _record(
     config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "config": config.model_dump(),
@@ -119,7 +148,7 @@ def _record(
         "space": {
             "name": space.name,
             "origin": space.origin,
-            "settings": dict(space.settings),
+            "settings": _plain_settings(space),
             "decisions": len(space.decisions),
             "size": str(space.size),
         },
@@ -134,6 +163,17 @@ def _record(
         "environment": environment(task.train.x.device),
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _plain_settings(space: Space) -> object:
+    """The space's settings as JSON brings them back."""
+    try:
+        return json.loads(json.dumps(dict(space.settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SpaceError(
+            f"space {space.name!r}: its settings are {dict(space.settings)}, but a run can write down only "
+            f"text, finite numbers, true, false and lists of them ({error}); choose by name instead"
+        ) from error
 
 
 def environment(device: torch.device) -> dict[str, object]:

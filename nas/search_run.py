@@ -5,19 +5,20 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+import torch
 from torch import nn
 
 from nas import devices
 from nas.checkpoint import Checkpoints
-from nas.config import Config, make_config
-from nas.errors import NoModelError
-from nas.evaluate import Cached, Inherited, Trained, user_errors
+from nas.config import Config, make_config, with_names
+from nas.cost import count_params
+from nas.errors import ConfigError, NoModelError
+from nas.evaluate import Cached, Inherited, Trained, require_memory, user_errors
 from nas.files import FolderLock
 from nas.graph import architecture_hash, cell_graphs
 from nas.journal import journal_storage
@@ -27,13 +28,14 @@ from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
+from nas.recipe import Recipe
 from nas.result import Alphas, Result, is_finished, load_result, rounded, to_cpu, write_result
 from nas.resumable import Stopped
-from nas.retrain_run import epoch_line, final_space, offer, train_final
-from nas.run_folder import begin, open_folder
+from nas.retrain_run import check_trial, epoch_line, final_recipe, final_space, offer, train_final
+from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.schedule import Fixed, Listed
-from nas.seeding import derive, isolated
-from nas.space import Space
+from nas.seeding import derive, isolated, rng
+from nas.space import Size, Space
 from nas.study import JOURNAL, Evaluator, Study
 from nas.task import Task, load_task
 from nas.types import Genotype, Trial
@@ -44,6 +46,7 @@ class Job:
     """Everything the phases need.
 
     task: all images; `search_task` has what the phases before the last training may use.
+    final: the space at the size of the last network. recipe: of the last training.
     """
 
     config: Config
@@ -51,13 +54,15 @@ class Job:
     space: Space
     task: Task
     search_task: Task
+    final: Space
+    recipe: Recipe
     folder: Path
     progress: Progress
     stop: Callable[[], bool]
 
     def checkpoints(self, phase: str) -> Checkpoints:
         """Where one phase saves its state."""
-        return Checkpoints(self.folder / "checkpoint" / phase)
+        return Checkpoints(self.folder / CHECKPOINT / phase)
 
     def seed(self, phase: str) -> int:
         """The root of one phase's random streams."""
@@ -93,7 +98,7 @@ def search(
         "task": task if isinstance(task, str) else task.name,
         "method": method,
     }
-    config = make_config({**(settings or {}), **names})
+    config = make_config(with_names(settings, names))
     return run(
         config,
         out=out,
@@ -123,15 +128,27 @@ def run(
     task = (task or load_task(config.task, seed=config.seed)).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
+    elif config.space_settings:
+        raise ConfigError(
+            "space_settings are given, but the space is made already; make it with these settings"
+        )
+    # What the last phase would refuse is refused before the first.
+    final = final_space(config, plan, space, task)
+    recipe, notes = final_recipe(config, plan, final, task)
+    check_trial(plan, space, task)
+    search_task = task.reduced(plan.search_images) if plan.search_images else task
     folder = open_folder(out if out is not None else default_folder(config))
     with FolderLock(folder):
         begin(folder, config, plan, space=space, task=task, force=force)
         if is_finished(folder):
             progress.note(f"{folder} holds this run already, finished")
-            return load_result(folder, space=final_space(config, plan, space, task))
-        search_task = task.reduced(plan.search_images) if plan.search_images else task
-        job = Job(config, plan, space, task, search_task, folder, progress, stop or (lambda: False))
-        return _run(job)
+            clear_checkpoints(folder)
+            return load_result(folder, space=final)
+        progress.note(f"seed {config.seed}, device {device} ({devices.describe(device)})")
+        for note in (*task.notes, *notes):
+            progress.note(note)
+        stop = stop or (lambda: False)
+        return _run(Job(config, plan, space, task, search_task, final, recipe, folder, progress, stop))
 
 
 def default_folder(config: Config) -> Path:
@@ -142,8 +159,6 @@ def default_folder(config: Config) -> Path:
 
 
 def _run(job: Job) -> Result:
-    for note in job.task.notes:
-        job.progress.note(note)
     size = job.space.size
     job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
     if size.exact and size.count == 1:
@@ -152,7 +167,7 @@ def _run(job: Job) -> Result:
         _differentiable(job) if job.config.is_differentiable else _black_box(job)
     )
     best, rerank = _rerank(job, candidates)
-    network, space, retrain = _retrain(job, best)
+    network, retrain = _retrain(job, best)
     metrics = {
         **retrain,
         **{f"search_{k}": v for k, v in _found(history, best).items() if k in ("val_acc",)},
@@ -161,12 +176,11 @@ def _run(job: Job) -> Result:
         "trials": len(history),
         "failed_trials": sum(trial.state == "failed" for trial in history),
     }
-    result = Result(
-        space, best, cell_graphs(space, best), to_cpu(network), rounded(metrics), history, job.folder
-    )
-    title = f"{space.name} on {job.task.name}, method {job.config.method}"
+    graphs = cell_graphs(job.final, best)
+    result = Result(job.final, best, graphs, to_cpu(network), rounded(metrics), history, job.folder)
+    title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=alphas)
-    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    clear_checkpoints(job.folder)
     return result
 
 
@@ -175,8 +189,9 @@ _Search = tuple[list[Genotype], Sequence[Trial], "Alphas | None", float]
 
 def _differentiable(job: Job) -> _Search:
     """Candidates: what the alphas preferred last, then what they preferred before."""
-    with isolated(job.seed("supernet"), "init"):
-        supernet = Supernet(job.space).to(job.task.train.x.device)
+    if job.space.size == Size(1, exact=True):
+        return [job.space.sample(rng(0))], (), None, 0.0
+    supernet = _supernet(job)
     study = Study(
         job.space, Listed((), 0), journal_storage(job.folder / JOURNAL), name="search", announce=False
     )
@@ -245,10 +260,9 @@ def _black_box(job: Job) -> _Search:
 def _evaluator(job: Job) -> tuple[Evaluator, float]:
     """The evaluator, and the seconds it took to prepare."""
     if job.config.evaluator == "trained":
-        folder = job.folder / "checkpoint"
+        folder = job.folder / CHECKPOINT
         return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop), 0.0
-    with isolated(job.seed("supernet"), "init"):
-        supernet = Supernet(job.space).to(job.task.train.x.device)
+    supernet = _supernet(job)
     job.progress.phase("supernet", job.plan.shared.epochs)
     with user_errors():
         curve = train_shared(
@@ -261,6 +275,15 @@ def _evaluator(job: Job) -> tuple[Evaluator, float]:
             stop=job.stop,
         )
     return Inherited(supernet, job.search_task), sum(curve.seconds)
+
+
+def _supernet(job: Job) -> Supernet:
+    """The job's supernet with fresh weights, counted on the meta device before any memory is taken."""
+    device = job.task.train.x.device
+    with torch.device("meta"):
+        require_memory(count_params(Supernet(job.space)), device)
+    with isolated(job.seed("supernet"), "init"):
+        return Supernet(job.space).to(device)
 
 
 def _rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[str, float]]:
@@ -281,7 +304,7 @@ def _rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[st
             raise Stopped("re-evaluation stopped")
         return False
 
-    folder = job.folder / "checkpoint" / "rerank"
+    folder = job.folder / CHECKPOINT / "rerank"
     study.run(
         Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop),
         trials=len(candidates),
@@ -296,20 +319,17 @@ def _rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[st
     }
 
 
-def _retrain(job: Job, genotype: Genotype) -> tuple[nn.Module, Space, dict[str, float]]:
-    space = final_space(job.config, job.plan, job.space, job.task)
-    network, metrics = train_final(
-        space,
+def _retrain(job: Job, genotype: Genotype) -> tuple[nn.Module, dict[str, float]]:
+    return train_final(
+        job.final,
         genotype,
         job.task,
-        config=job.config,
-        plan=job.plan,
+        job.recipe,
         seed=job.seed("retrain"),
         checkpoints=job.checkpoints("retrain"),
         progress=job.progress,
         stop=job.stop,
     )
-    return network, space, metrics
 
 
 def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:

@@ -65,13 +65,7 @@ class Study:
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
         self.objective = objective or Objective()
-        self.optuna_study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize" if self.objective.maximize else "minimize",
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            load_if_exists=True,
-        )
+        self.optuna_study = self._open()
         self._distributions: dict[str, BaseDistribution] = {
             d.name: CategoricalDistribution(d.options) for d in space.decisions
         }
@@ -80,8 +74,12 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
-        """The history of one study in a run's folder."""
+        """The history of one study in a run's folder, empty where there is none; nothing is written."""
+        if not (folder / JOURNAL).is_file():
+            return []
         storage = journal_storage(folder / JOURNAL)
+        if name not in (study.study_name for study in storage.get_all_studies()):
+            return []
         return cls(space, Listed((), 0), storage, name=name).history
 
     def ask(self) -> Trial:
@@ -209,6 +207,19 @@ class Study:
             metrics=record["metrics"],
             cost_s=record["cost_s"],
             reason=record["reason"],
+        )
+
+    def _open(self) -> optuna.Study:
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        if self.name in (study.study_name for study in self.storage.get_all_studies()):
+            # Asking Optuna to create what exists would append to the journal.
+            return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
+        return optuna.create_study(
+            storage=self.storage,
+            study_name=self.name,
+            direction="maximize" if self.objective.maximize else "minimize",
+            sampler=sampler,
+            load_if_exists=True,
         )
 
     def _check_space(self) -> None:

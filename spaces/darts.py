@@ -5,7 +5,6 @@ channels, auxiliary head, drop-path), as in the published code: stem of 3x width
 preprocessing, the two reductions at one and two thirds of the depth, four nodes concatenated.
 """
 
-import ast
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ NODES = 4
 KINDS = ("normal", "reduce")
 EDGES = tuple((src, dst) for dst in range(2, 2 + NODES) for src in range(dst))
 Pairs = Sequence[tuple[str, int]]
+PAIR = r"\(\s*['\"](\w+)['\"]\s*,\s*(\d+)\s*\)"
 
 
 def darts(
@@ -201,12 +201,12 @@ def from_literal(text: str) -> Genotype:
     """
     genotype: list[int] = []
     for kind in KINDS:
-        match = re.search(rf"\b{kind}\s*=\s*(\[[^\]]*\])", text)
+        match = re.search(rf"\b{kind}\s*=\s*\[\s*((?:{PAIR}[\s,]*)*)\]", text)
         if match is None:
             raise SpaceError(
                 f"got {text!r}, wanted Genotype(normal=[('sep_conv_3x3', 0), ...], reduce=[...])"
             )
-        genotype += _edges(kind, ast.literal_eval(match.group(1)))
+        genotype += _edges(kind, [(op, int(src)) for op, src in re.findall(PAIR, match[1])])
         concat = re.search(rf"\b{kind}_concat\s*=\s*(\[[^\]]*\]|range\([^)]*\))", text)
         nodes = {int(node) for node in re.findall(r"\d+", concat.group(1))} if concat else set()
         if concat and nodes not in ({2, 2 + NODES}, set(range(2, 2 + NODES))):

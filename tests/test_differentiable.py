@@ -49,7 +49,7 @@ def comparable(epochs):
 def test_every_epoch_is_reported_and_returned():
     supernet, told = make_supernet(), []
     epochs = run(supernet, on_epoch=told.append)
-    assert told is not epochs and list(map(id, told)) == list(map(id, epochs))
+    assert [[*map(id, so_far)] for so_far in told] == [[*map(id, epochs[: n + 1])] for n in range(3)]
     assert [e.epoch for e in epochs] == [1, 2, 3]
     for e in epochs:
         assert e.epochs == 3 and e.seconds > 0
@@ -109,6 +109,14 @@ def test_stopping_writes_a_checkpoint_that_is_taken_up(tmp_path):
     epochs = run(again, checkpoints=Checkpoints(tmp_path))
     assert_same(again, whole)
     assert comparable(epochs) == comparable(wanted)
+
+
+def test_a_spent_budget_makes_the_epoch_in_progress_the_last(tmp_path):
+    epochs = run(make_supernet(), budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
+    assert [e.epoch for e in epochs] == [1]
+    again = run(make_supernet(), budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
+    assert comparable(again) == comparable(epochs)
+    assert len(run(make_supernet(), budget_s=1e9, checkpoints=Checkpoints(tmp_path))) == 3
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):

@@ -13,6 +13,7 @@ from nas.journal import journal_storage
 from nas.load import load
 from nas.schedule import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.seeding import rng
 from nas.study import Study, check_metrics
 from nas.types import Objective, Trial
 
@@ -79,6 +80,23 @@ def test_another_seed_or_another_name_is_another_search(tmp_path):
         study.run(scored, trials=8)
         found.append([t.genotype for t in study.history])
     assert found[0] != found[1] != found[2] != found[0]
+
+
+def test_every_trial_has_streams_of_its_own(tmp_path):
+    class Drawing:
+        def ask(self, space, history, stream):
+            asked.append(stream.random())
+            return (0,) * 6, 0
+
+    asked, evaluated = [], []
+
+    def evaluate(trial, stream):
+        evaluated.append(stream.random())
+        return {"val_acc": 0.0}
+
+    make(tmp_path, scheduler=Drawing(), seed=7).run(evaluate, trials=4)
+    assert asked == [rng(7, "s", number, "ask").random() for number in range(4)]
+    assert evaluated == [rng(7, "s", number, "evaluate").random() for number in range(4)]
 
 
 def test_a_trial_left_running_is_taken_up_under_its_number(tmp_path):

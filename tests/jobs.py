@@ -1,0 +1,57 @@
+"""Small whole jobs of about a second, and how to compare what two of them left behind."""
+
+import hashlib
+import json
+
+from nas.study import JOURNAL
+
+TINY = {
+    "epochs": 1,
+    "top_k": 2,
+    "top_k_epochs": 1,
+    "search_images": 200,
+    "space_settings": {"width": 4},
+    "retrain": {"epochs": 1},
+}
+"""Settings of any method on a small space."""
+SMALL = {**TINY, "trials": 3}
+"""Settings of a black-box method on a small space."""
+
+
+def options(settings):
+    """The command line's `--set` arguments for nested settings."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return [word for key, value in flat.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def snapshot(folder):
+    """The SHA-256 of every file below a folder, by name."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.lock"
+    }
+
+
+def timeless(metrics):
+    """Metrics that do not depend on how fast the machine was."""
+    return {k: v for k, v in metrics.items() if not k.endswith(("seconds", "_ms"))}
+
+
+def outcome(result):
+    """All of a result that must be the same however often its run was interrupted."""
+    architecture = json.loads((result.folder / "architecture.json").read_text())
+    architecture["metrics"] = timeless(architecture["metrics"])
+    return {
+        "history": [(t.genotype, t.fidelity, t.state, t.metrics, t.reason) for t in result.history],
+        "architecture": architecture,
+        "model": (result.folder / "model.safetensors").read_bytes(),
+        "metrics": timeless(result.metrics),
+    }
+
+
+def journal(folder):
+    """The records of a run's journal."""
+    return [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]

@@ -1,0 +1,15 @@
+"""Published tables, which the project itself does not contain."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def table(name):
+    """The file of that name in $NAS_BENCHMARKS, else in ../shared/benchmarks; skips the test without one."""
+    beside = Path(__file__).parents[2] / "shared" / "benchmarks"
+    file = Path(os.environ.get("NAS_BENCHMARKS", beside)) / name
+    if not file.is_file():
+        pytest.skip(f"no {file}; set NAS_BENCHMARKS to the folder of published tables")
+    return file

@@ -1,0 +1,260 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nas.errors import ConfigError, TrialError
+from nas.evaluate import Cached, Inherited, Trained, affordable, memory_bytes, require_memory, user_errors
+from nas.graph import architecture_hash
+from nas.load import load
+from nas.oneshot.supernet import Supernet
+from nas.recipe import Recipe
+from nas.resumable import Stopped
+from nas.space import Space
+from nas.task import load_task
+from nas.types import Trial
+
+TASK = load_task("digits").reduced(128)
+TOY = load("toy", width=4)
+RECIPE = Recipe(epochs=1, batch=32, lr=0.05, weight_decay=1e-4)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def chosen(**modules):
+    """A space of one decision whose options are ready-made modules after a fixed stem."""
+
+    def build(choose):
+        return nn.Sequential(choose.op("body", {k: lambda m=m: m() for k, m in modules.items()}))
+
+    return Space("chosen", build)
+
+
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        raise self.error
+
+
+class Mean(nn.Module):
+    """Logits without a single parameter."""
+
+    def forward(self, x):
+        return x.mean((1, 2, 3))[:, None].expand(-1, 10)
+
+
+def failure(space, *, genotype=None, recipe=RECIPE):
+    with pytest.raises(TrialError) as caught:
+        Trained(space, TASK, recipe)(Trial(0, genotype or (0,) * len(space.decisions), 1), rng())
+    return caught.value
+
+
+# -- trained ---------------------------------------------------------------------------------------------
+
+
+def test_trained_measures_and_counts():
+    metrics = Trained(TOY, TASK, RECIPE)(Trial(0, (2, 2, 2), 1), rng())
+    assert metrics.keys() == {"val_acc", "val_loss", "train_loss", "params", "macs"}
+    assert 0 <= metrics["val_acc"] <= 1
+    assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
+
+
+def test_trained_depends_on_its_arguments_alone():
+    evaluate = Trained(TOY, TASK, RECIPE)
+    first = evaluate(Trial(0, (2, 0, 2), 1), rng(3))
+    torch.manual_seed(99)
+    assert evaluate(Trial(0, (2, 0, 2), 1), rng(3)) == first
+    assert evaluate(Trial(0, (2, 0, 2), 1), rng(4)) != first
+
+
+def test_trained_trains_for_the_fidelity():
+    evaluate = Trained(TOY, TASK, RECIPE)
+    one, five = (evaluate(Trial(0, (2, 2, 2), epochs), rng()) for epochs in (1, 5))
+    assert five["train_loss"] < one["train_loss"]
+
+
+def test_a_stopped_trial_goes_on_where_it_was(tmp_path):
+    trial = Trial(4, (2, 2, 2), 2)
+    asked = iter([False] * 3 + [True])
+    with pytest.raises(Stopped):
+        Trained(TOY, TASK, RECIPE, folder=tmp_path, stop=lambda: next(asked))(trial, rng())
+    assert list((tmp_path / "trial-4").iterdir())
+    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path)(trial, rng())
+    assert resumed == Trained(TOY, TASK, RECIPE)(trial, rng())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_mismatch_is_a_failed_build():
+    error = failure(chosen(a=lambda: nn.Conv2d(3, 4, 1)))
+    assert error.reason == "build"
+    assert "images of (1, 8, 8) fail" in str(error)
+
+
+def test_a_constructor_that_raises_is_a_failed_build():
+    space = chosen(works=Mean, fails=lambda: nn.Conv2d(1, -4, 1))
+    assert failure(space, genotype=(1,)).reason == "build"
+
+
+def test_wrong_logits_are_a_failed_build():
+    error = failure(chosen(a=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7))))
+    assert error.reason == "build"
+    assert "logits (32, 7), wanted (32, 10)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), AssertionError("no"), AttributeError("a"), ZeroDivisionError(), IndexError(3)]
+)
+def test_whatever_a_module_raises_fails_the_trial_and_names_the_line(error):
+    found = failure(chosen(a=lambda: Raises(error)))
+    assert found.reason == "error"
+    assert type(error).__name__ in str(found)
+    assert "raise self.error" in str(found)
+
+
+def test_a_network_without_parameters_has_no_gradient():
+    assert failure(chosen(a=Mean)).reason == "no-grad"
+
+
+def test_a_network_whose_loss_needs_no_parameter_has_no_gradient():
+    class Unused(Mean):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    assert failure(chosen(a=Unused)).reason == "no-grad"
+
+
+def test_divergence_fails_the_trial():
+    error = failure(TOY, recipe=dataclasses.replace(RECIPE, lr=1e30))
+    assert error.reason == "nan"
+
+
+def test_ten_billion_parameters_are_rejected_without_taking_memory():
+    class Huge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(100_000, 100_000))
+            if not self.weight.is_meta:
+                raise MemoryError("allocated")
+
+        def forward(self, x):
+            return (x.mean((1, 2, 3))[:, None] * self.weight[0, 0]).expand(-1, 10)
+
+    error = failure(chosen(a=Huge))
+    assert error.reason == "oom"
+    assert "10,000,000,000 parameters need 111.8 GiB to train, the device has" in str(error)
+
+
+def test_memory_is_asked_of_the_device(monkeypatch):
+    total = memory_bytes(torch.device("cpu"))
+    assert 2**27 < total < 2**50
+    require_memory(total // 12, torch.device("cpu"))
+    with pytest.raises(TrialError, match="GiB to train"):
+        require_memory(total // 12 + 1, torch.device("cpu"))
+
+
+# -- inherited -------------------------------------------------------------------------------------------
+
+
+def supernet():
+    torch.manual_seed(3)
+    return Supernet(TOY)
+
+
+def test_inherited_leaves_the_supernet_as_it_was():
+    net = supernet().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = {name: module.training for name, module in net.named_modules()}
+    Inherited(net, TASK)(Trial(0, (2, 1, 0), 0), rng())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert {name: module.training for name, module in net.named_modules()} == modes
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_inherited_does_not_depend_on_what_was_asked_before():
+    evaluate = Inherited(supernet(), TASK)
+    first = evaluate(Trial(0, (2, 1, 0), 0), rng())
+    evaluate(Trial(1, (0, 0, 2), 0), rng(1))
+    assert evaluate(Trial(0, (2, 1, 0), 0), rng()) == first
+
+
+def test_inherited_tells_architectures_apart_by_the_shared_weights():
+    evaluate = Inherited(supernet(), TASK)
+    losses = {evaluate(Trial(0, g, 0), rng())["val_loss"] for g in [(2, 2, 2), (1, 1, 1), (0, 1, 2)]}
+    assert len(losses) == 3
+
+
+def test_inherited_counts_what_the_stand_alone_network_costs():
+    metrics = Inherited(supernet(), TASK)(Trial(0, (2, 2, 2), 0), rng())
+    assert metrics.keys() == {"val_acc", "val_loss", "params", "macs"}
+    assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
+
+
+# -- cached ----------------------------------------------------------------------------------------------
+
+
+class Counting:
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, trial, rng):
+        self.asked.append(trial.genotype)
+        return {"val_acc": 1.0 / len(self.asked)}
+
+
+def test_isomorphic_architectures_are_measured_once():
+    bench = load("nasbench201", width=4, cells=1, in_channels=1)
+    first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
+    assert architecture_hash(bench, first) == architecture_hash(bench, second)
+    measure = Counting()
+    cached = Cached(measure, bench, [])
+    assert cached(Trial(0, first, 0), rng()) == cached(Trial(1, second, 0), rng(1)) == {"val_acc": 1.0}
+    assert measure.asked == [first]
+
+
+def test_another_fidelity_is_another_measurement():
+    measure = Counting()
+    cached = Cached(measure, TOY, [])
+    assert cached(Trial(0, (2, 2, 2), 1), rng()) != cached(Trial(1, (2, 2, 2), 2), rng())
+
+
+def test_the_first_measurement_counts_also_after_a_resume():
+    history = [
+        Trial(0, (2, 2, 2), 0, "failed", reason="nan: x"),
+        Trial(1, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
+        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.9}),
+        Trial(3, (1, 1, 1), 0, "running"),
+    ]
+    measure = Counting()
+    cached = Cached(measure, TOY, history)
+    assert cached(Trial(4, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
+    assert cached(Trial(3, (1, 1, 1), 0), rng()) == {"val_acc": 1.0}
+    assert measure.asked == [(1, 1, 1)]
+
+
+def test_a_failure_is_not_remembered():
+    def fails(trial, rng):
+        raise TrialError("nan", "x")
+
+    cached = Cached(fails, TOY, [])
+    for _ in range(2):
+        with pytest.raises(TrialError):
+            cached(Trial(0, (2, 2, 2), 0), rng())
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), TrialError("nan", "x"), Stopped("x"), KeyboardInterrupt()])
+def test_the_engines_own_errors_and_the_users_wish_pass(error):
+    with pytest.raises(type(error)) as caught, user_errors():
+        raise error
+    assert caught.value is error

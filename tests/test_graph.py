@@ -1,0 +1,285 @@
+"""Graphs of architectures: what they show, and a hash that is equal exactly for isomorphic ones."""
+
+import itertools
+
+import networkx as nx
+import numpy as np
+import pytest
+from torch import nn
+
+from nas.cell import Cell
+from nas.graph import (
+    architecture_hash,
+    canonical_form,
+    cell_graphs,
+    encode,
+    from_dict,
+    merged,
+    prune,
+    to_dict,
+)
+from nas.load import load
+from nas.ops import candidates
+from nas.space import Space
+from spaces.darts import EDGES as DARTS_EDGES
+from spaces.darts import OPTIONS as DARTS_OPTIONS
+from spaces.nasbench201 import EDGES, OPTIONS
+
+CELLS = load("nasbench201", width=4, cells=1)
+DARTS = load("darts", width=4, cells=3)
+
+
+# -- the hash -----------------------------------------------------------------------------------------
+
+
+def simplified(genotype):
+    """A NAS-Bench-201 cell without zeros, dead parts and lone identities, by means of its own."""
+    edges = [(a, b, OPTIONS[o]) for (a, b), o in zip(EDGES, genotype, strict=True) if OPTIONS[o] != "none"]
+    while True:
+        graph = nx.MultiDiGraph([(a, b) for a, b, _ in edges])
+        graph.add_nodes_from([0, 3])
+        live = (nx.descendants(graph, 0) | {0}) & (nx.ancestors(graph, 3) | {3})
+        kept = [(a, b, op) for a, b, op in edges if a in live and b in live]
+        lone = [
+            (a, b)
+            for a, b, op in kept
+            if op == "skip_connect" and sum(dst == b for _, dst, _ in kept) == 1 and (a, b) != (0, 3)
+        ]
+        if not lone and kept == edges:
+            break
+        edges = kept
+        if lone:
+            a, b = lone[0]
+            old, new = (a, b) if b == 3 else (b, a)
+            edges.remove((a, b, "skip_connect"))
+            edges = [(new if x == old else x, new if y == old else y, op) for x, y, op in edges]
+    graph = nx.MultiDiGraph()
+    graph.add_nodes_from([(0, {"end": "in"}), (3, {"end": "out"})])
+    for a, b, op in edges:
+        graph.add_edge(a, b, op=op)
+    return graph
+
+
+def isomorphic(one, two):
+    return nx.is_isomorphic(
+        simplified(one),
+        simplified(two),
+        node_match=lambda a, b: a.get("end") == b.get("end"),
+        edge_match=nx.algorithms.isomorphism.categorical_multiedge_match("op", None),
+    )
+
+
+def permuted(genotype):
+    """The same cell with nodes 1 and 2 exchanged; only cells without an edge between them have one."""
+    into1, into2, _, skip, out1, out2 = genotype
+    return (into2, into1, 0, skip, out2, out1)
+
+
+def test_the_hash_is_equal_exactly_for_isomorphic_cells():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(120):
+        one = CELLS.sample(rng)
+        apart = (*one[:2], 0, *one[3:])
+        pairs += [(one, CELLS.sample(rng)), (one, CELLS.mutate(one, rng)), (apart, permuted(apart))]
+    outcomes = [isomorphic(*pair) for pair in pairs]
+    for pair, same in zip(pairs, outcomes, strict=True):
+        hashes = {architecture_hash(CELLS, genotype) for genotype in pair}
+        assert (len(hashes) == 1) == same, pair
+    assert all(outcomes[2::3]) and 5 < sum(outcomes[1::3]) < 100
+
+
+def test_the_whole_space_falls_into_6985_classes_and_each_bucket_is_isomorphic():
+    buckets = {}
+    for genotype in CELLS.enumerate():
+        buckets.setdefault(architecture_hash(CELLS, genotype), []).append(genotype)
+    assert len(buckets) == 6_985
+    rng = np.random.default_rng(0)
+    shared = [bucket for bucket in buckets.values() if len(bucket) > 1]
+    for i in rng.choice(len(shared), 100, replace=False):
+        one, two = (shared[i][int(k)] for k in rng.choice(len(shared[i]), 2, replace=False))
+        assert isomorphic(one, two), (one, two)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ((0, 0, 0, 3, 0, 0), (3, 0, 0, 3, 0, 0), True),  # a dead node does not count
+        ((3, 0, 0, 0, 1, 0), (0, 3, 0, 0, 0, 1), True),  # one convolution, then an identity
+        ((3, 0, 0, 0, 1, 0), (0, 0, 0, 3, 0, 0), True),
+        ((1, 0, 0, 0, 3, 0), (0, 0, 0, 3, 0, 0), True),
+        ((0, 0, 0, 0, 0, 0), (3, 3, 3, 0, 0, 0), True),  # nothing arrives
+        ((0, 0, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0), False),  # an identity is not nothing
+        ((0, 0, 0, 3, 0, 0), (0, 0, 0, 2, 0, 0), False),
+        ((3, 0, 0, 0, 2, 0), (2, 0, 0, 0, 3, 0), False),  # the order of operations
+        ((3, 3, 0, 0, 1, 1), (3, 1, 0, 0, 3, 0), False),
+    ],
+)
+def test_known_pairs(one, two, same):
+    assert (architecture_hash(CELLS, one) == architecture_hash(CELLS, two)) == same
+    assert isomorphic(one, two) == same
+
+
+def permutations_of(genotype):
+    """The same DARTS architecture, its computed nodes renumbered in every way that keeps edges forward."""
+    for order in itertools.permutations(range(2, 6)):
+        name = {0: 0, 1: 1} | dict(zip(range(2, 6), order, strict=True))
+        renumbered = []
+        for cell in (genotype[:14], genotype[14:]):
+            edges = {(name[a], name[b]): o for (a, b), o in zip(DARTS_EDGES, cell, strict=True) if o}
+            renumbered += (
+                [edges.pop(edge, 0) for edge in DARTS_EDGES] if edges.keys() <= set(DARTS_EDGES) else []
+            )
+        if len(renumbered) == 28 and tuple(renumbered) != genotype:
+            yield tuple(renumbered)
+
+
+def test_renumbering_the_nodes_of_a_darts_cell_keeps_the_hash_and_a_mutation_changes_it():
+    rng, renumberings, changed = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        genotype = DARTS.sample(rng)
+        wanted = architecture_hash(DARTS, genotype)
+        for other in permutations_of(genotype):
+            assert architecture_hash(DARTS, other) == wanted
+            renumberings += 1
+        changed += architecture_hash(DARTS, DARTS.mutate(genotype, rng)) != wanted
+    assert renumberings > 50 and changed > 50
+
+
+def test_a_skip_of_stride_two_is_no_identity():
+    skip = DARTS_OPTIONS.index("skip_connect")
+    graphs = cell_graphs(DARTS, DARTS.nearest([np.eye(8)[skip] for _ in DARTS.decisions]))
+    roles = {
+        kind: {d["role"] for a, _, d in graph.edges(data=True) if a in ("in0", "in1")}
+        for kind, graph in graphs.items()
+    }
+    assert roles == {"normal": {"identity"}, "reduce": {"op"}}
+
+
+def test_the_hash_is_the_same_on_every_machine_and_at_every_size():
+    genotype = (3, 1, 2, 1, 0, 4)
+    assert architecture_hash(CELLS, genotype) == architecture_hash(load("nasbench201"), genotype)
+    assert architecture_hash(CELLS, genotype) == "cc6189b1afc27f14"
+
+
+def test_plain_values_and_unasked_decisions():
+    def build(choose):
+        depth = choose.value("depth", (1, 2, 3))
+        kernels = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3)}
+        return nn.Sequential(*(choose.op(f"kernel{i}", kernels) for i in range(depth)))
+
+    space = Space("deep", build)
+    hashes = {g: architecture_hash(space, g) for g in itertools.product(range(3), (0, 1), (0, 1), (0, 1))}
+    assert len(set(hashes.values())) == 14
+    assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0] != hashes[1, 1, 0, 1]
+    graph = cell_graphs(space, (1, 1, 0, 0))["network"]
+    assert graph.graph["values"] == {"depth": "2"}
+
+
+def test_cells_of_one_kind_with_decisions_of_their_own_are_told_apart():
+    def build(choose):
+        options = candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4)
+        cells = [Cell("cell", 1, 1, lambda i, j, k=k: choose.op(f"{k}/{i}->{j}", options)) for k in range(2)]
+        return nn.Sequential(*cells)
+
+    space = Space("stack", build)
+    assert list(cell_graphs(space, (0, 1))) == ["cell 1", "cell 2"]
+    assert architecture_hash(space, (0, 1)) != architecture_hash(space, (1, 0))
+
+
+def test_canonical_form_ignores_names_and_order():
+    def graph(order):
+        g = nx.DiGraph(kind="cell")
+        g.add_node("in0", role="input", label="")
+        for n in order:
+            g.add_node(n, role="node", label="")
+            g.add_edge("in0", n, op="conv", role="op", decision="")
+        g.add_node("out", role="output", label="")
+        for n in order:
+            g.add_edge(n, "out", op="conv", role="op", decision="")
+        g.add_edge(order[0], order[1], op="pool", role="op", decision="")
+        return g
+
+    forms = [canonical_form(graph(order)) for order in itertools.permutations("abc")]
+    assert all(form == forms[0] for form in forms)
+
+
+def test_equal_nodes_are_matched_consistently():
+    def chains(first, second):
+        g = nx.DiGraph(kind="cell")
+        g.add_node("in0", role="input", label="")
+        g.add_node("out", role="output", label="")
+        for top, bottom in (first, second):
+            g.add_nodes_from([top, bottom], role="node", label="")
+            for a, b in (("in0", top), (top, bottom), (bottom, "out")):
+                g.add_edge(a, b, op="conv", role="op", decision="")
+        return g
+
+    assert canonical_form(chains("ac", "bd")) == canonical_form(chains("ad", "bc"))
+
+
+# -- what graphs show ---------------------------------------------------------------------------------
+
+
+def test_the_graph_of_a_cell():
+    graph = cell_graphs(CELLS, (3, 0, 1, 0, 2, 4))["cell"]
+    assert {n: d["role"] for n, d in graph.nodes(data=True)} == {
+        "in0": "input", "0": "node", "1": "node", "2": "output",
+    }  # fmt: skip
+    edges = {(a, b): (d["op"], d["role"], d["decision"]) for a, b, d in graph.edges(data=True)}
+    assert edges == {
+        ("in0", "0"): ("nor_conv_3x3", "op", "0->1"),
+        ("0", "1"): ("skip_connect", "identity", "1->2"),
+        ("0", "2"): ("nor_conv_1x1", "op", "1->3"),
+        ("1", "2"): ("avg_pool_3x3", "op", "2->3"),
+    }
+
+
+def test_a_concatenating_cell_has_an_output_of_its_own():
+    graphs = cell_graphs(DARTS, DARTS.sample(np.random.default_rng(0)))
+    assert list(graphs) == ["normal", "reduce"]
+    for graph in graphs.values():
+        assert {graph.nodes[n]["label"] for n in ("in0", "in1")} == {"c_{k-2}", "c_{k-1}"}
+        assert sorted(a for a, _, d in graph.in_edges("out", data=True) if d["op"] == "concat") == list(
+            "0123"
+        )
+        assert sum(d["op"] != "concat" for _, _, d in graph.edges(data=True)) == 8
+
+
+def test_pruning_keeps_what_lies_between_inputs_and_output():
+    graph = cell_graphs(CELLS, (0, 3, 3, 0, 3, 0))["cell"]  # node 1 has no input, node 2 no output
+    assert set(graph.nodes) == {"in0", "2"} and not graph.edges
+    assert nx.utils.graphs_equal(prune(graph), graph)
+
+
+def test_a_space_without_cells_is_a_chain():
+    def build(choose):
+        options = {"id": nn.Identity, "relu": nn.ReLU}
+        return nn.Sequential(choose.op("first", options), choose.op("second", options))
+
+    graph = cell_graphs(Space("chain", build), (1, 0))["network"]
+    edges = [(a, b, d["op"]) for a, b, d in graph.edges(data=True)]
+    assert edges == [("in", "0", "relu"), ("0", "out", "id")]
+
+
+@pytest.mark.parametrize("space", [CELLS, DARTS, load("toy")], ids=lambda s: s.name)
+def test_graphs_survive_json_and_graphml(space, tmp_path):
+    graphs = cell_graphs(space, space.sample(np.random.default_rng(1)))
+    for graph in graphs.values():
+        again = from_dict(to_dict(graph))
+        assert nx.utils.graphs_equal(again, graph) and again.graph["kind"] == graph.graph["kind"]
+    nx.write_graphml(merged(graphs), tmp_path / "a.graphml")
+    read = nx.read_graphml(tmp_path / "a.graphml")
+    assert len(read) == sum(map(len, graphs.values()))
+    assert nx.number_weakly_connected_components(read) >= len(graphs)
+
+
+def test_encoding():
+    code = encode(CELLS, (3, 0, 1, 0, 2, 3))
+    assert code.shape == (6 * 5 + 5,) and code[:30].sum() == 6
+    assert code[3] == 1 and code[25 + 3] == 1
+    names = sorted(OPTIONS)
+    counts = dict(zip(names, code[30:], strict=True))
+    assert counts == {"none": 2, "skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 2, "avg_pool_3x3": 0}
+    every = {tuple(encode(CELLS, CELLS.sample(np.random.default_rng(i)))) for i in range(50)}
+    assert len(every) > 45

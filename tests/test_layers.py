@@ -1,0 +1,126 @@
+"""Imports point one way, to layers strictly below, and the engine names no space."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nas.load import bundled
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    # plain values, errors, random streams
+    "errors types seeding progress signals console oneshot oneshot.relaxations",
+    # files, arrays, settings, primitives
+    "files arrays recipe config devices ops draw.slots draw.style",
+    "cell choosers checkpoint journal splits imagefolder draw.layout draw.alphas draw.curves draw.network",
+    # spaces and data
+    "space resumable datasets mapdataset draw.cells",
+    "load graph cost listing probing task oneshot.supernet searchers.searcher draw",
+    "augment skeleton searchers.evolution searchers.random_search",
+    # training and searching
+    "loop searchers",
+    "schedule train testing oneshot.bilevel",
+    "study oneshot.differentiable oneshot.singlepath presets",
+    # whole jobs
+    "evaluate plan result",
+    "run_folder validate",
+    "doctor retrain_run",
+    "search_run",
+    # what users call
+    "cli",
+]
+RANK = {f"nas.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
+RANK["nas"] = len(LAYERS)
+
+# Where the name of a bundled space also names a published method, recipe or preset, or is a default.
+NAMED = {
+    "nas.cli": {"darts", "nasbench201"},
+    "nas.config": {"darts"},
+    "nas.oneshot.bilevel": {"darts"},
+    "nas.presets": {"nasbench201"},
+    "nas.recipe": {"nasbench201"},
+    "nas.search_run": {"darts"},
+}
+
+# All that the author of a space needs.
+FOR_SPACES = {"nas.types", "nas.errors", "nas.ops", "nas.cell", "nas.choosers", "nas.space"}
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+NAS, SPACES = modules("nas"), modules("spaces")
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module imported anywhere in `tree`, inside functions and for type checking too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "wanted absolute imports"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                # The version is a constant that stands in the package itself.
+                if inner != "nas.__version__":
+                    yield inner if inner in NAS or inner in SPACES else str(node.module)
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def words(tree: ast.Module) -> Iterator[str]:
+    """Every word in the strings and identifiers of `tree`, docstrings and other bare strings excepted."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield from re.findall(r"\w+", node.value)
+        for field in ("id", "attr", "arg", "name"):
+            if isinstance(text := getattr(node, field, None), str):
+                yield text
+
+
+def test_every_module_has_exactly_one_layer():
+    named = [name for layer in LAYERS for name in layer.split()]
+    assert len(named) == len(set(named))
+    assert RANK.keys() - NAS.keys() == set(), "these are in LAYERS but do not exist"
+    assert NAS.keys() - RANK.keys() == set(), "give these a place in LAYERS"
+
+
+@pytest.mark.parametrize("module", NAS)
+def test_imports_point_strictly_down(module):
+    for imported in imports(NAS[module]):
+        if inside(imported, "nas"):
+            assert RANK[imported] < RANK[module], f"{module} imports {imported}, which is not below it"
+
+
+@pytest.mark.parametrize("module", NAS)
+def test_the_engine_never_imports_a_space(module):
+    assert not [imported for imported in imports(NAS[module]) if inside(imported, "spaces")]
+
+
+@pytest.mark.parametrize("module", SPACES)
+def test_spaces_import_only_what_authors_need(module):
+    own = [imported for imported in imports(SPACES[module]) if inside(imported, "nas")]
+    assert set(own) <= FOR_SPACES
+
+
+@pytest.mark.parametrize("module", NAS)
+def test_the_engine_names_no_space(module):
+    assert set(words(NAS[module])) & set(bundled()) == NAMED.get(module, set())
+
+
+def test_the_rules_find_what_they_should():
+    tree = ast.parse('"""darts"""\nfrom nas import task\nx = f"a {toy} darts-2"\nimport spaces.toy\n')
+    assert set(imports(tree)) == {"nas.task", "spaces.toy"}
+    assert {"toy", "darts"} <= set(words(tree))
+    assert "darts" not in set(words(ast.parse('"""darts"""\nx = 1\n"""darts"""\n')))

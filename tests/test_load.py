@@ -1,0 +1,194 @@
+"""Finding spaces: bundled, in modules and in files, and what is said when a user's own code is wrong."""
+
+import re
+import sys
+
+import pytest
+
+from nas.errors import SpaceError
+from nas.load import bundled, is_plugin, load, resize
+from nas.space import Space
+
+GOOD = """
+from torch import nn
+from nas.space import Space
+
+
+def make(width=4, *, classes=10):
+    def build(choose):
+        options = {"id": nn.Identity, "relu": nn.ReLU}
+        return nn.Sequential(choose.op("x", options), nn.Linear(width, classes))
+    return Space("mine", build)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    def write(code, function="make", name="my_space.py"):
+        (tmp_path / name).write_text(code)
+        return f"{tmp_path / name}:{function}"
+
+    return write
+
+
+def refusal(path, **settings):
+    with pytest.raises(SpaceError) as caught:
+        load(path, **settings)
+    return str(caught.value)
+
+
+# -- what is found ------------------------------------------------------------------------------------
+
+
+def test_a_bundled_space_knows_where_it_came_from():
+    space = load("toy", width=4)
+    assert (space.origin, space.settings) == ("toy", {"width": 4, "classes": 10, "in_channels": 1})
+
+
+def test_a_file(plugin):
+    path = plugin(GOOD)
+    space = load(path, width=6)
+    assert isinstance(space, Space) and space.origin == path
+    assert space.settings == {"width": 6, "classes": 10}
+    assert space.network((1,))[1].in_features == 6
+
+
+def test_a_file_relative_to_the_working_folder(plugin, tmp_path, monkeypatch):
+    plugin(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load("my_space.py:make").name == "mine"
+
+
+def test_a_file_is_read_anew_each_time(plugin):
+    assert load(plugin(GOOD)).name == "mine"
+    assert load(plugin(GOOD.replace('"mine"', '"other one"'))).name == "other one"
+
+
+def test_a_module():
+    space = load("spaces.toy:toy", classes=3)
+    assert space.name == "toy" and space.origin == "spaces.toy:toy"
+
+
+def test_what_counts_as_foreign_code():
+    assert is_plugin("my_space.py:make") and is_plugin("pkg.mod:make")
+    assert not any(map(is_plugin, bundled()))
+
+
+def test_an_offer_is_taken_where_there_is_a_parameter_for_it(plugin):
+    offer = {"classes": 3, "in_channels": 7, "width": 2}
+    assert load(plugin(GOOD), offer).settings == {"width": 2, "classes": 3}
+    assert load(plugin(GOOD), offer, width=9).settings == {"width": 9, "classes": 3}
+
+
+def test_resize_keeps_the_other_settings(plugin):
+    space = resize(load(plugin(GOOD), classes=3), width=8)
+    assert space.settings == {"width": 8, "classes": 3}
+    with pytest.raises(SpaceError, match=r"'hand' was not made by nas\.load"):
+        resize(Space("hand", lambda choose: None), width=3)
+
+
+# -- mistakes -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name():
+    assert refusal("nasbench21").startswith("no search space 'nasbench21'; did you mean 'nasbench201'?")
+    assert "known: darts, nasbench201, toy" in refusal("zzz")
+    assert "FILE.py:FUNCTION" in refusal("my_space.py")
+    assert "no search space '__init__'" in refusal("__init__")
+
+
+def test_a_missing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal("gone.py:make")
+    assert "no file gone.py" in message and str(tmp_path / "gone.py") in message
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "folder.py").mkdir()
+    assert "no file" in refusal(f"{tmp_path / 'folder.py'}:make")
+
+
+def test_a_missing_module():
+    message = refusal("no_such_package_here:make")
+    assert "No module named 'no_such_package_here'" in message
+    assert "(at " not in message  # no line of the user's is to blame
+
+
+def test_a_syntax_error(plugin):
+    path = plugin("x = 1\n\ndef make(:\n    pass\n")
+    message = refusal(path)
+    assert f"syntax error in {path.removesuffix(':make')}, line 3: def make(:" in message
+
+
+def test_an_import_error_names_the_users_line(plugin):
+    message = refusal(plugin("x = 1\n\nimport no_such_package_here\n"))
+    assert "ModuleNotFoundError: No module named 'no_such_package_here'" in message
+    assert re.search(r"my_space\.py, line 3: import no_such_package_here\)", message)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("x = 1\ny = {}['gone']\n", 2),
+        ("def f():\n    raise ValueError('no')\n\nf()\n", 2),
+        ("import json\n\nx = json.loads('{')\n", 3),  # raised inside Python's own library
+        ("import torch\nx = torch.zeros(2).view(3)\n", 2),  # raised inside an installed one
+        ("from nas.ops import candidates\n\n\nx = candidates(['sep_conv'], 4, 4)\n", 4),  # inside the engine
+    ],
+)
+def test_a_file_that_raises_on_import_is_reported_with_the_users_line(plugin, code, line):
+    message = refusal(plugin(code))
+    assert "its file fails on import" in message
+    assert re.search(rf"my_space\.py, line {line}: ", message)
+
+
+def test_a_failed_import_is_not_remembered(plugin):
+    refusal(plugin("raise ValueError"))
+    assert "nas_plugin_my_space" not in sys.modules
+    assert load(plugin(GOOD)).name == "mine"
+
+
+def test_a_missing_function_names_the_nearest(plugin):
+    assert "no function in" in (message := refusal(plugin(GOOD, "mak")))
+    assert "'mak'; did you mean 'make'?" in message
+    # Only the user's own names are offered, not what the file imports.
+    assert refusal(plugin(GOOD, "Spaces")).endswith("known: make")
+
+
+def test_a_function_that_returns_no_space(plugin):
+    assert "returned dict, wanted a nas.Space" in refusal(plugin("def make():\n    return {}\n"))
+
+
+@pytest.mark.parametrize("signature", ["*args", "**settings", "width, /"])
+def test_parameters_without_a_name(plugin, signature):
+    message = refusal(plugin(f"def make({signature}):\n    pass\n"))
+    assert "wanted a function with named parameters only, e.g. `def make(width=16)`" in message
+
+
+def test_an_unknown_setting_names_the_nearest(plugin):
+    assert "no setting 'widht'; did you mean 'width'?" in refusal(plugin(GOOD), widht=3)
+    assert "no setting 'widht'; did you mean 'width'?" in refusal("toy", widht=3)
+
+
+def test_a_missing_setting(plugin):
+    path = plugin(GOOD.replace("width=4", "width"))
+    assert "needs the setting 'width'; give the parameter a default or a value" in refusal(path)
+    assert load(path, width=3).settings["width"] == 3
+
+
+def test_a_function_that_raises_is_reported_with_the_users_line(plugin):
+    message = refusal(plugin("def make(width=4):\n    return width / 0\n"))
+    assert "ZeroDivisionError: division by zero" in message
+    assert re.search(r"my_space\.py, line 2: return width / 0\)", message)
+
+
+def test_a_setting_of_the_wrong_kind_is_reported():
+    assert "TypeError" in refusal("darts", cells="eight")
+
+
+def test_something_that_cannot_be_called(plugin):
+    assert "no function in" in refusal(plugin("make = 3\n"))
+
+
+def test_an_empty_module_name():
+    assert "ValueError" in refusal(":make")

@@ -1,0 +1,195 @@
+import dataclasses
+import json
+
+import pytest
+
+from nas.config import Config, make_config
+from nas.errors import ConfigError
+from nas.plan import change, make_plan
+from nas.presets import PRESETS, preset
+from nas.recipe import Recipe
+
+
+def plan(**values):
+    return make_plan(make_config({"method": "evolution", **values}))
+
+
+def refused(**values):
+    with pytest.raises(ConfigError) as caught:
+        plan(**values)
+    return str(caught.value)
+
+
+# -- presets ---------------------------------------------------------------------------------------------
+
+
+def test_standard_is_darts_as_published():
+    """Liu et al. 2019, sections 3.1 and 3.2, and the released code."""
+    standard = plan(preset="standard", method="darts")
+    weights, final = standard.search.weights, standard.final
+    assert (weights.epochs, weights.batch, weights.lr, weights.lr_min) == (50, 64, 0.025, 0.001)
+    assert (weights.momentum, weights.weight_decay, weights.clip) == (0.9, 3e-4, 5.0)
+    assert (weights.nesterov, weights.schedule) == (False, "epoch")
+    search = standard.search
+    assert (search.alpha_lr, search.alpha_betas, search.alpha_weight_decay) == (3e-4, (0.5, 0.999), 1e-3)
+    assert (final.epochs, final.batch, final.lr, final.lr_min) == (600, 96, 0.025, 0.0)
+    assert (final.weight_decay, final.auxiliary, final.drop_path, final.cutout) == (3e-4, 0.4, 0.2, 16)
+    assert standard.full_size
+    assert standard.search_images is None
+
+
+def test_nasbench201_is_that_benchmark():
+    """Dong & Yang 2020, table 1."""
+    final = plan(preset="nasbench201").final
+    assert (final.epochs, final.batch, final.lr, final.weight_decay) == (200, 256, 0.1, 5e-4)
+    assert (final.momentum, final.nesterov, final.lr_min, final.label_smoothing) == (0.9, True, 0.0, 0.0)
+    twelve = plan(preset="nasbench201-12")
+    assert twelve.final == dataclasses.replace(final, epochs=12) == twelve.trial
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_without_settings_the_plan_is_the_preset(name):
+    found, base = plan(preset=name), preset(name)
+    for field in dataclasses.fields(base):
+        assert getattr(found, field.name) == getattr(base, field.name), field.name
+
+
+def test_an_unknown_preset_names_the_nearest():
+    assert "no preset 'standart'; did you mean 'standard'?" in refused(preset="standart")
+
+
+# -- settings --------------------------------------------------------------------------------------------
+
+BLACK_BOX = {"method": "evolution"}
+SHARED = {"method": "evolution", "evaluator": "shared"}
+DARTS = {"method": "darts"}
+CHANGES = {
+    "method": (BLACK_BOX, "random"),
+    "preset": (BLACK_BOX, "standard"),
+    "trials": (BLACK_BOX, 7),
+    "epochs": (BLACK_BOX, 7),
+    "budget": (BLACK_BOX, "7m"),
+    "top_k": (BLACK_BOX, 7),
+    "top_k_epochs": (BLACK_BOX, 7),
+    "search_images": (BLACK_BOX, 77),
+    "trial": (BLACK_BOX, {"lr": 0.7}),
+    "shared": (SHARED, {"lr": 0.7}),
+    "search": (DARTS, {"lr": 0.7}),
+    "retrain": (DARTS, {"lr": 0.7}),
+    "alphas": (DARTS, {"alpha_lr": 0.7}),
+    "evolution": (BLACK_BOX, {"population": 7}),
+}
+ELSEWHERE = {"space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"}
+"""Read by the job itself, see test_search_run.py."""
+
+
+def test_every_setting_is_accounted_for():
+    assert CHANGES.keys() | ELSEWHERE == Config.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_changes_the_plan(name):
+    base, value = CHANGES[name]
+    assert make_plan(make_config({**base, name: value})) != make_plan(make_config(base))
+
+
+def test_epochs_belong_to_what_the_method_trains_first():
+    assert plan(epochs=7).trial.epochs == 7
+    shared = plan(epochs=7, evaluator="shared")
+    assert (shared.shared.epochs, shared.trial.epochs) == (7, preset("quick").trial.epochs)
+    assert plan(epochs=7, method="darts").search.weights.epochs == 7
+    assert plan(epochs=7, trial={"epochs": 3}).trial.epochs == 3
+
+
+def test_the_second_order_method_is_the_first_with_order_two():
+    first, second = plan(method="darts"), plan(method="darts2")
+    assert (first.search.order, second.search.order) == (1, 2)
+    assert dataclasses.replace(second.search, order=1) == first.search
+
+
+def test_search_images_of_zero_means_all():
+    assert plan(search_images=0).search_images is None
+    assert plan().search_images == preset("quick").search_images != 0
+
+
+def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
+    assert plan(retrain={"lr": 0.1}).final_images == plan().final_images == preset("quick").final_images
+    assert plan(retrain={"epochs": 30}).final_images is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"trial": {"lrr": 1}}, "trial: no recipe setting 'lrr'; did you mean 'lr'?"),
+        ({"retrain": {"epochs": 0}}, "retrain: recipe: epochs is 0"),
+        ({"retrain": {"epochs": 2.5}}, "retrain.epochs is 2.5, but must be a whole number"),
+        ({"retrain": {"epochs": "nan"}}, "retrain.epochs is 'nan', but must be a whole number"),
+        ({"retrain": {"batch": "many"}}, "retrain.batch is 'many', but must be a whole number"),
+        ({"retrain": {"batch": True}}, "retrain.batch is True, but must be a whole number"),
+        ({"retrain": {"batch": 1}}, "an integer of at least 2"),
+        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a finite number above 0"),
+        ({"trial": {"lr": "inf"}}, "lr is inf, but must be a finite number above 0"),
+        ({"trial": {"lr": "[" * 50_000}}, "but must be a number"),
+        ({"trial": {"crop": "no"}}, "crop is 'no', but must be true or false"),
+        ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
+        ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
+        ({"evolution": {"population": 1}}, "population"),
+        ({"evolution": {"population": 5, "tournament": 6}}, "tournament is 6, but must be at least 1 and at most population, 5"),
+        ({"evolution": {"population": 2.5}}, "evolution.population is 2.5, but must be a whole number"),
+        ({"evolution": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
+        ({"method": "darts", "alphas": {"lr": 1}}, "alphas: no setting 'lr'; known: alpha_lr, alpha_weight_decay"),
+        ({"method": "darts", "alphas": {"alpha_betas": 1}}, "alphas: no setting 'alpha_betas'"),
+        ({"method": "darts", "alphas": {"alpha_lr": 0}}, "alpha_lr is 0.0"),
+        ({"method": "darts", "alphas": {"alpha_lr": "nan"}}, "alpha_lr is nan"),
+        ({"method": "darts", "alphas": {"alpha_lr": True}}, "alphas.alpha_lr is True, but must be a number"),
+    ],
+)
+def test_wrong_settings_name_their_table_and_the_rule(values, words):
+    message = refused(**values)
+    assert words in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"top_k": 1, "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
+        ({"preset": "nasbench201", "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
+        ({"method": "darts", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
+        ({"evaluator": "shared", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
+        ({"method": "darts", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
+        ({"evaluator": "shared", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
+    ],
+)
+def test_settings_of_trainings_that_will_not_happen_are_refused(values, words):
+    assert words in refused(**values)
+
+
+def test_trials_of_their_own_may_be_set_where_nothing_is_trained_again():
+    assert plan(top_k=1, trial={"lr": 0.5, "epochs": 2}).trial.lr == 0.5
+
+
+RECIPE = Recipe(epochs=10, batch=4, lr=0.1, weight_decay=0.0, warmup_epochs=2.0)
+
+
+def test_new_epochs_compress_the_schedule_unless_its_warm_up_is_given():
+    assert change(RECIPE, {"epochs": 5}, "trial") == dataclasses.replace(RECIPE, epochs=5, warmup_epochs=1.0)
+    longer = change(RECIPE, {"epochs": 5, "warmup_epochs": 3}, "trial")
+    assert (longer.epochs, longer.warmup_epochs) == (5, 3.0)
+
+
+def test_numbers_may_be_text_and_whole_numbers_floats():
+    changed = change(RECIPE, {"lr": "1e-3", "batch": 8.0, "epochs": "5", "nesterov": False}, "trial")
+    assert (changed.lr, changed.batch, changed.epochs, changed.nesterov) == (1e-3, 8, 5, False)
+    assert isinstance(changed.batch, int)
+
+
+def test_a_small_population_takes_a_small_tournament():
+    searcher = plan(evolution={"population": 3}).searcher
+    assert (searcher.population, searcher.tournament) == (3, 3)
+
+
+@pytest.mark.parametrize("values", [BLACK_BOX, SHARED, DARTS, {"method": "random"}])
+def test_a_plan_is_plain_json(values):
+    written = make_plan(make_config(values)).to_dict()
+    assert json.loads(json.dumps(written, allow_nan=False))["trial"]["epochs"] == 3
