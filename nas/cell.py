@@ -22,7 +22,8 @@ class Cell(nn.Module):
     concat: output all computed nodes side by side (DARTS), or else the last one (NAS-Bench-201).
     preprocess: one module for each input, or none at all.
     drop_path: probability of dropping an edge's output for one image while training
-      (Larsson et al. 2017, FractalNet, §3, as used by DARTS); identities are never dropped.
+      (Larsson et al. 2017, FractalNet, §3, as used by DARTS); identities are never dropped, and in a
+      supernet the whole mixture of an edge is.
     """
 
     def __init__(

@@ -47,10 +47,7 @@ class Loop:
         self.split, self.forward = split, forward
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.device = _shared_device(self.parameters, split)
-        policy = Policy(
-            pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout
-        )
-        self._batches = Batches(split, task, policy, size=recipe.batch, seed=seed)
+        self._batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
         self.batch, self.steps_per_epoch = self._batches.size, self._batches.per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
@@ -234,6 +231,11 @@ class Loop:
                 f"epoch {(self.step - 1) // self.steps_per_epoch + 1}, lr {self.lr:.3g}; "
                 "lower the learning rate",
             )
+
+
+def policy_of(recipe: Recipe, task: Task) -> Policy:
+    """The augmentation that a recipe asks for and the task's images allow."""
+    return Policy(pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout)
 
 
 class Batches:

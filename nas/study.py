@@ -64,12 +64,12 @@ class Study:
     ) -> None:
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
-        self.objective = objective or Objective()
-        self.optuna_study = self._open()
+        self.optuna_study = self._open(objective or Objective())
+        self.objective = self._recorded(objective)
+        self._warn_of_direction()
         self._distributions: dict[str, BaseDistribution] = {
             d.name: CategoricalDistribution(d.options) for d in space.decisions
         }
-        self._check_space()
         self.history = [self._read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
 
     @classmethod
@@ -209,7 +209,7 @@ class Study:
             reason=record["reason"],
         )
 
-    def _open(self) -> optuna.Study:
+    def _open(self, objective: Objective) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler(seed=0)
         if self.name in (study.study_name for study in self.storage.get_all_studies()):
             # Asking Optuna to create what exists would append to the journal.
@@ -217,21 +217,33 @@ class Study:
         return optuna.create_study(
             storage=self.storage,
             study_name=self.name,
-            direction="maximize" if self.objective.maximize else "minimize",
+            direction="maximize" if objective.maximize else "minimize",
             sampler=sampler,
             load_if_exists=True,
         )
 
-    def _check_space(self) -> None:
+    def _recorded(self, objective: Objective | None) -> Objective:
+        """Writes down what the study is for, or checks that it still is; returns the objective."""
+        wanted = objective or Objective()
         decisions = [[d.name, list(d.options)] for d in self.space.decisions]
-        known = self.optuna_study.user_attrs.get("decisions")
+        known = self.optuna_study.user_attrs.get("nas")
         if known is None:
-            self.optuna_study.set_user_attr("decisions", decisions)
-        elif known != decisions:
+            record = {"decisions": decisions, "objective": [wanted.metric, wanted.maximize]}
+            self.optuna_study.set_user_attr("nas", record)
+            return wanted
+        if known["decisions"] != decisions:
             raise ConfigError(
                 f"study {self.name!r} was made for a space with other decisions than {self.space.name!r}; "
                 "use another name or another folder"
             )
+        before = Objective(*known["objective"])
+        if objective not in (None, before):
+            raise ConfigError(
+                f"study {self.name!r} was made for {before}, not for {objective}; use another name or folder"
+            )
+        return before
+
+    def _warn_of_direction(self) -> None:
         words = _LOSSES if self.objective.maximize else _GAINS
         if any(word in self.objective.metric for word in words):
             verb = "maximises" if self.objective.maximize else "minimises"

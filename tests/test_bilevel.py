@@ -164,11 +164,11 @@ def test_the_second_order_leaves_weights_and_statistics_as_they_were():
         loop.advance()
     before, momentum = weights(loop), loop.loop.state()["momentum"]
     momentum = {name: slot.clone() for name, slot in momentum.items()}
-    gradients = [p.grad.clone() for p in loop.supernet.parameters()]
+    gradients = [p.grad.clone() for p in loop.supernet.weights()]
     loop.alpha_gradient()
     assert equal(weights(loop), before)
     assert equal(loop.loop.state()["momentum"], momentum)
-    assert equal([p.grad for p in loop.supernet.parameters()], gradients)
+    assert equal([p.grad for p in loop.supernet.weights()], gradients)
 
 
 def test_a_failure_in_the_second_order_leaves_the_weights_too(monkeypatch):

@@ -224,7 +224,9 @@ def test_a_deep_table_is_refused_in_few_words(tmp_path):
     assert len(message) < 300
 
 
-@pytest.mark.parametrize("text", ["\ufeffseed = 3\r\n[trial]\r\nlr = 0.5\r\n", "seed = 3\ntrial = {lr = 0.5}"])
+@pytest.mark.parametrize(
+    "text", ["\ufeffseed = 3\r\n[trial]\r\nlr = 0.5\r\n", "seed = 3\ntrial = {lr = 0.5}"]
+)
 def test_marks_and_line_ends_of_other_systems_are_taken(tmp_path, text):
     assert read(tmp_path, text) == {"seed": 3, "trial": {"lr": 0.5}}
 

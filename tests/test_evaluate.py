@@ -253,7 +253,9 @@ def test_a_failure_is_not_remembered():
 # -- errors ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [ConfigError("x"), TrialError("nan", "x"), Stopped("x"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ConfigError("x"), TrialError("nan", "x"), Stopped("x"), KeyboardInterrupt()]
+)
 def test_the_engines_own_errors_and_the_users_wish_pass(error):
     with pytest.raises(type(error)) as caught, user_errors():
         raise error

@@ -22,7 +22,9 @@ def own_space(tmp_path, monkeypatch):
     return code
 
 
-@pytest.mark.parametrize("settings", [{"trials": 2}, {"trials": 2, "evaluator": "shared"}, {"method": "darts"}])
+@pytest.mark.parametrize(
+    "settings", [{"trials": 2}, {"trials": 2, "evaluator": "shared"}, {"method": "darts"}]
+)
 def test_the_example_space_is_searched_from_any_folder(own_space, settings):
     assert len([line for line in own_space.splitlines() if line.strip()]) <= 28
     settings = {"epochs": 1, "search_images": 256, "top_k": 1, "retrain": {"epochs": 1}} | settings
@@ -40,7 +42,9 @@ def test_the_example_space_passes_the_conformance_check(own_space):
 
 def test_every_file_named_exists():
     root = README.parent
-    named = re.findall(r"\]\(([^)]+)\)", TEXT) + re.findall(r"`((?:spaces|nas|scripts|results)/[\w/.-]+)`", TEXT)
+    named = re.findall(r"\]\(([^)]+)\)", TEXT) + re.findall(
+        r"`((?:spaces|nas|scripts|results)/[\w/.-]+)`", TEXT
+    )
     missing = [name for name in named if not name.startswith("http") and not (root / name).exists()]
     assert not missing
 

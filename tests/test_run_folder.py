@@ -39,7 +39,11 @@ def test_a_new_run_writes_down_what_it_is(tmp_path):
     assert record["config"]["trials"] == record["plan"]["trials"] == 7
     assert record["space"]["settings"] == {"width": 4, "classes": 10, "in_channels": 1}
     assert record["task"]["fingerprint"] == TASK.fingerprint
-    assert record["task"]["images"] == {"train": len(TASK.train), "val": len(TASK.val), "test": len(TASK.test)}
+    assert record["task"]["images"] == {
+        "train": len(TASK.train),
+        "val": len(TASK.val),
+        "test": len(TASK.test),
+    }
     assert {"torch", "python", "nas-engine", "hardware", "device"} <= record["environment"].keys()
     again = make_config(read_toml(tmp_path / "a" / "config.toml"))
     assert again == make_config({"method": "random", "trials": 7})

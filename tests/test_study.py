@@ -319,3 +319,15 @@ def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, 
     killed = make(tmp_path)
     assert timeless(killed.history) == timeless(whole.history)
     assert [t.number for t in killed.optuna_study.trials] == list(range(TRIALS))
+
+
+def test_the_objective_is_kept_with_the_study(tmp_path):
+    space = load("toy")
+    storage = journal_storage(tmp_path / "study.log")
+    asked = Objective("score", maximize=False)
+    with pytest.warns(UserWarning, match="right direction"):
+        Study(space, Fixed(RandomSearch()), storage, name="s", objective=asked)
+    with pytest.warns(UserWarning, match="right direction"):
+        assert Study(space, Fixed(RandomSearch()), storage, name="s").objective == asked
+    with pytest.raises(ConfigError, match="was made for Objective.*score"):
+        Study(space, Fixed(RandomSearch()), storage, name="s", objective=Objective("score"))

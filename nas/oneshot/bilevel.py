@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.augment import Policy
 from nas.errors import ConfigError
-from nas.loop import Batches, Loop, precision, to_layout
+from nas.loop import Batches, Loop, policy_of, precision, to_layout
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.seeding import derive
@@ -78,11 +77,8 @@ class BilevelLoop:
             split=task.train,
             forward=lambda _, x, __: supernet(x),
         )
-        recipe = settings.weights
-        policy = Policy(
-            pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout
-        )
-        self._validation = Batches(task.val, task, policy, size=recipe.batch, seed=derive(seed, "validation"))
+        policy, size = policy_of(settings.weights, task), settings.weights.batch
+        self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
         self._adam = torch.optim.Adam(
             self.alphas,
             lr=settings.alpha_lr,
@@ -96,7 +92,8 @@ class BilevelLoop:
             alpha.grad = gradient
         self._adam.step()
         self._adam.zero_grad()
-        self.loop.advance()
+        with _frozen(self.alphas):
+            self.loop.advance()
 
     def alpha_gradient(self) -> list[Tensor]:
         """The gradient of the validation loss with respect to the alphas, by the settings' order."""
@@ -169,6 +166,18 @@ def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _split(tensors: Sequence[Tensor], at: int) -> tuple[list[Tensor], list[Tensor]]:
     return list(tensors[:at]), list(tensors[at:])
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Runs a block in which no gradients of the parameters are computed."""
+    for parameter in parameters:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad = True
 
 
 @contextmanager
