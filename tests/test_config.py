@@ -160,7 +160,7 @@ def test_assignments_go_into_tables_and_before_what_was_there():
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "trial.=3", "a.b.c=3", ""])
 def test_a_malformed_assignment_is_refused(text):
-    with pytest.raises(ConfigError, match="wanted KEY=VALUE or TABLE.KEY=VALUE"):
+    with pytest.raises(ConfigError, match=r"wanted KEY=VALUE or TABLE\.KEY=VALUE"):
         override({}, [text])
 
 

@@ -136,13 +136,13 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"evolution": {"population": 1}}, "population"),
         (
             {"evolution": {"population": 5, "tournament": 6}},
-            "tournament is 6, but must be at least 1 and at most population, 5",
+            "tournament is 6, but must be at least 1",
         ),
         ({"evolution": {"population": 2.5}}, "evolution.population is 2.5, but must be a whole number"),
         ({"evolution": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
         (
             {"method": "darts", "alphas": {"lr": 1}},
-            "alphas: no setting 'lr'; known: alpha_lr, alpha_weight_decay",
+            "alphas: no setting 'lr'; known: alpha_lr",
         ),
         ({"method": "darts", "alphas": {"alpha_betas": 1}}, "alphas: no setting 'alpha_betas'"),
         ({"method": "darts", "alphas": {"alpha_lr": 0}}, "alpha_lr is 0.0"),

@@ -1,0 +1,565 @@
+import dataclasses
+import json
+import multiprocessing
+import random
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from jobs import SMALL, TINY, options, outcome, snapshot
+from killing import MODULES
+from torch import nn
+
+import nas
+from nas.config import make_config, read_toml
+from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
+from nas.files import FolderLock, check_manifest
+from nas.load import load
+from nas.plan import make_plan
+from nas.result import load_result
+from nas.resumable import Stopped
+from nas.retrain_run import final_recipe, final_space
+from nas.search_run import default_folder, run, search
+from nas.space import Space
+from nas.study import Study
+from nas.task import load_task, task_from_arrays
+from nas.train import evaluate
+
+TASK = load_task("digits")
+METHODS = {
+    "evolution": ("evolution", SMALL | {"evolution": {"population": 2, "tournament": 2}}),
+    "shared": ("evolution", SMALL | {"evaluator": "shared", "epochs": 2}),
+    "darts": ("darts", TINY | {"epochs": 2}),
+}
+FILES = {
+    *("study.log", "config.toml", "run.json", "metrics.json", "manifest.json", "run.lock"),
+    *("architecture.json", "architecture.graphml", "model.safetensors"),
+    *("cells.svg", "cells.png", "network.svg", "network.png", "search.svg", "search.png"),
+}
+
+
+class Recorder:
+    def __init__(self):
+        self.phases, self.lines, self.notes = [], [], []
+
+    def phase(self, name, total, *, done=0):
+        self.phases.append((name, total, done))
+
+    def advance(self, text):
+        self.lines.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """One finished job of each method, made when first asked for; not to be written to."""
+    made = {}
+
+    def job(name):
+        if name not in made:
+            method, settings = METHODS[name]
+            made[name] = search("toy", "digits", method, out=tmp_path_factory.mktemp(name), settings=settings)
+        return made[name]
+
+    return job
+
+
+def evolve(out, *, space="toy", task=TASK, progress=None, stop=None, force=False, **settings):
+    settings = SMALL | ({} if isinstance(space, str) else {"space_settings": {}}) | settings
+    return search(
+        space, task, "evolution", out=out, settings=settings, progress=progress, stop=stop, force=force
+    )
+
+
+# -- what is left behind ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_folder_is_complete(jobs, name):
+    result = jobs(name)
+    alphas = {"alphas.npz", "alphas.svg", "alphas.png"} if name == "darts" else set()
+    assert {path.name for path in result.folder.iterdir()} == FILES | alphas
+    assert check_manifest(result.folder) == []
+    listed = json.loads((result.folder / "manifest.json").read_text())["files"]
+    assert listed.keys() == FILES - {"study.log", "manifest.json", "run.lock"} | alphas
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_config_reads_back(jobs, name):
+    method, settings = METHODS[name]
+    asked = make_config({**settings, "space": "toy", "task": "digits", "method": method})
+    assert make_config(read_toml(jobs(name).folder / "config.toml")) == asked
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_result_says_what_the_files_say(jobs, name):
+    result = jobs(name)
+    architecture = json.loads((result.folder / "architecture.json").read_text())
+    assert tuple(architecture["genotype"]) == result.genotype
+    assert architecture["choices"] == result.space.choices(result.genotype)
+    assert json.loads((result.folder / "metrics.json").read_text()) == result.metrics
+    assert architecture["metrics"] == result.metrics
+    assert result.metrics["trials"] == len(result.history) == (2 if name == "darts" else 3)
+    assert result.metrics["failed_trials"] == 0
+    assert [t.number for t in result.history] == list(range(len(result.history)))
+    assert all(t.state == "done" for t in result.history)
+    assert set(result.graph.nodes) == {f"cell/{node}" for node in result.graphs["cell"].nodes}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_read_back_has_exactly_the_recorded_accuracy(jobs, name):
+    result = load_result(jobs(name).folder)
+    assert not result.network.training
+    loss, accuracy = evaluate(result.network, TASK, TASK.test)
+    assert float(f"{accuracy:.6g}") == result.metrics["test_acc"]
+    assert float(f"{loss:.6g}") == result.metrics["test_loss"]
+    assert outcome(result) == outcome(jobs(name))
+
+
+def test_alphas_are_those_of_every_epoch(jobs):
+    with np.load(jobs("darts").folder / "alphas.npz") as data:
+        strengths, names = data["strengths"], json.loads(bytes(data["names"]))
+    assert strengths.shape == (2, 3, 3)
+    np.testing.assert_allclose(strengths.sum(-1), 1)
+    assert names["decisions"] == [d.name for d in load("toy").decisions]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_finished_job_answers_at_once_and_changes_nothing(jobs, name):
+    method, settings = METHODS[name]
+    result, progress = jobs(name), Recorder()
+    before = snapshot(result.folder)
+    start = time.perf_counter()
+    again = search("toy", "digits", method, out=result.folder, settings=settings, progress=progress)
+    assert time.perf_counter() - start < 1
+    assert outcome(again) == outcome(result)
+    assert snapshot(result.folder) == before
+    assert progress.notes == [f"{result.folder} holds this run already, finished"]
+    assert progress.phases == []
+
+
+def test_a_job_killed_between_its_manifest_and_its_end_is_tidied_up(tmp_path):
+    result = evolve(tmp_path)
+    (tmp_path / "checkpoint" / "retrain").mkdir(parents=True)
+    evolve(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+    assert check_manifest(result.folder) == []
+
+
+def test_nothing_of_the_environment_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hunter2-secret")
+    evolve(tmp_path)
+    found = [p for p in tmp_path.iterdir() for word in (b"MY_TOKEN", b"hunter2") if word in p.read_bytes()]
+    assert found == []
+
+
+# -- every setting of the job does something ---------------------------------------------------------------
+
+
+def test_the_best_trial_by_validation_is_trained_again_and_in_full(jobs):
+    result = jobs("evolution")
+    rerank = Study.read(result.folder, "rerank", result.space)
+    assert 1 <= len(rerank) <= 2
+    assert result.metrics["rerank_val_acc"] == max(t.metrics["val_acc"] for t in rerank)
+    assert result.genotype == max(rerank, key=lambda t: t.metrics["val_acc"]).genotype
+    assert [t.fidelity for t in rerank] == [1] * len(rerank)
+
+
+def test_the_seed_changes_the_split_and_the_search(tmp_path, jobs):
+    other = evolve(tmp_path, task="digits", seed=1)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["task"]["fingerprint"] != TASK.fingerprint
+    assert [t.metrics for t in other.history] != [t.metrics for t in jobs("evolution").history]
+
+
+def test_the_evaluator_is_used(jobs):
+    assert {t.fidelity for t in jobs("evolution").history} == {1}
+    assert {t.fidelity for t in jobs("shared").history} == {0}
+
+
+def test_a_space_of_its_own_size_for_the_last_training(tmp_path):
+    result = evolve(tmp_path, final_settings={"width": 6})
+    assert result.space.settings["width"] == 6
+    assert result.metrics["params"] > result.history[0].metrics["params"]
+    assert load_result(tmp_path).space.settings["width"] == 6
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no device 'cuda'; this machine has cpu"):
+        evolve(tmp_path / "a", device="cuda")
+    assert not (tmp_path / "a").exists()
+
+
+def test_arguments_and_settings_must_not_differ(tmp_path):
+    with pytest.raises(ConfigError, match="method is 'random', but the argument says 'darts'"):
+        search("toy", "digits", out=tmp_path / "a", settings={"method": "random"})
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_time_budget_ends_the_search_but_not_the_job(tmp_path):
+    progress = Recorder()
+    result = evolve(tmp_path, trials=20, budget=1e-6, progress=progress)
+    assert result.metrics["trials"] == 1
+    assert any("ends early" in note for note in progress.notes)
+    darts = search("toy", TASK, "darts", out=tmp_path / "d", settings=TINY | {"epochs": 9, "budget": 1e-6})
+    assert darts.metrics["trials"] == 1
+
+
+def test_progress_tells_phases_seed_and_device(tmp_path):
+    progress = Recorder()
+    evolve(tmp_path, top_k=1, top_k_epochs=None, progress=progress)
+    assert progress.phases == [("search", 3, 0), ("retrain", 1, 0)]
+    assert len(progress.lines) == 4
+    assert progress.notes[0].startswith("seed 0, device ")
+    assert "space toy: 3 decisions, 27 architectures" in progress.notes
+
+
+def test_default_folders_are_plain_names():
+    config = make_config({"space": "a/b.py:make", "task": "npz:/x/y z.npz", "method": "random"})
+    assert str(default_folder(config)) == "results/b.py_make-y_z.npz-random"
+    shared = make_config({"space": "toy", "method": "random", "evaluator": "shared"})
+    assert str(default_folder(shared)) == "results/toy-digits-random-shared"
+
+
+# -- what the last training takes --------------------------------------------------------------------------
+
+DARTS = load("darts", width=2, cells=3)
+LARGE = task_from_arrays(np.arange(40 * 32 * 32).reshape(40, 32, 32) % 251 / 251.0, np.arange(40) % 4)
+
+
+def resolved(space, *, task=LARGE, **settings):
+    config = make_config(settings)
+    plan = make_plan(config)
+    final = final_space(config, plan, space, task)
+    return final, *final_recipe(config, plan, final, task)
+
+
+def test_sizes_go_from_weak_to_strong():
+    def sizes(**settings):
+        found = resolved(DARTS, **settings)[0].settings
+        return found["width"], found["cells"], found["auxiliary"]
+
+    assert sizes(preset="nasbench201") == (2, 3, False)
+    assert sizes(preset="quick") == (16, 3, False)
+    assert sizes(preset="standard") == (36, 20, True)
+    assert sizes(preset="standard", space_settings={"width": 5}) == (5, 20, True)
+    both = {"space_settings": {"width": 5, "cells": 6}, "final_settings": {"width": 7}}
+    assert sizes(preset="standard", **both) == (7, 6, True)
+    assert sizes(preset="quick", **both) == (7, 6, False)
+
+
+def test_the_last_space_fits_the_task():
+    final = resolved(load("toy", classes=3, in_channels=3))[0]
+    assert (final.settings["classes"], final.settings["in_channels"]) == (4, 1)
+
+
+def test_standard_keeps_its_auxiliary_head_where_there_is_one():
+    small = {"width": 4, "cells": 3}
+    final, recipe, notes = resolved(DARTS, preset="standard", final_settings=small)
+    assert (recipe.auxiliary, recipe.drop_path, notes) == (0.4, 0.2, [])
+    assert final.settings["auxiliary"]
+    _, recipe, notes = resolved(DARTS, preset="standard", final_settings=small | {"auxiliary": False})
+    assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.2)
+    assert notes == ["space 'darts' has no auxiliary head here: auxiliary off"]
+
+
+def test_standard_leaves_out_what_a_space_does_not_have():
+    _, recipe, notes = resolved(load("toy"), preset="standard")
+    assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.2)
+    assert notes == ["space 'toy' has no auxiliary head here: auxiliary off"]
+    _, recipe, notes = resolved(plain_space(), task=TASK, preset="standard")
+    assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.0)
+    assert notes == [
+        "space 'plain' has no cells here: drop_path off",
+        "space 'plain' has no auxiliary head here: auxiliary off",
+    ]
+
+
+def test_standard_on_a_space_without_auxiliary_head_runs_and_says_so(tmp_path):
+    progress = Recorder()
+    result = evolve(tmp_path, preset="standard", progress=progress)
+    assert "space 'toy' has no auxiliary head here: auxiliary off" in progress.notes
+    assert result.metrics["retrain_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"retrain": {"auxiliary": 0.4}}, "retrain.auxiliary is set, but space 'plain' has no auxiliary head"),
+        ({"retrain": {"drop_path": 0.1}}, "retrain.drop_path is set, but space 'plain' has no cells here"),
+        ({"trial": {"auxiliary": 0.4}}, "trial.auxiliary is set, but space 'plain' has no auxiliary head"),
+        ({"trial": {"drop_path": 0.1}}, "trial.drop_path is set, but space 'plain' has no cells here"),
+        ({"final_settings": {"width": 4}}, "a space made by hand has one size only"),
+        ({"space_settings": {"width": 4}}, "the space is made already"),
+        ({"search_images": 5}, "5 images are too few for 10 classes"),
+    ],
+)
+def test_what_the_last_phases_would_refuse_is_refused_before_the_first(tmp_path, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        evolve(tmp_path / "a", space=plain_space(), **settings)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_misspelt_final_setting_is_refused_before_the_search(tmp_path):
+    with pytest.raises(SpaceError, match="no setting 'wdith'; did you mean 'width'"):
+        evolve(tmp_path / "a", final_settings={"wdith": 4})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_last_network_of_other_decisions_is_refused_before_the_search(tmp_path):
+    (tmp_path / "s.py").write_text(
+        "from torch import nn\nimport nas\n"
+        "def make(n=2):\n"
+        "    ops = {'a': nn.Identity, 'b': nn.ReLU}\n"
+        "    build = lambda c: nn.Sequential(*[c.op(str(i), ops) for i in range(n)], nn.Flatten(),"
+        " nn.Linear(64, 10))\n"
+        "    return nas.Space('s', build)\n"
+    )
+    with pytest.raises(ConfigError, match="has other decisions at its final size"):
+        evolve(tmp_path / "a", space=f"{tmp_path}/s.py:make", space_settings={}, final_settings={"n": 3})
+    assert not (tmp_path / "a").exists()
+
+
+# -- spaces of all kinds -----------------------------------------------------------------------------------
+
+
+def plain_space(*, extra=None, decisions=1):
+    """A space without cells; `extra` makes one more option of its first decision."""
+
+    def build(choose):
+        options = {"small": lambda: nn.Linear(64, 8), "wide": lambda: nn.Sequential(nn.Linear(64, 8), nn.Tanh())}
+        first = choose.op("body", options | ({"extra": extra} if extra else {}))
+        others = [choose.op(f"act{i}", {"relu": nn.ReLU, "tanh": nn.Tanh}) for i in range(decisions - 1)]
+        return nn.Sequential(nn.Flatten(), first, *others, nn.Linear(8, 10))
+
+    return Space("plain", build)
+
+
+def single_space():
+    def build(choose):
+        return nn.Sequential(nn.Flatten(), choose.op("body", {"only": lambda: nn.Linear(64, 10)}))
+
+    return Space("single", build)
+
+
+def test_spaces_and_tasks_made_by_hand(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    x = (rng.random((120, 8, 8, 1)) * 100 + 100 * y[:, None, None, None]).astype(np.uint8)
+    task = task_from_arrays(x, y, name="halves", classes=["dark", "bright"])
+
+    def build(choose):
+        body = choose.op("body", {"narrow": lambda: nn.Linear(64, 4), "sharp": lambda: nn.Linear(64, 4)})
+        return nn.Sequential(nn.Flatten(), body, nn.ReLU(), nn.Linear(4, 2))
+
+    space = Space("mine", build)
+    settings = {"trials": 2, "epochs": 2, "top_k": 1, "retrain": {"epochs": 3}}
+    result = nas.search(space, task, "random", out=tmp_path, settings=settings)
+    assert result.space is space
+    assert result.genotype in [(0,), (1,)]
+    assert result.network(task.normalise(task.test.x)).shape == (len(task.test), 2)
+    again = nas.load_result(tmp_path, space=space)
+    assert torch.equal(
+        again.network(task.normalise(task.test.x)), result.network(task.normalise(task.test.x))
+    )
+    with pytest.raises(SpaceError, match="no search space 'mine'"):
+        nas.load_result(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["evolution", "random", "darts"])
+def test_a_space_of_one_architecture_says_so_and_ends(tmp_path, method):
+    progress = Recorder()
+    settings = {**(TINY if method == "darts" else SMALL), "space_settings": {}}
+    result = search(single_space(), TASK, method, out=tmp_path, settings=settings, progress=progress)
+    assert any("single architecture, so there is nothing to search" in note for note in progress.notes)
+    assert result.genotype == (0,)
+    assert result.metrics["trials"] == (0 if method == "darts" else 1)
+    assert [name for name, *_ in progress.phases if name == "re-evaluation"] == []
+
+
+def test_a_space_smaller_than_the_trials_is_exhausted_and_says_so(tmp_path):
+    progress = Recorder()
+    result = evolve(tmp_path, trials=100, progress=progress)
+    assert len({t.genotype for t in result.history}) == len(result.history) == 27
+    assert [note for note in progress.notes if "the search ends early" in note and "27" in note]
+
+
+def test_architectures_that_do_not_fit_fail_and_the_search_goes_on(tmp_path):
+    space = plain_space(extra=lambda: nn.Linear(63, 8), decisions=3)
+    result = evolve(tmp_path, space=space, trials=12)
+    failed = [t for t in result.history if t.state == "failed"]
+    assert {t.genotype for t in failed} == {t.genotype for t in result.history if t.genotype[0] == 2} != set()
+    assert all(t.reason.startswith("build: images of (1, 8, 8) fail") for t in failed)
+    assert result.metrics["failed_trials"] == len(failed)
+    assert result.genotype[0] != 2
+
+
+def huge():
+    return nn.Sequential(nn.Linear(64, 10**5), nn.Linear(10**5, 10**5), nn.Linear(10**5, 8))
+
+
+def test_architectures_too_large_for_memory_fail_and_the_search_goes_on(tmp_path):
+    result = evolve(tmp_path, space=plain_space(extra=huge, decisions=2), trials=6)
+    failed = [t for t in result.history if t.state == "failed"]
+    assert failed
+    assert all(t.reason.startswith("oom: 10,0") for t in failed)
+
+
+@pytest.mark.parametrize("settings", [{"method": "darts"}, {"method": "random", "evaluator": "shared"}])
+def test_a_supernet_too_large_for_memory_is_refused_before_it_is_made(tmp_path, settings):
+    method = settings.pop("method")
+    with pytest.raises(TrialError, match=r"10,0\d\d,\d\d\d,\d\d\d parameters need 1\d\d"):
+        search(plain_space(extra=huge), TASK, method, out=tmp_path, settings=settings)
+
+
+def test_a_space_of_values_has_no_supernet_and_names_them(tmp_path):
+    def build(choose):
+        width = choose.value("width", [4, 8])
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+    with pytest.raises(SpaceError, match="width choose values, not modules; use a black-box method"):
+        search(Space("values", build), TASK, "darts", out=tmp_path)
+    result = search(Space("values", build), TASK, "random", out=tmp_path / "b", settings=SMALL | {"space_settings": {}})
+    assert result.metrics["trials"] == 2
+
+
+def test_when_every_trial_diverges_the_search_stops_with_a_diagnosis(tmp_path):
+    with pytest.raises(NoModelError) as caught:
+        evolve(tmp_path, trials=30, trial={"lr": 1e30})
+    assert "the last 10 trials failed, so the search stops here" in str(caught.value)
+    assert "nan: train: loss or weights are not finite" in str(caught.value)
+
+
+def test_when_all_of_a_few_trials_diverge_nothing_is_found(tmp_path):
+    with pytest.raises(NoModelError, match="all 3 trials failed; the last one: nan"):
+        evolve(tmp_path, trial={"lr": 1e30})
+
+
+@pytest.mark.parametrize("where", ["search", "retrain"])
+def test_divergence_of_a_whole_phase_is_an_error(tmp_path, where):
+    settings = TINY | {where: {"lr": 1e30, "epochs": 2}}
+    with pytest.raises(TrialError, match="not finite"):
+        search("toy", TASK, "darts", out=tmp_path, settings=settings)
+
+
+def test_a_network_that_overflows_only_in_the_test_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.retrain_run.evaluate", lambda *_: (float("inf"), 0.1))
+    with pytest.raises(TrialError, match="test loss is inf"):
+        evolve(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+# -- interruption ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_job_goes_on_where_it_was(jobs, name, tmp_path):
+    method, settings = METHODS[name]
+    asked, limit, stops = 0, 1, 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked > limit
+
+    while True:
+        try:
+            result = search("toy", "digits", method, out=tmp_path, settings=settings, stop=stop)
+            break
+        except Stopped:
+            asked, limit, stops = 0, limit + 1, stops + 1
+            with pytest.raises(ConfigError, match="holds no finished run; repeat its command to resume it"):
+                load_result(tmp_path)
+    assert stops >= 4
+    assert outcome(result) == outcome(jobs(name))
+
+
+def _command_line(sender, arguments):
+    torch.set_num_threads(1)
+    import nas.search_run
+    from nas.cli import main
+
+    sys.argv = ["nas", *arguments]
+    sender.send("begun")
+    main()
+
+
+def _start(arguments):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*MODULES, "nas.search_run", "nas.cli", "matplotlib.backends.backend_agg"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_command_line, args=(sender, arguments))
+    process.start()
+    sender.close()
+    receiver.recv()
+    return process
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_job_goes_on_to_the_same_end(jobs, name, tmp_path):
+    """SIGKILL at random moments over the whole length of a job, on its command line."""
+    method, settings = METHODS[name]
+    expected, delays, kills, rounds = outcome(jobs(name)), random.Random(name), 0, 0
+    arguments = ["search", "--space", "toy", "--method", method, *options(settings)]
+    process = _start([*arguments, "--out", str(tmp_path / "timed")])
+    start = time.perf_counter()
+    process.join()
+    length = time.perf_counter() - start
+    print("LENGTH", length)
+    while kills < 8:
+        out = tmp_path / str(rounds)
+        process = _start([*arguments, "--out", str(out)])
+        while process.exitcode is None:
+            process.join(delays.uniform(0.02, length / 2))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                kills += 1
+                t0 = time.perf_counter()
+                process = _start([*arguments, "--out", str(out)])
+                print("START", time.perf_counter() - t0, kills, rounds)
+        assert process.exitcode == 0
+        result = load_result(out)
+        assert outcome(result) == expected
+        assert check_manifest(out) == []
+        assert not (out / "checkpoint").exists()
+        rounds += 1
+
+
+# -- one folder --------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_on_one_folder_is_refused_with_the_owner(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(ConfigError, match=r"in use by pid \d+ on host .* since"):
+        evolve(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_changed_data_are_refused_and_taken_when_forced(tmp_path):
+    changed = dataclasses.replace(
+        TASK, train=dataclasses.replace(TASK.train, y=TASK.train.y.flip(0)), fingerprint="0" * 64
+    )
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    settings = TINY | {"epochs": 4}
+    with pytest.raises(Stopped):
+        search("toy", TASK, "darts", out=tmp_path, settings=settings, stop=stop)
+    with pytest.raises(DataError, match="'digits' changed since"):
+        search("toy", changed, "darts", out=tmp_path, settings=settings)
+    result = search("toy", changed, "darts", out=tmp_path, settings=settings, force=True)
+    assert result.metrics["trials"] == 4
+
+
+def test_run_takes_a_config(tmp_path):
+    config = make_config({"space": "toy", "method": "random", **SMALL})
+    assert run(config, out=tmp_path).metrics["trials"] == 3
