@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from nas.config import Config, make_config
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
     from nas.evaluate import Inherited, Trained
-    from nas.load import load
     from nas.oneshot.bilevel import Bilevel
     from nas.oneshot.supernet import Supernet
     from nas.ops import candidates
     from nas.progress import Progress
     from nas.recipe import Recipe
+    from nas.registry import load
     from nas.result import Result, load_result
     from nas.resumable import Stopped
     from nas.retrain_run import retrain
@@ -67,7 +67,7 @@ _HOME = {
     "candidates": "nas.ops",
     "check_searcher": "nas.testing",
     "check_space": "nas.testing",
-    "load": "nas.load",
+    "load": "nas.registry",
     "load_result": "nas.result",
     "load_task": "nas.task",
     "make_config": "nas.config",

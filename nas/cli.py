@@ -171,7 +171,7 @@ def draw(
 def spaces(as_json: Json = False) -> None:  # noqa: FBT002
     """List the search spaces that come with the engine."""
     with _errors():
-        from nas.load import bundled, load
+        from nas.registry import bundled, load
 
         found = [load(name) for name in bundled()]
         rows = [
@@ -206,7 +206,7 @@ def validate(
     with _errors():
         from nas import devices
         from nas.config import override
-        from nas.load import load
+        from nas.registry import load
         from nas.retrain_run import offer
         from nas.task import load_task
         from nas.validate import validate as check
@@ -297,7 +297,7 @@ def _values(config: Path | None, given: Mapping[str, object], sets: list[str] | 
 
 
 def _architecture(source: str, space: str | None) -> Mapping[str, Any]:
-    from nas.load import load
+    from nas.registry import load
     from nas.result import describe_architecture, exists, read_architecture
 
     if exists(Path(source)) or space is None:
@@ -312,7 +312,7 @@ def _architecture(source: str, space: str | None) -> Mapping[str, Any]:
 
 def _announce(space: str) -> None:
     """Says that code from outside the engine is about to run."""
-    from nas.load import is_plugin
+    from nas.registry import is_plugin
 
     if is_plugin(space):
         sys.stderr.write(f"running your code: {space}\n")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.augment import Policy, augment, mixup
+from nas.averaging import Average, copied
 from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
 from nas.recipe import Recipe, learning_rate
@@ -126,7 +127,7 @@ class Loop:
         if self._average is None:
             yield
             return
-        own = _copy(self.network.state_dict())
+        own = copied(self.network.state_dict())
         self.network.load_state_dict(self._average.state)
         try:
             yield
@@ -263,32 +264,6 @@ class Batches:
         return x, self.split.y[index], generator
 
 
-class Average:
-    """An exponential moving average of a network's parameters and buffers.
-
-    `average ← d·average + (1 - d)·value` with `d = min(decay, (1 + step) / (10 + step))`, the warm-up of
-    TensorFlow's ExponentialMovingAverage: without it a short training would average in its random start.
-    Integer buffers are copied.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = _copy(network.state_dict())
-
-    def update(self, network: nn.Module, step: int) -> None:
-        """Takes in the weights after step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        now = network.state_dict()
-        real = [name for name, value in now.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[n] for n in real], [now[n] for n in real], 1 - decay)
-        self.restore({name: value for name, value in now.items() if not value.is_floating_point()})
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over the given averages as they are."""
-        for name, value in state.items():
-            self.state[name].copy_(value)
-
-
 def set_drop_path(network: nn.Module, probability: float) -> None:
     """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
     cells = [module for module in network.modules() if isinstance(module, Cell)]
@@ -323,7 +298,3 @@ def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torc
             f"call task.to({str(device)!r})"
         )
     return device
-
-
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}

@@ -19,7 +19,7 @@ from nas.checkpoint import load_tensors, save_tensors
 from nas.errors import ConfigError, SpaceError
 from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
-from nas.load import is_plugin, load
+from nas.registry import is_plugin, load
 from nas.skeleton import skeleton
 from nas.space import Space
 from nas.study import Study

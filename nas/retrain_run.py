@@ -19,10 +19,10 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import affordable, user_errors
 from nas.files import FolderLock
 from nas.graph import cell_graphs
-from nas.load import is_plugin, load
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
 from nas.recipe import Recipe, compressed
+from nas.registry import is_plugin, load
 from nas.result import (
     Result,
     is_finished,

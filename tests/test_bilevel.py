@@ -9,10 +9,10 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
-from nas.load import load
 from nas.oneshot.bilevel import PUBLISHED, Bilevel, BilevelLoop
 from nas.oneshot.supernet import Supernet
 from nas.ops import Zero
+from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import task_from_arrays

@@ -11,8 +11,8 @@ from torch import nn
 
 from nas.cost import Cost, cost, count_params, latency
 from nas.errors import TrialError
-from nas.load import load
 from nas.ops import PRIMITIVES
+from nas.registry import load
 from nas.space import Space
 from spaces.nasbench201 import from_string
 

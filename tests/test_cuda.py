@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
-from nas.load import load
 from nas.oneshot.bilevel import PUBLISHED, Bilevel, BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.supernet import Supernet
 from nas.recipe import compressed, preset
+from nas.registry import load
 from nas.resumable import Stopped
 from nas.search_run import search as whole_job
 from nas.seeding import isolated

@@ -10,11 +10,11 @@ from killing import run_killed
 
 from nas.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.errors import ConfigError
-from nas.load import load
 from nas.oneshot.bilevel import PUBLISHED, Bilevel
 from nas.oneshot.differentiable import search
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
+from nas.registry import load
 from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.task import task_from_arrays

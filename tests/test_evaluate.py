@@ -8,9 +8,9 @@ from torch import nn
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import Cached, Inherited, Trained, affordable, memory_bytes, require_memory, user_errors
 from nas.graph import architecture_hash
-from nas.load import load
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
+from nas.registry import load
 from nas.resumable import Stopped
 from nas.space import Space
 from nas.task import load_task

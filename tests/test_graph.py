@@ -18,8 +18,8 @@ from nas.graph import (
     prune,
     to_dict,
 )
-from nas.load import load
 from nas.ops import candidates
+from nas.registry import load
 from nas.space import Space
 from spaces.darts import EDGES as DARTS_EDGES
 from spaces.darts import OPTIONS as DARTS_OPTIONS

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from nas.load import bundled
+from nas.registry import bundled
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-    "errors types seeding progress signals console oneshot oneshot.relaxations",
+    "averaging errors types seeding progress signals console oneshot oneshot.relaxations",
     # files, arrays, settings, primitives
     "files arrays recipe config devices ops draw.slots draw.style",
     "cell choosers checkpoint journal splits imagefolder draw.layout draw.alphas draw.curves draw.network",
     # spaces and data
     "space resumable datasets mapdataset draw.cells",
-    "load graph cost listing probing task oneshot.supernet searchers.searcher draw",
+    "registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
     "augment skeleton searchers.evolution searchers.random_search",
     # training and searching
     "loop searchers",
@@ -28,6 +28,7 @@ LAYERS = [
     "evaluate plan result",
     "run_folder validate",
     "doctor retrain_run",
+    "phases",
     "search_run",
     # what users call
     "cli",

@@ -5,8 +5,8 @@ import pytest
 
 from nas.config import make_config, read_toml
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.load import load
 from nas.plan import make_plan
+from nas.registry import load
 from nas.run_folder import FORMAT, begin, open_folder, read_run
 from nas.space import Space
 from nas.task import load_task

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nas.errors import ExhaustedError
-from nas.load import load
+from nas.registry import load
 from nas.schedule import Fixed, Listed
 from nas.searchers import RandomSearch
 from nas.seeding import rng

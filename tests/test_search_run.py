@@ -16,8 +16,8 @@ import nas
 from nas.config import make_config, read_toml
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.files import FolderLock, check_manifest
-from nas.load import load
 from nas.plan import make_plan
+from nas.registry import load
 from nas.result import load_result
 from nas.resumable import Stopped
 from nas.retrain_run import final_recipe, final_space
@@ -290,7 +290,10 @@ def test_standard_on_a_space_without_auxiliary_head_runs_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"retrain": {"auxiliary": 0.4}}, "retrain.auxiliary is set, but space 'plain' has no auxiliary head"),
+        (
+            {"retrain": {"auxiliary": 0.4}},
+            "retrain.auxiliary is set, but space 'plain' has no auxiliary head",
+        ),
         ({"retrain": {"drop_path": 0.1}}, "retrain.drop_path is set, but space 'plain' has no cells here"),
         ({"trial": {"auxiliary": 0.4}}, "trial.auxiliary is set, but space 'plain' has no auxiliary head"),
         ({"trial": {"drop_path": 0.1}}, "trial.drop_path is set, but space 'plain' has no cells here"),
@@ -332,7 +335,10 @@ def plain_space(*, extra=None, decisions=1):
     """A space without cells; `extra` makes one more option of its first decision."""
 
     def build(choose):
-        options = {"small": lambda: nn.Linear(64, 8), "wide": lambda: nn.Sequential(nn.Linear(64, 8), nn.Tanh())}
+        options = {
+            "small": lambda: nn.Linear(64, 8),
+            "wide": lambda: nn.Sequential(nn.Linear(64, 8), nn.Tanh()),
+        }
         first = choose.op("body", options | ({"extra": extra} if extra else {}))
         others = [choose.op(f"act{i}", {"relu": nn.ReLU, "tanh": nn.Tanh}) for i in range(decisions - 1)]
         return nn.Sequential(nn.Flatten(), first, *others, nn.Linear(8, 10))
@@ -424,7 +430,9 @@ def test_a_space_of_values_has_no_supernet_and_names_them(tmp_path):
 
     with pytest.raises(SpaceError, match="width choose values, not modules; use a black-box method"):
         search(Space("values", build), TASK, "darts", out=tmp_path)
-    result = search(Space("values", build), TASK, "random", out=tmp_path / "b", settings=SMALL | {"space_settings": {}})
+    result = search(
+        Space("values", build), TASK, "random", out=tmp_path / "b", settings=SMALL | {"space_settings": {}}
+    )
     assert result.metrics["trials"] == 2
 
 
@@ -481,7 +489,6 @@ def test_a_stopped_job_goes_on_where_it_was(jobs, name, tmp_path):
 
 def _command_line(sender, arguments):
     torch.set_num_threads(1)
-    import nas.search_run
     from nas.cli import main
 
     sys.argv = ["nas", *arguments]

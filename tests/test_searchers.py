@@ -9,7 +9,7 @@ from published import table
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.load import load
+from nas.registry import load
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
 from nas.space import Space

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
-from nas.load import load
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import MixedOp, Supernet
 from nas.recipe import Recipe
+from nas.registry import load
 from nas.resumable import Stopped
 from nas.seeding import rng
 from nas.task import load_task

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.load import load
+from nas.registry import load
 from nas.skeleton import skeleton
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.load import load
+from nas.registry import load
 from nas.space import Size, Space
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}

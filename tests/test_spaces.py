@@ -9,8 +9,8 @@ import torch
 from nas.cell import Cell
 from nas.cost import count_params
 from nas.errors import SpaceError
-from nas.load import bundled, load
 from nas.ops import MixtureNorm
+from nas.registry import bundled, load
 from spaces import darts, nasbench201, toy
 
 DARTS_V2 = (

@@ -10,7 +10,7 @@ from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
 from nas.journal import journal_storage
-from nas.load import load
+from nas.registry import load
 from nas.schedule import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
@@ -329,5 +329,5 @@ def test_the_objective_is_kept_with_the_study(tmp_path):
         Study(space, Fixed(RandomSearch()), storage, name="s", objective=asked)
     with pytest.warns(UserWarning, match="right direction"):
         assert Study(space, Fixed(RandomSearch()), storage, name="s").objective == asked
-    with pytest.raises(ConfigError, match="was made for Objective.*score"):
+    with pytest.raises(ConfigError, match=r"was made for Objective.*score"):
         Study(space, Fixed(RandomSearch()), storage, name="s", objective=Objective("score"))

@@ -11,9 +11,9 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import SpaceError
-from nas.load import load
 from nas.oneshot.supernet import MixedOp, Supernet, _used
 from nas.ops import Zero, candidates
+from nas.registry import load
 from nas.space import Space
 from spaces.darts import OPTIONS as DARTS_OPTIONS
 

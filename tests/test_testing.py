@@ -10,8 +10,8 @@ from torch import nn
 
 from nas.choosers import Chooser
 from nas.errors import ConfigError, ExhaustedError, SpaceError
-from nas.load import bundled, load
 from nas.ops import Zero, candidates
+from nas.registry import bundled, load
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.space import Space
 from nas.testing import SearcherError, check_searcher, check_space

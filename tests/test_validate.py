@@ -11,9 +11,9 @@ from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.cost import cost, count_params
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.load import load
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
+from nas.registry import load
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import load_task

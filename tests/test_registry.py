@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nas.errors import SpaceError
-from nas.load import bundled, is_plugin, load, resize
+from nas.registry import bundled, is_plugin, load, resize
 from nas.space import Space
 
 GOOD = """
