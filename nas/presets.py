@@ -46,13 +46,13 @@ class Preset:
 _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 3),
     search=Bilevel(
-        weights=dataclasses.replace(compressed(RECIPES["quick"], 6), lr_min=0.001),
+        weights=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
         alpha_lr=0.02,
     ),
-    shared=compressed(RECIPES["quick"], 20),
-    final=compressed(RECIPES["quick"], 30),
+    shared=compressed(RECIPES["quick"], 100),
+    final=compressed(RECIPES["quick"], 40),
     trials=20,
-    top_k=2,
+    top_k=3,
     top_k_epochs=5,
     search_images=2560,
     final_images=180_000,

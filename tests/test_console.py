@@ -1,0 +1,38 @@
+"""Progress as people see it."""
+
+import io
+
+from rich.console import Console
+
+from nas.console import LiveProgress, PlainProgress, reporter
+
+
+def test_plain_lines_count_from_where_a_resumed_phase_begins(capsys):
+    with PlainProgress() as progress:
+        progress.note("two\nlines")
+        progress.phase("search", 4, done=2)
+        progress.advance("trial 2")
+        progress.advance("trial 3")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "two lines"
+    assert lines[1].startswith("search 3/4  trial 2  (")
+    assert lines[2].startswith("search 4/4  trial 3  (0 s left)")
+
+
+def test_a_terminal_gets_a_bar_and_what_names_hold_is_not_markup():
+    out = io.StringIO()
+    with LiveProgress(Console(file=out, force_terminal=True, width=100)) as progress:
+        progress.phase("search", 2)
+        progress.advance("trial [bold]0[/bold]")
+        progress.phase("retrain", 1)
+        progress.advance("epoch 1")
+        progress.note("done [red]")
+    text = out.getvalue()
+    assert "trial [bold]0[/bold]" in text
+    assert "done [red]" in text
+    assert "search" in text
+    assert "retrain" in text
+
+
+def test_a_pipe_gets_plain_lines(capsys):
+    assert isinstance(reporter(quiet=False), PlainProgress)

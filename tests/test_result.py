@@ -1,0 +1,94 @@
+"""What a run leaves behind, read back without running anybody's code."""
+
+import json
+
+import networkx as nx
+import numpy as np
+import pytest
+from torch import nn
+
+import nas
+from nas.errors import ConfigError
+from nas.graph import cell_graphs, merged
+from nas.result import (
+    describe_architecture,
+    graphs_of,
+    load_architecture,
+    load_result,
+    read_architecture,
+    wilson,
+    write_graphml,
+)
+
+HOSTILE = "<script>alert(1)</script> & '$x$'"
+
+
+@pytest.fixture
+def found():
+    space = nas.load("darts", width=4, cells=3)
+    return space, space.sample(np.random.default_rng(0))
+
+
+def edges(graphs):
+    return {kind: sorted(graph.edges(data="op")) for kind, graph in graphs.items()}
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson(0.9, 100)
+    assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)
+    assert wilson(1.0, 50)[1] == pytest.approx(1.0)
+    assert wilson(0.0, 50)[0] == pytest.approx(0.0)
+
+
+def test_an_architecture_is_drawn_and_built_again_from_its_file(found, tmp_path):
+    space, genotype = found
+    file = tmp_path / "architecture.json"
+    file.write_text(json.dumps(describe_architecture(space, genotype, {"test_acc": 0.5})))
+    data = read_architecture(file)
+    assert edges(graphs_of(data)) == edges(cell_graphs(space, genotype))
+    assert space.notation.read(data["notation"]) == genotype
+    again, same = load_architecture(file, width=6)
+    assert same == genotype
+    assert again.settings["width"] == 6
+    assert again.settings["cells"] == 3
+
+
+def test_graphml_holds_whatever_names_hold(tmp_path):
+    options = {HOSTILE: nn.Identity, "b": nn.Tanh}
+    space = nas.Space("odd", lambda choose: nn.Sequential(choose.op("a " + HOSTILE, options), nn.Flatten()))
+    graph = merged(cell_graphs(space, (0,)))
+    write_graphml(tmp_path / "a.graphml", graph)
+    assert "<script>" not in (tmp_path / "a.graphml").read_text()
+    read = nx.read_graphml(tmp_path / "a.graphml")
+    assert [op for _, _, op in read.edges(data="op")] == [HOSTILE]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "describes no architecture"),
+        ("[1", "line 1"),
+        ('{"space": "toy", "settings": {}, "choices": {}, "cells": {"a": {}}}', "damaged"),
+    ],
+)
+def test_a_damaged_architecture_is_named(text, words, tmp_path):
+    (tmp_path / "architecture.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        graphs_of(read_architecture(tmp_path))
+
+
+def test_a_plug_in_is_never_run_unasked(found, tmp_path):
+    space, genotype = found
+    plugin = tmp_path / "evil.py"
+    plugin.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    data = describe_architecture(space, genotype, {}) | {"space": f"{plugin}:make"}
+    (tmp_path / "architecture.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="name it with --space"):
+        load_architecture(tmp_path)
+    graphs_of(read_architecture(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unfinished_folder_has_no_result(tmp_path):
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        load_result(tmp_path)

@@ -1,0 +1,81 @@
+"""Training a known architecture: sizes, settings, interruption."""
+
+import json
+
+import numpy as np
+import pytest
+from jobs import outcome, snapshot
+
+import nas
+from nas.errors import ConfigError
+from nas.result import describe_architecture
+
+SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
+
+
+@pytest.fixture
+def architecture(tmp_path):
+    space = nas.load("toy", width=4, in_channels=1)
+    file = tmp_path / "architecture.json"
+    file.write_text(json.dumps(describe_architecture(space, (2, 0, 2), {})))
+    return file
+
+
+def test_it_trains_that_architecture_and_a_second_call_only_answers(architecture, tmp_path):
+    out = tmp_path / "run"
+    result = nas.retrain(architecture, "digits", out=out, settings=SETTINGS)
+    assert result.genotype == (2, 0, 2)
+    assert result.space.settings["width"] == 4
+    assert json.loads((out / "run.json").read_text())["architecture"] == [2, 0, 2]
+    assert not (out / "search.svg").exists()
+    before = snapshot(out)
+    assert outcome(nas.retrain(architecture, "digits", out=out, settings=SETTINGS)) == outcome(result)
+    assert snapshot(out) == before
+
+
+def test_a_stopped_training_goes_on_to_the_same_end(architecture, tmp_path):
+    whole = nas.retrain(architecture, "digits", out=tmp_path / "whole", settings=SETTINGS)
+    for limit in (1, 9, 30):
+        asked = iter(range(1000))
+        with pytest.raises(nas.Stopped):
+            nas.retrain(
+                architecture,
+                "digits",
+                out=tmp_path / "parts",
+                settings=SETTINGS,
+                stop=lambda asked=asked, limit=limit: next(asked) >= limit,
+            )
+    parts = nas.retrain(architecture, "digits", out=tmp_path / "parts", settings=SETTINGS)
+    assert outcome(parts) == outcome(whole)
+
+
+def test_another_architecture_in_the_same_folder_is_refused(architecture, tmp_path):
+    nas.retrain(architecture, "digits", out=tmp_path / "run", settings=SETTINGS)
+    other = json.loads(architecture.read_text())
+    other["choices"]["0->1"] = "skip_connect"
+    with pytest.raises(ConfigError, match=r"architecture: \[2, 0, 2\] in the folder, \[0, 0, 2\] now"):
+        nas.retrain(other, "digits", out=tmp_path / "run", settings=SETTINGS)
+
+
+def test_settings_of_a_search_are_refused(architecture, tmp_path):
+    with pytest.raises(ConfigError, match="top_k is set, but a retraining uses only"):
+        nas.retrain(architecture, "digits", out=tmp_path / "run", settings={"top_k": 3})
+
+
+def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
+    space = nas.load("darts", width=4, cells=3, image_size=32)
+    architecture = describe_architecture(space, space.sample(np.random.default_rng(0)), {})
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8), np.arange(40) % 2
+    task = nas.task_from_arrays(images, labels)
+    settings = {
+        "preset": "standard",
+        "retrain": {"epochs": 1, "batch": 16},
+        "final_settings": {"width": 4, "cells": 3},
+    }
+    result = nas.retrain(architecture, task, out=tmp_path / "run", settings=settings)
+    assert result.space.settings["auxiliary"] is True
+    assert result.space.settings["cells"] == 3
+    plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
+    assert plan["final"]["drop_path"] == 0.2
+    assert plan["final"]["auxiliary"] == 0.4
