@@ -64,15 +64,6 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
     return replace(space, origin=path, settings=resolved)
 
 
-def resize(space: Space, **settings: object) -> Space:
-    """The same space at another size; `space` must come from `load`."""
-    if not space.origin:
-        raise SpaceError(
-            f"space {space.name!r} was not made by nas.load, so it cannot be made at another size"
-        )
-    return load(space.origin, **{**space.settings, **settings})
-
-
 def _function(path: str) -> Callable[..., object]:
     if not is_plugin(path):
         if path not in bundled():

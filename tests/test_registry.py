@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nas.errors import SpaceError
-from nas.registry import bundled, is_plugin, load, resize
+from nas.registry import bundled, is_plugin, load
 from nas.space import Space
 
 GOOD = """
@@ -78,13 +78,6 @@ def test_an_offer_is_taken_where_there_is_a_parameter_for_it(plugin):
     offer = {"classes": 3, "in_channels": 7, "width": 2}
     assert load(plugin(GOOD), offer).settings == {"width": 2, "classes": 3}
     assert load(plugin(GOOD), offer, width=9).settings == {"width": 9, "classes": 3}
-
-
-def test_resize_keeps_the_other_settings(plugin):
-    space = resize(load(plugin(GOOD), classes=3), width=8)
-    assert space.settings == {"width": 8, "classes": 3}
-    with pytest.raises(SpaceError, match=r"'hand' was not made by nas\.load"):
-        resize(Space("hand", lambda choose: None), width=3)
 
 
 # -- mistakes -----------------------------------------------------------------------------------------
