@@ -56,7 +56,10 @@ def search(
         typer.Option(help="Epochs of a trial, of a shared supernet, or of a differentiable search."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help='Time for the search phase, e.g. "30m"; what is running is finished.')
+        str | None,
+        typer.Option(
+            help='Time for trials or a differentiable search, e.g. "30m"; what is running is finished.'
+        ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
@@ -213,7 +216,10 @@ def validate(
 
         _announce(space)
         data = load_task(task).to(devices.resolve(device))
-        report = check(load(space, offer(data), **override({}, sets or [])), data)
+        report = check(
+            load(space, offer(data), **override({}, [s.removeprefix("space_settings.") for s in sets or []])),
+            data,
+        )
         typer.echo(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))
 
 
@@ -235,6 +241,8 @@ def main() -> None:
 
     0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 130 and 143 signals.
     """
+    # So that `module:function` finds a user's module here, behind everything that is installed.
+    sys.path.append(str(Path.cwd()))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     app()
 

@@ -57,7 +57,8 @@ class Config(BaseModel):
     method: how to search. evaluator: for black-box methods, how to measure a trial: `trained` from scratch,
       or with weights `shared` in a supernet.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
-    budget: seconds of search, as a number or "30m"; the last trial or epoch is finished.
+    budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
+      of a shared supernet is not counted.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
     search_images: at most so many images before the last training; 0 means all.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.

@@ -32,10 +32,12 @@ class LiveProgress:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=total, completed=done)
 
-    def advance(self, text: str) -> None:
+    def advance(self, text: str, *, done: int | None = None) -> None:
         """Prints the unit and moves the bar."""
         self._bar.console.print(text, highlight=False, markup=False)
-        if self._task is not None:
+        if self._task is not None and done is not None:
+            self._bar.update(self._task, completed=done)
+        elif self._task is not None:
             self._bar.advance(self._task)
 
     def note(self, text: str) -> None:
@@ -63,9 +65,9 @@ class PlainProgress:
         self._name, self._total, self._done, self._here = name, total, done, 0
         self._begun = time.monotonic()
 
-    def advance(self, text: str) -> None:
+    def advance(self, text: str, *, done: int | None = None) -> None:
         """Prints the unit with its number and the time left."""
-        self._done += 1
+        self._done = self._done + 1 if done is None else done
         self._here += 1
         each = (time.monotonic() - self._begun) / self._here
         left = each * max(0, self._total - self._done)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import torch
 
 from nas.checkpoint import Checkpoints
 from nas.cost import Cost, cost
-from nas.errors import NasError, TrialError
+from nas.errors import TrialError
 from nas.graph import architecture_hash
+from nas.guard import user_errors
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe, compressed
-from nas.resumable import Stopped
 from nas.seeding import isolated
-from nas.space import Space, describe
+from nas.space import Space
 from nas.study import Evaluator
 from nas.task import Task
 from nas.train import evaluate, reestimate_batchnorm, train
@@ -146,14 +145,3 @@ def memory_bytes(device: torch.device) -> int:
     if not pages.exists():
         return 2**63
     return 1024 * int(pages.read_text().split()[1])
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns whatever a user's module raises into a failed trial that names the user's line."""
-    try:
-        yield
-    except (NasError, Stopped):
-        raise
-    except Exception as error:
-        raise TrialError("error", describe(error)) from error

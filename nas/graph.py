@@ -44,7 +44,7 @@ def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
     outside = {name: option for name, option in choices.items() if name not in inside}
     values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
     if outside or not graphs:
-        graphs[CHAIN] = _chain(outside)
+        graphs[CHAIN] = _chain(outside or {name: f"{name} = {value}" for name, value in values.items()})
     for graph in graphs.values():
         graph.graph["values"] = values
     return graphs

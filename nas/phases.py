@@ -12,8 +12,9 @@ from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.cost import count_params
 from nas.errors import NoModelError
-from nas.evaluate import Cached, Inherited, Trained, require_memory, user_errors
+from nas.evaluate import Cached, Inherited, Trained, require_memory
 from nas.graph import architecture_hash
+from nas.guard import user_errors
 from nas.journal import journal_storage
 from nas.oneshot import differentiable
 from nas.oneshot.singlepath import train_shared
@@ -145,6 +146,8 @@ def _differentiable(job: Job) -> Found:
             stop=job.stop,
         )
     record(epochs)
+    if len(epochs) < job.plan.search.weights.epochs:
+        job.progress.note(f"the search ends early: {len(epochs)} epochs took the budget")
     genotypes = _distinct(job, (epoch.genotype for epoch in reversed(epochs)))
     alphas = Alphas.of(job.space, [epoch.strengths for epoch in epochs])
     return Found(genotypes, study.history, study.spent_s, alphas)
@@ -167,7 +170,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         if job.stop():
             raise Stopped(f"search stopped after {study.ended} trials")
         budget = job.plan.budget_s
-        return budget is not None and study.ended > 0 and spent_s + study.spent_s >= budget
+        return budget is not None and study.ended > 0 and study.spent_s >= budget
 
     reason = study.run(
         Cached(evaluator, job.space, study.history),
@@ -176,7 +179,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         on_trial=lambda trial: job.progress.advance(_line(trial)),
     )
     if study.ended < job.plan.trials:
-        job.progress.note(f"the search ends early: {reason}")
+        job.progress.note(f"the search ends early: {_why(job, study, reason)}")
     best = study.best(len(study.history))
     if not best:
         raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
@@ -197,7 +200,7 @@ def _evaluator(job: Job) -> tuple[Evaluator, float]:
             job.plan.shared,
             seed=job.seed("shared"),
             checkpoints=job.checkpoints("supernet"),
-            on_epoch=lambda report: job.progress.advance(epoch_line(report)),
+            on_epoch=lambda report: job.progress.advance(epoch_line(report), done=report.epoch),
             stop=job.stop,
         )
     return Inherited(supernet, job.search_task), sum(curve.seconds)
@@ -220,6 +223,13 @@ def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
         if len(found) == job.plan.top_k:
             break
     return list(found.values())
+
+
+def _why(job: Job, study: Study, reason: str) -> str:
+    budget = job.plan.budget_s
+    if budget is not None and study.spent_s >= budget:
+        return f"its {study.ended} trials took {study.spent_s:.0f} s, the budget is {budget:.0f} s"
+    return reason
 
 
 def _line(trial: Trial) -> str:

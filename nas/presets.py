@@ -25,7 +25,7 @@ class Preset:
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and how long.
     search_images: at most so many images, training and validation together, before the last training.
     final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
-    size: settings offered to the space while searching, and `final_size` for the last training.
+    size: settings offered to a space of the engine's own while searching, `final_size` for the last training.
     full_size: whether the last network takes the space's own full size.
     """
 

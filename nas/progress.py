@@ -11,8 +11,8 @@ class Progress(Protocol):
     def phase(self, name: str, total: int, *, done: int = 0) -> None:
         """A phase of `total` units begins, `done` of them already done before a resumption."""
 
-    def advance(self, text: str) -> None:
-        """One more unit is done, summed up in `text`."""
+    def advance(self, text: str, *, done: int | None = None) -> None:
+        """One more unit is done, summed up in `text`; the `done`-th in all, where that is known."""
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -24,7 +24,7 @@ class Silent:
     def phase(self, name: str, total: int, *, done: int = 0) -> None:
         """Ignores the phase."""
 
-    def advance(self, text: str) -> None:
+    def advance(self, text: str, *, done: int | None = None) -> None:
         """Ignores the unit."""
 
     def note(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +23,12 @@ BUNDLED = "spaces"
 def bundled() -> tuple[str, ...]:
     """Names of the spaces that come with the engine."""
     package = importlib.import_module(BUNDLED)
+    own = Path(__file__).parent.parent / BUNDLED
+    if own.is_dir() and str(own) not in map(str, package.__path__):
+        raise SpaceError(
+            f"the package {BUNDLED!r} in {next(iter(package.__path__))} hides the engine's own of that name; "
+            "rename it, or start elsewhere"
+        )
     return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
 
 
@@ -62,6 +69,15 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
     if not isinstance(space, Space):
         raise SpaceError(f"space {path!r} returned {type(space).__name__}, wanted a nas.Space")
     return replace(space, origin=path, settings=resolved)
+
+
+def source_hash(path: str) -> str | None:
+    """A fingerprint of the file that a user's own space is made in; None for the engine's own spaces."""
+    if not path or not is_plugin(path):
+        return None
+    module = inspect.getmodule(_function(path))
+    file = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
 
 
 def _function(path: str) -> Callable[..., object]:
@@ -109,6 +125,13 @@ def _from_file(file: Path, path: str) -> ModuleType:
 def _from_module(name: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise SpaceError(
+                f"space {path!r}: no module {error.name!r} (from {Path.cwd()}); a file is named as "
+                f"{name.replace('.', '/')}.py:FUNCTION"
+            ) from error
+        raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
     except Exception as error:
         raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
 

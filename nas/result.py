@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from nas import draw
+from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
 from nas.errors import ConfigError, SpaceError
 from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
+from nas.inputs import Inputs
 from nas.registry import is_plugin, load
+from nas.run_folder import read_run
 from nas.skeleton import skeleton
 from nas.space import Space
 from nas.study import Study
@@ -37,6 +40,7 @@ class Result:
     network: trained, in evaluation mode.
     metrics: see metrics.json; `test_acc` was measured once, on this network.
     history: the trials of the search; for a differentiable one, one for each epoch.
+    inputs: how raw images are normalised, and the names of the classes.
     """
 
     space: Space
@@ -46,11 +50,21 @@ class Result:
     metrics: Mapping[str, float]
     history: Sequence[Trial]
     folder: Path
+    inputs: Inputs
 
     @property
     def graph(self) -> Graph:
         """All cells as one networkx graph, its nodes named `kind/node`."""
         return merged(self.graphs)
+
+    def predict(self, images: Array | Tensor | Sequence[Any], *, batch: int = 512) -> NDArray[np.int64]:
+        """The class number `[N]` of each raw image; `inputs.classes` names them.
+
+        images: numpy `[N, H, W]` or `[N, H, W, C]`, torch `[N, C, H, W]`.
+        """
+        with torch.no_grad():
+            parts = [self.network(x).argmax(1) for x in torch.split(self.inputs.prepare(images), batch)]
+        return torch.cat(parts).numpy()
 
 
 def is_finished(folder: Path) -> bool:
@@ -172,9 +186,8 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict):
         raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
-    return Result(
-        found, genotype, graphs_of(data), network.eval(), metrics, Study.read(folder, "search", found), folder
-    )
+    history, inputs = Study.read(folder, "search", found), Inputs.of_record(read_run(folder)["task"])
+    return Result(found, genotype, graphs_of(data), network.eval(), metrics, history, folder, inputs)
 
 
 def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
 from nas.cost import latency
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.evaluate import affordable, user_errors
+from nas.evaluate import affordable
 from nas.files import FolderLock
 from nas.graph import cell_graphs
+from nas.guard import user_errors
+from nas.inputs import Inputs
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
 from nas.recipe import Recipe, compressed
@@ -72,7 +75,8 @@ def retrain(
         _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     )
     config = _config(data, space, task, settings)
-    plan = make_plan(config)
+    # The architecture keeps its own size, unless the preset asks for the space's full one.
+    plan = replace(make_plan(config), final_size={})
     device = devices.resolve(config.device)
     loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
     searched = space if isinstance(space, Space) else _space(data, config, loaded)
@@ -99,7 +103,9 @@ def retrain(
             stop=stop or (lambda: False),
         )
         graphs = cell_graphs(final, genotype)
-        result = Result(final, genotype, graphs, to_cpu(network), rounded(metrics), (), folder)
+        result = Result(
+            final, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(loaded)
+        )
         write_result(result, image_shape=loaded.image_shape, title=f"{final.name} on {loaded.name}")
         clear_checkpoints(folder)
     return result
@@ -141,7 +147,7 @@ def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
     """The space at the size of the last network.
 
     From weak to strong: the searched size, the space's full size (where the preset asks for it), the preset's
-    final size, the user's `space_settings`, the user's `final_settings`.
+    final size (the engine's own spaces only), the user's `space_settings`, the user's `final_settings`.
     """
     if not space.origin:
         if config.final_settings:
@@ -236,7 +242,7 @@ def train_final(
             seed=seed,
             split=task.train_and_val(),
             checkpoints=checkpoints,
-            on_epoch=lambda report: progress.advance(epoch_line(report)),
+            on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
             stop=stop,
         )
         test_loss, test_acc = evaluate(network, task, task.test)

@@ -19,6 +19,7 @@ from nas.config import Config, write_toml
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
 from nas.plan import Plan
+from nas.registry import source_hash
 from nas.space import Space
 from nas.task import Task
 from nas.types import Genotype
@@ -149,6 +150,7 @@ def _record(
             "name": space.name,
             "origin": space.origin,
             "settings": _plain_settings(space),
+            "file_sha256": source_hash(space.origin),
             "decisions": len(space.decisions),
             "size": str(space.size),
         },
@@ -156,6 +158,8 @@ def _record(
             "name": task.name,
             "fingerprint": task.fingerprint,
             "classes": list(task.classes),
+            "mean": task.mean.tolist(),
+            "std": task.std.tolist(),
             "image_shape": list(task.image_shape),
             "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
             "notes": list(task.notes),

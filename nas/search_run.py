@@ -5,23 +5,28 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
+import torch
 
 from nas import devices
 from nas.config import Config, make_config, with_names
-from nas.errors import ConfigError
+from nas.errors import ConfigError, SpaceError, TrialError
 from nas.files import FolderLock
 from nas.graph import cell_graphs
+from nas.guard import user_errors
+from nas.inputs import Inputs
 from nas.phases import Job, find, rerank
 from nas.plan import make_plan
 from nas.progress import Progress, Silent
-from nas.registry import load
+from nas.registry import is_plugin, load
 from nas.result import Result, is_finished, load_result, rounded, to_cpu, write_result
 from nas.retrain_run import check_trial, final_recipe, final_space, offer, train_final
 from nas.run_folder import begin, clear_checkpoints, open_folder
+from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task, load_task
 
@@ -81,6 +86,9 @@ def run(
     progress = progress or Silent()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan = make_plan(config)
+    if space is not None or is_plugin(config.space):
+        # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
+        plan = dataclasses.replace(plan, size={}, final_size={})
     device = devices.resolve(config.device)
     task = (task or load_task(config.task, seed=config.seed)).to(device)
     if space is None:
@@ -93,6 +101,7 @@ def run(
     final = final_space(config, plan, space, task)
     recipe, notes = final_recipe(config, plan, final, task)
     check_trial(plan, space, task)
+    check_fit(space, task)
     search_task = task.reduced(plan.search_images) if plan.search_images else task
     folder = open_folder(out if out is not None else default_folder(config))
     with FolderLock(folder):
@@ -106,6 +115,26 @@ def run(
             progress.note(note)
         stop = stop or (lambda: False)
         return _run(Job(config, plan, space, task, search_task, final, recipe, folder, progress, stop))
+
+
+def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
+    """Raises SpaceError when none of a few random architectures turns the task's images into its classes."""
+    draw, wanted = rng(0, "fit"), (2, task.num_classes)
+    for _ in range(samples):
+        try:
+            with user_errors():
+                network = space.network(space.sample(draw), meta=True).eval()
+                logits = network(torch.zeros(2, *task.image_shape, device="meta"))
+        except (SpaceError, TrialError) as error:
+            reason = str(error)
+            continue
+        if tuple(logits.shape) == wanted:
+            return
+        reason = f"a batch of 2 gives {tuple(logits.shape)}, wanted {wanted}"
+    raise SpaceError(
+        f"space {space.name!r} does not fit task {task.name!r}, images {task.image_shape} of "
+        f"{task.num_classes} classes: {reason}"
+    )
 
 
 def default_folder(config: Config) -> Path:
@@ -142,7 +171,16 @@ def _run(job: Job) -> Result:
         "failed_trials": sum(trial.state == "failed" for trial in found.history),
     }
     graphs = cell_graphs(job.final, best)
-    result = Result(job.final, best, graphs, to_cpu(network), rounded(metrics), found.history, job.folder)
+    result = Result(
+        job.final,
+        best,
+        graphs,
+        to_cpu(network),
+        rounded(metrics),
+        found.history,
+        job.folder,
+        Inputs.of(job.task),
+    )
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
     clear_checkpoints(job.folder)

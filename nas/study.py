@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.guard import user_errors
 from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
@@ -92,8 +93,15 @@ class Study:
             if trial.state == "running":
                 return trial
         number = len(self.history)
-        genotype, fidelity = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
-        trial = Trial(number, genotype, fidelity)
+        proposal: object = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        match proposal:
+            case (tuple() as genotype, int() as fidelity):
+                trial = Trial(number, genotype, fidelity)
+            case _:
+                raise ConfigError(
+                    f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
+                    "genotype and its epochs; Fixed(searcher, epochs) makes a scheduler of a searcher"
+                )
         if self.announce:
             self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
             self.history.append(trial)
@@ -104,8 +112,10 @@ class Study:
 
         Raises:
             TrialError: when the metrics are not finite numbers; the trial is not recorded then.
-            ConfigError: when the objective's metric is not among them.
+            ConfigError: when the objective's metric is not among them, or the trial has ended already.
         """
+        if trial.number < len(self.history) and self.history[trial.number].state != "running":
+            raise ConfigError(f"study {self.name!r}: trial {trial.number} has ended; it is told once only")
         checked = check_metrics(metrics)
         if self.objective.metric not in checked:
             raise ConfigError(
@@ -164,7 +174,8 @@ class Study:
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
         start = time.perf_counter()
         try:
-            metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
+            with user_errors():
+                metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
             return self.tell(trial, metrics, time.perf_counter() - start)
         except TrialError as error:
             return self.fail(trial, error, time.perf_counter() - start)
@@ -198,6 +209,11 @@ class Study:
         )
 
     def _read(self, frozen: FrozenTrial) -> Trial:
+        if "nas" not in frozen.user_attrs:
+            raise ConfigError(
+                f"study {self.name!r}: trial {frozen.number} was not written by this engine; "
+                "only its own studies can be continued"
+            )
         record = frozen.user_attrs["nas"]
         return Trial(
             number=frozen.number,

@@ -175,6 +175,12 @@ class _Scores(dict[str, float]):
     def __missing__(self, name: str) -> float:
         return self["val_acc"]
 
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: str, default: object = None) -> float:  # noqa: ARG002 - dict's own signature
+        return self[name]
+
 
 def _build_tiny(choose: Chooser) -> nn.Module:
     options = candidates(("skip_connect", "nor_conv_1x1"), 2, 2)

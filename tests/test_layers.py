@@ -22,11 +22,12 @@ LAYERS = [
     "augment skeleton searchers.evolution searchers.random_search",
     # training and searching
     "loop searchers",
-    "schedule train testing oneshot.bilevel",
+    "guard schedule train testing oneshot.bilevel",
     "study oneshot.differentiable oneshot.singlepath presets",
     # whole jobs
-    "evaluate plan result",
+    "evaluate plan inputs",
     "run_folder validate",
+    "result",
     "doctor retrain_run",
     "phases",
     "search_run",

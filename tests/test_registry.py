@@ -103,7 +103,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_a_missing_module():
     message = refusal("no_such_package_here:make")
-    assert "No module named 'no_such_package_here'" in message
+    assert "no module 'no_such_package_here'" in message
     assert "(at " not in message  # no line of the user's is to blame
 
 

@@ -47,7 +47,7 @@ class Recorder:
     def phase(self, name, total, *, done=0):
         self.phases.append((name, total, done))
 
-    def advance(self, text):
+    def advance(self, text, *, done=None):
         self.lines.append(text)
 
     def note(self, text):

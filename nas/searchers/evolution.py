@@ -48,4 +48,10 @@ class RegularizedEvolution:
         return unseen(space, history, rng, propose=lambda: space.mutate(parent.genotype, rng))
 
     def _fitness(self, trial: Trial) -> float:
-        return self.objective.better(trial.metrics[self.objective.metric])
+        metric = self.objective.metric
+        if metric not in trial.metrics:
+            raise ConfigError(
+                f"evolution decides by {metric!r}, but trial {trial.number} has {sorted(trial.metrics)}; "
+                "give it the study's objective: RegularizedEvolution(objective=...)"
+            )
+        return self.objective.better(trial.metrics[metric])
