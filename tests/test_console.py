@@ -36,3 +36,10 @@ def test_a_terminal_gets_a_bar_and_what_names_hold_is_not_markup():
 
 def test_a_pipe_gets_plain_lines(capsys):
     assert isinstance(reporter(quiet=False), PlainProgress)
+
+
+def test_a_resumed_phase_says_the_true_number(capsys):
+    with PlainProgress() as progress:
+        progress.phase("retrain", 60)
+        progress.advance("epoch 31", done=31)
+    assert capsys.readouterr().err.startswith("retrain 31/60  epoch 31  (")

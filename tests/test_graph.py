@@ -283,3 +283,14 @@ def test_encoding():
     assert counts == {"none": 2, "skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 2, "avg_pool_3x3": 0}
     every = {tuple(encode(CELLS, CELLS.sample(np.random.default_rng(i)))) for i in range(50)}
     assert len(every) > 45
+
+
+def test_a_space_of_values_is_a_chain_of_them():
+    def build(choose):
+        depth, width = choose.value("depth", [1, 2]), choose.value("width", [8, 16])
+        return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    space = Space("values", build)
+    (graph,) = cell_graphs(space, (1, 0)).values()
+    assert [op for _, _, op in graph.edges(data="op")] == ["depth = 2", "width = 8"]
+    assert architecture_hash(space, (1, 0)) != architecture_hash(space, (1, 1))

@@ -185,3 +185,13 @@ def test_something_that_cannot_be_called(plugin):
 
 def test_an_empty_module_name():
     assert "ValueError" in refusal(":make")
+
+
+def test_another_package_of_that_name_is_named(tmp_path, monkeypatch):
+    import sys
+    import types
+
+    other = types.ModuleType("spaces")
+    other.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "spaces", other)
+    assert f"the package 'spaces' in {tmp_path} hides the engine's own" in refusal("toy")

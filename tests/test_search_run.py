@@ -565,3 +565,73 @@ def test_changed_data_are_refused_and_taken_when_forced(tmp_path):
 def test_run_takes_a_config(tmp_path):
     config = make_config({"space": "toy", "method": "random", **SMALL})
     assert run(config, out=tmp_path).metrics["trials"] == 3
+
+
+# -- a user's own space ------------------------------------------------------------------------------------
+
+OWN = """
+import nas
+from torch import nn
+
+def make(width=12, classes=10, in_channels=1):
+    def build(choose):
+        options = nas.candidates(("skip_connect", "nor_conv_3x3"), width, width)
+        stem = nn.Conv2d(in_channels, width, 1)
+        body = [choose.op(f"block{i}", options) for i in range(2)]
+        return nn.Sequential(stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return nas.Space("own", build)
+"""
+BRIEF = {k: v for k, v in SMALL.items() if k != "space_settings"}
+
+
+def test_the_size_that_an_author_gave_is_kept(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    result = search(f"{tmp_path}/own.py:make", TASK, "random", out=tmp_path / "run", settings=BRIEF)
+    assert result.space.settings["width"] == 12
+    space = load("toy", width=6, in_channels=1)
+    result = search(space, TASK, "random", out=tmp_path / "toy", settings=BRIEF)
+    assert result.space.settings["width"] == 6
+    again = nas.retrain(tmp_path / "toy", TASK, out=tmp_path / "again", settings={"retrain": {"epochs": 1}})
+    assert again.metrics["params"] == result.metrics["params"]
+
+
+def test_a_changed_space_file_is_not_mixed_into_a_run(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    path, asked = f"{tmp_path}/own.py:make", iter(range(100))
+    with pytest.raises(Stopped):
+        search(path, TASK, "random", out=tmp_path / "r", settings=BRIEF, stop=lambda: next(asked) > 3)
+    (tmp_path / "own.py").write_text(OWN.replace("width, 1)", "width, 3)"))
+    with pytest.raises(ConfigError, match=r"space\.file_sha256"):
+        search(path, TASK, "random", out=tmp_path / "r", settings=BRIEF)
+
+
+def test_a_space_that_does_not_fit_the_images_is_refused_at_once(tmp_path):
+    with pytest.raises(SpaceError, match=r"space 'toy' does not fit task 'digits', images \(1, 8, 8\)"):
+        search(load("toy", in_channels=3), TASK, "random", out=tmp_path / "r", settings=BRIEF)
+    with pytest.raises(SpaceError, match=r"a batch of 2 gives \(2, 7\), wanted \(2, 10\)"):
+        search(load("toy", classes=7), TASK, "random", out=tmp_path / "r", settings=BRIEF)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_result_predicts_from_raw_images(jobs):
+    for result in (jobs("evolution"), load_result(jobs("evolution").folder)):
+        predicted = result.predict(TASK.test.x)
+        assert float(f"{(predicted == TASK.test.y.numpy()).mean():.6g}") == result.metrics["test_acc"]
+        assert result.inputs.classes == TASK.classes
+        np.testing.assert_array_equal(result.predict(TASK.test.x[:, 0].numpy()), predicted)
+        with pytest.raises(DataError, match=r"predict: images are \(1, 9, 8\), wanted \(1, 8, 8\)"):
+            result.predict(np.zeros((2, 9, 8), np.uint8))
+
+
+def test_progress_goes_on_where_a_killed_training_was(tmp_path):
+    class Numbers(Recorder):
+        def advance(self, text, *, done=None):
+            self.lines.append((text.split(":")[0], done))
+
+    settings, asked = SMALL | {"trials": 1, "retrain": {"epochs": 4}}, iter(range(1000))
+    with pytest.raises(Stopped):
+        search("toy", TASK, "random", out=tmp_path, settings=settings, stop=lambda: next(asked) > 50)
+    progress = Numbers()
+    search("toy", TASK, "random", out=tmp_path, settings=settings, progress=progress)
+    assert progress.lines[-1] == ("epoch 4", 4)
+    assert 0 < len(progress.lines) < 4

@@ -197,3 +197,10 @@ def test_published_figures_on_nasbench201(searcher, published):
         best = max(history, key=lambda t: t.metrics["val_acc"])
         tested.append(accuracies[to_string(best.genotype)][1])
     assert np.mean(tested) == pytest.approx(published, abs=0.15)
+
+
+def test_an_objective_that_trials_do_not_have_is_named():
+    searcher = RegularizedEvolution(2, 2, objective=Objective("loss", maximize=False))
+    history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
+    with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
+        searcher.ask(load("toy"), history, rng(0))

@@ -331,3 +331,34 @@ def test_the_objective_is_kept_with_the_study(tmp_path):
         assert Study(space, Fixed(RandomSearch()), storage, name="s").objective == asked
     with pytest.raises(ConfigError, match=r"was made for Objective.*score"):
         Study(space, Fixed(RandomSearch()), storage, name="s", objective=Objective("score"))
+
+
+def test_a_searcher_without_a_scheduler_is_named(tmp_path):
+    study = Study(load("toy"), RandomSearch(), journal_storage(tmp_path / "s.log"), name="s")
+    with pytest.raises(ConfigError, match=r"Fixed\(searcher, epochs\)"):
+        study.ask()
+
+
+def test_a_trial_is_told_once(tmp_path):
+    study = Study(load("toy"), Fixed(RandomSearch()), journal_storage(tmp_path / "s.log"), name="s")
+    trial = study.ask()
+    study.tell(trial, {"val_acc": 0.5}, 0.0)
+    with pytest.raises(ConfigError, match="trial 0 has ended"):
+        study.tell(trial, {"val_acc": 0.6}, 0.0)
+    assert study.history[0].metrics == {"val_acc": 0.5}
+
+
+def test_an_evaluator_that_raises_fails_its_trial_with_the_users_line(tmp_path):
+    study = Study(load("toy"), Fixed(RandomSearch()), journal_storage(tmp_path / "s.log"), name="s")
+    study.run(lambda trial, rng: {"val_acc": 1 / trial.number}, trials=2)
+    assert [t.state for t in study.history] == ["failed", "done"]
+    assert "ZeroDivisionError" in study.history[0].reason
+    assert "test_study.py" in study.history[0].reason
+
+
+def test_a_trial_of_somebody_else_is_named(tmp_path):
+    storage = journal_storage(tmp_path / "s.log")
+    study = Study(load("toy"), Fixed(RandomSearch()), storage, name="s")
+    study.optuna_study.ask()
+    with pytest.raises(ConfigError, match="trial 0 was not written by this engine"):
+        Study(load("toy"), Fixed(RandomSearch()), storage, name="s")
