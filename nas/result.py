@@ -28,7 +28,7 @@ from nas.space import Space
 from nas.study import Study
 from nas.types import Genotype, Trial
 
-_READ = ("architecture.json", "metrics.json", "model.safetensors")
+_READ = ("architecture.json", "metrics.json", "model.safetensors", "run.json")
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,8 +45,6 @@ from nas.types import Genotype
 
 USED = ("preset", "seed", "device", "space_settings", "final_settings", "retrain")
 """The settings that a retraining reads, beside space and task."""
-PARTS = {"drop_path": "cells", "auxiliary": "auxiliary head"}
-"""What a network must have for a recipe's setting to mean something."""
 
 
 def retrain(
@@ -166,10 +164,10 @@ def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
 def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[Recipe, list[str]]:
     """The recipe of the last training, and notes on what of the preset's it leaves out.
 
-    That is epochs beyond the preset's bound on images, and what the space's networks do not have.
+    That is epochs beyond the preset's bound on images, and what does not suit the space and the images.
 
     Raises:
-        ConfigError: when the user's own settings ask for what the networks do not have.
+        ConfigError: when the user's own settings ask for what does not suit them.
     """
     recipe, notes = plan.final, []
     images = len(task.train) + len(task.val)
@@ -180,31 +178,31 @@ def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[
             f"(preset {config.preset}; --set retrain.epochs={recipe.epochs} trains longer)"
         )
         recipe = compressed(recipe, epochs)
-    for name in lacking(space, recipe, task):
+    for name, reason in unsuited(recipe, space, task).items():
         if name in config.retrain:
-            raise ConfigError(_lack(space, name, f"retrain.{name}"))
-        recipe = change(recipe, {name: 0.0}, "retrain")
-        notes.append(f"space {space.name!r} has no {PARTS[name]} here: {name} off")
+            raise ConfigError(f"retrain.{name} is set, but {reason}; remove it")
+        recipe = change(recipe, {name: 0}, "retrain")
+        notes.append(f"{reason}: {name} off")
     return recipe, notes
 
 
 def check_trial(plan: Plan, space: Space, task: Task) -> None:
-    """Raises ConfigError when the trials' recipe asks for what the space's networks do not have."""
-    for name in lacking(space, plan.trial, task):
-        raise ConfigError(_lack(space, name, f"trial.{name}"))
+    """Raises ConfigError when the trials' recipe asks for what does not suit the space or the images."""
+    for name, reason in unsuited(plan.trial, space, task).items():
+        raise ConfigError(f"trial.{name} is set, but {reason}; remove it")
 
 
-def _lack(space: Space, name: str, setting: str) -> str:
-    return f"{setting} is set, but space {space.name!r} has no {PARTS[name]} here; remove it"
-
-
-def lacking(space: Space, recipe: Recipe, task: Task) -> list[str]:
-    """Settings of a recipe that need a part which the space's networks do not have."""
-    has_cells = any(isinstance(module, Cell) for module in space.outline.modules())
-    return [
-        *(["drop_path"] if recipe.drop_path and not has_cells else []),
-        *(["auxiliary"] if recipe.auxiliary and not _has_auxiliary(space, task) else []),
-    ]
+def unsuited(recipe: Recipe, space: Space, task: Task) -> dict[str, str]:
+    """Settings of a recipe that make no sense for this space and these images, each with the reason."""
+    found = {}
+    if recipe.drop_path and not any(isinstance(module, Cell) for module in space.outline.modules()):
+        found["drop_path"] = f"space {space.name!r} has no cells here"
+    if recipe.auxiliary and not _has_auxiliary(space, task):
+        found["auxiliary"] = f"space {space.name!r} has no auxiliary head here"
+    side = min(task.image_shape[1:])
+    if recipe.cutout >= side:
+        found["cutout"] = f"a square of {recipe.cutout} pixels blanks images of {side}"
+    return found
 
 
 def _has_auxiliary(space: Space, task: Task) -> bool:

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import typer
 from jobs import SMALL, options, snapshot
 from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
+from nas.files import FolderLock
 from nas.result import load_result
 
 PYTHON = [sys.executable, "-c", "from nas.cli import main; main()"]
@@ -181,6 +184,181 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, tmp_path):
     assert "the same command goes on from here" in rest
     history = nas.Study.read(tmp_path / "run", "search", nas.load("nasbench201", width=4, cells=1))
     assert 3 <= sum(trial.state == "done" for trial in history) < 400
+
+
+HANGS = """
+import time
+import nas
+from torch import nn
+
+class Hang(nn.Module):
+    def forward(self, x):
+        if not x.is_meta:
+            print("hanging", flush=True)
+            time.sleep(60)
+        return x
+
+def make(classes=10):
+    def build(choose):
+        body = choose.op("body", {"a": Hang, "b": lambda: nn.Sequential(Hang(), Hang())})
+        return nn.Sequential(body, nn.Flatten(), nn.Linear(64, classes))
+    return nas.Space("hangs", build)
+"""
+
+
+def test_a_second_interrupt_does_not_wait_for_a_hanging_step(tmp_path):
+    (tmp_path / "s.py").write_text(HANGS)
+    arguments = ["--space", f"{tmp_path}/s.py:make", "--method", "random", "--out", str(tmp_path / "run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*PYTHON, "search", *arguments], **pipes) as process:
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        start = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert time.perf_counter() - start < 10
+    assert "stopped at once; the same command goes on from the last checkpoint" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 300, "file", "file/inside", "loop"])
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = search(tmp_path / name)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_folder_in_use_names_its_owner(tmp_path):
+    with FolderLock(tmp_path):
+        done = search(tmp_path)
+    assert done.exit_code == 2
+    assert f"in use by pid {os.getpid()} on host" in done.stderr
+
+
+def test_a_folder_of_a_newer_version_is_refused(tmp_path):
+    assert search(tmp_path).exit_code == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record | {"format": 99}))
+    done = search(tmp_path)
+    assert (done.exit_code, "upgrade nas-engine" in done.stderr) == (2, True)
+
+
+def test_changed_data_need_force(tmp_path):
+    x, y = np.arange(60 * 64).reshape(60, 8, 8) % 251 / 251, np.arange(60) % 3
+    data = ["--task", f"npz:{tmp_path / 'data.npz'}", "--set", "search_images=30"]
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y)
+    assert search(tmp_path / "run", *data, "--set", "trial.lr=1e30").exit_code == 4
+    np.savez(tmp_path / "data.npz", x_train=x[::-1], y_train=y[::-1])
+    refused = search(tmp_path / "run", *data, "--set", "trial.lr=1e30")
+    assert (refused.exit_code, "use --force" in refused.stderr) == (3, True)
+    forced = search(tmp_path / "run", *data, "--set", "trial.lr=1e30", "--force")
+    assert (forced.exit_code, "all 3 trials failed" in forced.stderr) == (4, True)
+
+
+def test_a_downloaded_result_never_runs_its_plug_in(tmp_path):
+    plugin = tmp_path / "evil.py"
+    plugin.write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom spaces.toy import toy as make  # noqa\n"
+    )
+    sizes = ["--set", "space_settings.width=4", "--set", "retrain.epochs=1"]
+    assert search(tmp_path / "run", space=f"{plugin}:make").exit_code == 0
+    (tmp_path / "ran").unlink()
+    assert call("draw", tmp_path / "run", "--out", tmp_path / "drawn").exit_code == 0
+    arguments = ["retrain", tmp_path / "run", "--task", "digits", *sizes, "--out", tmp_path / "again"]
+    refused = call(*arguments)
+    assert (refused.exit_code, "name it with --space" in refused.stderr) == (2, True)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "again").exists()
+    named = call(*arguments, "--space", f"{plugin}:make")
+    assert (named.exit_code, (tmp_path / "ran").exists()) == (0, True)
+
+
+def test_a_long_genotype_is_text_and_no_path(tmp_path):
+    space = nas.load("darts", width=4, cells=3)
+    text = space.notation.write(space.sample(np.random.default_rng(0)))
+    assert len(text) > 255
+    assert call("draw", text, "--space", "darts", "--out", tmp_path).exit_code == 0
+    done = call("draw", text, "--out", tmp_path)
+    assert (done.exit_code, "needs --space" in done.stderr) == (2, True)
+
+
+def test_a_space_that_would_be_ignored_is_refused(tmp_path):
+    assert search(tmp_path / "run").exit_code == 0
+    done = call("draw", tmp_path / "run", "--space", "toy", "--out", tmp_path)
+    assert (done.exit_code, "--space is for a genotype's text" in done.stderr) == (2, True)
+
+
+class Heard(Exception):
+    """What a command would have run."""
+
+
+def heard(monkeypatch, module, name, *arguments):
+    """The arguments with which a command calls its job."""
+
+    def listen(*positional, **named):
+        raise Heard({**dict(enumerate(positional)), **named})
+
+    monkeypatch.setattr(f"nas.{module}.{name}", listen)
+    called = call(*arguments).exception
+    assert isinstance(called, Heard), called
+    return called.args[0]
+
+
+SEARCH = {
+    "--space": "toy",
+    "--task": "cifar10",
+    "--method": "random",
+    "--evaluator": "shared",
+    "--preset": "standard",
+    "--trials": 7,
+    "--epochs": 7,
+    "--budget": 7.0,
+    "--top-k": 7,
+    "--seed": 7,
+    "--device": "cpu",
+}
+
+
+def options_of(command):
+    return {name for option in typer.main.get_command(app).commands[command].params for name in option.opts}
+
+
+def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
+    (tmp_path / "c.toml").write_text("top_k_epochs = 3\n")
+    others = ["--set", "retrain.epochs=7", "--config", tmp_path / "c.toml", "--out", tmp_path, "--force"]
+    given = [word for pair in SEARCH.items() for word in pair]
+    got = heard(monkeypatch, "search_run", "run", "search", *given, *others)
+    config = got[0].model_dump()
+    assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
+    assert (config["retrain"], config["top_k_epochs"]) == ({"epochs": 7}, 3)
+    assert (got["out"], got["force"]) == (tmp_path, True)
+    assert options_of("search") == {*SEARCH, *others[::2], "--force", "--json"} - {tmp_path}
+
+
+def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
+    (tmp_path / "c.toml").write_text("[final_settings]\nwidth = 3\n")
+    text = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
+    used = {"--task": "digits", "--out": tmp_path, "--space": "nasbench201", "--preset": "standard"}
+    used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--config": tmp_path / "c.toml"}
+    given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
+    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, "--force")
+    assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
+    assert got["force"]
+    assert got["settings"] == {
+        "task": "digits",
+        "preset": "standard",
+        "seed": 7,
+        "device": "cpu",
+        "retrain": {"epochs": 7, "lr": 0.5},
+        "final_settings": {"width": 3},
+    }
+    assert options_of("retrain") == {*used, "source", "--set", "--force", "--json"}
 
 
 def test_help_is_quick():

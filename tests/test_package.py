@@ -1,5 +1,6 @@
 """The public names, and how fast the command answers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,11 @@ def test_scripts_are_thin_and_use_public_names_only(script):
 def test_the_scripts_work_together(tmp_path):
     def run(name, *arguments):
         command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+        return done.stdout
 
     small = {"trials": 2, "epochs": 1, "search_images": 200, "top_k": 1, "retrain": {"epochs": 1}}
     space = {"space_settings": {"width": 4}}

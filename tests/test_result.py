@@ -1,10 +1,12 @@
 """What a run leaves behind, read back without running anybody's code."""
 
 import json
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
+from jobs import SMALL, snapshot
 from torch import nn
 
 import nas
@@ -92,3 +94,35 @@ def test_a_plug_in_is_never_run_unasked(found, tmp_path):
 def test_an_unfinished_folder_has_no_result(tmp_path):
     with pytest.raises(ConfigError, match="holds no finished run"):
         load_result(tmp_path)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    settings = SMALL | {"trials": 1}
+    return nas.search("toy", "digits", "random", out=tmp_path / "run", settings=settings).folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "architecture.json", "run.json"])
+def test_one_flipped_bit_is_noticed(finished, name):
+    data = bytearray((finished / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (finished / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=f"is damaged: {name}: differs from what was recorded"):
+        load_result(finished)
+
+
+def test_a_lost_picture_is_no_reason_to_refuse_a_model(finished):
+    (finished / "cells.png").unlink()
+    assert load_result(finished).metrics["trials"] == 1
+
+
+def test_reading_a_result_writes_nothing(finished):
+    before = snapshot(finished)
+    load_result(finished)
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "no such folder"])
+def test_text_that_is_no_path_is_no_architecture(text):
+    with pytest.raises(ConfigError, match="no architecture at"):
+        read_architecture(Path(text))

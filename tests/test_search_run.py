@@ -261,7 +261,7 @@ def test_the_last_space_fits_the_task():
 def test_standard_keeps_its_auxiliary_head_where_there_is_one():
     small = {"width": 4, "cells": 3}
     final, recipe, notes = resolved(DARTS, preset="standard", final_settings=small)
-    assert (recipe.auxiliary, recipe.drop_path, notes) == (0.4, 0.2, [])
+    assert (recipe.auxiliary, recipe.drop_path, recipe.cutout, notes) == (0.4, 0.2, 16, [])
     assert final.settings["auxiliary"]
     _, recipe, notes = resolved(DARTS, preset="standard", final_settings=small | {"auxiliary": False})
     assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.2)
@@ -277,7 +277,9 @@ def test_standard_leaves_out_what_a_space_does_not_have():
     assert notes == [
         "space 'plain' has no cells here: drop_path off",
         "space 'plain' has no auxiliary head here: auxiliary off",
+        "a square of 16 pixels blanks images of 8: cutout off",
     ]
+    assert recipe.cutout == 0
 
 
 def test_standard_on_a_space_without_auxiliary_head_runs_and_says_so(tmp_path):
@@ -297,6 +299,8 @@ def test_standard_on_a_space_without_auxiliary_head_runs_and_says_so(tmp_path):
         ({"retrain": {"drop_path": 0.1}}, "retrain.drop_path is set, but space 'plain' has no cells here"),
         ({"trial": {"auxiliary": 0.4}}, "trial.auxiliary is set, but space 'plain' has no auxiliary head"),
         ({"trial": {"drop_path": 0.1}}, "trial.drop_path is set, but space 'plain' has no cells here"),
+        ({"retrain": {"cutout": 8}}, "retrain.cutout is set, but a square of 8 pixels blanks images of 8"),
+        ({"trial": {"cutout": 9}}, "trial.cutout is set, but a square of 9 pixels blanks images of 8"),
         ({"final_settings": {"width": 4}}, "a space made by hand has one size only"),
         ({"space_settings": {"width": 4}}, "the space is made already"),
         ({"search_images": 5}, "5 images are too few for 10 classes"),
