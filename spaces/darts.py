@@ -126,7 +126,8 @@ class AuxiliaryHead(nn.Module):
         side = -(-image_size // 4)
         if side < 6:
             raise SpaceError(
-                f"darts: auxiliary is on, but images of {image_size} are too small; wanted at least 21, or auxiliary=false"
+                f"darts: auxiliary is on, but images of {image_size} are too small; "
+                "wanted at least 21, or auxiliary=false"
             )
         pooled = (side - 5) // 3 + 1
         last = pooled - 1 if pooled > 1 else 1
