@@ -1,4 +1,4 @@
-"""Cells: small directed acyclic graphs whose nodes are sums and whose edges are operations."""
+"""Cells: small directed acyclic graphs with their operations on the edges (`Cell`) or on the vertices."""
 
 from __future__ import annotations
 
@@ -79,6 +79,55 @@ class Cell(nn.Module):
         return y
 
 
+class VertexCell(nn.Module):
+    """A graph whose operations stand on its vertices; an edge only says who reads what.
+
+    kind: cells of one kind share their decisions.
+    edges: pairs `(src, dst)` with `src < dst`. Vertex 0 is the input, the last one the output, and every
+      vertex that occurs lies between the two; the numbers of others may be left out.
+    vertex: called once as `vertex(dst, sources)` for every vertex but the input, in order; returns the module
+      that takes the maps of `sources`, as so many arguments, to that of `dst`.
+    decisions: names of the decisions on plain values that `edges` alone shows, so that graphs leave them out.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        edges: Sequence[tuple[int, int]],
+        vertex: Callable[[int, tuple[int, ...]], nn.Module],
+        *,
+        decisions: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.kind, self.decisions = kind, tuple(decisions)
+        self.sources = _sources(kind, edges)
+        self.vertices = nn.ModuleDict()
+        for dst, sources in self.sources.items():
+            op: object = vertex(dst, sources)
+            if not isinstance(op, nn.Module):
+                raise SpaceError(
+                    f"cell {kind!r}: vertex({dst}, {sources}) returned {op!r}, wanted an nn.Module"
+                )
+            self.vertices[str(dst)] = op
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        """Every `(src, dst)`, grouped by `dst`."""
+        for dst, sources in self.sources.items():
+            for src in sources:
+                yield src, dst
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map `[B, C, H, W]` to that of the last vertex."""
+        states = {0: x}
+        for (dst, sources), op in zip(self.sources.items(), self.vertices.values(), strict=True):
+            states[dst] = op(*(states[src] for src in sources))
+        return states[dst]
+
+
+CELLS = (Cell, VertexCell)
+"""Both kinds, for `isinstance`."""
+
+
 def drop_path(x: Tensor, probability: float) -> Tensor:
     """Zeroes whole images of `[B, C, H, W]` with `probability`, scaling the others to keep the mean."""
     keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
@@ -89,3 +138,16 @@ def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:
     if not isinstance(op, nn.Module):
         raise SpaceError(f"cell {kind!r}: edge({src}, {dst}) returned {op!r}, wanted an nn.Module")
     return op
+
+
+def _sources(kind: str, edges: Sequence[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+    """What each vertex but the input reads, both in ascending order."""
+    reading = {dst for _, dst in edges}
+    read = {src for src, _ in edges}
+    output = max(reading, default=0)
+    if not edges or any(src >= dst for src, dst in edges) or reading ^ read != {0, output}:
+        raise SpaceError(
+            f"cell {kind!r}: got the edges {list(edges)}; wanted each to lead to a later vertex, and a path "
+            "from vertex 0 to the last one through every vertex"
+        )
+    return {dst: tuple(sorted({a for a, b in edges if b == dst})) for dst in sorted(reading)}

@@ -1,7 +1,8 @@
 """Architectures as graphs: nodes are feature maps, edges are operations.
 
 The graph of a cell is read off the space's own wiring: whatever `Cell` the build function makes, its edges
-say which decision sits between which maps. Decisions outside any cell form a chain, in the order asked.
+say which decision sits between which maps. In a `VertexCell` operations stand on the nodes and edges are
+plain. Decisions outside any cell form a chain, in the order asked.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, cast
 
 import networkx as nx
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from nas.cell import Cell
-from nas.choosers import Slot
+from nas.cell import CELLS, Cell, VertexCell
+from nas.choosers import Fixed, Role, Slot
 from nas.space import Space
 from nas.types import Genotype
 
@@ -27,20 +30,29 @@ if TYPE_CHECKING:
 else:
     Graph = nx.DiGraph
 Edge = tuple[str, str, str]
-CHAIN = "network"
+AnyCell = Cell | VertexCell
+Roles = Mapping[str, Mapping[str, Role]]
+CHAIN, CONNECT = "network", "connect"
 
 
 def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
     """One graph for each kind of cell, live parts only; without cells, the one chain `"network"`.
 
     Node attributes: `role` (`input`, `node`, `output`) and `label`. Edge attributes: `op` (the option),
-    `decision` and `role` (`op` or `identity`); edges into a concatenated output have `op="concat"`.
-    Options of decisions that are plain values stand in `graph.graph["values"]`.
+    `decision` and `role` (`op` or `identity`); edges into a concatenated output have `op="concat"`. Where
+    operations stand on nodes, it is those that have `op` and `decision`, and all edges have `op="connect"`.
+    Options of decisions that are plain values, other than which edges there are, stand in
+    `graph.graph["values"]`.
     """
     choices = space.choices(space.canonical(genotype))
-    cells = _distinct_cells(space)
-    graphs = {kind: prune(_cell_graph(kind, cell, choices)) for kind, cell in cells.items()}
-    inside = {decision for cell in cells.values() for decision in _decisions(cell)}
+    cells = distinct_cells(_outline(space, choices))
+    roles = space.trace.roles
+    graphs = {kind: prune(_graph(kind, cell, choices, roles)) for kind, cell in cells.items()}
+    inside = {
+        decision
+        for cell in (*distinct_cells(space.outline).values(), *cells.values())
+        for decision in _decisions(cell)
+    }
     outside = {name: option for name, option in choices.items() if name not in inside}
     values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
     if outside or not graphs:
@@ -71,28 +83,32 @@ def architecture_hash(space: Space, genotype: Genotype) -> str:
     compares unrolled expressions: `conv(a) + conv(b)` with `a` and `b` two convolutions of the input is there
     the same as with one convolution used twice.
     """
-    graphs = cell_graphs(space, genotype)
-    values = next(iter(graphs.values())).graph["values"]
-    parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
-    text = json.dumps([parts, values], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = ("hash", genotype)
+    if key not in space.memo:
+        graphs = cell_graphs(space, genotype)
+        values = next(iter(graphs.values())).graph["values"]
+        parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
+        text = json.dumps([parts, values], sort_keys=True)
+        space.memo[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cast(str, space.memo[key])
 
 
 def canonical_form(graph: Graph) -> list[list[object]]:
     """The edges `[src, dst, op]` of a graph under the numbering of inner nodes that sorts them first.
 
     Nodes are first told apart by colour refinement (Weisfeiler & Leman 1968); what remains equal is permuted,
-    so that the form is exact.
+    so that the form is exact. A node's own operation, where it has one, follows its number.
     """
     edges = _contract(graph)
     roles = _roles(graph)
     fixed = {n: n for n in graph.nodes if roles[n] != "node"}
     inner = sorted({n for a, b, _ in edges for n in (a, b)} - fixed.keys())
-    colours = _refine(edges, fixed, inner)
+    ops = {n: str(graph.nodes[n].get("op", "")) for n in inner}
+    colours = _refine(edges, fixed, ops)
     groups = [sorted(n for n in inner if colours[n] == c) for c in sorted({colours[n] for n in inner})]
     forms = []
     for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
-        number = fixed | {n: f"#{i}" for i, n in enumerate(itertools.chain(*orders))}
+        number = fixed | {n: f"#{i} {ops[n]}".rstrip() for i, n in enumerate(itertools.chain(*orders))}
         forms.append(sorted([number[a], number[b], op] for a, b, op in edges))
     return cast(list[list[object]], min(forms))
 
@@ -130,7 +146,7 @@ def from_dict(data: Mapping[str, object]) -> Graph:
     """The graph that `to_dict` wrote down."""
     graph = Graph(kind=data["kind"], values=data["values"])
     for node in cast(Sequence[dict[str, str]], data["nodes"]):
-        graph.add_node(node["id"], role=node["role"], label=node["label"])
+        graph.add_node(node["id"], **{key: value for key, value in node.items() if key != "id"})
     for edge in cast(Sequence[dict[str, str]], data["edges"]):
         graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
     return graph
@@ -140,11 +156,19 @@ def _roles(graph: Graph) -> dict[str, str]:
     return {node: data["role"] for node, data in graph.nodes(data=True)}
 
 
-def _distinct_cells(space: Space) -> dict[str, Cell]:
+def _outline(space: Space, choices: Mapping[str, str]) -> nn.Module:
+    """The wiring of one architecture, which decisions that are plain values may shape."""
+    if all(decision.mixable for decision in space.decisions):
+        return space.outline
+    with torch.device("meta"):
+        return space.build(Fixed(choices, outline=True, nested=frozenset(space.trace.nested)))
+
+
+def distinct_cells(outline: nn.Module) -> dict[str, AnyCell]:
     """The first cell of each kind; cells of one kind that ask different decisions get a number each."""
-    found: dict[tuple[str, tuple[str, ...]], Cell] = {}
-    for module in space.outline.modules():
-        if isinstance(module, Cell):
+    found: dict[tuple[str, tuple[str, ...]], AnyCell] = {}
+    for module in outline.modules():
+        if isinstance(module, CELLS):
             found.setdefault((module.kind, _decisions(module)), module)
     per_kind = Counter(kind for kind, _ in found)
     seen: Counter[str] = Counter()
@@ -155,11 +179,37 @@ def _distinct_cells(space: Space) -> dict[str, Cell]:
     return cells
 
 
-def _decisions(cell: Cell) -> tuple[str, ...]:
+def _decisions(cell: AnyCell) -> tuple[str, ...]:
+    if isinstance(cell, VertexCell):
+        own = (op.decision for op in cell.vertices.values() if isinstance(op, Slot))
+        return (*cell.decisions, *own)
     return tuple(op.decision for _, _, op in cell.edges() if isinstance(op, Slot))
 
 
-def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str]) -> Graph:
+def _graph(kind: str, cell: AnyCell, choices: Mapping[str, str], roles: Roles) -> Graph:
+    if isinstance(cell, VertexCell):
+        return _vertex_graph(kind, cell, choices)
+    return _cell_graph(kind, cell, choices, roles)
+
+
+def _vertex_graph(kind: str, cell: VertexCell, choices: Mapping[str, str]) -> Graph:
+    graph = Graph(kind=kind)
+    names = {0: "in0"} | {v: str(v) for v in cell.sources} | {max(cell.sources): "out"}
+    graph.add_node("in0", role="input", label="in")
+    for vertex, op in zip(cell.sources, cell.vertices.values(), strict=True):
+        name = names[vertex]
+        if name == "out":
+            graph.add_node(name, role="output", label="out")
+        else:
+            decision = op.decision if isinstance(op, Slot) else ""
+            option = choices[decision] if decision else type(op).__name__
+            graph.add_node(name, role="node", label=name, op=option, decision=decision)
+    for src, dst in cell.edges():
+        graph.add_edge(names[src], names[dst], op=CONNECT, decision="", role="op")
+    return graph
+
+
+def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str], roles: Roles) -> Graph:
     graph = Graph(kind=kind)
     names = [f"in{i}" for i in range(cell.inputs)] + [str(i) for i in range(len(cell.incoming))]
     input_labels = {1: ["in"], 2: ["c_{k-2}", "c_{k-1}"]}.get(cell.inputs, names)
@@ -176,7 +226,7 @@ def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str]) -> Graph:
         graph.add_node(names[-1], role="output", label="out")
     for src, dst, op in cell.edges():
         option = choices[op.decision] if isinstance(op, Slot) else type(op).__name__
-        role = op.roles[option] if isinstance(op, Slot) else "op"
+        role = roles[op.decision][option] if isinstance(op, Slot) else "op"
         if role != "zero":
             decision = op.decision if isinstance(op, Slot) else ""
             graph.add_edge(names[src], names[dst], op=option, decision=decision, role=role)
@@ -218,12 +268,13 @@ def _contract(graph: Graph) -> list[Edge]:
     return edges
 
 
-def _refine(edges: Iterable[Edge], fixed: Mapping[str, str], inner: Sequence[str]) -> dict[str, str]:
+def _refine(edges: Iterable[Edge], fixed: Mapping[str, str], ops: Mapping[str, str]) -> dict[str, str]:
+    """Colours of all nodes, where those of `fixed` are known and each inner one starts from its operation."""
     edges = list(edges)
-    colours = dict(fixed) | dict.fromkeys(inner, "")
-    for _ in inner:
+    colours = {**fixed, **ops}
+    for _ in ops:
         updated = {}
-        for node in inner:
+        for node in ops:
             into = sorted((colours[a], op) for a, b, op in edges if b == node)
             out = sorted((colours[b], op) for a, b, op in edges if a == node)
             updated[node] = hashlib.sha256(repr((colours[node], into, out)).encode()).hexdigest()

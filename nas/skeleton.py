@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nas.cell import Cell
+from nas.cell import CELLS
 from nas.graph import Graph
 
 
@@ -55,7 +55,7 @@ def _hook(
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         sources = {recorder.produced[id(x)] for x in inputs if id(x) in recorder.produced} or {recorder.last}
-        kind = module.kind if isinstance(module, Cell) else "block"
+        kind = module.kind if isinstance(module, CELLS) else "block"
         recorder.graph.add_node(name, label=_label(name, module), shape=_shape(output), kind=kind)
         for source in sorted(sources):
             recorder.graph.add_edge(source, name)
@@ -68,15 +68,15 @@ def _hook(
 def _blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
-        has_cell = any(isinstance(m, Cell) for m in child.modules())
-        if isinstance(child, Cell) or not (has_cell or isinstance(child, nn.ModuleList)):
+        has_cell = any(isinstance(m, CELLS) for m in child.modules())
+        if isinstance(child, CELLS) or not (has_cell or isinstance(child, nn.ModuleList)):
             yield where, child
         else:
             yield from _blocks(child, where)
 
 
 def _label(name: str, module: nn.Module) -> str:
-    if isinstance(module, Cell):
+    if isinstance(module, CELLS):
         return f"{name}\n{module.kind}"
     leaves = [type(m).__name__ for m in module.modules() if not any(True for _ in m.children())]
     text = leaves[0] if len(leaves) == 1 else f"{leaves[0]}..{leaves[-1]}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.cell import Cell, drop_path
+from nas.cell import Cell, VertexCell, drop_path
 from nas.errors import SpaceError
 from nas.ops import Zero
 
@@ -98,3 +98,39 @@ def test_impossible_cells_are_refused(inputs, nodes, preprocess):
 def test_an_edge_that_is_no_module_is_refused():
     with pytest.raises(SpaceError, match=r"cell 'normal': edge\(0, 1\) returned None, wanted an nn.Module"):
         Cell("normal", 1, 1, lambda i, j: None)
+
+
+class Read(nn.Module):
+    """Adds up what it reads, then a number of its own."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, *maps):
+        return sum(maps) + self.number
+
+
+def test_a_vertex_reads_its_sources_in_order():
+    asked = []
+
+    def vertex(dst, sources):
+        asked.append((dst, sources))
+        return Read(10**dst)
+
+    cell = VertexCell("cell", [(2, 4), (0, 4), (0, 2), (0, 1), (1, 2)], vertex)
+    assert asked == [(1, (0,)), (2, (0, 1)), (4, (0, 2))]
+    assert list(cell.edges()) == [(0, 1), (0, 2), (1, 2), (0, 4), (2, 4)]
+    assert cell(torch.ones(1, 1, 1, 1)).item() == 1 + (1 + 11 + 100) + 10_000
+    assert list(cell.vertices) == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize("edges", [[], [(1, 0)], [(0, 0)], [(1, 2)], [(0, 1), (0, 2)], [(0, 2), (1, 2)]])
+def test_vertices_off_the_path_are_refused(edges):
+    with pytest.raises(SpaceError, match=r"cell 'cell': got the edges \["):
+        VertexCell("cell", edges, lambda dst, sources: nn.Identity())
+
+
+def test_a_vertex_that_is_no_module_is_refused():
+    with pytest.raises(SpaceError, match=r"cell 'cell': vertex\(1, \(0,\)\) returned 3, wanted an nn.Module"):
+        VertexCell("cell", [(0, 1)], lambda dst, sources: 3)

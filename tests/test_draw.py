@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -226,6 +227,43 @@ def test_wires_keep_off_foreign_labels_and_nodes(seed):
         hit = [name for name, box in owners if box.padded(-3).count_contains(dense)]
         assert len([name for name in hit if "label" in name]) <= 1
         assert not [name for name in hit if "node" in name]
+
+
+def vertex_cell(edges, ops):
+    """Operations on the inner vertices, the last of which is the output; edges are plain."""
+    graph = nx.DiGraph()
+    graph.add_node("in", role="input", label="in")
+    for i, op in enumerate(ops, start=1):
+        graph.add_node(str(i), role="node", label=str(i), op=op)
+    graph.add_node("out", role="output", label="out")
+    names = ["in", *map(str, range(1, len(ops) + 1)), "out"]
+    graph.add_edges_from([(names[a], names[b]) for a, b in edges], op="connect")
+    return graph
+
+
+def test_operations_on_vertices_are_written_on_them_and_plain_edges_carry_nothing():
+    edges = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4), (0, 4)]
+    figure = draw_cells({"cell": vertex_cell(edges, ["conv3x3-bn-relu", "maxpool3x3", "conv3x3-bn-relu"])})
+    assert_clear(figure, labels=0)
+    shown = texts(figure)
+    assert shown.count("conv3x3-bn-relu") == 2 and shown.count("maxpool3x3") == 1
+    assert {"in", "out", "convolution", "pooling"} <= set(shown)
+    assert not {"1", "2", "3", "connect", "concat", "other"} & set(shown)
+    faces = {
+        artist.get_gid(): artist.get_edgecolor()
+        for artist in figure.findobj(lambda a: re.fullmatch(r"cell0-node\d", a.get_gid() or ""))
+    }
+    conv, pool = (mpl.colors.to_rgba(LOOKS[kind].color) for kind in ("conv", "pool"))
+    assert [faces[f"cell0-node{i}"] for i in (1, 2, 3)] == [conv, pool, conv]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_vertex_cells_are_clear(seed):
+    rng = random.Random(seed)
+    extra = rng.sample(list(itertools.combinations(range(7), 2)), 5)
+    edges = {(i, i + 1) for i in range(6)} | set(extra)
+    ops = [rng.choice(["conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"]) for _ in range(5)]
+    assert_clear(draw_cells({"cell": vertex_cell(sorted(edges), ops)}), labels=0)
 
 
 def test_layers_put_inputs_first_and_the_output_alone_last():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.cell import Cell
+from nas.cell import Cell, VertexCell
 from nas.graph import (
     architecture_hash,
     canonical_form,
@@ -294,3 +294,50 @@ def test_a_space_of_values_is_a_chain_of_them():
     (graph,) = cell_graphs(space, (1, 0)).values()
     assert [op for _, _, op in graph.edges(data="op")] == ["depth = 2", "width = 8"]
     assert architecture_hash(space, (1, 0)) != architecture_hash(space, (1, 1))
+
+
+# -- operations on vertices ---------------------------------------------------------------------------
+
+
+def vertex_space():
+    """A cell of four vertices; the value `wiring` puts the inner two in a row or side by side."""
+    wirings = {"row": [(0, 1), (1, 2), (2, 3)], "beside": [(0, 1), (0, 2), (1, 3), (2, 3)]}
+    options = candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4)
+
+    def build(choose):
+        depth = choose.value("depth", (1, 2))
+        edges = wirings[choose.value("wiring", tuple(wirings))]
+
+        def vertex(dst, sources):
+            return nn.Identity() if dst == 3 else choose.op(f"op{dst}", options)
+
+        return nn.Sequential(*(VertexCell("cell", edges, vertex, decisions=["wiring"]) for _ in range(depth)))
+
+    return Space("vertices", build)
+
+
+def test_the_graph_shows_the_wiring_that_was_chosen():
+    space = vertex_space()
+    graphs = {wiring: cell_graphs(space, (0, wiring, 0, 1)) for wiring in (0, 1)}
+    assert [list(g) for g in graphs.values()] == [["cell"], ["cell"]]
+    row, beside = (g["cell"] for g in graphs.values())
+    assert set(row.edges) == {("in0", "1"), ("1", "2"), ("2", "out")}
+    assert set(beside.edges) == {("in0", "1"), ("in0", "2"), ("1", "out"), ("2", "out")}
+    assert row.nodes["2"] == {"role": "node", "label": "2", "op": "nor_conv_3x3", "decision": "op2"}
+    assert row.graph["values"] == {"depth": "1"}, "the edges show the wiring, but not the depth"
+
+
+def test_operations_on_vertices_count_in_the_hash_and_their_order_only_where_it_shows():
+    space = vertex_space()
+    hashes = {g: architecture_hash(space, g) for g in itertools.product(range(2), repeat=4)}
+    assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0]
+    assert hashes[0, 0, 0, 1] != hashes[0, 0, 1, 0]
+    assert len(set(hashes.values())) == 2 * (4 + 3)
+
+
+def test_graphs_with_operations_on_vertices_survive_json_and_graphml(tmp_path):
+    graphs = cell_graphs(vertex_space(), (1, 1, 0, 1))
+    assert nx.utils.graphs_equal(from_dict(to_dict(graphs["cell"])), graphs["cell"])
+    nx.write_graphml(merged(graphs), tmp_path / "a.graphml")
+    read = nx.read_graphml(tmp_path / "a.graphml")
+    assert read.nodes["cell/2"]["op"] == "nor_conv_3x3" and "op" not in read.nodes["cell/out"]

@@ -1,4 +1,4 @@
-"""Pictures of cells: operations as labelled, coloured edges between feature maps."""
+"""Pictures of cells: operations as labelled, coloured edges between feature maps, or as coloured nodes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from nas.draw.style import (
 )
 
 EMPTY = "empty: no path from input to output"
+_CONNECT, _CONNECTION = "connect", Look("connection", MUTED)
 _MARGIN, _PAD, _HEADER, _BETWEEN = 0.3, 0.3, 0.42, 0.22
 _SIDE_BY_SIDE = 13.0
 _NODE_SIZE, _LABEL_SIZE = 13.0, 11.0
@@ -67,7 +68,8 @@ class _Panel:
 def draw_cells(graphs: Mapping[str, nx.DiGraph[str]], *, title: str = "", subtitle: str = "") -> Figure:
     """Draws every cell from left to right, with one legend for the operations that occur.
 
-    graphs: cell graphs by kind (`"normal"`, `"reduce"`, ...); nodes carry `role` and `label`, edges `op`.
+    graphs: cell graphs by kind (`"normal"`, `"reduce"`, ...); nodes carry `role` and `label`, edges `op`. A
+      node with an `op` of its own shows that, and an edge whose `op` is `"connect"` is a plain arrow.
     Panels stand side by side while they fit a page, else below each other.
     """
     panels = [_panel(f"cell{i}", kind, graph) for i, (kind, graph) in enumerate(graphs.items())]
@@ -96,16 +98,26 @@ def draw_cells(graphs: Mapping[str, nx.DiGraph[str]], *, title: str = "", subtit
 
 
 def _keys(graphs: Mapping[str, nx.DiGraph[str]]) -> list[Key]:
-    kinds = {
-        op_kind(op) for graph in graphs.values() for _, _, op in graph.edges(data="op", default="concat")
+    edges = {
+        op_kind(op)
+        for graph in graphs.values()
+        for _, _, op in graph.edges(data="op", default="concat")
+        if op != _CONNECT
     }
-    return [Key(look.label, look.color, look.dash) for kind, look in LOOKS.items() if kind in kinds]
+    nodes = {
+        op_kind(data["op"]) for graph in graphs.values() for _, data in graph.nodes(data=True) if "op" in data
+    }
+    looks = [(kind, look) for kind, look in LOOKS.items() if kind in edges | nodes]
+    return [
+        Key(look.label, look.color, look.dash, mark="line" if kind in edges else "box")
+        for kind, look in looks
+    ]
 
 
 def _panel(name: str, kind: str, graph: nx.DiGraph[str]) -> _Panel:
     labels = {}
     for source, target, op in graph.edges(data="op", default="concat"):
-        if op_kind(op) != "concat":
+        if op != _CONNECT and op_kind(op) != "concat":
             width, height = text_size(_op_text(op), _LABEL_SIZE)
             labels[source, target] = (width + 0.2, height + 0.11)
     boxes = {node: _box(graph, node) for node in graph}
@@ -130,7 +142,8 @@ def _op_text(op: str) -> str:
 
 
 def _node_label(graph: nx.DiGraph[str], node: str) -> str:
-    return node_text(str(graph.nodes[node].get("label", node))) or "?"
+    data = graph.nodes[node]
+    return node_text(str(data.get("op", data.get("label", node)))) or "?"
 
 
 def _connected(graph: nx.DiGraph[str]) -> bool:
@@ -155,7 +168,7 @@ def _draw_panel(sheet: Axes, panel: _Panel, area: tuple[float, float, float, flo
     left = x + (width - panel.layout.width) / 2
     bottom = y + (top - y - panel.layout.height) / 2
     for number, (source, target, op) in enumerate(panel.graph.edges(data="op", default="concat")):
-        look = LOOKS[op_kind(op)]
+        look = _CONNECTION if op == _CONNECT else LOOKS[op_kind(op)]
         wire = panel.layout.wires[source, target]
         _draw_wire(sheet, wire, look, left, bottom, thin=wire.label is None)
         if wire.label is not None:
@@ -211,6 +224,9 @@ def _draw_node(sheet: Axes, panel: _Panel, node: str, at: tuple[float, float], *
     edge = HAIR if unused else INK if face == PAPER else face
     if unused:
         face, ink = PANEL, MUTED
+    elif "op" in panel.graph.nodes[node]:
+        look = LOOKS[op_kind(str(panel.graph.nodes[node]["op"]))]
+        face, edge, ink = tint(look.color, 0.9), look.color, shade(look.color, 0.35)
     _rounded(sheet, *corner, width, height, face=face, edge=edge, radius=0.1, zorder=6).set_gid(gid)
     text = _node_label(panel.graph, node)
     write(sheet, *at, text, size=_NODE_SIZE, bold=True, color=ink).set_gid(f"{gid}-text")
