@@ -10,19 +10,27 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from nas.draw.alphas import draw_alpha_heatmap, draw_alphas
+from nas.draw.anytime import Bands, draw_anytime
 from nas.draw.cells import draw_cells
 from nas.draw.curves import draw_search
+from nas.draw.front import draw_front
 from nas.draw.network import draw_network
 from nas.draw.style import op_kind
+from nas.draw.trust import Trust, draw_trust
 from nas.errors import ConfigError
 from nas.files import replacing
 
 __all__ = [
+    "Bands",
+    "Trust",
     "draw_alpha_heatmap",
     "draw_alphas",
+    "draw_anytime",
     "draw_cells",
+    "draw_front",
     "draw_network",
     "draw_search",
+    "draw_trust",
     "op_kind",
     "save",
 ]

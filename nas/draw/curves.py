@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import isfinite
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from nas.draw.series import bad_end
 from nas.draw.style import (
     HAIR,
     MUTED,
@@ -24,12 +26,15 @@ from nas.draw.style import (
     clean,
     page,
     plot_axes,
+    set_dash,
     write,
 )
+from nas.errors import ConfigError
 from nas.types import Trial
 
 _WIDTH, _PLOT, _STRIP, _LEFT, _RIGHT = 10.0, 3.9, 0.32, 0.95, 0.35
 _BEST, _FAILED, _DOT = "#D55E00", "#A0307F", "#0072B2"
+_MUTED_HUES = ("#5F7F9B", "#B58B4A", "#8B6F96", "#6E9A86", "#8C8C8C")
 _MANY = 1500
 
 
@@ -43,18 +48,52 @@ class _Points:
     failed: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class _Baseline:
+    """Another search to compare with: when its best improved, and how that is drawn.
+
+    numbers, values: [K] trials at which there was a new best, and that best.
+    dash: on and off lengths of its line.
+    """
+
+    name: str
+    color: str
+    dash: tuple[float, ...]
+    numbers: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _LongKey(Key):
+    """A legend entry with room for the name of a whole search."""
+
+    @property
+    def text(self) -> str:
+        return clean(self.label, limit=48) or "?"
+
+
 def draw_search(
-    trials: Sequence[Trial], *, metric: str = "val_acc", maximize: bool = True, title: str = ""
+    trials: Sequence[Trial],
+    *,
+    metric: str = "val_acc",
+    maximize: bool = True,
+    title: str = "",
+    baselines: Mapping[str, Sequence[Trial]] | None = None,
 ) -> Figure:
     """Draws every finished trial as a dot and the best value so far, over trial number and evaluation time.
 
     Dots are coloured by fidelity when there are several; the best is over all fidelities. Failed trials,
     and finished ones without a finite `metric`, are crosses below. Values far on the bad side are drawn as
     triangles at the edge, so that they do not flatten the rest. Running trials are left out.
+
+    baselines: other searches by name, such as `"random search at equal cost"`; the best so far of each is a
+        thin line, or a dashed level when it is a single trial.
     """
     points = _points(trials, metric)
+    runs = {} if baselines is None else baselines
+    others = _baselines(runs, metric, maximize=maximize)
     colors = _fidelity_colors(points.fidelities)
-    legend = Legend(_keys(points, colors), _WIDTH - 0.7)
+    legend = Legend(_keys(points, colors, others), _WIDTH - 0.7)
     heading = Heading(title)
     timed = any(trial.cost_s > 0 for trial in trials)
     strip = _STRIP if len(points.failed) else 0.0
@@ -66,22 +105,21 @@ def draw_search(
     legend.draw(sheet, 0.35, 0.35 + legend.height)
     inner = _WIDTH - _LEFT - _RIGHT
     main = plot_axes(figure, _LEFT, bottom + strip, inner, _PLOT)
-    span = _span(trials)
+    span = _span([*trials, *(trial for run in runs.values() if len(run) > 1 for trial in run)])
     main.set_xlim(*span)
     write(sheet, _LEFT + inner / 2, bottom - 0.48, "trial", size=11, color=MUTED)
     write(sheet, 0.27, bottom + strip + _PLOT / 2, clean(metric), size=11, color=MUTED, angle=90)
+    if len(points.numbers) or others:
+        main.set_ylim(*_limits(points.values, [other.values[-1] for other in others], maximize=maximize))
+    else:
+        main.set_yticks([])
+    for other in others:
+        _draw_baseline(main, other)
     if len(points.numbers):
         _draw_values(main, points, colors, maximize=maximize)
     else:
-        main.set_yticks([])
-        write(
-            sheet,
-            _LEFT + inner / 2,
-            bottom + strip + _PLOT / 2,
-            "no finished trial yet",
-            color=MUTED,
-            size=12,
-        )
+        center = (_LEFT + inner / 2, bottom + strip + _PLOT / 2)
+        write(sheet, *center, text="no finished trial yet", color=MUTED, size=12)
     lowest = main
     if strip:
         lowest = plot_axes(figure, _LEFT, bottom, inner, strip)
@@ -116,6 +154,19 @@ def _points(trials: Sequence[Trial], metric: str) -> _Points:
     )
 
 
+def _baselines(runs: Mapping[str, Sequence[Trial]], metric: str, *, maximize: bool) -> list[_Baseline]:
+    found = []
+    for (name, run), color in zip(runs.items(), cycle(_MUTED_HUES), strict=False):
+        points = _points(run, metric)
+        if not len(points.numbers):
+            raise ConfigError(
+                f"baselines[{name!r}]: got no finished trial with a finite {metric!r}; leave it out"
+            )
+        numbers, values = _improvements(points, maximize=maximize)
+        found.append(_Baseline(name, color, (5.0, 2.4) if len(run) == 1 else (), numbers, values))
+    return found
+
+
 def _span(trials: Sequence[Trial]) -> tuple[float, float]:
     last = max((trial.number for trial in trials), default=1)
     return -0.015 * max(last, 1) - 0.3, last * 1.015 + 0.3
@@ -129,12 +180,13 @@ def _fidelity_colors(fidelities: NDArray[np.int64]) -> dict[int, str]:
     return {level: to_hex(color) for level, color in zip(levels, ramp, strict=True)}
 
 
-def _keys(points: _Points, colors: dict[int, str]) -> list[Key]:
-    keys = []
+def _keys(points: _Points, colors: dict[int, str], others: Sequence[_Baseline]) -> list[Key]:
+    keys: list[Key] = []
     if len(points.numbers):
         names = [_fidelity_name(f) for f in colors] if len(colors) > 1 else ["trial"]
         keys += [Key(name, color, mark="dot") for name, color in zip(names, colors.values(), strict=True)]
         keys.append(Key("best so far", _BEST))
+    keys += [_LongKey(other.name, other.color, other.dash) for other in others]
     if len(points.failed):
         keys.append(Key("failed", _FAILED, mark="cross"))
     return keys
@@ -145,8 +197,7 @@ def _fidelity_name(fidelity: int) -> str:
 
 
 def _draw_values(axes: Axes, points: _Points, colors: dict[int, str], *, maximize: bool) -> None:
-    low, high = _limits(points.values, maximize=maximize)
-    axes.set_ylim(low, high)
+    low, high = axes.get_ylim()
     edge = low + 0.025 * (high - low) if maximize else high - 0.025 * (high - low)
     inside = (points.values >= low) & (points.values <= high)
     for fidelity, color in colors.items():
@@ -165,23 +216,45 @@ def _draw_values(axes: Axes, points: _Points, colors: dict[int, str], *, maximiz
     _draw_best(axes, points, maximize=maximize)
 
 
-def _limits(values: NDArray[np.float64], *, maximize: bool) -> tuple[float, float]:
-    """Axis limits with headroom at the good end; the bad end cuts off what is far below the rest."""
-    scores = values if maximize else -values
-    best, worst, quarter = float(scores.max()), float(scores.min()), float(np.quantile(scores, 0.25))
-    bad = max(worst, quarter - 1.2 * (best - quarter)) if best > quarter else worst
+def _limits(
+    values: NDArray[np.float64], ends: Sequence[np.float64], *, maximize: bool
+) -> tuple[float, float]:
+    """Axis limits with headroom at the good end; the bad end cuts off what is far below the rest.
+
+    ends: the baselines' best, all of which are shown.
+    """
+    sign = 1 if maximize else -1
+    others = sign * np.asarray(ends, dtype=np.float64)
+    scores = sign * values if len(values) else others
+    bad = min(bad_end(scores), *others, np.inf)
+    best = max(float(scores.max()), *others, -np.inf)
     spread = (best - bad) or 0.1 * abs(best) or 1.0
     low, high = bad - 0.06 * spread, best + 0.2 * spread
     return (low, high) if maximize else (-high, -low)
 
 
-def _draw_best(axes: Axes, points: _Points, *, maximize: bool) -> None:
+def _improvements(points: _Points, *, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """[K] the trials at which there was a new best, and that best."""
     running = (np.maximum if maximize else np.minimum).accumulate(points.values)
     steps = np.flatnonzero(np.diff(running, prepend=np.nan) != 0)
-    numbers = [*points.numbers[steps], axes.get_xlim()[1]]
-    heights = [*running[steps], running[-1]]
+    return points.numbers[steps], running[steps]
+
+
+def _draw_baseline(axes: Axes, other: _Baseline) -> None:
+    left, right = axes.get_xlim()
+    # A single trial is a level to reach, whenever it was run.
+    numbers = [left if other.dash else other.numbers[0], *other.numbers[1:], right]
+    heights = [*other.values, other.values[-1]]
+    (line,) = axes.step(numbers, heights, where="post", color=other.color, linewidth=1.5, zorder=4)
+    set_dash(line, other.dash)
+
+
+def _draw_best(axes: Axes, points: _Points, *, maximize: bool) -> None:
+    steps, bests = _improvements(points, maximize=maximize)
+    numbers = [*steps, axes.get_xlim()[1]]
+    heights = [*bests, bests[-1]]
     axes.step(numbers, heights, where="post", color=_BEST, linewidth=2.4, solid_joinstyle="round", zorder=5)
-    x, y = points.numbers[steps[-1]], heights[-1]
+    x, y = steps[-1], bests[-1]
     axes.plot([x], [y], "o", color=_BEST, markersize=9, markeredgecolor=PAPER, markeredgewidth=1.6, zorder=6)
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
