@@ -1,47 +1,49 @@
-"""What a network costs: parameters, multiply-accumulates, activation memory and measured latency."""
+"""What a network costs, counted without running it: parameters, multiply-accumulates and memory.
+
+Networks run on the meta device, where tensors have shapes and no values. Two passes see every operator: one
+image through the network as it is deployed, and a batch of two as it is trained.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from nas.errors import SpaceError, TrialError
 from nas.space import Space, describe
 from nas.types import Genotype
 
+Args = tuple[object, ...]
+Kwargs = Mapping[str, object]
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Counted without running anything.
+    """Counted without running anything; bytes are those of float32 maps.
 
     params: number of trainable parameters.
-    macs: multiply-accumulates of convolutions and linear layers for one image.
-    activation_bytes: what one training image makes autograd keep for the backward pass, in float32.
+    macs: multiply-accumulates of convolutions, linear layers and attention for one image, in eval mode.
+    activation_bytes: what one training image makes autograd keep for the backward pass.
+    peak_bytes: the largest sum of maps alive at once while one image passes in eval mode, the image included
+      and weights not. A map lives from the operator that makes it to the last one that reads it, as in a
+      runtime that frees at once. Views and in-place operators such as `ReLU(inplace=True)` take nothing new;
+      an index map of a max-pooling counts, a kernel's private workspace does not.
     """
 
     params: int
     macs: int
     activation_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Measured milliseconds per batch.
-
-    low_ms, high_ms: bootstrap 95 % interval of the median.
-    """
-
-    p50_ms: float
-    p95_ms: float
-    low_ms: float
-    high_ms: float
+    peak_bytes: int
 
 
 def count_params(network: nn.Module) -> int:
@@ -50,57 +52,122 @@ def count_params(network: nn.Module) -> int:
 
 
 def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
-    """Counts one architecture on the meta device for images `[C, H, W]`.
+    """Counts one architecture on the meta device for images `[C, H, W]`; a second time it is remembered.
 
     Raises:
         TrialError: with reason `build` when it cannot be built or rejects such images.
     """
+    key = (f"cost {tuple(image_shape)}", genotype)
+    if key not in space.memo:
+        space.memo[key] = _count(space, genotype, image_shape)
+    return cast(Cost, space.memo[key])
+
+
+def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     try:
         network = space.network(genotype, meta=True)
-        macs, saved = _measure(network, torch.zeros(2, *image_shape, device="meta"))
-        return Cost(count_params(network), macs // 2, saved // 2)
+        macs, peak = _deployed(network, torch.zeros(1, *image_shape, device="meta"))
+        # Batch-norm refuses to train on a single value.
+        saved = _trained(network, torch.zeros(2, *image_shape, device="meta")) // 2
+        return Cost(count_params(network), macs, saved, peak)
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise TrialError("build", f"images of {tuple(image_shape)} fail: {describe(error)}") from error
 
 
-def latency(network: nn.Module, x: Tensor, *, repeats: int = 50, warmup: int = 10) -> Latency:
-    """Times the forward pass of `network` in eval mode on `x [B, C, H, W]`, on the device where both are."""
-    training = network.training
-    network.eval()
-    with torch.no_grad():
-        times = np.array([_timed(network, x) for _ in range(warmup + repeats)][warmup:])
-    network.train(training)
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(times, (1000, repeats)), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    p50, p95 = np.quantile(times, [0.5, 0.95])
-    return Latency(float(p50), float(p95), float(low), float(high))
+def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Multiply-accumulates and peak bytes of one pass over `x` in eval mode."""
+    with _Quick(), _Counting(x) as seen, torch.no_grad():
+        output = network.eval()(x)
+    return seen.macs, seen.peak_bytes(output)
 
 
-def _timed(network: nn.Module, x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    start = time.perf_counter()
-    network(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return 1e3 * (time.perf_counter() - start)
+def _trained(network: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps of one training pass over `x`."""
+    with _Quick(), _saving(network) as saved:
+        network.train()(x)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def _measure(network: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Multiply-accumulates and saved bytes of one training pass over `x`.
+def _batch_norm(x: Tensor, *settings: object) -> tuple[Tensor, Tensor, Tensor]:
+    training = settings[4]
+    statistics = x.new_empty(x.shape[1] if training else 0)
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
-    An auxiliary head runs in training only; its operations are left out by a second pass without it.
+
+_BY_SHAPE: dict[OpOverload, Callable[..., object]] = {
+    torch.ops.aten.relu.default: torch.empty_like,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+}
+
+
+class _Quick(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Makes a pass on the meta device several times faster.
+
+    For these operators torch finds the shapes by running a decomposition in Python, which takes milliseconds.
     """
-    with FlopCounterMode(display=False) as counter, _saving(network) as saved:
-        output = network.train()(x)
-    if isinstance(output, tuple):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.eval()(x)
-    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return int(counter.get_total_flops()) // 2, kept
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        run: Callable[..., object] = _BY_SHAPE.get(func, func)
+        return run(*args, **(kwargs or {}))
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators' work and records when each buffer is first and last in use.
+
+    x: the image, which is there before the first operator.
+    macs: multiply-accumulates so far.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs = 0
+        self._step = 0
+        self._buffers: dict[int, Tensor] = {}
+        self._born: dict[int, int] = {}
+        self._used: dict[int, int] = {}
+        self._make(x)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        output: object = func(*args, **(kwargs or {}))
+        self._step += 1
+        taken = _tensors((args, kwargs))
+        self._use(taken)
+        known = {_storage(tensor) for tensor in taken}
+        for tensor in _tensors(output):
+            if _storage(tensor) not in known:
+                self._make(tensor)
+        if (packet := func.overloadpacket) in flop_registry:
+            self.macs += flop_registry[packet](*args, **(kwargs or {}), out_val=output) // 2
+        return output
+
+    def peak_bytes(self, output: object) -> int:
+        """The largest sum of buffers alive at one operator; the network's output lives to the end."""
+        self._use(_tensors(output))
+        change = np.zeros(self._step + 2, dtype=np.int64)
+        for storage, tensor in self._buffers.items():
+            nbytes = tensor.untyped_storage().nbytes()
+            change[self._born[storage]] += nbytes
+            change[self._used[storage] + 1] -= nbytes
+        return int(change.cumsum().max())
+
+    def _make(self, tensor: Tensor) -> None:
+        storage = _storage(tensor)
+        self._buffers[storage] = tensor  # a buffer that is kept does not give its address to another
+        self._born[storage] = self._used[storage] = self._step
+
+    def _use(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            if (storage := _storage(tensor)) in self._buffers:
+                self._used[storage] = self._step
 
 
 @contextmanager
@@ -119,6 +186,10 @@ def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:

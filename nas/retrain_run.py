@@ -15,13 +15,13 @@ from nas import devices
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
-from nas.cost import latency
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import affordable
 from nas.files import FolderLock
 from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
+from nas.latency import latency
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
 from nas.recipe import Recipe, compressed
