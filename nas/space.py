@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ class Space:
     count: number of valid genotypes, where the author knows it in closed form.
     full_size: settings of the network that is trained in the end, where it is larger than the searched one.
     notation: the field's own way to write a genotype, if there is one.
+    conditional: whether some decision may go unasked, so that several genotypes mean one architecture; found
+      out by building unless the author knows.
     origin, settings: where `nas.load` found the space and what it passed; empty for a space made by hand.
     """
 
@@ -77,6 +80,7 @@ class Space:
     count: int | None = None
     full_size: Mapping[str, object] = field(default_factory=dict)
     notation: Notation | None = None
+    conditional: bool | None = None
     origin: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -97,6 +101,8 @@ class Space:
     @property
     def is_conditional(self) -> bool:
         """Whether some decision may go unasked, so that several genotypes mean one architecture."""
+        if self.conditional is not None:
+            return self.conditional
         return bool(self.trace.nested) or not all(d.mixable for d in self.decisions)
 
     @cached_property
@@ -164,13 +170,24 @@ class Space:
             "does project ignore its scores, or has the space a single architecture?"
         )
 
-    def cross(self, mother: Genotype, father: Genotype, rng: np.random.Generator) -> Genotype:
+    def cross(
+        self,
+        mother: Genotype,
+        father: Genotype,
+        rng: np.random.Generator,
+        *,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> Genotype:
         """A child that takes each decision from one of two parents at random.
+
+        groups: decisions, by position, that are taken from the same parent; each by itself unless given.
 
         Where `project` has to repair it, it prefers what the other parent has.
         """
-        pairs = zip(self.one_hot(mother), self.one_hot(father), strict=True)
-        ordered = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+        together = groups if groups is not None else [[i] for i in range(len(self.decisions))]
+        fathers = {i for group in together if rng.random() < 0.5 for i in group}
+        pairs = enumerate(zip(self.one_hot(mother), self.one_hot(father), strict=True))
+        ordered = [pair[::-1] if i in fathers else pair for i, pair in pairs]
         noise = self._noise(rng)
         scores = [one + 0.5 * other + 0.25 * n for (one, other), n in zip(ordered, noise, strict=True)]
         return self.canonical(self.nearest(scores))
@@ -181,7 +198,12 @@ class Space:
         Where forcing one decision makes `project` give up another (two inputs per node), every such way is
         listed.
         """
-        parent = self.canonical(genotype)
+        key = ("neighbours", self.canonical(genotype))
+        if key not in self.memo:
+            self.memo[key] = self._neighbours(key[1])
+        return list(self.memo[key])
+
+    def _neighbours(self, parent: Genotype) -> list[Genotype]:
         found: dict[Genotype, None] = {}
         for i, decision in enumerate(self.decisions):
             for option in set(range(len(decision.options))) - {parent[i]}:
@@ -201,13 +223,14 @@ class Space:
         """The one genotype that stands for all with the same architecture: unasked decisions at option 0."""
         if not self.is_conditional:
             return genotype
-        if genotype not in self._canonical:
+        key = ("canonical", genotype)
+        if key not in self.memo:
             asked = self._asked(genotype)
             names = [d.name for d in self.decisions]
-            self._canonical[genotype] = tuple(
+            self.memo[key] = tuple(
                 option if name in asked else 0 for name, option in zip(names, genotype, strict=True)
             )
-        return self._canonical[genotype]
+        return cast(Genotype, self.memo[key])
 
     def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
         """One row `[O]` per decision, 1.0 at the chosen option."""
@@ -292,7 +315,8 @@ class Space:
     # -- counting -------------------------------------------------------------------------------------
 
     @cached_property
-    def _canonical(self) -> dict[Genotype, Genotype]:
+    def memo(self) -> dict[tuple[str, Genotype], Any]:
+        """Where costly pure functions of a genotype keep their answers, by the function's name."""
         return {}
 
     def _asked(self, genotype: Genotype) -> set[str]:

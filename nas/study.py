@@ -19,12 +19,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.goals import Goals
 from nas.guard import user_errors
 from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
-from nas.types import Objective, Trial
+from nas.types import Trial
 
 JOURNAL = "study.log"
 """The storage of a run, inside its folder."""
@@ -60,13 +61,13 @@ class Study:
         *,
         name: str,
         seed: int = 0,
-        objective: Objective | None = None,
+        goals: Goals | None = None,
         announce: bool = True,
     ) -> None:
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
-        self.optuna_study = self._open(objective or Objective())
-        self.objective = self._recorded(objective)
+        self.optuna_study = self._open(goals or Goals())
+        self.goals = self._recorded(goals)
         self._warn_of_direction()
         self._distributions: dict[str, BaseDistribution] = {
             d.name: CategoricalDistribution(d.options) for d in space.decisions
@@ -112,16 +113,16 @@ class Study:
 
         Raises:
             TrialError: when the metrics are not finite numbers; the trial is not recorded then.
-            ConfigError: when the objective's metric is not among them, or the trial has ended already.
+            ConfigError: when a metric that the goals need is not among them, or the trial has ended already.
         """
         if trial.number < len(self.history) and self.history[trial.number].state != "running":
             raise ConfigError(f"study {self.name!r}: trial {trial.number} has ended; it is told once only")
         checked = check_metrics(metrics)
-        if self.objective.metric not in checked:
-            raise ConfigError(
-                f"study {self.name!r}: the evaluator returned no {self.objective.metric!r}; "
-                f"it returned {sorted(checked)}"
-            )
+        for name in self.goals.metrics:
+            if name not in checked:
+                raise ConfigError(
+                    f"study {self.name!r}: the evaluator returned no {name!r}; it returned {sorted(checked)}"
+                )
         return self._finish(replace(trial, state="done", metrics=checked, cost_s=cost_s))
 
     def fail(self, trial: Trial, error: TrialError, cost_s: float) -> Trial:
@@ -167,9 +168,8 @@ class Study:
         return sum(trial.cost_s for trial in self.history)
 
     def best(self, count: int = 1) -> list[Trial]:
-        """The best trials by the objective, best first; of equal ones the earlier."""
-        done = [t for t in self.history if t.state == "done"]
-        return sorted(done, key=lambda t: -self.objective.better(t.metrics[self.objective.metric]))[:count]
+        """The best trials by the goals, best first; see `Goals.ordered`."""
+        return self.goals.ordered([t for t in self.history if t.state == "done"])[:count]
 
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
         start = time.perf_counter()
@@ -188,6 +188,8 @@ class Study:
         frozen = self._frozen(trial)
         trial_id = self.optuna_study.get_trials(deepcopy=False)[trial.number]._trial_id
         self.storage.set_trial_user_attr(trial_id, "nas", frozen.user_attrs["nas"])
+        for name, value in frozen.system_attrs.items():
+            self.storage.set_trial_system_attr(trial_id, name, value)
         self.storage.set_trial_state_values(trial_id, frozen.state, frozen.values)
         self.history[trial.number] = trial
         return trial
@@ -200,9 +202,12 @@ class Study:
             "cost_s": trial.cost_s,
             "reason": trial.reason,
         }
+        done = trial.state == "done"
+        bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
         return create_trial(
             state=state,
-            value=trial.metrics[self.objective.metric] if trial.state == "done" else None,
+            values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
+            constraints=bounds or None,
             params=self.space.choices(trial.genotype),
             distributions=self._distributions,
             user_attrs={"nas": record},
@@ -225,7 +230,7 @@ class Study:
             reason=record["reason"],
         )
 
-    def _open(self, objective: Objective) -> optuna.Study:
+    def _open(self, goals: Goals) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler(seed=0)
         if self.name in (study.study_name for study in self.storage.get_all_studies()):
             # Asking Optuna to create what exists would append to the journal.
@@ -233,40 +238,40 @@ class Study:
         return optuna.create_study(
             storage=self.storage,
             study_name=self.name,
-            direction="maximize" if objective.maximize else "minimize",
+            directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
             sampler=sampler,
             load_if_exists=True,
         )
 
-    def _recorded(self, objective: Objective | None) -> Objective:
-        """Writes down what the study is for, or checks that it still is; returns the objective."""
-        wanted = objective or Objective()
+    def _recorded(self, goals: Goals | None) -> Goals:
+        """Writes down what the study is for, or checks that it still is; returns the goals."""
+        wanted = goals or Goals()
         decisions = [[d.name, list(d.options)] for d in self.space.decisions]
         known = self.optuna_study.user_attrs.get("nas")
         if known is None:
-            record = {"decisions": decisions, "objective": [wanted.metric, wanted.maximize]}
-            self.optuna_study.set_user_attr("nas", record)
+            self.optuna_study.set_user_attr("nas", {"decisions": decisions, **wanted.to_dict()})
             return wanted
         if known["decisions"] != decisions:
             raise ConfigError(
                 f"study {self.name!r} was made for a space with other decisions than {self.space.name!r}; "
                 "use another name or another folder"
             )
-        before = Objective(*known["objective"])
-        if objective not in (None, before):
+        before = Goals.from_dict(known)
+        if goals not in (None, before):
             raise ConfigError(
-                f"study {self.name!r} was made for {before}, not for {objective}; use another name or folder"
+                f"study {self.name!r} was made for {before}, not for {goals}; use another name or folder"
             )
         return before
 
     def _warn_of_direction(self) -> None:
-        words = _LOSSES if self.objective.maximize else _GAINS
-        if any(word in self.objective.metric for word in words):
-            verb = "maximises" if self.objective.maximize else "minimises"
-            warnings.warn(
-                f"study {self.name!r} {verb} {self.objective.metric!r}; is that the right direction?",
-                stacklevel=3,
-            )
+        for objective in self.goals.objectives:
+            words = _LOSSES if objective.maximize else _GAINS
+            if not objective.added and any(word in objective.metric for word in words):
+                verb = "maximises" if objective.maximize else "minimises"
+                warnings.warn(
+                    f"study {self.name!r} {verb} {objective.metric!r}; is that the right direction?",
+                    stacklevel=3,
+                )
 
     def _check_failures(self, most: int) -> None:
         last = [t for t in self.history if t.state != "running"][-most:]

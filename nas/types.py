@@ -47,15 +47,55 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What a study optimises.
+    """What a study optimises: one metric, or a weighted sum of several.
 
     metric: a key of `Trial.metrics`.
     maximize: whether larger is better.
+    added: further metrics, each with its weight; the value is `metric + Σ weight * metric_i`.
     """
 
     metric: str = "val_acc"
     maximize: bool = True
+    added: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that the value is made of."""
+        return (self.metric, *(name for name, _ in self.added))
+
+    @property
+    def name(self) -> str:
+        """The value in words, as a user would write it."""
+        return self.metric + "".join(f" {weight:+g}*{name}" for name, weight in self.added)
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The number that is optimised."""
+        return metrics[self.metric] + sum(weight * metrics[name] for name, weight in self.added)
 
     def better(self, value: float) -> float:
         """`value` turned so that larger is better."""
         return value if self.maximize else -value
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The value turned so that larger is better."""
+        return self.better(self.value(metrics))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on one metric, e.g. `params <= 3e6`.
+
+    at_most: whether `limit` is the largest allowed value, else the smallest.
+    """
+
+    metric: str
+    limit: float
+    at_most: bool = True
+
+    def excess(self, metrics: Mapping[str, float]) -> float:
+        """By how much the bound is broken, relative to it; 0 when it holds."""
+        over = metrics[self.metric] - self.limit
+        return max(0.0, over if self.at_most else -over) / (abs(self.limit) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'<=' if self.at_most else '>='} {self.limit:g}"

@@ -9,6 +9,7 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
+from nas.goals import Goals
 from nas.journal import journal_storage
 from nas.registry import load
 from nas.schedule import Fixed, Listed
@@ -174,7 +175,7 @@ def test_a_list_may_repeat_architectures(tmp_path):
 @pytest.mark.parametrize("maximize", [True, False])
 def test_the_best_trials(tmp_path, maximize):
     values = [3.0, 1.0, 2.0, 3.0, 1.0]
-    study = make(tmp_path, objective=Objective("quality", maximize))
+    study = make(tmp_path, goals=Goals((Objective("quality", maximize),)))
     study.run(lambda trial, _: {"quality": values[trial.number]}, trials=5)
     assert [t.number for t in study.best(3)] == ([0, 3, 2] if maximize else [1, 4, 2])
     assert study.best()[0].number == study.optuna_study.best_trial.number
@@ -236,13 +237,13 @@ def test_a_missing_objective_is_an_error_that_lists_what_there_was(tmp_path):
 )
 def test_a_direction_that_looks_wrong_is_warned_about(tmp_path, metric, maximize):
     with pytest.warns(UserWarning, match=f"{metric!r}; is that the right direction"):
-        make(tmp_path, objective=Objective(metric, maximize))
+        make(tmp_path, goals=Goals((Objective(metric, maximize),)))
 
 
 def test_usual_directions_are_not_warned_about(tmp_path):
     for i, (metric, maximize) in enumerate([("val_acc", True), ("val_loss", False), ("naswot", True)]):
         (tmp_path / str(i)).mkdir()
-        make(tmp_path / str(i), objective=Objective(metric, maximize))
+        make(tmp_path / str(i), goals=Goals((Objective(metric, maximize),)))
 
 
 def test_the_study_of_another_space_is_refused(tmp_path):
@@ -324,13 +325,13 @@ def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, 
 def test_the_objective_is_kept_with_the_study(tmp_path):
     space = load("toy")
     storage = journal_storage(tmp_path / "study.log")
-    asked = Objective("score", maximize=False)
+    asked = Goals((Objective("score", maximize=False),))
     with pytest.warns(UserWarning, match="right direction"):
-        Study(space, Fixed(RandomSearch()), storage, name="s", objective=asked)
+        Study(space, Fixed(RandomSearch()), storage, name="s", goals=asked)
     with pytest.warns(UserWarning, match="right direction"):
-        assert Study(space, Fixed(RandomSearch()), storage, name="s").objective == asked
-    with pytest.raises(ConfigError, match=r"was made for Objective.*score"):
-        Study(space, Fixed(RandomSearch()), storage, name="s", objective=Objective("score"))
+        assert Study(space, Fixed(RandomSearch()), storage, name="s").goals == asked
+    with pytest.raises(ConfigError, match="was made for min score, not for max score"):
+        Study(space, Fixed(RandomSearch()), storage, name="s", goals=Goals((Objective("score"),)))
 
 
 def test_a_searcher_without_a_scheduler_is_named(tmp_path):
