@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from torch import nn
 
 from nas.checkpoint import Checkpoints
 from nas.cost import Cost, cost
@@ -21,7 +24,7 @@ from nas.seeding import isolated
 from nas.space import Space
 from nas.study import Evaluator
 from nas.task import Task
-from nas.train import evaluate, reestimate_batchnorm, train
+from nas.train import Curve, evaluate, reestimate_batchnorm, train
 from nas.types import Genotype, Trial
 
 
@@ -31,6 +34,8 @@ class Trained:
 
     recipe: everything but the epochs; its schedule is compressed to them.
     folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
+    hopeless: told the validation accuracies so far and the epochs granted, says whether to train no further.
+    judge: told of every trained network.
     stop: see `nas.train.train`.
     """
 
@@ -38,35 +43,60 @@ class Trained:
     task: Task
     recipe: Recipe
     folder: Path | None = None
+    hopeless: Callable[[Sequence[float], int], bool] | None = None
+    judge: Callable[[Trial, nn.Module], None] | None = None
     stop: Callable[[], bool] | None = None
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """`val_acc`, `val_loss`, `train_loss`, `params` and `macs`."""
+        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`."""
         seed = int(rng.integers(2**62))
-        folder = self.folder / f"trial-{trial.number}" if self.folder is not None else None
-        with user_errors():
+        with user_errors(), self._place(trial) as folder:
             counted = affordable(self.space, trial.genotype, self.task)
             with isolated(seed, "init"):
                 network = self.space.network(trial.genotype).to(self.task.train.x.device)
-            curve = train(
-                network,
-                self.task,
-                compressed(self.recipe, trial.fidelity),
-                seed=seed,
-                evaluate_on=self.task.val,
-                evaluate_every=trial.fidelity,
-                checkpoints=Checkpoints(folder) if folder is not None else None,
-                stop=self.stop,
-            )
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            curve = self._train(network, trial.fidelity, seed, folder)
+            if self.judge is not None:
+                self.judge(trial, network)
         return {
             "val_acc": curve.val_acc[-1],
             "val_loss": curve.val_loss[-1],
             "train_loss": curve.train_loss[-1],
             "params": counted.params,
             "macs": counted.macs,
+            "epochs_trained": len(curve.train_loss),
         }
+
+    def _train(self, network: nn.Module, epochs: int, seed: int, folder: Path | None) -> Curve:
+        """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
+        for epoch in [epochs] if self.hopeless is None else range(1, epochs + 1):
+            curve = train(
+                network,
+                self.task,
+                compressed(self.recipe, epochs),
+                seed=seed,
+                evaluate_on=self.task.val,
+                evaluate_every=epochs if self.hopeless is None else 1,
+                until=epoch,
+                checkpoints=Checkpoints(folder) if folder is not None else None,
+                stop=self.stop,
+            )
+            if self.hopeless is not None and epoch < epochs and self.hopeless(curve.val_acc, epochs):
+                break
+        return curve
+
+    @contextmanager
+    def _place(self, trial: Trial) -> Iterator[Path | None]:
+        """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
+        if self.folder is None:
+            if self.hopeless is None:
+                yield None
+                return
+            with TemporaryDirectory() as temporary:
+                yield Path(temporary)
+            return
+        folder = self.folder / f"trial-{trial.number}"
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -168,6 +168,11 @@ class Loop:
             parameter = self.parameters[name]
             self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(slot)
 
+    def inherit(self, state: Mapping[str, Any]) -> None:
+        """Begins with the weights and the momentum of another training of the same network."""
+        fresh = {"average": state["network"], "loss_sum": torch.zeros(()), "seconds": 0.0}
+        self.restore(0, {**state, **fresh})
+
     def loss(self) -> Tensor:
         """The loss of the coming step under the weights as they are; the same however often it is asked."""
         epoch = self.step // self.steps_per_epoch

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import Literal
 
@@ -21,7 +23,10 @@ class Recipe:
     lr, lr_min: learning rate at the cosine's start and end.
     weight_decay: L2 penalty on all parameters, batch norm and biases included.
     momentum, nesterov: of the SGD optimizer.
-    warmup_epochs: epochs of linear growth up to `lr`, taken out of `epochs`; may be a fraction.
+    warmup_epochs: epochs of linear growth up to `lr`, taken out of `epochs`; may be a fraction. A restart has
+      none: warm-up protects fresh weights and statistics, and a restart finds trained ones.
+    restarts: epochs, counted from the start, after which the cosine, come down to `lr_min`, begins again at
+      `lr`; what lies between two of them is a segment.
     schedule: whether the learning rate moves every step or every epoch.
     label_smoothing: probability taken from the true class and spread over all.
     clip: largest L2 norm of the whole gradient; 0 = off.
@@ -42,6 +47,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     warmup_epochs: float = 0.0
+    restarts: tuple[int, ...] = ()
     schedule: Literal["step", "epoch"] = "step"
     label_smoothing: float = 0.0
     clip: float = 0.0
@@ -58,8 +64,17 @@ class Recipe:
             wanted, holds = _RULES[field.name]
             self._require(field.name, wanted, holds=holds(getattr(self, field.name)))
         self._require("lr_min", f"at most lr, {self.lr}", holds=self.lr_min <= self.lr)
-        self._require("warmup_epochs", f"below epochs, {self.epochs}", holds=self.warmup_epochs < self.epochs)
+        self._require(
+            "restarts", f"below epochs, {self.epochs}", holds=all(r < self.epochs for r in self.restarts)
+        )
+        end = f"the first restart, {self.restarts[0]}" if self.restarts else f"epochs, {self.epochs}"
+        self._require("warmup_epochs", f"below {end}", holds=self.warmup_epochs < self.ends[0])
         self._require("nesterov", "False where momentum is 0", holds=not self.nesterov or self.momentum > 0)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """[segments] epochs after which a segment ends; the last is `epochs`."""
+        return (*self.restarts, self.epochs)
 
     def _require(self, field: str, wanted: str, *, holds: bool) -> None:
         if not holds:
@@ -69,22 +84,35 @@ class Recipe:
 def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int) -> float:
     """The learning rate of one step, counted from 0 over the whole training.
 
-    With t in epochs and w warm-up epochs out of T:
-    `lr_min + (lr - lr_min) * (1 + cos(π (t - w) / (T - w))) / 2` (Loshchilov & Hutter 2017, eq. 5).
+    With t in epochs, in a segment from epoch s to e whose first w epochs are warm-up:
+    `lr_min + (lr - lr_min) * (1 + cos(π (t - s - w) / (e - s - w))) / 2` (Loshchilov & Hutter 2017, eq. 5).
     """
     unit = 1.0 if recipe.schedule == "epoch" else 1.0 / steps_per_epoch
-    now = step // steps_per_epoch if recipe.schedule == "epoch" else step / steps_per_epoch
-    warmup = recipe.warmup_epochs
-    if now < warmup:
-        return recipe.lr * min(1.0, (now + unit) / warmup)
-    progress = (now - warmup) / (recipe.epochs - warmup)
+    epoch = step // steps_per_epoch
+    now = epoch if recipe.schedule == "epoch" else step / steps_per_epoch
+    if now < recipe.warmup_epochs:
+        return recipe.lr * min(1.0, (now + unit) / recipe.warmup_epochs)
+    segment = bisect_right(recipe.restarts, epoch)
+    begin = (recipe.warmup_epochs, *recipe.restarts)[segment]
+    progress = (now - begin) / (recipe.ends[segment] - begin)
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def compressed(recipe: Recipe, epochs: int) -> Recipe:
-    """The same schedule, warm-up included, in another number of epochs."""
+    """The same schedule, warm-up and restarts included, in another number of epochs.
+
+    Restarts move to the next whole epoch; those that fall together become one.
+    """
     warmup = recipe.warmup_epochs * epochs / recipe.epochs
-    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=warmup)
+    moved = {-(-end * epochs // recipe.epochs) for end in recipe.restarts} - {epochs}
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=warmup, restarts=tuple(sorted(moved)))
+
+
+def segmented(recipe: Recipe, epochs: Sequence[int]) -> Recipe:
+    """The schedule repeated in segments of so many `epochs`, the warm-up in the first one only."""
+    *restarts, total = accumulate(epochs)
+    first = compressed(dataclasses.replace(recipe, restarts=()), epochs[0])
+    return dataclasses.replace(first, epochs=total, restarts=tuple(restarts))
 
 
 def preset(name: str) -> Recipe:
@@ -112,6 +140,11 @@ def _number(wanted: str, holds: Callable[[float], bool]) -> _Rule:
     return f"a finite number {wanted}", check
 
 
+def _are_restarts(value: object) -> bool:
+    whole = isinstance(value, tuple) and all(type(epoch) is int for epoch in value)
+    return whole and all(a < b for a, b in pairwise((0, *value)))  # type: ignore[misc]
+
+
 _POSITIVE = _number("above 0", lambda value: value > 0)
 _AT_LEAST_ZERO = _number("of at least 0", lambda value: value >= 0)
 _BELOW_ONE = _number("of at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -126,6 +159,7 @@ _RULES: Mapping[str, _Rule] = {
     "momentum": _BELOW_ONE,
     "nesterov": _SWITCH,
     "warmup_epochs": _AT_LEAST_ZERO,
+    "restarts": ("a tuple of ascending epochs from 1 on", _are_restarts),
     "schedule": ("'step' or 'epoch'", lambda value: value in ("step", "epoch")),
     "label_smoothing": _BELOW_ONE,
     "clip": _AT_LEAST_ZERO,

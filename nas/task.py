@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nas import datasets
@@ -15,6 +16,7 @@ from nas.mapdataset import MapDataset, collect
 from nas.splits import Samples, divide
 
 _FLAT_STD = 1e-6  # below it a channel is constant, and dividing by it would only enlarge rounding errors
+_PART = 4096  # images that are resized at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,51 @@ class Task:
             for keep in [max(2, round(share * len(split)))]
         )
         return replace(self, train=train, val=val, fingerprint=f"{self.fingerprint}:{images}")
+
+    def subset(self, share: float) -> Task:
+        """The same task with the first `share` of the training images, in (0, 1], at least two of them.
+
+        They are shuffled, so the classes keep their proportions roughly, and a larger share holds a smaller
+        one. Validation and test stay whole. So do the statistics: a network that goes on with more images
+        must see them normalised alike.
+        """
+        if not 0 < share <= 1:
+            raise ConfigError(
+                f"task {self.name!r}: the share of training images is {share}, "
+                "but must be above 0 and at most 1"
+            )
+        keep = max(2, round(share * len(self.train)))
+        if keep >= len(self.train):
+            return self
+        train = Split(self.train.x[:keep], self.train.y[:keep])
+        return replace(self, train=train, fingerprint=f"{self.fingerprint}:train {keep}")
+
+    def resized(self, side: int) -> Task:
+        """The same task with all images shrunk to `side` pixels of height, the width in proportion.
+
+        Pixels are means over the areas they cover, rounded where they are uint8. The statistics are kept for
+        the reason that `subset` gives: averaging leaves the mean and lowers the deviation a little.
+        """
+        height, width = self.image_shape[1:]
+        if not 1 <= side <= height:
+            raise ConfigError(
+                f"task {self.name!r}: side is {side}, but must be at least 1 and at most the images' height, "
+                f"{height}"
+            )
+        if side == height:
+            return self
+        size = side, max(1, round(width * side / height))
+        train, val, test = (
+            Split(_shrunk(split.x, size), split.y) for split in (self.train, self.val, self.test)
+        )
+        return replace(
+            self,
+            train=train,
+            val=val,
+            test=test,
+            pad=min(self.pad, _usual_padding(min(size))),
+            fingerprint=f"{self.fingerprint}:{size[0]}x{size[1]}",
+        )
 
     def train_and_val(self) -> Split:
         """Both parts that a search may see as one, for the final retrain."""
@@ -241,6 +288,12 @@ def _split(samples: Samples) -> Split:
 
 def _as_float(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [N, C, H, W] at another size, same type, a part at a time to keep the float copy small."""
+    parts = [F.interpolate(part.float(), size, mode="area") for part in torch.split(x, _PART)]
+    return torch.cat([part.round().to(x.dtype) if x.dtype == torch.uint8 else part for part in parts])
 
 
 def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ __all__ = [
     "Output",
     "Stopped",
     "evaluate",
+    "predictions",
     "reestimate_batchnorm",
     "set_drop_path",
     "train",
@@ -107,7 +108,9 @@ def train(
     seed: int,
     split: Split | None = None,
     evaluate_on: Split | None = None,
-    evaluate_every: int = 1,
+    evaluate_every: int | None = 1,
+    until: int | None = None,
+    start: Checkpoints | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[EpochReport], None] | None = None,
@@ -117,7 +120,13 @@ def train(
     """Trains `network` in place, where its parameters are, and returns its curve.
 
     split: the images to learn from, `task.train` by default. A last partial batch is left out.
-    evaluate_on: evaluated every `evaluate_every` epochs and after the last one.
+    evaluate_on: evaluated every `evaluate_every` epochs, unless that is None, at the recipe's restarts and
+      after the last epoch.
+    until: pauses after so many epochs, its checkpoint kept: a later call with the same recipe, seed and
+      checkpoints goes on, and in the end equals one call bit for bit on the CPU. A pause evaluates nothing of
+      its own.
+    start: those of another training of the same network, whose last weights and momentum this one begins
+      with, e.g. on more or larger images.
     checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
     on_epoch: called after each epoch, its checkpoint already written.
     forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
@@ -127,8 +136,12 @@ def train(
     With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
     training mode.
     """
-    if evaluate_every < 1:
+    if evaluate_every is not None and evaluate_every < 1:
         raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
+    if until is not None and not 1 <= until <= recipe.epochs:
+        raise ConfigError(
+            f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
+        )
     loop = Loop(
         network,
         task,
@@ -137,7 +150,9 @@ def train(
         split=task.train if split is None else split,
         forward=forward or _whole,
     )
-    work = _Training(loop, evaluate_on, evaluate_every)
+    if start is not None:
+        _inherit(loop, start)
+    work = _Training(loop, evaluate_on, evaluate_every, recipe.epochs if until is None else until)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.batch}"):
         network.train()
         resumable.run(
@@ -163,6 +178,12 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
             loss += F.cross_entropy(logits, y, reduction="sum")
             hits += (logits.argmax(1) == y).sum()
         return loss.item() / len(split), hits.item() / len(split)
+
+
+def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
+    """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
+    with _evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
+        return torch.cat([_logits(network, task, x).argmax(1) for x in torch.split(split.x, batch)])
 
 
 def reestimate_batchnorm(
@@ -191,8 +212,8 @@ def reestimate_batchnorm(
 class _Training:
     """A loop with its curve and evaluations, as a `Resumable`."""
 
-    def __init__(self, loop: Loop, evaluate_on: Split | None, evaluate_every: int) -> None:
-        self.loop = loop
+    def __init__(self, loop: Loop, evaluate_on: Split | None, evaluate_every: int | None, until: int) -> None:
+        self.loop, self.until = loop, until
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve = Curve()
 
@@ -202,7 +223,7 @@ class _Training:
 
     @property
     def steps(self) -> int:
-        return self.loop.steps
+        return self.until * self.loop.steps_per_epoch
 
     @property
     def at_epoch_end(self) -> bool:
@@ -216,7 +237,7 @@ class _Training:
         epoch, epochs, lr = loop.step // loop.steps_per_epoch, loop.recipe.epochs, loop.lr
         loss, seconds = loop.end_epoch()
         report = EpochReport(epoch, epochs, loss, lr, seconds)
-        if self.evaluate_on is not None and (epoch % self.evaluate_every == 0 or epoch == epochs):
+        if self.evaluate_on is not None and self._is_evaluated(epoch):
             with loop.averaged():
                 val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
             if not math.isfinite(val_loss):
@@ -233,12 +254,28 @@ class _Training:
         return {"loop": self.loop.state(), "curve": curve}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        if step > self.steps:
+            raise ConfigError(
+                f"train: the checkpoint is after step {step}, but until is {self.until}, which ends at step "
+                f"{self.steps}; ask for more epochs, or clear the checkpoints to start anew"
+            )
         self.loop.restore(step, state["loop"])
         self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
 
     def settings(self) -> Mapping[str, Any]:
         evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]
         return {**self.loop.settings(), "evaluation": evaluation}
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        every = self.evaluate_every
+        return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
+
+
+def _inherit(loop: Loop, start: Checkpoints) -> None:
+    saved = start.load()
+    if saved is None:
+        raise ConfigError("train: start has no checkpoint to begin with; finish that training first")
+    loop.inherit(saved[1]["work"]["loop"])
 
 
 def _whole(network: nn.Module, x: Tensor, step: int) -> Output:  # noqa: ARG001 - a Forward

@@ -63,7 +63,7 @@ def failure(space, *, genotype=None, recipe=RECIPE):
 
 def test_trained_measures_and_counts():
     metrics = Trained(TOY, TASK, RECIPE)(Trial(0, (2, 2, 2), 1), rng())
-    assert metrics.keys() == {"val_acc", "val_loss", "train_loss", "params", "macs"}
+    assert metrics.keys() == {"val_acc", "val_loss", "train_loss", "params", "macs", "epochs_trained"}
     assert 0 <= metrics["val_acc"] <= 1
     assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from nas.errors import ConfigError
-from nas.recipe import PRESETS, Recipe, learning_rate, preset
+from nas.recipe import PRESETS, Recipe, compressed, learning_rate, preset, segmented
 
 PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
 
@@ -29,6 +29,12 @@ PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
         ({"momentum": 0.0}, "nesterov is True, but must be False where momentum is 0"),
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001, but must be a finite number of at least 0"),
         ({"warmup_epochs": 10}, "warmup_epochs is 10, but must be below epochs, 10"),
+        ({"restarts": [3]}, "restarts is [3], but must be a tuple of ascending epochs from 1 on"),
+        ({"restarts": (0, 3)}, "restarts is (0, 3), but must be a tuple of ascending epochs from 1 on"),
+        ({"restarts": (3, 3)}, "restarts is (3, 3), but must be a tuple of ascending"),
+        ({"restarts": (3.0,)}, "restarts is (3.0,), but must be a tuple of ascending"),
+        ({"restarts": (3, 10)}, "restarts is (3, 10), but must be below epochs, 10"),
+        ({"restarts": (2,), "warmup_epochs": 2.0}, "is 2.0, but must be below the first restart, 2"),
         ({"schedule": "cosine"}, "schedule is 'cosine', but must be 'step' or 'epoch'"),
         ({"schedule": ["step"]}, "schedule is"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
@@ -134,3 +140,43 @@ def test_warm_up_by_epochs_rises_once_an_epoch():
     recipe = dataclasses.replace(PLAIN, warmup_epochs=2.0, schedule="epoch")
     rates = [learning_rate(recipe, step, steps_per_epoch=2) for step in range(6)]
     assert rates == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.1, 0.1])
+
+
+def rates(recipe, *, steps_per_epoch=4):
+    return [learning_rate(recipe, s, steps_per_epoch=steps_per_epoch) for s in range(recipe.epochs * 4)]
+
+
+@pytest.mark.parametrize("schedule", ["step", "epoch"])
+def test_each_segment_is_a_cosine_of_its_own(schedule):
+    recipe = dataclasses.replace(PLAIN, restarts=(1, 4), lr_min=0.01, schedule=schedule)
+    parts = [dataclasses.replace(recipe, restarts=(), epochs=epochs) for epochs in (1, 3, 6)]
+    assert rates(recipe) == pytest.approx([rate for part in parts for rate in rates(part)])
+
+
+def test_the_rate_at_the_borders_of_segments():
+    found = rates(dataclasses.replace(PLAIN, restarts=(2, 6)))
+    assert [found[0], found[8], found[24]] == [0.1, 0.1, 0.1]
+    last = [0.05 * (1 + math.cos(math.pi * (1 - 1 / steps))) for steps in (8, 16, 16)]
+    assert [found[7], found[23], found[39]] == pytest.approx(last)
+
+
+def test_warm_up_comes_before_the_first_segment_only():
+    found = rates(dataclasses.replace(PLAIN, restarts=(2,), warmup_epochs=1.0))
+    assert found[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert found[5:8] == sorted(found[5:8], reverse=True)
+    assert found[8:] == pytest.approx(rates(dataclasses.replace(PLAIN, epochs=8)))
+
+
+def test_segmented_repeats_the_schedule_and_warms_up_once():
+    recipe = dataclasses.replace(PLAIN, warmup_epochs=1.0, restarts=(5,))
+    found = segmented(recipe, [2, 4, 12])
+    assert found == dataclasses.replace(PLAIN, epochs=18, warmup_epochs=0.2, restarts=(2, 6))
+    assert found.ends == (2, 6, 18)
+    assert segmented(recipe, [3]).ends == (3,)
+
+
+@pytest.mark.parametrize(("epochs", "restarts"), [(20, (4, 10)), (5, (1, 3)), (2, (1,)), (1, ())])
+def test_compression_moves_the_restarts(epochs, restarts):
+    recipe = dataclasses.replace(PLAIN, restarts=(2, 5), warmup_epochs=1.9)
+    assert compressed(recipe, epochs).restarts == restarts
+    assert compressed(recipe, epochs).warmup_epochs == pytest.approx(0.19 * epochs)

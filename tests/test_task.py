@@ -396,3 +396,69 @@ def test_data_sets_may_have_a_test_part_and_tensor_labels():
 def test_data_sets_that_do_not_fit_are_refused(dataset, match):
     with pytest.raises(DataError, match=match):
         task_from_datasets(dataset)
+
+
+# Less of a task
+
+
+def test_a_subset_is_the_first_share_of_the_training_images():
+    task = load_task("digits")
+    part = task.subset(0.25)
+    assert len(part.train) == 180
+    assert torch.equal(part.train.x, task.train.x[:180]) and torch.equal(part.train.y, task.train.y[:180])
+    share = torch.bincount(part.train.y, minlength=10) / 180
+    assert (share - 0.1).abs().max() < 0.06
+    assert part.val is task.val and part.test is task.test
+    assert torch.equal(part.mean, task.mean) and torch.equal(part.std, task.std)
+    assert len({task.fingerprint, part.fingerprint, task.subset(0.5).fingerprint}) == 3
+
+
+def test_a_subset_keeps_at_least_two_images_and_a_whole_one_is_the_task():
+    task = small()
+    assert len(task.subset(1e-9).train) == 2
+    assert task.subset(1.0) is task
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(share):
+    with pytest.raises(ConfigError, match=r"share of training images is .* above 0 and at most 1"):
+        small().subset(share)
+
+
+def test_resized_images_are_means_over_areas():
+    task = small()
+    half = task.resized(4)
+    for big, little in zip((task.train, task.val, task.test), (half.train, half.val, half.test), strict=True):
+        means = big.x.float().unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+        assert little.x.dtype == torch.uint8
+        assert torch.equal(little.x, means.round().to(torch.uint8))
+        assert torch.equal(little.y, big.y)
+    assert half.image_shape == (3, 4, 4)
+    assert torch.equal(half.mean, task.mean) and torch.equal(half.std, task.std)
+    assert len({task.fingerprint, half.fingerprint, task.resized(5).fingerprint}) == 3
+    assert task.resized(8) is task
+
+
+def test_resized_floats_stay_floats_and_keep_their_shape():
+    x = rng(0, "x").random((40, 6, 12), dtype=np.float32)
+    task = task_from_arrays(x, labels(40)).resized(3)
+    assert task.image_shape == (1, 3, 6)
+    assert task.train.x.dtype == torch.float32
+    assert task.train.x.max() <= 1.0
+
+
+def test_large_tasks_are_resized_in_parts(monkeypatch):
+    whole = small().resized(3)
+    monkeypatch.setattr("nas.task._PART", 7)
+    assert torch.equal(small().resized(3).train.x, whole.train.x)
+
+
+def test_padding_shrinks_with_the_images():
+    task = task_from_arrays(random_images(40, 32, 32), labels(40))
+    assert [task.resized(side).pad for side in (32, 24, 12, 8)] == [4, 2, 1, 1]
+
+
+@pytest.mark.parametrize("side", [0, 9])
+def test_images_can_only_shrink(side):
+    with pytest.raises(ConfigError, match=f"side is {side}, but must be at least 1 and at most .* height, 8"):
+        small().resized(side)

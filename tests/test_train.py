@@ -230,6 +230,105 @@ def test_a_checkpoint_of_another_training_is_refused_whole(tmp_path, what, chang
     assert_same_state(state(network), before)
 
 
+RUNGS = dataclasses.replace(RICH, epochs=4, restarts=(1, 2))
+
+
+def test_evaluation_by_segments():
+    task = make_task()
+    curve = train(make(), task, RUNGS, seed=0, evaluate_on=task.val, evaluate_every=None)
+    assert curve.val_epochs == (1, 2, 4)
+    other = train(make(), task, RUNGS, seed=0, evaluate_on=task.val, evaluate_every=3)
+    assert other.val_epochs == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("stopped_after", [None, 0, 2])
+def test_a_training_paused_at_every_rung_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stopped_after):
+    task, whole, paused = make_task(), make(), make()
+    settings = {"seed": 5, "evaluate_on": task.val, "evaluate_every": None}
+    expected = train(whole, task, RUNGS, **settings)
+    saved = {**settings, "checkpoints": Checkpoints(tmp_path)}
+    for until in (1, 2, 3, 4):
+        if stopped_after is not None:
+            with pytest.raises(Stopped, match=f"of {5 * until}"):
+                train(paused, task, RUNGS, until=until, stop=after(stopped_after), **saved)
+            paused = make(seed=until + 20)
+        curve = train(paused, task, RUNGS, until=until, **saved)
+        assert len(curve.train_loss) == until
+        assert paused.cell.drop_path == 0.0
+        if until < 4:
+            paused = make(seed=until + 10)
+    assert timeless(curve) == timeless(expected)
+    assert_same_state(state(paused), state(whole))
+
+
+def test_a_pause_leaves_the_averaged_weights_in_the_network(tmp_path):
+    task, network, raw = make_task(), make(), make()
+    settings = {"seed": 0, "evaluate_on": task.val, "until": 2}
+    curve = train(network, task, RUNGS, **settings)
+    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    train(raw, task, dataclasses.replace(RUNGS, ema=0.0), **settings)
+    assert not torch.equal(network.head.weight, raw.head.weight)
+
+
+@pytest.mark.parametrize("until", [0, 5])
+def test_a_pause_must_lie_within_the_training(until):
+    with pytest.raises(ConfigError, match=f"until is {until}, but must be at least 1 and at most epochs, 4"):
+        train(make(), make_task(), RUNGS, seed=0, until=until)
+
+
+def test_a_checkpoint_beyond_the_pause_is_refused(tmp_path):
+    settings = {"seed": 0, "checkpoints": Checkpoints(tmp_path)}
+    train(make(), make_task(), RUNGS, until=2, **settings)
+    network = make(seed=4)
+    before = state(network)
+    with pytest.raises(
+        ConfigError, match="checkpoint is after step 10, but until is 1, which ends at step 5"
+    ):
+        train(network, make_task(), RUNGS, until=1, **settings)
+    assert_same_state(state(network), before)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_training_begins_with_the_weights_and_momentum_of_another(tmp_path, ema):
+    recipe = dataclasses.replace(PLAIN, epochs=1, ema=ema, lr_min=0.05)
+    small, large = make_task(train_images=24), make_task()
+    first, raw, seen = make(), [], []
+
+    def watch(network, x, step):
+        seen.append(state(network))
+        return network(x)
+
+    train(first, small, recipe, seed=0, checkpoints=Checkpoints(tmp_path))
+    raw = Checkpoints(tmp_path).load()[1]["work"]["loop"]
+    second = make(seed=1)
+    train(second, large, recipe, seed=1, start=Checkpoints(tmp_path), forward=watch)
+    assert_same_state(seen[0], raw["network"])
+    slow, other = make(seed=2), make(seed=2)
+    slow.load_state_dict(raw["network"])
+    train(slow, large, recipe, seed=1)
+    train(other, large, recipe, seed=1, start=Checkpoints(tmp_path))
+    assert_same_state(state(second), state(other))
+    assert not torch.equal(slow.head.weight, second.head.weight), "the momentum was lost"
+
+
+def test_a_training_with_a_start_resumes_bit_for_bit(tmp_path):
+    first, own, task = Checkpoints(tmp_path / "first"), Checkpoints(tmp_path / "own"), make_task()
+    train(make(), make_task(train_images=24), PLAIN, seed=0, checkpoints=first)
+    whole, parts = make(seed=1), make(seed=2)
+    settings = {"seed": 5, "start": first}
+    expected = train(whole, task, RICH, **settings)
+    for steps in (0, 7):
+        with pytest.raises(Stopped):
+            train(make(seed=3), task, RICH, stop=after(steps), checkpoints=own, **settings)
+    assert timeless(train(parts, task, RICH, checkpoints=own, **settings)) == timeless(expected)
+    assert_same_state(state(parts), state(whole))
+
+
+def test_a_start_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="start has no checkpoint to begin with"):
+        train(make(), make_task(), PLAIN, seed=0, start=Checkpoints(tmp_path))
+
+
 def test_stop_needs_no_checkpoints():
     with pytest.raises(Stopped, match="after step 2 of 15"):
         train(make(), make_task(), PLAIN, seed=0, stop=after(2))
