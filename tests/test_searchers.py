@@ -9,6 +9,7 @@ from published import table
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
+from nas.goals import Goals
 from nas.registry import load
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
@@ -85,7 +86,7 @@ def test_evolution_climbs_to_a_planted_optimum():
 
 
 def test_evolution_minimises_where_it_should():
-    searcher = RegularizedEvolution(objective=Objective("loss", maximize=False))
+    searcher = RegularizedEvolution(goals=Goals((Objective("loss", maximize=False),)))
     history = []
     for number in range(120):
         genotype = searcher.ask(CELLS, history, rng(0, number))
@@ -119,7 +120,8 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 def test_the_defaults():
-    assert RegularizedEvolution() == RegularizedEvolution(10, 10, Objective("val_acc", maximize=True))
+    goals = Goals((Objective("val_acc", maximize=True),))
+    assert RegularizedEvolution() == RegularizedEvolution(10, 10, goals)
 
 
 # -- all searchers ------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def test_published_figures_on_nasbench201(searcher, published):
 
 
 def test_an_objective_that_trials_do_not_have_is_named():
-    searcher = RegularizedEvolution(2, 2, objective=Objective("loss", maximize=False))
+    searcher = RegularizedEvolution(2, 2, goals=Goals((Objective("loss", maximize=False),)))
     history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
     with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
         searcher.ask(load("toy"), history, rng(0))

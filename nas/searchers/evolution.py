@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.errors import ConfigError
+from nas.goals import Goals
 from nas.searchers.searcher import unseen
 from nas.space import Space
-from nas.types import Genotype, Objective, Trial
+from nas.types import Genotype, Trial
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RegularizedEvolution:
 
     population: how many of the youngest finished trials are alive; the first ones are random.
     tournament: how many of them, drawn without repeats, compete to be the parent.
-    objective: what decides a tournament.
+    goals: what decides a tournament.
 
     The defaults are the best for up to 500 trials on NAS-Bench-201; the paper's are 100 and 25. Unlike the
     paper, a child that is already in the history is drawn again.
@@ -27,9 +28,10 @@ class RegularizedEvolution:
 
     population: int = 10
     tournament: int = 10
-    objective: Objective = Objective()  # noqa: RUF009 - a frozen value
+    goals: Goals = Goals()  # noqa: RUF009 - a frozen value
 
     def __post_init__(self) -> None:
+        self.goals.only("evolution")
         if self.population < 2:
             raise ConfigError(f"evolution: population is {self.population}, but must be at least 2")
         if not 1 <= self.tournament <= self.population:
@@ -44,14 +46,5 @@ class RegularizedEvolution:
         if len(alive) < self.population:
             return unseen(space, history, rng, propose=lambda: space.sample(rng))
         rivals = rng.choice(len(alive), self.tournament, replace=False)
-        parent = max((alive[i] for i in rivals), key=self._fitness)
+        parent = max((alive[i] for i in rivals), key=self.goals.fitness)
         return unseen(space, history, rng, propose=lambda: space.mutate(parent.genotype, rng))
-
-    def _fitness(self, trial: Trial) -> float:
-        metric = self.objective.metric
-        if metric not in trial.metrics:
-            raise ConfigError(
-                f"evolution decides by {metric!r}, but trial {trial.number} has {sorted(trial.metrics)}; "
-                "give it the study's objective: RegularizedEvolution(objective=...)"
-            )
-        return self.objective.better(trial.metrics[metric])

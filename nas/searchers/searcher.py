@@ -21,6 +21,11 @@ class Searcher(Protocol):
         """Returns a genotype to evaluate; `history` holds every trial so far, in order of their numbers."""
 
 
+def tried(space: Space, history: Sequence[Trial]) -> set[Genotype]:
+    """Every architecture of the history in canonical form, the running and failed ones too."""
+    return {space.canonical(trial.genotype) for trial in history}
+
+
 def unseen(
     space: Space, history: Sequence[Trial], rng: np.random.Generator, *, propose: Callable[[], Genotype]
 ) -> Genotype:
@@ -29,7 +34,7 @@ def unseen(
     Raises:
         ExhaustedError: when every architecture has been tried, or no new one can be found.
     """
-    seen = {space.canonical(trial.genotype) for trial in history}
+    seen = tried(space, history)
     for draw in (propose, lambda: space.sample(rng)):
         for _ in range(TRIES):
             genotype = draw()

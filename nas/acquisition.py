@@ -1,0 +1,126 @@
+"""What an untried architecture promises: expected improvement, Thompson draws, hypervolume to be gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata
+
+from nas.goals import Goals
+from nas.pareto import front, hypervolume
+from nas.surrogate import Surrogate
+from nas.types import Trial
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+CAUTION = 0.5
+"""Share of the deviation in draws of a Pareto search; on NAS-Bench-201 better than the whole."""
+Kind = Literal["ei", "thompson"]
+
+
+def promise(
+    goals: Goals,
+    trials: Sequence[Trial],
+    blocks: Sequence[Matrix],
+    *,
+    fit: Surrogate,
+    kind: Kind,
+    rng: np.random.Generator,
+) -> Vector:
+    """How promising each of M candidates is `[M]`; larger is better.
+
+    trials: N finished ones. blocks: features `[N + M, F]`, the candidates after the trials.
+
+    One objective: expected improvement (Jones et al. 1998, eq. 15) or a Thompson draw, on targets that are
+    the normal scores of ranks, since only the order counts. Several: what a draw from the surrogates would
+    add to the front's hypervolume (TSEMO, Bradford et al. 2018, §3). Constraints multiply this by the
+    probability that they hold (Gardner et al. 2014, eq. 4).
+    """
+    count = len(trials)
+    known = [_standardised(block, count)[:count] for block in blocks]
+    new = [_standardised(block, count)[count:] for block in blocks]
+    scores, violations = goals.table(trials)
+    feasible = violations == 0
+    chance = np.ones(len(new[0]))
+    for bound in goals.constraints:
+        slack = np.array(
+            [(bound.limit - t.metrics[bound.metric]) * (1 if bound.at_most else -1) for t in trials]
+        )
+        mean, sd = fit(known, slack / (np.abs(slack).mean() or 1.0), rng)(new)
+        chance = chance * ndtr(mean / np.maximum(sd, 1e-9))
+    if scores.shape[1] == 1:
+        target = normal_ranks(scores[:, 0])
+        mean, sd = fit(known, target, rng)(new)
+        if kind == "thompson":
+            draw = mean + sd * rng.standard_normal(len(mean))
+            worth: Vector = chance * (draw - draw.min() + 1e-9)
+            return worth
+        gain = expected_improvement(mean, sd, target[feasible].max(initial=target.min()))
+        return np.multiply(chance, gain)
+    targets = np.stack([_tamed(column) for column in scores.T], axis=1)
+    moments = [fit(known, target, rng)(new) for target in targets.T]
+    noise = CAUTION * rng.standard_normal((len(moments), len(chance)))
+    draws = np.stack([mean + sd * z for (mean, sd), z in zip(moments, noise, strict=True)], axis=1)
+    gain = volume_gain(targets[feasible], draws)
+    # Where no draw reaches beyond the front, the one that comes nearest on the whole.
+    return np.multiply(chance, gain if gain.any() else ndtr(draws.sum(1)))
+
+
+def expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
+    """The mean of `max(0, Y - best)` for normal Y (Jones et al. 1998, eq. 15), never quite 0."""
+    sd = np.maximum(sd, 1e-9)
+    z = (mean - best) / sd
+    gain: Vector = sd * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
+    never_zero: Vector = np.maximum(gain, 0.0) + 1e-12 * ndtr(z)
+    return never_zero
+
+
+def volume_gain(scores: Matrix, candidates: Matrix) -> Vector:
+    """How much hypervolume each candidate `[M, K]` would add to that of the scores `[N, K]`.
+
+    Above a point a tenth of the front's extent below its worst values, so that its ends may still be pushed.
+    """
+    if not len(scores):
+        return np.zeros(len(candidates))
+    best = scores[front(scores)]
+    reference = best.min(0) - 0.1 * np.maximum(best.max(0) - best.min(0), 0.1)
+    if best.shape[1] == 2:
+        return _strips(best[np.argsort(best[:, 0])], candidates, reference)
+    before = hypervolume(best, reference)
+    return np.array([hypervolume(np.vstack([best, row]), reference) - before for row in candidates])
+
+
+def normal_ranks(values: Vector) -> Vector:
+    """The normal scores of the ranks (van der Waerden); ties share theirs."""
+    scores: Vector = ndtri(rankdata(values) / (len(values) + 1))
+    return scores
+
+
+def _strips(best: Matrix, candidates: Matrix, reference: Vector) -> Vector:
+    """The added area: between two neighbours of the front, what rises above the upper one."""
+    left = np.append(reference[0], best[:, 0])
+    right = np.append(best[:, 0], np.inf)
+    floor = np.append(best[:, 1], reference[1])
+    width = np.clip(np.minimum(candidates[:, :1], right) - left, 0.0, None)
+    height = np.clip(candidates[:, 1:] - floor, 0.0, None)
+    area: Vector = (width * height).sum(1)
+    return area
+
+
+def _standardised(block: Matrix, count: int) -> Matrix:
+    """Columns scaled so that two trials are about a distance of one apart in the whole block."""
+    spread = np.sqrt(2 * block[:count].var(0).sum())
+    scaled: Matrix = block / (spread or 1.0)
+    return scaled
+
+
+def _tamed(values: Vector) -> Vector:
+    """Zero mean and unit variance, after a long bad tail was cut: what is hopeless need not be told apart."""
+    middle, good = np.quantile(values, [0.5, 0.9])
+    cut = np.maximum(values, middle - 3 * (good - middle)) if good > middle else values
+    standard: Vector = (cut - cut.mean()) / (cut.std() or 1.0)
+    return standard
