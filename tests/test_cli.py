@@ -42,7 +42,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path):
     answer = json.loads(search(tmp_path / "run", "--json").stdout)
     assert answer["metrics"]["trials"] == 3
     assert set(answer["choices"]) == {"0->1", "0->2", "1->2"}
-    assert len(json.loads(call("spaces", "--json").stdout)) == 3
+    assert len(json.loads(call("spaces", "--json").stdout)) == 4
     assert json.loads(call("doctor", "--json").stdout)["devices"].startswith("cpu")
     assert json.loads(call("validate", "toy", "--json").stdout)["space"] == "toy"
 
@@ -64,7 +64,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path):
         (["--config", "missing.toml"], 2, "no config file missing.toml"),
         (["--task", "npz:missing.npz"], 3, "missing.npz"),
         (["--space", "missing.py:make"], 3, "no file missing.py"),
-        (["--method", "evolution", "--set", "evolution.tournament=60"], 2, "tournament is 60"),
+        (["--method", "evolution", "--set", "searcher.tournament=60"], 2, "tournament is 60"),
     ],
 )
 def test_bad_input_is_one_message_before_anything_starts(arguments, code, words, tmp_path):
@@ -142,8 +142,8 @@ def test_a_retraining_from_the_command_line(tmp_path):
 
 def test_spaces_lists_every_space():
     lines = call("spaces").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["darts", "nasbench201", "toy"]
-    assert "15,625" in lines[1]
+    assert [line.split()[0] for line in lines] == ["darts", "nasbench101", "nasbench201", "toy"]
+    assert "15,625" in lines[2]
 
 
 def test_validate_says_what_a_space_costs_and_what_is_wrong(tmp_path):
@@ -333,12 +333,36 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     (tmp_path / "c.toml").write_text("top_k_epochs = 3\n")
     others = ["--set", "retrain.epochs=7", "--config", tmp_path / "c.toml", "--out", tmp_path, "--force"]
     given = [word for pair in SEARCH.items() for word in pair]
-    got = heard(monkeypatch, "search_run", "run", "search", *given, *others)
+    lists = {"--objective": ("val_acc", "-params"), "--constraint": ("params<=3e6", "macs<=1e9")}
+    given += [word for name, texts in lists.items() for text in texts for word in (name, text)]
+    got = heard(monkeypatch, "search_run", "run", "search", *given, *others, "--no-baselines")
     config = got[0].model_dump()
     assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
+    assert {name: config[name.strip("-")] for name in lists} == lists
+    assert config["baselines"] is False
     assert (config["retrain"], config["top_k_epochs"]) == ({"epochs": 7}, 3)
     assert (got["out"], got["force"]) == (tmp_path, True)
-    assert options_of("search") == {*SEARCH, *others[::2], "--force", "--json"} - {tmp_path}
+    assert options_of("search") == {
+        *SEARCH,
+        *lists,
+        *others[::2],
+        *("--force", "--json", "--baselines"),
+        *("--scheduler", "--fidelity", "--calibration"),
+    } - {tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        (["--scheduler", "hyperband"], "scheduler", "hyperband"),
+        (["--fidelity", "epochs=2,width=0.5"], "fidelity", "epochs=2,width=0.5"),
+        (["--fidelity", "auto", "--calibration", "c"], "calibration", "c"),
+        ([], "baselines", True),
+    ],
+)
+def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):
+    got = heard(monkeypatch, "search_run", "run", "search", "--method", "evolution", *given)
+    assert got[0].model_dump()[field] == value
 
 
 def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):

@@ -1,0 +1,201 @@
+"""Commands that train: `nas search` and `nas retrain`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, values
+from nas.cli.look import architecture
+
+if TYPE_CHECKING:
+    from nas.console import LiveProgress, PlainProgress
+    from nas.result import Result
+    from nas.signals import StopRequest
+
+
+@app.command()
+def search(
+    space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME, darts or darts2. "
+            "[default: darts]"
+        ),
+    ] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="trained or shared, for random and evolution. [default: trained]")
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; "
+            "several make a Pareto search. [default: val_acc]"
+        ),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help='A bound, e.g. "params<=3e6"; may be repeated.')
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="fixed, successive-halving or hyperband. [default: fixed]")
+    ] = None,
+    fidelity: Annotated[
+        str | None,
+        typer.Option(help='What a trial may spend, e.g. "epochs=3,width=0.5", or auto.'),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of nas calibrate, for --fidelity auto.")
+    ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(help="Whether to compare with random search at equal cost. [default: baselines]"),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials of random and evolution.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of a trial, of a shared supernet, or of a differentiable search."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help='Time for trials or a differentiable search, e.g. "30m"; what is running is finished.'
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    sets: Sets = None,
+    force: Force = False,  # noqa: FBT002 - a switch of the command line
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Search, train the best again, train the winner in full. The same command resumes a run."""
+    given = {
+        "space": space,
+        "task": task,
+        "method": method,
+        "evaluator": evaluator,
+        "objective": objective or None,
+        "constraint": constraint or None,
+        "scheduler": scheduler,
+        "fidelity": fidelity,
+        "calibration": None if calibration is None else str(calibration),
+        "baselines": baselines,
+        "preset": preset,
+        "trials": trials,
+        "epochs": epochs,
+        "budget": budget,
+        "top_k": top_k,
+        "seed": seed,
+        "device": device,
+    }
+
+    def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
+        from nas.config import make_config
+        from nas.search_run import run
+
+        settings = make_config(values(config, given, sets), where=str(config or "command line"))
+        announce(settings.space)
+        return run(settings, out=out, force=force, progress=progress, stop=stop)
+
+    run_job(job, as_json=as_json)
+
+
+@app.command()
+def retrain(
+    source: Annotated[
+        str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
+    ],
+    task: Annotated[str, typer.Option(help=TASK)],
+    out: Annotated[Path, typer.Option(help="Folder for the result.")],
+    space: Annotated[
+        str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    sets: Sets = None,
+    force: Force = False,  # noqa: FBT002
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
+    given = {"task": task, "preset": preset, "seed": seed, "device": device}
+
+    def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
+        from nas.retrain_run import retrain as train_again
+
+        assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
+        if space is not None:
+            announce(space)
+        return train_again(
+            architecture(source, space),
+            task,
+            out=out,
+            space=space,
+            settings=values(config, given, assignments),
+            force=force,
+            progress=progress,
+            stop=stop,
+        )
+
+    run_job(job, as_json=as_json)
+
+
+def run_job(job: Callable[[LiveProgress | PlainProgress, StopRequest], Result], *, as_json: bool) -> None:
+    """Runs a job that can be stopped and resumed, and shows its result."""
+    from nas.console import reporter
+    from nas.resumable import Stopped
+    from nas.signals import StopRequest
+
+    with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
+        try:
+            result = job(progress, stop)
+        except Stopped as stopped:
+            progress.note(f"{stopped}; the same command goes on from here")
+            raise typer.Exit(stop.exit_code) from stopped
+    show(result, as_json=as_json)
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """The result in a few lines, or as JSON."""
+    if as_json:
+        choices = result.space.choices(result.genotype)
+        answer = {"folder": str(result.folder), "choices": choices, "metrics": dict(result.metrics)}
+        typer.echo(json.dumps(answer))
+        return
+    m = result.metrics
+    found = result.space.notation.write(result.genotype) if result.space.notation else None
+    lines = [
+        f"found        {found or result.space.choices(result.genotype)}",
+        f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
+        f"{m['test_acc_high']:.4f}), measured once",
+        f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
+        f"{m['latency_ms']:.2f} ms an image",
+        f"model        {result.folder / 'model.safetensors'}",
+        f"pictures     {result.folder / 'cells.png'}",
+    ]
+    if {"random_val_acc", "largest_val_acc", "rerank_val_acc"} <= m.keys():
+        lines.insert(
+            3,
+            f"baselines    validation accuracy {m['rerank_val_acc']:.4f}; random search at equal cost "
+            f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
+        )
+    others = ("network.png", "search.png", "front.png", "alphas.png")
+    lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
+    typer.echo("\n".join(lines))

@@ -1,0 +1,122 @@
+"""Commands that look: at architectures, spaces and this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.app import SPACE, TASK, Json, announce, app, errors
+from nas.errors import ConfigError
+
+
+@app.command()
+def draw(
+    source: Annotated[
+        str, typer.Argument(help="A run's folder, an architecture.json, or a genotype's text with --space.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures. [default: here]", show_default=False)
+    ] = Path(),
+    space: Annotated[str | None, typer.Option(help="The space of a genotype's text.")] = None,
+) -> None:
+    """Draw the cells of an architecture as cells.svg and cells.png."""
+    with errors():
+        from nas.files import prepare_folder
+        from nas.result import draw_architecture, exists, graphs_of
+
+        if space is not None and exists(Path(source)):
+            raise ConfigError(
+                f"--space is for a genotype's text, but {source} is a file or folder; remove it"
+            )
+        if space is not None:
+            announce(space)
+        found = architecture(source, space)
+        graphs = graphs_of(found)
+        folder = prepare_folder(out)
+        draw_architecture(folder, graphs, title=str(found["space"]))
+        typer.echo(f"{folder / 'cells.svg'}\n{folder / 'cells.png'}")
+
+
+@app.command()
+def spaces(as_json: Json = False) -> None:  # noqa: FBT002
+    """List the search spaces that come with the engine."""
+    with errors():
+        from nas.registry import bundled, load
+
+        found = [load(name) for name in bundled()]
+        rows = [
+            {
+                "name": space.name,
+                "decisions": len(space.decisions),
+                "size": str(space.size),
+                "settings": {k: v for k, v in space.settings.items() if k not in ("classes", "in_channels")},
+            }
+            for space in found
+        ]
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        for row in rows:
+            settings = "  ".join(f"{k}={v}" for k, v in row["settings"].items())  # type: ignore[attr-defined]
+            typer.echo(f"{row['name']:14}{row['decisions']:>4} decisions  {row['size']:>10}  {settings}")
+
+
+@app.command()
+def validate(
+    space: Annotated[str, typer.Argument(help=SPACE)],
+    task: Annotated[str, typer.Option(help=TASK)] = "digits",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Settings of the space, e.g. width=8."),
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Check a space against a task: does every part of it work, how large is it, what will it cost."""
+    with errors():
+        from nas import devices
+        from nas.config import override
+        from nas.registry import load
+        from nas.retrain_run import offer
+        from nas.task import load_task
+        from nas.validate import validate as check
+
+        announce(space)
+        data = load_task(task).to(devices.resolve(device))
+        report = check(
+            load(space, offer(data), **override({}, [s.removeprefix("space_settings.") for s in sets or []])),
+            data,
+        )
+        typer.echo(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:  # noqa: FBT002
+    """Say what this machine offers: versions, devices, data sets that can be loaded."""
+    with errors():
+        from nas.doctor import examine
+
+        findings = examine()
+        if as_json:
+            typer.echo(json.dumps(findings))
+        else:
+            typer.echo("\n".join(f"{name:20}{value}" for name, value in findings.items()))
+
+
+def architecture(source: str, space: str | None) -> Mapping[str, Any]:
+    """A run's architecture, that of a file, or that of a genotype's text in a space."""
+    from nas.registry import load
+    from nas.result import describe_architecture, exists, read_architecture
+
+    if exists(Path(source)) or space is None:
+        return read_architecture(Path(source))
+    loaded = load(space)
+    if loaded.notation is None:
+        raise ConfigError(
+            f"space {space!r} has no notation for genotypes; give a folder or architecture.json"
+        )
+    return describe_architecture(loaded, loaded.notation.read(source), {})

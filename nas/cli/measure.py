@@ -1,0 +1,181 @@
+"""Commands that measure searches and estimates: `nas benchmark` and `nas calibrate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nas.cli.app import SPACE, TASK, Json, Sets, announce, app, errors, values
+from nas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nas.progress import Progress
+
+
+ONE = ("random", "evolution", "local", "guided")
+SEVERAL = ("random", "nsga2", "guided")
+"""The searchers that are compared unless others are named, for one and for several objectives."""
+CURVES = 8
+
+
+@app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(help="nasbench201 or nasbench101.")],
+    searcher: Annotated[
+        list[str] | None,
+        typer.Option(help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME; may be repeated."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Evaluations of each search. [default: 100]")] = None,
+    repeats: Annotated[int, typer.Option(help="Searches with different seeds.")] = 100,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(help='Simulated time of each search instead, e.g. 12000 or "200m"; 12-epoch training.'),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of training. [default: the longest; with a time budget the shortest]"),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of nasbench201: cifar10, cifar100 or imagenet16. [default: cifar10]")
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="What is optimised, e.g. -test_err; two of them make a Pareto search."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help='E.g. "params<=0.5e6"; may be repeated.')
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help='Where hypervolume is measured from, e.g. "0.15,1.5m" (m: times the median).'),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of the searchers.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Root of all randomness.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes. [default: one for each core]")] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="Folder of the tables. [default: $NAS_BENCHMARKS]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outcome. [default: results/benchmark-NAME]")
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Replay searches on a published table: mean and deviation of what they would have reported."""
+    with errors():
+        from nas.benchmarks.benchmark import load_benchmark
+        from nas.benchmarks.outcome import lines, to_dict, write_outcome
+        from nas.benchmarks.race import Race, check_race, reference_point, run_race
+        from nas.benchmarks.simulate import UNBOUNDED, Protocol
+        from nas.config import override, seconds
+        from nas.console import reporter
+        from nas.files import prepare_folder
+        from nas.goals import Goals, parse_goals
+        from nas.types import Objective
+
+        if time_budget is not None and trials is not None:
+            raise ConfigError("give --trials or --time-budget, not both")
+        table = load_benchmark(name, dataset=dataset, folder=tables)
+        try:
+            budget_s = None if time_budget is None else float(str(seconds(time_budget)))
+        except ValueError as error:
+            raise ConfigError(f"--time-budget {time_budget!r}: {error}") from error
+        fidelity = table.fidelities[0 if budget_s is not None else -1] if epochs is None else epochs
+        if fidelity not in table.fidelities:
+            raise ConfigError(f"{name} knows {table.fidelities} epochs, not {fidelity}")
+        goals = parse_goals(objective or (), constraint or ())
+        if not objective:
+            goals = Goals((Objective(table.signal),), goals.constraints)
+        point: tuple[float, ...] = ()
+        if len(goals.objectives) > 1:
+            if reference is None:
+                raise ConfigError('several objectives need --reference, e.g. --reference "0.15,1.5m"')
+            point = reference_point(reference, table, goals, fidelity)
+        elif reference is not None:
+            raise ConfigError("--reference is for several objectives; remove it")
+        evaluations = (100 if budget_s is None else UNBOUNDED) if trials is None else trials
+        protocol = Protocol(evaluations, fidelity, budget_s)
+        settings = tuple(override({}, sets or []).items())
+        names = dict.fromkeys(searcher or (ONE if len(goals.objectives) == 1 else SEVERAL))
+        if len(names) > CURVES:
+            raise ConfigError(f"got {len(names)} searchers, but a picture has at most {CURVES} curves")
+        planned = [
+            Race(name, label, protocol, goals, settings, dataset, tables, point, seed) for label in names
+        ]
+        for race in planned:
+            check_race(race)
+        folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
+        races = {}
+        with reporter(quiet=as_json) as progress:
+            for race in planned:
+                progress.phase(race.searcher, min(10, repeats))
+                runs = run_race(race, repeats=repeats, workers=workers, on_repeat=_tell(progress, repeats))
+                races[race.searcher] = (race, runs)
+        paths = write_outcome(folder, table, races)
+        if as_json:
+            typer.echo(json.dumps(to_dict(table, races)))
+        else:
+            typer.echo("\n".join([*lines(races, table), *map(str, paths)]))
+
+
+@app.command()
+def calibrate(
+    space: Annotated[str, typer.Option(help=SPACE)] = "darts",
+    task: Annotated[str, typer.Option(help=TASK)] = "digits",
+    architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
+    threshold: Annotated[
+        float, typer.Option(help="Kendall's tau that a fidelity must surely exceed to be trusted.")
+    ] = 0.4,
+    preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outcome. [default: results/calibrate-SPACE-TASK]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings of a search.")] = None,
+    sets: Sets = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
+    from nas.console import reporter
+    from nas.resumable import Stopped
+    from nas.signals import StopRequest
+
+    given = {"preset": preset, "seed": seed, "device": device}
+    with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
+        from nas.calibrate_run import Settings
+        from nas.calibrate_run import calibrate as run
+
+        announce(space)
+        try:
+            found = run(
+                space,
+                task,
+                Settings(architectures, epochs, seeds, threshold),
+                out=out,
+                config=values(config, given, sets),
+                progress=progress,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            progress.note(f"{stopped}; the same command goes on from here")
+            raise typer.Exit(stop.exit_code) from stopped
+        typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+
+
+def _tell(progress: Progress, repeats: int) -> Callable[[int], None]:
+    """Says every tenth of the way how many repeats are done."""
+    parts = min(10, repeats)
+
+    def tell(done: int) -> None:
+        if (part := parts * done // repeats) > parts * (done - 1) // repeats:
+            progress.advance(f"{done} of {repeats} repeats", done=part)
+
+    return tell
