@@ -9,14 +9,17 @@ import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from nas.errors import ConfigError, unknown
 
-Method = Literal["random", "evolution", "darts", "darts2"]
 DIFFERENTIABLE = ("darts", "darts2")
+BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp", "cmaes", "qmc")
+OPTUNA = "optuna:"
+"""What stands before the name of an Optuna sampler where that is the method."""
+METHODS = (*BLACK_BOX, *DIFFERENTIABLE)
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -38,6 +41,11 @@ def number(value: object) -> object:
     return value
 
 
+def texts(value: object) -> object:
+    """One text counts as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 def seconds(value: object) -> object:
     """`"90"`, `"30m"`, `"1.5h"` as seconds; anything else is left for the type to refuse."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
@@ -48,30 +56,41 @@ def seconds(value: object) -> object:
 
 Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
 Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
 
 
 class Config(BaseModel):
     """The settings of one job. `None` means the preset's value.
 
     space: name, `module:function` or `file.py:function`; task: see `nas.load_task`.
-    method: how to search. evaluator: for black-box methods, how to measure a trial: `trained` from scratch,
-      or with weights `shared` in a supernet.
+    method: one of `METHODS`, or `optuna:` and the name of a sampler.
+    evaluator: for black-box methods, how to measure a trial: `trained` from scratch, or with weights
+      `shared` in a supernet.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
     budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
       of a shared supernet is not counted.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
     search_images: at most so many images before the last training; 0 means all.
+    objective: what is optimised: metrics or weighted sums, with several a Pareto front; default `val_acc`.
+    constraint: bounds on metrics, e.g. "params<=3e6". latency_table: a file that `latency_ms` comes from.
+    scheduler: `fixed`, `successive-halving` or `hyperband`. ladder: their rungs, e.g. "epochs=1; epochs=3";
+      by default epochs that grow by `eta` up to those of a trial.
+    fidelity: what one trial of the `fixed` scheduler may spend, e.g. "epochs=3,width=0.5", or `auto` for the
+      cheapest one that the folder of `nas calibrate` in `calibration` found trustworthy.
+    early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
+    baselines: whether random search at equal cost is run too and compared with.
+    seeds: how often each of the best is trained again.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
     alphas: changes to the alphas' Adam: alpha_lr, alpha_weight_decay.
-    evolution: population, tournament.
+    searcher: settings of the method, e.g. population and tournament of evolution.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: str = "darts"
     task: str = "digits"
-    method: Method = "darts"
+    method: str = "darts"
     evaluator: Literal["trained", "shared"] = "trained"
     preset: str = "quick"
     trials: Count | None = None
@@ -79,7 +98,18 @@ class Config(BaseModel):
     budget: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
     top_k: Count | None = None
     top_k_epochs: Count | None = None
+    seeds: Count | None = None
     search_images: Annotated[int, Field(ge=0), BeforeValidator(number)] | None = None
+    objective: Texts = ()
+    constraint: Texts = ()
+    latency_table: str | None = None
+    scheduler: Literal["fixed", "successive-halving", "hyperband"] = "fixed"
+    ladder: str | None = None
+    eta: Annotated[int, Field(ge=2), BeforeValidator(number)] = 3
+    fidelity: str | None = None
+    calibration: str | None = None
+    early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
+    baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: str = "auto"
     space_settings: Table = {}
@@ -89,7 +119,7 @@ class Config(BaseModel):
     search: Table = {}
     retrain: Table = {}
     alphas: Table = {}
-    evolution: Table = {}
+    searcher: Table = {}
 
     @property
     def is_differentiable(self) -> bool:
@@ -106,9 +136,9 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
     for key in values:
         if key not in Config.model_fields:
             raise ConfigError(f"{where}: {unknown('setting', str(key), Config.model_fields)}")
-    method = values.get("method", "darts")
-    if method not in get_args(Method):
-        raise ConfigError(f"{where}: {unknown('method', str(method), get_args(Method))}")
+    method = str(values.get("method", "darts"))
+    if method not in METHODS and not method.startswith(OPTUNA):
+        raise ConfigError(f"{where}: {unknown('method', method, METHODS)}")
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
@@ -141,7 +171,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(values: Mapping[str, object]) -> str:
     """Scalars first, then one table for each mapping; `None` is left out. The inverse of `read_toml`."""
-    plain = {k: v for k, v in values.items() if v is not None and not isinstance(v, Mapping)}
+    plain = {k: v for k, v in values.items() if v not in (None, ()) and not isinstance(v, Mapping)}
     lines = [f"{_key(k)} = {_literal(v)}" for k, v in plain.items()]
     for name, table in values.items():
         if isinstance(table, Mapping) and table:
@@ -200,14 +230,32 @@ def _refuse_unused(config: Config, where: str) -> None:
         "alphas": config.is_differentiable,
         "search": config.is_differentiable,
         "shared": config.evaluator == "shared",
-        "evolution": config.method == "evolution",
+        "searcher": not config.is_differentiable,
+        "objective": not config.is_differentiable,
+        "constraint": not config.is_differentiable,
+        "latency_table": not config.is_differentiable,
+        "scheduler": not config.is_differentiable and config.evaluator == "trained",
+        "ladder": config.scheduler != "fixed",
+        "eta": config.scheduler != "fixed",
+        "fidelity": not config.is_differentiable
+        and config.evaluator == "trained"
+        and config.scheduler == "fixed",
+        "calibration": config.fidelity == "auto",
+        "early_stop": not config.is_differentiable
+        and config.evaluator == "trained"
+        and config.scheduler == "fixed",
     }
     for name, is_used in used.items():
-        if not is_used and name in config.model_fields_set and getattr(config, name) not in (None, {}):
+        if not is_used and getattr(config, name) != type(config).model_fields[name].default:
             raise ConfigError(
                 f"{where}: {name} is set, but method {config.method!r} with evaluator {config.evaluator!r} "
-                "does not use it; remove it"
+                f"and scheduler {config.scheduler!r} does not use it; remove it"
             )
+    if config.fidelity == "auto" and config.calibration is None:
+        raise ConfigError(
+            f"{where}: fidelity is auto, which needs a calibration: run `nas calibrate` and set calibration "
+            "to its folder"
+        )
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -248,6 +296,8 @@ def _key(name: str) -> str:
 def _literal(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"got {value}, wanted a finite number")
+    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
+        return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, bool | int | float | str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold DEL, TOML not
     raise ConfigError(f"got {value!r} of type {type(value).__name__}, wanted text, a number, true or false")

@@ -1,9 +1,11 @@
-"""The phases of a job before its last training: the search, and the best ones trained again."""
+"""The search phase of a job: by gradients or by trials, up to a list of candidates."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,11 +13,17 @@ import torch
 from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.cost import count_params
-from nas.errors import NoModelError
+from nas.errors import ConfigError, NoModelError
 from nas.evaluate import Cached, Inherited, Trained, require_memory
+from nas.fidelity import Fidelity
 from nas.graph import architecture_hash
 from nas.guard import user_errors
+from nas.halving import Hyperband, SuccessiveHalving, finalists
 from nas.journal import journal_storage
+from nas.laddered import Laddered
+from nas.latency import LatencyTable
+from nas.learning_curves import extrapolate
+from nas.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
 from nas.oneshot import differentiable
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
@@ -26,8 +34,10 @@ from nas.result import Alphas
 from nas.resumable import Stopped
 from nas.retrain_run import epoch_line
 from nas.run_folder import CHECKPOINT
-from nas.schedule import Fixed, Listed
-from nas.searchers import Searcher
+from nas.schedule import Fixed, Listed, Scheduler
+from nas.scored import Scored
+from nas.searchers import Guided, Searcher
+from nas.searchers.bounded import Bounded
 from nas.seeding import derive, isolated, rng
 from nas.space import Size, Space
 from nas.study import JOURNAL, Evaluator, Study
@@ -54,6 +64,12 @@ class Job:
     progress: Progress
     stop: Callable[[], bool]
 
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """The table that latencies are looked up in, if one was named."""
+        path = self.config.latency_table
+        return None if path is None else LatencyTable.read(Path(path))
+
     def checkpoints(self, phase: str) -> Checkpoints:
         """Where one phase saves its state."""
         return Checkpoints(self.folder / CHECKPOINT / phase)
@@ -69,11 +85,14 @@ class Found:
 
     candidates: the best architectures, best first, no two isomorphic.
     history: its trials. seconds: what they and their supernet took. alphas: of a differentiable search.
+    measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
     """
 
     candidates: Sequence[Genotype]
     history: Sequence[Trial]
     seconds: float
+    measure: Evaluator | None = None
+    fidelity: int = 0
     alphas: Alphas | None = None
 
 
@@ -81,39 +100,6 @@ def find(job: Job) -> Found:
     """Searches, by gradients or by trials, as the plan says."""
     searcher = job.plan.searcher
     return _differentiable(job) if searcher is None else _black_box(job, searcher)
-
-
-def rerank(job: Job, candidates: Sequence[Genotype]) -> tuple[Genotype, dict[str, float]]:
-    """Trains the candidates from scratch with fresh seeds; the best by validation, and what was measured."""
-    if len(candidates) == 1:
-        return candidates[0], {}
-    study = Study(
-        job.space,
-        Listed(tuple(candidates), job.plan.top_k_epochs),
-        journal_storage(job.folder / JOURNAL),
-        name="rerank",
-        seed=job.seed("rerank"),
-    )
-    job.progress.phase("re-evaluation", len(candidates), done=study.ended)
-
-    def stop() -> bool:
-        if job.stop():
-            raise Stopped("re-evaluation stopped")
-        return False
-
-    folder = job.folder / CHECKPOINT / "rerank"
-    study.run(
-        Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop),
-        trials=len(candidates),
-        stop=stop,
-        on_trial=lambda trial: job.progress.advance(_line(trial)),
-    )
-    if not (best := study.best()):
-        raise NoModelError(f"all {len(candidates)} candidates failed; the last: {study.history[-1].reason}")
-    return best[0].genotype, {
-        "rerank_val_acc": best[0].metrics["val_acc"],
-        "rerank_seconds": study.spent_s,
-    }
 
 
 def _differentiable(job: Job) -> Found:
@@ -150,19 +136,20 @@ def _differentiable(job: Job) -> Found:
         job.progress.note(f"the search ends early: {len(epochs)} epochs took the budget")
     genotypes = _distinct(job, (epoch.genotype for epoch in reversed(epochs)))
     alphas = Alphas.of(job.space, [epoch.strengths for epoch in epochs])
-    return Found(genotypes, study.history, study.spent_s, alphas)
+    return Found(genotypes, study.history, study.spent_s, alphas=alphas)
 
 
 def _black_box(job: Job, searcher: Searcher) -> Found:
-    """Candidates: the best trials."""
-    evaluator, spent_s = _evaluator(job)
-    epochs = 0 if job.config.evaluator == "shared" else job.plan.trial.epochs
+    """Candidates: the best trials of the longest training."""
+    measure, spent_s = evaluator(job)
+    fidelity = 0 if job.config.evaluator == "shared" else job.plan.ladder.granted[-1]
     study = Study(
         job.space,
-        Fixed(searcher, epochs),
+        _scheduler(job, bounded(job, _informed(job, searcher)), fidelity),
         journal_storage(job.folder / JOURNAL),
         name="search",
         seed=job.seed("search"),
+        goals=job.plan.goals,
     )
     job.progress.phase("search", job.plan.trials, done=study.ended)
 
@@ -172,25 +159,97 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         budget = job.plan.budget_s
         return budget is not None and study.ended > 0 and study.spent_s >= budget
 
+    measured = with_costs(job, _early_stopped(job, measure, study), study.history)
     reason = study.run(
-        Cached(evaluator, job.space, study.history),
+        Cached(measured, job.space, study.history),
         trials=job.plan.trials,
         stop=enough,
-        on_trial=lambda trial: job.progress.advance(_line(trial)),
+        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
     )
     if study.ended < job.plan.trials:
         job.progress.note(f"the search ends early: {_why(job, study, reason)}")
-    best = study.best(len(study.history))
+    best = finalists(study.history, job.plan.lead)
     if not best:
         raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
-    return Found(_distinct(job, (t.genotype for t in best)), study.history, spent_s + study.spent_s)
+    if job.plan.goals.violation(best[0].metrics) > 0:
+        job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
+    genotypes = _distinct(job, (t.genotype for t in best))
+    return Found(genotypes, study.history, spent_s + study.spent_s, measure, fidelity)
 
 
-def _evaluator(job: Job) -> tuple[Evaluator, float]:
-    """The evaluator, and the seconds it took to prepare."""
+def bounded(job: Job, searcher: Searcher) -> Searcher:
+    """The searcher kept to architectures whose parameters and the like are within the constraints."""
+    table = job.latency_table
+    free = {*COUNTED, *([LATENCY] if table is not None else [])}
+    bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
+    if not bounds:
+        return searcher
+
+    def holds(genotype: Genotype) -> bool:
+        costs = free_metrics(job.space, genotype, job.task.image_shape, table)
+        return all(bound.excess(costs) == 0 for bound in bounds)
+
+    return Bounded(searcher, holds)
+
+
+def with_costs(job: Job, measure: Evaluator, history: Sequence[Trial]) -> Evaluator:
+    """The evaluator and the costs that the goals need."""
+    wanted = job.plan.goals.metrics
+    if not set(wanted) - {*TRAINED, "params", "macs"}:
+        return measure
+    shape, device = job.task.image_shape, job.task.train.x.device
+    return Measured(measure, job.space, shape, device, wanted, table=job.latency_table, history=history)
+
+
+def _scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
+    plan = job.plan
+    match plan.scheduler:
+        case "successive-halving":
+            return SuccessiveHalving(searcher, plan.ladder, plan.eta, plan.goals)
+        case "hyperband":
+            return Hyperband(searcher, plan.ladder, plan.eta, plan.goals)
+    return Fixed(searcher, fidelity)
+
+
+def _informed(job: Job, searcher: Searcher) -> Searcher:
+    """A guided searcher with the earlier run and the proxies that it was promised."""
+    if not isinstance(searcher, Guided):
+        return searcher
+    if job.plan.earlier:
+        trials = Study.read(Path(job.plan.earlier), "search", job.space)
+        if not any(trial.state == "done" for trial in trials):
+            raise ConfigError(f"searcher.earlier: {job.plan.earlier} holds no finished trial to learn from")
+        searcher = dataclasses.replace(searcher, earlier=tuple(trials))
+    if job.plan.proxies:
+        scored = Scored(job.space, job.search_task, job.plan.proxies)
+        searcher = dataclasses.replace(searcher, describe=scored)
+    return searcher
+
+
+def _early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+    """The evaluator, giving up trials that will hardly beat the best one so far."""
+    chance = job.plan.early_stop
+    if not chance or not isinstance(measure, Trained):
+        return measure
+
+    def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
+        done = [t.metrics["val_acc"] for t in study.history if t.state == "done"]
+        if len(accuracies) < 2 or not done:
+            return False
+        return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance
+
+    return dataclasses.replace(measure, hopeless=hopeless)
+
+
+def evaluator(job: Job) -> tuple[Evaluator, float]:
+    """The evaluator of the trials, and the seconds it took to prepare."""
     if job.config.evaluator == "trained":
-        folder = job.folder / CHECKPOINT
-        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop), 0.0
+        return _trained(job), 0.0
+    return shared_weights(job)
+
+
+def shared_weights(job: Job) -> tuple[Evaluator, float]:
+    """A trained supernet as an evaluator, and the seconds that it took."""
     supernet = _supernet(job)
     job.progress.phase("supernet", job.plan.shared.epochs)
     with user_errors():
@@ -204,6 +263,22 @@ def _evaluator(job: Job) -> tuple[Evaluator, float]:
             stop=job.stop,
         )
     return Inherited(supernet, job.search_task), sum(curve.seconds)
+
+
+def _trained(job: Job) -> Evaluator:
+    """From scratch for one rung of all images at full size, else up the ladder."""
+    ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
+    if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):
+        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    return Laddered(
+        job.space,
+        job.search_task,
+        job.plan.trial,
+        ladder,
+        folder / "ladder",
+        seed=job.seed("search"),
+        stop=job.stop,
+    )
 
 
 def _supernet(job: Job) -> Supernet:
@@ -232,7 +307,8 @@ def _why(job: Job, study: Study, reason: str) -> str:
     return reason
 
 
-def _line(trial: Trial) -> str:
+def trial_line(trial: Trial) -> str:
+    """One ended trial in words."""
     if trial.state == "failed":
         return f"trial {trial.number}: failed, {trial.reason}"
     metrics = trial.metrics

@@ -7,20 +7,29 @@ import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from nas.calibration import chosen_fidelity
 from nas.config import Config
 from nas.errors import ConfigError, unknown
+from nas.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
+from nas.goals import Goals, parse_goals
 from nas.oneshot.bilevel import Bilevel
 from nas.presets import preset
 from nas.recipe import Recipe, compressed
-from nas.searchers import RandomSearch, RegularizedEvolution, Searcher
+from nas.searchers import Searcher
+from nas.searchers.named import make_searcher
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a job will do, nothing left open; the fields are those of `Preset`.
 
-    searcher: proposes the trials; None for a differentiable search.
+    searcher: proposes the trials; None for a differentiable search. goals: what they are judged by.
+    earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
+    scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
+    early_stop: the chance to beat the best below which a trial ends; 0 for never.
+    baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
     budget_s: seconds of search, or None.
     size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
     full_size: whether the space's own full size comes before `final_size`.
@@ -31,6 +40,15 @@ class Plan:
     shared: Recipe
     final: Recipe
     searcher: Searcher | None
+    goals: Goals
+    earlier: str
+    proxies: tuple[str, ...]
+    scheduler: str
+    ladder: Ladder
+    eta: int
+    early_stop: float
+    baselines: bool
+    seeds: int
     trials: int
     top_k: int
     top_k_epochs: int
@@ -41,16 +59,23 @@ class Plan:
     final_size: Mapping[str, object]
     full_size: bool
 
+    @property
+    def lead(self) -> Goals:
+        """The first objective under all constraints: what a single network is chosen by."""
+        return Goals(self.goals.objectives[:1], self.goals.constraints)
+
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        searcher = {} if self.searcher is None else dataclasses.asdict(self.searcher)  # type: ignore[call-overload]
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe | Bilevel)}
         return (
             fields
             | recipes
             | {
-                "searcher": searcher,
+                "searcher": _plain(self.searcher),
+                "goals": self.goals.to_dict(),
+                "ladder": str(self.ladder),
+                "proxies": list(self.proxies),
                 "size": dict(self.size),
                 "final_size": dict(self.final_size),
             }
@@ -66,6 +91,11 @@ def make_plan(config: Config) -> Plan:
     base = preset(config.preset)
     epochs = {} if config.epochs is None else {"epochs": config.epochs}
     shared_trials = config.evaluator == "shared"
+    goals = parse_goals(config.objective, config.constraint)
+    tuned = dict(config.searcher)
+    earlier, proxies = str(tuned.pop("earlier", "")), str(tuned.pop("proxies", ""))
+    if (earlier or proxies) and config.method != "guided":
+        raise ConfigError(f"searcher: method {config.method!r} takes no earlier runs or proxies; use guided")
     weights = change(base.search.weights, epochs | config.search, "search")
     alphas = {f.name: f.type for f in dataclasses.fields(Bilevel) if f.name.startswith("alpha_")}
     for name in config.alphas:
@@ -76,12 +106,24 @@ def make_plan(config: Config) -> Plan:
     images = base.search_images if config.search_images is None else config.search_images
     top_k = config.top_k or base.top_k
     _refuse_unused(config, top_k)
+    if config.early_stop and goals.objectives != Goals().objectives:
+        raise ConfigError("early_stop forecasts val_acc, so it must be the only objective; remove early_stop")
+    trial = change(base.trial, ({} if shared_trials else epochs) | config.trial, "trial")
     return Plan(
-        trial=change(base.trial, ({} if shared_trials else epochs) | config.trial, "trial"),
+        trial=trial,
         search=dataclasses.replace(base.search, weights=weights, order=order, **rates),  # type: ignore[arg-type]
         shared=change(base.shared, (epochs if shared_trials else {}) | config.shared, "shared"),
         final=change(base.final, config.retrain, "retrain"),
-        searcher=_searcher(config),
+        searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
+        goals=goals,
+        earlier=earlier,
+        proxies=tuple(name.strip() for name in proxies.split(",") if name.strip()),
+        scheduler=config.scheduler,
+        ladder=_ladder(config, trial),
+        eta=config.eta,
+        early_stop=config.early_stop,
+        baselines=config.baselines,
+        seeds=config.seeds or base.seeds,
         trials=config.trials or base.trials,
         top_k=top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
@@ -129,18 +171,26 @@ def _refuse_unused(config: Config, top_k: int) -> None:
             )
 
 
-def _searcher(config: Config) -> Searcher | None:
-    if config.is_differentiable:
-        return None
-    if config.method == "random":
-        return RandomSearch()
-    known = ("population", "tournament")
-    for name in config.evolution:
-        if name not in known:
-            raise ConfigError(f"evolution: {unknown('setting', name, known)}")
-    sizes = {name: int(_number(v, f"evolution.{name}", whole=True)) for name, v in config.evolution.items()}
-    population = sizes.get("population", RegularizedEvolution.population)
-    return RegularizedEvolution(population, sizes.get("tournament", min(10, population)))
+def _ladder(config: Config, trial: Recipe) -> Ladder:
+    """The rungs of the trials: given, grown by `eta` up to the trial's epochs, or those epochs alone."""
+    if config.scheduler == "fixed":
+        text = config.fidelity
+        if text == "auto":
+            text = chosen_fidelity(Path(str(config.calibration)), space=config.space, task=config.task)
+        return Ladder((Fidelity(trial.epochs) if text is None else parse_fidelity(text),))
+    if config.ladder is not None:
+        return parse_ladder(config.ladder)
+    return geometric(1, trial.epochs, config.eta)
+
+
+def _plain(searcher: Searcher | None) -> dict[str, object]:
+    """The searcher's settings that are plain values."""
+    if searcher is None:
+        return {}
+    fields = {f.name: getattr(searcher, f.name) for f in dataclasses.fields(searcher)}  # type: ignore[arg-type]
+    plain = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
+    options = fields.get("options")
+    return {**plain, **({"options": dict(options)} if options else {})}
 
 
 def _typed(value: object, kind: str, where: str) -> object:

@@ -22,7 +22,7 @@ class Preset:
     shared: recipe of a supernet that trials inherit weights from.
     final: recipe of the last training, on training and validation images together.
     trials: number of black-box trials.
-    top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and how long.
+    top_k, top_k_epochs, seeds: how many of the best are trained again, for how long, with how many seeds.
     search_images: at most so many images, training and validation together, before the last training.
     final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
     size: settings offered to a space of the engine's own while searching, `final_size` for the last training.
@@ -36,6 +36,7 @@ class Preset:
     trials: int
     top_k: int
     top_k_epochs: int
+    seeds: int
     search_images: int | None = None
     final_images: int | None = None
     size: Mapping[str, object] = field(default_factory=dict)
@@ -54,6 +55,7 @@ _QUICK = Preset(
     trials=20,
     top_k=3,
     top_k_epochs=5,
+    seeds=2,
     search_images=2560,
     final_images=180_000,
     size=MappingProxyType({"width": 8, "cells": 5}),
@@ -71,6 +73,7 @@ _STANDARD = Preset(
     trials=100,
     top_k=4,
     top_k_epochs=50,
+    seeds=3,
     full_size=True,
 )
 
@@ -84,6 +87,7 @@ _NASBENCH201 = Preset(
     trials=100,
     top_k=1,
     top_k_epochs=12,
+    seeds=3,
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

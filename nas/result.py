@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
 from nas.errors import ConfigError, SpaceError
 from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
+from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
 from nas.registry import is_plugin, load
@@ -28,6 +29,7 @@ from nas.space import Space
 from nas.study import Study
 from nas.types import Genotype, Trial
 
+BASELINE = "random search at equal cost"
 _READ = ("architecture.json", "metrics.json", "model.safetensors", "run.json")
 
 
@@ -41,6 +43,8 @@ class Result:
     metrics: see metrics.json; `test_acc` was measured once, on this network.
     history: the trials of the search; for a differentiable one, one for each epoch.
     inputs: how raw images are normalised, and the names of the classes.
+    baselines: the trials of what the search was compared with, by name; a choice made without trials is one.
+    goals: what the search was for.
     """
 
     space: Space
@@ -51,6 +55,13 @@ class Result:
     history: Sequence[Trial]
     folder: Path
     inputs: Inputs
+    baselines: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
+    goals: Goals = Goals()  # noqa: RUF009 - a frozen value
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials that no other one beats in every objective, and that keep all constraints."""
+        return self.goals.front([t for t in self.history if t.state == "done"])
 
     @property
     def graph(self) -> Graph:
@@ -85,11 +96,53 @@ def write_result(
     outline = skeleton(space.network(genotype, meta=True), image_shape)
     draw.save(draw.draw_network(outline, title=title), folder / "network.svg", folder / "network.png")
     if result.history:
-        figure = draw.draw_search(result.history, title=f"Search: {title}")
+        first = result.goals.objectives[0]
+        figure = draw.draw_search(
+            result.history,
+            metric=first.metric,
+            maximize=first.maximize,
+            title=f"Search: {title}",
+            baselines=result.baselines,
+        )
         draw.save(figure, folder / "search.svg", folder / "search.png")
+    if len(result.goals.objectives) > 1:
+        write_front(result, title=title)
     if alphas is not None:
         alphas.write(folder)
     write_manifest(folder)
+
+
+def write_front(result: Result, *, title: str) -> None:
+    """front.json, and with two objectives front.svg and front.png."""
+    goals, best = result.goals, result.front
+    write_json(
+        result.folder / "front.json",
+        {
+            "goals": goals.to_dict(),
+            "front": [
+                {
+                    "trial": trial.number,
+                    "genotype": list(trial.genotype),
+                    "choices": result.space.choices(trial.genotype),
+                    "metrics": dict(trial.metrics),
+                }
+                for trial in best
+            ],
+        },
+    )
+    if len(goals.objectives) != 2:
+        return
+    first, second = goals.objectives
+    done = [t for t in result.history if t.state == "done"]
+    figure = draw.draw_front(
+        np.array([[first.value(t.metrics), second.value(t.metrics)] for t in done]),
+        names=(first.name, second.name),
+        maximize=(first.maximize, second.maximize),
+        chosen=[i for i, t in enumerate(done) if t.genotype == result.genotype][:1],
+        title=f"Pareto front: {title}",
+        subtitle=f"{len(best)} of {len(done)} architectures are on it; the network trained in full is named",
+    )
+    draw.save(figure, result.folder / "front.svg", result.folder / "front.png")
 
 
 def describe_architecture(
@@ -186,8 +239,19 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict):
         raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
-    history, inputs = Study.read(folder, "search", found), Inputs.of_record(read_run(folder)["task"])
-    return Result(found, genotype, graphs_of(data), network.eval(), metrics, history, folder, inputs)
+    record = read_run(folder)
+    return Result(
+        found,
+        genotype,
+        graphs_of(data),
+        network.eval(),
+        metrics,
+        Study.read(folder, "search", found),
+        folder,
+        Inputs.of_record(record["task"]),
+        {BASELINE: trials} if (trials := Study.read(folder, "random", found)) else {},
+        Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals(),
+    )
 
 
 def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:

@@ -9,21 +9,26 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import optuna
 import torch
 
 from nas import devices
+from nas.baselines import RANDOM, Baselines, run_baselines
+from nas.calibration import chosen_fidelity
 from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.files import FolderLock
+from nas.files import FolderLock, write_json
 from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
-from nas.phases import Job, find, rerank
-from nas.plan import make_plan
+from nas.pareto import hypervolume
+from nas.phases import Found, Job, find
+from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
-from nas.result import Result, is_finished, load_result, rounded, to_cpu, write_result
+from nas.rerank import SEARCH, Verdict, rerank
+from nas.result import BASELINE, Result, is_finished, load_result, rounded, to_cpu, write_result
 from nas.retrain_run import check_trial, final_recipe, final_space, offer, train_final
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
@@ -46,7 +51,7 @@ def search(
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
-    method: `random`, `evolution`, `darts` or `darts2`.
+    method: one of `nas.config.METHODS`, e.g. `guided`, `nsga2`, `darts`, or `optuna:` and a sampler's name.
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.
@@ -83,7 +88,31 @@ def run(
     stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Runs or resumes the job of a configuration; `space` and `task`, if given, come before its names."""
-    progress = progress or Silent()
+    place = Path(out) if out is not None else default_folder(config)
+    job, notes = prepare(config, place, space=space, task=task, progress=progress, stop=stop)
+    folder = open_folder(place)
+    job = dataclasses.replace(job, folder=folder)
+    with FolderLock(folder):
+        begin(folder, config, job.plan, space=job.space, task=job.task, force=force)
+        if is_finished(folder):
+            job.progress.note(f"{folder} holds this run already, finished")
+            clear_checkpoints(folder)
+            return load_result(folder, space=job.final)
+        for note in notes:
+            job.progress.note(note)
+        return _run(job)
+
+
+def prepare(
+    config: Config,
+    folder: Path,
+    *,
+    space: Space | None = None,
+    task: Task | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> tuple[Job, list[str]]:
+    """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan = make_plan(config)
     if space is not None or is_plugin(config.space):
@@ -103,18 +132,29 @@ def run(
     check_trial(plan, space, task)
     check_fit(space, task)
     search_task = task.reduced(plan.search_images) if plan.search_images else task
-    folder = open_folder(out if out is not None else default_folder(config))
-    with FolderLock(folder):
-        begin(folder, config, plan, space=space, task=task, force=force)
-        if is_finished(folder):
-            progress.note(f"{folder} holds this run already, finished")
-            clear_checkpoints(folder)
-            return load_result(folder, space=final)
-        progress.note(f"seed {config.seed}, device {device} ({devices.describe(device)})")
-        for note in (*task.notes, *notes):
-            progress.note(note)
-        stop = stop or (lambda: False)
-        return _run(Job(config, plan, space, task, search_task, final, recipe, folder, progress, stop))
+    job = Job(
+        config,
+        plan,
+        space,
+        task,
+        search_task,
+        final,
+        recipe,
+        folder,
+        progress or Silent(),
+        stop or (lambda: False),
+    )
+    about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
+    return job, [about, *task.notes, *notes, *_trust(config, plan)]
+
+
+def _trust(config: Config, plan: Plan) -> list[str]:
+    """What a calibration means for the trials."""
+    if config.fidelity != "auto":
+        return []
+    if chosen_fidelity(Path(str(config.calibration)), space=config.space, task=config.task) is not None:
+        return [f"fidelity of the trials, by calibration: {plan.ladder}"]
+    return [f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder} and may mislead"]
 
 
 def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
@@ -150,7 +190,11 @@ def _run(job: Job) -> Result:
     if size.exact and size.count == 1:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
     found = find(job)
-    best, reranked = rerank(job, found.candidates)
+    compares = job.plan.baselines and not (size.exact and size.count == 1)
+    baselines = run_baselines(job, found) if compares else Baselines((), {})
+    verdict = rerank(job, found.candidates, baselines.choices)
+    _tell(job, verdict)
+    best = verdict.best
     network, trained = train_final(
         job.final,
         best,
@@ -165,7 +209,8 @@ def _run(job: Job) -> Result:
     metrics = {
         **trained,
         **({"search_val_acc": searched[-1]} if searched else {}),
-        **reranked,
+        **verdict.metrics,
+        **_volumes(job, found, baselines),
         "search_seconds": found.seconds,
         "trials": len(found.history),
         "failed_trials": sum(trial.state == "failed" for trial in found.history),
@@ -180,8 +225,43 @@ def _run(job: Job) -> Result:
         found.history,
         job.folder,
         Inputs.of(job.task),
+        {BASELINE: baselines.history} if baselines.history else {},
+        job.plan.goals,
     )
+    if baselines.choices:
+        compared = {
+            "found_by": verdict.found_by,
+            "choices": {name: job.space.choices(g) for name, g in baselines.choices.items()},
+            "statements": list(verdict.statements),
+        }
+        write_json(job.folder / "baselines.json", compared)
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
     clear_checkpoints(job.folder)
     return result
+
+
+def _tell(job: Job, verdict: Verdict) -> None:
+    for statement in verdict.statements:
+        job.progress.note(statement)
+    if verdict.found_by != SEARCH:
+        job.progress.note(f"the architecture of baseline {verdict.found_by!r} did better and is taken")
+
+
+def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
+    """With several objectives, the hypervolumes of search and random search above their common worst."""
+    goals = job.plan.goals
+    kept = {
+        name: [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
+        for name, history in (("", found.history), (f"{RANDOM}_", baselines.history))
+    }
+    if len(goals.objectives) == 1 or not kept[""]:
+        return {}
+    scores = {name: goals.table(trials)[0] for name, trials in kept.items() if trials}
+    worst = np.min([table.min(0) for table in scores.values()], axis=0)
+    best = np.max([table.max(0) for table in scores.values()], axis=0)
+    scale = np.where(best > worst, best - worst, 1.0)
+    return {
+        f"{name}hypervolume": hypervolume((table - worst) / scale, np.full(len(worst), -0.05))
+        for name, table in scores.items()
+    }

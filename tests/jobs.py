@@ -8,6 +8,8 @@ from nas.study import JOURNAL
 TINY = {
     "epochs": 1,
     "top_k": 2,
+    "seeds": 1,
+    "baselines": False,
     "top_k_epochs": 1,
     "search_images": 200,
     "space_settings": {"width": 4},

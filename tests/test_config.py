@@ -106,8 +106,13 @@ def test_a_config_is_frozen():
         {"method": "random", "alphas": {"alpha_lr": 1.0}},
         {"method": "evolution", "search": {"lr": 0.1}},
         {"method": "evolution", "shared": {"lr": 0.1}},
-        {"method": "random", "evolution": {"population": 3}},
-        {"method": "darts", "evolution": {"population": 3}},
+        {"method": "darts", "objective": ["-params"]},
+        {"method": "darts", "scheduler": "hyperband"},
+        {"method": "evolution", "evaluator": "shared", "scheduler": "hyperband"},
+        {"method": "evolution", "ladder": "epochs=1; epochs=2"},
+        {"method": "evolution", "scheduler": "hyperband", "early_stop": 0.1},
+        {"method": "evolution", "calibration": "results/c"},
+        {"method": "darts", "searcher": {"population": 3}},
     ],
 )
 def test_settings_that_the_method_does_not_read_are_refused(values):
@@ -116,7 +121,7 @@ def test_settings_that_the_method_does_not_read_are_refused(values):
 
 
 def test_settings_that_say_nothing_are_not_refused():
-    assert make_config({"method": "darts", "trials": None, "evolution": {}}).trials is None
+    assert make_config({"method": "darts", "trials": None, "searcher": {}}).trials is None
 
 
 def test_arguments_and_settings_may_agree_but_not_differ():
@@ -248,7 +253,7 @@ def test_a_config_comes_back_the_same(tmp_path):
         {
             "method": "evolution",
             "budget": "30m",
-            "evolution": {"population": 5},
+            "searcher": {"population": 5},
             "space_settings": {"a b": 'q"\\\x7f\n', "ü": 1e-30},
             "trial": {"nesterov": False, "lr": 0.5},
         }

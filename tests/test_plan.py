@@ -63,6 +63,7 @@ def test_an_unknown_preset_names_the_nearest():
 BLACK_BOX = {"method": "evolution"}
 SHARED = {"method": "evolution", "evaluator": "shared"}
 DARTS = {"method": "darts"}
+HALVING = {**BLACK_BOX, "scheduler": "successive-halving", "epochs": 9}
 CHANGES = {
     "method": (BLACK_BOX, "random"),
     "preset": (BLACK_BOX, "standard"),
@@ -77,9 +78,18 @@ CHANGES = {
     "search": (DARTS, {"lr": 0.7}),
     "retrain": (DARTS, {"lr": 0.7}),
     "alphas": (DARTS, {"alpha_lr": 0.7}),
-    "evolution": (BLACK_BOX, {"population": 7}),
+    "searcher": (BLACK_BOX, {"population": 7}),
+    "objective": (BLACK_BOX, ["-params"]),
+    "constraint": (BLACK_BOX, "params<=3e6"),
+    "scheduler": (BLACK_BOX, "hyperband"),
+    "ladder": (HALVING, "epochs=2; epochs=4"),
+    "eta": (HALVING, 2),
+    "fidelity": (BLACK_BOX, "epochs=3,width=0.5"),
+    "early_stop": (BLACK_BOX, 0.1),
+    "baselines": (BLACK_BOX, False),
+    "seeds": (BLACK_BOX, 7),
 }
-ELSEWHERE = {"space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"}
+ELSEWHERE = {"calibration", "latency_table", "space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"}
 """Read by the job itself, see test_search_run.py."""
 
 
@@ -133,13 +143,18 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"trial": {"crop": "no"}}, "crop is 'no', but must be true or false"),
         ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
         ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
-        ({"evolution": {"population": 1}}, "population"),
+        ({"method": "random", "searcher": {"population": 3}}, "random: no settings, got 'population'"),
+        ({"objective": ["val_acc", "-params"]}, "evolution has one objective"),
+        ({"constraint": ["params<3"]}, "wanted METRIC<=NUMBER"),
+        ({"early_stop": 0.1, "objective": "-params"}, "early_stop forecasts val_acc"),
+        ({"searcher": {"proxies": "params"}}, "use guided"),
+        ({"searcher": {"population": 1}}, "population"),
         (
-            {"evolution": {"population": 5, "tournament": 6}},
+            {"searcher": {"population": 5, "tournament": 6}},
             "tournament is 6, but must be at least 1",
         ),
-        ({"evolution": {"population": 2.5}}, "evolution.population is 2.5, but must be a whole number"),
-        ({"evolution": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
+        ({"searcher": {"population": 2.5}}, "evolution: population is 2.5, but must be a whole number"),
+        ({"searcher": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
         (
             {"method": "darts", "alphas": {"lr": 1}},
             "alphas: no setting 'lr'; known: alpha_lr",
@@ -191,7 +206,7 @@ def test_numbers_may_be_text_and_whole_numbers_floats():
 
 
 def test_a_small_population_takes_a_small_tournament():
-    searcher = plan(evolution={"population": 3}).searcher
+    searcher = plan(searcher={"population": 3}).searcher
     assert (searcher.population, searcher.tournament) == (3, 3)
 
 

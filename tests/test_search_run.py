@@ -29,7 +29,7 @@ from nas.train import evaluate
 
 TASK = load_task("digits")
 METHODS = {
-    "evolution": ("evolution", SMALL | {"evolution": {"population": 2, "tournament": 2}}),
+    "evolution": ("evolution", SMALL | {"searcher": {"population": 2, "tournament": 2}}),
     "shared": ("evolution", SMALL | {"evaluator": "shared", "epochs": 2}),
     "darts": ("darts", TINY | {"epochs": 2}),
 }

@@ -1,0 +1,87 @@
+"""What a search must beat: random search at equal cost, and simply the largest network that it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas.evaluate import Cached, Trained
+from nas.halving import epochs_granted, finalists
+from nas.journal import journal_storage
+from nas.phases import Found, Job, bounded, trial_line, with_costs
+from nas.resumable import Stopped
+from nas.run_folder import CHECKPOINT
+from nas.schedule import Fixed
+from nas.searchers import RandomSearch
+from nas.study import JOURNAL, Evaluator, Study
+from nas.types import Genotype, Trial
+
+RANDOM, LARGEST = "random", "largest"
+"""Names of the baselines in metrics and pictures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """The trials of random search, and the architecture that each baseline would have chosen, by name."""
+
+    history: Sequence[Trial]
+    choices: dict[str, Genotype]
+
+
+def run_baselines(job: Job, found: Found) -> Baselines:
+    """Random search at the cost of the search, in a study of its own next to it.
+
+    Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
+    different numbers of them, and as many seconds where gradients searched. What the search has measured is
+    not measured again but replayed. Where the search was random itself, it is its own baseline.
+
+    The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
+    """
+    is_random = job.config.method == "random" and job.plan.scheduler == "fixed"
+    history = list(found.history) if is_random else _random(job, found)
+    done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+    if not done:
+        return Baselines(history, {})
+    largest = max(done, key=lambda t: t.metrics["macs"])
+    return Baselines(history, {RANDOM: finalists(done, job.plan.lead)[0].genotype, LARGEST: largest.genotype})
+
+
+def _random(job: Job, found: Found) -> list[Trial]:
+    measure: Evaluator = found.measure or Trained(
+        job.space, job.search_task, job.plan.trial, folder=job.folder / CHECKPOINT / RANDOM, stop=job.stop
+    )
+    epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
+    study = Study(
+        job.space,
+        Fixed(bounded(job, RandomSearch()), epochs),
+        journal_storage(job.folder / JOURNAL),
+        name=RANDOM,
+        seed=job.seed(RANDOM),
+        goals=job.plan.goals,
+    )
+    trials = _equal_trials(job, found)
+    job.progress.phase("random search at equal cost", trials or 1, done=study.ended)
+
+    def enough() -> bool:
+        if job.stop():
+            raise Stopped(f"random search stopped after {study.ended} trials")
+        return trials is None and study.ended > 0 and study.spent_s >= found.seconds
+
+    known = [*found.history, *study.history] if found.measure is not None else study.history
+    study.run(
+        Cached(with_costs(job, measure, known), job.space, known),
+        trials=trials if trials is not None else 10**6,
+        stop=enough,
+        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+    )
+    return study.history
+
+
+def _equal_trials(job: Job, found: Found) -> int | None:
+    """The number of random trials of equal cost, None where it is counted in seconds."""
+    if found.measure is None:
+        return None
+    if len(job.plan.ladder) == 1 or job.config.evaluator == "shared":
+        return len(found.history)
+    granted = job.plan.ladder.granted
+    return max(1, round(epochs_granted(found.history, granted) / granted[-1]))

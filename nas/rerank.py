@@ -1,0 +1,154 @@
+"""The best of a search and of its baselines trained again with fresh seeds: who is best, and how sure is it.
+
+The best of many noisy scores is partly the luckiest one (the winner's curse). Fresh trainings are free of
+that luck, and on the same images they can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.comparison import Paired, paired
+from nas.errors import NoModelError
+from nas.evaluate import Trained
+from nas.files import replacing
+from nas.graph import architecture_hash
+from nas.journal import journal_storage
+from nas.phases import Job, trial_line, with_costs
+from nas.resumable import Stopped
+from nas.run_folder import CHECKPOINT
+from nas.schedule import Listed
+from nas.study import JOURNAL, Study
+from nas.train import predictions
+from nas.types import Genotype, Trial
+
+SEARCH = "search"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The outcome of the fresh trainings.
+
+    best: the architecture to train in full; found_by: `search`, or the baseline that did better.
+    metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+    statements: the comparisons in words.
+    """
+
+    best: Genotype
+    found_by: str
+    metrics: Mapping[str, float]
+    statements: tuple[str, ...] = ()
+
+
+def rerank(job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genotype]) -> Verdict:
+    """Trains candidates and rivals from scratch, as often each as there are seeds, and compares them."""
+    if len(candidates) == 1 and not rivals:
+        return Verdict(candidates[0], SEARCH, {})
+    rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
+    genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
+    study = _train(job, genotypes)
+    means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
+    if not means:
+        raise NoModelError(f"all {len(genotypes)} candidates failed; the last: {study.history[-1].reason}")
+    ordered = [trial.genotype for trial in job.plan.lead.ordered(list(means.values()))]
+    best, own = ordered[0], next((g for g in ordered if g in candidates), None)
+    metrics: dict[str, float] = {"rerank_seconds": study.spent_s, "rerank_seeds": job.plan.seeds}
+    statements: list[str] = []
+    if own is not None:
+        metrics["rerank_val_acc"] = means[own].metrics["val_acc"]
+    for name, rival in rivals.items():
+        if rival in means and own is not None:
+            metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
+            compared = _compare(job, study.history, own, rival)
+            metrics |= _numbers(name, compared)
+            same = f"the architecture found is {_WORDS[name]}, too"
+            different = compared.statement("the architecture found", _WORDS[name])
+            statements.append(same if rival == own else different)
+    found_by = SEARCH if best in candidates else next(n for n, g in rivals.items() if g == best)
+    return Verdict(best, found_by, metrics, tuple(statements))
+
+
+_WORDS = {"random": "that of random search at equal cost", "largest": "the largest of the random ones"}
+
+
+def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) -> Genotype:
+    """The candidate that is isomorphic to an architecture, else the architecture itself."""
+    name = architecture_hash(job.space, genotype)
+    return next((g for g in candidates if architecture_hash(job.space, g) == name), genotype)
+
+
+def _train(job: Job, genotypes: tuple[Genotype, ...]) -> Study:
+    study = Study(
+        job.space,
+        Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
+        journal_storage(job.folder / JOURNAL),
+        name="rerank",
+        seed=job.seed("rerank"),
+        goals=job.plan.goals,
+    )
+    trainings = len(genotypes) * job.plan.seeds
+    job.progress.phase("re-evaluation", trainings, done=study.ended)
+
+    def stop() -> bool:
+        if job.stop():
+            raise Stopped("re-evaluation stopped")
+        return False
+
+    def judge(trial: Trial, network: nn.Module) -> None:
+        hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
+        with replacing(_hits_path(job, trial.number)) as temporary:
+            # Opened here, because numpy would add an ending to the temporary name.
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, hits=hits.cpu().numpy())
+
+    folder = job.folder / CHECKPOINT / "rerank"
+    folder.mkdir(parents=True, exist_ok=True)
+    measure = Trained(job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop)
+    study.run(
+        with_costs(job, measure, study.history),
+        trials=trainings,
+        stop=stop,
+        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=trainings,
+    )
+    return study
+
+
+def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
+    """One trial with the mean metrics of an architecture's trainings; None where one of them failed."""
+    own = [t for t in history if t.genotype == genotype]
+    if not own or any(t.state != "done" for t in own):
+        return None
+    metrics = {name: float(np.mean([t.metrics[name] for t in own])) for name in own[0].metrics}
+    return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
+
+
+def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired:
+    return paired(*(_hits(job, [t.number for t in history if t.genotype == g]) for g in (own, rival)))
+
+
+def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
+    rows = []
+    for number in numbers:
+        with np.load(_hits_path(job, number), allow_pickle=False) as data:
+            rows.append(data["hits"])
+    return np.stack(rows)
+
+
+def _hits_path(job: Job, number: int) -> Path:
+    return job.folder / CHECKPOINT / "rerank" / f"hits-{number}.npz"
+
+
+def _numbers(name: str, compared: Paired) -> dict[str, float]:
+    return {
+        f"{name}_delta": compared.delta,
+        f"{name}_delta_low": compared.low,
+        f"{name}_delta_high": compared.high,
+        f"{name}_p": compared.p,
+    }
