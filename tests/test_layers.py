@@ -14,24 +14,43 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console oneshot oneshot.relaxations",
     # files, arrays, settings, primitives
-    "files arrays recipe config devices ops draw.slots draw.style",
-    "cell choosers checkpoint journal splits imagefolder draw.layout draw.alphas draw.curves draw.network",
+    "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
+    "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
+    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.network draw.trust",
     # spaces and data
     "space resumable datasets mapdataset draw.cells",
-    "registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
-    "augment skeleton searchers.evolution searchers.random_search",
+    "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
+    "augment encodings fidelity latency skeleton searchers.bounded searchers.evolution searchers.local",
+    "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2",
     # training and searching
     "loop searchers",
-    "guard schedule train testing oneshot.bilevel",
-    "study oneshot.differentiable oneshot.singlepath presets",
+    "searchers.named proxies.batch",
+    "proxies.measure proxies.ranks proxies.watch",
+    "proxies.activations proxies.gradients proxies.jacobian proxies.magnitude proxies.synflow proxies.zen",
+    "proxies.zico",
+    "proxies",
+    "guard schedule halving train testing oneshot.bilevel",
+    "study scored oneshot.differentiable oneshot.singlepath presets",
+    # tables of trained architectures
+    "benchmarks.nasbench101 benchmarks.nasbench201",
+    "benchmarks.benchmark",
+    "benchmarks",
+    "benchmarks.simulate",
+    "benchmarks.race",
+    "benchmarks.outcome",
     # whole jobs
     "evaluate plan inputs",
-    "run_folder validate",
+    "run_folder validate measured laddered",
     "result",
     "doctor retrain_run",
     "phases",
+    "baselines rerank",
     "search_run",
+    "calibrate_run",
     # what users call
+    "cli.app",
+    "cli.look cli.measure",
+    "cli.jobs",
     "cli",
 ]
 RANK = {f"nas.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
@@ -39,7 +58,11 @@ RANK["nas"] = len(LAYERS)
 
 # Where the name of a bundled space also names a published method, recipe or preset, or is a default.
 NAMED = {
-    "nas.cli": {"darts", "nasbench201"},
+    "nas.benchmarks.benchmark": {"nasbench101", "nasbench201"},
+    "nas.benchmarks.nasbench101": {"nasbench101"},
+    "nas.benchmarks.nasbench201": {"nasbench201"},
+    "nas.cli.jobs": {"darts", "nasbench201"},
+    "nas.cli.measure": {"darts", "nasbench101", "nasbench201"},
     "nas.config": {"darts"},
     "nas.oneshot.bilevel": {"darts"},
     "nas.presets": {"nasbench201"},

@@ -24,19 +24,19 @@ BEST201 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_
 
 
 def test_the_bundled_spaces():
-    assert bundled() == ("darts", "nasbench201", "toy")
+    assert bundled() == ("darts", "nasbench101", "nasbench201", "toy")
 
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_space_builds_small_trains_and_follows_its_settings(name):
-    space = load(name, width=4, classes=7, in_channels=2)
+    space = load(name, width=6, classes=7, in_channels=2)
     rng = np.random.default_rng(0)
     network = space.network(space.sample(rng))
     logits = network(torch.randn(2, 2, 32, 32))
     assert logits.shape == (2, 7)
     logits.sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in network.parameters())
-    wider = load(name, width=8, classes=7, in_channels=2)
+    wider = load(name, width=12, classes=7, in_channels=2)
     assert [d.name for d in wider.decisions] == [d.name for d in space.decisions]
 
 
