@@ -10,11 +10,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nas.cell import Cell
+    from nas.benchmarks import Tabular, load_benchmark
+    from nas.calibrate_run import calibrate
+    from nas.calibration import Calibration
+    from nas.cell import Cell, VertexCell
     from nas.choosers import Chooser
     from nas.config import Config, make_config
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
     from nas.evaluate import Inherited, Trained
+    from nas.fidelity import Fidelity, Ladder
+    from nas.goals import Goals, parse_goals
+    from nas.halving import Hyperband, SuccessiveHalving
+    from nas.laddered import Laddered
+    from nas.latency import LatencyTable
+    from nas.measured import Measured
     from nas.oneshot.bilevel import Bilevel
     from nas.oneshot.supernet import Supernet
     from nas.ops import candidates
@@ -26,30 +35,45 @@ if TYPE_CHECKING:
     from nas.retrain_run import retrain
     from nas.schedule import Fixed
     from nas.search_run import run, search
-    from nas.searchers import RandomSearch, RegularizedEvolution
+    from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
+    from nas.searchers.named import make_searcher
+    from nas.searchers.optuna_search import OptunaSearch
     from nas.space import Notation, Space
     from nas.study import Study
     from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
-    from nas.types import Decision, Genotype, Objective, Trial
+    from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Bilevel": "nas.oneshot.bilevel",
+    "Calibration": "nas.calibration",
     "Cell": "nas.cell",
     "Chooser": "nas.choosers",
     "Config": "nas.config",
     "ConfigError": "nas.errors",
+    "Constraint": "nas.types",
     "DataError": "nas.errors",
     "Decision": "nas.types",
+    "Fidelity": "nas.fidelity",
     "Fixed": "nas.schedule",
     "Genotype": "nas.types",
+    "Goals": "nas.goals",
+    "Guided": "nas.searchers",
+    "Hyperband": "nas.halving",
     "Inherited": "nas.evaluate",
+    "Ladder": "nas.fidelity",
+    "Laddered": "nas.laddered",
+    "LatencyTable": "nas.latency",
+    "LocalSearch": "nas.searchers",
+    "Measured": "nas.measured",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
     "Notation": "nas.space",
+    "Nsga2": "nas.searchers",
     "Objective": "nas.types",
+    "OptunaSearch": "nas.searchers.optuna_search",
     "Progress": "nas.progress",
     "RandomSearch": "nas.searchers",
     "Recipe": "nas.recipe",
@@ -59,18 +83,25 @@ _HOME = {
     "SpaceError": "nas.errors",
     "Stopped": "nas.resumable",
     "Study": "nas.study",
+    "SuccessiveHalving": "nas.halving",
     "Supernet": "nas.oneshot.supernet",
+    "Tabular": "nas.benchmarks",
     "Task": "nas.task",
     "Trained": "nas.evaluate",
     "Trial": "nas.types",
     "TrialError": "nas.errors",
+    "VertexCell": "nas.cell",
+    "calibrate": "nas.calibrate_run",
     "candidates": "nas.ops",
     "check_searcher": "nas.testing",
     "check_space": "nas.testing",
     "load": "nas.registry",
+    "load_benchmark": "nas.benchmarks",
     "load_result": "nas.result",
     "load_task": "nas.task",
     "make_config": "nas.config",
+    "make_searcher": "nas.searchers.named",
+    "parse_goals": "nas.goals",
     "retrain": "nas.retrain_run",
     "run": "nas.search_run",
     "search": "nas.search_run",
@@ -80,7 +111,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-_MODULES = ("draw", "testing")
+_MODULES = ("benchmarks", "draw", "proxies", "testing")
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import log_ndtr, ndtr, ndtri
 from scipy.stats import rankdata
 
 from nas.goals import Goals
@@ -31,43 +31,43 @@ def promise(
     kind: Kind,
     rng: np.random.Generator,
 ) -> Vector:
-    """How promising each of M candidates is `[M]`; larger is better.
+    """How promising each of M candidates is `[M]`, as a logarithm; larger is better.
 
     trials: N finished ones. blocks: features `[N + M, F]`, the candidates after the trials.
 
     One objective: expected improvement (Jones et al. 1998, eq. 15) or a Thompson draw, on targets that are
     the normal scores of ranks, since only the order counts. Several: what a draw from the surrogates would
     add to the front's hypervolume (TSEMO, Bradford et al. 2018, §3). Constraints multiply this by the
-    probability that they hold (Gardner et al. 2014, eq. 4).
+    probability that they hold (Gardner et al. 2014, eq. 4); logarithms still tell candidates apart where
+    there is hardly any hope.
     """
     count = len(trials)
     known = [_standardised(block, count)[:count] for block in blocks]
     new = [_standardised(block, count)[count:] for block in blocks]
     scores, violations = goals.table(trials)
     feasible = violations == 0
-    chance = np.ones(len(new[0]))
+    chance = np.zeros(len(new[0]))
     for bound in goals.constraints:
         slack = np.array(
             [(bound.limit - t.metrics[bound.metric]) * (1 if bound.at_most else -1) for t in trials]
         )
         mean, sd = fit(known, slack / (np.abs(slack).mean() or 1.0), rng)(new)
-        chance = chance * ndtr(mean / np.maximum(sd, 1e-9))
+        chance = chance + log_ndtr(mean / np.maximum(sd, 1e-9))
     if scores.shape[1] == 1:
         target = normal_ranks(scores[:, 0])
         mean, sd = fit(known, target, rng)(new)
         if kind == "thompson":
             draw = mean + sd * rng.standard_normal(len(mean))
-            worth: Vector = chance * (draw - draw.min() + 1e-9)
-            return worth
+            return chance + _log(draw - draw.min() + 1e-9)
         gain = expected_improvement(mean, sd, target[feasible].max(initial=target.min()))
-        return np.multiply(chance, gain)
+        return chance + _log(gain)
     targets = np.stack([_tamed(column) for column in scores.T], axis=1)
     moments = [fit(known, target, rng)(new) for target in targets.T]
     noise = CAUTION * rng.standard_normal((len(moments), len(chance)))
     draws = np.stack([mean + sd * z for (mean, sd), z in zip(moments, noise, strict=True)], axis=1)
     gain = volume_gain(targets[feasible], draws)
     # Where no draw reaches beyond the front, the one that comes nearest on the whole.
-    return np.multiply(chance, gain if gain.any() else ndtr(draws.sum(1)))
+    return chance + _log(gain if gain.any() else ndtr(draws.sum(1)))
 
 
 def expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
@@ -109,6 +109,11 @@ def _strips(best: Matrix, candidates: Matrix, reference: Vector) -> Vector:
     height = np.clip(candidates[:, 1:] - floor, 0.0, None)
     area: Vector = (width * height).sum(1)
     return area
+
+
+def _log(values: Vector) -> Vector:
+    logarithms: Vector = np.log(np.maximum(values, np.finfo(np.float64).tiny))
+    return logarithms
 
 
 def _standardised(block: Matrix, count: int) -> Matrix:

@@ -58,6 +58,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         name=RANDOM,
         seed=job.seed(RANDOM),
         goals=job.plan.goals,
+        announce=job.config.evaluator == "trained",
     )
     trials = _equal_trials(job, found)
     job.progress.phase("random search at equal cost", trials or 1, done=study.ended)

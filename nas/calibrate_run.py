@@ -253,6 +253,7 @@ def _measure(
         name=name,
         seed=job.seed(name),
         goals=Goals((Objective(metric),)),
+        announce=epochs > 0,
     )
     total = len(genotypes) * repeats
     job.progress.phase(name, total, done=study.ended)

@@ -150,6 +150,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         name="search",
         seed=job.seed("search"),
         goals=job.plan.goals,
+        announce=job.config.evaluator == "trained",
     )
     job.progress.phase("search", job.plan.trials, done=study.ended)
 

@@ -102,10 +102,9 @@ def _train(job: Job, genotypes: tuple[Genotype, ...]) -> Study:
 
     def judge(trial: Trial, network: nn.Module) -> None:
         hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
-        with replacing(_hits_path(job, trial.number)) as temporary:
-            # Opened here, because numpy would add an ending to the temporary name.
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, hits=hits.cpu().numpy())
+        # Opened here, because numpy would add an ending to the temporary name.
+        with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits.cpu().numpy())
 
     folder = job.folder / CHECKPOINT / "rerank"
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from nas.space import Space
 from nas.study import Study
 from nas.types import Genotype, Trial
 
-BASELINE = "random search at equal cost"
+BASELINES = ("random search at equal cost", "largest of these by MACs")
 _READ = ("architecture.json", "metrics.json", "model.safetensors", "run.json")
 
 
@@ -76,6 +76,15 @@ class Result:
         with torch.no_grad():
             parts = [self.network(x).argmax(1) for x in torch.split(self.inputs.prepare(images), batch)]
         return torch.cat(parts).numpy()
+
+
+def baselines_of(history: Sequence[Trial], goals: Goals) -> dict[str, Sequence[Trial]]:
+    """What a search is drawn against: all random trials, and the one of the largest allowed architecture."""
+    done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
+    if not done:
+        return {}
+    random, largest = BASELINES
+    return {random: history, largest: [max(done, key=lambda t: t.metrics["macs"])]}
 
 
 def is_finished(folder: Path) -> bool:
@@ -140,7 +149,7 @@ def write_front(result: Result, *, title: str) -> None:
         maximize=(first.maximize, second.maximize),
         chosen=[i for i, t in enumerate(done) if t.genotype == result.genotype][:1],
         title=f"Pareto front: {title}",
-        subtitle=f"{len(best)} of {len(done)} architectures are on it; the network trained in full is named",
+        subtitle=f"{len(best)} of {len(done)} architectures are on it",
     )
     draw.save(figure, result.folder / "front.svg", result.folder / "front.png")
 
@@ -240,6 +249,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     if not isinstance(metrics, dict):
         raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
     record = read_run(folder)
+    goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
     return Result(
         found,
         genotype,
@@ -249,8 +259,8 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         Study.read(folder, "search", found),
         folder,
         Inputs.of_record(record["task"]),
-        {BASELINE: trials} if (trials := Study.read(folder, "random", found)) else {},
-        Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals(),
+        baselines_of(Study.read(folder, "random", found), goals),
+        goals,
     )
 
 

@@ -28,7 +28,7 @@ from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.rerank import SEARCH, Verdict, rerank
-from nas.result import BASELINE, Result, is_finished, load_result, rounded, to_cpu, write_result
+from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, write_result
 from nas.retrain_run import check_trial, final_recipe, final_space, offer, train_final
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
@@ -225,7 +225,7 @@ def _run(job: Job) -> Result:
         found.history,
         job.folder,
         Inputs.of(job.task),
-        {BASELINE: baselines.history} if baselines.history else {},
+        baselines_of(baselines.history, job.plan.goals),
         job.plan.goals,
     )
     if baselines.choices:

@@ -87,7 +87,7 @@ class NasBench201:
     fidelities: tuple[int, ...] = (12, 200)
     signal: str = "val_acc"
     report: str = "test_acc"
-    note: str = "selected by validation accuracy, reported by test accuracy after 200 epochs"
+    note: str = "selected by validation, reported by test accuracy"
 
     def metrics(self, genotype: Genotype, fidelity: int) -> dict[str, float]:
         """`val_acc` after so many epochs, `params`, `macs`, `test_acc` and `test_err` after 200.

@@ -33,8 +33,8 @@ def write_outcome(folder: Path, benchmark: Benchmark, races: Mapping[str, tuple[
         {name: bands(runs, seconds=race.protocol.budget_s is not None) for name, (_, runs) in races.items()},
         xlabel="simulated seconds" if race.protocol.budget_s is not None else "evaluations",
         ylabel="share of the exact hypervolume" if several else benchmark.report,
-        title=f"{title}: mean of {len(next(iter(races.values()))[1].values)} repeats",
-        subtitle=f"{describe(benchmark, race)}; bands: {BAND[0]:.0%} to {BAND[1]:.0%} of the repeats",
+        title=f"{title}: mean and {BAND[0]:.0%} to {BAND[1]:.0%} of {_repeats(races)} repeats",
+        subtitle=describe(benchmark, race),
         optimum=1.0 if several else benchmark.optimum,
     )
     draw.save(figure, *written[1:])
@@ -54,7 +54,7 @@ def describe(benchmark: Benchmark, race: Race) -> str:
     if race.goals != Goals((Objective(benchmark.signal),)):
         wanted = f"selected by {race.goals} after {race.protocol.fidelity} epochs"
         return f"{wanted}, reported by {benchmark.report}"
-    return f"{benchmark.note}; selection after {race.protocol.fidelity} epochs"
+    return f"{benchmark.note} ({race.protocol.fidelity} epochs for selection)"
 
 
 def lines(races: Mapping[str, tuple[Race, Runs]], benchmark: Benchmark) -> list[str]:
@@ -93,6 +93,10 @@ def to_dict(benchmark: Benchmark, races: Mapping[str, tuple[Race, Runs]]) -> dic
         "optimum": benchmark.optimum,
         "searchers": {name: _record(race, runs) for name, (race, runs) in races.items()},
     }
+
+
+def _repeats(races: Mapping[str, tuple[Race, Runs]]) -> int:
+    return min(len(runs.values) for _, runs in races.values())
 
 
 def bands(runs: Runs, *, seconds: bool) -> draw.Bands:
