@@ -89,7 +89,10 @@ CHANGES = {
     "baselines": (BLACK_BOX, False),
     "seeds": (BLACK_BOX, 7),
 }
-ELSEWHERE = {"calibration", "latency_table", "space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"}
+ELSEWHERE = {
+    *("space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"),
+    *("calibration", "latency_table"),
+}
 """Read by the job itself, see test_search_run.py."""
 
 
@@ -179,10 +182,33 @@ def test_wrong_settings_name_their_table_and_the_rule(values, words):
         ({"method": "darts", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
         ({"evaluator": "shared", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
         ({"method": "darts", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
+        ({"top_k": 1, "seeds": 3}, "seeds is set, but with top_k 1"),
         ({"evaluator": "shared", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
     ],
 )
 def test_settings_of_trainings_that_will_not_happen_are_refused(values, words):
+    assert words in refused(**values, baselines=False)
+
+
+def test_baselines_are_trained_again_too_so_that_their_settings_are_used():
+    assert plan(top_k=1, top_k_epochs=3, seeds=5).seeds == 5
+    random_trials = plan(method="darts", epochs=50, trial={"epochs": 4})
+    assert (random_trials.trial.epochs, random_trials.search.weights.epochs) == (4, 50)
+
+
+def test_the_epochs_of_a_differentiable_search_are_not_those_of_random_trials():
+    assert plan(method="darts", epochs=50).trial.epochs == preset("quick").trial.epochs
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"latency_table": "t.json"}, "nothing decides by latency_ms"),
+        ({"early_stop": 0.1, "epochs": 2}, "trials of at least 3 epochs at full size, got epochs=2"),
+        ({"early_stop": 0.1, "fidelity": "epochs=5,width=0.5"}, "got epochs=5,width=0.5"),
+    ],
+)
+def test_what_would_decide_nothing_is_refused(values, words):
     assert words in refused(**values)
 
 

@@ -125,8 +125,8 @@ def benchmark(
 
 @app.command()
 def calibrate(
-    space: Annotated[str, typer.Option(help=SPACE)] = "darts",
-    task: Annotated[str, typer.Option(help=TASK)] = "digits",
+    space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,
     architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
     epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
     seeds: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
@@ -139,7 +139,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome. [default: results/calibrate-SPACE-TASK]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings of a search.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings of a job.")] = None,
     sets: Sets = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
@@ -148,19 +148,20 @@ def calibrate(
     from nas.resumable import Stopped
     from nas.signals import StopRequest
 
-    given = {"preset": preset, "seed": seed, "device": device}
+    given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
         from nas.calibrate_run import Settings
         from nas.calibrate_run import calibrate as run
 
-        announce(space)
+        settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
+        announce(str(settings["space"]))
         try:
             found = run(
-                space,
-                task,
+                str(settings["space"]),
+                str(settings["task"]),
                 Settings(architectures, epochs, seeds, threshold),
                 out=out,
-                config=values(config, given, sets),
+                config=settings,
                 progress=progress,
                 stop=stop,
             )

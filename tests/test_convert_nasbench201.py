@@ -1,0 +1,135 @@
+"""The converted official results are a table that the engine reads."""
+
+import csv
+import gzip
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.benchmarks.nasbench201 import DATASETS, load_nasbench201
+from nas.registry import load
+
+FILE = Path(nas.__file__).parent.parent / "scripts" / "convert_nasbench201.py"
+SPACE = load("nasbench201")
+CELLS = list(SPACE.enumerate())
+STEPS = {"cifar10-valid": 0, "cifar10": 1, "cifar100": 2, "ImageNet16-120": 3}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("convert_nasbench201", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Api:
+    """Answers as the official packages do, with a figure of its own for everything asked."""
+
+    def __init__(self, cells=CELLS):
+        self.cells = cells
+
+    def __len__(self):
+        return len(self.cells)
+
+    def arch(self, index):
+        return SPACE.notation.write(self.cells[index])
+
+    def get_cost_info(self, index, dataset, hp="12"):
+        assert dataset == "cifar10"
+        return {"flops": 1 + index / 8, "params": 0.073306 + index * 1e-6, "latency": 0.01}
+
+    def get_more_info(self, index, dataset, iepoch=None, hp="12", is_random=True):  # noqa: FBT002
+        assert not is_random, "wanted the mean over all seeds"
+        accuracy = 10 + 10 * STEPS[dataset] + index / 2000 + int(hp) / 1000
+        info = {"train-accuracy": 99.0, "train-loss": 0.1, "train-all-time": float(index + int(hp))}
+        info |= {} if dataset == "cifar10" else {"valid-accuracy": accuracy}
+        return info | ({} if dataset == "cifar10-valid" else {"test-accuracy": accuracy + 1})
+
+
+def test_every_cell_becomes_one_row_of_official_figures(script):
+    (row,) = script.rows(Api([(3, 0, 1, 2, 4, 3)]))
+    assert tuple(row) == script.COLUMNS
+    assert row == {
+        "arch": "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|",
+        "params": 73_306,
+        "flops_c10_M": 1.0,
+        "c10_valid_12": 10.012,
+        "c10_test_12": 21.012,
+        "c100_valid_12": 30.012,
+        "c100_test_12": 31.012,
+        "in16_valid_12": 40.012,
+        "in16_test_12": 41.012,
+        "c10_valid_200": 10.2,
+        "train_s_c10v_200_v10_est": 200.0,
+        "c10_test_200_nats": 21.2,
+        "c100_valid_200_v10": 30.2,
+        "c100_test_200": 31.2,
+        "in16_valid_200_v10": 40.2,
+        "in16_test_200": 41.2,
+    }
+
+
+@pytest.fixture(scope="module")
+def converted(script, tmp_path_factory):
+    path = tmp_path_factory.mktemp("table") / "new" / "nasbench201.csv.gz"
+    script.convert(Api(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dataset", "valid", "test"), [("cifar10", 0, 1), ("cifar100", 2, 2), ("imagenet16", 3, 3)]
+)
+def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
+    benchmark = load_nasbench201(converted, dataset=dataset)
+    for index in (0, 1, 9999, 15_624):
+        for epochs in (12, 200):
+            figures = benchmark.metrics(CELLS[index], epochs)
+            accuracy = 10 + 10 * valid + index / 2000 + epochs / 1000
+            assert figures["val_acc"] == pytest.approx(accuracy / 100)
+            assert figures["test_acc"] == pytest.approx((11 + 10 * test + index / 2000 + 0.2) / 100)
+            assert figures["params"] == 73_306 + index
+            assert figures["macs"] == 1e6 * (1 + index / 8)
+        factor = DATASETS[dataset].seconds
+        assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
+
+
+def test_rows_keep_the_official_order(script, tmp_path):
+    script.convert(Api(CELLS[5:2:-1]), tmp_path / "some.csv.gz")
+    with gzip.open(tmp_path / "some.csv.gz", "rt", newline="") as file:
+        found = [SPACE.notation.read(row["arch"]) for row in csv.DictReader(file)]
+    assert found == CELLS[5:2:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "wheel"),
+    [
+        ("NAS-Bench-201-v1_1-096897.pth", "nas_201_api", "nas-bench-201"),
+        ("NATS-tss", "nats_bench", "nats_bench"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package, wheel):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=f"{name} is read by the package {package}; pip install {wheel}"):
+        script.open_api(Path(name))
+
+
+def test_each_kind_of_results_is_opened_by_its_own_package(script, monkeypatch, tmp_path):
+    calls = []
+
+    def opens(*arguments, **named):
+        calls.append((*arguments, named))
+        return calls[-1]
+
+    old, new = types.ModuleType("nas_201_api"), types.ModuleType("nats_bench")
+    old.NASBench201API = new.create = opens
+    monkeypatch.setitem(sys.modules, "nas_201_api", old)
+    monkeypatch.setitem(sys.modules, "nats_bench", new)
+    assert script.open_api(Path("a.pth")) == ("a.pth", {"verbose": False})
+    folder = {"fast_mode": True, "verbose": False}
+    assert script.open_api(tmp_path) == (str(tmp_path), "tss", folder)
+    assert script.open_api(Path("a.pbz2")) == ("a.pbz2", "tss", folder | {"fast_mode": False})
