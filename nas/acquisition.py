@@ -82,12 +82,13 @@ def expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
 def volume_gain(scores: Matrix, candidates: Matrix) -> Vector:
     """How much hypervolume each candidate `[M, K]` would add to that of the scores `[N, K]`.
 
-    Above a point a tenth of the front's extent below its worst values, so that its ends may still be pushed.
+    Above a point below the front's worst values by a tenth of its extent, which counts as 1 at least, so that
+    its ends may still be pushed.
     """
     if not len(scores):
         return np.zeros(len(candidates))
     best = scores[front(scores)]
-    reference = best.min(0) - 0.1 * np.maximum(best.max(0) - best.min(0), 0.1)
+    reference = best.min(0) - 0.1 * np.maximum(best.max(0) - best.min(0), 1.0)
     if best.shape[1] == 2:
         return _strips(best[np.argsort(best[:, 0])], candidates, reference)
     before = hypervolume(best, reference)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from nas.errors import ConfigError, unknown
 
 DIFFERENTIABLE = ("darts", "darts2")
-BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp", "cmaes", "qmc")
+BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
 OPTUNA = "optuna:"
 """What stands before the name of an Optuna sampler where that is the method."""
 METHODS = (*BLACK_BOX, *DIFFERENTIABLE)

@@ -37,7 +37,7 @@ LAYERS = [
     "benchmarks",
     "benchmarks.simulate",
     "benchmarks.race",
-    "benchmarks.outcome",
+    "benchmarks.contest benchmarks.outcome",
     # whole jobs
     "evaluate plan inputs",
     "run_folder validate measured laddered",

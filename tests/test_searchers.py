@@ -1,25 +1,52 @@
-"""Searchers: evolution against a hand-written one, no repeats, exhaustion, and the published figures."""
+"""Searchers: each on planted landscapes and against what it is read from, and the promises all keep."""
 
 import csv
 import gzip
 
 import numpy as np
+import optuna
 import pytest
 from published import table
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.goals import Goals
+from nas.goals import Goals, parse_goals
+from nas.pareto import hypervolume
 from nas.registry import load
-from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
+from nas.searchers.bounded import Bounded
+from nas.searchers.named import SEARCHERS as NAMES
+from nas.searchers.named import is_searcher, make_searcher, settings_of
+from nas.searchers.optuna_search import NUMERIC, OptunaSearch
 from nas.seeding import rng
 from nas.space import Space
+from nas.surrogate import SURROGATES
+from nas.testing import check_searcher
 from nas.types import Objective, Trial
 from spaces.nasbench201 import to_string
+from spaces.toy import OPTIMUM, score
 
-TOY, CELLS = load("toy"), load("nasbench201")
-SEARCHERS = {"random": RandomSearch(), "evolution": RegularizedEvolution(population=5, tournament=3)}
+TOY, CELLS, DARTS = load("toy"), load("nasbench201"), load("darts")
+TWO = parse_goals(["near", "-far"])
+SEARCHERS = {
+    "random": RandomSearch(),
+    "evolution": RegularizedEvolution(population=5, tournament=3),
+    "local": LocalSearch(init=2),
+    "nsga2": Nsga2(population=4),
+    "nsga2-front": Nsga2(population=4, goals=TWO),
+    "guided": Guided(init=2, largest=1, size=sum),
+    "guided-ridge-draws": Guided(init=3, surrogate="ridge", acquisition="thompson"),
+    "guided-ridge": Guided(init=2, surrogate="ridge", goals=parse_goals(["val_acc"], ["params<=0.5"])),
+    "guided-front": Guided(init=2, goals=TWO),
+    "tpe": OptunaSearch(),
+    "tpe-front": OptunaSearch(goals=TWO),
+    "nsga3": OptunaSearch("NSGAIIISampler", {"population_size": 4}),
+    "bounded": Bounded(RandomSearch(), lambda genotype: sum(genotype) % 2 == 0),
+}
 each_searcher = pytest.mark.parametrize("searcher", SEARCHERS.values(), ids=SEARCHERS)
+
+
+FAR = (0, 2, 4, 1, 3, 2)
 
 
 def planted(genotype, optimum=(3, 1, 2, 3, 0, 3)):
@@ -32,9 +59,20 @@ def simulate(searcher, space, evaluate, *, trials, seed=0, fail=lambda number: F
     for number in range(trials):
         genotype = searcher.ask(space, history, rng(seed, number))
         state = "failed" if fail(number) else "done"
-        metrics = {"val_acc": evaluate(genotype) + 100 * (state == "failed")}
+        value = evaluate(genotype) + 100 * (state == "failed")
+        far = planted(genotype, FAR) if space is CELLS else value
+        metrics = {"val_acc": value, "near": value, "far": -far, "params": far}
         history.append(Trial(number, genotype, state=state, metrics=metrics))
     return history
+
+
+def best(history):
+    return max(t.metrics["val_acc"] for t in history)
+
+
+def volume(history):
+    """Of what is near the planted optimum and of what is near another one that shares nothing with it."""
+    return hypervolume(np.array([[t.metrics["near"], -t.metrics["far"]] for t in history]), np.full(2, -0.5))
 
 
 # -- evolution ----------------------------------------------------------------------------------------
@@ -124,7 +162,370 @@ def test_the_defaults():
     assert RegularizedEvolution() == RegularizedEvolution(10, 10, goals)
 
 
+# -- local search -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_walk_climbs_to_the_optimum(seed):
+    """At most 4, 5 and 6 tries at three, two and one wrong decisions."""
+    history = simulate(LocalSearch(init=1), TOY, score, trials=16, seed=seed)
+    assert OPTIMUM in [t.genotype for t in history]
+
+
+@pytest.mark.parametrize("fail", [lambda number: False, lambda number: number % 3 == 1], ids=["all", "some"])
+def test_a_walk_moves_to_better_neighbours_and_restarts_where_there_are_none(fail):
+    history = simulate(LocalSearch(init=5), CELLS, planted, trials=120, seed=1, fail=fail)
+    done = [t for t in history if t.state == "done"][:5]
+    place = max(done, key=lambda t: t.metrics["val_acc"])
+    restarts = 0
+    for trial in history[done[-1].number + 1 :]:
+        tried = {t.genotype for t in history[: trial.number]}
+        if place is not None and not set(CELLS.neighbours(place.genotype)) - tried:
+            place, restarts = None, restarts + 1
+        if place is not None:
+            assert trial.genotype in CELLS.neighbours(place.genotype)
+        if trial.state == "done" and (place is None or trial.metrics["val_acc"] > place.metrics["val_acc"]):
+            place = trial
+    assert restarts > 0
+    assert max(t.metrics["val_acc"] for t in history if t.state == "done") >= 5
+
+
+def test_a_walk_starts_at_the_best_of_the_first():
+    history = simulate(RandomSearch(), CELLS, planted, trials=10)
+    start = max(history, key=lambda t: t.metrics["val_acc"])
+    for seed in range(5):
+        found = LocalSearch(init=10).ask(CELLS, history, rng(seed))
+        assert found in CELLS.neighbours(start.genotype)
+
+
+def test_local_search_refuses_no_start_and_several_objectives():
+    with pytest.raises(ConfigError, match="init is 0, but must be at least 1"):
+        LocalSearch(init=0)
+    with pytest.raises(ConfigError, match="local search has one objective, got near, far"):
+        LocalSearch(goals=TWO)
+
+
+# -- NSGA-II ------------------------------------------------------------------------------------------
+
+
+def test_nsga2_finds_more_of_a_planted_front_than_random_search():
+    for seed in range(3):
+        found = simulate(Nsga2(population=20, goals=TWO), CELLS, planted, trials=250, seed=seed)
+        blind = simulate(RandomSearch(), CELLS, planted, trials=250, seed=seed)
+        assert volume(found) > volume(blind) + 4
+
+
+def test_parents_are_the_best_by_front_and_crowding():
+    """With two parents and no crossover, every child is a mutation of an end of the front."""
+    history = simulate(RandomSearch(), CELLS, planted, trials=60)
+    parents = [t.genotype for t in TWO.ordered(history)[:2]]
+    searcher = Nsga2(population=2, crossover=0.0, goals=TWO)
+    for seed in range(30):
+        child = searcher.ask(CELLS, history, rng(seed))
+        assert any(sum(a != b for a, b in zip(child, parent, strict=True)) == 1 for parent in parents)
+
+
+def test_nsga2_takes_half_of_its_children_apart_by_nodes():
+    """Of two parents that share nothing; one decision of every child is mutated besides."""
+    ones, twos = (Trial(i, (i + 1,) * 6, state="done", metrics={"val_acc": 0.0}) for i in range(2))
+    children = [Nsga2(population=2, crossover=1.0).ask(CELLS, [ones, twos], rng(seed)) for seed in range(600)]
+    by_nodes = [(a, b, b, c, c, c) for a in (1, 2) for b in (1, 2) for c in (1, 2)]
+
+    def is_by_nodes(child):
+        return any(sum(x != y for x, y in zip(child, pure, strict=True)) <= 1 for pure in by_nodes)
+
+    mixed = [child for child in children if child.count(1) >= 2 and child.count(2) >= 2]
+    assert 0.45 < np.mean([is_by_nodes(child) for child in mixed]) < 0.75
+
+
+def test_nsga2_keeps_to_the_bounds():
+    goals = parse_goals(["val_acc"], ["params>=3"])
+    found = simulate(Nsga2(population=20, goals=goals), CELLS, planted, trials=150)
+    assert np.mean([t.metrics["params"] >= 3 for t in found[:20]]) < 0.3
+    assert np.mean([t.metrics["params"] >= 3 for t in found[100:]]) > 0.5
+    assert goals.ordered(found)[0].metrics["val_acc"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"population": 1}, "population is 1, but must be at least 2"),
+        ({"crossover": 1.1}, r"crossover is 1.1, but must be in \[0, 1\]"),
+    ],
+)
+def test_impossible_settings_of_nsga2_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Nsga2(**settings)
+
+
+# -- guided -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_guided_search_finds_a_planted_optimum_early(name):
+    found = simulate(Guided(surrogate=name), CELLS, planted, trials=40, seed=1)
+    assert best(found) == 6
+    assert best(simulate(RandomSearch(), CELLS, planted, trials=200, seed=1)) < 6
+
+
+def test_draws_find_it_too():
+    assert best(simulate(Guided(acquisition="thompson"), CELLS, planted, trials=50)) >= 5
+
+
+def test_the_first_may_be_the_largest():
+    searcher = Guided(init=4, largest=2, size=sum)
+    history = simulate(searcher, CELLS, planted, trials=4)
+    for number in (0, 1):
+        stream = rng(0, number)
+        drawn = [CELLS.sample(stream) for _ in range(500)]
+        tried = {t.genotype for t in history[:number]}
+        assert sum(history[number].genotype) == max(sum(g) for g in drawn if g not in tried)
+    assert sum(history[2].genotype) < 20
+    assert Guided(init=2, largest=1).ask(TOY, [], rng(0)) == (2, 2, 2), "the most parameters"
+
+
+def test_guided_search_learns_from_an_earlier_search():
+    earlier = tuple(simulate(RandomSearch(), CELLS, planted, trials=150, seed=7))
+    assert best(earlier) < 6
+    found = simulate(Guided(init=2, earlier=earlier), CELLS, planted, trials=8)
+    assert best(found) == 6
+    assert best(simulate(Guided(init=2), CELLS, planted, trials=8)) < 5
+
+
+def test_guided_search_uses_what_describes_an_architecture():
+    """The score is noise, which a description alone can foretell."""
+
+    def noise(genotype):
+        return float(rng(0, *genotype).random())
+
+    def early(searcher):
+        histories = [simulate(searcher, CELLS, noise, trials=15, seed=seed) for seed in range(3)]
+        return np.mean([t.metrics["val_acc"] for history in histories for t in history[10:]])
+
+    assert early(Guided(describe=lambda genotype: (1.0, np.exp(9 * noise(genotype))))) > 0.75
+    assert early(Guided()) < 0.6
+
+
+def test_guided_search_widens_a_front():
+    for seed in range(2):
+        found = simulate(Guided(goals=TWO), CELLS, planted, trials=45, seed=seed)
+        assert volume(found) > volume(simulate(RandomSearch(), CELLS, planted, trials=45, seed=seed)) + 3
+
+
+def test_guided_search_keeps_to_the_bounds():
+    goals = parse_goals(["val_acc"], ["params>=3"])
+    found = simulate(Guided(goals=goals), CELLS, planted, trials=45)
+    assert np.mean([t.metrics["params"] >= 3 for t in found[:10]]) < 0.3
+    assert np.mean([t.metrics["params"] >= 3 for t in found[15:]]) > 0.5
+    assert goals.ordered(found)[0].metrics["val_acc"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"surrogate": "tree"}, "no surrogate 'tree'"),
+        ({"acquisition": "ucb"}, "acquisition is 'ucb', but must be ei or thompson"),
+        ({"init": 1}, "init is 1 and parents 5, wanted at least 2 and 1"),
+        ({"parents": 0}, "init is 10 and parents 0, wanted at least 2 and 1"),
+        ({"largest": 11}, "largest is 11, but must be at most init, 10"),
+        ({"largest": -1}, "largest is -1, but must be at most init, 10"),
+    ],
+)
+def test_impossible_settings_of_guided_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Guided(**settings)
+
+
+# -- Optuna's samplers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("searcher", "trials"),
+    [
+        (OptunaSearch(), 80),
+        (OptunaSearch("TPESampler", {"multivariate": True, "n_startup_trials": 20}), 80),
+        (OptunaSearch("NSGAIISampler", {"population_size": 10}), 120),
+        (OptunaSearch("GPSampler", {"n_startup_trials": 5}), 20),
+    ],
+    ids=["tpe", "multivariate tpe", "nsga2", "gp"],
+)
+def test_optunas_samplers_learn(searcher, trials):
+    found = simulate(searcher, CELLS, planted, trials=trials)
+    late = [t.metrics["val_acc"] for t in found[trials // 2 :]]
+    assert np.mean(late) > 2, "random search has 1.2"
+
+
+@pytest.mark.parametrize(
+    "name", ["TPESampler", "NSGAIISampler", "NSGAIIISampler", "RandomSampler", "BruteForceSampler"]
+)
+def test_optunas_samplers_with_several_objectives_and_bounds(name):
+    options = {"population_size": 10} if name.startswith("NSGA") else {}
+    goals = Goals(TWO.objectives, parse_goals(["near"], ["params<=3"]).constraints)
+    found = simulate(OptunaSearch(name, options, goals), CELLS, planted, trials=60)
+    assert len({t.genotype for t in found}) == 60
+    if name.startswith("NSGA"):
+        assert volume(found) > volume(simulate(RandomSearch(), CELLS, planted, trials=60))
+
+
+def test_an_optuna_sampler_knows_the_bounds():
+    goals = parse_goals(["val_acc"], ["params>=3"])
+    found = simulate(OptunaSearch(goals=goals), CELLS, planted, trials=80)
+    assert np.mean([t.metrics["params"] >= 3 for t in found[40:]]) > 0.4
+
+
+def test_an_optuna_sampler_minimises():
+    found = simulate(OptunaSearch(goals=parse_goals(["-val_acc"])), CELLS, planted, trials=60)
+    assert np.mean([t.metrics["val_acc"] for t in found[30:]]) < 0.6
+
+
+def test_proposals_are_projected_into_the_space():
+    history = simulate(OptunaSearch(), DARTS, sum, trials=20)
+    assert len({t.genotype for t in history}) == 20
+    for trial in history:
+        assert DARTS.nearest(DARTS.one_hot(trial.genotype)) == trial.genotype
+
+
+def test_optuna_says_nothing_and_keeps_its_verbosity(capfd):
+    before = optuna.logging.get_verbosity()
+    simulate(SEARCHERS["nsga3"], TOY, sum, trials=12)
+    assert optuna.logging.get_verbosity() == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_samplers_of_numbers_are_refused(name):
+    """They would silently be random search: categories have no order."""
+    with pytest.raises(ConfigError, match=f"{name} samples numbers, .* use random, tpe or gp"):
+        OptunaSearch(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("TPE", {}, "no Optuna sampler 'TPE'"),
+        ("TPESampler", {"gama": 1}, "TPESampler: no setting 'gama'; did you mean 'gamma'"),
+        ("TPESampler", {"seed": 1}, "TPESampler: no setting 'seed'"),
+        ("NSGAIISampler", {"population_size": 1}, "NSGAIISampler refuses its settings .*population_size"),
+        ("GridSampler", {}, "GridSampler refuses its settings .*search_space"),
+    ],
+)
+def test_options_of_optunas_samplers_are_checked_at_once(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        OptunaSearch(name, options)
+
+
+# -- bounds that are known beforehand -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["random", "evolution", "local", "nsga2", "guided", "tpe"])
+def test_nothing_outside_the_bounds_is_proposed_while_something_is_inside(name):
+    inside = {genotype for genotype in TOY.enumerate() if sum(genotype) == 3}
+    history = simulate(Bounded(SEARCHERS[name], inside.__contains__), TOY, score, trials=len(inside) + 1)
+    assert {t.genotype for t in history[:-1]} == inside
+    assert history[-1].genotype not in inside, "all inside have been tried"
+
+
+def test_a_bound_that_nothing_keeps_shows():
+    searcher = Bounded(RandomSearch(), lambda genotype: False)
+    assert TOY.nearest(TOY.one_hot(searcher.ask(TOY, [], rng(0)))) == searcher.ask(TOY, [], rng(0))
+    assert len(simulate(searcher, TOY, sum, trials=27)) == 27
+
+
+def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
+    history = simulate(RegularizedEvolution(5, 3), CELLS, planted, trials=30)
+    for seed in range(5):
+        first = RegularizedEvolution(5, 3).ask(CELLS, history, rng(seed))
+        assert Bounded(RegularizedEvolution(5, 3), lambda g: True).ask(CELLS, history, rng(seed)) == first
+
+
+# -- by name ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "searcher"),
+    [
+        ("random", RandomSearch()),
+        ("evolution", RegularizedEvolution(goals=parse_goals(["-loss"]))),
+        ("local", LocalSearch(goals=parse_goals(["-loss"]))),
+        ("nsga2", Nsga2(goals=parse_goals(["-loss"]))),
+        ("guided", Guided(goals=parse_goals(["-loss"]))),
+        ("tpe", OptunaSearch("TPESampler", goals=parse_goals(["-loss"]))),
+        ("gp", OptunaSearch("GPSampler", goals=parse_goals(["-loss"]))),
+        ("optuna:NSGAIISampler", OptunaSearch("NSGAIISampler", goals=parse_goals(["-loss"]))),
+    ],
+)
+def test_searchers_by_name(name, searcher):
+    assert is_searcher(name)
+    assert make_searcher(name, goals=parse_goals(["-loss"])) == searcher
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_gives_a_searcher(name):
+    assert make_searcher(name).ask(TOY, [], rng(0)) in TOY.enumerate()
+
+
+def test_settings_come_as_numbers_or_text():
+    wanted = Guided(init=4, largest=2, surrogate="ridge", size=sum)
+    assert make_searcher("guided", {"init": "4", "largest": 2.0, "surrogate": "ridge"}, size=sum) == wanted
+    assert make_searcher("nsga2", {"crossover": 1}) == Nsga2(crossover=1.0)
+    assert make_searcher("tpe", {"n_startup_trials": 3}) == OptunaSearch(options={"n_startup_trials": 3})
+
+
+def test_a_tournament_is_no_larger_than_its_population():
+    assert make_searcher("evolution", {"population": 4}) == RegularizedEvolution(4, 4)
+    assert make_searcher("evolution", {"population": 40}) == RegularizedEvolution(40, 10)
+    with pytest.raises(ConfigError, match="tournament is 9"):
+        make_searcher("evolution", {"population": 4, "tournament": 9})
+
+
+def test_the_settings_of_a_searcher():
+    assert settings_of("evolution") == {"population": 10, "tournament": 10}
+    assert set(settings_of("guided")) == {"init", "largest", "surrogate", "acquisition", "parents"}
+    assert settings_of("random") == settings_of("tpe") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("evolutoin", {}, "no searcher 'evolutoin'; did you mean 'evolution'?, or optuna:NAME"),
+        ("optuna:", {}, "no Optuna sampler ''"),
+        ("optuna:TPESampler", {"x": 1}, "TPESampler: no setting 'x'"),
+        ("random", {"x": 1}, "random: got 'x', but there are no settings"),
+        ("nsga2", {"populatoin": 9}, "nsga2: no setting 'populatoin'; did you mean 'population'"),
+        ("guided", {"size": 9}, "guided: no setting 'size'"),
+        ("nsga2", {"population": "many"}, "population is 'many', but must be a whole number"),
+        ("nsga2", {"population": 2.5}, "population is 2.5, but must be a whole number"),
+        ("nsga2", {"population": True}, "population is True, but must be a whole number"),
+        ("nsga2", {"population": None}, "population is None, but must be a whole number"),
+        ("nsga2", {"crossover": "half"}, "crossover is 'half', but must be a number"),
+        ("nsga2", {"crossover": "nan"}, "crossover is nan, but must be in"),
+        ("guided", {"surrogate": 3}, "no surrogate '3'"),
+        ("guided", {"surrogate": False}, "surrogate is False, but must be text"),
+    ],
+)
+def test_wrong_names_and_values_are_refused(name, settings, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        make_searcher(name, settings)
+
+
+def test_one_objective_searchers_refuse_several():
+    for name in ("evolution", "local"):
+        with pytest.raises(ConfigError, match="use nsga2 or guided for a Pareto front"):
+            make_searcher(name, goals=TWO)
+
+
 # -- all searchers ------------------------------------------------------------------------------------
+
+
+@each_searcher
+@pytest.mark.parametrize("space", [TOY, CELLS], ids=lambda space: space.name)
+def test_every_searcher_keeps_its_promises(searcher, space):
+    check_searcher(searcher, space, trials=28 if space is TOY else 12)
+
+
+@pytest.mark.parametrize("name", ["local", "nsga2", "guided", "tpe"])
+def test_promises_are_kept_where_a_projection_decides(name):
+    check_searcher(SEARCHERS[name], DARTS, trials=8)
 
 
 @each_searcher
@@ -144,28 +545,32 @@ def test_a_space_of_one_architecture_is_tried_once(searcher):
 
 
 @each_searcher
-def test_architectures_that_mean_the_same_count_once(searcher):
+@pytest.mark.parametrize("seed", range(4))
+def test_architectures_that_mean_the_same_count_once(searcher, seed):
     def build(choose):
         depth = choose.value("depth", (1, 2))
         kernels = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3)}
         return nn.Sequential(*(choose.op(f"kernel{i}", kernels) for i in range(depth)))
 
     space = Space("deep", build)
-    aliased = [Trial(0, (0, 1, 1), state="done", metrics={"val_acc": 0.0})]
-    history = list(aliased)
+    metrics = {"val_acc": 0.0, "near": 0.0, "far": 0.0, "params": 0.0}
+    # The worst, so that it is not where a walk stands, but next to it.
+    history = [Trial(0, (0, 1, 1), state="done", metrics={**metrics, "val_acc": -1.0})]
     for number in range(1, 6):
-        genotype = searcher.ask(space, history, rng(0, number))
-        history.append(Trial(number, genotype, state="done", metrics={"val_acc": 0.0}))
+        genotype = searcher.ask(space, history, rng(seed, number))
+        history.append(Trial(number, genotype, state="done", metrics=metrics))
     assert len({space.canonical(t.genotype) for t in history}) == 6
     with pytest.raises(ExhaustedError):
-        searcher.ask(space, history, rng(0, 6))
+        searcher.ask(space, history, rng(seed, 6))
 
 
 @each_searcher
 def test_a_proposal_depends_on_the_history_and_the_stream_alone(searcher):
     history = simulate(searcher, CELLS, planted, trials=30)
     assert searcher.ask(CELLS, history, rng(9)) == searcher.ask(CELLS, tuple(history), rng(9))
-    assert len({searcher.ask(CELLS, history, rng(9, i)) for i in range(10)}) > 3
+    # What a model of the history finds best is often the same for any stream.
+    least = 1 if isinstance(searcher, Guided | OptunaSearch) else 3
+    assert len({searcher.ask(CELLS, history, rng(9, i)) for i in range(8)}) >= least
 
 
 def test_a_large_space_whose_projection_is_stuck_ends_instead_of_hanging():
@@ -201,8 +606,10 @@ def test_published_figures_on_nasbench201(searcher, published):
     assert np.mean(tested) == pytest.approx(published, abs=0.15)
 
 
-def test_an_objective_that_trials_do_not_have_is_named():
-    searcher = RegularizedEvolution(2, 2, goals=Goals((Objective("loss", maximize=False),)))
+@pytest.mark.parametrize("name", ["evolution", "local", "nsga2", "guided", "tpe"])
+def test_an_objective_that_trials_do_not_have_is_named(name):
+    settings = {"evolution": {"population": 2}, "nsga2": {"population": 2}, "tpe": {}}.get(name, {"init": 2})
+    searcher = make_searcher(name, settings, goals=parse_goals(["-loss"]))
     history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
     with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
         searcher.ask(load("toy"), history, rng(0))

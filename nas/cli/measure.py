@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from nas.progress import Progress
 
 
-ONE = ("random", "evolution", "local", "guided")
-SEVERAL = ("random", "nsga2", "guided")
-"""The searchers that are compared unless others are named, for one and for several objectives."""
-CURVES = 8
-
-
 @app.command()
 def benchmark(
     name: Annotated[str, typer.Argument(help="nasbench201 or nasbench101.")],
@@ -54,7 +48,10 @@ def benchmark(
         typer.Option(help='Where hypervolume is measured from, e.g. "0.15,1.5m" (m: times the median).'),
     ] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of the searchers.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Settings of all searchers, or of one: evolution.tournament=3."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Root of all randomness.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes. [default: one for each core]")] = None,
@@ -68,47 +65,31 @@ def benchmark(
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
     with errors():
-        from nas.benchmarks.benchmark import load_benchmark
+        from nas.benchmarks.contest import plan_contest
         from nas.benchmarks.outcome import lines, to_dict, write_outcome
-        from nas.benchmarks.race import Race, check_race, reference_point, run_race
-        from nas.benchmarks.simulate import UNBOUNDED, Protocol
+        from nas.benchmarks.race import run_race
         from nas.config import override, seconds
         from nas.console import reporter
         from nas.files import prepare_folder
-        from nas.goals import Goals, parse_goals
-        from nas.types import Objective
 
-        if time_budget is not None and trials is not None:
-            raise ConfigError("give --trials or --time-budget, not both")
-        table = load_benchmark(name, dataset=dataset, folder=tables)
         try:
             budget_s = None if time_budget is None else float(str(seconds(time_budget)))
         except ValueError as error:
             raise ConfigError(f"--time-budget {time_budget!r}: {error}") from error
-        fidelity = table.fidelities[0 if budget_s is not None else -1] if epochs is None else epochs
-        if fidelity not in table.fidelities:
-            raise ConfigError(f"{name} knows {table.fidelities} epochs, not {fidelity}")
-        goals = parse_goals(objective or (), constraint or ())
-        if not objective:
-            goals = Goals((Objective(table.signal),), goals.constraints)
-        point: tuple[float, ...] = ()
-        if len(goals.objectives) > 1:
-            if reference is None:
-                raise ConfigError('several objectives need --reference, e.g. --reference "0.15,1.5m"')
-            point = reference_point(reference, table, goals, fidelity)
-        elif reference is not None:
-            raise ConfigError("--reference is for several objectives; remove it")
-        evaluations = (100 if budget_s is None else UNBOUNDED) if trials is None else trials
-        protocol = Protocol(evaluations, fidelity, budget_s)
-        settings = tuple(override({}, sets or []).items())
-        names = dict.fromkeys(searcher or (ONE if len(goals.objectives) == 1 else SEVERAL))
-        if len(names) > CURVES:
-            raise ConfigError(f"got {len(names)} searchers, but a picture has at most {CURVES} curves")
-        planned = [
-            Race(name, label, protocol, goals, settings, dataset, tables, point, seed) for label in names
-        ]
-        for race in planned:
-            check_race(race)
+        table, planned = plan_contest(
+            name,
+            searcher or (),
+            trials=trials,
+            budget_s=budget_s,
+            epochs=epochs,
+            dataset=dataset,
+            folder=tables,
+            objectives=objective or (),
+            constraints=constraint or (),
+            reference=reference,
+            settings=override({}, sets or []),
+            seed=seed,
+        )
         folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
         races = {}
         with reporter(quiet=as_json) as progress:

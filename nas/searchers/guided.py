@@ -20,8 +20,8 @@ from nas.space import Space
 from nas.surrogate import surrogate
 from nas.types import Genotype, Trial
 
-WARM, RANDOM, MUTANTS = 1000, 40, 30
-"""Architectures drawn for `largest`; random candidates; mutations of one parent."""
+WARM, COUNTED, RANDOM, MUTANTS = 1000, 200, 40, 30
+"""Drawn for `largest`, and where sizes must be counted; random candidates; mutants of a parent."""
 Describe = Callable[[Genotype], Sequence[float]]
 """Numbers about an architecture that need no training: its size, its proxies."""
 
@@ -35,7 +35,7 @@ class Guided:
     NAS-Bench-201, half the evaluations), and what `nas.acquisition` says for independent sampling.
 
     init: random architectures in the beginning.
-    largest: how many of these are the largest among 1,000 random ones in all.
+    largest: how many of these are the largest among 1,000 random ones in all (200 without `size`).
     surrogate: `gp`, `forest` or `ridge`.
     acquisition: `ei`, or `thompson`, which suits many workers; a Pareto search always draws.
     parents: how many of the best are mutated; with several objectives, as many of the front.
@@ -83,7 +83,8 @@ class Guided:
         if len(history) >= self.largest:
             return unseen(space, history, rng, propose=lambda: space.sample(rng))
         size = self.size or functools.partial(_params, space)
-        drawn = {space.sample(rng) for _ in range(WARM // self.largest)}
+        pool = COUNTED if self.size is None else WARM
+        drawn = {space.sample(rng) for _ in range(pool // self.largest)}
         by_size = iter(sorted(drawn, key=size, reverse=True))
         return unseen(space, history, rng, propose=lambda: next(by_size, space.sample(rng)))
 

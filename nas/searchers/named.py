@@ -61,7 +61,7 @@ def make_searcher(
     settings, goals = dict(settings or {}), goals or Goals()
     if name in ALIASES or name.startswith(OPTUNA):
         sampler = ALIASES.get(name, name.removeprefix(OPTUNA))
-        return OptunaSearch(sampler, MappingProxyType(settings), goals)
+        return OptunaSearch(sampler, settings, goals)
     if name not in _CLASSES:
         raise ConfigError(unknown("searcher", name, SEARCHERS) + f", or {OPTUNA}NAME for an Optuna sampler")
     known = settings_of(name)

@@ -21,7 +21,7 @@ from nas.searchers.searcher import tried, unseen
 from nas.space import Space
 from nas.types import Genotype, Trial
 
-ALIASES = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler"}
+ALIASES = {"tpe": "TPESampler", "gp": "GPSampler"}
 NUMERIC = ("CmaEsSampler", "QMCSampler")
 """Samplers of numbers: on options, which have no order, they fall back to random sampling."""
 DRAWS = 10
@@ -119,7 +119,8 @@ class OptunaSearch:
             self.goals.check(trial)
         return create_trial(
             state=TrialState.COMPLETE if done else TrialState.FAIL,
-            values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
+            # Whole numbers would make an array of integers inside the sampler, which it then cannot scale.
+            values=[float(o.value(trial.metrics)) for o in self.goals.objectives] if done else None,
             params=space.choices(trial.genotype),
             distributions=distributions,
             constraints={str(c): c.excess(trial.metrics) for c in self.goals.constraints} if done else None,

@@ -1,0 +1,158 @@
+"""What a candidate promises: against sampling, against the hypervolume, and on planted data."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from nas.acquisition import expected_improvement, normal_ranks, promise, volume_gain
+from nas.goals import Goals, parse_goals
+from nas.pareto import front, hypervolume
+from nas.surrogate import SURROGATES, gaussian_process
+from nas.types import Trial
+
+
+def planted(x, goals, candidates, *, kind="ei", fit=gaussian_process, seed=0, **metrics):
+    """Promises of candidates `[M, F]` after trials at `[N, F]` with the given metrics `[N]`."""
+    trials = [
+        Trial(i, (i,), state="done", metrics={name: float(values[i]) for name, values in metrics.items()})
+        for i in range(len(x))
+    ]
+    blocks = [np.vstack([x, candidates])]
+    return promise(goals, trials, blocks, fit=fit, kind=kind, rng=np.random.default_rng(seed))
+
+
+# -- pieces -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (-1.0, 0.5), (2.0, 1.0), (0.3, 2.0)])
+def test_expected_improvement_against_sampling(mean, sd):
+    draws = np.random.default_rng(0).normal(mean, sd, 400_000)
+    sampled = np.maximum(0, draws - 0.4).mean()
+    found = expected_improvement(np.array([mean]), np.array([sd]), 0.4)
+    assert found[0] == pytest.approx(sampled, abs=0.01 * sd)
+
+
+def test_expected_improvement_without_doubt_is_the_improvement():
+    found = expected_improvement(np.array([1.0, 3.0]), np.zeros(2), 2.0)
+    assert found == pytest.approx([0.0, 1.0], abs=1e-8)
+
+
+def test_hopeless_candidates_are_still_told_apart():
+    gain = expected_improvement(np.array([-7.0, -6.5]), np.array([1.0, 1.0]), 0.0)
+    assert 0 < gain[0] < gain[1]
+
+
+def test_normal_scores_of_ranks():
+    scores = normal_ranks(np.array([30.0, 1.0, 2.0]))
+    assert ndtr(scores) == pytest.approx([0.75, 0.25, 0.5])
+    assert normal_ranks(np.array([5.0, 5.0])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_volume_gain_is_a_difference_of_hypervolumes(objectives, seed):
+    draw = np.random.default_rng(seed)
+    scores, candidates = draw.random((15, objectives)), 2 * draw.random((60, objectives)) - 0.5
+    best = scores[front(scores)]
+    reference = best.min(0) - 0.1 * (best.max(0) - best.min(0)).clip(1.0)
+    expected = [
+        hypervolume(np.vstack([scores, row]), reference) - hypervolume(scores, reference)
+        for row in candidates
+    ]
+    gain = volume_gain(scores, candidates)
+    assert gain == pytest.approx(np.array(expected), abs=1e-12)
+    assert gain.max() > 0
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_what_is_dominated_adds_no_volume(objectives):
+    scores = np.random.default_rng(0).random((10, objectives))
+    assert volume_gain(scores, scores) == pytest.approx(0, abs=1e-12)
+    assert volume_gain(np.vstack([scores, scores]), scores - 0.01) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_front_of_one_point_can_be_widened():
+    gain = volume_gain(np.array([[1.0, 1.0]]), np.array([[2.0, 0.995], [0.5, 0.5], [1.1, 1.1]]))
+    assert gain[0] > 0
+    assert gain[1] == 0
+    assert gain[2] > 0
+
+
+def test_without_a_front_nothing_is_gained():
+    assert volume_gain(np.zeros((0, 2)), np.ones((3, 2))).tolist() == [0, 0, 0]
+
+
+# -- the whole ----------------------------------------------------------------------------------------
+
+X = np.linspace(0, 1, 21)[:, None]
+
+
+@pytest.mark.parametrize("kind", ["ei", "thompson"])
+@pytest.mark.parametrize("fit", SURROGATES.values(), ids=SURROGATES)
+def test_the_better_candidate_promises_more(kind, fit):
+    new = np.array([[0.05], [0.5], [1.05]])
+    rising = planted(X, Goals(), new, kind=kind, fit=fit, val_acc=X[:, 0])
+    assert np.argmax(rising) == 2
+    falling = planted(X, parse_goals(["-loss"]), new, kind=kind, fit=fit, loss=X[:, 0])
+    assert np.argmax(falling) == 0
+
+
+def test_a_single_objective_goes_by_order_alone():
+    new = np.array([[0.2], [0.77], [1.1]])
+    plain = planted(X, Goals(), new, val_acc=X[:, 0])
+    assert planted(X, Goals(), new, val_acc=np.exp(20 * X[:, 0])) == pytest.approx(plain)
+
+
+def test_draws_differ_and_expectations_do_not():
+    new = np.random.default_rng(0).random((30, 1)) * 3
+    noise = np.random.default_rng(1).random(21)
+    for kind, same in (("ei", True), ("thompson", False)):
+        first, second = (planted(X, Goals(), new, kind=kind, seed=s, val_acc=noise) for s in (0, 1))
+        assert np.array_equal(first, second) is same
+
+
+@pytest.mark.parametrize("kind", ["ei", "thompson"])
+@pytest.mark.parametrize("bound", ["params<=0.5", "spare>=0.5"])
+def test_candidates_that_keep_the_bounds_come_first(kind, bound):
+    """The objective rises with x, but only x up to one half is allowed."""
+    goals = parse_goals(["val_acc"], [bound])
+    new = np.array([[0.1], [0.47], [0.9], [1.0]])
+    metrics = {"val_acc": X[:, 0], "params": X[:, 0], "spare": 1 - X[:, 0]}
+    worth = planted(X, goals, new, kind=kind, **metrics)
+    assert np.argmax(worth) == 1
+    assert worth[3] < worth[1] + np.log(0.1)
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_to_them_comes_first():
+    goals = parse_goals(["val_acc"], ["params<=0.1"])
+    worth = planted(X + 0.2, goals, np.array([[0.05], [0.5], [1.2]]), val_acc=X[:, 0], params=X[:, 0] + 0.2)
+    assert np.argmax(worth) == 0
+
+
+@pytest.mark.parametrize("objectives", [["a", "b"], ["a", "b", "-c"]])
+def test_several_objectives_prefer_what_widens_the_front(objectives):
+    """The front is the line from (0, 1) to (1, 0); the second feature lifts both objectives."""
+    draw = np.random.default_rng(0)
+    x = np.column_stack([draw.random(30), draw.random(30)])
+    metrics = {"a": x[:, 0] + x[:, 1], "b": 1 - x[:, 0] + x[:, 1], "c": 1 - x[:, 1]}
+    new = np.array([[0.5, 0.0], [0.5, 0.5], [0.5, 1.2]])
+    assert np.argmax(planted(x, parse_goals(objectives), new, **metrics)) == 2
+    bounded = parse_goals(objectives, ["lift<=0.6"])
+    assert np.argmax(planted(x, bounded, new, lift=x[:, 1], **metrics)) == 1
+
+
+@pytest.mark.parametrize("objectives", [["a"], ["a", "b"]])
+def test_the_nearer_to_a_bound_that_seems_out_of_reach_comes_first(objectives):
+    """So far that the probabilities themselves are 0 in floating point."""
+    goals = parse_goals(objectives, ["lift<=-1"])
+    x = np.random.default_rng(0).random((20, 1))
+    metrics = {"a": x[:, 0], "b": -x[:, 0], "lift": 10 * x[:, 0] + 20}
+    worth = planted(x, goals, np.array([[0.8], [0.2]]), **metrics)
+    assert worth[1] > worth[0] + 1
+
+
+def test_all_equal_trials_break_nothing():
+    for goals in (Goals(), parse_goals(["val_acc", "-loss"], ["params<=1"])):
+        same = np.ones(21)
+        worth = planted(np.zeros((21, 2)), goals, np.eye(2), val_acc=same, loss=same, params=same)
+        assert np.isfinite(worth).all()

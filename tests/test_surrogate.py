@@ -1,0 +1,173 @@
+"""Surrogates: against scikit-learn where it has the same model, and on data whose answer is known."""
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+from nas import surrogate as module
+from nas.errors import ConfigError
+from nas.surrogate import SURROGATES, bayesian_ridge, gaussian_process, random_forest, surrogate
+
+each = pytest.mark.parametrize("name", SURROGATES)
+
+
+def wave(x):
+    return np.sin(3 * x).sum(1)
+
+
+def data(count, *, width=1, seed=0):
+    x = np.random.default_rng(seed).random((count, width)) * 2
+    y = wave(x)
+    return x, (y - y.mean()) / y.std()
+
+
+def fixed(monkeypatch, lengths, noise):
+    settings = module._Settings(lengths, noise)
+    monkeypatch.setattr(module, "_tuned", lambda blocks, y, rng: settings)
+
+
+# -- the Gaussian process -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "noise"), [(0.5, 0.003), (1.0, 0.1), (2.0, 0.3)])
+def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
+    fixed(monkeypatch, (length,), noise)
+    (x, y), new = data(25, width=2), np.random.default_rng(1).random((40, 2)) * 4
+    mean, sd = gaussian_process([x], y, np.random.default_rng(0))([new])
+    covariance = np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / length**2) + noise * np.eye(len(y))
+    signal = y @ np.linalg.solve(covariance, y) / len(y)
+    kernel = ConstantKernel(signal) * RBF(length / np.sqrt(2))
+    theirs = GaussianProcessRegressor(kernel, alpha=signal * noise, optimizer=None).fit(x, y)
+    expected, deviation = theirs.predict(new, return_std=True)
+    assert mean == pytest.approx(expected, abs=1e-8)
+    assert sd == pytest.approx(deviation, abs=1e-6)
+
+
+def test_the_likelihood_is_that_of_scikit_learn():
+    """Up to a constant, and with the best variance of the signal, which no other variance beats."""
+    x, y = data(20, width=2)
+    found, expected = [], []
+    for length in (0.5, 1.0, 2.0):
+        for noise in (0.003, 0.1):
+            squares = module._squared_distances(x, x)
+            found.append(module._log_likelihood([squares], y, module._Settings((length,), noise)))
+            _, _, signal = module._solved(np.exp(-squares / length**2), y, noise)
+
+            def theirs(scale, length=length, noise=noise):
+                kernel = ConstantKernel(scale) * RBF(length / np.sqrt(2))
+                model = GaussianProcessRegressor(kernel, alpha=scale * noise, optimizer=None).fit(x, y)
+                return model.log_marginal_likelihood_value_
+
+            expected.append(theirs(signal))
+            assert theirs(signal) > max(theirs(0.8 * signal), theirs(1.25 * signal))
+    assert np.array(found) - found[0] == pytest.approx(np.array(expected) - expected[0], abs=1e-6)
+
+
+def test_blocks_multiply(monkeypatch):
+    """Two blocks of lengths a and b are one block whose columns are divided by them."""
+    (x, y), new = data(20, width=2), np.random.default_rng(1).random((10, 2))
+    fixed(monkeypatch, (0.5, 2.0), 0.1)
+    split = gaussian_process([x[:, :1], x[:, 1:]], y, np.random.default_rng(0))([new[:, :1], new[:, 1:]])
+    fixed(monkeypatch, (1.0,), 0.1)
+    scale = np.array([0.5, 2.0])
+    whole = gaussian_process([x / scale], y, np.random.default_rng(0))([new / scale])
+    assert np.array(split) == pytest.approx(np.array(whole), abs=1e-8)
+
+
+def test_an_infinite_length_ignores_a_block(monkeypatch):
+    x, y = data(20)
+    noise = np.random.default_rng(2).random((20, 3))
+    fixed(monkeypatch, (1.0, np.inf), 0.1)
+    both = gaussian_process([x, noise], y, np.random.default_rng(0))([x, noise[::-1]])
+    fixed(monkeypatch, (1.0,), 0.1)
+    assert np.array(both) == pytest.approx(np.array(gaussian_process([x], y, np.random.default_rng(0))([x])))
+
+
+def test_it_passes_through_noise_free_data_and_is_unsure_far_away():
+    x, y = data(40)
+    predict = gaussian_process([x], y, np.random.default_rng(0))
+    mean, near = predict([x])
+    assert np.abs(mean - y).max() < 0.1
+    new = np.linspace(0.1, 1.9, 30)[:, None]
+    expected = (wave(new) - wave(x).mean()) / wave(x).std()
+    assert np.abs(predict([new])[0] - expected).max() < 0.15
+    _, far = predict([np.full((1, 1), 9.0)])
+    assert far[0] > 5 * near.max()
+
+
+def test_noise_is_not_followed():
+    draw = np.random.default_rng(3)
+    x, noise = draw.random((60, 1)), draw.standard_normal(60)
+    mean, _ = gaussian_process([x], noise, draw)([x])
+    assert mean.std() < 0.6 * noise.std()
+
+
+def test_an_irrelevant_block_is_given_up():
+    x, y = data(60)
+    noise = np.random.default_rng(4).standard_normal((60, 5))
+    settings = module._tuned([noise, x], y, np.random.default_rng(0))
+    assert settings.lengths[0] == np.inf
+    assert np.isfinite(settings.lengths[1])
+
+
+def test_many_trials_are_tuned_on_some_of_them_but_all_are_learnt():
+    x, y = data(3 * module.TUNED_ON)
+    mean, _ = gaussian_process([x], y, np.random.default_rng(0))([x])
+    assert np.abs(mean - y).max() < 0.1
+
+
+# -- all of them --------------------------------------------------------------------------------------
+
+
+@each
+def test_better_architectures_are_predicted_to_be_better(name):
+    draw = np.random.default_rng(5)
+    x = draw.integers(0, 2, size=(120, 8)).astype(float)
+    y = x @ np.arange(1.0, 9.0)
+    y = (y - y.mean()) / y.std() + 0.1 * draw.standard_normal(120)
+    predict = surrogate(name)([x[:80, :4], x[:80, 4:]], y[:80], draw)
+    mean, sd = predict([x[80:, :4], x[80:, 4:]])
+    assert mean.shape == sd.shape == (40,)
+    assert np.corrcoef(mean, y[80:])[0, 1] > 0.8
+    assert (sd >= 0).all()
+    assert sd.max() > 0
+
+
+@each
+def test_a_surrogate_depends_on_its_stream_alone(name):
+    x, y = data(30, width=3)
+    first, second = (surrogate(name)([x], y, np.random.default_rng(7))([x]) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@each
+@pytest.mark.parametrize("x", [np.zeros((6, 2)), np.random.default_rng(0).random((6, 2))], ids=["x", "y"])
+def test_equal_trials_teach_nothing_but_break_nothing(name, x):
+    mean, sd = surrogate(name)([x], np.zeros(6), np.random.default_rng(0))([x])
+    assert np.abs(mean).max() < 1e-6
+    assert np.isfinite(sd).all()
+
+
+def test_the_forest_is_the_mean_of_its_trees_and_their_spread():
+    x, y = data(30)
+    mean, sd = random_forest([x], y, np.random.default_rng(0))([x])
+    assert np.corrcoef(mean, y)[0, 1] > 0.95
+    far, _ = random_forest([x], y, np.random.default_rng(0))([np.full((1, 1), 99.0)])
+    assert y.min() <= far[0] <= y.max()
+    assert sd.min() < sd.max()
+
+
+def test_the_ridge_recovers_a_line_and_is_unsure_beyond_the_data():
+    draw = np.random.default_rng(0)
+    x = draw.random((50, 2))
+    y = 2 * x[:, 0] - x[:, 1] + 0.05 * draw.standard_normal(50)
+    new = np.array([[0.5, 0.5], [20.0, -20.0]])
+    mean, sd = bayesian_ridge([x], y - y.mean(), draw)([new])
+    assert mean[1] - mean[0] == pytest.approx(2 * 19.5 + 20.5, rel=0.1)
+    assert sd[1] > 3 * sd[0]
+
+
+def test_an_unknown_surrogate_is_named():
+    with pytest.raises(ConfigError, match="no surrogate 'forrest'; did you mean 'forest'"):
+        surrogate("forrest")
