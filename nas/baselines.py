@@ -16,6 +16,7 @@ from nas.searchers import RandomSearch
 from nas.study import JOURNAL, Evaluator, Study
 from nas.types import Genotype, Trial
 
+UNBOUNDED = 10**6
 RANDOM, LARGEST = "random", "largest"
 """Names of the baselines in metrics and pictures."""
 
@@ -38,18 +39,19 @@ def run_baselines(job: Job, found: Found) -> Baselines:
     The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
     """
     is_random = job.config.method == "random" and job.plan.scheduler == "fixed"
-    history = list(found.history) if is_random else _random(job, found)
+    history = found.history if is_random else _random(job, found)
     done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
     if not done:
+        job.progress.note(
+            "random search found no architecture to compare with: all its trials failed or broke a constraint"
+        )
         return Baselines(history, {})
     largest = max(done, key=lambda t: t.metrics["macs"])
     return Baselines(history, {RANDOM: finalists(done, job.plan.lead)[0].genotype, LARGEST: largest.genotype})
 
 
 def _random(job: Job, found: Found) -> list[Trial]:
-    measure: Evaluator = found.measure or Trained(
-        job.space, job.search_task, job.plan.trial, folder=job.folder / CHECKPOINT / RANDOM, stop=job.stop
-    )
+    measure = _evaluator(job, found)
     epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
     study = Study(
         job.space,
@@ -68,20 +70,33 @@ def _random(job: Job, found: Found) -> list[Trial]:
             raise Stopped(f"random search stopped after {study.ended} trials")
         return trials is None and study.ended > 0 and study.spent_s >= found.seconds
 
+    most = trials if trials is not None else UNBOUNDED
     known = [*found.history, *study.history] if found.measure is not None else study.history
     study.run(
         Cached(with_costs(job, measure, known), job.space, known),
-        trials=trials if trials is not None else 10**6,
+        trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=most + 1,  # what fails here must not end a job whose search went well
     )
     return study.history
+
+
+def _evaluator(job: Job, found: Found) -> Evaluator:
+    """That of the search; training from scratch keeps its checkpoints apart from those of the search."""
+    if found.measure is not None and not isinstance(found.measure, Trained):
+        return found.measure
+    folder = job.folder / CHECKPOINT / RANDOM
+    return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
 
 
 def _equal_trials(job: Job, found: Found) -> int | None:
     """The number of random trials of equal cost, None where it is counted in seconds."""
     if found.measure is None:
         return None
+    if job.plan.early_stop:
+        trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
+        return max(1, round(trained / found.fidelity))
     if len(job.plan.ladder) == 1 or job.config.evaluator == "shared":
         return len(found.history)
     granted = job.plan.ladder.granted

@@ -9,9 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nas import draw
-from nas.calibration import FILE, Calibration, Estimate, choose, estimate
+from nas.calibration import (
+    FILE,
+    MIN_ARCHITECTURES,
+    Calibration,
+    Estimate,
+    choose,
+    estimate,
+    read_calibration,
+)
 from nas.config import Config, make_config, with_names
-from nas.errors import ConfigError, NoModelError, SpaceError
+from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluate import Trained
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files import FolderLock, read_json, write_json
@@ -35,6 +43,11 @@ from nas.task import Task
 from nas.types import Genotype, Objective, Trial
 
 SETTINGS = "settings.json"
+USED = (
+    *("space", "task", "method", "evaluator", "preset", "seed", "device"),
+    *("space_settings", "epochs", "trial", "shared", "search_images"),
+)
+"""The settings of a job that a calibration reads."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,12 @@ class Settings:
     threshold: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.architectures < 5 or self.epochs < 1 or self.seeds < 1 or not -1 < self.threshold < 1:
+        if (
+            self.architectures < MIN_ARCHITECTURES
+            or self.epochs < 1
+            or self.seeds < 1
+            or not -1 < self.threshold < 1
+        ):
             raise ConfigError(
                 f"calibrate: got {asdict(self)}, wanted at least 5 architectures, 1 epoch and 1 seed, and a "
                 "threshold between -1 and 1"
@@ -70,8 +88,9 @@ def calibrate(
 ) -> Calibration:
     """Measures how well every fidelity, shared weights and every proxy rank architectures on this task.
 
-    Called again with the same folder and settings, it resumes. config: settings of `nas.Config`; `trial` is
-    the recipe, `epochs` those of a trial, from which the fidelities are derived.
+    Called again with the same folder and settings, it resumes. config: settings of `nas.Config` in `USED`;
+    `trial` is the recipe, `epochs` those of a trial, from which the fidelities are derived; with evaluator
+    `shared`, `shared` and `epochs` are those of the supernet.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or too few architectures train.
@@ -83,6 +102,9 @@ def calibrate(
         "method": "random",
     }
     made = make_config(with_names(config, names))
+    for name, value in Config():
+        if name not in USED and getattr(made, name) != value:
+            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
     place = Path(out) if out is not None else Path("results") / _folder_name(made)
     job, notes = prepare(
         made,
@@ -92,19 +114,28 @@ def calibrate(
         progress=progress,
         stop=stop,
     )
+    if settings.epochs <= job.plan.trial.epochs:
+        notes.append(
+            f"WARNING: the truth has {settings.epochs} epochs, a trial {job.plan.trial.epochs}: a truth "
+            "that is no longer says little; raise --epochs"
+        )
     folder = open_folder(place)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder):
         begin(folder, made, job.plan, space=job.space, task=job.task, force=False)
         _keep(folder / SETTINGS, settings)
+        if (folder / FILE).exists():
+            job.progress.note(f"{folder} holds this calibration already, finished")
+            clear_checkpoints(folder)
+            return Calibration.from_dict(read_calibration(folder))
         for note in notes:
             job.progress.note(note)
         found = _calibrate(job, settings)
-        write_json(folder / FILE, found.to_dict())
         rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
         title = f"What can be trusted: {job.space.name} on {job.task.name}"
         figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=settings.threshold)
         draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+        write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
         clear_checkpoints(folder)
     return found
 
@@ -136,8 +167,10 @@ def _calibrate(job: Job, settings: Settings) -> Calibration:
     genotypes = _sample(job, settings.architectures)
     truth = _truth(job, genotypes, settings)
     means = [_mean(values) for values in truth]
-    if sum(map(math.isfinite, means)) < 5:
-        raise NoModelError("calibrate: fewer than 5 architectures could be trained; run `nas validate`")
+    if sum(map(math.isfinite, means)) < MIN_ARCHITECTURES:
+        raise NoModelError(
+            f"calibrate: fewer than {MIN_ARCHITECTURES} architectures could be trained; run `nas validate`"
+        )
     found: list[Estimate | None] = []
     if settings.seeds > 1:
         others = [_mean(values[1:]) for values in truth]
@@ -149,6 +182,11 @@ def _calibrate(job: Job, settings: Settings) -> Calibration:
     found.append(_shared(job, genotypes, means))
     found += _proxies(job, genotypes, means)
     estimates = tuple(e for e in found if e is not None)
+    if not estimates:
+        raise NoModelError(
+            f"calibrate: after {settings.epochs} epochs all architectures are equally accurate; train for "
+            "longer, or on more images"
+        )
     chosen = choose(estimates, settings.threshold)
     return Calibration(
         job.config.space,
@@ -164,10 +202,18 @@ def _calibrate(job: Job, settings: Settings) -> Calibration:
 
 
 def _sample(job: Job, count: int) -> list[Genotype]:
-    """Different random architectures."""
+    """Different random architectures; all of them where the space has no more."""
     draws, drawn = rng(job.seed("calibrate"), "sample"), list[Trial]()
     for number in range(count):
-        genotype = unseen(job.space, drawn, draws, propose=lambda: job.space.sample(draws))
+        try:
+            genotype = unseen(job.space, drawn, draws, propose=lambda: job.space.sample(draws))
+        except ExhaustedError as error:
+            if number < MIN_ARCHITECTURES:
+                raise ConfigError(
+                    f"calibrate: {error}; a calibration needs {MIN_ARCHITECTURES} architectures"
+                ) from error
+            job.progress.note(f"{error}: {number} are calibrated with")
+            break
         drawn.append(Trial(number, genotype))
     return [trial.genotype for trial in drawn]
 

@@ -16,7 +16,7 @@ from nas.files import read_json
 
 FILE = "calibration.json"
 RESAMPLES = 1000
-MIN_ARCHITECTURES = 5
+MIN_ARCHITECTURES, CONVINCING = 5, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +58,17 @@ def estimate(
     usable = [d for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
     taus = [_tau(x[d], y[d]) for d in usable]
     rhos = [_rho(x[d], y[d]) for d in usable]
-    tau_low, tau_high = np.quantile(taus, [0.025, 0.975])
-    rho_low, rho_high = np.quantile(rhos, [0.025, 0.975])
-    return Estimate(
-        name,
-        group,
-        _tau(x, y),
-        float(tau_low),
-        float(tau_high),
-        _rho(x, y),
-        float(rho_low),
-        float(rho_high),
-        cost_s,
-        len(x),
-    )
+    tau, rho = _tau(x, y), _rho(x, y)
+    return Estimate(name, group, tau, *_around(tau, taus), rho, *_around(rho, rhos), cost_s, len(x))
 
 
 def choose(estimates: Sequence[Estimate], threshold: float, *, group: str = "trained") -> Estimate | None:
-    """The cheapest of a group whose tau is above the threshold with 97.5 % confidence; None without one."""
-    trusted = [e for e in estimates if e.group == group and e.tau_low >= threshold]
+    """The cheapest of a group whose tau is above the threshold with 97.5 % confidence; None without one.
+
+    The interval of a handful of architectures can be a point, so fewer than ten convince nobody.
+    """
+    known = [e for e in estimates if e.group == group and e.count >= CONVINCING]
+    trusted = [e for e in known if e.tau_low >= threshold]
     return min(trusted, key=lambda e: e.cost_s, default=None)
 
 
@@ -98,8 +90,13 @@ class Calibration:
     chosen: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; the inverse of `from_dict`."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """The calibration that `to_dict` wrote down."""
+        return cls(**{**data, "estimates": tuple(Estimate(**e) for e in data["estimates"])})
 
     def lines(self) -> list[str]:
         """The table, the cheapest estimate of each group first, and what it means for a search."""
@@ -152,12 +149,18 @@ def chosen_fidelity(folder: Path, *, space: str, task: str) -> str | None:
     return None if chosen is None else str(chosen)
 
 
+def _around(value: float, resampled: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of resampled values, widened to hold the value, which few of them need not do."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return min(value, float(low)), max(value, float(high))
+
+
 def _tau(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    return float(kendalltau(x, y).statistic)
+    return float(np.clip(kendalltau(x, y).statistic, -1, 1))
 
 
 def _rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(np.clip(np.corrcoef(rankdata(x), rankdata(y))[0, 1], -1, 1))
 
 
 def _interval(value: float, low: float, high: float) -> str:

@@ -18,8 +18,9 @@ FLIPS = 10_000
 class Paired:
     """How much more often one network is right than another, over images that both saw.
 
-    delta: difference of the mean accuracies, in [-1, 1]. low, high: its 95 % interval over images.
-    p: chance of so large a difference, either way, if both were equally good (sign-flip test).
+    delta: difference of the mean accuracies, in [-1, 1]. low, high: its 95 % interval over images and, where
+      their noise is known, training seeds.
+    p: chance of so large a difference, either way, if both were equally good.
     images, seeds: what the means are over.
     """
 
@@ -41,28 +42,35 @@ class Paired:
         return f"{own} {verb} {other}: {numbers}, p = {self.p:.2g}; {over})"
 
 
-def paired(own: NDArray[np.bool_], other: NDArray[np.bool_]) -> Paired:
+def paired(own: NDArray[np.bool_], other: NDArray[np.bool_], *, seed_sd: float = 0.0) -> Paired:
     """Compares two networks by which images `[S, N]` they got right under each of S training seeds.
 
-    Images are the units: what both get right or wrong cancels, which makes small differences visible. The
-    interval is the normal one for a mean of paired differences; it covers the choice of images, while seeds
-    enter through the means over them.
+    Images are the units: what both get right or wrong cancels, which makes small differences visible.
+
+    seed_sd: deviation of an accuracy from training to training, on the same images. It widens the normal
+      interval and raises p: the larger of a sign-flip test over images and a z-test with both noises.
     """
     if own.shape != other.shape or own.ndim != 2 or own.shape[1] < 2:
         raise ConfigError(f"paired: got {own.shape} and {other.shape}, wanted two equal shapes [S, N]")
     difference = own.mean(0) - other.mean(0)
     count = len(difference)
     delta = float(difference.mean())
-    half = 1.959964 * float(difference.std(ddof=1)) / math.sqrt(count)
-    low, high = max(-1.0, delta - half), min(1.0, delta + half)
-    return Paired(delta, low, high, _sign_flips(difference), count, own.shape[0])
+    error = math.sqrt(float(difference.var(ddof=1)) / count + 2 * seed_sd**2 / len(own))
+    low, high = max(-1.0, delta - 1.959964 * error), min(1.0, delta + 1.959964 * error)
+    normal = math.erfc(abs(delta) / (error * math.sqrt(2))) if error and seed_sd else 0.0
+    p = max(normal, _sign_flips(own.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)))
+    return Paired(delta, low, high, p, count, len(own))
 
 
-def _sign_flips(difference: NDArray[np.float64]) -> float:
-    """The share of random sign patterns whose mean is at least as far from 0 (Fisher 1935, §21)."""
-    unequal = difference[difference != 0]
-    if not len(unequal):
+def _sign_flips(difference: NDArray[np.int64]) -> float:
+    """The share of random sign patterns whose sum is at least as far from 0 (Fisher 1935, §21).
+
+    Images of equal difference are drawn together, as a binomial number of plus signs, so that the memory
+    taken does not grow with the images.
+    """
+    sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
+    if not len(sizes):
         return 1.0
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(FLIPS, len(unequal)))
-    reached = np.abs(signs @ unequal) >= abs(unequal.sum()) - 1e-9
+    pluses = np.random.default_rng(0).binomial(counts, 0.5, size=(FLIPS, len(counts)))
+    reached = np.abs((2 * pluses - counts) @ sizes) >= abs(difference.sum())
     return float((1 + reached.sum()) / (1 + FLIPS))

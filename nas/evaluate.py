@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Trained:
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`."""
         seed = int(rng.integers(2**62))
-        with user_errors(), self._place(trial) as folder:
+        with self._place(trial) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
             with isolated(seed, "init"):
                 network = self.space.network(trial.genotype).to(self.task.train.x.device)
@@ -68,7 +69,8 @@ class Trained:
 
     def _train(self, network: nn.Module, epochs: int, seed: int, folder: Path | None) -> Curve:
         """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
-        for epoch in [epochs] if self.hopeless is None else range(1, epochs + 1):
+        first = epochs if self.hopeless is None or folder is None else self._begun(folder)
+        for epoch in range(first, epochs + 1):
             curve = train(
                 network,
                 self.task,
@@ -84,6 +86,12 @@ class Trained:
                 break
         return curve
 
+    def _begun(self, folder: Path) -> int:
+        """The epoch that a checkpoint was written in or at the end of; 1 without one."""
+        saved = Checkpoints(folder).load()
+        steps_per_epoch = len(self.task.train) // min(self.recipe.batch, len(self.task.train))
+        return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
+
     @contextmanager
     def _place(self, trial: Trial) -> Iterator[Path | None]:
         """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
@@ -95,7 +103,11 @@ class Trained:
                 yield Path(temporary)
             return
         folder = self.folder / f"trial-{trial.number}"
-        yield folder
+        try:
+            yield folder
+        except TrialError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.cost import count_params
-from nas.errors import ConfigError, NoModelError
+from nas.errors import ConfigError, NoModelError, TrialError
 from nas.evaluate import Cached, Inherited, Trained, require_memory
 from nas.fidelity import Fidelity
 from nas.graph import architecture_hash
@@ -178,6 +179,17 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     return Found(genotypes, study.history, spent_s + study.spent_s, measure, fidelity)
 
 
+def check_search(job: Job) -> None:
+    """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
+    if job.plan.searcher is not None:
+        _informed(job, job.plan.searcher)
+
+    def unasked(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        raise NotImplementedError
+
+    with_costs(job, unasked, ())
+
+
 def bounded(job: Job, searcher: Searcher) -> Searcher:
     """The searcher kept to architectures whose parameters and the like are within the constraints."""
     table = job.latency_table
@@ -187,7 +199,11 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
         return searcher
 
     def holds(genotype: Genotype) -> bool:
-        costs = free_metrics(job.space, genotype, job.task.image_shape, table)
+        try:
+            with user_errors():
+                costs = free_metrics(job.space, genotype, job.task.image_shape, table)
+        except TrialError:  # its trial will fail for this reason, and say so
+            return True
         return all(bound.excess(costs) == 0 for bound in bounds)
 
     return Bounded(searcher, holds)
@@ -220,6 +236,9 @@ def _informed(job: Job, searcher: Searcher) -> Searcher:
         trials = Study.read(Path(job.plan.earlier), "search", job.space)
         if not any(trial.state == "done" for trial in trials):
             raise ConfigError(f"searcher.earlier: {job.plan.earlier} holds no finished trial to learn from")
+        for trial in trials:
+            if trial.state == "done":
+                job.plan.goals.check(trial)
         searcher = dataclasses.replace(searcher, earlier=tuple(trials))
     if job.plan.proxies:
         scored = Scored(job.space, job.search_task, job.plan.proxies)
@@ -234,7 +253,8 @@ def _early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
         return measure
 
     def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
-        done = [t.metrics["val_acc"] for t in study.history if t.state == "done"]
+        kept = [t for t in study.history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+        done = [t.metrics["val_acc"] for t in kept]
         if len(accuracies) < 2 or not done:
             return False
         return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance

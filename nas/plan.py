@@ -20,6 +20,10 @@ from nas.recipe import Recipe, compressed
 from nas.searchers import Searcher
 from nas.searchers.named import make_searcher
 
+LATENCY = "latency_ms"
+MIN_STOPPED = 3
+"""Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,9 +110,10 @@ def make_plan(config: Config) -> Plan:
     images = base.search_images if config.search_images is None else config.search_images
     top_k = config.top_k or base.top_k
     _refuse_unused(config, top_k)
-    if config.early_stop and goals.objectives != Goals().objectives:
-        raise ConfigError("early_stop forecasts val_acc, so it must be the only objective; remove early_stop")
-    trial = change(base.trial, ({} if shared_trials else epochs) | config.trial, "trial")
+    own_epochs = {} if shared_trials or config.is_differentiable else epochs
+    trial = change(base.trial, own_epochs | config.trial, "trial")
+    ladder = _ladder(config, trial)
+    _refuse_idle(config, goals, ladder)
     return Plan(
         trial=trial,
         search=dataclasses.replace(base.search, weights=weights, order=order, **rates),  # type: ignore[arg-type]
@@ -119,7 +124,7 @@ def make_plan(config: Config) -> Plan:
         earlier=earlier,
         proxies=tuple(name.strip() for name in proxies.split(",") if name.strip()),
         scheduler=config.scheduler,
-        ladder=_ladder(config, trial),
+        ladder=ladder,
         eta=config.eta,
         early_stop=config.early_stop,
         baselines=config.baselines,
@@ -158,17 +163,39 @@ def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
 
 def _refuse_unused(config: Config, top_k: int) -> None:
     """Settings of trainings that this job will not make."""
-    again_only = config.is_differentiable or config.evaluator == "shared"
+    again_only = config.evaluator == "shared" or (config.is_differentiable and not config.baselines)
     if "epochs" in config.trial and again_only:
         raise ConfigError(
             "trial.epochs is set, but here architectures are trained for top_k_epochs only; set that"
         )
-    unused = {"top_k_epochs": config.top_k_epochs is not None, "trial": again_only and bool(config.trial)}
+    unused = {
+        "top_k_epochs": config.top_k_epochs is not None,
+        "seeds": config.seeds is not None,
+        "trial": again_only and bool(config.trial),
+    }
     for name, is_set in unused.items():
-        if is_set and top_k == 1:
+        if is_set and top_k == 1 and not config.baselines:
             raise ConfigError(
-                f"{name} is set, but with top_k 1 nothing is trained again; remove it or raise top_k"
+                f"{name} is set, but with top_k 1 and no baselines nothing is trained again; remove it or "
+                "raise top_k"
             )
+
+
+def _refuse_idle(config: Config, goals: Goals, ladder: Ladder) -> None:
+    """A latency table that decides nothing, and early stopping where it cannot stop anything."""
+    if config.latency_table is not None and LATENCY not in goals.metrics:
+        raise ConfigError(
+            f"latency_table is set, but nothing decides by {LATENCY}; add it to objective or constraint"
+        )
+    if not config.early_stop:
+        return
+    if goals.objectives != Goals().objectives:
+        raise ConfigError("early_stop forecasts val_acc, so it must be the only objective; remove early_stop")
+    rung = ladder.rungs[-1]
+    if rung.epochs < MIN_STOPPED or rung != Fidelity(rung.epochs):
+        raise ConfigError(
+            f"early_stop needs trials of at least {MIN_STOPPED} epochs at full size, got {rung}; remove it"
+        )
 
 
 def _ladder(config: Config, trial: Recipe) -> Ladder:

@@ -47,7 +47,11 @@ class Verdict:
 
 
 def rerank(job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genotype]) -> Verdict:
-    """Trains candidates and rivals from scratch, as often each as there are seeds, and compares them."""
+    """Trains candidates and rivals from scratch, as often each as there are seeds, and compares them.
+
+    The best of all is chosen for the last training. Compared with each rival is the candidate that the search
+    itself ranks first, not the best by the same fresh scores: that one would be partly the luckiest again.
+    """
     if len(candidates) == 1 and not rivals:
         return Verdict(candidates[0], SEARCH, {})
     rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
@@ -55,25 +59,35 @@ def rerank(job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genoty
     study = _train(job, genotypes)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
     if not means:
-        raise NoModelError(f"all {len(genotypes)} candidates failed; the last: {study.history[-1].reason}")
-    ordered = [trial.genotype for trial in job.plan.lead.ordered(list(means.values()))]
-    best, own = ordered[0], next((g for g in ordered if g in candidates), None)
-    metrics: dict[str, float] = {"rerank_seconds": study.spent_s, "rerank_seeds": job.plan.seeds}
+        reasons = [trial.reason for trial in study.history if trial.state == "failed"]
+        raise NoModelError(f"all {len(genotypes)} candidates failed; the last one: {reasons[-1]}")
+    best = job.plan.lead.ordered(list(means.values()))[0].genotype
+    own = next((g for g in candidates if g in means), None)
+    metrics: dict[str, float] = {
+        "rerank_seconds": study.spent_s,
+        "rerank_seeds": job.plan.seeds,
+        "rerank_val_acc": means[best].metrics["val_acc"],
+    }
     statements: list[str] = []
     if own is not None:
-        metrics["rerank_val_acc"] = means[own].metrics["val_acc"]
+        metrics["first_val_acc"] = means[own].metrics["val_acc"]
     for name, rival in rivals.items():
         if rival in means and own is not None:
             metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
             compared = _compare(job, study.history, own, rival)
+            if compared is None:
+                gone = "the predictions of earlier trainings are gone"
+                statements.append(f"{_FIRST} and {_WORDS[name]} are not compared: {gone}")
+                continue
             metrics |= _numbers(name, compared)
-            same = f"the architecture found is {_WORDS[name]}, too"
-            different = compared.statement("the architecture found", _WORDS[name])
+            same = f"{_FIRST} is {_WORDS[name]}, too"
+            different = compared.statement(_FIRST, _WORDS[name])
             statements.append(same if rival == own else different)
     found_by = SEARCH if best in candidates else next(n for n, g in rivals.items() if g == best)
     return Verdict(best, found_by, metrics, tuple(statements))
 
 
+_FIRST = "the first choice of the search"
 _WORDS = {"random": "that of random search at equal cost", "largest": "the largest of the random ones"}
 
 
@@ -114,7 +128,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...]) -> Study:
         trials=trainings,
         stop=stop,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
-        max_failures=trainings,
+        max_failures=trainings + 1,
     )
     return study
 
@@ -128,8 +142,25 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
     return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
 
 
-def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired:
-    return paired(*(_hits(job, [t.number for t in history if t.genotype == g]) for g in (own, rival)))
+def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
+    """The two in pairs; None where checkpoints were cleared on the way, as changed data demand."""
+    numbers = [[t.number for t in history if t.genotype == g] for g in (own, rival)]
+    if not all(_hits_path(job, n).exists() for own_numbers in numbers for n in own_numbers):
+        return None
+    own_hits, rival_hits = (_hits(job, own_numbers) for own_numbers in numbers)
+    return paired(own_hits, rival_hits, seed_sd=_seed_sd(history))
+
+
+def _seed_sd(history: Sequence[Trial]) -> float:
+    """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown."""
+    by_genotype: dict[Genotype, list[float]] = {}
+    for trial in history:
+        if trial.state == "done":
+            by_genotype.setdefault(trial.genotype, []).append(trial.metrics["val_acc"])
+    repeated = [values for values in by_genotype.values() if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in repeated)
+    squares = sum(float(np.var(values)) * len(values) for values in repeated)
+    return (squares / degrees) ** 0.5 if degrees else 0.0
 
 
 def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:

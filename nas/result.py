@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nas.run_folder import read_run
 from nas.skeleton import skeleton
 from nas.space import Space
 from nas.study import Study
-from nas.types import Genotype, Trial
+from nas.types import Genotype, Objective, Trial
 
 BASELINES = ("random search at equal cost", "largest of these by MACs")
 _READ = ("architecture.json", "metrics.json", "model.safetensors", "run.json")
@@ -60,8 +60,10 @@ class Result:
 
     @property
     def front(self) -> list[Trial]:
-        """The trials that no other one beats in every objective, and that keep all constraints."""
-        return self.goals.front([t for t in self.history if t.state == "done"])
+        """The trials of the longest training that no other one dominates, and that keep all constraints."""
+        done = [t for t in self.history if t.state == "done"]
+        longest = max((t.fidelity for t in done), default=0)
+        return self.goals.front([t for t in done if t.fidelity == longest])
 
     @property
     def graph(self) -> Graph:
@@ -107,11 +109,11 @@ def write_result(
     if result.history:
         first = result.goals.objectives[0]
         figure = draw.draw_search(
-            result.history,
-            metric=first.metric,
+            _valued(first, result.history),
+            metric=first.name,
             maximize=first.maximize,
             title=f"Search: {title}",
-            baselines=result.baselines,
+            baselines={name: _valued(first, trials) for name, trials in result.baselines.items()},
         )
         draw.save(figure, folder / "search.svg", folder / "search.png")
     if len(result.goals.objectives) > 1:
@@ -119,6 +121,16 @@ def write_result(
     if alphas is not None:
         alphas.write(folder)
     write_manifest(folder)
+
+
+def _valued(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials with the objective's value among their metrics, under its name."""
+
+    def valued(trial: Trial) -> Trial:
+        value = {objective.name: objective.value(trial.metrics)}
+        return replace(trial, metrics={**trial.metrics, **value})
+
+    return [valued(trial) if trial.state == "done" else trial for trial in trials]
 
 
 def write_front(result: Result, *, title: str) -> None:
@@ -250,16 +262,19 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
     record = read_run(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
+    history = Study.read(folder, "search", found)
+    # A random search is its own baseline, and has no second study.
+    own = history if (folder / "baselines.json").is_file() else []
     return Result(
         found,
         genotype,
         graphs_of(data),
         network.eval(),
         metrics,
-        Study.read(folder, "search", found),
+        history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, "random", found), goals),
+        baselines_of(Study.read(folder, "random", found) or own, goals),
         goals,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nas.cost import cost
 from nas.errors import ConfigError, TrialError, unknown
 from nas.guard import user_errors
 from nas.proxies import PROXIES, draw_batch
@@ -29,23 +30,32 @@ class Scored:
             if name not in PROXIES:
                 raise ConfigError(unknown("proxy", name, PROXIES))
         self.space, self.task, self.proxies = space, task, tuple(proxies)
-        self.batch = draw_batch(task, images)
+        self.batch = draw_batch(task, min(images, len(task.train)))
         self._known: dict[tuple[Genotype, str], float | None] = {}
 
     def __call__(self, genotype: Genotype) -> list[float]:
         """The score of each proxy in turn, `FAILED` where it has none."""
-        scores = self.scores(genotype)
+        try:
+            scores = self.scores(genotype)
+        except TrialError:  # an architecture that cannot be built; its trial will say why
+            scores = {}
         return [scores.get(name, FAILED) for name in self.proxies]
 
     def scores(self, genotype: Genotype) -> dict[str, float]:
-        """The scores by name; proxies that fail for this architecture are left out."""
+        """The scores by name; proxies that fail for this architecture are left out.
+
+        Raises:
+            TrialError: when the architecture cannot be built for the task's images.
+        """
         missing = [name for name in self.proxies if (genotype, name) not in self._known]
         if missing:
             with user_errors(), isolated(0, "proxies"):
+                cost(self.space, genotype, self.task.image_shape)
                 network = self.space.network(genotype).to(self.task.train.x.device)
             for name in missing:
                 try:
-                    score: float | None = PROXIES[name](network, self.batch)
+                    with user_errors():
+                        score: float | None = PROXIES[name](network, self.batch)
                 except TrialError:
                     score = None
                 self._known[genotype, name] = score

@@ -15,7 +15,7 @@ import torch
 
 from nas import devices
 from nas.baselines import RANDOM, Baselines, run_baselines
-from nas.calibration import chosen_fidelity
+from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.files import FolderLock, write_json
@@ -23,7 +23,7 @@ from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.pareto import hypervolume
-from nas.phases import Found, Job, find
+from nas.phases import Found, Job, check_search, find
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
@@ -144,17 +144,21 @@ def prepare(
         progress or Silent(),
         stop or (lambda: False),
     )
+    check_search(job)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
-    return job, [about, *task.notes, *notes, *_trust(config, plan)]
+    return job, [about, *task.notes, *notes, *_trust(config, plan, task)]
 
 
-def _trust(config: Config, plan: Plan) -> list[str]:
+def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
     """What a calibration means for the trials."""
     if config.fidelity != "auto":
         return []
-    if chosen_fidelity(Path(str(config.calibration)), space=config.space, task=config.task) is not None:
-        return [f"fidelity of the trials, by calibration: {plan.ladder}"]
-    return [f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder} and may mislead"]
+    record = read_calibration(Path(str(config.calibration)))
+    changed = record.get("fingerprint") != task.fingerprint
+    notes = ["WARNING: the calibration was made on other images of this task"] if changed else []
+    if record["chosen"] is not None:
+        return [*notes, f"fidelity of the trials, by calibration: {plan.ladder}"]
+    return [*notes, f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder}"]
 
 
 def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:

@@ -15,6 +15,7 @@ from nas.registry import load
 from nas.resumable import Stopped
 from nas.space import Space
 from nas.task import load_task
+from nas.train import predictions
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(128)
@@ -91,6 +92,83 @@ def test_a_stopped_trial_goes_on_where_it_was(tmp_path):
     resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path)(trial, rng())
     assert resumed == Trained(TOY, TASK, RECIPE)(trial, rng())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
+    recipe = dataclasses.replace(RECIPE, lr=1e30)
+    for seed in range(2):
+        with pytest.raises(TrialError):
+            Trained(TOY, TASK, recipe, folder=tmp_path)(Trial(0, (2, 2, 2), 3), rng(seed))
+        assert not list(tmp_path.iterdir())
+
+    def judge(trial, network):
+        raise ValueError("broken")
+
+    with pytest.raises(TrialError, match="broken"):
+        Trained(TOY, TASK, RECIPE, folder=tmp_path, judge=judge)(Trial(0, (2, 2, 2), 1), rng())
+    assert not list(tmp_path.iterdir())
+
+
+# -- trained no further than it is worth ------------------------------------------------------------------
+
+
+def test_a_hopeless_trial_ends_early_and_says_so():
+    asked = []
+
+    def hopeless(accuracies, epochs):
+        asked.append((len(accuracies), epochs))
+        return len(accuracies) == 2
+
+    metrics = Trained(TOY, TASK, RECIPE, hopeless=hopeless)(Trial(0, (2, 2, 2), 5), rng())
+    assert asked == [(1, 5), (2, 5)]
+    assert metrics["epochs_trained"] == 2
+
+
+def test_a_hopeful_trial_is_the_same_as_one_that_nobody_asks_about():
+    asked = Trained(TOY, TASK, RECIPE, hopeless=lambda *_: False)(Trial(0, (2, 2, 2), 4), rng())
+    assert asked == Trained(TOY, TASK, RECIPE)(Trial(0, (2, 2, 2), 4), rng())
+    assert asked["epochs_trained"] == 4
+
+
+@pytest.mark.parametrize("steps", range(1, 12, 2))
+def test_an_early_stopped_trial_goes_on_where_it_was(tmp_path, steps):
+    def hopeless(accuracies, epochs):
+        return len(accuracies) == 3
+
+    trial, left = Trial(0, (2, 2, 2), 6), [False] * steps
+    stop = lambda: left.pop() if left else True  # noqa: E731
+    expected = Trained(TOY, TASK, RECIPE, hopeless=hopeless)(trial, rng())
+    with pytest.raises(Stopped):
+        Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=hopeless, stop=stop)(trial, rng())
+        raise Stopped("ended before the stop")
+    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=hopeless)(trial, rng())
+    assert resumed == expected
+    assert resumed["epochs_trained"] == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_killed_between_its_checkpoint_and_the_question_is_asked_again(tmp_path):
+    def dies(accuracies, epochs):
+        if len(accuracies) == 2:
+            raise KeyboardInterrupt
+        return False
+
+    trial = Trial(0, (2, 2, 2), 5)
+    with pytest.raises(KeyboardInterrupt):
+        Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=dies)(trial, rng())
+    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=lambda a, _: len(a) == 2)(trial, rng())
+    assert resumed["epochs_trained"] == 2
+
+
+def test_the_judge_sees_every_trained_network():
+    seen = []
+    metrics = Trained(TOY, TASK, RECIPE, judge=lambda trial, network: seen.append((trial.number, network)))(
+        Trial(7, (2, 2, 2), 1), rng()
+    )
+    ((number, network),) = seen
+    assert number == 7
+    hits = predictions(network, TASK, TASK.val) == TASK.val.y
+    assert hits.float().mean().item() == pytest.approx(metrics["val_acc"])
 
 
 def test_a_shape_mismatch_is_a_failed_build():

@@ -146,7 +146,10 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"trial": {"crop": "no"}}, "crop is 'no', but must be true or false"),
         ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
         ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
-        ({"method": "random", "searcher": {"population": 3}}, "random: no settings, got 'population'"),
+        (
+            {"method": "random", "searcher": {"population": 3}},
+            "random: got 'population', but there are no settings",
+        ),
         ({"objective": ["val_acc", "-params"]}, "evolution has one objective"),
         ({"constraint": ["params<3"]}, "wanted METRIC<=NUMBER"),
         ({"early_stop": 0.1, "objective": "-params"}, "early_stop forecasts val_acc"),

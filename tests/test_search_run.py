@@ -13,9 +13,11 @@ from killing import MODULES
 from torch import nn
 
 import nas
-from nas.config import make_config, read_toml
+from nas.config import DIFFERENTIABLE, make_config, read_toml
+from nas.config import METHODS as CONFIG_METHODS
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.files import FolderLock, check_manifest
+from nas.latency import LatencyTable
 from nas.plan import make_plan
 from nas.registry import load
 from nas.result import load_result
@@ -212,7 +214,7 @@ def test_the_time_budget_ends_the_search_but_not_the_job(tmp_path):
 
 def test_progress_tells_phases_seed_and_device(tmp_path):
     progress = Recorder()
-    evolve(tmp_path, top_k=1, top_k_epochs=None, progress=progress)
+    evolve(tmp_path, top_k=1, top_k_epochs=None, seeds=None, progress=progress)
     assert progress.phases == [("search", 3, 0), ("retrain", 1, 0)]
     assert len(progress.lines) == 4
     assert progress.notes[0].startswith("seed 0, device ")
@@ -464,6 +466,166 @@ def test_a_network_that_overflows_only_in_the_test_is_an_error(tmp_path, monkeyp
     with pytest.raises(TrialError, match="test loss is inf"):
         evolve(tmp_path)
     assert not (tmp_path / "metrics.json").exists()
+
+
+# -- every method, scheduler and objective -----------------------------------------------------------------
+
+OTHERS = [name for name in CONFIG_METHODS if name not in DIFFERENTIABLE]
+FOUR = SMALL | {"trials": 4}
+
+
+@pytest.mark.parametrize("method", [*OTHERS, "optuna:NSGAIIISampler"])
+def test_every_black_box_method_runs(tmp_path, method):
+    settings = FOUR | ({"searcher": {"init": 2}} if method == "guided" else {})
+    result = search("toy", TASK, method, out=tmp_path, settings=settings)
+    assert len({t.genotype for t in result.history}) == len(result.history) == 4
+    assert all(t.state == "done" for t in result.history)
+
+
+@pytest.mark.parametrize("method", ["optuna:CmaEsSampler", "optuna:QMCSampler"])
+def test_samplers_of_numbers_say_what_to_use_instead(tmp_path, method):
+    with pytest.raises(ConfigError, match="use random, tpe or gp"):
+        search("toy", TASK, method, out=tmp_path / "a", settings=FOUR)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["successive-halving", "hyperband"])
+def test_schedulers_promote(tmp_path, scheduler):
+    settings = FOUR | {"trials": 9, "epochs": 3, "eta": 2, "scheduler": scheduler}
+    result = search("toy", TASK, "random", out=tmp_path, settings=settings)
+    fidelities = [t.fidelity for t in result.history]
+    assert len(set(fidelities)) > 1
+    assert load_result(tmp_path).history == result.history
+
+
+def test_a_cheap_fidelity_trains_a_narrower_network_for_fewer_epochs(tmp_path):
+    plain = search("toy", TASK, "random", out=tmp_path / "a", settings=FOUR)
+    cheap = search(
+        "toy", TASK, "random", out=tmp_path / "b", settings=FOUR | {"fidelity": "epochs=1,width=0.5"}
+    )
+    assert [t.genotype for t in cheap.history] == [t.genotype for t in plain.history]
+    assert [t.metrics["params"] for t in cheap.history] == [t.metrics["params"] for t in plain.history]
+    assert [t.metrics["val_loss"] for t in cheap.history] != [t.metrics["val_loss"] for t in plain.history]
+
+
+def test_two_objectives_leave_a_front_and_deliver_the_best_by_the_first(tmp_path):
+    settings = FOUR | {"trials": 8, "objective": ["val_acc", "-params"], "baselines": True, "top_k": 8}
+    result = search("toy", TASK, "nsga2", out=tmp_path, settings=settings)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"front.json", "front.svg", "front.png", "baselines.json"}
+    again = load_result(tmp_path)
+    assert again.goals == result.goals
+    assert [t.number for t in again.front] == [t.number for t in result.front]
+    record = json.loads((tmp_path / "front.json").read_text())
+    assert [entry["trial"] for entry in record["front"]] == [t.number for t in result.front]
+    for t in result.front:
+        better = [o for o in result.history if o.metrics["val_acc"] > t.metrics["val_acc"]]
+        assert all(o.metrics["params"] > t.metrics["params"] for o in better)
+    assert result.metrics["hypervolume"] > 0
+    assert result.metrics["random_hypervolume"] > 0
+    trained = {}
+    for t in Study.read(tmp_path, "rerank", result.space):
+        trained[t.genotype] = t.metrics["val_acc"]
+    assert trained[result.genotype] == max(trained.values())
+
+
+def test_one_objective_has_no_front(tmp_path):
+    result = evolve(tmp_path)
+    assert not (tmp_path / "front.json").exists()
+    assert "hypervolume" not in result.metrics
+    assert len(result.front) >= 1
+
+
+def test_latency_is_measured_where_it_is_wanted(tmp_path):
+    result = search(
+        "toy", TASK, "random", out=tmp_path, settings=FOUR | {"objective": "val_acc - 0.01*latency_ms"}
+    )
+    for t in result.history:
+        assert 0 < t.metrics["latency_low_ms"] <= t.metrics["latency_ms"] <= t.metrics["latency_high_ms"]
+
+
+def test_latency_from_a_table_bounds_what_is_tried(tmp_path):
+    space = load("toy", width=4, in_channels=1)
+    options = {f"{d.name}={o}": float(i) for d in space.decisions for i, o in enumerate(d.options)}
+    table = LatencyTable("a stone", options, base=1.0)
+    table.write(tmp_path / "table.json")
+    settings = FOUR | {
+        "latency_table": str(tmp_path / "table.json"),
+        "constraint": "latency_ms<=3",
+        "baselines": True,
+    }
+    result = search("toy", TASK, "evolution", out=tmp_path / "run", settings=settings)
+    for t in [*result.history, *Study.read(tmp_path / "run", "random", result.space)]:
+        assert t.metrics["latency_ms"] == table.predict(space, t.genotype) <= 3
+
+
+def test_a_table_or_a_metric_that_cannot_be_used_is_refused_before_anything(tmp_path):
+    LatencyTable("a stone", {"0->9=conv": 1.0}, base=1.0).write(tmp_path / "table.json")
+    wrong = {"latency_table": str(tmp_path / "table.json"), "objective": ["-latency_ms"]}
+    for settings, words in (
+        (wrong, "not for space 'toy'"),
+        (wrong | {"objective": ["val_acc"]}, "nothing decides by latency_ms"),
+        ({"objective": ["val_accc"]}, "no metric 'val_accc'; did you mean 'val_acc'"),
+        ({"latency_table": str(tmp_path / "none.json"), "objective": ["-latency_ms"]}, "none.json"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            search("toy", TASK, "random", out=tmp_path / "run", settings=FOUR | settings)
+        assert not (tmp_path / "run").exists()
+
+
+def test_constraints_do_not_stop_at_architectures_that_cannot_be_built(tmp_path):
+    space = plain_space(extra=lambda: nn.Linear(63, 8), decisions=3)
+    result = evolve(tmp_path, space=space, trials=12, constraint="params<=1e6")
+    assert {t.genotype[0] for t in result.history if t.state == "failed"} == {2}
+
+
+def test_trials_without_hope_end_early(tmp_path):
+    settings = FOUR | {"trials": 6, "epochs": 5, "early_stop": 0.9}
+    result = search("toy", TASK, "random", out=tmp_path / "a", settings=settings)
+    trained = [t.metrics["epochs_trained"] for t in result.history]
+    assert trained[0] == 5
+    assert min(trained) < 5
+    limit, stops = 1, 0
+    while True:
+        left = [False] * limit
+        stop = lambda left=left: left.pop() if left else True  # noqa: E731
+        try:
+            again = search("toy", TASK, "random", out=tmp_path / "b", settings=settings, stop=stop)
+            break
+        except Stopped:
+            limit, stops = limit + 1, stops + 1
+    assert stops > 3
+    assert outcome(again) == outcome(result)
+
+
+def test_a_guided_search_learns_from_an_earlier_run_and_from_proxies(tmp_path):
+    first = search("toy", TASK, "random", out=tmp_path / "a", settings=FOUR | {"trials": 8})
+    assert len(first.history) == 8
+    guided = {"init": 2}
+    found = {}
+    for name, more in {
+        "plain": {},
+        "earlier": {"earlier": str(tmp_path / "a")},
+        "proxies": {"proxies": "params, l2_norm"},
+    }.items():
+        settings = FOUR | {"trials": 6, "searcher": guided | more}
+        result = search("toy", TASK, "guided", out=tmp_path / name, settings=settings)
+        found[name] = [t.genotype for t in result.history]
+    assert found["earlier"][:2] == found["plain"][:2] == found["proxies"][:2]
+    assert found["earlier"] != found["plain"]
+
+
+@pytest.mark.parametrize(
+    ("searcher", "words"),
+    [
+        ({"earlier": "nowhere"}, "searcher.earlier: nowhere holds no finished trial to learn from"),
+        ({"proxies": "parms"}, "no proxy 'parms'; did you mean 'params'"),
+    ],
+)
+def test_what_a_guided_search_cannot_learn_from_is_refused_before_anything(tmp_path, searcher, words):
+    with pytest.raises(ConfigError, match=words):
+        search("toy", TASK, "guided", out=tmp_path / "r", settings=FOUR | {"searcher": searcher})
+    assert not (tmp_path / "r").exists()
 
 
 # -- interruption ------------------------------------------------------------------------------------------

@@ -190,10 +190,10 @@ def show(result: Result, *, as_json: bool) -> None:
         f"model        {result.folder / 'model.safetensors'}",
         f"pictures     {result.folder / 'cells.png'}",
     ]
-    if {"random_val_acc", "largest_val_acc", "rerank_val_acc"} <= m.keys():
+    if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
         lines.insert(
             3,
-            f"baselines    validation accuracy {m['rerank_val_acc']:.4f}; random search at equal cost "
+            f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
             f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
         )
     others = ("network.png", "search.png", "front.png", "alphas.png")

@@ -1,0 +1,274 @@
+"""Random search at equal cost and the largest network, next to real searches of a second."""
+
+import dataclasses
+import json
+
+import pytest
+from jobs import SMALL, TINY
+
+from nas.baselines import LARGEST, RANDOM, run_baselines
+from nas.config import make_config
+from nas.cost import cost
+from nas.evaluate import Trained
+from nas.files import prepare_folder
+from nas.graph import architecture_hash
+from nas.halving import epochs_granted
+from nas.phases import Found, find
+from nas.result import BASELINES, load_result
+from nas.resumable import Stopped
+from nas.search_run import prepare, search
+from nas.study import Study
+from nas.task import load_task
+from nas.types import Trial
+
+TASK = load_task("digits")
+COMPARED = {"baselines": True}
+SETTINGS = {
+    "evolution": SMALL | COMPARED | {"trials": 4, "searcher": {"population": 2}},
+    "halving": SMALL | COMPARED | {"trials": 8, "epochs": 3, "scheduler": "successive-halving", "eta": 2},
+    "shared": SMALL | COMPARED | {"evaluator": "shared", "epochs": 2},
+    "early": SMALL | COMPARED | {"trials": 5, "epochs": 4, "early_stop": 0.9},
+}
+
+
+class Notes:
+    def __init__(self):
+        self.phases, self.notes = [], []
+
+    def phase(self, name, total, *, done=0):
+        self.phases.append((name, total, done))
+
+    def advance(self, text, *, done=None):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def job(folder, method="evolution", *, space=None, task=TASK, progress=None, **settings):
+    values = {"space": "toy", "task": "digits", "method": method, **SMALL, **COMPARED, **settings}
+    made, _ = prepare(make_config(values), prepare_folder(folder), space=space, task=task, progress=progress)
+    return made
+
+
+def trial(number, genotype, accuracy, *, epochs=1, **metrics):
+    return Trial(number, genotype, epochs, "done", {"val_acc": accuracy, "macs": 1, **metrics}, 0.01)
+
+
+# -- equal cost ------------------------------------------------------------------------------------------
+
+
+def test_random_search_gets_as_many_trials(tmp_path):
+    made = job(tmp_path, trials=4)
+    baselines = run_baselines(made, find(made))
+    assert len(baselines.history) == 4
+    assert {t.fidelity for t in baselines.history} == {1}
+    assert len({t.genotype for t in baselines.history}) == 4
+
+
+def test_random_search_gets_as_many_epochs_where_trials_got_different_ones(tmp_path):
+    made = job(
+        tmp_path,
+        **{k: v for k, v in SETTINGS["halving"].items() if k in ("epochs", "eta")},
+        trials=8,
+        scheduler="successive-halving",
+    )
+    found = find(made)
+    baselines = run_baselines(made, found)
+    granted = made.plan.ladder.granted
+    assert len(granted) > 1
+    spent = epochs_granted(found.history, granted)
+    assert abs(len(baselines.history) * granted[-1] - spent) <= granted[-1] / 2
+    assert {t.fidelity for t in baselines.history} == {granted[-1]}
+
+
+def test_random_search_pays_for_what_early_stopping_saves(tmp_path):
+    made = job(tmp_path, trials=6, epochs=4, early_stop=0.9)
+    found = find(made)
+    trained = sum(t.metrics["epochs_trained"] for t in found.history)
+    assert trained < 6 * 4
+    assert len(run_baselines(made, found).history) == round(trained / 4)
+
+
+def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
+    settings = {k: v for k, v in TINY.items() if k != "baselines"}
+    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
+    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK)
+    baselines = run_baselines(made, Found([(2, 2, 2)], (), seconds=0.3))
+    seconds = [t.cost_s for t in baselines.history]
+    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
+    assert {t.fidelity for t in baselines.history} == {made.plan.trial.epochs}
+
+
+def test_shared_weights_are_shared_with_random_search(tmp_path):
+    made = job(tmp_path, evaluator="shared", epochs=2)
+    found = find(made)
+    baselines = run_baselines(made, found)
+    assert {t.fidelity for t in baselines.history} == {0}
+    both = {t.genotype: t.metrics for t in found.history}
+    assert [t.metrics == both[t.genotype] for t in baselines.history if t.genotype in both].count(False) == 0
+
+
+# -- what is not measured twice --------------------------------------------------------------------------
+
+
+def test_what_the_search_measured_is_replayed(tmp_path, monkeypatch):
+    made = job(tmp_path)
+    known = [trial(i, g, i / 100) for i, g in enumerate(made.space.enumerate())]
+    found = Found([(2, 2, 2)], known, 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
+    monkeypatch.setattr(Trained, "__call__", lambda *_: pytest.fail("measured again"))
+    history = run_baselines(made, found).history
+    first = {architecture_hash(made.space, t.genotype): t.metrics for t in reversed(known)}
+    assert len(history) == 27
+    assert all(t.metrics == first[architecture_hash(made.space, t.genotype)] for t in history)
+
+
+def test_what_the_search_did_not_measure_is_measured_once(tmp_path, monkeypatch):
+    made = job(tmp_path, trials=27)
+    known = list(made.space.enumerate())[:20]
+    found = Found(
+        [known[0]],
+        [trial(i, g, 0.5) for i, g in enumerate(known)] * 2,
+        1.0,
+        Trained(made.space, made.search_task, made.plan.trial),
+        1,
+    )
+    asked, plain = [], Trained.__call__
+    monkeypatch.setattr(
+        Trained, "__call__", lambda self, t, rng: asked.append(t.genotype) or plain(self, t, rng)
+    )
+    history = run_baselines(made, found).history
+    assert sorted(asked) == sorted({t.genotype for t in history} - set(known))
+
+
+def test_another_fidelity_is_not_replayed(tmp_path, monkeypatch):
+    made = job(tmp_path)
+    cheap = [trial(i, g, 0.5, epochs=7) for i, g in enumerate(made.space.enumerate())]
+    found = Found([(2, 2, 2)], cheap[:2], 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
+    assert all(
+        t.metrics["val_acc"] != 0.5 or t.metrics["macs"] != 1 for t in run_baselines(made, found).history
+    )
+
+
+def test_random_search_is_its_own_baseline_unless_a_scheduler_promotes(tmp_path):
+    made = job(tmp_path / "a", "random")
+    found = find(made)
+    assert run_baselines(made, found).history is found.history
+    assert Study.read(tmp_path / "a", RANDOM, made.space) == []
+    made = job(tmp_path / "b", "random", epochs=3, scheduler="successive-halving", trials=4)
+    found = find(made)
+    assert run_baselines(made, found).history is not found.history
+    assert Study.read(tmp_path / "b", RANDOM, made.space) != []
+
+
+# -- choices ---------------------------------------------------------------------------------------------
+
+
+def test_the_choices_are_the_best_and_the_largest(tmp_path):
+    made = job(tmp_path)
+    baselines = run_baselines(made, find(made))
+    best = max(baselines.history, key=lambda t: t.metrics["val_acc"])
+    assert baselines.choices[RANDOM] == best.genotype
+    sizes = {t.genotype: cost(made.space, t.genotype, TASK.image_shape).macs for t in baselines.history}
+    assert sizes[baselines.choices[LARGEST]] == max(sizes.values())
+
+
+def test_baselines_keep_the_constraints(tmp_path):
+    sizes = sorted(
+        cost(job(tmp_path / "x").space, g, TASK.image_shape).params
+        for g in job(tmp_path / "x").space.enumerate()
+    )
+    limit = sizes[len(sizes) // 3]
+    made = job(tmp_path / "a", constraint=f"params<={limit}", trials=6)
+    found = find(made)
+    baselines = run_baselines(made, found)
+    for t in [*found.history, *baselines.history]:
+        assert t.metrics["params"] <= limit
+    assert cost(made.space, baselines.choices[LARGEST], TASK.image_shape).params <= limit
+
+
+def test_what_breaks_a_constraint_that_only_training_shows_is_no_choice(tmp_path):
+    made = job(tmp_path, "random", constraint="train_loss<=2.0")
+    history = [
+        trial(0, (2, 2, 2), 0.9, train_loss=3, macs=99),
+        trial(1, (1, 1, 1), 0.5, train_loss=1, macs=1),
+    ]
+    assert set(run_baselines(made, Found([(2, 2, 2)], history, 1.0)).choices.values()) == {(1, 1, 1)}
+
+
+def test_without_any_allowed_random_architecture_there_is_no_comparison_and_a_note(tmp_path):
+    notes = Notes()
+    made = job(tmp_path, "random", progress=notes, constraint="train_loss<=2.0")
+    baselines = run_baselines(made, Found([(2, 2, 2)], [trial(0, (2, 2, 2), 0.9, train_loss=3)], 1.0))
+    assert baselines.choices == {}
+    assert any("no architecture to compare with" in note for note in notes.notes)
+
+
+def test_checkpoints_of_the_search_are_not_taken_for_those_of_random_search(tmp_path):
+    """A budget may leave a trial of the search unfinished; random search has one of the same number."""
+    asked, made = [], job(tmp_path, trials=3)
+    stopped = dataclasses.replace(made, stop=lambda: asked.append(0) or len(asked) > 3)
+    with pytest.raises(Stopped):
+        find(stopped)
+    assert len(list((tmp_path / "checkpoint").glob("trial-*"))) == 1
+    number = int(next((tmp_path / "checkpoint").glob("trial-*")).name.removeprefix("trial-"))
+    measure = Trained(made.space, made.search_task, made.plan.trial, folder=tmp_path / "checkpoint")
+    found = Found([(2, 2, 2)], [trial(i, (2, 2, 2), 0.5) for i in range(3)], 1.0, measure, 1)
+    assert number < 3
+    assert [t.state for t in run_baselines(made, found).history] == ["done"] * 3
+
+
+def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
+    made = job(tmp_path, trials=12)
+    found = find(made)
+    notes = Notes()
+    made = job(tmp_path, trials=12, progress=notes)
+
+    def fails(self, trial, rng):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Trained, "__call__", fails)
+    monkeypatch.setattr("nas.baselines.Cached", lambda measure, space, known: measure)
+    baselines = run_baselines(made, found)
+    assert [t.state for t in baselines.history] == ["failed"] * 12
+    assert baselines.choices == {}
+
+
+# -- the whole job ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_compared_job_says_how_it_did(tmp_path, name):
+    progress = Notes()
+    result = search("toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name], progress=progress)
+    for rival in (RANDOM, LARGEST):
+        wanted = {f"{rival}_{part}" for part in ("val_acc", "delta", "delta_low", "delta_high", "p")}
+        assert wanted <= result.metrics.keys()
+        low, delta, high = (result.metrics[f"{rival}_delta{end}"] for end in ("_low", "", "_high"))
+        assert low <= delta <= high
+        difference = result.metrics["first_val_acc"] - result.metrics[f"{rival}_val_acc"]
+        assert delta == pytest.approx(difference, abs=1e-5)
+    written = json.loads((tmp_path / "baselines.json").read_text())
+    assert written["choices"].keys() == {RANDOM, LARGEST}
+    assert written["found_by"] in ("search", RANDOM, LARGEST)
+    assert set(written["statements"]) <= set(progress.notes)
+    assert len(written["statements"]) == 2
+    assert "random search at equal cost" in (tmp_path / "search.svg").read_text()
+    again = load_result(tmp_path)
+    assert again.goals == result.goals
+    assert again.baselines.keys() == result.baselines.keys() == set(BASELINES)
+    for label in BASELINES:
+        assert list(again.baselines[label]) == list(result.baselines[label])
+
+
+def test_a_random_search_read_back_has_itself_as_its_baseline(tmp_path):
+    result = search("toy", TASK, "random", out=tmp_path, settings=SMALL | COMPARED)
+    again = load_result(tmp_path)
+    assert list(again.baselines[BASELINES[0]]) == list(result.baselines[BASELINES[0]]) == result.history
+
+
+def test_without_baselines_nothing_is_compared(tmp_path):
+    result = search("toy", TASK, "evolution", out=tmp_path, settings=SMALL)
+    assert not (tmp_path / "baselines.json").exists()
+    assert not [name for name in result.metrics if name.startswith((RANDOM, LARGEST))]
+    assert load_result(tmp_path).baselines == result.baselines == {}

@@ -1,0 +1,331 @@
+"""Small calibrations of a few seconds: what they compare, leave out, and survive."""
+
+import json
+import tomllib
+
+import pytest
+from killing import run_killed
+from torch import nn
+from typer.testing import CliRunner
+
+import nas.calibration
+from nas.calibrate_run import Settings, calibrate, fidelities
+from nas.calibration import FILE, Calibration, chosen_fidelity, read_calibration
+from nas.cli import app
+from nas.errors import ConfigError, NoModelError
+from nas.proxies import PROXIES
+from nas.resumable import Stopped
+from nas.search_run import search
+from nas.space import Space
+from nas.task import load_task, task_from_arrays
+
+TASK = load_task("digits")
+FEW = Settings(architectures=5, epochs=1, seeds=2)
+CHEAP = {"epochs": 1, "evaluator": "shared", "search_images": 200, "trial": {"batch": 32}}
+TOY = CHEAP | {"space_settings": {"width": 4}}
+FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr("nas.calibration.RESAMPLES", 20)
+
+
+class Notes:
+    def __init__(self):
+        self.phases, self.notes = [], []
+
+    def phase(self, name, total, *, done=0):
+        self.phases.append((name, total, done))
+
+    def advance(self, text, *, done=None):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A finished calibration and its folder; not to be written to."""
+    folder = tmp_path_factory.mktemp("toy") / "c"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nas.calibration.RESAMPLES", 20)
+        return calibrate("toy", TASK, FEW, out=folder, config=TOY), folder
+
+
+def timeless(calibration):
+    """All but the seconds."""
+    estimates = [{**e, "cost_s": 0} for e in calibration.to_dict()["estimates"]]
+    return calibration.to_dict() | {"estimates": estimates}
+
+
+def by_hand(*, widths=False):
+    def build(choose):
+        width = choose.value("width", [4, 8, 12]) if widths else 8
+        acts = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+        body = [choose.op(f"act{i}", acts) for i in range(2)]
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), *body, nn.Linear(width, 10))
+
+    return Space("by hand", build)
+
+
+# -- what is compared ------------------------------------------------------------------------------------
+
+
+def test_every_group_is_there(toy):
+    found, _ = toy
+    groups = {}
+    for e in found.estimates:
+        groups.setdefault(e.group, []).append(e.name)
+    assert groups["ceiling"] == ["1 epochs again (ceiling)"]
+    assert {"epochs=1", "epochs=3", "epochs=3,images=0.25", "epochs=3,width=0.5"} <= set(groups["trained"])
+    assert set(groups["speed"]) == {f"TSE-E, {name}" for name in groups["trained"]}
+    assert groups["shared"] == ["shared weights"]
+    assert set(groups["proxy"]) <= {*PROXIES, "log-rank of params, macs, l2_norm"}
+    assert len(groups["proxy"]) > 10
+    assert all(-1 <= e.tau_low <= e.tau_high <= 1 and e.cost_s > 0 for e in found.estimates)
+    assert (found.architectures, found.epochs, found.seeds, found.fingerprint) == (5, 1, 2, TASK.fingerprint)
+
+
+def test_the_folder_holds_the_record_and_the_picture(toy):
+    found, folder = toy
+    assert {path.name for path in folder.iterdir()} >= FILES
+    assert not (folder / "checkpoint").exists()
+    assert Calibration.from_dict(read_calibration(folder)) == found
+    assert json.loads((folder / "settings.json").read_text())["architectures"] == 5
+    assert tomllib.loads((folder / "config.toml").read_text())["method"] == "random"
+
+
+def test_long_training_takes_longer_and_proxies_hardly_any_time(toy):
+    costs = {e.name: e.cost_s for e in toy[0].estimates}
+    assert costs["epochs=3"] > costs["epochs=1"] > costs["params"]
+
+
+def test_all_of_a_small_space_are_calibrated_with(tmp_path):
+    progress = Notes()
+    settings = Settings(architectures=30, epochs=1, seeds=1)
+    space = by_hand()
+    found = calibrate(space, TASK, settings, out=tmp_path / "c", config=CHEAP, progress=progress)
+    assert found.architectures == 9
+    assert any("9 architectures" in note for note in progress.notes)
+    assert not [e for e in found.estimates if e.group == "ceiling"]
+
+
+def test_a_space_of_too_few_architectures_is_refused(tmp_path):
+    def build(choose):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 10), choose.op("a", {"i": nn.Identity, "r": nn.ReLU})
+        )
+
+    with pytest.raises(ConfigError, match=r"calibrate: all 2 architectures .* needs 5 architectures"):
+        calibrate(Space("two", build), TASK, FEW, out=tmp_path / "c", config=CHEAP)
+
+
+def test_where_training_fails_for_most_it_is_said(tmp_path):
+    config = TOY | {"trial": {"lr": 1e30}}
+    with pytest.raises(NoModelError, match="fewer than 5 architectures could be trained"):
+        calibrate("toy", TASK, FEW, out=tmp_path / "c", config=config)
+
+
+# -- what a space does not have --------------------------------------------------------------------------
+
+
+def test_a_space_made_by_hand_has_one_size_and_shared_weights(tmp_path):
+    progress = Notes()
+    found = calibrate(by_hand(), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
+    names = {e.name for e in found.estimates if e.group == "trained"}
+    assert names <= {"epochs=1", "epochs=3", "epochs=3,images=0.25"}
+    for left_out in ("epochs=3,width=0.5", "epochs=3,cells=0.5", "epochs=3,image_size=0.5"):
+        assert any(note.startswith(f"{left_out} is left out: ") for note in progress.notes)
+    assert [name for name, *_ in progress.phases if name == "shared"]
+
+
+def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
+    progress = Notes()
+    config = CHEAP | {"space_settings": {"width": 5, "stacks": 1, "cells": 1}}
+    found = calibrate("nasbench101", TASK, FEW, out=tmp_path / "c", config=config, progress=progress)
+    assert not [e for e in found.estimates if e.group == "shared"]
+    notes = "\n".join(progress.notes)
+    assert "shared weights are left out: the space has decisions that are no modules" in notes
+    assert "epochs=3,cells=0.5 is left out: the space is as small as it gets" in notes
+    assert {e.group for e in found.estimates} >= {"trained", "proxy"}
+
+
+def test_values_that_a_hand_made_space_chooses_are_no_size(tmp_path):
+    progress = Notes()
+    calibrate(by_hand(widths=True), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
+    assert any("shared weights are left out" in note for note in progress.notes)
+
+
+def test_few_images_are_enough_for_every_proxy(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = (rng.random((60, 8, 8)) * 100 + 100 * y[:, None, None]).astype(np.uint8)
+    task = task_from_arrays(x, y, name="halves")
+    assert len(task.train) < 64
+    found = calibrate("toy", task, FEW, out=tmp_path / "c", config=TOY | {"search_images": 0})
+    assert [e for e in found.estimates if e.group == "proxy"]
+
+
+# -- settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"architectures": 4}, {"epochs": 0}, {"seeds": 0}, {"threshold": 1}, {"threshold": float("nan")}],
+)
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(ConfigError, match=r"calibrate: got .* wanted at least 5 architectures"):
+        Settings(**values)
+
+
+@pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
+def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))} is set, but a calibration uses only space"):
+        calibrate("toy", TASK, FEW, out=tmp_path / "c", config=TOY | setting)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(toy):
+    with pytest.raises(ConfigError, match="holds a calibration with other settings"):
+        calibrate("toy", TASK, Settings(architectures=6, epochs=1), out=toy[1], config=TOY)
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        calibrate("toy", TASK, FEW, out=toy[1], config=TOY | {"seed": 1})
+
+
+# -- resuming --------------------------------------------------------------------------------------------
+
+
+def test_a_finished_calibration_answers_at_once(toy):
+    progress = Notes()
+    again = calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=progress)
+    assert again == toy[0]
+    assert progress.phases == []
+    assert progress.notes == [f"{toy[1]} holds this calibration already, finished"]
+
+
+def small(folder):
+    nas.calibration.RESAMPLES = 20
+    calibrate("toy", "digits", FEW, out=folder, config=TOY)
+
+
+def test_a_killed_calibration_goes_on_to_the_same_end(toy, tmp_path):
+    run_killed(small, tmp_path / "c", kills=4, longest_s=0.6, seed=0)
+    found = Calibration.from_dict(read_calibration(tmp_path / "c"))
+    assert timeless(found) == timeless(toy[0])
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {path.name for path in toy[1].iterdir()}
+
+
+def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
+    left = [False] * 30
+    with pytest.raises(Stopped):
+        calibrate("toy", TASK, FEW, out=tmp_path, config=TOY, stop=lambda: left.pop() if left else True)
+    with pytest.raises(ConfigError, match="no finished calibration"):
+        read_calibration(tmp_path)
+    progress = Notes()
+    found = calibrate("toy", TASK, FEW, out=tmp_path, config=TOY, progress=progress)
+    assert progress.phases[0][2] > 0
+    assert timeless(found) == timeless(toy[0])
+
+
+# -- used by a search ------------------------------------------------------------------------------------
+
+AUTO = {
+    **{"trials": 2, "top_k": 1, "baselines": False, "search_images": 200, "retrain": {"epochs": 1}},
+    "fidelity": "auto",
+    "space_settings": {"width": 4},
+}
+
+
+def trusting(folder, chosen, tmp_path):
+    record = read_calibration(folder) | {"chosen": chosen}
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / FILE).write_text(json.dumps(record))
+    return str(tmp_path / "trust")
+
+
+def test_a_search_takes_the_fidelity_that_is_trusted(toy, tmp_path):
+    progress = Notes()
+    settings = AUTO | {"calibration": trusting(toy[1], "epochs=1,width=0.5", tmp_path)}
+    result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
+    assert "fidelity of the trials, by calibration: epochs=1,width=0.5" in progress.notes
+    assert [(t.fidelity, t.metrics["epochs_trained"]) for t in result.history] == [(1, 1)] * 2
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["ladder"] == "epochs=1,width=0.5"
+
+
+def test_a_search_warns_where_nothing_is_trusted(toy, tmp_path):
+    progress = Notes()
+    settings = AUTO | {"calibration": trusting(toy[1], None, tmp_path), "epochs": 2}
+    result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
+    assert any(
+        note.startswith("WARNING: the calibration trusts no cheap fidelity") for note in progress.notes
+    )
+    assert {t.fidelity for t in result.history} == {2}
+
+
+def test_a_calibration_of_another_space_is_refused_before_anything(toy, tmp_path):
+    settings = AUTO | {"calibration": str(toy[1])}
+    with pytest.raises(ConfigError, match="calibrated space 'toy' on task 'digits', not 'nasbench201'"):
+        search("nasbench201", TASK, "random", out=tmp_path / "r", settings=settings)
+    with pytest.raises(ConfigError, match="no finished calibration"):
+        search("toy", TASK, "random", out=tmp_path / "r", settings=AUTO | {"calibration": str(tmp_path)})
+    assert not (tmp_path / "r").exists()
+    assert chosen_fidelity(toy[1], space="toy", task="digits") == toy[0].chosen
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+
+
+def test_the_command_prints_json_or_a_table(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'space = "toy"\ntask = "digits"\nepochs = 1\nevaluator = "shared"\nsearch_images = 200\n'
+        "[space_settings]\nwidth = 4\n[trial]\nbatch = 32\n"
+    )
+    arguments = ["--config", config, "--architectures", 5, "--epochs", 1, "--out", tmp_path / "c"]
+    done = command(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["space"], answer["architectures"], answer["seeds"]) == ("toy", 5, 2)
+    assert answer == json.loads((tmp_path / "c" / FILE).read_text())
+    table = command(*arguments)
+    assert table.exit_code == 0
+    assert table.stdout.splitlines() == Calibration.from_dict(answer).lines()
+    assert "holds this calibration already, finished" in table.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--architectures", 3], 2, "wanted at least 5 architectures"),
+        (["--threshold", 2], 2, "a threshold between -1 and 1"),
+        (["--space", "tory"], 3, "no search space 'tory'; did you mean 'toy'?"),
+        (["--set", "trials=3"], 2, "trials is set, but a calibration uses only"),
+        (["--set", "method=darts"], 2, "method is 'darts'"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, arguments, code, words):
+    done = command("--space", "toy", *arguments, "--out", tmp_path / "c")
+    assert done.exit_code == code, done.stderr
+    assert words in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_fidelities_are_those_that_apply(tmp_path):
+    from nas.config import make_config
+    from nas.search_run import prepare
+
+    values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
+    made, _ = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)
+    names = list(map(str, fidelities(made)))
+    assert names == [
+        *("epochs=1", "epochs=4", "epochs=4,images=0.25", "epochs=4,image_size=0.5"),
+        *("epochs=4,width=0.5", "epochs=4,cells=0.5"),
+    ]

@@ -1,0 +1,174 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nas.calibration import FILE, Calibration, Estimate, choose, chosen_fidelity, estimate, read_calibration
+from nas.errors import ConfigError
+from nas.files import write_json
+
+
+def planted(rho, *, count=16, seed=0):
+    """Scores and truth, normal with a correlation of `rho`."""
+    x, noise = np.random.default_rng(seed).standard_normal((2, count))
+    return x, rho * x + math.sqrt(1 - rho**2) * noise
+
+
+def measured(scores, truth):
+    return estimate("e", "trained", scores, truth, cost_s=1.0)
+
+
+def made(name, *, tau=0.8, low=0.5, cost_s=1.0, group="trained"):
+    return Estimate(name, group, tau, low, 0.9, tau, low, 0.95, cost_s, 16)
+
+
+def calibration(**changes):
+    estimates = (
+        made("epochs=3", cost_s=3),
+        made("epochs=1", cost_s=1, low=0.1),
+        made("params", group="proxy"),
+    )
+    plain = Calibration("s", "t", "abc", 16, 12, 2, 0.4, estimates, "epochs=3")
+    return dataclasses.replace(plain, **changes)
+
+
+# -- estimates -------------------------------------------------------------------------------------------
+
+
+def test_perfect_and_opposite_orders():
+    truth = np.arange(8.0)
+    same, opposite = measured(truth**3, truth), measured(-truth, truth)
+    assert (same.tau, same.rho, same.count) == pytest.approx((1, 1, 8))
+    assert (opposite.tau, opposite.rho) == pytest.approx((-1, -1))
+    assert (same.tau_low, same.tau_high) == pytest.approx((1, 1))
+
+
+def test_correlations_by_hand():
+    found = measured([1, 2, 3, 4, 5], [2, 1, 3, 5, 4])
+    assert found.tau == pytest.approx((8 - 2) / 10)
+    assert found.rho == pytest.approx(1 - 6 * 4 / (5 * 24))
+
+
+def test_ties_count_as_in_tau_b():
+    found = measured([1, 1, 2, 3, 4], [1, 2, 3, 4, 5])
+    assert found.tau == pytest.approx(9 / math.sqrt(9 * 10))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
+def test_a_planted_correlation_is_found(rho):
+    found = measured(*planted(rho, count=400))
+    assert found.tau == pytest.approx(2 / math.pi * math.asin(rho), abs=0.07)
+    assert found.rho == pytest.approx(6 / math.pi * math.asin(rho / 2), abs=0.12)
+    assert found.tau_low < found.tau < found.tau_high
+    assert found.rho_low < found.rho < found.rho_high
+
+
+def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
+    monkeypatch.setattr("nas.calibration.RESAMPLES", 200)
+    true, inside = 2 / math.pi * math.asin(0.6), 0
+    for seed in range(60):
+        found = measured(*planted(0.6, count=30, seed=seed))
+        inside += found.tau_low <= true <= found.tau_high
+    assert 52 <= inside <= 60
+
+
+def test_the_interval_holds_the_estimate_however_few_resamples_there_are(monkeypatch):
+    monkeypatch.setattr("nas.calibration.RESAMPLES", 1)
+    for seed in range(30):
+        found = measured(*planted(0.3, count=6, seed=seed))
+        assert -1 <= found.tau_low <= found.tau <= found.tau_high <= 1
+        assert -1 <= found.rho_low <= found.rho <= found.rho_high <= 1
+
+
+def test_more_architectures_narrow_the_interval():
+    few, many = (measured(*planted(0.6, count=count)) for count in (12, 120))
+    assert many.tau_high - many.tau_low < 0.5 * (few.tau_high - few.tau_low)
+
+
+def test_what_failed_is_left_out_on_either_side():
+    scores, truth = [1, 2, math.nan, 4, 5, 6, 7.0], [1, 2, 3, math.nan, 5, 6, 7.0]
+    found = measured(scores, truth)
+    assert (found.count, found.tau) == (5, pytest.approx(1))
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4]),
+        ([1, 2, 3, 4, math.nan], [1, 2, 3, 4, 5]),
+        ([1, 2, 3, 4, math.inf], [1, 2, 3, 4, 5]),
+        ([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]),
+        ([1, 2, 3, 4, 5], [2, 2, 2, 2, 2]),
+    ],
+)
+def test_too_few_or_constant_values_say_nothing(scores, truth):
+    assert measured(scores, truth) is None
+
+
+def test_the_same_values_give_the_same_interval():
+    assert measured(*planted(0.5)) == measured(*planted(0.5))
+
+
+# -- the choice ------------------------------------------------------------------------------------------
+
+
+def test_the_cheapest_that_is_surely_above_the_threshold_is_chosen():
+    unsure = made("unsure", tau=0.9, low=0.39, cost_s=0.1)
+    cheap, dear = made("cheap", low=0.4, cost_s=2), made("dear", tau=0.95, low=0.9, cost_s=5)
+    proxy = made("proxy", group="proxy", low=0.9, cost_s=0.01)
+    assert choose([dear, unsure, cheap, proxy], 0.4) == cheap
+    assert choose([dear, cheap], 0.5) == dear
+    assert choose([unsure, proxy], 0.4) is None
+    assert choose([dear, proxy], 0.4, group="proxy") == proxy
+
+
+def test_a_handful_of_architectures_convinces_nobody():
+    few, enough = (estimate("e", "trained", np.arange(n), np.arange(n), cost_s=1.0) for n in (9, 10))
+    assert few.tau_low == enough.tau_low == pytest.approx(1.0)
+    assert choose([few], 0.4) is None
+    assert choose([enough], 0.4) == enough
+
+
+# -- the record ------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_survives_json(tmp_path):
+    written = calibration()
+    write_json(tmp_path / FILE, written.to_dict())
+    assert Calibration.from_dict(read_calibration(tmp_path)) == written
+    assert json.loads(json.dumps(written.to_dict()))["estimates"][0]["name"] == "epochs=3"
+
+
+def test_the_table_sorts_each_group_by_cost_and_says_what_it_means():
+    head, columns, *rows, verdict = calibration().lines()
+    assert head == ("s on t: rank correlation with 12 epochs of training (16 architectures, mean of 2 seeds)")
+    assert columns.split() == ["estimate", "Kendall", "tau", "Spearman", "rho", "s", "each"]
+    assert [row.split()[0] for row in rows] == ["epochs=1", "epochs=3", "params"]
+    assert "+0.80 (+0.10 to +0.90)" in rows[0]
+    assert len({len(row) for row in (columns, *rows)}) == 1
+    assert verdict == "cheapest fidelity with a tau above 0.4: epochs=3"
+
+
+def test_the_table_says_when_nothing_can_be_trusted():
+    verdict = calibration(chosen=None).lines()[-1]
+    assert verdict.startswith("no fidelity has a tau above 0.4 with confidence: calibrate with more")
+
+
+def test_the_chosen_fidelity_is_that_of_this_space_and_task_only(tmp_path):
+    write_json(tmp_path / FILE, calibration().to_dict())
+    assert chosen_fidelity(tmp_path, space="s", task="t") == "epochs=3"
+    for space, task in (("other", "t"), ("s", "other")):
+        with pytest.raises(ConfigError, match="calibrated space 's' on task 't', not"):
+            chosen_fidelity(tmp_path, space=space, task=task)
+    write_json(tmp_path / FILE, calibration(chosen=None).to_dict())
+    assert chosen_fidelity(tmp_path, space="s", task="t") is None
+
+
+def test_a_folder_without_a_calibration_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no finished calibration \(calibration.json\); run `nas calib"):
+        read_calibration(tmp_path)
+    write_json(tmp_path / FILE, {"space": "s"})
+    with pytest.raises(ConfigError, match="no record of a calibration"):
+        read_calibration(tmp_path)
