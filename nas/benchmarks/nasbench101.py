@@ -45,6 +45,7 @@ for _dst in range(VERTICES):
 class NasBench101:
     """The table, sorted by hash.
 
+    space: with a single cell, which is all that searchers look at; its genotypes are those of the full size.
     hashes: [423,624] of the cells, ascending.
     test_acc: [423,624] mean test accuracy of three runs on CIFAR-10, in [0, 1].
     params: [423,624] trainable parameters, of the published order of vertices: where channels do not divide
@@ -102,7 +103,7 @@ def load_nasbench101(path: Path) -> NasBench101:
     if not (np.diff(hashes[order]) > 0).all():
         raise ConfigError(f"{path} is damaged: some of its cells are isomorphic")
     return NasBench101(
-        load("nasbench101"),
+        load("nasbench101", stacks=1, cells=1),
         hashes[order],
         table["test_correct_sum3"][order] / (RUNS * TEST_IMAGES),
         table["params"][order],
