@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from nas.evaluate import Cached, Trained
 from nas.halving import epochs_granted, finalists
+from nas.job import Job
 from nas.journal import journal_storage
-from nas.phases import Found, Job, bounded, trial_line, with_costs
+from nas.phases import Found
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.study import JOURNAL, Evaluator, Study
+from nas.trial_setup import bounded, trial_line, with_costs
 from nas.types import Genotype, Trial
 
 UNBOUNDED = 10**6

@@ -24,10 +24,10 @@ from nas.evaluate import Trained
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files import FolderLock, read_json, write_json
 from nas.goals import Goals
+from nas.job import Job
 from nas.journal import journal_storage
 from nas.laddered import Laddered
 from nas.learning_curves import tse
-from nas.phases import Job, shared_weights, trial_line
 from nas.progress import Progress
 from nas.proxies import DEFAULT, PROXIES, log_rank
 from nas.resumable import Stopped
@@ -40,6 +40,7 @@ from nas.seeding import rng
 from nas.space import Space
 from nas.study import JOURNAL, Evaluator, Study
 from nas.task import Task
+from nas.trial_setup import shared_weights, trial_line
 from nas.types import Genotype, Objective, Trial
 
 SETTINGS = "settings.json"

@@ -19,13 +19,14 @@ from nas.errors import NoModelError
 from nas.evaluate import Trained
 from nas.files import replacing
 from nas.graph import architecture_hash
+from nas.job import Job
 from nas.journal import journal_storage
-from nas.phases import Job, trial_line, with_costs
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
 from nas.study import JOURNAL, Study
 from nas.train import predictions
+from nas.trial_setup import trial_line, with_costs
 from nas.types import Genotype, Trial
 
 SEARCH = "search"

@@ -22,8 +22,9 @@ from nas.files import FolderLock, write_json
 from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
+from nas.job import Job
 from nas.pareto import hypervolume
-from nas.phases import Found, Job, check_search, find
+from nas.phases import Found, find
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
@@ -34,6 +35,7 @@ from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task, load_task
+from nas.trial_setup import check_search
 
 
 def search(

@@ -43,6 +43,8 @@ LAYERS = [
     "run_folder validate measured laddered",
     "result",
     "doctor retrain_run",
+    "job",
+    "trial_setup",
     "phases",
     "baselines rerank",
     "search_run",

@@ -1,0 +1,186 @@
+"""How the trials of a job are proposed, scheduled and measured, as its plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nas.cost import count_params
+from nas.errors import ConfigError, TrialError
+from nas.evaluate import Inherited, Trained, require_memory
+from nas.fidelity import Fidelity
+from nas.guard import user_errors
+from nas.halving import Hyperband, SuccessiveHalving
+from nas.job import Job
+from nas.laddered import Laddered
+from nas.learning_curves import extrapolate
+from nas.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
+from nas.oneshot.singlepath import train_shared
+from nas.oneshot.supernet import Supernet
+from nas.retrain_run import epoch_line
+from nas.run_folder import CHECKPOINT
+from nas.schedule import Fixed, Scheduler
+from nas.scored import Scored
+from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
+from nas.searchers.bounded import Bounded
+from nas.seeding import isolated
+from nas.study import Evaluator, Study
+from nas.types import Genotype, Trial
+
+
+def check_search(job: Job) -> None:
+    """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
+    if job.plan.searcher is not None:
+        informed(job, job.plan.searcher)
+
+    def unasked(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        raise NotImplementedError
+
+    with_costs(job, unasked, ())
+
+
+def bounded(job: Job, searcher: Searcher) -> Searcher:
+    """The searcher kept to architectures whose parameters and the like are within the constraints."""
+    table = job.latency_table
+    free = {*COUNTED, *([LATENCY] if table is not None else [])}
+    bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
+    if not bounds:
+        return searcher
+
+    def holds(genotype: Genotype) -> bool:
+        try:
+            with user_errors():
+                costs = free_metrics(job.space, genotype, job.task.image_shape, table)
+        except TrialError:  # its trial will fail for this reason, and say so
+            return True
+        return all(bound.excess(costs) == 0 for bound in bounds)
+
+    return Bounded(searcher, holds)
+
+
+def with_costs(job: Job, measure: Evaluator, history: Sequence[Trial]) -> Evaluator:
+    """The evaluator and the costs that the goals need."""
+    wanted = job.plan.goals.metrics
+    if not set(wanted) - {*TRAINED, "params", "macs"}:
+        return measure
+    shape, device = job.task.image_shape, job.task.train.x.device
+    return Measured(measure, job.space, shape, device, wanted, table=job.latency_table, history=history)
+
+
+def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
+    """Decides how long each trial trains; `fidelity` is that of the fixed one."""
+    plan = job.plan
+    match plan.scheduler:
+        case "successive-halving":
+            return SuccessiveHalving(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+        case "hyperband":
+            return Hyperband(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+    return Fixed(searcher, fidelity)
+
+
+def _enough(searcher: Searcher) -> int:
+    """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
+    match searcher:
+        case Bounded():
+            return _enough(searcher.searcher)
+        case RegularizedEvolution() | Nsga2():
+            return max(SuccessiveHalving.enough, searcher.population)
+        case Guided() | LocalSearch():
+            return max(SuccessiveHalving.enough, searcher.init)
+    return SuccessiveHalving.enough
+
+
+def informed(job: Job, searcher: Searcher) -> Searcher:
+    """A guided searcher with the earlier run and the proxies that it was promised."""
+    if not isinstance(searcher, Guided):
+        return searcher
+    if job.plan.earlier:
+        trials = Study.read(Path(job.plan.earlier), "search", job.space)
+        if not any(trial.state == "done" for trial in trials):
+            raise ConfigError(f"searcher.earlier: {job.plan.earlier} holds no finished trial to learn from")
+        for trial in trials:
+            if trial.state == "done":
+                job.plan.goals.check(trial)
+        searcher = dataclasses.replace(searcher, earlier=tuple(trials))
+    if job.plan.proxies:
+        scored = Scored(job.space, job.search_task, job.plan.proxies)
+        searcher = dataclasses.replace(searcher, describe=scored)
+    return searcher
+
+
+def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+    """The evaluator, giving up trials that will hardly beat the best one so far."""
+    chance = job.plan.early_stop
+    if not chance or not isinstance(measure, Trained):
+        return measure
+
+    def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
+        kept = [t for t in study.history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+        done = [t.metrics["val_acc"] for t in kept]
+        if len(accuracies) < 2 or not done:
+            return False
+        return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance
+
+    return dataclasses.replace(measure, hopeless=hopeless)
+
+
+def evaluator(job: Job) -> tuple[Evaluator, float]:
+    """The evaluator of the trials, and the seconds it took to prepare."""
+    if job.config.evaluator == "trained":
+        return _trained(job), 0.0
+    return shared_weights(job)
+
+
+def shared_weights(job: Job) -> tuple[Evaluator, float]:
+    """A trained supernet as an evaluator, and the seconds that it took."""
+    supernet = fresh_supernet(job)
+    job.progress.phase("supernet", job.plan.shared.epochs)
+    with user_errors():
+        curve = train_shared(
+            supernet,
+            job.search_task,
+            job.plan.shared,
+            seed=job.seed("shared"),
+            checkpoints=job.checkpoints("supernet"),
+            on_epoch=lambda report: job.progress.advance(epoch_line(report), done=report.epoch),
+            stop=job.stop,
+        )
+    return Inherited(supernet, job.search_task), sum(curve.seconds)
+
+
+def _trained(job: Job) -> Evaluator:
+    """From scratch for one rung of all images at full size, else up the ladder."""
+    ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
+    if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):
+        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    return Laddered(
+        job.space,
+        job.search_task,
+        job.plan.trial,
+        ladder,
+        folder / "ladder",
+        seed=job.seed("search"),
+        stop=job.stop,
+    )
+
+
+def fresh_supernet(job: Job) -> Supernet:
+    """The job's supernet with fresh weights, counted on the meta device before any memory is taken."""
+    device = job.task.train.x.device
+    with torch.device("meta"):
+        require_memory(count_params(Supernet(job.space)), device)
+    with isolated(job.seed("supernet"), "init"):
+        return Supernet(job.space).to(device)
+
+
+def trial_line(trial: Trial) -> str:
+    """One ended trial in words."""
+    if trial.state == "failed":
+        return f"trial {trial.number}: failed, {trial.reason}"
+    metrics = trial.metrics
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    return f"trial {trial.number}: validation accuracy {metrics['val_acc']:.4f}{size}, {trial.cost_s:.1f} s"
