@@ -31,8 +31,8 @@ class Guided:
     """Bayesian optimisation over architectures, with evolution proposing the candidates.
 
     After BANANAS (White et al. 2021, AAAI): candidates are mutations of the best trials, the surrogate sees
-    paths. Deviations: a Gaussian process in place of five networks (it needs a hundredth of the time and, on
-    NAS-Bench-201, half the evaluations), and what `nas.acquisition` says for independent sampling.
+    paths. Deviations: a Gaussian process, from the first trial on, in place of five networks, and what
+    `nas.acquisition` says in place of independent Thompson sampling.
 
     init: random architectures in the beginning.
     largest: how many of these are the largest among 1,000 random ones in all (200 without `size`).
