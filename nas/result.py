@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nas import draw
 from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
+from nas.config import DIFFERENTIABLE
 from nas.errors import ConfigError, SpaceError
 from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
 from nas.goals import Goals
@@ -80,12 +81,17 @@ class Result:
         return torch.cat(parts).numpy()
 
 
-def baselines_of(history: Sequence[Trial], goals: Goals) -> dict[str, Sequence[Trial]]:
-    """What a search is drawn against: all random trials, and the one of the largest allowed architecture."""
+def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict[str, Sequence[Trial]]:
+    """What a search is drawn against: all random trials, and the one of the largest allowed architecture.
+
+    Accuracies of a method that searches by gradients are those of its supernet; the names say that these
+    are not.
+    """
     done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
     if not done:
         return {}
-    random, largest = BASELINES
+    note = ", trained alone" if method in DIFFERENTIABLE else ""
+    random, largest = (name + note for name in BASELINES)
     return {random: history, largest: [max(done, key=lambda t: t.metrics["macs"])]}
 
 
@@ -274,7 +280,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, "random", found) or own, goals),
+        baselines_of(Study.read(folder, "random", found) or own, goals, method=record["config"]["method"]),
         goals,
     )
 

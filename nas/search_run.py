@@ -231,7 +231,7 @@ def _run(job: Job) -> Result:
         found.history,
         job.folder,
         Inputs.of(job.task),
-        baselines_of(baselines.history, job.plan.goals),
+        baselines_of(baselines.history, job.plan.goals, method=job.config.method),
         job.plan.goals,
     )
     if baselines.choices:
