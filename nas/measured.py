@@ -27,7 +27,7 @@ TRAINED = ("val_acc", "val_loss", "train_loss")
 
 
 class Measured:
-    """Adds the wanted costs to an evaluator's metrics, where it does not give them itself.
+    """Adds the wanted costs to an evaluator's metrics; they replace its own, which may be of another size.
 
     `params`, `macs`, `activation_bytes` and `peak_bytes` are counted (`nas.cost.Cost`). Latency is that of
     one image, in milliseconds: `latency_ms` from the table if there is one; else measured by a `Stopwatch`,
@@ -79,7 +79,7 @@ class Measured:
             costs |= self._stopwatch(trial.genotype, seed=trial.number)
             check_constraints(costs, self._constraints)
         wanted = {name: value for name, value in costs.items() if name in self._wanted}
-        return {**wanted, **self.evaluate(trial, rng)}
+        return {**self.evaluate(trial, rng), **wanted}
 
 
 class Stopwatch:

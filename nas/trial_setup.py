@@ -44,7 +44,7 @@ def check_search(job: Job) -> None:
 
 
 def bounded(job: Job, searcher: Searcher) -> Searcher:
-    """The searcher kept to architectures whose parameters and the like are within the constraints."""
+    """The searcher kept to architectures whose last networks keep the constraints on costs."""
     table = job.latency_table
     free = {*COUNTED, *([LATENCY] if table is not None else [])}
     bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
@@ -54,7 +54,7 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
     def holds(genotype: Genotype) -> bool:
         try:
             with user_errors():
-                costs = free_metrics(job.space, genotype, job.task.image_shape, table)
+                costs = free_metrics(job.final, genotype, job.task.image_shape, table)
         except TrialError:  # its trial will fail for this reason, and say so
             return True
         return all(bound.excess(costs) == 0 for bound in bounds)
@@ -63,12 +63,12 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
 
 
 def with_costs(job: Job, measure: Evaluator, history: Sequence[Trial]) -> Evaluator:
-    """The evaluator and the costs that the goals need."""
+    """The evaluator and the costs that the goals need: those of the last network, which may be larger."""
     wanted = job.plan.goals.metrics
-    if not set(wanted) - {*TRAINED, "params", "macs"}:
+    if not set(wanted) - set(TRAINED):
         return measure
     shape, device = job.task.image_shape, job.task.train.x.device
-    return Measured(measure, job.space, shape, device, wanted, table=job.latency_table, history=history)
+    return Measured(measure, job.final, shape, device, wanted, table=job.latency_table, history=history)
 
 
 def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:

@@ -72,9 +72,10 @@ def test_it_adds_what_is_wanted_and_nothing_else(wanted):
     assert found == expected | {"val_acc": 0.5}
 
 
-def test_what_the_evaluator_gives_itself_stays():
-    found = measuring(["params", "macs"], Inner(params=7.0))(Trial(0, CONVS), RNG)
-    assert found == {"val_acc": 0.5, "params": 7.0, "macs": cost(TOY, CONVS, SHAPE).macs}
+def test_wanted_costs_replace_those_of_the_evaluator_and_others_stay():
+    counted = cost(TOY, CONVS, SHAPE)
+    found = measuring(["params"], Inner(params=7.0, macs=8.0))(Trial(0, CONVS), RNG)
+    assert found == {"val_acc": 0.5, "params": counted.params, "macs": 8.0}
 
 
 def test_the_evaluator_draws_as_if_it_were_alone(clock):

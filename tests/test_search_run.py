@@ -801,3 +801,16 @@ def test_progress_goes_on_where_a_killed_training_was(tmp_path):
     search("toy", TASK, "random", out=tmp_path, settings=settings, progress=progress)
     assert progress.lines[-1] == ("epoch 4", 4)
     assert 0 < len(progress.lines) < 4
+
+
+def test_constraints_hold_for_the_last_network_not_for_the_searched_size(tmp_path):
+    sizes = {"space_settings": {"width": 4, "cells": 1}, "final_settings": {"width": 8}}
+    settings = SMALL | sizes | {"trials": 6, "constraint": "params<=40000", "searcher": {"population": 2}}
+    result = nas.search("nasbench201", "digits", "evolution", out=tmp_path, settings=settings)
+    assert result.metrics["params"] <= 40_000
+    assert all(t.metrics["params"] <= 40_000 for t in result.history)
+    searched = nas.load("nasbench201", width=4, cells=1, in_channels=1)
+    network = searched.network(result.genotype, meta=True)
+    assert sum(p.numel() for p in network.parameters()) < result.metrics["params"]
+    best = next(t for t in result.history if t.genotype == result.genotype)
+    assert best.metrics["params"] == result.metrics["params"]
