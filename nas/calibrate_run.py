@@ -166,7 +166,8 @@ def _applies(job: Job, fidelity: Fidelity) -> bool:
 
 def _calibrate(job: Job, settings: Settings) -> Calibration:
     genotypes = _sample(job, settings.architectures)
-    truth = _truth(job, genotypes, settings)
+    trials = _truth(job, genotypes, settings)
+    truth = [[_value(t, "val_acc") for t in trials if t.genotype == g] for g in genotypes]
     means = [_mean(values) for values in truth]
     if sum(map(math.isfinite, means)) < MIN_ARCHITECTURES:
         raise NoModelError(
@@ -175,7 +176,7 @@ def _calibrate(job: Job, settings: Settings) -> Calibration:
     found: list[Estimate | None] = []
     if settings.seeds > 1:
         others = [_mean(values[1:]) for values in truth]
-        cost_s = _cost(job, "truth") / settings.seeds
+        cost_s = _cost(trials) / settings.seeds
         name = f"{settings.epochs} epochs again (ceiling)"
         found.append(estimate(name, "ceiling", [v[0] for v in truth], others, cost_s=cost_s))
     for fidelity in fidelities(job):
@@ -219,12 +220,11 @@ def _sample(job: Job, count: int) -> list[Genotype]:
     return [trial.genotype for trial in drawn]
 
 
-def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[list[float]]:
-    """Validation accuracies `[N, seeds]` after long training, NaN for a failed one."""
+def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[Trial]:
+    """The long trainings, each architecture with every seed."""
     folder = job.folder / CHECKPOINT / "truth"
     measure = Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
-    trials = _measure(job, "truth", measure, genotypes, epochs=settings.epochs, repeats=settings.seeds)
-    return [[_value(t, "val_acc") for t in trials if t.genotype == g] for g in genotypes]
+    return _measure(job, "truth", measure, genotypes, epochs=settings.epochs, repeats=settings.seeds)
 
 
 def _trained(
@@ -242,7 +242,7 @@ def _trained(
         stop=job.stop,
     )
     trials = _measure(job, name, measure, genotypes, epochs=fidelity.epochs)
-    cost_s = _cost(job, name)
+    cost_s = _cost(trials)
     accuracies = [_value(t, "val_acc") for t in trials]
     speeds = [tse([loss]) if math.isfinite(loss := _value(t, "train_loss")) else math.nan for t in trials]
     return [
@@ -258,7 +258,7 @@ def _shared(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) -> 
         return None
     measure, seconds = shared_weights(job)
     trials = _measure(job, "shared", measure, genotypes, epochs=0)
-    cost_s = _cost(job, "shared") + seconds / len(genotypes)
+    cost_s = _cost(trials) + seconds / len(genotypes)
     return estimate("shared weights", "shared", [_value(t, "val_acc") for t in trials], truth, cost_s=cost_s)
 
 
@@ -271,7 +271,7 @@ def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) ->
         measure = Scored(job.space, job.search_task, [name]).evaluate
         trials = _measure(job, f"proxy {name}", measure, genotypes, epochs=0, metric=name)
         scores[name] = [_value(t, name) for t in trials]
-        costs[name] = _cost(job, f"proxy {name}")
+        costs[name] = _cost(trials)
         found.append(estimate(name, "proxy", scores[name], truth, cost_s=costs[name]))
     complete = [i for i in range(len(genotypes)) if all(math.isfinite(scores[n][i]) for n in DEFAULT)]
     if complete:
@@ -326,9 +326,8 @@ def _line(trial: Trial, metric: str) -> str:
     return trial_line(trial)
 
 
-def _cost(job: Job, name: str) -> float:
+def _cost(trials: Sequence[Trial]) -> float:
     """Seconds for one architecture, over all its repeats."""
-    trials = Study.read(job.folder, name, job.space)
     return sum(t.cost_s for t in trials) / max(1, len({t.genotype for t in trials}))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kendalltau, rankdata
 
 from nas.errors import ConfigError
@@ -57,8 +57,8 @@ def estimate(
     draws = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
     usable = [d for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
     taus = [_tau(x[d], y[d]) for d in usable]
-    rhos = [_rho(x[d], y[d]) for d in usable]
-    tau, rho = _tau(x, y), _rho(x, y)
+    rhos = [spearman(x[d], y[d]) for d in usable]
+    tau, rho = _tau(x, y), spearman(x, y)
     return Estimate(name, group, tau, *_around(tau, taus), rho, *_around(rho, rhos), cost_s, len(x))
 
 
@@ -159,7 +159,8 @@ def _tau(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(np.clip(kendalltau(x, y).statistic, -1, 1))
 
 
-def _rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation of two rows `[m]`, in [-1, 1]; neither may be constant."""
     return float(np.clip(np.corrcoef(rankdata(x), rankdata(y))[0, 1], -1, 1))
 
 

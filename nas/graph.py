@@ -15,9 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import networkx as nx
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nas.cell import CELLS, Cell, VertexCell
@@ -111,13 +109,6 @@ def canonical_form(graph: Graph) -> list[list[object]]:
         number = fixed | {n: f"#{i} {ops[n]}".rstrip() for i, n in enumerate(itertools.chain(*orders))}
         forms.append(sorted([number[a], number[b], op] for a, b, op in edges))
     return cast(list[list[object]], min(forms))
-
-
-def encode(space: Space, genotype: Genotype) -> NDArray[np.float64]:
-    """Features for surrogates: the one-hot rows of all decisions, then how often each option is chosen."""
-    names = sorted({option for d in space.decisions for option in d.options})
-    counts = Counter(space.choices(genotype).values())
-    return np.concatenate([*space.one_hot(genotype), [float(counts[name]) for name in names]])
 
 
 def merged(graphs: Mapping[str, Graph]) -> Graph:

@@ -6,6 +6,7 @@ functions of the history, in which each promotion is a trial of its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,17 +22,15 @@ from nas.types import Genotype, Trial
 
 
 @dataclass(frozen=True)
-class SuccessiveHalving:
-    """ASHA, the asynchronous successive halving of Li et al. 2020 (MLSys), Algorithm 2.
+class _Promoting(ABC):
+    """What both schedulers are made of.
 
-    searcher: proposes the architectures of the lowest rung; it sees what `comparable` gives.
+    searcher: proposes new architectures; it sees what `comparable` gives.
     ladder: what each rung may spend.
     eta: one in `eta` of a rung's finished trials is promoted.
     goals: what is better; with several objectives, by front and then by crowding.
     enough: finished trials that a rung must have before the searcher is shown it; no fewer than the searcher
       draws at random in the beginning, or it would draw at random again.
-
-    Deviation from the paper: any searcher in place of random sampling.
     """
 
     searcher: Searcher
@@ -41,51 +40,21 @@ class SuccessiveHalving:
     enough: int = 20
 
     def __post_init__(self) -> None:
-        _check("successive halving", self.eta, self.enough)
+        if self.eta < 2 or self.enough < 1:
+            raise ConfigError(
+                f"{self._name()}: eta is {self.eta} and enough {self.enough}, but must be at least 2 and 1"
+            )
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> tuple[Genotype, int]:
-        """A promotion where one is due, the highest rung first, else a new architecture.
+        """A promotion where one is due, else a new architecture.
 
         Raises:
             ExhaustedError: when no promotion is due and the searcher has nothing left.
         """
-        _check_fidelities(self.ladder, history)
         granted = self.ladder.granted
-        due = promotion(history, granted, eta=self.eta, goals=self.goals)
-        if due is not None:
-            return due
-        return self.searcher.ask(space, comparable(history, granted, enough=self.enough), rng), granted[0]
-
-
-@dataclass(frozen=True)
-class Hyperband:
-    """Hyperband of Li et al. 2018 (JMLR), Algorithm 1, over asynchronous brackets (Li et al. 2020, §3.3).
-
-    Each bracket is a successive halving that begins at another rung of the ladder, which guards against cheap
-    rungs that mislead. The fields are those of `SuccessiveHalving`.
-
-    An architecture's bracket is that of its first trial. A new one goes to the bracket that has been granted
-    the fewest epochs, so that all get the same budget, as in the paper; of equal ones, to the lowest.
-    """
-
-    searcher: Searcher
-    ladder: Ladder
-    eta: int = 3
-    goals: Goals = Goals()  # noqa: RUF009 - a frozen value
-    enough: int = 20
-
-    def __post_init__(self) -> None:
-        _check("hyperband", self.eta, self.enough)
-
-    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> tuple[Genotype, int]:
-        """A promotion where one is due, in the lowest bracket first, else a new architecture.
-
-        Raises:
-            ExhaustedError: when no promotion is due and the searcher has nothing left.
-        """
-        _check_fidelities(self.ladder, history)
-        granted = self.ladder.granted
-        brackets = bracketed(history, granted)
+        for fidelity in {trial.fidelity for trial in history}:
+            self.ladder.rung(fidelity)
+        brackets = self._brackets(history)
         for first, trials in enumerate(brackets):
             due = promotion(trials, granted[first:], eta=self.eta, goals=self.goals)
             if due is not None:
@@ -93,6 +62,46 @@ class Hyperband:
         spent = [epochs_granted(trials, granted) for trials in brackets]
         genotype = self.searcher.ask(space, comparable(history, granted, enough=self.enough), rng)
         return genotype, granted[spent.index(min(spent))]
+
+    @abstractmethod
+    def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
+        """The trials of each bracket; bracket b begins at rung b."""
+
+    @abstractmethod
+    def _name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class SuccessiveHalving(_Promoting):
+    """ASHA, the asynchronous successive halving of Li et al. 2020 (MLSys), Algorithm 2.
+
+    A promotion goes from the highest rung possible; a new architecture begins at the lowest. Deviation from
+    the paper: any searcher in place of random sampling.
+    """
+
+    def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
+        return [history]
+
+    def _name(self) -> str:
+        return "successive halving"
+
+
+@dataclass(frozen=True)
+class Hyperband(_Promoting):
+    """Hyperband of Li et al. 2018 (JMLR), Algorithm 1, over asynchronous brackets (Li et al. 2020, §3.3).
+
+    Each bracket is a successive halving that begins at another rung of the ladder, which guards against cheap
+    rungs that mislead; those of the lowest are promoted first.
+
+    An architecture's bracket is that of its first trial. A new one goes to the bracket that has been granted
+    the fewest epochs, so that all get the same budget, as in the paper; of equal ones, to the lowest.
+    """
+
+    def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
+        return bracketed(history, self.ladder.granted)
+
+    def _name(self) -> str:
+        return "hyperband"
 
 
 def promotion(
@@ -159,13 +168,3 @@ def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:
             highest[trial.genotype] = trial
     rungs = sorted({t.fidelity for t in highest.values()}, reverse=True)
     return [t for rung in rungs for t in goals.ordered([h for h in highest.values() if h.fidelity == rung])]
-
-
-def _check(who: str, eta: int, enough: int) -> None:
-    if eta < 2 or enough < 1:
-        raise ConfigError(f"{who}: eta is {eta} and enough {enough}, but must be at least 2 and 1")
-
-
-def _check_fidelities(ladder: Ladder, history: Sequence[Trial]) -> None:
-    for fidelity in {trial.fidelity for trial in history}:
-        ladder.rung(fidelity)

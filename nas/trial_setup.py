@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nas.cost import count_params
@@ -36,11 +35,7 @@ def check_search(job: Job) -> None:
     """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)
-
-    def unasked(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        raise NotImplementedError
-
-    with_costs(job, unasked, ())
+    with_costs(job, _trained(job), ())
 
 
 def bounded(job: Job, searcher: Searcher) -> Searcher:

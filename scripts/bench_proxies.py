@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 import nas
-from nas.proxies import PROXIES, Batch, draw_batch, spearman
+from nas.calibration import spearman
+from nas.proxies import PROXIES, Batch, draw_batch
 
 BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", Path(__file__).parents[2] / "shared" / "benchmarks"))
-PUBLISHED = {name: f"cifar10|naslib_{name}" for name in PROXIES}
-PUBLISHED |= {"epe": "cifar10|naslib_epe_nas", "logsynflow": "cifar10|logsynflow", "zen": "cifar10|zen"}
+OTHERS = {"epe": "naslib_epe_nas", "logsynflow": "logsynflow", "zen": "zen"}
+PUBLISHED = {name: f"cifar10|{OTHERS.get(name, f'naslib_{name}')}" for name in PROXIES}
 COUNTED = {"params": "params", "macs": "flops_c10_M", "accuracy": "c10_test_200_nats"}
 QUICK = ("params", "macs", "l2_norm", "grad_norm", "snip", "jacov", "synflow", "logsynflow", "nwot")
 space = cache(partial(nas.load, "nasbench201", in_channels=3))
@@ -30,9 +31,9 @@ space = cache(partial(nas.load, "nasbench201", in_channels=3))
 
 def read(folder: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The operations of every cell, and what to compare each proxy with, in the benchmark's order."""
-    with gzip.open(folder / "nasbench201.csv.gz", "rt") as file:
+    table, scores = folder / "nasbench201.csv.gz", folder / "nasbench201_proxies.npz"
+    with gzip.open(table, "rt") as file, np.load(scores) as archive:
         rows = list(csv.DictReader(file))
-    with np.load(folder / "nasbench201_proxies.npz") as archive:
         columns = dict(zip(archive["columns"], archive["values"].T, strict=True))
     known = {name: columns[column] for name, column in PUBLISHED.items() if column in columns}
     known["plain"] *= -1  # the engine's has its sign turned
@@ -65,12 +66,11 @@ def main() -> None:
     cells = np.random.default_rng(0).choice(np.flatnonzero(whole), args.cells, replace=False)
     with ProcessPoolExecutor(None, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         values = np.array([*pool.map(partial(measure, batch, args.proxies), cells, [ops[i] for i in cells])])
-    print("proxy       published  accuracy  seconds")
     table = {}
     for name, scores, seconds in zip(args.proxies, *values.transpose(2, 1, 0), strict=True):
         found = {k: spearman(scores, known[k][cells]) for k in (name, "accuracy") if k in known}
         table[name] = {"published": found.get(name), "accuracy": found["accuracy"], "seconds": seconds.mean()}
-        print(f"{name:12}{found.get(name, '-'):>9.4}{found['accuracy']:10.3f}{seconds.mean():9.3f}")
+        print(name, *(f"{key} {value:.3f}" for key, value in table[name].items() if value is not None))
     if args.out:
         args.out.write_text(json.dumps({"task": args.task, "cells": args.cells} | table, indent=1))
 

@@ -20,6 +20,22 @@ SMALL = {**TINY, "trials": 3}
 """Settings of a black-box method on a small space."""
 
 
+class Recorder:
+    """A progress that remembers what it was told."""
+
+    def __init__(self):
+        self.phases, self.lines, self.notes = [], [], []
+
+    def phase(self, name, total, *, done=0):
+        self.phases.append((name, total, done))
+
+    def advance(self, text, *, done=None):
+        self.lines.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def options(settings):
     """The command line's `--set` arguments for nested settings."""
     flat = {}

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from jobs import SMALL, TINY
+from jobs import SMALL, TINY, Recorder
 
 from nas.baselines import LARGEST, RANDOM, run_baselines
 from nas.config import make_config
@@ -29,20 +29,6 @@ SETTINGS = {
     "shared": SMALL | COMPARED | {"evaluator": "shared", "epochs": 2},
     "early": SMALL | COMPARED | {"trials": 5, "epochs": 4, "early_stop": 0.9},
 }
-
-
-class Notes:
-    def __init__(self):
-        self.phases, self.notes = [], []
-
-    def phase(self, name, total, *, done=0):
-        self.phases.append((name, total, done))
-
-    def advance(self, text, *, done=None):
-        pass
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def job(folder, method="evolution", *, space=None, task=TASK, progress=None, **settings):
@@ -197,7 +183,7 @@ def test_what_breaks_a_constraint_that_only_training_shows_is_no_choice(tmp_path
 
 
 def test_without_any_allowed_random_architecture_there_is_no_comparison_and_a_note(tmp_path):
-    notes = Notes()
+    notes = Recorder()
     made = job(tmp_path, "random", progress=notes, constraint="train_loss<=2.0")
     baselines = run_baselines(made, Found([(2, 2, 2)], [trial(0, (2, 2, 2), 0.9, train_loss=3)], 1.0))
     assert baselines.choices == {}
@@ -221,7 +207,7 @@ def test_checkpoints_of_the_search_are_not_taken_for_those_of_random_search(tmp_
 def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
     made = job(tmp_path, trials=12)
     found = find(made)
-    notes = Notes()
+    notes = Recorder()
     made = job(tmp_path, trials=12, progress=notes)
 
     def fails(self, trial, rng):
@@ -239,7 +225,7 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_compared_job_says_how_it_did(tmp_path, name):
-    progress = Notes()
+    progress = Recorder()
     result = search("toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name], progress=progress)
     for rival in (RANDOM, LARGEST):
         wanted = {f"{rival}_{part}" for part in ("val_acc", "delta", "delta_low", "delta_high", "p")}

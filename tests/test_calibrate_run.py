@@ -4,6 +4,7 @@ import json
 import tomllib
 
 import pytest
+from jobs import Recorder
 from killing import run_killed
 from torch import nn
 from typer.testing import CliRunner
@@ -29,20 +30,6 @@ FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
     monkeypatch.setattr("nas.calibration.RESAMPLES", 20)
-
-
-class Notes:
-    def __init__(self):
-        self.phases, self.notes = [], []
-
-    def phase(self, name, total, *, done=0):
-        self.phases.append((name, total, done))
-
-    def advance(self, text, *, done=None):
-        pass
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +90,7 @@ def test_long_training_takes_longer_and_proxies_hardly_any_time(toy):
 
 
 def test_all_of_a_small_space_are_calibrated_with(tmp_path):
-    progress = Notes()
+    progress = Recorder()
     settings = Settings(architectures=30, epochs=1, seeds=1)
     space = by_hand()
     found = calibrate(space, TASK, settings, out=tmp_path / "c", config=CHEAP, progress=progress)
@@ -132,7 +119,7 @@ def test_where_training_fails_for_most_it_is_said(tmp_path):
 
 
 def test_a_space_made_by_hand_has_one_size_and_shared_weights(tmp_path):
-    progress = Notes()
+    progress = Recorder()
     found = calibrate(by_hand(), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
     names = {e.name for e in found.estimates if e.group == "trained"}
     assert names <= {"epochs=1", "epochs=3", "epochs=3,images=0.25"}
@@ -142,7 +129,7 @@ def test_a_space_made_by_hand_has_one_size_and_shared_weights(tmp_path):
 
 
 def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
-    progress = Notes()
+    progress = Recorder()
     config = CHEAP | {"space_settings": {"width": 5, "stacks": 1, "cells": 1}}
     found = calibrate("nasbench101", TASK, FEW, out=tmp_path / "c", config=config, progress=progress)
     assert not [e for e in found.estimates if e.group == "shared"]
@@ -153,7 +140,7 @@ def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
 
 
 def test_values_that_a_hand_made_space_chooses_are_no_size(tmp_path):
-    progress = Notes()
+    progress = Recorder()
     calibrate(by_hand(widths=True), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
     assert any("shared weights are left out" in note for note in progress.notes)
 
@@ -200,7 +187,7 @@ def test_a_folder_of_other_settings_is_refused(toy):
 
 
 def test_a_finished_calibration_answers_at_once(toy):
-    progress = Notes()
+    progress = Recorder()
     again = calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=progress)
     assert again == toy[0]
     assert progress.phases == []
@@ -225,7 +212,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
         calibrate("toy", TASK, FEW, out=tmp_path, config=TOY, stop=lambda: left.pop() if left else True)
     with pytest.raises(ConfigError, match="no finished calibration"):
         read_calibration(tmp_path)
-    progress = Notes()
+    progress = Recorder()
     found = calibrate("toy", TASK, FEW, out=tmp_path, config=TOY, progress=progress)
     assert progress.phases[0][2] > 0
     assert timeless(found) == timeless(toy[0])
@@ -248,7 +235,7 @@ def trusting(folder, chosen, tmp_path):
 
 
 def test_a_search_takes_the_fidelity_that_is_trusted(toy, tmp_path):
-    progress = Notes()
+    progress = Recorder()
     settings = AUTO | {"calibration": trusting(toy[1], "epochs=1,width=0.5", tmp_path)}
     result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
     assert "fidelity of the trials, by calibration: epochs=1,width=0.5" in progress.notes
@@ -257,7 +244,7 @@ def test_a_search_takes_the_fidelity_that_is_trusted(toy, tmp_path):
 
 
 def test_a_search_warns_where_nothing_is_trusted(toy, tmp_path):
-    progress = Notes()
+    progress = Recorder()
     settings = AUTO | {"calibration": trusting(toy[1], None, tmp_path), "epochs": 2}
     result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
     assert any(

@@ -12,7 +12,6 @@ from nas.graph import (
     architecture_hash,
     canonical_form,
     cell_graphs,
-    encode,
     from_dict,
     merged,
     prune,
@@ -272,17 +271,6 @@ def test_graphs_survive_json_and_graphml(space, tmp_path):
     read = nx.read_graphml(tmp_path / "a.graphml")
     assert len(read) == sum(map(len, graphs.values()))
     assert nx.number_weakly_connected_components(read) >= len(graphs)
-
-
-def test_encoding():
-    code = encode(CELLS, (3, 0, 1, 0, 2, 3))
-    assert code.shape == (6 * 5 + 5,) and code[:30].sum() == 6
-    assert code[3] == 1 and code[25 + 3] == 1
-    names = sorted(OPTIONS)
-    counts = dict(zip(names, code[30:], strict=True))
-    assert counts == {"none": 2, "skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 2, "avg_pool_3x3": 0}
-    every = {tuple(encode(CELLS, CELLS.sample(np.random.default_rng(i)))) for i in range(50)}
-    assert len(every) > 45
 
 
 def test_a_space_of_values_is_a_chain_of_them():

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from jobs import SMALL, TINY, journal, outcome
+from jobs import SMALL, TINY, Recorder, journal, outcome
 from killing import run_killed
 
 from nas.config import make_config
@@ -24,20 +24,6 @@ from nas.task import load_task
 
 TASK = load_task("digits")
 A, B, C = (2, 2, 2), (2, 0, 2), (0, 0, 1)
-
-
-class Notes:
-    def __init__(self):
-        self.phases, self.notes = [], []
-
-    def phase(self, name, total, *, done=0):
-        self.phases.append((name, total, done))
-
-    def advance(self, text, *, done=None):
-        pass
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def job(folder, *, space=None, name="toy", stop=None, **settings):
@@ -161,7 +147,7 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
 
 
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
-    notes = Notes()
+    notes = Recorder()
     monkeypatch.setattr("nas.rerank._first_like", lambda job, rival, candidates: rival)
     monkeypatch.setattr("nas.phases.finalists", lambda history, goals: [t for t in history[:1]])
     settings = SMALL | {

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from jobs import SMALL, TINY, options, outcome, snapshot
+from jobs import SMALL, TINY, Recorder, options, outcome, snapshot
 from killing import MODULES
 from torch import nn
 
@@ -40,20 +40,6 @@ FILES = {
     *("architecture.json", "architecture.graphml", "model.safetensors"),
     *("cells.svg", "cells.png", "network.svg", "network.png", "search.svg", "search.png"),
 }
-
-
-class Recorder:
-    def __init__(self):
-        self.phases, self.lines, self.notes = [], [], []
-
-    def phase(self, name, total, *, done=0):
-        self.phases.append((name, total, done))
-
-    def advance(self, text, *, done=None):
-        self.lines.append(text)
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")

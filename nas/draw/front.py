@@ -32,6 +32,7 @@ from nas.draw.style import (
     write,
 )
 from nas.errors import ConfigError
+from nas.pareto import front
 
 _WIDTH, _PLOT, _LEFT, _RIGHT, _MARGIN = 9.0, 5.0, 0.95, 0.4, 0.35
 _INNER = _WIDTH - _LEFT - _RIGHT
@@ -156,11 +157,8 @@ def _scene(
 
 
 def _non_dominated(scores: Column) -> Column:
-    """[F, 2] the distinct scores that no other of [N, 2] equals or beats in both, by the first, rising."""
-    falling = scores[np.lexsort((-scores[:, 1], -scores[:, 0]))]
-    before = np.maximum.accumulate(np.concatenate([[-np.inf], falling[:, 1]]))[:-1]
-    front: Column = falling[falling[:, 1] > before][::-1]
-    return front
+    """[F, 2] the distinct scores of the front of [N, 2], by the first, rising."""
+    return np.unique(scores[front(scores)], axis=0)
 
 
 def _axis_name(name: str, larger: bool) -> str:  # noqa: FBT001 - mapped over the two objectives

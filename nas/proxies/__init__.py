@@ -13,7 +13,7 @@ from nas.proxies.gradients import fisher, grad_norm, grasp, plain, snip
 from nas.proxies.jacobian import epe, jacov
 from nas.proxies.magnitude import l2_norm, macs, params
 from nas.proxies.measure import Proxy
-from nas.proxies.ranks import DEFAULT, log_rank, spearman
+from nas.proxies.ranks import DEFAULT, log_rank
 from nas.proxies.synflow import logsynflow, synflow
 from nas.proxies.zen import zen
 from nas.proxies.zico import zico
@@ -39,4 +39,4 @@ PROXIES: Mapping[str, Proxy] = MappingProxyType(
     }
 )
 
-__all__ = ["DEFAULT", "PROXIES", "Batch", "Proxy", "draw_batch", "log_rank", "spearman"]
+__all__ = ["DEFAULT", "PROXIES", "Batch", "Proxy", "draw_batch", "log_rank"]

@@ -1,4 +1,4 @@
-"""Ranks: how far proxies agree, and how several are made into one."""
+"""Ranks: how several proxies are made into one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from nas.errors import ConfigError
 
@@ -34,12 +35,5 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise ConfigError(f"ranks: got nan at {np.flatnonzero(np.isnan(values)).tolist()}; leave these out")
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return means[place]
-
-
-def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's rank correlation of two rows `[m]`, in [-1, 1]; nan where one is constant."""
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    found: NDArray[np.float64] = rankdata(values)
+    return found
