@@ -14,6 +14,7 @@ from nas.draw.anytime import Bands, draw_anytime
 from nas.draw.cells import draw_cells
 from nas.draw.curves import draw_search
 from nas.draw.front import draw_front
+from nas.draw.health import HealthSeries, draw_health
 from nas.draw.network import draw_network
 from nas.draw.style import op_kind
 from nas.draw.trust import Trust, draw_trust
@@ -22,12 +23,14 @@ from nas.files import replacing
 
 __all__ = [
     "Bands",
+    "HealthSeries",
     "Trust",
     "draw_alpha_heatmap",
     "draw_alphas",
     "draw_anytime",
     "draw_cells",
     "draw_front",
+    "draw_health",
     "draw_network",
     "draw_search",
     "draw_trust",
