@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from nas.laddered import Laddered
     from nas.latency import LatencyTable
     from nas.measured import Measured
-    from nas.oneshot.bilevel import Bilevel
+    from nas.oneshot.method import Method
     from nas.oneshot.supernet import Supernet
-    from nas.ops import candidates
+    from nas.ops import Candidate, candidates
     from nas.progress import Progress
     from nas.recipe import Recipe
     from nas.registry import load
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from nas.testing import check_searcher, check_space
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
-    "Bilevel": "nas.oneshot.bilevel",
     "Calibration": "nas.calibration",
+    "Candidate": "nas.ops",
     "Cell": "nas.cell",
     "Chooser": "nas.choosers",
     "Config": "nas.config",
@@ -68,6 +68,7 @@ _HOME = {
     "LatencyTable": "nas.latency",
     "LocalSearch": "nas.searchers",
     "Measured": "nas.measured",
+    "Method": "nas.oneshot.method",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
     "Notation": "nas.space",
@@ -111,7 +112,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-_MODULES = ("benchmarks", "draw", "proxies", "testing")
+_MODULES = ("benchmarks", "draw", "oneshot", "proxies", "testing")
 
 
 def __getattr__(name: str) -> object:

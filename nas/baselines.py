@@ -62,7 +62,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         name=RANDOM,
         seed=job.seed(RANDOM),
         goals=job.plan.goals,
-        announce=job.config.evaluator == "trained",
+        announce=not job.config.shares_weights,
     )
     trials = _equal_trials(job, found)
     job.progress.phase("random search at equal cost", trials or 1, done=study.ended)
@@ -99,7 +99,7 @@ def _equal_trials(job: Job, found: Found) -> int | None:
     if job.plan.early_stop:
         trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
         return max(1, round(trained / found.fidelity))
-    if len(job.plan.ladder) == 1 or job.config.evaluator == "shared":
+    if len(job.plan.ladder) == 1 or job.config.shares_weights:
         return len(found.history)
     granted = job.plan.ladder.granted
     return max(1, round(epochs_granted(found.history, granted) / granted[-1]))

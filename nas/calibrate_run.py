@@ -46,7 +46,7 @@ from nas.types import Genotype, Objective, Trial
 SETTINGS = "settings.json"
 USED = (
     *("space", "task", "method", "evaluator", "preset", "seed", "device"),
-    *("space_settings", "epochs", "trial", "shared", "search_images"),
+    *("space_settings", "epochs", "trial", "shared", "sharing", "search_images"),
 )
 """The settings of a job that a calibration reads."""
 

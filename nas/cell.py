@@ -24,6 +24,8 @@ class Cell(nn.Module):
     drop_path: probability of dropping an edge's output for one image while training
       (Larsson et al. 2017, FractalNet, §3, as used by DARTS); identities are never dropped, and in a
       supernet the whole mixture of an edge is.
+    recompute: runs the cell's function in place of a plain call while training, e.g. so that its inner maps
+      are computed again in the backward pass.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Cell(nn.Module):
             )
         self.kind, self.inputs, self.concat = kind, inputs, concat
         self.drop_path = 0.0
+        self.recompute: Callable[..., Tensor] | None = None
         self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
         self.incoming = nn.ModuleList(
             nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
@@ -58,6 +61,11 @@ class Cell(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """`inputs` maps `[B, C, H, W]` to one `[B, nodes * C, H, W]` (concat) or `[B, C, H, W]`."""
+        if self.recompute is not None and self.training and torch.is_grad_enabled():
+            return self.recompute(self._run, *inputs)
+        return self._run(*inputs)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
         states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
         for ops in self.incoming:
             states.append(self._node(cast(nn.ModuleList, ops), states))

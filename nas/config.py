@@ -15,11 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 
 from nas.errors import ConfigError, unknown
 
-DIFFERENTIABLE = ("darts", "darts2")
+DIFFERENTIABLE = (
+    *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
+    *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
+)
 BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
+SHARED = ("spos",)
+"""Methods that are black-box searches on shared weights only."""
 OPTUNA = "optuna:"
 """What stands before the name of an Optuna sampler where that is the method."""
-METHODS = (*BLACK_BOX, *DIFFERENTIABLE)
+METHODS = (*BLACK_BOX, *SHARED, *DIFFERENTIABLE)
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -54,6 +59,26 @@ def seconds(value: object) -> object:
     return float(match[1]) * _UNITS[match[2]] if match else number(value)
 
 
+def size(value: object) -> object:
+    """`"8GiB"`, `"500MB"` or a number of bytes as bytes; anything else is left for the type to refuse."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.I)
+        if isinstance(value, str)
+        else None
+    )
+    if isinstance(value, str) and match is None:
+        raise ValueError('wanted a size such as "8GiB" or "500MB"')
+    if match is None:
+        return number(value)
+    step = 1024 if match[3] else 1000
+    return round(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
+
+
+def is_own(method: str) -> bool:
+    """Whether a method is a user's own function, or was given in Python."""
+    return ":" in method and not method.startswith(OPTUNA)
+
+
 Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
 Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
@@ -63,9 +88,10 @@ class Config(BaseModel):
     """The settings of one job. `None` means the preset's value.
 
     space: name, `module:function` or `file.py:function`; task: see `nas.load_task`.
-    method: one of `METHODS`, or `optuna:` and the name of a sampler.
+    method: one of `METHODS`, `optuna:` and the name of a sampler, or a function of your own that returns a
+      `nas.Method`, as `module:function` or `file.py:function`.
     evaluator: for black-box methods, how to measure a trial: `trained` from scratch, or with weights
-      `shared` in a supernet.
+      `shared` in a supernet; `spos` does the latter always.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
     budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
       of a shared supernet is not counted.
@@ -82,7 +108,18 @@ class Config(BaseModel):
     seeds: how often each of the best is trained again.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
-    alphas: changes to the alphas' Adam: alpha_lr, alpha_weight_decay.
+    alphas: changes to how the alphas move: lr, weight_decay.
+    method_settings: of a differentiable method, e.g. `parts` of pcdarts (see `nas.oneshot.methods`).
+    guard: whether a differentiable search is watched and put right when it collapses. guards: settings of
+      `nas.oneshot.guards.Guards`, e.g. skip_cap.
+    selection: how a differentiable search chooses in the end: `argmax` of the alphas or by `perturbation`.
+    seed_alphas: folder of an earlier run with trials of the same space; its best architectures are what the
+      alphas start from.
+    memory: what a supernet may take, e.g. "8GiB"; batch, precision, checkpointing and method are chosen by
+      it.
+    sharing: settings of `nas.oneshot.singlepath.Sharing`, e.g. sampling="fair".
+    warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
+      (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
     searcher: settings of the method, e.g. population and tournament of evolution.
     """
 
@@ -119,12 +156,25 @@ class Config(BaseModel):
     search: Table = {}
     retrain: Table = {}
     alphas: Table = {}
+    method_settings: Table = {}
+    guard: bool = True
+    guards: Table = {}
+    selection: Literal["argmax", "perturbation"] = "argmax"
+    seed_alphas: str | None = None
+    memory: Annotated[int, Field(gt=0), BeforeValidator(size)] | None = None
+    sharing: Table = {}
+    warm_start: Literal["none", "parent", "supernet"] = "none"
     searcher: Table = {}
 
     @property
     def is_differentiable(self) -> bool:
         """Whether the method searches by gradients."""
-        return self.method in DIFFERENTIABLE
+        return self.method in DIFFERENTIABLE or is_own(self.method)
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether trials are measured with weights of a supernet."""
+        return self.evaluator == "shared" or self.method in SHARED
 
 
 def make_config(values: Mapping[str, object], *, where: str = "settings") -> Config:
@@ -137,7 +187,7 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
         if key not in Config.model_fields:
             raise ConfigError(f"{where}: {unknown('setting', str(key), Config.model_fields)}")
     method = str(values.get("method", "darts"))
-    if method not in METHODS and not method.startswith(OPTUNA):
+    if method not in METHODS and ":" not in method:
         raise ConfigError(f"{where}: {unknown('method', method, METHODS)}")
     try:
         config = Config.model_validate(dict(values))
@@ -224,26 +274,32 @@ def _read(path: Path) -> bytes:
 
 def _refuse_unused(config: Config, where: str) -> None:
     """A setting that the chosen method does not read must not be accepted in silence."""
+    gradients, shared = config.is_differentiable, config.shares_weights
+    trained = not gradients and not shared
+    fixed = trained and config.scheduler == "fixed"
     used = {
-        "trials": not config.is_differentiable,
-        "evaluator": not config.is_differentiable or config.evaluator == "trained",
-        "alphas": config.is_differentiable,
-        "search": config.is_differentiable,
-        "shared": config.evaluator == "shared",
-        "searcher": not config.is_differentiable,
-        "objective": not config.is_differentiable,
-        "constraint": not config.is_differentiable,
-        "latency_table": not config.is_differentiable,
-        "scheduler": not config.is_differentiable and config.evaluator == "trained",
+        "trials": not gradients,
+        "evaluator": not gradients or config.evaluator == "trained",
+        "alphas": gradients,
+        "search": gradients,
+        "method_settings": gradients,
+        "guard": gradients,
+        "guards": gradients and config.guard,
+        "selection": gradients,
+        "seed_alphas": gradients,
+        "memory": gradients,
+        "shared": shared,
+        "sharing": shared,
+        "warm_start": shared if config.warm_start == "supernet" else fixed and config.method == "evolution",
+        "searcher": not gradients,
+        "objective": not gradients,
+        "latency_table": not gradients or bool(config.constraint),
+        "scheduler": trained,
         "ladder": config.scheduler != "fixed",
         "eta": config.scheduler != "fixed",
-        "fidelity": not config.is_differentiable
-        and config.evaluator == "trained"
-        and config.scheduler == "fixed",
+        "fidelity": fixed,
         "calibration": config.fidelity == "auto",
-        "early_stop": not config.is_differentiable
-        and config.evaluator == "trained"
-        and config.scheduler == "fixed",
+        "early_stop": fixed,
     }
     for name, is_used in used.items():
         if not is_used and getattr(config, name) != type(config).model_fields[name].default:

@@ -59,9 +59,16 @@ class TrialError(NasError):
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """Says that `got` is no `what`, with the nearest known name, else all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got, names, n=5, cutoff=0.5)
+    # A common beginning says more than common letters: 'evolve' is nearer to 'evolution' than to 'oles'.
+    near.sort(key=lambda name: -_common_start(got, name))
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return f"no {what} {got!r}; {hint}"
+
+
+def _common_start(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def user_line(error: BaseException) -> str:

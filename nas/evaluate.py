@@ -19,25 +19,32 @@ from nas.cost import Cost, cost
 from nas.errors import TrialError
 from nas.graph import architecture_hash
 from nas.guard import user_errors
+from nas.oneshot.fewshot import Shared
+from nas.oneshot.paths import scores
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe, compressed
 from nas.seeding import isolated
 from nas.space import Space
 from nas.study import Evaluator
 from nas.task import Task
-from nas.train import Curve, evaluate, reestimate_batchnorm, train
+from nas.train import Curve, train
 from nas.types import Genotype, Trial
+
+Start = Callable[[Trial, nn.Module], nn.Module]
+"""The network that a trial's training begins with, from a freshly initialised one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """Trains each architecture from scratch for its fidelity's epochs and validates it.
+    """Trains each architecture for its fidelity's epochs and validates it.
 
     recipe: everything but the epochs; its schedule is compressed to them.
     folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
     hopeless: told the validation accuracies so far and the epochs granted, says whether to train no further.
     judge: told of every trained network.
     stop: see `nas.train.train`.
+    start: gives the network that training begins with, from a freshly initialised one, and may draw from
+      torch's global stream; asked again when a trial is resumed. From scratch by default.
     """
 
     space: Space
@@ -47,6 +54,7 @@ class Trained:
     hopeless: Callable[[Sequence[float], int], bool] | None = None
     judge: Callable[[Trial, nn.Module], None] | None = None
     stop: Callable[[], bool] | None = None
+    start: Start | None = None
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`."""
@@ -54,7 +62,7 @@ class Trained:
         with self._place(trial) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
             with isolated(seed, "init"):
-                network = self.space.network(trial.genotype).to(self.task.train.x.device)
+                network = self._begin(trial).to(self.task.train.x.device)
             curve = self._train(network, trial.fidelity, seed, folder)
             if self.judge is not None:
                 self.judge(trial, network)
@@ -66,6 +74,10 @@ class Trained:
             "macs": counted.macs,
             "epochs_trained": len(curve.train_loss),
         }
+
+    def _begin(self, trial: Trial) -> nn.Module:
+        network = self.space.network(trial.genotype)
+        return network if self.start is None else self.start(trial, network)
 
     def _train(self, network: nn.Module, epochs: int, seed: int, folder: Path | None) -> Curve:
         """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
@@ -113,26 +125,33 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Inherited:
-    """Validates each architecture with weights taken from a trained supernet, its batch-norm re-estimated.
+    """Validates each architecture with weights taken from trained supernets, its batch-norm re-estimated.
 
-    Guo et al. 2020 (SPOS), §3.3.
+    Guo et al. 2020 (SPOS), §3.4; see `nas.oneshot.paths`.
 
-    batches: of 256 training images, for the statistics.
+    shared: one supernet, or several of which each architecture has one.
+    calibration: training images for the statistics.
     """
 
-    supernet: Supernet
+    shared: Supernet | Shared
     task: Task
-    batches: int = 20
+    calibration: int = 1024
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `params` and `macs`."""
         seed = int(rng.integers(2**62))
+        supernet = self.shared if isinstance(self.shared, Supernet) else self.shared.of(trial.genotype)
         with user_errors():
-            counted = affordable(self.supernet.space, trial.genotype, self.task)
-            network = self.supernet.extract(trial.genotype)
-            reestimate_batchnorm(network, self.task, self.task.train, batches=self.batches, seed=seed)
-            loss, accuracy = evaluate(network, self.task, self.task.val)
-        return {"val_acc": accuracy, "val_loss": loss, "params": counted.params, "macs": counted.macs}
+            counted = affordable(supernet.space, trial.genotype, self.task)
+            score = scores(supernet, [trial.genotype], self.task, calibration=self.calibration, seed=seed)[0]
+        if not math.isfinite(score.loss):
+            raise TrialError("nan", f"the validation loss on shared weights is {score.loss}")
+        return {
+            "val_acc": score.accuracy,
+            "val_loss": score.loss,
+            "params": counted.params,
+            "macs": counted.macs,
+        }
 
 
 class Cached:

@@ -17,7 +17,7 @@ from nas.augment import Policy, augment, mixup
 from nas.averaging import Average, copied
 from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
-from nas.recipe import Recipe, learning_rate
+from nas.recipe import Precision, Recipe, learning_rate
 from nas.seeding import derive, torch_rng
 from nas.task import Split, Task
 
@@ -25,7 +25,10 @@ Output = Tensor | tuple[Tensor, Tensor | None]
 """Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
 
 Forward = Callable[[nn.Module, Tensor, int], Output]
-"""How step s runs the network: `forward(network, x, s)`, for example one random path of a supernet."""
+"""How step s runs the network: `forward(network, x, s)`, for example the mixture of a supernet."""
+
+Backward = Callable[["Loop"], Tensor]
+"""Puts the gradients of the coming step in place and returns its loss; `one_pass` unless given."""
 
 Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
 """Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
@@ -39,13 +42,22 @@ class Loop:
 
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
     seconds: time spent on the current epoch so far.
+    weight_decay: the recipe's, unless it was changed on the way.
     """
 
     def __init__(
-        self, network: nn.Module, task: Task, recipe: Recipe, *, seed: int, split: Split, forward: Forward
+        self,
+        network: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        *,
+        seed: int,
+        split: Split,
+        forward: Forward,
+        backward: Backward | None = None,
     ) -> None:
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
-        self.split, self.forward = split, forward
+        self.split, self.forward, self._backward = split, forward, backward or one_pass
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.device = _shared_device(self.parameters, split)
         self._batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
@@ -53,6 +65,7 @@ class Loop:
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
         self.seconds = 0.0
+        self.weight_decay = recipe.weight_decay
         self._drop_path = recipe.drop_path
         set_drop_path(network, self._drop_path)
         if self.device.type == "cuda":
@@ -77,17 +90,18 @@ class Loop:
         """The learning rate of the coming step."""
         return learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
 
-    def descent(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """What the coming step would subtract per unit of learning rate: momentum and weight decay included.
+    def descent(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Turns gradients in place into what the coming step would subtract per unit of learning rate.
 
-        gradients: one for each of `parameters`, unclipped. Nesterov's look-ahead is not part of it.
+        gradients: one for each of `parameters`, unclipped. Momentum and weight decay are included, Nesterov's
+          look-ahead is not.
         """
-        decay, momentum = self.recipe.weight_decay, self.recipe.momentum
-        slots = [self._optimizer.state[p].get("momentum_buffer") for p in self.parameters.values()]
-        return [
-            gradient + decay * p.detach() + (0 if slot is None else momentum * slot)
-            for gradient, p, slot in zip(gradients, self.parameters.values(), slots, strict=True)
-        ]
+        for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
+            gradient.add_(parameter.detach(), alpha=self.weight_decay)
+            slot = self._optimizer.state[parameter].get("momentum_buffer")
+            if slot is not None:
+                gradient.add_(slot, alpha=self.recipe.momentum)
+        return gradients
 
     @property
     def at_epoch_end(self) -> bool:
@@ -97,8 +111,9 @@ class Loop:
     def advance(self) -> None:
         """Does one step."""
         started = time.perf_counter()
-        loss = self.loss()
-        self._descend(loss)
+        self._optimizer.zero_grad()
+        loss = self._backward(self)
+        self._descend()
         self._loss_sum += loss.detach()
         self.step += 1
         if self.step % _CHECK_STEPS == 0:
@@ -143,6 +158,7 @@ class Loop:
             "momentum": {name: slot for name, slot in slots.items() if slot is not None},
             "loss_sum": self._loss_sum,
             "seconds": self.seconds,
+            "weight_decay": self.weight_decay,
         }
 
     def settings(self) -> dict[str, Any]:
@@ -160,6 +176,7 @@ class Loop:
         """Goes back to where `state` was taken, after `step` steps."""
         self.step = step
         self.seconds = state["seconds"]
+        self.weight_decay = state["weight_decay"]
         self._loss_sum.copy_(state["loss_sum"])
         self.network.load_state_dict(state["network"])
         if self._average is not None:
@@ -170,11 +187,23 @@ class Loop:
 
     def inherit(self, state: Mapping[str, Any]) -> None:
         """Begins with the weights and the momentum of another training of the same network."""
-        fresh = {"average": state["network"], "loss_sum": torch.zeros(()), "seconds": 0.0}
+        fresh = {
+            "average": state["network"],
+            "loss_sum": torch.zeros(()),
+            "seconds": 0.0,
+            "weight_decay": self.recipe.weight_decay,
+        }
         self.restore(0, {**state, **fresh})
 
     def loss(self) -> Tensor:
         """The loss of the coming step under the weights as they are; the same however often it is asked."""
+        x, targets = self.batch_of_step()
+        with precision(self.device, self.recipe.precision):
+            output = self.forward(self.network, x, self.step)
+        return self.criterion(output, targets)
+
+    def batch_of_step(self) -> tuple[Tensor, Targets]:
+        """The coming step's images and targets; torch's global stream is set to where the step begins."""
         epoch = self.step // self.steps_per_epoch
         drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
         if drop_path != self._drop_path:
@@ -182,12 +211,13 @@ class Loop:
             self._drop_path = drop_path
         torch.manual_seed(derive(self.seed, "step", self.step))
         x, y, generator = self._batches.at(self.step)
-        targets: Targets = (y, None)
-        if self.recipe.mixup:
-            x, partners, share = mixup(x, y, self.recipe.mixup, generator)
-            targets = y, (partners, share)
-        with precision(self.device):
-            output = self.forward(self.network, to_layout(x), self.step)
+        if not self.recipe.mixup:
+            return to_layout(x), (y, None)
+        x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+        return to_layout(x), (y, (partners, share))
+
+    def criterion(self, output: Output, targets: Targets) -> Tensor:
+        """The recipe's loss of what the network gave."""
         logits, auxiliary = output if isinstance(output, tuple) else (output, None)
         loss = self._cross_entropy(logits, targets)
         if not self.recipe.auxiliary:
@@ -213,15 +243,9 @@ class Loop:
         partners, share = mixed
         return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
 
-    def _descend(self, loss: Tensor) -> None:
-        if not loss.requires_grad:
-            raise TrialError(
-                "no-grad", f"train: the loss of step {self.step} depends on no trainable parameter"
-            )
+    def _descend(self) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.next_lr
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+            group["lr"], group["weight_decay"] = self.next_lr, self.weight_decay
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         self._optimizer.step()
@@ -237,6 +261,15 @@ class Loop:
                 f"epoch {(self.step - 1) // self.steps_per_epoch + 1}, lr {self.lr:.3g}; "
                 "lower the learning rate",
             )
+
+
+def one_pass(loop: Loop) -> Tensor:
+    """One pass forward and backward."""
+    loss = loop.loss()
+    if not loss.requires_grad:
+        raise TrialError("no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter")
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def policy_of(recipe: Recipe, task: Task) -> Policy:
@@ -281,9 +314,10 @@ def set_drop_path(network: nn.Module, probability: float) -> None:
         cell.drop_path = probability
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """The arithmetic of a forward pass: bfloat16 where safe on CUDA, float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def precision(device: torch.device, wanted: Precision = "auto") -> torch.autocast:
+    """The arithmetic of a forward pass: as wanted, or bfloat16 where safe on CUDA and float32 elsewhere."""
+    half = device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def to_layout(x: Tensor) -> Tensor:

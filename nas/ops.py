@@ -6,6 +6,7 @@ Every primitive maps `[B, c_in, H, W]` to `[B, c_out, ceil(H / stride), ceil(W /
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +16,23 @@ from torch import Tensor, nn
 from nas.errors import SpaceError, unknown
 
 Primitive = Callable[[int, int, int], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A primitive that is not built yet, with its channels, so that a supernet can build it on fewer of them.
+
+    make: `(c_in, c_out, stride) -> Module`.
+    """
+
+    make: Primitive
+    c_in: int
+    c_out: int
+    stride: int = 1
+
+    def __call__(self) -> nn.Module:
+        """Builds it."""
+        return self.make(self.c_in, self.c_out, self.stride)
 
 
 class Zero(nn.Module):
@@ -146,9 +164,7 @@ PRIMITIVES: dict[str, Primitive] = {
 }
 
 
-def candidates(
-    names: Iterable[str], c_in: int, c_out: int, stride: int = 1
-) -> dict[str, Callable[[], nn.Module]]:
+def candidates(names: Iterable[str], c_in: int, c_out: int, stride: int = 1) -> dict[str, Candidate]:
     """Unbuilt primitives by name, ready to be asked of a chooser.
 
     Raises:
@@ -158,4 +174,4 @@ def candidates(
     for name in names:
         if name not in PRIMITIVES:
             raise SpaceError(unknown("primitive", name, PRIMITIVES))
-    return {name: partial(PRIMITIVES[name], c_in, c_out, stride) for name in names}
+    return {name: Candidate(PRIMITIVES[name], c_in, c_out, stride) for name in names}

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from nas.errors import NoModelError
 from nas.evaluate import Cached
+from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
-from nas.guard import user_errors
 from nas.halving import finalists
 from nas.job import Job
 from nas.journal import journal_storage
-from nas.oneshot import differentiable
+from nas.oneshot.differentiable import Epoch
 from nas.result import Alphas
 from nas.resumable import Stopped
-from nas.schedule import Listed
 from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.space import Size
@@ -24,7 +23,7 @@ from nas.trial_setup import (
     bounded,
     early_stopped,
     evaluator,
-    fresh_supernet,
+    grown,
     informed,
     scheduler,
     trial_line,
@@ -38,7 +37,8 @@ class Found:
     """What a search found.
 
     candidates: the best architectures, best first, no two isomorphic.
-    history: its trials. seconds: what they and their supernet took. alphas: of a differentiable search.
+    history: its trials. seconds: what they and their supernet took.
+    alphas, epochs: of a differentiable search.
     measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
     """
 
@@ -48,6 +48,7 @@ class Found:
     measure: Evaluator | None = None
     fidelity: int = 0
     alphas: Alphas | None = None
+    epochs: Sequence[Epoch] = ()
 
 
 def find(job: Job) -> Found:
@@ -57,46 +58,21 @@ def find(job: Job) -> Found:
 
 
 def _differentiable(job: Job) -> Found:
-    """Candidates: what the alphas preferred last, then what they preferred before."""
     if job.space.size == Size(1, exact=True):
         return Found([job.space.sample(rng(0))], (), 0.0)
-    supernet = fresh_supernet(job)
-    study = Study(
-        job.space, Listed((), 0), journal_storage(job.folder / JOURNAL), name="search", announce=False
+    found = search_by_gradients(job)
+    if found.epochs[-1].epoch < job.plan.search.weights.epochs:
+        job.progress.note(f"the search ends early, after epoch {found.epochs[-1].epoch}")
+    alphas = Alphas.of(job.space, [epoch.strengths for epoch in found.epochs])
+    return Found(
+        _distinct(job, found.candidates), found.trials, found.seconds, alphas=alphas, epochs=found.epochs
     )
-    job.progress.phase("search", job.plan.search.weights.epochs, done=len(study.history))
-
-    def record(epochs: Sequence[differentiable.Epoch]) -> None:
-        for epoch in epochs[len(study.history) :]:
-            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
-            study.tell(trial, {"val_acc": epoch.val_acc, "train_loss": epoch.train_loss}, epoch.seconds)
-            job.progress.advance(
-                f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}"
-            )
-
-    with user_errors():
-        epochs = differentiable.search(
-            supernet,
-            job.search_task,
-            job.plan.search,
-            seed=job.seed("search"),
-            checkpoints=job.checkpoints("search"),
-            budget_s=job.plan.budget_s,
-            on_epoch=record,
-            stop=job.stop,
-        )
-    record(epochs)
-    if len(epochs) < job.plan.search.weights.epochs:
-        job.progress.note(f"the search ends early: {len(epochs)} epochs took the budget")
-    genotypes = _distinct(job, (epoch.genotype for epoch in reversed(epochs)))
-    alphas = Alphas.of(job.space, [epoch.strengths for epoch in epochs])
-    return Found(genotypes, study.history, study.spent_s, alphas=alphas)
 
 
 def _black_box(job: Job, searcher: Searcher) -> Found:
     """Candidates: the best trials of the longest training."""
     measure, spent_s = evaluator(job)
-    fidelity = 0 if job.config.evaluator == "shared" else job.plan.ladder.granted[-1]
+    fidelity = 0 if job.config.shares_weights else job.plan.ladder.granted[-1]
     study = Study(
         job.space,
         scheduler(job, bounded(job, informed(job, searcher)), fidelity),
@@ -104,7 +80,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         name="search",
         seed=job.seed("search"),
         goals=job.plan.goals,
-        announce=job.config.evaluator == "trained",
+        announce=not job.config.shares_weights,
     )
     job.progress.phase("search", job.plan.trials, done=study.ended)
 
@@ -114,7 +90,8 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         budget = job.plan.budget_s
         return budget is not None and study.ended > 0 and study.spent_s >= budget
 
-    measured = with_costs(job, early_stopped(job, measure, study), study.history)
+    trained = grown(job, early_stopped(job, measure, study), study)
+    measured = with_costs(job, trained, study.history)
     reason = study.run(
         Cached(measured, job.space, study.history),
         trials=job.plan.trials,

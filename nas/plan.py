@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.calibration import chosen_fidelity
-from nas.config import Config
+from nas.config import SHARED, Config
 from nas.errors import ConfigError, unknown
 from nas.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.goals import Goals, parse_goals
-from nas.oneshot.bilevel import Bilevel
-from nas.presets import preset
+from nas.oneshot.guards import Guards
+from nas.oneshot.method import Method
+from nas.oneshot.methods import METHODS, make_method
+from nas.oneshot.selection import ByPerturbation
+from nas.oneshot.singlepath import Sharing
+from nas.presets import Preset, Published, fitted, preset
 from nas.recipe import Recipe, compressed
+from nas.registry import own_function
 from nas.searchers import Searcher
 from nas.searchers.named import make_searcher
 
 LATENCY = "latency_ms"
+T = typing.TypeVar("T")
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
@@ -30,6 +36,7 @@ class Plan:
     """What a job will do, nothing left open; the fields are those of `Preset`.
 
     searcher: proposes the trials; None for a differentiable search. goals: what they are judged by.
+    sharing: how the weights of a supernet are trained for trials.
     earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
     scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
     early_stop: the chance to beat the best below which a trial ends; 0 for never.
@@ -40,8 +47,9 @@ class Plan:
     """
 
     trial: Recipe
-    search: Bilevel
+    search: Method
     shared: Recipe
+    sharing: Sharing
     final: Recipe
     searcher: Searcher | None
     goals: Goals
@@ -71,11 +79,12 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe | Bilevel)}
+        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe | Sharing)}
         return (
             fields
             | recipes
             | {
+                "search": self.search.describe(),
                 "searcher": _plain(self.searcher),
                 "goals": self.goals.to_dict(),
                 "ladder": str(self.ladder),
@@ -86,38 +95,34 @@ class Plan:
         )
 
 
-def make_plan(config: Config) -> Plan:
-    """The plan of a configuration.
+def make_plan(config: Config, method: Method | None = None) -> Plan:
+    """The plan of a configuration. method: one that was given in Python, which then is not looked up.
 
     Raises:
         ConfigError: naming the table and the setting that is unknown or out of range.
     """
     base = preset(config.preset)
     epochs = {} if config.epochs is None else {"epochs": config.epochs}
-    shared_trials = config.evaluator == "shared"
+    shared = config.shares_weights
     goals = parse_goals(config.objective, config.constraint)
     tuned = dict(config.searcher)
     earlier, proxies = str(tuned.pop("earlier", "")), str(tuned.pop("proxies", ""))
     if (earlier or proxies) and config.method != "guided":
         raise ConfigError(f"searcher: method {config.method!r} takes no earlier runs or proxies; use guided")
-    weights = change(base.search.weights, epochs | config.search, "search")
-    alphas = {f.name: f.type for f in dataclasses.fields(Bilevel) if f.name.startswith("alpha_")}
-    for name in config.alphas:
-        if name not in alphas or name == "alpha_betas":
-            raise ConfigError(f"alphas: {unknown('setting', name, alphas.keys() - {'alpha_betas'})}")
-    rates = {name: _number(value, f"alphas.{name}") for name, value in config.alphas.items()}
-    order: typing.Literal[1, 2] = 2 if config.method == "darts2" else 1
+    if config.warm_start == "parent":
+        tuned = {"morphism": 0.5, **tuned}
     images = base.search_images if config.search_images is None else config.search_images
-    top_k = config.top_k or base.top_k
+    top_k = config.top_k or (base.shared_top_k if config.method in SHARED else base.top_k)
     _refuse_unused(config, top_k)
-    own_epochs = {} if shared_trials or config.is_differentiable else epochs
+    own_epochs = {} if shared or config.is_differentiable else epochs
     trial = change(base.trial, own_epochs | config.trial, "trial")
     ladder = _ladder(config, trial)
     _refuse_idle(config, goals, ladder)
     return Plan(
         trial=trial,
-        search=dataclasses.replace(base.search, weights=weights, order=order, **rates),  # type: ignore[arg-type]
-        shared=change(base.shared, (epochs if shared_trials else {}) | config.shared, "shared"),
+        search=_method(config, base, method),
+        shared=change(base.shared, (epochs if shared else {}) | config.shared, "shared"),
+        sharing=settings_of(Sharing(), config.sharing, "sharing"),
         final=change(base.final, config.retrain, "retrain"),
         searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
         goals=goals,
@@ -129,7 +134,7 @@ def make_plan(config: Config) -> Plan:
         early_stop=config.early_stop,
         baselines=config.baselines,
         seeds=config.seeds or base.seeds,
-        trials=config.trials or base.trials,
+        trials=config.trials or (base.shared_trials if config.method in SHARED else base.trials),
         top_k=top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
         search_images=images or None,
@@ -139,6 +144,58 @@ def make_plan(config: Config) -> Plan:
         final_size=base.final_size,
         full_size=base.full_size,
     )
+
+
+def _method(config: Config, base: Preset, given: Method | None) -> Method:
+    """The differentiable method: as published for the preset, with the user's settings on top.
+
+    One that was given in Python keeps its own recipe, unless settings change it.
+    """
+    if not config.is_differentiable:
+        return Method(weights=base.search)
+    published = base.published.get(config.method, Published())
+    epochs = {} if config.epochs is None else {"epochs": config.epochs}
+    if given is None and config.method.startswith("own:"):
+        raise ConfigError(
+            f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
+            "function that "
+            "returns it and name it as FILE.py:FUNCTION"
+        )
+    if given is None:
+        make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
+        method = make_method(config.method, make, {**published.settings, **config.method_settings})
+        weights = change(base.search, published.recipe, f"preset {config.preset}")
+        method = fitted(base, method, weights)
+    elif config.method_settings:
+        raise ConfigError(
+            "method_settings are given, but the method is made already; make it with these settings"
+        )
+    else:
+        method = given
+    return dataclasses.replace(
+        method,
+        weights=change(method.weights, epochs | config.search, "search"),
+        update=settings_of(method.update, config.alphas, "alphas"),
+        guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
+        selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
+    )
+
+
+def settings_of(value: T, table: Mapping[str, object], where: str) -> T:
+    """A frozen value with the settings of a table, each of the kind that it has there.
+
+    Raises:
+        ConfigError: for an unknown name, another kind, or what the value itself refuses.
+    """
+    known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    plain = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str)}
+    changes: dict[str, object] = {}
+    for name, given in table.items():
+        if name not in plain:
+            raise ConfigError(f"{where}: {unknown('setting', name, plain)}")
+        kind = "bool" if isinstance(plain[name], bool) else type(plain[name]).__name__
+        changes[name] = _typed(given, kind, f"{where}.{name}")
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
 
 
 def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
@@ -163,7 +220,7 @@ def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
 
 def _refuse_unused(config: Config, top_k: int) -> None:
     """Settings of trainings that this job will not make."""
-    again_only = config.evaluator == "shared" or (config.is_differentiable and not config.baselines)
+    again_only = config.shares_weights or (config.is_differentiable and not config.baselines)
     if "epochs" in config.trial and again_only:
         raise ConfigError(
             "trial.epochs is set, but here architectures are trained for top_k_epochs only; set that"

@@ -8,9 +8,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from nas.errors import ConfigError, unknown
-from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.method import PUBLISHED, Method
 from nas.recipe import PRESETS as RECIPES
 from nas.recipe import Recipe, compressed
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper does differently from its benchmark's common settings.
+
+    recipe: changes to the recipe of the shared weights.
+    settings: of the method itself, see `nas.oneshot.methods`.
+    """
+
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -18,11 +30,14 @@ class Preset:
     """Defaults of a job; a user's settings go before them.
 
     trial: recipe of one low-epoch evaluation; its epochs are the default fidelity.
-    search: the differentiable search.
+    search: recipe of the shared weights in a differentiable search.
+    alpha_speed: factor on the methods' learning rates of the alphas, for searches of fewer steps.
+    published: by method, what its paper does differently.
     shared: recipe of a supernet that trials inherit weights from.
     final: recipe of the last training, on training and validation images together.
-    trials: number of black-box trials.
+    trials: number of black-box trials; shared_trials: of those on shared weights by their own method.
     top_k, top_k_epochs, seeds: how many of the best are trained again, for how long, with how many seeds.
+    shared_top_k: how many where trials were ranked by shared weights, which filter and cannot select.
     search_images: at most so many images, training and validation together, before the last training.
     final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
     size: settings offered to a space of the engine's own while searching, `final_size` for the last training.
@@ -30,13 +45,17 @@ class Preset:
     """
 
     trial: Recipe
-    search: Bilevel
+    search: Recipe
     shared: Recipe
     final: Recipe
     trials: int
+    shared_trials: int
     top_k: int
+    shared_top_k: int
     top_k_epochs: int
     seeds: int
+    alpha_speed: float = 1.0
+    published: Mapping[str, Published] = field(default_factory=dict)
     search_images: int | None = None
     final_images: int | None = None
     size: Mapping[str, object] = field(default_factory=dict)
@@ -46,14 +65,14 @@ class Preset:
 
 _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 3),
-    search=Bilevel(
-        weights=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
-        alpha_lr=0.02,
-    ),
+    search=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
+    alpha_speed=67.0,  # 3e-4 to 0.02: some 200 steps go as far as the published 20,000
     shared=compressed(RECIPES["quick"], 100),
     final=compressed(RECIPES["quick"], 40),
     trials=20,
+    shared_trials=200,
     top_k=3,
+    shared_top_k=10,
     top_k_epochs=5,
     seeds=2,
     search_images=2560,
@@ -67,11 +86,24 @@ _STANDARD = Preset(
     trial=dataclasses.replace(
         RECIPES["standard"], epochs=12, auxiliary=0.0, drop_path=0.0, cutout=0, schedule="step"
     ),
-    search=Bilevel(),
+    search=PUBLISHED,
+    published=MappingProxyType(
+        {
+            "gdas": Published({"epochs": 250}),
+            "snas": Published({"epochs": 150}),
+            "drnas": Published({"lr": 0.1, "lr_min": 0.0}),
+            "pcdarts": Published({"batch": 256, "lr": 0.1, "lr_min": 0.0}),
+            "gaea": Published({"batch": 256, "lr": 0.1, "lr_min": 0.0, "epochs": 25}),
+            "fairdarts": Published({"batch": 128, "lr": 0.005}),
+            "pdarts": Published({"batch": 96, "lr_min": 0.0, "epochs": 75}),
+        }
+    ),
     shared=Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, clip=5.0),
     final=RECIPES["standard"],
     trials=100,
+    shared_trials=1000,
     top_k=4,
+    shared_top_k=50,
     top_k_epochs=50,
     seeds=3,
     full_size=True,
@@ -81,11 +113,22 @@ _STANDARD = Preset(
 _SHARING = Recipe(epochs=50, batch=64, lr=0.025, lr_min=0.001, weight_decay=5e-4, clip=5.0, schedule="epoch")
 _NASBENCH201 = Preset(
     trial=RECIPES["nasbench201-12"],
-    search=Bilevel(weights=_SHARING),
+    search=_SHARING,
+    published=MappingProxyType(
+        {
+            "gdas": Published({"epochs": 250}),
+            "snas": Published({"epochs": 100}),
+            "drnas": Published({"epochs": 100, "weight_decay": 3e-4, "nesterov": False}, {"alpha_lr": 3e-4}),
+            "gaea": Published({"epochs": 25}, {"parts": 1}),
+            "is-darts": Published({"epochs": 30}),
+        }
+    ),
     shared=dataclasses.replace(_SHARING, epochs=250),
     final=RECIPES["nasbench201"],
     trials=100,
+    shared_trials=1000,
     top_k=1,
+    shared_top_k=50,
     top_k_epochs=12,
     seeds=3,
 )
@@ -106,3 +149,9 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(unknown("preset", name, PRESETS))
     return PRESETS[name]
+
+
+def fitted(base: Preset, method: Method, recipe: Recipe) -> Method:
+    """The method with the weights' recipe of a job, its alphas as fast as the preset wants."""
+    update = dataclasses.replace(method.update, lr=method.update.lr * base.alpha_speed)
+    return dataclasses.replace(method, weights=recipe, update=update)

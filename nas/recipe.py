@@ -13,6 +13,8 @@ from typing import Literal
 
 from nas.errors import ConfigError, unknown
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,6 +39,8 @@ class Recipe:
     ema: decay of the moving average of the weights; 0 = off.
     crop: whether to crop at random after padding by the task's `pad`.
     flip: whether to mirror at random, where the task's images allow it.
+    precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
+      weights and their updates are float32 always.
     """
 
     epochs: int
@@ -58,6 +62,7 @@ class Recipe:
     ema: float = 0.0
     crop: bool = True
     flip: bool = True
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -170,6 +175,10 @@ _RULES: Mapping[str, _Rule] = {
     "ema": _BELOW_ONE,
     "crop": _SWITCH,
     "flip": _SWITCH,
+    "precision": (
+        "'auto', 'float32' or 'bfloat16'",
+        lambda value: value in ("auto", "float32", "bfloat16"),
+    ),
 }
 
 _QUICK = Recipe(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from nas.errors import NasError, SpaceError, unknown, user_line
+from nas.errors import ConfigError, NasError, SpaceError, unknown, user_line
 from nas.space import Space
 
 BUNDLED = "spaces"
@@ -78,6 +78,18 @@ def source_hash(path: str) -> str | None:
     module = inspect.getmodule(_function(path))
     file = getattr(module, "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
+
+
+def own_function(path: str, what: str = "method") -> Callable[..., object]:
+    """The function that `module:function` or `file.py:function` names, for something other than a space.
+
+    Raises:
+        ConfigError: when there is none or its file fails.
+    """
+    try:
+        return _function(path)
+    except SpaceError as error:
+        raise ConfigError(str(error).replace(f"space {path!r}", f"{what} {path!r}")) from error
 
 
 def _function(path: str) -> Callable[..., object]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from nas.comparison import Paired, paired
 from nas.errors import NoModelError
-from nas.evaluate import Trained
+from nas.evaluate import Start, Trained
 from nas.files import replacing
 from nas.graph import architecture_hash
 from nas.job import Job
@@ -47,17 +47,21 @@ class Verdict:
     statements: tuple[str, ...] = ()
 
 
-def rerank(job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genotype]) -> Verdict:
-    """Trains candidates and rivals from scratch, as often each as there are seeds, and compares them.
+def rerank(
+    job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genotype], *, start: Start | None = None
+) -> Verdict:
+    """Trains candidates and rivals, as often each as there are seeds, and compares them.
 
     The best of all is chosen for the last training. Compared with each rival is the candidate that the search
     itself ranks first, not the best by the same fresh scores: that one would be partly the luckiest again.
+
+    start: what each training begins with; from scratch unless given.
     """
     if len(candidates) == 1 and not rivals:
         return Verdict(candidates[0], SEARCH, {})
     rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
     genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
-    study = _train(job, genotypes)
+    study = _train(job, genotypes, start)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
     if not means:
         reasons = [trial.reason for trial in study.history if trial.state == "failed"]
@@ -98,7 +102,7 @@ def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) ->
     return next((g for g in candidates if architecture_hash(job.space, g) == name), genotype)
 
 
-def _train(job: Job, genotypes: tuple[Genotype, ...]) -> Study:
+def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> Study:
     study = Study(
         job.space,
         Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
@@ -123,7 +127,9 @@ def _train(job: Job, genotypes: tuple[Genotype, ...]) -> Study:
 
     folder = job.folder / CHECKPOINT / "rerank"
     folder.mkdir(parents=True, exist_ok=True)
-    measure = Trained(job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop)
+    measure = Trained(
+        job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
+    )
     study.run(
         with_costs(job, measure, study.history),
         trials=trainings,

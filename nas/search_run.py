@@ -19,10 +19,12 @@ from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.files import FolderLock, write_json
+from nas.gradient_search import write_health
 from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.job import Job
+from nas.oneshot.method import Method
 from nas.pareto import hypervolume
 from nas.phases import Found, find
 from nas.plan import Plan, make_plan
@@ -35,13 +37,16 @@ from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task, load_task
-from nas.trial_setup import check_search
+from nas.trial_setup import check_search, warm_start
+
+OWN = "own:"
+"""What stands before the name of a method that was given in Python, in a run's record."""
 
 
 def search(
     space: str | Space = "darts",
     task: str | Task = "digits",
-    method: str = "darts",
+    method: str | Method = "darts",
     *,
     out: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
@@ -53,7 +58,8 @@ def search(
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
-    method: one of `nas.config.METHODS`, e.g. `guided`, `nsga2`, `darts`, or `optuna:` and a sampler's name.
+    method: one of `nas.config.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's name, or a
+      `Method` put together in Python.
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.
@@ -65,7 +71,7 @@ def search(
     names = {
         "space": space if isinstance(space, str) else space.name,
         "task": task if isinstance(task, str) else task.name,
-        "method": method,
+        "method": method if isinstance(method, str) else f"{OWN}{method.name}",
     }
     config = make_config(with_names(settings, names))
     return run(
@@ -73,6 +79,7 @@ def search(
         out=out,
         space=space if isinstance(space, Space) else None,
         task=task if isinstance(task, Task) else None,
+        method=method if isinstance(method, Method) else None,
         force=force,
         progress=progress,
         stop=stop,
@@ -85,13 +92,14 @@ def run(
     out: str | Path | None = None,
     space: Space | None = None,
     task: Task | None = None,
+    method: Method | None = None,
     force: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Result:
-    """Runs or resumes the job of a configuration; `space` and `task`, if given, come before its names."""
+    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names."""
     place = Path(out) if out is not None else default_folder(config)
-    job, notes = prepare(config, place, space=space, task=task, progress=progress, stop=stop)
+    job, notes = prepare(config, place, space=space, task=task, method=method, progress=progress, stop=stop)
     folder = open_folder(place)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder):
@@ -111,12 +119,13 @@ def prepare(
     *,
     space: Space | None = None,
     task: Task | None = None,
+    method: Method | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[Job, list[str]]:
     """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    plan = make_plan(config)
+    plan = make_plan(config, method)
     if space is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
         plan = dataclasses.replace(plan, size={}, final_size={})
@@ -198,7 +207,7 @@ def _run(job: Job) -> Result:
     found = find(job)
     compares = job.plan.baselines and not (size.exact and size.count == 1)
     baselines = run_baselines(job, found) if compares else Baselines((), {})
-    verdict = rerank(job, found.candidates, baselines.choices)
+    verdict = rerank(job, found.candidates, baselines.choices, start=warm_start(job, found.measure))
     _tell(job, verdict)
     best = verdict.best
     network, trained = train_final(
@@ -242,6 +251,8 @@ def _run(job: Job) -> Result:
         }
         write_json(job.folder / "baselines.json", compared)
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
+    if found.epochs:
+        write_health(job.folder, found.epochs, title=f"Health of the search: {title}")
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
     clear_checkpoints(job.folder)
     return result

@@ -105,13 +105,18 @@ class Space:
             return self.conditional
         return bool(self.trace.nested) or not all(d.mixable for d in self.decisions)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether every combination of options is an architecture of its own."""
+        return self.project is argmax and not self.is_conditional
+
     @cached_property
     def size(self) -> Size:
         """Number of different architectures: exact where `project` allows it, else estimated."""
         product = math.prod(len(d.options) for d in self.decisions)
         if self.count is not None:
             return Size(self.count, exact=True)
-        if self.project is argmax and not self.is_conditional:
+        if self.is_free:
             return Size(product, exact=True)
         if product <= ENUMERABLE:
             return Size(sum(1 for _ in self.enumerate()), exact=True)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas import resumable
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
-from nas.loop import Forward, Loop, Output, precision, set_drop_path, to_layout
+from nas.loop import Backward, Forward, Loop, Output, precision, set_drop_path, to_layout
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.seeding import isolated, torch_rng
@@ -115,6 +115,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[EpochReport], None] | None = None,
     forward: Forward | None = None,
+    backward: Backward | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Curve:
     """Trains `network` in place, where its parameters are, and returns its curve.
@@ -130,6 +131,7 @@ def train(
     checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
     on_epoch: called after each epoch, its checkpoint already written.
     forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
+    backward: puts the gradients of a step in place and returns its loss; one pass by default.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
@@ -149,6 +151,7 @@ def train(
         seed=seed,
         split=task.train if split is None else split,
         forward=forward or _whole,
+        backward=backward,
     )
     if start is not None:
         _inherit(loop, start)
@@ -172,7 +175,7 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
     if not len(split):
         raise DataError("evaluate: the split has no images")
     loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    with _evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
+    with evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
         for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
             logits = _logits(network, task, x)
             loss += F.cross_entropy(logits, y, reduction="sum")
@@ -182,7 +185,7 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
 
 def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
     """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
-    with _evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
+    with evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
         return torch.cat([_logits(network, task, x).argmax(1) for x in torch.split(split.x, batch)])
 
 
@@ -203,7 +206,7 @@ def reestimate_batchnorm(
     size = min(batch, len(split))
     order = torch.randperm(len(split), generator=torch_rng(seed, "batchnorm", "order"))
     order = order[: size * min(batches, len(split) // size)].to(split.x.device)
-    with isolated(seed, "batchnorm"), _evaluating(network), _accumulating(norms), torch.no_grad():
+    with isolated(seed, "batchnorm"), evaluating(network), _accumulating(norms), torch.no_grad():
         for index in torch.split(order, size):
             with memory_errors(f"re-estimating batch norm at batch {size}"):
                 _logits(network, task, split.x[index])
@@ -290,7 +293,8 @@ def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Runs a block in evaluation mode, then gives every module its own mode back."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -316,6 +320,7 @@ def _accumulating(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
+    """Runs a block in which memory that runs out becomes a TrialError of reason `oom`."""
     try:
         yield
     except torch.OutOfMemoryError as error:

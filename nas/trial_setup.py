@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nas.cost import count_params
 from nas.errors import ConfigError, TrialError
-from nas.evaluate import Inherited, Trained, require_memory
+from nas.evaluate import Inherited, Start, Trained, require_memory
 from nas.fidelity import Fidelity
+from nas.grown import Grown, from_supernet
 from nas.guard import user_errors
 from nas.halving import Hyperband, SuccessiveHalving
 from nas.job import Job
 from nas.laddered import Laddered
 from nas.learning_curves import extrapolate
 from nas.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
-from nas.oneshot.singlepath import train_shared
+from nas.oneshot import fewshot
 from nas.oneshot.supernet import Supernet
 from nas.retrain_run import epoch_line
 from nas.run_folder import CHECKPOINT
@@ -28,6 +30,7 @@ from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Sear
 from nas.searchers.bounded import Bounded
 from nas.seeding import isolated
 from nas.study import Evaluator, Study
+from nas.train import EpochReport
 from nas.types import Genotype, Trial
 
 
@@ -123,28 +126,61 @@ def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
     return dataclasses.replace(measure, hopeless=hopeless)
 
 
+def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+    """The evaluator whose trials begin with the weights of an earlier one, where the job wants that."""
+    if job.config.warm_start != "parent":
+        return measure
+    if not isinstance(measure, Trained):
+        raise ConfigError(
+            "warm_start is parent, but trials on a ladder continue their own training; remove it"
+        )
+    return Grown(measure, job.folder / CHECKPOINT / "weights", study.history)
+
+
+def warm_start(job: Job, measure: Evaluator | None) -> Start | None:
+    """What the re-evaluation begins with: the weights of the trials' supernet, where the job wants that."""
+    if job.config.warm_start != "supernet" or not isinstance(measure, Inherited):
+        return None
+    shared = measure.shared
+
+    def start(trial: Trial, network: nn.Module) -> nn.Module:
+        supernet = shared if isinstance(shared, Supernet) else shared.of(trial.genotype)
+        return from_supernet(supernet)(trial, network)
+
+    return start
+
+
 def evaluator(job: Job) -> tuple[Evaluator, float]:
     """The evaluator of the trials, and the seconds it took to prepare."""
-    if job.config.evaluator == "trained":
-        return _trained(job), 0.0
-    return shared_weights(job)
+    return shared_weights(job) if job.config.shares_weights else (_trained(job), 0.0)
 
 
-def shared_weights(job: Job) -> tuple[Evaluator, float]:
-    """A trained supernet as an evaluator, and the seconds that it took."""
+def shared_weights(job: Job) -> tuple[Inherited, float]:
+    """Trained supernets as an evaluator, and the seconds that they took."""
     supernet = fresh_supernet(job)
     job.progress.phase("supernet", job.plan.shared.epochs)
+    done = 0
+
+    def told(report: EpochReport) -> None:
+        nonlocal done
+        done += 1
+        job.progress.advance(epoch_line(report), done=done)
+
     with user_errors():
-        curve = train_shared(
+        shared = fewshot.train(
             supernet,
             job.search_task,
             job.plan.shared,
+            job.plan.sharing,
             seed=job.seed("shared"),
-            checkpoints=job.checkpoints("supernet"),
-            on_epoch=lambda report: job.progress.advance(epoch_line(report), done=report.epoch),
+            checkpoints=job.checkpoints,
+            on_epoch=told,
             stop=job.stop,
         )
-    return Inherited(supernet, job.search_task), sum(curve.seconds)
+    if shared.split:
+        names = ", ".join(job.space.decisions[i].name for i in shared.split)
+        job.progress.note(f"the supernet was split by {names} into {len(shared.supernets)}")
+    return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
 
 
 def _trained(job: Job) -> Evaluator:

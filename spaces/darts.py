@@ -6,7 +6,8 @@ preprocessing, the two reductions at one and two thirds of the depth, four nodes
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Candidates, Chooser
 from nas.errors import SpaceError, unknown
-from nas.ops import FactorizedReduce, MixtureNorm, candidates, relu_conv_bn
+from nas.ops import FactorizedReduce, MixtureNorm, Primitive, candidates, relu_conv_bn
 from nas.space import Notation, Scores, Space
 from nas.types import Decision, Genotype
 
@@ -110,12 +111,12 @@ def _cell(choose: Chooser, c_prev2: int, c_prev: int, channels: int, *, reduce: 
 def _options(channels: int, stride: int) -> Candidates:
     options = candidates(OPTIONS, channels, channels, stride)
     for pool in ("max_pool_3x3", "avg_pool_3x3"):
-        options[pool] = partial(_normalised, options[pool], channels)
+        options[pool] = replace(options[pool], make=partial(_normalised, options[pool].make))
     return options
 
 
-def _normalised(pool: Callable[[], nn.Module], channels: int) -> nn.Module:
-    return nn.Sequential(pool(), MixtureNorm(channels))
+def _normalised(pool: Primitive, c_in: int, c_out: int, stride: int) -> nn.Module:
+    return nn.Sequential(pool(c_in, c_out, stride), MixtureNorm(c_out))
 
 
 class AuxiliaryHead(nn.Module):

@@ -2,68 +2,43 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
+from smooth import RECIPE, make_task, smooth
 from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
-from nas.oneshot.bilevel import PUBLISHED, Bilevel, BilevelLoop
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.freezing import Freezing
+from nas.oneshot.method import Method
+from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
+from nas.oneshot.regularizers import BetaDecay
+from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft
+from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
+from nas.oneshot.updates import ExponentiatedGradient
 from nas.ops import Zero
+from nas.peak import peak_memory
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
-from nas.task import task_from_arrays
-
-RECIPE = dataclasses.replace(PUBLISHED, epochs=4, batch=16, lr=0.1)
 
 
-def make_task(*, val_labels=0):
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (64, 8, 8), dtype=np.uint8)
-    task = task_from_arrays(x, np.arange(64) % 3, x[:12], np.arange(12) % 3, flip=False)
-    val = dataclasses.replace(task.val, y=(task.val.y + val_labels) % 3)
-    return dataclasses.replace(task, val=val)
-
-
-def smooth():
-    """A cell of operations that are differentiable everywhere, so that finite differences mean something."""
-
-    def conv(kernel):
-        layers = [nn.Tanh(), nn.Conv2d(4, 4, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(4)]
-        return nn.Sequential(*layers)
-
-    options = {
-        "none": lambda: Zero(4),
-        "skip": nn.Identity,
-        "one": lambda: conv(1),
-        "three": lambda: conv(3),
-        "pool": lambda: nn.AvgPool2d(3, 1, 1),
-    }
-
-    def build(choose):
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            Cell("cell", 1, 3, lambda i, j: choose.op(f"{i}->{j}", options)),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16, 3),
-        )
-
-    return Space("smooth", build)
-
-
-def make(*, order=1, task=None, recipe=RECIPE, space=None):
+def make(*, order=1, task=None, recipe=RECIPE, space=None, **parts):
+    method = Method("test", weights=recipe, order=order, **parts)
     with isolated(0, "test"):
-        supernet = Supernet(space or load("nasbench201", width=4, cells=1, in_channels=1, classes=3))
-    return BilevelLoop(supernet, task or make_task(), Bilevel(recipe, order), seed=3)
+        supernet = Supernet(
+            space or load("nasbench201", width=4, cells=1, in_channels=1, classes=3),
+            relaxation=method.relaxation,
+            parts=method.staging.stages(4, 5)[0].parts,
+            edge_norm=method.edge_norm,
+        )
+    return BilevelLoop(supernet.train(), task or make_task(), method, seed=3)
 
 
 def alphas(loop):
-    return [alpha.detach().clone() for alpha in loop.alphas]
+    return [alpha.detach().clone() for alpha in loop.supernet.architecture()]
 
 
 def weights(loop):
@@ -103,7 +78,7 @@ def exact(monkeypatch, *, order, steps):
 
 def unrolled_loss(loop):
     """L_val(w - ξ (momentum · buffer + ∇w L_train(w, α) + decay · w), α), straight from the definition."""
-    recipe, rate = loop.settings.weights, loop.loop.next_lr
+    recipe, rate = loop.method.weights, loop.loop.next_lr
     parameters = list(loop.loop.parameters.values())
     saved = [p.detach().clone() for p in parameters]
     gradient = torch.autograd.grad(loop.loop.loss(), parameters)
@@ -123,10 +98,10 @@ def numerical(loop, entries, *, h=1e-4):
         sides = []
         for shift in (h, -2 * h):
             with torch.no_grad():
-                loop.alphas[0][row, column] += shift
+                loop.supernet.alphas[0][row, column] += shift
             sides.append(unrolled_loss(loop))
         with torch.no_grad():
-            loop.alphas[0][row, column] += h
+            loop.supernet.alphas[0][row, column] += h
         found.append((sides[0] - sides[1]) / (2 * h))
     return torch.tensor(found, dtype=torch.float64)
 
@@ -138,7 +113,7 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(monkeypatch, st
     rows, columns = zip(*entries, strict=True)
     wanted = numerical(loop, entries)
     second = loop.alpha_gradient()[0][rows, columns]
-    loop.settings = dataclasses.replace(loop.settings, order=1)
+    loop.method = dataclasses.replace(loop.method, order=1)
     first = loop.alpha_gradient()[0][rows, columns]
     torch.testing.assert_close(second, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().min().item())
     assert ((first - wanted).abs() > 1e-2 * wanted.abs()).sum() >= 4
@@ -151,10 +126,10 @@ def test_the_first_order_is_the_gradient_of_the_validation_loss(monkeypatch):
         sides = []
         for shift in (1e-5, -2e-5):
             with torch.no_grad():
-                loop.alphas[0][row, column] += shift
+                loop.supernet.alphas[0][row, column] += shift
             sides.append(loop.validation_loss().item())
         with torch.no_grad():
-            loop.alphas[0][row, column] += 1e-5
+            loop.supernet.alphas[0][row, column] += 1e-5
         assert gradient[row, column].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
 
 
@@ -205,8 +180,8 @@ def test_alphas_follow_the_validation_split_and_weights_the_training_split():
 def test_a_step_moves_the_alphas_first_and_then_the_weights_under_the_new_ones(order):
     loop, twin = make(order=order), make(order=order)
     start, gradient = alphas(twin), twin.alpha_gradient()
-    adam = torch.optim.Adam(twin.alphas, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-    for alpha, g in zip(twin.alphas, gradient, strict=True):
+    adam = torch.optim.Adam(twin.supernet.architecture(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    for alpha, g in zip(twin.supernet.architecture(), gradient, strict=True):
         alpha.grad = g
     adam.step()
     adam.zero_grad()
@@ -220,7 +195,7 @@ def test_what_the_pass_of_the_weights_leaves_on_the_alphas_is_not_used():
     loop, twin = make(), make()
     loop.advance()
     twin.advance()
-    for alpha in twin.alphas:
+    for alpha in twin.supernet.architecture():
         alpha.grad = torch.full_like(alpha, 7.0)
     loop.advance()
     twin.advance()
@@ -259,31 +234,194 @@ def test_alphas_without_influence_have_no_gradient():
     assert [gradient.tolist() for gradient in loop.alpha_gradient()] == [[[0.0]]]
 
 
-# -- settings -----------------------------------------------------------------------------------------
+# -- the second order against the exact unrolled gradient -------------------------------------------------
 
 
-def test_the_published_settings():
-    settings = Bilevel()
-    recipe = settings.weights
-    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.lr_min) == (50, 64, 0.025, 0.001)
-    assert (recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.clip) == (0.9, False, 3e-4, 5.0)
-    assert (settings.alpha_lr, settings.alpha_betas, settings.alpha_weight_decay) == (
-        3e-4,
-        (0.5, 0.999),
-        1e-3,
+def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
+    """Against reverse mode through the unrolled step: ∇α L_val(w - ξ (...∇w L_train(w, α)...), α)."""
+    loop = exact(monkeypatch, order=2, steps=2)
+    names, weights = list(loop.loop.parameters), list(loop.loop.parameters.values())
+    recipe, rate = loop.method.weights, loop.loop.next_lr
+    buffers = [loop.loop._optimizer.state[p]["momentum_buffer"] for p in weights]
+    found = loop.alpha_gradient()[0]
+
+    def unrolled(alpha):
+        own = {"alphas.0": alpha}
+
+        def at(parameters, batches, step):
+            x, y, _ = batches.at(step)
+            values = own | {f"network.{n}": p for n, p in zip(names, parameters, strict=True)}
+            logits = torch.func.functional_call(loop.supernet, values, (x,))
+            return torch.nn.functional.cross_entropy(logits, y)
+
+        train = at(weights, loop.loop._batches, loop.loop.step)
+        gradients = torch.autograd.grad(train, weights, create_graph=True)
+        moved = [
+            w - rate * (recipe.momentum * b + g + recipe.weight_decay * w)
+            for w, g, b in zip(weights, gradients, buffers, strict=True)
+        ]
+        return at(moved, loop._validation, loop.loop.step)
+
+    alpha = loop.supernet.alphas[0].detach().clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(unrolled(alpha), alpha)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+
+
+def test_the_second_order_needs_the_memory_of_the_first_and_some_copies_of_the_weights():
+    peaks = {}
+    for order in (1, 2):
+        loop = make(order=order, recipe=dataclasses.replace(RECIPE, batch=32))
+        loop.advance()
+        with peak_memory(torch.device("cpu")) as peak:
+            loop.alpha_gradient()
+        peaks[order] = peak.bytes
+    weights = sum(p.numel() * 4 for p in loop.supernet.weights())
+    assert peaks[2] <= peaks[1] + 4 * weights + 20_000
+    assert 4 * weights + 20_000 < 0.3 * peaks[1]
+
+
+# -- parts ----------------------------------------------------------------------------------------------
+
+PARTS = {
+    "gumbel-hard": {"relaxation": GumbelHard()},
+    "gumbel-soft": {"relaxation": GumbelSoft()},
+    "dirichlet": {"relaxation": Dirichlet()},
+    "partial": {"staging": Whole(2), "edge_norm": True},
+    "random": {"perturbation": RandomPerturbation()},
+    "adversarial": {"perturbation": AdversarialPerturbation(steps=2)},
+    "beta": {"regularizers": (BetaDecay(),)},
+    "exponentiated": {"update": ExponentiatedGradient(0.5)},
+    "exponentiated-edges": {"update": ExponentiatedGradient(0.5), "edge_norm": True},
+    "frozen": {"freezing": Freezing(steps=1, threshold=0.9)},
+    "recomputed": {"checkpointing": True},
+    "second-hard": {"relaxation": GumbelHard(), "order": 2},
+    "second-exponentiated": {"update": ExponentiatedGradient(0.5), "order": 2},
+}
+each_part = pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+
+
+@each_part
+def test_every_part_saved_and_restored_is_uninterrupted(parts):
+    whole = make(**parts)
+    for _ in range(4):
+        whole.advance()
+    first, second = make(**parts), make(**parts)
+    for _ in range(2):
+        first.advance()
+    second.restore(2, first.state())
+    for _ in range(2):
+        second.advance()
+    assert equal(alphas(second), alphas(whole))
+    assert equal(weights(second), weights(whole))
+
+
+@each_part
+def test_every_part_moves_alphas_and_weights(parts):
+    loop = make(**parts)
+    before, start = weights(loop), alphas(loop)
+    for _ in range(2):
+        loop.advance()
+    assert not equal(alphas(loop), start)
+    assert not equal(weights(loop), before)
+
+
+def test_resting_alphas_stay_and_the_weights_move():
+    loop = make()
+    loop.alphas_move = False
+    before, start = weights(loop), alphas(loop)
+    loop.advance()
+    assert equal(alphas(loop), start) and not equal(weights(loop), before)
+
+
+def test_the_betas_move_with_the_alphas():
+    loop = make(edge_norm=True)
+    before = loop.supernet.betas.detach().clone()
+    loop.advance()
+    assert not torch.equal(loop.supernet.betas, before)
+
+
+def test_a_regulariser_adds_its_own_gradient():
+    plain, decayed = make(), make(regularizers=(BetaDecay(30.0),))
+    plain.loop.step = decayed.loop.step = 4
+    theirs, ours = plain.alpha_gradient()[0], decayed.alpha_gradient()[0]
+    rows = decayed.supernet.alphas[0].detach().softmax(-1)
+    torch.testing.assert_close(
+        ours - theirs, 30.0 * decayed.progress * rows / len(rows), atol=1e-5, rtol=1e-3
     )
 
 
+def test_on_the_simplex_a_regulariser_acts_too():
+    plain = make(update=ExponentiatedGradient(0.1))
+    decayed = make(update=ExponentiatedGradient(0.1), regularizers=(BetaDecay(30.0),))
+    plain.loop.step = decayed.loop.step = 4
+    assert not equal(plain.alpha_gradient(), decayed.alpha_gradient())
+
+
+def test_an_exponentiated_gradient_is_that_of_the_mixture(monkeypatch):
+    """∂L/∂θ with each weight on its own: the chain rule through the softmax gives the alphas' gradient."""
+    alphas_loop, points_loop = make(), make(update=ExponentiatedGradient(0.1))
+    by_alpha, by_point = alphas_loop.alpha_gradient()[0], points_loop.alpha_gradient()[0]
+    theta = alphas_loop.supernet.alphas[0].detach().softmax(-1)
+    torch.testing.assert_close(theta * (by_point - (theta * by_point).sum(-1, keepdim=True)), by_alpha)
+
+
+def test_recomputing_cells_changes_nothing_but_the_memory():
+    recipe = dataclasses.replace(RECIPE, batch=32)
+    plain, again = make(recipe=recipe), make(recipe=recipe, checkpointing=True)
+    for _ in range(3):
+        plain.advance()
+        again.advance()
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(again)[name], value, msg=name)
+    torch.testing.assert_close(alphas(again), alphas(plain))
+    peaks = []
+    for loop in (plain, again):
+        with peak_memory(torch.device("cpu")) as peak:
+            loop.advance()
+        peaks.append(peak.bytes)
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+def test_weights_are_trained_under_the_perturbed_mixture():
+    loop = make(perturbation=RandomPerturbation(0.3, 0.3))
+    seen = []
+    mix = loop.supernet.mix
+    loop.supernet.mix = lambda x, mixture: (seen.append(mixture), mix(x, mixture))[1]
+    loop.advance()
+    validation, training = seen
+    clean, moved = (torch.stack(list(mixture.values())) for mixture in (validation, training))
+    torch.testing.assert_close(clean, torch.full_like(clean, 0.2), atol=2e-3, rtol=0)
+    assert (moved - 0.2).abs().max() > 0.05 and not moved.requires_grad
+
+
+def test_looking_for_the_worst_mixture_leaves_the_statistics_alone():
+    one, many = (make(perturbation=AdversarialPerturbation(0.0, 0.0, steps)) for steps in (1, 5))
+    one.advance()
+    many.advance()
+    buffers = [dict(loop.supernet.network.named_buffers()) for loop in (one, many)]
+    for name, value in buffers[0].items():
+        torch.testing.assert_close(value, buffers[1][name])
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("parts", "message"),
     [
-        ({"order": 3}, "order is 3, but must be 1 or 2"),
-        ({"alpha_lr": 0.0}, "alpha_lr is 0.0"),
-        ({"alpha_lr": float("inf")}, "alpha_lr is inf"),
-        ({"alpha_lr": float("nan")}, "alpha_lr is nan"),
-        ({"alpha_weight_decay": -1.0}, "alpha_weight_decay -1.0; wanted finite numbers"),
+        ({"order": 3}, "order is 3, but must be 0, 1 or 2"),
+        ({"warmup": 1.0}, r"warmup is 1.0, but must be a share in \[0, 1\)"),
+        ({"relaxation": GumbelHard(), "perturbation": RandomPerturbation()}, "runs one option at a time"),
+        ({"relaxation": Dirichlet(), "update": ExponentiatedGradient()}, "must be Softmax, not Dirichlet"),
+        ({"order": 0, "regularizers": (BetaDecay(),)}, "the alphas have no loss"),
     ],
 )
-def test_impossible_settings_are_refused(change, message):
+def test_parts_that_do_not_go_together_are_refused(parts, message):
     with pytest.raises(ConfigError, match=message):
-        Bilevel(**change)
+        Method("test", **parts)
+
+
+def test_the_defaults_are_darts_as_published():
+    method = Method()
+    recipe = method.weights
+    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.lr_min) == (50, 64, 0.025, 0.001)
+    assert (recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.clip) == (0.9, False, 3e-4, 5.0)
+    assert (method.update.lr, method.update.betas, method.update.weight_decay) == (3e-4, (0.5, 0.999), 1e-3)
+    assert (method.order, method.warmup, method.guards) == (1, 0.0, None)

@@ -347,7 +347,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *lists,
         *others[::2],
         *("--force", "--json", "--baselines"),
-        *("--scheduler", "--fidelity", "--calibration"),
+        *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
     } - {tmp_path}
 
 
@@ -362,6 +362,20 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
 )
 def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):
     got = heard(monkeypatch, "search_run", "run", "search", "--method", "evolution", *given)
+    assert got[0].model_dump()[field] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        (["--no-guard"], "guard", False),
+        (["--selection", "perturbation"], "selection", "perturbation"),
+        (["--memory", "8GiB"], "memory", 8 * 2**30),
+        (["--method", "beta-darts"], "method", "beta-darts"),
+    ],
+)
+def test_options_of_gradients_reach_a_search(monkeypatch, given, field, value):
+    got = heard(monkeypatch, "search_run", "run", "search", *given)
     assert got[0].model_dump()[field] == value
 
 

@@ -103,7 +103,18 @@ def test_a_config_is_frozen():
     [
         {"method": "darts", "trials": 3},
         {"method": "darts2", "evaluator": "shared"},
-        {"method": "random", "alphas": {"alpha_lr": 1.0}},
+        {"method": "random", "alphas": {"lr": 1.0}},
+        {"method": "random", "method_settings": {"parts": 2}},
+        {"method": "random", "guard": False},
+        {"method": "random", "selection": "perturbation"},
+        {"method": "random", "memory": "8GiB"},
+        {"method": "random", "seed_alphas": "results/x"},
+        {"method": "random", "warm_start": "parent"},
+        {"method": "evolution", "warm_start": "supernet"},
+        {"method": "evolution", "sharing": {"sampling": "fair"}},
+        {"method": "darts", "latency_table": "x.json"},
+        {"method": "spos", "scheduler": "hyperband"},
+        {"method": "spos", "fidelity": "epochs=3"},
         {"method": "evolution", "search": {"lr": 0.1}},
         {"method": "evolution", "shared": {"lr": 0.1}},
         {"method": "darts", "objective": ["-params"]},
@@ -118,6 +129,23 @@ def test_a_config_is_frozen():
 def test_settings_that_the_method_does_not_read_are_refused(values):
     name = list(values)[-1]
     assert f"{name} is set, but method {values['method']!r}" in refused(values)
+
+
+def test_sizes_may_be_written_in_several_ways():
+    found = [
+        make_config({"memory": text}).memory for text in ("8GiB", "500 MB", "2g", "1024", 4096, "1.5KiB")
+    ]
+    assert found == [8 * 2**30, 500 * 10**6, 2 * 10**9, 1024, 4096, 1536]
+    for text in ("lots", "-3GiB", True, "3 parsecs", 0):
+        assert "memory is" in refused({"memory": text})
+
+
+def test_spos_is_a_search_on_shared_weights_and_methods_of_ones_own_are_differentiable():
+    assert make_config({"method": "spos"}).shares_weights
+    assert not make_config({"method": "spos"}).is_differentiable
+    for own in ("mine.py:make", "package.module:make", "own:mine"):
+        assert make_config({"method": own}).is_differentiable
+    assert not make_config({"method": "optuna:TPESampler"}).is_differentiable
 
 
 def test_settings_that_say_nothing_are_not_refused():

@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
-from nas.oneshot.bilevel import PUBLISHED, Bilevel, BilevelLoop
+from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
+from nas.oneshot.guards import Guards
+from nas.oneshot.memory import fit
+from nas.oneshot.method import PUBLISHED, Method
+from nas.oneshot.methods import METHODS
+from nas.oneshot.paths import accuracies
 from nas.oneshot.supernet import Supernet
 from nas.recipe import compressed, preset
 from nas.registry import load
@@ -51,40 +56,42 @@ def test_evaluation_agrees_with_the_cpu(task):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_alpha_gradients_agree_with_the_cpu(task, order, monkeypatch):
-    # Without augmentation both devices see the same images; without bfloat16 they compute the same numbers.
-    monkeypatch.setattr("nas.loop.precision", lambda device: torch.autocast(device.type, enabled=False))
-    monkeypatch.setattr(
-        "nas.oneshot.bilevel.precision", lambda device: torch.autocast(device.type, enabled=False)
-    )
-    recipe = dataclasses.replace(PUBLISHED, epochs=1, batch=32, crop=False, flip=False)
+def test_alpha_gradients_agree_with_the_cpu(task, order):
+    # Without augmentation both devices see the same images; in float32 they compute the same numbers.
+    recipe = dataclasses.replace(PUBLISHED, epochs=1, batch=32, crop=False, flip=False, precision="float32")
     found = []
     for device in ("cpu", "cuda"):
         with isolated(0, "supernet"):
-            supernet = Supernet(load("nasbench201", width=8, cells=1, in_channels=1)).to(device)
-        loop = BilevelLoop(supernet, task.to(device), Bilevel(recipe, order), seed=0)
+            supernet = Supernet(load("nasbench201", width=8, cells=1, in_channels=1)).to(device).train()
+        loop = BilevelLoop(supernet, task.to(device), Method("test", recipe, order=order), seed=0)
         found.append(torch.cat([g.flatten().cpu() for g in loop.alpha_gradient()]))
     assert torch.allclose(found[0], found[1], rtol=0.05, atol=1e-4)
 
 
-def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path):
-    settings = Bilevel(dataclasses.replace(PUBLISHED, epochs=3))
-    supernet = Supernet(load("nasbench201", width=8, cells=1, in_channels=1)).cuda()
-    asked = iter(range(100))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path, name):
+    space = load("nasbench201", width=8, cells=1, in_channels=1)
+    recipe = dataclasses.replace(PUBLISHED, epochs=6)
+    method = dataclasses.replace(METHODS[name](), weights=recipe, guards=Guards())
+    asked = iter(range(1000))
     with pytest.raises(Stopped):
-        search(
-            supernet,
-            task,
-            settings,
-            seed=0,
-            checkpoints=Checkpoints(tmp_path),
-            stop=lambda: next(asked) == 15,
-        )
-    saved = [alpha.detach().clone() for alpha in supernet.alphas]
-    again = Supernet(load("nasbench201", width=8, cells=1, in_channels=1)).cuda()
-    epochs = search(again, task, settings, seed=0, checkpoints=Checkpoints(tmp_path))
-    assert len(epochs) == 3
-    assert not any(torch.equal(a, b) for a, b in zip(saved, again.alphas, strict=True))
+        search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked) == 15)
+    outcome = search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path))
+    assert outcome.epochs[-1].epoch == 6
+    assert 0 <= accuracies(outcome.supernet, [outcome.selected[0]], task, seed=0)[0] <= 1
+
+
+def test_the_memory_probe_foretells_the_allocator(task):
+    space = load("nasbench201", width=16, cells=2, in_channels=1)
+    found = fit(space, task, Method(), 2**40)
+    supernet = Supernet(space).cuda().train()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loop = BilevelLoop(supernet, task, Method(), seed=0)
+    for _ in range(2):
+        loop.advance()
+    used = torch.cuda.max_memory_allocated() - before
+    assert 0.5 < found.needed / used < 2.0
 
 
 def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):

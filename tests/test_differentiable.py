@@ -1,6 +1,7 @@
 """The differentiable search: what an epoch reports, stopping, and resuming after any kill to the bit."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ from killing import run_killed
 
 from nas.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.errors import ConfigError
-from nas.oneshot.bilevel import PUBLISHED, Bilevel
+from nas.oneshot import differentiable
 from nas.oneshot.differentiable import search
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.guards import Guards
+from nas.oneshot.method import PUBLISHED, Method
+from nas.oneshot.methods import METHODS
+from nas.oneshot.selection import ByPerturbation
+from nas.oneshot.stages import Progressive
 from nas.recipe import Recipe
 from nas.registry import load
 from nas.resumable import Stopped
-from nas.seeding import isolated
 from nas.task import task_from_arrays
 
 RECIPE = dataclasses.replace(PUBLISHED, epochs=3, batch=16)
@@ -28,27 +32,34 @@ def make_task(*, images=96):
     return task_from_arrays(x, np.arange(images) % 3, x[:12], np.arange(12) % 3, flip=False)
 
 
-def make_supernet(name="toy", **settings):
-    with isolated(0, "test"):
-        return Supernet(load(name, **({"width": 4, "classes": 3, "in_channels": 1} | settings)))
+def make_space(name="toy", **settings):
+    return load(name, **({"width": 4, "classes": 3, "in_channels": 1} | settings))
 
 
-def run(supernet, *, recipe=RECIPE, order=1, seed=5, images=96, **options):
-    return search(supernet, make_task(images=images), Bilevel(recipe, order), seed=seed, **options)
+def run(space=None, *, recipe=RECIPE, order=1, seed=5, images=96, method=None, **options):
+    method = method or Method("test", recipe, order=order)
+    return search(space or make_space(), make_task(images=images), method, seed=seed, **options)
 
 
 def assert_same(a, b):
-    for name, value in a.state_dict().items():
-        assert torch.equal(value, b.state_dict()[name]), name
+    """The same supernets, weights, alphas and all, at the end of two searches."""
+    for name, value in a.supernet.state_dict().items():
+        assert torch.equal(value, b.supernet.state_dict()[name]), name
+    assert a.supernet.alive == b.supernet.alive
+    assert comparable(a.epochs) == comparable(b.epochs) and a.selected == b.selected
 
 
 def comparable(epochs):
-    return [{**vars(e), "seconds": 0, "strengths": [s.tolist() for s in e.strengths]} for e in epochs]
+    return [
+        {**vars(e), "seconds": 0, "strengths": [s.tolist() for s in e.strengths], "health": repr(e.health)}
+        for e in epochs
+    ]
 
 
 def test_every_epoch_is_reported_and_returned():
-    supernet, told = make_supernet(), []
-    epochs = run(supernet, on_epoch=told.append)
+    told = []
+    outcome = run(on_epoch=told.append)
+    epochs = outcome.epochs
     assert [[*map(id, so_far)] for so_far in told] == [[*map(id, epochs[: n + 1])] for n in range(3)]
     assert [e.epoch for e in epochs] == [1, 2, 3]
     for e in epochs:
@@ -57,27 +68,23 @@ def test_every_epoch_is_reported_and_returned():
         assert [len(s) for s in e.strengths] == [3, 3, 3]
         assert all(s.sum() == pytest.approx(1) for s in e.strengths)
         assert e.genotype == tuple(int(s.argmax()) for s in e.strengths)
-    assert epochs[-1].genotype == supernet.genotype()
-    np.testing.assert_array_equal(epochs[-1].strengths, supernet.strengths())
+        assert e.health.entropy > 0.5 and np.isfinite(e.health.eigenvalue)
+    assert epochs[-1].genotype == outcome.supernet.genotype() == outcome.selected[0]
+    np.testing.assert_array_equal(epochs[-1].strengths, outcome.supernet.strengths())
 
 
 def test_the_same_seed_gives_the_same_search_and_another_seed_another():
-    one, two, other = make_supernet(), make_supernet(), make_supernet()
     torch.manual_seed(1)
-    first = run(one)
+    one = run()
     torch.manual_seed(2)
-    second = run(two)
-    run(other, seed=6)
+    two, other = run(), run(seed=6)
     assert_same(one, two)
-    assert comparable(first) == comparable(second)
-    assert not torch.equal(one.alphas[0], other.alphas[0])
+    assert not torch.equal(one.supernet.alphas[0], other.supernet.alphas[0])
 
 
 def test_the_callers_random_stream_is_left_alone():
     before = torch.get_rng_state()
-    supernet = make_supernet()
-    assert torch.equal(torch.get_rng_state(), before)
-    run(supernet)
+    run()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -91,61 +98,236 @@ def test_alphas_learn_which_operation_helps():
     labels = np.arange(128) % 2
     x[labels == 1] = x[labels == 1].transpose(0, 2, 1)
     task = task_from_arrays(x.astype(np.uint8), labels, x[:8].astype(np.uint8), labels[:8], flip=False)
-    supernet = make_supernet(classes=2)
-    settings = Bilevel(dataclasses.replace(RECIPE, epochs=15, lr=0.1, crop=False), alpha_lr=0.02)
-    epochs = search(supernet, task, settings, seed=0)
+    recipe = dataclasses.replace(RECIPE, epochs=15, lr=0.1, crop=False)
+    method = Method("test", recipe, update=dataclasses.replace(Method().update, lr=0.02))
+    epochs = search(make_space(classes=2), task, method, seed=0).epochs
     assert epochs[-1].val_acc > 0.95
     strengths = np.array(epochs[-1].strengths)
     assert strengths[2, 2] > 0.4 and 2 in epochs[-1].genotype
 
 
+def test_the_first_supernet_can_be_prepared():
+    outcome = run(
+        prepare=lambda supernet: supernet.prefer([(2, 1, 0)] * 50),
+        recipe=dataclasses.replace(RECIPE, epochs=1),
+    )
+    assert outcome.epochs[0].genotype == (2, 1, 0)
+
+
 def test_stopping_writes_a_checkpoint_that_is_taken_up(tmp_path):
-    whole, parts = make_supernet(), make_supernet()
-    wanted = run(whole)
     asked = iter([False] * 4 + [True])
     with pytest.raises(Stopped, match="search stopped after step 4 of 9"):
-        run(parts, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked))
-    again = make_supernet()
-    epochs = run(again, checkpoints=Checkpoints(tmp_path))
-    assert_same(again, whole)
-    assert comparable(epochs) == comparable(wanted)
+        run(checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked))
+    assert_same(run(checkpoints=Checkpoints(tmp_path)), run())
 
 
 def test_a_spent_budget_makes_the_epoch_in_progress_the_last(tmp_path):
-    epochs = run(make_supernet(), budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
-    assert [e.epoch for e in epochs] == [1]
-    again = run(make_supernet(), budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
-    assert comparable(again) == comparable(epochs)
-    assert len(run(make_supernet(), budget_s=1e9, checkpoints=Checkpoints(tmp_path))) == 3
+    outcome = run(budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
+    assert [e.epoch for e in outcome.epochs] == [1]
+    assert outcome.epochs[0].events == ("the budget is spent",)
+    assert_same(run(budget_s=1e-9, checkpoints=Checkpoints(tmp_path)), outcome)
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):
-    first = run(make_supernet(), checkpoints=Checkpoints(tmp_path))
+    first = run(checkpoints=Checkpoints(tmp_path))
     told = []
-    again = run(make_supernet(), checkpoints=Checkpoints(tmp_path), on_epoch=told.append)
-    assert comparable(first) == comparable(again) and told == []
-    assert [e.seconds for e in first] == [e.seconds for e in again]
+    again = run(checkpoints=Checkpoints(tmp_path), on_epoch=told.append)
+    assert_same(first, again)
+    assert told == [] and [e.seconds for e in first.epochs] == [e.seconds for e in again.epochs]
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"order": 2}, "alphas"),
+        ({"order": 2}, "method"),
         ({"seed": 6}, "seed"),
         ({"recipe": dataclasses.replace(RECIPE, lr=0.01)}, "recipe"),
         ({"images": 112}, "data"),
+        ({"method": Method("test", RECIPE, guards=Guards())}, "method"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change, named):
-    run(make_supernet(), checkpoints=Checkpoints(tmp_path))
+    run(checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ConfigError, match=f"written with another .*{named}"):
-        run(make_supernet(), checkpoints=Checkpoints(tmp_path), **change)
+        run(checkpoints=Checkpoints(tmp_path), **change)
 
 
 def test_a_checkpoint_of_another_supernet_is_refused(tmp_path):
-    run(make_supernet(), checkpoints=Checkpoints(tmp_path))
+    run(checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ConfigError, match="written with another network"):
-        run(make_supernet(width=5), checkpoints=Checkpoints(tmp_path))
+        run(make_space(width=5), checkpoints=Checkpoints(tmp_path))
+
+
+# -- stages -------------------------------------------------------------------------------------------
+
+NB201 = {"name": "nasbench201", "cells": 1, "width": 8}
+SIX = dataclasses.replace(RECIPE, epochs=6)
+
+
+def test_options_drop_out_one_by_one_by_their_fisher_information():
+    outcome = run(make_space(**NB201), method=dataclasses.replace(METHODS["is-darts"](), weights=SIX))
+    assert [len(o) for o in outcome.supernet.alive] == [1] * 6
+    assert [len(e.events) for e in outcome.epochs] == [0, 1, 1, 1, 1, 0]
+    assert outcome.epochs[1].events == ("stage 2 of 5: 6 options drop out, 24 are left",)
+    assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
+    assert 0 not in outcome.selected[0]
+    assert all(np.isnan(e.health.eigenvalue) for e in outcome.epochs)
+
+
+def test_progressive_stages_widen_the_supernet_and_keep_its_weights():
+    method = Method("test", SIX, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), warmup=0.5)
+    seen = []
+    before = differentiable.inherit
+
+    def watched(new, old):
+        before(new, old)
+        seen.append((old.parts, new.parts, [len(o) for o in new.alive]))
+
+    differentiable.inherit, restore = watched, before
+    try:
+        outcome = run(make_space(**NB201), method=method)
+    finally:
+        differentiable.inherit = restore
+    assert seen == [(4, 2, [3] * 6)] and outcome.supernet.parts == 2
+    moved = [not np.array_equal(a.strengths, b.strengths) for a, b in itertools.pairwise(outcome.epochs)]
+    # Three epochs a stage, in the first two of which the alphas rest; between them options drop out.
+    assert moved == [False, True, True, False, True]
+
+
+def test_fresh_stages_begin_anew_and_deeper():
+    method = Method(
+        "test",
+        SIX,
+        staging=Progressive(
+            keep=(1.0, 0.6, 0.4), depth=(1.0, 2.0, 3.0), skip_dropout=(0.0, 0.5, 0.5), anew=True
+        ),
+    )
+    outcome = run(make_space(**NB201), method=method)
+    assert len(list(outcome.supernet.mixed())) == 6 * 9  # three cells in each of three stages of the network
+    assert [len(o) for o in outcome.supernet.alive] == [2] * 6
+    losses = [e.train_loss for e in outcome.epochs]
+    assert losses[2] > losses[1]  # new weights know nothing
+    assert len(outcome.epochs) == 6
+
+
+def test_alphas_rest_while_the_weights_warm_up():
+    method = Method("test", dataclasses.replace(RECIPE, epochs=4), warmup=0.5)
+    epochs = run(method=method).epochs
+    same = [np.array_equal(a.strengths, b.strengths) for a, b in itertools.pairwise(epochs)]
+    assert same == [True, False, False]
+
+
+# -- guards -------------------------------------------------------------------------------------------
+
+
+def alarmed(monkeypatch, eigenvalues):
+    """Searches whose eigenvalues are given, epoch by epoch."""
+    told = iter(eigenvalues)
+    real = differentiable.Examiner.examine
+
+    def examine(self, loop, genotype, before, val_acc):
+        return dataclasses.replace(real(self, loop, genotype, before, val_acc), eigenvalue=next(told))
+
+    monkeypatch.setattr(differentiable.Examiner, "examine", examine)
+
+
+TEN = dataclasses.replace(RECIPE, epochs=10)
+GUARDED = Method("test", TEN, guards=Guards(warmup=0.0, window=0.1, delay=0.1, start=0.1))
+
+
+def test_an_alarm_goes_back_and_makes_weight_decay_stronger(monkeypatch):
+    alarmed(monkeypatch, [1.0] * 4 + [9.0] + [1.0] * 99)
+    outcome = run(method=GUARDED)
+    assert [e.epoch for e in outcome.epochs] == [1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert outcome.epochs[4].events == (
+        "the eigenvalue grew by 3.67: back to epoch 2, weight decay 0.0003 -> 0.0009",
+    )
+    assert not any(e.events for e in (*outcome.epochs[:4], *outcome.epochs[5:]))
+
+
+def test_going_back_really_goes_back(monkeypatch):
+    """Without stronger weight decay the same epochs would come again."""
+    alarmed(monkeypatch, [1.0] * 4 + [9.0] + [1.0] * 99)
+    method = dataclasses.replace(GUARDED, guards=dataclasses.replace(GUARDED.guards, decay_factor=1.0000001))
+    epochs = run(method=method).epochs
+    assert [e.epoch for e in epochs[2:8]] == [3, 4, 5, 3, 4, 5]
+    for first, again in zip(epochs[2:5], epochs[5:8], strict=True):
+        np.testing.assert_allclose(first.strengths, again.strengths, atol=1e-4)
+        assert first.train_loss == pytest.approx(again.train_loss, rel=1e-3)
+
+
+def test_when_weight_decay_is_strongest_the_search_ends_where_it_went_back_to(monkeypatch):
+    alarmed(monkeypatch, [1.0, 1.0, 1.0, 9.0] * 99)
+    outcome = run(
+        method=dataclasses.replace(GUARDED, guards=dataclasses.replace(GUARDED.guards, decay_max=1e-3))
+    )
+    last = outcome.epochs[-1]
+    assert [e.epoch for e in outcome.epochs] == [1, 2, 3, 4, 2, 3, 4, 5]
+    assert last.events[0].endswith("back to epoch 2, where the search ends")
+    np.testing.assert_array_equal(outcome.supernet.strengths(), outcome.epochs[4].strengths)
+
+
+def test_a_guarded_search_has_few_identities():
+    method = dataclasses.replace(GUARDED, guards=Guards(skip_cap=1, ratio=1e9))
+    outcome = run(method=method, prepare=lambda supernet: supernet.prefer([(0, 0, 0)] * 200))
+    assert outcome.epochs[-1].genotype == (0, 0, 0) and outcome.epochs[-1].health.skip_share == 1.0
+    assert sum(o == 0 for o in outcome.selected[0]) == 1
+    bare = run(method=dataclasses.replace(method, guards=None), prepare=lambda s: s.prefer([(0, 0, 0)] * 200))
+    assert bare.selected[0] == (0, 0, 0)
+
+
+def test_guards_warm_the_weights_up():
+    epochs = run(method=Method("test", TEN, guards=Guards(warmup=0.3, ratio=1e9))).epochs
+    same = [np.array_equal(a.strengths, b.strengths) for a, b in itertools.pairwise(epochs)]
+    assert same == [True, True] + [False] * 7
+
+
+# -- selection ----------------------------------------------------------------------------------------
+
+
+def test_selection_by_perturbation_fixes_every_decision_and_tunes_between():
+    method = Method("test", RECIPE, selection=ByPerturbation(tune=1.0))
+    outcome = run(method=method)
+    assert [e.epoch for e in outcome.epochs] == [1, 2, 3, 4, 5, 6]
+    chosen = [event for e in outcome.epochs for event in e.events]
+    assert sorted(event.split(" is ")[0] for event in chosen) == ["0->1", "0->2", "1->2"]
+    assert [len(e.events) for e in outcome.epochs] == [0, 0, 1, 1, 1, 0]
+    assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
+    named = dict(event.split(" is ") for event in chosen)
+    assert outcome.supernet.space.choices(outcome.selected[0]) == named
+
+
+def test_what_the_alphas_prefer_is_a_candidate_too():
+    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4))
+    outcome = run(method=method)
+    assert outcome.epochs[2].genotype in outcome.selected
+    assert len(set(outcome.selected)) == len(outcome.selected)
+
+
+# -- every method -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_resumed_to_the_bit_wherever_it_was_stopped(tmp_path, name):
+    """Stopped in the middle of epochs, between stages and during the selection."""
+    method = dataclasses.replace(
+        METHODS[name](),
+        weights=SIX,
+        guards=Guards(),
+        selection=ByPerturbation(tune=0.4, images=32) if name == "darts" else None,
+    )
+    space = make_space(**NB201)
+    whole = run(space, method=method)
+    for steps in (4, 1, 3, 5, 2, 4, 1000):
+        asked = iter([False] * steps + [True] * 9)
+        try:
+            resumed = run(
+                space, method=method, checkpoints=Checkpoints(tmp_path), stop=lambda a=asked: next(a)
+            )
+        except Stopped:
+            continue
+        break
+    assert_same(resumed, whole)
 
 
 # -- SIGKILL ------------------------------------------------------------------------------------------
@@ -156,17 +338,20 @@ SECOND_ORDER = {"name": "nasbench201", "order": 2, "epochs": 4}
 
 
 def search_to_file(variant: dict, folder: Path, checkpoint_seconds: float) -> None:
-    supernet = make_supernet(variant["name"], **({"cells": 1} if variant["name"] == "nasbench201" else {}))
-    epochs = run(
-        supernet,
-        recipe=dataclasses.replace(LONG, epochs=variant["epochs"]),
-        order=variant["order"],
+    outcome = run(
+        make_space(variant["name"], **({"cells": 1} if variant["name"] == "nasbench201" else {})),
+        method=Method(
+            "test",
+            dataclasses.replace(LONG, epochs=variant["epochs"]),
+            order=variant["order"],
+            guards=Guards(ratio=1.05),
+        ),
         images=320,
         checkpoints=Checkpoints(folder),
         checkpoint_seconds=checkpoint_seconds,
     )
-    record = {"losses": torch.tensor([[e.train_loss, e.val_acc] for e in epochs], dtype=torch.float64)}
-    save_tensors(folder / "result", {**supernet.state_dict(), **record})
+    record = torch.tensor([[e.epoch, e.train_loss, e.val_acc] for e in outcome.epochs], dtype=torch.float64)
+    save_tensors(folder / "result", {**outcome.supernet.state_dict(), "losses": record})
 
 
 @pytest.mark.parametrize(("variant", "longest_s"), [(FIRST_ORDER, 0.15), (SECOND_ORDER, 0.3)])

@@ -12,16 +12,25 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-    "averaging errors types seeding progress signals console oneshot oneshot.relaxations",
+    "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "oneshot.regularizers",
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
+    "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
-    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.network draw.trust",
+    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health draw.network draw.trust",
     # spaces and data
+    "oneshot.keeping oneshot.mixed",
     "space resumable datasets mapdataset draw.cells",
+    "oneshot.identities",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
+    "morph",
     "augment encodings fidelity latency skeleton searchers.bounded searchers.evolution searchers.local",
-    "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2",
+    "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2 searchers.generational",
+    # the parts of a differentiable method
+    "oneshot.freezing oneshot.recompute oneshot.selection oneshot.expected",
+    "oneshot.method oneshot.sampling",
+    "oneshot.methods",
     # training and searching
     "loop searchers",
     "searchers.named proxies.batch",
@@ -30,7 +39,10 @@ LAYERS = [
     "proxies.zico",
     "proxies",
     "guard schedule halving train testing oneshot.bilevel",
-    "study scored oneshot.differentiable oneshot.singlepath presets",
+    "study scored oneshot.memory oneshot.paths oneshot.singlepath presets",
+    "oneshot.fewshot oneshot.health",
+    "oneshot.shrinking",
+    "oneshot.differentiable",
     # tables of trained architectures
     "benchmarks.nasbench101 benchmarks.nasbench201",
     "benchmarks.benchmark",
@@ -40,11 +52,11 @@ LAYERS = [
     "benchmarks.contest benchmarks.outcome",
     # whole jobs
     "evaluate plan inputs",
-    "run_folder validate measured laddered",
+    "run_folder validate measured laddered grown",
     "result",
     "doctor retrain_run",
     "job",
-    "trial_setup",
+    "gradient_search trial_setup",
     "phases",
     "baselines rerank",
     "search_run",
@@ -66,8 +78,9 @@ NAMED = {
     "nas.cli.jobs": {"darts", "nasbench201"},
     "nas.cli.measure": {"darts", "nasbench101", "nasbench201"},
     "nas.config": {"darts"},
-    "nas.oneshot.bilevel": {"darts"},
-    "nas.presets": {"nasbench201"},
+    "nas.oneshot.method": {"darts"},
+    "nas.oneshot.methods": {"darts"},
+    "nas.presets": {"darts", "nasbench201"},
     "nas.recipe": {"nasbench201"},
     "nas.search_run": {"darts"},
 }

@@ -31,7 +31,8 @@ def test_standard_is_darts_as_published():
     assert (weights.momentum, weights.weight_decay, weights.clip) == (0.9, 3e-4, 5.0)
     assert (weights.nesterov, weights.schedule) == (False, "epoch")
     search = standard.search
-    assert (search.alpha_lr, search.alpha_betas, search.alpha_weight_decay) == (3e-4, (0.5, 0.999), 1e-3)
+    update = search.update
+    assert (update.lr, update.betas, update.weight_decay) == (pytest.approx(3e-4), (0.5, 0.999), 1e-3)
     assert (final.epochs, final.batch, final.lr, final.lr_min) == (600, 96, 0.025, 0.0)
     assert (final.weight_decay, final.auxiliary, final.drop_path, final.cutout) == (3e-4, 0.4, 0.2, 16)
     assert standard.full_size
@@ -51,7 +52,17 @@ def test_nasbench201_is_that_benchmark():
 def test_without_settings_the_plan_is_the_preset(name):
     found, base = plan(preset=name), preset(name)
     for field in dataclasses.fields(base):
-        assert getattr(found, field.name) == getattr(base, field.name), field.name
+        if hasattr(found, field.name) and field.name != "search":
+            assert getattr(found, field.name) == getattr(base, field.name), field.name
+    assert plan(preset=name, method="darts").search.weights == base.search
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shared_weights_filter_and_many_are_trained_again(name):
+    found, base = plan(preset=name, method="spos"), preset(name)
+    assert (found.trials, found.top_k) == (base.shared_trials, base.shared_top_k)
+    assert found.searcher.population == 50 and base.shared_trials >= 4 * 50
+    assert plan(preset=name, method="spos", trials=60, top_k=4).top_k == 4
 
 
 def test_an_unknown_preset_names_the_nearest():
@@ -77,7 +88,13 @@ CHANGES = {
     "shared": (SHARED, {"lr": 0.7}),
     "search": (DARTS, {"lr": 0.7}),
     "retrain": (DARTS, {"lr": 0.7}),
-    "alphas": (DARTS, {"alpha_lr": 0.7}),
+    "alphas": (DARTS, {"lr": 0.7}),
+    "method_settings": ({"method": "pcdarts"}, {"parts": 2}),
+    "guard": (DARTS, False),
+    "guards": (DARTS, {"ratio": 1.7}),
+    "selection": (DARTS, "perturbation"),
+    "sharing": (SHARED, {"sampling": "fair"}),
+    "warm_start": (BLACK_BOX, "parent"),
     "searcher": (BLACK_BOX, {"population": 7}),
     "objective": (BLACK_BOX, ["-params"]),
     "constraint": (BLACK_BOX, "params<=3e6"),
@@ -91,7 +108,7 @@ CHANGES = {
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"),
-    *("calibration", "latency_table"),
+    *("calibration", "latency_table", "memory", "seed_alphas"),
 }
 """Read by the job itself, see test_search_run.py."""
 
@@ -117,7 +134,7 @@ def test_epochs_belong_to_what_the_method_trains_first():
 def test_the_second_order_method_is_the_first_with_order_two():
     first, second = plan(method="darts"), plan(method="darts2")
     assert (first.search.order, second.search.order) == (1, 2)
-    assert dataclasses.replace(second.search, order=1) == first.search
+    assert dataclasses.replace(second.search, name="darts", order=1) == first.search
 
 
 def test_search_images_of_zero_means_all():
@@ -162,13 +179,15 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"searcher": {"population": 2.5}}, "evolution: population is 2.5, but must be a whole number"),
         ({"searcher": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
         (
-            {"method": "darts", "alphas": {"lr": 1}},
-            "alphas: no setting 'lr'; known: alpha_lr",
+            {"method": "darts", "alphas": {"lrs": 1}},
+            "alphas: no setting 'lrs'; did you mean 'lr'?",
         ),
-        ({"method": "darts", "alphas": {"alpha_betas": 1}}, "alphas: no setting 'alpha_betas'"),
-        ({"method": "darts", "alphas": {"alpha_lr": 0}}, "alpha_lr is 0.0"),
-        ({"method": "darts", "alphas": {"alpha_lr": "nan"}}, "alpha_lr is nan"),
-        ({"method": "darts", "alphas": {"alpha_lr": True}}, "alphas.alpha_lr is True, but must be a number"),
+        ({"method": "darts", "alphas": {"betas": 1}}, "alphas: no setting 'betas'"),
+        ({"method": "darts", "alphas": {"lr": 0}}, "lr is 0.0"),
+        ({"method": "darts", "alphas": {"lr": "nan"}}, "lr is nan"),
+        ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),
+        ({"evaluator": "shared", "sharing": {"sampling": "even"}}, "sharing: no sampling 'even'"),
+        ({"method": "spos", "searcher": {"parents": 0}}, "parents 0; wanted"),
     ],
 )
 def test_wrong_settings_name_their_table_and_the_rule(values, words):

@@ -69,7 +69,8 @@ def evolve(out, *, space="toy", task=TASK, progress=None, stop=None, force=False
 @pytest.mark.parametrize("name", METHODS)
 def test_the_folder_is_complete(jobs, name):
     result = jobs(name)
-    alphas = {"alphas.npz", "alphas.svg", "alphas.png"} if name == "darts" else set()
+    alphas = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health.svg", "health.png"}
+    alphas = alphas if name == "darts" else set()
     assert {path.name for path in result.folder.iterdir()} == FILES | alphas
     assert check_manifest(result.folder) == []
     listed = json.loads((result.folder / "manifest.json").read_text())["files"]

@@ -479,7 +479,7 @@ def test_a_tournament_is_no_larger_than_its_population():
 
 
 def test_the_settings_of_a_searcher():
-    assert settings_of("evolution") == {"population": 10, "tournament": 10}
+    assert settings_of("evolution") == {"population": 10, "tournament": 10, "morphism": 0.0}
     assert set(settings_of("guided")) == {"init", "largest", "surrogate", "acquisition", "parents"}
     assert settings_of("random") == settings_of("tpe") == {}
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
+from nas.oneshot.mixed import MixedOp
 from nas.oneshot.singlepath import train_shared
-from nas.oneshot.supernet import MixedOp, Supernet
+from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.registry import load
 from nas.resumable import Stopped

@@ -11,7 +11,9 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import SpaceError
-from nas.oneshot.supernet import MixedOp, Supernet, _used
+from nas.oneshot.mixed import MixedOp
+from nas.oneshot.relaxations import Relaxation
+from nas.oneshot.supernet import Supernet, used
 from nas.ops import Zero, candidates
 from nas.registry import load
 from nas.space import Space
@@ -114,7 +116,7 @@ def test_a_one_hot_supernet_is_the_extracted_network(space, training):
         for model, run in ((by_mixture, mix), (by_path, partial(by_path, genotype=genotype))):
             logits, shared = gradients(run, model.network)
             assert_close(logits, wanted)
-            names = dict(_used(model.network, space.choices(genotype)))
+            names = dict(used(model.network, space.choices(genotype)))
             assert {names[name] for name in shared if name in names} == own.keys()
             for name, gradient in shared.items():
                 if name in names and own[names[name]] is not None:
@@ -233,9 +235,14 @@ def test_alphas_start_small_and_all_are_reached_by_the_gradient():
     assert all((alpha.grad != 0).any(1).all() for alpha in supernet.alphas)
 
 
+class Second(Relaxation):
+    def mix(self, alphas, progress):
+        return torch.zeros_like(alphas) + torch.tensor([0.0, 1.0, 0.0])
+
+
 def test_another_relaxation_is_used():
     space = SPACES["toy"]
-    supernet = Supernet(space, relax=lambda alphas: torch.zeros_like(alphas) + torch.tensor([0.0, 1.0, 0.0]))
+    supernet = Supernet(space, relaxation=Second())
     x, _ = batch()
     torch.testing.assert_close(supernet(x.float()), supernet(x.float(), (1, 1, 1)))
 

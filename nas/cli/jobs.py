@@ -25,12 +25,27 @@ def search(
     method: Annotated[
         str | None,
         typer.Option(
-            help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME, darts or darts2. "
-            "[default: darts]"
+            help="By trials: random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME. On shared "
+            "weights: spos. By gradients: darts, darts2, gdas, snas, drnas, pcdarts, sdarts-rs, "
+            "sdarts-adv, fairdarts, beta-darts, gaea, oles, is-darts, pdarts, or your own as "
+            "FILE.py:FUNCTION. [default: darts]"
         ),
     ] = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="trained or shared, for random and evolution. [default: trained]")
+        str | None, typer.Option(help="trained or shared, for methods by trials. [default: trained]")
+    ] = None,
+    guard: Annotated[
+        bool | None,
+        typer.Option(help="Whether a search by gradients is put right when it collapses. [default: guard]"),
+    ] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="argmax or perturbation, by gradients. [default: argmax]")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help='What a step of a search by gradients may take, e.g. "8GiB"; it is changed to fit.'
+        ),
     ] = None,
     objective: Annotated[
         list[str] | None,
@@ -89,6 +104,9 @@ def search(
         "task": task,
         "method": method,
         "evaluator": evaluator,
+        "guard": guard,
+        "selection": selection,
+        "memory": memory,
         "objective": objective or None,
         "constraint": constraint or None,
         "scheduler": scheduler,
@@ -105,11 +123,13 @@ def search(
     }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
-        from nas.config import make_config
+        from nas.config import is_own, make_config
         from nas.search_run import run
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)
+        if is_own(settings.method):
+            announce(settings.method)
         return run(settings, out=out, force=force, progress=progress, stop=stop)
 
     run_job(job, as_json=as_json)
@@ -196,6 +216,6 @@ def show(result: Result, *, as_json: bool) -> None:
             f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
             f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
         )
-    others = ("network.png", "search.png", "front.png", "alphas.png")
+    others = ("network.png", "search.png", "front.png", "alphas.png", "health.png")
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
     typer.echo("\n".join(lines))

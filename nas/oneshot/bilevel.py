@@ -11,161 +11,206 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.errors import ConfigError
-from nas.loop import Batches, Loop, policy_of, precision, to_layout
+from nas.loop import Batches, Loop, one_pass, policy_of, precision, to_layout
+from nas.oneshot.freezing import Freezer
+from nas.oneshot.gradients import gradients
+from nas.oneshot.keeping import kept
+from nas.oneshot.method import Method
+from nas.oneshot.mixed import Share
+from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
-from nas.seeding import derive
+from nas.seeding import derive, torch_rng
 from nas.task import Task
-
-# Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.
-PUBLISHED = Recipe(
-    epochs=50,
-    batch=64,
-    lr=0.025,
-    lr_min=0.001,
-    weight_decay=3e-4,
-    nesterov=False,
-    schedule="epoch",
-    clip=5.0,
-)
-
-
-@dataclass(frozen=True)
-class Bilevel:
-    """Settings of the search; the defaults are the paper's.
-
-    weights: recipe of the shared weights, whose epochs are the search's.
-    order: 1 takes the weights as they are in the alphas' gradient, 2 unrolls one step of theirs.
-    alpha_lr, alpha_betas, alpha_weight_decay: of the alphas' Adam.
-    """
-
-    weights: Recipe = PUBLISHED
-    order: Literal[1, 2] = 1
-    alpha_lr: float = 3e-4
-    alpha_betas: tuple[float, float] = (0.5, 0.999)
-    alpha_weight_decay: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ConfigError(f"darts: order is {self.order!r}, but must be 1 or 2")
-        if not (0 < self.alpha_lr < float("inf") and 0 <= self.alpha_weight_decay < float("inf")):
-            raise ConfigError(
-                f"darts: alpha_lr is {self.alpha_lr} and alpha_weight_decay {self.alpha_weight_decay}; "
-                "wanted finite numbers, the first above 0, the second at least 0"
-            )
 
 
 class BilevelLoop:
-    """A search that can be advanced one step at a time, and saved and restored between any two steps."""
+    """A search that can be advanced one step at a time, and saved and restored between any two steps.
 
-    def __init__(self, supernet: Supernet, task: Task, settings: Bilevel, *, seed: int) -> None:
-        self.supernet, self.task, self.settings, self.seed = supernet, task, settings, seed
-        self.alphas = list(supernet.alphas)
+    alphas_move: whether the coming steps move the alphas, or only the weights.
+    """
+
+    def __init__(self, supernet: Supernet, task: Task, method: Method, *, seed: int) -> None:
+        self.supernet, self.task, self.method, self.seed = supernet, task, method, seed
+        self.alphas_move = method.learns_alphas
         self.loop = Loop(
             supernet.network,
             task,
-            settings.weights,
+            method.weights,
             seed=seed,
             split=task.train,
-            forward=lambda _, x, __: supernet(x),
+            forward=self._forward,
+            backward=self._backward,
         )
-        policy, size = policy_of(settings.weights, task), settings.weights.batch
+        recompute_cells(supernet, enabled=method.checkpointing)
+        policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
-        self._adam = torch.optim.Adam(
-            self.alphas,
-            lr=settings.alpha_lr,
-            betas=settings.alpha_betas,
-            weight_decay=settings.alpha_weight_decay,
-        )
+        self._mover = method.update.begin(supernet.architecture())
+        self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
+        self._points: Sequence[Tensor] | None = None
+        self._matching: dict[Tensor, Tensor] = {}
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done, in [0, 1]."""
+        return self.loop.step / self.loop.steps
+
+    @property
+    def frozen(self) -> int:
+        """How many operations have stopped learning."""
+        return 0 if self._freezer is None else len(self._freezer.frozen)
 
     def advance(self) -> None:
-        """Moves the alphas, then the weights."""
-        for alpha, gradient in zip(self.alphas, self.alpha_gradient(), strict=True):
-            alpha.grad = gradient
-        self._adam.step()
-        self._adam.zero_grad()
-        with _frozen(self.alphas):
+        """Moves the alphas, if it is their time, then the weights."""
+        self.supernet.progress = self.progress
+        if self.alphas_move:
+            self._mover.step(self.alpha_gradient())
+        with _frozen(self.supernet.architecture()):
+            self._points = self._perturbed()
             self.loop.advance()
+            self._points = None
+        self._matching.clear()
 
     def alpha_gradient(self) -> list[Tensor]:
-        """The gradient of the validation loss with respect to the alphas, by the settings' order."""
-        if self.settings.order == 1:
-            return _gradients(self.validation_loss(), self.alphas)
-        return self._second_order()
+        """The gradient of the alphas' loss, by the method's order.
+
+        It is with respect to the alphas and betas, or to the mixture weights where those are what moves.
+        """
+        torch.manual_seed(self._alpha_seed)
+        with self._targets() as targets:
+            if self.method.order == 2:
+                return self._second_order(targets)
+            loss = self.validation_loss()
+            if self._freezer is None:
+                return gradients(loss, targets)
+            weights: list[Tensor] = list(self.loop.parameters.values())
+            found = gradients(loss, [*targets, *weights])
+            self._matching = dict(zip(weights, found[len(targets) :], strict=True))
+            return found[: len(targets)]
 
     def validation_loss(self) -> Tensor:
-        """Cross-entropy of the coming step's validation batch under alphas and weights as they are."""
-        torch.manual_seed(derive(self.seed, "alpha step", self.loop.step))
+        """The alphas' loss on the coming step's validation batch: cross-entropy and the regularisers."""
+        torch.manual_seed(self._alpha_seed)
         x, y, _ = self._validation.at(self.loop.step)
-        with precision(x.device):
-            logits = self.supernet(to_layout(x))
-        return F.cross_entropy(logits.float(), y)
+        points = self._current()
+        with precision(x.device, self.method.weights.precision):
+            logits = self.supernet.mix(to_layout(x), self._mixture(points))
+        loss = F.cross_entropy(logits.float(), y)
+        if not self.method.regularizers:
+            return loss
+        mixed = points[: len(self.supernet.alphas)]
+        # On the simplex the alphas are the logarithms of the mixture, which is what the gradient is taken of.
+        on_simplex = self.method.update.on_simplex
+        alphas = [point.log() for point in mixed] if on_simplex else self.supernet.logits()
+        terms = [regularizer(alphas, mixed, self.progress) for regularizer in self.method.regularizers]
+        return loss + torch.stack(terms).sum()
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, beside the settings and the step."""
         return {
             "loop": self.loop.state(),
-            "alphas": [alpha.detach() for alpha in self.alphas],
-            "adam": self._adam.state_dict(),
+            "alphas": [alpha.detach() for alpha in self.supernet.architecture()],
+            "alive": [list(options) for options in self.supernet.alive],
+            "mover": dict(self._mover.state()),
+            "freezer": dict(self._freezer.state()) if self._freezer is not None else {},
         }
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
         self.loop.restore(step, state["loop"])
+        self.supernet.keep(state["alive"])
         with torch.no_grad():
-            for alpha, saved in zip(self.alphas, state["alphas"], strict=True):
+            for alpha, saved in zip(self.supernet.architecture(), state["alphas"], strict=True):
                 alpha.copy_(saved)
-        self._adam.load_state_dict(dict(state["adam"]))
+        self._mover.restore(state["mover"])
+        if self._freezer is not None:
+            self._freezer.restore(state["freezer"])
 
-    def _second_order(self) -> list[Tensor]:
+    @property
+    def _alpha_seed(self) -> int:
+        return derive(self.seed, "alpha step", self.loop.step)
+
+    def _current(self) -> Sequence[Tensor]:
+        return self.supernet.points() if self._points is None else self._points
+
+    def _mixture(self, points: Sequence[Tensor]) -> Mapping[str, Share]:
+        return self.supernet.mixture(points, whole=self._points is not None)
+
+    def _forward(self, _: nn.Module, x: Tensor, __: int) -> Tensor:
+        return self.supernet.mix(x, self._mixture(self._current()))
+
+    def _backward(self, loop: Loop) -> Tensor:
+        loss = one_pass(loop)
+        if self._freezer is not None:
+            if self._matching:
+                self._freezer.watch(self._matching)
+            self._freezer.hold()
+        return loss
+
+    @contextmanager
+    def _targets(self) -> Iterator[Sequence[Tensor]]:
+        """What the alphas' gradient is taken of: themselves, or the points of the simplex they stand for."""
+        if not self.method.update.on_simplex:
+            yield self.supernet.architecture()
+            return
+        self._points = [point.detach().requires_grad_() for point in self.supernet.points()]
+        try:
+            yield self._points
+        finally:
+            self._points = None
+
+    def _perturbed(self) -> Sequence[Tensor] | None:
+        """The mixture that the coming step trains the weights under; None for the present one."""
+        if self.method.perturbation is None:
+            return None
+        count = len(self.supernet.alphas)
+        with torch.no_grad():
+            points = self.supernet.points()
+        mixed, edges = points[:count], points[count:]
+
+        def loss(candidate: Sequence[Tensor]) -> Tensor:
+            self._points = [*candidate, *edges]
+            try:
+                return self.loop.loss()
+            finally:
+                self._points = None
+
+        generator = torch_rng(self.seed, "perturbation", self.loop.step)
+        with kept(self.supernet.network.buffers()):
+            return [*self.method.perturbation(mixed, loss, self.progress, generator), *edges]
+
+    def _second_order(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """Equations 7 and 8: the gradient at the unrolled weights w', less ξ times a Hessian-vector product.
 
         w' = w - ξ (momentum buffer + ∇w L_train + weight decay), with ξ the current learning rate, as in the
-        released code; the product is a central difference of ∇α L_train at w ± ε ∇w' L_val.
+        released code; the product is a central difference of ∇α L_train at w ± ε ∇w' L_val, with
+        ε = 0.01 / ‖∇w' L_val‖ (footnote 2). Four passes one after the other: at no time are there more
+        activations than at first order; beside them two copies of the weights.
         """
-        weights = list(self.loop.parameters.values())
+        weights: list[Tensor] = list(self.loop.parameters.values())
         rate = self.loop.next_lr
-        with _kept(self.supernet.network):
-            train_gradient = _gradients(self.loop.loss(), weights)
+        with kept(self.supernet.network.buffers()), kept(weights) as back:
+            step = self.loop.descent(gradients(self.loop.loss(), weights))
             with torch.no_grad():
-                for w, step in zip(weights, self.loop.descent(train_gradient), strict=True):
-                    w.sub_(step, alpha=rate)
-            loss = self.validation_loss()
-            direct, vector = _split(_gradients(loss, [*self.alphas, *weights]), len(self.alphas))
-        with _kept(self.supernet.network):
-            product = self._hessian_vector(weights, vector)
+                torch._foreach_sub_(weights, [*step], alpha=rate)
+            del step
+            found = gradients(self.validation_loss(), [*targets, *weights])
+            direct, vector = found[: len(targets)], found[len(targets) :]
+            epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
+            torch._foreach_mul_(vector, epsilon)
+            sides = []
+            for side in (1, -1):
+                back()
+                with torch.no_grad():
+                    torch._foreach_add_(weights, vector, alpha=side)
+                sides.append(gradients(self.loop.loss(), targets))
+        product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]
-
-    def _hessian_vector(self, weights: Sequence[nn.Parameter], vector: Sequence[Tensor]) -> list[Tensor]:
-        """Equation 8, with ε = 0.01 / ‖vector‖ (footnote 2)."""
-        epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
-        steps = [epsilon * v for v in vector]
-        sides = []
-        with torch.no_grad():
-            torch._foreach_add_(list(weights), steps)
-        sides.append(_gradients(self.loop.loss(), self.alphas))
-        with torch.no_grad():
-            torch._foreach_sub_(list(weights), [2 * step for step in steps])
-        sides.append(_gradients(self.loop.loss(), self.alphas))
-        return [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
-
-
-def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of `loss`, zero for what it does not depend on."""
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(inputs), allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-
-
-def _split(tensors: Sequence[Tensor], at: int) -> tuple[list[Tensor], list[Tensor]]:
-    return list(tensors[:at]), list(tensors[at:])
 
 
 @contextmanager
@@ -178,16 +223,3 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad = True
-
-
-@contextmanager
-def _kept(network: nn.Module) -> Iterator[None]:
-    """Runs a block, then puts weights and buffers back as they were."""
-    tensors = [t.detach() for t in (*network.parameters(), *network.buffers())]
-    saved = [t.clone() for t in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)

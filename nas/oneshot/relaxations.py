@@ -1,14 +1,159 @@
-"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision."""
+"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision.
+
+An option that is out of the race has an alpha of minus infinity and gets no weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Relaxation = Callable[[Tensor], Tensor]
+from nas.errors import ConfigError
 
 
-def softmax(alphas: Tensor) -> Tensor:
-    """DARTS (Liu et al. 2019), equation 2."""
-    return alphas.softmax(-1)
+@dataclass(frozen=True)
+class Relaxation(ABC):
+    """How a supernet mixes its options."""
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
+        return False
+
+    @abstractmethod
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+        """The weights `[E, O]` of one training step; may draw from torch's global stream.
+
+        progress: share of the search that is done, in [0, 1], for what is annealed.
+        """
+
+    def strength(self, alphas: Tensor) -> Tensor:
+        """How much each option is preferred, `[E, O]` in [0, 1]: what is validated and discretised."""
+        return alphas.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Softmax(Relaxation):
+    """DARTS (Liu et al., ICLR 2019), equation 2."""
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+        """`exp(α_o) / Σ exp(α)`."""
+        return alphas.softmax(-1)
+
+
+@dataclass(frozen=True)
+class GumbelSoft(Relaxation):
+    """SNAS (Xie et al., ICLR 2019): a concrete distribution (Maddison et al. 2017) whose temperature falls.
+
+    start, end: temperature at the start and the end of the search, linear in between. Deviation: the paper
+      does not give its schedule; DrNAS' code for SNAS goes from 10 to 1.
+    """
+
+    start: float = 10.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.end <= self.start < float("inf"):
+            raise ConfigError(
+                f"{type(self).__name__}: temperatures go from {self.start} to {self.end}; wanted finite ones "
+                "above 0 that do not rise"
+            )
+
+    def temperature(self, progress: float) -> float:
+        """Linear in the progress."""
+        return self.start + (self.end - self.start) * progress
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+        """`softmax((log softmax(α) + g) / τ)` with `g` standard Gumbel noise."""
+        # The logarithm of an exponential variate is minus a Gumbel one.
+        noise = -torch.empty_like(alphas).exponential_().log()
+        return ((alphas.log_softmax(-1) + noise) / self.temperature(progress)).softmax(-1)
+
+
+@dataclass(frozen=True)
+class GumbelHard(GumbelSoft):
+    """GDAS (Dong & Yang, CVPR 2019), §3.2: one sampled option a row, with the gradient of the soft sample.
+
+    Deviation: an option that was not sampled gets no gradient through its own weight, since its output is
+    not computed; the released code adds a term for it that does not depend on the option.
+    """
+
+    end: float = 0.1
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """One option is run for each decision."""
+        return True
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+        """One-hot rows in value, soft ones in gradient (straight-through)."""
+        soft = super().mix(alphas, progress)
+        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+        return hard - soft.detach() + soft
+
+
+@dataclass(frozen=True)
+class Dirichlet(Relaxation):
+    """DrNAS (Chen et al., ICLR 2021), §3.2: mixture weights drawn from Dir(elu(α) + 1), reparametrised."""
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+        """A draw, with the gradients of gamma variates with respect to their concentrations."""
+        alive = alphas > -torch.inf
+        # A Dirichlet variate is a row of gamma variates over their sum; absent options take no part in it.
+        concentration = torch.where(alive, self._concentration(alphas), 1.0)
+        gamma = torch._standard_gamma(concentration).clamp_min(torch.finfo(alphas.dtype).tiny) * alive
+        return gamma / gamma.sum(-1, keepdim=True)
+
+    def strength(self, alphas: Tensor) -> Tensor:
+        """The mean of the distribution."""
+        concentration = self._concentration(alphas)
+        return concentration / concentration.sum(-1, keepdim=True)
+
+    def _concentration(self, alphas: Tensor) -> Tensor:
+        """`elu(α) + 1`, 0 for an absent option."""
+        return F.elu(alphas) + 1
+
+
+@dataclass(frozen=True)
+class Sigmoid(Relaxation):
+    """FairDARTS (Chu et al., ECCV 2020), §3.1: every option has its own gate, so that none competes."""
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+        """`σ(α)`; a row need not sum to 1."""
+        return alphas.sigmoid()
+
+    def strength(self, alphas: Tensor) -> Tensor:
+        """The same `σ(α)`."""
+        return alphas.sigmoid()
+
+
+@dataclass(frozen=True)
+class Uniform(Relaxation):
+    """All options alike, whatever the alphas say: those only record what was found out otherwise.
+
+    As IS-DARTS (He et al., AAAI 2024) and DARTS-PT with fixed alphas (Wang et al., ICLR 2021) do.
+    """
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+        """1 over the number of options that are left."""
+        alive = (alphas > -torch.inf).to(alphas.dtype)
+        return alive / alive.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class UniformPath(Uniform):
+    """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """One option is run for each decision."""
+        return True
+
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+        """One-hot rows without gradient."""
+        drawn = torch.multinomial(super().mix(alphas, progress).detach(), 1).squeeze(-1)
+        return F.one_hot(drawn, alphas.shape[-1]).to(alphas.dtype)

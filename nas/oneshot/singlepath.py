@@ -1,17 +1,53 @@
-"""Weight sharing without alphas: every step trains the path of one random architecture."""
+"""Weight sharing without alphas: every step trains the paths of one or a few architectures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from nas.checkpoint import Checkpoints
+from nas.errors import ConfigError, unknown
+from nas.loop import Loop, precision
+from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.seeding import rng
+from nas.space import Space
 from nas.task import Task
 from nas.train import Curve, EpochReport, train
+from nas.types import Genotype
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the weights of a supernet are trained and used.
+
+    sampling: `uniform`, `fair` or `sandwich`, see `nas.oneshot.sampling`.
+    splits: decisions that the supernet is split by after half of the epochs; every option then has a supernet
+      of its own (few-shot NAS, Zhao et al., ICML 2021), see `nas.oneshot.fewshot`.
+    calibration: training images that batch-norm statistics are taken of for each architecture.
+    """
+
+    sampling: str = "uniform"
+    splits: int = 0
+    calibration: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"sharing: {unknown('sampling', self.sampling, SAMPLINGS)}")
+        if self.splits < 0 or self.calibration < 2:
+            raise ConfigError(
+                f"sharing: splits is {self.splits} and calibration {self.calibration}; wanted at least 0 and "
+                "2"
+            )
+
+    @property
+    def sampler(self) -> Sampling:
+        """The sampling of that name."""
+        return SAMPLINGS[self.sampling]()
 
 
 def train_shared(
@@ -20,19 +56,28 @@ def train_shared(
     recipe: Recipe,
     *,
     seed: int,
+    sampling: Sampling | None = None,
+    within: Callable[[Genotype], Genotype] | None = None,
     checkpoints: Checkpoints | None = None,
+    until: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Curve:
-    """Trains the shared weights of `supernet` in place by uniform sampling of single paths.
+    """Trains the shared weights of `supernet` in place.
 
-    Guo et al. 2020 (SPOS), §3.2: step s draws one architecture from the space, as (seed, s) says, and moves
-    the weights on its path. Deviation: the architecture is drawn by the space, so that only valid ones are.
+    Step s draws architectures as (seed, s) says, one after the other computes the gradients of their paths,
+    and then moves the weights once by the mean.
+
+    sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
+    until: see `nas.train.train`.
     """
+    sampling = sampling or UniformSampling()
+    sampling.check(supernet.space)
 
-    def one_path(_: nn.Module, x: Tensor, step: int) -> Tensor:
-        out: Tensor = supernet(x, supernet.space.sample(rng(seed, "path", step)))
-        return out
+    def backward(loop: Loop) -> Tensor:
+        drawn = sampling.paths(supernet.space, rng(seed, "path", loop.step), task.image_shape)
+        paths = [within(genotype) for genotype in drawn] if within is not None else drawn
+        return _accumulate(loop, supernet, paths, distils=sampling.distils)
 
     return train(
         supernet.network,
@@ -40,7 +85,40 @@ def train_shared(
         recipe,
         seed=seed,
         checkpoints=checkpoints,
+        until=until,
         on_epoch=on_epoch,
-        forward=one_path,
+        backward=backward,
         stop=stop,
     )
+
+
+def counts(
+    space: Space, sampling: Sampling, steps: int, *, seed: int, image_shape: tuple[int, ...] = (3, 32, 32)
+) -> list[list[int]]:
+    """How often each option of each decision is trained in the first steps, `[O]` for each decision."""
+    found = [[0] * len(d.options) for d in space.decisions]
+    for step in range(steps):
+        for genotype in sampling.paths(space, rng(seed, "path", step), image_shape):
+            for row, option in zip(found, genotype, strict=True):
+                row[option] += 1
+    return found
+
+
+def _accumulate(loop: Loop, supernet: Supernet, paths: list[Genotype], *, distils: bool) -> Tensor:
+    """The gradients of the mean loss of several paths, of which only one is in memory at a time."""
+    x, targets = loop.batch_of_step()
+    total: Tensor | None = None
+    teacher: Tensor | None = None
+    for genotype in paths:
+        with precision(loop.device, loop.recipe.precision):
+            logits = supernet(x, genotype)
+        if teacher is None:
+            loss = loop.criterion(logits, targets)
+        else:
+            loss = F.cross_entropy(logits.float(), teacher)
+        (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
+        total = loss.detach() if total is None else total + loss.detach()
+        if distils and teacher is None:
+            teacher = logits.detach().float().softmax(-1)
+    assert total is not None
+    return total / len(paths)

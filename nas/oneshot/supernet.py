@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar, cast
 
 import numpy as np
@@ -11,16 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.cell import Cell
-from nas.choosers import Candidates, built
+from nas.choosers import Candidates
 from nas.errors import SpaceError
-from nas.oneshot.relaxations import Relaxation, softmax
-from nas.ops import MixtureNorm, Zero
+from nas.oneshot.mixed import Chosen, MixedOp, Mixture, Share
+from nas.oneshot.relaxations import Relaxation, Softmax
+from nas.ops import MixtureNorm
 from nas.space import Space
 from nas.types import Genotype
 
 T = TypeVar("T")
-Mixture = Mapping[str, Tensor | int]
-"""Per decision name: mixture weights `[O]` over all options, or the index of the one option to run."""
 
 
 class Supernet(nn.Module):
@@ -28,25 +28,47 @@ class Supernet(nn.Module):
 
     alphas: one parameter `[E, O]` for each set of E decisions with equally many options O, in the order of
       the space's decisions; drawn as 1e-3 N(0, 1) (the code of DARTS).
-    relax: maps alphas to mixture weights.
+    betas: with `edge_norm`, one parameter for each decision; those of the edges into one node of a `Cell`
+      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.2). Drawn like the alphas.
+    relaxation: maps alphas to mixture weights.
+    parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
+    progress: share of the search that is done, in [0, 1]; annealed relaxations follow it.
 
     Inside cells and candidates batch-norm has no affine part, which would rescale what the alphas weigh
     (Liu et al. 2019, §A.1.1).
     """
 
-    def __init__(self, space: Space, *, relax: Relaxation = softmax) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        relaxation: Relaxation | None = None,
+        parts: int = 1,
+        edge_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.space, self.relax = space, relax
-        self._mixture: dict[str, Tensor | int] = {}
-        self.network = space.supernet(_Mixing(self._mixture))
+        self.space, self.parts = space, parts
+        self.relaxation = relaxation or Softmax()
+        self.progress = 0.0
+        self._mixture: dict[str, Share] = {}
+        self.network = space.supernet(_Mixing(self._mixture, parts))
         as_searched(self.network, _outermost(self.network))
+        self._names = [d.name for d in space.decisions]
         self._rows = _rows([len(d.options) for d in space.decisions])
         self.alphas = nn.ParameterList(
             1e-3 * torch.randn(len(rows), options) for options, rows in self._rows.items()
         )
+        self._nodes = _nodes(self.network, self._names) if edge_norm else []
+        self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
+        self._alive = [tuple(range(len(d.options))) for d in space.decisions]
+
+    # -- running ---------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
-        """Images `[B, C, H, W]` to logits `[B, classes]`: of the mixture, or of one architecture's path."""
+        """Images `[B, C, H, W]` to logits `[B, classes]`: of the mixture, or of one architecture's path.
+
+        The mixture is that of the relaxation while training, which may be drawn, and the expected one else.
+        """
         return self.mix(x, self.mixture() if genotype is None else self.path(genotype))
 
     def mix(self, x: Tensor, mixture: Mixture) -> Tensor:
@@ -56,45 +78,144 @@ class Supernet(nn.Module):
         self._mixture.clear()
         return out[0] if isinstance(out, tuple) else out
 
-    def mixture(self) -> dict[str, Tensor]:
-        """The relaxed alphas, `[O]` for each decision name."""
-        names = [d.name for d in self.space.decisions]
-        found: dict[str, Tensor] = {}
-        for rows, alphas in zip(self._rows.values(), self.alphas, strict=True):
-            found |= {names[row]: weights for row, weights in zip(rows, self.relax(alphas), strict=True)}
-        return found
+    def mixture(self, points: Sequence[Tensor] | None = None, *, whole: bool = False) -> dict[str, Share]:
+        """What each decision runs under the given points, else under those of now.
 
-    def path(self, genotype: Genotype) -> dict[str, int]:
+        whole: run all options, although the relaxation draws one of them in training.
+        """
+        if points is None:
+            points = self.points() if self.training else self.expected()
+        mixed = points[: len(self.alphas)]
+        rows = self._by_decision(mixed)
+        if self.betas is not None:
+            rows = [row * edge for row, edge in zip(rows, points[-1], strict=True)]
+        if whole or not (self.training and self.relaxation.one_at_a_time):
+            return dict(zip(self._names, rows, strict=True))
+        chosen = map(int, self._by_decision([point.argmax(-1).cpu() for point in mixed]))
+        return {
+            name: Chosen(option, row[option])
+            for name, row, option in zip(self._names, rows, chosen, strict=True)
+        }
+
+    def path(self, genotype: Genotype) -> dict[str, Share]:
         """The mixture that runs one architecture only."""
         self.space.check(genotype)
-        return {d.name: option for d, option in zip(self.space.decisions, genotype, strict=True)}
+        return dict(zip(self._names, genotype, strict=True))
+
+    def remixed(self) -> Callable[[], AbstractContextManager[None]]:
+        """A context, for later, in which the parts of the network run under the mixture of now."""
+        now = dict(self._mixture)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            self._mixture.update(now)
+            yield
+            self._mixture.clear()
+
+        return again
+
+    # -- what is searched ------------------------------------------------------------------------------
+
+    def architecture(self) -> list[nn.Parameter]:
+        """What a search moves beside the weights: the alphas, and the betas if there are any."""
+        return [*self.alphas, *([self.betas] if self.betas is not None else [])]
+
+    def weights(self) -> list[nn.Parameter]:
+        """Everything trained but the alphas and betas."""
+        return list(self.network.parameters())
+
+    def logits(self) -> list[Tensor]:
+        """The alphas, minus infinity where an option is out of the race."""
+        return [
+            torch.where(self._mask(rows, alphas), alphas, -torch.inf)
+            for rows, alphas in zip(self._rows.values(), self.alphas, strict=True)
+        ]
+
+    def points(self) -> list[Tensor]:
+        """The relaxed alphas `[E, O]`, and last the edges' weights `[E]` if they are normalised."""
+        mixed = [self.relaxation.mix(alphas, self.progress) for alphas in self.logits()]
+        return [*mixed, *self._edges()]
+
+    def expected(self) -> list[Tensor]:
+        """As `points`, but how much each option is preferred, without any draw."""
+        return [*map(self.relaxation.strength, self.logits()), *self._edges()]
 
     def strengths(self) -> list[NDArray[np.float64]]:
-        """The softmax of the alphas, `[O]` for each decision in the space's order."""
-        found = {
-            row: values
-            for rows, alphas in zip(self._rows.values(), self.alphas, strict=True)
-            for row, values in zip(rows, alphas.detach().double().softmax(-1).cpu().numpy(), strict=True)
-        }
-        return [found[i] for i in range(len(found))]
+        """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order."""
+        with torch.no_grad():
+            points = [point.double().cpu() for point in self.expected()]
+        rows = [row.numpy() for row in self._by_decision(points[: len(self.alphas)])]
+        if self.betas is None:
+            return rows
+        return [row * edge for row, edge in zip(rows, points[-1].tolist(), strict=True)]
 
     def genotype(self) -> Genotype:
         """Discretises: the valid architecture that the alphas prefer."""
         return self.space.nearest(self.strengths())
 
-    def weights(self) -> list[nn.Parameter]:
-        """Everything trained but the alphas."""
-        return list(self.network.parameters())
+    @property
+    def alive(self) -> list[tuple[int, ...]]:
+        """The options still in the race, for each decision in the space's order."""
+        return list(self._alive)
+
+    def keep(self, alive: Sequence[Sequence[int]]) -> None:
+        """Takes all other options out of the race: they get no weight and are not computed."""
+        for name, options in zip(self._names, alive, strict=True):
+            if not options:
+                raise SpaceError(f"decision {name!r}: no option is left; keep at least one")
+        self._alive = [tuple(sorted(options)) for options in alive]
+        by_name = dict(zip(self._names, self._alive, strict=True))
+        for mixed in self.mixed():
+            mixed.alive = by_name[mixed.decision]
+
+    def prefer(self, genotypes: Sequence[Genotype], *, floor: float = 0.5) -> None:
+        """Sets the alphas to the logarithm of how often each option occurs in given architectures.
+
+        floor: is added to every count, so that no option is out of the race.
+        """
+        rows = [torch.full((len(d.options),), floor) for d in self.space.decisions]
+        for genotype in genotypes:
+            self.space.check(genotype)
+            for row, option in zip(rows, genotype, strict=True):
+                row[option] += 1
+        with torch.no_grad():
+            for alphas, found in zip(
+                self.alphas, self.grouped([(r / r.sum()).log() for r in rows]), strict=True
+            ):
+                alphas.copy_(found - found.mean(-1, keepdim=True))
+
+    def mixed(self) -> Iterator[MixedOp]:
+        """Every mixed operation; a decision that is asked at several places has several."""
+        yield from (module for module in self.network.modules() if isinstance(module, MixedOp))
+
+    def drop_skips(self, probability: float) -> None:
+        """Sets the dropout on identities, in [0, 1)."""
+        for mixed in self.mixed():
+            mixed.skip_dropout = probability
+
+    def grouped(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """One row `[O]` per decision in the space's order as tensors `[E, O]` like the alphas."""
+        return [torch.stack([rows[i] for i in members]) for members in self._rows.values()]
+
+    # -- leaving ---------------------------------------------------------------------------------------
 
     def extract(self, genotype: Genotype) -> nn.Module:
         """The stand-alone network of one architecture with a copy of its shared weights.
 
         It is built by the space anew and given the supernet's form (no affine part), so that loading
         the weights proves that both come from the same wiring.
+
+        Raises:
+            SpaceError: when only a part of the channels was computed on, so that the weights do not fit.
         """
+        if self.parts > 1:
+            raise SpaceError(
+                f"space {self.space.name!r}: the supernet computes on 1/{self.parts} of the channels, so no "
+                "stand-alone network has its weights; run supernet(x, genotype) instead"
+            )
         choices = self.space.choices(genotype)
         state = self.network.state_dict()
-        shared = {to: state[key].clone() for key, to in _used(self.network, choices) if key in state}
+        shared = {to: state[key].clone() for key, to in used(self.network, choices) if key in state}
         network = self.space.network(genotype, meta=True)
         as_searched(network, _outermost(self.network))
         expected = network.state_dict().keys()
@@ -106,32 +227,29 @@ class Supernet(nn.Module):
         network.load_state_dict(shared, assign=True)
         return network.train(self.training)
 
+    # -- helpers ---------------------------------------------------------------------------------------
 
-class MixedOp(nn.Module):
-    """The candidates of one decision at one place, run as their mixture says.
+    def _edges(self) -> list[Tensor]:
+        """The weights of the edges, `[E]`, 1 for what is no edge of a cell; nothing without betas."""
+        if self.betas is None:
+            return []
+        weights = torch.ones_like(self.betas)
+        for members in self._nodes:
+            weights = weights.index_put((torch.tensor(members),), self.betas[members].softmax(0))
+        return [weights]
 
-    ops: the candidates, in the order of the decision's options.
-    """
+    def _mask(self, rows: Sequence[int], alphas: Tensor) -> Tensor:
+        mask = torch.zeros(alphas.shape, dtype=torch.bool)
+        for row, i in enumerate(rows):
+            mask[row, list(self._alive[i])] = True
+        return mask.to(alphas.device)
 
-    def __init__(self, decision: str, candidates: Candidates, mixture: Mapping[str, Tensor | int]) -> None:
-        super().__init__()
-        self.decision = decision
-        self.options = tuple(map(str, candidates))
-        self.ops = nn.ModuleList(built(decision, option, make) for option, make in candidates.items())
-        self._mixture = mixture
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` to the weighted sum of all candidates, or to the output of the one chosen."""
-        weights = self._mixture[self.decision]
-        if isinstance(weights, int):
-            return cast(Tensor, self.ops[weights](x))
-        live = [(w, op) for w, op in zip(weights.unbind(), self.ops, strict=True) if not isinstance(op, Zero)]
-        if not live:
-            return cast(Tensor, self.ops[0](x))
-        total = live[0][0] * live[0][1](x)
-        for weight, op in live[1:]:
-            total = total + weight * op(x)
-        return cast(Tensor, total)
+    def _by_decision(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of `[E, O]` tensors in the order of the space's decisions."""
+        found: dict[int, Tensor] = {}
+        for members, group in zip(self._rows.values(), groups, strict=True):
+            found |= dict(zip(members, group, strict=True))
+        return [found[i] for i in range(len(found))]
 
 
 def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
@@ -152,11 +270,11 @@ def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
 class _Mixing:
     """The chooser that answers every decision with a `MixedOp`."""
 
-    def __init__(self, mixture: Mapping[str, Tensor | int]) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: dict[str, Share], parts: int) -> None:
+        self.mixture, self.parts = mixture, parts
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
-        return MixedOp(name, candidates, self.mixture)
+        return MixedOp(name, candidates, self.mixture, parts=self.parts)
 
     def value(self, name: str, options: Sequence[T]) -> T:
         raise SpaceError(f"decision {name!r} chooses among {list(options)}, which no supernet can mix")
@@ -170,6 +288,21 @@ def _rows(widths: Sequence[int]) -> dict[int, list[int]]:
     return rows
 
 
+def _nodes(network: nn.Module, names: Sequence[str]) -> list[list[int]]:
+    """The decisions, by position, on the edges into each node of each kind of cell; each in one group."""
+    position = {name: i for i, name in enumerate(names)}
+    found: list[list[int]] = []
+    seen: set[int] = set()
+    for cell in network.modules():
+        for incoming in cell.incoming if isinstance(cell, Cell) else ():
+            ops = [op for op in cast(nn.ModuleList, incoming) if isinstance(op, MixedOp)]
+            members = list(dict.fromkeys(position[op.decision] for op in ops))
+            if members and seen.isdisjoint(members):
+                found.append(members)
+                seen.update(members)
+    return found
+
+
 def _outermost(network: nn.Module) -> list[str]:
     """Paths of the mixed operations that lie in no other one."""
     paths: list[str] = []
@@ -179,15 +312,15 @@ def _outermost(network: nn.Module) -> list[str]:
     return paths
 
 
-def _used(
+def used(
     module: nn.Module, choices: Mapping[str, str], source: str = "", target: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Names of the tensors that one architecture uses: in the supernet, and in its own network."""
+    """Names of the tensors that one architecture uses: in the supernet, and in the network of its own."""
     if isinstance(module, MixedOp):
         chosen = module.options.index(choices[module.decision])
-        yield from _used(module.ops[chosen], choices, f"{source}ops.{chosen}.", target)
+        yield from used(module.ops[chosen], choices, f"{source}ops.{chosen}.", target)
         return
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     yield from ((source + name, target + name) for name, _ in own)
     for name, child in module.named_children():
-        yield from _used(child, choices, f"{source}{name}.", f"{target}{name}.")
+        yield from used(child, choices, f"{source}{name}.", f"{target}{name}.")

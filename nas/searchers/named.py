@@ -9,6 +9,7 @@ from types import MappingProxyType
 from nas.errors import ConfigError, unknown
 from nas.goals import Goals
 from nas.searchers.evolution import RegularizedEvolution
+from nas.searchers.generational import Generational
 from nas.searchers.guided import Guided
 from nas.searchers.local import LocalSearch
 from nas.searchers.nsga2 import Nsga2
@@ -26,6 +27,7 @@ _CLASSES: Mapping[str, type[Searcher]] = MappingProxyType(
         "local": LocalSearch,
         "nsga2": Nsga2,
         "guided": Guided,
+        "spos": Generational,
     }
 )
 SEARCHERS = (*_CLASSES, *ALIASES)

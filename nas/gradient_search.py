@@ -1,0 +1,226 @@
+"""The search phase of a job by gradients: the method as it will be run, and the candidates it leads to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nas import draw
+from nas.cost import count_params
+from nas.errors import ConfigError
+from nas.evaluate import require_memory
+from nas.files import read_json, write_json
+from nas.guard import user_errors
+from nas.job import Job
+from nas.journal import journal_storage
+from nas.latency import LatencyTable, measure_table
+from nas.measured import LATENCY, free_metrics
+from nas.oneshot import differentiable, memory
+from nas.oneshot.expected import expected_cost
+from nas.oneshot.method import Method
+from nas.oneshot.supernet import Supernet
+from nas.schedule import Listed
+from nas.seeding import rng
+from nas.space import Space
+from nas.study import JOURNAL, Study
+from nas.types import Genotype, Trial
+
+DRAWS = 2000
+PENALTY = 10.0
+"""Loss of an expected cost twice as high as its bound."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Searched:
+    """candidates: preferred first, without end repeats; epochs: the record; trials: the same as a history."""
+
+    candidates: Sequence[Genotype]
+    epochs: Sequence[differentiable.Epoch]
+    trials: Sequence[Trial]
+    seconds: float
+
+
+def search_by_gradients(job: Job) -> Searched:
+    """Trains the supernet and its alphas; what they prefer at the end comes first, then what they did before.
+
+    Architectures that break a constraint come after those that keep it. Where there are too few, the most
+    likely ones under the last strengths follow.
+    """
+    with torch.device("meta"):
+        require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
+    method, costs = _constrained(job, job.plan.search), _costs(job)
+    study = Study(
+        job.space, Listed((), 0), journal_storage(job.folder / JOURNAL), name="search", announce=False
+    )
+    job.progress.phase("search", method.weights.epochs, done=len(study.history))
+
+    def record(epochs: Sequence[differentiable.Epoch]) -> None:
+        for epoch in epochs[len(study.history) :]:
+            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
+            study.tell(trial, {**_metrics(epoch), **costs(epoch.genotype)}, epoch.seconds)
+            job.progress.advance(_line(epoch), done=epoch.epoch)
+            for event in epoch.events:
+                job.progress.note(f"epoch {epoch.epoch}: {event}")
+
+    with user_errors():
+        outcome = differentiable.search(
+            job.space,
+            job.search_task,
+            _within_memory(job, method),
+            seed=job.seed("search"),
+            prepare=_seeded(job),
+            checkpoints=job.checkpoints("search"),
+            budget_s=job.plan.budget_s,
+            on_epoch=record,
+            stop=job.stop,
+        )
+    record(outcome.epochs)
+    likely = _likely(job.space, outcome.epochs[-1].strengths, rng(job.seed("search"), "likely"))
+    candidates = list(dict.fromkeys([*outcome.selected, *likely]))
+    bounds = job.plan.goals.constraints
+    ordered = (
+        sorted(candidates, key=lambda g: sum(b.excess(costs(g)) for b in bounds)) if bounds else candidates
+    )
+    return Searched(ordered, outcome.epochs, study.history, study.spent_s)
+
+
+def _metrics(epoch: differentiable.Epoch) -> dict[str, float]:
+    """What is recorded of an epoch; numbers that were not measured are left out."""
+    health = epoch.health
+    found = {
+        "val_acc": epoch.val_acc,
+        "train_loss": epoch.train_loss,
+        "skip_share": health.skip_share,
+        "alpha_entropy": health.entropy,
+        "eigenvalue": health.eigenvalue,
+        "gradient_matching": health.matching,
+        "discretisation_gap": health.gap,
+        "changes": float(health.changes),
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _line(epoch: differentiable.Epoch) -> str:
+    health = epoch.health
+    curvature = f", eigenvalue {health.eigenvalue:.2g}" if np.isfinite(health.eigenvalue) else ""
+    return (
+        f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}, "
+        f"skips {health.skip_share:.0%}, gap {health.gap:+.3f}{curvature}"
+    )
+
+
+def _constrained(job: Job, method: Method) -> Method:
+    """The method with a penalty for each constraint, on the cost of the last network."""
+    bounds = job.plan.goals.constraints
+    if not bounds:
+        return method
+    table = _table(job) if any(bound.metric == LATENCY for bound in bounds) else None
+    penalties = [
+        expected_cost(job.final, job.task.image_shape, bound, table=table, weight=PENALTY) for bound in bounds
+    ]
+    return dataclasses.replace(method, regularizers=(*method.regularizers, *penalties))
+
+
+def _table(job: Job) -> LatencyTable:
+    """The given latencies by option, or those of this device, measured once for a run."""
+    if job.latency_table is not None:
+        return job.latency_table
+    path = job.folder / "latency.json"
+    if not path.exists():
+        job.progress.note("measuring what each operation adds to the latency on this device")
+        measure_table(job.final, job.task.image_shape, job.task.train.x.device).write(path)
+    return LatencyTable.read(path)
+
+
+def _within_memory(job: Job, method: Method) -> Method:
+    """The method changed to fit the memory budget; a resumed run is changed as it was before."""
+    if job.config.memory is None:
+        return method
+    path = job.folder / "memory.json"
+    if not path.exists():
+        found = memory.fit(job.space, job.search_task, method, job.config.memory)
+        write_json(path, {**dataclasses.asdict(found.change), "needed": found.needed})
+    record = cast(dict[str, Any], read_json(path))
+    needed = record.pop("needed")
+    change = memory.Change(**record)
+    words = ", ".join(change.words(method)) or "nothing has to change"
+    job.progress.note(
+        f"memory: a step needs {memory.gib(needed)} of {memory.gib(job.config.memory)}; {words}"
+    )
+    return change.of(method)
+
+
+def _costs(job: Job) -> Callable[[Genotype], dict[str, float]]:
+    """What the constraints need to know of an architecture."""
+    wanted = {bound.metric for bound in job.plan.goals.constraints}
+    table = _table(job) if LATENCY in wanted else None
+
+    def costs(genotype: Genotype) -> dict[str, float]:
+        if not wanted:
+            return {}
+        found = free_metrics(job.final, genotype, job.task.image_shape, table)
+        return {name: value for name, value in found.items() if name in wanted}
+
+    return costs
+
+
+def _likely(
+    space: Space, strengths: Sequence[NDArray[np.float64]], draw: np.random.Generator, *, count: int = 50
+) -> list[Genotype]:
+    """Valid architectures drawn in proportion to the strengths, the most likely first."""
+    logs = [np.log(np.maximum(row, 1e-12)) for row in strengths]
+    drawn = {
+        space.nearest([row - np.log(draw.exponential(size=len(row))) for row in logs]) for _ in range(DRAWS)
+    }
+    score = {g: sum(float(row[o]) for row, o in zip(logs, g, strict=True)) for g in drawn}
+    return sorted(drawn, key=lambda g: (-score[g], g))[:count]
+
+
+def _seeded(job: Job) -> Callable[[Supernet], None] | None:
+    """Sets the alphas by the best trials of an earlier run."""
+    folder = job.config.seed_alphas
+    if folder is None:
+        return None
+    trials = [t for t in Study.read(Path(folder), "search", job.space) if t.state == "done"]
+    if not trials:
+        raise ConfigError(f"seed_alphas: {folder} holds no finished trial of space {job.space.name!r}")
+    best = job.plan.goals.ordered(trials)[: max(1, len(trials) // 5)]
+
+    def prepare(supernet: Supernet) -> None:
+        supernet.prefer([trial.genotype for trial in best])
+
+    return prepare
+
+
+def write_health(folder: Path, epochs: Sequence[differentiable.Epoch], *, title: str) -> None:
+    """health.json, health.svg and health.png: how healthy a search was, epoch by epoch."""
+    records = [
+        {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
+        for e in epochs
+    ]
+    write_json(folder / "health.json", {"epochs": records})
+    figure = draw.draw_health(health_series(epochs), title=title)
+    draw.save(figure, folder / "health.svg", folder / "health.png")
+
+
+def health_series(epochs: Sequence[differentiable.Epoch]) -> draw.HealthSeries:
+    """The record of a search as its picture wants it."""
+    health = [e.health for e in epochs]
+    eigenvalues = np.abs([h.eigenvalue for h in health])
+    return draw.HealthSeries(
+        epochs=np.array([e.epoch for e in epochs]),
+        skip_shares={kind: np.array([h.skip_shares[kind] for h in health]) for kind in health[0].skip_shares},
+        entropy=np.array([h.entropy for h in health]),
+        eigenvalue=np.where(np.isfinite(eigenvalues), eigenvalues, np.nan),
+        matching=np.array([h.matching for h in health]),
+        gap=np.array([h.gap for h in health]),
+        supernet_acc=np.array([e.val_acc for e in epochs]),
+        changes=np.array([h.changes for h in health]),
+        events=[(i, event) for i, e in enumerate(epochs) for event in e.events],
+    )

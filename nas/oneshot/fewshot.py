@@ -1,0 +1,174 @@
+"""Few-shot NAS: a supernet is split where its architectures disagree most, its parts are trained apart."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas.checkpoint import Checkpoints
+from nas.errors import ConfigError
+from nas.oneshot.gradients import flat, gradients
+from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.singlepath import Sharing, train_shared
+from nas.oneshot.supernet import Supernet
+from nas.recipe import Recipe, compressed
+from nas.seeding import derive, rng, torch_rng
+from nas.space import Space
+from nas.task import Task
+from nas.train import EpochReport
+from nas.types import Genotype
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Trained shared weights: one supernet, or one for each combination of options of the split decisions.
+
+    split: the split decisions, by position. supernets: by the options of these.
+    seconds: what their training took.
+    """
+
+    split: tuple[int, ...]
+    supernets: dict[tuple[int, ...], Supernet]
+    seconds: float
+
+    def of(self, genotype: Genotype) -> Supernet:
+        """The supernet that an architecture's weights are in."""
+        return self.supernets[tuple(genotype[i] for i in self.split)]
+
+
+def train(
+    supernet: Supernet,
+    task: Task,
+    recipe: Recipe,
+    sharing: Sharing,
+    *,
+    seed: int,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Shared:
+    """Trains a supernet as `sharing` says; with splits, in as many epochs in all as without.
+
+    Zhao et al., ICML 2021: after half of the epochs the supernet is copied once for each option of the chosen
+    decisions, and every copy goes on with architectures of that option. Deviations: the copies share the
+    second half of the epochs among them, at least one each and from half the learning rate on, where the
+    paper trains them until they converge; the decisions are chosen by gradients (`disagreement`) and not at
+    random.
+
+    checkpoints: where each part saves its state, by name.
+    """
+
+    def store(name: str) -> Checkpoints | None:
+        return checkpoints(name) if checkpoints is not None else None
+
+    sampling = sharing.sampler
+    common = recipe if not sharing.splits else compressed(recipe, max(1, -(-recipe.epochs // 2)))
+    curve = train_shared(
+        supernet,
+        task,
+        common,
+        seed=seed,
+        sampling=sampling,
+        checkpoints=store("supernet"),
+        on_epoch=on_epoch,
+        stop=stop,
+    )
+    seconds = sum(curve.seconds)
+    if not sharing.splits:
+        return Shared((), {(): supernet}, seconds)
+    split = choose_split(supernet, task, sharing.splits, seed=seed)
+    options = [range(len(supernet.space.decisions[i].options)) for i in split]
+    combinations = list(itertools.product(*options))
+    epochs = max(1, (recipe.epochs - common.epochs) // len(combinations))
+    apart = replace(
+        compressed(recipe, epochs),
+        lr=recipe.lr / 2,
+        lr_min=min(recipe.lr_min, recipe.lr / 2),
+        warmup_epochs=0.0,
+    )
+    parts = {}
+    for number, chosen in enumerate(combinations):
+        part = copy.deepcopy(supernet)
+        curve = train_shared(
+            part,
+            task,
+            apart,
+            seed=derive(seed, "part", number),
+            sampling=sampling,
+            within=_forcing(supernet.space, split, chosen),
+            checkpoints=store(f"part-{number}"),
+            on_epoch=on_epoch,
+            stop=stop,
+        )
+        seconds += sum(curve.seconds)
+        parts[chosen] = part
+    return Shared(split, parts, seconds)
+
+
+def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tuple[int, ...]:
+    """The decisions, by position, whose options want the shared weights moved most differently."""
+    space = supernet.space
+    if not space.is_free:
+        raise ConfigError(
+            f"space {space.name!r}: a supernet is split by one option after the other of a decision, but "
+            "this space "
+            "forbids some combinations; set sharing.splits to 0"
+        )
+    if count > len(space.decisions):
+        raise ConfigError(
+            f"sharing: splits is {count}, but space {space.name!r} has {len(space.decisions)} decisions"
+        )
+    scores = [disagreement(supernet, task, i, seed=seed) for i in range(len(space.decisions))]
+    return tuple(sorted(int(i) for i in np.argsort([-s for s in scores], kind="stable")[:count]))
+
+
+def disagreement(
+    supernet: Supernet, task: Task, decision: int, *, seed: int, paths: int = 2, batch: int = 64
+) -> float:
+    """How differently the options of a decision want shared weights moved: 1 - mean cosine, in [0, 2].
+
+    Gradient matching, Hu et al., ICLR 2022 (GM-NAS), §4. The gradient of an option is the mean over a few
+    random architectures with it, the same for all options, on one batch of training images.
+    """
+    space, mixed = (
+        supernet.space,
+        [m for m in supernet.mixed() if m.decision == supernet.space.decisions[decision].name],
+    )
+    own = {p for m in mixed for p in m.parameters()}
+    weights = [p for p in supernet.weights() if p not in own]
+    draw = rng(seed, "disagreement", decision)
+    bases = [space.sample(draw) for _ in range(paths)]
+    order = torch.randperm(len(task.train), generator=torch_rng(seed, "disagreement"))[:batch]
+    index = order.to(task.train.x.device)
+    x, y = task.normalise(task.train.x[index]), task.train.y[index]
+    found = []
+    for option in range(len(space.decisions[decision].options)):
+        architectures = [(*base[:decision], option, *base[decision + 1 :]) for base in bases]
+        found.append(_gradient(supernet, architectures, weights, x, y))
+    pairs = [F.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(found, 2)]
+    return 1 - float(np.mean(pairs)) if pairs else 0.0
+
+
+def _gradient(
+    supernet: Supernet, architectures: Sequence[Genotype], weights: Sequence[Tensor], x: Tensor, y: Tensor
+) -> Tensor:
+    with kept(supernet.network.buffers()), in_training(supernet):
+        loss = torch.stack([F.cross_entropy(supernet(x, a).float(), y) for a in architectures]).mean()
+        return flat(gradients(loss, weights))
+
+
+def _forcing(space: Space, split: Sequence[int], chosen: Sequence[int]) -> Callable[[Genotype], Genotype]:
+    def force(genotype: Genotype) -> Genotype:
+        scores = space.one_hot(genotype)
+        for i, option in zip(split, chosen, strict=True):
+            scores[i] = np.eye(len(scores[i]))[option]
+        return space.nearest(scores)
+
+    return force

@@ -1,0 +1,77 @@
+"""Guards against the collapse of a differentiable search: when to go back, how many identities to allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What is watched and what is done.
+
+    warmup: the alphas rest for at least this share of the epochs (PC-DARTS: 15 of 50).
+    ratio: when the mean of the last eigenvalues of the alphas' Hessian exceeds the mean some epochs earlier
+      by this factor, the search goes back to that epoch (Zela et al., ICLR 2020, RobustDARTS, §4.3: 1.3).
+    window, delay: how many eigenvalues are averaged and how many epochs lie between the two means; start: how
+      many must have been measured since the alphas began to move or the search went back. As shares of the
+      epochs, at least three (RobustDARTS: 5, 4 and 10 of 50).
+    decay_factor, decay_max: having gone back, the search goes on with so much more weight decay, up to a
+      largest one, after which it ends (RobustDARTS' adaptive variant: 3, 2.43e-2; here 8.1e-3, beyond which
+      its published searches got worse).
+    skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2).
+    """
+
+    warmup: float = 0.3
+    ratio: float = 1.3
+    window: float = 0.1
+    delay: float = 0.08
+    start: float = 0.2
+    decay_factor: float = 3.0
+    decay_max: float = 8.1e-3
+    skip_cap: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "window", "delay", "start"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"guards: {name} is {getattr(self, name)}, but must be a share in [0, 1)")
+        if not (self.ratio > 1 and self.decay_factor > 1 and 0 <= self.decay_max < math.inf):
+            raise ConfigError(
+                f"guards: got ratio {self.ratio}, decay_factor {self.decay_factor} and decay_max "
+                f"{self.decay_max}; wanted the first two above 1, the last finite and at least 0"
+            )
+        if self.skip_cap < 0:
+            raise ConfigError(f"guards: skip_cap is {self.skip_cap}, but must be at least 0")
+
+    def alarm(self, eigenvalues: Sequence[float], epochs: int) -> Alarm | None:
+        """Whether the curvature has grown too much, given one eigenvalue for each epoch that is looked at.
+
+        epochs: of the whole search; the shares refer to it.
+        """
+        window, delay, start = (max(3, round(s * epochs)) for s in (self.window, self.delay, self.start))
+        now = len(eigenvalues)
+        if now < max(start, delay + 1):
+            return None
+        late = float(np.mean(eigenvalues[max(0, now - window) :]))
+        early = float(np.mean(eigenvalues[max(0, now - delay - window) : now - delay]))
+        if not early > 0 or late / early <= self.ratio:
+            return None
+        return Alarm(back=delay, ratio=late / early)
+
+    def stronger(self, weight_decay: float) -> float | None:
+        """The next weight decay; None when it is as strong as it may get."""
+        after = max(weight_decay, 1e-4) * self.decay_factor
+        return after if after <= self.decay_max * (1 + 1e-9) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """By how many epochs to go back, and by how much the eigenvalue grew."""
+
+    back: int
+    ratio: float

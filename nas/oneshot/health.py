@@ -1,0 +1,163 @@
+"""How healthy a differentiable search is: numbers that foretell a collapse, measured after every epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.gradients import flat, gradients
+from nas.oneshot.identities import skip_shares
+from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.paths import accuracies
+from nas.seeding import derive, torch_rng
+from nas.task import Split
+from nas.types import Genotype
+
+
+@dataclass(frozen=True)
+class Health:
+    """Measured after one epoch.
+
+    skip_shares: share of identities among the connections of the preferred architecture, in [0, 1], for each
+      kind of cell.
+    entropy: mean entropy of the decisions' strengths over that of a uniform choice, in [0, 1]; 1 is
+      undecided.
+    eigenvalue: largest in magnitude of the Hessian of the validation loss with respect to the alphas, on one
+      batch that is the same after every epoch (Zela et al., ICLR 2020, RobustDARTS, §4, draw another one each
+      time); NaN where the alphas are not learned.
+    matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1].
+    gap: accuracy of the supernet minus that of the preferred architecture on its weights, both on the
+      validation split; what discretisation costs.
+    changes: decisions that are other than an epoch before.
+    """
+
+    skip_shares: dict[str, float] = field(default_factory=dict)
+    entropy: float = math.nan
+    eigenvalue: float = math.nan
+    matching: float = math.nan
+    gap: float = math.nan
+    changes: int = 0
+
+    @property
+    def skip_share(self) -> float:
+        """The largest share of identities of all kinds of cell."""
+        return max(self.skip_shares.values(), default=0.0)
+
+
+class Examiner:
+    """Measures the health of a search, the same whenever it is asked.
+
+    iterations: of `dominant_eigenvalue`, which starts where the one before ended.
+    """
+
+    def __init__(self, *, iterations: int = 10) -> None:
+        self.iterations = iterations
+        self.direction: list[Tensor] = []
+
+    def examine(
+        self, loop: BilevelLoop, genotype: Genotype, before: Genotype | None, val_acc: float
+    ) -> Health:
+        """One epoch's health. val_acc: of the supernet, on the validation split."""
+        supernet, task = loop.supernet, loop.task
+        epoch = loop.loop.step // loop.loop.steps_per_epoch
+        seed = derive(loop.seed, "health", epoch)
+        alone = accuracies(supernet, [genotype], task, seed=seed)[0]
+        eigenvalue = math.nan
+        if loop.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
+            eigenvalue = self._eigenvalue(loop)
+        return Health(
+            skip_shares=skip_shares(supernet.space, genotype),
+            entropy=entropy(supernet.expected()[: len(supernet.alphas)]),
+            eigenvalue=eigenvalue,
+            matching=matching(loop, seed),
+            gap=val_acc - alone,
+            changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
+        )
+
+    def _eigenvalue(self, loop: BilevelLoop) -> float:
+        supernet = loop.supernet
+        seed = derive(loop.seed, "eigenvalue")
+        x, y = _batch(loop, loop.task.val, seed)
+        with kept(supernet.network.buffers()), in_training(supernet):
+            logits = supernet.mix(x, supernet.mixture(supernet.expected(), whole=True))
+            loss = F.cross_entropy(logits.float(), y)
+            value, self.direction = dominant_eigenvalue(
+                loss, list(supernet.alphas), start=self.direction, iterations=self.iterations, seed=seed
+            )
+        return value
+
+
+def dominant_eigenvalue(
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    start: Sequence[Tensor] = (),
+    iterations: int = 10,
+    seed: int = 0,
+) -> tuple[float, list[Tensor]]:
+    """The eigenvalue of largest magnitude of the Hessian of `loss`, and its direction.
+
+    Power iteration from `start`, or from a random direction, with one product with the Hessian, by
+    differentiating twice, in each. Instead of the last vector alone the best combination of all of them
+    counts (Lanczos 1950, with full orthogonalisation), which tells a positive from a negative eigenvalue of
+    similar size, too.
+    """
+    gradient = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    size = len(gradient)
+    vector = flat(start) if start else torch.randn(size, generator=torch_rng(seed, "power"))
+    vector = vector.to(gradient)
+    basis, images = gradient.new_empty(size, 0), gradient.new_empty(size, 0)
+    for _ in range(min(iterations, size)):
+        for _ in range(2):  # twice is enough (Giraud et al. 2005)
+            vector = vector - basis @ (basis.T @ vector)
+        norm = vector.norm()
+        if not norm > 1e-6 * images.norm():  # the vectors so far span all that the Hessian does
+            break
+        basis = torch.cat([basis, (vector / norm)[:, None]], dim=1)
+        vector = flat(gradients(gradient @ basis[:, -1], parameters, retain_graph=True)).detach()
+        images = torch.cat([images, vector[:, None]], dim=1)
+    small = basis.T @ images
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    best = int(values.abs().argmax())
+    direction = (basis @ vectors[:, best]).split([p.numel() for p in parameters])
+    return float(values[best]), [d.view_as(p) for d, p in zip(direction, parameters, strict=True)]
+
+
+def entropy(rows: Sequence[Tensor]) -> float:
+    """Mean entropy of rows `[E, O]`, each scaled to sum to 1, over that of a uniform row; in [0, 1]."""
+    found = []
+    for group in rows:
+        if group.shape[1] > 1:
+            shares = group.detach().double() / group.detach().double().sum(-1, keepdim=True)
+            found.append(-torch.xlogy(shares, shares).sum(-1) / math.log(group.shape[1]))
+    return float(torch.cat(found).mean()) if found else 0.0
+
+
+def matching(loop: BilevelLoop, seed: int) -> float:
+    """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1]."""
+    ours, theirs = (_gradient(loop, split, seed) for split in (loop.task.train, loop.task.val))
+    norms = ours.norm() * theirs.norm()
+    return float(ours @ theirs / norms) if norms > 0 else 0.0
+
+
+def _gradient(loop: BilevelLoop, split: Split, seed: int) -> Tensor:
+    supernet, weights = loop.supernet, list(loop.loop.parameters.values())
+    x, y = _batch(loop, split, seed)
+    with kept(supernet.network.buffers()), in_training(supernet):
+        with torch.no_grad():
+            mixture = supernet.mixture(supernet.expected(), whole=True)
+        loss = F.cross_entropy(supernet.mix(x, mixture).float(), y)
+        return flat(gradients(loss, weights))
+
+
+def _batch(loop: BilevelLoop, split: Split, seed: int) -> tuple[Tensor, Tensor]:
+    """A batch of plain images, drawn by the seed."""
+    order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[: loop.loop.batch]
+    index = order.to(split.x.device)
+    return loop.task.normalise(split.x[index]), split.y[index]

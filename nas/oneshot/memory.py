@@ -1,0 +1,171 @@
+"""A memory budget for a differentiable search: what has to give so that a step fits, found by a probe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nas.errors import ConfigError, SpaceError
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.method import Method
+from nas.oneshot.relaxations import GumbelHard
+from nas.oneshot.stages import Whole
+from nas.oneshot.supernet import Supernet
+from nas.peak import peak_memory
+from nas.recipe import Precision
+from nas.seeding import isolated
+from nas.space import Space
+from nas.task import Task
+
+PROBES = (16, 32)
+"""Batches of the two probes; from here on memory is a straight line in the batch."""
+LEAST_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is changed of a method, all that a run must remember of it.
+
+    parts: of the channels, see `nas.oneshot.stages.Whole`; 0 leaves them. one_at_a_time: sample operations.
+    """
+
+    batch: int
+    precision: Precision = "auto"
+    checkpointing: bool = False
+    parts: int = 0
+    one_at_a_time: bool = False
+
+    def of(self, method: Method) -> Method:
+        """The changed method; the weights' learning rate follows the batch (Goyal et al. 2017)."""
+        share = min(1.0, self.batch / method.weights.batch)
+        lr = method.weights.lr * share
+        weights = dataclasses.replace(
+            method.weights,
+            batch=min(self.batch, method.weights.batch),
+            lr=lr,
+            lr_min=min(lr, method.weights.lr_min),
+            precision=self.precision,
+        )
+        return dataclasses.replace(
+            method,
+            weights=weights,
+            checkpointing=self.checkpointing,
+            staging=Whole(self.parts) if self.parts else method.staging,
+            relaxation=GumbelHard() if self.one_at_a_time else method.relaxation,
+        )
+
+    def words(self, method: Method) -> list[str]:
+        """What differs, in words."""
+        after = self.of(method)
+        old, new = method.weights, after.weights
+        return [
+            *(
+                [f"batch {old.batch} -> {new.batch}, learning rate {old.lr:g} -> {new.lr:g}"]
+                * (new.batch < old.batch)
+            ),
+            *(["bfloat16"] * (new.precision != old.precision)),
+            *(["checkpointing of cells"] * (after.checkpointing and not method.checkpointing)),
+            *([f"1/{self.parts} of the channels"] * bool(self.parts)),
+            *(["one sampled operation at a time"] * self.one_at_a_time),
+        ]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What makes a method fit, and how many bytes a step then needs, weights and optimizer included."""
+
+    change: Change
+    needed: int
+
+
+def fit(space: Space, task: Task, method: Method, budget: int) -> Fit:
+    """Changes a method as little as it takes to fit a step, but for the task's images, into `budget` bytes.
+
+    In this order, each on top of the one before: a smaller batch (half, then a quarter, at least 16 images),
+    bfloat16, checkpointing of cells, 1/2 and then 1/4 of the channels, one operation at a time.
+
+    Raises:
+        ConfigError: when nothing fits, with what the least demanding variant needs.
+    """
+    least: int | None = None
+    for variant in _variants(method):
+        try:
+            line = _Line.probed(space, task, variant.of(method))
+        except SpaceError:  # channels that cannot be divided, candidates that cannot be narrowed
+            continue
+        for batch in _batches(method.weights.batch, len(task.train)):
+            needed = line.bytes(batch)
+            least = needed if least is None else min(least, needed)
+            if needed <= budget:
+                return Fit(dataclasses.replace(variant, batch=batch), needed)
+    raise ConfigError(
+        f"memory: a step of {method.name} needs at least {gib(least or 0)}, the budget is {gib(budget)}; "
+        "raise it, "
+        "or make the space narrower or shallower"
+    )
+
+
+def gib(size: int) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Bytes of a step as a straight line in the batch."""
+
+    fixed: float
+    per_image: float
+
+    @classmethod
+    def probed(cls, space: Space, task: Task, method: Method) -> _Line:
+        low, high = (_probe(space, task, method, batch) for batch in PROBES)
+        per_image = max(0.0, (high - low) / (PROBES[1] - PROBES[0]))
+        return cls(max(0.0, low - per_image * PROBES[0]), per_image)
+
+    def bytes(self, batch: int) -> int:
+        return round(self.fixed + self.per_image * batch)
+
+
+def _probe(space: Space, task: Task, method: Method, batch: int) -> int:
+    """Peak bytes of one step that moves alphas and weights."""
+    weights = dataclasses.replace(method.weights, batch=batch)
+    device = task.train.x.device
+    stages = method.staging.stages(weights.epochs, max(len(d.options) for d in space.decisions))
+    parts = min(stage.parts for stage in stages)
+    with isolated(0, "probe"):
+        supernet = Supernet(space, relaxation=method.relaxation, parts=parts, edge_norm=method.edge_norm)
+        loop = BilevelLoop(
+            supernet.to(device).train(), task, dataclasses.replace(method, weights=weights), seed=0
+        )
+        with peak_memory(device) as peak:
+            loop.advance()
+    kept = sum(t.numel() * t.element_size() for t in (*supernet.parameters(), *supernet.buffers()))
+    weights_bytes = sum(p.numel() * p.element_size() for p in supernet.parameters())
+    # From the second step on the momentum is there, and the gradients of the step before.
+    return peak.bytes + kept + 2 * weights_bytes
+
+
+def _variants(method: Method) -> Iterator[Change]:
+    now = Change(method.weights.batch, method.weights.precision, method.checkpointing)
+    yield now
+    if now.precision != "bfloat16":
+        now = dataclasses.replace(now, precision="bfloat16")
+        yield now
+    if not now.checkpointing:
+        now = dataclasses.replace(now, checkpointing=True)
+        yield now
+    if isinstance(method.staging, Whole):
+        own = method.staging.parts
+        yield from (dataclasses.replace(now, parts=parts) for parts in (2, 4) if parts > own)
+    mixes = (
+        not method.relaxation.one_at_a_time and not method.update.on_simplex and method.perturbation is None
+    )
+    if mixes and method.learns_alphas:
+        yield dataclasses.replace(now, one_at_a_time=True)
+
+
+def _batches(wanted: int, images: int) -> list[int]:
+    largest = min(wanted, images)
+    return [b for b in (largest, largest // 2, largest // 4) if b >= min(LEAST_BATCH, largest)]

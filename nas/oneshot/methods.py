@@ -1,0 +1,190 @@
+"""The named differentiable methods: each a few parts put together, with the settings of its paper.
+
+A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
+regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
+rate of the weights) is in `nas.presets`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from nas.errors import ConfigError, NasError, unknown, user_line
+from nas.oneshot.freezing import Freezing
+from nas.oneshot.method import Method
+from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
+from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
+from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Uniform
+from nas.oneshot.stages import OneByOne, Progressive, Whole
+from nas.oneshot.updates import Adam, ExponentiatedGradient
+
+
+def darts() -> Method:
+    """DARTS of first order (Liu et al., ICLR 2019): softmax, alphas by Adam 3e-4 on the validation loss."""
+    return Method("darts")
+
+
+def darts2() -> Method:
+    """DARTS of second order: the validation loss after one unrolled step of the weights (equation 7)."""
+    return Method("darts2", order=2)
+
+
+def gdas(*, start: float = 10.0, end: float = 0.1) -> Method:
+    """GDAS (Dong & Yang, CVPR 2019): one sampled operation an edge, temperature from `start` to `end`."""
+    return Method("gdas", relaxation=GumbelHard(start, end))
+
+
+def snas(*, start: float = 10.0, end: float = 1.0) -> Method:
+    """SNAS (Xie et al., ICLR 2019): soft Gumbel samples.
+
+    Deviations: weights and alphas have separate losses, as in DARTS; the paper's constraint on resources is
+    the engine's `constraint`.
+    """
+    return Method("snas", relaxation=GumbelSoft(start, end))
+
+
+def drnas(*, first_parts: int = 4, last_parts: int = 2, pull: float = 1e-3, alpha_lr: float = 6e-4) -> Method:
+    """DrNAS (Chen et al., ICLR 2021): mixtures drawn from a Dirichlet distribution, in two stages (§3.3).
+
+    The second has 3 of 5 options and computes on more channels; in each the alphas rest for 10 of 25 epochs.
+    Deviations: these are the settings for NAS-Bench-201; in the DARTS space the code keeps 7 and then 4
+    options and computes on 1/6 and then 1/4 of 36 channels, in 20 cells.
+    """
+    return Method(
+        "drnas",
+        relaxation=Dirichlet(),
+        update=Adam(alpha_lr, weight_decay=0.0),
+        regularizers=(PullBack(pull),),
+        staging=Progressive(keep=(1.0, 0.6), parts=(first_parts, last_parts)),
+        warmup=0.4,
+    )
+
+
+def pcdarts(*, parts: int = 4) -> Method:
+    """PC-DARTS (Xu et al., ICLR 2020): 1/`parts` of the channels, weighed edges, alphas after 15 epochs."""
+    return Method("pcdarts", update=Adam(6e-4), staging=Whole(parts), edge_norm=True, warmup=0.3)
+
+
+def sdarts_rs(*, start: float = 0.03, end: float = 0.3) -> Method:
+    """SDARTS-RS (Chen & Hsieh, ICML 2020): weights trained under randomly perturbed mixtures."""
+    return Method("sdarts-rs", perturbation=RandomPerturbation(start, end))
+
+
+def sdarts_adv(*, start: float = 0.03, end: float = 0.3, steps: int = 7) -> Method:
+    """SDARTS-ADV (Chen & Hsieh, ICML 2020): weights trained under the worst mixture nearby."""
+    return Method("sdarts-adv", perturbation=AdversarialPerturbation(start, end, steps))
+
+
+def fairdarts(*, weight: float = 10.0) -> Method:
+    """FairDARTS (Chu et al., ECCV 2020): independent gates and the zero-one loss.
+
+    Deviation: the architecture is what the space's projection prefers, where the paper keeps gates above
+    0.85, as many as two into a node.
+    """
+    return Method("fairdarts", relaxation=Sigmoid(), update=Adam(3e-3), regularizers=(ZeroOne(weight),))
+
+
+def beta_darts(*, end: float = 25.0) -> Method:
+    """β-DARTS (Ye et al., CVPR 2022): the Beta-Decay loss, its weight growing from 0 to `end`."""
+    return Method("beta-darts", regularizers=(BetaDecay(end),))
+
+
+def gaea(*, parts: int = 4) -> Method:
+    """GAEA PC-DARTS (Li et al., ICLR 2021): exponentiated gradients on the simplex, partial channels.
+
+    Deviation: the edges' weights start almost equal and not exactly.
+    """
+    return Method(
+        "gaea",
+        update=ExponentiatedGradient(0.1),
+        staging=Whole(parts),
+        edge_norm=parts > 1,
+        warmup=0.3 if parts > 1 else 0.0,
+    )
+
+
+def oles(*, steps: int = 20, threshold: float = 0.4) -> Method:
+    """OLES (Jiang et al., NeurIPS 2023): DARTS whose operations stop learning when they overfit."""
+    return Method("oles", freezing=Freezing(steps, threshold))
+
+
+def is_darts(*, every: float = 1 / 15) -> Method:
+    """IS-DARTS (He et al., AAAI 2024): no alphas; options drop out one by one by their Fisher information."""
+    return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
+
+
+def pdarts() -> Method:
+    """P-DARTS (Chen et al., ICCV 2019): three stages, each deeper and with fewer options; dropout on skips.
+
+    The depths are 5, 11 and 17 cells where the space has 8. Deviation: the dropout falls linearly over a
+    stage.
+    """
+    return Method(
+        "pdarts",
+        update=Adam(6e-4, clip=5.0),
+        staging=Progressive(
+            keep=(1.0, 5 / 8, 3 / 8), depth=(5 / 8, 11 / 8, 17 / 8), skip_dropout=(0.1, 0.4, 0.7), anew=True
+        ),
+        warmup=0.4,
+    )
+
+
+METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
+    {
+        "darts": darts,
+        "darts2": darts2,
+        "gdas": gdas,
+        "snas": snas,
+        "drnas": drnas,
+        "pcdarts": pcdarts,
+        "sdarts-rs": sdarts_rs,
+        "sdarts-adv": sdarts_adv,
+        "fairdarts": fairdarts,
+        "beta-darts": beta_darts,
+        "gaea": gaea,
+        "oles": oles,
+        "is-darts": is_darts,
+        "pdarts": pdarts,
+    }
+)
+"""Every method by the name that a user types."""
+
+
+def make_method(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> Method:
+    """The method that a function makes of keyword settings; numbers may be written as text.
+
+    Raises:
+        ConfigError: when it takes no such setting, fails, or returns something else.
+    """
+    known = inspect.signature(make).parameters
+    values = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
+        values[key] = _as_default(value, known[key].default, f"method_settings.{key}")
+    try:
+        method = make(**values)
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"method {name!r} failed: {type(error).__name__}: {error}{user_line(error)}"
+        ) from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
+    return method
+
+
+def _as_default(value: object, default: object, where: str) -> object:
+    """A number as the kind of number that the default is."""
+    if isinstance(default, bool) or not isinstance(default, int | float) or isinstance(value, bool):
+        return value
+    try:
+        number = float(str(value))
+    except ValueError as error:
+        raise ConfigError(f"{where} is {value!r}, but must be a number") from error
+    if isinstance(default, int) and not number.is_integer():
+        raise ConfigError(f"{where} is {value!r}, but must be a whole number")
+    return int(number) if isinstance(default, int) else number

@@ -1,0 +1,155 @@
+"""The mixed operation: all candidates of one decision at one place, run as the current mixture says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.choosers import Candidates, built
+from nas.errors import SpaceError
+from nas.ops import Candidate, Zero
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One option that is run alone.
+
+    weight: a scalar that its output is multiplied by; it carries the gradient to the alphas.
+    """
+
+    option: int
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Many:
+    """Another option for each of G groups of equally many images that follow each other in the batch.
+
+    options: [G]
+    """
+
+    options: tuple[int, ...]
+
+
+Share = Tensor | int | Chosen | Many
+Mixture = Mapping[str, Share]
+"""By decision: mixture weights `[O]` over all options, the index of the one to run, `Chosen` or `Many`."""
+
+
+class MixedOp(nn.Module):
+    """The candidates of one decision at one place, run as their mixture says.
+
+    ops: the candidates, in the order of the decision's options.
+    alive: the options that a mixture of weights `[O]` runs; the others count as having weight 0.
+    parts: the candidates see the first 1/parts of the channels, the rest is passed on, and then the channels
+      are shuffled (Xu et al., ICLR 2020, PC-DARTS, §3.1). 1 for all channels.
+    skip_dropout: probability of zeroing an entry of an identity's output while training
+      (Chen et al., ICCV 2019, P-DARTS, §3.3.2).
+    """
+
+    def __init__(
+        self, decision: str, candidates: Candidates, mixture: dict[str, Share], *, parts: int = 1
+    ) -> None:
+        super().__init__()
+        self.decision, self.parts = decision, parts
+        self.options = tuple(map(str, candidates))
+        self.ops = nn.ModuleList(
+            built(decision, option, make if parts == 1 else narrowed(decision, option, make, parts))
+            for option, make in candidates.items()
+        )
+        self.alive = tuple(range(len(self.options)))
+        self.skip_dropout = 0.0
+        self._mixture = mixture
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` to the weighted sum of the candidates, or to the output of the one chosen."""
+        share = self._mixture[self.decision]
+        if self.parts == 1:
+            return self._mixed(x, share)
+        size = x.shape[1] // self.parts
+        y, rest = self._mixed(x[:, :size], share), x[:, size:]
+        if y.shape[2:] != rest.shape[2:]:
+            rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
+        return shuffled(torch.cat([y, rest], dim=1), self.parts)
+
+    def _mixed(self, x: Tensor, share: Share) -> Tensor:
+        if isinstance(share, int):
+            return self._run(share, x)
+        if isinstance(share, Chosen):
+            return share.weight * self._run(share.option, x)
+        if isinstance(share, Many):
+            return self._many(x, share.options)
+        live = [option for option in self.alive if not isinstance(self.ops[option], Zero)]
+        if not live:
+            return self._run(self.alive[0], x)
+        total = share[live[0]] * self._run(live[0], x)
+        for option in live[1:]:
+            total = total + share[option] * self._run(option, x)
+        return total
+
+    def _many(self, x: Tensor, options: tuple[int, ...]) -> Tensor:
+        """Every option once, on all groups that chose it."""
+        if len(distinct := sorted(set(options))) == 1:
+            return self._run(distinct[0], x)
+        groups = x.view(len(options), -1, *x.shape[1:])
+        members = {o: [g for g, chosen in enumerate(options) if chosen == o] for o in distinct}
+        parts = [self._on(rows, o, groups[rows].flatten(0, 1)) for o, rows in members.items()]
+        shaped = [
+            y.view(len(rows), -1, *y.shape[1:]) for y, rows in zip(parts, members.values(), strict=True)
+        ]
+        order = torch.tensor([g for rows in members.values() for g in rows]).argsort()
+        return torch.cat(shaped)[order].flatten(0, 1)
+
+    def _on(self, rows: list[int], option: int, x: Tensor) -> Tensor:
+        """One option on some groups; decisions inside of it see these groups only."""
+        whole = dict(self._mixture)
+        for module in self.ops[option].modules():
+            if isinstance(module, MixedOp) and isinstance(share := whole[module.decision], Many):
+                self._mixture[module.decision] = Many(tuple(share.options[row] for row in rows))
+        y = self._run(option, x)
+        self._mixture.update(whole)
+        return y
+
+    def _run(self, option: int, x: Tensor) -> Tensor:
+        op = self.ops[option]
+        y = cast(Tensor, op(x))
+        if self.training and self.skip_dropout and isinstance(op, nn.Identity):
+            return F.dropout(y, self.skip_dropout)
+        return y
+
+
+def narrowed(decision: str, option: str, make: object, parts: int) -> Candidate:
+    """The candidate on 1/parts of its channels.
+
+    Raises:
+        SpaceError: when it is none that can be built so, or its channels cannot be divided.
+    """
+    if not isinstance(make, Candidate):
+        raise SpaceError(
+            f"decision {decision!r}, option {option!r}: partial channels need candidates that can be built "
+            "with "
+            "other channels; wrap it as nas.Candidate(make, c_in, c_out, stride), where make takes these "
+            "three"
+        )
+    if make.c_in != make.c_out or make.c_in % parts:
+        raise SpaceError(
+            f"decision {decision!r}, option {option!r}: {make.c_in} channels in and {make.c_out} out cannot "
+            "be "
+            f"divided into {parts} parts; choose a width that is a multiple of {parts}, or fewer parts"
+        )
+    return Candidate(make.make, make.c_in // parts, make.c_out // parts, make.stride)
+
+
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Interleaves the channels `[B, C, H, W]` of equal groups (Zhang et al., CVPR 2018, ShuffleNet)."""
+    batch, channels, height, width = x.shape
+    return (
+        x.view(batch, groups, channels // groups, height, width)
+        .transpose(1, 2)
+        .reshape(batch, channels, height, width)
+    )

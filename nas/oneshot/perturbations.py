@@ -1,0 +1,127 @@
+"""Perturbations: mixtures near the present one that the weights are trained under (SDARTS).
+
+Weights that work in a whole neighbourhood of the mixture still work when it is discretised
+(Chen & Hsieh, ICML 2020, §4: `min_w E_δ L(w, A + δ)` at random, `min_w max_δ L(w, A + δ)` adversarially).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas.errors import ConfigError
+
+Points = Sequence[Tensor]
+"""Mixture weights, `[E, O]` for each set of decisions with equally many options."""
+Loss = Callable[[Points], Tensor]
+"""The training loss of the coming step under any mixture."""
+
+
+@dataclass(frozen=True)
+class Perturbation(ABC):
+    """Moves mixture weights by at most a radius in each coordinate, then puts the rows back on the simplex.
+
+    start, end: the radius at the start and the end of the search, linear in between (the code of SDARTS).
+    """
+
+    start: float = 0.03
+    end: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ConfigError(
+                f"{type(self).__name__}: the radius goes from {self.start} to {self.end}; wanted numbers "
+                "from 0 "
+                "to 1 that do not fall"
+            )
+
+    def radius(self, progress: float) -> float:
+        """Linear in the progress, a number in [0, 1]."""
+        return self.start + (self.end - self.start) * progress
+
+    @abstractmethod
+    def __call__(
+        self, points: Points, loss: Loss, progress: float, generator: torch.Generator
+    ) -> list[Tensor]:
+        """The perturbed mixture weights, without gradient."""
+
+
+@dataclass(frozen=True)
+class RandomPerturbation(Perturbation):
+    """SDARTS-RS: a uniform draw from the cube around the mixture."""
+
+    def __call__(
+        self,
+        points: Points,
+        loss: Loss,  # noqa: ARG002 - a perturbation's signature
+        progress: float,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """`points + U(-radius, radius)`, on the simplex."""
+        return [
+            on_simplex(point + noise, point)
+            for point, noise in zip(points, _noise(points, self.radius(progress), generator), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class AdversarialPerturbation(Perturbation):
+    """SDARTS-ADV: the mixture in the cube that is worst for the training loss.
+
+    steps: of projected gradient ascent from a random start, each of 2 radius / steps in every coordinate
+      (Madry et al., ICLR 2018). As in the released code, the mixture stays when none is worse.
+
+    Deviation: batch-norm uses the batch's statistics here, where the code uses the running ones.
+    """
+
+    steps: int = 7
+
+    def __call__(
+        self, points: Points, loss: Loss, progress: float, generator: torch.Generator
+    ) -> list[Tensor]:
+        """The worst mixture found."""
+        radius = self.radius(progress)
+        clean = [point.detach() for point in points]
+        moved = [
+            on_simplex(point + noise, point)
+            for point, noise in zip(clean, _noise(clean, radius, generator), strict=True)
+        ]
+        for _ in range(self.steps):
+            leaves = [point.requires_grad_() for point in moved]
+            gradients = torch.autograd.grad(loss(leaves), leaves)
+            moved = [
+                on_simplex(centre + (leaf + step - centre).clamp(-radius, radius), centre)
+                for centre, leaf, step in zip(
+                    clean,
+                    [leaf.detach() for leaf in leaves],
+                    [2 * radius / self.steps * gradient.sign() for gradient in gradients],
+                    strict=True,
+                )
+            ]
+        with torch.no_grad():
+            return moved if loss(moved) >= loss(clean) else clean
+
+
+def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
+    """Rows `[E, O]` cut to [0, 1] and scaled to sum to 1; an option that had no weight gets none.
+
+    A row of which nothing is left becomes its largest entry alone (the code of SDARTS).
+    """
+    alive = before > 0
+    cut = torch.where(alive, rows.clamp(0, 1), 0.0)
+    total = cut.sum(-1, keepdim=True)
+    largest = torch.where(alive, rows, -torch.inf).argmax(-1)
+    alone = torch.nn.functional.one_hot(largest, rows.shape[-1]).to(rows.dtype)
+    return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
+
+
+def _noise(points: Points, radius: float, generator: torch.Generator) -> list[Tensor]:
+    return [
+        (2 * torch.rand(point.shape, generator=generator, device=generator.device).to(point.device) - 1)
+        * radius
+        for point in points
+    ]

@@ -1,0 +1,40 @@
+"""Activation checkpointing: the inner maps of a supernet's cells are computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nas.cell import Cell
+from nas.oneshot.keeping import kept
+from nas.oneshot.supernet import Supernet
+
+
+def recompute_cells(supernet: Supernet, *, enabled: bool) -> None:
+    """Makes the cells of a supernet keep only their inputs while training (Chen et al. 2016), or not."""
+    for cell in supernet.network.modules():
+        if isinstance(cell, Cell):
+            cell.recompute = _recomputing(supernet, cell) if enabled else None
+
+
+def _recomputing(supernet: Supernet, cell: Cell) -> Callable[..., Tensor]:
+    def run(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        again = supernet.remixed()
+
+        @contextmanager
+        def second() -> Iterator[None]:
+            """The second pass sees the first one's mixture and leaves the running statistics alone."""
+            with kept(cell.buffers()), again():
+                yield
+
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), second()
+
+        out: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+        return out
+
+    return run

@@ -1,0 +1,139 @@
+"""Regularisers: what is added to the validation loss that the alphas descend.
+
+Each is a function of the alphas `[E, O]` (minus infinity where an option is out of the race), of the mixture
+weights `[E, O]` that they give, and of the progress of the search in [0, 1].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rows = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Regularizer(ABC):
+    """A term of the alphas' loss."""
+
+    @abstractmethod
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:
+        """A scalar, smaller is better."""
+
+
+@dataclass(frozen=True)
+class BetaDecay(Regularizer):
+    """β-DARTS (Ye et al., CVPR 2022), the Beta-Decay loss: `λ · mean over edges of log Σ exp α`.
+
+    end: λ at the end of the search; it grows linearly from 0 (the code: 0 to 50 in 100 epochs, so 25 in 50).
+    """
+
+    end: float = 25.0
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """λ times the mean smooth maximum."""
+        return self.end * progress * torch.cat([rows.logsumexp(-1) for rows in alphas]).mean()
+
+
+@dataclass(frozen=True)
+class ZeroOne(Regularizer):
+    """FairDARTS (Chu et al., ECCV 2020), the zero-one loss: away from 1/2 by `-w · mean (σ(α) - 1/2)²`."""
+
+    weight: float = 10.0
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """Between -w/4 and 0."""
+        alive = torch.cat([row[a > -torch.inf] for row, a in zip(weights, alphas, strict=True)])
+        return -self.weight * (alive - 0.5).square().mean()
+
+
+@dataclass(frozen=True)
+class PullBack(Regularizer):
+    """DrNAS (Chen et al., ICLR 2021), §3.2: keeps the concentrations near 1, `scale / 2 · Σ α²`.
+
+    At α = 0 the concentration elu(α) + 1 is 1, the uniform distribution over the simplex. Its gradient is
+    that of a weight decay of `scale`, which is how the code does it.
+    """
+
+    scale: float = 1e-3
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """The squared distance."""
+        return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
+
+
+@dataclass(frozen=True)
+class DirichletKL(Regularizer):
+    """DrNAS, its other penalty: `scale · Σ over edges KL(Dir(elu(α) + 1) ‖ Dir(1))`."""
+
+    scale: float = 1e-3
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """The divergence, in nats."""
+        total = torch.zeros((), device=alphas[0].device)
+        for rows in alphas:
+            for row in rows:
+                concentration = F.elu(row[row > -torch.inf]) + 1
+                prior = torch.ones_like(concentration)
+                total = total + torch.distributions.kl_divergence(
+                    torch.distributions.Dirichlet(concentration, validate_args=False),
+                    torch.distributions.Dirichlet(prior, validate_args=False),
+                )
+        return self.scale * total
+
+
+@dataclass(frozen=True)
+class Entropy(Regularizer):
+    """The mean entropy of the mixtures, in nats, whose weight grows linearly from 0: decisions become sharp.
+
+    A negative `end` keeps them open instead.
+    """
+
+    end: float = 0.1
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """`end · progress · mean over decisions of -Σ p log p`."""
+        # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
+        rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
+        return self.end * progress * rows.mean()
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedCost(Regularizer):
+    """The expected cost of the mixture above a target, in units of the target.
+
+    FBNet (Wu et al., CVPR 2019) and ProxylessNAS (Cai et al., ICLR 2019) estimate the cost of a mixture by
+    the mean of its options' costs, too. Deviation: only the excess is punished, linearly, so
+    that an architecture cheap enough is not made cheaper.
+
+    costs: `[E, O]` like the alphas, what each option adds to the whole network; fixed: what all have in
+      common.
+    target: the largest cost that is not punished. weight: loss of an excess as large as the target.
+    """
+
+    costs: Rows
+    fixed: float
+    target: float
+    weight: float = 1.0
+    metric: str = "macs"
+
+    def expected(self, weights: Rows) -> Tensor:
+        """`fixed + Σ over decisions Σ over options p · cost`, in the metric's unit."""
+        parts = [
+            (row / row.sum(-1, keepdim=True) * cost.to(row.device)).sum()
+            for row, cost in zip(weights, self.costs, strict=True)
+        ]
+        return self.fixed + torch.stack(parts).sum()
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+        """`weight · max(0, expected / target - 1)`."""
+        return self.weight * F.relu(self.expected(weights) / self.target - 1)
+
+
+def _finite(alphas: Tensor) -> Tensor:
+    return torch.where(alphas > -torch.inf, alphas, 0.0)

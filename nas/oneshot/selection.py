@@ -1,0 +1,109 @@
+"""Selection by perturbation: an operation is worth what its removal costs the supernet (DARTS-PT).
+
+The size of an alpha says little about how much the supernet relies on an operation
+(Wang et al., ICLR 2021, "Rethinking architecture selection in differentiable NAS", algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.errors import ConfigError
+from nas.oneshot.keeping import kept
+from nas.oneshot.mixed import Mixture
+from nas.oneshot.supernet import Supernet
+from nas.seeding import rng
+from nas.task import Split, Task
+
+
+@dataclass(frozen=True)
+class ByPerturbation:
+    """Settings of the selection.
+
+    tune: epochs of training between the selections, in all, as a share of the search's (published: 5 epochs
+      for each decision after a search of 50 to 100).
+    images: at most so many validation images are looked at for each removal.
+    lr_share: learning rate of the tuning, as a share of the search's first one.
+    """
+
+    tune: float = 0.5
+    images: int = 2048
+    lr_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.tune >= 0 and self.images >= 2 and 0 < self.lr_share <= 1):
+            raise ConfigError(
+                f"selection: got tune {self.tune}, {self.images} images and lr_share {self.lr_share}; wanted "
+                "at "
+                "least 0, at least 2, and a share in (0, 1]"
+            )
+
+
+def order(supernet: Supernet, seed: int) -> list[int]:
+    """The decisions, by position, in the random order in which they are selected."""
+    return [int(i) for i in rng(seed, "selection").permutation(len(supernet.space.decisions))]
+
+
+def select(supernet: Supernet, task: Task, settings: ByPerturbation, decision: int) -> int:
+    """Fixes one decision to the option whose removal hurts validation accuracy most; returns it."""
+    alive = supernet.alive
+    if len(alive[decision]) > 1:
+        left = [accuracy_without(supernet, task, settings, decision, option) for option in alive[decision]]
+        best = alive[decision][int(np.argmin(left))]
+        supernet.keep([(best,) if i == decision else options for i, options in enumerate(alive)])
+    return supernet.alive[decision][0]
+
+
+def accuracy_without(
+    supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
+) -> float:
+    """Validation accuracy in [0, 1] when one option, or all of a decision, gets no weight.
+
+    The weights of the others stay as they are (as in the code).
+    """
+    name = supernet.space.decisions[decision].name
+    with torch.no_grad():
+        mixture = supernet.mixture(supernet.expected(), whole=True)
+    row = cast(Tensor, mixture[name]).clone()
+    row[slice(None) if option is None else option] = 0.0
+    return accuracy(supernet, {**mixture, name: row}, task, _first(task.val, settings.images))
+
+
+def connections(supernet: Supernet, task: Task, settings: ByPerturbation) -> list[NDArray[np.float64]]:
+    """What `project` decides by once every decision is fixed to an option.
+
+    Where the space forbids combinations, connections whose removal hurts more score higher (the paper's
+    selection of the topology).
+    """
+    space = supernet.space
+    hot = space.one_hot(tuple(options[0] for options in supernet.alive))
+    if space.is_free:
+        return hot
+    left = np.array([accuracy_without(supernet, task, settings, i) for i in range(len(hot))])
+    rank = (-left).argsort(kind="stable").argsort()
+    return [row * (1 + rank[i] / len(hot)) for i, row in enumerate(hot)]
+
+
+def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split, *, batch: int = 256) -> float:
+    """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
+    was_training = supernet.training
+    hits, seen = 0, 0
+    with kept(supernet.network.buffers()), torch.no_grad():
+        supernet.train()
+        for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
+            if len(x) > 1:
+                logits = supernet.mix(task.normalise(x), mixture)
+                hits += int((logits.argmax(1) == y).sum())
+                seen += len(x)
+    supernet.train(was_training)
+    return hits / seen
+
+
+def _first(split: Split, images: int) -> Split:
+    return Split(split.x[:images], split.y[:images]) if len(split) > images else split

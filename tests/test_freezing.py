@@ -1,0 +1,93 @@
+"""Operation-level early stopping: matches by hand, frozen weights stand still, alphas do not."""
+
+import pytest
+import torch
+from smooth import RECIPE, make_task, smooth
+
+from nas.errors import ConfigError
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.freezing import Freezer, Freezing, operations
+from nas.oneshot.method import Method
+from nas.oneshot.supernet import Supernet
+from nas.registry import load
+from nas.seeding import isolated
+
+
+def supernet(space=None):
+    with isolated(0, "test"):
+        return Supernet(space or smooth()).train()
+
+
+def test_operations_are_the_candidates_with_weights_at_every_place():
+    assert len(operations(supernet())) == 6 * 2
+    net = supernet(load("nasbench201", width=4, cells=2, in_channels=1))
+    found = operations(net)
+    assert len(found) == 6 * 6 * 2
+    inside = {id(p) for weights in found.values() for p in weights}
+    assert inside == {id(p) for mixed in net.mixed() for p in mixed.parameters()}
+
+
+def test_an_operation_below_the_threshold_is_frozen_after_so_many_steps():
+    net = supernet()
+    freezer = Freezer(net, Freezing(steps=3, threshold=0.4))
+    paths = list(freezer.operations)
+    for step in range(3):
+        validation = {}
+        for i, weights in enumerate(freezer.operations.values()):
+            for w in weights:
+                w.grad = torch.randn_like(w)
+                # Cosines of 1 and -1 in turn for the first, always 1 for the others but the last: always -1.
+                sign = (-1) ** step if i == 0 else (-1 if i == len(paths) - 1 else 1)
+                validation[w] = sign * 2.0 * w.grad
+        assert freezer.frozen == []
+        freezer.watch(validation)
+    assert freezer.frozen == [paths[0], paths[-1]]
+    freezer.hold()
+    assert all(w.grad is None for path in freezer.frozen for w in freezer.operations[path])
+    assert all(w.grad is not None for path in paths[1:-1] for w in freezer.operations[path])
+
+
+def test_a_match_is_the_cosine_over_all_weights_of_an_operation():
+    net = supernet()
+    freezer = Freezer(net, Freezing(steps=1, threshold=0.5))
+    torch.manual_seed(3)
+    validation, wanted = {}, []
+    for weights in freezer.operations.values():
+        for w in weights:
+            w.grad, validation[w] = torch.randn_like(w), torch.randn_like(w)
+        ours = torch.cat([w.grad.flatten() for w in weights])
+        theirs = torch.cat([validation[w].flatten() for w in weights])
+        wanted.append(torch.nn.functional.cosine_similarity(ours, theirs, dim=0).item())
+    freezer.watch(validation)
+    assert freezer.frozen == [p for p, match in zip(freezer.operations, wanted, strict=True) if match < 0.5]
+    assert len(freezer.frozen) > 0
+
+
+def test_frozen_weights_stand_still_while_alphas_and_others_move():
+    net = supernet()
+    loop = BilevelLoop(net, make_task(), Method("t", RECIPE, freezing=Freezing(steps=10**6)), seed=0)
+    loop.advance()
+    path = next(iter(loop._freezer.operations))
+    loop._freezer.frozen.append(path)
+    held = [w.detach().clone() for w in loop._freezer.operations[path]]
+    others = [w for p, ws in loop._freezer.operations.items() if p != path for w in ws]
+    before, alphas = [w.detach().clone() for w in others], net.alphas[0].detach().clone()
+    loop.advance()
+    assert loop.frozen == 1
+    assert all(torch.equal(a, b) for a, b in zip(held, loop._freezer.operations[path], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, others, strict=True))
+    assert not torch.equal(alphas, net.alphas[0])
+
+
+def test_the_search_really_freezes_what_overfits():
+    """On random labels the gradients of training and validation agree about nothing."""
+    loop = BilevelLoop(supernet(), make_task(), Method("t", RECIPE, freezing=Freezing(steps=2)), seed=0)
+    for _ in range(6):
+        loop.advance()
+    assert loop.frozen > 0
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"threshold": 1.5}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ConfigError, match="wanted at least 1 and a cosine"):
+        Freezing(**change)

@@ -1,0 +1,209 @@
+"""Whole jobs by gradients and on shared weights: every method, constraints, memory, weights that flow."""
+
+import json
+
+import numpy as np
+import pytest
+from jobs import TINY, Recorder, outcome
+
+import nas
+from nas.config import DIFFERENTIABLE, SHARED
+from nas.cost import cost
+from nas.errors import ConfigError
+from nas.gradient_search import health_series
+from nas.latency import LatencyTable
+from nas.oneshot.differentiable import Epoch
+from nas.oneshot.health import Health
+from nas.oneshot.regularizers import BetaDecay
+from nas.oneshot.relaxations import Dirichlet
+from nas.registry import load
+from nas.result import is_finished
+from nas.run_folder import read_run
+
+SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
+
+
+def run(tmp_path, method="darts", *, space="nasbench201", progress=None, **settings):
+    return nas.search(
+        space, "digits", method, out=tmp_path / "run", settings={**SMALL, **settings}, progress=progress
+    )
+
+
+FILES = {
+    *("architecture.json", "architecture.graphml", "cells.svg", "cells.png", "network.svg", "search.svg"),
+    *("model.safetensors", "metrics.json", "run.json", "config.toml", "study.log", "manifest.json"),
+}
+OF_GRADIENTS = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health.svg", "health.png"}
+
+
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
+def test_every_method_leaves_a_finished_folder(tmp_path, method):
+    found = run(tmp_path, method)
+    names = {path.name for path in found.folder.iterdir()}
+    assert is_finished(found.folder) and names >= FILES | OF_GRADIENTS and "checkpoint" not in names
+    assert 0 <= found.metrics["test_acc"] <= 1 and len(found.history) >= 5
+    record = json.loads((found.folder / "health.json").read_text())["epochs"]
+    assert len(record) == len(found.history)
+    assert {"val_acc", "skip_share", "alpha_entropy", "gradient_matching", "discretisation_gap"} <= record[
+        0
+    ].keys()
+    described = read_run(found.folder)["plan"]["search"]
+    assert described["name"] == method and described["guards"]["part"] == "Guards"
+    again = nas.load_result(found.folder)
+    assert again.genotype == found.genotype and again.metrics == found.metrics
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "fair", "sandwich"])
+@pytest.mark.parametrize("method", SHARED)
+def test_evolution_on_shared_weights_leaves_a_finished_folder(tmp_path, method, sampling):
+    found = run(tmp_path, method, trials=60, top_k=3, sharing={"sampling": sampling})
+    assert is_finished(found.folder) and {p.name for p in found.folder.iterdir()} >= FILES
+    assert len(found.history) == 60 and len({t.genotype for t in found.history}) == 60
+    assert found.metrics["trials"] == 60
+
+
+def test_a_supernet_is_split_when_asked(tmp_path):
+    told = Recorder()
+    run(tmp_path, "spos", trials=5, top_k=2, sharing={"splits": 1}, progress=told)
+    assert any("the supernet was split by" in note and "into 5" in note for note in told.notes)
+
+
+def test_guards_can_be_turned_off(tmp_path):
+    found = run(tmp_path, guard=False)
+    assert read_run(found.folder)["plan"]["search"]["guards"] is None
+
+
+def test_selection_by_perturbation_in_a_job(tmp_path):
+    told = Recorder()
+    found = run(tmp_path, selection="perturbation", progress=told)
+    assert sum(" is " in note and note.startswith("epoch") for note in told.notes) == 6
+    assert len(found.history) == 5 + 2
+
+
+# -- methods of one's own -----------------------------------------------------------------------------
+
+
+def test_a_method_put_together_in_python(tmp_path):
+    own = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(5.0),))
+    found = run(tmp_path, own)
+    record = read_run(found.folder)
+    assert record["config"]["method"] == "own:calm"
+    assert record["plan"]["search"]["relaxation"] == {"part": "Dirichlet"}
+    assert run(tmp_path, own).metrics == found.metrics
+    other = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(6.0),))
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        run(tmp_path, other)
+
+
+def test_a_method_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import nas\nfrom nas.oneshot.relaxations import GumbelSoft\n\n\n"
+        "def make(end=1.0):\n    return nas.Method('mine', relaxation=GumbelSoft(5.0, end))\n"
+    )
+    found = run(tmp_path, "mine.py:make", method_settings={"end": 0.5})
+    assert read_run(found.folder)["plan"]["search"]["relaxation"]["end"] == 0.5
+
+
+# -- constraints --------------------------------------------------------------------------------------
+
+
+def test_a_bound_on_costs_is_kept_and_pulls_the_alphas(tmp_path):
+    space = load("nasbench201", width=8, cells=1, in_channels=1)
+    least, most = (cost(space, (option,) * 6, (1, 8, 8)).params for option in (0, 3))
+    bound = round(least + 0.05 * (most - least))
+    found = run(tmp_path, constraint=f"params<={bound}", alphas={"lr": 0.1}, top_k=3)
+    assert cost(space, found.genotype, (1, 8, 8)).params <= bound
+    assert all("params" in trial.metrics for trial in found.history)
+    free = run(tmp_path / "free", alphas={"lr": 0.1})
+    strengths = [np.load(r.folder / "alphas.npz")["strengths"][-1] for r in (found, free)]
+    assert strengths[0][:, 3].mean() < strengths[1][:, 3].mean()  # of 3x3 convolutions
+
+
+def test_a_bound_on_latency_measures_what_each_option_takes(tmp_path):
+    told = Recorder()
+    found = run(
+        tmp_path, constraint="latency_ms<=1000", progress=told, space="toy", space_settings={"width": 4}
+    )
+    assert any("measuring what each operation adds" in note for note in told.notes)
+    table = LatencyTable.read(found.folder / "latency.json")
+    assert table.base is not None and len(table.entries) == 9
+    assert all("latency_ms" in trial.metrics for trial in found.history)
+
+
+def test_a_lower_bound_and_a_method_without_alpha_loss_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="only keep costs below a bound"):
+        run(tmp_path, constraint="params>=100")
+    with pytest.raises(ConfigError, match="the alphas have no loss"):
+        run(tmp_path / "other", "is-darts", constraint="params<=100")
+
+
+# -- memory -------------------------------------------------------------------------------------------
+
+
+def test_a_memory_budget_is_kept_and_remembered(tmp_path):
+    told, again = Recorder(), Recorder()
+    found = run(tmp_path, memory="6MB", progress=told)
+    (note,) = [note for note in told.notes if note.startswith("memory:")]
+    assert "batch 64 -> " in note
+    record = json.loads((found.folder / "memory.json").read_text())
+    assert record["needed"] <= 6e6 and record["batch"] < 64
+    with pytest.raises(ConfigError, match="a step of darts needs at least"):
+        run(tmp_path / "small", memory="1KB", progress=again)
+
+
+# -- weights flow ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_evolution_seeds_the_alphas(tmp_path):
+    earlier = run(tmp_path / "earlier", "random", trials=10, epochs=1)
+    best = max((t for t in earlier.history if t.state == "done"), key=lambda t: t.metrics["val_acc"]).genotype
+    found = run(tmp_path, seed_alphas=str(earlier.folder), epochs=1)
+    top = sorted(earlier.history, key=lambda t: -t.metrics["val_acc"])[:2]
+    first = found.history[0].genotype
+    assert all(o in {t.genotype[i] for t in top} for i, o in enumerate(first)) and best is not None
+    with pytest.raises(ConfigError, match="holds no finished trial"):
+        run(tmp_path / "none", seed_alphas=str(tmp_path / "nowhere"))
+
+
+def test_children_begin_with_their_parents_weights(tmp_path):
+    found = run(
+        tmp_path,
+        "evolution",
+        trials=14,
+        epochs=1,
+        warm_start="parent",
+        searcher={"population": 4, "morphism": 1.0},
+    )
+    parents = [t.metrics["inherited_from"] for t in found.history]
+    assert max(parents) >= 0 and all(p < t.number for p, t in zip(parents, found.history, strict=True))
+
+
+def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
+    settings = {"trials": 5, "top_k": 2, "shared": {"epochs": 60}, "epochs": 60}
+    warm = run(tmp_path, "spos", warm_start="supernet", **settings)
+    cold = run(tmp_path / "cold", "spos", **settings)
+    assert warm.genotype in {t.genotype for t in warm.history}
+    assert warm.metrics["first_val_acc"] > cold.metrics["first_val_acc"]
+
+
+def test_runs_repeat_themselves(tmp_path):
+    one, two = run(tmp_path / "one", "gdas"), run(tmp_path / "two", "gdas")
+    assert outcome(one) == outcome(two)
+
+
+# -- the picture --------------------------------------------------------------------------------------
+
+
+def test_the_picture_tells_what_was_measured():
+    health = Health({"cell": 0.5}, 0.9, -0.3, 0.2, 0.1, 2)
+    unmeasured = Health({"cell": 0.0}, 0.8, float("inf"), 0.1, 0.0, 0)
+    rows = (np.ones(2) / 2,)
+    epochs = [
+        Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, ("something happened",)),
+        Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
+    ]
+    series = health_series(epochs)
+    assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
+    assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]
+    assert list(series.events) == [(0, "something happened")]

@@ -1,0 +1,59 @@
+"""The alarm of a growing eigenvalue, and how strong weight decay may get."""
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.oneshot.guards import Alarm, Guards
+
+
+def test_a_constant_curvature_raises_no_alarm():
+    guards = Guards()
+    assert all(guards.alarm([0.2] * n, 50) is None for n in range(60))
+
+
+def test_the_alarm_compares_means_some_epochs_apart():
+    """RobustDARTS, code: means of 5 values, 4 epochs apart, ratio above 1.3, not before epoch 10."""
+    flat = [1.0] * 20
+    guards = Guards()
+    assert guards.alarm([*flat, 2.4], 50) is None  # mean of the last five: 1.28
+    assert guards.alarm([*flat, 2.6], 50) == Alarm(back=4, ratio=pytest.approx(1.32))
+    assert guards.alarm([1.0] * 8 + [9.0], 50) is None
+    assert guards.alarm([1.0] * 9 + [9.0], 50) is not None
+
+
+def test_a_falling_curvature_raises_no_alarm():
+    assert Guards().alarm([10.0 / (1 + i) for i in range(30)], 50) is None
+
+
+def test_windows_shrink_with_the_search_but_not_below_three():
+    guards = Guards()
+    assert guards.alarm([1.0, 1.0, 1.0, 1.0, 2.0], 8) == Alarm(back=3, ratio=pytest.approx(4 / 3))
+    assert guards.alarm([1.0, 1.0, 9.0], 8) is None
+
+
+def test_no_curvature_before_is_no_growth():
+    assert Guards().alarm([0.0] * 12 + [1.0] * 4, 50) is None
+
+
+def test_weight_decay_grows_by_threes_up_to_its_largest():
+    guards, decay, found = Guards(), 3e-4, []
+    while (decay := guards.stronger(decay)) is not None:
+        found.append(decay)
+    assert found == pytest.approx([9e-4, 2.7e-3, 8.1e-3])
+    assert guards.stronger(0.0) == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"delay": -0.1}, "delay is -0.1"),
+        ({"ratio": 1.0}, "ratio 1.0"),
+        ({"decay_factor": 0.5}, "decay_factor 0.5"),
+        ({"decay_max": float("inf")}, "decay_max inf"),
+        ({"skip_cap": -1}, "skip_cap is -1"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Guards(**change)

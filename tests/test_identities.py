@@ -1,0 +1,95 @@
+"""Identities in cells: counted by kind, and capped the way P-DARTS does."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from nas.oneshot.identities import capped, identities, members, skip_shares
+from nas.ops import candidates
+from nas.registry import load
+from nas.space import Space
+
+NB201 = load("nasbench201", width=4, cells=1)
+DARTS = load("darts", width=4, cells=3)
+
+
+def scores(space, *rows):
+    return [np.array(row, dtype=float) for row in rows]
+
+
+def test_members_are_the_edges_of_each_kind():
+    assert members(NB201) == {"cell": [0, 1, 2, 3, 4, 5]}
+    assert {kind: len(found) for kind, found in members(DARTS).items()} == {"normal": 14, "reduce": 14}
+
+
+def test_decisions_outside_cells_form_a_group_of_their_own():
+    def build(choose):
+        return nn.Sequential(
+            *[choose.op(name, candidates(["skip_connect", "nor_conv_3x3"], 3, 3)) for name in "ab"]
+        )
+
+    space = Space("chain", build)
+    assert members(space) == {"": [0, 1]}
+    assert skip_shares(space, (0, 1)) == {"": 0.5}
+
+
+def test_shares_leave_out_what_is_not_connected():
+    assert skip_shares(NB201, (1, 1, 3, 0, 0, 2)) == {"cell": 0.5}
+    assert skip_shares(NB201, (0,) * 6) == {"cell": 0.0}
+    assert identities(NB201, (1, 1, 3, 0, 0, 2)) == {"cell": [0, 1]}
+
+
+def test_a_reduction_that_halves_is_no_identity():
+    """A skip of stride 2 is a factorised reduction, which has weights."""
+    skips = tuple(3 if d.name.startswith("reduce") else 4 for d in DARTS.decisions)
+    chosen = DARTS.nearest(DARTS.one_hot(skips))
+    strided = [
+        d.name for d in DARTS.decisions if d.name.startswith("reduce/0->") or d.name.startswith("reduce/1->")
+    ]
+    found = [DARTS.decisions[i].name for i in identities(DARTS, chosen)["reduce"]]
+    assert not set(found) & set(strided)
+
+
+def test_the_weakest_identities_give_way_to_the_strongest_operation():
+    found = capped(
+        NB201,
+        scores(
+            NB201,
+            [0.0, 0.9, 0.05, 0.03, 0.02],
+            [0.0, 0.8, 0.05, 0.1, 0.05],
+            [0.35, 0.4, 0.05, 0.1, 0.1],  # the weakest: not to `none`, but to the best operation proper
+            [0.0, 0.1, 0.7, 0.1, 0.1],
+            [0.1, 0.6, 0.0, 0.0, 0.3],
+            [0.2, 0.2, 0.2, 0.3, 0.1],
+        ),
+        2,
+    )
+    assert found == (1, 1, 3, 2, 4, 3)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2, 6])
+def test_a_collapsed_cell_keeps_as_many_as_it_may(cap):
+    rng = np.random.default_rng(cap)
+    collapsed = [np.array([0.05, 0.6, 0.1, 0.15, 0.1]) + 0.01 * rng.random(5) for _ in range(6)]
+    assert len(identities(NB201, capped(NB201, collapsed, cap))["cell"]) == cap
+
+
+def test_a_collapsed_darts_cell_is_valid_after_it():
+    rng = np.random.default_rng(0)
+    collapsed = [0.05 * rng.random(8) + 0.5 * (np.arange(8) == 3) for _ in DARTS.decisions]
+    found = capped(DARTS, collapsed, 2)
+    assert len(identities(DARTS, found)["normal"]) == 2
+    assert DARTS.nearest(DARTS.one_hot(found)) == found
+
+
+def test_below_the_cap_nothing_changes():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        drawn = [rng.random(5) for _ in range(6)]
+        if len(identities(NB201, NB201.nearest(drawn))["cell"]) <= 2:
+            assert capped(NB201, drawn, 2) == NB201.nearest(drawn)
+
+
+def test_where_there_is_nothing_else_identities_stay():
+    only = scores(NB201, *[[0.0, 1.0, 0.0, 0.0, 0.0]] * 6)
+    assert capped(NB201, only, 2) == (1,) * 6

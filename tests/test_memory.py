@@ -1,0 +1,101 @@
+"""The memory budget: what gives first, that it then fits, and what is said when nothing does."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nas.errors import ConfigError
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.memory import Change, _Line, fit, gib
+from nas.oneshot.method import Method
+from nas.oneshot.methods import METHODS
+from nas.oneshot.relaxations import GumbelHard
+from nas.oneshot.stages import Whole
+from nas.oneshot.supernet import Supernet
+from nas.peak import peak_memory
+from nas.registry import load
+from nas.task import load_task
+
+SPACE = load("nasbench201", width=8, cells=1, in_channels=1)
+TASK = load_task("digits").reduced(200)
+METHOD = Method("test", weights=dataclasses.replace(Method().weights, batch=64))
+
+
+def measured(method, *, steps=2):
+    """Peak bytes of real steps, supernet included."""
+    parts = method.staging.stages(4, 5)[0].parts
+    with peak_memory(torch.device("cpu")) as peak:
+        supernet = Supernet(SPACE, relaxation=method.relaxation, parts=parts).train()
+        loop = BilevelLoop(supernet, TASK, method, seed=0)
+        for _ in range(steps):
+            loop.advance()
+    return peak.bytes
+
+
+@pytest.fixture(scope="module")
+def line():
+    return _Line.probed(SPACE, TASK, METHOD)
+
+
+@pytest.mark.parametrize("batch", [16, 64])
+def test_the_probe_foretells_real_steps(line, batch):
+    real = measured(dataclasses.replace(METHOD, weights=dataclasses.replace(METHOD.weights, batch=batch)))
+    assert line.bytes(batch) == pytest.approx(real, rel=0.05)
+
+
+def test_what_fits_is_left_alone(line):
+    found = fit(SPACE, TASK, METHOD, line.bytes(64))
+    assert found.change == Change(64) and found.needed == line.bytes(64)
+    assert found.change.of(METHOD) == METHOD and found.change.words(METHOD) == []
+
+
+def test_the_batch_gives_first_and_the_learning_rate_follows(line):
+    found = fit(SPACE, TASK, METHOD, line.bytes(20))
+    assert found.change == Change(16)
+    changed = found.change.of(METHOD).weights
+    assert (changed.batch, changed.lr) == (16, METHOD.weights.lr / 4)
+    assert found.change.words(METHOD) == ["batch 64 -> 16, learning rate 0.025 -> 0.00625"]
+
+
+def test_then_precision_then_checkpointing_then_channels_then_paths(line):
+    seen, budget = [], line.bytes(16)
+    while True:
+        try:
+            found = fit(SPACE, TASK, METHOD, budget - 1)
+        except ConfigError as error:
+            assert "a step of test needs at least" in str(
+                error
+            ) and "raise it, or make the space narrower" in str(error)
+            break
+        assert found.needed < budget
+        seen.append(found.change)
+        budget = found.needed
+    assert seen[0].precision == "bfloat16" and not seen[0].checkpointing
+    order = [("bfloat16", False, 0, False), ("bfloat16", True, 0, False), ("bfloat16", True, 2, False)]
+    order += [("bfloat16", True, 4, False), ("bfloat16", True, 0, True)]
+    kinds = [(c.precision, c.checkpointing, c.parts, c.one_at_a_time) for c in seen]
+    assert kinds == sorted(kinds, key=order.index) and len(set(kinds)) >= 3
+    last = seen[-1].of(METHOD)
+    assert measured(last) == pytest.approx(budget, rel=0.15)
+
+
+def test_a_changed_method_is_the_method_with_the_changes():
+    change = Change(32, "bfloat16", checkpointing=True, parts=2)
+    method = change.of(METHOD)
+    assert method.weights.precision == "bfloat16" and method.checkpointing and method.staging == Whole(2)
+    assert Change(64, one_at_a_time=True).of(METHOD).relaxation == GumbelHard()
+    words = change.words(METHOD)
+    assert words[1:] == ["bfloat16", "checkpointing of cells", "1/2 of the channels"]
+
+
+def test_methods_keep_what_they_are_made_of():
+    """Progressive stages keep their channels, perturbed mixtures their options."""
+    with pytest.raises(ConfigError, match="a step of sdarts-rs needs at least"):
+        fit(SPACE, TASK, METHODS["sdarts-rs"](), 1000)
+    with pytest.raises(ConfigError, match="a step of drnas needs at least"):
+        fit(SPACE, TASK, METHODS["drnas"](), 1000)
+
+
+def test_sizes_in_words():
+    assert (gib(2**30), gib(3 * 2**20)) == ("1.00 GiB", "3.0 MiB")

@@ -1,0 +1,192 @@
+"""The named methods: their published settings, settings of a user, methods of one's own."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nas.config import DIFFERENTIABLE, make_config
+from nas.errors import ConfigError
+from nas.oneshot.freezing import Freezing
+from nas.oneshot.guards import Guards
+from nas.oneshot.method import Method
+from nas.oneshot.methods import METHODS, make_method
+from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
+from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
+from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Softmax, Uniform
+from nas.oneshot.stages import OneByOne, Progressive, Whole
+from nas.oneshot.updates import Adam, ExponentiatedGradient
+from nas.plan import make_plan
+
+
+def published(name, preset, **settings):
+    """A method as the preset runs it, without guards."""
+    return make_plan(make_config({"method": name, "preset": preset, "guard": False, **settings})).search
+
+
+def test_the_command_line_knows_every_method():
+    assert set(METHODS) == set(DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_own_name_and_can_be_written_down(name):
+    method = METHODS[name]()
+    assert method.name == name
+    assert json.loads(json.dumps(method.describe())) == method.describe()
+
+
+def test_what_each_method_is_made_of():
+    made = {name: METHODS[name]() for name in METHODS}
+    assert made["darts"] == Method() and made["darts2"] == Method("darts2", order=2)
+    assert made["gdas"].relaxation == GumbelHard(10.0, 0.1)
+    assert made["snas"].relaxation == GumbelSoft(10.0, 1.0)
+    assert made["drnas"].relaxation == Dirichlet() and made["drnas"].regularizers == (PullBack(1e-3),)
+    assert made["drnas"].staging == Progressive(keep=(1.0, 0.6), parts=(4, 2))
+    assert (
+        made["pcdarts"].staging == Whole(4)
+        and made["pcdarts"].edge_norm
+        and made["pcdarts"].warmup == 15 / 50
+    )
+    assert made["sdarts-rs"].perturbation == RandomPerturbation(0.03, 0.3)
+    assert made["sdarts-adv"].perturbation == AdversarialPerturbation(0.03, 0.3, 7)
+    assert made["fairdarts"].relaxation == Sigmoid() and made["fairdarts"].regularizers == (ZeroOne(10.0),)
+    assert made["beta-darts"].regularizers == (BetaDecay(25.0),)
+    assert made["gaea"].update == ExponentiatedGradient(0.1)
+    assert made["oles"].freezing == Freezing(20, 0.4)
+    assert (made["is-darts"].relaxation, made["is-darts"].order) == (Uniform(), 0)
+    assert made["is-darts"].staging == OneByOne()
+    assert made["pdarts"].staging.keep == (1.0, 5 / 8, 3 / 8) and made["pdarts"].staging.anew
+    plain = [n for n, m in made.items() if m.relaxation == Softmax() and m.update == Adam()]
+    assert plain == ["darts", "darts2", "sdarts-rs", "sdarts-adv", "beta-darts", "oles"]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch", "lr", "alpha_lr"),
+    [
+        ("darts", 50, 64, 0.025, 3e-4),
+        ("gdas", 250, 64, 0.025, 3e-4),
+        ("drnas", 50, 64, 0.1, 6e-4),
+        ("pcdarts", 50, 256, 0.1, 6e-4),
+        ("sdarts-rs", 50, 64, 0.025, 3e-4),
+        ("fairdarts", 50, 128, 0.005, 3e-3),
+        ("beta-darts", 50, 64, 0.025, 3e-4),
+        ("gaea", 25, 256, 0.1, 0.1),
+        ("oles", 50, 64, 0.025, 3e-4),
+        ("is-darts", 50, 64, 0.025, 3e-4),
+        ("pdarts", 75, 96, 0.025, 6e-4),
+    ],
+)
+def test_the_published_settings_of_the_darts_space(name, epochs, batch, lr, alpha_lr):
+    method = published(name, "standard")
+    weights = method.weights
+    assert (weights.epochs, weights.batch, weights.lr, method.update.lr) == (
+        epochs,
+        batch,
+        lr,
+        pytest.approx(alpha_lr),
+    )
+    assert (weights.weight_decay, weights.clip) == (3e-4, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "alpha_lr"),
+    [
+        ("darts", 50, 3e-4),
+        ("gdas", 250, 3e-4),
+        ("drnas", 100, 3e-4),
+        ("is-darts", 30, 3e-4),
+        ("gaea", 25, 0.1),
+    ],
+)
+def test_the_published_settings_of_nasbench201(name, epochs, alpha_lr):
+    method = published(name, "nasbench201")
+    assert (method.weights.epochs, method.weights.batch, method.weights.lr) == (epochs, 64, 0.025)
+    assert method.update.lr == pytest.approx(alpha_lr)
+
+
+def test_short_searches_move_the_alphas_faster():
+    assert published("darts", "quick").update.lr == pytest.approx(0.0201)
+    assert published("pcdarts", "quick").update.lr == pytest.approx(2 * 0.0201)
+
+
+def test_guards_are_on_unless_turned_off():
+    plan = make_plan(make_config({"method": "darts"}))
+    assert plan.search.guards == Guards()
+    assert published("darts", "quick").guards is None
+    changed = make_plan(make_config({"method": "darts", "guards": {"skip_cap": 1, "ratio": 1.5}}))
+    assert changed.search.guards == Guards(skip_cap=1, ratio=1.5)
+
+
+def test_settings_of_a_method():
+    assert published("pcdarts", "quick", method_settings={"parts": "2"}).staging == Whole(2)
+    assert published("beta-darts", "quick", method_settings={"end": 10}).regularizers == (BetaDecay(10.0),)
+    changed = published("darts", "quick", alphas={"lr": "1e-2", "weight_decay": 0})
+    assert (changed.update.lr, changed.update.weight_decay) == (0.01, 0.0)
+    assert published("darts", "quick", selection="perturbation").selection is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method_settings": {"part": 2}}, "method 'pcdarts': no setting 'part'; did you mean 'parts'"),
+        ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5, but must be a whole number"),
+        ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many', but must be a number"),
+        ({"alphas": {"lrr": 1}}, "alphas: no setting 'lrr'; did you mean 'lr'"),
+        ({"guards": {"skip": 1}, "guard": True}, "guards: no setting 'skip'; did you mean 'skip_cap'"),
+        ({"guards": {"skip_cap": 1}}, "guards is set, but"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        published("pcdarts", "quick", **settings)
+
+
+OWN = """
+import nas
+from nas.oneshot.methods import drnas
+from nas.oneshot.regularizers import BetaDecay, Entropy
+from nas.oneshot.relaxations import GumbelSoft
+
+
+def calm(strength=5.0):
+    return nas.Method("calm", relaxation=GumbelSoft(5.0, 1.0), regularizers=(BetaDecay(strength), Entropy()))
+
+
+def broken():
+    return 1 / 0
+
+
+def nothing():
+    return 3
+"""
+
+
+def test_a_function_of_ones_own_is_a_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    method = published("mine.py:calm", "quick", method_settings={"strength": 2.0})
+    assert method.name == "calm" and method.regularizers[0] == BetaDecay(2.0)
+    assert method.update.lr == pytest.approx(0.0201)  # of the preset
+    for name, message in [
+        ("mine.py:broken", r"failed: ZeroDivisionError.*mine.py, line 1\d: return 1 / 0"),
+        ("mine.py:nothing", "returned int, wanted a nas.Method"),
+        ("mine.py:clam", "method 'mine.py:clam': no function in mine.py 'clam'; did you mean 'calm'"),
+        ("yours.py:calm", "method 'yours.py:calm': no file yours.py"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            published(name, "quick")
+
+
+def test_make_method_refuses_unknown_settings():
+    with pytest.raises(ConfigError, match="no setting 'x'"):
+        make_method("darts", METHODS["darts"], {"x": 1})
+
+
+def test_a_method_of_python_keeps_its_recipe():
+    own = Method("own", regularizers=(BetaDecay(),))
+    config = make_config({"method": "own:own", "search": {"epochs": 7}})
+    method = make_plan(config, own).search
+    assert method.weights == dataclasses.replace(own.weights, epochs=7)
+    assert method.regularizers == own.regularizers and method.guards == Guards()
+    with pytest.raises(ConfigError, match=r"was put together in Python; call nas\.search with it"):
+        make_plan(config)

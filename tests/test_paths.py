@@ -1,0 +1,125 @@
+"""Many architectures in one batch: the same as each by itself with its own batch-norm statistics."""
+
+import pytest
+import torch
+from torch import nn
+
+from nas.cell import Cell
+from nas.errors import ConfigError, SpaceError
+from nas.oneshot.paths import accuracies, scores
+from nas.oneshot.singlepath import train_shared
+from nas.oneshot.supernet import Supernet
+from nas.ops import candidates
+from nas.recipe import Recipe
+from nas.registry import load
+from nas.seeding import rng
+from nas.space import Space
+from nas.task import load_task
+from nas.train import evaluate, reestimate_batchnorm
+
+TASK = load_task("digits").reduced(400)
+
+
+def nested():
+    def build(choose):
+        def doubled():
+            inner = choose.op("inner", candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4))
+            return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), inner)
+
+        options = candidates(["none", "skip_connect"], 4, 4) | {"doubled": doubled}
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 1),
+            nn.BatchNorm2d(4),
+            Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 10),
+        )
+
+    return Space("nested", build)
+
+
+SPACES = {
+    "nasbench201": load("nasbench201", width=4, cells=1, in_channels=1),
+    "darts": load("darts", width=4, cells=3, in_channels=1),
+    "nested": nested(),
+}
+
+
+def trained(space, *, parts=1, epochs=2):
+    torch.manual_seed(0)
+    supernet = Supernet(space, parts=parts).train()
+    train_shared(supernet, TASK, Recipe(epochs=epochs, batch=32, lr=0.05, weight_decay=1e-4), seed=0)
+    return supernet
+
+
+def one_by_one(supernet, genotype, *, seed, calibration):
+    network = supernet.extract(genotype)
+    reestimate_batchnorm(network, TASK, TASK.train, batch=calibration, batches=1, seed=seed)
+    return evaluate(network, TASK, TASK.val)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("images", [150, 400, 5000])
+def test_each_architecture_scores_as_its_own_network_would(space, images):
+    supernet, draw = trained(space), rng(0)
+    genotypes = [space.sample(draw) for _ in range(5)]
+    found = scores(supernet, genotypes, TASK, calibration=100, seed=3, images=images)
+    for genotype, score in zip(genotypes, found, strict=True):
+        loss, accuracy = one_by_one(supernet, genotype, seed=3, calibration=100)
+        assert score.accuracy == pytest.approx(accuracy, abs=1 / len(TASK.val) + 1e-6)
+        assert score.loss == pytest.approx(loss, rel=2e-3)
+
+
+def test_statistics_of_the_mixture_would_fit_worse():
+    """What re-estimation is for: with the supernet's own statistics the same paths do worse."""
+    space = SPACES["nasbench201"]
+    supernet, draw = trained(space, epochs=12), rng(1)
+    genotypes = [space.sample(draw) for _ in range(10)]
+    own = sum(accuracies(supernet, genotypes, TASK, seed=0))
+    shared = sum(evaluate(supernet.extract(g), TASK, TASK.val)[1] for g in genotypes)
+    assert own > shared + 0.5
+
+
+def test_nothing_of_the_supernet_changes():
+    supernet = trained(SPACES["nasbench201"])
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    accuracies(supernet, [(3,) * 6, (1,) * 6], TASK, seed=0)
+    assert supernet.training and all(module.training for module in supernet.modules())
+    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
+    assert not any("forward" in vars(module) for module in supernet.modules())
+
+
+def test_the_layers_are_put_back_after_a_failure(monkeypatch):
+    supernet = trained(SPACES["nasbench201"])
+    monkeypatch.setattr(supernet, "mix", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        accuracies(supernet, [(3,) * 6], TASK, seed=0)
+    assert not any("forward" in vars(module) for module in supernet.modules())
+
+
+def test_the_order_and_the_company_do_not_matter():
+    space = SPACES["nasbench201"]
+    supernet, draw = trained(space), rng(2)
+    genotypes = [space.sample(draw) for _ in range(4)]
+    together = scores(supernet, genotypes, TASK, seed=1)
+    backwards = scores(supernet, genotypes[::-1], TASK, seed=1)[::-1]
+    alone = [scores(supernet, [g], TASK, seed=1)[0] for g in genotypes]
+    for a, b, c in zip(together, backwards, alone, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4) == pytest.approx(c.loss, rel=1e-4)
+
+
+def test_partial_channels_have_paths_too():
+    space = load("nasbench201", width=8, cells=1, in_channels=1)
+    supernet = trained(space, parts=2)
+    assert all(0 <= a <= 1 for a in accuracies(supernet, [(3,) * 6, (1,) * 6], TASK, seed=0))
+
+
+def test_what_is_no_architecture_is_refused():
+    with pytest.raises(SpaceError, match="option 9"):
+        accuracies(trained(SPACES["nasbench201"]), [(9,) * 6], TASK, seed=0)
+
+
+def test_statistics_need_two_images():
+    with pytest.raises(ConfigError, match="calibration is 1"):
+        accuracies(trained(SPACES["nasbench201"]), [(3,) * 6], TASK, calibration=1, seed=0)

@@ -1,0 +1,66 @@
+"""Stages: the published schedules, few epochs, and what cannot be."""
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.oneshot.stages import OneByOne, Progressive, Stage, Whole, ends, evenly
+
+
+def test_one_stage_is_the_whole_search():
+    assert Whole(4).stages(50, 8) == [Stage(50, parts=4)]
+
+
+def test_is_darts_drops_options_after_the_published_epochs():
+    """Its code: after epochs 23, 25, 27 and 29 of 30 with 5 options, 31, 34, ..., 49 of 50 with 8."""
+    stages = OneByOne().stages(30, 5)
+    assert ends(stages) == [23, 25, 27, 29, 30]
+    assert [s.options(5) for s in stages] == [5, 4, 3, 2, 1]
+    longer = OneByOne().stages(50, 8)
+    assert ends(longer) == [31, 34, 37, 40, 43, 46, 49, 50]
+    assert [s.options(8) for s in longer] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("epochs", range(5, 40))
+def test_one_by_one_always_fits(epochs):
+    stages = OneByOne().stages(epochs, 5)
+    assert sum(s.epochs for s in stages) == epochs and min(s.epochs for s in stages) >= 1
+
+
+def test_too_few_epochs_for_the_options_are_refused():
+    with pytest.raises(ConfigError, match="4 epochs are too few to drop 4 options"):
+        OneByOne().stages(4, 5)
+
+
+def test_progressive_stages_are_equally_long():
+    staging = Progressive(keep=(1.0, 5 / 8, 3 / 8), depth=(1.0, 2.0, 3.0), anew=True)
+    stages = staging.stages(75, 8)
+    assert [s.epochs for s in stages] == [25, 25, 25]
+    assert [s.options(8) for s in stages] == [8, 5, 3]
+    assert [s.options(5) for s in stages] == [5, 3, 2]
+    assert [s.depth for s in stages] == [1.0, 2.0, 3.0] and staging.fresh and staging.by == "alphas"
+
+
+def test_with_fewer_epochs_than_stages_the_last_ones_remain():
+    stages = Progressive(keep=(1.0, 0.6, 0.2), parts=(4, 2, 1)).stages(2, 5)
+    assert [(s.epochs, s.keep, s.parts) for s in stages] == [(1, 0.6, 2), (1, 0.2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": ()}, "keep is"),
+        ({"keep": (0.5, 1.0)}, "keep is"),
+        ({"keep": (1.0, 0.0)}, "keep is"),
+        ({"keep": (1.0, 0.5), "parts": (2,)}, "parts is"),
+        ({"keep": (1.0, 0.5), "depth": (1.0, 2.0)}, "the depth can change only where stages start anew"),
+    ],
+)
+def test_impossible_stages_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Progressive(**settings)
+
+
+@pytest.mark.parametrize(("total", "count"), [(10, 3), (7, 7), (100, 9), (5, 2)])
+def test_evenly(total, count):
+    parts = evenly(total, count)
+    assert sum(parts) == total and len(parts) == count and max(parts) - min(parts) <= 1
