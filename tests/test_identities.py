@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.oneshot.identities import capped, identities, members, skip_shares
+from nas.oneshot.identities import capped, identities, keeps_cap, members, skip_shares
 from nas.ops import candidates
 from nas.registry import load
 from nas.space import Space
@@ -67,11 +67,32 @@ def test_the_weakest_identities_give_way_to_the_strongest_operation():
     assert found == (1, 1, 3, 2, 4, 3)
 
 
-@pytest.mark.parametrize("cap", [0, 1, 2, 6])
-def test_a_collapsed_cell_keeps_as_many_as_it_may(cap):
+@pytest.mark.parametrize(("cap", "left"), [(0, 0), (1, 1), (2, 2), (6, 5)])
+def test_a_collapsed_cell_keeps_as_many_as_it_may_and_never_nothing_else(cap, left):
     rng = np.random.default_rng(cap)
     collapsed = [np.array([0.05, 0.6, 0.1, 0.15, 0.1]) + 0.01 * rng.random(5) for _ in range(6)]
-    assert len(identities(NB201, capped(NB201, collapsed, cap))["cell"]) == cap
+    found = capped(NB201, collapsed, cap)
+    assert len(identities(NB201, found)["cell"]) == left
+    assert keeps_cap(NB201, found, cap) and not keeps_cap(NB201, (1,) * 6, cap)
+
+
+def test_a_judge_decides_what_takes_the_place_of_identities():
+    """The alphas' second choice is a pool; measured, a convolution is best."""
+    collapsed = [np.array([0.05, 0.6, 0.1, 0.1, 0.15]) for _ in range(6)]
+    asked = []
+
+    def judge(genotypes):
+        asked.append(list(genotypes))
+        return [g.count(3) for g in genotypes]
+
+    assert capped(NB201, collapsed, 2).count(4) == 4
+    assert capped(NB201, collapsed, 2, judge).count(3) == 4
+    assert [len(genotypes) for genotypes in asked] == [3] * 4  # never `none`, never the identity
+
+
+def test_a_connection_alone_is_no_identity():
+    assert keeps_cap(NB201, (0, 0, 0, 0, 0, 3), 2) and keeps_cap(NB201, (0,) * 6, 2)
+    assert not keeps_cap(NB201, (1, 0, 0, 0, 0, 0), 2)
 
 
 def test_a_collapsed_darts_cell_is_valid_after_it():

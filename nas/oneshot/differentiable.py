@@ -17,7 +17,7 @@ from nas.checkpoint import Checkpoints
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.health import Examiner, Health
-from nas.oneshot.identities import capped
+from nas.oneshot.identities import capped, keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.paths import accuracies
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
@@ -109,6 +109,7 @@ class _Search:
     """All stages of a search and the selection after them, with the record of the epochs, as a `Resumable`.
 
     done: epochs done on the way to the end, without those that were gone back on.
+    preferred: what the alphas chose at their end. healthy: what they preferred where the search last went back to.
     stage: the number of the present one; the selection's training comes after the last.
     """
 
@@ -131,6 +132,7 @@ class _Search:
             self.tuning = max(1, round(method.selection.tune * method.weights.epochs))
         self.epochs: list[Epoch] = []
         self.preferred: Genotype = ()
+        self.healthy: Genotype = ()
         self.ended = False
         self.done = self.stage = 0
         self._before = 0
@@ -197,6 +199,7 @@ class _Search:
             "before": self._before,
             "ended": self.ended,
             "preferred": list(self.preferred),
+            "healthy": list(self.healthy),
             "eigenvalues": list(self._eigenvalues),
             "direction": list(self._examiner.direction),
             "snapshots": dict(self._snapshots),
@@ -206,6 +209,7 @@ class _Search:
     def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the state has both parts
         self.stage, self.done, self._before = state["stage"], state["done"], state["before"]
         self.ended, self.preferred = state["ended"], tuple(state["preferred"])
+        self.healthy = tuple(state["healthy"])
         self._eigenvalues = list(state["eigenvalues"])
         device = self.task.train.x.device
         self._examiner.direction = [tensor.to(device) for tensor in state["direction"]]
@@ -267,6 +271,9 @@ class _Search:
         self.done -= alarm.back
         step, state = self._snapshots[self.done]
         self.loop.restore(step, copy.deepcopy(state))
+        before = self.supernet.genotype()
+        if keeps_cap(self.space, before, guards.skip_cap):
+            self.healthy = before
         self._eigenvalues = []  # what was measured under less weight decay says nothing about what comes
         self._snapshots = {at: kept for at, kept in self._snapshots.items() if at <= self.done}
         what = f"the eigenvalue grew by {alarm.ratio:.2f}: back to epoch {self.done}"
@@ -333,13 +340,28 @@ class _Search:
             self.preferred = self._by_alphas()
 
     def _by_alphas(self) -> Genotype:
-        guards = self.method.guards
-        strengths = self.supernet.strengths()
-        return (
-            self.space.nearest(strengths)
-            if guards is None
-            else capped(self.space, strengths, guards.skip_cap)
-        )
+        """What the alphas prefer, if it has not too many identities.
+
+        Else, by accuracy on the shared weights, what they preferred before the last alarm, or what they prefer
+        now with the best operations in place of identities.
+        """
+        guards, strengths = self.method.guards, self.supernet.strengths()
+        if guards is None:
+            return self.space.nearest(strengths)
+        now = self.space.nearest(strengths)
+        if keeps_cap(self.space, now, guards.skip_cap):
+            return now
+
+        def judge(genotypes: Sequence[Genotype]) -> list[float]:
+            seed = derive(self.seed, "cap", self.done)
+            return accuracies(self.supernet, genotypes, self.task, seed=seed)
+
+        choices = [
+            capped(self.space, strengths, guards.skip_cap, judge),
+            *([self.healthy] if self.healthy else []),
+        ]
+        worth = judge(choices)
+        return choices[worth.index(max(worth))]
 
     def outcome(self) -> Outcome:
         """The end of the search; asked when there are no more steps."""

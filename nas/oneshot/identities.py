@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 from nas.cell import Cell
 from nas.choosers import Slot
 from nas.space import Scores, Space
@@ -40,25 +44,52 @@ def skip_shares(space: Space, genotype: Genotype) -> dict[str, float]:
     return found
 
 
-def capped(space: Space, scores: Scores, cap: int) -> Genotype:
-    """The valid architecture that the scores prefer with at most `cap` identities in each kind of cell.
+def keeps_cap(space: Space, genotype: Genotype, cap: int) -> bool:
+    """Whether no kind of cell has more than `cap` identities, or nothing else."""
+    return not _surplus(space, genotype, cap)
 
-    The weakest identity gives way first, to the strongest operation proper at its place, and the rest is
-    projected anew (Chen et al., ICCV 2019, P-DARTS, §3.3.2). Where there is no such operation it stays.
+
+Judge = Callable[[Sequence[Genotype]], Sequence[float]]
+"""How good architectures are, larger is better, e.g. their accuracies on shared weights."""
+
+
+def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -> Genotype:
+    """The valid architecture that the scores prefer, of those that keep the cap.
+
+    In each kind of cell the weakest identity gives way first, and the rest is projected anew (Chen et al.,
+    ICCV 2019, P-DARTS, §3.3.2). Its place is taken by the operation proper that scores highest there, or, where
+    the alphas have collapsed and so say little, by the one whose architecture the judge finds best. Where there
+    is no such operation it stays.
     """
     scores, roles = [row.copy() for row in scores], _roles(space)
     fixed: set[int] = set()
     while True:
         genotype = space.nearest(scores)
-        found = identities(space, genotype).values()
-        surplus = [i for chosen in found if len(chosen) > cap for i in chosen if i not in fixed]
+        surplus = [i for i in _surplus(space, genotype, cap) if i not in fixed]
         if not surplus:
             return genotype
         weakest = min(surplus, key=lambda i: float(scores[i][genotype[i]]))
         fixed.add(weakest)
-        proper = [role == "op" for role in roles[weakest]]
-        if any(is_proper and score > 0 for is_proper, score in zip(proper, scores[weakest], strict=True)):
-            scores[weakest][[not is_proper for is_proper in proper]] = 0.0
+        row = scores[weakest]
+        proper = [o for o, role in enumerate(roles[weakest]) if role == "op" and row[o] > 0]
+        if not proper:
+            continue
+        rows = [
+            row[o] * np.eye(len(row))[o] if judge is None else row.max() * np.eye(len(row))[o] for o in proper
+        ]
+        others = [space.nearest([*scores[:weakest], r, *scores[weakest + 1 :]]) for r in rows]
+        worth = [float(row[o]) for o in proper] if judge is None else list(judge(others))
+        scores[weakest] = rows[worth.index(max(worth))]
+
+
+def _surplus(space: Space, genotype: Genotype, cap: int) -> list[int]:
+    """All identities of the kinds of cell that have more than `cap` of them, or nothing else."""
+    roles, kinds, found = _roles(space), members(space), []
+    for kind, chosen in identities(space, genotype).items():
+        connected = sum(roles[i][genotype[i]] != "zero" for i in kinds[kind])
+        if len(chosen) > min(cap, max(0, connected - 1)):
+            found += chosen
+    return found
 
 
 def _roles(space: Space) -> list[list[str]]:

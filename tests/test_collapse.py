@@ -1,0 +1,141 @@
+"""A planted collapse: plain DARTS ends in identities only; guards and other methods find the planted cell.
+
+Images show stripes along or across, of random phase and with noise, so that nothing but a 3x3 convolution
+tells the classes apart; their brightness is a coin flip. A tenth of the labels are wrong. The supernet does
+well with a small share of convolution in every cell, behind which batch-norm restores the scale, and
+identities make the rest easier to train: the alphas end up there, and what they stand for alone cannot see
+stripes at all.
+"""
+
+import dataclasses
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nas
+from nas.cell import Cell
+from nas.oneshot.differentiable import search
+from nas.oneshot.guards import Guards
+from nas.oneshot.method import PUBLISHED
+from nas.oneshot.methods import METHODS
+from nas.oneshot.selection import ByPerturbation
+from nas.oneshot.stages import Whole
+from nas.oneshot.updates import ExponentiatedGradient
+from nas.ops import candidates
+from nas.space import Space
+from nas.task import task_from_arrays
+from nas.train import evaluate, train
+
+OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")
+SKIP, PLANTED = (0,), (2,)
+RECIPE = dataclasses.replace(PUBLISHED, epochs=30, batch=32, lr=0.1, lr_min=0.004, crop=False)
+
+
+def stripes(count, *, seed, wrong=0.0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    wave = np.sign(np.sin((np.arange(8)[None] + rng.integers(0, 4, count)[:, None]) * np.pi / 2 + 0.1))
+    images = 40 * np.repeat(wave[:, :, None], 8, axis=2)
+    images[labels == 1] = images[labels == 1].transpose(0, 2, 1)
+    images += 128 + 25 * rng.choice([-1, 1], count)[:, None, None] + rng.normal(0, 20, images.shape)
+    return images.clip(0, 255).astype(np.uint8), np.where(rng.random(count) < wrong, 1 - labels, labels)
+
+
+@cache
+def task():
+    """128 images each to train and validate, labels wrong in a tenth; 200 clean ones to test."""
+    return task_from_arrays(*stripes(256, seed=0, wrong=0.1), *stripes(200, seed=1), flip=False)
+
+
+def space(width=16, cells=3):
+    def build(choose):
+        options = candidates(OPTIONS, width, width)
+        return nn.Sequential(
+            nn.Conv2d(1, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            *[Cell("cell", 1, 1, lambda i, j: choose.op("op", options)) for _ in range(cells)],
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, 2),
+        )
+
+    return Space("stripes", build)
+
+
+def made(name, **changes):
+    method = METHODS[name]()
+    fast = dataclasses.replace(method.update, lr=0.1)
+    return dataclasses.replace(method, weights=RECIPE, update=fast, **changes)
+
+
+@pytest.mark.parametrize("option", range(3))
+def test_only_the_planted_cell_sees_stripes(option):
+    network = space().network((option,))
+    train(network, task(), dataclasses.replace(RECIPE, epochs=15), seed=0)
+    _, accuracy = evaluate(network, task(), task().test)
+    assert accuracy > 0.9 if (option,) == PLANTED else accuracy < 0.65
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_guards_darts_collapses(seed):
+    outcome = search(space(), task(), made("darts"), seed=seed)
+    assert outcome.selected[0] == SKIP
+    health = outcome.epochs[-1].health
+    assert health.skip_share == 1.0 and health.gap > 0.25
+    eigenvalues = [e.health.eigenvalue for e in outcome.epochs]
+    assert max(eigenvalues) > 1.3 * eigenvalues[0]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "method",
+    [
+        made("darts", selection=ByPerturbation(tune=0.1)),
+        made("is-darts"),
+        made("drnas", staging=Whole()),
+        made("gaea", staging=Whole(), edge_norm=False, warmup=0.0, update=ExponentiatedGradient(3.0)),
+    ],
+    ids=["perturbation", "is-darts", "drnas", "gaea"],
+)
+def test_other_methods_find_the_planted_cell(method, seed):
+    assert search(space(), task(), method, seed=seed).selected[0] == PLANTED
+
+
+def test_guards_see_the_collapse_coming_and_do_not_end_there():
+    alarms = 0
+    for seed in range(3):
+        outcome = search(space(), task(), made("darts", guards=Guards()), seed=seed)
+        assert outcome.selected[0] != SKIP
+        alarms += sum("the eigenvalue grew" in event for e in outcome.epochs for event in e.events)
+    assert alarms >= 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_whole_job_finds_the_planted_cell_with_guards_and_collapses_without(tmp_path, seed):
+    """With guards and fresh trainings of the best few; without any of these the collapse comes out."""
+    settings = {"seed": seed, "baselines": False, "retrain": {"epochs": 15}}
+    again = {"seeds": 1, "top_k_epochs": 15}
+    guarded = nas.search(space(), task(), made("darts"), out=tmp_path / "guarded", settings=settings | again)
+    bare = nas.search(
+        space(),
+        task(),
+        made("darts"),
+        out=tmp_path / "bare",
+        settings={**settings, "guard": False, "top_k": 1},
+    )
+    assert guarded.genotype == PLANTED and guarded.metrics["test_acc"] > 0.9
+    assert bare.genotype == SKIP and bare.metrics["test_acc"] < 0.65
+
+
+def test_the_planted_cell_is_not_found_by_chance():
+    """The alphas start where a look at them says nothing: over seeds every option is preferred by some."""
+    first = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        first.add(nas.Supernet(space()).genotype())
+    assert first == {(0,), (1,), (2,)}
