@@ -70,7 +70,7 @@ def space(width=16, cells=3):
 def made(name, **changes):
     method = METHODS[name]()
     fast = dataclasses.replace(method.update, lr=0.1)
-    return dataclasses.replace(method, weights=RECIPE, update=fast, **changes)
+    return dataclasses.replace(method, **{"weights": RECIPE, "update": fast, **changes})
 
 
 @pytest.mark.parametrize("option", range(3))

@@ -109,7 +109,8 @@ class _Search:
     """All stages of a search and the selection after them, with the record of the epochs, as a `Resumable`.
 
     done: epochs done on the way to the end, without those that were gone back on.
-    preferred: what the alphas chose at their end. healthy: what they preferred where the search last went back to.
+    preferred: what the alphas chose at their end. healthy: what they preferred where the search last went
+      back to.
     stage: the number of the present one; the selection's training comes after the last.
     """
 
@@ -342,8 +343,8 @@ class _Search:
     def _by_alphas(self) -> Genotype:
         """What the alphas prefer, if it has not too many identities.
 
-        Else, by accuracy on the shared weights, what they preferred before the last alarm, or what they prefer
-        now with the best operations in place of identities.
+        Else, by accuracy on the shared weights, what they preferred before the last alarm, or what they
+        prefer now with the best operations in place of identities.
         """
         guards, strengths = self.method.guards, self.supernet.strengths()
         if guards is None:

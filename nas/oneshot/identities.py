@@ -57,9 +57,9 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
     """The valid architecture that the scores prefer, of those that keep the cap.
 
     In each kind of cell the weakest identity gives way first, and the rest is projected anew (Chen et al.,
-    ICCV 2019, P-DARTS, §3.3.2). Its place is taken by the operation proper that scores highest there, or, where
-    the alphas have collapsed and so say little, by the one whose architecture the judge finds best. Where there
-    is no such operation it stays.
+    ICCV 2019, P-DARTS, §3.3.2). Its place is taken by the operation proper that scores highest there, or,
+    where the alphas have collapsed and so say little, by the one whose architecture the judge finds best.
+    Where there is no such operation it stays.
     """
     scores, roles = [row.copy() for row in scores], _roles(space)
     fixed: set[int] = set()
