@@ -108,7 +108,8 @@ class Config(BaseModel):
     seeds: how often each of the best is trained again.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
-    alphas: changes to how the alphas move: lr, weight_decay.
+    alphas: changes to how the alphas move: lr, weight_decay. alpha_speed: a factor on the method's own lr,
+      for searches of fewer steps than the published ones.
     method_settings: of a differentiable method, e.g. `parts` of pcdarts (see `nas.oneshot.methods`).
     guard: whether a differentiable search is watched and put right when it collapses. guards: settings of
       `nas.oneshot.guards.Guards`, e.g. skip_cap.
@@ -156,6 +157,7 @@ class Config(BaseModel):
     search: Table = {}
     retrain: Table = {}
     alphas: Table = {}
+    alpha_speed: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(number)] | None = None
     method_settings: Table = {}
     guard: bool = True
     guards: Table = {}
@@ -281,6 +283,7 @@ def _refuse_unused(config: Config, where: str) -> None:
         "trials": not gradients,
         "evaluator": not gradients or config.evaluator == "trained",
         "alphas": gradients,
+        "alpha_speed": gradients,
         "search": gradients,
         "method_settings": gradients,
         "guard": gradients,

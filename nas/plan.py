@@ -165,10 +165,12 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
         make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
         method = make_method(config.method, make, {**published.settings, **config.method_settings})
         weights = change(base.search, published.recipe, f"preset {config.preset}")
-        method = fitted(base, method, weights)
-    elif config.method_settings:
+        speed = base.alpha_speed if config.alpha_speed is None else config.alpha_speed
+        method = fitted(method, weights, alpha_speed=speed)
+    elif config.method_settings or config.alpha_speed is not None:
         raise ConfigError(
-            "method_settings are given, but the method is made already; make it with these settings"
+            "method_settings or alpha_speed are given, but the method is made already; make it with these "
+            "settings"
         )
     else:
         method = given

@@ -151,7 +151,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def fitted(base: Preset, method: Method, recipe: Recipe) -> Method:
-    """The method with the weights' recipe of a job, its alphas as fast as the preset wants."""
-    update = dataclasses.replace(method.update, lr=method.update.lr * base.alpha_speed)
+def fitted(method: Method, recipe: Recipe, *, alpha_speed: float) -> Method:
+    """The method with the weights' recipe of a job, its alphas so many times as fast as published."""
+    update = dataclasses.replace(method.update, lr=method.update.lr * alpha_speed)
     return dataclasses.replace(method, weights=recipe, update=update)

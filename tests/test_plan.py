@@ -90,6 +90,7 @@ CHANGES = {
     "retrain": (DARTS, {"lr": 0.7}),
     "alphas": (DARTS, {"lr": 0.7}),
     "method_settings": ({"method": "pcdarts"}, {"parts": 2}),
+    "alpha_speed": (DARTS, 2.0),
     "guard": (DARTS, False),
     "guards": (DARTS, {"ratio": 1.7}),
     "selection": (DARTS, "perturbation"),

@@ -1,0 +1,86 @@
+"""Searches NAS-Bench-201 by gradients and on shared weights, and looks the found cells up in the table.
+
+At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. Each search then trains
+its best few again for a few epochs; there is its first choice alone, and what was chosen after that.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nas
+from nas.run_folder import read_run
+from nas.study import Study
+
+NARROW = {"pcdarts": {"parts": 2}, "gaea": {"parts": 1}, "drnas": {"first_parts": 2, "last_parts": 1}}
+"""A quarter of eight channels is too few."""
+
+
+def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, object]:
+    common = {
+        "preset": "nasbench201",
+        "seed": seed,
+        "search_images": args.images,
+        "space_settings": {"width": args.width, "cells": 1},
+        "baselines": False,
+        "seeds": 1,
+        "top_k_epochs": args.again,
+        "trial": {"batch": 64, "lr": 0.05},
+        "retrain": {"epochs": 1},
+        "epochs": args.epochs,
+    }
+    if method == "spos":
+        batch = {"batch": 128, "lr": 0.1, "lr_min": 0.0}
+        return common | {"epochs": 4 * args.epochs, "trials": 400, "top_k": 50, "shared": batch}
+    own = {"epochs": 4 * args.epochs} if method == "gdas" else {}
+    tuned = {"method_settings": NARROW.get(method, {}), "alpha_speed": args.speed, "guard": not args.no_guard}
+    return common | tuned | own | {"top_k": args.top_k}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task")
+    parser.add_argument("--method", action="append", required=True)
+    parser.add_argument("--seeds", type=int, default=2)
+    for name, value in {
+        "images": 10_000,
+        "side": 16,
+        "width": 8,
+        "epochs": 30,
+        "again": 8,
+        "top_k": 8,
+    }.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--speed", type=float, default=8.0)
+    parser.add_argument("--no-guard", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("results/bench-oneshot"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    task, table = nas.load_task(args.task).resized(args.side), nas.load_benchmark("nasbench201")
+    rows = defaultdict(list)
+    for method in args.method:
+        name = f"{method}{'-no-guard' if args.no_guard else ''}"
+        for seed in range(args.seeds):
+            out = args.out / f"{name}-{seed}"
+            found = nas.search("nasbench201", task, method, out=out, settings=settings(method, args, seed))
+            first = Study.read(out, "rerank", found.space)[0].genotype
+            accuracies = [table.metrics(g, 200)[table.report] for g in (first, found.genotype)]
+            row = {"seed": seed, "first": accuracies[0], "again": accuracies[1]}
+            row |= {
+                "cell": found.space.notation.write(found.genotype),
+                "seconds": found.metrics["search_seconds"],
+            }
+            rows[name].append(row | {"commit": read_run(out)["environment"]["commit"]})
+            (args.out / f"{name}.json").write_text(json.dumps(rows[name], indent=1))
+            print(name, row, flush=True)
+        print(
+            name, *(f"{k} {np.mean([r[k] for r in rows[name]]):.4f}" for k in ("first", "again")), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
