@@ -1,7 +1,7 @@
 """Searches NAS-Bench-201 by gradients and on shared weights, and looks the found cells up in the table.
 
-At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. Each search then trains
-its best few again for a few epochs; there is its first choice alone, and what was chosen after that.
+At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. Each search then
+trains its best few again for a few epochs; there is its first choice alone, and what was chosen after that.
 """
 
 import argparse

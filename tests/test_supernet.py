@@ -1,6 +1,7 @@
 """The supernet: one architecture's mixture is that architecture, in values, gradients and statistics."""
 
 import copy
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from nas.cell import Cell
 from nas.errors import SpaceError
 from nas.oneshot.mixed import MixedOp
-from nas.oneshot.relaxations import Relaxation
+from nas.oneshot.relaxations import GumbelHard, Relaxation
 from nas.oneshot.supernet import Supernet, used
 from nas.ops import Zero, candidates
 from nas.registry import load
@@ -338,3 +339,130 @@ def test_a_zero_edge_is_skipped_in_a_mixture_but_counts_in_its_softmax():
             alpha[:, 0] = 30.0
     nothing = supernet(x, (0,) * 6)
     torch.testing.assert_close(supernet(x), nothing, rtol=1e-6, atol=1e-6)
+
+
+# -- edges, options out of the race, one option at a time -----------------------------------------------
+
+
+def edged(space=SPACES["nasbench201"], **settings):
+    torch.manual_seed(0)
+    supernet = Supernet(space, edge_norm=True, **settings)
+    with torch.no_grad():
+        for parameter in supernet.architecture():
+            parameter.copy_(torch.randn_like(parameter))
+    return supernet
+
+
+def test_the_edges_into_a_node_share_a_softmax():
+    """PC-DARTS, §3.2: node 1 has one edge, node 2 two, node 3 three."""
+    supernet = edged()
+    betas, weights = supernet.betas.detach(), supernet.points()[-1].detach()
+    for members in ([0], [1, 2], [3, 4, 5]):
+        torch.testing.assert_close(weights[members], betas[members].softmax(0))
+    assert weights[0] == 1
+
+
+def test_the_edges_of_each_kind_of_cell_are_normalised_apart():
+    supernet = edged(SPACES["darts"])
+    weights = supernet.points()[-1].detach()
+    start = 0
+    for _ in ("normal", "reduce"):
+        for inputs in (2, 3, 4, 5):
+            assert weights[start : start + inputs].sum().item() == pytest.approx(1)
+            start += inputs
+
+
+def test_an_edges_weight_multiplies_its_mixture():
+    supernet = edged().train()
+    x = batch()[0].float()
+    points = supernet.points()
+    mixture = supernet.mixture(points)
+    for i, decision in enumerate(supernet.space.decisions):
+        torch.testing.assert_close(mixture[decision.name], points[0][i] * points[1][i])
+    torch.testing.assert_close(supernet(x), supernet.mix(x, mixture))
+    assert [len(s) for s in supernet.strengths()] == [5] * 6
+    np.testing.assert_allclose(supernet.strengths()[4], mixture["1->3"].detach(), rtol=1e-5)
+
+
+def test_betas_choose_among_edges_when_discretising():
+    supernet = edged(SPACES["darts"])
+    with torch.no_grad():
+        for alphas in supernet.alphas:
+            alphas.zero_()
+        supernet.betas.zero_()
+        position = [d.name for d in supernet.space.decisions].index("normal/1->5")
+        supernet.betas[position] = 3.0
+    names = [d.name for d, o in zip(supernet.space.decisions, supernet.genotype(), strict=True) if o]
+    assert "normal/1->5" in names
+
+
+def test_betas_are_learned_with_the_alphas_and_saved_with_them():
+    supernet = edged().train()
+    x, y = batch()
+    gradients = torch.autograd.grad(F.cross_entropy(supernet(x.float()), y), supernet.architecture())
+    assert all((g != 0).any() for g in gradients) and len(gradients) == 2
+    assert {"alphas.0", "betas"} <= supernet.state_dict().keys()
+    twin = edged()
+    twin.load_state_dict(supernet.state_dict())
+    assert torch.equal(twin.betas, supernet.betas)
+
+
+def test_without_cells_there_is_nothing_to_normalise():
+    weights = edged(SPACES["chain"]).points()[-1]
+    assert torch.equal(weights, torch.ones(3))
+
+
+def test_what_is_out_of_the_race_has_no_weight_and_no_gradient():
+    supernet = Supernet(SPACES["nasbench201"]).train()
+    supernet.keep([(1, 3), (3,), (0, 1, 2, 3, 4), (2, 4), (1, 2), (0, 3)])
+    points = supernet.points()[0]
+    assert ((points > 0).sum(1) == torch.tensor([2, 1, 5, 2, 2, 2])).all()
+    torch.testing.assert_close(points.sum(1), torch.ones(6))
+    x, y = batch()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(supernet(x.float()), y), list(supernet.alphas))
+    assert gradient.isfinite().all() and (gradient[points == 0] == 0).all()
+    assert all(o in alive for o, alive in zip(supernet.genotype(), supernet.alive, strict=True))
+
+
+def test_one_option_at_a_time_computes_nothing_else():
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES["nasbench201"], relaxation=GumbelHard()).train()
+    calls = Counter()
+    for mixed in supernet.mixed():
+        for op in mixed.ops:
+            op.register_forward_hook(lambda *_, place=mixed: calls.update([place]))
+    x, y = batch()
+    loss = F.cross_entropy(supernet(x.float()), y)
+    assert set(calls.values()) == {1} and len(calls) == 18
+    (gradient,) = torch.autograd.grad(loss, list(supernet.alphas))
+    assert (gradient != 0).any()
+    calls.clear()
+    supernet.mix(x.float(), supernet.mixture(supernet.expected(), whole=True))
+    assert set(calls.values()) == {4}  # all but `none`
+
+
+def test_a_sampled_supernet_is_the_network_of_its_sample_with_weights_of_one():
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES["nasbench201"], relaxation=GumbelHard()).train()
+    x = batch()[0].float()
+    points = supernet.points()
+    genotype = tuple(points[0].argmax(-1).tolist())
+    torch.testing.assert_close(supernet.mix(x, supernet.mixture(points)), supernet(x, genotype))
+
+
+def test_architectures_can_be_preferred():
+    supernet = Supernet(SPACES["darts"])
+    draw = np.random.default_rng(0)
+    genotypes = [SPACES["darts"].sample(draw) for _ in range(3)]
+    supernet.prefer([genotypes[0]] * 20 + genotypes[1:])
+    assert supernet.genotype() == genotypes[0]
+    shares = supernet.strengths()[0]
+    counted = np.bincount([genotypes[0][0]] * 20 + [g[0] for g in genotypes[1:]], minlength=8) + 0.5
+    np.testing.assert_allclose(shares, counted / counted.sum(), rtol=1e-5)
+
+
+def test_a_part_of_the_channels_has_no_network_of_its_own():
+    supernet = Supernet(load("nasbench201", width=8, cells=1), parts=2)
+    with pytest.raises(SpaceError, match="computes on 1/2 of the channels"):
+        supernet.extract((3,) * 6)
+    assert supernet(torch.randn(2, 3, 8, 8), (3,) * 6).shape == (2, 10)
