@@ -158,8 +158,7 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
     if given is None and config.method.startswith("own:"):
         raise ConfigError(
             f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
-            "function that "
-            "returns it and name it as FILE.py:FUNCTION"
+            "function that returns it and name it as FILE.py:FUNCTION"
         )
     if given is None:
         make = METHODS[config.method] if config.method in METHODS else own_function(config.method)

@@ -39,8 +39,7 @@ def expected_cost(
     if bound.metric not in ADDITIVE:
         raise ConfigError(
             f"constraint {bound}: a differentiable search can bound {', '.join(ADDITIVE)} and {LATENCY}, "
-            "whose "
-            f"parts add up; {bound.metric} cannot be told from the parts"
+            f"whose parts add up; {bound.metric} cannot be told from the parts"
         )
     fixed, rows = option_costs(space, image_shape, bound.metric)
     return ExpectedCost(_grouped(rows), fixed, bound.limit, weight, bound.metric)
@@ -64,8 +63,7 @@ def _of_table(space: Space, table: LatencyTable, bound: Constraint, weight: floa
     if table.base is None:
         raise ConfigError(
             f"constraint {bound}: the latency table names whole architectures; a differentiable search needs "
-            "one by "
-            "options, e.g. of nas.latency.measure_table"
+            "one by options, e.g. of nas.latency.measure_table"
         )
     rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
     return ExpectedCost(_grouped(rows), table.base, bound.limit, weight, bound.metric)

@@ -118,8 +118,7 @@ def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tu
     if not space.is_free:
         raise ConfigError(
             f"space {space.name!r}: a supernet is split by one option after the other of a decision, but "
-            "this space "
-            "forbids some combinations; set sharing.splits to 0"
+            "this space forbids some combinations; set sharing.splits to 0"
         )
     if count > len(space.decisions):
         raise ConfigError(

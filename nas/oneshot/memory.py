@@ -101,8 +101,7 @@ def fit(space: Space, task: Task, method: Method, budget: int) -> Fit:
                 return Fit(dataclasses.replace(variant, batch=batch), needed)
     raise ConfigError(
         f"memory: a step of {method.name} needs at least {gib(least or 0)}, the budget is {gib(budget)}; "
-        "raise it, "
-        "or make the space narrower or shallower"
+        "raise it, or make the space narrower or shallower"
     )
 
 

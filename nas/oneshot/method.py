@@ -80,8 +80,7 @@ class Method:
         if self.update.on_simplex and type(self.relaxation) is not Softmax:
             raise ConfigError(
                 f"{self.name}: an exponentiated gradient moves the softmax of the alphas, so the relaxation "
-                "must "
-                f"be Softmax, not {type(self.relaxation).__name__}"
+                f"must be Softmax, not {type(self.relaxation).__name__}"
             )
         if self.order == 0 and (self.regularizers or self.freezing is not None):
             raise ConfigError(

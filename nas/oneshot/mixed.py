@@ -132,15 +132,13 @@ def narrowed(decision: str, option: str, make: object, parts: int) -> Candidate:
     if not isinstance(make, Candidate):
         raise SpaceError(
             f"decision {decision!r}, option {option!r}: partial channels need candidates that can be built "
-            "with "
-            "other channels; wrap it as nas.Candidate(make, c_in, c_out, stride), where make takes these "
-            "three"
+            "with other channels; wrap it as nas.Candidate(make, c_in, c_out, stride), where make takes "
+            "these three"
         )
     if make.c_in != make.c_out or make.c_in % parts:
         raise SpaceError(
             f"decision {decision!r}, option {option!r}: {make.c_in} channels in and {make.c_out} out cannot "
-            "be "
-            f"divided into {parts} parts; choose a width that is a multiple of {parts}, or fewer parts"
+            f"be divided into {parts} parts; choose a width that is a multiple of {parts}, or fewer parts"
         )
     return Candidate(make.make, make.c_in // parts, make.c_out // parts, make.stride)
 

@@ -35,8 +35,7 @@ class Perturbation(ABC):
         if not 0 <= self.start <= self.end <= 1:
             raise ConfigError(
                 f"{type(self).__name__}: the radius goes from {self.start} to {self.end}; wanted numbers "
-                "from 0 "
-                "to 1 that do not fall"
+                "from 0 to 1 that do not fall"
             )
 
     def radius(self, progress: float) -> float:

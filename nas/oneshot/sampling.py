@@ -60,8 +60,7 @@ class StrictlyFair(Sampling):
         if not space.is_free:
             raise ConfigError(
                 f"space {space.name!r}: strict fairness trains every option equally often, but this space "
-                "forbids "
-                "some combinations; use sampling uniform"
+                "forbids some combinations; use sampling uniform"
             )
 
     def paths(

@@ -40,8 +40,7 @@ class ByPerturbation:
         if not (self.tune >= 0 and self.images >= 2 and 0 < self.lr_share <= 1):
             raise ConfigError(
                 f"selection: got tune {self.tune}, {self.images} images and lr_share {self.lr_share}; wanted "
-                "at "
-                "least 0, at least 2, and a share in (0, 1]"
+                "at least 0, at least 2, and a share in (0, 1]"
             )
 
 

@@ -110,8 +110,7 @@ def deepened(space: Space, depth: float) -> Space:
     if not space.origin or type(cells) is not int:
         raise ConfigError(
             f"space {space.name!r} has no setting `cells` (a whole number) for a later stage to deepen; load "
-            "it by "
-            "name or as FILE.py:FUNCTION with such a parameter, or choose a method whose depth stays"
+            "it by name or as FILE.py:FUNCTION with such a parameter, or choose a method whose depth stays"
         )
     deeper = load(space.origin, {**space.settings, "cells": max(1, round(cells * depth))})
     if deeper.decisions != space.decisions:

@@ -141,8 +141,7 @@ class OneByOne(Staging):
         if epochs < options:
             raise ConfigError(
                 f"stages: {epochs} epochs are too few to drop {options - 1} options one by one; wanted at "
-                "least "
-                f"{options}"
+                f"least {options}"
             )
         gap = min(max(1, round(self.every * epochs)), (epochs - 1) // (options - 1))
         lengths = [epochs - 1 - gap * (options - 2), *[gap] * (options - 2), 1]

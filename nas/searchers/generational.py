@@ -37,14 +37,12 @@ class Generational:
         if self.population < 2 or not 1 <= self.parents <= self.population:
             raise ConfigError(
                 f"spos: population is {self.population} and parents {self.parents}; wanted at least 2, and "
-                "from 1 "
-                "to the population"
+                "from 1 to the population"
             )
         if min(self.mutations, self.crossovers) < 0 or not 0 < self.rate <= 1:
             raise ConfigError(
                 f"spos: got {self.mutations} mutations, {self.crossovers} crossovers and rate {self.rate}; "
-                "wanted "
-                "at least 0 each, and a rate in (0, 1]"
+                "wanted at least 0 each, and a rate in (0, 1]"
             )
         self.goals.only("spos")
 

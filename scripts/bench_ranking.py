@@ -1,0 +1,70 @@
+"""How well shared weights, one-shot and few-shot, rank random NAS-Bench-201 cells as its table does.
+
+All train as many paths in all. At a scale that two cores can do.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nas
+from nas.calibration import spearman
+from nas.oneshot import fewshot, paths
+from nas.oneshot.singlepath import Sharing
+from nas.oneshot.supernet import Supernet
+from nas.recipe import Recipe
+from nas.seeding import rng
+
+VARIANTS = {
+    "one-shot": (Sharing(), 1),
+    "fair": (Sharing(sampling="fair"), 5),
+    "few-shot": (Sharing(splits=1), 1),
+}
+"""And the paths that a step trains; fewer epochs make up for it. Few-shot splits one edge: five supernets."""
+
+
+def agreement(shared: np.ndarray, table: np.ndarray) -> dict[str, float]:
+    """Spearman over all cells, and over the half best in the table; what a filter would let through."""
+    best, order = table >= np.median(table), np.argsort(-shared, kind="stable")
+    return {
+        "spearman": spearman(shared, table),
+        "top_half": spearman(shared[best], table[best]),
+        "first": table[order[0]],
+        "best_of_first_10": table[order[:10]].max(),
+        "best_of_first_50": table[order[:50]].max(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task")
+    parser.add_argument("--variant", action="append", choices=VARIANTS)
+    numbers = {"seeds": 2, "images": 10_000, "side": 16, "width": 8, "epochs": 120, "cells": 300}
+    for name, value in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--out", type=Path, default=Path("results/bench-ranking"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    task, table = nas.load_task(args.task), nas.load_benchmark("nasbench201")
+    task = task.reduced(args.images).resized(args.side)
+    space = nas.load("nasbench201", width=args.width, cells=1, in_channels=3, classes=len(task.classes))
+    for name in args.variant or VARIANTS:
+        rows, (sharing, at_once) = [], VARIANTS[name]
+        for seed in range(args.seeds):
+            torch.manual_seed(seed)
+            cells = [space.sample(rng(seed, "cell", i)) for i in range(args.cells)]
+            recipe = Recipe(epochs=args.epochs // at_once, batch=128, lr=0.1, weight_decay=5e-4, clip=5.0)
+            shared = fewshot.train(Supernet(space), task, recipe, sharing, seed=seed)
+            scores = [paths.accuracies(shared.of(cell), [cell], task, seed=seed)[0] for cell in cells]
+            truth = np.array([table.metrics(cell, 200)[table.report] for cell in cells])
+            rows.append(agreement(np.array(scores), truth) | {"best": truth.max(), "seconds": shared.seconds})
+            (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1))
+            print(name, seed, *(f"{k} {v:.4f}" for k, v in rows[-1].items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
