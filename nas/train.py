@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
@@ -24,7 +23,7 @@ from nas.errors import ConfigError, DataError, TrialError
 from nas.loop import Backward, Forward, Loop, Output, precision, set_drop_path, to_layout
 from nas.recipe import Recipe
 from nas.resumable import Stopped
-from nas.seeding import isolated, torch_rng
+from nas.seeding import isolated
 from nas.task import Split, Task
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "Stopped",
     "evaluate",
     "predictions",
-    "reestimate_batchnorm",
     "set_drop_path",
     "train",
 ]
@@ -189,29 +187,6 @@ def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 51
         return torch.cat([_logits(network, task, x).argmax(1) for x in torch.split(split.x, batch)])
 
 
-def reestimate_batchnorm(
-    network: nn.Module, task: Task, split: Split, *, batch: int = 256, batches: int = 20, seed: int
-) -> None:
-    """Replaces batch norm's running statistics by plain means over images of `split`, drawn without repeats.
-
-    Statistics shared by many architectures fit none of them (Guo et al. 2020, SPOS, §3.4). The images are not
-    augmented, and everything but batch norm is in evaluation mode. A last partial batch is left out.
-    """
-    if len(split) < 2 or batch < 2 or batches < 1:
-        raise ConfigError(
-            f"reestimate_batchnorm: got {len(split)} images, batch {batch} and {batches} batches, "
-            "wanted at least 2, 2 and 1"
-        )
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    size = min(batch, len(split))
-    order = torch.randperm(len(split), generator=torch_rng(seed, "batchnorm", "order"))
-    order = order[: size * min(batches, len(split) // size)].to(split.x.device)
-    with isolated(seed, "batchnorm"), evaluating(network), _accumulating(norms), torch.no_grad():
-        for index in torch.split(order, size):
-            with memory_errors(f"re-estimating batch norm at batch {size}"):
-                _logits(network, task, split.x[index])
-
-
 class _Training:
     """A loop with its curve and evaluations, as a `Resumable`."""
 
@@ -302,20 +277,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextmanager
-def _accumulating(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, obje
         return common | {"epochs": 4 * args.epochs, "trials": 400, "top_k": 50, "shared": batch}
     own = {"epochs": 4 * args.epochs} if method == "gdas" else {}
     tuned = {"method_settings": NARROW.get(method, {}), "alpha_speed": args.speed, "guard": not args.no_guard}
-    return common | tuned | own | {"top_k": args.top_k}
+    return common | tuned | own | {"top_k": 8}
 
 
 def main() -> None:
@@ -46,15 +46,8 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--method", action="append", required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    for name, value in {
-        "images": 10_000,
-        "side": 16,
-        "width": 8,
-        "epochs": 30,
-        "again": 8,
-        "top_k": 8,
-    }.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    for name, value in {"images": 10_000, "side": 16, "width": 8, "epochs": 30, "again": 8}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--speed", type=float, default=8.0)
     parser.add_argument("--no-guard", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/bench-oneshot"))
@@ -70,16 +63,13 @@ def main() -> None:
             first = Study.read(out, "rerank", found.space)[0].genotype
             accuracies = [table.metrics(g, 200)[table.report] for g in (first, found.genotype)]
             row = {"seed": seed, "first": accuracies[0], "again": accuracies[1]}
-            row |= {
-                "cell": found.space.notation.write(found.genotype),
-                "seconds": found.metrics["search_seconds"],
-            }
+            row["cell"] = found.space.notation.write(found.genotype)
+            row["seconds"] = found.metrics["search_seconds"]
             rows[name].append(row | {"commit": read_run(out)["environment"]["commit"]})
             (args.out / f"{name}.json").write_text(json.dumps(rows[name], indent=1))
             print(name, row, flush=True)
-        print(
-            name, *(f"{k} {np.mean([r[k] for r in rows[name]]):.4f}" for k in ("first", "again")), flush=True
-        )
+        means = {key: np.mean([row[key] for row in rows[name]]) for key in ("first", "again")}
+        print(name, *(f"{key} {value:.4f}" for key, value in means.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ LAYERS = [
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
-    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health draw.network draw.trust",
+    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
+    "draw.health_panels",
+    "draw.health",
     # spaces and data
     "oneshot.keeping oneshot.mixed",
     "space resumable datasets mapdataset draw.cells",

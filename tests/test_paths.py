@@ -12,10 +12,10 @@ from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.recipe import Recipe
 from nas.registry import load
-from nas.seeding import rng
+from nas.seeding import rng, torch_rng
 from nas.space import Space
 from nas.task import load_task
-from nas.train import evaluate, reestimate_batchnorm
+from nas.train import evaluate
 
 TASK = load_task("digits").reduced(400)
 
@@ -54,8 +54,14 @@ def trained(space, *, parts=1, epochs=2):
 
 
 def one_by_one(supernet, genotype, *, seed, calibration):
-    network = supernet.extract(genotype)
-    reestimate_batchnorm(network, TASK, TASK.train, batch=calibration, batches=1, seed=seed)
+    network = supernet.extract(genotype).eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # plain means over the batches since the reset
+    order = torch.randperm(len(TASK.train), generator=torch_rng(seed, "batchnorm", "order"))[:calibration]
+    with torch.no_grad():
+        network(TASK.normalise(TASK.train.x[order]))
     return evaluate(network, TASK, TASK.val)
 
 

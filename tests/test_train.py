@@ -15,7 +15,7 @@ from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
 from nas.recipe import Recipe, learning_rate
 from nas.task import Split, Task
-from nas.train import Stopped, evaluate, reestimate_batchnorm, train
+from nas.train import Stopped, evaluate, train
 
 PLAIN = Recipe(epochs=3, batch=8, lr=0.05, weight_decay=5e-4, crop=False, flip=False)
 RICH = dataclasses.replace(
@@ -592,30 +592,3 @@ def test_evaluate_leaves_modes_and_statistics_alone():
     assert network.cell.training
     assert not network.stem.training
     assert_same_state(state(network), before)
-
-
-def test_reestimated_statistics_of_one_batch_are_those_of_the_data():
-    task = make_task()
-    network = nn.Sequential(nn.BatchNorm2d(1, momentum=0.3), nn.Flatten(), nn.Linear(36, 4)).eval()
-    network[0].running_mean.fill_(7.0)
-    reestimate_batchnorm(network, task, task.train, batch=44, batches=20, seed=0)
-    x = task.normalise(task.train.x)
-    assert torch.allclose(network[0].running_mean, x.mean((0, 2, 3)), atol=1e-5)
-    assert torch.allclose(network[0].running_var, x.var((0, 2, 3)), atol=1e-5)
-    assert network[0].momentum == 0.3
-    assert not any(module.training for module in network.modules())
-
-
-def test_reestimation_averages_whole_batches_with_equal_weight():
-    task, network = make_task(), nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 4))
-    seen = []
-    network[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    reestimate_batchnorm(network, task, task.train, batch=10, batches=3, seed=0)
-    assert seen == [10, 10, 10]
-    assert network[0].num_batches_tracked == 3
-    seen.clear()
-    reestimate_batchnorm(network, task, task.train, batch=10, seed=0)
-    assert seen == [10, 10, 10, 10]
-    assert network.training
-    with pytest.raises(ConfigError, match="batch 1"):
-        reestimate_batchnorm(network, task, task.train, batch=1, seed=0)

@@ -14,7 +14,8 @@ from nas.draw.anytime import Bands, draw_anytime
 from nas.draw.cells import draw_cells
 from nas.draw.curves import draw_search
 from nas.draw.front import draw_front
-from nas.draw.health import HealthSeries, draw_health
+from nas.draw.health import draw_health
+from nas.draw.health_series import HealthSeries
 from nas.draw.network import draw_network
 from nas.draw.style import op_kind
 from nas.draw.trust import Trust, draw_trust

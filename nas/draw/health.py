@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import isfinite
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from matplotlib.ticker import MaxNLocator
 
-from nas.draw.series import SERIES, Column, tidy_ticks
+from nas.draw.health_panels import BAD, PANELS, PLOT, write_head
+from nas.draw.health_series import HealthRun, HealthSeries, Whole, checked, index_of
 from nas.draw.style import (
     INK,
     MUTED,
@@ -25,77 +24,16 @@ from nas.draw.style import (
     fit,
     page,
     plot_axes,
-    set_dash,
-    shade,
     text_size,
     tint,
     write,
 )
-from nas.errors import ConfigError
 
-Whole = NDArray[np.int64]
-
-_MARGIN, _GUTTER, _PLOT = 0.35, 0.6, (3.1, 1.5)
+_MARGIN, _GUTTER = 0.35, 0.6
 _COLUMNS, _HEAD, _TICKS, _FOOT = 3, 0.9, 0.42, 0.5
-_INNER, _PITCH = _COLUMNS * (_GUTTER + _PLOT[0]), _HEAD + _PLOT[1] + _TICKS
-_SIZE, _TAG, _SWATCH, _GAP = 9.5, 9.0, 0.25, 0.16
-_MANY = 150  # records, above which lines are thin
+_INNER, _PITCH = _COLUMNS * (_GUTTER + PLOT[0]), _HEAD + PLOT[1] + _TICKS
+_TAG = 9.0
 _ROW, _LINES, _NUMBER, _PLACE = 0.24, 8, 0.32, 1.85
-_MAIN, _OTHER, _BAD = SERIES[0], SERIES[2], SERIES[1]
-# Kinds of cell; what is bad has a colour of its own.
-_HUES = tuple(SERIES[rank] for rank in (0, 3, 4, 5, 2, 6))
-_REST = SERIES[7]
-_DASHED = (3.2, 1.6)
-# The shares of a whole search over which its eigenvalue is averaged and compared (Zela et al. 2020, §4.3).
-_WINDOW, _DELAY = 0.1, 0.08
-
-
-@dataclass(frozen=True, eq=False)
-class HealthSeries:
-    """The health of a search after each of T epochs, undone ones included; NaN is unmeasured.
-
-    epochs: [T] int, how far the search was; one that is not above the last shows that the search went back.
-    skip_shares: [T] in [0, 1] for each kind of cell, the share of identities; near 1 is a collapse. The kind
-        of decisions outside cells is empty.
-    entropy: [T] in [0, 1]; 1 is undecided.
-    eigenvalue: [T] of at least 0, the dominant one of the validation loss's Hessian in the alphas.
-    matching: [T] in [-1, 1], cosine of the training and validation gradients; higher is better.
-    gap: [T] in [-1, 1], accuracy of the supernet minus that of the discretised architecture; lower is better.
-    supernet_acc: [T] in [0, 1].
-    changes: [T] int, decisions that are other than an epoch before.
-    events: the record, in [0, T), at whose end something happened, and what.
-    """
-
-    epochs: Whole
-    skip_shares: Mapping[str, Column]
-    entropy: Column
-    eigenvalue: Column
-    matching: Column
-    gap: Column
-    supernet_acc: Column
-    changes: Whole
-    events: Sequence[tuple[int, str]] = ()
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Run:
-    """A checked series and what follows from it.
-
-    backs: [K] the first record after each return to an earlier epoch.
-    line: points, how thick lines are; thin ones keep apart where there are many records.
-    """
-
-    series: HealthSeries
-    ratio: float
-    backs: Whole
-
-    @property
-    def length(self) -> int:
-        return len(self.series.epochs)
-
-    @property
-    def line(self) -> float:
-        return 1.8 if self.length <= _MANY else 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +66,7 @@ def draw_health(series: HealthSeries, *, title: str = "", ratio: float = 1.3) ->
     What is bad is orange. Numbered rules stand where something happened, solid ones where the search went
     back; the epochs that it undid lie on grey.
     """
-    run = _check(series, ratio)
+    run = checked(series, ratio)
     notes, heading = _notes(run), Heading(title)
     width = max(_INNER, heading.width) + 2 * _MARGIN
     if not run.length:
@@ -139,7 +77,7 @@ def draw_health(series: HealthSeries, *, title: str = "", ratio: float = 1.3) ->
     legend = Legend(_keys(run, notes), _INNER)
     listing = _ROW * min(len(notes), _LINES + 1) + 0.12 * bool(notes)
     foot = _MARGIN + listing + legend.height + _FOOT
-    rows = -(-len(_PANELS) // _COLUMNS)
+    rows = -(-len(PANELS) // _COLUMNS)
     height = foot + rows * _PITCH + heading.height + _MARGIN
     figure, sheet = page(width, height)
     heading.draw(sheet, _MARGIN, height - _MARGIN)
@@ -148,90 +86,24 @@ def draw_health(series: HealthSeries, *, title: str = "", ratio: float = 1.3) ->
     tags = _tags(notes, run.length)
     middle = _MARGIN + _GUTTER + (_INNER - _GUTTER) / 2
     write(sheet, middle, foot, "record, one for every epoch in the order of training", size=11, color=MUTED)
-    for place, panel in enumerate(_PANELS):
+    for place, panel in enumerate(PANELS):
         row, column = divmod(place, _COLUMNS)
-        left = _MARGIN + _GUTTER + column * (_GUTTER + _PLOT[0])
+        left = _MARGIN + _GUTTER + column * (_GUTTER + PLOT[0])
         bottom = foot + (rows - 1 - row) * _PITCH + _TICKS
-        axes = plot_axes(figure, left, bottom, *_PLOT)
+        axes = plot_axes(figure, left, bottom, *PLOT)
         keys = panel.draw(axes, run)
         _frame(axes, run, notes, measured=bool(keys))
-        _write_head(sheet, panel, keys, left, bottom + _PLOT[1])
-        _write_tags(sheet, tags, left, bottom + _PLOT[1])
+        write_head(sheet, panel, keys, left, bottom + PLOT[1])
+        _write_tags(sheet, tags, left, bottom + PLOT[1])
     return figure
 
 
-def _check(series: HealthSeries, ratio: float) -> _Run:
-    """The series as arrays that fit together."""
-    if not (isfinite(ratio) and ratio > 1):
-        raise ConfigError(f"health: got ratio {ratio:g}, wanted a finite factor above 1")
-    epochs = _whole(series.epochs, "epochs", length=-1)
-    count = len(epochs)
-    checked = HealthSeries(
-        epochs=epochs,
-        skip_shares={
-            kind: _within(shares, f"skip_shares[{kind!r}]", count, 0, 1)
-            for kind, shares in series.skip_shares.items()
-        },
-        entropy=_within(series.entropy, "entropy", count, 0, 1),
-        eigenvalue=_within(series.eigenvalue, "eigenvalue", count, 0, np.inf),
-        matching=_within(series.matching, "matching", count, -1, 1),
-        gap=_within(series.gap, "gap", count, -1, 1),
-        supernet_acc=_within(series.supernet_acc, "supernet_acc", count, 0, 1),
-        changes=_whole(series.changes, "changes", length=count),
-        events=sorted(series.events, key=_index),
-    )
-    for index, text in checked.events:
-        if not 0 <= index < count:
-            raise ConfigError(
-                f"health: got the event {clean(text)!r} at record {index}, "
-                f"wanted one of the {count} records, counted from 0"
-            )
-    return _Run(checked, ratio, np.flatnonzero(np.diff(epochs) <= 0) + 1)
-
-
-def _index(event: tuple[int, str]) -> int:
-    return event[0]
-
-
-def _whole(values: ArrayLike, who: str, *, length: int) -> Whole:
-    """Whole numbers of at least 0; a `length` of -1 stands for any."""
-    array = np.asarray(values)
-    if array.ndim != 1 or (length >= 0 and len(array) != length):
-        wanted = "[T]" if length < 0 else f"({length},) like epochs"
-        raise ConfigError(f"health: got {who} of shape {array.shape}, wanted {wanted}")
-    if len(array) and (array.dtype.kind not in "iu" or array.min() < 0):
-        raise ConfigError(
-            f"health: got {who} of {array.dtype} from {array.min():g}, wanted integers of at least 0"
-        )
-    return array.astype(np.int64)
-
-
-def _within(values: ArrayLike, who: str, count: int, low: float, high: float) -> Column:
-    """Numbers in [low, high], but for rounding, or NaN."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (count,):
-        raise ConfigError(f"health: got {who} of shape {array.shape}, wanted ({count},) like epochs")
-    known = array[~np.isnan(array)]
-    if known.size and not (
-        np.isfinite(known).all() and known.min() >= low - 1e-6 and known.max() <= high + 1e-6
-    ):
-        wanted = f"in [{low:g}, {high:g}]" if isfinite(high) else f"finite and of at least {low:g}"
-        raise ConfigError(
-            f"health: got {who} from {known.min():.3g} to {known.max():.3g}, wanted numbers {wanted}, "
-            "or NaN where nothing was measured"
-        )
-    return array.clip(low, high)
-
-
-# What happened
-
-
-def _notes(run: _Run) -> list[_Note]:
+def _notes(run: HealthRun) -> list[_Note]:
     """Every event, and every return to an earlier epoch that no event tells of, in order."""
     events, epochs = run.series.events, run.series.epochs
     told, backs = {index for index, _ in events}, {int(first) - 1 for first in run.backs}
     silent = [(i, f"epoch {epochs[i]} was followed by epoch {epochs[i + 1]}") for i in backs - told]
-    every = sorted([*events, *silent], key=_index)
+    every = sorted([*events, *silent], key=index_of)
     return [_Note(n, index, text, index in backs) for n, (index, text) in enumerate(every, start=1)]
 
 
@@ -243,7 +115,7 @@ def _tags(notes: Sequence[_Note], count: int) -> list[_Tag]:
         first, last = place[0], place[-1]
         text = f"{first.number}" if first is last else f"{first.number}–{last.number}"
         half = text_size(text, _TAG, bold=True)[0] / 2
-        x = min(max((first.index + 1) / count * _PLOT[0], half), _PLOT[0] - half)
+        x = min(max((first.index + 1) / count * PLOT[0], half), PLOT[0] - half)
         if all(abs(x - other.x) >= half + other.width / 2 + 0.05 for other in kept):
             kept.append(_Tag(text, x, 2 * half, first.back))
     return kept
@@ -255,7 +127,7 @@ def _write_tags(sheet: Axes, tags: Sequence[_Tag], left: float, top: float) -> N
         write(sheet, left + tag.x, top + 0.1, tag.text, size=_TAG, color=color, bold=True)
 
 
-def _write_notes(sheet: Axes, run: _Run, notes: Sequence[_Note], top: float) -> None:
+def _write_notes(sheet: Axes, run: HealthRun, notes: Sequence[_Note], top: float) -> None:
     x = _MARGIN + _NUMBER
     for line, note in enumerate(notes[:_LINES]):
         y = top - (line + 0.5) * _ROW
@@ -270,9 +142,9 @@ def _write_notes(sheet: Axes, run: _Run, notes: Sequence[_Note], top: float) -> 
         write(sheet, x, y, f"and {len(notes) - _LINES} more", size=10, color=MUTED, ha="left")
 
 
-def _keys(run: _Run, notes: Sequence[_Note]) -> list[Key]:
+def _keys(run: HealthRun, notes: Sequence[_Note]) -> list[Key]:
     """What the colours and rules mean that all panels share."""
-    keys = [Key("a bad sign", tint(_BAD, 0.65), mark="box")]
+    keys = [Key("a bad sign", tint(BAD, 0.65), mark="box")]
     if len(run.backs):
         keys += [Key("the search went back", INK), Key("undone epochs", tint(MUTED, 0.8), mark="box")]
     if any(not note.back for note in notes):
@@ -280,7 +152,7 @@ def _keys(run: _Run, notes: Sequence[_Note]) -> list[Key]:
     return keys
 
 
-def _frame(axes: Axes, run: _Run, notes: Sequence[_Note], *, measured: bool) -> None:
+def _frame(axes: Axes, run: HealthRun, notes: Sequence[_Note], *, measured: bool) -> None:
     """The records along the bottom, what was undone, and where something happened."""
     if not measured:
         axes.set_yticks([])
@@ -302,245 +174,3 @@ def _undone(epochs: Whole) -> Whole:
     least = np.minimum.accumulate(epochs[::-1])[::-1]
     undone = np.append(epochs[:-1] >= least[1:], False)
     return np.flatnonzero(np.diff(undone, prepend=False)).reshape(-1, 2)
-
-
-# The panels
-
-
-def _write_head(sheet: Axes, panel: _Panel, keys: Sequence[Key], left: float, top: float) -> None:
-    """Title, caption and keys above a panel."""
-    write(sheet, left, top + 0.75, panel.title, size=11, bold=True, ha="left")
-    write(sheet, left, top + 0.54, panel.caption, size=_SIZE, color=MUTED, ha="left")
-    x, y = left, top + 0.32
-    for key in keys:
-        (line,) = sheet.plot([x, x + 0.2], [y, y], color=key.color, linewidth=2.2, solid_capstyle="butt")
-        set_dash(line, key.dash)
-        write(sheet, x + _SWATCH, y, key.text, size=_SIZE, color=shade(key.color, 0.25), ha="left")
-        x += _wide(key) + _GAP
-
-
-def _wide(key: Key) -> float:
-    return _SWATCH + text_size(key.text, _SIZE)[0]
-
-
-def _broken(run: _Run, values: Column) -> tuple[Column, Column]:
-    """Numbers of the records and values, with a gap wherever the search went back."""
-    numbers = np.arange(1.0, run.length + 1)
-    return np.insert(numbers, run.backs, run.backs + 0.5), np.insert(values, run.backs, np.nan)
-
-
-def _draw_line(
-    axes: Axes, run: _Run, values: Column, key: Key, *, width: float = 1.0, above: float = 0.0
-) -> None:
-    """A line with gaps; a value without neighbours is a dot, the last one a large one.
-
-    width: relative to that of other lines.
-    """
-    x, y = _broken(run, values)
-    known, order = np.isfinite(y), 3 + above
-    (line,) = axes.plot(x, y, color=key.color, linewidth=width * run.line, zorder=order)
-    set_dash(line, key.dash)
-    beside = np.append(known[1:], False) | np.append(False, known[:-1])
-    axes.plot(x[known & ~beside], y[known & ~beside], "o", color=key.color, markersize=3, zorder=order)
-    (end,) = axes.plot(x[known][-1:], y[known][-1:], "o", color=key.color, markersize=6, zorder=order + 0.5)
-    end.set(markeredgecolor=PAPER, clip_on=False)
-
-
-def _last(values: Column) -> float:
-    """The last value that is not NaN, else NaN."""
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else float("nan")
-
-
-def _shown(value: float) -> str:
-    return f"{value:z.2f}".replace("-", "−") if isfinite(value) else "not measured"
-
-
-def _draw_skips(axes: Axes, run: _Run) -> list[Key]:
-    shares = {kind: v for kind, v in run.series.skip_shares.items() if np.isfinite(v).any()}
-    axes.set(ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
-    if not shares:
-        return []
-    axes.axhspan(0.5, 1.05, color=tint(_BAD, 0.9), linewidth=0, zorder=0.5)
-    keys = _skip_keys(shares)
-    others = [kind for kind in shares if kind not in keys]
-    rest = Key("1 other" if len(others) == 1 else f"{len(others)} others", _REST)
-    for kind in others:
-        _draw_line(axes, run, shares[kind], rest, width=0.6)
-    for rank, (kind, key) in enumerate(keys.items(), start=1):
-        # Shares are often equal; a thin dashed line shows the thick one below it.
-        _draw_line(axes, run, shares[kind], key, width=1.5 if rank == 1 else 1.0, above=0.1 * rank)
-    return [*keys.values(), *([rest] if others else [])]
-
-
-def _skip_keys(shares: Mapping[str, Column]) -> dict[str, Key]:
-    """Keys for the kinds of cell that can be named in one line: all, or those with the largest shares."""
-    for values in (True, False):
-        keys = _kind_keys(shares, list(shares), values=values)
-        if len(keys) <= len(_HUES) and _across(keys) <= _PLOT[0]:
-            return keys
-    ranked = sorted(shares, key=lambda kind: -_last(shares[kind]))[: len(_HUES)]
-    while ranked and _across(_kind_keys(shares, ranked, values=True)) > _PLOT[0] - 1.1:
-        ranked.pop()
-    return _kind_keys(shares, ranked, values=True)
-
-
-def _kind_keys(shares: Mapping[str, Column], kinds: Sequence[str], *, values: bool) -> dict[str, Key]:
-    keys: dict[str, Key] = {}
-    for kind, color in zip(kinds, _HUES, strict=False):
-        name = fit(clean(kind, limit=16) or "?", _SIZE, 1.2) if kind else "outside cells"
-        text = f"{name} {_shown(_last(shares[kind]))}" if values else name
-        keys[kind] = Key(text, color, _DASHED if keys else ())
-    return keys
-
-
-def _across(keys: Mapping[str, Key]) -> float:
-    """Inches that keys take side by side."""
-    return sum(map(_wide, keys.values())) + _GAP * (len(keys) - 1)
-
-
-def _draw_entropy(axes: Axes, run: _Run) -> list[Key]:
-    values = run.series.entropy
-    axes.set(ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
-    return _draw_only(axes, run, values)
-
-
-def _draw_only(axes: Axes, run: _Run, values: Column) -> list[Key]:
-    """The one line of a panel."""
-    if not np.isfinite(values).any():
-        return []
-    key = Key(f"last {_shown(_last(values))}", _MAIN)
-    _draw_line(axes, run, values, key)
-    return [key]
-
-
-def _draw_matching(axes: Axes, run: _Run) -> list[Key]:
-    values = run.series.matching
-    largest = float(np.nanmax(np.abs(values), initial=0.0))
-    reach = next(reach for reach in (0.25, 0.5, 1.0) if largest <= reach)
-    axes.set(ylim=(-1.05 * reach, 1.05 * reach), yticks=[-reach, 0, reach])
-    keys = _draw_only(axes, run, values)
-    if keys:
-        axes.axhspan(-1.05 * reach, 0, color=tint(_BAD, 0.9), linewidth=0, zorder=0.5)
-    return keys
-
-
-def _draw_eigenvalue(axes: Axes, run: _Run) -> list[Key]:
-    values = run.series.eigenvalue
-    if not np.isfinite(values).any():
-        return []
-    mean, alarm = _growth(run)
-    _scale(axes, np.concatenate([values, alarm]))
-    x, raw = _broken(run, values)
-    dot = "." if run.length <= _MANY else ""
-    axes.plot(x, raw, color=tint(_MAIN, 0.6), linewidth=0.55 * run.line, marker=dot, markersize=3, zorder=2.5)
-    keys = [Key(f"mean of {_spans(run)[0]}: {_last(mean):.3g}", _MAIN)]
-    _draw_line(axes, run, mean, keys[0])
-    if np.isfinite(alarm).any():
-        keys.append(Key(f"alarm at {_last(alarm):.3g}", _BAD, _DASHED))
-        _draw_alarm(axes, run, mean, alarm)
-    return keys
-
-
-def _draw_alarm(axes: Axes, run: _Run, mean: Column, alarm: Column) -> None:
-    """The level above which the mean is alarming, and dots where it is."""
-    x, level = _broken(run, alarm)
-    (line,) = axes.plot(x, level, color=_BAD, linewidth=0.6 * run.line, zorder=2.8)
-    set_dash(line, _DASHED)
-    over = np.flatnonzero(mean > alarm)
-    axes.plot(over + 1, mean[over], "o", color=_BAD, markersize=2.5 * run.line, zorder=4.5, clip_on=False)
-
-
-def _spans(run: _Run) -> tuple[int, int]:
-    """Over how many epochs the eigenvalue is averaged, and by how many the earlier mean is earlier."""
-    epochs = int(run.series.epochs.max())
-    return max(3, round(_WINDOW * epochs)), max(3, round(_DELAY * epochs))
-
-
-def _growth(run: _Run) -> tuple[Column, Column]:
-    """[T] the mean of the last eigenvalues and the level above which it is alarming, NaN at the start."""
-    window, delay = _spans(run)
-    branch: list[tuple[int, float]] = []
-    means, alarms = [], []
-    for epoch, value in zip(run.series.epochs, run.series.eigenvalue, strict=True):
-        while branch and branch[-1][0] >= epoch:
-            branch.pop()
-        branch.append((int(epoch), float(value)))
-        recent = [v for _, v in branch[-window - delay :]]
-        earlier = recent[:-delay]
-        means.append(_mean(recent[-window:]))
-        alarms.append(run.ratio * _mean(earlier) if len(earlier) > 1 else np.nan)
-    mean, alarm = np.asarray(means), np.asarray(alarms)
-    return np.where(np.isnan(run.series.eigenvalue), np.nan, mean), np.where(alarm > 0, alarm, np.nan)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if isfinite(value)]
-    return sum(known) / len(known) if known else float("nan")
-
-
-def _scale(axes: Axes, values: Column) -> None:
-    """From 0, or logarithmic where a few values would flatten the rest."""
-    known = values[values > 0]
-    top = float(known.max(initial=0.0)) or 1.0
-    if len(known) and top > 30 * float(np.median(known)):
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(max(0.7 * float(known.min()), 1e-6 * top), 1.5 * top)
-        axes.yaxis.set_major_locator(LogLocator(numticks=4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    else:
-        axes.set_ylim(-0.04 * top, 1.08 * top)
-        tidy_ticks(axes, most=4)
-
-
-def _draw_accuracy(axes: Axes, run: _Run) -> list[Key]:
-    whole = run.series.supernet_acc
-    alone = whole - run.series.gap
-    shown = [v for v in (*whole, *alone) if isfinite(v)]
-    if not shown:
-        return []
-    top = next(top for top in (0.1, 0.2, 0.5, 1.0, 2.0) if max(shown) <= top)
-    low = min(0.0, *shown)
-    axes.set(ylim=(low - 0.03 * top, 1.05 * top), yticks=[0, top / 2, top])
-    keys = [
-        Key(f"supernet {_shown(_last(whole))}", _MAIN),
-        Key(f"discretised {_shown(_last(alone))}", _OTHER),
-    ]
-    x, above = _broken(run, whole)
-    _, below = _broken(run, alone)
-    for where, color in ((above >= below, _BAD), (above <= below, _OTHER)):
-        axes.fill_between(
-            x, above, below, where=where.tolist(), interpolate=True, color=color, alpha=0.2, linewidth=0
-        )
-    _draw_line(axes, run, alone, keys[1])
-    _draw_line(axes, run, whole, keys[0], above=0.1)
-    return keys
-
-
-def _draw_changes(axes: Axes, run: _Run) -> list[Key]:
-    changes = run.series.changes
-    axes.bar(np.arange(1, run.length + 1), changes, width=0.8, color=_MAIN, linewidth=0, zorder=3)
-    axes.set_ylim(0, 1.08 * max(int(changes.max()), 1))
-    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
-    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    return [Key(f"last {changes[-1]}, {changes.sum()} in all", _MAIN)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """draw: returns what the lines are, nothing where nothing was measured."""
-
-    title: str
-    caption: str
-    draw: Callable[[Axes, _Run], list[Key]]
-
-
-_PANELS = (
-    _Panel("Skip share", "share of identities; near 1 is a collapse", _draw_skips),
-    _Panel("Entropy", "1 is undecided; should end near 0", _draw_entropy),
-    _Panel("Eigenvalue", "curvature in the alphas; growth is a warning", _draw_eigenvalue),
-    _Panel("Gradient matching", "training with validation; below 0 they oppose", _draw_matching),
-    _Panel("Accuracy", "orange is what discretising costs", _draw_accuracy),
-    _Panel("Genotype changes", "decisions that changed; should settle at 0", _draw_changes),
-)
