@@ -24,6 +24,7 @@ from nas.measured import LATENCY, free_metrics
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
 from nas.oneshot.method import Method
+from nas.oneshot.record import Epoch
 from nas.oneshot.supernet import Supernet
 from nas.schedule import Listed
 from nas.seeding import rng
@@ -41,7 +42,7 @@ class Searched:
     """candidates: preferred first, without end repeats; epochs: the record; trials: the same as a history."""
 
     candidates: Sequence[Genotype]
-    epochs: Sequence[differentiable.Epoch]
+    epochs: Sequence[Epoch]
     trials: Sequence[Trial]
     seconds: float
 
@@ -60,7 +61,7 @@ def search_by_gradients(job: Job) -> Searched:
     )
     job.progress.phase("search", method.weights.epochs, done=len(study.history))
 
-    def record(epochs: Sequence[differentiable.Epoch]) -> None:
+    def record(epochs: Sequence[Epoch]) -> None:
         for epoch in epochs[len(study.history) :]:
             trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
             study.tell(trial, {**_metrics(epoch), **costs(epoch.genotype)}, epoch.seconds)
@@ -81,7 +82,7 @@ def search_by_gradients(job: Job) -> Searched:
             stop=job.stop,
         )
     record(outcome.epochs)
-    likely = _likely(job.space, outcome.epochs[-1].strengths, rng(job.seed("search"), "likely"))
+    likely = _likely(job.space, outcome.strengths, rng(job.seed("search"), "likely"))
     candidates = list(dict.fromkeys([*outcome.selected, *likely]))
     bounds = job.plan.goals.constraints
     ordered = (
@@ -90,7 +91,7 @@ def search_by_gradients(job: Job) -> Searched:
     return Searched(ordered, outcome.epochs, study.history, study.spent_s)
 
 
-def _metrics(epoch: differentiable.Epoch) -> dict[str, float]:
+def _metrics(epoch: Epoch) -> dict[str, float]:
     """What is recorded of an epoch; numbers that were not measured are left out."""
     health = epoch.health
     found = {
@@ -106,7 +107,7 @@ def _metrics(epoch: differentiable.Epoch) -> dict[str, float]:
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _line(epoch: differentiable.Epoch) -> str:
+def _line(epoch: Epoch) -> str:
     health = epoch.health
     curvature = f", eigenvalue {health.eigenvalue:.2g}" if np.isfinite(health.eigenvalue) else ""
     return (
@@ -198,7 +199,7 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     return prepare
 
 
-def write_health(folder: Path, epochs: Sequence[differentiable.Epoch], *, title: str) -> None:
+def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str) -> None:
     """health.json, health.svg and health.png: how healthy a search was, epoch by epoch."""
     records = [
         {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
@@ -209,7 +210,7 @@ def write_health(folder: Path, epochs: Sequence[differentiable.Epoch], *, title:
     draw.save(figure, folder / "health.svg", folder / "health.png")
 
 
-def health_series(epochs: Sequence[differentiable.Epoch]) -> draw.HealthSeries:
+def health_series(epochs: Sequence[Epoch]) -> draw.HealthSeries:
     """The record of a search as its picture wants it."""
     health = [e.health for e in epochs]
     eigenvalues = np.abs([h.eigenvalue for h in health])

@@ -181,6 +181,7 @@ class Loop:
         self.network.load_state_dict(state["network"])
         if self._average is not None:
             self._average.restore(state["average"])
+        self._optimizer.state.clear()
         for name, slot in state["momentum"].items():
             parameter = self.parameters[name]
             self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(slot)
@@ -195,10 +196,13 @@ class Loop:
         }
         self.restore(0, {**state, **fresh})
 
-    def loss(self) -> Tensor:
-        """The loss of the coming step under the weights as they are; the same however often it is asked."""
+    def loss(self, wanted: Precision | None = None) -> Tensor:
+        """The loss of the coming step under the weights as they are; the same however often it is asked.
+
+        wanted: arithmetic, the recipe's unless given.
+        """
         x, targets = self.batch_of_step()
-        with precision(self.device, self.recipe.precision):
+        with precision(self.device, wanted or self.recipe.precision):
             output = self.forward(self.network, x, self.step)
         return self.criterion(output, targets)
 
@@ -316,8 +320,26 @@ def set_drop_path(network: nn.Module, probability: float) -> None:
 
 def precision(device: torch.device, wanted: Precision = "auto") -> torch.autocast:
     """The arithmetic of a forward pass: as wanted, or bfloat16 where safe on CUDA and float32 elsewhere."""
-    half = device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half(device, wanted))
+
+
+def is_half(device: torch.device, wanted: Precision = "auto") -> bool:
+    """Whether that arithmetic is bfloat16."""
+    return device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Runs a block in which float32 on CUDA is not rounded to TensorFloat-32."""
+    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 def to_layout(x: Tensor) -> Tensor:

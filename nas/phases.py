@@ -12,7 +12,7 @@ from nas.graph import architecture_hash
 from nas.halving import finalists
 from nas.job import Job
 from nas.journal import journal_storage
-from nas.oneshot.differentiable import Epoch
+from nas.oneshot.record import Epoch
 from nas.result import Alphas
 from nas.resumable import Stopped
 from nas.searchers import Searcher

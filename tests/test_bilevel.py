@@ -151,7 +151,7 @@ def test_a_failure_in_the_second_order_leaves_the_weights_too(monkeypatch):
     loop.advance()
     before = weights(loop)
 
-    def fail():
+    def fail(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "validation_loss", fail)

@@ -263,7 +263,7 @@ def test_when_weight_decay_is_strongest_the_search_ends_where_it_went_back_to(mo
     )
     last = outcome.epochs[-1]
     assert [e.epoch for e in outcome.epochs] == [1, 2, 3, 4, 2, 3, 4, 5]
-    assert last.events[0].endswith("back to epoch 2, where the search ends")
+    assert last.events[0].endswith("back to epoch 2, where the stage ends")
     np.testing.assert_array_equal(outcome.supernet.strengths(), outcome.epochs[4].strengths)
 
 

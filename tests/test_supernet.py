@@ -12,7 +12,7 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import SpaceError
-from nas.oneshot.mixed import MixedOp
+from nas.oneshot.mixed import MixedOp, Weighed
 from nas.oneshot.relaxations import GumbelHard, Relaxation
 from nas.oneshot.supernet import Supernet, used
 from nas.ops import Zero, candidates
@@ -378,10 +378,26 @@ def test_an_edges_weight_multiplies_its_mixture():
     points = supernet.points()
     mixture = supernet.mixture(points)
     for i, decision in enumerate(supernet.space.decisions):
-        torch.testing.assert_close(mixture[decision.name], points[0][i] * points[1][i])
+        share = mixture[decision.name]
+        assert torch.equal(share.share, points[0][i]) and torch.equal(share.weight, points[1][i])
     torch.testing.assert_close(supernet(x), supernet.mix(x, mixture))
     assert [len(s) for s in supernet.strengths()] == [5] * 6
-    np.testing.assert_allclose(supernet.strengths()[4], mixture["1->3"].detach(), rtol=1e-5)
+    share = mixture["1->3"]
+    np.testing.assert_allclose(supernet.strengths()[4], (share.share * share.weight).detach(), rtol=1e-5)
+
+
+def test_an_edges_weight_multiplies_the_channels_that_bypass_its_operations_too():
+    """PC-DARTS, equation 3: the whole of what an edge gives is weighed, f_PC(x) * β."""
+    mixed = next(edged(parts=2).train().mixed())
+    x, weights = torch.randn(2, 4, 6, 6), torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15])
+    mixture = mixed._mixture
+    mixture[mixed.decision] = weights
+    plain = mixed(x)
+    mixture[mixed.decision] = Weighed(weights, torch.tensor(0.5))
+    torch.testing.assert_close(mixed(x), 0.5 * plain)
+    half = sum(w * op(x[:, :2]) for w, op in zip(weights, mixed.ops, strict=True))
+    by_hand = torch.stack([half, x[:, 2:]], dim=2).flatten(1, 2)
+    torch.testing.assert_close(plain, by_hand)
 
 
 def test_betas_choose_among_edges_when_discretising():

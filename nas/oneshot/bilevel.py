@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.loop import Batches, Loop, one_pass, policy_of, precision, to_layout
+from nas.loop import Batches, Loop, exact, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept
@@ -25,6 +25,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.mixed import Share
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
+from nas.recipe import Precision
 from nas.seeding import derive, torch_rng
 from nas.task import Task
 
@@ -33,10 +34,13 @@ class BilevelLoop:
     """A search that can be advanced one step at a time, and saved and restored between any two steps.
 
     alphas_move: whether the coming steps move the alphas, or only the weights.
+    over: whether the search proper is over and this is the training after it.
     """
 
-    def __init__(self, supernet: Supernet, task: Task, method: Method, *, seed: int) -> None:
-        self.supernet, self.task, self.method, self.seed = supernet, task, method, seed
+    def __init__(
+        self, supernet: Supernet, task: Task, method: Method, *, seed: int, over: bool = False
+    ) -> None:
+        self.supernet, self.task, self.method, self.seed, self.over = supernet, task, method, seed, over
         self.alphas_move = method.learns_alphas
         self.loop = Loop(
             supernet.network,
@@ -57,8 +61,8 @@ class BilevelLoop:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that are done, in [0, 1]."""
-        return self.loop.step / self.loop.steps
+        """Share of the search that is done, in [0, 1]."""
+        return 1.0 if self.over else self.loop.step / self.loop.steps
 
     @property
     def frozen(self) -> int:
@@ -77,38 +81,34 @@ class BilevelLoop:
         self._matching.clear()
 
     def alpha_gradient(self) -> list[Tensor]:
-        """The gradient of the alphas' loss, by the method's order.
+        """The gradient of the alphas' loss, by the method's order, and of the regularisers.
 
-        It is with respect to the alphas and betas, or to the mixture weights where those are what moves.
+        The former is with respect to the alphas and betas, or to the mixture weights where those are what
+        moves; the latter always to the alphas.
+        """
+        found = self._loss_gradient()
+        if not self.method.regularizers:
+            return found
+        added = gradients(self.penalty(), self.supernet.architecture())
+        return [gradient + more for gradient, more in zip(found, added, strict=True)]
+
+    def penalty(self) -> Tensor:
+        """The regularisers at the coming step's alphas and mixture."""
+        torch.manual_seed(self._alpha_seed)
+        alphas, mixed = self.supernet.logits(), self.supernet.points()[: len(self.supernet.alphas)]
+        terms = [regularizer(alphas, mixed, self.progress) for regularizer in self.method.regularizers]
+        return torch.stack(terms).sum()
+
+    def validation_loss(self, wanted: Precision | None = None) -> Tensor:
+        """The cross-entropy on the coming step's validation batch.
+
+        wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
-        with self._targets() as targets:
-            if self.method.order == 2:
-                return self._second_order(targets)
-            loss = self.validation_loss()
-            if self._freezer is None:
-                return gradients(loss, targets)
-            weights: list[Tensor] = list(self.loop.parameters.values())
-            found = gradients(loss, [*targets, *weights])
-            self._matching = dict(zip(weights, found[len(targets) :], strict=True))
-            return found[: len(targets)]
-
-    def validation_loss(self) -> Tensor:
-        """The alphas' loss on the coming step's validation batch: cross-entropy and the regularisers."""
-        torch.manual_seed(self._alpha_seed)
         x, y, _ = self._validation.at(self.loop.step)
-        points = self._current()
-        with precision(x.device, self.method.weights.precision):
-            logits = self.supernet.mix(to_layout(x), self._mixture(points))
-        loss = F.cross_entropy(logits.float(), y)
-        if not self.method.regularizers:
-            return loss
-        mixed = points[: len(self.supernet.alphas)]
-        # On the simplex the alphas are the logarithms of the mixture, which is what the gradient is taken of.
-        on_simplex = self.method.update.on_simplex
-        alphas = [point.log() for point in mixed] if on_simplex else self.supernet.logits()
-        terms = [regularizer(alphas, mixed, self.progress) for regularizer in self.method.regularizers]
-        return loss + torch.stack(terms).sum()
+        with precision(x.device, wanted or self.method.weights.precision):
+            logits = self.supernet.mix(to_layout(x), self._mixture(self._current()))
+        return F.cross_entropy(logits.float(), y)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, beside the settings and the step."""
@@ -131,6 +131,12 @@ class BilevelLoop:
         if self._freezer is not None:
             self._freezer.restore(state["freezer"])
 
+    def take_over(self, old: BilevelLoop) -> None:
+        """Goes on with what a search has learned of its weights: their decay, and which are frozen."""
+        self.loop.weight_decay = old.loop.weight_decay
+        if self._freezer is not None and old._freezer is not None:
+            self._freezer.restore(old._freezer.state())
+
     @property
     def _alpha_seed(self) -> int:
         return derive(self.seed, "alpha step", self.loop.step)
@@ -152,6 +158,19 @@ class BilevelLoop:
             self._freezer.hold()
         return loss
 
+    def _loss_gradient(self) -> list[Tensor]:
+        torch.manual_seed(self._alpha_seed)
+        with self._targets() as targets:
+            if self.method.order == 2:
+                return self._second_order(targets)
+            loss = self.validation_loss()
+            if self._freezer is None:
+                return gradients(loss, targets)
+            weights: list[Tensor] = list(self.loop.parameters.values())
+            found = gradients(loss, [*targets, *weights])
+            self._matching = dict(zip(weights, found[len(targets) :], strict=True))
+            return found[: len(targets)]
+
     @contextmanager
     def _targets(self) -> Iterator[Sequence[Tensor]]:
         """What the alphas' gradient is taken of: themselves, or the points of the simplex they stand for."""
@@ -169,6 +188,7 @@ class BilevelLoop:
         if self.method.perturbation is None:
             return None
         count = len(self.supernet.alphas)
+        torch.manual_seed(derive(self.seed, "perturbed points", self.loop.step))
         with torch.no_grad():
             points = self.supernet.points()
         mixed, edges = points[:count], points[count:]
@@ -190,16 +210,17 @@ class BilevelLoop:
         w' = w - ξ (momentum buffer + ∇w L_train + weight decay), with ξ the current learning rate, as in the
         released code; the product is a central difference of ∇α L_train at w ± ε ∇w' L_val, with
         ε = 0.01 / ‖∇w' L_val‖ (footnote 2). Four passes one after the other: at no time are there more
-        activations than at first order; beside them two copies of the weights.
+        activations than at first order; beside them two copies of the weights. In float32 whatever the
+        recipe says, since the difference of the last two passes is smaller than what bfloat16 rounds off.
         """
         weights: list[Tensor] = list(self.loop.parameters.values())
         rate = self.loop.next_lr
-        with kept(self.supernet.network.buffers()), kept(weights) as back:
-            step = self.loop.descent(gradients(self.loop.loss(), weights))
+        with exact(), kept(self.supernet.network.buffers()), kept(weights) as back:
+            step = self.loop.descent(gradients(self.loop.loss("float32"), weights))
             with torch.no_grad():
                 torch._foreach_sub_(weights, [*step], alpha=rate)
             del step
-            found = gradients(self.validation_loss(), [*targets, *weights])
+            found = gradients(self.validation_loss("float32"), [*targets, *weights])
             direct, vector = found[: len(targets)], found[len(targets) :]
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
@@ -208,7 +229,7 @@ class BilevelLoop:
                 back()
                 with torch.no_grad():
                     torch._foreach_add_(weights, vector, alpha=side)
-                sides.append(gradients(self.loop.loss(), targets))
+                sides.append(gradients(self.loop.loss("float32"), targets))
         product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]
 

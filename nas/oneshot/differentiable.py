@@ -2,73 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
-from nas.oneshot.health import Examiner, Health
-from nas.oneshot.identities import capped, keeps_cap
+from nas.oneshot.choosing import by_alphas
+from nas.oneshot.health import Examiner, Health, images_at_once, preferred_accuracy
+from nas.oneshot.identities import barred, keeps_cap
 from nas.oneshot.method import Method
-from nas.oneshot.paths import accuracies
+from nas.oneshot.record import Epoch, Outcome, Strengths, lasting
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
 from nas.oneshot.stages import Stage, ends
 from nas.oneshot.supernet import Supernet
+from nas.oneshot.watch import Watch
 from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
 from nas.train import evaluate, memory_errors
 from nas.types import Genotype
-
-
-@dataclass(frozen=True, eq=False)
-class Epoch:
-    """The search after one more epoch.
-
-    epoch: counted from 1 to `epochs`; a search that goes back counts the same ones again.
-    genotype: what the alphas prefer now.
-    strengths: `[O]` for each decision, how much each option is preferred, in [0, 1].
-    train_loss: mean of the weights' loss over the epoch.
-    val_acc: accuracy of the whole mixture on the validation split, in [0, 1]; where one option runs at a
-      time, that of the preferred architecture.
-    seconds: time spent on training, looking and selecting not included.
-    health: see there.
-    events: what happened at its end, in words.
-    """
-
-    epoch: int
-    epochs: int
-    genotype: Genotype
-    strengths: tuple[NDArray[np.float64], ...]
-    train_loss: float
-    val_acc: float
-    seconds: float
-    health: Health = field(default_factory=Health)
-    events: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a search ends with.
-
-    selected: architectures in the order in which they are preferred: by the method's selection, by the alphas
-      where that is another one, and those preferred after earlier epochs, the latest first; each once.
-    supernet: as it is at the end.
-    """
-
-    epochs: Sequence[Epoch]
-    selected: Sequence[Genotype]
-    supernet: Supernet
 
 
 def search(
@@ -109,8 +67,8 @@ class _Search:
     """All stages of a search and the selection after them, with the record of the epochs, as a `Resumable`.
 
     done: epochs done on the way to the end, without those that were gone back on.
-    preferred: what the alphas chose at their end. healthy: what they preferred where the search last went
-      back to.
+    preferred: what the alphas chose at their end, strengths: as they were then. healthy: what they preferred
+      where the search last went back to.
     stage: the number of the present one; the selection's training comes after the last.
     """
 
@@ -133,14 +91,14 @@ class _Search:
             self.tuning = max(1, round(method.selection.tune * method.weights.epochs))
         self.epochs: list[Epoch] = []
         self.preferred: Genotype = ()
+        self.strengths: Strengths = ()
         self.healthy: Genotype = ()
         self.ended = False
         self.done = self.stage = 0
         self._before = 0
         self._examiner = Examiner()
-        self._eigenvalues: list[float] = []
-        self._snapshots: dict[int, Any] = {}
-        self.loop = self._first_loop()
+        self._watch = Watch(method.guards) if method.guards is not None else None
+        self.loop = self._loop_of_stage()
         if prepare is not None:
             prepare(self.supernet)
         self._settings = {**self.loop.loop.settings(), "method": method.describe()}
@@ -183,11 +141,12 @@ class _Search:
             health=health,
         )
         spent = seconds + sum(e.seconds for e in self.epochs)
-        events = self._guard(health) or self._go_on()
+        back, events = self._guard(health)
+        if back is None:
+            events = self._go_on()
         if self.budget_s is not None and spent >= self.budget_s and not self.ended:
-            self._end()
-            events = [*events, "the budget is spent"]
-        self.epochs.append(dataclasses.replace(epoch, events=tuple(events)))
+            events = [*events, "the budget is spent", *self._end_early()]
+        self.epochs.append(dataclasses.replace(epoch, events=tuple(events), back=back))
         self._begin_epoch()
         return tuple(self.epochs)
 
@@ -200,22 +159,23 @@ class _Search:
             "before": self._before,
             "ended": self.ended,
             "preferred": list(self.preferred),
+            "strengths": [torch.from_numpy(row) for row in self.strengths],
             "healthy": list(self.healthy),
-            "eigenvalues": list(self._eigenvalues),
             "direction": list(self._examiner.direction),
-            "snapshots": dict(self._snapshots),
-            "epochs": [_packed(epoch) for epoch in self.epochs],
+            "watch": self._watch.state() if self._watch is not None else {},
+            "epochs": [epoch.packed() for epoch in self.epochs],
         }
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the state has both parts
         self.stage, self.done, self._before = state["stage"], state["done"], state["before"]
         self.ended, self.preferred = state["ended"], tuple(state["preferred"])
+        self.strengths = tuple(row.numpy() for row in state["strengths"])
         self.healthy = tuple(state["healthy"])
-        self._eigenvalues = list(state["eigenvalues"])
         device = self.task.train.x.device
         self._examiner.direction = [tensor.to(device) for tensor in state["direction"]]
-        self._snapshots = dict(state["snapshots"])
-        self.epochs = [_unpacked(record) for record in state["epochs"]]
+        if self._watch is not None:
+            self._watch.restore(state["watch"])
+        self.epochs = [Epoch.unpacked(record) for record in state["epochs"]]
         self.loop = self._loop_of_stage()
         self.loop.restore(state["loop_step"], state["search"])
         self._begin_epoch()
@@ -250,60 +210,57 @@ class _Search:
 
     def _validate(self, genotype: Genotype) -> float:
         if self.supernet.relaxation.one_at_a_time:
-            seed = derive(self.seed, "validate", self.done)
-            return accuracies(self.supernet, [genotype], self.task, seed=seed)[0]
-        return evaluate(self.supernet, self.task, self.task.val)[1]
+            return preferred_accuracy(self.loop, genotype, derive(self.seed, "validate", self.done))
+        return evaluate(self.supernet, self.task, self.task.val, batch=images_at_once(self.loop))[1]
 
-    def _guard(self, health: Health) -> list[str]:
-        """Goes back when the curvature has grown too much; says so, or nothing."""
+    def _guard(self, health: Health) -> tuple[int | None, list[str]]:
+        """Goes back when the curvature has grown too much: to which epoch, and what is done about it."""
         guards, stage = self.method.guards, self._in_stage
-        if guards is None or stage is None or not self.loop.alphas_move:
-            return []
-        self._eigenvalues.append(abs(health.eigenvalue))
-        self._snapshots[self.done] = copy.deepcopy((self.loop.loop.step, self.loop.state()))
+        if guards is None or self._watch is None or stage is None or not self.loop.alphas_move:
+            return None, []
         length = stage.epochs if self.method.staging.fresh else self.ends[-1]
-        alarm = guards.alarm(self._eigenvalues, length)
-        if alarm is None or self.done - alarm.back not in self._snapshots:
-            oldest = self.done - 2 * max(3, round(guards.delay * length))
-            self._snapshots = {at: kept for at, kept in self._snapshots.items() if at > oldest}
-            return []
+        found = self._watch.look(
+            self.done, length, abs(health.eigenvalue), lambda: (self.loop.loop.step, self.loop.state())
+        )
+        if found is None:
+            return None, []
+        alarm, (step, state) = found
+        back = self.done = self.done - alarm.back
         decay = self.loop.loop.weight_decay
-        stronger = guards.stronger(decay)
-        self.done -= alarm.back
-        step, state = self._snapshots[self.done]
-        self.loop.restore(step, copy.deepcopy(state))
+        self.loop.restore(step, state)
         before = self.supernet.genotype()
         if keeps_cap(self.space, before, guards.skip_cap):
             self.healthy = before
-        self._eigenvalues = []  # what was measured under less weight decay says nothing about what comes
-        self._snapshots = {at: kept for at, kept in self._snapshots.items() if at <= self.done}
-        what = f"the eigenvalue grew by {alarm.ratio:.2f}: back to epoch {self.done}"
-        if stronger is None:
-            self._end()
-            return [f"{what}, where the search ends"]
-        self.loop.loop.weight_decay = stronger
-        return [f"{what}, weight decay {decay:.2g} -> {stronger:.2g}"]
+        what = f"the eigenvalue grew by {alarm.ratio:.2f}: back to epoch {back}"
+        stronger = guards.stronger(decay)
+        if stronger is not None:
+            self.loop.loop.weight_decay = stronger
+            return back, [f"{what}, weight decay {decay:.2g} -> {stronger:.2g}"]
+        left_out = self.ends[self.stage] - self.done
+        self.loop.loop.step += left_out * self.loop.loop.steps_per_epoch
+        self.done += left_out
+        return back, [f"{what}, where the stage ends", *self._go_on()]
 
     def _go_on(self) -> list[str]:
         """Enters the next stage, selects, or ends, where it is time."""
         if self._in_stage is None:
             tuned = self.done - self.ends[-1]
             events = self._select(tuned)
-            if tuned == self.tuning:
-                self._end()
+            self.ended = tuned == self.tuning
             return events
         if self.done < self.ends[self.stage]:
             return []
         if self.stage + 1 < len(self.stages):
             return self._next_stage()
-        self.preferred = self._by_alphas()
+        self._choose()
         if self.method.selection is None:
-            self._end()
+            self.ended = True
             return []
         self.stage += 1
         old = self.loop
         self._before += old.loop.step
         self.loop = self._loop_of_stage(old.supernet)
+        self.loop.take_over(old)
         return self._select(0)
 
     def _next_stage(self) -> list[str]:
@@ -316,53 +273,58 @@ class _Search:
         alive = self.supernet.alive
         if self.method.staging.fresh:
             self._before += old.loop.step
-            self._eigenvalues, self._examiner.direction = [], []
+            self._examiner.direction = []
             self.loop = self._loop_of_stage()
+            self.loop.loop.weight_decay = old.loop.weight_decay
             self.supernet.keep(alive)
         elif now is not None and stage.parts != now.parts:
             self.loop = self._loop_of_stage()
+            self.loop.take_over(old)
             inherit(self.supernet, old.supernet)
             self.loop.loop.step = old.loop.step
-        self._snapshots = {}
+        if self._watch is not None:
+            self._watch.forget()
         return [f"stage {self.stage + 1} of {len(self.stages)}: {text}" for text in events]
 
     def _select(self, tuned: int) -> list[str]:
         """Fixes the decisions whose turn it is after so many epochs of tuning."""
-        settings = self.method.selection
-        assert settings is not None
-        order, decisions = selection.order(self.supernet, self.seed), self.space.decisions
-        due = [d for i, d in enumerate(order) if i * self.tuning // len(order) == tuned]
-        chosen = [(d, selection.select(self.supernet, self.task, settings, d)) for d in due]
-        return [f"{decisions[d].name} is {decisions[d].options[option]}" for d, option in chosen]
+        order = selection.order(self.supernet, self.seed)
+        return self._fix([d for i, d in enumerate(order) if i * self.tuning // len(order) == tuned])
 
-    def _end(self) -> None:
+    def _fix(self, due: Sequence[int]) -> list[str]:
+        """Fixes decisions, one after the other, by what removing an option costs; says to what."""
+        settings, guards, events = self.method.selection, self.method.guards, []
+        assert settings is not None
+        for i in due:
+            banned = barred(self.space, self.supernet.alive, i, guards.skip_cap) if guards is not None else ()
+            option = selection.select(self.supernet, self.task, settings, i, barred=banned)
+            decision = self.space.decisions[i]
+            events.append(f"{decision.name} is {decision.options[option]}")
+        return events
+
+    def _end_early(self) -> list[str]:
+        """Chooses at once what the rest of the search would have chosen bit by bit."""
         self.ended = True
         if not self.preferred:
-            self.preferred = self._by_alphas()
+            if self.method.staging.by == "fisher":
+                record_fisher(self.supernet, self.task)
+            self._choose()
+        if self.method.selection is None:
+            return []
+        order, alive = selection.order(self.supernet, self.seed), self.supernet.alive
+        return self._fix([i for i in order if len(alive[i]) > 1])
 
-    def _by_alphas(self) -> Genotype:
-        """What the alphas prefer, if it has not too many identities.
-
-        Else, by accuracy on the shared weights, what they preferred before the last alarm, or what they
-        prefer now with the best operations in place of identities.
-        """
-        guards, strengths = self.method.guards, self.supernet.strengths()
-        if guards is None:
-            return self.space.nearest(strengths)
-        now = self.space.nearest(strengths)
-        if keeps_cap(self.space, now, guards.skip_cap):
-            return now
-
-        def judge(genotypes: Sequence[Genotype]) -> list[float]:
-            seed = derive(self.seed, "cap", self.done)
-            return accuracies(self.supernet, genotypes, self.task, seed=seed)
-
-        choices = [
-            capped(self.space, strengths, guards.skip_cap, judge),
-            *([self.healthy] if self.healthy else []),
-        ]
-        worth = judge(choices)
-        return choices[worth.index(max(worth))]
+    def _choose(self) -> None:
+        """Lets the alphas choose."""
+        self.preferred = by_alphas(
+            self.supernet,
+            self.task,
+            self.method.guards,
+            healthy=self.healthy,
+            seed=derive(self.seed, "cap", self.done),
+            images=images_at_once(self.loop),
+        )
+        self.strengths = tuple(self.supernet.strengths())
 
     def outcome(self) -> Outcome:
         """The end of the search; asked when there are no more steps."""
@@ -371,13 +333,10 @@ class _Search:
         if settings is not None and all(len(options) == 1 for options in self.supernet.alive):
             scored = selection.connections(self.supernet, self.task, settings)
             selected.append(self.space.nearest(scored))
-        selected += [self.preferred or self._by_alphas(), *(e.genotype for e in reversed(self.epochs))]
-        return Outcome(tuple(self.epochs), list(dict.fromkeys(selected)), self.supernet)
+        selected += [self.preferred, *(e.genotype for e in reversed(lasting(self.epochs)))]
+        return Outcome(tuple(self.epochs), list(dict.fromkeys(selected)), self.strengths, self.supernet)
 
     # -- loops -----------------------------------------------------------------------------------------
-
-    def _first_loop(self) -> BilevelLoop:
-        return self._loop_of_stage()
 
     def _loop_of_stage(self, supernet: Supernet | None = None) -> BilevelLoop:
         """The loop of the present stage with a fresh supernet, or with a given one."""
@@ -402,6 +361,7 @@ class _Search:
             seed=derive(
                 self.seed, "stage", self.stage if method.staging.fresh or self._in_stage is None else 0
             ),
+            over=self._in_stage is None,
         )
 
     def _supernet(self, stage: Stage) -> Supernet:
@@ -413,24 +373,3 @@ class _Search:
                 edge_norm=self.method.edge_norm,
             )
         return supernet.to(self.task.train.x.device)
-
-
-def _packed(epoch: Epoch) -> dict[str, Any]:
-    """An epoch as plain values and tensors."""
-    return {
-        **vars(epoch),
-        "genotype": list(epoch.genotype),
-        "strengths": [torch.from_numpy(row) for row in epoch.strengths],
-        "health": dataclasses.asdict(epoch.health),
-        "events": list(epoch.events),
-    }
-
-
-def _unpacked(record: Mapping[str, Any]) -> Epoch:
-    changed = {
-        "genotype": tuple(record["genotype"]),
-        "strengths": tuple(row.numpy() for row in record["strengths"]),
-        "health": Health(**record["health"]),
-        "events": tuple(record["events"]),
-    }
-    return Epoch(**{**record, **changed})

@@ -22,8 +22,8 @@ class Guards:
       many must have been measured since the alphas began to move or the search went back. As shares of the
       epochs, at least three (RobustDARTS: 5, 4 and 10 of 50).
     decay_factor, decay_max: having gone back, the search goes on with so much more weight decay, up to a
-      largest one, after which it ends (RobustDARTS' adaptive variant: 3, 2.43e-2; here 8.1e-3, beyond which
-      its published searches got worse).
+      largest one, after which the stage ends where it went back to (RobustDARTS' adaptive variant: 3,
+      2.43e-2; here 8.1e-3, beyond which its published searches got worse).
     skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2).
     """
 
@@ -53,7 +53,7 @@ class Guards:
 
         epochs: of the whole search; the shares refer to it.
         """
-        window, delay, start = (max(3, round(s * epochs)) for s in (self.window, self.delay, self.start))
+        window, delay, start = (_epochs(s, epochs) for s in (self.window, self.delay, self.start))
         now = len(eigenvalues)
         if now < max(start, delay + 1):
             return None
@@ -62,6 +62,10 @@ class Guards:
         if not early > 0 or late / early <= self.ratio:
             return None
         return Alarm(back=delay, ratio=late / early)
+
+    def reach(self, epochs: int) -> int:
+        """By how many epochs an alarm goes back."""
+        return _epochs(self.delay, epochs)
 
     def stronger(self, weight_decay: float) -> float | None:
         """The next weight decay; None when it is as strong as it may get."""
@@ -75,3 +79,7 @@ class Alarm:
 
     back: int
     ratio: float
+
+
+def _epochs(share: float, epochs: int) -> int:
+    return max(3, round(share * epochs))

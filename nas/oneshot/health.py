@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.loop import is_half, precision, to_layout
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.method import Method
 from nas.oneshot.paths import accuracies
 from nas.seeding import derive, torch_rng
 from nas.task import Split
@@ -29,11 +31,12 @@ class Health:
     entropy: mean entropy of the decisions' strengths over that of a uniform choice, in [0, 1]; 1 is
       undecided.
     eigenvalue: largest in magnitude of the Hessian of the validation loss with respect to the alphas, on one
-      batch that is the same after every epoch (Zela et al., ICLR 2020, RobustDARTS, §4, draw another one each
-      time); NaN where the alphas are not learned.
-    matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1].
+      batch that is the same after every epoch; NaN where the alphas are not learned. Deviation: Zela et al.
+      (ICLR 2020, RobustDARTS, §4) draw another batch each time, and this one has `curvature_images` only.
+    matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1]; of
+      the preferred architecture's, where one option runs at a time.
     gap: accuracy of the supernet minus that of the preferred architecture on its weights, both on the
-      validation split; what discretisation costs.
+      validation split; what discretisation costs. NaN where one option runs at a time.
     changes: decisions that are other than an epoch before.
     """
 
@@ -64,26 +67,29 @@ class Examiner:
         self, loop: BilevelLoop, genotype: Genotype, before: Genotype | None, val_acc: float
     ) -> Health:
         """One epoch's health. val_acc: of the supernet, on the validation split."""
-        supernet, task = loop.supernet, loop.task
+        supernet = loop.supernet
         epoch = loop.loop.step // loop.loop.steps_per_epoch
         seed = derive(loop.seed, "health", epoch)
-        alone = accuracies(supernet, [genotype], task, seed=seed)[0]
+        sampled = supernet.relaxation.one_at_a_time
+        gap = math.nan if sampled else val_acc - preferred_accuracy(loop, genotype, seed)
         eigenvalue = math.nan
         if loop.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
-            eigenvalue = self._eigenvalue(loop)
+            eigenvalue = self.eigenvalue(loop)
         return Health(
             skip_shares=skip_shares(supernet.space, genotype),
-            entropy=entropy(supernet.expected()[: len(supernet.alphas)]),
+            entropy=entropy(supernet.preferences()),
             eigenvalue=eigenvalue,
-            matching=matching(loop, seed),
-            gap=val_acc - alone,
+            matching=matching(loop, seed, genotype if sampled else None),
+            gap=gap,
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
         )
 
-    def _eigenvalue(self, loop: BilevelLoop) -> float:
+    def eigenvalue(self, loop: BilevelLoop, *, images: int = 0) -> float:
+        """The present one; remembers its direction. images: `curvature_images` unless given."""
         supernet = loop.supernet
         seed = derive(loop.seed, "eigenvalue")
-        x, y = _batch(loop, loop.task.val, seed)
+        wanted = images or curvature_images(loop.method, loop.loop.batch, loop.loop.device)
+        x, y = _batch(loop, loop.task.val, seed, wanted)
         with kept(supernet.network.buffers()), in_training(supernet):
             logits = supernet.mix(x, supernet.mixture(supernet.expected(), whole=True))
             loss = F.cross_entropy(logits.float(), y)
@@ -91,6 +97,16 @@ class Examiner:
                 loss, list(supernet.alphas), start=self.direction, iterations=self.iterations, seed=seed
             )
         return value
+
+
+def curvature_images(method: Method, batch: int, device: torch.device) -> int:
+    """How many images the eigenvalue is taken of, so that it needs about the memory of a step.
+
+    All options are differentiated twice, in float32 and without recomputing anything.
+    """
+    half = 2 if is_half(device, method.weights.precision) else 1
+    again = 2 if method.checkpointing else 1
+    return max(4, batch // (2 * half * again * (4 if method.relaxation.one_at_a_time else 1)))
 
 
 def dominant_eigenvalue(
@@ -108,7 +124,7 @@ def dominant_eigenvalue(
     counts (Lanczos 1950, with full orthogonalisation), which tells a positive from a negative eigenvalue of
     similar size, too.
     """
-    gradient = flat(torch.autograd.grad(loss, parameters, create_graph=True))
+    gradient = flat(gradients(loss, parameters, create_graph=True))
     size = len(gradient)
     vector = flat(start) if start else torch.randn(size, generator=torch_rng(seed, "power"))
     vector = vector.to(gradient)
@@ -139,25 +155,43 @@ def entropy(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def matching(loop: BilevelLoop, seed: int) -> float:
-    """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1]."""
-    ours, theirs = (_gradient(loop, split, seed) for split in (loop.task.train, loop.task.val))
+def images_at_once(loop: BilevelLoop) -> int:
+    """How many images pass together where nothing is learned, so that it needs about a step's memory."""
+    return min(1024, 8 * loop.loop.batch)
+
+
+def preferred_accuracy(loop: BilevelLoop, genotype: Genotype, seed: int) -> float:
+    """Validation accuracy in [0, 1] of one architecture on the shared weights."""
+    images = images_at_once(loop)
+    return accuracies(
+        loop.supernet, [genotype], loop.task, calibration=images // 2, seed=seed, images=images
+    )[0]
+
+
+def matching(loop: BilevelLoop, seed: int, genotype: Genotype | None = None) -> float:
+    """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1].
+
+    genotype: the architecture whose loss it is; the whole mixture's unless given.
+    """
+    ours, theirs = (_gradient(loop, split, seed, genotype) for split in (loop.task.train, loop.task.val))
     norms = ours.norm() * theirs.norm()
     return float(ours @ theirs / norms) if norms > 0 else 0.0
 
 
-def _gradient(loop: BilevelLoop, split: Split, seed: int) -> Tensor:
+def _gradient(loop: BilevelLoop, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
     supernet, weights = loop.supernet, list(loop.loop.parameters.values())
-    x, y = _batch(loop, split, seed)
+    x, y = _batch(loop, split, seed, loop.loop.batch)
     with kept(supernet.network.buffers()), in_training(supernet):
         with torch.no_grad():
-            mixture = supernet.mixture(supernet.expected(), whole=True)
-        loss = F.cross_entropy(supernet.mix(x, mixture).float(), y)
-        return flat(gradients(loss, weights))
+            whole = supernet.mixture(supernet.expected(), whole=True)
+        mixture = whole if genotype is None else supernet.path(genotype)
+        with precision(x.device, loop.method.weights.precision):
+            logits = supernet.mix(to_layout(x), mixture)
+        return flat(gradients(F.cross_entropy(logits.float(), y), weights))
 
 
-def _batch(loop: BilevelLoop, split: Split, seed: int) -> tuple[Tensor, Tensor]:
+def _batch(loop: BilevelLoop, split: Split, seed: int, size: int) -> tuple[Tensor, Tensor]:
     """A batch of plain images, drawn by the seed."""
-    order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[: loop.loop.batch]
+    order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[:size]
     index = order.to(split.x.device)
     return loop.task.normalise(split.x[index]), split.y[index]

@@ -82,6 +82,20 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
         scores[weakest] = rows[worth.index(max(worth))]
 
 
+def barred(space: Space, alive: Sequence[Sequence[int]], decision: int, cap: int) -> tuple[int, ...]:
+    """The identities that a decision must not be fixed to, as its kind of cell has `cap` of them already.
+
+    alive: the options of each decision; what has only one is fixed. At least one decision of a kind is left
+      for something else.
+    """
+    roles = _roles(space)
+    kind = next(kept for kept in members(space).values() if decision in kept)
+    fixed = [roles[i][alive[i][0]] for i in kind if i != decision and len(alive[i]) == 1]
+    if fixed.count("identity") < min(cap, len(kind) - 1):
+        return ()
+    return tuple(o for o in alive[decision] if roles[decision][o] == "identity")
+
+
 def _surplus(space: Space, genotype: Genotype, cap: int) -> list[int]:
     """All identities of the kinds of cell that have more than `cap` of them, or nothing else."""
     roles, kinds, found = _roles(space), members(space), []

@@ -1,14 +1,17 @@
-"""What is changed for a while and then put back as it was: tensors, and the mode of a network."""
+"""What is changed for a while and then put back as it was: tensors, the mode of a network, a state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.cell import Cell
+from nas.oneshot.mixed import MixedOp
 
 
 @contextmanager
@@ -30,16 +33,42 @@ def kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def in_training(network: nn.Module) -> Iterator[None]:
-    """Runs a block with batch-norm on batch statistics, without drop-path."""
+    """Runs a block with batch-norm on batch statistics, without drop-path or dropout on identities.
+
+    Batch-norm records none of these statistics: a graph that is to be differentiated twice must not see them
+    change.
+    """
     before = {module: module.training for module in network.modules()}
     rates = {cell: cell.drop_path for cell in network.modules() if isinstance(cell, Cell)}
+    skips = {op: op.skip_dropout for op in network.modules() if isinstance(op, MixedOp)}
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    recording = [norm.track_running_stats for norm in norms]
     network.train()
+    for norm in norms:
+        norm.track_running_stats = False
     for cell in rates:
         cell.drop_path = 0.0
+    for op in skips:
+        op.skip_dropout = 0.0
     try:
         yield
     finally:
         for module, mode in before.items():
             module.training = mode
+        for norm, records in zip(norms, recording, strict=True):
+            norm.track_running_stats = records
         for cell, rate in rates.items():
             cell.drop_path = rate
+        for op, share in skips.items():
+            op.skip_dropout = share
+
+
+def copied(state: Any) -> Any:  # noqa: ANN401 - whatever a state is made of
+    """A copy of a state, its tensors on the CPU; of dicts, lists, tuples, tensors and plain values."""
+    if isinstance(state, Tensor):
+        return torch.empty_like(state, device="cpu").copy_(state.detach())
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.health import Examiner, curvature_images
 from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.stages import Whole
@@ -19,7 +22,7 @@ from nas.space import Space
 from nas.task import Task
 
 PROBES = (16, 32)
-"""Batches of the two probes; from here on memory is a straight line in the batch."""
+"""Images of the two probes; memory is a straight line in them."""
 LEAST_BATCH = 16
 
 
@@ -38,11 +41,10 @@ class Change:
 
     def of(self, method: Method) -> Method:
         """The changed method; the weights' learning rate follows the batch (Goyal et al. 2017)."""
-        share = min(1.0, self.batch / method.weights.batch)
-        lr = method.weights.lr * share
+        lr = method.weights.lr * self.batch / method.weights.batch
         weights = dataclasses.replace(
             method.weights,
-            batch=min(self.batch, method.weights.batch),
+            batch=self.batch,
             lr=lr,
             lr_min=min(lr, method.weights.lr_min),
             precision=self.precision,
@@ -85,20 +87,23 @@ def fit(space: Space, task: Task, method: Method, budget: int) -> Fit:
     In this order, each on top of the one before: a smaller batch (half, then a quarter, at least 16 images),
     bfloat16, checkpointing of cells, 1/2 and then 1/4 of the channels, one operation at a time.
 
+    The eigenvalue that is taken after each epoch (`nas.oneshot.health`) has to fit, too.
+
     Raises:
         ConfigError: when nothing fits, with what the least demanding variant needs.
     """
     least: int | None = None
     for variant in _variants(method):
         try:
-            line = _Line.probed(space, task, variant.of(method))
+            needs = Needs.probed(space, task, variant.of(method))
         except SpaceError:  # channels that cannot be divided, candidates that cannot be narrowed
             continue
         for batch in _batches(method.weights.batch, len(task.train)):
-            needed = line.bytes(batch)
+            needed = needs.bytes(batch)
             least = needed if least is None else min(least, needed)
             if needed <= budget:
-                return Fit(dataclasses.replace(variant, batch=batch), needed)
+                reduced = batch < min(method.weights.batch, len(task.train))
+                return Fit(dataclasses.replace(variant, batch=batch if reduced else variant.batch), needed)
     raise ConfigError(
         f"memory: a step of {method.name} needs at least {gib(least or 0)}, the budget is {gib(budget)}; "
         "raise it, or make the space narrower or shallower"
@@ -111,24 +116,43 @@ def gib(size: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """Bytes of a step as a straight line in the batch."""
+class Needs:
+    """Bytes of a search by a method: of its steps, and of the eigenvalues between them."""
 
+    step: _Line
+    eigenvalue: _Line
+    method: Method
+    device: torch.device
+
+    @classmethod
+    def probed(cls, space: Space, task: Task, method: Method) -> Needs:
+        """Measured on steps and eigenvalues of few images."""
+        low, high = (_probe(space, task, method, images) for images in PROBES)
+        steps, eigenvalues = zip(low, high, strict=True)
+        return cls(_Line.through(*steps), _Line.through(*eigenvalues), method, task.train.x.device)
+
+    def bytes(self, batch: int) -> int:
+        """At a batch of so many images."""
+        images = curvature_images(self.method, batch, self.device)
+        return round(max(self.step.at(batch), self.eigenvalue.at(images)))
+
+
+@dataclass(frozen=True)
+class _Line:
     fixed: float
     per_image: float
 
     @classmethod
-    def probed(cls, space: Space, task: Task, method: Method) -> _Line:
-        low, high = (_probe(space, task, method, batch) for batch in PROBES)
+    def through(cls, low: int, high: int) -> _Line:
         per_image = max(0.0, (high - low) / (PROBES[1] - PROBES[0]))
         return cls(max(0.0, low - per_image * PROBES[0]), per_image)
 
-    def bytes(self, batch: int) -> int:
-        return round(self.fixed + self.per_image * batch)
+    def at(self, images: int) -> float:
+        return self.fixed + self.per_image * images
 
 
-def _probe(space: Space, task: Task, method: Method, batch: int) -> int:
-    """Peak bytes of one step that moves alphas and weights."""
+def _probe(space: Space, task: Task, method: Method, batch: int) -> tuple[int, int]:
+    """Peak bytes of one step that moves alphas and weights, and of an eigenvalue, of so many images."""
     weights = dataclasses.replace(method.weights, batch=batch)
     device = task.train.x.device
     stages = method.staging.stages(weights.epochs, max(len(d.options) for d in space.decisions))
@@ -138,12 +162,16 @@ def _probe(space: Space, task: Task, method: Method, batch: int) -> int:
         loop = BilevelLoop(
             supernet.to(device).train(), task, dataclasses.replace(method, weights=weights), seed=0
         )
-        with peak_memory(device) as peak:
+        with peak_memory(device) as step:
             loop.advance()
+        with peak_memory(device) as look:
+            if method.learns_alphas:
+                Examiner(iterations=2).eigenvalue(loop, images=batch)
     kept = sum(t.numel() * t.element_size() for t in (*supernet.parameters(), *supernet.buffers()))
     weights_bytes = sum(p.numel() * p.element_size() for p in supernet.parameters())
     # From the second step on the momentum is there, and the gradients of the step before.
-    return peak.bytes + kept + 2 * weights_bytes
+    fixed = kept + 2 * weights_bytes
+    return step.bytes + fixed, look.bytes + fixed
 
 
 def _variants(method: Method) -> Iterator[Change]:
@@ -158,8 +186,11 @@ def _variants(method: Method) -> Iterator[Change]:
     if isinstance(method.staging, Whole):
         own = method.staging.parts
         yield from (dataclasses.replace(now, parts=parts) for parts in (2, 4) if parts > own)
-    mixes = (
-        not method.relaxation.one_at_a_time and not method.update.on_simplex and method.perturbation is None
+    mixes = not (
+        method.relaxation.one_at_a_time
+        or method.update.on_simplex
+        or method.perturbation is not None
+        or method.freezing is not None
     )
     if mixes and method.learns_alphas:
         yield dataclasses.replace(now, one_at_a_time=True)

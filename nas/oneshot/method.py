@@ -86,6 +86,11 @@ class Method:
             raise ConfigError(
                 f"{self.name}: order is 0, so that the alphas have no loss; remove regularizers and freezing"
             )
+        if self.freezing is not None and (self.order == 2 or self.relaxation.one_at_a_time):
+            raise ConfigError(
+                f"{self.name}: freezing compares the training and validation gradients of all operations at "
+                "the same weights, so it needs order 1 and a relaxation that runs all of them"
+            )
 
     @property
     def learns_alphas(self) -> bool:

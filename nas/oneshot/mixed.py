@@ -36,9 +36,23 @@ class Many:
     options: tuple[int, ...]
 
 
-Share = Tensor | int | Chosen | Many
+Unweighed = Tensor | int | Chosen | Many
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A share whose outcome, with whatever channels bypass it, is multiplied by the weight of its edge.
+
+    weight: a scalar.
+    """
+
+    share: Unweighed
+    weight: Tensor
+
+
+Share = Unweighed | Weighed
 Mixture = Mapping[str, Share]
-"""By decision: mixture weights `[O]` over all options, the index of the one to run, `Chosen` or `Many`."""
+"""By decision: mixture weights `[O]` over all options, the index of the one to run, or one of the above."""
 
 
 class MixedOp(nn.Module):
@@ -47,7 +61,7 @@ class MixedOp(nn.Module):
     ops: the candidates, in the order of the decision's options.
     alive: the options that a mixture of weights `[O]` runs; the others count as having weight 0.
     parts: the candidates see the first 1/parts of the channels, the rest is passed on, and then the channels
-      are shuffled (Xu et al., ICLR 2020, PC-DARTS, §3.1). 1 for all channels.
+      are shuffled (Xu et al., ICLR 2020, PC-DARTS, §3.2). 1 for all channels.
     skip_dropout: probability of zeroing an entry of an identity's output while training
       (Chen et al., ICCV 2019, P-DARTS, §3.3.2).
     """
@@ -69,6 +83,12 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to the weighted sum of the candidates, or to the output of the one chosen."""
         share = self._mixture[self.decision]
+        if isinstance(share, Weighed):
+            return share.weight * self._whole(x, share.share)
+        return self._whole(x, share)
+
+    def _whole(self, x: Tensor, share: Unweighed) -> Tensor:
+        """On all channels, with those that bypass the candidates."""
         if self.parts == 1:
             return self._mixed(x, share)
         size = x.shape[1] // self.parts
@@ -77,7 +97,7 @@ class MixedOp(nn.Module):
             rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
         return shuffled(torch.cat([y, rest], dim=1), self.parts)
 
-    def _mixed(self, x: Tensor, share: Share) -> Tensor:
+    def _mixed(self, x: Tensor, share: Unweighed) -> Tensor:
         if isinstance(share, int):
             return self._run(share, x)
         if isinstance(share, Chosen):

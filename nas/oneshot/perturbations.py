@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nas.errors import ConfigError
+from nas.oneshot.gradients import gradients
 
 Points = Sequence[Tensor]
 """Mixture weights, `[E, O]` for each set of decisions with equally many options."""
@@ -91,13 +92,13 @@ class AdversarialPerturbation(Perturbation):
         ]
         for _ in range(self.steps):
             leaves = [point.requires_grad_() for point in moved]
-            gradients = torch.autograd.grad(loss(leaves), leaves)
+            found = gradients(loss(leaves), leaves)
             moved = [
                 on_simplex(centre + (leaf + step - centre).clamp(-radius, radius), centre)
                 for centre, leaf, step in zip(
                     clean,
                     [leaf.detach() for leaf in leaves],
-                    [2 * radius / self.steps * gradient.sign() for gradient in gradients],
+                    [2 * radius / self.steps * gradient.sign() for gradient in found],
                     strict=True,
                 )
             ]

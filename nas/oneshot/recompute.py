@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -32,9 +33,27 @@ def _recomputing(supernet: Supernet, cell: Cell) -> Callable[..., Tensor]:
                 yield
 
         def contexts() -> tuple[Any, Any]:
-            return nullcontext(), second()
+            return nullcontext(), _Again(second)
 
         out: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
         return out
 
     return run
+
+
+class _Again(AbstractContextManager[None]):
+    """A context that can be entered once for every backward pass through the same graph."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        context = self._make()
+        context.__enter__()
+        self._entered.append(context)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._entered.pop().__exit__(kind, error, trace)

@@ -24,6 +24,11 @@ class Relaxation(ABC):
         """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
         return False
 
+    @property
+    def competes(self) -> bool:
+        """Whether a decision's options compete for its weight, so that one which does nothing can win."""
+        return True
+
     @abstractmethod
     def mix(self, alphas: Tensor, progress: float) -> Tensor:
         """The weights `[E, O]` of one training step; may draw from torch's global stream.
@@ -32,8 +37,12 @@ class Relaxation(ABC):
         """
 
     def strength(self, alphas: Tensor) -> Tensor:
-        """How much each option is preferred, `[E, O]` in [0, 1]: what is validated and discretised."""
+        """How much each option is preferred, `[E, O]` in [0, 1]: what is discretised."""
         return alphas.softmax(-1)
+
+    def expected(self, alphas: Tensor) -> Tensor:
+        """The weights `[E, O]` that the mixture has on the whole, without any draw: what is validated."""
+        return self.strength(alphas)
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,15 @@ class Dirichlet(Relaxation):
 
 @dataclass(frozen=True)
 class Sigmoid(Relaxation):
-    """FairDARTS (Chu et al., ECCV 2020), §3.1: every option has its own gate, so that none competes."""
+    """FairDARTS (Chu et al., ECCV 2020), §3.1: every option has its own gate, so that none competes.
+
+    A supernet takes `none` out of the race: its gate would get no gradient, and chance would decide.
+    """
+
+    @property
+    def competes(self) -> bool:
+        """Each gate opens by itself."""
+        return False
 
     def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
         """`σ(α)`; a row need not sum to 1."""
@@ -140,6 +157,10 @@ class Uniform(Relaxation):
 
     def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
         """1 over the number of options that are left."""
+        return self.expected(alphas)
+
+    def expected(self, alphas: Tensor) -> Tensor:
+        """The same."""
         alive = (alphas > -torch.inf).to(alphas.dtype)
         return alive / alive.sum(-1, keepdim=True)
 
@@ -153,7 +174,7 @@ class UniformPath(Uniform):
         """One option is run for each decision."""
         return True
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
         """One-hot rows without gradient."""
-        drawn = torch.multinomial(super().mix(alphas, progress).detach(), 1).squeeze(-1)
+        drawn = torch.multinomial(self.expected(alphas), 1).squeeze(-1)
         return F.one_hot(drawn, alphas.shape[-1]).to(alphas.dtype)

@@ -6,6 +6,7 @@ The size of an alpha says little about how much the supernet relies on an operat
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.oneshot.keeping import kept
-from nas.oneshot.mixed import Mixture
+from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.mixed import Mixture, Share, Weighed
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.task import Split, Task
@@ -49,12 +50,23 @@ def order(supernet: Supernet, seed: int) -> list[int]:
     return [int(i) for i in rng(seed, "selection").permutation(len(supernet.space.decisions))]
 
 
-def select(supernet: Supernet, task: Task, settings: ByPerturbation, decision: int) -> int:
-    """Fixes one decision to the option whose removal hurts validation accuracy most; returns it."""
+def select(
+    supernet: Supernet,
+    task: Task,
+    settings: ByPerturbation,
+    decision: int,
+    *,
+    barred: Collection[int] = (),
+) -> int:
+    """Fixes one decision to the option whose removal hurts validation accuracy most; returns it.
+
+    barred: options that are not to be chosen, unless there are no others.
+    """
     alive = supernet.alive
     if len(alive[decision]) > 1:
-        left = [accuracy_without(supernet, task, settings, decision, option) for option in alive[decision]]
-        best = alive[decision][int(np.argmin(left))]
+        options = [option for option in alive[decision] if option not in barred] or alive[decision]
+        left = [accuracy_without(supernet, task, settings, decision, option) for option in options]
+        best = options[int(np.argmin(left))]
         supernet.keep([(best,) if i == decision else options for i, options in enumerate(alive)])
     return supernet.alive[decision][0]
 
@@ -69,9 +81,8 @@ def accuracy_without(
     name = supernet.space.decisions[decision].name
     with torch.no_grad():
         mixture = supernet.mixture(supernet.expected(), whole=True)
-    row = cast(Tensor, mixture[name]).clone()
-    row[slice(None) if option is None else option] = 0.0
-    return accuracy(supernet, {**mixture, name: row}, task, _first(task.val, settings.images))
+    left = _without(mixture[name], option)
+    return accuracy(supernet, {**mixture, name: left}, task, _first(task.val, settings.images))
 
 
 def connections(supernet: Supernet, task: Task, settings: ByPerturbation) -> list[NDArray[np.float64]]:
@@ -91,17 +102,25 @@ def connections(supernet: Supernet, task: Task, settings: ByPerturbation) -> lis
 
 def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split, *, batch: int = 256) -> float:
     """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
-    was_training = supernet.training
     hits, seen = 0, 0
-    with kept(supernet.network.buffers()), torch.no_grad():
-        supernet.train()
+    with kept(supernet.network.buffers()), in_training(supernet), torch.no_grad():
         for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
             if len(x) > 1:
                 logits = supernet.mix(task.normalise(x), mixture)
                 hits += int((logits.argmax(1) == y).sum())
                 seen += len(x)
-    supernet.train(was_training)
     return hits / seen
+
+
+def _without(share: Share, option: int | None) -> Share:
+    """The share with one option removed, or with all and the channels that bypass them."""
+    inner = share.share if isinstance(share, Weighed) else share
+    row = cast(Tensor, inner)
+    if option is None:
+        return Weighed(row, row.new_zeros(()))
+    row = row.clone()
+    row[option] = 0.0
+    return Weighed(row, share.weight) if isinstance(share, Weighed) else row
 
 
 def _first(split: Split, images: int) -> Split:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Candidates
 from nas.errors import SpaceError
-from nas.oneshot.mixed import Chosen, MixedOp, Mixture, Share
+from nas.oneshot.mixed import Chosen, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.ops import MixtureNorm
 from nas.space import Space
@@ -29,7 +29,7 @@ class Supernet(nn.Module):
     alphas: one parameter `[E, O]` for each set of E decisions with equally many options O, in the order of
       the space's decisions; drawn as 1e-3 N(0, 1) (the code of DARTS).
     betas: with `edge_norm`, one parameter for each decision; those of the edges into one node of a `Cell`
-      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.2). Drawn like the alphas.
+      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
     relaxation: maps alphas to mixture weights.
     parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
     progress: share of the search that is done, in [0, 1]; annealed relaxations follow it.
@@ -61,6 +61,8 @@ class Supernet(nn.Module):
         self._nodes = _nodes(self.network, self._names) if edge_norm else []
         self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
         self._alive = [tuple(range(len(d.options))) for d in space.decisions]
+        if not self.relaxation.competes:
+            self.keep(self._without_zeros())
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -87,15 +89,14 @@ class Supernet(nn.Module):
             points = self.points() if self.training else self.expected()
         mixed = points[: len(self.alphas)]
         rows = self._by_decision(mixed)
-        if self.betas is not None:
-            rows = [row * edge for row, edge in zip(rows, points[-1], strict=True)]
-        if whole or not (self.training and self.relaxation.one_at_a_time):
-            return dict(zip(self._names, rows, strict=True))
-        chosen = map(int, self._by_decision([point.argmax(-1).cpu() for point in mixed]))
-        return {
-            name: Chosen(option, row[option])
-            for name, row, option in zip(self._names, rows, chosen, strict=True)
-        }
+        shares: list[Unweighed] = list(rows)
+        if not whole and self.training and self.relaxation.one_at_a_time:
+            chosen = map(int, self._by_decision([point.argmax(-1).cpu() for point in mixed]))
+            shares = [Chosen(option, row[option]) for row, option in zip(rows, chosen, strict=True)]
+        if self.betas is None:
+            return dict(zip(self._names, shares, strict=True))
+        weighed = [Weighed(share, edge) for share, edge in zip(shares, points[-1], strict=True)]
+        return dict(zip(self._names, weighed, strict=True))
 
     def path(self, genotype: Genotype) -> dict[str, Share]:
         """The mixture that runs one architecture only."""
@@ -109,8 +110,10 @@ class Supernet(nn.Module):
         @contextmanager
         def again() -> Iterator[None]:
             self._mixture.update(now)
-            yield
-            self._mixture.clear()
+            try:
+                yield
+            finally:
+                self._mixture.clear()
 
         return again
 
@@ -137,17 +140,23 @@ class Supernet(nn.Module):
         return [*mixed, *self._edges()]
 
     def expected(self) -> list[Tensor]:
-        """As `points`, but how much each option is preferred, without any draw."""
-        return [*map(self.relaxation.strength, self.logits()), *self._edges()]
+        """As `points`, but without any draw."""
+        return [*map(self.relaxation.expected, self.logits()), *self._edges()]
+
+    def preferences(self) -> list[Tensor]:
+        """How much each option is preferred to the others of its decision, `[E, O]` like the alphas."""
+        with torch.no_grad():
+            return [self.relaxation.strength(alphas) for alphas in self.logits()]
 
     def strengths(self) -> list[NDArray[np.float64]]:
-        """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order."""
+        """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order.
+
+        Edges that are weighed against each other are preferred by their weight, too.
+        """
+        rows = self._by_decision([rows.double().cpu() for rows in self.preferences()])
         with torch.no_grad():
-            points = [point.double().cpu() for point in self.expected()]
-        rows = [row.numpy() for row in self._by_decision(points[: len(self.alphas)])]
-        if self.betas is None:
-            return rows
-        return [row * edge for row, edge in zip(rows, points[-1].tolist(), strict=True)]
+            edges = [weight for weights in self._edges() for weight in weights.tolist()]
+        return [row.numpy() * (edges[i] if edges else 1.0) for i, row in enumerate(rows)]
 
     def genotype(self) -> Genotype:
         """Discretises: the valid architecture that the alphas prefer."""
@@ -237,6 +246,15 @@ class Supernet(nn.Module):
         for members in self._nodes:
             weights = weights.index_put((torch.tensor(members),), self.betas[members].softmax(0))
         return [weights]
+
+    def _without_zeros(self) -> list[tuple[int, ...]]:
+        """The options but for `none`, which no gradient reaches; of a decision that has no other, all."""
+        roles = self.space.trace.roles
+        found = []
+        for decision, options in zip(self.space.decisions, self._alive, strict=True):
+            own = list(roles.get(decision.name, dict.fromkeys(decision.options, "op")).values())
+            found.append(tuple(o for o in options if own[o] != "zero") or options)
+        return found
 
     def _mask(self, rows: Sequence[int], alphas: Tensor) -> Tensor:
         mask = torch.zeros(alphas.shape, dtype=torch.bool)

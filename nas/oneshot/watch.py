@@ -1,0 +1,57 @@
+"""Keeps an eye on the curvature of a search, and the moments that it can go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nas.oneshot.guards import Alarm, Guards
+from nas.oneshot.keeping import copied
+
+Moment = tuple[int, Any]
+"""Steps done, and the state then."""
+
+
+class Watch:
+    """The eigenvalues since the alphas began to move, a stage began or the search went back.
+
+    epochs: of the search, or of the stage where every one starts anew; the guards' shares refer to it.
+    """
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self._eigenvalues: list[float] = []
+        self._moments: dict[int, Moment] = {}
+
+    def look(
+        self, epoch: int, epochs: int, eigenvalue: float, moment: Callable[[], Moment]
+    ) -> tuple[Alarm, Moment] | None:
+        """Takes in one epoch; on an alarm, what it is and the moment to go back to, all others forgotten.
+
+        moment: asked for the present one, which is copied to the CPU.
+        """
+        self._eigenvalues.append(eigenvalue)
+        step, state = moment()
+        self._moments[epoch] = step, copied(state)
+        alarm = self.guards.alarm(self._eigenvalues, epochs)
+        if alarm is None:
+            reach = self.guards.reach(epochs)
+            self._moments = {at: kept for at, kept in self._moments.items() if at > epoch - reach}
+            return None
+        found = self._moments[epoch - alarm.back]
+        self.forget()
+        return alarm, found
+
+    def forget(self) -> None:
+        """Starts anew: what was measured in another form or under less weight decay says nothing now."""
+        self._eigenvalues.clear()
+        self._moments.clear()
+
+    def state(self) -> dict[str, Any]:
+        """What the next look depends on."""
+        return {"eigenvalues": list(self._eigenvalues), "moments": dict(self._moments)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state."""
+        self._eigenvalues = list(state["eigenvalues"])
+        self._moments = dict(state["moments"])
