@@ -173,6 +173,8 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
         )
     else:
         method = given
+    if not method.learns_alphas:
+        _refuse_alphas(config, method)
     return dataclasses.replace(
         method,
         weights=change(method.weights, epochs | config.search, "search"),
@@ -180,6 +182,18 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
         guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
         selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
     )
+
+
+def _refuse_alphas(config: Config, method: Method) -> None:
+    """Settings of alphas that nothing moves."""
+    given = {
+        "alphas": bool(config.alphas),
+        "alpha_speed": config.alpha_speed is not None,
+        "seed_alphas": config.seed_alphas is not None,
+    }
+    for name, is_set in given.items():
+        if is_set:
+            raise ConfigError(f"{name} is set, but method {method.name!r} learns no alphas; remove it")
 
 
 def settings_of(value: T, table: Mapping[str, object], where: str) -> T:

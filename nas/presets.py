@@ -118,7 +118,9 @@ _NASBENCH201 = Preset(
         {
             "gdas": Published({"epochs": 250}),
             "snas": Published({"epochs": 100}),
-            "drnas": Published({"epochs": 100, "weight_decay": 3e-4, "nesterov": False}, {"alpha_lr": 3e-4}),
+            "drnas": Published(
+                {"epochs": 100, "weight_decay": 3e-4, "nesterov": False}, {"alpha_lr": 3e-4, "warmup": 0.2}
+            ),
             "gaea": Published({"epochs": 25}, {"parts": 1}),
             "is-darts": Published({"epochs": 30}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from nas.cost import cost
@@ -15,6 +16,7 @@ from nas.types import Constraint, Genotype
 
 ADDITIVE = ("params", "macs")
 LATENCY = "latency_ms"
+_DRAWS = 200
 
 
 def expected_cost(
@@ -26,6 +28,9 @@ def expected_cost(
     weight: float = 1.0,
 ) -> ExpectedCost:
     """The penalty that pulls a mixture below a bound on `params`, `macs` or, by a table, `latency_ms`.
+
+    Where the space forbids combinations, so that not every decision counts in the end, the options' costs are
+    scaled down by as much as random architectures cost less than a uniform mixture.
 
     space: at the size that the bound is meant for.
 
@@ -42,7 +47,7 @@ def expected_cost(
             f"whose parts add up; {bound.metric} cannot be told from the parts"
         )
     fixed, rows = option_costs(space, image_shape, bound.metric)
-    return ExpectedCost(_grouped(rows), fixed, bound.limit, weight, bound.metric)
+    return _penalty(space, fixed, rows, bound, weight)
 
 
 def option_costs(space: Space, image_shape: Sequence[int], metric: str) -> tuple[float, list[list[float]]]:
@@ -66,7 +71,26 @@ def _of_table(space: Space, table: LatencyTable, bound: Constraint, weight: floa
             "one by options, e.g. of nas.latency.measure_table"
         )
     rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
-    return ExpectedCost(_grouped(rows), table.base, bound.limit, weight, bound.metric)
+    return _penalty(space, table.base, rows, bound, weight)
+
+
+def _penalty(
+    space: Space, fixed: float, rows: Sequence[Sequence[float]], bound: Constraint, weight: float
+) -> ExpectedCost:
+    least = [min(row) for row in rows]
+    share = _kept_share(space, [[c - low for c in row] for row, low in zip(rows, least, strict=True)])
+    scaled = [[share * (c - low) for c in row] for row, low in zip(rows, least, strict=True)]
+    return ExpectedCost(_grouped(scaled), fixed + sum(least), bound.limit, weight, bound.metric)
+
+
+def _kept_share(space: Space, rows: Sequence[Sequence[float]]) -> float:
+    """What random architectures cost beyond the cheapest options, as a share of a uniform mixture."""
+    uniform = sum(sum(row) / len(row) for row in rows)
+    if space.is_free or not uniform:
+        return 1.0
+    rng = np.random.default_rng(0)
+    drawn = [space.sample(rng) for _ in range(_DRAWS)]
+    return sum(row[o] for g in drawn for row, o in zip(rows, g, strict=True)) / _DRAWS / uniform
 
 
 def _grouped(rows: Sequence[Sequence[float]]) -> list[torch.Tensor]:

@@ -68,6 +68,8 @@ def train(
     def store(name: str) -> Checkpoints | None:
         return checkpoints(name) if checkpoints is not None else None
 
+    if sharing.splits:
+        check_split(supernet.space, sharing.splits)
     sampling = sharing.sampler
     common = recipe if not sharing.splits else compressed(recipe, max(1, -(-recipe.epochs // 2)))
     curve = train_shared(
@@ -95,6 +97,7 @@ def train(
     )
     parts = {}
     for number, chosen in enumerate(combinations):
+        name = "part-" + "-".join(f"{i}.{o}" for i, o in zip(split, chosen, strict=True))
         part = copy.deepcopy(supernet)
         curve = train_shared(
             part,
@@ -103,7 +106,7 @@ def train(
             seed=derive(seed, "part", number),
             sampling=sampling,
             within=_forcing(supernet.space, split, chosen),
-            checkpoints=store(f"part-{number}"),
+            checkpoints=store(name),
             on_epoch=on_epoch,
             stop=stop,
         )
@@ -112,9 +115,8 @@ def train(
     return Shared(split, parts, seconds)
 
 
-def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tuple[int, ...]:
-    """The decisions, by position, whose options want the shared weights moved most differently."""
-    space = supernet.space
+def check_split(space: Space, count: int) -> None:
+    """Raises ConfigError unless a supernet of this space can be split by so many decisions."""
     if not space.is_free:
         raise ConfigError(
             f"space {space.name!r}: a supernet is split by one option after the other of a decision, but "
@@ -124,6 +126,12 @@ def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tu
         raise ConfigError(
             f"sharing: splits is {count}, but space {space.name!r} has {len(space.decisions)} decisions"
         )
+
+
+def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tuple[int, ...]:
+    """The decisions, by position, whose options want the shared weights moved most differently."""
+    space = supernet.space
+    check_split(space, count)
     scores = [disagreement(supernet, task, i, seed=seed) for i in range(len(space.decisions))]
     return tuple(sorted(int(i) for i in np.argsort([-s for s in scores], kind="stable")[:count]))
 

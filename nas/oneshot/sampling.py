@@ -51,8 +51,8 @@ class UniformSampling(Sampling):
 class StrictlyFair(Sampling):
     """As many architectures as a decision has options, each option in one (Chu et al., ICCV 2021, FairNAS).
 
-    A decision with fewer options than the largest has each of them equally often over the steps: its options
-    are drawn in blocks without repeats.
+    Deviation, where decisions differ in size: one with fewer options than the largest has each of them
+    equally often over the steps, its options drawn in blocks without repeats; the paper's all have as many.
     """
 
     def check(self, space: Space) -> None:
@@ -81,10 +81,10 @@ class StrictlyFair(Sampling):
 
 @dataclass(frozen=True)
 class Sandwich(Sampling):
-    """The largest architecture, the smallest, and some at random (Yu & Huang, ICCV 2019, §3.2).
+    """The largest architecture, the smallest, and some at random (Yu & Huang, ICCV 2019, §4.1).
 
     random: how many. The others learn from the largest one's predictions, not from labels (in-place
-    distillation, §3.3). Size is multiply-accumulates; the extremes take the most and the fewest that each
+    distillation, §4.2). Size is multiply-accumulates; the extremes take the most and the fewest that each
     decision alone can make.
     """
 

@@ -138,6 +138,8 @@ class OneByOne(Staging):
 
     def stages(self, epochs: int, options: int) -> list[Stage]:
         """One stage for each number of options."""
+        if options < 2:
+            return [Stage(epochs)]
         if epochs < options:
             raise ConfigError(
                 f"stages: {epochs} epochs are too few to drop {options - 1} options one by one; wanted at "

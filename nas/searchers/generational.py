@@ -20,7 +20,8 @@ class Generational:
     """Guo et al., ECCV 2020 (SPOS), algorithm 1: the best so far have children by mutation and crossover.
 
     population: trials of a generation, the first one random. parents: the best of all earlier generations.
-    mutations, crossovers: children of each kind, the rest of a generation is random again (as in the code).
+    mutations, crossovers: children of each kind as shares of a generation, rounded; the rest is random again
+      (as in the code, which has 25 of each in 50).
     rate: probability of each decision to be drawn anew in a mutation.
 
     Deviation: an architecture is never tried twice, which the code ensures within a generation only.
@@ -28,8 +29,8 @@ class Generational:
 
     population: int = 50
     parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
+    mutations: float = 0.5
+    crossovers: float = 0.5
     rate: float = 0.1
     goals: Goals = Goals()  # noqa: RUF009 - a frozen value
 
@@ -39,10 +40,11 @@ class Generational:
                 f"spos: population is {self.population} and parents {self.parents}; wanted at least 2, and "
                 "from 1 to the population"
             )
-        if min(self.mutations, self.crossovers) < 0 or not 0 < self.rate <= 1:
+        shares = (self.mutations, self.crossovers)
+        if not (min(shares) >= 0 and sum(shares) <= 1 and 0 < self.rate <= 1):
             raise ConfigError(
-                f"spos: got {self.mutations} mutations, {self.crossovers} crossovers and rate {self.rate}; "
-                "wanted at least 0 each, and a rate in (0, 1]"
+                f"spos: got mutations {self.mutations}, crossovers {self.crossovers} and rate {self.rate}; "
+                "wanted shares of a generation, together at most 1, and a rate in (0, 1]"
             )
         self.goals.only("spos")
 
@@ -54,10 +56,11 @@ class Generational:
         return unseen(space, history, rng, propose=lambda: self._child(space, best, place, rng))
 
     def _child(self, space: Space, best: Sequence[Trial], place: int, rng: np.random.Generator) -> Genotype:
-        if not best or place >= self.mutations + self.crossovers:
+        mutated = round(self.mutations * self.population)
+        if not best or place >= mutated + round(self.crossovers * self.population):
             return space.sample(rng)
         mother, father = (best[int(i)].genotype for i in rng.integers(len(best), size=2))
-        if place >= self.mutations:
+        if place >= mutated:
             return space.cross(mother, father, rng)
         scores = [self._mutated(row, rng) for row in space.one_hot(mother)]
         return space.canonical(space.nearest(scores))
