@@ -1,7 +1,8 @@
 """Searches NAS-Bench-201 by gradients and on shared weights, and looks the found cells up in the table.
 
-At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. Each search then
-trains its best few again for a few epochs; there is its first choice alone, and what was chosen after that.
+At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. A search by gradients
+ends with its first choice, unless --top asks for more; one on shared weights trains its best ten again for a
+few epochs. There is the first choice alone, and what was chosen after that.
 """
 
 import argparse
@@ -27,18 +28,18 @@ def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, obje
         "search_images": args.images,
         "space_settings": {"width": args.width, "cells": 1},
         "baselines": False,
-        "seeds": 1,
-        "top_k_epochs": args.again,
-        "trial": {"batch": 64, "lr": 0.05},
         "retrain": {"epochs": 1},
         "epochs": args.epochs,
     }
+    top = args.top or (10 if method == "spos" else 1)
+    again = {"seeds": 1, "top_k_epochs": args.again, "trial": {"batch": 64, "lr": 0.05}} if top > 1 else {}
+    common |= {"top_k": top} | again
     if method == "spos":
         batch = {"batch": 128, "lr": 0.1, "lr_min": 0.0}
-        return common | {"epochs": 4 * args.epochs, "trials": 400, "top_k": 50, "shared": batch}
+        return common | {"epochs": 4 * args.epochs, "trials": 400, "shared": batch}
     own = {"epochs": 4 * args.epochs} if method == "gdas" else {}
     tuned = {"method_settings": NARROW.get(method, {}), "alpha_speed": args.speed, "guard": not args.no_guard}
-    return common | tuned | own | {"top_k": 8}
+    return common | tuned | own
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--method", action="append", required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    for name, value in {"images": 10_000, "side": 16, "width": 8, "epochs": 30, "again": 8}.items():
+    for name, value in {"images": 10_000, "side": 16, "width": 8, "epochs": 30, "top": 0, "again": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--speed", type=float, default=8.0)
     parser.add_argument("--no-guard", action="store_true")
@@ -60,7 +61,8 @@ def main() -> None:
         for seed in range(args.seeds):
             out = args.out / f"{name}-{seed}"
             found = nas.search("nasbench201", task, method, out=out, settings=settings(method, args, seed))
-            first = Study.read(out, "rerank", found.space)[0].genotype
+            again = Study.read(out, "rerank", found.space)
+            first = again[0].genotype if again else found.genotype
             accuracies = [table.metrics(g, 200)[table.report] for g in (first, found.genotype)]
             row = {"seed": seed, "first": accuracies[0], "again": accuracies[1]}
             row["cell"] = found.space.notation.write(found.genotype)
