@@ -11,13 +11,14 @@ from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.freezing import Freezing
+from nas.oneshot.keeping import copied
 from nas.oneshot.method import Method
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
-from nas.oneshot.regularizers import BetaDecay
+from nas.oneshot.regularizers import BetaDecay, DirichletKL, Entropy, ExpectedCost, PullBack
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft
 from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
-from nas.oneshot.updates import ExponentiatedGradient
+from nas.oneshot.updates import Adam, ExponentiatedGradient
 from nas.ops import Zero
 from nas.peak import peak_memory
 from nas.registry import load
@@ -296,6 +297,15 @@ PARTS = {
     "recomputed": {"checkpointing": True},
     "second-hard": {"relaxation": GumbelHard(), "order": 2},
     "second-exponentiated": {"update": ExponentiatedGradient(0.5), "order": 2},
+    "dirichlet-perturbed": {"relaxation": Dirichlet(), "perturbation": RandomPerturbation()},
+    "partial-dirichlet-recomputed": {
+        "relaxation": Dirichlet(),
+        "staging": Whole(2),
+        "edge_norm": True,
+        "perturbation": AdversarialPerturbation(steps=2),
+        "regularizers": (PullBack(),),
+        "checkpointing": True,
+    },
 }
 each_part = pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 
@@ -350,11 +360,72 @@ def test_a_regulariser_adds_its_own_gradient():
     )
 
 
-def test_on_the_simplex_a_regulariser_acts_too():
-    plain = make(update=ExponentiatedGradient(0.1))
-    decayed = make(update=ExponentiatedGradient(0.1), regularizers=(BetaDecay(30.0),))
-    plain.loop.step = decayed.loop.step = 4
-    assert not equal(plain.alpha_gradient(), decayed.alpha_gradient())
+@pytest.mark.parametrize("added", [Entropy(5.0), ExpectedCost((torch.arange(5.0).expand(6, 5),), 0.0, 1.0)])
+def test_on_the_simplex_a_regulariser_moves_the_alphas_by_its_own_gradient(added):
+    """Its gradient with respect to the alphas, times the rate, is what it adds to a move."""
+    plain, other = (make(update=ExponentiatedGradient(0.1), regularizers=terms) for terms in ((), (added,)))
+    for loop in (plain, other):
+        with torch.no_grad():
+            loop.supernet.alphas[0].copy_(torch.linspace(-1, 1, 30).view(6, 5).log_softmax(-1))
+        loop.loop.step = 4
+    start = other.supernet.alphas[0].detach().clone().requires_grad_()
+    penalty = added([start], [start.softmax(-1)], other.progress)
+    (wanted,) = torch.autograd.grad(penalty, start)
+    plain.advance()
+    other.advance()
+    moved = alphas(other)[0] - alphas(plain)[0]
+    shift = moved + 0.1 * wanted  # a shift of a whole row changes no mixture
+    torch.testing.assert_close(shift, shift.mean(-1, keepdim=True).expand(6, 5), atol=1e-5, rtol=0)
+    assert wanted.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "added", [BetaDecay(), PullBack(), Entropy(), DirichletKL()], ids=lambda added: type(added).__name__
+)
+@pytest.mark.parametrize("update", [Adam(), ExponentiatedGradient(0.1)], ids=lambda u: type(u).__name__)
+def test_options_out_of_the_race_are_not_moved_by_a_regulariser(added, update):
+    loop = make(regularizers=(added,), update=update)
+    loop.supernet.keep([(1, 3)] * 6)
+    loop.loop.step = 4
+    gradient = loop.alpha_gradient()[0]
+    assert gradient.isfinite().all() and (gradient[:, [1, 3]] != 0).all()
+    if isinstance(update, Adam):
+        assert (gradient[:, [0, 2, 4]] == 0).all()
+
+
+def test_the_second_order_is_computed_in_float32_whatever_the_recipe_says():
+    """Its difference of two passes is smaller than what bfloat16 rounds off."""
+    full, half = (
+        make(order=2, recipe=dataclasses.replace(RECIPE, precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    assert equal(full.alpha_gradient(), half.alpha_gradient())
+    assert full.loop.loss() != half.loop.loss()
+
+
+def test_after_the_search_proper_all_of_it_is_done():
+    supernet = make().supernet
+    loop = BilevelLoop(supernet, make_task(), Method("test", RECIPE), seed=0, over=True)
+    loop.advance()
+    assert loop.progress == supernet.progress == 1.0
+
+
+def test_going_back_to_before_an_operation_ever_moved_forgets_its_momentum():
+    """One sampled operation at a time: most have no momentum yet after the first step."""
+    loop, twin = make(relaxation=GumbelHard()), make(relaxation=GumbelHard())
+    loop.advance()
+    step, state = loop.loop.step, copied(loop.state())
+    known = len(state["loop"]["momentum"])
+    for _ in range(6):
+        loop.advance()
+    assert len(loop.state()["loop"]["momentum"]) > known
+    loop.restore(step, state)
+    assert len(loop.state()["loop"]["momentum"]) == known
+    for _ in range(5):
+        twin.advance()
+    while loop.loop.step < twin.loop.step:
+        loop.advance()
+    assert equal(weights(loop), weights(twin)) and equal(alphas(loop), alphas(twin))
 
 
 def test_an_exponentiated_gradient_is_that_of_the_mixture(monkeypatch):
@@ -411,6 +482,8 @@ def test_looking_for_the_worst_mixture_leaves_the_statistics_alone():
         ({"relaxation": GumbelHard(), "perturbation": RandomPerturbation()}, "runs one option at a time"),
         ({"relaxation": Dirichlet(), "update": ExponentiatedGradient()}, "must be Softmax, not Dirichlet"),
         ({"order": 0, "regularizers": (BetaDecay(),)}, "the alphas have no loss"),
+        ({"order": 2, "freezing": Freezing()}, "freezing compares .* needs order 1"),
+        ({"relaxation": GumbelHard(), "freezing": Freezing()}, "freezing compares .* runs all of them"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(parts, message):

@@ -13,6 +13,7 @@ from nas.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.errors import ConfigError
 from nas.oneshot import differentiable
 from nas.oneshot.differentiable import search
+from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
@@ -267,6 +268,115 @@ def test_when_weight_decay_is_strongest_the_search_ends_where_it_went_back_to(mo
     np.testing.assert_array_equal(outcome.supernet.strengths(), outcome.epochs[4].strengths)
 
 
+ENDING = dataclasses.replace(GUARDED, guards=dataclasses.replace(GUARDED.guards, decay_max=1e-3))
+"""One alarm makes weight decay stronger, the next one ends the stage."""
+
+
+def test_the_last_alarm_ends_its_stage_and_not_what_comes_after(monkeypatch):
+    alarmed(monkeypatch, [1.0, 1.0, 1.0, 9.0] * 99)
+    method = dataclasses.replace(ENDING, selection=ByPerturbation(tune=0.2, images=32))
+    outcome = run(method=method)
+    assert [e.epoch for e in outcome.epochs] == [1, 2, 3, 4, 2, 3, 4, 5, 11, 12]
+    assert outcome.epochs[7].back == 2 and outcome.epochs[3].back == 1
+    assert all(len(options) == 1 for options in outcome.supernet.alive)
+    assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
+    # The alphas chose where the search went back to, and are what likely architectures are drawn from.
+    np.testing.assert_array_equal(outcome.strengths, outcome.epochs[4].strengths)
+    undone = {outcome.epochs[i].genotype for i in (1, 2, 3, 5, 6, 7)}
+    lasting = {outcome.epochs[i].genotype for i in (0, 4, 8, 9)} | {outcome.epochs[4].genotype}
+    assert set(outcome.selected) & (undone - lasting - {outcome.selected[0]}) == set()
+
+
+def test_the_last_alarm_of_a_stage_leads_to_the_next_under_the_same_weight_decay(monkeypatch):
+    alarmed(monkeypatch, [1.0, 1.0, 1.0, 9.0] * 99)
+    twenty = dataclasses.replace(TEN, epochs=20)
+    method = dataclasses.replace(
+        ENDING, weights=twenty, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), guards=ENDING.guards
+    )
+    decays, looked = [], differentiable.Watch.look
+
+    def look(self, epoch, *rest):
+        decays.append((epoch, work[-1].loop.loop.weight_decay))
+        return looked(self, epoch, *rest)
+
+    work, begin = [], differentiable._Search._begin_epoch
+    monkeypatch.setattr(
+        differentiable._Search, "_begin_epoch", lambda self: (work.append(self), begin(self))[1]
+    )
+    monkeypatch.setattr(differentiable.Watch, "look", look)
+    outcome = run(make_space(**NB201), method=method)
+    events = [event for e in outcome.epochs for event in e.events]
+    assert events[0].endswith("weight decay 0.0003 -> 0.0009")
+    assert events[1].endswith("where the stage ends") and events[2].startswith("stage 2 of 2: 12 options")
+    after = [decay for epoch, decay in decays if epoch > 10]
+    assert after == pytest.approx([9e-4] * len(after)) and after
+
+
+def test_a_new_stage_is_not_measured_against_the_one_before(monkeypatch):
+    """Fewer options and more channels have another curvature: no alarm right after the change."""
+    alarmed(monkeypatch, [1.0] * 10 + [9.0] * 10)
+    method = dataclasses.replace(
+        GUARDED,
+        weights=dataclasses.replace(TEN, epochs=20),
+        staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)),
+    )
+    outcome = run(make_space(**NB201), method=method)
+    assert [e.epoch for e in outcome.epochs] == list(range(1, 21))
+
+
+def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning():
+    method = Method(
+        "test",
+        SIX,
+        staging=Progressive(keep=(1.0, 0.6), parts=(2, 1)),
+        freezing=Freezing(steps=1, threshold=1.0),
+        selection=ByPerturbation(tune=0.2, images=32),
+    )
+    frozen = []
+    begin = differentiable._Search._begin_epoch
+
+    def watched(self):
+        frozen.append((self.stage, set(self.loop._freezer.frozen)))
+        return begin(self)
+
+    differentiable._Search._begin_epoch = watched
+    try:
+        run(make_space(**NB201), method=method)
+    finally:
+        differentiable._Search._begin_epoch = begin
+    for (_, before), (_, after) in itertools.pairwise(frozen):
+        assert before <= after
+    assert frozen[-1][0] == 2 and len(frozen[-1][1]) >= len(frozen[3][1]) > 0
+
+
+def test_a_guarded_selection_by_perturbation_keeps_the_cap_too(monkeypatch):
+    """Removing an identity is made to look worst everywhere; still only one of three is chosen."""
+    real = differentiable.selection.accuracy_without
+
+    def biased(supernet, task, settings, decision, option=None):
+        return 0.0 if option == 0 else real(supernet, task, settings, decision, option)
+
+    monkeypatch.setattr(differentiable.selection, "accuracy_without", biased)
+    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4), guards=Guards(skip_cap=1, ratio=1e9))
+    assert sum(o == 0 for o in run(method=method).selected[0]) == 1
+    assert run(method=dataclasses.replace(method, guards=None)).selected[0] == (0, 0, 0)
+
+
+def test_a_spent_budget_still_ends_in_the_methods_own_selection():
+    outcome = run(method=Method("test", TEN, selection=ByPerturbation(images=32)), budget_s=1e-9)
+    assert len(outcome.epochs) == 1 and outcome.epochs[0].events[0] == "the budget is spent"
+    assert len(outcome.epochs[0].events) == 4  # and one for each decision
+    assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
+
+
+def test_a_spent_budget_leaves_no_choice_to_chance():
+    """Fisher information is taken at once, where else the initial alphas would choose."""
+    method = dataclasses.replace(METHODS["is-darts"](), weights=SIX)
+    outcome = run(make_space(**NB201), method=method, budget_s=1e-9)
+    assert len(outcome.epochs) == 1 and 0 not in outcome.selected[0]
+    assert np.ptp([np.ptp(row) for row in outcome.strengths]) > 0
+
+
 def test_a_guarded_search_has_few_identities():
     method = dataclasses.replace(GUARDED, guards=Guards(skip_cap=1, ratio=1e9))
     outcome = run(method=method, prepare=lambda supernet: supernet.prefer([(0, 0, 0)] * 200))
@@ -315,6 +425,7 @@ def test_every_method_is_resumed_to_the_bit_wherever_it_was_stopped(tmp_path, na
         weights=SIX,
         guards=Guards(),
         selection=ByPerturbation(tune=0.4, images=32) if name == "darts" else None,
+        checkpointing=name == "drnas",
     )
     space = make_space(**NB201)
     whole = run(space, method=method)

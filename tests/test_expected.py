@@ -61,3 +61,13 @@ def test_latencies_come_from_a_table_by_options():
 def test_what_does_not_add_up_is_refused(bound, table, message):
     with pytest.raises(ConfigError, match=message):
         expected_cost(SPACES[1], SHAPE, bound, table=table)
+
+
+def test_where_connections_compete_a_mixture_costs_what_random_architectures_do():
+    """Of the 14 edges of a DARTS cell eight are kept; all counted, a mixture would cost almost twice that."""
+    space = load("darts", width=4, cells=3, in_channels=1)
+    penalty = expected_cost(space, SHAPE, Constraint("macs", 1e6))
+    rng = np.random.default_rng(1)
+    random = np.mean([cost(space, space.sample(rng), SHAPE).macs for _ in range(60)])
+    uniform = [torch.full_like(rows, 1 / rows.shape[1]) for rows in Supernet(space).alphas]
+    assert penalty.expected(uniform).item() == pytest.approx(random, rel=0.1)

@@ -134,6 +134,21 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
             assert torch.equal(value, resumed.supernets[chosen].state_dict()[name]), (chosen, name)
 
 
+def test_parts_are_saved_by_what_they_were_split_by(tmp_path):
+    fewshot.train(
+        supernet(), TASK, RECIPE, Sharing(splits=1), seed=0, checkpoints=lambda n: Checkpoints(tmp_path / n)
+    )
+    split = fewshot.train(supernet(), TASK, RECIPE, Sharing(splits=1), seed=0).split[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"supernet"} | {f"part-{split}.{o}" for o in range(5)}
+
+
+def test_what_cannot_be_split_is_refused_before_anything_is_trained():
+    told = []
+    with pytest.raises(ConfigError, match="splits is 7, but space 'nasbench201' has 6 decisions"):
+        fewshot.train(supernet(), TASK, RECIPE, Sharing(splits=7), seed=0, on_epoch=told.append)
+    assert told == []
+
+
 def test_what_cannot_be_split_is_refused():
     with pytest.raises(ConfigError, match=r"forbids some combinations; set sharing\.splits to 0"):
         fewshot.choose_split(supernet(load("darts", width=4, cells=3, in_channels=1)), TASK, 1, seed=0)

@@ -71,6 +71,12 @@ def test_a_few_iterations_come_close():
     assert few == pytest.approx(exact, rel=0.02)
 
 
+def test_what_does_not_depend_on_the_alphas_has_no_curvature():
+    p = torch.randn(3, requires_grad=True)
+    assert dominant_eigenvalue(torch.ones((), requires_grad=True) * 2, [p])[0] == 0
+    assert dominant_eigenvalue(p.sum(), [p])[0] == 0
+
+
 def test_entropy_is_relative_to_the_uniform_choice():
     assert entropy([torch.full((2, 4), 0.25), torch.full((1, 2), 0.5)]) == pytest.approx(1)
     assert entropy([torch.eye(3)]) == pytest.approx(0)
@@ -95,13 +101,16 @@ def test_an_examination_changes_nothing():
     loop = make()
     before = {name: value.clone() for name, value in loop.supernet.state_dict().items()}
     modes = [m.training for m in loop.supernet.modules()]
+    learned = [p for p in loop.supernet.parameters() if p.grad is not None]
+    gradients = [p.grad.clone() for p in learned]
+    assert gradients
     stream = torch.get_rng_state()
     examiner = Examiner()
     one = examiner.examine(loop, loop.supernet.genotype(), None, 0.5)
     assert all(torch.equal(before[name], value) for name, value in loop.supernet.state_dict().items())
     assert [m.training for m in loop.supernet.modules()] == modes
     assert torch.equal(torch.get_rng_state(), stream)
-    assert all(p.grad is None or p.grad is not None for p in loop.supernet.parameters())
+    assert all(torch.equal(p.grad, before) for p, before in zip(learned, gradients, strict=True))
     twin = Examiner().examine(loop, loop.supernet.genotype(), None, 0.5)
     assert one == twin
 
@@ -126,6 +135,21 @@ def test_sampled_mixtures_are_examined_whole():
     loop = make(relaxation=GumbelHard())
     found = Examiner().examine(loop, loop.supernet.genotype(), None, 0.5)
     assert found.eigenvalue != 0 and math.isfinite(found.eigenvalue)
+    assert math.isnan(found.gap)  # the whole mixture is never trained, so its accuracy says nothing
+
+
+def test_the_entropy_is_that_of_what_is_preferred_and_not_of_what_is_run():
+    """IS-DARTS always runs an even mixture, while its alphas, Fisher terms, tell the options apart."""
+    loop = make(relaxation=Uniform(), order=0)
+    with torch.no_grad():
+        loop.supernet.alphas[0].copy_(torch.tensor([9.0, 0.0, 0.0, 0.0, 0.0]).expand(6, 5))
+    assert Examiner().examine(loop, loop.supernet.genotype(), None, 0.5).entropy < 0.01
+
+
+def test_the_eigenvalue_is_the_same_with_recomputed_cells():
+    plain, again = make(), make(checkpointing=True)
+    values = [Examiner().eigenvalue(loop, images=16) for loop in (plain, again)]
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 def test_health_of_nothing():

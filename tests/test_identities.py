@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.oneshot.identities import capped, identities, keeps_cap, members, skip_shares
+from nas.oneshot.identities import barred, capped, identities, keeps_cap, members, skip_shares
 from nas.ops import candidates
 from nas.registry import load
 from nas.space import Space
@@ -114,3 +114,14 @@ def test_below_the_cap_nothing_changes():
 def test_where_there_is_nothing_else_identities_stay():
     only = scores(NB201, *[[0.0, 1.0, 0.0, 0.0, 0.0]] * 6)
     assert capped(NB201, only, 2) == (1,) * 6
+
+
+def test_identities_are_barred_once_a_kind_of_cell_has_enough():
+    open_, skip, conv = (0, 1, 2, 3, 4), (1,), (3,)
+    assert barred(NB201, [skip, open_, open_, open_, open_, open_], 1, cap=2) == ()
+    assert barred(NB201, [skip, skip, open_, open_, open_, open_], 2, cap=2) == (1,)
+    assert barred(NB201, [skip, skip, (0, 3), open_, open_, open_], 2, cap=2) == ()
+    assert barred(NB201, [skip, skip, skip, skip, skip, open_], 5, cap=9) == (1,)
+    assert barred(NB201, [conv] * 5 + [open_], 5, cap=1) == () and barred(NB201, [open_] * 6, 0, cap=0) == (
+        1,
+    )

@@ -184,6 +184,15 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
             "alphas: no setting 'lrs'; did you mean 'lr'?",
         ),
         ({"method": "darts", "alphas": {"betas": 1}}, "alphas: no setting 'betas'"),
+        (
+            {"method": "is-darts", "alphas": {"lr": 1}},
+            "alphas is set, but method 'is-darts' learns no alphas",
+        ),
+        (
+            {"method": "is-darts", "alpha_speed": 2},
+            "alpha_speed is set, but method 'is-darts' learns no alphas",
+        ),
+        ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
         ({"method": "darts", "alphas": {"lr": 0}}, "lr is 0.0"),
         ({"method": "darts", "alphas": {"lr": "nan"}}, "lr is nan"),
         ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+from collections import Counter
 
 import numpy as np
 import optuna
@@ -15,6 +16,7 @@ from nas.pareto import hypervolume
 from nas.registry import load
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
+from nas.searchers.generational import Generational
 from nas.searchers.named import SEARCHERS as NAMES
 from nas.searchers.named import is_searcher, make_searcher, settings_of
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
@@ -34,6 +36,7 @@ SEARCHERS = {
     "local": LocalSearch(init=2),
     "nsga2": Nsga2(population=4),
     "nsga2-front": Nsga2(population=4, goals=TWO),
+    "generational": Generational(population=4, parents=2),
     "guided": Guided(init=2, largest=1, size=sum),
     "guided-ridge-draws": Guided(init=3, surrogate="ridge", acquisition="thompson"),
     "guided-ridge": Guided(init=2, surrogate="ridge", goals=parse_goals(["val_acc"], ["params<=0.5"])),
@@ -613,3 +616,58 @@ def test_an_objective_that_trials_do_not_have_is_named(name):
     history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
     with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
         searcher.ask(load("toy"), history, rng(0))
+
+
+# -- generations ---------------------------------------------------------------------------------------
+
+
+def watched_children(monkeypatch):
+    """How often children are made by mutation, by crossover and at random."""
+    made = Counter()
+    for name, owner in (("_mutated", Generational), ("cross", Space), ("sample", Space)):
+        real = getattr(owner, name)
+
+        def watching(*args, real=real, name=name):
+            made[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, watching)
+    return made
+
+
+def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
+    """Guo et al.: the first at random, then 25 mutations and 25 crossovers of 50; here 6, 2 and 2 of 10."""
+    searcher = Generational(population=10, parents=3, mutations=0.6, crossovers=0.2)
+    drawn = []
+    monkeypatch.setattr("nas.searchers.generational.unseen", lambda space, history, rng, propose: propose())
+    made = watched_children(monkeypatch)
+    history = simulate(searcher, CELLS, planted, trials=10)
+    assert (made["_mutated"], made["cross"], made["sample"]) == (0, 0, 10)
+    made.clear()
+    rng = np.random.default_rng(0)
+    for place in range(10):
+        told = [*history, *drawn]
+        genotype = searcher.ask(CELLS, told, rng)
+        drawn.append(Trial(10 + place, genotype, state="done", metrics={"val_acc": planted(genotype)}))
+    assert (made["_mutated"], made["cross"], made["sample"]) == (6 * 6, 2, 2)
+    best = {t.genotype for t in sorted(history, key=lambda t: -t.metrics["val_acc"])[:3]}
+    for child in drawn[:6]:
+        assert min(sum(a != b for a, b in zip(child.genotype, g, strict=True)) for g in best) <= 3
+
+
+def test_generations_climb_to_a_planted_optimum_better_than_random():
+    for seed in range(3):
+        found = {
+            type(s).__name__: best(simulate(s, CELLS, planted, trials=300, seed=seed))
+            for s in (Generational(population=30), RandomSearch())
+        }
+        assert found["Generational"] > found["RandomSearch"]
+        assert found["Generational"] == planted((3, 1, 2, 3, 0, 3))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mutations": 0.7}, {"crossovers": -0.1}, {"mutations": 25}, {"rate": 0.0}]
+)
+def test_impossible_generations_are_refused(settings):
+    with pytest.raises(ConfigError, match="wanted shares of a generation, together at most 1"):
+        Generational(**settings)

@@ -9,11 +9,20 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
-from nas.oneshot.selection import ByPerturbation, accuracy, accuracy_without, connections, order, select
+from nas.oneshot.selection import (
+    ByPerturbation,
+    _without,
+    accuracy,
+    accuracy_without,
+    connections,
+    order,
+    select,
+)
 from nas.oneshot.supernet import Supernet
 from nas.ops import Zero
+from nas.registry import load
 from nas.space import Space
-from nas.task import task_from_arrays
+from nas.task import load_task, task_from_arrays
 
 SETTINGS = ByPerturbation()
 PLANTED = (1, 2, 1)
@@ -125,6 +134,33 @@ def test_connections_compete_where_the_space_wants_it():
     assert [row.tolist() for row in connections(free, task, SETTINGS)] == [
         row.tolist() for row in free.space.one_hot(PLANTED)
     ]
+
+
+def test_removing_leaves_the_weight_of_an_edge_and_a_whole_edge_takes_its_bypass_along():
+    """PC-DARTS: an edge's weight stays when an option goes; without the edge nothing of it is left."""
+    space = load("nasbench201", width=8, cells=1, in_channels=1)
+    torch.manual_seed(0)
+    supernet = Supernet(space, parts=2, edge_norm=True).train()
+    mixture = supernet.mixture(supernet.expected(), whole=True)
+    some = _without(mixture["0->1"], 3)
+    assert torch.equal(some.weight, mixture["0->1"].weight)
+    assert some.share[3] == 0 and torch.equal(some.share[:3], mixture["0->1"].share[:3])
+    mixed = next(m for m in supernet.mixed() if m.decision == "0->1")
+    mixed._mixture["0->1"] = _without(mixture["0->1"], None)
+    assert (mixed(torch.randn(2, 8, 6, 6)) == 0).all()
+    mixed._mixture["0->1"] = _without(mixture["0->1"].share, None)
+    assert (mixed(torch.randn(2, 8, 6, 6)) == 0).all()
+    task = load_task("digits").reduced(64)
+    assert 0 <= accuracy_without(supernet, task, SETTINGS, 0, 3) <= 1
+    assert 0 <= accuracy_without(supernet, task, SETTINGS, 0) <= 1
+
+
+def test_barred_options_are_chosen_only_where_there_is_no_other():
+    supernet, task = planted(), bright_task()
+    assert select(supernet, task, SETTINGS, 1, barred=(PLANTED[1],)) != PLANTED[1]
+    supernet = planted()
+    supernet.keep([(0, 1, 2), (2,), (0, 1, 2)])
+    assert select(supernet, task, SETTINGS, 1, barred=(2,)) == 2
 
 
 def test_looking_changes_nothing():

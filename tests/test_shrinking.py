@@ -66,6 +66,19 @@ def test_fisher_terms_are_those_of_the_formula():
             torch.testing.assert_close(net.alphas[0][row, option], wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_fisher_terms_are_always_taken_of_an_even_mixture():
+    """Neither the terms of the stage before nor alphas that someone set may weigh the options."""
+    even, weighed = supernet(relaxation=Uniform()), supernet(relaxation=Uniform())
+    with torch.no_grad():
+        weighed.alphas[0].copy_(torch.randn(6, 5) * 5)
+    for net in (even, weighed):
+        net.keep([(1, 2, 3, 4)] * 6)
+        row = net.mixture(whole=True)["0->1"]
+        torch.testing.assert_close(row.detach(), torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]))
+        record_fisher(net, TASK)
+    torch.testing.assert_close(even.alphas[0], weighed.alphas[0])
+
+
 def test_no_connection_is_the_first_to_go():
     net = supernet(relaxation=Uniform())
     before = {name: value.clone() for name, value in net.network.state_dict().items()}

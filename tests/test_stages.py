@@ -31,6 +31,11 @@ def test_too_few_epochs_for_the_options_are_refused():
         OneByOne().stages(4, 5)
 
 
+def test_a_space_without_choices_is_searched_in_one_stage():
+    assert [s.epochs for s in OneByOne().stages(4, 1)] == [4]
+    assert [s.epochs for s in OneByOne().stages(4, 2)] == [3, 1]
+
+
 def test_progressive_stages_are_equally_long():
     staging = Progressive(keep=(1.0, 5 / 8, 3 / 8), depth=(1.0, 2.0, 3.0), anew=True)
     stages = staging.stages(75, 8)

@@ -1,0 +1,53 @@
+"""The watch over the curvature: which moments it keeps, and what it forgets; the epochs that last."""
+
+import torch
+
+from nas.oneshot.guards import Guards
+from nas.oneshot.record import Epoch, lasting
+from nas.oneshot.watch import Watch
+
+GUARDS = Guards(window=0.1, delay=0.1, start=0.1)
+"""Of ten epochs: three each."""
+
+
+def moment(value):
+    return lambda: (value, {"weights": [torch.full((2,), float(value))], "name": "x", "none": (None, 1)})
+
+
+def test_an_alarm_gives_the_moment_some_epochs_before_and_forgets_the_rest():
+    watch = Watch(GUARDS)
+    assert all(watch.look(epoch, 10, 1.0, moment(epoch)) is None for epoch in range(1, 5))
+    alarm, (step, state) = watch.look(5, 10, 9.0, moment(5))
+    assert alarm.back == 3 and step == 2 and state["weights"][0].tolist() == [2.0, 2.0]
+    assert watch.state() == {"eigenvalues": [], "moments": {}}
+
+
+def test_only_the_moments_that_an_alarm_can_go_back_to_are_kept():
+    watch = Watch(GUARDS)
+    for epoch in range(1, 9):
+        watch.look(epoch, 10, 1.0, moment(epoch))
+    assert list(watch.state()["moments"]) == [6, 7, 8]
+
+
+def test_a_moment_is_a_copy():
+    watch, weights = Watch(GUARDS), torch.zeros(2)
+    watch.look(1, 10, 1.0, lambda: (1, {"weights": weights}))
+    weights.add_(1)
+    kept = watch.state()["moments"][1][1]["weights"]
+    assert kept.tolist() == [0.0, 0.0] and kept.device.type == "cpu"
+
+
+def test_restored_it_sees_the_same():
+    one, two = Watch(GUARDS), Watch(GUARDS)
+    for epoch in range(1, 5):
+        one.look(epoch, 10, 1.0, moment(epoch))
+    two.restore(one.state())
+    assert two.look(5, 10, 9.0, moment(5))[0] == one.look(5, 10, 9.0, moment(5))[0]
+
+
+def test_epochs_that_were_gone_back_on_do_not_last():
+    def epoch(number, back=None):
+        return Epoch(number, 9, (number,), (), 0.0, 0.0, 0.0, back=back)
+
+    epochs = [epoch(1), epoch(2), epoch(3), epoch(4, back=2), epoch(3), epoch(4), epoch(5, back=3), epoch(9)]
+    assert [id(e) for e in lasting(epochs)] == [id(epochs[i]) for i in (0, 1, 4, 7)]
