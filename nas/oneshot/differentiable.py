@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def search(
 
     prepare: changes the first supernet before it is trained, e.g. its alphas.
     checkpoints: where to resume from, exactly to the step, and where to save to.
-    budget_s: seconds of training after which the epoch in progress is the last one.
+    budget_s: seconds, of training and looking, after which the epoch in progress is the last one.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     """
@@ -124,7 +125,8 @@ class _Search:
         self.loop.advance()
 
     def end_epoch(self) -> Sequence[Epoch]:
-        loss, seconds = self.loop.loop.end_epoch()
+        loss, trained = self.loop.loop.end_epoch()
+        started = time.perf_counter()
         self.done += 1
         supernet, genotype = self.supernet, self.supernet.genotype()
         val_acc = self._validate(genotype)
@@ -137,16 +139,17 @@ class _Search:
             strengths=tuple(supernet.strengths()),
             train_loss=loss,
             val_acc=val_acc,
-            seconds=seconds,
+            seconds=trained + time.perf_counter() - started,
             health=health,
         )
-        spent = seconds + sum(e.seconds for e in self.epochs)
+        spent = epoch.seconds + sum(e.seconds for e in self.epochs)
         back, events = self._guard(health)
         if back is None:
             events = self._go_on()
         if self.budget_s is not None and spent >= self.budget_s and not self.ended:
             events = [*events, "the budget is spent", *self._end_early()]
-        self.epochs.append(dataclasses.replace(epoch, events=tuple(events), back=back))
+        seconds = trained + time.perf_counter() - started
+        self.epochs.append(dataclasses.replace(epoch, events=tuple(events), back=back, seconds=seconds))
         self._begin_epoch()
         return tuple(self.epochs)
 

@@ -29,7 +29,7 @@ class Epoch:
     train_loss: mean of the weights' loss over the epoch.
     val_acc: accuracy of the whole mixture on the validation split, in [0, 1]; where one option runs at a
       time, that of the preferred architecture.
-    seconds: time spent on training, looking and selecting not included.
+    seconds: time spent on training, looking and selecting.
     health: see there.
     events: what happened at its end, in words.
     back: the epoch that the search went back to at its end; None where it went on.
