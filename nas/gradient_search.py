@@ -100,6 +100,8 @@ def _metrics(epoch: Epoch) -> dict[str, float]:
         "skip_share": health.skip_share,
         "alpha_entropy": health.entropy,
         "eigenvalue": health.eigenvalue,
+        "eigenvalue_mean": epoch.growth.mean,
+        "eigenvalue_alarm": epoch.growth.level,
         "gradient_matching": health.matching,
         "discretisation_gap": health.gap,
         "changes": float(health.changes),
@@ -213,15 +215,21 @@ def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str) -> None:
 def health_series(epochs: Sequence[Epoch]) -> draw.HealthSeries:
     """The record of a search as its picture wants it."""
     health = [e.health for e in epochs]
-    eigenvalues = np.abs([h.eigenvalue for h in health])
     return draw.HealthSeries(
         epochs=np.array([e.epoch for e in epochs]),
         skip_shares={kind: np.array([h.skip_shares[kind] for h in health]) for kind in health[0].skip_shares},
         entropy=np.array([h.entropy for h in health]),
-        eigenvalue=np.where(np.isfinite(eigenvalues), eigenvalues, np.nan),
+        eigenvalue=_finite([abs(h.eigenvalue) for h in health]),
+        mean=_finite([e.growth.mean for e in epochs]),
+        alarm=_finite([e.growth.level for e in epochs]),
         matching=np.array([h.matching for h in health]),
         gap=np.array([h.gap for h in health]),
         supernet_acc=np.array([e.val_acc for e in epochs]),
         changes=np.array([h.changes for h in health]),
         events=[(i, event) for i, e in enumerate(epochs) for event in e.events],
     )
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    """NaN in place of infinities."""
+    return np.where(np.isfinite(values), values, np.nan)

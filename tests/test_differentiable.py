@@ -51,8 +51,10 @@ def assert_same(a, b):
 
 
 def comparable(epochs):
+    """With NaN equal to itself."""
     return [
-        {**vars(e), "seconds": 0, "strengths": [s.tolist() for s in e.strengths], "health": repr(e.health)}
+        {**vars(e), "seconds": 0, "strengths": [s.tolist() for s in e.strengths]}
+        | {"health": repr(e.health), "growth": repr(e.growth)}
         for e in epochs
     ]
 
@@ -244,6 +246,14 @@ def test_an_alarm_goes_back_and_makes_weight_decay_stronger(monkeypatch):
         "the eigenvalue grew by 3.67: back to epoch 2, weight decay 0.0003 -> 0.0009",
     )
     assert not any(e.events for e in (*outcome.epochs[:4], *outcome.epochs[5:]))
+
+
+def test_without_guards_the_growth_is_told_and_nothing_done(monkeypatch):
+    alarmed(monkeypatch, [1.0] * 7 + [9.0] * 3)
+    outcome = run(method=Method("test", TEN))
+    assert [e.epoch for e in outcome.epochs] == list(range(1, 11))
+    assert [e.growth.alarming for e in outcome.epochs] == [False] * 7 + [True] * 3
+    assert not any(e.events for e in outcome.epochs)
 
 
 def test_going_back_really_goes_back(monkeypatch):

@@ -12,6 +12,7 @@ from nas.cost import cost
 from nas.errors import ConfigError
 from nas.gradient_search import health_series
 from nas.latency import LatencyTable
+from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
 from nas.oneshot.record import Epoch
 from nas.oneshot.regularizers import BetaDecay
@@ -199,10 +200,11 @@ def test_the_picture_tells_what_was_measured():
     unmeasured = Health({"cell": 0.0}, 0.8, float("inf"), 0.1, 0.0, 0)
     rows = (np.ones(2) / 2,)
     epochs = [
-        Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, ("something happened",)),
+        Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
         Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
     ]
     series = health_series(epochs)
     assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
+    assert (series.mean[0], series.alarm[0]) == (0.2, 0.26) and np.isnan(series.mean[1])
     assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]
     assert list(series.events) == [(0, "something happened")]

@@ -3,36 +3,38 @@
 import pytest
 
 from nas.errors import ConfigError
-from nas.oneshot.guards import Alarm, Guards
+from nas.oneshot.guards import Growth, Guards
 
 
 def test_a_constant_curvature_raises_no_alarm():
     guards = Guards()
-    assert all(guards.alarm([0.2] * n, 50) is None for n in range(60))
+    assert not any(guards.growth([0.2] * n, 50).alarming for n in range(60))
 
 
 def test_the_alarm_compares_means_some_epochs_apart():
     """RobustDARTS, code: means of 5 values, 4 epochs apart, ratio above 1.3, not before epoch 10."""
     flat = [1.0] * 20
     guards = Guards()
-    assert guards.alarm([*flat, 2.4], 50) is None  # mean of the last five: 1.28
-    assert guards.alarm([*flat, 2.6], 50) == Alarm(back=4, ratio=pytest.approx(1.32))
-    assert guards.alarm([1.0] * 8 + [9.0], 50) is None
-    assert guards.alarm([1.0] * 9 + [9.0], 50) is not None
+    assert guards.growth([*flat, 2.4], 50) == Growth(mean=pytest.approx(1.28), level=1.3)
+    assert not guards.growth([*flat, 2.4], 50).alarming
+    assert guards.growth([*flat, 2.6], 50).alarming and guards.reach(50) == 4
+    assert not guards.growth([1.0] * 8 + [9.0], 50).alarming
+    assert guards.growth([1.0] * 9 + [9.0], 50).alarming
 
 
 def test_a_falling_curvature_raises_no_alarm():
-    assert Guards().alarm([10.0 / (1 + i) for i in range(30)], 50) is None
+    assert not Guards().growth([10.0 / (1 + i) for i in range(30)], 50).alarming
 
 
 def test_windows_shrink_with_the_search_but_not_below_three():
     guards = Guards()
-    assert guards.alarm([1.0, 1.0, 1.0, 1.0, 2.0], 8) == Alarm(back=3, ratio=pytest.approx(4 / 3))
-    assert guards.alarm([1.0, 1.0, 9.0], 8) is None
+    assert guards.growth([1.0, 1.0, 1.0, 1.0, 2.0], 8) == Growth(mean=pytest.approx(4 / 3), level=1.3)
+    assert guards.reach(8) == 3
+    assert not guards.growth([1.0, 1.0, 9.0], 8).alarming
 
 
 def test_no_curvature_before_is_no_growth():
-    assert Guards().alarm([0.0] * 12 + [1.0] * 4, 50) is None
+    assert not Guards().growth([0.0] * 12 + [1.0] * 4, 50).alarming
 
 
 def test_weight_decay_grows_by_threes_up_to_its_largest():

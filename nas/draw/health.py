@@ -56,17 +56,13 @@ class _Tag:
     back: bool
 
 
-def draw_health(series: HealthSeries, *, title: str = "", ratio: float = 1.3) -> Figure:
+def draw_health(series: HealthSeries, *, title: str = "") -> Figure:
     """Draws six panels over the number of the record, and lists what happened.
-
-    ratio: above 1; the mean of the last eigenvalues is alarming above this multiple of the mean some epochs
-        earlier, without the epochs that were gone back on. Zela et al. (ICLR 2020, RobustDARTS, §4.3) average
-        5 and look back by 4 of 50 epochs; here these are shares of the largest epoch, at least 3.
 
     What is bad is orange. Numbered rules stand where something happened, solid ones where the search went
     back; the epochs that it undid lie on grey.
     """
-    run = checked(series, ratio)
+    run = checked(series)
     notes, heading = _notes(run), Heading(title)
     width = max(_INNER, heading.width) + 2 * _MARGIN
     if not run.length:

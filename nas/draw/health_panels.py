@@ -22,8 +22,6 @@ _MAIN, _OTHER = SERIES[0], SERIES[2]
 _HUES = tuple(SERIES[rank] for rank in (0, 3, 4, 5, 2, 6))
 _REST = SERIES[7]
 _DASHED = (3.2, 1.6)
-# The shares of a whole search over which its eigenvalue is averaged and compared (Zela et al. 2020, §4.3).
-_WINDOW, _DELAY = 0.1, 0.08
 
 
 def write_head(sheet: Axes, panel: Panel, keys: Sequence[Key], left: float, top: float) -> None:
@@ -148,12 +146,14 @@ def _draw_eigenvalue(axes: Axes, run: HealthRun) -> list[Key]:
     values = run.series.eigenvalue
     if not np.isfinite(values).any():
         return []
-    mean, alarm = _growth(run)
+    mean, alarm = run.series.mean, run.series.alarm
     _scale(axes, np.concatenate([values, alarm]))
     x, raw = _broken(run, values)
     dot = "." if run.is_short else ""
     axes.plot(x, raw, color=tint(_MAIN, 0.6), linewidth=0.55 * run.line, marker=dot, markersize=3, zorder=2.5)
-    keys = [Key(f"mean of {_spans(run)[0]}: {_last(mean):.3g}", _MAIN)]
+    if not np.isfinite(mean).any():
+        return [Key(f"last {_last(values):.3g}", _MAIN)]
+    keys = [Key(f"mean {_last(mean):.3g}", _MAIN)]
     _draw_line(axes, run, mean, keys[0])
     if np.isfinite(alarm).any():
         keys.append(Key(f"alarm at {_last(alarm):.3g}", BAD, _DASHED))
@@ -168,34 +168,6 @@ def _draw_alarm(axes: Axes, run: HealthRun, mean: Column, alarm: Column) -> None
     set_dash(line, _DASHED)
     over = np.flatnonzero(mean > alarm)
     axes.plot(over + 1, mean[over], "o", color=BAD, markersize=2.5 * run.line, zorder=4.5, clip_on=False)
-
-
-def _spans(run: HealthRun) -> tuple[int, int]:
-    """Over how many epochs the eigenvalue is averaged, and by how many the earlier mean is earlier."""
-    epochs = int(run.series.epochs.max())
-    return max(3, round(_WINDOW * epochs)), max(3, round(_DELAY * epochs))
-
-
-def _growth(run: HealthRun) -> tuple[Column, Column]:
-    """[T] the mean of the last eigenvalues and the level above which it is alarming, NaN at the start."""
-    window, delay = _spans(run)
-    branch: list[tuple[int, float]] = []
-    means, alarms = [], []
-    for epoch, value in zip(run.series.epochs, run.series.eigenvalue, strict=True):
-        while branch and branch[-1][0] >= epoch:
-            branch.pop()
-        branch.append((int(epoch), float(value)))
-        recent = [v for _, v in branch[-window - delay :]]
-        earlier = recent[:-delay]
-        means.append(_mean(recent[-window:]))
-        alarms.append(run.ratio * _mean(earlier) if len(earlier) > 1 else np.nan)
-    mean, alarm = np.asarray(means), np.asarray(alarms)
-    return np.where(np.isnan(run.series.eigenvalue), np.nan, mean), np.where(alarm > 0, alarm, np.nan)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if isfinite(value)]
-    return sum(known) / len(known) if known else float("nan")
 
 
 def _scale(axes: Axes, values: Column) -> None:

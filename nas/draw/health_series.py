@@ -27,6 +27,8 @@ class HealthSeries:
         of decisions outside cells is empty.
     entropy: [T] in [0, 1]; 1 is undecided.
     eigenvalue: [T] of at least 0, the dominant one of the validation loss's Hessian in the alphas.
+    mean: [T] of at least 0, of the last eigenvalues while they are watched. alarm: [T] of at least 0, the level
+        that it should stay below.
     matching: [T] in [-1, 1], cosine of the training and validation gradients; higher is better.
     gap: [T] in [-1, 1], accuracy of the supernet minus that of the discretised architecture; lower is better.
     supernet_acc: [T] in [0, 1].
@@ -38,6 +40,8 @@ class HealthSeries:
     skip_shares: Mapping[str, Column]
     entropy: Column
     eigenvalue: Column
+    mean: Column
+    alarm: Column
     matching: Column
     gap: Column
     supernet_acc: Column
@@ -53,7 +57,6 @@ class HealthRun:
     """
 
     series: HealthSeries
-    ratio: float
     backs: Whole
 
     @property
@@ -72,10 +75,8 @@ class HealthRun:
         return 1.8 if self.is_short else 1.1
 
 
-def checked(series: HealthSeries, ratio: float) -> HealthRun:
+def checked(series: HealthSeries) -> HealthRun:
     """The series as arrays that fit together."""
-    if not (isfinite(ratio) and ratio > 1):
-        raise ConfigError(f"health: got ratio {ratio:g}, wanted a finite factor above 1")
     epochs = _whole(series.epochs, "epochs", length=-1)
     count = len(epochs)
     arrays = HealthSeries(
@@ -86,6 +87,8 @@ def checked(series: HealthSeries, ratio: float) -> HealthRun:
         },
         entropy=_within(series.entropy, "entropy", count, 0, 1),
         eigenvalue=_within(series.eigenvalue, "eigenvalue", count, 0, np.inf),
+        mean=_within(series.mean, "mean", count, 0, np.inf),
+        alarm=_within(series.alarm, "alarm", count, 0, np.inf),
         matching=_within(series.matching, "matching", count, -1, 1),
         gap=_within(series.gap, "gap", count, -1, 1),
         supernet_acc=_within(series.supernet_acc, "supernet_acc", count, 0, 1),
@@ -98,7 +101,7 @@ def checked(series: HealthSeries, ratio: float) -> HealthRun:
                 f"health: got the event {clean(text)!r} at record {index}, "
                 f"wanted one of the {count} records, counted from 0"
             )
-    return HealthRun(arrays, ratio, np.flatnonzero(np.diff(epochs) <= 0) + 1)
+    return HealthRun(arrays, np.flatnonzero(np.diff(epochs) <= 0) + 1)
 
 
 def index_of(event: tuple[int, str]) -> int:

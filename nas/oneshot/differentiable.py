@@ -14,14 +14,15 @@ from nas.checkpoint import Checkpoints
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
-from nas.oneshot.health import Examiner, Health, images_at_once, preferred_accuracy
+from nas.oneshot.guards import Growth, Guards
+from nas.oneshot.health import Examiner, images_at_once, preferred_accuracy
 from nas.oneshot.identities import barred, keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, Strengths, lasting
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
 from nas.oneshot.stages import Stage, ends
 from nas.oneshot.supernet import Supernet
-from nas.oneshot.watch import Watch
+from nas.oneshot.watch import Moment, Watch
 from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
@@ -98,7 +99,7 @@ class _Search:
         self.done = self.stage = 0
         self._before = 0
         self._examiner = Examiner()
-        self._watch = Watch(method.guards) if method.guards is not None else None
+        self._watch = Watch(method.guards or Guards())
         self.loop = self._loop_of_stage()
         if prepare is not None:
             prepare(self.supernet)
@@ -132,6 +133,7 @@ class _Search:
         val_acc = self._validate(genotype)
         before = self.epochs[-1].genotype if self.epochs else None
         health = self._examiner.examine(self.loop, genotype, before, val_acc)
+        growth, moment = self._look(health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
             epochs=self.ends[-1] + self.tuning,
@@ -141,11 +143,14 @@ class _Search:
             val_acc=val_acc,
             seconds=trained + time.perf_counter() - started,
             health=health,
+            growth=growth,
         )
         spent = epoch.seconds + sum(e.seconds for e in self.epochs)
-        back, events = self._guard(health)
-        if back is None:
+        back = None
+        if moment is None:
             events = self._go_on()
+        else:
+            back, events = self._go_back(growth, moment)
         if self.budget_s is not None and spent >= self.budget_s and not self.ended:
             events = [*events, "the budget is spent", *self._end_early()]
         seconds = trained + time.perf_counter() - started
@@ -165,7 +170,7 @@ class _Search:
             "strengths": [torch.from_numpy(row) for row in self.strengths],
             "healthy": list(self.healthy),
             "direction": list(self._examiner.direction),
-            "watch": self._watch.state() if self._watch is not None else {},
+            "watch": self._watch.state(),
             "epochs": [epoch.packed() for epoch in self.epochs],
         }
 
@@ -176,8 +181,7 @@ class _Search:
         self.healthy = tuple(state["healthy"])
         device = self.task.train.x.device
         self._examiner.direction = [tensor.to(device) for tensor in state["direction"]]
-        if self._watch is not None:
-            self._watch.restore(state["watch"])
+        self._watch.restore(state["watch"])
         self.epochs = [Epoch.unpacked(record) for record in state["epochs"]]
         self.loop = self._loop_of_stage()
         self.loop.restore(state["loop_step"], state["search"])
@@ -216,25 +220,27 @@ class _Search:
             return preferred_accuracy(self.loop, genotype, derive(self.seed, "validate", self.done))
         return evaluate(self.supernet, self.task, self.task.val, batch=images_at_once(self.loop))[1]
 
-    def _guard(self, health: Health) -> tuple[int | None, list[str]]:
-        """Goes back when the curvature has grown too much: to which epoch, and what is done about it."""
-        guards, stage = self.method.guards, self._in_stage
-        if guards is None or self._watch is None or stage is None or not self.loop.alphas_move:
-            return None, []
+    def _look(self, eigenvalue: float) -> tuple[Growth, Moment | None]:
+        """How the curvature has grown while the alphas move; where to go back to when it is too much."""
+        stage = self._in_stage
+        if stage is None or not self.loop.alphas_move:
+            return Growth(), None
         length = stage.epochs if self.method.staging.fresh else self.ends[-1]
-        found = self._watch.look(
-            self.done, length, abs(health.eigenvalue), lambda: (self.loop.loop.step, self.loop.state())
-        )
-        if found is None:
-            return None, []
-        alarm, (step, state) = found
-        back = self.done = self.done - alarm.back
-        decay = self.loop.loop.weight_decay
+        guarded = self.method.guards is not None
+        now = (lambda: (self.done, self.loop.loop.step, self.loop.state())) if guarded else None
+        return self._watch.look(self.done, length, abs(eigenvalue), now)
+
+    def _go_back(self, growth: Growth, moment: Moment) -> tuple[int, list[str]]:
+        """To which epoch, and what is done about the growth."""
+        guards, decay = self._watch.guards, self.loop.loop.weight_decay
+        back, step, state = moment
+        self.done = back
         self.loop.restore(step, state)
         before = self.supernet.genotype()
         if keeps_cap(self.space, before, guards.skip_cap):
             self.healthy = before
-        what = f"the eigenvalue grew by {alarm.ratio:.2f}: back to epoch {back}"
+        grown = growth.mean / growth.level * guards.ratio
+        what = f"the eigenvalue grew by {grown:.2f}: back to epoch {back}"
         stronger = guards.stronger(decay)
         if stronger is not None:
             self.loop.loop.weight_decay = stronger
@@ -285,8 +291,7 @@ class _Search:
             self.loop.take_over(old)
             inherit(self.supernet, old.supernet)
             self.loop.loop.step = old.loop.step
-        if self._watch is not None:
-            self._watch.forget()
+        self._watch.forget()
         return [f"stage {self.stage + 1} of {len(self.stages)}: {text}" for text in events]
 
     def _select(self, tuned: int) -> list[str]:

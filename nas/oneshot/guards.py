@@ -48,20 +48,18 @@ class Guards:
         if self.skip_cap < 0:
             raise ConfigError(f"guards: skip_cap is {self.skip_cap}, but must be at least 0")
 
-    def alarm(self, eigenvalues: Sequence[float], epochs: int) -> Alarm | None:
-        """Whether the curvature has grown too much, given one eigenvalue for each epoch that is looked at.
+    def growth(self, eigenvalues: Sequence[float], epochs: int) -> Growth:
+        """How the curvature has grown, given one eigenvalue for each epoch that is looked at.
 
         epochs: of the whole search; the shares refer to it.
         """
         window, delay, start = (_epochs(s, epochs) for s in (self.window, self.delay, self.start))
         now = len(eigenvalues)
+        mean = float(np.mean(eigenvalues[-window:])) if now else math.nan
         if now < max(start, delay + 1):
-            return None
-        late = float(np.mean(eigenvalues[max(0, now - window) :]))
+            return Growth(mean)
         early = float(np.mean(eigenvalues[max(0, now - delay - window) : now - delay]))
-        if not early > 0 or late / early <= self.ratio:
-            return None
-        return Alarm(back=delay, ratio=late / early)
+        return Growth(mean, self.ratio * early if early > 0 else math.nan)
 
     def reach(self, epochs: int) -> int:
         """By how many epochs an alarm goes back."""
@@ -74,11 +72,16 @@ class Guards:
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
-    """By how many epochs to go back, and by how much the eigenvalue grew."""
+class Growth:
+    """mean: of the last eigenvalues; level: above which they have grown too much. NaN after too few."""
 
-    back: int
-    ratio: float
+    mean: float = math.nan
+    level: float = math.nan
+
+    @property
+    def alarming(self) -> bool:
+        """Whether to go back."""
+        return self.mean > self.level
 
 
 def _epochs(share: float, epochs: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
 from nas.oneshot.supernet import Supernet
 from nas.types import Genotype
@@ -31,6 +32,7 @@ class Epoch:
       time, that of the preferred architecture.
     seconds: time spent on training, looking and selecting.
     health: see there.
+    growth: of the eigenvalue, as the guards see it, or would where there are none.
     events: what happened at its end, in words.
     back: the epoch that the search went back to at its end; None where it went on.
     """
@@ -43,6 +45,7 @@ class Epoch:
     val_acc: float
     seconds: float
     health: Health = field(default_factory=Health)
+    growth: Growth = field(default_factory=Growth)
     events: tuple[str, ...] = ()
     back: int | None = None
 
@@ -53,6 +56,7 @@ class Epoch:
             "genotype": list(self.genotype),
             "strengths": [torch.from_numpy(row) for row in self.strengths],
             "health": dataclasses.asdict(self.health),
+            "growth": dataclasses.asdict(self.growth),
             "events": list(self.events),
         }
 
@@ -63,6 +67,7 @@ class Epoch:
             "genotype": tuple(record["genotype"]),
             "strengths": tuple(row.numpy() for row in record["strengths"]),
             "health": Health(**record["health"]),
+            "growth": Growth(**record["growth"]),
             "events": tuple(record["events"]),
         }
         return cls(**{**record, **changed})

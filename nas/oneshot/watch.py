@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nas.oneshot.guards import Alarm, Guards
+from nas.oneshot.guards import Growth, Guards
 from nas.oneshot.keeping import copied
 
-Moment = tuple[int, Any]
-"""Steps done, and the state then."""
+Moment = tuple[int, int, Any]
+"""Epochs and steps done, and the state then."""
 
 
 class Watch:
@@ -24,23 +24,24 @@ class Watch:
         self._moments: dict[int, Moment] = {}
 
     def look(
-        self, epoch: int, epochs: int, eigenvalue: float, moment: Callable[[], Moment]
-    ) -> tuple[Alarm, Moment] | None:
-        """Takes in one epoch; on an alarm, what it is and the moment to go back to, all others forgotten.
+        self, epoch: int, epochs: int, eigenvalue: float, moment: Callable[[], Moment] | None
+    ) -> tuple[Growth, Moment | None]:
+        """Takes in one epoch; when it alarms, gives the moment to go back to, all else forgotten.
 
-        moment: asked for the present one, which is copied to the CPU.
+        moment: asked for the present one, which is copied to the CPU; None where nobody goes back.
         """
         self._eigenvalues.append(eigenvalue)
-        step, state = moment()
-        self._moments[epoch] = step, copied(state)
-        alarm = self.guards.alarm(self._eigenvalues, epochs)
-        if alarm is None:
-            reach = self.guards.reach(epochs)
+        growth = self.guards.growth(self._eigenvalues, epochs)
+        if moment is None:
+            return growth, None
+        self._moments[epoch] = copied(moment())
+        reach = self.guards.reach(epochs)
+        if not growth.alarming:
             self._moments = {at: kept for at, kept in self._moments.items() if at > epoch - reach}
-            return None
-        found = self._moments[epoch - alarm.back]
+            return growth, None
+        found = self._moments[epoch - reach]
         self.forget()
-        return alarm, found
+        return growth, found
 
     def forget(self) -> None:
         """Starts anew: what was measured in another form or under less weight decay says nothing now."""
