@@ -359,9 +359,7 @@ def test_no_record_at_all():
 @pytest.mark.parametrize(("value", "count"), [(0, 30), (1, 1)])
 def test_constant_series(value, count):
     level = np.full(count, float(value))
-    series = HealthSeries(
-        np.full(count, value), {"": level}, *[level] * 7, level.astype(int)
-    )
+    series = HealthSeries(np.full(count, value), {"": level}, *[level] * 7, level.astype(int))
     figure = draw_health(series)
     assert_readable(figure)
     assert heights(panels(figure)["Entropy"], BLUE).tolist() == level.tolist()
@@ -417,7 +415,6 @@ def test_captions_fit_and_are_muted():
 def test_a_series_that_does_not_fit_is_refused(columns, named):
     with pytest.raises(ConfigError, match=f"health: got (the )?{named}"):
         draw_health(replace(made(3), **columns))
-
 
 
 def test_rounding_is_no_error():

@@ -2,47 +2,26 @@
 
 import pytest
 import torch
+from nested import nested_space
 from torch import nn
 
-from nas.cell import Cell
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.paths import accuracies, scores
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.ops import candidates
 from nas.recipe import Recipe
 from nas.registry import load
 from nas.seeding import rng, torch_rng
-from nas.space import Space
 from nas.task import load_task
 from nas.train import evaluate
 
 TASK = load_task("digits").reduced(400)
 
 
-def nested():
-    def build(choose):
-        def doubled():
-            inner = choose.op("inner", candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4))
-            return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), inner)
-
-        options = candidates(["none", "skip_connect"], 4, 4) | {"doubled": doubled}
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 1),
-            nn.BatchNorm2d(4),
-            Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options)),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4, 10),
-        )
-
-    return Space("nested", build)
-
-
 SPACES = {
     "nasbench201": load("nasbench201", width=4, cells=1, in_channels=1),
     "darts": load("darts", width=4, cells=3, in_channels=1),
-    "nested": nested(),
+    "nested": nested_space(in_channels=1, classes=10),
 }
 
 

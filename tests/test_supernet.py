@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nested import nested_space
 from torch import nn
 
 from nas.cell import Cell
@@ -19,27 +20,6 @@ from nas.ops import Zero, candidates
 from nas.registry import load
 from nas.space import Space
 from spaces.darts import OPTIONS as DARTS_OPTIONS
-
-
-def nested_space():
-    """A cell whose edges offer a convolution with a choice of its own inside."""
-
-    def build(choose):
-        def doubled():
-            inner = choose.op("inner", candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4))
-            return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), inner)
-
-        options = candidates(["none", "skip_connect"], 4, 4) | {"doubled": doubled}
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 1),
-            nn.BatchNorm2d(4),
-            Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options)),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4, 5),
-        )
-
-    return Space("nested", build)
 
 
 def without_cells():
