@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
     parser.add_argument("--method", action="append", required=True)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seed", action="append", type=int, help="0 and 1 unless given")
     for name, value in {"images": 10_000, "side": 16, "width": 8, "epochs": 30, "top": 0, "again": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--speed", type=float, default=8.0)
@@ -58,7 +58,7 @@ def main() -> None:
     rows = defaultdict(list)
     for method in args.method:
         name = f"{method}{'-no-guard' if args.no_guard else ''}"
-        for seed in range(args.seeds):
+        for seed in args.seed or (0, 1):
             out = args.out / f"{name}-{seed}"
             found = nas.search("nasbench201", task, method, out=out, settings=settings(method, args, seed))
             again = Study.read(out, "rerank", found.space)
