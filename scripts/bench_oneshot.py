@@ -38,8 +38,8 @@ def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, obje
         batch = {"batch": 128, "lr": 0.1, "lr_min": 0.0}
         return common | {"epochs": 4 * args.epochs, "trials": 400, "shared": batch}
     own = {"epochs": 4 * args.epochs} if method == "gdas" else {}
-    tuned = {"method_settings": NARROW.get(method, {}), "alpha_speed": args.speed, "guard": not args.no_guard}
-    return common | tuned | own
+    own |= {"alpha_speed": args.speed} if method != "is-darts" else {}
+    return common | {"method_settings": NARROW.get(method, {}), "guard": not args.no_guard} | own
 
 
 def main() -> None:
