@@ -65,7 +65,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         announce=not job.config.shares_weights,
     )
     trials = _equal_trials(job, found)
-    job.progress.phase("random search at equal cost", trials or 1, done=study.ended)
+    job.progress.phase("random search at equal cost", trials, done=study.ended)
 
     def enough() -> bool:
         if job.stop():

@@ -26,7 +26,7 @@ class LiveProgress:
         )
         self._task: progress.TaskID | None = None
 
-    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
         """Begins a new bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -58,9 +58,9 @@ class PlainProgress:
     """One line for each unit, with the time left, for logs and pipes."""
 
     def __init__(self) -> None:
-        self._name, self._total, self._done, self._here, self._begun = "", 0, 0, 0, time.monotonic()
+        self.phase("", None)
 
-    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
         """Begins counting anew."""
         self._name, self._total, self._done, self._here = name, total, done, 0
         self._begun = time.monotonic()
@@ -69,6 +69,9 @@ class PlainProgress:
         """Prints the unit with its number and the time left."""
         self._done = self._done + 1 if done is None else done
         self._here += 1
+        if self._total is None:
+            _say(f"{self._name} {self._done}  {text}")
+            return
         each = (time.monotonic() - self._begun) / self._here
         left = each * max(0, self._total - self._done)
         _say(f"{self._name} {self._done}/{self._total}  {text}  ({left:.0f} s left)")

@@ -8,8 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Hears how a job goes."""
 
-    def phase(self, name: str, total: int, *, done: int = 0) -> None:
-        """A phase of `total` units begins, `done` of them already done before a resumption."""
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
+        """A phase of `total` units begins, `done` of them already done before a resumption.
+
+        A `total` of None is unknown.
+        """
 
     def advance(self, text: str, *, done: int | None = None) -> None:
         """One more unit is done, summed up in `text`; the `done`-th in all, where that is known."""
@@ -21,7 +24,7 @@ class Progress(Protocol):
 class Silent:
     """Says nothing."""
 
-    def phase(self, name: str, total: int, *, done: int = 0) -> None:
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
         """Ignores the phase."""
 
     def advance(self, text: str, *, done: int | None = None) -> None:

@@ -43,3 +43,15 @@ def test_a_resumed_phase_says_the_true_number(capsys):
         progress.phase("retrain", 60)
         progress.advance("epoch 31", done=31)
     assert capsys.readouterr().err.startswith("retrain 31/60  epoch 31  (")
+
+
+def test_how_many_there_will_be_may_be_unknown(capsys):
+    with PlainProgress() as progress:
+        progress.phase("random search", None, done=2)
+        progress.advance("trial 2")
+    assert capsys.readouterr().err == "random search 3  trial 2\n"
+    out = io.StringIO()
+    with LiveProgress(Console(file=out, force_terminal=True, width=100)) as live:
+        live.phase("random search", None)
+        live.advance("trial 0")
+    assert "1/?" in out.getvalue()

@@ -9,6 +9,7 @@ from math import isfinite
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from numpy.typing import NDArray
 
 from nas.draw.health_series import HealthRun
 from nas.draw.series import SERIES, Column, tidy_ticks
@@ -57,10 +58,16 @@ def _draw_line(
     known, order = np.isfinite(y), 3 + above
     (line,) = axes.plot(x, y, color=key.color, linewidth=width * run.line, zorder=order)
     set_dash(line, key.dash)
-    beside = np.append(known[1:], False) | np.append(False, known[:-1])
-    axes.plot(x[known & ~beside], y[known & ~beside], "o", color=key.color, markersize=3, zorder=order)
+    alone = _alone(y)
+    axes.plot(x[alone], y[alone], "o", color=key.color, markersize=3, zorder=order)
     (end,) = axes.plot(x[known][-1:], y[known][-1:], "o", color=key.color, markersize=6, zorder=order + 0.5)
     end.set(markeredgecolor=PAPER, clip_on=False)
+
+
+def _alone(values: Column) -> NDArray[np.bool_]:
+    """Which values have no neighbours."""
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    return np.asarray(known[1:-1] & ~known[2:] & ~known[:-2])
 
 
 def _last(values: Column) -> float:
@@ -166,6 +173,9 @@ def _draw_alarm(axes: Axes, run: HealthRun, mean: Column, alarm: Column) -> None
     x, level = _broken(run, alarm)
     (line,) = axes.plot(x, level, color=BAD, linewidth=0.6 * run.line, zorder=2.8)
     set_dash(line, _DASHED)
+    alone = _alone(level)
+    if alone.any():
+        axes.plot(x[alone], level[alone], "_", color=BAD, markersize=6, zorder=2.8)
     over = np.flatnonzero(mean > alarm)
     axes.plot(over + 1, mean[over], "o", color=BAD, markersize=2.5 * run.line, zorder=4.5, clip_on=False)
 

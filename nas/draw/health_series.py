@@ -27,8 +27,8 @@ class HealthSeries:
         of decisions outside cells is empty.
     entropy: [T] in [0, 1]; 1 is undecided.
     eigenvalue: [T] of at least 0, the dominant one of the validation loss's Hessian in the alphas.
-    mean: [T] of at least 0, of the last eigenvalues while they are watched. alarm: [T] of at least 0, the level
-        that it should stay below.
+    mean: [T] of at least 0, of the last eigenvalues while they are watched.
+    alarm: [T] of at least 0, the level that the mean should stay below.
     matching: [T] in [-1, 1], cosine of the training and validation gradients; higher is better.
     gap: [T] in [-1, 1], accuracy of the supernet minus that of the discretised architecture; lower is better.
     supernet_acc: [T] in [0, 1].
