@@ -62,7 +62,7 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=5, cutoff=0.5)
     # A common beginning says more than common letters: 'evolve' is nearer to 'evolution' than to 'oles'.
     near.sort(key=lambda name: -_common_start(got, name))
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
     return f"no {what} {got!r}; {hint}"
 
 

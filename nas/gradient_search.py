@@ -112,9 +112,10 @@ def _metrics(epoch: Epoch) -> dict[str, float]:
 def _line(epoch: Epoch) -> str:
     health = epoch.health
     curvature = f", eigenvalue {health.eigenvalue:.2g}" if np.isfinite(health.eigenvalue) else ""
+    gap = f", gap {health.gap:+.3f}" if np.isfinite(health.gap) else ""
     return (
         f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}, "
-        f"skips {health.skip_share:.0%}, gap {health.gap:+.3f}{curvature}"
+        f"skips {health.skip_share:.0%}{gap}{curvature}"
     )
 
 
@@ -147,7 +148,8 @@ def _within_memory(job: Job, method: Method) -> Method:
         return method
     path = job.folder / "memory.json"
     if not path.exists():
-        found = memory.fit(job.space, job.search_task, method, job.config.memory)
+        job.progress.note("memory: a step is measured on a few images")
+        found = memory.fit(job.space, job.search_task, method, job.config.memory, stop=job.stop)
         write_json(path, {**dataclasses.asdict(found.change), "needed": found.needed})
     record = cast(dict[str, Any], read_json(path))
     needed = record.pop("needed")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -41,12 +41,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up new storages, and looks for those that died only when the sum would be a new peak."""
+    """Adds up storages from when they are made until they die."""
 
     def __init__(self, peak: Peak) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = peak
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
         self._total = 0
 
     def __torch_dispatch__(
@@ -65,14 +65,17 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        replaced = self._alive.get(reference.cdata)
-        self._alive[reference.cdata] = reference, storage.nbytes()
-        self._total += storage.nbytes() - (replaced[1] if replaced is not None else 0)
-        if self._total > self.peak.bytes:
-            self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
-            self._total = sum(nbytes for _, nbytes in self._alive.values())
-            self.peak.bytes = max(self.peak.bytes, self._total)
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def died(_: object) -> None:
+            del self._alive[key]
+            self._total -= size
+
+        self._alive[key] = weakref.ref(storage, died)
+        self._total += size
+        self.peak.bytes = max(self.peak.bytes, self._total)
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -16,6 +16,7 @@ from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
 from nas.peak import peak_memory
 from nas.registry import load
+from nas.resumable import Stopped
 from nas.task import load_task
 
 SPACE = load("nasbench201", width=8, cells=1, in_channels=1)
@@ -104,6 +105,13 @@ def test_methods_keep_what_they_are_made_of():
         fit(SPACE, TASK, METHODS["sdarts-rs"](), 1000)
     with pytest.raises(ConfigError, match="a step of drnas needs at least"):
         fit(SPACE, TASK, METHODS["drnas"](), 1000)
+
+
+def test_it_can_be_stopped_between_measurements():
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="memory of a step"):
+        fit(SPACE, TASK, METHOD, 1000, stop=lambda: next(asked))
+    assert next(asked, None) is None
 
 
 def test_sizes_in_words():

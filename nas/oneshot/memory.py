@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
 from nas.peak import peak_memory
 from nas.recipe import Precision
+from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Task
@@ -81,7 +82,9 @@ class Fit:
     needed: int
 
 
-def fit(space: Space, task: Task, method: Method, budget: int) -> Fit:
+def fit(
+    space: Space, task: Task, method: Method, budget: int, *, stop: Callable[[], bool] | None = None
+) -> Fit:
     """Changes a method as little as it takes to fit a step, but for the task's images, into `budget` bytes.
 
     In this order, each on top of the one before: a smaller batch (half, then a quarter, at least 16 images),
@@ -89,11 +92,16 @@ def fit(space: Space, task: Task, method: Method, budget: int) -> Fit:
 
     The eigenvalue that is taken after each epoch (`nas.oneshot.health`) has to fit, too.
 
+    stop: asked before each variant is measured.
+
     Raises:
+        Stopped: when `stop` said so.
         ConfigError: when nothing fits, with what the least demanding variant needs.
     """
     least: int | None = None
     for variant in _variants(method):
+        if stop is not None and stop():
+            raise Stopped("stopped while the memory of a step was measured")
         try:
             needs = Needs.probed(space, task, variant.of(method))
         except SpaceError:  # channels that cannot be divided, candidates that cannot be narrowed
