@@ -185,15 +185,19 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
 
 
 def _refuse_alphas(config: Config, method: Method) -> None:
-    """Settings of alphas that nothing moves."""
+    """What needs alphas that move: their settings, and constraints, which are losses of theirs."""
     given = {
         "alphas": bool(config.alphas),
         "alpha_speed": config.alpha_speed is not None,
         "seed_alphas": config.seed_alphas is not None,
+        "constraint": bool(config.constraint),
     }
     for name, is_set in given.items():
         if is_set:
-            raise ConfigError(f"{name} is set, but method {method.name!r} learns no alphas; remove it")
+            raise ConfigError(
+                f"{name} is set, but method {method.name!r} learns no alphas; remove it or "
+                "choose another method"
+            )
 
 
 def settings_of(value: T, table: Mapping[str, object], where: str) -> T:

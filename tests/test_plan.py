@@ -193,6 +193,10 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
             "alpha_speed is set, but method 'is-darts' learns no alphas",
         ),
         ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
+        (
+            {"method": "is-darts", "constraint": ["params<=5e4"]},
+            "constraint is set, but method 'is-darts' learns no alphas; remove it or choose another method",
+        ),
         ({"method": "darts", "alphas": {"lr": 0}}, "lr is 0.0"),
         ({"method": "darts", "alphas": {"lr": "nan"}}, "lr is nan"),
         ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),
