@@ -128,7 +128,7 @@ class Config(BaseModel):
 
     space: str = "darts"
     task: str = "digits"
-    method: str = "darts"
+    method: str = "is-darts"
     evaluator: Literal["trained", "shared"] = "trained"
     preset: str = "quick"
     trials: Count | None = None

@@ -46,7 +46,7 @@ OWN = "own:"
 def search(
     space: str | Space = "darts",
     task: str | Task = "digits",
-    method: str | Method = "darts",
+    method: str | Method = "is-darts",
     *,
     out: str | Path | None = None,
     settings: Mapping[str, object] | None = None,

@@ -20,15 +20,16 @@ def test_is_darts_drops_options_after_the_published_epochs():
     assert [s.options(8) for s in longer] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("epochs", range(5, 40))
+@pytest.mark.parametrize("epochs", range(1, 40))
 def test_one_by_one_always_fits(epochs):
     stages = OneByOne().stages(epochs, 5)
     assert sum(s.epochs for s in stages) == epochs and min(s.epochs for s in stages) >= 1
+    assert stages[0].options(5) == 5 and (stages[-1].options(5) == 1 or epochs == 1)
 
 
-def test_too_few_epochs_for_the_options_are_refused():
-    with pytest.raises(ConfigError, match="4 epochs are too few to drop 4 options"):
-        OneByOne().stages(4, 5)
+def test_with_fewer_epochs_than_options_several_drop_out_together():
+    assert [s.options(8) for s in OneByOne().stages(4, 8)] == [8, 6, 3, 1]
+    assert [(s.epochs, s.options(5)) for s in OneByOne().stages(2, 5)] == [(1, 5), (1, 1)]
 
 
 def test_a_space_without_choices_is_searched_in_one_stage():

@@ -28,7 +28,7 @@ def search(
             help="By trials: random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME. On shared "
             "weights: spos. By gradients: darts, darts2, gdas, snas, drnas, pcdarts, sdarts-rs, "
             "sdarts-adv, fairdarts, beta-darts, gaea, oles, is-darts, pdarts, or your own as "
-            "FILE.py:FUNCTION. [default: darts]"
+            "FILE.py:FUNCTION. [default: is-darts]"
         ),
     ] = None,
     evaluator: Annotated[

@@ -314,8 +314,6 @@ class _Search:
         """Chooses at once what the rest of the search would have chosen bit by bit."""
         self.ended = True
         if not self.preferred:
-            if self.method.staging.by == "fisher":
-                record_fisher(self.supernet, self.task)
             self._choose()
         if self.method.selection is None:
             return []
@@ -324,6 +322,9 @@ class _Search:
 
     def _choose(self) -> None:
         """Lets the alphas choose."""
+        undecided = any(len(options) > 1 for options in self.supernet.alive)
+        if self.method.staging.by == "fisher" and undecided:
+            record_fisher(self.supernet, self.task)
         self.preferred = by_alphas(
             self.supernet,
             self.task,

@@ -124,6 +124,8 @@ class Progressive(Staging):
 class OneByOne(Staging):
     """Near the end of the search one option after the other drops out, until one is left.
 
+    Several drop out together where there are more options than epochs.
+
     every: share of the search between two drops, at least one epoch; the last one is an epoch before the end.
     IS-DARTS (He et al., AAAI 2024): with 5 options and 30 epochs, after epochs 23, 25, 27 and 29. Deviation:
     in the DARTS space the code drops the worst operations of all edges into a node together.
@@ -138,16 +140,13 @@ class OneByOne(Staging):
 
     def stages(self, epochs: int, options: int) -> list[Stage]:
         """One stage for each number of options."""
-        if options < 2:
+        drops = min(options, epochs) - 1
+        if drops < 1:
             return [Stage(epochs)]
-        if epochs < options:
-            raise ConfigError(
-                f"stages: {epochs} epochs are too few to drop {options - 1} options one by one; wanted at "
-                f"least {options}"
-            )
-        gap = min(max(1, round(self.every * epochs)), (epochs - 1) // (options - 1))
-        lengths = [epochs - 1 - gap * (options - 2), *[gap] * (options - 2), 1]
-        return [Stage(length, keep=(options - i) / options) for i, length in enumerate(lengths)]
+        gap = min(max(1, round(self.every * epochs)), (epochs - 1) // drops)
+        lengths = [epochs - 1 - gap * (drops - 1), *[gap] * (drops - 1), 1]
+        left = (options - round((options - 1) * i / drops) for i in range(drops + 1))
+        return [Stage(length, keep=count / options) for length, count in zip(lengths, left, strict=True)]
 
 
 def evenly(total: int, count: int) -> list[int]:
