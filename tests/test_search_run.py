@@ -185,7 +185,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything(tmp_path, monkeyp
 
 
 def test_arguments_and_settings_must_not_differ(tmp_path):
-    with pytest.raises(ConfigError, match="method is 'random', but the argument says 'darts'"):
+    with pytest.raises(ConfigError, match="method is 'random', but the argument says 'is-darts'"):
         search("toy", "digits", out=tmp_path / "a", settings={"method": "random"})
     assert not (tmp_path / "a").exists()
 
