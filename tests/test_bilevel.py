@@ -1,6 +1,7 @@
 """The bilevel search: gradients against finite differences, which data moves what, resumption to the bit."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -190,6 +191,13 @@ def test_a_step_moves_the_alphas_first_and_then_the_weights_under_the_new_ones(o
     loop.advance()
     assert equal(alphas(loop), alphas(twin)) and not equal(alphas(loop), start)
     assert equal(weights(loop), weights(twin))
+
+
+def test_the_seconds_are_of_both_halves_of_a_step(monkeypatch):
+    loop, real = make(), BilevelLoop.alpha_gradient
+    monkeypatch.setattr(BilevelLoop, "alpha_gradient", lambda self: (time.sleep(0.2), real(self))[1])
+    loop.advance()
+    assert loop.loop.seconds > 0.2
 
 
 def test_what_the_pass_of_the_weights_leaves_on_the_alphas_is_not_used():

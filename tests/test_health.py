@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from smooth import RECIPE, make_task, smooth
 
+from nas.oneshot import health
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.health import Examiner, Health, dominant_eigenvalue, entropy, matching
 from nas.oneshot.method import Method
@@ -58,6 +59,29 @@ def test_it_finds_the_largest_in_magnitude(eigenvalues):
     p = torch.randn(3, dtype=torch.float64, requires_grad=True)
     found, _ = dominant_eigenvalue(0.5 * p @ matrix @ p, [p], iterations=200)
     assert found == pytest.approx(max(eigenvalues, key=abs), abs=1e-6)
+
+
+def test_once_there_is_a_direction_short_epochs_take_few_iterations(monkeypatch):
+    counts, real = [], health.dominant_eigenvalue
+
+    def counted(*args, iterations, **options):
+        counts.append(iterations)
+        return real(*args, iterations=iterations, **options)
+
+    monkeypatch.setattr(health, "dominant_eigenvalue", counted)
+    loop, examiner = make(), Examiner()
+    for steps in (2, 2, 30, 300):
+        loop.loop.steps_per_epoch = steps
+        examiner.eigenvalue(loop)
+    assert counts == [10, 2, 5, 10]
+
+
+def test_two_iterations_follow_the_eigenvalue_of_a_search():
+    loop, examiner = make(steps=0), Examiner()
+    for _ in range(6):
+        loop.advance()
+        followed = examiner.eigenvalue(loop)
+    assert abs(followed) == pytest.approx(abs(Examiner(iterations=200).eigenvalue(loop)), rel=0.1)
 
 
 def test_a_few_iterations_come_close():

@@ -9,6 +9,7 @@ second order leave batch-norm's running statistics as they were.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,9 +72,11 @@ class BilevelLoop:
 
     def advance(self) -> None:
         """Moves the alphas, if it is their time, then the weights."""
+        started = time.perf_counter()
         self.supernet.progress = self.progress
         if self.alphas_move:
             self._mover.step(self.alpha_gradient())
+        self.loop.seconds += time.perf_counter() - started
         with _frozen(self.supernet.architecture()):
             self._points = self._perturbed()
             self.loop.advance()

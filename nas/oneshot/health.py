@@ -56,7 +56,8 @@ class Health:
 class Examiner:
     """Measures the health of a search, the same whenever it is asked.
 
-    iterations: of `dominant_eigenvalue`, which starts where the one before ended.
+    iterations: at most so many of `dominant_eigenvalue`, which starts where the one before ended. Then one
+      for each six steps of an epoch will do, at least two, so that looking takes a fraction of it.
     """
 
     def __init__(self, *, iterations: int = 10) -> None:
@@ -90,11 +91,14 @@ class Examiner:
         seed = derive(loop.seed, "eigenvalue")
         wanted = images or curvature_images(loop.method, loop.loop.batch, loop.loop.device)
         x, y = _batch(loop, loop.task.val, seed, wanted)
+        iterations = self.iterations
+        if self.direction:
+            iterations = min(iterations, max(2, loop.loop.steps_per_epoch // 6))
         with kept(supernet.network.buffers()), in_training(supernet):
             logits = supernet.mix(x, supernet.mixture(supernet.expected(), whole=True))
             loss = F.cross_entropy(logits.float(), y)
             value, self.direction = dominant_eigenvalue(
-                loss, list(supernet.alphas), start=self.direction, iterations=self.iterations, seed=seed
+                loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed
             )
         return value
 
