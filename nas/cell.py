@@ -26,6 +26,7 @@ class Cell(nn.Module):
       supernet the whole mixture of an edge is.
     recompute: runs the cell's function in place of a plain call while training, e.g. so that its inner maps
       are computed again in the backward pass.
+    execute: computes the nodes from the preprocessed inputs in place of one operation after the other.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Cell(nn.Module):
         self.kind, self.inputs, self.concat = kind, inputs, concat
         self.drop_path = 0.0
         self.recompute: Callable[..., Tensor] | None = None
+        self.execute: Callable[[Cell, list[Tensor]], list[Tensor]] | None = None
         self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
         self.incoming = nn.ModuleList(
             nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
@@ -67,9 +69,15 @@ class Cell(nn.Module):
 
     def _run(self, *inputs: Tensor) -> Tensor:
         states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
+        nodes = (self.execute or Cell.plain)(self, states)
+        return torch.cat(nodes, dim=1) if self.concat else nodes[-1]
+
+    def plain(self, states: list[Tensor]) -> list[Tensor]:
+        """The maps of the computed nodes from those of the inputs, one operation after the other."""
+        states = list(states)
         for ops in self.incoming:
             states.append(self._node(cast(nn.ModuleList, ops), states))
-        return torch.cat(states[self.inputs :], dim=1) if self.concat else states[-1]
+        return states[self.inputs :]
 
     def _node(self, ops: nn.ModuleList, states: list[Tensor]) -> Tensor:
         live = [(op, x) for op, x in zip(ops, states, strict=True) if not isinstance(op, Zero)]
@@ -138,8 +146,13 @@ CELLS = (Cell, VertexCell)
 
 def drop_path(x: Tensor, probability: float) -> Tensor:
     """Zeroes whole images of `[B, C, H, W]` with `probability`, scaling the others to keep the mean."""
+    return x * drop_mask(x, probability)
+
+
+def drop_mask(x: Tensor, probability: float) -> Tensor:
+    """The factor `[B, 1, 1, 1]` of each image."""
     keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
-    return x * (keep / (1 - probability))
+    return keep / (1 - probability)
 
 
 def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:

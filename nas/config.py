@@ -106,6 +106,7 @@ class Config(BaseModel):
     early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
+    execution: how cells are run in all phases, see `nas.recipe.Recipe`.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
     alphas: changes to how the alphas move: lr, weight_decay. alpha_speed: a factor on the method's own lr,
@@ -150,6 +151,7 @@ class Config(BaseModel):
     baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: str = "auto"
+    execution: Literal["auto", "plain", "batched"] = "auto"
     space_settings: Table = {}
     final_settings: Table = {}
     trial: Table = {}

@@ -8,6 +8,7 @@ import torch
 
 from nas import datasets, devices
 from nas.errors import NasError
+from nas.oneshot.fused import execution
 from nas.run_folder import environment
 
 
@@ -17,9 +18,7 @@ def examine() -> dict[str, str]:
     findings = {name: str(value) for name, value in environment(device).items() if value is not None}
     findings["cores"] = str(os.cpu_count())
     findings["devices"] = ", ".join(devices.available())
-    findings["execution"] = (
-        "bfloat16, channels-last" if device.type == "cuda" else "float32, one operation at a time"
-    )
+    findings["execution"] = execution.explain(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

@@ -17,6 +17,7 @@ from nas.augment import Policy, augment, mixup
 from nas.averaging import Average, copied
 from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
+from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
 from nas.seeding import derive, torch_rng
 from nas.task import Split, Task
@@ -68,6 +69,7 @@ class Loop:
         self.weight_decay = recipe.weight_decay
         self._drop_path = recipe.drop_path
         set_drop_path(network, self._drop_path)
+        execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = Average(network, recipe.ema) if recipe.ema else None
@@ -131,8 +133,9 @@ class Loop:
         return mean, seconds
 
     def finish(self) -> None:
-        """Leaves the network as the recipe wants it used: averaged weights, no drop-path."""
+        """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
         set_drop_path(self.network, 0.0)
+        execute_cells(self.network, "plain", self.device)
         if self._average is not None:
             self.network.load_state_dict(self._average.state)
 
@@ -343,8 +346,8 @@ def exact() -> Iterator[None]:
 
 
 def to_layout(x: Tensor) -> Tensor:
-    """A batch `[B, C, H, W]` in the memory layout its device computes fastest in."""
-    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+    """A batch `[B, C, H, W]` in the memory layout that is computed fastest in, on CPUs too: channels last."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:

@@ -5,15 +5,18 @@ Every primitive maps `[B, c_in, H, W]` to `[B, c_out, ceil(H / stride), ceil(W /
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import SpaceError, unknown
+from nas.oneshot.fused.rules import norm_key, normalise
+from nas.oneshot.fused.stack import Batched, Stack, joined
 
 Primitive = Callable[[int, int, int], nn.Module]
 
@@ -48,7 +51,7 @@ class Zero(nn.Module):
         return x.new_zeros(x.shape[0], self.c_out, height, width)
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(nn.Module, Batched):
     """Halves the resolution by two 1x1 convolutions that look at the even and at the odd pixels.
 
     As in the code of DARTS (Liu et al. 2019); an odd side is padded by one pixel first.
@@ -67,13 +70,34 @@ class FactorizedReduce(nn.Module):
         out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
         return out
 
+    def batch_key(self) -> Hashable:
+        """Of equal shapes."""
+        norm = norm_key(self.norm)
+        return None if norm is None else (self.even.weight.shape, self.odd.weight.shape, norm)
 
-class MixtureNorm(nn.BatchNorm2d):
+    @classmethod
+    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
+        """One convolution of stride 2 whose 2x2 kernels look at the even, and others at the odd pixel."""
+        reduces = cast(Sequence[FactorizedReduce], modules)
+        x = F.relu(stack.x if stack.shared else stack.apart())
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        kernels = [
+            kernel
+            for reduce in reduces
+            for kernel in (F.pad(reduce.even.weight, (0, 1, 0, 1)), F.pad(reduce.odd.weight, (1, 0, 1, 0)))
+        ]
+        y = F.conv2d(x, joined(kernels), stride=2, groups=1 if stack.shared else len(reduces))
+        return normalise([reduce.norm for reduce in reduces], Stack(y, len(reduces), shared=False))
+
+
+class MixtureNorm(nn.BatchNorm2d, Batched):
     """A batch-norm without affine part that works only inside a supernet and passes through elsewhere.
 
     DARTS normalises its pools while they compete with other operations, and leaves the norm out of the
     network that is trained in the end.
     """
+
+    batch_shares = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=False)
@@ -82,6 +106,17 @@ class MixtureNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]`, normalised while active."""
         return super().forward(x) if self.active else x
+
+    def batch_key(self) -> Hashable:
+        """Of equal settings."""
+        norm = norm_key(self)
+        return None if norm is None else (self.active, norm)
+
+    @classmethod
+    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
+        """As batch-norms, while active."""
+        norms = cast(Sequence[MixtureNorm], modules)
+        return normalise(norms, stack) if norms[0].active else stack
 
 
 def relu_conv_bn(c_in: int, c_out: int, stride: int = 1, *, kernel: int = 1) -> nn.Module:

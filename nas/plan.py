@@ -114,16 +114,17 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     images = base.search_images if config.search_images is None else config.search_images
     top_k = config.top_k or (base.shared_top_k if config.method in SHARED else base.top_k)
     _refuse_unused(config, top_k)
+    pace = {"execution": config.execution} if config.execution != "auto" else {}
     own_epochs = {} if shared or config.is_differentiable else epochs
-    trial = change(base.trial, own_epochs | config.trial, "trial")
+    trial = change(base.trial, pace | own_epochs | config.trial, "trial")
     ladder = _ladder(config, trial)
     _refuse_idle(config, goals, ladder)
     return Plan(
         trial=trial,
-        search=_method(config, base, method),
-        shared=change(base.shared, (epochs if shared else {}) | config.shared, "shared"),
+        search=_method(config, base, method, pace),
+        shared=change(base.shared, pace | (epochs if shared else {}) | config.shared, "shared"),
         sharing=settings_of(Sharing(), config.sharing, "sharing"),
-        final=change(base.final, config.retrain, "retrain"),
+        final=change(base.final, pace | config.retrain, "retrain"),
         searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
         goals=goals,
         earlier=earlier,
@@ -146,10 +147,11 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     )
 
 
-def _method(config: Config, base: Preset, given: Method | None) -> Method:
+def _method(config: Config, base: Preset, given: Method | None, pace: Mapping[str, object]) -> Method:
     """The differentiable method: as published for the preset, with the user's settings on top.
 
-    One that was given in Python keeps its own recipe, unless settings change it.
+    One that was given in Python keeps its own recipe, unless settings change it. pace: those of its recipe
+    that hold for every phase.
     """
     if not config.is_differentiable:
         return Method(weights=base.search)
@@ -177,7 +179,7 @@ def _method(config: Config, base: Preset, given: Method | None) -> Method:
         _refuse_alphas(config, method)
     return dataclasses.replace(
         method,
-        weights=change(method.weights, epochs | config.search, "search"),
+        weights=change(method.weights, {**pace, **epochs, **config.search}, "search"),
         update=settings_of(method.update, config.alphas, "alphas"),
         guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
         selection=ByPerturbation() if config.selection == "perturbation" else method.selection,

@@ -14,6 +14,7 @@ from typing import Literal
 from nas.errors import ConfigError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Execution = Literal["auto", "plain", "batched"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Recipe:
     flip: whether to mirror at random, where the task's images allow it.
     precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
       weights and their updates are float32 always.
+    execution: how cells are run: one operation after the other (`plain`), operations of a kind together
+      (`batched`), or the faster where known (`auto`); with equal outcomes but for rounding.
     """
 
     epochs: int
@@ -63,6 +66,7 @@ class Recipe:
     crop: bool = True
     flip: bool = True
     precision: Precision = "auto"
+    execution: Execution = "auto"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -179,6 +183,7 @@ _RULES: Mapping[str, _Rule] = {
         "'auto', 'float32' or 'bfloat16'",
         lambda value: value in ("auto", "float32", "bfloat16"),
     ),
+    "execution": ("'auto', 'plain' or 'batched'", lambda value: value in ("auto", "plain", "batched")),
 }
 
 _QUICK = Recipe(

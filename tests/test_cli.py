@@ -322,6 +322,7 @@ SEARCH = {
     "--top-k": 7,
     "--seed": 7,
     "--device": "cpu",
+    "--execution": "plain",
 }
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
-    "oneshot.regularizers",
+    "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
+    "oneshot.fused.rules",
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
@@ -23,6 +24,10 @@ LAYERS = [
     "draw.health",
     # spaces and data
     "oneshot.mixed",
+    "oneshot.fused.plan",
+    "oneshot.fused.trust",
+    "oneshot.fused.cells",
+    "oneshot.fused.execution",
     "oneshot.keeping space resumable datasets mapdataset draw.cells",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",

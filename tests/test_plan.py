@@ -78,6 +78,7 @@ HALVING = {**BLACK_BOX, "scheduler": "successive-halving", "epochs": 9}
 CHANGES = {
     "method": (BLACK_BOX, "random"),
     "preset": (BLACK_BOX, "standard"),
+    "execution": (BLACK_BOX, "plain"),
     "trials": (BLACK_BOX, 7),
     "epochs": (BLACK_BOX, 7),
     "budget": (BLACK_BOX, "7m"),
@@ -122,6 +123,14 @@ def test_every_setting_is_accounted_for():
 def test_every_setting_changes_the_plan(name):
     base, value = CHANGES[name]
     assert make_plan(make_config({**base, name: value})) != make_plan(make_config(base))
+
+
+@pytest.mark.parametrize("base", [BLACK_BOX, SHARED, DARTS])
+def test_execution_holds_for_every_phase_unless_one_says_otherwise(base):
+    found = make_plan(make_config({**base, "execution": "plain", "retrain": {"execution": "batched"}}))
+    assert {found.trial.execution, found.shared.execution} == {"plain"}
+    assert found.final.execution == "batched"
+    assert make_plan(make_config({**DARTS, "execution": "plain"})).search.weights.execution == "plain"
 
 
 def test_epochs_belong_to_what_the_method_trains_first():

@@ -90,6 +90,10 @@ def search(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
+    execution: Annotated[
+        str | None,
+        typer.Option(help="How cells are run: plain, batched, or auto for the faster. [default: auto]"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
@@ -120,6 +124,7 @@ def search(
         "top_k": top_k,
         "seed": seed,
         "device": device,
+        "execution": execution,
     }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:

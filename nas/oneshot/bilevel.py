@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nas.loop import Batches, Loop, exact, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.gradients import gradients
-from nas.oneshot.keeping import kept
+from nas.oneshot.keeping import kept, without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.mixed import Share
 from nas.oneshot.recompute import recompute_cells
@@ -77,7 +77,7 @@ class BilevelLoop:
         if self.alphas_move:
             self._mover.step(self.alpha_gradient())
         self.loop.seconds += time.perf_counter() - started
-        with _frozen(self.supernet.architecture()):
+        with without_gradients(self.supernet.architecture()):
             self._points = self._perturbed()
             self.loop.advance()
             self._points = None
@@ -166,9 +166,10 @@ class BilevelLoop:
         with self._targets() as targets:
             if self.method.order == 2:
                 return self._second_order(targets)
-            loss = self.validation_loss()
             if self._freezer is None:
-                return gradients(loss, targets)
+                with without_gradients(self.loop.parameters.values()):
+                    return gradients(self.validation_loss(), targets)
+            loss = self.validation_loss()
             weights: list[Tensor] = list(self.loop.parameters.values())
             found = gradients(loss, [*targets, *weights])
             self._matching = dict(zip(weights, found[len(targets) :], strict=True))
@@ -204,7 +205,7 @@ class BilevelLoop:
                 self._points = None
 
         generator = torch_rng(self.seed, "perturbation", self.loop.step)
-        with kept(self.supernet.network.buffers()):
+        with kept(self.supernet.network.buffers()), without_gradients(self.loop.parameters.values()):
             return [*self.method.perturbation(mixed, loss, self.progress, generator), *edges]
 
     def _second_order(self, targets: Sequence[Tensor]) -> list[Tensor]:
@@ -232,18 +233,7 @@ class BilevelLoop:
                 back()
                 with torch.no_grad():
                     torch._foreach_add_(weights, vector, alpha=side)
-                sides.append(gradients(self.loop.loss("float32"), targets))
+                with without_gradients(self.loop.parameters.values()):
+                    sides.append(gradients(self.loop.loss("float32"), targets))
         product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]
-
-
-@contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Runs a block in which no gradients of the parameters are computed."""
-    for parameter in parameters:
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad = True

@@ -14,7 +14,7 @@ from nas.loop import is_half, precision, to_layout
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.identities import skip_shares
-from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.keeping import in_training, kept, without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.paths import accuracies
 from nas.seeding import derive, torch_rng
@@ -94,8 +94,9 @@ class Examiner:
         iterations = self.iterations
         if self.direction:
             iterations = min(iterations, max(2, loop.loop.steps_per_epoch // 6))
-        with kept(supernet.network.buffers()), in_training(supernet):
-            logits = supernet.mix(x, supernet.mixture(supernet.expected(), whole=True))
+        unmoved = without_gradients(supernet.network.parameters())
+        with kept(supernet.network.buffers()), in_training(supernet), unmoved:
+            logits = supernet.mix(to_layout(x), supernet.mixture(supernet.expected(), whole=True))
             loss = F.cross_entropy(logits.float(), y)
             value, self.direction = dominant_eigenvalue(
                 loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed

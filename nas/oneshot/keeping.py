@@ -63,6 +63,19 @@ def in_training(network: nn.Module) -> Iterator[None]:
             op.skip_dropout = share
 
 
+@contextmanager
+def without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Runs a block in which no gradients of the parameters are computed, whatever they have had before."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad = True
+
+
 def copied(state: Any) -> Any:  # noqa: ANN401 - whatever a state is made of
     """A copy of a state, its tensors on the CPU; of dicts, lists, tuples, tensors and plain values."""
     if isinstance(state, Tensor):

@@ -55,6 +55,20 @@ Mixture = Mapping[str, Share]
 """By decision: mixture weights `[O]` over all options, the index of the one to run, or one of the above."""
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a mixture runs of the candidates of one decision at one place.
+
+    options: those that are run. row: a tensor with their weights, None where one runs unweighed; at: where
+      each weight is in it. edge: the weight of the whole, if there is one.
+    """
+
+    options: tuple[int, ...]
+    row: Tensor | None = None
+    at: tuple[int, ...] = ()
+    edge: Tensor | None = None
+
+
 class MixedOp(nn.Module):
     """The candidates of one decision at one place, run as their mixture says.
 
@@ -87,6 +101,23 @@ class MixedOp(nn.Module):
             return share.weight * self._whole(x, share.share)
         return self._whole(x, share)
 
+    def terms(self) -> Terms | None:
+        """What the mixture of now runs; None where it differs from one part of the batch to another."""
+        share = self._mixture[self.decision]
+        edge = share.weight if isinstance(share, Weighed) else None
+        inner = share.share if isinstance(share, Weighed) else share
+        if isinstance(inner, Many):
+            return None
+        if isinstance(inner, int):
+            return Terms((inner,), edge=edge)
+        if isinstance(inner, Chosen):
+            return Terms((inner.option,), inner.weight.view(1), (0,), edge)
+        live = tuple(self._live())
+        return Terms(live, inner, live, edge) if live else Terms(self.alive[:1], edge=edge)
+
+    def _live(self) -> list[int]:
+        return [option for option in self.alive if not isinstance(self.ops[option], Zero)]
+
     def _whole(self, x: Tensor, share: Unweighed) -> Tensor:
         """On all channels, with those that bypass the candidates."""
         if self.parts == 1:
@@ -104,7 +135,7 @@ class MixedOp(nn.Module):
             return share.weight * self._run(share.option, x)
         if isinstance(share, Many):
             return self._many(x, share.options)
-        live = [option for option in self.alive if not isinstance(self.ops[option], Zero)]
+        live = self._live()
         if not live:
             return self._run(self.alive[0], x)
         total = share[live[0]] * self._run(live[0], x)

@@ -1,0 +1,1 @@
+"""Fused execution of cells: the same modules, several of a kind in one call, channels last in memory."""

@@ -1,0 +1,239 @@
+"""A cell run node by node: what leaves a node runs together, operations of one kind in one call.
+
+Beside fewer and larger calls this saves work: what has no weights (ReLU, pools) is computed once for all
+edges that leave a node, and the weight of an operation is the scale of its last batch-norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.cell import Cell, drop_mask
+from nas.oneshot.fused.plan import Group, Plan, make_plan
+from nas.oneshot.fused.rules import normalise
+from nas.oneshot.fused.stack import Stack, channels_last
+from nas.oneshot.fused.trust import trusted
+from nas.oneshot.mixed import MixedOp, Terms
+from nas.ops import Zero
+
+CACHED = 2**20
+"""Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
+KNOWN_PLANS = 64
+
+_WHOLE = Terms((0,))
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is remembered of a cell: its edges, all modules on them, plans by the structure of mixtures."""
+
+    edges: list[nn.Module]
+    modules: list[nn.Module]
+    plans: dict[Hashable, Plan] = field(default_factory=dict)
+
+
+_KNOWN: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
+
+
+def run(cell: Cell, states: list[Tensor]) -> list[Tensor]:
+    """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
+
+    A cell runs plainly where a module of it is hooked, where parts of the batch run different options, and
+    where only some edges compute on a part of the channels. Deviation: dropout on identities
+    (`MixedOp.skip_dropout`) draws in another order.
+    """
+    known = _KNOWN.get(cell)
+    if known is None:
+        known = _KNOWN[cell] = _Known([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
+    terms = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in known.edges]
+    given = [term for term in terms if term is not None]
+    if len(given) < len(terms) or any(_is_hooked(module) for module in known.modules):
+        return cell.plain(states)
+    plan = _plan_of(cell, known.plans, given, states[0])
+    return cell.plain(states) if plan is None else _Run(cell, plan, given, states).nodes()
+
+
+def _plan_of(cell: Cell, plans: dict[Hashable, Plan], terms: Sequence[Terms], x: Tensor) -> Plan | None:
+    together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
+    structure = tuple((t.options, t.at, None if t.row is None else len(t.row), t.edge is None) for t in terms)
+    key = (structure, together)
+    if key not in plans:
+        if len(plans) >= KNOWN_PLANS:
+            plans.pop(next(iter(plans)))
+        plans[key] = make_plan(cell, terms, together, trusted)
+    return plans[key] if plans[key].parts else None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+class _Sum:
+    """A sum of maps; adds in place to what is its own."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self._own = False
+
+    def add(self, x: Tensor) -> None:
+        if self.total is None:
+            self.total = x
+        elif self._own and self.total.dtype == x.dtype:
+            self.total.add_(x)
+        else:
+            self.total, self._own = self.total + x, True
+
+
+class _Run:
+    """One pass through a cell."""
+
+    def __init__(self, cell: Cell, plan: Plan, terms: Sequence[Terms], states: list[Tensor]) -> None:
+        self.cell, self.plan, self.terms = cell, plan, terms
+        self.states = [channels_last(state) for state in states]
+        self.weights = plan.weights(terms, states[0])
+        self.totals = [_Sum() for _ in cell.incoming]
+        self.masks: dict[int, Tensor] = {}
+        if cell.training and cell.drop_path:
+            for edge, (_, _, op) in enumerate(plan.edges):
+                if not isinstance(op, Zero | nn.Identity):
+                    self.masks[edge] = drop_mask(states[0], cell.drop_path)
+
+    def nodes(self) -> list[Tensor]:
+        inputs = self.cell.inputs
+        for src in range(inputs + len(self.totals)):
+            if src >= inputs:
+                self.states.append(self._node(src))
+            if self.plan.groups[src]:
+                self._leave(src)
+        return self.states[inputs:]
+
+    def _node(self, dst: int) -> Tensor:
+        total = self.totals[dst - self.cell.inputs].total
+        into = [(edge, src, op) for edge, (src, node, op) in enumerate(self.plan.edges) if node == dst]
+        if total is None:  # nothing but zeros leads here
+            _, src, op = into[0]
+            zeros: Tensor = op(self.states[src])
+            return zeros
+        if self.plan.parts == 1:
+            return channels_last(total)
+        rest = _Sum()
+        for edge, src, _ in into:
+            x, weight = self.states[src], self.terms[edge].edge
+            x = x[:, x.shape[1] // self.plan.parts :]
+            if x.shape[2:] != total.shape[2:]:
+                x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+            rest.add(x if weight is None else weight * x)
+        assert rest.total is not None
+        return _interleaved(total, rest.total, self.plan.parts)
+
+    def _leave(self, src: int) -> None:
+        """Adds to the later nodes what the edges that leave a node carry there."""
+        x = self.states[src]
+        if self.plan.parts > 1:
+            x = channels_last(x[:, : x.shape[1] // self.plan.parts])
+        known: dict[Hashable, Tensor] = {}
+        apart: dict[tuple[int, ...], _Sum] = {}
+        shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
+        for group in self.plan.groups[src]:
+            weights = self.weights[group.number] if group.weighed else None
+            edges = tuple(branch.edge for branch in group.branches)
+            if self._drops(group):
+                self._one_by_one(group, x, weights)
+                continue
+            stack, weights = _outcome(group, x, weights, known)
+            if self.masks:
+                self._masked(stack, weights, edges)
+            elif stack.shared:
+                shared.setdefault(edges, []).append((stack.x, weights))
+            else:
+                apart.setdefault(edges, _Sum()).add(_scaled(stack, weights))
+        for edges, total in apart.items():
+            assert total.total is not None
+            self._add(edges, total.total.chunk(len(edges), dim=1))
+        for edges, terms in shared.items():
+            self._add(edges, _mixed(terms, len(edges)))
+
+    def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
+        for edge, x in zip(edges, maps, strict=True):
+            self.totals[self.plan.edges[edge][1] - self.cell.inputs].add(x)
+
+    def _masked(self, stack: Stack, weights: Tensor | None, edges: Sequence[int]) -> None:
+        """Whole paths are dropped, image by image."""
+        maps = _scaled(Stack(stack.apart(), stack.groups, shared=False), weights).chunk(len(edges), dim=1)
+        masks = [self.masks.get(edge) for edge in edges]
+        self._add(edges, [x if mask is None else x * mask for x, mask in zip(maps, masks, strict=True)])
+
+    def _drops(self, group: Group) -> bool:
+        """Whether these are identities of which entries are dropped."""
+        op, edge = group.branches[0].op, self.plan.edges[group.branches[0].edge][2]
+        dropped = isinstance(edge, MixedOp) and edge.skip_dropout > 0
+        return dropped and self.cell.training and isinstance(op, nn.Identity)
+
+    def _one_by_one(self, group: Group, x: Tensor, weights: Tensor | None) -> None:
+        for i, branch in enumerate(group.branches):
+            mixed = self.plan.edges[branch.edge][2]
+            assert isinstance(mixed, MixedOp)
+            y = F.dropout(x, mixed.skip_dropout)
+            y = y if weights is None else weights[i] * y
+            mask = self.masks.get(branch.edge)
+            self._add([branch.edge], [y if mask is None else y * mask])
+
+
+def _outcome(
+    group: Group, x: Tensor, weights: Tensor | None, known: dict[Hashable, Tensor]
+) -> tuple[Stack, Tensor | None]:
+    """What a group makes of a map, and the weights that it has not been multiplied by.
+
+    known: what layers without weights have made of this map so far, by the keys of all of them.
+    """
+    if not group.rules:
+        y: Tensor = group.branches[0].op(x)
+        return Stack(y, 1, shared=False), weights
+    stack = Stack(x, len(group.branches), shared=True)
+    pure: tuple[Hashable, ...] = ()
+    for depth, (rule, layers) in enumerate(zip(group.rules, group.layers, strict=True)):
+        if rule.pure and len(pure) == depth:
+            pure = (*pure, rule.key)
+            if pure not in known:
+                known[pure] = rule.run(layers, stack).x
+            stack = Stack(known[pure], stack.groups, shared=True)
+        elif depth == len(group.rules) - 1 and rule.run is normalise and not stack.shared:
+            return normalise(layers, stack, weights), None
+        else:
+            stack = rule.run(layers, stack)
+    return stack, weights
+
+
+def _scaled(stack: Stack, weights: Tensor | None) -> Tensor:
+    """`[B, G * C, H, W]` with each operation multiplied by its weight."""
+    if weights is None:
+        return stack.x
+    channels = stack.x.shape[1] // stack.groups
+    each = weights.to(stack.x.dtype).unsqueeze(1).expand(-1, channels).reshape(1, -1, 1, 1)
+    return stack.x * each
+
+
+def _mixed(terms: Sequence[tuple[Tensor, Tensor | None]], edges: int) -> Sequence[Tensor]:
+    """For each edge the sum of maps that all edges see, weighed as each does: one product of matrices."""
+    if all(weights is None for _, weights in terms):
+        total = terms[0][0] if len(terms) == 1 else torch.stack([x for x, _ in terms]).sum(0)
+        return [total] * edges
+    first = terms[0][0]
+    rows = [weights if weights is not None else first.new_ones(edges) for _, weights in terms]
+    if len(terms) == edges == 1:
+        return [rows[0].to(first.dtype) * first]
+    maps = torch.stack([x.permute(0, 2, 3, 1) for x, _ in terms])
+    product = torch.stack(rows).to(first.dtype).T @ maps.flatten(1)
+    return [x.permute(0, 3, 1, 2) for x in product.view(edges, *maps.shape[1:]).unbind()]
+
+
+def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:
+    """The channels of `nas.oneshot.mixed.shuffled`, last in memory."""
+    x = torch.cat([seen.permute(0, 2, 3, 1), rest.permute(0, 2, 3, 1)], dim=-1)
+    return torch.unflatten(x, -1, (parts, -1)).transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)

@@ -1,0 +1,104 @@
+"""Whether operations that run together give what each gives by itself: tried once, before they are used."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nas.oneshot.fused.plan import Chain, chain_of, outcome_of
+from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.gradients import gradients
+from nas.seeding import torch_rng
+
+TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
+"""Largest relative difference, in the norm, of outputs and gradients."""
+OTHERWISE = 1e-2
+"""On other devices, whose convolutions may round their inputs."""
+
+_TRIED: dict[Hashable, bool] = {}
+
+
+def trusted(op: nn.Module) -> Chain | None:
+    """The chain of an operation, if it has one and two such operations together are what each is alone.
+
+    Each kind is tried once on each device, on random maps; where one fails, a warning says so.
+    """
+    chain = chain_of(op)
+    first = next(op.parameters(), None)
+    if chain is None or first is None or first.is_meta:
+        return chain
+    key = (first.device.type, first.dtype, *(rule.key for _, rule in chain))
+    if key not in _TRIED:
+        problem = _problem(op, first)
+        _TRIED[key] = problem is None
+        if problem is not None:
+            warnings.warn(
+                f"execution: {', '.join(type(layer).__name__ for layer, _ in chain)} on {first.device} does "
+                f"not give together what it does alone ({problem}); such operations run one by one",
+                stacklevel=2,
+            )
+    return chain if _TRIED[key] else None
+
+
+def _problem(op: nn.Module, like: Tensor) -> str | None:
+    """What differs between two copies of an operation apart and together."""
+    generator = torch_rng(0, "trust")
+    ops = [copy.deepcopy(op).train(), copy.deepcopy(op).train()]
+    with torch.no_grad():
+        for parameter in ops[1].parameters():
+            parameter.add_(0.1 * _normal(parameter.shape, like, generator))
+    x = channels_last(_normal((4, _channels(op), 6, 6), like, generator)).requires_grad_()
+    parameters = [p.requires_grad_() for o in ops for p in o.parameters()]
+    try:
+        with _apart_from_all(like.device):
+            alone = torch.cat([o(x) for o in ops], dim=1)
+            weight = _normal(alone.shape, like, generator)
+            expected = [alone, *gradients((alone * weight).sum(), [x, *parameters])]
+            together = outcome_of(ops, x).apart()
+            found = [together, *gradients((together * weight).sum(), [x, *parameters])]
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    limit = TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)
+    return _difference(expected, found, limit)
+
+
+@contextmanager
+def _apart_from_all(device: torch.device) -> Iterator[None]:
+    """Runs a block as if nothing ran around it: gradients on, no autocast, nothing kept for a checkpoint."""
+    with (
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    ):
+        yield
+
+
+@torch.no_grad()
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], limit: float) -> str | None:
+    # A gradient that is nothing but rounding, as before a norm of one channel, is judged by the others' size.
+    floor = 0.1 * max(a.norm().item() for a in expected)
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        error = ((a - b).norm() / a.norm().clamp_min(floor)).item()
+        if not error <= limit:
+            what = "output" if i == 0 else "gradient of the input" if i == 1 else "gradient of a weight"
+            return f"the {what} differs by {error:.1e} of its norm"
+    return None
+
+
+def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator).to(like)
+
+
+def _channels(op: nn.Module) -> int:
+    """Channels that an operation reads, by its first weights."""
+    for module in op.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if isinstance(module, nn.BatchNorm2d):
+            return module.num_features
+    return 4
