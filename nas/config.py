@@ -151,7 +151,7 @@ class Config(BaseModel):
     baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: str = "auto"
-    execution: Literal["auto", "plain", "batched"] = "auto"
+    execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
     space_settings: Table = {}
     final_settings: Table = {}
     trial: Table = {}

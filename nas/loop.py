@@ -331,20 +331,6 @@ def is_half(device: torch.device, wanted: Precision = "auto") -> bool:
     return device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
 
 
-@contextmanager
-def exact() -> Iterator[None]:
-    """Runs a block in which float32 on CUDA is not rounded to TensorFloat-32."""
-    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
-
-
 def to_layout(x: Tensor) -> Tensor:
     """A batch `[B, C, H, W]` in the memory layout that is computed fastest in, on CPUs too: channels last."""
     return x.contiguous(memory_format=torch.channels_last)

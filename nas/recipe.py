@@ -14,7 +14,7 @@ from typing import Literal
 from nas.errors import ConfigError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Execution = Literal["auto", "plain", "batched"]
+Execution = Literal["auto", "plain", "batched", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Recipe:
     precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
       weights and their updates are float32 always.
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
-      (`batched`), or the faster where known (`auto`); with equal outcomes but for rounding.
+      (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest of those
+      measured (`auto`); with equal outcomes but for rounding.
     """
 
     epochs: int
@@ -183,7 +184,10 @@ _RULES: Mapping[str, _Rule] = {
         "'auto', 'float32' or 'bfloat16'",
         lambda value: value in ("auto", "float32", "bfloat16"),
     ),
-    "execution": ("'auto', 'plain' or 'batched'", lambda value: value in ("auto", "plain", "batched")),
+    "execution": (
+        "'auto', 'plain', 'batched' or 'kernels'",
+        lambda value: value in ("auto", "plain", "batched", "kernels"),
+    ),
 }
 
 _QUICK = Recipe(

@@ -1,9 +1,13 @@
 """One thread everywhere: results must not depend on how many cores there are."""
 
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 
 @pytest.fixture(autouse=True)

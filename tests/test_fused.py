@@ -13,6 +13,7 @@ from nested import nested_space
 from torch import nn
 
 from nas.cell import Cell
+from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.depthwise import depthwise
@@ -108,7 +109,7 @@ def test_primitives_of_a_kind_run_together(name, stride, affine, training, dtype
     alone = torch.cat([op(x) for op in ops], dim=1)
     along = torch.randn_like(alone)
     expected = [alone, *torch.autograd.grad(alone, [x, *parameters(ops)], along)]
-    together = outcome_of(others, channels_last(x)).apart()
+    together = outcome_of(others, channels_last(x))
     found = [together, *torch.autograd.grad(together, [x, *parameters(others)], along)]
     assert max(difference(a, b) for a, b in zip(expected, found, strict=True)) < LIMIT[dtype]
     for a, b in zip(buffers(ops), buffers(others), strict=True):
@@ -452,7 +453,9 @@ def test_a_wrong_rule_is_found_out_once_and_not_used(monkeypatch):
     x = torch.randn(2, 3, 4, 4)
     expected = cell(x)
     execute_cells(cell, "batched", CPU)
-    with pytest.warns(UserWarning, match="Wrong on cpu .* output differs by .* one by one"):
+    with pytest.warns(
+        UserWarning, match="Wrong on cpu is not batched .* output differs by .* do not run batched"
+    ):
         found = cell(x)
     torch.testing.assert_close(found, expected)
     with warnings.catch_warnings():
@@ -464,7 +467,7 @@ def test_trying_leaves_random_streams_and_operations_alone(monkeypatch):
     monkeypatch.setattr(trust, "_TRIED", {})
     op = PRIMITIVES["sep_conv_3x3"](4, 4, 1)
     before, state = copy.deepcopy(op.state_dict()), torch.get_rng_state()
-    assert trust.trusted(op) is not None
+    assert trust.known(op).chain is not None
     assert torch.equal(state, torch.get_rng_state())
     for name, value in op.state_dict().items():
         assert torch.equal(value, before[name])
@@ -474,5 +477,7 @@ def test_the_path_is_resolved_and_explained():
     assert resolve("auto", CPU) == "batched"
     assert resolve("plain", CPU) == "plain"
     assert resolve("auto", torch.device("mps")) == "plain"
-    assert "batched" in explain(CPU)
+    assert "batched" in explain(CPU) and "kernels need CUDA" in explain(CPU)
+    with pytest.raises(ConfigError, match="kernels need CUDA and Triton, but the device is cpu"):
+        execute_cells(nn.Identity(), "kernels", CPU)
     assert "plain" in explain(torch.device("mps"))

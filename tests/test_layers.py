@@ -14,6 +14,7 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.stages",
     "oneshot.fused.rules",
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
@@ -24,7 +25,8 @@ LAYERS = [
     "draw.health",
     # spaces and data
     "oneshot.mixed",
-    "oneshot.fused.plan",
+    "oneshot.fused.plan oneshot.fused.kernels.launch",
+    "oneshot.fused.kernels.chain",
     "oneshot.fused.trust",
     "oneshot.fused.cells",
     "oneshot.fused.execution",

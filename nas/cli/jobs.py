@@ -92,7 +92,7 @@ def search(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[
         str | None,
-        typer.Option(help="How cells are run: plain, batched, or auto for the faster. [default: auto]"),
+        typer.Option(help="How cells are run: plain, batched, kernels (Triton), or auto. [default: auto]"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.loop import Batches, Loop, exact, one_pass, policy_of, precision, to_layout
+from nas.devices import exact
+from nas.loop import Batches, Loop, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept, without_gradients

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas.loop import is_half, precision, to_layout
 from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.fused.execution import twice_differentiable
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.keeping import in_training, kept, without_gradients
@@ -94,8 +95,9 @@ class Examiner:
         iterations = self.iterations
         if self.direction:
             iterations = min(iterations, max(2, loop.loop.steps_per_epoch // 6))
-        unmoved = without_gradients(supernet.network.parameters())
-        with kept(supernet.network.buffers()), in_training(supernet), unmoved:
+        network = supernet.network
+        unmoved, twice = without_gradients(network.parameters()), twice_differentiable(network)
+        with kept(network.buffers()), in_training(supernet), unmoved, twice:
             logits = supernet.mix(to_layout(x), supernet.mixture(supernet.expected(), whole=True))
             loss = F.cross_entropy(logits.float(), y)
             value, self.direction = dominant_eigenvalue(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +19,7 @@ from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.plan import Group, Plan, make_plan
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
-from nas.oneshot.fused.trust import trusted
+from nas.oneshot.fused.trust import known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
@@ -30,7 +31,7 @@ _WHOLE = Terms((0,))
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class _Memory:
     """What is remembered of a cell: its edges, all modules on them, plans by the structure of mixtures."""
 
     edges: list[nn.Module]
@@ -38,35 +39,42 @@ class _Known:
     plans: dict[Hashable, Plan] = field(default_factory=dict)
 
 
-_KNOWN: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
+_MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
 
 
-def run(cell: Cell, states: list[Tensor]) -> list[Tensor]:
+def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
+    """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice."""
+    return run(cell, states, kernels=True)
+
+
+def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tensor]:
     """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
 
     A cell runs plainly where a module of it is hooked, where parts of the batch run different options, and
     where only some edges compute on a part of the channels. Deviation: dropout on identities
     (`MixedOp.skip_dropout`) draws in another order.
     """
-    known = _KNOWN.get(cell)
-    if known is None:
-        known = _KNOWN[cell] = _Known([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
-    terms = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in known.edges]
+    memory = _MEMORY.get(cell)
+    if memory is None:
+        memory = _MEMORY[cell] = _Memory([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
+    terms = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in memory.edges]
     given = [term for term in terms if term is not None]
-    if len(given) < len(terms) or any(_is_hooked(module) for module in known.modules):
+    if len(given) < len(terms) or any(_is_hooked(module) for module in memory.modules):
         return cell.plain(states)
-    plan = _plan_of(cell, known.plans, given, states[0])
+    plan = _plan_of(cell, memory.plans, given, states[0], kernels=kernels)
     return cell.plain(states) if plan is None else _Run(cell, plan, given, states).nodes()
 
 
-def _plan_of(cell: Cell, plans: dict[Hashable, Plan], terms: Sequence[Terms], x: Tensor) -> Plan | None:
+def _plan_of(
+    cell: Cell, plans: dict[Hashable, Plan], terms: Sequence[Terms], x: Tensor, *, kernels: bool
+) -> Plan | None:
     together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
     structure = tuple((t.options, t.at, None if t.row is None else len(t.row), t.edge is None) for t in terms)
-    key = (structure, together)
+    key = (structure, together, kernels, x.device, x.dtype)
     if key not in plans:
         if len(plans) >= KNOWN_PLANS:
             plans.pop(next(iter(plans)))
-        plans[key] = make_plan(cell, terms, together, trusted)
+        plans[key] = make_plan(cell, terms, together, partial(known, kernels=kernels))
     return plans[key] if plans[key].parts else None
 
 
@@ -146,6 +154,9 @@ class _Run:
             if self._drops(group):
                 self._one_by_one(group, x, weights)
                 continue
+            if group.stages and group.layers[group.stages[0].norm][0].training:
+                self._by_kernels(group, x, weights)
+                continue
             stack, weights = _outcome(group, x, weights, known)
             if self.masks:
                 self._masked(stack, weights, edges)
@@ -168,6 +179,14 @@ class _Run:
         maps = _scaled(Stack(stack.apart(), stack.groups, shared=False), weights).chunk(len(edges), dim=1)
         masks = [self.masks.get(edge) for edge in edges]
         self._add(edges, [x if mask is None else x * mask for x, mask in zip(maps, masks, strict=True)])
+
+    def _by_kernels(self, group: Group, x: Tensor, weights: Tensor | None) -> None:
+        from nas.oneshot.fused.kernels import chain
+
+        maps = chain.run(group.stages, group.layers, x, weights).unbind()
+        for branch, y in zip(group.branches, maps, strict=True):
+            mask = self.masks.get(branch.edge)
+            self._add([branch.edge], [y if mask is None else y * mask])
 
     def _drops(self, group: Group) -> bool:
         """Whether these are identities of which entries are dropped."""

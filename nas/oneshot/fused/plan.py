@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.oneshot.fused.rules import Rule, rule_of
 from nas.oneshot.fused.stack import Stack
+from nas.oneshot.fused.stages import Stage
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
 Chain = tuple[tuple[nn.Module, Rule], ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """How an operation can be run together with others of its kind.
+
+    chain: its layers with their rules; None where it runs by itself. stages: what the kernels take it for.
+    """
+
+    chain: Chain | None
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,8 @@ class Group:
     """Branches that run as one, all on the same map.
 
     rules: [layers]; none where the operations have no rule, so that there is one branch that runs by itself.
-    layers: [layers][G]. weighed: whether any has a weight. number: its position in the cell.
+    layers: [layers][G]. weighed: whether any has a weight. number: its position in the cell. stages: what the
+    kernels take it for; none where they run none of it.
     """
 
     branches: tuple[Branch, ...]
@@ -43,6 +56,7 @@ class Group:
     layers: tuple[tuple[nn.Module, ...], ...]
     weighed: bool
     number: int = 0
+    stages: tuple[Stage, ...] = ()
 
     def split(self, size: int) -> Iterator[Group]:
         """The same in groups of at most so many branches; whole, where all of them make the same map."""
@@ -94,12 +108,10 @@ class Plan:
         return torch.split(flat, self.sizes)
 
 
-def make_plan(
-    cell: Cell, terms: Sequence[Terms], together: int, chain_of: Callable[[nn.Module], Chain | None]
-) -> Plan:
+def make_plan(cell: Cell, terms: Sequence[Terms], together: int, known: Callable[[nn.Module], Known]) -> Plan:
     """The plan of a cell under one structure of mixture.
 
-    together: branches in a stack, at most. chain_of: the layers of an operation, None if it runs by itself.
+    together: branches in a stack, at most. known: how an operation can be run.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
@@ -117,7 +129,7 @@ def make_plan(
     number = 0
     for branches in leaving:
         groups.append([])
-        for group in _grouped(branches, terms, chain_of):
+        for group in _grouped(branches, terms, known):
             for part in group.split(together):
                 groups[-1].append(replace(part, number=number))
                 number += 1
@@ -134,31 +146,31 @@ def make_plan(
 
 
 def _grouped(
-    branches: Sequence[Branch], terms: Sequence[Terms], chain_of: Callable[[nn.Module], Chain | None]
+    branches: Sequence[Branch], terms: Sequence[Terms], known: Callable[[nn.Module], Known]
 ) -> list[Group]:
     """Branches on one map, by kind, in the order of first appearance."""
-    found: dict[Hashable, list[tuple[Branch, Chain]]] = {}
+    found: dict[Hashable, list[tuple[Branch, Known]]] = {}
     for branch in branches:
-        chain = chain_of(branch.op)
-        key: Hashable = id(branch.op) if chain is None else tuple(rule.key for _, rule in chain)
-        found.setdefault(key, []).append((branch, chain or ()))
+        way = known(branch.op)
+        key: Hashable = id(branch.op) if way.chain is None else tuple(rule.key for _, rule in way.chain)
+        found.setdefault(key, []).append((branch, way))
     groups = []
     for members in found.values():
-        layers = tuple(zip(*([layer for layer, _ in chain] for _, chain in members), strict=True))
-        rules = tuple(rule for _, rule in members[0][1])
-        own = tuple(branch for branch, _ in members)
+        layers = tuple(zip(*([layer for layer, _ in k.chain or ()] for _, k in members), strict=True))
+        first, own = members[0][1], tuple(branch for branch, _ in members)
+        rules = tuple(rule for _, rule in first.chain or ())
         weighed = any(b.weight is not None or terms[b.edge].edge is not None for b in own)
-        groups.append(Group(own, rules, layers, weighed))
+        groups.append(Group(own, rules, layers, weighed, stages=first.stages))
     return groups
 
 
-def outcome_of(ops: Sequence[nn.Module], x: Tensor) -> Stack:
-    """What operations of one kind make of one map together."""
+def outcome_of(ops: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What operations of one kind make of one map together, `[B, G * C, H, W]`."""
     stack = Stack(x, len(ops), shared=True)
     chains = [chain_of(op) or () for op in ops]
     for depth, (_, rule) in enumerate(chains[0]):
         stack = rule.run([chain[depth][0] for chain in chains], stack)
-    return stack
+    return stack.apart()
 
 
 def chain_of(op: nn.Module) -> Chain | None:

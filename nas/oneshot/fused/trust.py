@@ -4,48 +4,74 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.fused.plan import Chain, chain_of, outcome_of
+from nas.devices import exact
+from nas.oneshot.fused.plan import Known, chain_of, outcome_of
 from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stages import Stage, stages_of
 from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
 
 TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
 """Largest relative difference, in the norm, of outputs and gradients."""
 OTHERWISE = 1e-2
-"""On other devices, whose convolutions may round their inputs."""
+"""On other devices."""
 
 _TRIED: dict[Hashable, bool] = {}
 
 
-def trusted(op: nn.Module) -> Chain | None:
-    """The chain of an operation, if it has one and two such operations together are what each is alone.
+def known(op: nn.Module, *, kernels: bool = False) -> Known:
+    """How an operation can be run together with others: as far as two of them then are what each is alone.
 
     Each kind is tried once on each device, on random maps; where one fails, a warning says so.
+
+    kernels: whether the kernels may run it.
     """
-    chain = chain_of(op)
-    first = next(op.parameters(), None)
+    chain, first = chain_of(op), next(op.parameters(), None)
     if chain is None or first is None or first.is_meta:
-        return chain
+        return Known(chain)
+    layers = [layer for layer, _ in chain]
     key = (first.device.type, first.dtype, *(rule.key for _, rule in chain))
+    if not _tried(("batched", *key), op, first, outcome_of):
+        return Known(None)
+    stages = stages_of(layers) if kernels and first.dtype == torch.float32 else ()
+    if not stages or not _tried(("kernels", *key), op, first, partial(_by_kernels, stages)):
+        return Known(chain)
+    return Known(chain, stages)
+
+
+Together = Callable[[Sequence[nn.Module], Tensor], Tensor]
+"""What operations of a kind make of a map together, `[B, G * C, H, W]`."""
+
+
+def _by_kernels(stages: Sequence[Stage], ops: Sequence[nn.Module], x: Tensor) -> Tensor:
+    from nas.oneshot.fused.kernels import chain
+
+    layers = list(zip(*([layer for layer, _ in chain_of(op) or ()] for op in ops), strict=True))
+    return chain.run(stages, layers, x, None).transpose(0, 1).flatten(1, 2)
+
+
+def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Together) -> bool:
     if key not in _TRIED:
-        problem = _problem(op, first)
+        problem = _problem(op, like, together)
         _TRIED[key] = problem is None
         if problem is not None:
+            layers = ", ".join(type(layer).__name__ for layer, _ in chain_of(op) or ())
             warnings.warn(
-                f"execution: {', '.join(type(layer).__name__ for layer, _ in chain)} on {first.device} does "
-                f"not give together what it does alone ({problem}); such operations run one by one",
+                f"execution: {layers} on {like.device} is not {key[0]} what it is alone ({problem}); "
+                f"such operations do not run {key[0]}",
                 stacklevel=2,
             )
-    return chain if _TRIED[key] else None
+    return _TRIED[key]
 
 
-def _problem(op: nn.Module, like: Tensor) -> str | None:
+def _problem(op: nn.Module, like: Tensor, together: Together) -> str | None:
     """What differs between two copies of an operation apart and together."""
     generator = torch_rng(0, "trust")
     ops = [copy.deepcopy(op).train(), copy.deepcopy(op).train()]
@@ -59,8 +85,8 @@ def _problem(op: nn.Module, like: Tensor) -> str | None:
             alone = torch.cat([o(x) for o in ops], dim=1)
             weight = _normal(alone.shape, like, generator)
             expected = [alone, *gradients((alone * weight).sum(), [x, *parameters])]
-            together = outcome_of(ops, x).apart()
-            found = [together, *gradients((together * weight).sum(), [x, *parameters])]
+            joint = together(ops, x)
+            found = [joint, *gradients((joint * weight).sum(), [x, *parameters])]
     except RuntimeError as error:
         return str(error).splitlines()[0]
     limit = TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)
@@ -74,6 +100,7 @@ def _apart_from_all(device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+        exact(),
     ):
         yield
 

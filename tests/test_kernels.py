@@ -1,0 +1,267 @@
+"""Kernels, under Triton's interpreter where there is no GPU: outcomes and gradients are those of float64.
+
+They are also compiled for sm_90, which needs no GPU.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytest.importorskip("triton")
+
+from nas.cell import Cell
+from nas.oneshot.fused import trust
+from nas.oneshot.fused.cells import run_by_kernels
+from nas.oneshot.fused.kernels import chain as kernels
+from nas.oneshot.fused.plan import chain_of
+from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stages import stages_of
+from nas.oneshot.recompute import recompute_cells
+from nas.oneshot.relaxations import GumbelHard
+from nas.oneshot.supernet import Supernet, as_searched
+from nas.ops import PRIMITIVES, candidates
+from nas.space import Space
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+"""The interpreter multiplies no matrices of bfloat16."""
+KNOWN = {
+    "sep_conv_3x3": 2,
+    "sep_conv_5x5": 2,
+    "dil_conv_3x3": 1,
+    "dil_conv_5x5": 1,
+    "nor_conv_1x1": 1,
+    "nor_conv_3x3": 1,
+}
+
+
+def difference(exact, found):
+    exact, found = exact.detach(), found.detach().double()
+    return float((exact - found).norm() / exact.norm().clamp_min(1e-9))
+
+
+def operations(name, channels, stride, *, count=2):
+    ops = [PRIMITIVES[name](channels, channels, stride).to(DEVICE).train() for _ in range(count)]
+    for op in ops:
+        as_searched(op, [""])
+    return ops
+
+
+def layers_of(ops):
+    return list(zip(*([layer for layer, _ in chain_of(op)] for op in ops), strict=True))
+
+
+def outcomes(run, ops, x, scale):
+    """Outcome, and the gradients of the map, of the scale and of all weights."""
+    x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
+    y = run(ops, x, scale)
+    along = torch.linspace(-1, 1, y.numel(), device=DEVICE, dtype=y.dtype).view(y.shape).sin()
+    weights = [p for op in ops for p in op.parameters()]
+    return [y, *torch.autograd.grad(y, [x, scale, *weights], along)]
+
+
+def worst(expected, found):
+    return max(difference(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def plainly(ops, x, scale):
+    return torch.stack([weight * op(x) for op, weight in zip(ops, scale, strict=True)])
+
+
+def by_kernels(ops, x, scale):
+    layers = layers_of(ops)
+    return kernels.run(stages_of([row[0] for row in layers]), layers, x, scale)
+
+
+@pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (20, (4, 6))])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_chain_is_that_of_float64(name, stride, channels, sides):
+    ops = operations(name, channels, stride)
+    assert len(stages_of([row[0] for row in layers_of(ops)])) == KNOWN[name]
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, channels, *sides, device=DEVICE), torch.randn(2, device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    own = worst(expected, outcomes(plainly, copy.deepcopy(ops), x, scale))
+    assert worst(expected, outcomes(by_kernels, ops, channels_last(x), scale)) < max(1e-5, 3 * own)
+    for a, b in zip(exact, ops, strict=True):
+        for ours, theirs in zip(a.buffers(), b.buffers(), strict=True):
+            assert difference(ours.double(), theirs) < 1e-5
+
+
+def test_more_pixels_and_channels_than_a_tile_holds():
+    ops = operations("dil_conv_3x3", 70, 1)
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(3, 70, 9, 8, device=DEVICE), torch.randn(2, device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    assert worst(expected, outcomes(by_kernels, ops, channels_last(x), scale)) < 1e-5
+
+
+def test_half_precision_is_as_near_as_half_precision_can_be():
+    ops = operations("sep_conv_3x3", 16, 1)
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 16, 6, 6, device=DEVICE), torch.randn(2, device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    with torch.autocast(DEVICE.type, dtype=HALF):
+        found = outcomes(by_kernels, ops, channels_last(x), scale)
+        theirs = outcomes(plainly, copy.deepcopy(ops), x, scale)
+    assert found[0].dtype == HALF
+    assert {tensor.dtype for tensor in found[1:]} == {torch.float32}
+    assert difference(expected[0], found[0]) < 1.5 * difference(expected[0], theirs[0])
+    assert worst(expected, found) < 3 * worst(expected, theirs)
+
+
+def test_only_wanted_gradients_are_computed():
+    ops = operations("sep_conv_3x3", 3, 1)
+    for op in ops:
+        op.requires_grad_(requires_grad=False)
+    scale = torch.ones(2, device=DEVICE, requires_grad=True)
+    by_kernels(ops, channels_last(torch.randn(2, 3, 4, 4, device=DEVICE)), scale).square().sum().backward()
+    assert scale.grad is not None
+
+
+def test_every_run_gives_the_same_bits():
+    ops = operations("nor_conv_3x3", 5, 1)
+    x, scale = channels_last(torch.randn(4, 5, 8, 8, device=DEVICE)), torch.randn(2, device=DEVICE)
+    first, second = (outcomes(by_kernels, copy.deepcopy(ops), x, scale) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)],
+        [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4, affine=False)],
+        [nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)],
+        [nn.ReLU(), nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(4, affine=False)],
+        [nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False)],
+        [nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)],
+        [nn.MaxPool2d(3, 1, 1)],
+        2 * [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, affine=False)],
+    ],
+    ids=["affine", "bias", "unpadded", "oblong", "no norm", "no relu", "pool", "two dense"],
+)
+def test_other_chains_are_left_to_the_batched_path(layers):
+    assert stages_of(layers) == ()
+
+
+# -- whole cells ------------------------------------------------------------------------------------------
+
+
+def small_space():
+    def build(choose):
+        options = candidates(["none", "skip_connect", "nor_conv_1x1", "avg_pool_3x3", "dil_conv_3x3"], 4, 4)
+        cell = Cell("c", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options))
+        return nn.Sequential(nn.Conv2d(3, 4, 1), cell, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 5))
+
+    return Space("small", build)
+
+
+def outcome(supernet, x, y):
+    torch.manual_seed(1)
+    supernet.zero_grad()
+    logits = supernet(x)
+    F.cross_entropy(logits, y).backward()
+    return [logits, *(p.grad for p in supernet.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"relaxation": GumbelHard()}, {"parts": 2, "edge_norm": True}])
+def test_a_cell_by_kernels_is_that_of_float64(settings, recomputed):
+    plain = Supernet(small_space(), **settings).to(DEVICE)
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    for cell in fast.modules():
+        if isinstance(cell, Cell):
+            cell.execute = run_by_kernels
+    recompute_cells(fast, enabled=recomputed)
+    x, y = torch.randn(3, 3, 4, 4, device=DEVICE), torch.arange(3, device=DEVICE)
+    # The draws of a relaxation differ between types, so both take the float32 ones.
+    torch.manual_seed(1)
+    mixture = plain.points()
+    for supernet in (fast, exact):
+        points = [p.detach().to(next(supernet.parameters()).dtype) for p in mixture]
+        supernet.points = partial(list, points)
+    expected, found = outcome(exact, x.double(), y), outcome(fast, x, y)
+    assert len(expected) == len(found)
+    assert worst(expected, found) < 1e-5
+
+
+def test_the_kernels_are_run_and_only_while_training(monkeypatch):
+    supernet, calls = Supernet(small_space()).to(DEVICE), []
+    known = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda *args: calls.append(1) or known(*args))
+    for cell in supernet.modules():
+        if isinstance(cell, Cell):
+            cell.execute = run_by_kernels
+    x = torch.randn(3, 3, 4, 4, device=DEVICE)
+    supernet(x)
+    assert calls
+    supernet.eval()
+    calls.clear()
+    supernet(x)
+    assert not calls
+
+
+def test_kernels_that_are_wrong_are_not_used(monkeypatch):
+    monkeypatch.setattr(trust, "_TRIED", {})
+    known = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda *args: 1.01 * known(*args))
+    (op,) = operations("nor_conv_1x1", 4, 1, count=1)
+    with pytest.warns(UserWarning, match="is not kernels what it is alone .* do not run kernels"):
+        found = trust.known(op, kernels=True)
+    assert found.chain is not None
+    assert found.stages == ()
+
+
+# -- compilation ------------------------------------------------------------------------------------------
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from nas.oneshot.fused.kernels import programs
+
+WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2, "K": 3}
+DEPTHWISE = {"C": 20, **WINDOW, "DILATION": 2, "PRE": 2, "BP": 64, "BC": 32}
+DENSE = {"CI": 20, "CO": 40, **WINDOW, "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
+TILE = {"C": 20, "BP": 64, "BC": 32}
+PROGRAMS = {
+    "depthwise_forward": DEPTHWISE,
+    "depthwise_input_gradient": {"G": 3, **DEPTHWISE},
+    "depthwise_weight_gradient": {"LOOP": 8, **DEPTHWISE},
+    "convolve_forward": DENSE,
+    "convolve_input_gradient": {"G": 3, **DENSE},
+    "convolve_weight_gradient": {"LOOP": 8, **DENSE},
+    "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "BC": 32},
+    "normalise": TILE,
+    "sums": {"LOOP": 8, **TILE},
+    "norm_gradient": TILE,
+}
+INTEGERS = ("x_group", "P", "PI", "blocks")
+for kind in ("*bf16", "*fp32"):
+    for name, constants in PROGRAMS.items():
+        program = getattr(programs, name)
+        types = {n: "i32" if n in INTEGERS else "fp32" if n == "eps" else "*fp32" for n in program.arg_names}
+        types |= {n: kind for n in ("x", "grad", "out", "y") if n in types}
+        types |= dict.fromkeys(constants, "constexpr")
+        values = {(program.arg_names.index(n),): v for n, v in constants.items()}
+        made = compile(ASTSource(program, types, values), target=GPUTarget("cuda", 90, 32))
+        assert made.asm["cubin"], name
+print(len(PROGRAMS))
+"""
+
+
+def test_all_programs_compile_for_a_gpu_that_is_not_there():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "10"
