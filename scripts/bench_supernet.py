@@ -1,7 +1,8 @@
 """Times a step of a differentiable search, weights and alphas, on each execution path against the plain one.
 
 The reference runs one module per operation on NCHW maps, as the paper's code does. All paths start from the
-same weights and see the same images, in turns, in one process.
+same weights and see the same images, in turns, in one process. Losses are compared in the precision of the
+timing and, on 8 images a batch, in float64, where rounding has no time to grow.
 """
 
 import argparse
@@ -23,7 +24,13 @@ from nas.oneshot.fused.execution import execute_cells
 from nas.oneshot.supernet import Supernet
 from nas.peak import peak_memory
 
-PATHS = {"plain": ("plain", False), "plain, channels last": ("plain", True), "batched": ("batched", True)}
+PATHS = {
+    "plain": ("plain", False),
+    "plain, channels last": ("plain", True),
+    "batched": ("batched", True),
+    "kernels": ("kernels", True),
+}
+"""Execution, and whether the images come with channels last."""
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},
     "darts": {"space": "darts", "width": 16, "cells": 8, "channels": 3, "side": 32, "batch": 32},
@@ -53,7 +60,7 @@ class Search:
         y = torch.randint(10, shape[:1], generator=generator)
         x = torch.randn(shape, generator=generator) + y.view(-1, 1, 1, 1) / 3
         layout = torch.channels_last if self.last else torch.contiguous_format
-        return x.to(self.device).contiguous(memory_format=layout), y.to(self.device)
+        return x.to(self.weights[0]).contiguous(memory_format=layout), y.to(self.device)
 
     def step(self, number: int) -> float:
         """Moves the weights and then the alphas; the training loss before."""
@@ -101,8 +108,14 @@ def measure(size: dict[str, int], steps: int, device: torch.device) -> dict[str,
     torch.manual_seed(0)
     settings = {"width": size["width"], "cells": size["cells"], "in_channels": size["channels"]}
     first = Supernet(nas.load(size["space"], classes=10, **settings)).to(device).train()
-    searches = {path: Search(copy.deepcopy(first), path, size, device) for path in PATHS}
-    seconds = {path: [] for path in PATHS}
+    exact, few = copy.deepcopy(first).double(), {**size, "batch": 8}
+    paths = [path for path in PATHS if path != "kernels" or device.type == "cuda"]
+    curves = {}
+    for path in ("plain", "batched"):
+        search = Search(copy.deepcopy(exact), path, few, device)
+        curves[path] = [search.step(number) for number in range(1 + steps)]
+    searches = {path: Search(copy.deepcopy(first), path, size, device) for path in paths}
+    seconds = {path: [] for path in paths}
     losses = {path: [search.step(0)] for path, search in searches.items()}
     for number in range(1, 1 + steps):
         for path, search in searches.items():
@@ -123,12 +136,18 @@ def measure(size: dict[str, int], steps: int, device: torch.device) -> dict[str,
             "calls": sum(event.count for event in profiler.key_averages() if COMPUTING.search(event.key)),
             "loss_first": losses[path][0],
             "loss_last": losses[path][-1],
-            "loss_difference": max(abs(a - b) for a, b in zip(losses["plain"], losses[path], strict=True)),
+            "loss_difference": farthest(losses["plain"], losses[path]),
         }
-        print(
-            size["space"], size["width"], path, *(f"{k} {v:.5g}" for k, v in rows[path].items()), flush=True
-        )
-    return {"size": size, "paths": rows}
+        numbers = (f"{name} {value:.5g}" for name, value in rows[path].items())
+        print(f"{size['space']}, width {size['width']}, {path}:", *numbers, flush=True)
+    difference = farthest(curves["plain"], curves["batched"])
+    print(f"{size['space']}, width {size['width']}: losses in float64 differ by {difference:.2g}", flush=True)
+    return {"size": size, "paths": rows, "loss_difference_float64": difference}
+
+
+def farthest(one: list[float], other: list[float]) -> float:
+    """The largest difference of two curves."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 if __name__ == "__main__":

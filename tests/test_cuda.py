@@ -1,13 +1,16 @@
 """On a GPU: the same results as on the CPU up to precision, and exact resumption of what is saved."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
+from nas.devices import exact as exact_products
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
+from nas.oneshot.fused.execution import execute_cells
 from nas.oneshot.guards import Guards
 from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
@@ -53,6 +56,24 @@ def test_evaluation_agrees_with_the_cpu(task):
     on_cpu = evaluate(net.cpu(), task.to("cpu"), task.to("cpu").test)
     assert abs(on_gpu[1] - on_cpu[1]) < 0.02
     assert abs(on_gpu[0] - on_cpu[0]) < 0.05
+
+
+@pytest.mark.parametrize("execution", ["batched", "kernels"])
+@pytest.mark.parametrize("name", ["darts", "nasbench201"])
+def test_a_supernet_is_that_of_float64_on_every_path(name, execution):
+    space = load(name, {"in_channels": 3}, width=4, cells=3 if name == "darts" else 1)
+    supernet = Supernet(space).cuda().train()
+    exact = copy.deepcopy(supernet).double()
+    execute_cells(supernet, execution, torch.device("cuda"))
+    x, y = torch.randn(6, 3, 8, 8, device="cuda"), torch.arange(6, device="cuda")
+    found = []
+    with exact_products():
+        for net, images in ((exact, x.double()), (supernet, x)):
+            logits = net(images)
+            torch.nn.functional.cross_entropy(logits, y).backward()
+            found.append([logits.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        assert (a - b.double()).norm() < 1e-5 * a.norm().clamp_min(1e-2)
 
 
 @pytest.mark.parametrize("order", [1, 2])
