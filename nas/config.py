@@ -106,6 +106,7 @@ class Config(BaseModel):
     early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
+    deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
     execution: how cells are run in all phases, see `nas.recipe.Recipe`.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
@@ -151,6 +152,7 @@ class Config(BaseModel):
     baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: str = "auto"
+    deterministic: bool = False
     execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
     space_settings: Table = {}
     final_settings: Table = {}

@@ -48,6 +48,25 @@ def describe(device: torch.device) -> str:
 
 
 @contextmanager
+def repeatable(*, enabled: bool) -> Iterator[None]:
+    """Runs a block in which PyTorch uses only what gives the same bits on every run, where it has a choice.
+
+    On CUDA this is slower, and an operation without such a form raises RuntimeError; on the CPU all of ours
+    are so anyway. Has to begin before the first product of matrices on CUDA to reach cuBLAS.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
+
+
+@contextmanager
 def exact() -> Iterator[None]:
     """Runs a block in which float32 on CUDA is not rounded to TensorFloat-32."""
     places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]

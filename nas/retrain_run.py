@@ -22,6 +22,7 @@ from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.latency import latency
+from nas.oneshot.fused.execution import resolve
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
 from nas.recipe import Recipe, compressed
@@ -43,7 +44,10 @@ from nas.task import Task, load_task
 from nas.train import EpochReport, evaluate, train
 from nas.types import Genotype
 
-USED = ("preset", "seed", "device", "space_settings", "final_settings", "retrain")
+USED = (
+    *("preset", "seed", "device", "execution", "deterministic"),
+    *("space_settings", "final_settings", "retrain"),
+)
 """The settings that a retraining reads, beside space and task."""
 
 
@@ -76,6 +80,7 @@ def retrain(
     # The architecture keeps its own size, unless the preset asks for the space's full one.
     plan = replace(make_plan(config), final_size={})
     device = devices.resolve(config.device)
+    resolve(plan.final.execution, device)
     loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
     searched = space if isinstance(space, Space) else _space(data, config, loaded)
     genotype = searched.genotype(data["choices"])
@@ -90,16 +95,17 @@ def retrain(
             return load_result(folder, space=final)
         for note in notes:
             progress.note(note)
-        network, metrics = train_final(
-            final,
-            genotype,
-            loaded,
-            recipe,
-            seed=derive(config.seed, "retrain"),
-            checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
-            progress=progress,
-            stop=stop or (lambda: False),
-        )
+        with devices.repeatable(enabled=config.deterministic):
+            network, metrics = train_final(
+                final,
+                genotype,
+                loaded,
+                recipe,
+                seed=derive(config.seed, "retrain"),
+                checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
+                progress=progress,
+                stop=stop or (lambda: False),
+            )
         graphs = cell_graphs(final, genotype)
         result = Result(
             final, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(loaded)

@@ -24,6 +24,7 @@ from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.job import Job
+from nas.oneshot.fused.execution import resolve
 from nas.oneshot.method import Method
 from nas.pareto import hypervolume
 from nas.phases import Found, find
@@ -110,7 +111,8 @@ def run(
             return load_result(folder, space=job.final)
         for note in notes:
             job.progress.note(note)
-        return _run(job)
+        with devices.repeatable(enabled=config.deterministic):
+            return _run(job)
 
 
 def prepare(
@@ -130,6 +132,8 @@ def prepare(
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
         plan = dataclasses.replace(plan, size={}, final_size={})
     device = devices.resolve(config.device)
+    for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
+        resolve(recipe.execution, device)
     task = (task or load_task(config.task, seed=config.seed)).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)

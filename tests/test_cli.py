@@ -336,18 +336,19 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     given = [word for pair in SEARCH.items() for word in pair]
     lists = {"--objective": ("val_acc", "-params"), "--constraint": ("params<=3e6", "macs<=1e9")}
     given += [word for name, texts in lists.items() for text in texts for word in (name, text)]
-    got = heard(monkeypatch, "search_run", "run", "search", *given, *others, "--no-baselines")
+    switches = ("--no-baselines", "--deterministic")
+    got = heard(monkeypatch, "search_run", "run", "search", *given, *others, *switches)
     config = got[0].model_dump()
     assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
     assert {name: config[name.strip("-")] for name in lists} == lists
-    assert config["baselines"] is False
+    assert (config["baselines"], config["deterministic"]) == (False, True)
     assert (config["retrain"], config["top_k_epochs"]) == ({"epochs": 7}, 3)
     assert (got["out"], got["force"]) == (tmp_path, True)
     assert options_of("search") == {
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines"),
+        *("--force", "--json", "--baselines", "--deterministic"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
     } - {tmp_path}
 
@@ -380,13 +381,22 @@ def test_options_of_gradients_reach_a_search(monkeypatch, given, field, value):
     assert got[0].model_dump()[field] == value
 
 
+@pytest.mark.parametrize("how", [["--execution", "kernels"], ["--set", "retrain.execution=kernels"]])
+def test_kernels_without_a_gpu_are_refused_before_anything_is_written(tmp_path, how):
+    done = search(tmp_path / "run", "--device", "cpu", *how)
+    assert done.exit_code == 2
+    assert "execution: kernels need CUDA and Triton, but the device is cpu" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     (tmp_path / "c.toml").write_text("[final_settings]\nwidth = 3\n")
     text = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
     used = {"--task": "digits", "--out": tmp_path, "--space": "nasbench201", "--preset": "standard"}
-    used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--config": tmp_path / "c.toml"}
+    used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--execution": "plain"}
+    used |= {"--config": tmp_path / "c.toml"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
-    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, "--force")
+    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, "--force", "--deterministic")
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
     assert got["force"]
     assert got["settings"] == {
@@ -394,10 +404,12 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "preset": "standard",
         "seed": 7,
         "device": "cpu",
+        "execution": "plain",
+        "deterministic": True,
         "retrain": {"epochs": 7, "lr": 0.5},
         "final_settings": {"width": 3},
     }
-    assert options_of("retrain") == {*used, "source", "--set", "--force", "--json"}
+    assert options_of("retrain") == {*used, "source", "--set", "--force", "--json", "--deterministic"}
 
 
 def test_help_is_quick():

@@ -109,7 +109,7 @@ CHANGES = {
     "seeds": (BLACK_BOX, 7),
 }
 ELSEWHERE = {
-    *("space", "task", "evaluator", "seed", "device", "space_settings", "final_settings"),
+    *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
     *("calibration", "latency_table", "memory", "seed_alphas"),
 }
 """Read by the job itself, see test_search_run.py."""

@@ -177,6 +177,20 @@ def test_a_space_of_its_own_size_for_the_last_training(tmp_path):
     assert load_result(tmp_path).space.settings["width"] == 6
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_job_is_so_to_its_end_and_no_longer(tmp_path, deterministic):
+    seen = []
+
+    def stop():
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return False
+
+    settings = SMALL | {"deterministic": deterministic}
+    search("toy", TASK, "random", out=tmp_path / "run", settings=settings, stop=stop)
+    assert set(seen) == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_device_that_is_not_there_is_refused_before_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no device 'cuda'; this machine has cpu"):

@@ -94,6 +94,10 @@ def search(
         str | None,
         typer.Option(help="How cells are run: plain, batched, kernels (Triton), or auto. [default: auto]"),
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
@@ -125,6 +129,7 @@ def search(
         "seed": seed,
         "device": device,
         "execution": execution,
+        "deterministic": deterministic,
     }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
@@ -154,13 +159,24 @@ def retrain(
     epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
+    execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    given = {"task": task, "preset": preset, "seed": seed, "device": device}
+    given = {
+        "task": task,
+        "preset": preset,
+        "seed": seed,
+        "device": device,
+        "execution": execution,
+        "deterministic": deterministic,
+    }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
         from nas.retrain_run import retrain as train_again

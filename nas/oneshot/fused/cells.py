@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
-from nas.oneshot.fused.plan import Group, Plan, make_plan
+from nas.oneshot.fused.plan import Group, Known, Plan, make_plan
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
 from nas.oneshot.fused.trust import known
@@ -32,11 +31,33 @@ _WHOLE = Terms((0,))
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """What is remembered of a cell: its edges, all modules on them, plans by the structure of mixtures."""
+    """What is remembered of a cell.
+
+    modules: all that are on its edges. ways: how operations can be run. plans: by the structure of mixtures.
+    """
 
     edges: list[nn.Module]
     modules: list[nn.Module]
+    ways: dict[Hashable, Known] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
+
+    def plan(self, cell: Cell, terms: Sequence[Terms], x: Tensor, *, kernels: bool) -> Plan:
+        """The plan of the cell under mixtures of one structure. x: a map of the size and kind of its maps."""
+        together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
+        structure = [(t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None) for t in terms]
+        kind = (kernels, x.device, x.dtype)
+        key = (*structure, together, *kind)
+        if key not in self.plans:
+            if len(self.plans) >= KNOWN_PLANS:
+                self.plans.pop(next(iter(self.plans)))
+
+            def way(op: nn.Module) -> Known:
+                if (op, *kind) not in self.ways:
+                    self.ways[op, *kind] = known(op, kernels=kernels)
+                return self.ways[op, *kind]
+
+            self.plans[key] = make_plan(cell, terms, together, way)
+        return self.plans[key]
 
 
 _MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
@@ -61,21 +82,8 @@ def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tens
     given = [term for term in terms if term is not None]
     if len(given) < len(terms) or any(_is_hooked(module) for module in memory.modules):
         return cell.plain(states)
-    plan = _plan_of(cell, memory.plans, given, states[0], kernels=kernels)
-    return cell.plain(states) if plan is None else _Run(cell, plan, given, states).nodes()
-
-
-def _plan_of(
-    cell: Cell, plans: dict[Hashable, Plan], terms: Sequence[Terms], x: Tensor, *, kernels: bool
-) -> Plan | None:
-    together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
-    structure = tuple((t.options, t.at, None if t.row is None else len(t.row), t.edge is None) for t in terms)
-    key = (structure, together, kernels, x.device, x.dtype)
-    if key not in plans:
-        if len(plans) >= KNOWN_PLANS:
-            plans.pop(next(iter(plans)))
-        plans[key] = make_plan(cell, terms, together, partial(known, kernels=kernels))
-    return plans[key] if plans[key].parts else None
+    plan = memory.plan(cell, given, states[0], kernels=kernels)
+    return _Run(cell, plan, given, states).nodes() if plan.parts else cell.plain(states)
 
 
 def _is_hooked(module: nn.Module) -> bool:

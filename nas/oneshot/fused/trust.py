@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def known(op: nn.Module, *, kernels: bool = False) -> Known:
 
     kernels: whether the kernels may run it.
     """
-    chain, first = chain_of(op), next(op.parameters(), None)
+    chain, first = chain_of(op), next(itertools.chain(op.parameters(), op.buffers()), None)
     if chain is None or first is None or first.is_meta:
         return Known(chain)
     layers = [layer for layer, _ in chain]
