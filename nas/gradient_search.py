@@ -23,6 +23,7 @@ from nas.latency import LatencyTable, measure_table
 from nas.measured import LATENCY, free_metrics
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
+from nas.oneshot.identities import keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch
 from nas.oneshot.supernet import Supernet
@@ -50,8 +51,9 @@ class Searched:
 def search_by_gradients(job: Job) -> Searched:
     """Trains the supernet and its alphas; what they prefer at the end comes first, then what they did before.
 
-    Architectures that break a constraint come after those that keep it. Where there are too few, the most
-    likely ones under the last strengths follow.
+    Where there are too few, the most likely ones under the last strengths follow. Those that break a
+    constraint come after those that keep it, and those with more identities than the guards allow after the
+    others.
     """
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
@@ -84,11 +86,13 @@ def search_by_gradients(job: Job) -> Searched:
     record(outcome.epochs)
     likely = _likely(job.space, outcome.strengths, rng(job.seed("search"), "likely"))
     candidates = list(dict.fromkeys([*outcome.selected, *likely]))
-    bounds = job.plan.goals.constraints
-    ordered = (
-        sorted(candidates, key=lambda g: sum(b.excess(costs(g)) for b in bounds)) if bounds else candidates
-    )
-    return Searched(ordered, outcome.epochs, study.history, study.spent_s)
+    bounds, guards = job.plan.goals.constraints, method.guards
+
+    def place(genotype: Genotype) -> tuple[float, bool]:
+        excess = sum(bound.excess(costs(genotype)) for bound in bounds) if bounds else 0.0
+        return excess, guards is not None and not keeps_cap(job.space, genotype, guards.skip_cap)
+
+    return Searched(sorted(candidates, key=place), outcome.epochs, study.history, study.spent_s)
 
 
 def _metrics(epoch: Epoch) -> dict[str, float]:

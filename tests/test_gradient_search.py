@@ -14,12 +14,14 @@ from nas.gradient_search import health_series
 from nas.latency import LatencyTable
 from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
+from nas.oneshot.identities import keeps_cap
 from nas.oneshot.record import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
 from nas.result import is_finished
 from nas.run_folder import read_run
+from nas.study import Study
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
 
@@ -71,6 +73,14 @@ def test_a_supernet_is_split_when_asked(tmp_path):
 def test_guards_can_be_turned_off(tmp_path):
     found = run(tmp_path, guard=False)
     assert read_run(found.folder)["plan"]["search"]["guards"] is None
+
+
+@pytest.mark.parametrize("cap", [0, 1])
+def test_all_that_is_trained_again_keeps_the_guards_cap(tmp_path, cap):
+    found = run(tmp_path, top_k=4, baselines=False, guards={"skip_cap": cap})
+    again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
+    assert len(again) == 4
+    assert all(keeps_cap(found.space, genotype, cap) for genotype in again)
 
 
 def test_selection_by_perturbation_in_a_job(tmp_path):
