@@ -7,6 +7,7 @@ import pytest
 from jobs import TINY, Recorder, outcome
 
 import nas
+from nas import gradient_search
 from nas.config import DIFFERENTIABLE, SHARED
 from nas.cost import cost
 from nas.errors import ConfigError
@@ -14,7 +15,6 @@ from nas.gradient_search import health_series
 from nas.latency import LatencyTable
 from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
-from nas.oneshot.identities import keeps_cap
 from nas.oneshot.record import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
@@ -75,12 +75,13 @@ def test_guards_can_be_turned_off(tmp_path):
     assert read_run(found.folder)["plan"]["search"]["guards"] is None
 
 
-@pytest.mark.parametrize("cap", [0, 1])
-def test_all_that_is_trained_again_keeps_the_guards_cap(tmp_path, cap):
-    found = run(tmp_path, top_k=4, baselines=False, guards={"skip_cap": cap})
+@pytest.mark.parametrize("guard", [True, False])
+def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
+    skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
+    monkeypatch.setattr(gradient_search, "_likely", lambda *_: [skips, *others])
+    found = run(tmp_path, top_k=8, baselines=False, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
-    assert len(again) == 4
-    assert all(keeps_cap(found.space, genotype, cap) for genotype in again)
+    assert (skips in again) is not guard
 
 
 def test_selection_by_perturbation_in_a_job(tmp_path):
