@@ -1,24 +1,21 @@
 """Times the training of stand-alone networks on each execution path against the plain one.
 
-The reference runs one module per operation on NCHW maps, as the papers' code does. All paths train copies of
-one network on the same images, in turns, in one process.
+The reference runs one module per operation on NCHW maps, as the papers' code does.
 """
 
 import argparse
-import copy
 import json
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import nas
 from nas.devices import describe
-from nas.oneshot.fused.execution import execute_cells
+from nas.oneshot.fused.comparing import Step, compare, in_layout
 
-PATHS = {"plain": ("plain", False), "plain, channels last": ("plain", True), "batched": ("batched", True)}
 DARTS_V2 = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
     "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], "
@@ -35,56 +32,41 @@ NETWORKS = {
 """Space, architecture, settings, side of the images, batch."""
 
 
-def measure(name: str, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Images a second of one step of SGD on each path, and how far its losses are from the reference's."""
-    torch.manual_seed(0)
-    kind, text, settings, side, batch = NETWORKS[name]
-    space = nas.load(kind, classes=10, in_channels=3, **settings)
-    first = space.network(space.notation.read(text)).to(device).train()
-    x, y = torch.randn(batch, 3, side, side, device=device), torch.arange(batch, device=device) % 10
-    x += y.view(-1, 1, 1, 1) / 3
-    networks = {path: copy.deepcopy(first) for path in PATHS}
-    optimizers = {p: torch.optim.SGD(n.parameters(), lr=0.02, momentum=0.9) for p, n in networks.items()}
-    seconds, losses = {path: [] for path in PATHS}, {path: [] for path in PATHS}
-    for _ in range(steps + 1):
-        for path, (execution, last) in PATHS.items():
-            execute_cells(networks[path], execution, device)
-            images = x.contiguous(memory_format=torch.channels_last) if last else x
-            started = time.perf_counter()
-            optimizers[path].zero_grad()
-            loss = F.cross_entropy(networks[path](images), y)
-            loss.backward()
-            optimizers[path].step()
-            losses[path].append(loss.item())
-            seconds[path].append(time.perf_counter() - started)
-    rows = {}
-    for path in PATHS:
-        rate = batch / statistics.median(seconds[path][1:])
-        rows[path] = {
-            "images_per_s": rate,
-            "ratio": rate * statistics.median(seconds["plain"][1:]) / batch,
-            "loss_difference": max(abs(a - b) for a, b in zip(losses["plain"], losses[path], strict=True)),
-        }
-        print(f"{name}, {path}:", *(f"{k} {v:.4g}" for k, v in rows[path].items()), flush=True)
-    return rows
+def training(network: nn.Module, *, side: int, batch: int) -> Step:
+    """SGD on one batch of noise with a trace of its label."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    like = next(network.parameters())
+    generator, y = torch.Generator().manual_seed(0), torch.arange(batch) % 10
+    x = torch.randn(batch, 3, side, side, generator=generator) + y.view(-1, 1, 1, 1) / 3
+
+    def step(_: int, last: bool) -> float:  # noqa: FBT001 - a step's signature
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(in_layout(x.to(like), channels_last=last)), y.to(like.device))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    machine = {"device": describe(device), "torch": torch.__version__}
-    print(machine, flush=True)
-    found = {name: measure(name, args.steps, device) for name in NETWORKS}
+    device, found = torch.device(args.device), {}
+    found["machine"] = {"device": describe(device), "torch": torch.__version__}
+    for name, (kind, text, settings, side, batch) in NETWORKS.items():
+        torch.manual_seed(0)
+        space = nas.load(kind, classes=10, in_channels=3, **settings)
+        network = space.network(space.notation.read(text)).to(device).train()
+        begin = partial(training, side=side, batch=batch)
+        rows = compare(network, begin, steps=args.steps, device=device)
+        found[name] = {path: {**row, "images_per_s": 1e3 * batch / row["ms"]} for path, row in rows.items()}
+        print(json.dumps({name: found[name]}, indent=1), flush=True)
     if args.out is not None:
-        args.out.write_text(
-            json.dumps({"machine": machine, "steps": args.steps, "networks": found}, indent=1)
-        )
+        args.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

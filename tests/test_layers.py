@@ -30,6 +30,7 @@ LAYERS = [
     "oneshot.fused.trust",
     "oneshot.fused.cells",
     "oneshot.fused.execution",
+    "oneshot.fused.comparing",
     "oneshot.keeping space resumable datasets mapdataset draw.cells",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
