@@ -124,10 +124,13 @@ def convolution_rule(layer: nn.Module) -> Rule | None:
 
 
 def norm_key(norm: nn.BatchNorm2d) -> Hashable:
-    """What batch-norms must have in common; None where the running statistics are plain means."""
+    """What batch-norms must have in common; None where the running statistics are plain means.
+
+    Whether statistics are recorded may change for a while, for all norms, and so is asked when they run.
+    """
     if norm.momentum is None:
         return None
-    return (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.running_mean is None)
 
 
 def norm_rule(layer: nn.Module) -> Rule | None:
