@@ -14,8 +14,9 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.stages",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
+    "oneshot.fused.stages",
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",

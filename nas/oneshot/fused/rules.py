@@ -48,7 +48,7 @@ def convolve(layers: Sequence[nn.Module], stack: Stack) -> Stack:
     convs = cast(Sequence[nn.Conv2d], layers)
     first, groups = convs[0], len(convs)
     weight = joined([conv.weight for conv in convs])
-    if _is_depthwise(first):
+    if is_depthwise(first):
         stride, dilation = first.stride[0], first.dilation[0]
         return Stack(depthwise(stack.apart(), weight, stride=stride, dilation=dilation), groups, shared=False)
     bias = None if first.bias is None else joined([conv.bias for conv in convs if conv.bias is not None])
@@ -105,13 +105,20 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether `depthwise` computes it."""
+def keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether it is square, without bias, and padded by zeros so that stride 1 keeps the size of a map."""
     kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
     same = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
     square = all(len(set(sides)) == 1 for sides in (kernel, stride, dilation))
-    single = conv.groups == conv.in_channels == conv.out_channels and conv.bias is None
-    return square and single and kernel[0] % 2 == 1 and kernel[0] > 1 and conv.padding == same
+    plain = conv.bias is None and conv.padding_mode == "zeros"
+    return square and plain and kernel[0] % 2 == 1 and conv.padding == same
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether every channel has a kernel of its own, larger than a pixel; `depthwise` computes these."""
+    return (
+        keeps_size(conv) and conv.groups == conv.in_channels == conv.out_channels and conv.kernel_size[0] > 1
+    )
 
 
 def convolution_rule(layer: nn.Module) -> Rule | None:

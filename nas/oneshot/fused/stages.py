@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nas.oneshot.fused.rules import is_depthwise, keeps_size
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,19 +53,10 @@ def _kind(layer: nn.Module) -> str:
         return "relu"
     if type(layer) is nn.BatchNorm2d:
         return "" if layer.affine or layer.momentum is None else "norm"
-    if type(layer) is not nn.Conv2d or not _is_padded(layer):
+    if type(layer) is not nn.Conv2d or not keeps_size(layer):
         return ""
     if layer.groups > 1:
-        return "depthwise" if layer.groups == layer.in_channels == layer.out_channels else ""
+        return "depthwise" if is_depthwise(layer) else ""
     if layer.dilation != (1, 1):
         return ""
     return "pointwise" if layer.kernel_size == layer.stride == (1, 1) else "dense"
-
-
-def _is_padded(conv: nn.Conv2d) -> bool:
-    """Whether it is square, without bias, and padded by zeros so that stride 1 keeps the size."""
-    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    same = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
-    square = all(len(set(sides)) == 1 for sides in (kernel, stride, dilation))
-    plain = conv.bias is None and conv.padding_mode == "zeros"
-    return square and plain and kernel[0] % 2 == 1 and conv.padding == same
