@@ -266,7 +266,7 @@ def compared(folder):
 def test_a_killed_job_compares_like_an_uninterrupted_one(tmp_path, name):
     start = time.perf_counter()
     whole(tmp_path / "a", name)
-    longest = 0.4 * (time.perf_counter() - start)
+    longest = 0.2 * (time.perf_counter() - start)  # five of them last less than the whole
     run_killed(whole, tmp_path / "b", name, kills=5, longest_s=min(longest, 0.6), seed=name)
     expected, found = load_result(tmp_path / "a"), load_result(tmp_path / "b")
     assert outcome(found) == outcome(expected)
