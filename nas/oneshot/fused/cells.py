@@ -160,15 +160,13 @@ class _Run:
             weights = self.weights[group.number] if group.weighed else None
             edges = tuple(branch.edge for branch in group.branches)
             if self._drops(group):
-                self._one_by_one(group, x, weights)
+                self._add(edges, self._dropped(group, x, weights))
                 continue
             if group.stages and group.layers[group.stages[0].norm][0].training:
-                self._by_kernels(group, x, weights)
+                self._add(edges, _by_kernels(group, x, weights))
                 continue
             stack, weights = _outcome(group, x, weights, known)
-            if self.masks:
-                self._masked(stack, weights, edges)
-            elif stack.shared:
+            if stack.shared:
                 shared.setdefault(edges, []).append((stack.x, weights))
             else:
                 apart.setdefault(edges, _Sum()).add(_scaled(stack, weights))
@@ -179,22 +177,10 @@ class _Run:
             self._add(edges, _mixed(terms, len(edges)))
 
     def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
+        """Adds what each edge carries, or a part of it; paths are dropped as a whole, image by image."""
         for edge, x in zip(edges, maps, strict=True):
-            self.totals[self.plan.edges[edge][1] - self.cell.inputs].add(x)
-
-    def _masked(self, stack: Stack, weights: Tensor | None, edges: Sequence[int]) -> None:
-        """Whole paths are dropped, image by image."""
-        maps = _scaled(Stack(stack.apart(), stack.groups, shared=False), weights).chunk(len(edges), dim=1)
-        masks = [self.masks.get(edge) for edge in edges]
-        self._add(edges, [x if mask is None else x * mask for x, mask in zip(maps, masks, strict=True)])
-
-    def _by_kernels(self, group: Group, x: Tensor, weights: Tensor | None) -> None:
-        from nas.oneshot.fused.kernels import chain
-
-        maps = chain.run(group.stages, group.layers, x, weights).unbind()
-        for branch, y in zip(group.branches, maps, strict=True):
-            mask = self.masks.get(branch.edge)
-            self._add([branch.edge], [y if mask is None else y * mask])
+            total, mask = self.totals[self.plan.edges[edge][1] - self.cell.inputs], self.masks.get(edge)
+            total.add(x if mask is None else x * mask)
 
     def _drops(self, group: Group) -> bool:
         """Whether these are identities of which entries are dropped."""
@@ -202,14 +188,17 @@ class _Run:
         dropped = isinstance(edge, MixedOp) and edge.skip_dropout > 0
         return dropped and self.cell.training and isinstance(op, nn.Identity)
 
-    def _one_by_one(self, group: Group, x: Tensor, weights: Tensor | None) -> None:
-        for i, branch in enumerate(group.branches):
-            mixed = self.plan.edges[branch.edge][2]
-            assert isinstance(mixed, MixedOp)
-            y = F.dropout(x, mixed.skip_dropout)
-            y = y if weights is None else weights[i] * y
-            mask = self.masks.get(branch.edge)
-            self._add([branch.edge], [y if mask is None else y * mask])
+    def _dropped(self, group: Group, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """The map of each identity with its own entries dropped."""
+        edges = [self.plan.edges[branch.edge][2] for branch in group.branches]
+        maps = [F.dropout(x, edge.skip_dropout) for edge in edges if isinstance(edge, MixedOp)]
+        return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
+
+
+def _by_kernels(group: Group, x: Tensor, weights: Tensor | None) -> Sequence[Tensor]:
+    from nas.oneshot.fused.kernels import chain
+
+    return chain.run(group.stages, group.layers, x, weights).unbind()
 
 
 def _outcome(

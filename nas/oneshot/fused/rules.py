@@ -88,16 +88,22 @@ def _by_batch(
     first = norms[0]
     if not (first.training and first.track_running_stats):
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=first.eps)
-    means = [cast(Tensor, norm.running_mean) for norm in norms]
-    variances = [cast(Tensor, norm.running_var) for norm in norms]
-    mean, var = means[0].new_zeros(x.shape[1]), means[0].new_ones(x.shape[1])
+    running = cast(Tensor, first.running_mean)
+    mean, var = running.new_zeros(x.shape[1]), running.new_ones(x.shape[1])
     # With momentum 1 the statistics of the batch themselves are put there.
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=first.eps)
-    for old, new in ((means, mean), (variances, var)):
-        each = [new] * len(old) if len(new) == first.num_features else new.chunk(len(old))
-        torch._foreach_lerp_(old, list(each), cast(float, first.momentum))
-    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+    apart = len(mean) > first.num_features
+    follow(norms, *(list(new.chunk(len(norms))) if apart else [new] * len(norms) for new in (mean, var)))
     return y
+
+
+@torch.no_grad()
+def follow(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
+    """The running statistics of each norm go towards those of its batch, the variance being unbiased."""
+    momentum = cast(float, norms[0].momentum)
+    torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
+    torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.kernels import launch
 from nas.oneshot.fused.kernels.launch import Norm, Source, Window
+from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stages import Stage
 
 
@@ -30,19 +31,11 @@ def run(
     weights = [torch.stack([conv.weight for conv in own]) for own in convs]
     form = _Form.of(stages, [own[0] for own in convs], x, norms[0][0].eps)
     out, *statistics = _Chain.apply(x, scale, form, *weights)  # type: ignore[no-untyped-call]
-    for own, mean, var in zip(norms, statistics[::2], statistics[1::2], strict=True):
+    dense = [window for window, single in zip(form.windows, form.depthwise, strict=True) if not single]
+    for own, mean, var, window in zip(norms, statistics[::2], statistics[1::2], dense, strict=True):
         if own[0].track_running_stats:
-            _follow(own, mean, var, form.windows[-1].outputs)
+            follow(own, list(mean), list(var * (window.outputs / max(1, window.outputs - 1))))
     return cast(Tensor, out).permute(0, 1, 4, 2, 3)
-
-
-@torch.no_grad()
-def _follow(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, pixels: int) -> None:
-    """Running statistics go towards those of the batch, `[G, C]` each."""
-    momentum, unbiased = cast(float, norms[0].momentum), var * (pixels / max(1, pixels - 1))
-    torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], list(mean), momentum)
-    torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], list(unbiased), momentum)
-    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 @dataclass(frozen=True)
