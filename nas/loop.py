@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nas.augment import Policy, augment, mixup
 from nas.averaging import Average, copied
+from nas.captured import Captured, recorder, tensors_in
 from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
@@ -34,6 +35,9 @@ Backward = Callable[["Loop"], Tensor]
 Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
 """Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
 
+Batch = tuple[Tensor, Targets]
+"""Images `[B, C, H, W]` and their targets."""
+
 # Reading a number back from the device waits for it, so divergence is looked for only now and then.
 _CHECK_STEPS = 50
 
@@ -44,6 +48,8 @@ class Loop:
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
     seconds: time spent on the current epoch so far.
     weight_decay: the recipe's, unless it was changed on the way.
+    drop_path: the probability of the present epoch.
+    record: what captures steps, see `nas.captured`; None where nothing does.
     """
 
     def __init__(
@@ -56,7 +62,13 @@ class Loop:
         split: Split,
         forward: Forward,
         backward: Backward | None = None,
+        form: Callable[[], Hashable] = lambda: None,
     ) -> None:
+        """As described.
+
+        form: what `forward` and `backward` read in Python and may change between steps; None while their
+          steps cannot be captured.
+        """
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
         self.split, self.forward, self._backward = split, forward, backward or one_pass
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
@@ -67,18 +79,24 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.weight_decay = recipe.weight_decay
-        self._drop_path = recipe.drop_path
-        set_drop_path(network, self._drop_path)
+        self.drop_path = recipe.drop_path
+        set_drop_path(network, self.drop_path)
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = Average(network, recipe.ema) if recipe.ema else None
+        self.record = recorder(self.device) if recipe.graph and form() is not None else None
+        self._form = form
+        self._captured = Captured(self._do, self._moved, self.record)
+        self._batch: Batch | None = None
         self._optimizer = torch.optim.SGD(
             self.parameters.values(),
-            lr=recipe.lr,
+            # A number would stay in a captured step what it was.
+            lr=recipe.lr if self.record is None else torch.tensor(recipe.lr, device=self.device),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
+            fused=None if self.record is None else True,
         )
         self._loss_sum = torch.zeros((), device=self.device)
 
@@ -113,10 +131,19 @@ class Loop:
     def advance(self) -> None:
         """Does one step."""
         started = time.perf_counter()
-        self._optimizer.zero_grad()
-        loss = self._backward(self)
-        self._descend()
-        self._loss_sum += loss.detach()
+        self._set_drop_path()
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.next_lr)
+            else:
+                group["lr"] = self.next_lr
+            group["weight_decay"] = self.weight_decay
+        form = self._form()
+        key = None if form is None else (form, self.drop_path, self.weight_decay)
+        x, (y, mixed) = self._drawn()
+        self._captured.run(key, self._seed, x, y, *(mixed or ()))
+        if self._average is not None:
+            self._average.update(self.network, self.step)
         self.step += 1
         if self.step % _CHECK_STEPS == 0:
             self._check_finite()
@@ -177,6 +204,7 @@ class Loop:
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
+        self._captured.forget()
         self.step = step
         self.seconds = state["seconds"]
         self.weight_decay = state["weight_decay"]
@@ -209,19 +237,48 @@ class Loop:
             output = self.forward(self.network, x, self.step)
         return self.criterion(output, targets)
 
-    def batch_of_step(self) -> tuple[Tensor, Targets]:
+    def batch_of_step(self) -> Batch:
         """The coming step's images and targets; torch's global stream is set to where the step begins."""
-        epoch = self.step // self.steps_per_epoch
-        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
-        if drop_path != self._drop_path:
-            set_drop_path(self.network, drop_path)
-            self._drop_path = drop_path
-        torch.manual_seed(derive(self.seed, "step", self.step))
+        if self._batch is not None:
+            return self._batch
+        self._set_drop_path()
+        torch.manual_seed(self._seed)
+        return self._drawn()
+
+    @property
+    def _seed(self) -> int:
+        return derive(self.seed, "step", self.step)
+
+    def _drawn(self) -> Batch:
         x, y, generator = self._batches.at(self.step)
         if not self.recipe.mixup:
             return to_layout(x), (y, None)
         x, partners, share = mixup(x, y, self.recipe.mixup, generator)
         return to_layout(x), (y, (partners, share))
+
+    def _set_drop_path(self) -> None:
+        epoch = self.step // self.steps_per_epoch
+        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
+        if drop_path != self.drop_path:
+            set_drop_path(self.network, drop_path)
+            self.drop_path = drop_path
+
+    def _do(self, x: Tensor, y: Tensor, *mixed: Tensor) -> None:
+        """A step on its batch."""
+        self._optimizer.zero_grad()
+        self._batch = x, (y, (mixed[0], mixed[1]) if mixed else None)
+        try:
+            loss = self._backward(self)
+        finally:
+            self._batch = None
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+        self._optimizer.step()
+        self._loss_sum += loss.detach()
+
+    def _moved(self) -> Iterator[Tensor]:
+        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
+        yield from tensors_in(list(self._optimizer.state.values()))
 
     def criterion(self, output: Output, targets: Targets) -> Tensor:
         """The recipe's loss of what the network gave."""
@@ -249,15 +306,6 @@ class Loop:
             return loss
         partners, share = mixed
         return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
-
-    def _descend(self) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.next_lr, self.weight_decay
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update(self.network, self.step)
 
     def _check_finite(self) -> None:
         weights = nn.utils.get_total_norm(self.parameters.values())

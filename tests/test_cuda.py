@@ -125,3 +125,31 @@ def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
     )
     assert result.metrics["test_acc"] > 0.95
     assert all(not parameter.is_cuda for parameter in result.network.parameters())
+
+
+@pytest.mark.parametrize("name", ["darts", "snas", "drnas", "pcdarts"])
+def test_a_search_in_graphs_is_the_search(task, name):
+    """Steps replayed as CUDA graphs leave what the same steps leave one launch at a time."""
+    found = []
+    for graph in (False, True):
+        recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
+        method = dataclasses.replace(METHODS[name](), weights=recipe)
+        with isolated(0, "graphs"):
+            space = load("nasbench201", {"in_channels": 1, "image_size": 8}, width=8, cells=1)
+            supernet = Supernet(space, relaxation=method.relaxation).cuda()
+        loop = BilevelLoop(supernet, task, method, seed=0)
+        for _ in range(12):
+            loop.advance()
+        assert (loop.loop.record is not None) == graph
+        found.append(torch.cat([a.detach().flatten() for a in supernet.architecture()]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_in_graphs_is_the_training(task):
+    found = []
+    for graph in (False, True):
+        _, net = network(width=8, cells=1)
+        recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
+        train(net.cuda(), task, recipe, seed=0)
+        found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)

@@ -12,7 +12,7 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-    "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",

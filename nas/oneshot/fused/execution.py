@@ -37,7 +37,7 @@ def explain(device: torch.device) -> str:
     """Which path runs on a device unless another is asked for, and why."""
     if resolve("auto", device) == "plain":
         return f"plain: one operation after the other, since nothing else was tried on {device.type}"
-    arithmetic = "bfloat16" if device.type == "cuda" else "float32"
+    arithmetic = "bfloat16, steps as CUDA graphs where they can be" if device.type == "cuda" else "float32"
     found = f"batched: operations of one kind that leave a node in one call, channels last, {arithmetic}"
     if device.type != "cuda":
         return f"{found}; kernels need CUDA"
