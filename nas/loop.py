@@ -89,6 +89,7 @@ class Loop:
         self._form = form
         self._captured = Captured(self._do, self._moved, self.record)
         self._batch: Batch | None = None
+        self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
             self.parameters.values(),
             # A number would stay in a captured step what it was.
@@ -139,7 +140,7 @@ class Loop:
                 group["lr"] = self.next_lr
             group["weight_decay"] = self.weight_decay
         form = self._form()
-        key = None if form is None else (form, self.drop_path, self.weight_decay)
+        key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
         x, (y, mixed) = self._drawn()
         self._captured.run(key, self._seed, x, y, *(mixed or ()))
         if self._average is not None:
@@ -259,9 +260,15 @@ class Loop:
     def _set_drop_path(self) -> None:
         epoch = self.step // self.steps_per_epoch
         drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
-        if drop_path != self.drop_path:
+        if drop_path == self.drop_path:
+            return
+        self.drop_path = drop_path
+        if self.record is None or not drop_path:
             set_drop_path(self.network, drop_path)
-            self.drop_path = drop_path
+            return
+        # A number would stay in a captured step what it was.
+        self._drops.fill_(drop_path)
+        set_drop_path(self.network, self._drops)
 
     def _do(self, x: Tensor, y: Tensor, *mixed: Tensor) -> None:
         """A step on its batch."""
@@ -357,10 +364,10 @@ class Batches:
         return x, self.split.y[index], generator
 
 
-def set_drop_path(network: nn.Module, probability: float) -> None:
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
     """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
     cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if probability and not cells:
+    if not cells and (isinstance(probability, Tensor) or probability):
         raise ConfigError(
             f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
             "set it to 0"

@@ -175,7 +175,7 @@ class BilevelLoop:
         method = self.method
         redrawn = method.relaxation.draws and any(part.reads_mixture for part in method.regularizers)
         form = self._form()
-        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path)
+        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
 
     def _move_alphas(self, x: Tensor, y: Tensor) -> None:
         """A step of the alphas on its batch."""
