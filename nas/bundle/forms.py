@@ -81,7 +81,7 @@ def read_safetensors(path):
             continue
         begin, end = entry["data_offsets"]
         kind, shape = kinds[entry["dtype"]], entry["shape"]
-        flat = torch.frombuffer(data[start + begin : start + end], dtype=kind) if end > begin else torch.empty(0)
+        flat = torch.frombuffer(data[start + begin : start + end], dtype=kind)
         found[name] = flat.clone().view(shape)
     return found
 '''
