@@ -73,8 +73,14 @@ LAYERS = [
     "search_run",
     "calibrate_run",
     # what users call
+    "bundle bundle.pieces bundle.layout bundle.run_form",
+    "bundle.constructors",
+    "bundle.tracing bundle.proof",
+    "bundle.source",
+    "bundle.forms bundle.card",
+    "bundle.bundle",
     "cli.app",
-    "cli.look cli.measure",
+    "cli.export cli.look cli.measure",
     "cli.jobs",
     "cli",
 ]

@@ -25,7 +25,11 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def bundle(
-    result: Result, task: Task, *, python: Path | str | None = None, tell: Callable[[str], None] = lambda _: None
+    result: Result,
+    task: Task,
+    *,
+    python: Path | str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Proof]:
     """Writes every form into the run's folder, proves it, and writes MODEL_CARD.md and requirements.txt.
 
@@ -73,7 +77,10 @@ def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[S
     write_program(folder / "model.pt2", program)
     forms.append("program")
     if missing := [name for name in _ONNX if find_spec(name) is None]:
-        return forms, [*notes, f"no model.onnx: it needs {', '.join(missing)}; pip install 'nas-engine[onnx]'"]
+        return forms, [
+            *notes,
+            f"no model.onnx: it needs {', '.join(missing)}; pip install 'nas-engine[onnx]'",
+        ]
     write_onnx(folder / "model.onnx", program)
     return [*forms, "onnx"], notes
 
