@@ -6,11 +6,15 @@ import dataclasses
 import pytest
 import torch
 
+from nas.augment import Policy, mixup
 from nas.checkpoint import Checkpoints
 from nas.devices import exact as exact_products
+from nas.loop import Batches
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells
+from nas.oneshot.fused.floor import copy_bandwidth
+from nas.oneshot.fused.workloads import measure, noise, searching
 from nas.oneshot.guards import Guards
 from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
@@ -56,6 +60,42 @@ def test_evaluation_agrees_with_the_cpu(task):
     on_cpu = evaluate(net.cpu(), task.to("cpu"), task.to("cpu").test)
     assert abs(on_gpu[1] - on_cpu[1]) < 0.02
     assert abs(on_gpu[0] - on_cpu[0]) < 0.05
+
+
+def test_batches_are_drawn_and_mixed_inside_a_graph(task):
+    policy = Policy(pad=1, flip=True, cutout=2)
+    batches, apart = (Batches(task.train, task, policy, size=32, seed=0) for _ in range(2))
+
+    def draw():
+        return mixup(*batches.draw(), 0.2, batches.generator)
+
+    batches.prepare(0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        draw()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(batches.generator)
+    with torch.cuda.graph(graph):
+        drawn = draw()
+    for step in (0, 5, batches.per_epoch, 1):
+        batches.prepare(step)
+        graph.replay()
+        x, y, generator = apart.at(step)
+        for found, wanted in zip(drawn, mixup(x, y, 0.2, generator), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["darts", "gdas"])
+def test_a_step_of_a_search_is_measured(name):
+    task = noise(channels=1, side=8, images=64, device=torch.device("cuda"))
+    method = METHODS[name]()
+    method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, batch=16))
+    work = searching(load("toy", width=8, in_channels=1), task, method)
+    rows = measure(work, steps=2, bandwidth=copy_bandwidth(torch.device("cuda")))
+    for row in rows.values():
+        assert row["kernels_launched"] > 50 and row["GiB"] > 0 and row["input_share"] > 0
 
 
 @pytest.mark.parametrize("execution", ["batched", "kernels"])
