@@ -11,11 +11,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from tape import Tape
 from torch import nn
 from torch.autograd import DeviceType
 
+from nas import loop
 from nas.errors import ConfigError
-from nas.oneshot.fused.comparing import Run, compare, count_kernels, difference_in_float64, paths_of
+from nas.oneshot.fused import comparing
+from nas.oneshot.fused.comparing import (
+    PATHS,
+    WARMING,
+    Run,
+    compare,
+    count_kernels,
+    difference_in_float64,
+    paths_of,
+)
 from nas.oneshot.fused.floor import bytes_moved, copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, searching, training
 from nas.oneshot.methods import METHODS
@@ -82,6 +93,31 @@ def test_the_reference_sees_maps_with_channels_first(network, task):
         seen[path] = seen.pop("now")
     last = {path: not x.is_contiguous() for path, x in seen.items()}
     assert last == {"plain": False, "plain, channels last": True, "batched": True}
+
+
+@pytest.mark.parametrize("what", ["search", "training"])
+def test_steps_as_graphs_are_those_of_the_same_path(monkeypatch, network, task, what):
+    space = load("toy", width=4, in_channels=3)
+    work = training(network, task, RECIPE) if what == "training" else searching(space, task, method("darts"))
+    tapes = []
+    monkeypatch.setattr(loop, "recorder", lambda device: tapes.append(Tape()) or tapes[-1])
+    losses = []
+    for path in ("batched", "batched, graph"):
+        run, found = work.begin(path), []
+        for _ in range(WARMING["cuda"] + 1):
+            run.advance()
+            found.append(run.loss())
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    (tape,) = tapes
+    steps = 1 if what == "training" else 2
+    assert (tape.captured, tape.replayed) == (steps, steps * (WARMING["cuda"] - 1))
+
+
+def test_a_gpu_has_all_paths(monkeypatch):
+    assert paths_of(torch.device("cuda")) == list(PATHS)
+    monkeypatch.setattr(comparing, "find_spec", lambda name: None)
+    assert paths_of(torch.device("cuda")) == [name for name in PATHS if "kernels" not in name]
 
 
 def test_paths_that_differ_are_seen_to(network, task):

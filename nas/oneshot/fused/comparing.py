@@ -23,19 +23,37 @@ from nas.peak import peak_memory
 from nas.recipe import Execution
 from nas.seeding import isolated
 
-PATHS: dict[str, tuple[Execution, bool]] = {
-    "plain": ("plain", False),
-    "plain, channels last": ("plain", True),
-    "batched": ("batched", True),
-    "kernels": ("kernels", True),
-}
-"""Execution, and whether maps have channels last. The first is how published code runs."""
+WARMING = {"cuda": 4}
+"""Steps before those that are timed, 1 unless given: a step is captured as a graph, and trusted, in three."""
 COMPUTING = re.compile(
     r"^aten::(mkldnn_conv|conv.*backward|native_batch|max_pool.*indices|avg_pool|mul|add|relu|threshold|cat)"
 )
 """Names of the calls that are counted on the CPU: those that read and write maps."""
 NO_KERNEL = ("Memcpy", "Memset")
 """What a GPU does that is no kernel begins so."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to run steps.
+
+    channels_last: where maps have their channels in memory. graph: whether steps are replayed as CUDA graphs.
+    """
+
+    execution: Execution
+    channels_last: bool = True
+    graph: bool = False
+
+
+PATHS = {
+    "plain": Path("plain", channels_last=False),
+    "plain, channels last": Path("plain"),
+    "batched": Path("batched"),
+    "batched, graph": Path("batched", graph=True),
+    "kernels": Path("kernels"),
+    "kernels, graph": Path("kernels", graph=True),
+}
+"""The first is how published code runs."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +69,45 @@ class Run:
 
 def paths_of(device: torch.device) -> list[str]:
     """The paths that a device has."""
-    kernels = device.type == "cuda" and find_spec("triton") is not None
-    return [path for path in PATHS if path != "kernels" or kernels]
+    if device.type != "cuda":
+        return [name for name, path in PATHS.items() if path.execution != "kernels" and not path.graph]
+    triton = find_spec("triton") is not None
+    return [name for name, path in PATHS.items() if path.execution != "kernels" or triton]
 
 
 def compare(runs: Mapping[str, Run], *, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
     """For each run: milliseconds of a step (median), and what else can be told of it.
 
-    ratio: how many times faster than the first run. peak_MiB: of tensors, in a step. kernels_launched: on the
-    GPU in a step; elsewhere calls: of the library's operations on maps. loss_difference: the largest from the
-    first run's losses.
+    ratio: how many times faster than the first run. peak_MiB: of tensors that the first steps make, gradients
+    and the optimizer's included. kernels_launched: on the GPU in a step; elsewhere calls: of the library's
+    operations on maps. loss_difference: the largest from the first run's losses.
     """
-    losses: dict[str, list[float]] = {}
-    for name, run in runs.items():
-        run.advance()
-        losses[name] = [run.loss()]
+    losses: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    peaks = {}
+    for name, run in runs.items():
+        with peak_memory(device) as peak:
+            for _ in range(WARMING.get(device.type, 1)):
+                run.advance()
+                losses[name].append(run.loss())
+        peaks[name] = peak.bytes
     for _ in range(steps):
         for name, run in runs.items():
             seconds[name].append(seconds_of(run.advance, device))
             losses[name].append(run.loss())
-    rows = {}
     first = next(iter(runs))
-    for name, run in runs.items():
-        with peak_memory(device) as peak:
-            run.advance()
-        median = statistics.median(seconds[name])
-        rows[name] = {
-            "ms": 1e3 * median,
-            "ratio": statistics.median(seconds[first]) / median,
-            "peak_MiB": peak.bytes / 2**20,
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        name: {
+            "ms": 1e3 * medians[name],
+            "ratio": medians[first] / medians[name],
+            "peak_MiB": peaks[name] / 2**20,
             **_launches(run, device),
             "loss_last": losses[name][-1],
             "loss_difference": _farthest(losses[first], losses[name]),
         }
-    return rows
+        for name, run in runs.items()
+    }
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

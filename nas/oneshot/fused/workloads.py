@@ -86,7 +86,8 @@ def training(network: nn.Module, task: Task, recipe: Recipe) -> Workload:
 
     def begin(path: str) -> Run:
         own = copy.deepcopy(network)
-        loop = Loop(own, task, _on(path, recipe), seed=0, split=task.train, forward=_forward)
+        way = _on(path, recipe)
+        loop = Loop(own, task, way, seed=0, split=task.train, forward=_forward, form=lambda: ())
         return _run(loop.advance, loop, path)
 
     return Workload(network, begin, [_batches(task, recipe, task.train)])
@@ -135,11 +136,12 @@ def _input_ms(work: Workload) -> float:
 
 
 def _on(path: str, recipe: Recipe) -> Recipe:
-    return replace(recipe, execution=PATHS[path][0], epochs=ENDLESS)
+    way = PATHS[path]
+    return replace(recipe, execution=way.execution, graph=way.graph, epochs=ENDLESS)
 
 
 def _run(advance: Callable[[], None], loop: Loop, path: str) -> Run:
-    if not PATHS[path][1]:
+    if not PATHS[path].channels_last:
         loop.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         loop.network.register_forward_pre_hook(_channels_first)
     # To ask for an epoch's mean loss is to begin another one, so this is the loss of one step.
