@@ -87,7 +87,7 @@ class Loop:
         self._average = Average(network, recipe.ema) if recipe.ema else None
         self.record = recorder(self.device) if recipe.graph and form() is not None else None
         self._form = form
-        self._captured = Captured(self._do, self._moved, self.record)
+        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
         self._batch: Batch | None = None
         self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
@@ -141,8 +141,7 @@ class Loop:
             group["weight_decay"] = self.weight_decay
         form = self._form()
         key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
-        x, (y, mixed) = self._drawn()
-        self._captured.run(key, self._seed, x, y, *(mixed or ()))
+        self._captured.run(key, self._begin)
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
@@ -243,18 +242,19 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._set_drop_path()
-        torch.manual_seed(self._seed)
+        self._begin()
         return self._drawn()
 
-    @property
-    def _seed(self) -> int:
-        return derive(self.seed, "step", self.step)
+    def _begin(self) -> None:
+        """Sets the streams of the coming step, and which images it sees."""
+        torch.manual_seed(derive(self.seed, "step", self.step))
+        self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
-        x, y, generator = self._batches.at(self.step)
+        x, y = self._batches.draw()
         if not self.recipe.mixup:
             return to_layout(x), (y, None)
-        x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+        x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
         return to_layout(x), (y, (partners, share))
 
     def _set_drop_path(self) -> None:
@@ -270,10 +270,10 @@ class Loop:
         self._drops.fill_(drop_path)
         set_drop_path(self.network, self._drops)
 
-    def _do(self, x: Tensor, y: Tensor, *mixed: Tensor) -> None:
-        """A step on its batch."""
+    def _do(self) -> None:
+        """A step, once it has begun."""
         self._optimizer.zero_grad()
-        self._batch = x, (y, (mixed[0], mixed[1]) if mixed else None)
+        self._batch = self._drawn()
         try:
             loss = self._backward(self)
         finally:
