@@ -14,7 +14,7 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.kernels import launch
-from nas.oneshot.fused.kernels.launch import Norm, Source, Window
+from nas.oneshot.fused.kernels.maps import Norm, Source, Window
 from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stages import Stage
 
