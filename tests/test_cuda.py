@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from depthwise_cases import Case, cases
 
 from nas.augment import Policy, mixup
 from nas.checkpoint import Checkpoints
@@ -114,6 +115,46 @@ def test_a_supernet_is_that_of_float64_on_every_path(name, execution):
             found.append([logits.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
     for a, b in zip(*found, strict=True):
         assert (a - b.double()).norm() < 1e-5 * a.norm().clamp_min(1e-2)
+
+
+@pytest.fixture
+def native():
+    """Depthwise kernels in CUDA C++, and warnings where one is wrong or fails."""
+    kernels = pytest.importorskip("nas.oneshot.fused.kernels.native")
+    if (lacking := kernels.problem(torch.device("cuda"))) is not None:
+        pytest.skip(f"kernels in CUDA C++ do not run here: {lacking}")
+    return kernels
+
+
+@pytest.mark.parametrize("case", list(cases("cuda"))[::5], ids=str)
+def test_native_depthwise_kernels_are_those_of_float64_with_the_same_bits_each_time(native, case):
+    with exact_products():
+        found = case.computed()
+        case.check(found)
+    assert all(map(torch.equal, found, case.computed()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_depthwise_kernels_are_chosen_and_captured(native, dtype):
+    choice = pytest.importorskip("nas.oneshot.fused.kernels.choice")
+    case = Case(5, 1, 2, 2, 36, shared=False, sides=(32, 32), dtype=dtype, batch=16, device="cuda")
+    source, weight, window, grad = case.given()
+
+    def run():
+        out = choice.depthwise(source, weight, window)
+        return [out, *choice.depthwise_gradients(grad, source, weight, window, wanted=(True, True))]
+
+    expected = run()
+    assert native.problem(torch.device("cuda")) is None
+    assert all(map(torch.equal, expected, case.computed()))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for a in captured:
+        a.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, expected, captured))
 
 
 @pytest.mark.parametrize("order", [1, 2])

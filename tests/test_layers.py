@@ -14,7 +14,8 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
+    "oneshot.fused.kernels.native",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
@@ -27,6 +28,7 @@ LAYERS = [
     # spaces and data
     "oneshot.mixed",
     "oneshot.fused.plan oneshot.fused.kernels.launch",
+    "oneshot.fused.kernels.choice",
     "oneshot.fused.kernels.chain",
     "oneshot.fused.trust",
     "oneshot.fused.cells",
