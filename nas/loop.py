@@ -87,7 +87,7 @@ class Loop:
         self._average = Average(network, recipe.ema) if recipe.ema else None
         self.record = recorder(self.device) if recipe.graph and form() is not None else None
         self._form = form
-        self._captured = Captured(self._do, self._moved, self.record)
+        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
         self._batch: Batch | None = None
         self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
@@ -141,8 +141,7 @@ class Loop:
             group["weight_decay"] = self.weight_decay
         form = self._form()
         key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
-        x, (y, mixed) = self._drawn()
-        self._captured.run(key, self._seed, x, y, *(mixed or ()))
+        self._captured.run(key, self._begin)
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
@@ -243,18 +242,19 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._set_drop_path()
-        torch.manual_seed(self._seed)
+        self._begin()
         return self._drawn()
 
-    @property
-    def _seed(self) -> int:
-        return derive(self.seed, "step", self.step)
+    def _begin(self) -> None:
+        """Sets the streams of the coming step, and which images it sees."""
+        torch.manual_seed(derive(self.seed, "step", self.step))
+        self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
-        x, y, generator = self._batches.at(self.step)
+        x, y = self._batches.draw()
         if not self.recipe.mixup:
             return to_layout(x), (y, None)
-        x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+        x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
         return to_layout(x), (y, (partners, share))
 
     def _set_drop_path(self) -> None:
@@ -270,10 +270,10 @@ class Loop:
         self._drops.fill_(drop_path)
         set_drop_path(self.network, self._drops)
 
-    def _do(self, x: Tensor, y: Tensor, *mixed: Tensor) -> None:
-        """A step on its batch."""
+    def _do(self) -> None:
+        """A step, once it has begun."""
         self._optimizer.zero_grad()
-        self._batch = x, (y, (mixed[0], mixed[1]) if mixed else None)
+        self._batch = self._drawn()
         try:
             loss = self._backward(self)
         finally:
@@ -343,25 +343,40 @@ class Batches:
     """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
 
     size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    generator: the stream of the prepared step.
     """
 
     def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
         self.split, self.task, self.policy, self.seed = split, task, policy, seed
         self.size = min(size, len(split))
         self.per_epoch = len(split) // self.size
+        device = split.x.device
+        self.generator = torch.Generator(device)
         self._epoch, self._order = -1, torch.empty(0)
+        self._index = torch.empty(self.size, dtype=torch.int64, device=device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
+        self.prepare(step)
+        return *self.draw(), self.generator
+
+    def prepare(self, step: int) -> None:
+        """Sets what `draw` reads, in place: which images they are, and where the stream begins."""
         epoch, position = divmod(step, self.per_epoch)
-        device = self.split.x.device
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(device)
-        index = self._order[position * self.size : (position + 1) * self.size]
-        generator = torch_rng(self.seed, "augment", step, device=device)
-        x = augment(self.split.x[index], self.task, self.policy, generator)
-        return x, self.split.y[index], generator
+            self._epoch, self._order = epoch, order.to(self.split.x.device)
+        self._index.copy_(self._order[position * self.size : (position + 1) * self.size])
+        self.generator.manual_seed(derive(self.seed, "augment", step))
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the prepared step: the same work on the device, whichever step it is.
+
+        It waits for nothing and no shape depends on a value, so that a CUDA graph in which `generator` is
+        registered can hold it.
+        """
+        x, y = (tensor.index_select(0, self._index) for tensor in (self.split.x, self.split.y))
+        return augment(x, self.task, self.policy, self.generator), y
 
 
 def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:

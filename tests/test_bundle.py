@@ -79,7 +79,7 @@ def test_another_weight_is_another_model(exported, task, tmp_path):
         changed = Pixels(result.network, result.inputs)
         next(changed.network.parameters()).mul_(1.01)
         wanted = changed(pixels)
-    with pytest.raises(ConfigError, match="source: logits differ by .* so this form is not the model"):
+    with pytest.raises(ConfigError, match=r"source: logits differ by .* so this form is not the model"):
         prove(folder, ["source"], pixels, task.test.y, wanted)
 
 

@@ -14,7 +14,8 @@ LAYERS = [
     # plain values, errors, random streams
     "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
+    "oneshot.fused.kernels.native",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
@@ -27,11 +28,13 @@ LAYERS = [
     # spaces and data
     "oneshot.mixed",
     "oneshot.fused.plan oneshot.fused.kernels.launch",
+    "oneshot.fused.kernels.choice",
     "oneshot.fused.kernels.chain",
     "oneshot.fused.trust",
     "oneshot.fused.cells",
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
+    "oneshot.fused.floor",
     "oneshot.keeping space resumable datasets mapdataset draw.cells",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
@@ -50,6 +53,7 @@ LAYERS = [
     "proxies.zico",
     "proxies",
     "guard schedule halving train testing oneshot.bilevel",
+    "oneshot.fused.workloads",
     "study scored oneshot.paths oneshot.singlepath presets",
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",

@@ -1,4 +1,4 @@
-"""`nas export`: a finished run's model as source, program and ONNX, each proven to be the model that was scored."""
+"""`nas export`: a finished run's model as source, program and ONNX, each proven to be the scored model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nas.run_folder import read_run
 from nas.task import Task
 
 SLACK = 0.005
-"""How far the accuracy of the forms, in float32 on a CPU, may be from what was scored, perhaps in bfloat16."""
+"""How far the accuracy of forms, in float32 on a CPU, may be from the scored one, perhaps in bfloat16."""
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 

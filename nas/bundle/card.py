@@ -33,7 +33,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         f"[N, {', '.join(map(str, result.inputs.image_shape))}]",
         "```",
         "",
-        "Bytes are divided by 255 first; floats are taken as they were in training. The model normalises by itself.",
+        "Bytes are divided by 255 first; floats are taken as they were in training. The model normalises them.",
         "",
         "## How good",
         "",
@@ -52,9 +52,9 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
         "## The same in every form",
         "",
-        "Each form ran in a process of its own that imports nothing of the engine, on the test images of the scored "
-        f"model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians on the CPU of the "
-        "machine that exported it.",
+        "Each form ran in a process of its own that imports nothing of the engine, on the test images of "
+        f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians on the "
+        "CPU of the machine that exported it.",
         "",
         *_table(
             ("form", "file", "largest difference", "classes that differ", "accuracy", "1 image", "32 images",
@@ -89,8 +89,8 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
         "## Limits",
         "",
-        "It knows the classes above and answers with one of them for any image. Its accuracy holds for images like those "
-        "of its data set; nothing was measured on others, on corrupted ones, or by groups of people.",
+        "It knows the classes above and answers with one of them for any image. Its accuracy holds for "
+        "images like those of its data set; nothing was measured on others, on corrupted ones, or by groups.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)

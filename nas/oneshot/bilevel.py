@@ -62,7 +62,9 @@ class BilevelLoop:
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
-        self._captured = Captured(self._move_alphas, self._moved, self.loop.record)
+        self._captured = Captured(
+            self._move_alphas, self._moved, self.loop.record, [self._validation.generator]
+        )
         self._batch: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -80,8 +82,7 @@ class BilevelLoop:
         started = time.perf_counter()
         self._set_progress()
         if self.alphas_move:
-            x, y, _ = self._validation.at(self.loop.step)
-            self._captured.run(self._alpha_form(), self._alpha_seed, to_layout(x), y)
+            self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
         with without_gradients(self.supernet.architecture()):
             self._points = self._perturbed()
@@ -177,9 +178,13 @@ class BilevelLoop:
         form = self._form()
         return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
 
-    def _move_alphas(self, x: Tensor, y: Tensor) -> None:
-        """A step of the alphas on its batch."""
-        self._batch = x, y
+    def _begin_alphas(self) -> None:
+        torch.manual_seed(self._alpha_seed)
+        self._validation.prepare(self.loop.step)
+
+    def _move_alphas(self) -> None:
+        """A step of the alphas, once it has begun."""
+        self._batch = self._validation.draw()
         try:
             self._mover.step(self.alpha_gradient())
         finally:
