@@ -33,7 +33,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         f"[N, {', '.join(map(str, result.inputs.image_shape))}]",
         "```",
         "",
-        "Bytes are divided by 255 first; floats are taken as they were in training. The model normalises them.",
+        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
         "",
         "## How good",
         "",
@@ -53,8 +53,8 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "## The same in every form",
         "",
         "Each form ran in a process of its own that imports nothing of the engine, on the test images of "
-        f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians on the "
-        "CPU of the machine that exported it.",
+        f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians "
+        "on the CPU of the machine that exported it.",
         "",
         *_table(
             ("form", "file", "largest difference", "classes that differ", "accuracy", "1 image", "32 images",
