@@ -73,9 +73,11 @@ def _random(job: Job, found: Found) -> list[Trial]:
         return trials is None and study.ended > 0 and study.spent_s >= found.seconds
 
     most = trials if trials is not None else UNBOUNDED
-    known = [*found.history, *study.history] if found.measure is not None else study.history
+    others = found.history if found.measure is not None else ()
     study.run(
-        Cached(with_costs(job, measure, known), job.space, known),
+        Cached(
+            with_costs(job, measure, study.history, others=others), job.space, study.history, others=others
+        ),
         trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),

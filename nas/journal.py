@@ -106,6 +106,11 @@ class SafeJournalBackend(JournalFileBackend):
         except OSError as error:
             raise ConfigError(f"cannot open the journal {self._path}: {error.strerror}") from error
 
+    @property
+    def path(self) -> Path:
+        """Where the journal is."""
+        return Path(self._path)
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Adds the records durably: one write, one fsync; all of them or, on failure, none."""
         data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "workers workers.identity workers.silence",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
@@ -32,7 +33,8 @@ LAYERS = [
     "oneshot.fused.cells",
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
-    "oneshot.keeping space resumable datasets mapdataset draw.cells",
+    "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn",
+    "workers.claims",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
     "morph",
