@@ -100,10 +100,15 @@ def run(
 ) -> Result:
     """Runs or resumes the job of a configuration; space, task and method, if given, come before its names."""
     place = Path(out) if out is not None else default_folder(config)
+    if (config.workers != 1 or config.trial_timeout is not None) and (space, task) != (None, None):
+        raise ConfigError(
+            "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
+            "or a task that was made in Python; give their names"
+        )
     job, notes = prepare(config, place, space=space, task=task, method=method, progress=progress, stop=stop)
     folder = open_folder(place)
     job = dataclasses.replace(job, folder=folder)
-    with FolderLock(folder):
+    with FolderLock(folder, otherwise=_how_to_join(job)):
         begin(folder, config, job.plan, space=job.space, task=job.task, force=force)
         if is_finished(folder):
             job.progress.note(f"{folder} holds this run already, finished")
@@ -113,6 +118,11 @@ def run(
             job.progress.note(note)
         with devices.repeatable(enabled=config.deterministic):
             return _run(job)
+
+
+def _how_to_join(job: Job) -> str:
+    shared = job.plan.searcher is not None and not job.config.shares_weights
+    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""
 
 
 def prepare(

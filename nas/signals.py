@@ -31,6 +31,10 @@ class StopRequest:
         """What a shell or a batch system expects of a process that ends so: 130 after SIGINT, else 143."""
         return 128 + (signal.SIGINT if self.number in (0, signal.SIGINT) else signal.SIGTERM)
 
+    def ask(self) -> None:
+        """Does what SIGTERM would, for once."""
+        self.number = self.number or signal.SIGTERM
+
     def __enter__(self) -> Self:
         for number in POLITE:
             self._before[number] = signal.signal(number, self._handle)

@@ -30,6 +30,7 @@ from nas.seeding import rng
 from nas.space import Space
 from nas.types import Trial
 from nas.workers.claims import Alone, Claims, LostError
+from nas.workers.silence import OWNER
 from nas.workers.turn import NoTurnError
 
 _log = logging.getLogger("nas")
@@ -141,8 +142,10 @@ class Study:
             with self.claims.turn():
                 self._requeue()
 
-    def give_up(self, number: int, why: str) -> None:
-        """Takes a trial from its worker, which was stopped: once it waits for another, then it fails.
+    def give_up(self, trial: FrozenTrial, why: str) -> None:
+        """Takes a trial from its worker: the first time it waits for another one, the second time it fails.
+
+        trial: as it was seen; one that another worker has begun meanwhile is left to that one.
 
         Raises:
             NoTurnError: when others keep this process waiting.
@@ -150,7 +153,8 @@ class Study:
         with self.claims.turn():
             self.sync()
             for frozen in self.under_way:
-                if frozen.number == number and frozen.state == TrialState.RUNNING:
+                same = frozen.user_attrs.get(OWNER) == trial.user_attrs.get(OWNER)
+                if frozen.number == trial.number and same and frozen.state == TrialState.RUNNING:
                     self._give_up(frozen, why)
 
     def tell(self, trial: Trial, metrics: Mapping[str, float], cost_s: float) -> Trial:

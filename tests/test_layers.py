@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
-    "workers workers.identity workers.silence",
+    "workers workers.identity workers.silence workers.pulse",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
@@ -21,6 +21,8 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
+    "workers.slots",
+    "workers.pool",
     "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
@@ -53,6 +55,7 @@ LAYERS = [
     "proxies",
     "guard schedule halving train testing oneshot.bilevel",
     "study scored oneshot.paths oneshot.singlepath presets",
+    "workers.coordinate",
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",
     "oneshot.differentiable",
@@ -70,15 +73,18 @@ LAYERS = [
     "doctor retrain_run",
     "job",
     "gradient_search trial_setup",
+    "trial_search",
+    "workers.start",
     "phases",
     "baselines rerank",
     "search_run",
-    "calibrate_run",
+    "calibrate_run workers.join",
     # what users call
     "cli.app",
-    "cli.look cli.measure",
+    "cli.look cli.measure cli.workers",
     "cli.jobs",
     "cli",
+    "__main__",
 ]
 RANK = {f"nas.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 RANK["nas"] = len(LAYERS)

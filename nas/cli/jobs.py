@@ -85,6 +85,14 @@ def search(
             help='Time for trials or a differentiable search, e.g. "30m"; what is running is finished.'
         ),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Processes that train trials, a number or auto. [default: 1, this one]"),
+    ] = None,
+    trial_timeout: Annotated[
+        str | None,
+        typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
     ] = None,
@@ -125,6 +133,8 @@ def search(
         "trials": trials,
         "epochs": epochs,
         "budget": budget,
+        "workers": workers,
+        "trial_timeout": trial_timeout,
         "top_k": top_k,
         "seed": seed,
         "device": device,

@@ -180,7 +180,6 @@ class Leased:
     @contextmanager
     def hold(self, trial_id: int) -> Iterator[None]:
         """Counts up the trial's beat in a thread, four times in a lease, so that a long epoch beats too."""
-        self._lost.clear()
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(trial_id, ended), name="beat", daemon=True)
         thread.start()
@@ -193,6 +192,7 @@ class Leased:
         finally:
             ended.set()
             thread.join()
+            self._lost.clear()
 
     def check(self) -> None:
         """Raises LostError when the trial that is held went to another worker; asked before every step."""

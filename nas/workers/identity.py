@@ -33,7 +33,7 @@ class Identity:
     def of_this_process(cls, *, leads: bool = False) -> Self:
         """The identity of the process that asks, a new one each time."""
         pid = os.getpid()
-        return cls(secrets.token_hex(8), socket.gethostname(), _place(), pid, _started(pid) or 0, leads)
+        return cls(secrets.token_hex(8), socket.gethostname(), here(), pid, _started(pid) or 0, leads)
 
     @classmethod
     def read(cls, record: object) -> Self | None:
@@ -49,7 +49,7 @@ class Identity:
 
     def is_gone(self) -> bool:
         """Whether the process has surely ended; of a process elsewhere nobody can say, so that is no."""
-        if self.place != _place():
+        if self.place != here():
             return False
         return not _lives(self.pid) if self.started == 0 else _started(self.pid) != self.started
 
@@ -58,7 +58,8 @@ class Identity:
 
 
 @cache
-def _place() -> str:
+def here() -> str:
+    """The place of this process; see `Identity`."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

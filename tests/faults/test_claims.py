@@ -399,13 +399,18 @@ def test_a_beat_that_cannot_be_written_does_not_end_the_trial(worker, monkeypatc
 def test_an_overdue_trial_is_tried_once_more_and_then_fails(worker):
     one, coordinator = worker(), worker()
     one.ask()
-    coordinator.give_up(0, "longer than 60 s")
-    assert states(coordinator) == [(0, "running")]
-    one.sync()
+    coordinator.sync()
+    first = coordinator.under_way[0]
+    coordinator.give_up(first, "longer than 60 s")
+    assert coordinator.storage.get_trial(0).state == optuna.trial.TrialState.WAITING
     assert one.ask().number == 0
-    coordinator.give_up(0, "longer than 60 s")
+    coordinator.give_up(first, "longer than 60 s")
+    coordinator.sync()
+    second = coordinator.under_way[0]
+    assert second.state == optuna.trial.TrialState.RUNNING
+    coordinator.give_up(second, "longer than 60 s")
     assert coordinator.history[0].reason == "timeout: longer than 60 s"
-    coordinator.give_up(0, "too late")
+    coordinator.give_up(second, "too late")
     assert coordinator.history[0].reason == "timeout: longer than 60 s"
 
 
