@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,13 +16,15 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from nas.errors import ConfigError
-from nas.journal import KernelLock, SafeJournalBackend
+from nas.journal import SafeJournalBackend
 from nas.seeding import derive
+
+_log = logging.getLogger("nas")
 
 PATIENCE_S = 5.0
 """Seconds to wait for one's turn before doing something else and trying again."""
 CUT_OFF_S = 300.0
-"""Seconds after which a database takes the turn from a process that does nothing with it."""
+"""Seconds after which the turn is taken from a process that does nothing with it."""
 
 
 class NoTurnError(Exception):
@@ -32,14 +38,14 @@ Turn = Callable[[], AbstractContextManager[Callable[[], None]]]
 def turn_of(storage: BaseStorage, name: str) -> Turn:
     """The turns of one study: a lock that ends with its holder.
 
-    A journal's is a locked file beside it, a PostgreSQL database's an advisory lock in a transaction, which
-    the server ends when its holder has been frozen for `CUT_OFF_S`.
+    A journal's is a locked file beside it, a PostgreSQL database's an advisory lock in a transaction. Both are
+    taken from a holder that has been frozen for `CUT_OFF_S`.
 
     Raises:
         ConfigError: for a storage without such a lock.
     """
     if isinstance(storage, JournalStorage) and isinstance(storage._backend, SafeJournalBackend):
-        return file_turn(storage._backend.path.with_name(f"{storage._backend.path.name}.lock"))
+        return FileTurn(storage._backend.path.with_name(f"{storage._backend.path.name}.lock"))
     backend = storage._backend if isinstance(storage, _CachedStorage) else storage
     if isinstance(backend, RDBStorage) and backend.engine.dialect.name == "postgresql":
         return postgres_turn(backend.engine, derive(0, "turn", name))
@@ -49,23 +55,73 @@ def turn_of(storage: BaseStorage, name: str) -> Turn:
     )
 
 
-def file_turn(path: Path) -> Turn:
-    """Turns by an open-file lock."""
+class FileTurn:
+    """Turns by a lock on an open file, which the kernel ends when its holder dies.
+
+    One that is frozen keeps it. So whoever has seen the same holder for `cut_off_s` puts a new file in the
+    place of the locked one, and the other finds that out before it writes, when it goes on.
+    """
+
+    def __init__(
+        self, path: Path, *, cut_off_s: float = CUT_OFF_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path, self._cut_off_s, self._clock = path, cut_off_s, clock
+        self._holder: tuple[int, int] | None = None
+        self._since = clock()
 
     @contextmanager
-    def turn() -> Iterator[Callable[[], None]]:
-        path.touch()
-        lock = KernelLock(str(path), patience_s=PATIENCE_S)
+    def __call__(self) -> Iterator[Callable[[], None]]:
+        """Waits `PATIENCE_S` for it; NoTurnError then."""
+        descriptor = self._acquire()
         try:
-            lock.acquire()
-        except ConfigError as error:
-            raise NoTurnError(str(error)) from error
-        try:
-            yield lambda: None
+            yield lambda: self._check(descriptor)
         finally:
-            lock.release()
+            # Closing alone would leave the lock with a child that was forked meanwhile.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
-    return turn
+    def _acquire(self) -> int:
+        deadline, pause_s = time.monotonic() + PATIENCE_S, 0.0005
+        while (descriptor := self._tried()) is None:
+            if time.monotonic() > deadline:
+                self._look_at_holder()
+                raise NoTurnError(f"{self._path} has been locked for {PATIENCE_S:g} s")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.005)
+        return descriptor
+
+    def _tried(self) -> int | None:
+        """The descriptor of the file, locked; None when another one has it."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check(descriptor)
+        except (BlockingIOError, NoTurnError):
+            os.close(descriptor)
+            return None
+        os.utime(descriptor)  # tells one holder from the next
+        return descriptor
+
+    def _look_at_holder(self) -> None:
+        """Ends the turn of a holder that has been the same for too long."""
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:  # somebody else has just done so
+            return
+        holder = stat.st_ino, stat.st_mtime_ns
+        if holder != self._holder:
+            self._holder, self._since = holder, self._clock()
+        elif self._clock() - self._since > self._cut_off_s:
+            _log.warning("%s was locked by the same process for %g s; going on", self._path, self._cut_off_s)
+            self._path.unlink(missing_ok=True)
+
+    def _check(self, descriptor: int) -> None:
+        try:
+            current = self._path.stat().st_ino
+        except FileNotFoundError:
+            current = None
+        if current != os.fstat(descriptor).st_ino:
+            raise NoTurnError(f"{self._path} is another file by now: the turn was lost")
 
 
 def postgres_turn(engine: Engine, key: int, *, cut_off_s: float = CUT_OFF_S) -> Turn:

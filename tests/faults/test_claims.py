@@ -25,7 +25,7 @@ from nas.types import Trial
 from nas.workers.claims import ATTEMPTS, Leased, LostError, owner_of
 from nas.workers.identity import Identity
 from nas.workers.silence import OWNER, Silence
-from nas.workers.turn import NoTurnError, file_turn, turn_of
+from nas.workers.turn import FileTurn, NoTurnError, turn_of
 
 CELLS, TOY = load("nasbench201"), load("toy")
 LEASE_S = 100.0
@@ -450,7 +450,7 @@ def test_who_does_not_get_a_turn_does_something_else(worker, tmp_path, monkeypat
             held.__exit__(None, None, None)
 
     one.claims.wait = wait
-    held = file_turn(tmp_path / "study.log.lock")()
+    held = FileTurn(tmp_path / "study.log.lock")()
     held.__enter__()
     one.run(scored, trials=2)
     assert len(waits) == 2 and one.ended == 2
@@ -460,8 +460,8 @@ def test_a_turn_ends_with_its_holder(tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from nas.workers.turn import file_turn
-with file_turn(Path({str(tmp_path / "x.lock")!r}))():
+from nas.workers.turn import FileTurn
+with FileTurn(Path({str(tmp_path / "x.lock")!r}))():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -469,11 +469,45 @@ with file_turn(Path({str(tmp_path / "x.lock")!r}))():
         assert holder.stdout.readline() == "held\n"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("nas.workers.turn.PATIENCE_S", 0.05)
-            with pytest.raises(NoTurnError), file_turn(tmp_path / "x.lock")():
+            with pytest.raises(NoTurnError), FileTurn(tmp_path / "x.lock")():
                 pass
         holder.kill()
-        with file_turn(tmp_path / "x.lock")():
+        with FileTurn(tmp_path / "x.lock")():
             pass
+
+
+def test_a_turn_is_taken_from_a_holder_that_is_frozen_and_it_notices(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.workers.turn.PATIENCE_S", 0.01)
+    clock = Clock()
+    frozen, other = (FileTurn(tmp_path / "x.lock", cut_off_s=300, clock=clock) for _ in range(2))
+    with frozen() as check:
+        for _ in range(3):
+            check()
+            with pytest.raises(NoTurnError, match=r"x\.lock has been locked"), other():
+                pass
+            clock.now += 101
+        check()
+        with pytest.raises(NoTurnError, match=r"x\.lock has been locked"), other():
+            pass
+        with pytest.raises(NoTurnError, match="the turn was lost"):
+            check()
+        with other(), pytest.raises(NoTurnError, match="the turn was lost"):
+            check()
+    with frozen() as check:
+        check()
+
+
+def test_a_turn_is_not_taken_where_holders_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.workers.turn.PATIENCE_S", 0.01)
+    clock = Clock()
+    busy, other = (FileTurn(tmp_path / "x.lock", cut_off_s=300, clock=clock) for _ in range(2))
+    for _ in range(6):
+        time.sleep(0.005)
+        with busy() as check:
+            with pytest.raises(NoTurnError), other():
+                pass
+            clock.now += 200
+            check()
 
 
 def test_a_proposal_whose_turn_was_lost_is_not_written(worker, monkeypatch):
