@@ -35,8 +35,8 @@ class KernelLock(BaseJournalFileLock):
     Optuna's own locks are files: the one of a killed writer stays behind and holds up everybody for 30 s, and
     the one of a writer that is merely slow is taken from it. This one is never taken from a living holder.
 
-    patience_s: seconds to wait for other holders, who need milliseconds, before ConfigError. A worker that was
-      stopped while it had the lock is killed by its coordinator sooner than that.
+    patience_s: seconds to wait for other holders, who need milliseconds, before ConfigError. A worker that
+      was stopped while it had the lock is killed by its coordinator sooner than that.
     """
 
     def __init__(self, path: str, *, patience_s: float = 300.0) -> None:

@@ -38,8 +38,8 @@ Turn = Callable[[], AbstractContextManager[Callable[[], None]]]
 def turn_of(storage: BaseStorage, name: str) -> Turn:
     """The turns of one study: a lock that ends with its holder.
 
-    A journal's is a locked file beside it, a PostgreSQL database's an advisory lock in a transaction. Both are
-    taken from a holder that has been frozen for `CUT_OFF_S`.
+    A journal's is a locked file beside it, a PostgreSQL database's an advisory lock in a transaction. Both
+    are taken from a holder that has been frozen for `CUT_OFF_S`.
 
     Raises:
         ConfigError: for a storage without such a lock.

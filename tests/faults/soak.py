@@ -250,7 +250,7 @@ def soak(
     """
     draw, counts = random.Random(seed), Counter()
     settings = {"workers": workers, "trials": trials, "lease_s": lease_s, "steps": steps, "step_s": step_s}
-    process, best = begin(folder, **settings), -1.0
+    process, best, seen = begin(folder, **settings), -1.0, None
     restart_at = {kills * (i + 1) // (restarts + 1) for i in range(restarts)}
     freeze_at = {draw.randrange(1, max(2, kills)) for _ in range(freezes)}
     while process.is_alive():
@@ -269,9 +269,13 @@ def soak(
             with suppress(ProcessLookupError):
                 os.kill(draw.choice(pids), signal.SIGSTOP if freeze else signal.SIGKILL)
             counts["freezes" if freeze else "kills"] += 1
-        if (folder / "study.log").exists() and (done := read(folder).best()):
-            assert done[0].metrics["val_acc"] >= best
-            best = done[0].metrics["val_acc"]
+        if seen is None and (folder / "study.log").exists():
+            seen = read(folder)
+        if seen is not None:
+            seen.sync()
+            if done := seen.best():
+                assert done[0].metrics["val_acc"] >= best
+                best = done[0].metrics["val_acc"]
     process.join()
     assert process.exitcode == 0
     return {**counts, **check(folder, trials)}
