@@ -11,9 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    ValidationError,
+)
 
 from nas.errors import ConfigError, unknown
+from nas.storage.address import Address
 
 DIFFERENTIABLE = (
     *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
@@ -79,6 +88,15 @@ def is_own(method: str) -> bool:
     return ":" in method and not method.startswith(OPTUNA)
 
 
+def address(value: object) -> Address | None:
+    """The URL of a database, which from here on shows its password to nobody."""
+    if value is None or isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f"storage is a {type(value).__name__}, wanted the URL of a database as text")
+    return Address(value)
+
+
 Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
 Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
@@ -124,6 +142,10 @@ class Config(BaseModel):
     warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
       (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
     searcher: settings of the method, e.g. population and tournament of evolution.
+    storage: the URL of a database for the trials (see docs/storage.md); the journal in the run's folder where
+      there is none, here or in the environment variable NAS_STORAGE.
+    storage_patience: how long a storage that cannot be used, a database that is away or a disk that is full,
+      is waited for, as a number of seconds or "10m".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -171,6 +193,8 @@ class Config(BaseModel):
     sharing: Table = {}
     warm_start: Literal["none", "parent", "supernet"] = "none"
     searcher: Table = {}
+    storage: Annotated[Address | None, PlainValidator(address)] = None
+    storage_patience: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(seconds)] = 600.0
 
     @property
     def is_differentiable(self) -> bool:

@@ -11,14 +11,13 @@ from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.oneshot.record import Epoch
 from nas.result import Alphas
 from nas.resumable import Stopped
 from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.space import Size
-from nas.study import JOURNAL, Evaluator, Study
+from nas.study import Evaluator, Study
 from nas.trial_setup import (
     bounded,
     early_stopped,
@@ -76,7 +75,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     study = Study(
         job.space,
         scheduler(job, bounded(job, informed(job, searcher)), fidelity),
-        journal_storage(job.folder / JOURNAL),
+        job.storage,
         name="search",
         seed=job.seed("search"),
         goals=job.plan.goals,

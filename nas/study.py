@@ -21,14 +21,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
 from nas.goals import Goals
 from nas.guard import user_errors
-from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
+from nas.storage.finishing import finish_trial
+from nas.storage.run import past_storage
 from nas.types import Trial
-
-JOURNAL = "study.log"
-"""The storage of a run, inside its folder."""
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
@@ -76,11 +74,9 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
-        """The history of one study in a run's folder, empty where there is none; nothing is written."""
-        if not (folder / JOURNAL).is_file():
-            return []
-        storage = journal_storage(folder / JOURNAL)
-        if name not in (study.study_name for study in storage.get_all_studies()):
+        """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        storage = past_storage(folder)
+        if storage is None or name not in (study.study_name for study in storage.get_all_studies()):
             return []
         return cls(space, Listed((), 0), storage, name=name).history
 
@@ -185,12 +181,10 @@ class Study:
             self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
             self.history.append(trial)
             return trial
-        frozen = self._frozen(trial)
-        trial_id = self.optuna_study.get_trials(deepcopy=False)[trial.number]._trial_id
-        self.storage.set_trial_user_attr(trial_id, "nas", frozen.user_attrs["nas"])
-        for name, value in frozen.system_attrs.items():
-            self.storage.set_trial_system_attr(trial_id, name, value)
-        self.storage.set_trial_state_values(trial_id, frozen.state, frozen.values)
+        study_id = self.optuna_study._study_id
+        if not finish_trial(self.storage, study_id, trial.number, self._frozen(trial)):
+            # Somebody else has told another outcome first, and that one stands.
+            trial = self._read(self.optuna_study.get_trials(deepcopy=False)[trial.number])
         self.history[trial.number] = trial
         return trial
 

@@ -12,7 +12,8 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-    "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "averaging errors types seeding progress signals console patience peak sealing oneshot oneshot.gradients",
+    "kernel_lock storage storage.address storage.finishing storage.forwarding",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
@@ -20,7 +21,10 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
-    "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
+    "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
+    "draw.style journal storage.database storage.parked",
+    "storage.patient",
+    "storage.run",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
