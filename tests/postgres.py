@@ -3,11 +3,13 @@
 import contextlib
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -91,7 +93,7 @@ class Server:
         return True
 
     def stop(self, how=signal.SIGINT):
-        """Stops it: SIGINT breaks off connections, SIGQUIT is like a crash."""
+        """Stops it: SIGINT breaks off connections and writes all to disk, SIGQUIT is like a crash."""
         self._process.send_signal(how)
         self._process.wait(30)
 
@@ -145,5 +147,50 @@ def postgres():
         # A socket's path may have 107 bytes only; pytest's own folders can be longer.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nas-pg-")))
         server = Server(folder)
-        stack.callback(server.stop)
+        stack.callback(server.stop, signal.SIGQUIT)
         yield server
+
+
+class Proxy:
+    """Stands between a client and the server, and can break the connection at the worst moment.
+
+    doubtful: how many of the next commits reach the server, while the client never hears that they did.
+    """
+
+    def __init__(self, port):
+        self.doubtful, self._server = 0, ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        """Breaks off all connections and takes no new ones."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._open:
+            end.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                server = socket.create_connection(self._server)
+                self._open += [client, server]
+                threading.Thread(target=self._pass, args=(client, server), daemon=True).start()
+
+    def _pass(self, client, server):
+        ends = {client: server, server: client}
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                for end in select.select([client, server], [], [])[0]:
+                    data = end.recv(1 << 16)
+                    if not data:
+                        raise OSError
+                    ends[end].sendall(data)
+                    if end is client and b"COMMIT" in data and self.doubtful:
+                        self.doubtful -= 1
+                        server.recv(1 << 16)  # the answer: it is done
+                        raise OSError
+        for end in ends:
+            end.close()

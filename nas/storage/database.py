@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -70,8 +72,11 @@ class Database(RDBStorage, Finisher):
         self._unconfirmed: dict[int, FrozenTrial] = {}
         # Optuna takes the URL for a format string.
         url = address.secret.replace("{", "{{").replace("}", "}}")
-        super().__init__(url, {**POOL, "connect_args": connect})
-        self._tune()
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            super().__init__(url, {**POOL, "connect_args": connect})
+            self._tune()
+            on_failure.pop_all()
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -106,9 +111,10 @@ class Database(RDBStorage, Finisher):
         return True
 
     def close(self) -> None:
-        """Gives the connections back."""
-        self.remove_session()
-        self.engine.dispose()
+        """Gives the connections back; there are none where it could not even be begun to connect."""
+        if "scoped_session" in vars(self):
+            self.remove_session()
+            self.engine.dispose()
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """A new trial; called again with the same template after a failure, the one it made then."""
@@ -147,6 +153,7 @@ class Database(RDBStorage, Finisher):
             )
 
     def _tune(self) -> None:
+        weakref.finalize(self, self.engine.dispose)
         if self.engine.name == "sqlite":
             with self.engine.connect() as connection:
                 # Readers such as optuna-dashboard then do not hold up the writer.

@@ -28,9 +28,9 @@ class Parked(NamedTuple):
 
 
 class Park:
-    """One file for each result that is parked, `STUDY/trial-NUMBER.json`, whole or not at all.
+    """One file for each result that is parked, `STUDY-trial-NUMBER.json`, whole or not at all.
 
-    folder: made when something is parked, and gone when nothing is.
+    folder: made when something is parked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,30 +48,29 @@ class Park:
         }
         path = self._path(study, number)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(path, seal(record))
         except OSError as error:
             _log.warning("cannot park the result of trial %d in %s: %s", number, path, error.strerror)
 
     def drop(self, study: str, number: int) -> None:
         """Removes a result that has arrived."""
-        path = self._path(study, number)
-        path.unlink(missing_ok=True)
-        for folder in (path.parent, self.folder):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        try:
+            self._path(study, number).unlink(missing_ok=True)
+        except OSError as error:  # it is told again by the next run, which changes nothing
+            _log.warning("cannot remove the told result of trial %d: %s", number, error.strerror)
 
     def __iter__(self) -> Iterator[Parked]:
-        """All that is parked, study by study, in order of numbers.
+        """All that is parked.
 
         Raises:
             ConfigError: for a file that is not as it was written.
         """
-        for path in sorted(self.folder.glob("*/trial-*.json"), key=lambda p: (p.parent, len(p.name), p.name)):
+        for path in sorted(self.folder.glob("*-trial-*.json"), key=lambda p: (len(p.name), p.name)):
             yield _read(path)
 
     def _path(self, study: str, number: int) -> Path:
-        return self.folder / quote(study, safe="") / f"trial-{number}.json"
+        return self.folder / f"{quote(study, safe='')}-trial-{number}.json"
 
 
 def _read(path: Path) -> Parked:

@@ -192,3 +192,5 @@ def keep_history(storage: BaseStorage, folder: Path) -> None:
                 to_storage=journal,
                 to_study_name=study.study_name,
             )
+    if (folder / PARKED).is_dir() and not any((folder / PARKED).iterdir()):
+        (folder / PARKED).rmdir()
