@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,11 @@ from nas.errors import ConfigError
 from nas.files import sync_folder, write_all
 from nas.kernel_lock import KernelLock
 from nas.patience import PATIENT, Patience
-from nas.sealing import START, Place, place_of, seal, unsealed
+from nas.sealing import Place, place_of, seal, study_begun_in, unsealed
 
 _log = logging.getLogger("nas")
 T = TypeVar("T")
 _BLOCK = 1 << 16
-_NEW_TRIAL = b'{"op_code":4,'
-"""How Optuna's record of a new trial begins; trials are numbered by counting these."""
 _PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
@@ -31,11 +30,25 @@ _PASSING = {
 """A disk that is full or read-only, and a disk or file server with a fault; all have been seen to go away."""
 
 
-class _Mark(NamedTuple):
-    """A place between two records of the file."""
+class Mark(NamedTuple):
+    """A place between two records. trials: how many were begun before it, by study."""
 
-    place: Place = START
+    number: int = 0
+    trials: Mapping[int, int] = {}
     offset: int = 0
+
+    def place(self, text: bytes) -> Place:
+        """What the seal of a record here must say."""
+        study = study_begun_in(text)
+        own = 0 if study is None else self.trials.get(study, 0)
+        return Place(self.number, sum(self.trials.values()), own)
+
+    def beyond(self, line: bytes) -> Mark:
+        """The place behind a line that stands here."""
+        study, trials = study_begun_in(line), self.trials
+        if study is not None:
+            trials = {**trials, study: trials.get(study, 0) + 1}
+        return Mark(self.number + 1, trials, self.offset + len(line))
 
 
 class SafeJournalBackend(JournalFileBackend):
@@ -56,7 +69,7 @@ class SafeJournalBackend(JournalFileBackend):
         self._kernel_lock = KernelLock(self._path)
         self._patience = patience
         # Optuna reads on from where it last ended; an append counts from the furthest place known.
-        self._read = self._known = _Mark()
+        self._read = self._known = Mark()
         try:
             super().__init__(self._path, self._kernel_lock)
             sync_folder(Path(self._path).parent)
@@ -71,11 +84,11 @@ class SafeJournalBackend(JournalFileBackend):
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The records from number `log_number_from` on; a last line still being written is left out."""
-        mark = self._read if log_number_from == self._read.place.number else _Mark()
+        mark = self._read if log_number_from == self._read.number else Mark()
         lines = self._outlast(lambda: self._rest(mark.offset)).split(b"\n")
         for line in (line + b"\n" for line in lines[:-1]):
-            number, record = mark.place.number, self._parsed(line, mark)
-            self._read = mark = _beyond(line, mark)
+            number, record = mark.number, self._parsed(line, mark)
+            self._read = mark = mark.beyond(line)
             if mark.offset > self._known.offset:
                 self._known = mark
             if number >= log_number_from:
@@ -92,8 +105,9 @@ class SafeJournalBackend(JournalFileBackend):
             known = self._counted(descriptor, size)
             lines = []
             for log in logs:
-                lines.append(seal(log, known.place))
-                known = _beyond(lines[-1], known)
+                body = json.dumps(log, separators=(",", ":"))
+                lines.append(seal(body, known.place(body.encode())))
+                known = known.beyond(lines[-1])
             attempt.offset, attempt.data = size, b"".join(lines)
             try:
                 write_all(descriptor, attempt.data)
@@ -103,12 +117,12 @@ class SafeJournalBackend(JournalFileBackend):
                 raise
             self._known = known
 
-    def _counted(self, descriptor: int, size: int) -> _Mark:
+    def _counted(self, descriptor: int, size: int) -> Mark:
         """The place at the end of the file, which others may have written to."""
         known = self._known
         self._check_size(size, known.offset)
         for line in os.pread(descriptor, size - known.offset, known.offset).split(b"\n")[:-1]:
-            known = _beyond(line + b"\n", known)
+            known = known.beyond(line + b"\n")
         return known
 
     def _rest(self, offset: int) -> bytes:
@@ -167,7 +181,7 @@ class SafeJournalBackend(JournalFileBackend):
         os.fsync(descriptor)
         _log.warning("journal %s had a torn last line: %d bytes moved to .torn", self._path, size - end)
 
-    def _parsed(self, line: bytes, mark: _Mark) -> dict[str, Any]:
+    def _parsed(self, line: bytes, mark: Mark) -> dict[str, Any]:
         try:
             record = unsealed(line)
             place = place_of(line)
@@ -175,13 +189,13 @@ class SafeJournalBackend(JournalFileBackend):
             raise ConfigError(self._damage(mark, str(error))) from error
         if "op_code" not in record:
             raise ConfigError(self._damage(mark, "not a journal record"))
-        if place not in (None, mark.place):
+        if place not in (None, mark.place(line)):
             raise ConfigError(self._damage(mark, f"it is record {place.number}, so lines are missing"))
         return record
 
-    def _damage(self, mark: _Mark, why: str) -> str:
+    def _damage(self, mark: Mark, why: str) -> str:
         return (
-            f"journal {self._path} is damaged at byte {mark.offset} (record {mark.place.number}): {why}; "
+            f"journal {self._path} is damaged at byte {mark.offset} (record {mark.number}): {why}; "
             f"`nas repair {Path(self._path).parent}` saves the records before and after the damage"
         )
 
@@ -203,12 +217,6 @@ class _Attempt:
     def stands(self, descriptor: int) -> bool:
         """Whether it is there after all: neither its end nor its undoing could be confirmed."""
         return self.data != b"" and os.pread(descriptor, len(self.data), self.offset) == self.data
-
-
-def _beyond(line: bytes, mark: _Mark) -> _Mark:
-    """The place behind a line."""
-    (number, trials), offset = mark
-    return _Mark(Place(number + 1, trials + line.startswith(_NEW_TRIAL)), offset + len(line))
 
 
 def _whole(tail: bytes) -> int:

@@ -5,34 +5,36 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_SEAL = re.compile(rb',"seal":"(\d+) (\d+) ([0-9a-f]{8})"\}\n')
-_LENGTH = 80
+_SEAL = re.compile(rb',"seal":"(\d+) (\d+) (\d+) ([0-9a-f]{8})"\}\n')
+_LENGTH = 100
 """Bytes at the end of a line that surely hold its seal."""
+_BEGINS_TRIAL = re.compile(rb'\{"op_code":4,.*?"study_id":(\d+)')
+"""How Optuna's record of a new trial begins, in which study. Studies and trials have no other numbers."""
 
 
 class Place(NamedTuple):
     """Where a record stands in its journal.
 
-    number: of the records before it. trials: how many of them begin a trial.
+    number: of the records before it. trials: how many of them begin a trial. own: how many do so in the study
+    in which this record begins one, else 0.
     """
 
     number: int = 0
     trials: int = 0
+    own: int = 0
 
 
 START = Place()
 
 
-def seal(record: Mapping[str, Any], place: Place = START) -> bytes:
-    """The record, a table with at least one entry, as a line of JSON that ends with a seal.
+def seal(body: str, place: Place = START) -> bytes:
+    """A table in JSON, with at least one entry, as a line that ends with a seal.
 
-    The seal is one more entry, `"seal": "NUMBER TRIALS CRC"`; the CRC-32 is that of the line before it.
+    The seal is one more entry, `"seal": "NUMBER TRIALS OWN CRC"`; the CRC-32 is that of the line before it.
     """
-    body = json.dumps(record, separators=(",", ":"))
-    head = f'{body[:-1]},"seal":"{place.number} {place.trials} '.encode()
+    head = f'{body[:-1]},"seal":"{place.number} {place.trials} {place.own} '.encode()
     return head + b'%08x"}\n' % zlib.crc32(head)
 
 
@@ -45,9 +47,15 @@ def place_of(line: bytes) -> Place | None:
     found = _SEAL.search(line, max(0, len(line) - _LENGTH))
     if found is None or found.end() != len(line):
         return None
-    if zlib.crc32(line[: found.start(3)]) != int(found[3], 16):
+    if zlib.crc32(line[: found.start(4)]) != int(found[4], 16):
         raise ValueError("its checksum is wrong")
-    return Place(int(found[1]), int(found[2]))
+    return Place(*map(int, found.groups()[:3]))
+
+
+def study_begun_in(text: bytes) -> int | None:
+    """The study in which a record begins a trial, None where it does something else."""
+    found = _BEGINS_TRIAL.match(text)
+    return None if found is None else int(found[1])
 
 
 def unsealed(line: bytes) -> dict[str, Any]:

@@ -24,7 +24,9 @@ LAYERS = [
     "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
     "draw.style journal storage.database storage.parked",
     "storage.patient",
-    "storage.run",
+    "storage.run salvage",
+    "rebuild",
+    "repair",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
@@ -78,7 +80,7 @@ LAYERS = [
     "calibrate_run",
     # what users call
     "cli.app",
-    "cli.look cli.measure",
+    "cli.look cli.measure cli.mend",
     "cli.jobs",
     "cli",
 ]

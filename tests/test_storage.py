@@ -1,4 +1,4 @@
-"""Histories in databases: the password is never shown, and no outage, kill or second teller spoils a history."""
+"""Histories in databases: no password is shown, and no outage, kill or second teller spoils a history."""
 
 import logging
 import pickle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class Park:
         path = self._path(study, number)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, seal(record))
+            write_bytes(path, seal(json.dumps(record)))
         except OSError as error:
             _log.warning("cannot park the result of trial %d in %s: %s", number, path, error.strerror)
 
