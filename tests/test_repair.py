@@ -87,7 +87,8 @@ def damage_of(path):
 # -- finding it -----------------------------------------------------------------------------------------
 
 
-def test_a_flipped_bit_in_any_byte_is_found_or_harmless(short, tmp_path):
+def test_a_flipped_bit_in_any_byte_is_found_or_harmless(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of them
     whole, history = short
     path, bits = tmp_path / JOURNAL, random.Random(0)
     starts = [0, *itertools.accumulate(len(line) for line in whole.splitlines(keepends=True))]
@@ -136,7 +137,8 @@ def test_a_whole_journal_is_left_alone(original, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.lock", JOURNAL]
 
 
-def test_a_flipped_bit_costs_nothing(short, tmp_path):
+def test_a_flipped_bit_costs_nothing(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     whole, history = short
     path, bits = tmp_path / JOURNAL, random.Random(1)
     for place in [*range(0, len(whole), 23), *(i for i, byte in enumerate(whole) if byte == ord("\n"))]:
@@ -220,9 +222,7 @@ def test_a_lost_line_of_the_beginning_keeps_the_other_studies(original, tmp_path
     lines = whole.splitlines(keepends=True)
     (tmp_path / JOURNAL).write_bytes(b"#" * 50 + b"\n" + b"".join(lines[1:]))
     report = repair(tmp_path)
-    assert report.affected == (
-        "the record that began study 'lost-0' is lost; it is taken to maximise",
-    ) or list(report.affected) == ["the record that began study 'lost-0' is lost; it is taken to maximise"]
+    assert report.affected == ["the record that began study 'lost-0' is lost; it is taken to maximise"]
     assert [told(t) for t in study(tmp_path / JOURNAL, "random").history] == before["random"]
     assert [told(t) for t in study(tmp_path / JOURNAL, "lost-0").history] == before["search"]
 
