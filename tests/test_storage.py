@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from killing import run_killed
 from postgres import PASSWORD, QUOTED, Proxy, postgres
 from sqlalchemy import event
 
@@ -22,11 +23,13 @@ from nas.registry import load
 from nas.resumable import Stopped
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
+from nas.seeding import rng
 from nas.storage.address import Address, check_writers, find_address, writers
 from nas.storage.finishing import finish_trial
 from nas.storage.parked import Park
 from nas.storage.run import keep_history, open_storage, run_storage
 from nas.study import Study
+from nas.types import Trial
 
 __all__ = ["postgres"]
 CELLS = load("nasbench201")
@@ -269,6 +272,52 @@ def test_a_history_is_copied_into_a_journal(tmp_path, sqlite):
     keep_history(storage, tmp_path)
     assert Study.read(tmp_path, "search", CELLS) == whole.history and whole.history[-1] == left
     assert not list(tmp_path.glob(".tmp-*")) and not (tmp_path / "parked").exists()
+
+
+def test_workers_take_one_number_each_and_one_connection(tmp_path, postgres, database):
+    study(run_of(tmp_path, database, "many"))
+    workers = [study(run_of(tmp_path, database, "many")) for _ in range(3)]
+    told_by = {}
+
+    def work(worker):
+        for _ in range(8):
+            trial = worker._frozen(Trial(0, CELLS.sample(rng(0)), 1))
+            trial_id = worker.storage.create_new_trial(worker.optuna_study._study_id, trial)
+            number = worker.storage.get_trial(trial_id).number
+            told_by[number] = 1.0 * id(worker)
+            outcome = worker._frozen(
+                Trial(number, CELLS.sample(rng(0)), 1, "done", {"val_acc": told_by[number]})
+            )
+            assert finish_trial(worker.storage, worker.optuna_study._study_id, number, outcome)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = study(run_of(tmp_path, database, "many")).history
+    assert {t.number: t.metrics["val_acc"] for t in history} == told_by and len(told_by) == 24
+    assert [worker.storage.inner.database.engine.pool.size() for worker in workers] == [1, 1, 1]
+    with workers[0].storage.inner.database.engine.connect() as connection:
+        shown = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+    assert shown == "1min"  # a frozen worker does not hold up the others for ever
+
+
+def search_killed(folder, url):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study(run_of(folder, Address(url), "killed")).run(slowly, trials=20)
+
+
+def slowly(trial, stream):
+    time.sleep(0.01)
+    return scored(trial, stream)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "database"])
+def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, request, where):
+    address = request.getfixturevalue(where)
+    run_killed(search_killed, tmp_path, address.secret, kills=4, longest_s=0.3, seed=1)
+    assert told(study(run_of(tmp_path, address, "killed")).history) == expected(tmp_path, 20)
 
 
 @pytest.mark.parametrize("where", ["journal", "sqlite", "database", "memory"])
