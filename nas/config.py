@@ -11,9 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    ValidationError,
+)
 
 from nas.errors import ConfigError, unknown
+from nas.storage.address import Address
 
 DIFFERENTIABLE = (
     *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
@@ -84,6 +93,15 @@ def is_own(method: str) -> bool:
     return ":" in method and not method.startswith(OPTUNA)
 
 
+def address(value: object) -> Address | None:
+    """The URL of a database, which from here on shows its password to nobody."""
+    if value is None or isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f"storage is a {type(value).__name__}, wanted the URL of a database as text")
+    return Address(value)
+
+
 Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
 Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
@@ -132,6 +150,10 @@ class Config(BaseModel):
     workers: processes that train the trials; `auto` tries how many this machine bears. More can join by
       `nas worker`. lease: a worker that shows no sign of life for so many seconds has lost its trial.
     trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
+    storage: the URL of a database for the trials (see docs/storage.md); the journal in the run's folder where
+      there is none, here or in the environment variable NAS_STORAGE.
+    storage_patience: how long a storage that cannot be used, a database that is away or a disk that is full,
+      is waited for, as a number of seconds or "10m".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -182,6 +204,8 @@ class Config(BaseModel):
     workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
     lease: Annotated[FiniteFloat, Field(ge=1), BeforeValidator(seconds)] = 120.0
     trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
+    storage: Annotated[Address | None, PlainValidator(address)] = None
+    storage_patience: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(seconds)] = 600.0
 
     @property
     def is_differentiable(self) -> bool:

@@ -152,9 +152,9 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
 def _results(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        working = name.parts[0] == "checkpoint" or str(name).startswith("study.log") or str(name) == MANIFEST
+        working = name.parts[0] in ("checkpoint", "parked") or str(name).startswith("study.log")
         unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
-        if path.is_file() and not (path.is_symlink() or working or unfinished):
+        if path.is_file() and not (path.is_symlink() or working or unfinished or str(name) == MANIFEST):
             yield name.as_posix()
 
 

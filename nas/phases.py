@@ -10,13 +10,12 @@ from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.oneshot.record import Epoch
 from nas.result import Alphas
 from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.space import Size
-from nas.study import JOURNAL, Evaluator
+from nas.study import Evaluator
 from nas.trial_search import TrialSearch, trial_search, write_record
 from nas.trial_setup import trial_line
 from nas.types import Genotype, Trial
@@ -70,9 +69,9 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     search = trial_search(
         job,
         searcher,
-        journal_storage(job.folder / JOURNAL),
+        job.storage,
         identity=Identity.of_this_process(leads=True),
-        heir=True,
+        heir=job.config.storage is None,
         spend_s=None if budget_s is None else budget_s * max(1, len(places)),
     )
     study = search.study

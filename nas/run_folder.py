@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -27,7 +28,7 @@ from nas.types import Genotype
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
-    *("config.device", "config.budget", "plan.budget_s"),
+    *("config.device", "config.budget", "config.storage_patience", "plan.budget_s"),
     *("config.workers", "config.lease", "config.trial_timeout"),
 )
 """Settings that may differ when a run is resumed."""
@@ -70,6 +71,8 @@ def begin(
         DataError: when the data are no longer those that the run began with.
     """
     now = describe_run(config, plan, space, task, genotype)
+    # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
+    now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)

@@ -24,19 +24,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.goals import Goals
 from nas.guard import user_errors
-from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
+from nas.storage.finishing import finish_trial
+from nas.storage.run import past_storage
 from nas.types import Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
-from nas.workers.turn import NoTurnError
+from nas.workers.turns import NoTurnError
 
 _log = logging.getLogger("nas")
-
-JOURNAL = "study.log"
-"""The storage of a run, inside its folder."""
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
@@ -96,11 +94,9 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
-        """The history of one study in a run's folder, empty where there is none; nothing is written."""
-        if not (folder / JOURNAL).is_file():
-            return []
-        storage = journal_storage(folder / JOURNAL)
-        if name not in (study.study_name for study in storage.get_all_studies()):
+        """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        storage = past_storage(folder)
+        if storage is None or name not in (study.study_name for study in storage.get_all_studies()):
             return []
         return cls(space, Listed((), 0), storage, name=name).history
 
@@ -235,6 +231,8 @@ class Study:
 
     def _next(self, most: int | None = None) -> Trial | None:
         """The next of at most `most` trials; None when all that is left is in the hands of others."""
+        if self.claims.shared:
+            self.sync()  # which waits for a storage that is away, and says so
         try:
             with self.claims.turn() as check:
                 if self.announce:
@@ -317,13 +315,7 @@ class Study:
 
     def _write(self, trial: Trial) -> bool:
         """Records how a trial ended; False where another process was first."""
-        frozen, trial_id = self._frozen(trial), self._ids[trial.number]
-        try:
-            self.storage.set_trial_user_attr(trial_id, "nas", frozen.user_attrs["nas"])
-            for name, value in frozen.system_attrs.items():
-                self.storage.set_trial_system_attr(trial_id, name, value)
-            self.storage.set_trial_state_values(trial_id, frozen.state, frozen.values)
-        except UpdateFinishedTrialError:
+        if not finish_trial(self.storage, self.optuna_study._study_id, trial.number, self._frozen(trial)):
             return False
         self.history[trial.number] = trial
         return True

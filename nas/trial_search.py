@@ -13,6 +13,7 @@ from nas.evaluate import Cached
 from nas.job import Job
 from nas.resumable import Stopped
 from nas.searchers import Searcher
+from nas.storage.address import writers
 from nas.study import Evaluator, Study
 from nas.trial_setup import bounded, early_stopped, evaluator, grown, informed, scheduler, with_costs
 from nas.workers.claims import Alone, Claims, Leased
@@ -64,15 +65,16 @@ def trial_search(
 ) -> TrialSearch:
     """Opens or makes the study, and prepares what measures its trials.
 
-    identity, heir: see `nas.workers.claims.Leased`. On shared weights a study is nobody else's.
+    identity, heir: see `nas.workers.claims.Leased`. A study on shared weights, or in a file that only one
+      process may write, is nobody else's.
     """
     shares = job.config.shares_weights
     fidelity = 0 if shares else job.plan.ladder.granted[-1]
 
     def claims(study: optuna.Study) -> Claims:
-        if shares:
+        if shares or writers(job.config.storage) == 1:
             return Alone()
-        turn = turn_of(storage, SEARCH)
+        turn = turn_of(storage, study._study_id)
         return Leased(storage, study._study_id, turn, identity, lease_s=job.config.lease, heir=heir)
 
     study = Study(

@@ -6,10 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
-from nas.cli import jobs, look, measure, workers
+from nas.cli import jobs, look, measure, mend, workers
 from nas.cli.app import app
 
-__all__ = ["app", "jobs", "look", "main", "measure", "workers"]
+__all__ = ["app", "jobs", "look", "main", "measure", "mend", "workers"]
 
 
 def main() -> None:

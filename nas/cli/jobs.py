@@ -106,6 +106,13 @@ def search(
         bool | None,
         typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for the trials, e.g. sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
+            "[default: $NAS_STORAGE, else a file in the run's folder]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
@@ -140,6 +147,7 @@ def search(
         "device": device,
         "execution": execution,
         "deterministic": deterministic,
+        "storage": storage,
     }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:

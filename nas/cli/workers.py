@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 def worker(
     folder: Annotated[Path | None, typer.Argument(help="The run's folder, where it can be reached.")] = None,
     storage: Annotated[
-        str | None, typer.Option(help="Where the study is, instead of a folder: the path of a study.log.")
+        str | None,
+        typer.Option(
+            help="Where the trials are, instead of a folder: the URL of a database, or a study.log."
+        ),
     ] = None,
-    study: Annotated[str, typer.Option(help="The study's name.")] = "search",
+    study: Annotated[
+        str | None, typer.Option(help="The run's name in the database, as run.json has it.")
+    ] = None,
     space: Annotated[
         str | None, typer.Option(help=f"{SPACE} Only where the study searches a space of your own.")
     ] = None,
@@ -61,17 +66,18 @@ def worker(
             progress.note(f"nothing is left to do: {reason}")
 
 
-def _home(folder: Path | None, storage: str | None, study: str, scratch: Path | None) -> Home:
-    from nas.journal import journal_storage
-    from nas.workers.join import Home, home_in
+def _home(folder: Path | None, storage: str | None, study: str | None, scratch: Path | None) -> Home:
+    from nas.workers.join import home_at, home_in
 
-    if (folder is None) == (storage is None):
-        raise ConfigError("a worker needs the run's folder or --storage, one of them")
-    if folder is not None and scratch is not None:
-        raise ConfigError("--scratch is for workers without the run's folder; remove it")
-    if folder is not None:
-        return home_in(folder)
-    journal = Path(str(storage))
-    if not journal.is_file():
-        raise ConfigError(f"there is no journal {journal} (looked for {journal.resolve()})")
-    return Home(journal_storage(journal), study)
+    if storage is not None:
+        if folder is not None:
+            raise ConfigError(
+                f"a run's folder says where its trials are: give {folder} or --storage, not both"
+            )
+        return home_at(storage, study)
+    if folder is None:
+        raise ConfigError("which search? give a worker the run's folder, or --storage and --study")
+    for name, value in {"--study": study, "--scratch": scratch}.items():
+        if value is not None:
+            raise ConfigError(f"{name} is for workers without the run's folder; remove it")
+    return home_in(folder)

@@ -17,7 +17,7 @@ from nas.errors import ConfigError
 from nas.resumable import Stopped
 from nas.workers.identity import Identity
 from nas.workers.silence import BEAT, OWNER, Silence
-from nas.workers.turn import NoTurnError, Turn
+from nas.workers.turns import NoTurnError, Turn
 
 _log = logging.getLogger("nas")
 

@@ -15,7 +15,7 @@ from nas.types import Trial
 from nas.workers.claims import POLL_S, owner_of
 from nas.workers.identity import Identity, here
 from nas.workers.pool import Pool
-from nas.workers.turn import NoTurnError
+from nas.workers.turns import NoTurnError
 
 _log = logging.getLogger("nas")
 

@@ -18,12 +18,12 @@ from nas.config import Config, make_config
 from nas.errors import ConfigError, SpaceError
 from nas.files import prepare_folder
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.progress import Progress
 from nas.registry import is_plugin
 from nas.run_folder import describe_run, read_run, refuse_another_job
 from nas.search_run import prepare
-from nas.study import JOURNAL
+from nas.storage.address import Address, find_address
+from nas.storage.run import RunStorage, open_storage, run_storage
 from nas.trial_search import RECORD, SEARCH, trial_search
 from nas.trial_setup import trial_line
 from nas.workers.identity import Identity
@@ -33,11 +33,12 @@ from nas.workers.identity import Identity
 class Home:
     """Where a study lives.
 
-    folder: that of its run, for checkpoints that all workers share; None where it cannot be reached.
+    address: of the database, None for a journal. folder: that of the run, for checkpoints that all workers
+      share; None where it cannot be reached.
     """
 
     storage: BaseStorage
-    name: str = SEARCH
+    address: Address | None = None
     folder: Path | None = None
 
 
@@ -45,10 +46,32 @@ def home_in(folder: Path) -> Home:
     """The study of a run's folder.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: when there is none, or its database cannot be used.
     """
-    read_run(folder)
-    return Home(journal_storage(folder.resolve() / JOURNAL), folder=folder.resolve())
+    record, folder = read_run(folder), folder.resolve()
+    known = record["config"].get("storage")
+    address = find_address(Address(known)) if known else None
+    run = str(record.get("run", ""))
+    return Home(run_storage(folder, address, run=run), address, folder)
+
+
+def home_at(where: str, run: str | None) -> Home:
+    """The study of a run in a database, or in the journal at a path.
+
+    run: its name in the database, `FOLDER-1a2b3c4d`, as `run.json` has it.
+    """
+    if "://" not in where:
+        if run is not None:
+            raise ConfigError(f"--study is the name of a run in a database, but {where} is a file; remove it")
+        journal = Path(where)
+        if not journal.is_file():
+            raise ConfigError(f"there is no journal {journal} (looked for {journal.resolve()})")
+        return Home(RunStorage(open_storage(journal)))
+    if run is None:
+        raise ConfigError("a database holds many runs; name yours with --study, as run.json says it: run")
+    address = Address(where)
+    # Results that wait for the database to come back have no folder of the run to wait in.
+    return Home(RunStorage(open_storage(address), run=run.removesuffix(f"/{SEARCH}")), address)
 
 
 def join(
@@ -73,7 +96,7 @@ def join(
         NasError: when the study cannot be joined or the search cannot go on.
     """
     record = _record(home)
-    config, ignoring = _own_config(record, space=space, task=task, device=device)
+    config, ignoring = _own_config(record, home.address, space=space, task=task, device=device)
     with _place(home, config, scratch) as folder:
         job, _ = prepare(config, folder, progress=progress, stop=stop)
         job = dataclasses.replace(job, folder=folder)
@@ -102,25 +125,29 @@ def _work(home: Home, job: Job, *, spend_s: float | None) -> str:
 def _record(home: Home) -> Mapping[str, Any]:
     """What the coordinator left with the study."""
     studies = {study.study_name: study for study in home.storage.get_all_studies()}
-    if home.name not in studies:
-        known = ", ".join(sorted(studies)) or "no study yet"
-        raise ConfigError(f"there is no study {home.name!r} to join, but {known}; begin one with nas search")
-    record = studies[home.name].user_attrs.get(RECORD)
+    record = studies[SEARCH].user_attrs.get(RECORD) if SEARCH in studies else None
     if not isinstance(record, Mapping):
         raise ConfigError(
-            f"study {home.name!r} does not say what its job is: its method has no trials that several workers"
-            " could share, or nas search has not begun them yet"
+            "there are no trials to join here: nas search has not begun them yet, or its method has none that"
+            " several workers could share, or the run has another name"
         )
     return record
 
 
 def _own_config(
-    record: Mapping[str, Any], *, space: str | None, task: str | None, device: str | None
+    record: Mapping[str, Any],
+    address: Address | None,
+    *,
+    space: str | None,
+    task: str | None,
+    device: str | None,
 ) -> tuple[Config, list[str]]:
     """The study's configuration on this machine, and the settings that may differ from the study's."""
     config = make_config(record["config"], where="the study's settings")
-    changes: dict[str, object] = {} if device is None else {"device": device}
-    ignoring: list[str] = []
+    changes: dict[str, object] = {"storage": address}
+    ignoring = ["config.storage"]
+    if device is not None:
+        changes["device"] = device
     if is_plugin(config.space) and space is None:
         raise ConfigError(
             f"the study searches a space of somebody's own, {config.space}; name the code to run with --space"

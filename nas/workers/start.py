@@ -10,6 +10,7 @@ from typing import Any
 from nas.job import Job
 from nas.registry import is_plugin
 from nas.run_folder import CHECKPOINT, describe_run
+from nas.storage.address import VARIABLE, check_writers
 from nas.trial_search import TrialSearch
 from nas.trial_setup import trial_line
 from nas.workers.coordinate import coordinate
@@ -31,6 +32,7 @@ def job_slots(job: Job) -> list[Slot]:
         return []
     gpus = gpus_of(config.device)
     count = 1 if config.workers == "auto" else config.workers
+    check_writers(config.storage, count)
     return make_slots(count, gpus)
 
 
@@ -64,6 +66,8 @@ def starting(job: Job, logs: Path) -> Start:
     """Starts `nas worker` processes, new ones rather than copies, on one GPU each or on some cores."""
     # Whoever named code of his own for the job has named it for its workers.
     own = ["--space", job.config.space] if is_plugin(job.config.space) else []
+    address = job.config.storage
+    secret = {} if address is None else {VARIABLE: address.secret}
 
     def start(slot: Slot, descriptor: int) -> subprocess.Popen[bytes]:
         command = [*COMMAND, str(job.folder), "--device", slot.device, *own]
@@ -73,7 +77,7 @@ def starting(job: Job, logs: Path) -> Start:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=slot.environment(),
+                env=slot.environment() | secret,
                 pass_fds=(descriptor,),
                 start_new_session=True,
             )

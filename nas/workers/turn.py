@@ -7,35 +7,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
+from optuna.storages import BaseStorage, JournalStorage
 
 from nas.errors import ConfigError
-from nas.journal import SafeJournalBackend
-from nas.seeding import derive
+from nas.journal_file import SafeJournalBackend
+from nas.storage.run import RunStorage
+from nas.workers import turns
+from nas.workers.turns import CUT_OFF_S, NoTurnError, Turn
 
 _log = logging.getLogger("nas")
 
-PATIENCE_S = 5.0
-"""Seconds to wait for one's turn before doing something else and trying again."""
-CUT_OFF_S = 300.0
-"""Seconds after which the turn is taken from a process that does nothing with it."""
 
-
-class NoTurnError(Exception):
-    """Others have had the turn all the time, or it was taken away; trying again later is right."""
-
-
-Turn = Callable[[], AbstractContextManager[Callable[[], None]]]
-"""Enters when it is this process's turn; what it gives raises NoTurnError once the turn is lost."""
-
-
-def turn_of(storage: BaseStorage, name: str) -> Turn:
+def turn_of(storage: BaseStorage, study_id: int) -> Turn:
     """The turns of one study: a lock that ends with its holder.
 
     A journal's is a locked file beside it, a PostgreSQL database's an advisory lock in a transaction. Both
@@ -44,14 +30,18 @@ def turn_of(storage: BaseStorage, name: str) -> Turn:
     Raises:
         ConfigError: for a storage without such a lock.
     """
-    if isinstance(storage, JournalStorage) and isinstance(storage._backend, SafeJournalBackend):
-        return FileTurn(storage._backend.path.with_name(f"{storage._backend.path.name}.lock"))
-    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
-    if isinstance(backend, RDBStorage) and backend.engine.dialect.name == "postgresql":
-        return postgres_turn(backend.engine, derive(0, "turn", name))
+    match storage:
+        case RunStorage():
+            return turn_of(storage.inner, study_id)
+        case JournalStorage(_backend=SafeJournalBackend() as backend):
+            return FileTurn(backend.path.with_name(f"{backend.path.name}.lock"))
+    from nas.workers.turn_in_database import database_turn
+
+    if (turn := database_turn(storage, study_id)) is not None:
+        return turn
     raise ConfigError(
-        f"study {name!r}: several workers need a journal or a PostgreSQL database, got "
-        f"{type(backend).__name__}"
+        f"several workers need a journal or a PostgreSQL database, got {type(storage).__name__}; see "
+        "docs/storage.md"
     )
 
 
@@ -71,7 +61,7 @@ class FileTurn:
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[], None]]:
-        """Waits `PATIENCE_S` for it; NoTurnError then."""
+        """Waits `turns.PATIENCE_S` for it; NoTurnError then."""
         descriptor = self._acquire()
         try:
             yield lambda: self._check(descriptor)
@@ -81,11 +71,11 @@ class FileTurn:
             os.close(descriptor)
 
     def _acquire(self) -> int:
-        deadline, pause_s = time.monotonic() + PATIENCE_S, 0.0005
+        deadline, pause_s = time.monotonic() + turns.PATIENCE_S, 0.0005
         while (descriptor := self._tried()) is None:
             if time.monotonic() > deadline:
                 self._look_at_holder()
-                raise NoTurnError(f"{self._path} has been locked for {PATIENCE_S:g} s")
+                raise NoTurnError(f"{self._path} has been locked for {turns.PATIENCE_S:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.005)
         return descriptor
@@ -122,42 +112,3 @@ class FileTurn:
             current = None
         if current != os.fstat(descriptor).st_ino:
             raise NoTurnError(f"{self._path} is another file by now: the turn was lost")
-
-
-def postgres_turn(engine: Engine, key: int, *, cut_off_s: float = CUT_OFF_S) -> Turn:
-    """Turns by an advisory lock of a transaction that does nothing else."""
-
-    @contextmanager
-    def turn() -> Iterator[Callable[[], None]]:
-        with engine.connect() as connection:
-            _lock(connection, key, cut_off_s)
-            try:
-                yield lambda: _check(connection)
-            finally:
-                _unlock(connection)
-
-    return turn
-
-
-def _lock(connection: Connection, key: int, cut_off_s: float) -> None:
-    limits = {"idle_in_transaction_session_timeout": cut_off_s, "lock_timeout": PATIENCE_S}
-    try:
-        for name, limit_s in limits.items():
-            connection.execute(text(f"SET LOCAL {name} = {round(1000 * limit_s)}"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-    except DBAPIError as error:
-        raise NoTurnError(f"the database gave no turn: {error.orig}") from error
-
-
-def _check(connection: Connection) -> None:
-    try:
-        connection.execute(text("SELECT 1"))
-    except DBAPIError as error:
-        raise NoTurnError(f"the turn was lost: {error.orig}") from error
-
-
-def _unlock(connection: Connection) -> None:
-    try:
-        connection.rollback()
-    except DBAPIError:  # the server has ended the session, and the lock with it
-        connection.invalidate()

@@ -58,7 +58,7 @@ def open_study(folder, *, lease_s, leads):
     identity = Identity.of_this_process(leads=leads)
 
     def claims(study):
-        turn = turn_of(storage, "s")
+        turn = turn_of(storage, study._study_id)
         return Leased(storage, study._study_id, turn, identity, lease_s=lease_s, heir=leads)
 
     scheduler = Fixed(RegularizedEvolution(5, 3), epochs=1)

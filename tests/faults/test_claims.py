@@ -25,7 +25,8 @@ from nas.types import Trial
 from nas.workers.claims import ATTEMPTS, Leased, LostError, owner_of
 from nas.workers.identity import Identity
 from nas.workers.silence import OWNER, Silence
-from nas.workers.turn import FileTurn, NoTurnError, turn_of
+from nas.workers.turn import FileTurn, turn_of
+from nas.workers.turns import NoTurnError
 
 CELLS, TOY = load("nasbench201"), load("toy")
 LEASE_S = 100.0
@@ -64,13 +65,12 @@ def worker(tmp_path):
 
     def make(*, clock=None, space=CELLS, identity=None, heir=False, lease_s=LEASE_S, searcher=None):
         storage = journal_storage(tmp_path / "study.log")
-        turn = turn_of(storage, "s")
 
         def claims(study):
             return Leased(
                 storage,
                 study._study_id,
-                turn,
+                turn_of(storage, study._study_id),
                 identity or Somewhere.identity(),
                 lease_s=lease_s,
                 heir=heir,
@@ -440,7 +440,7 @@ def test_a_device_that_fails_for_good_fails_its_trial_and_ends_the_process(worke
 
 
 def test_who_does_not_get_a_turn_does_something_else(worker, tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.workers.turn.PATIENCE_S", 0.05)
+    monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.05)
     one = worker()
     waits = []
 
@@ -468,7 +468,7 @@ with FileTurn(Path({str(tmp_path / "x.lock")!r}))():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("nas.workers.turn.PATIENCE_S", 0.05)
+            patch.setattr("nas.workers.turns.PATIENCE_S", 0.05)
             with pytest.raises(NoTurnError), FileTurn(tmp_path / "x.lock")():
                 pass
         holder.kill()
@@ -477,7 +477,7 @@ with FileTurn(Path({str(tmp_path / "x.lock")!r}))():
 
 
 def test_a_turn_is_taken_from_a_holder_that_is_frozen_and_it_notices(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.workers.turn.PATIENCE_S", 0.01)
+    monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.01)
     clock = Clock()
     frozen, other = (FileTurn(tmp_path / "x.lock", cut_off_s=300, clock=clock) for _ in range(2))
     with frozen() as check:
@@ -498,7 +498,7 @@ def test_a_turn_is_taken_from_a_holder_that_is_frozen_and_it_notices(tmp_path, m
 
 
 def test_a_turn_is_not_taken_where_holders_change(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.workers.turn.PATIENCE_S", 0.01)
+    monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.01)
     clock = Clock()
     busy, other = (FileTurn(tmp_path / "x.lock", cut_off_s=300, clock=clock) for _ in range(2))
     for _ in range(6):
@@ -527,7 +527,7 @@ def test_a_proposal_whose_turn_was_lost_is_not_written(worker, monkeypatch):
 
 def test_a_storage_without_turns_is_refused():
     with pytest.raises(ConfigError, match=r"need a journal or a PostgreSQL database, got InMemoryStorage"):
-        turn_of(optuna.storages.InMemoryStorage(), "s")
+        turn_of(optuna.storages.InMemoryStorage(), 0)
 
 
 # -- silence ------------------------------------------------------------------------------------------------
