@@ -303,6 +303,8 @@ class Study:
                 trial, self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
             )
             return trial
+        if trial.number >= len(self.history):
+            self.sync()
         if self.claims.owns(self._ids[trial.number]) and self._write(trial):
             return trial
         _log.warning(

@@ -328,7 +328,7 @@ def test_the_first_to_tell_wins_and_telling_again_changes_nothing(tmp_path, requ
         storage = run_of(tmp_path, None if where == "journal" else request.getfixturevalue(where), "first")
     first, second = study(storage), study(storage)
     trial = first.ask()
-    second.history.append(trial)
+    second.sync()
     won = first.tell(trial, {"val_acc": 0.5}, 1.0)
     assert second.tell(trial, {"val_acc": 0.75}, 2.0) == won
     assert study(storage).history == first.history == second.history == [won]
@@ -341,7 +341,7 @@ def test_two_journal_processes_that_tell_at_the_same_moment_agree(tmp_path):
     one, two = journal_storage(tmp_path / JOURNAL), journal_storage(tmp_path / JOURNAL)
     first, second = study(one), study(two)
     trial = first.ask()
-    second.history.append(trial)
+    second.sync()
     appended = two._backend.append_logs
 
     def late(logs):
