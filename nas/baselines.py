@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from nas.evaluate import Cached, Trained
 from nas.halving import epochs_granted, finalists
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.phases import Found
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
-from nas.study import JOURNAL, Evaluator, Study
+from nas.study import Evaluator, Study
 from nas.trial_setup import bounded, trial_line, with_costs
 from nas.types import Genotype, Trial
 
@@ -58,7 +57,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
     study = Study(
         job.space,
         Fixed(bounded(job, RandomSearch()), epochs),
-        journal_storage(job.folder / JOURNAL),
+        job.storage,
         name=RANDOM,
         seed=job.seed(RANDOM),
         goals=job.plan.goals,
@@ -73,9 +72,11 @@ def _random(job: Job, found: Found) -> list[Trial]:
         return trials is None and study.ended > 0 and study.spent_s >= found.seconds
 
     most = trials if trials is not None else UNBOUNDED
-    known = [*found.history, *study.history] if found.measure is not None else study.history
+    others = found.history if found.measure is not None else ()
     study.run(
-        Cached(with_costs(job, measure, known), job.space, known),
+        Cached(
+            with_costs(job, measure, study.history, others=others), job.space, study.history, others=others
+        ),
         trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),

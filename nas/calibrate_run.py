@@ -25,7 +25,6 @@ from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files import FolderLock, read_json, write_json
 from nas.goals import Goals
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.laddered import Laddered
 from nas.learning_curves import tse
 from nas.progress import Progress
@@ -38,7 +37,7 @@ from nas.search_run import check_fit, prepare
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.space import Space
-from nas.study import JOURNAL, Evaluator, Study
+from nas.study import Evaluator, Study
 from nas.task import Task
 from nas.trial_setup import shared_weights, trial_line
 from nas.types import Genotype, Objective, Trial
@@ -47,6 +46,7 @@ SETTINGS = "settings.json"
 USED = (
     *("space", "task", "method", "evaluator", "preset", "seed", "device"),
     *("space_settings", "epochs", "trial", "shared", "sharing", "search_images"),
+    *("storage", "storage_patience"),
 )
 """The settings of a job that a calibration reads."""
 
@@ -123,7 +123,7 @@ def calibrate(
     folder = open_folder(place)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder):
-        begin(folder, made, job.plan, space=job.space, task=job.task, force=False)
+        begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
         _keep(folder / SETTINGS, settings)
         if (folder / FILE).exists():
             job.progress.note(f"{folder} holds this calibration already, finished")
@@ -296,7 +296,7 @@ def _measure(
     study = Study(
         job.space,
         Listed(tuple(genotypes), epochs, repeats),
-        journal_storage(job.folder / JOURNAL),
+        job.storage,
         name=name,
         seed=job.seed(name),
         goals=Goals((Objective(metric),)),

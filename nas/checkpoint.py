@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from nas.files import TEMPORARY, write_bytes
 
 _log = logging.getLogger("nas")
 
+TRIES = 3
 _FORMAT = "1"
 _NAME = re.compile(r"step-(\d{9,})-([0-9a-f]{16})\.safetensors")
 
@@ -152,9 +154,7 @@ class Checkpoints:
         tensors, structure = pack(dict(state))
         data = save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
         path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._remove_temporaries()
-        write_bytes(path, data)
+        self._write(path, data)
         self._prune(step, path)
         return path
 
@@ -179,14 +179,26 @@ class Checkpoints:
         for found in self._found():
             found.path.unlink(missing_ok=True)
 
+    def _write(self, path: Path, data: bytes) -> None:
+        for again in range(TRIES):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_temporaries()
+            try:
+                write_bytes(path, data)
+                return
+            except FileNotFoundError:  # removed under our hands, as in `_found`
+                if again == TRIES - 1:
+                    raise
+
     def _found(self) -> list[_Found]:
         """All checkpoints, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        named = [(_NAME.fullmatch(path.name), path) for path in self._folder.iterdir()]
-        return sorted(
-            _Found(int(match[1]), path.stat().st_mtime_ns, match[2], path) for match, path in named if match
-        )
+        found = []
+        for path in self._folder.glob("step-*"):
+            # A worker that lost its trial without knowing may still tidy up where its successor reads.
+            with suppress(FileNotFoundError):
+                if match := _NAME.fullmatch(path.name):
+                    found.append(_Found(int(match[1]), path.stat().st_mtime_ns, match[2], path))
+        return sorted(found)
 
     def _prune(self, step: int, newest: Path) -> None:
         found = self._found()

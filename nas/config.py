@@ -11,9 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    ValidationError,
+)
 
 from nas.errors import ConfigError, unknown
+from nas.storage.address import Address
 
 DIFFERENTIABLE = (
     *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
@@ -74,9 +83,23 @@ def size(value: object) -> object:
     return round(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
 
 
+def count(value: object) -> object:
+    """A number that may be spelt as text; anything else is left for the type to refuse."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else number(value)
+
+
 def is_own(method: str) -> bool:
     """Whether a method is a user's own function, or was given in Python."""
     return ":" in method and not method.startswith(OPTUNA)
+
+
+def address(value: object) -> Address | None:
+    """The URL of a database, which from here on shows its password to nobody."""
+    if value is None or isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f"storage is a {type(value).__name__}, wanted the URL of a database as text")
+    return Address(value)
 
 
 Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
@@ -94,7 +117,7 @@ class Config(BaseModel):
       `shared` in a supernet; `spos` does the latter always.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
     budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
-      of a shared supernet is not counted.
+      of a shared supernet is not counted. Several workers have so many seconds each.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
     search_images: at most so many images before the last training; 0 means all.
     objective: what is optimised: metrics or weighted sums, with several a Pareto front; default `val_acc`.
@@ -124,6 +147,13 @@ class Config(BaseModel):
     warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
       (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
     searcher: settings of the method, e.g. population and tournament of evolution.
+    workers: processes that train the trials; `auto` tries how many this machine bears. More can join by
+      `nas worker`. lease: a worker that shows no sign of life for so many seconds has lost its trial.
+    trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
+    storage: the URL of a database for the trials (see docs/storage.md); the journal in the run's folder where
+      there is none, here or in the environment variable NAS_STORAGE.
+    storage_patience: how long a storage that cannot be used, a database that is away or a disk that is full,
+      is waited for, as a number of seconds or "10m".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -172,6 +202,11 @@ class Config(BaseModel):
     sharing: Table = {}
     warm_start: Literal["none", "parent", "supernet"] = "none"
     searcher: Table = {}
+    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
+    lease: Annotated[FiniteFloat, Field(ge=1), BeforeValidator(seconds)] = 120.0
+    trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
+    storage: Annotated[Address | None, PlainValidator(address)] = None
+    storage_patience: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(seconds)] = 600.0
 
     @property
     def is_differentiable(self) -> bool:
@@ -308,6 +343,8 @@ def _refuse_unused(config: Config, where: str) -> None:
         "fidelity": fixed,
         "calibration": config.fidelity == "auto",
         "early_stop": fixed,
+        "lease": trained,
+        "trial_timeout": trained,
     }
     for name, is_used in used.items():
         if not is_used and getattr(config, name) != type(config).model_fields[name].default:

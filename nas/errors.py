@@ -43,10 +43,21 @@ class ExhaustedError(NasError):
     """Every architecture of the space has been tried; the study ends early."""
 
 
+class DeviceError(NasError):
+    """A GPU failed in a way that leaves its process unable to compute; a new process may go on."""
+
+    exit_code = 5
+
+
+class WorkersError(NasError):
+    """The workers of a search cannot do their work."""
+
+
 class TrialError(NasError):
     """One trial failed; the search goes on.
 
-    reason: a short code for counting (`"nan"`, `"oom"`, `"build"`, `"no-grad"`, `"metric"`, `"error"`).
+    reason: a short code for counting (`"nan"`, `"oom"`, `"build"`, `"no-grad"`, `"metric"`, `"device"`,
+      `"timeout"`, `"lost"`, `"error"`).
     """
 
     exit_code = 4

@@ -157,19 +157,29 @@ class Inherited:
 class Cached:
     """Answers from the history where an isomorphic architecture was already measured at the same fidelity.
 
-    history: what was measured before; later measurements are remembered too.
+    history: the study's own list, which grows with it; what was done before a trial was proposed counts.
+    others: what was measured elsewhere before.
     """
 
-    def __init__(self, evaluate: Evaluator, space: Space, history: Sequence[Trial]) -> None:
-        self.evaluate, self.space = evaluate, space
-        self._known = {self._key(t): t.metrics for t in reversed(history) if t.state == "done"}
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        space: Space,
+        history: Sequence[Trial],
+        *,
+        others: Sequence[Trial] = (),
+    ) -> None:
+        self.evaluate, self.space, self.history = evaluate, space, history
+        self._others = {self._key(t): t.metrics for t in reversed(others) if t.state == "done"}
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """The first measurement's metrics, else a new measurement."""
         key = self._key(trial)
-        if key not in self._known:
-            self._known[key] = self.evaluate(trial, rng)
-        return self._known[key]
+        if key in self._others:
+            return self._others[key]
+        known = (t.metrics for t in trial.known(self.history) if self._key(t) == key)
+        found = next(known, None)
+        return self.evaluate(trial, rng) if found is None else found
 
     def _key(self, trial: Trial) -> tuple[str, int]:
         return architecture_hash(self.space, trial.genotype), trial.fidelity

@@ -152,9 +152,9 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
 def _results(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        working = name.parts[0] == "checkpoint" or str(name).startswith("study.log") or str(name) == MANIFEST
+        working = name.parts[0] in ("checkpoint", "parked") or str(name).startswith("study.log")
         unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
-        if path.is_file() and not (path.is_symlink() or working or unfinished):
+        if path.is_file() and not (path.is_symlink() or working or unfinished or str(name) == MANIFEST):
             yield name.as_posix()
 
 
@@ -232,10 +232,12 @@ class FolderLock:
 
     It is an open-file lock on `run.lock`, so the kernel frees it when the owner dies, however it dies. The
     file says who the owner is and stays behind; only the lock counts. Children do not inherit it.
+
+    otherwise: what else a second process can do, beside waiting or going elsewhere.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
+    def __init__(self, folder: Path, *, otherwise: str = "") -> None:
+        self._path, self._otherwise = folder / LOCK, otherwise
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -277,7 +279,7 @@ class FolderLock:
             return f"cannot lock {self._path}: {error.strerror}"
         return (
             f"the run folder {str(self._path.parent)!r} is in use by {self._owner()}; "
-            "wait until it ends, stop it, or choose another folder"
+            f"wait until it ends, stop it, or choose another folder{self._otherwise}"
         )
 
     def _owner(self) -> str:

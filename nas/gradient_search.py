@@ -18,7 +18,6 @@ from nas.evaluate import require_memory
 from nas.files import read_json, write_json
 from nas.guard import user_errors
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.latency import LatencyTable, measure_table
 from nas.measured import LATENCY, free_metrics
 from nas.oneshot import differentiable, memory
@@ -30,7 +29,7 @@ from nas.oneshot.supernet import Supernet
 from nas.schedule import Listed
 from nas.seeding import rng
 from nas.space import Space
-from nas.study import JOURNAL, Study
+from nas.study import Study
 from nas.types import Genotype, Trial
 
 DRAWS = 2000
@@ -58,9 +57,7 @@ def search_by_gradients(job: Job) -> Searched:
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
     method, costs = _constrained(job, job.plan.search), _costs(job)
-    study = Study(
-        job.space, Listed((), 0), journal_storage(job.folder / JOURNAL), name="search", announce=False
-    )
+    study = Study(job.space, Listed((), 0), job.storage, name="search", announce=False)
     job.progress.phase("search", method.weights.epochs, done=len(study.history))
 
     def record(epochs: Sequence[Epoch]) -> None:

@@ -35,8 +35,8 @@ class Grown:
     its accuracy flatters it beside that of one from scratch: compare the best afresh in the end.
 
     folder: where the weights of ended trials are kept, each in a folder of its own.
-    history: the study's own list, which grows with it. Only trials of the same fidelity count; the best has
-      the highest `val_acc`, and of equal ones the lowest number.
+    history: the study's own list, which grows with it. Only trials of the same fidelity count that were done
+      when this one was proposed; the best has the highest `val_acc`, and of equal ones the lowest number.
     keep: of how many of the best trials of each fidelity the weights stay, at least 1. Those of one more stay
       until the next trial begins, since a trial whose end was not recorded needs its parent again.
 
@@ -65,10 +65,11 @@ class Grown:
 
     def _best(self, trial: Trial) -> list[Trial]:
         """The trials whose weights stay, best first; those of others are removed."""
-        ended = (t for t in self.history if t.number < trial.number and t.state == "done")
-        own = [t for t in ended if t.fidelity == trial.fidelity and INHERITED in t.metrics]
+        done = trial.known(self.history)
+        own = [t for t in done if t.fidelity == trial.fidelity and INHERITED in t.metrics]
         ordered = sorted(own, key=lambda t: (-t.metrics["val_acc"], t.number))
-        for beaten in ordered[self.keep :]:
+        # Of those beside this one, each may have a parent that what ended since has pushed out.
+        for beaten in ordered[self.keep + len(trial.beside) :]:
             shutil.rmtree(self._place(beaten), ignore_errors=True)
         return ordered[: self.keep]
 

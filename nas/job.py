@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from optuna.storages import BaseStorage
+
 from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.latency import LatencyTable
+from nas.patience import Patience
 from nas.plan import Plan
 from nas.progress import Progress
 from nas.recipe import Recipe
-from nas.run_folder import CHECKPOINT
+from nas.resumable import Stopped
+from nas.run_folder import CHECKPOINT, read_run
 from nas.seeding import derive
 from nas.space import Space
+from nas.storage.run import run_storage
 from nas.task import Task
 
 
@@ -43,6 +48,17 @@ class Job:
         """The table that latencies are looked up in, if one was named."""
         path = self.config.latency_table
         return None if path is None else LatencyTable.read(Path(path))
+
+    @cached_property
+    def storage(self) -> BaseStorage:
+        """Where the trials are written; the folder must hold the record of the run."""
+        patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
+        run = str(read_run(self.folder).get("run", ""))
+        return run_storage(self.folder, self.config.storage, run=run, patience=patience)
+
+    def _stop_waiting(self) -> None:
+        if self.stop():
+            raise Stopped("stopped while the storage could not be used")
 
     def checkpoints(self, phase: str) -> Checkpoints:
         """Where one phase saves its state."""

@@ -194,6 +194,7 @@ class Laddered:
 
     def _record(self, genotype: Genotype, counted: Cost, results: Mapping[str, Mapping[str, float]]) -> None:
         record = {"settings": self._settings(counted), "results": results}
+        self.place(genotype).mkdir(parents=True, exist_ok=True)
         write_json(self.place(genotype) / RESULTS, record)
 
     def _settings(self, counted: Cost) -> list[str | int]:

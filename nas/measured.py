@@ -39,7 +39,7 @@ class Measured:
     constraints: a trial that breaks one on its costs fails with reason `constraint` before the evaluator is
       called; those on the evaluator's own metrics are left to the goals. Give none where a searcher shall
       learn from violations.
-    history: earlier trials of the study, so that its latencies go on at the same scale.
+    history, others: see `Stopwatch`.
     given: metrics that the evaluator itself gives.
     """
 
@@ -54,6 +54,7 @@ class Measured:
         table: LatencyTable | None = None,
         constraints: Sequence[Constraint] = (),
         history: Sequence[Trial] = (),
+        others: Sequence[Trial] = (),
         given: Sequence[str] = TRAINED,
     ) -> None:
         self.evaluate, self.space, self.image_shape, self.table = evaluate, space, tuple(image_shape), table
@@ -63,7 +64,7 @@ class Measured:
             table.check(space)
         self._stopwatch = None
         if table is None and needed & set(TIMED):
-            self._stopwatch = Stopwatch(space, image_shape, device, history=history)
+            self._stopwatch = Stopwatch(space, image_shape, device, history=history, others=others)
         self._wanted = set(wanted) | set(TIMED if self._stopwatch is not None else ())
         self._constraints = tuple(constraints)
 
@@ -83,14 +84,15 @@ class Measured:
 
 
 class Stopwatch:
-    """Measures latency relative to a reference, the first architecture that it measured.
+    """Measures latency relative to a reference, the first architecture that was measured.
 
     A busy machine or a hot chip slows down everything for a while, so candidate and reference run side by
     side; other processes delay single passes, so only the best of a few counts (`nas.latency.best`). A
     latency is the median ratio of these, times what the reference took when it was measured alone. Ranks
     depend on ratios only; the scale, common to all, is as good as that first measurement.
 
-    history: earlier trials; the first that was timed is the reference.
+    history: trials of the study, a list that grows with it; others: earlier ones of another study. The first
+      that was timed is the reference, that of all workers. While there is none, each takes its own first.
     blocks: ratios per measurement. It is prolonged, up to `MOST` times, until the interval of the median is
       narrower than `TOLERANCE`.
     """
@@ -102,21 +104,19 @@ class Stopwatch:
         device: torch.device,
         *,
         history: Sequence[Trial] = (),
+        others: Sequence[Trial] = (),
         blocks: int = 12,
     ) -> None:
         self.space, self.device, self.rounds = space, device, blocks * BEST_OF
         stream = torch_rng(0, "latency", device=device)
         self.x = torch.randn(1, *image_shape, generator=stream, device=device)
-        timed = [(t.genotype, t.metrics[LATENCY]) for t in history if LATENCY in t.metrics]
-        self._reference: tuple[Genotype, float] | None = timed[0] if timed else None
+        self._history, self._others = history, others
+        self._own: tuple[Genotype, float] | None = None
 
     def __call__(self, genotype: Genotype, *, seed: int = 0) -> dict[str, float]:
         """The metrics `TIMED` of one architecture; `seed` shuffles the order within rounds."""
         network = self._network(genotype)
-        if self._reference is None:
-            alone = interleaved([network], self.x, repeats=MOST * self.rounds)
-            self._reference = genotype, float(np.median(best(alone)))
-        reference, ms = self._reference
+        reference, ms = self._reference() or self._first(genotype, network)
         pair = [network, self._network(reference)]
         times = np.empty((2, 0))
         for again in range(MOST):
@@ -128,6 +128,15 @@ class Stopwatch:
                 break
         p95_ms = float(np.quantile(times[0], 0.95) * ms / np.median(other))
         return dict(zip(TIMED, (found.p50_ms, found.low_ms, found.high_ms, p95_ms), strict=True))
+
+    def _reference(self) -> tuple[Genotype, float] | None:
+        timed = (t for t in (*self._others, *self._history) if LATENCY in t.metrics)
+        return next(((t.genotype, t.metrics[LATENCY]) for t in timed), self._own)
+
+    def _first(self, genotype: Genotype, network: nn.Module) -> tuple[Genotype, float]:
+        alone = interleaved([network], self.x, repeats=MOST * self.rounds)
+        self._own = genotype, float(np.median(best(alone)))
+        return self._own
 
     def _network(self, genotype: Genotype) -> nn.Module:
         require_memory(cost(self.space, genotype, self.x.shape[1:]).params, self.device)

@@ -6,30 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nas.errors import NoModelError
-from nas.evaluate import Cached
 from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.oneshot.record import Epoch
 from nas.result import Alphas
-from nas.resumable import Stopped
 from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.space import Size
-from nas.study import JOURNAL, Evaluator, Study
-from nas.trial_setup import (
-    bounded,
-    early_stopped,
-    evaluator,
-    grown,
-    informed,
-    scheduler,
-    trial_line,
-    with_costs,
-)
+from nas.study import Evaluator
+from nas.trial_search import TrialSearch, trial_search, write_record
+from nas.trial_setup import trial_line
 from nas.types import Genotype, Trial
+from nas.workers.identity import Identity
+from nas.workers.start import describe_job, job_slots, work_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +49,8 @@ def find(job: Job) -> Found:
 
 
 def _differentiable(job: Job) -> Found:
+    if job.config.workers != 1:
+        job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
     if job.space.size == Size(1, exact=True):
         return Found([job.space.sample(rng(0))], (), 0.0)
     found = search_by_gradients(job)
@@ -71,42 +64,39 @@ def _differentiable(job: Job) -> Found:
 
 def _black_box(job: Job, searcher: Searcher) -> Found:
     """Candidates: the best trials of the longest training."""
-    measure, spent_s = evaluator(job)
-    fidelity = 0 if job.config.shares_weights else job.plan.ladder.granted[-1]
-    study = Study(
-        job.space,
-        scheduler(job, bounded(job, informed(job, searcher)), fidelity),
-        journal_storage(job.folder / JOURNAL),
-        name="search",
-        seed=job.seed("search"),
-        goals=job.plan.goals,
-        announce=not job.config.shares_weights,
+    places = job_slots(job)
+    budget_s = job.plan.budget_s
+    search = trial_search(
+        job,
+        searcher,
+        job.storage,
+        identity=Identity.of_this_process(leads=True),
+        heir=job.config.storage is None,
+        spend_s=None if budget_s is None else budget_s * max(1, len(places)),
     )
+    study = search.study
     job.progress.phase("search", job.plan.trials, done=study.ended)
-
-    def enough() -> bool:
-        if job.stop():
-            raise Stopped(f"search stopped after {study.ended} trials")
-        budget = job.plan.budget_s
-        return budget is not None and study.ended > 0 and study.spent_s >= budget
-
-    trained = grown(job, early_stopped(job, measure, study), study)
-    measured = with_costs(job, trained, study.history)
+    if study.claims.shared:
+        write_record(study, describe_job(job), spend_s=search.spend_s)
+    if places and study.ended < job.plan.trials:
+        work_together(search, places)
+    # What the workers have left, for whatever reason, is done here.
     reason = study.run(
-        Cached(measured, job.space, study.history),
+        search.evaluate,
         trials=job.plan.trials,
-        stop=enough,
+        stop=search.enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
     )
     if study.ended < job.plan.trials:
-        job.progress.note(f"the search ends early: {_why(job, study, reason)}")
+        job.progress.note(f"the search ends early: {_why(search, reason)}")
     best = finalists(study.history, job.plan.lead)
     if not best:
         raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
     if job.plan.goals.violation(best[0].metrics) > 0:
         job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
     genotypes = _distinct(job, (t.genotype for t in best))
-    return Found(genotypes, study.history, spent_s + study.spent_s, measure, fidelity)
+    seconds = search.prepared_s + study.spent_s
+    return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
 
 
 def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
@@ -119,8 +109,8 @@ def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
     return list(found.values())
 
 
-def _why(job: Job, study: Study, reason: str) -> str:
-    budget = job.plan.budget_s
-    if budget is not None and study.spent_s >= budget:
-        return f"its {study.ended} trials took {study.spent_s:.0f} s, the budget is {budget:.0f} s"
+def _why(search: TrialSearch, reason: str) -> str:
+    study, budget_s = search.study, search.spend_s
+    if budget_s is not None and study.spent_s >= budget_s:
+        return f"its {study.ended} trials took {study.spent_s:.0f} s, the budget is {budget_s:.0f} s"
     return reason

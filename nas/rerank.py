@@ -20,11 +20,10 @@ from nas.evaluate import Start, Trained
 from nas.files import replacing
 from nas.graph import architecture_hash
 from nas.job import Job
-from nas.journal import journal_storage
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
-from nas.study import JOURNAL, Study
+from nas.study import Study
 from nas.train import predictions
 from nas.trial_setup import trial_line, with_costs
 from nas.types import Genotype, Trial
@@ -106,7 +105,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
     study = Study(
         job.space,
         Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
-        journal_storage(job.folder / JOURNAL),
+        job.storage,
         name="rerank",
         seed=job.seed("rerank"),
         goals=job.plan.goals,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -26,7 +27,10 @@ from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
-FREE = ("config.device", "config.budget", "plan.budget_s")
+FREE = (
+    *("config.device", "config.budget", "config.storage_patience", "plan.budget_s"),
+    *("config.workers", "config.lease", "config.trial_timeout"),
+)
 """Settings that may differ when a run is resumed."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
@@ -66,7 +70,9 @@ def begin(
         ConfigError: with a line for every setting that differs, or for a folder of a newer version.
         DataError: when the data are no longer those that the run began with.
     """
-    now = _record(config, plan, space, task, genotype)
+    now = describe_run(config, plan, space, task, genotype)
+    # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
+    now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)
@@ -81,11 +87,37 @@ def begin(
     return record
 
 
+def refuse_another_job(record: Mapping[str, Any], now: Mapping[str, Any], *, ignoring: Sequence[str]) -> None:
+    """Raises ConfigError unless a worker that joins would evaluate trials as the run that it joins does.
+
+    record, now: from `describe_run`. ignoring: settings that say where things are on the worker's machine.
+    """
+    changes = [
+        f"  {name.removeprefix('config.')}: {before!r} in the study, {here!r} here"
+        for part in ("config", "plan", "space")
+        for name, before, here in _differences(
+            _flat(record[part], part), _flat(now[part], part), free=(*FREE, *ignoring)
+        )
+    ]
+    if record["task"]["fingerprint"] != now["task"]["fingerprint"]:
+        changes.append(f"  images: those of {record['task']['name']!r} are others here")
+    if changes:
+        raise ConfigError(
+            "this worker would do another job than the study's:\n"
+            + "\n".join(changes)
+            + "\nuse the same version, images and code of your own"
+        )
+
+
 def _refuse_changes(
     folder: Path, record: Mapping[str, object], now: Mapping[str, object], parts: Sequence[str]
 ) -> None:
     for part in parts:
-        if changes := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
+        if found := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
+            changes = [
+                f"  {name.removeprefix('config.')}: {before!r} in the folder, {here!r} now"
+                for name, before, here in found
+            ]
             raise ConfigError(
                 f"{folder} holds a run with other settings:\n"
                 + "\n".join(changes)
@@ -138,9 +170,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _record(
-    config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None
+def describe_run(
+    config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None = None
 ) -> dict[str, Any]:
+    """What `run.json` says of a run."""
     return {
         "format": FORMAT,
         "config": config.model_dump(),
@@ -225,8 +258,10 @@ def _flat(value: object, name: str) -> dict[str, object]:
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
 
 
-def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
-    for name in sorted({*before, *now} - set(FREE)):
+def _differences(
+    before: Mapping[str, object], now: Mapping[str, object], *, free: Sequence[str] = FREE
+) -> Iterator[tuple[str, object, object]]:
+    """The settings that differ, with what they were and what they are."""
+    for name in sorted({*before, *now} - set(free)):
         if before.get(name) != now.get(name):
-            setting = name.removeprefix("config.")
-            yield f"  {setting}: {before.get(name)!r} in the folder, {now.get(name)!r} now"
+            yield name, before.get(name), now.get(name)

@@ -37,6 +37,8 @@ from nas.retrain_run import check_trial, final_recipe, final_space, offer, train
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
+from nas.storage.address import find_address
+from nas.storage.run import check_storage, keep_history
 from nas.task import Task, load_task
 from nas.trial_setup import check_search, warm_start
 
@@ -100,11 +102,16 @@ def run(
 ) -> Result:
     """Runs or resumes the job of a configuration; space, task and method, if given, come before its names."""
     place = Path(out) if out is not None else default_folder(config)
+    if (config.workers != 1 or config.trial_timeout is not None) and (space, task) != (None, None):
+        raise ConfigError(
+            "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
+            "or a task that was made in Python; give their names"
+        )
     job, notes = prepare(config, place, space=space, task=task, method=method, progress=progress, stop=stop)
     folder = open_folder(place)
     job = dataclasses.replace(job, folder=folder)
-    with FolderLock(folder):
-        begin(folder, config, job.plan, space=job.space, task=job.task, force=force)
+    with FolderLock(folder, otherwise=_how_to_join(job)):
+        begin(folder, job.config, job.plan, space=job.space, task=job.task, force=force)
         if is_finished(folder):
             job.progress.note(f"{folder} holds this run already, finished")
             clear_checkpoints(folder)
@@ -113,6 +120,11 @@ def run(
             job.progress.note(note)
         with devices.repeatable(enabled=config.deterministic):
             return _run(job)
+
+
+def _how_to_join(job: Job) -> str:
+    shared = job.plan.searcher is not None and not job.config.shares_weights
+    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""
 
 
 def prepare(
@@ -127,6 +139,9 @@ def prepare(
 ) -> tuple[Job, list[str]]:
     """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    config = config.model_copy(update={"storage": find_address(config.storage)})
+    if config.storage is not None and not is_finished(folder):
+        check_storage(config.storage)
     plan = make_plan(config, method)
     if space is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
@@ -257,6 +272,8 @@ def _run(job: Job) -> Result:
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
     if found.epochs:
         write_health(job.folder, found.epochs, title=f"Health of the search: {title}")
+    if job.config.storage is not None:
+        keep_history(job.storage, job.folder)
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
     clear_checkpoints(job.folder)
     return result

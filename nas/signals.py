@@ -6,15 +6,20 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are what batch systems such as SLURM are asked to send some time before the end."""
+
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `number` instead of killing the process.
+    """While entered, SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 set `number` instead of killing the process.
 
-    number: the signal that came, or 0. A second SIGINT raises KeyboardInterrupt where the program is.
+    number: the first of them that came, or 0. Later on, SIGINT, or SIGTERM for the second time, raises
+      KeyboardInterrupt where the program is; a batch system's warnings may be followed by SIGTERM.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self._terminated = False
         self._before: dict[int, signal.Handlers | object] = {}
 
     def __call__(self) -> bool:
@@ -23,11 +28,15 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that such a signal ended: 130 or 143."""
-        return 128 + (self.number or signal.SIGINT)
+        """What a shell or a batch system expects of a process that ends so: 130 after SIGINT, else 143."""
+        return 128 + (signal.SIGINT if self.number in (0, signal.SIGINT) else signal.SIGTERM)
+
+    def ask(self) -> None:
+        """Does what SIGTERM would, for once."""
+        self.number = self.number or signal.SIGTERM
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in POLITE:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -38,6 +47,8 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's signature
-        if self.number:
+        insists = number == signal.SIGINT or (number == signal.SIGTERM and self._terminated)
+        self._terminated |= number == signal.SIGTERM
+        if self.number and insists:
             raise KeyboardInterrupt
-        self.number = number
+        self.number = self.number or number

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -15,20 +17,24 @@ from typing import Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.goals import Goals
 from nas.guard import user_errors
-from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
+from nas.storage.finishing import finish_trial
+from nas.storage.run import past_storage
 from nas.types import Trial
+from nas.workers.claims import Alone, Claims, LostError
+from nas.workers.silence import OWNER
+from nas.workers.turns import NoTurnError
 
-JOURNAL = "study.log"
-"""The storage of a run, inside its folder."""
+_log = logging.getLogger("nas")
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
@@ -36,8 +42,12 @@ Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 _STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
     TrialState.COMPLETE: "done",
     TrialState.FAIL: "failed",
+    TrialState.WAITING: "running",  # begun, and given back
     TrialState.RUNNING: "running",
 }
+_WRITTEN = {name: state for state, name in _STATES.items()}
+OVERDUE = "overdue"
+"""The attribute of a trial that says how often it took too long."""
 _LOSSES = ("loss", "error", "latency", "cost")
 _GAINS = ("acc", "score", "auc", "f1")
 
@@ -49,6 +59,7 @@ class Study:
     seed: with the trial's number, seeds the proposal and the evaluation of every trial.
     announce: write a trial down when it starts, so that others see it running. Evaluations of a few
       milliseconds turn it off and are written once, when done.
+    claims: which trials are this process's to evaluate; all of them unless others are at work, too.
     history: every trial so far, in order of their numbers. A trial left running by a killed process is taken
       up again under its own number, so that a resumed study equals an uninterrupted one.
     """
@@ -63,6 +74,7 @@ class Study:
         seed: int = 0,
         goals: Goals | None = None,
         announce: bool = True,
+        claims: Callable[[optuna.Study], Claims] = lambda _: Alone(),
     ) -> None:
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
@@ -72,15 +84,19 @@ class Study:
         self._distributions: dict[str, BaseDistribution] = {
             d.name: CategoricalDistribution(d.options) for d in space.decisions
         }
-        self.history = [self._read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
+        self.claims = claims(self.optuna_study)
+        if self.claims.shared and not announce:
+            raise ConfigError(f"study {name!r}: trials that are not announced cannot be shared")
+        self.history: list[Trial] = []
+        self.under_way: list[FrozenTrial] = []
+        self._ids: list[int] = []
+        self.sync()
 
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
-        """The history of one study in a run's folder, empty where there is none; nothing is written."""
-        if not (folder / JOURNAL).is_file():
-            return []
-        storage = journal_storage(folder / JOURNAL)
-        if name not in (study.study_name for study in storage.get_all_studies()):
+        """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        storage = past_storage(folder)
+        if storage is None or name not in (study.study_name for study in storage.get_all_studies()):
             return []
         return cls(space, Listed((), 0), storage, name=name).history
 
@@ -90,23 +106,52 @@ class Study:
         Raises:
             ExhaustedError: when there is nothing left to try.
         """
-        for trial in self.history:
-            if trial.state == "running":
-                return trial
-        number = len(self.history)
-        proposal: object = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
-        match proposal:
-            case (tuple() as genotype, int() as fidelity):
-                trial = Trial(number, genotype, fidelity)
-            case _:
-                raise ConfigError(
-                    f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
-                    "genotype and its epochs; Fixed(searcher, epochs) makes a scheduler of a searcher"
-                )
-        if self.announce:
-            self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
-            self.history.append(trial)
+        trial = self._next()
+        if trial is None:
+            raise ExhaustedError(f"study {self.name!r}: nothing is left to try, but others are at work")
         return trial
+
+    def sync(self) -> None:
+        """Brings the history up to date with what other processes have written."""
+        try:
+            trials = self.optuna_study.get_trials(deepcopy=False)
+        except KeyError as error:
+            raise ConfigError(
+                f"study {self.name!r} was deleted or renamed while this process was at work on it"
+            ) from error
+        for frozen in trials[len(self.history) :]:
+            self._append(self._read(frozen), frozen._trial_id)
+        self.under_way = [frozen for frozen in trials if self.history[frozen.number].state == "running"]
+        for frozen in self.under_way:
+            self.history[frozen.number] = self._read(frozen)
+        self.under_way = [frozen for frozen in self.under_way if not frozen.state.is_finished()]
+        self.claims.look(self.under_way)
+
+    def sweep(self) -> None:
+        """Brings the history up to date, and lets trials whose workers are gone wait for others.
+
+        Raises:
+            NoTurnError: when others keep this process waiting.
+        """
+        self.sync()
+        if any(self._is_left(frozen) for frozen in self.under_way):
+            with self.claims.turn():
+                self._requeue()
+
+    def give_up(self, trial: FrozenTrial, why: str) -> None:
+        """Takes a trial from its worker: the first time it waits for another one, the second time it fails.
+
+        trial: as it was seen; one that another worker has begun meanwhile is left to that one.
+
+        Raises:
+            NoTurnError: when others keep this process waiting.
+        """
+        with self.claims.turn():
+            self.sync()
+            for frozen in self.under_way:
+                same = frozen.user_attrs.get(OWNER) == trial.user_attrs.get(OWNER)
+                if frozen.number == trial.number and same and frozen.state == TrialState.RUNNING:
+                    self._give_up(frozen, why)
 
     def tell(self, trial: Trial, metrics: Mapping[str, float], cost_s: float) -> Trial:
         """Records what was measured.
@@ -145,17 +190,30 @@ class Study:
 
         Raises:
             NoModelError: after `max_failures` failures in a row, with a count of their reasons.
+            DeviceError: when the GPU fails for good; the trial in which it did is recorded as failed.
         """
+        told = {trial.number for trial in self.history if trial.state != "running"}
         while self.ended < trials:
             if stop():
                 return f"stopped after {self.ended} trials"
             try:
-                trial = self.ask()
+                trial = self._next(trials)
             except ExhaustedError as error:
                 return str(error)
-            on_trial(self._evaluate(trial, evaluate))
-            self._check_failures(max_failures)
+            if trial is None:
+                self.claims.wait()
+            else:
+                self._evaluate(trial, evaluate)
+            told |= self.tell_of(on_trial, told)
+            self.check_failures(max_failures)
         return f"{trials} trials done"
+
+    def tell_of(self, on_trial: Callable[[Trial], None], told: Container[int]) -> set[int]:
+        """Calls `on_trial` with every ended trial whose number is not among `told`; returns their numbers."""
+        new = [trial for trial in self.history if trial.state != "running" and trial.number not in told]
+        for trial in new:
+            on_trial(trial)
+        return {trial.number for trial in new}
 
     @property
     def ended(self) -> int:
@@ -171,41 +229,148 @@ class Study:
         """The best trials by the goals, best first; see `Goals.ordered`."""
         return self.goals.ordered([t for t in self.history if t.state == "done"])[:count]
 
-    def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
+    def _next(self, most: int | None = None) -> Trial | None:
+        """The next of at most `most` trials; None when all that is left is in the hands of others."""
+        if self.claims.shared:
+            self.sync()  # which waits for a storage that is away, and says so
+        try:
+            with self.claims.turn() as check:
+                if self.announce:
+                    self._requeue()
+                if (taken := self._taken()) is not None:
+                    return taken
+                if most is not None and len(self.history) >= most:
+                    return None
+                trial = self._proposed()
+                check()
+                return self._announced(trial) if self.announce else trial
+        except NoTurnError as error:
+            _log.debug("%s", error)
+            return None
+        except ExhaustedError:
+            if self.under_way:
+                return None
+            raise
+
+    def _taken(self) -> Trial | None:
+        """The first of the trials under way that nobody works on."""
+        for frozen in self.under_way:
+            if self.claims.verdict(frozen) == "free" and self.claims.take(frozen):
+                return self.history[frozen.number]
+        return None
+
+    def _proposed(self) -> Trial:
+        number = len(self.history)
+        proposal: object = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        match proposal:
+            case (tuple() as genotype, int() as fidelity):
+                return Trial(number, genotype, fidelity, beside=tuple(f.number for f in self.under_way))
+        raise ConfigError(
+            f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
+            "genotype and its epochs; Fixed(searcher, epochs) makes a scheduler of a searcher"
+        )
+
+    def _announced(self, trial: Trial) -> Trial:
+        frozen = self._frozen(trial)
+        frozen.user_attrs |= self.claims.stamp()
+        self._append(trial, self.storage.create_new_trial(self.optuna_study._study_id, frozen))
+        return trial
+
+    def _append(self, trial: Trial, trial_id: int) -> None:
+        self.history.append(trial)
+        self._ids.append(trial_id)
+
+    def _evaluate(self, trial: Trial, evaluate: Evaluator) -> None:
         start = time.perf_counter()
         try:
-            with user_errors():
+            with self.claims.hold(self._ids[trial.number]) if self.announce else nullcontext(), user_errors():
                 metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
-            return self.tell(trial, metrics, time.perf_counter() - start)
+            self.tell(trial, metrics, time.perf_counter() - start)
         except TrialError as error:
-            return self.fail(trial, error, time.perf_counter() - start)
+            self.fail(trial, error, time.perf_counter() - start)
+            if error.reason == "device":
+                raise DeviceError(
+                    f"study {self.name!r}: the device failed in trial {trial.number} ({error}), and this "
+                    "process cannot use it any more; the same command goes on in a new process"
+                ) from error
+        except LostError as error:
+            _log.warning("study %r: trial %d: %s", self.name, trial.number, error)
+            self.sync()
 
     def _finish(self, trial: Trial) -> Trial:
         if not self.announce:
-            self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
-            self.history.append(trial)
+            self._append(
+                trial, self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
+            )
             return trial
-        frozen = self._frozen(trial)
-        trial_id = self.optuna_study.get_trials(deepcopy=False)[trial.number]._trial_id
-        self.storage.set_trial_user_attr(trial_id, "nas", frozen.user_attrs["nas"])
-        for name, value in frozen.system_attrs.items():
-            self.storage.set_trial_system_attr(trial_id, name, value)
-        self.storage.set_trial_state_values(trial_id, frozen.state, frozen.values)
+        if trial.number >= len(self.history):
+            self.sync()
+        if self.claims.owns(self._ids[trial.number]) and self._write(trial):
+            return trial
+        _log.warning(
+            "study %r: trial %d was taken over by another worker; the late result is not recorded",
+            self.name,
+            trial.number,
+        )
+        self.sync()
+        return self.history[trial.number]
+
+    def _write(self, trial: Trial) -> bool:
+        """Records how a trial ended; False where another process was first."""
+        if not finish_trial(self.storage, self.optuna_study._study_id, trial.number, self._frozen(trial)):
+            return False
         self.history[trial.number] = trial
-        return trial
+        return True
+
+    def _requeue(self) -> None:
+        """Lets what vanished workers left running wait for others, or fail when they always vanish."""
+        self.sync()
+        if not (left := [frozen for frozen in self.under_way if self._is_left(frozen)]):
+            return
+        for frozen in left:
+            if self.claims.verdict(frozen) == "lost":
+                self._record_failure(frozen, "lost: its workers vanished every time it was begun")
+            else:
+                self._set_waiting(frozen)
+        self.sync()
+
+    def _is_left(self, frozen: FrozenTrial) -> bool:
+        running = self.claims.shared and frozen.state == TrialState.RUNNING
+        return running and self.claims.verdict(frozen) != "held"
+
+    def _give_up(self, frozen: FrozenTrial, why: str) -> None:
+        times = 1 + int(frozen.user_attrs.get(OVERDUE, 0))
+        if times > 1:
+            self._record_failure(frozen, f"timeout: {why}")
+        else:
+            self._set_waiting(frozen, overdue=times)
+        self.sync()
+
+    def _set_waiting(self, frozen: FrozenTrial, *, overdue: int = 0) -> None:
+        try:
+            if overdue:
+                self.storage.set_trial_user_attr(frozen._trial_id, OVERDUE, overdue)
+            self.storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:  # it ended after all
+            return
+        _log.info("study %r: trial %d waits for another worker", self.name, frozen.number)
+
+    def _record_failure(self, frozen: FrozenTrial, reason: str) -> None:
+        _log.warning("study %r: trial %d failed, %s", self.name, frozen.number, reason)
+        self._write(replace(self.history[frozen.number], state="failed", reason=reason))
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
-        state = {name: state for state, name in _STATES.items()}[trial.state]
         record = {
             "fidelity": trial.fidelity,
             "metrics": dict(trial.metrics),
             "cost_s": trial.cost_s,
             "reason": trial.reason,
+            **({"beside": list(trial.beside)} if trial.beside else {}),
         }
         done = trial.state == "done"
         bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
         return create_trial(
-            state=state,
+            state=_WRITTEN[trial.state],
             values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
             constraints=bounds or None,
             params=self.space.choices(trial.genotype),
@@ -228,6 +393,7 @@ class Study:
             metrics=record["metrics"],
             cost_s=record["cost_s"],
             reason=record["reason"],
+            beside=tuple(record.get("beside", ())),
         )
 
     def _open(self, goals: Goals) -> optuna.Study:
@@ -273,7 +439,8 @@ class Study:
                     stacklevel=3,
                 )
 
-    def _check_failures(self, most: int) -> None:
+    def check_failures(self, most: int) -> None:
+        """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""
         last = [t for t in self.history if t.state != "running"][-most:]
         if len(last) == most and all(t.state == "failed" for t in last):
             counts = Counter(t.reason for t in last)

@@ -60,13 +60,19 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
     return Bounded(searcher, holds)
 
 
-def with_costs(job: Job, measure: Evaluator, history: Sequence[Trial]) -> Evaluator:
-    """The evaluator and the costs that the goals need: those of the last network, which may be larger."""
+def with_costs(
+    job: Job, measure: Evaluator, history: Sequence[Trial], *, others: Sequence[Trial] = ()
+) -> Evaluator:
+    """The evaluator and the costs that the goals need: those of the last network, which may be larger.
+
+    history: that of the trials' own study, which grows. others: trials that were measured before it began.
+    """
     wanted = job.plan.goals.metrics
     if not set(wanted) - set(TRAINED):
         return measure
     shape, device = job.task.image_shape, job.task.train.x.device
-    return Measured(measure, job.final, shape, device, wanted, table=job.latency_table, history=history)
+    table = job.latency_table
+    return Measured(measure, job.final, shape, device, wanted, table=table, history=history, others=others)
 
 
 def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:

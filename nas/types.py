@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,7 @@ class Trial:
     metrics: measured values by name; empty until told, and for a failed trial.
     cost_s: seconds of evaluation, as measured.
     reason: why a failed trial failed, e.g. `"nan: loss is not finite at step 12"`; empty otherwise.
+    beside: numbers of the earlier trials that were still running when this one was proposed.
     """
 
     number: int
@@ -43,6 +44,16 @@ class Trial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     cost_s: float = 0.0
     reason: str = ""
+    beside: tuple[int, ...] = ()
+
+    def known(self, history: Iterable[Trial]) -> list[Trial]:
+        """The done trials that this one was proposed after.
+
+        An evaluation that looks back at these alone gives the same however often it is begun, whatever
+        other workers have finished meanwhile.
+        """
+        own = (t for t in history if t.state == "done" and t.number < self.number)
+        return [t for t in own if t.number not in self.beside]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """What the store costs: milliseconds a trial for evaluations that take none, and the time to read them back.
 
 python scripts/bench_store.py --space darts --trials 2000
+python scripts/bench_store.py --storage postgresql+psycopg://nas@localhost/nas --trials 200
 """
 
 import argparse
 import json
+import secrets
 import sys
 import tempfile
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nas import Fixed, RandomSearch, RegularizedEvolution, Study, Trial, load
-from nas.journal import journal_storage
+from nas.storage.run import open_storage
 
 
 def free(_: Trial, rng: np.random.Generator) -> dict[str, float]:
@@ -25,19 +27,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="darts")
     parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--storage", help="URL of a database; a journal by default")
     options = parser.parse_args()
     space = load(options.space)
     numbers = {"space": space.name, "decisions": len(space.decisions), "trials": options.trials}
     for name, searcher in {"random": RandomSearch(), "evolution": RegularizedEvolution()}.items():
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "study.log"
-            study = Study(space, Fixed(searcher), journal_storage(path), name="s", announce=False)
+            where, study_name = options.storage or Path(folder) / "study.log", secrets.token_hex(8)
+            study = Study(space, Fixed(searcher), open_storage(where), name=study_name, announce=False)
             start = time.perf_counter()
             study.run(free, trials=options.trials)
             total_s = time.perf_counter() - start
             start = time.perf_counter()
             history = [(t.genotype, t.metrics) for t in study.history]
-            again = Study(space, Fixed(searcher), journal_storage(path), name="s", announce=False)
+            again = Study(space, Fixed(searcher), open_storage(where), name=study_name, announce=False)
             replay_s = time.perf_counter() - start
             assert [(t.genotype, t.metrics) for t in again.history] == history
             # What proposing alone takes is no cost of the store.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from nas.study import JOURNAL
+from nas.journal import JOURNAL
 
 TINY = {
     "epochs": 1,

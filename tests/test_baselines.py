@@ -214,7 +214,7 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
         raise ValueError("broken")
 
     monkeypatch.setattr(Trained, "__call__", fails)
-    monkeypatch.setattr("nas.baselines.Cached", lambda measure, space, known: measure)
+    monkeypatch.setattr("nas.baselines.Cached", lambda measure, space, known, others: measure)
     baselines = run_baselines(made, found)
     assert [t.state for t in baselines.history] == ["failed"] * 12
     assert baselines.choices == {}

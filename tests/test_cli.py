@@ -239,6 +239,7 @@ def test_a_folder_in_use_names_its_owner(tmp_path):
         done = search(tmp_path)
     assert done.exit_code == 2
     assert f"in use by pid {os.getpid()} on host" in done.stderr
+    assert f"to help it with its trials: nas worker {tmp_path}" in done.stderr
 
 
 def test_a_folder_of_a_newer_version_is_refused(tmp_path):
@@ -319,6 +320,7 @@ SEARCH = {
     "--trials": 7,
     "--epochs": 7,
     "--budget": 7.0,
+    "--workers": 7,
     "--top-k": 7,
     "--seed": 7,
     "--device": "cpu",
@@ -348,7 +350,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic", "--graph"),
+        *("--force", "--json", "--baselines", "--deterministic", "--graph", "--trial-timeout"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
     } - {tmp_path}
 

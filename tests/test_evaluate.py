@@ -293,10 +293,29 @@ def test_isomorphic_architectures_are_measured_once():
     bench = load("nasbench201", width=4, cells=1, in_channels=1)
     first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
     assert architecture_hash(bench, first) == architecture_hash(bench, second)
-    measure = Counting()
-    cached = Cached(measure, bench, [])
-    assert cached(Trial(0, first, 0), rng()) == cached(Trial(1, second, 0), rng(1)) == {"val_acc": 1.0}
+    measure, history = Counting(), []
+    cached = Cached(measure, bench, history)
+    history.append(Trial(0, first, 0, "done", cached(Trial(0, first, 0), rng())))
+    assert cached(Trial(1, second, 0), rng(1)) == {"val_acc": 1.0}
     assert measure.asked == [first]
+
+
+def test_a_result_that_came_after_the_proposal_is_not_looked_up():
+    """Whoever evaluates the trial, and whenever, must find the same."""
+    history = [
+        Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
+        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.8}),
+    ]
+    measure = Counting()
+    cached = Cached(measure, TOY, history)
+    assert cached(Trial(1, (2, 2, 2), 0, beside=(0,)), rng()) == {"val_acc": 1.0}
+    assert cached(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
+
+
+def test_what_another_study_measured_counts_first():
+    others = [Trial(5, (2, 2, 2), 0, "done", {"val_acc": 0.4})]
+    history = [Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7})]
+    assert Cached(Counting(), TOY, history, others=others)(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.4}
 
 
 def test_another_fidelity_is_another_measurement():

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
+import subprocess
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -16,7 +18,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from nas.errors import ConfigError
-from nas.journal import KernelLock, SafeJournalBackend, journal_storage
+from nas.journal import journal_storage
+from nas.journal_file import SafeJournalBackend
+from nas.kernel_lock import KernelLock
+from nas.patience import PATIENT, Patience
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -27,9 +32,9 @@ processes.set_forkserver_preload(["optuna"])
 CHOICES = CategoricalDistribution(("conv", "skip"))
 
 
-def open_study(path):
+def open_study(path, patience=PATIENT):
     return optuna.create_study(
-        storage=journal_storage(path),
+        storage=journal_storage(path, patience=patience),
         study_name="s",
         sampler=optuna.samplers.RandomSampler(seed=0),
         load_if_exists=True,
@@ -96,7 +101,7 @@ def test_torn_tail_at_every_byte_is_cut_off_and_kept(path, caplog):
     whole = path.read_bytes()
     start = whole.index(b"\n") + 1
     torn_path = path.with_name("study.log.torn")
-    for end in range(start + 1, len(whole)):
+    for end in range(start + 1, len(whole) - 1):
         path.write_bytes(whole[:end])
         torn_path.unlink(missing_ok=True)
         caplog.clear()
@@ -107,6 +112,18 @@ def test_torn_tail_at_every_byte_is_cut_off_and_kept(path, caplog):
         assert f"{end - start} bytes" in caplog.text
         backend.append_logs([record(2)])
         assert numbers(path) == [0, 2]
+
+
+@pytest.mark.parametrize("last", [b"", b"J", b"\0"])
+def test_last_record_that_lacks_only_its_newline_is_kept(path, caplog, last):
+    SafeJournalBackend(path).append_logs([record(0), record(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + last)
+    backend = SafeJournalBackend(path)
+    assert path.read_bytes() == whole and "newline" in caplog.text
+    assert not path.with_name("study.log.torn").exists()
+    backend.append_logs([record(2)])
+    assert numbers(path) == [0, 1, 2]
 
 
 def test_tail_torn_under_an_open_backend_is_cut_off_before_the_next_append(path):
@@ -152,9 +169,9 @@ def test_torn_tail_on_a_full_disk_can_still_be_read(path, monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", fail)
-        backend = SafeJournalBackend(path)
+        backend = SafeJournalBackend(path, patience=Patience(0))
         assert [log["number"] for log in backend.read_logs(0)] == [0]
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ConfigError, match="No space left"):
             backend.append_logs([record(1)])
     assert "cannot repair" in caplog.text
     backend.append_logs([record(1)])
@@ -176,7 +193,7 @@ def test_damage_in_the_middle_names_file_and_offset(path, damage):
 def test_lines_that_are_no_records_are_damage(path):
     for line in ("3\n", "[]\n", "{}\n"):
         path.write_text(line)
-        with pytest.raises(ConfigError, match="not a journal record"):
+        with pytest.raises(ConfigError, match=r"not a (table|journal record)"):
             numbers(path)
 
 
@@ -191,7 +208,7 @@ def test_journal_cut_under_a_reader_is_noticed(path):
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_full_disk_undoes_the_append(path, monkeypatch, call):
-    study = open_study(path)
+    study = open_study(path, Patience(0))
     study.add_trial(finished(0.5))
     before = path.read_bytes()
     write = os.write
@@ -203,11 +220,133 @@ def test_full_disk_undoes_the_append(path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ConfigError, match=r"cannot use the journal .*study\.log on /.*No space left"):
             study.add_trial(finished(0.25))
     assert path.read_bytes() == before
     study.add_trial(finished(0.75))
     assert values(path) == [0.5, 0.75]
+
+
+# -- faults that pass -----------------------------------------------------------------------------------
+
+QUICK = Patience(10, pause_s=0.01, longest_s=0.02)
+
+
+@pytest.mark.parametrize("fault", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENOLCK"])
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_fault_that_passes_is_waited_for(path, monkeypatch, caplog, fault, call):
+    study, real, left = open_study(path, QUICK), getattr(os, call), [3]
+
+    def fail(*arguments):
+        if left[0] == 0:
+            return real(*arguments)
+        left[0] -= 1
+        raise OSError(getattr(errno, fault), "not now")
+
+    monkeypatch.setattr(os, call, fail)
+    study.add_trial(finished(0.5))
+    assert caplog.messages[0].endswith("study.log: not now; trying again for up to 10 s")
+    assert "works again after" in caplog.messages[1] and len(caplog.messages) == 2
+    assert values(path) == [0.5]
+
+
+def test_reading_waits_too(path, monkeypatch, caplog):
+    study, real, left = open_study(path, QUICK), Path.open, [2]
+
+    def fail(file, *arguments):
+        if file.name != "study.log" or left[0] == 0:
+            return real(file, *arguments)
+        left[0] -= 1
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "open", fail)
+    assert study.trials == [] and "Stale file handle; trying again" in caplog.text
+
+
+def test_a_record_whose_writing_and_undoing_both_failed_is_there_once(path, monkeypatch):
+    study, left = open_study(path, QUICK), [2]
+    fsync, truncate = os.fsync, os.ftruncate
+
+    def fail(real):
+        def call(*arguments):
+            if left[0] == 0:
+                return real(*arguments)
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fail(fsync))
+    monkeypatch.setattr(os, "ftruncate", fail(truncate))
+    study.add_trial(finished(0.5))
+    assert left == [0] and values(path) == [0.5]
+
+
+def test_when_the_patience_ends_the_error_names_file_and_mount(path, monkeypatch):
+    study = open_study(path, Patience(0.05, pause_s=0.01))
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(ConfigError, match=rf"journal {path} on /.*: Input/output error; put that right"):
+            study.add_trial(finished(0.5))
+    assert values(path) == []
+
+
+def test_a_journal_that_was_removed_is_not_waited_for(path):
+    study = open_study(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        study.add_trial(finished(0.5))
+
+
+def add_under_limit(path: Path, told: Connection) -> None:
+    study = open_study(path, QUICK)
+    limit = path.stat().st_size + 1500
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    threading.Timer(0.2, resource.setrlimit, (resource.RLIMIT_FSIZE, everything)).start()
+    for number in range(20):
+        study.add_trial(finished(number))
+    told.send_bytes(str(path.stat().st_size - limit).encode())
+
+
+def test_a_file_size_limit_is_waited_for(path):
+    told, teller = processes.Pipe(duplex=False)
+    writer = processes.Process(target=add_under_limit, args=(path, teller))
+    writer.start()
+    assert told.poll(30) and int(told.recv_bytes()) > 0
+    writer.join()
+    assert values(path) == list(range(20))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_waited_for(small_disk, caplog):
+    path, filler = small_disk / "study.log", small_disk / "filler"
+    study = open_study(path, QUICK)
+    study.add_trial(finished(0.5))
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1000))
+    timer = threading.Timer(0.2, filler.unlink)
+    timer.start()
+    for number in range(20):  # more than is left in the last page
+        study.add_trial(finished(number))
+    timer.join()
+    assert "No space left on device; trying again" in caplog.text and "works again" in caplog.text
+    assert values(path) == [0.5, *range(20)]
 
 
 def test_what_cannot_be_written_as_json_changes_nothing(path):

@@ -12,7 +12,10 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-    "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "averaging captured errors types seeding progress signals console patience peak sealing oneshot",
+    "oneshot.gradients",
+    "workers workers.identity workers.silence workers.pulse workers.turns",
+    "kernel_lock storage storage.address storage.finishing storage.forwarding",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
     "oneshot.fused.kernels.native",
@@ -21,7 +24,14 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
-    "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
+    "workers.slots",
+    "workers.pool",
+    "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
+    "draw.style journal storage.database storage.parked",
+    "storage.patient",
+    "storage.run salvage",
+    "rebuild",
+    "repair",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
@@ -35,7 +45,9 @@ LAYERS = [
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
     "oneshot.fused.floor",
-    "oneshot.keeping space resumable datasets mapdataset draw.cells",
+    "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn_in_database",
+    "workers.turn",
+    "workers.claims",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
     "morph",
@@ -55,6 +67,7 @@ LAYERS = [
     "guard schedule halving train testing oneshot.bilevel",
     "oneshot.fused.workloads",
     "study scored oneshot.paths oneshot.singlepath presets",
+    "workers.coordinate",
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",
     "oneshot.differentiable",
@@ -72,10 +85,12 @@ LAYERS = [
     "doctor retrain_run",
     "job",
     "gradient_search trial_setup",
+    "trial_search",
+    "workers.start",
     "phases",
     "baselines rerank",
     "search_run",
-    "calibrate_run",
+    "calibrate_run workers.join",
     # what users call
     "bundle bundle.pieces bundle.layout bundle.run_form",
     "bundle.constructors",
@@ -84,9 +99,10 @@ LAYERS = [
     "bundle.forms bundle.card",
     "bundle.bundle",
     "cli.app",
-    "cli.export cli.look cli.measure",
+    "cli.export cli.look cli.measure cli.mend cli.workers",
     "cli.jobs",
     "cli",
+    "__main__",
 ]
 RANK = {f"nas.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 RANK["nas"] = len(LAYERS)

@@ -71,7 +71,8 @@ def test_the_folder_is_complete(jobs, name):
     result = jobs(name)
     alphas = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health.svg", "health.png"}
     alphas = alphas if name == "darts" else set()
-    assert {path.name for path in result.folder.iterdir()} == FILES | alphas
+    lock = {"study.log.lock"} if name == "evolution" else set()
+    assert {path.name for path in result.folder.iterdir()} == FILES | alphas | lock
     assert check_manifest(result.folder) == []
     listed = json.loads((result.folder / "manifest.json").read_text())["files"]
     assert listed.keys() == FILES - {"study.log", "manifest.json", "run.lock"} | alphas

@@ -85,6 +85,14 @@ def search(
             help='Time for trials or a differentiable search, e.g. "30m"; what is running is finished.'
         ),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Processes that train trials, a number or auto. [default: 1, this one]"),
+    ] = None,
+    trial_timeout: Annotated[
+        str | None,
+        typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
     ] = None,
@@ -104,6 +112,13 @@ def search(
     deterministic: Annotated[
         bool | None,
         typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for the trials, e.g. sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
+            "[default: $NAS_STORAGE, else a file in the run's folder]"
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
@@ -132,12 +147,15 @@ def search(
         "trials": trials,
         "epochs": epochs,
         "budget": budget,
+        "workers": workers,
+        "trial_timeout": trial_timeout,
         "top_k": top_k,
         "seed": seed,
         "device": device,
         "execution": execution,
         "graph": graph,
         "deterministic": deterministic,
+        "storage": storage,
     }
 
     def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:

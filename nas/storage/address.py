@@ -1,0 +1,134 @@
+"""Where a history lives, as a URL that never shows its password."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Self
+
+from nas.errors import ConfigError
+
+VARIABLE = "NAS_STORAGE"
+"""The environment variable that may hold the URL, password and all."""
+SCHEMES = {
+    "sqlite": "sqlite:///FILE",
+    "postgresql+psycopg": "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
+}
+_ALIASES = {"postgresql": "postgresql+psycopg"}
+_SECRETS = ("password", "sslpassword")
+MASK = "***"
+
+
+class Address(str):
+    """The URL of a database, as text with its password masked; `secret` alone has the whole of it.
+
+    It is safe in messages, logs and files. One that was read from such a file cannot be connected to; see
+    `find_address`. The path of an SQLite file is made absolute.
+
+    secret: the whole URL. scheme: a key of `SCHEMES`. passwords: what must not be shown.
+
+    Raises:
+        ConfigError: when it is no URL of a database that is known; no part of it is shown then.
+    """
+
+    secret: str
+    scheme: str
+    passwords: tuple[str, ...]
+
+    def __new__(cls, url: str) -> Self:
+        """Reads a URL."""
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        scheme = _scheme(url)
+        try:
+            parsed = make_url(url).set(drivername=scheme)
+        except (ArgumentError, ValueError):
+            parsed = None
+        # Raised out here, so that no part of the URL is chained to it.
+        if parsed is None or "@" in f"{parsed.host}{parsed.database}":
+            raise ConfigError(
+                f"the storage URL cannot be read; wanted {SCHEMES[scheme]}, in which the password must not "
+                "hold any of :/?#[]@% as they are: write @ as %40, and so on (see urllib.parse.quote)"
+            )
+        if scheme == "sqlite":
+            parsed = parsed.set(database=_absolute(parsed.database))
+        hidden = {name: MASK for name in _SECRETS if name in parsed.query}
+        self = super().__new__(cls, parsed.update_query_dict(hidden).render_as_string(hide_password=True))
+        self.secret, self.scheme = parsed.render_as_string(hide_password=False), scheme
+        given = [parsed.password, *(parsed.query.get(name) for name in _SECRETS)]
+        self.passwords = tuple(str(p) for p in given if p)
+        return self
+
+    def __getnewargs__(self) -> tuple[str]:
+        """What a pickled or copied address is made of again: the whole URL."""
+        return (self.secret,)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it was read from a record, and so lacks the password."""
+        return MASK in self.passwords
+
+    def hide(self, text: str) -> str:
+        """A text of others, such as an error of a driver, without the passwords."""
+        for password in self.passwords:
+            text = text.replace(password, MASK)
+        return text
+
+
+def find_address(address: Address | None) -> Address | None:
+    """The address to connect to: the one given, whole, or that of `NAS_STORAGE`; None is the journal.
+
+    Raises:
+        ConfigError: when a password is masked and the variable does not have it.
+    """
+    given = os.environ.get(VARIABLE)
+    if address is None:
+        return Address(given) if given else None
+    if not address.is_masked:
+        return address
+    if not given:
+        raise ConfigError(
+            f"storage is {address}, whose password is masked; give the whole URL with --storage, or in the "
+            f"environment variable {VARIABLE}"
+        )
+    found = Address(given)
+    if found != address:
+        raise ConfigError(f"{VARIABLE} is {found}, but storage is {address}; they must be the same database")
+    return found
+
+
+def writers(address: Address | None) -> int | None:
+    """How many processes may record trials at the same time; None is any number.
+
+    SQLite locks the whole file for each write and gives up under load, so only one may; a journal on one
+    machine or a good file server, and PostgreSQL, take many.
+    """
+    return 1 if address is not None and address.scheme == "sqlite" else None
+
+
+def check_writers(address: Address | None, workers: int) -> None:
+    """Raises ConfigError when so many workers may not record trials at the same time."""
+    most = writers(address)
+    if most is not None and workers > most:
+        raise ConfigError(
+            f"storage {address} takes {most} worker, not {workers}; leave storage out for workers on one "
+            f"machine, or use {SCHEMES['postgresql+psycopg']}"
+        )
+
+
+def _scheme(url: str) -> str:
+    found = re.match(r"([A-Za-z][\w+.-]*)://", url)
+    if found is None:
+        raise ConfigError(f"the storage is no URL; known: {', '.join(SCHEMES.values())}")
+    scheme = _ALIASES.get(found[1], found[1])
+    if scheme not in SCHEMES:
+        raise ConfigError(f"storage: no kind of database {scheme!r}; known: {', '.join(SCHEMES.values())}")
+    return scheme
+
+
+def _absolute(database: str | None) -> str:
+    if not database or database == ":memory:" or database.startswith("file:"):
+        raise ConfigError("the storage sqlite:///FILE needs the path of a file, which keeps the history")
+    return str(Path(database).absolute())

@@ -1,0 +1,96 @@
+"""The workers of a job on this machine: how many, where, and the processes themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nas.job import Job
+from nas.registry import is_plugin
+from nas.run_folder import CHECKPOINT, describe_run
+from nas.storage.address import VARIABLE, check_writers
+from nas.trial_search import TrialSearch
+from nas.trial_setup import trial_line
+from nas.workers.coordinate import coordinate
+from nas.workers.pool import GRACE_S, Pool, Start
+from nas.workers.slots import Slot, gpus_of, make_slots
+
+COMMAND = (sys.executable, "-m", "nas", "worker")
+TAIL = 2000
+"""Characters of what a worker said last that an error repeats."""
+
+
+def job_slots(job: Job) -> list[Slot]:
+    """The places of the job's workers; none where the coordinator does all the work itself."""
+    config = job.config
+    if config.workers == 1 and config.trial_timeout is None:
+        return []
+    if config.shares_weights:
+        job.progress.note(f"method {config.method!r} runs with one worker: its trials share their weights")
+        return []
+    gpus = gpus_of(config.device)
+    count = 1 if config.workers == "auto" else config.workers
+    check_writers(config.storage, count)
+    return make_slots(count, gpus)
+
+
+def describe_job(job: Job) -> dict[str, Any]:
+    """What a worker that joins must know."""
+    return describe_run(job.config, job.plan, job.space, job.task) | {"begun": None}
+
+
+def work_together(search: TrialSearch, slots: list[Slot]) -> None:
+    """Evaluates the trials of a search by workers on this machine, to their end."""
+    job, logs = search.job, search.job.folder / CHECKPOINT / "workers"
+    logs.mkdir(parents=True, exist_ok=True)
+    pool = Pool(
+        slots,
+        starting(job, logs),
+        lease_s=job.config.lease,
+        note=job.progress.note,
+        last_words=lambda slot: _tail(_log(logs, slot)),
+    )
+    coordinate(
+        search.study,
+        pool,
+        trials=job.plan.trials,
+        stop=search.enough,
+        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        trial_timeout_s=job.config.trial_timeout,
+    )
+
+
+def starting(job: Job, logs: Path) -> Start:
+    """Starts `nas worker` processes, new ones rather than copies, on one GPU each or on some cores."""
+    # Whoever named code of his own for the job has named it for its workers.
+    own = ["--space", job.config.space] if is_plugin(job.config.space) else []
+    address = job.config.storage
+    secret = {} if address is None else {VARIABLE: address.secret}
+
+    def start(slot: Slot, descriptor: int) -> subprocess.Popen[bytes]:
+        command = [*COMMAND, str(job.folder), "--device", slot.device, *own]
+        with _log(logs, slot).open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--pulse", str(descriptor), "--grace", str(GRACE_S / 2)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=slot.environment() | secret,
+                pass_fds=(descriptor,),
+                start_new_session=True,
+            )
+
+    return start
+
+
+def _log(logs: Path, slot: Slot) -> Path:
+    return logs / f"worker-{slot.number}.log"
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-TAIL:].strip()
+    except OSError:
+        return "(nothing)"

@@ -1,0 +1,145 @@
+"""Several workers on one PostgreSQL database: turns, leases, servers that go away."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from postgres import postgres
+
+from nas.errors import ConfigError
+from nas.patience import Patience
+from nas.registry import load
+from nas.schedule import Fixed
+from nas.searchers import RandomSearch
+from nas.storage.address import Address
+from nas.storage.run import RunStorage, open_storage
+from nas.study import Study
+from nas.workers.claims import Leased, owner_of
+from nas.workers.identity import Identity
+from nas.workers.turn import turn_of
+from nas.workers.turn_in_database import PostgresTurn
+from nas.workers.turns import NoTurnError
+
+__all__ = ["postgres"]
+CELLS = load("nasbench201")
+HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture
+def address(postgres):
+    return Address(postgres.database())
+
+
+def open_run(address, seconds=60.0):
+    return RunStorage(open_storage(address, patience=Patience(seconds, longest_s=0.2)), run="r-1")
+
+
+def worker(address, *, lease_s=600.0):
+    storage = open_run(address)
+
+    def claims(study):
+        turn = turn_of(storage, study._study_id)
+        return Leased(storage, study._study_id, turn, Identity.of_this_process(), lease_s=lease_s)
+
+    return Study(CELLS, Fixed(RandomSearch(), 1), storage, name="search", seed=1, claims=claims)
+
+
+def scored(trial, stream):
+    return {"val_acc": sum(trial.genotype) / 30}
+
+
+def test_workers_share_a_budget_without_a_trial_too_many(address):
+    studies = [worker(address) for _ in range(4)]
+    told = [[] for _ in studies]
+
+    def work(study, told):
+        def evaluate(trial, stream):
+            told.append(trial.number)
+            return scored(trial, stream)
+
+        study.claims.wait = lambda: time.sleep(0.01)
+        study.run(evaluate, trials=16)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(studies, told, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(n for numbers in told for n in numbers) == list(range(16))
+    history = worker(address).history
+    assert [(t.number, t.state) for t in history] == [(n, "done") for n in range(16)]
+    assert len({t.genotype for t in history}) == 16
+
+
+def test_a_dead_workers_trial_goes_to_another(address):
+    code = f"""
+import sys, time
+sys.path[:0] = {HERE!r}
+from test_database_workers import worker, Address
+study = worker(Address({address.secret!r}))
+print(study.ask().number, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dying:
+        assert dying.stdout.readline() == "0\n"
+        other = worker(address)
+        other.sweep()
+        assert other.storage.get_trial(other.under_way[0]._trial_id).state.name == "RUNNING"
+        dying.kill()
+    assert other.ask().number == 0
+    assert owner_of(other.storage.get_trial(other._ids[0]))[1] == 2
+    other.tell(other.history[0], {"val_acc": 1.0}, 0.0)
+    assert worker(address).history == other.history
+
+
+def test_a_frozen_holder_of_the_turn_is_cut_off_by_the_server_and_notices(address, monkeypatch):
+    monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.3)
+    storages = [open_storage(address) for _ in range(2)]
+    frozen, other = (PostgresTurn(storage, 7, cut_off_s=1.5) for storage in storages)
+    with frozen() as check:
+        check()
+        with pytest.raises(NoTurnError, match="no turn in time"), other():
+            pass
+        limit = time.monotonic() + 60
+        while True:
+            try:
+                with other() as own:
+                    own()
+                break
+            except NoTurnError:
+                assert time.monotonic() < limit
+        with pytest.raises(NoTurnError, match="the turn was lost"):
+            check()
+    with frozen() as check:  # its connection is made anew
+        check()
+
+
+def test_turns_of_other_studies_are_others(address):
+    storage, other = open_storage(address), open_storage(address)
+    with turn_of(storage, 1)(), turn_of(other, 2)():
+        pass
+
+
+def test_asking_outlasts_a_server_that_restarts(postgres, address):
+    study = worker(address)
+    study.run(scored, trials=2)
+    postgres.stop(signal.SIGQUIT)
+    threading.Timer(0.5, postgres.start).start()
+    study.run(scored, trials=4)
+    assert [t.state for t in worker(address).history] == ["done"] * 4
+
+
+def test_sqlite_has_no_turns(tmp_path):
+    storage = open_storage(Address(f"sqlite:///{tmp_path / 'x.db'}"))
+    with pytest.raises(ConfigError, match="several workers need a journal or a PostgreSQL database"):
+        turn_of(storage, 0)
