@@ -26,7 +26,7 @@ from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
-FREE = ("config.device", "config.budget", "plan.budget_s")
+FREE = ("config.device", "config.budget", "config.rank_timeout", "plan.budget_s")
 """Settings that may differ when a run is resumed."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
@@ -55,11 +55,13 @@ def begin(
     space: Space,
     task: Task,
     genotype: Genotype | None = None,
+    ranks: int = 1,
     force: bool,
 ) -> dict[str, Any]:
     """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
 
     genotype: the architecture to train, where the run does not search for one.
+    ranks: how many processes train together; another number may go on, so it is not compared.
     force: go on although the data changed.
 
     Raises:
@@ -67,6 +69,7 @@ def begin(
         DataError: when the data are no longer those that the run began with.
     """
     now = _record(config, plan, space, task, genotype)
+    now["environment"]["ranks"] = ranks
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)

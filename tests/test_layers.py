@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
     "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
-    "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
+    "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
@@ -33,7 +33,7 @@ LAYERS = [
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
     "oneshot.keeping space resumable datasets mapdataset draw.cells",
-    "oneshot.identities oneshot.watch",
+    "oneshot.identities oneshot.watch distributed",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
     "morph",
     "augment encodings fidelity latency skeleton searchers.bounded searchers.evolution searchers.local",
@@ -69,7 +69,7 @@ LAYERS = [
     "job",
     "gradient_search trial_setup",
     "phases",
-    "baselines rerank",
+    "baselines rerank following",
     "search_run",
     "calibrate_run",
     # what users call
@@ -77,6 +77,7 @@ LAYERS = [
     "cli.look cli.measure",
     "cli.jobs",
     "cli",
+    "__main__",
 ]
 RANK = {f"nas.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 RANK["nas"] = len(LAYERS)

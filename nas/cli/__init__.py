@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nas.cli import jobs, look, measure
 from nas.cli.app import app
+from nas.launch import follows
 
 __all__ = ["app", "jobs", "look", "main", "measure"]
 
@@ -15,9 +16,10 @@ __all__ = ["app", "jobs", "look", "main", "measure"]
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.
 
-    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 130 and 143 signals.
+    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 another rank lost,
+    130 and 143 signals.
     """
     # So that `module:function` finds a user's module here, behind everything that is installed.
     sys.path.append(str(Path.cwd()))
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if follows() else logging.WARNING)
     app()
