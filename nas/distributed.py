@@ -89,7 +89,7 @@ class Ranks(Team):
         self._agreements = 0
         limit, devices = timedelta(seconds=limit_s), torch.cuda.device_count()
         with self._reaching("find the others"):
-            # The launcher's store may outlive the ranks that it starts again, and a job others in this process.
+            # The launcher's store outlives ranks that it starts again, and jobs that this process has done.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self._store = _within(f"nas/{attempt}/{next(_jobs)}", _store())
             dist.init_process_group(

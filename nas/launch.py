@@ -25,7 +25,10 @@ def launched() -> tuple[int, int] | None:
 
 def follows() -> bool:
     """Whether this is one of several processes and not the first, so that it has nothing to say."""
-    found = launched()
+    try:
+        found = launched()
+    except ConfigError:  # which will be said by what needs to know
+        return False
     return found is not None and found[0] > 0
 
 

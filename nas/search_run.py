@@ -119,7 +119,14 @@ def run(
         if not team.leads:
             follow_to(place, team)
         job, notes = prepare(
-            config, place, space=space, task=task, method=method, progress=progress, stop=stop, team=team
+            config,
+            place,
+            space=space,
+            task=task,
+            method=method,
+            progress=progress if team.leads else None,
+            stop=stop,
+            team=team,
         )
         if team.leads:
             return _lead(job, notes, force=force)
@@ -204,7 +211,8 @@ def _refuse_trials(config: Config) -> None:
     if not config.is_differentiable and not config.shares_weights:
         raise ConfigError(
             f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
-            "it without torchrun, or search by gradients or with evaluator shared"
+            "it without torchrun (its winner can be trained over all ranks by nas retrain), or search by "
+            "gradients or with evaluator shared"
         )
 
 

@@ -32,27 +32,34 @@ class Rank:
             return "exit", self.process.exitcode
 
 
-def together(target, *args, size=2):
-    """What `target(*args)` returns on each rank."""
-    outcomes = [rank.outcome() for rank in started(target, *args, size=size)]
+def together(target, *args, **options):
+    """What `target(team, *args)` returns on each rank."""
+    outcomes = [rank.outcome() for rank in started(target, *args, **options)]
     assert all(kind == "value" for kind, *_ in outcomes), outcomes
     return [value for _, value in outcomes]
 
 
-def started(target, *args, size=2, limit_s=LIMIT_S):
-    """The ranks at work."""
+def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
+    """The ranks at work.
+
+    limit_s: how long they wait for each other; None for a target that joins them by itself.
+    store: that of an earlier start, as a launcher keeps it that starts the ranks for the `attempt`-th time.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*MODULES, "nas.distributed", "nas.search_run"])
     # As torchrun does, which outlives the ranks.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []
     for number in range(size):
         receiver, sender = context.Pipe(duplex=False)
         environment = {
             "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
+            "TORCHELASTIC_RESTART_COUNT": attempt,
         }  # fmt: skip
-        process = context.Process(target=_work, args=(sender, environment, limit_s, target, args), daemon=True)
+        process = context.Process(
+            target=_work, args=(sender, environment, limit_s, target, args), daemon=True
+        )
         process.start()
         sender.close()
         ranks.append(Rank(process, receiver, store))
@@ -67,8 +74,7 @@ def _work(sender, environment, limit_s, target, args):
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}
     try:
-        with contextlib.ExitStack() as stack:
-            team = stack.enter_context(joined(limit_s=limit_s))
+        with contextlib.nullcontext() if limit_s is None else joined(limit_s=limit_s) as team:
             sender.send(("value", target(team, *args)))
     except BaseException as error:
         sender.send(("error", type(error).__name__, str(error)))

@@ -1,4 +1,4 @@
-"""Several ranks train what one process trains: same loss, same alphas, same architecture; or they say why not."""
+"""Several ranks train what one process trains: same loss, same alphas, same architecture; or say why not."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,6 @@ from nas.train import train
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
-PLAIN = dataclasses.replace(PUBLISHED, epochs=2, batch=16)
 EQUAL = ("darts", "darts2", "gdas", "snas", "sdarts-adv", "oles")
 
 
@@ -36,10 +35,11 @@ def make_toy():
     return load("toy", width=4, classes=3, in_channels=1)
 
 
-def searched(team, space, name, *, images=96, data_seed=0, parts=None, **options):
+def searched(team, space, name, *, images=96, data_seed=0, epochs=2, parts=None, **options):
     """The curve of a search, the alphas and weights at its end, and the architecture."""
     task, method = make_task(images=images, seed=data_seed), METHODS[name]()
-    method = dataclasses.replace(method, weights=PLAIN, **(parts or {}))
+    weights = dataclasses.replace(PUBLISHED, epochs=epochs, batch=16)
+    method = dataclasses.replace(method, weights=weights, **(parts or {}))
     outcome = differentiable.search(space, task, method, seed=5, team=team, **options)
     supernet = outcome.supernet
     return {
@@ -61,7 +61,7 @@ def assert_same(ours, theirs):
 
 
 def search_plainly(team, names):
-    return {name: searched(team, make_plain_space(), name) for name in names}
+    return {name: searched(team, make_plain_space(), name, epochs=1) for name in names}
 
 
 def test_two_ranks_search_like_one_process_with_the_whole_batch():
@@ -144,7 +144,7 @@ def search_with_batch_norm(team):
     staged = {"staging": Progressive(keep=(1.0, 0.6), depth=(1.0, 2.0), anew=True)}
     selected = {"selection": ByPerturbation(images=8)}
     return [
-        searched(team, darts, "darts", images=32),
+        searched(team, darts, "gdas", images=32, epochs=1),
         searched(team, cells, "darts", images=32, parts=staged),
         searched(team, cells, "is-darts", images=32, parts=selected),
     ]
@@ -255,12 +255,12 @@ def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_limit():
     assert "another of 2 ranks is lost, or has not answered within 2 s" in text
 
 
-def die(team, folder, at):
-    """Rank 1 is killed before one of its steps."""
+def die(team, folder, victim, at):
+    """One rank is killed before one of its steps."""
     steps = itertools.count()
 
     def stop():
-        if team.rank == 1 and next(steps) == at:
+        if team.rank == victim and next(steps) == at:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
@@ -268,15 +268,21 @@ def die(team, folder, at):
     return searched(team, make_toy(), "darts", checkpoints=checkpoints, checkpoint_seconds=0, stop=stop)
 
 
-def test_a_killed_rank_ends_all_and_the_next_start_ends_where_an_undisturbed_one_does(tmp_path):
-    first, second = started(die, tmp_path / "killed", 4)
-    assert second.outcome() == ("exit", -signal.SIGKILL)
-    _, error, text = first.outcome()
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return together(die, tmp_path_factory.mktemp("whole"), 0, -1)[0]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_all_and_the_next_start_ends_where_an_undisturbed_one_does(
+    victim, undisturbed, tmp_path
+):
+    ranks = started(die, tmp_path, victim, 4)
+    assert ranks[victim].outcome() == ("exit", -signal.SIGKILL)
+    _, error, text = ranks[1 - victim].outcome()
     assert error == "RankError" and "another of 2 ranks is lost" in text
-    resumed = together(die, tmp_path / "killed", -1)
-    whole = together(die, tmp_path / "whole", -1)
-    assert_same(resumed[0], whole[0])
-    assert_same(resumed[1], whole[0])
+    for found in together(die, tmp_path, victim, -1, store=ranks[0].store, attempt=1):
+        assert_same(found, undisturbed)
 
 
 def stop_one(team, folder):
@@ -300,7 +306,9 @@ def test_a_batch_that_leaves_a_rank_one_image_is_refused():
         def __init__(self):
             self.rank, self.size, self.local = 0, 4, 0
 
-    with pytest.raises(ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"):
+    with pytest.raises(
+        ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"
+    ):
         retrained(Team(), dataclasses.replace(RETRAIN, batch=7))
 
 
