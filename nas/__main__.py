@@ -1,4 +1,4 @@
-"""`python -m nas` is the `nas` command."""
+"""`python -m nas` is the `nas` command, so that launchers such as torchrun can start it as a module."""
 
 from nas.cli import main
 

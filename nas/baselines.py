@@ -34,8 +34,8 @@ def run_baselines(job: Job, found: Found) -> Baselines:
     """Random search at the cost of the search, in a study of its own next to it.
 
     Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
-    different numbers of them, and as many seconds where gradients searched. What the search has measured is
-    not measured again but replayed. Where the search was random itself, it is its own baseline.
+    different numbers of them, and as many seconds of all ranks where gradients searched. What the search has
+    measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
 
     The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
     """
@@ -69,7 +69,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
     def enough() -> bool:
         if job.stop():
             raise Stopped(f"random search stopped after {study.ended} trials")
-        return trials is None and study.ended > 0 and study.spent_s >= found.seconds
+        return trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size
 
     most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()

@@ -26,6 +26,7 @@ from nas.files import FolderLock, read_json, write_json
 from nas.goals import Goals
 from nas.job import Job
 from nas.laddered import Laddered
+from nas.launch import refuse
 from nas.learning_curves import tse
 from nas.progress import Progress
 from nas.proxies import DEFAULT, PROXIES, log_rank
@@ -96,6 +97,7 @@ def calibrate(
     Raises:
         NasError: when a setting, the space or the data cannot be used, or too few architectures train.
     """
+    refuse("a calibration")
     settings = settings or Settings()
     names = {
         "space": space if isinstance(space, str) else space.name,

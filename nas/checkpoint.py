@@ -101,6 +101,26 @@ def unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
     return structure
 
 
+def encode(state: Mapping[str, Any]) -> bytes:
+    """A state (see `pack`) as the bytes of a checkpoint."""
+    tensors, structure = pack(dict(state))
+    return save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
+
+
+def decode(data: bytes, source: str) -> dict[str, Any]:
+    """The state of a checkpoint's bytes, on the CPU. source: where they come from, for messages."""
+    tensors, metadata = _parsed(data, source)
+    if metadata.get("checkpoint") != _FORMAT:
+        raise ConfigError(
+            f"{source} is a checkpoint of format {metadata.get('checkpoint')!r}, but this version reads "
+            f"{_FORMAT!r}; go on with the version that wrote it, or remove it to start again"
+        )
+    state = unpack(tensors, json.loads(metadata["structure"]))
+    if not isinstance(state, dict):
+        raise ConfigError(f"{source} holds a {type(state).__name__}, but a checkpoint holds a dict")
+    return state
+
+
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -113,16 +133,16 @@ def save_tensors(
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, on the CPU, and the metadata of a safetensors file."""
     try:
-        return _parsed(path.read_bytes(), path)
+        return _parsed(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _parsed(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _parsed(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise ConfigError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+        raise ConfigError(f"{source} is not a safetensors file, or is damaged: {error}") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__", {})
 
@@ -151,8 +171,7 @@ class Checkpoints:
         """
         if step < 0:
             raise ValueError(f"step is {step}, but must be at least 0")
-        tensors, structure = pack(dict(state))
-        data = save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
+        data = encode(state)
         path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
         self._write(path, data)
         self._prune(step, path)
@@ -169,7 +188,7 @@ class Checkpoints:
                 )
                 continue
             if _digest(data) == found.digest:
-                return found.step, _state(data, found.path)
+                return found.step, decode(data, str(found.path))
             _log.warning("checkpoint %s is damaged (SHA-256 differs); trying the previous one", found.path)
         return None
 
@@ -224,16 +243,3 @@ class _Found(NamedTuple):
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _state(data: bytes, path: Path) -> dict[str, Any]:
-    tensors, metadata = _parsed(data, path)
-    if metadata.get("checkpoint") != _FORMAT:
-        raise ConfigError(
-            f"{path} is a checkpoint of format {metadata.get('checkpoint')!r}, but this version reads "
-            f"{_FORMAT!r}; go on with the version that wrote it, or remove it to start again"
-        )
-    state = unpack(tensors, json.loads(metadata["structure"]))
-    if not isinstance(state, dict):
-        raise ConfigError(f"{path} holds a {type(state).__name__}, but a checkpoint holds a dict")
-    return state

@@ -131,6 +131,7 @@ class Config(BaseModel):
     seeds: how often each of the best is trained again.
     deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
     execution, graph: how cells and steps are run in all phases, see `nas.recipe.Recipe`.
+    rank_timeout: under torchrun, seconds that a rank waits for the others within a step before it gives up.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
     alphas: changes to how the alphas move: lr, weight_decay. alpha_speed: a factor on the method's own lr,
@@ -185,6 +186,7 @@ class Config(BaseModel):
     deterministic: bool = False
     execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
     graph: bool = True
+    rank_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] = 600.0
     space_settings: Table = {}
     final_settings: Table = {}
     trial: Table = {}

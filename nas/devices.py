@@ -14,14 +14,19 @@ import torch
 from nas.errors import ConfigError
 
 
-def resolve(name: str) -> torch.device:
+def resolve(name: str, *, local: int | None = None) -> torch.device:
     """The device of that name; `auto` is the first GPU, else the CPU.
+
+    local: the number of this process among those of its machine that train together; each has the GPU of its
+      number.
 
     Raises:
         ConfigError: when there is no such device, with those that exist.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local is not None and name.startswith("cuda") and torch.cuda.is_available():
+        return _own(name, local)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -32,6 +37,19 @@ def resolve(name: str) -> torch.device:
         hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
         raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}{hint}")
     return device
+
+
+def _own(name: str, local: int) -> torch.device:
+    """The GPU of one of several processes on this machine."""
+    if name != "cuda":
+        raise ConfigError(f"device is {name!r}, but every rank needs a GPU of its own; use cuda or auto")
+    gpus = torch.cuda.device_count()
+    if local >= gpus:
+        raise ConfigError(
+            f"local rank {local} needs a GPU of its own, but this machine has {gpus}; start torchrun with "
+            f"--nproc-per-node {gpus}, or use --device cpu"
+        )
+    return torch.device("cuda", local)
 
 
 def available() -> list[str]:

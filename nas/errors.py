@@ -39,6 +39,20 @@ class NoModelError(NasError):
     exit_code = 4
 
 
+class RankError(NasError):
+    """Another process of a training over many was lost, or does not do the same."""
+
+    exit_code = 5
+
+
+class DismissedError(NasError):
+    """Rank 0 of a training over many processes failed and has said why; nobody else need say it again."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class ExhaustedError(NasError):
     """Every architecture of the space has been tried; the study ends early."""
 

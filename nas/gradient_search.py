@@ -32,6 +32,8 @@ from nas.space import Space
 from nas.study import Study
 from nas.types import Genotype, Trial
 
+SEARCH = "search"
+"""What the phase is called between ranks."""
 DRAWS = 2000
 PENALTY = 10.0
 """Loss of an expected cost twice as high as its bound."""
@@ -59,6 +61,8 @@ def search_by_gradients(job: Job) -> Searched:
     method, costs = _constrained(job, job.plan.search), _costs(job)
     study = Study(job.space, Listed((), 0), job.storage, name="search", announce=False)
     job.progress.phase("search", method.weights.epochs, done=len(study.history))
+    method = _within_memory(job, method)
+    job.team.call(SEARCH)
 
     def record(epochs: Sequence[Epoch]) -> None:
         for epoch in epochs[len(study.history) :]:
@@ -72,13 +76,14 @@ def search_by_gradients(job: Job) -> Searched:
         outcome = differentiable.search(
             job.space,
             job.search_task,
-            _within_memory(job, method),
+            method,
             seed=job.seed("search"),
             prepare=_seeded(job),
             checkpoints=job.checkpoints("search"),
             budget_s=job.plan.budget_s,
             on_epoch=record,
             stop=job.stop,
+            team=job.team,
         )
     record(outcome.epochs)
     likely = _likely(job.space, outcome.strengths, rng(job.seed("search"), "likely"))
@@ -90,6 +95,15 @@ def search_by_gradients(job: Job) -> Searched:
         return excess, guards is not None and not keeps_cap(job.space, genotype, guards.skip_cap)
 
     return Searched(sorted(candidates, key=place), outcome.epochs, study.history, study.spent_s)
+
+
+def help_to_search(job: Job) -> None:
+    """What the other ranks do while rank 0 searches; what it has measured before they read in the folder."""
+    method = _within_memory(job, _constrained(job, job.plan.search))
+    with user_errors():
+        differentiable.search(
+            job.space, job.search_task, method, seed=job.seed("search"), stop=job.stop, team=job.team
+        )
 
 
 def _metrics(epoch: Epoch) -> dict[str, float]:
@@ -150,7 +164,9 @@ def _within_memory(job: Job, method: Method) -> Method:
     path = job.folder / "memory.json"
     if not path.exists():
         job.progress.note("memory: a step is measured on a few images")
-        found = memory.fit(job.space, job.search_task, method, job.config.memory, stop=job.stop)
+        found = memory.fit(
+            job.space, job.search_task, method, job.config.memory, ranks=job.team.size, stop=job.stop
+        )
         write_json(path, {**dataclasses.asdict(found.change), "needed": found.needed})
     record = cast(dict[str, Any], read_json(path))
     needed = record.pop("needed")

@@ -22,6 +22,7 @@ from nas.seeding import derive
 from nas.space import Space
 from nas.storage.run import run_storage
 from nas.task import Task
+from nas.team import ALONE, Team
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Job:
 
     task: all images; `search_task` has what the phases before the last training may use.
     final: the space at the size of the last network. recipe: of the last training.
+    team: the processes that train together.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Job:
     folder: Path
     progress: Progress
     stop: Callable[[], bool]
+    team: Team = ALONE
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:

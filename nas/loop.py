@@ -22,6 +22,7 @@ from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
 from nas.seeding import derive, torch_rng
 from nas.task import Split, Task
+from nas.team import ALONE, Team
 
 Output = Tensor | tuple[Tensor, Tensor | None]
 """Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
@@ -49,6 +50,7 @@ class Loop:
     seconds: time spent on the current epoch so far.
     weight_decay: the recipe's, unless it was changed on the way.
     drop_path: the probability of the present epoch.
+    images: how many images a step holds in this process; fewer than `batch` in a team.
     record: what captures steps, see `nas.captured`; None where nothing does.
     """
 
@@ -63,9 +65,11 @@ class Loop:
         forward: Forward,
         backward: Backward | None = None,
         form: Callable[[], Hashable] = lambda: None,
+        team: Team = ALONE,
     ) -> None:
         """As described.
 
+        team: the processes that divide every batch among them and then move alike, see `nas.team`.
         form: what `forward` and `backward` read in Python and may change between steps; None while their
           steps cannot be captured.
         """
@@ -75,6 +79,7 @@ class Loop:
         self.device = _shared_device(self.parameters, split)
         self._batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
         self.batch, self.steps_per_epoch = self._batches.size, self._batches.per_epoch
+        self.team, self.images = team, images_of(team, self.batch)
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
         self.seconds = 0.0
@@ -85,7 +90,9 @@ class Loop:
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = Average(network, recipe.ema) if recipe.ema else None
-        self.record = recorder(self.device) if recipe.graph and form() is not None else None
+        # What ranks say to each other in a step is not on the device, so that no graph could hold it.
+        captures = recipe.graph and team.size == 1 and form() is not None
+        self.record = recorder(self.device) if captures else None
         self._form = form
         self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
         self._batch: Batch | None = None
@@ -247,15 +254,35 @@ class Loop:
 
     def _begin(self) -> None:
         """Sets the streams of the coming step, and which images it sees."""
-        torch.manual_seed(derive(self.seed, "step", self.step))
+        torch.manual_seed(self._seed)
         self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
         x, y = self._batches.draw()
+        part = self.team.part
         if not self.recipe.mixup:
-            return to_layout(x), (y, None)
+            return to_layout(part(x)), (part(y), None)
         x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
-        return to_layout(x), (y, (partners, share))
+        return to_layout(part(x)), (part(y), (part(partners), share))
+
+    @property
+    def _seed(self) -> int:
+        return derive(self.seed, "step", self.step)
+
+    def apart(self) -> None:
+        """From here on what the network draws in the coming step is this rank's own."""
+        self.team.apart(self._seed)
+
+    def combined(self, loss: Tensor) -> Tensor:
+        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
+        if self.team.size == 1:
+            return loss.detach()
+        found = [p.grad for p in self.parameters.values() if p.grad is not None]
+        trained = tuple(i for i, p in enumerate(self.parameters.values()) if p.grad is not None)
+        self.team.agree(f"train, step {self.step}", hash(trained))
+        *means, mean = self.team.average([*found, loss], self.batch)
+        torch._foreach_copy_(found, means)
+        return mean
 
     def _set_drop_path(self) -> None:
         epoch = self.step // self.steps_per_epoch
@@ -331,7 +358,21 @@ def one_pass(loop: Loop) -> Tensor:
     if not loss.requires_grad:
         raise TrialError("no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter")
     loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
+    return loop.combined(loss)
+
+
+def images_of(team: Team, batch: int) -> int:
+    """How many images of a batch one process holds.
+
+    Raises:
+        ConfigError: when a rank would hold a single image, of which batch-norm can take no statistics.
+    """
+    if team.size > 1 and batch < 2 * team.size:
+        raise ConfigError(
+            f"train: a batch of {batch} leaves {team.size} ranks fewer than 2 images each; use a batch of at "
+            f"least {2 * team.size}, or fewer ranks"
+        )
+    return team.images(batch)
 
 
 def policy_of(recipe: Recipe, task: Task) -> Policy:

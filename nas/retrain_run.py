@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from nas import devices
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
+from nas.distributed import END, joined
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import affordable
 from nas.files import FolderLock
@@ -22,6 +23,7 @@ from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.latency import latency
+from nas.loop import images_of
 from nas.oneshot.fused.execution import resolve
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent
@@ -41,14 +43,17 @@ from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive, isolated, rng
 from nas.space import Space
 from nas.task import Task, load_task
+from nas.team import ALONE, Team
 from nas.train import EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
-    *("preset", "seed", "device", "execution", "graph", "deterministic"),
+    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
     *("space_settings", "final_settings", "retrain"),
 )
 """The settings that a retraining reads, beside space and task."""
+BEGIN, RETRAIN = "begin", "retrain"
+"""What the start of a job and its last training are called between ranks."""
 
 
 def retrain(
@@ -64,6 +69,8 @@ def retrain(
 ) -> Result:
     """Trains a known architecture as the last phase of a search would; called again, it resumes.
 
+    Under torchrun all ranks train it together, see docs/distributed.md.
+
     architecture: a finished run's folder, an architecture.json, or its content: at least `space`, `settings`
       and `choices`.
     space: must name the user's own space, or be it, where the architecture came from one.
@@ -77,42 +84,132 @@ def retrain(
         _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     )
     config = _config(data, space, task, settings)
-    # The architecture keeps its own size, unless the preset asks for the space's full one.
-    plan = replace(make_plan(config), final_size={})
-    device = devices.resolve(config.device)
-    resolve(plan.final.execution, device)
-    loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
-    searched = space if isinstance(space, Space) else _space(data, config, loaded)
-    genotype = searched.genotype(data["choices"])
-    final = final_space(config, plan, searched, loaded)
-    recipe, notes = final_recipe(config, plan, final, loaded)
+    with joined(limit_s=config.rank_timeout, stop=stop) as team:
+        if not team.leads:
+            follow_to(out, team)
+        job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
+        if team.leads:
+            return _lead(job, config, Path(out), progress, force=force)
+        with devices.repeatable(enabled=config.deterministic):
+            help_all(team, {RETRAIN: lambda _: job.help()})
+        return load_result(out, space=job.space)
+
+
+@dataclass(frozen=True, eq=False)
+class _Retraining:
+    """All that a retraining needs, on every rank."""
+
+    space: Space
+    genotype: Genotype
+    task: Task
+    plan: Plan
+    recipe: Recipe
+    notes: Sequence[str]
+    seed: int
+    team: Team
+    stop: Callable[[], bool]
+
+    @classmethod
+    def made(
+        cls,
+        data: Mapping[str, Any],
+        config: Config,
+        *,
+        space: str | Space | None,
+        task: str | Task,
+        team: Team,
+        stop: Callable[[], bool] | None,
+    ) -> Self:
+        # The architecture keeps its own size, unless the preset asks for the space's full one.
+        plan = replace(make_plan(config), final_size={})
+        device = devices.resolve(config.device, local=team.local)
+        resolve(plan.final.execution, device)
+        loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
+        searched = space if isinstance(space, Space) else _space(data, config, loaded)
+        final = final_space(config, plan, searched, loaded)
+        recipe, notes = final_recipe(config, plan, final, loaded)
+        genotype, seed = searched.genotype(data["choices"]), derive(config.seed, "retrain")
+        asked = stop or (lambda: False)
+        return cls(final, genotype, loaded, plan, recipe, notes, seed, team, asked)
+
+    def help(self) -> None:
+        help_to_retrain(
+            self.space,
+            self.genotype,
+            self.task,
+            self.recipe,
+            seed=self.seed,
+            stop=self.stop,
+            team=self.team,
+        )
+
+
+def _lead(job: _Retraining, config: Config, out: Path, progress: Progress, *, force: bool) -> Result:
     folder = open_folder(out)
+    space, genotype, task, team = job.space, job.genotype, job.task, job.team
     with FolderLock(folder):
-        begin(folder, config, plan, space=final, task=loaded, genotype=genotype, force=force)
+        begin(
+            folder, config, job.plan, space=space, task=task, genotype=genotype, ranks=team.size, force=force
+        )
+        team.call(BEGIN)
         if is_finished(folder):
             progress.note(f"{folder} holds this run already, finished")
             clear_checkpoints(folder)
-            return load_result(folder, space=final)
-        for note in notes:
+            return load_result(folder, space=space)
+        for note in [*job.notes, *team_notes(team, job.recipe.batch)]:
             progress.note(note)
         with devices.repeatable(enabled=config.deterministic):
             network, metrics = train_final(
-                final,
+                space,
                 genotype,
-                loaded,
-                recipe,
-                seed=derive(config.seed, "retrain"),
+                task,
+                job.recipe,
+                seed=job.seed,
                 checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
                 progress=progress,
-                stop=stop or (lambda: False),
+                stop=job.stop,
+                team=team,
             )
-        graphs = cell_graphs(final, genotype)
+        graphs = cell_graphs(space, genotype)
         result = Result(
-            final, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(loaded)
+            space, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(task)
         )
-        write_result(result, image_shape=loaded.image_shape, title=f"{final.name} on {loaded.name}")
+        write_result(result, image_shape=task.image_shape, title=f"{space.name} on {task.name}")
         clear_checkpoints(folder)
     return result
+
+
+def follow_to(out: str | Path, team: Team) -> None:
+    """Waits on another rank until rank 0 has begun the job in its folder.
+
+    Raises:
+        ConfigError: when this rank does not see that folder.
+    """
+    team.call(BEGIN)
+    if not (Path(out) / "run.json").is_file():
+        raise ConfigError(
+            f"rank {team.rank} does not see the run folder {str(out)!r} of rank 0; choose an --out folder "
+            "that all machines share"
+        )
+
+
+def help_all(team: Team, phases: Mapping[str, Callable[[Any], None]]) -> None:
+    """Does on another rank what rank 0 calls to, until the end of the job."""
+    while (called := team.called())[0] != END:
+        phase, value = called
+        phases[phase](value)
+
+
+def team_notes(team: Team, *batches: int) -> list[str]:
+    """What the user should know of trainings over several processes.
+
+    Raises:
+        ConfigError: when a batch is too small to be divided.
+    """
+    if team.size == 1:
+        return []
+    shares = [f"{images_of(team, batch)} of {batch}" for batch in dict.fromkeys(batches)]
+    return [f"{team.size} ranks train together: each takes {' or '.join(shares)} images of a batch"]
 
 
 def _checked(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,13 +329,17 @@ def train_final(
     checkpoints: Checkpoints | None,
     progress: Progress,
     stop: Callable[[], bool],
+    team: Team = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Trains one architecture on training and validation images, then measures test accuracy, once."""
+    """Trains one architecture on training and validation images, then measures test accuracy, once.
+
+    The other ranks of a team are called to help.
+    """
     with user_errors():
         counted = affordable(space, genotype, task)
-        with isolated(seed, "init"):
-            network = space.network(genotype).to(task.train.x.device)
+        network = _fresh(space, genotype, task, seed)
         progress.phase("retrain", recipe.epochs)
+        team.call(RETRAIN, list(genotype))
         curve = train(
             network,
             task,
@@ -248,6 +349,7 @@ def train_final(
             checkpoints=checkpoints,
             on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
             stop=stop,
+            team=team,
         )
         test_loss, test_acc = evaluate(network, task, task.test)
         if not math.isfinite(test_loss):
@@ -268,6 +370,27 @@ def train_final(
         "retrain_epochs": recipe.epochs,
         "retrain_seconds": sum(curve.seconds),
     }
+
+
+def help_to_retrain(
+    space: Space,
+    genotype: Genotype,
+    task: Task,
+    recipe: Recipe,
+    *,
+    seed: int,
+    stop: Callable[[], bool],
+    team: Team,
+) -> None:
+    """What the other ranks do while rank 0 trains the last network."""
+    with user_errors():
+        network = _fresh(space, genotype, task, seed)
+        train(network, task, recipe, seed=seed, split=task.train_and_val(), stop=stop, team=team)
+
+
+def _fresh(space: Space, genotype: Genotype, task: Task, seed: int) -> nn.Module:
+    with isolated(seed, "init"):
+        return space.network(genotype).to(task.train.x.device)
 
 
 def offer(task: Task) -> dict[str, object]:

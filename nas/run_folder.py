@@ -29,7 +29,7 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "plan.budget_s"),
-    *("config.workers", "config.lease", "config.trial_timeout"),
+    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
 )
 """Settings that may differ when a run is resumed."""
 CHECKPOINT = "checkpoint"
@@ -59,11 +59,13 @@ def begin(
     space: Space,
     task: Task,
     genotype: Genotype | None = None,
+    ranks: int = 1,
     force: bool,
 ) -> dict[str, Any]:
     """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
 
     genotype: the architecture to train, where the run does not search for one.
+    ranks: how many processes train together; another number may go on, so it is not compared.
     force: go on although the data changed.
 
     Raises:
@@ -73,6 +75,7 @@ def begin(
     now = describe_run(config, plan, space, task, genotype)
     # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
     now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
+    now["environment"]["ranks"] = ranks
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)

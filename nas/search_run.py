@@ -6,7 +6,7 @@ Every phase can be killed at any moment; the same call goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from nas import devices
 from nas.baselines import RANDOM, Baselines, run_baselines
 from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
+from nas.distributed import joined
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.files import FolderLock, write_json
+from nas.following import follow
 from nas.gradient_search import write_health
 from nas.graph import cell_graphs
 from nas.guard import user_errors
@@ -33,13 +35,24 @@ from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.rerank import SEARCH, Verdict, rerank
 from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, write_result
-from nas.retrain_run import check_trial, final_recipe, final_space, offer, train_final
+from nas.retrain_run import (
+    BEGIN,
+    RETRAIN,
+    check_trial,
+    final_recipe,
+    final_space,
+    follow_to,
+    offer,
+    team_notes,
+    train_final,
+)
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage, keep_history
 from nas.task import Task, load_task
+from nas.team import ALONE, Team
 from nas.trial_setup import check_search, warm_start
 
 OWN = "own:"
@@ -58,6 +71,8 @@ def search(
     stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
+
+    Under torchrun all ranks train supernets and the last network together, see docs/distributed.md.
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
@@ -107,18 +122,41 @@ def run(
             "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
             "or a task that was made in Python; give their names"
         )
-    job, notes = prepare(config, place, space=space, task=task, method=method, progress=progress, stop=stop)
-    folder = open_folder(place)
+    with joined(limit_s=config.rank_timeout, stop=stop) as team:
+        if not team.leads:
+            follow_to(place, team)
+        job, notes = prepare(
+            config,
+            place,
+            space=space,
+            task=task,
+            method=method,
+            progress=progress if team.leads else None,
+            stop=stop,
+            team=team,
+        )
+        if team.leads:
+            return _lead(job, notes, force=force)
+        with devices.repeatable(enabled=config.deterministic):
+            follow(job)
+        return load_result(place, space=job.final)
+
+
+def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
+    folder = open_folder(job.folder)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder, otherwise=_how_to_join(job)):
-        begin(folder, job.config, job.plan, space=job.space, task=job.task, force=force)
+        begin(
+            folder, job.config, job.plan, space=job.space, task=job.task, ranks=job.team.size, force=force
+        )
+        job.team.call(BEGIN)
         if is_finished(folder):
             job.progress.note(f"{folder} holds this run already, finished")
             clear_checkpoints(folder)
             return load_result(folder, space=job.final)
         for note in notes:
             job.progress.note(note)
-        with devices.repeatable(enabled=config.deterministic):
+        with devices.repeatable(enabled=job.config.deterministic):
             return _run(job)
 
 
@@ -136,6 +174,7 @@ def prepare(
     method: Method | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> tuple[Job, list[str]]:
     """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -146,7 +185,9 @@ def prepare(
     if space is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
         plan = dataclasses.replace(plan, size={}, final_size={})
-    device = devices.resolve(config.device)
+    if team.size > 1:
+        _refuse_trials(config)
+    device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
     task = (task or load_task(config.task, seed=config.seed)).to(device)
@@ -173,10 +214,23 @@ def prepare(
         folder,
         progress or Silent(),
         stop or (lambda: False),
+        team,
     )
     check_search(job)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
-    return job, [about, *task.notes, *notes, *_trust(config, plan, task)]
+    batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
+    notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
+    return job, [about, *task.notes, *notes]
+
+
+def _refuse_trials(config: Config) -> None:
+    """Trials that are trained one after the other gain nothing from many ranks."""
+    if not config.is_differentiable and not config.shares_weights:
+        raise ConfigError(
+            f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
+            "it without torchrun (its winner can be trained over all ranks by nas retrain), or search by "
+            "gradients or with evaluator shared"
+        )
 
 
 def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
@@ -234,10 +288,11 @@ def _run(job: Job) -> Result:
         best,
         job.task,
         job.recipe,
-        seed=job.seed("retrain"),
+        seed=job.seed(RETRAIN),
         checkpoints=job.checkpoints("retrain"),
         progress=job.progress,
         stop=job.stop,
+        team=job.team,
     )
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.task import Split, Task
+from nas.team import ALONE, Team
 
 __all__ = [
     "Curve",
@@ -115,6 +116,7 @@ def train(
     forward: Forward | None = None,
     backward: Backward | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Curve:
     """Trains `network` in place, where its parameters are, and returns its curve.
 
@@ -131,6 +133,7 @@ def train(
     forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
     backward: puts the gradients of a step in place and returns its loss; one pass by default.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+    team: all of its ranks train the same network together, see `nas.team`; rank 0 alone evaluates and saves.
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
     With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
@@ -142,20 +145,27 @@ def train(
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
         )
+
+    def whole(network: nn.Module, x: Tensor, _: int) -> Output:
+        loop.apart()
+        output: Output = network(x)
+        return output
+
     loop = Loop(
         network,
         task,
         recipe,
         seed=seed,
         split=task.train if split is None else split,
-        forward=forward or _whole,
+        forward=forward or whole,
         backward=backward,
         form=lambda: () if forward is None and backward is None else None,
+        team=team,
     )
     if start is not None:
         _inherit(loop, start)
     work = _Training(loop, evaluate_on, evaluate_every, recipe.epochs if until is None else until)
-    with isolated(seed, "train"), memory_errors(f"training at batch {loop.batch}"):
+    with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
             work,
@@ -164,6 +174,7 @@ def train(
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=on_epoch,
             stop=stop,
+            team=team,
         )
         loop.finish()
     return work.curve
@@ -245,6 +256,9 @@ class _Training:
         evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]
         return {**self.loop.settings(), "evaluation": evaluation}
 
+    def replicas(self) -> Iterable[Tensor]:
+        return self.loop.parameters.values()
+
     def _is_evaluated(self, epoch: int) -> bool:
         every = self.evaluate_every
         return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
@@ -255,11 +269,6 @@ def _inherit(loop: Loop, start: Checkpoints) -> None:
     if saved is None:
         raise ConfigError("train: start has no checkpoint to begin with; finish that training first")
     loop.inherit(saved[1]["work"]["loop"])
-
-
-def _whole(network: nn.Module, x: Tensor, step: int) -> Output:  # noqa: ARG001 - a Forward
-    output: Output = network(x)
-    return output
 
 
 def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:

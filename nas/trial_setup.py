@@ -33,6 +33,9 @@ from nas.study import Evaluator, Study
 from nas.train import EpochReport
 from nas.types import Genotype, Trial
 
+SHARED = "shared weights"
+"""What the training of a supernet for trials is called between ranks."""
+
 
 def check_search(job: Job) -> None:
     """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
@@ -165,6 +168,7 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
     """Trained supernets as an evaluator, and the seconds that they took."""
     supernet = fresh_supernet(job)
     job.progress.phase("supernet", job.plan.shared.epochs)
+    job.team.call(SHARED)
     done = 0
 
     def told(report: EpochReport) -> None:
@@ -182,11 +186,27 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
             checkpoints=job.checkpoints,
             on_epoch=told,
             stop=job.stop,
+            team=job.team,
         )
     if shared.split:
         names = ", ".join(job.space.decisions[i].name for i in shared.split)
         job.progress.note(f"the supernet was split by {names} into {len(shared.supernets)}")
     return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
+
+
+def help_with_weights(job: Job) -> None:
+    """What the other ranks do while rank 0 trains the shared weights."""
+    supernet, plan = fresh_supernet(job), job.plan
+    with user_errors():
+        fewshot.train(
+            supernet,
+            job.search_task,
+            plan.shared,
+            plan.sharing,
+            seed=job.seed("shared"),
+            stop=job.stop,
+            team=job.team,
+        )
 
 
 def _trained(job: Job) -> Evaluator:

@@ -19,6 +19,7 @@ from nas.resumable import Stopped
 from nas.search_run import prepare, search
 from nas.study import Study
 from nas.task import load_task
+from nas.team import Alone
 from nas.types import Trial
 
 TASK = load_task("digits")
@@ -84,6 +85,18 @@ def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
     seconds = [t.cost_s for t in baselines.history]
     assert sum(seconds) >= 0.3 > sum(seconds[:-1])
     assert {t.fidelity for t in baselines.history} == {made.plan.trial.epochs}
+
+
+def test_random_search_gets_the_seconds_of_all_ranks(tmp_path):
+    class Three(Alone):
+        def __init__(self):
+            self.rank, self.size, self.local = 0, 3, 0
+
+    settings = {k: v for k, v in TINY.items() if k != "baselines"}
+    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
+    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK, team=Three())
+    seconds = [t.cost_s for t in run_baselines(made, Found([(2, 2, 2)], (), seconds=0.1)).history]
+    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
 
 
 def test_shared_weights_are_shared_with_random_search(tmp_path):

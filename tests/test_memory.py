@@ -68,6 +68,11 @@ def test_the_batch_gives_first_and_the_learning_rate_follows(line):
     assert found.change.words(METHOD) == ["batch 64 -> 16, learning rate 0.025 -> 0.00625"]
 
 
+def test_ranks_that_divide_the_batch_need_less_each(line):
+    found = fit(SPACE, TASK, METHOD, line.bytes(32), ranks=2)
+    assert found.change == Change(64) and found.needed == line.bytes(32)
+
+
 def test_then_precision_then_checkpointing_then_channels_then_paths(line):
     seen, budget = [], line.bytes(16)
     while True:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nas.cli import export, jobs, look, measure, mend, workers
 from nas.cli.app import app
+from nas.launch import follows
 
 __all__ = ["app", "export", "jobs", "look", "main", "measure", "mend", "workers"]
 
@@ -15,10 +16,11 @@ __all__ = ["app", "export", "jobs", "look", "main", "measure", "mend", "workers"
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.
 
-    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the GPU failed,
+    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the GPU failed or
+    another rank is lost,
     130 and 143 signals.
     """
     # So that `module:function` finds a user's module here, behind everything that is installed.
     sys.path.append(str(Path.cwd()))
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if follows() else logging.WARNING)
     app()

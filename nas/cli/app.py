@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.errors import NasError
+from nas.errors import DismissedError, NasError
+from nas.launch import follows, launched
 
 app = typer.Typer(
     help="Neural architecture search: from a data set to a found architecture and its trained model.",
@@ -35,12 +36,21 @@ def errors() -> Iterator[None]:
     """Foreseen errors as one message on standard error and their exit code."""
     try:
         yield
+    except DismissedError as error:  # rank 0 has said it
+        raise typer.Exit(error.exit_code) from error
     except NasError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_rank()}{error}", err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
+        if not follows():
+            typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from error
+
+
+def _rank() -> str:
+    """Which rank speaks, where it is not the only one or the first."""
+    found = launched() if follows() else None
+    return "" if found is None else f"rank {found[0]}: "
 
 
 def values(config: Path | None, given: Mapping[str, object], sets: list[str] | None) -> dict[str, Any]:
@@ -55,5 +65,5 @@ def announce(space: str) -> None:
     """Says that code from outside the engine is about to run."""
     from nas.registry import is_plugin
 
-    if is_plugin(space):
+    if is_plugin(space) and not follows():
         sys.stderr.write(f"running your code: {space}\n")

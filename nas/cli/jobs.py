@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,10 @@ import typer
 
 from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, values
 from nas.cli.look import architecture
+from nas.launch import follows
 
 if TYPE_CHECKING:
-    from nas.console import LiveProgress, PlainProgress
+    from nas.progress import Progress
     from nas.result import Result
     from nas.signals import StopRequest
 
@@ -158,7 +160,7 @@ def search(
         "storage": storage,
     }
 
-    def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
+    def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.config import is_own, make_config
         from nas.search_run import run
 
@@ -206,7 +208,7 @@ def retrain(
         "deterministic": deterministic,
     }
 
-    def job(progress: LiveProgress | PlainProgress, stop: StopRequest) -> Result:
+    def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.retrain_run import retrain as train_again
 
         assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
@@ -226,19 +228,22 @@ def retrain(
     run_job(job, as_json=as_json)
 
 
-def run_job(job: Callable[[LiveProgress | PlainProgress, StopRequest], Result], *, as_json: bool) -> None:
-    """Runs a job that can be stopped and resumed, and shows its result."""
+def run_job(job: Callable[[Progress, StopRequest], Result], *, as_json: bool) -> None:
+    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
     from nas.console import reporter
+    from nas.progress import Silent
     from nas.resumable import Stopped
     from nas.signals import StopRequest
 
-    with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
+    teller: AbstractContextManager[Progress] = nullcontext(Silent()) if follows() else reporter(quiet=as_json)
+    with errors(), teller as progress, StopRequest() as stop:
         try:
             result = job(progress, stop)
         except Stopped as stopped:
             progress.note(f"{stopped}; the same command goes on from here")
             raise typer.Exit(stop.exit_code) from stopped
-    show(result, as_json=as_json)
+    if not follows():
+        show(result, as_json=as_json)
 
 
 def show(result: Result, *, as_json: bool) -> None:

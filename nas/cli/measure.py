@@ -71,7 +71,9 @@ def benchmark(
         from nas.config import override, seconds
         from nas.console import reporter
         from nas.files import prepare_folder
+        from nas.launch import refuse
 
+        refuse("a benchmark")
         try:
             budget_s = None if time_budget is None else float(str(seconds(time_budget)))
         except ValueError as error:

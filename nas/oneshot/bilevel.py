@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from nas.captured import Captured, tensors_in
 from nas.devices import exact
-from nas.loop import Batches, Loop, one_pass, policy_of, precision, to_layout
+from nas.loop import Batches, Loop, images_of, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept, without_gradients
 from nas.oneshot.method import Method
-from nas.oneshot.mixed import Share
+from nas.oneshot.mixed import Share, chosen_of
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Precision
 from nas.seeding import derive, torch_rng
 from nas.task import Task
+from nas.team import ALONE, Team
 
 
 class BilevelLoop:
@@ -41,7 +42,14 @@ class BilevelLoop:
     """
 
     def __init__(
-        self, supernet: Supernet, task: Task, method: Method, *, seed: int, over: bool = False
+        self,
+        supernet: Supernet,
+        task: Task,
+        method: Method,
+        *,
+        seed: int,
+        over: bool = False,
+        team: Team = ALONE,
     ) -> None:
         self.supernet, self.task, self.method, self.seed, self.over = supernet, task, method, seed, over
         self.alphas_move = method.learns_alphas
@@ -54,10 +62,13 @@ class BilevelLoop:
             forward=self._forward,
             backward=self._backward,
             form=self._form,
+            team=team,
         )
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
+        self.team = team
+        images_of(team, self._validation.size)
         self._mover = method.update.begin(supernet.architecture(), captured=self.loop.record is not None)
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
@@ -119,9 +130,13 @@ class BilevelLoop:
         wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
-        x, y = self._batch or self._validation.at(self.loop.step)[:2]
+        if self._batch is None:
+            self._validation.prepare(self.loop.step)
+        x, y = self._batch or self._drawn()
         with precision(x.device, wanted or self.method.weights.precision):
-            logits = self.supernet.mix(to_layout(x), self._mixture(self._current()))
+            mixture = self._mixture(self._current())
+            self.team.apart(self._alpha_seed)
+            logits = self.supernet.mix(to_layout(x), mixture)
         return F.cross_entropy(logits.float(), y)
 
     def state(self) -> dict[str, Any]:
@@ -184,7 +199,7 @@ class BilevelLoop:
 
     def _move_alphas(self) -> None:
         """A step of the alphas, once it has begun."""
-        self._batch = self._validation.draw()
+        self._batch = self._drawn()
         try:
             self._mover.step(self.alpha_gradient())
         finally:
@@ -202,10 +217,25 @@ class BilevelLoop:
         return self.supernet.points() if self._points is None else self._points
 
     def _mixture(self, points: Sequence[Tensor]) -> Mapping[str, Share]:
-        return self.supernet.mixture(points, whole=self._points is not None)
+        mixture = self.supernet.mixture(points, whole=self._points is not None)
+        self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
+        return mixture
+
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """This rank's part of the validation batch that was prepared."""
+        x, y = self._validation.draw()
+        return self.team.part(x), self.team.part(y)
 
     def _forward(self, _: nn.Module, x: Tensor, __: int) -> Tensor:
-        return self.supernet.mix(x, self._mixture(self._current()))
+        mixture = self._mixture(self._current())
+        self.loop.apart()
+        return self.supernet.mix(x, mixture)
+
+    def _gradients(self, loss: Tensor, inputs: Sequence[Tensor], images: int) -> list[Tensor]:
+        """Of a loss that is the mean over a batch of so many images, of which each rank has a part."""
+        found = gradients(loss, inputs)
+        self.team.agree(f"search, alphas of step {self.loop.step}")
+        return list(self.team.average(found, images))
 
     def _backward(self, loop: Loop) -> Tensor:
         loss = one_pass(loop)
@@ -222,10 +252,10 @@ class BilevelLoop:
                 return self._second_order(targets)
             if self._freezer is None:
                 with without_gradients(self.loop.parameters.values()):
-                    return gradients(self.validation_loss(), targets)
+                    return self._gradients(self.validation_loss(), targets, self._validation.size)
             loss = self.validation_loss()
             weights: list[Tensor] = list(self.loop.parameters.values())
-            found = gradients(loss, [*targets, *weights])
+            found = self._gradients(loss, [*targets, *weights], self._validation.size)
             self._matching = dict(zip(weights, found[len(targets) :], strict=True))
             return found[: len(targets)]
 
@@ -258,9 +288,12 @@ class BilevelLoop:
             finally:
                 self._points = None
 
+        def mean(candidate: Sequence[Tensor]) -> Tensor:
+            return self.team.across(candidate, loss, self.loop.batch)
+
         generator = torch_rng(self.seed, "perturbation", self.loop.step)
         with kept(self.supernet.network.buffers()), without_gradients(self.loop.parameters.values()):
-            return [*self.method.perturbation(mixed, loss, self.progress, generator), *edges]
+            return [*self.method.perturbation(mixed, mean, self.progress, generator), *edges]
 
     def _second_order(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """Equations 7 and 8: the gradient at the unrolled weights w', less ξ times a Hessian-vector product.
@@ -274,11 +307,13 @@ class BilevelLoop:
         weights: list[Tensor] = list(self.loop.parameters.values())
         rate = self.loop.next_lr
         with exact(), kept(self.supernet.network.buffers()), kept(weights) as back:
-            step = self.loop.descent(gradients(self.loop.loss("float32"), weights))
+            loss, images = self.loop.loss("float32"), self.loop.batch
+            step = self.loop.descent(self._gradients(loss, weights, images))
             with torch.no_grad():
                 torch._foreach_sub_(weights, [*step], alpha=rate)
             del step
-            found = gradients(self.validation_loss("float32"), [*targets, *weights])
+            loss = self.validation_loss("float32")
+            found = self._gradients(loss, [*targets, *weights], self._validation.size)
             direct, vector = found[: len(targets)], found[len(targets) :]
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
@@ -288,6 +323,6 @@ class BilevelLoop:
                 with torch.no_grad():
                     torch._foreach_add_(weights, vector, alpha=side)
                 with without_gradients(self.loop.parameters.values()):
-                    sides.append(gradients(self.loop.loss("float32"), targets))
+                    sides.append(self._gradients(self.loop.loss("float32"), targets, images))
         product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]

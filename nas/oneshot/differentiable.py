@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
@@ -27,6 +28,7 @@ from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
+from nas.team import ALONE, Team
 from nas.train import evaluate, memory_errors
 from nas.types import Genotype
 
@@ -43,6 +45,7 @@ def search(
     budget_s: float | None = None,
     on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Outcome:
     """Searches a space by gradients, on the device of the task.
 
@@ -51,9 +54,11 @@ def search(
     budget_s: seconds, of training and looking, after which the epoch in progress is the last one.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+    team: all of its ranks search together, see `nas.team`; rank 0 alone looks, selects and saves.
     """
-    with isolated(seed, "search"), memory_errors(f"searching at batch {method.weights.batch}"):
-        work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare)
+    images = team.images(method.weights.batch)
+    with isolated(seed, "search"), memory_errors(f"searching at batch {images}"):
+        work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare, team=team)
         resumable.run(
             work,
             what="search",
@@ -61,6 +66,7 @@ def search(
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=on_epoch,
             stop=stop,
+            team=team,
         )
         return work.outcome()
 
@@ -83,7 +89,9 @@ class _Search:
         seed: int,
         budget_s: float | None,
         prepare: Callable[[Supernet], None] | None,
+        team: Team,
     ) -> None:
+        self.team = team
         self.space, self.task, self.method, self.seed, self.budget_s = space, task, method, seed, budget_s
         options = max(len(d.options) for d in space.decisions)
         self.stages = method.staging.stages(method.weights.epochs, options)
@@ -175,6 +183,7 @@ class _Search:
         }
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the state has both parts
+        elsewhere = state["stage"] != self.stage
         self.stage, self.done, self._before = state["stage"], state["done"], state["before"]
         self.ended, self.preferred = state["ended"], tuple(state["preferred"])
         self.strengths = tuple(row.numpy() for row in state["strengths"])
@@ -183,12 +192,16 @@ class _Search:
         self._examiner.direction = [tensor.to(device) for tensor in state["direction"]]
         self._watch.restore(state["watch"])
         self.epochs = [Epoch.unpacked(record) for record in state["epochs"]]
-        self.loop = self._loop_of_stage()
+        if elsewhere:
+            self.loop = self._loop_of_stage()
         self.loop.restore(state["loop_step"], state["search"])
         self._begin_epoch()
 
     def settings(self) -> Mapping[str, Any]:
         return self._settings
+
+    def replicas(self) -> Iterable[Tensor]:
+        return [*self.loop.loop.parameters.values(), *self.supernet.architecture()]
 
     # -- what happens between epochs -------------------------------------------------------------------
 
@@ -371,6 +384,7 @@ class _Search:
                 self.seed, "stage", self.stage if method.staging.fresh or self._in_stage is None else 0
             ),
             over=self._in_stage is None,
+            team=self.team,
         )
 
     def _supernet(self, stage: Stage) -> Supernet:

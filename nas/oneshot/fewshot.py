@@ -22,6 +22,7 @@ from nas.recipe import Recipe, compressed
 from nas.seeding import derive, rng, torch_rng
 from nas.space import Space
 from nas.task import Task
+from nas.team import ALONE, Team
 from nas.train import EpochReport
 from nas.types import Genotype
 
@@ -53,6 +54,7 @@ def train(
     checkpoints: Callable[[str], Checkpoints] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Shared:
     """Trains a supernet as `sharing` says; with splits, in as many epochs in all as without.
 
@@ -63,6 +65,7 @@ def train(
     random.
 
     checkpoints: where each part saves its state, by name.
+    team: see `nas.train.train`.
     """
 
     def store(name: str) -> Checkpoints | None:
@@ -81,11 +84,12 @@ def train(
         checkpoints=store("supernet"),
         on_epoch=on_epoch,
         stop=stop,
+        team=team,
     )
     seconds = sum(curve.seconds)
     if not sharing.splits:
         return Shared((), {(): supernet}, seconds)
-    split = choose_split(supernet, task, sharing.splits, seed=seed)
+    split = _same_for_all(team, lambda: choose_split(supernet, task, sharing.splits, seed=seed))
     options = [range(len(supernet.space.decisions[i].options)) for i in split]
     combinations = list(itertools.product(*options))
     epochs = max(1, (recipe.epochs - common.epochs) // len(combinations))
@@ -109,10 +113,18 @@ def train(
             checkpoints=store(name),
             on_epoch=on_epoch,
             stop=stop,
+            team=team,
         )
         seconds += sum(curve.seconds)
         parts[chosen] = part
     return Shared(split, parts, seconds)
+
+
+def _same_for_all(team: Team, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """What rank 0 chooses."""
+    own = choose() if team.leads else ()
+    handed = team.handed(lambda: {"split": list(own)})
+    return own if handed is None else tuple(handed["split"])
 
 
 def check_split(space: Space, count: int) -> None:

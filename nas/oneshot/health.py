@@ -90,7 +90,7 @@ class Examiner:
         """The present one; remembers its direction. images: `curvature_images` unless given."""
         supernet = loop.supernet
         seed = derive(loop.seed, "eigenvalue")
-        wanted = images or curvature_images(loop.method, loop.loop.batch, loop.loop.device)
+        wanted = images or curvature_images(loop.method, loop.loop.images, loop.loop.device)
         x, y = _batch(loop, loop.task.val, seed, wanted)
         iterations = self.iterations
         if self.direction:
@@ -164,7 +164,7 @@ def entropy(rows: Sequence[Tensor]) -> float:
 
 def images_at_once(loop: BilevelLoop) -> int:
     """How many images pass together where nothing is learned, so that it needs about a step's memory."""
-    return min(1024, 8 * loop.loop.batch)
+    return min(1024, 8 * loop.loop.images)
 
 
 def preferred_accuracy(loop: BilevelLoop, genotype: Genotype, seed: int) -> float:
@@ -187,7 +187,7 @@ def matching(loop: BilevelLoop, seed: int, genotype: Genotype | None = None) -> 
 
 def _gradient(loop: BilevelLoop, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
     supernet, weights = loop.supernet, list(loop.loop.parameters.values())
-    x, y = _batch(loop, split, seed, loop.loop.batch)
+    x, y = _batch(loop, split, seed, loop.loop.images)
     with kept(supernet.network.buffers()), in_training(supernet):
         with torch.no_grad():
             whole = supernet.mixture(supernet.expected(), whole=True)

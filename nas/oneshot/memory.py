@@ -83,7 +83,13 @@ class Fit:
 
 
 def fit(
-    space: Space, task: Task, method: Method, budget: int, *, stop: Callable[[], bool] | None = None
+    space: Space,
+    task: Task,
+    method: Method,
+    budget: int,
+    *,
+    ranks: int = 1,
+    stop: Callable[[], bool] | None = None,
 ) -> Fit:
     """Changes a method as little as it takes to fit a step, but for the task's images, into `budget` bytes.
 
@@ -92,6 +98,7 @@ def fit(
 
     The eigenvalue that is taken after each epoch (`nas.oneshot.health`) has to fit, too.
 
+    ranks: how many processes divide a batch among them; the budget is that of each.
     stop: asked before each variant is measured.
 
     Raises:
@@ -107,7 +114,7 @@ def fit(
         except SpaceError:  # channels that cannot be divided, candidates that cannot be narrowed
             continue
         for batch in _batches(method.weights.batch, len(task.train)):
-            needed = needs.bytes(batch)
+            needed = needs.bytes(-(-batch // ranks))
             least = needed if least is None else min(least, needed)
             if needed <= budget:
                 reduced = batch < min(method.weights.batch, len(task.train))

@@ -55,6 +55,16 @@ Mixture = Mapping[str, Share]
 """By decision: mixture weights `[O]` over all options, the index of the one to run, or one of the above."""
 
 
+def chosen_of(mixture: Mixture) -> list[int]:
+    """The options that a mixture runs alone, of the decisions for which it does."""
+    shares = (share.share if isinstance(share, Weighed) else share for share in mixture.values())
+    return [
+        share.option if isinstance(share, Chosen) else share
+        for share in shares
+        if isinstance(share, Chosen | int)
+    ]
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a mixture runs of the candidates of one decision at one place.

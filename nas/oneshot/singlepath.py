@@ -17,6 +17,7 @@ from nas.recipe import Recipe
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
+from nas.team import ALONE, Team
 from nas.train import Curve, EpochReport, train
 from nas.types import Genotype
 
@@ -62,6 +63,7 @@ def train_shared(
     until: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Curve:
     """Trains the shared weights of `supernet` in place.
 
@@ -69,7 +71,7 @@ def train_shared(
     and then moves the weights once by the mean.
 
     sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
-    until: see `nas.train.train`.
+    until, team: see `nas.train.train`; the ranks of a team train the same paths.
     """
     sampling = sampling or UniformSampling()
     sampling.check(supernet.space)
@@ -77,6 +79,7 @@ def train_shared(
     def backward(loop: Loop) -> Tensor:
         drawn = sampling.paths(supernet.space, rng(seed, "path", loop.step), task.image_shape)
         paths = [within(genotype) for genotype in drawn] if within is not None else drawn
+        loop.team.note(paths)
         return _accumulate(loop, supernet, paths, distils=sampling.distils)
 
     return train(
@@ -89,6 +92,7 @@ def train_shared(
         on_epoch=on_epoch,
         backward=backward,
         stop=stop,
+        team=team,
     )
 
 
@@ -107,6 +111,7 @@ def counts(
 def _accumulate(loop: Loop, supernet: Supernet, paths: list[Genotype], *, distils: bool) -> Tensor:
     """The gradients of the mean loss of several paths, of which only one is in memory at a time."""
     x, targets = loop.batch_of_step()
+    loop.apart()
     total: Tensor | None = None
     teacher: Tensor | None = None
     for genotype in paths:
@@ -121,4 +126,4 @@ def _accumulate(loop: Loop, supernet: Supernet, paths: list[Genotype], *, distil
         if distils and teacher is None:
             teacher = logits.detach().float().softmax(-1)
     assert total is not None
-    return total / len(paths)
+    return loop.combined(total / len(paths))
