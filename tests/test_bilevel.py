@@ -60,6 +60,7 @@ class Doubles:
 
     def __init__(self, batches):
         self.batches, self.prepare, self.generator = batches, batches.prepare, batches.generator
+        self.size = batches.size
 
     def at(self, step):
         self.prepare(step)
