@@ -15,7 +15,7 @@ from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.study import JOURNAL, Evaluator, Study
-from nas.trial_setup import bounded, trial_line, with_costs
+from nas.trial_setup import bounded, fitting, remembering, trial_line, with_costs
 from nas.types import Genotype, Trial
 
 UNBOUNDED = 10**6
@@ -57,7 +57,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
     epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
     study = Study(
         job.space,
-        Fixed(bounded(job, RandomSearch()), epochs),
+        Fixed(fitting(job, bounded(job, RandomSearch()), measure), epochs),
         journal_storage(job.folder / JOURNAL),
         name=RANDOM,
         seed=job.seed(RANDOM),
@@ -74,8 +74,9 @@ def _random(job: Job, found: Found) -> list[Trial]:
 
     most = trials if trials is not None else UNBOUNDED
     known = [*found.history, *study.history] if found.measure is not None else study.history
+    measured = with_costs(job, measure, known)
     study.run(
-        Cached(with_costs(job, measure, known), job.space, known),
+        Cached(remembering(job, measured, measure, study.history, found.history), job.space, known),
         trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.latency import LatencyTable
 from nas.plan import Plan
 from nas.progress import Progress
 from nas.recipe import Recipe
-from nas.run_folder import CHECKPOINT
 from nas.seeding import derive
 from nas.space import Space
 from nas.task import Task
@@ -43,10 +41,6 @@ class Job:
         """The table that latencies are looked up in, if one was named."""
         path = self.config.latency_table
         return None if path is None else LatencyTable.read(Path(path))
-
-    def checkpoints(self, phase: str) -> Checkpoints:
-        """Where one phase saves its state."""
-        return Checkpoints(self.folder / CHECKPOINT / phase)
 
     def seed(self, phase: str) -> int:
         """The root of one phase's random streams."""

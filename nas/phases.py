@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nas.errors import NoModelError
 from nas.evaluate import Cached
+from nas.failures import diagnosis
 from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
@@ -23,8 +24,10 @@ from nas.trial_setup import (
     bounded,
     early_stopped,
     evaluator,
+    fitting,
     grown,
     informed,
+    remembering,
     scheduler,
     trial_line,
     with_costs,
@@ -75,7 +78,7 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     fidelity = 0 if job.config.shares_weights else job.plan.ladder.granted[-1]
     study = Study(
         job.space,
-        scheduler(job, bounded(job, informed(job, searcher)), fidelity),
+        scheduler(job, fitting(job, bounded(job, informed(job, searcher)), measure), fidelity),
         journal_storage(job.folder / JOURNAL),
         name="search",
         seed=job.seed("search"),
@@ -93,16 +96,17 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     trained = grown(job, early_stopped(job, measure, study), study)
     measured = with_costs(job, trained, study.history)
     reason = study.run(
-        Cached(measured, job.space, study.history),
+        Cached(remembering(job, measured, measure, study.history), job.space, study.history),
         trials=job.plan.trials,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=job.config.max_failures,
     )
     if study.ended < job.plan.trials:
         job.progress.note(f"the search ends early: {_why(job, study, reason)}")
     best = finalists(study.history, job.plan.lead)
     if not best:
-        raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
+        raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
         job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
     genotypes = _distinct(job, (t.genotype for t in best))

@@ -26,7 +26,7 @@ from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
-FREE = ("config.device", "config.budget", "plan.budget_s")
+FREE = ("config.device", "config.budget", "config.max_failures", "plan.budget_s")
 """Settings that may differ when a run is resumed."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""

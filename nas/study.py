@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
@@ -18,13 +17,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.errors import ConfigError, ExhaustedError, NasError, NoModelError, TrialError
+from nas.failures import code, diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
 from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
-from nas.space import Space
+from nas.space import Space, describe
 from nas.types import Trial
 
 JOURNAL = "study.log"
@@ -94,7 +94,7 @@ class Study:
             if trial.state == "running":
                 return trial
         number = len(self.history)
-        proposal: object = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        proposal = self._proposal(number)
         match proposal:
             case (tuple() as genotype, int() as fidelity):
                 trial = Trial(number, genotype, fidelity)
@@ -126,8 +126,11 @@ class Study:
         return self._finish(replace(trial, state="done", metrics=checked, cost_s=cost_s))
 
     def fail(self, trial: Trial, error: TrialError, cost_s: float) -> Trial:
-        """Records that a trial failed, and why."""
-        return self._finish(replace(trial, state="failed", reason=f"{error.reason}: {error}", cost_s=cost_s))
+        """Records that a trial failed, why, and what was measured all the same."""
+        reason = f"{error.reason}: {error}"
+        return self._finish(
+            replace(trial, state="failed", reason=reason, metrics=error.metrics, cost_s=cost_s)
+        )
 
     def run(
         self,
@@ -144,7 +147,8 @@ class Study:
         max_failures: this many failures in a row end the study.
 
         Raises:
-            NoModelError: after `max_failures` failures in a row, with a count of their reasons.
+            NoModelError: after `max_failures` failures in a row, with their reasons and what to do; at once
+              when the device itself has failed.
         """
         while self.ended < trials:
             if stop():
@@ -170,6 +174,17 @@ class Study:
     def best(self, count: int = 1) -> list[Trial]:
         """The best trials by the goals, best first; see `Goals.ordered`."""
         return self.goals.ordered([t for t in self.history if t.state == "done"])[:count]
+
+    def _proposal(self, number: int) -> object:
+        try:
+            return self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        except NasError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"study {self.name!r}: {type(self.scheduler).__name__} failed to propose trial {number}: "
+                f"{describe(error)}; nas.testing.check_searcher checks a searcher"
+            ) from error
 
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
         start = time.perf_counter()
@@ -275,11 +290,15 @@ class Study:
 
     def _check_failures(self, most: int) -> None:
         last = [t for t in self.history if t.state != "running"][-most:]
-        if len(last) == most and all(t.state == "failed" for t in last):
-            counts = Counter(t.reason for t in last)
-            lines = "".join(f"\n  {count} x {reason}" for reason, count in counts.most_common(3))
+        if last[-1].state == "failed" and code(last[-1]) == "device":
             raise NoModelError(
-                f"study {self.name!r}: the last {most} trials failed, so the search stops here:{lines}"
+                f"study {self.name!r}: nothing more can be computed on the device in this process:"
+                f"{diagnosis(last[-1:])}"
+            )
+        if len(last) == most and all(t.state == "failed" for t in last):
+            raise NoModelError(
+                f"study {self.name!r}: the last {most} trials failed, so the search stops here:"
+                f"{diagnosis(last)}"
             )
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:

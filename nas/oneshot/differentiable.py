@@ -11,6 +11,7 @@ import torch
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
+from nas.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
@@ -27,7 +28,7 @@ from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
-from nas.train import evaluate, memory_errors
+from nas.train import evaluate
 from nas.types import Genotype
 
 
