@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from nas.journal import journal_storage
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space, describe
-from nas.types import Trial
+from nas.types import Genotype, Trial
 
 JOURNAL = "study.log"
 """The storage of a run, inside its folder."""
@@ -97,7 +97,7 @@ class Study:
         proposal = self._proposal(number)
         match proposal:
             case (tuple() as genotype, int() as fidelity):
-                trial = Trial(number, genotype, fidelity)
+                trial = Trial(number, self._checked(genotype), fidelity)
             case _:
                 raise ConfigError(
                     f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
@@ -185,6 +185,17 @@ class Study:
                 f"study {self.name!r}: {type(self.scheduler).__name__} failed to propose trial {number}: "
                 f"{describe(error)}; nas.testing.check_searcher checks a searcher"
             ) from error
+
+    def _checked(self, proposed: tuple[object, ...]) -> Genotype:
+        """A proposed genotype of plain ints, each an option of its decision."""
+        if not all(isinstance(option, Integral) for option in proposed):
+            raise ConfigError(
+                f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposed}, wanted the number "
+                "of an option for each decision"
+            )
+        genotype = tuple(int(option) for option in proposed if isinstance(option, Integral))
+        self.space.check(genotype)
+        return genotype
 
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> Trial:
         start = time.perf_counter()
