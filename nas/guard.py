@@ -71,13 +71,11 @@ def build_errors() -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(what: str) -> Iterator[None]:
+def memory_errors(what: str, advice: str = "use a smaller batch or network") -> Iterator[None]:
     """Runs a block in which memory that runs out becomes a TrialError of reason `oom`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if reason_of(error) != "oom":
             raise
-        raise TrialError(
-            "oom", f"out of memory while {what}{user_line(error)}; use a smaller batch or network"
-        ) from error
+        raise TrialError("oom", f"out of memory while {what}{user_line(error)}; {advice}") from error

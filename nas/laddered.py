@@ -132,9 +132,10 @@ class Laddered:
             counted = affordable(self.space, genotype, self.task)
         results, key = self._results(genotype, counted), str(self.ladder.granted[rung])
         if key not in results:
-            needed, device = self._needed_bytes(genotype, rung), self.task.train.x.device
-            with user_errors(), noting(counted, needed, device):
-                found = self._climb(genotype, rung, results)
+            with user_errors():
+                needed = self._needed_bytes(genotype, rung)
+                with noting(counted, needed, self.task.train.x.device):
+                    found = self._climb(genotype, rung, results)
             results[key] = {**found, "params": counted.params, "macs": counted.macs}
             self._record(genotype, counted, results)
         return results[key]

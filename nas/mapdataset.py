@@ -47,8 +47,8 @@ def _item(dataset: MapDataset, index: int, *, who: str) -> object:
         return dataset[index]
     except Exception as error:
         raise DataError(
-            f"{who}: item {index} cannot be read: {type(error).__name__}: {error}{user_line(error)}; repair it, "
-            "or leave it out"
+            f"{who}: item {index} cannot be read: {type(error).__name__}: {error}{user_line(error)}; repair "
+            "it, or leave it out"
         ) from error
 
 

@@ -190,8 +190,8 @@ class Study:
         """A proposed genotype of plain ints, each an option of its decision."""
         if not all(isinstance(option, Integral) for option in proposed):
             raise ConfigError(
-                f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposed}, wanted the number "
-                "of an option for each decision"
+                f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposed}, wanted the "
+                "number of an option for each decision"
             )
         genotype = tuple(int(option) for option in proposed if isinstance(option, Integral))
         self.space.check(genotype)

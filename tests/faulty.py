@@ -7,7 +7,7 @@ from nas.space import Space
 
 
 class Fragile(nn.Linear):
-    """Gives NaN once its weight has moved by more than `limit` (L2 norm): a learning rate too high does that."""
+    """Gives NaN once its weight has moved by more than `limit` (L2 norm), as at too high a learning rate."""
 
     def __init__(self, limit, inputs=64, outputs=10):
         super().__init__(inputs, outputs)

@@ -53,7 +53,9 @@ def search(
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     """
-    with isolated(seed, "search"), memory_errors(f"searching at batch {method.weights.batch}"):
+    what = f"searching at batch {method.weights.batch}"
+    advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"
+    with isolated(seed, "search"), memory_errors(what, advice):
         work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare)
         resumable.run(
             work,

@@ -1,4 +1,4 @@
-"""Every kind of checkpoint, damaged in every way: the one before is used, without one the work is repeated."""
+"""Every kind of checkpoint damaged in every way: the one before is used, else the work is repeated."""
 
 import dataclasses
 import hashlib

@@ -108,7 +108,7 @@ def test_a_damaged_manifest_is_noticed(copy, how):
     assert not witness(folder / MANIFEST).exists()
 
 
-# -- commands -----------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["retrain", "draw"])
@@ -157,7 +157,7 @@ def test_check_names_what_is_damaged(copy):
     assert nas_command("check", folder / "absent").exit_code == 2
 
 
-# -- versions and what is no file of ours -----------------------------------------------------------------
+# -- versions and what is no file of ours ----------------------------------------------------------------
 
 
 def test_an_architecture_of_a_newer_version_asks_for_an_upgrade(copy, tmp_path):

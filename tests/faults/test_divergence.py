@@ -138,7 +138,7 @@ def test_a_diverging_search_ranks_only_what_is_finite(tmp_path):
     assert (metrics["failed_trials"], metrics["failed_nan"]) == (1, 1)
 
 
-# -- the last training --------------------------------------------------------------------------------------
+# -- the last training -----------------------------------------------------------------------------------
 
 
 def final(recipe, limit=1.0, **changes):
@@ -167,7 +167,7 @@ def test_a_stopped_second_attempt_of_the_last_training_goes_on(tmp_path):
     assert not progress.notes
 
 
-# -- supernets ------------------------------------------------------------------------------------------------
+# -- supernets -------------------------------------------------------------------------------------------
 
 
 def supernet_space(limit):

@@ -1,4 +1,4 @@
-"""Memory that runs out: smaller parts of the same batch, then a failure whose size later trials learn from."""
+"""Memory that runs out: smaller parts of the same batch, then a failure that later trials learn from."""
 
 import dataclasses
 import gc
@@ -60,7 +60,7 @@ def failure(space, *, recipe=RECIPE, genotype=(1,)):
     return caught.value
 
 
-# -- the same step in parts -------------------------------------------------------------------------------------
+# -- the same step in parts ------------------------------------------------------------------------------
 
 
 def gradients(network, passes):
@@ -98,7 +98,7 @@ def test_parts_without_a_gradient_are_told():
     assert caught.value.reason == "no-grad"
 
 
-# -- trials ---------------------------------------------------------------------------------------------------
+# -- trials ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("most", "passes"), [(31, 2), (16, 2), (15, 4), (8, 4), (4, 8)])
@@ -201,7 +201,7 @@ def test_what_failed_is_given_back_before_the_next_attempt():
     assert eased(attempt, folder=None, batch=8) == (3, Ease(passes=4))
 
 
-# -- how lack of memory is told -----------------------------------------------------------------------------------
+# -- how lack of memory is told --------------------------------------------------------------------------
 
 
 def allocate_too_much():
@@ -250,7 +250,7 @@ def test_an_architecture_that_cannot_be_allocated_while_it_is_built_runs_out_of_
     assert failure(flat(a=Wide), genotype=(0,)).reason == "oom"
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------------
 
 
 def test_evaluation_takes_smaller_batches():
@@ -296,7 +296,7 @@ def test_shared_weights_are_measured_in_smaller_portions():
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-# -- what is learned of it ---------------------------------------------------------------------------------------
+# -- what is learned of it -------------------------------------------------------------------------------
 
 
 def failed(number, needed, *, memory=TOTAL, genotype=(0,)):
@@ -339,7 +339,7 @@ def test_what_needs_as_much_is_not_trained():
     remembering = Remembering(measure, lambda t: needs[t.genotype], TOTAL, history)
     assert remembering(Trial(5, (0,), 1), rng()) == {"val_acc": 1.0}
     for number, genotype in ((6, (1,)), (7, (2,))):
-        with pytest.raises(TrialError, match="learned: it needs at least 0 MiB .* than trial 4") as caught:
+        with pytest.raises(TrialError, match=r"learned: it needs at least 0 MiB .* than trial 4") as caught:
             remembering(Trial(number, genotype, 1), rng())
         assert caught.value.reason == "oom"
         assert NEEDED not in caught.value.metrics
@@ -439,7 +439,7 @@ def test_where_nothing_fits_the_search_stops_and_says_what_to_do(tmp_path):
     assert "oom: memory runs out: lower trial.batch, or leave large architectures out" in text
 
 
-# -- the last training --------------------------------------------------------------------------------------------
+# -- the last training -----------------------------------------------------------------------------------
 
 
 def test_the_last_training_takes_its_batches_in_halves_and_says_so():
