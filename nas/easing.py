@@ -27,7 +27,8 @@ LR_FACTOR, PASSES = "lr_factor", "passes_per_step"
 """Metrics of a training that had a second chance."""
 LOWER = 0.1
 MOST_PASSES = 8
-FILE = "eased.json"
+EASED = "eased.json"
+"""Where is written down what is being tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ class Ease:
             return replace(self, passes=2 * self.passes)
         return None
 
-    def place(self, folder: Path | None) -> Path | None:
+    def place(self, folder: Path) -> Path:
         """Where its checkpoints are: at another learning rate it is another training."""
-        return folder if folder is None or self.lr_factor == 1 else folder / f"lr-{self.lr_factor:g}"
+        return folder if self.lr_factor == 1 else folder / f"lr-{self.lr_factor:g}"
 
     def __str__(self) -> str:
         rate = [f"at {self.lr_factor:g} times the learning rate"] * (self.lr_factor != 1)
@@ -78,7 +79,7 @@ class Ease:
 
 
 def eased(
-    attempt: Callable[[Ease, Path | None], T],
+    attempt: Callable[[Ease], T],
     *,
     folder: Path | None,
     batch: int,
@@ -86,7 +87,7 @@ def eased(
 ) -> tuple[T, Ease]:
     """What `attempt` returns, asked again where it diverges or runs out of memory, and what eased it.
 
-    attempt: trains as told, with checkpoints in the folder that it is given, and must begin anew each time.
+    attempt: trains as told, with checkpoints where `Ease.place` says, on a network that it makes anew.
     folder: where is written down what was tried, so that a killed training goes on with the last of it.
     batch: images per step; below 4 there is nothing to divide.
     note: hears why there is another attempt.
@@ -98,7 +99,7 @@ def eased(
     while True:
         try:
             with user_errors():
-                return attempt(ease, ease.place(folder)), ease
+                return attempt(ease), ease
         except TrialError as error:
             following = ease.after(error.reason, batch)
             if following is None:
@@ -111,22 +112,22 @@ def eased(
         ease = following
         note(f"{why}; tried again {ease}")
         if folder is not None:
-            with storage_errors(folder / FILE):
+            with storage_errors(folder / EASED):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / FILE, asdict(ease))
+            write_json(folder / EASED, asdict(ease))
 
 
 def begun(folder: Path | None) -> Ease:
     """What was being tried in a folder when its training was interrupted."""
-    if folder is None or not (folder / FILE).exists():
+    if folder is None or not (folder / EASED).exists():
         return Ease()
     try:
-        record = read_json(folder / FILE)
+        record = read_json(folder / EASED)
     except ConfigError as error:
         _log.warning("%s; the training begins as its recipe says", error)
         return Ease()
     match record:
         case {"lr_factor": float() as factor, "passes": int() as passes}:
             return Ease(factor, passes)
-    _log.warning("%s is damaged; the training begins as its recipe says", folder / FILE)
+    _log.warning("%s is damaged; the training begins as its recipe says", folder / EASED)
     return Ease()

@@ -73,7 +73,7 @@ class Trained:
             counted = affordable(self.space, trial.genotype, self.task)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
                 (network, curve), ease = eased(
-                    partial(self._attempt, trial, seed),
+                    partial(self._attempt, trial, seed, folder),
                     folder=folder,
                     batch=self._batch,
                     note=partial(_log.warning, "trial %d: %s", trial.number),
@@ -99,10 +99,11 @@ class Trained:
     def _batch(self) -> int:
         return min(self.recipe.batch, len(self.task.train))
 
-    def _attempt(self, trial: Trial, seed: int, ease: Ease, folder: Path | None) -> tuple[nn.Module, Curve]:
+    def _attempt(self, trial: Trial, seed: int, folder: Path | None, ease: Ease) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             network = self._begin(trial).to(self.task.train.x.device)
-        return network, self._train(network, trial.fidelity, seed, ease, folder)
+        place = None if folder is None else ease.place(folder)
+        return network, self._train(network, trial.fidelity, seed, ease, place)
 
     def _begin(self, trial: Trial) -> nn.Module:
         with build_errors():

@@ -65,7 +65,7 @@ def search_by_gradients(job: Job) -> Searched:
     )
     method = _within_memory(job, method)
     outcome, _ = eased(
-        lambda ease, folder: _attempt(job, method, study, costs, ease=ease, folder=folder),
+        lambda ease: _attempt(job, method, study, costs, ease),
         folder=job.folder / CHECKPOINT / "search",
         batch=1,  # what a step of a supernet takes is the business of `memory`
         note=job.progress.note,
@@ -86,12 +86,9 @@ def _attempt(
     method: Method,
     study: Study,
     costs: Callable[[Genotype], dict[str, float]],
-    *,
     ease: Ease,
-    folder: Path | None,
 ) -> Outcome:
     """Searches at the learning rate that is left, and writes down every epoch as a trial."""
-    assert folder is not None
     tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
     budget = job.plan.budget_s
     if budget is not None:
@@ -113,7 +110,7 @@ def _attempt(
         dataclasses.replace(method, weights=ease.of(method.weights)),
         seed=job.seed("search"),
         prepare=_seeded(job),
-        checkpoints=Checkpoints(folder),
+        checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / "search")),
         budget_s=budget,
         on_epoch=record,
         stop=job.stop,

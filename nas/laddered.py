@@ -15,7 +15,7 @@ import torch
 
 from nas.checkpoint import Checkpoints
 from nas.cost import Cost, cost
-from nas.easing import FILE, Ease, begun, eased
+from nas.easing import EASED, Ease, begun, eased
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import affordable
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
@@ -177,10 +177,8 @@ class Laddered:
                 chain = [*chain, stage] if fits else [stage]
         return chain
 
-    def _train(
-        self, genotype: Genotype, chain: Sequence[Stage], rung: int, ease: Ease, place: Path | None
-    ) -> Curve:
-        assert place is not None
+    def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int, ease: Ease) -> Curve:
+        place = ease.place(self.place(genotype))
         seed, curve, start = self.seed_of(genotype), Curve(), None
         for stage in chain:
             with isolated(seed, "init"), build_errors():
@@ -233,4 +231,4 @@ class Laddered:
         place = self.place(genotype)
         for folder in (*place.glob("rung-*"), *place.glob("lr-*")):
             shutil.rmtree(folder, ignore_errors=True)
-        (place / FILE).unlink(missing_ok=True)
+        (place / EASED).unlink(missing_ok=True)

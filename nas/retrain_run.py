@@ -240,7 +240,7 @@ def train_final(
     (see `nas.easing`), which a note and the metrics `retrain_lr_factor` or `retrain_passes_per_step` tell.
     """
 
-    def attempt(ease: Ease, place: Path | None) -> tuple[nn.Module, Curve]:
+    def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             network = space.network(genotype).to(task.train.x.device)
         progress.phase("retrain", recipe.epochs)
@@ -250,7 +250,7 @@ def train_final(
             ease.of(recipe),
             seed=seed,
             split=task.train_and_val(),
-            checkpoints=None if place is None else Checkpoints(place),
+            checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
             on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
             backward=ease.backward,
             stop=stop,

@@ -127,10 +127,9 @@ class Study:
 
     def fail(self, trial: Trial, error: TrialError, cost_s: float) -> Trial:
         """Records that a trial failed, why, and what was measured all the same."""
+        known = {name: float(value) for name, value in error.metrics.items() if math.isfinite(value)}
         reason = f"{error.reason}: {error}"
-        return self._finish(
-            replace(trial, state="failed", reason=reason, metrics=error.metrics, cost_s=cost_s)
-        )
+        return self._finish(replace(trial, state="failed", reason=reason, metrics=known, cost_s=cost_s))
 
     def run(
         self,

@@ -190,7 +190,7 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
     """Trained supernets as an evaluator, and the seconds that they took."""
     # A supernet's steps have passes of their own, so that nothing eases lack of memory.
     shared, _ = eased(
-        lambda ease, folder: _share(job, ease, folder),
+        lambda ease: _share(job, ease),
         folder=job.folder / CHECKPOINT,
         batch=1,
         note=job.progress.note,
@@ -201,9 +201,8 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
     return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
 
 
-def _share(job: Job, ease: Ease, folder: Path | None) -> Shared:
-    assert folder is not None
-    supernet = fresh_supernet(job)
+def _share(job: Job, ease: Ease) -> Shared:
+    supernet, folder = fresh_supernet(job), ease.place(job.folder / CHECKPOINT)
     job.progress.phase("supernet", job.plan.shared.epochs)
     done = 0
 

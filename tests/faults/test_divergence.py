@@ -13,7 +13,8 @@ from torch import nn
 
 import nas
 from nas.checkpoint import Checkpoints
-from nas.easing import FILE, Ease, begun, eased
+from nas.cli.jobs import show
+from nas.easing import EASED, Ease, begun, eased
 from nas.errors import NoModelError, TrialError
 from nas.evaluate import Trained
 from nas.fidelity import parse_ladder
@@ -73,19 +74,19 @@ def test_a_second_attempt_resumes_to_the_same_end(tmp_path, steps):
 
 
 def test_what_is_being_tried_is_written_down_before_it_begins(tmp_path):
-    def attempt(ease, folder):
+    def attempt(ease):
         assert begun(tmp_path) == ease
         if ease.lr_factor == 1:
             raise TrialError("nan", "loss")
-        return str(folder)
+        return ease.place(tmp_path)
 
-    assert eased(attempt, folder=tmp_path, batch=8) == (str(tmp_path / "lr-0.1"), Ease(0.1))
-    assert json.loads((tmp_path / FILE).read_text()) == {"lr_factor": 0.1, "passes": 1}
+    assert eased(attempt, folder=tmp_path, batch=8) == (tmp_path / "lr-0.1", Ease(0.1))
+    assert json.loads((tmp_path / EASED).read_text()) == {"lr_factor": 0.1, "passes": 1}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"lr_factor": 0.1', '{"lr_factor": "no", "passes": 1}'])
 def test_a_damaged_note_of_it_costs_a_repetition(tmp_path, caplog, text):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / EASED).write_text(text)
     assert begun(tmp_path) == Ease()
     assert "the training begins as its recipe says" in caplog.text
 
@@ -122,7 +123,7 @@ def test_a_rung_that_diverges_at_once_goes_on_at_the_lower_rate(tmp_path):
     assert (second["epochs_trained"], second["continued"]) == (2, 1)
 
 
-def test_a_diverging_search_ranks_only_what_is_finite(tmp_path):
+def test_a_diverging_search_ranks_only_what_is_finite(tmp_path, capsys):
     result = search(
         flat(a=lambda: Fragile(0.0), b=lambda: nn.Linear(64, 10), c=lambda: nn.Linear(64, 10)),
         DIGITS,
@@ -136,6 +137,10 @@ def test_a_diverging_search_ranks_only_what_is_finite(tmp_path):
     assert result.failures == {"nan": 1}
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["failed_trials"], metrics["failed_nan"]) == (1, 1)
+    show(result, as_json=False)
+    assert "trials       3, 1 failed (1 nan)" in capsys.readouterr().out
+    show(result, as_json=True)
+    assert json.loads(capsys.readouterr().out)["failures"] == {"nan": 1}
 
 
 # -- the last training -----------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_what_failed_is_given_back_before_the_next_attempt():
 
     kept = []
 
-    def attempt(ease, folder):
+    def attempt(ease):
         network = nn.Linear(4, 4)
         assert all(reference() is None for reference in kept)
         kept.append(weakref.ref(network))
