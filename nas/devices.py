@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from collections import Counter
@@ -71,6 +72,13 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def release() -> None:
+    """Gives back what nothing refers to any more, after memory ran out."""
+    gc.collect()  # networks refer to themselves in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
 from nas.distributed import END, joined
+from nas.easing import Ease, eased
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import affordable
 from nas.files import FolderLock
@@ -44,7 +45,7 @@ from nas.seeding import derive, isolated, rng
 from nas.space import Space
 from nas.task import Task, load_task
 from nas.team import ALONE, Team
-from nas.train import EpochReport, evaluate, train
+from nas.train import Curve, EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
@@ -165,7 +166,7 @@ def _lead(job: _Retraining, config: Config, out: Path, progress: Progress, *, fo
                 task,
                 job.recipe,
                 seed=job.seed,
-                checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
+                folder=folder / CHECKPOINT / "retrain",
                 progress=progress,
                 stop=job.stop,
                 team=team,
@@ -326,7 +327,7 @@ def train_final(
     recipe: Recipe,
     *,
     seed: int,
-    checkpoints: Checkpoints | None,
+    folder: Path | None,
     progress: Progress,
     stop: Callable[[], bool],
     team: Team = ALONE,
@@ -334,22 +335,33 @@ def train_final(
     """Trains one architecture on training and validation images, then measures test accuracy, once.
 
     The other ranks of a team are called to help.
+
+    folder: where its checkpoints live. A training that diverges or runs out of memory has a second chance
+      (see `nas.easing`), which a note and the metrics `retrain_lr_factor` or `retrain_passes_per_step` tell.
     """
-    with user_errors():
-        counted = affordable(space, genotype, task)
+
+    def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
         network = _fresh(space, genotype, task, seed)
         progress.phase("retrain", recipe.epochs)
         team.call(RETRAIN, list(genotype))
         curve = train(
             network,
             task,
-            recipe,
+            ease.of(recipe),
             seed=seed,
             split=task.train_and_val(),
-            checkpoints=checkpoints,
+            checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
             on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
+            backward=ease.backward,
             stop=stop,
             team=team,
+        )
+        return network, curve
+
+    with user_errors():
+        counted = affordable(space, genotype, task)
+        (network, curve), ease = eased(
+            attempt, folder=folder, batch=recipe.batch, note=progress.note, alone=team.size == 1
         )
         test_loss, test_acc = evaluate(network, task, task.test)
         if not math.isfinite(test_loss):
@@ -369,6 +381,7 @@ def train_final(
         "latency_p95_ms": timed.p95_ms,
         "retrain_epochs": recipe.epochs,
         "retrain_seconds": sum(curve.seconds),
+        **{f"retrain_{name}": value for name, value in ease.metrics.items()},
     }
 
 

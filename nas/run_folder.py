@@ -28,7 +28,7 @@ from nas.types import Genotype
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
-    *("config.device", "config.budget", "config.storage_patience", "plan.budget_s"),
+    *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
 )
 """Settings that may differ when a run is resumed."""

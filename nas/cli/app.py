@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.errors import DismissedError, NasError
+from nas.errors import DismissedError, NasError, StorageError
 from nas.launch import follows, launched
 
 app = typer.Typer(
@@ -41,6 +41,10 @@ def errors() -> Iterator[None]:
     except NasError as error:
         typer.echo(f"error: {_rank()}{error}", err=True)
         raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        what = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
+        raise typer.Exit(StorageError.exit_code) from error
     except KeyboardInterrupt as error:
         if not follows():
             typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)

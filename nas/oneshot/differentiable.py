@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
+from nas.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
@@ -29,7 +30,7 @@ from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
 from nas.team import ALONE, Team
-from nas.train import evaluate, memory_errors
+from nas.train import evaluate
 from nas.types import Genotype
 
 
@@ -56,8 +57,9 @@ def search(
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     team: all of its ranks search together, see `nas.team`; rank 0 alone looks, selects and saves.
     """
-    images = team.images(method.weights.batch)
-    with isolated(seed, "search"), memory_errors(f"searching at batch {images}"):
+    what = f"searching at batch {team.images(method.weights.batch)}"
+    advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"
+    with isolated(seed, "search"), memory_errors(what, advice):
         work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare, team=team)
         resumable.run(
             work,
