@@ -84,7 +84,7 @@ class Crowd:
     def __init__(
         self, start: Callable[[], Sample], threads: Callable[[int], int], *, seconds: float = SECONDS
     ) -> None:
-        self._start, self._threads, self._seconds = start, threads, seconds
+        self._start, self._threads, self.seconds = start, threads, seconds
         self._samples: list[Sample] = []
 
     def __call__(self, workers: int) -> Tried:
@@ -95,7 +95,7 @@ class Crowd:
             sample.run(0.0, 1)
             sample.result()
         for sample in self._samples:
-            sample.run(self._seconds, self._threads(workers))
+            sample.run(self.seconds, self._threads(workers))
         rates, taken, free = zip(*(sample.result() for sample in self._samples), strict=True)
         return Tried(workers, sum(rates), max(taken), min(free))
 

@@ -45,22 +45,27 @@ def job_slots(job: Job) -> list[Slot]:
 def _probed(job: Job, gpus: Sequence[str]) -> int:
     """As many workers as train a small candidate fastest: found on the first GPU, or on all cores."""
     places = max(1, len(gpus))
-    most = max(1, cores() // places)
-    first = make_slots(1, gpus)[0]
-    environment = {k: v for k, v in first.environment().items() if k != VARIABLE}
-    own = [job.config.space] if is_plugin(job.config.space) else []
-    command = [sys.executable, "-m", "nas.workers.sample", str(job.folder), first.device, *own]
     job.progress.note("trying how many workers this machine bears")
     try:
-        with Crowd(
-            lambda: SampleProcess(command, environment), lambda n: make_slots(n * places, gpus)[0].threads
-        ) as crowd:
+        with crowd_of(job, gpus) as crowd:
+            most = max(1, cores() // places)
             each = probe(crowd, most=most, on_try=lambda tried: job.progress.note(str(tried)))
     except WorkersError as error:  # the first trial will say what is wrong, if there is anything
         job.progress.note(str(error))
         each = 1
     job.progress.note(f"workers: {each * places}")
     return each * places
+
+
+def crowd_of(job: Job, gpus: Sequence[str]) -> Crowd:
+    """Processes on the first GPU, or on all cores, that train a candidate of a job whose folder was begun."""
+    first, places = make_slots(1, gpus)[0], max(1, len(gpus))
+    environment = {name: value for name, value in first.environment().items() if name != VARIABLE}
+    own = [job.config.space] if is_plugin(job.config.space) else []
+    command = [sys.executable, "-m", "nas.workers.sample", str(job.folder), first.device, *own]
+    return Crowd(
+        lambda: SampleProcess(command, environment), lambda count: make_slots(count * places, gpus)[0].threads
+    )
 
 
 def describe_job(job: Job) -> dict[str, Any]:
