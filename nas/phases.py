@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,21 +66,21 @@ def _differentiable(job: Job) -> Found:
 
 def _black_box(job: Job, searcher: Searcher) -> Found:
     """Candidates: the best trials of the longest training."""
-    places = job_slots(job)
-    budget_s = job.plan.budget_s
     search = trial_search(
         job,
         searcher,
         job.storage,
         identity=Identity.of_this_process(leads=True),
         heir=job.config.storage is None,
-        spend_s=None if budget_s is None else budget_s * max(1, len(places)),
     )
     study = search.study
+    places = job_slots(job) if study.ended < job.plan.trials else []
+    if job.plan.budget_s is not None:
+        search = dataclasses.replace(search, spend_s=job.plan.budget_s * max(1, len(places)))
     job.progress.phase("search", job.plan.trials, done=study.ended)
     if study.claims.shared:
         write_record(study, describe_job(job), spend_s=search.spend_s)
-    if places and study.ended < job.plan.trials:
+    if places:
         work_together(search, places)
     # What the workers have left, for whatever reason, is done here.
     reason = study.run(

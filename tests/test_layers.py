@@ -24,7 +24,7 @@ LAYERS = [
     # files, arrays, settings, primitives
     "failures files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
-    "workers.slots",
+    "workers.slots workers.probe",
     "workers.pool",
     "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
     "draw.style journal storage.database storage.parked",
@@ -90,7 +90,7 @@ LAYERS = [
     "phases",
     "baselines rerank following",
     "search_run",
-    "calibrate_run workers.join",
+    "calibrate_run workers.join workers.sample",
     # what users call
     "bundle bundle.pieces bundle.layout bundle.run_form",
     "bundle.constructors",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.errors import WorkersError
 from nas.job import Job
 from nas.registry import is_plugin
 from nas.run_folder import CHECKPOINT, describe_run
-from nas.storage.address import VARIABLE, check_writers
+from nas.storage.address import VARIABLE, check_writers, writers
 from nas.trial_search import TrialSearch
 from nas.trial_setup import trial_line
 from nas.workers.coordinate import coordinate
 from nas.workers.pool import GRACE_S, Pool, Start
-from nas.workers.slots import Slot, gpus_of, make_slots
+from nas.workers.probe import Crowd, SampleProcess, probe
+from nas.workers.slots import Slot, cores, gpus_of, make_slots
 
 COMMAND = (sys.executable, "-m", "nas", "worker")
 TAIL = 2000
@@ -31,9 +34,38 @@ def job_slots(job: Job) -> list[Slot]:
         job.progress.note(f"method {config.method!r} runs with one worker: its trials share their weights")
         return []
     gpus = gpus_of(config.device)
-    count = 1 if config.workers == "auto" else config.workers
+    if config.workers == "auto" and writers(config.storage) == 1:
+        job.progress.note(f"the search runs with one worker: storage {config.storage} takes no more")
+        return []
+    count = _probed(job, gpus) if config.workers == "auto" else config.workers
     check_writers(config.storage, count)
-    return make_slots(count, gpus)
+    return make_slots(count, gpus) if count > 1 or config.trial_timeout is not None else []
+
+
+def _probed(job: Job, gpus: Sequence[str]) -> int:
+    """As many workers as train a small candidate fastest: found on the first GPU, or on all cores."""
+    places = max(1, len(gpus))
+    job.progress.note("trying how many workers this machine bears")
+    try:
+        with crowd_of(job, gpus) as crowd:
+            most = max(1, cores() // places)
+            each = probe(crowd, most=most, on_try=lambda tried: job.progress.note(str(tried)))
+    except WorkersError as error:  # the first trial will say what is wrong, if there is anything
+        job.progress.note(str(error))
+        each = 1
+    job.progress.note(f"workers: {each * places}")
+    return each * places
+
+
+def crowd_of(job: Job, gpus: Sequence[str]) -> Crowd:
+    """Processes on the first GPU, or on all cores, that train a candidate of a job whose folder was begun."""
+    first, places = make_slots(1, gpus)[0], max(1, len(gpus))
+    environment = {name: value for name, value in first.environment().items() if name != VARIABLE}
+    own = [job.config.space] if is_plugin(job.config.space) else []
+    command = [sys.executable, "-m", "nas.workers.sample", str(job.folder), first.device, *own]
+    return Crowd(
+        lambda: SampleProcess(command, environment), lambda count: make_slots(count * places, gpus)[0].threads
+    )
 
 
 def describe_job(job: Job) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several workers on one PostgreSQL database: turns, leases, servers that go away."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import optuna
 import pytest
-from postgres import postgres
+from jobs import SMALL, Recorder
+from postgres import PASSWORD, postgres
+from typer.testing import CliRunner
 
+from nas.cli import app
 from nas.errors import ConfigError
 from nas.patience import Patience
 from nas.registry import load
+from nas.resumable import Stopped
 from nas.schedule import Fixed
+from nas.search_run import search
 from nas.searchers import RandomSearch
 from nas.storage.address import Address
 from nas.storage.run import RunStorage, open_storage
@@ -143,3 +149,58 @@ def test_sqlite_has_no_turns(tmp_path):
     storage = open_storage(Address(f"sqlite:///{tmp_path / 'x.db'}"))
     with pytest.raises(ConfigError, match="several workers need a journal or a PostgreSQL database"):
         turn_of(storage, 0)
+
+
+# -- whole jobs ---------------------------------------------------------------------------------------------
+
+SETTINGS = {k: v for k, v in SMALL.items() if k not in ("top_k_epochs", "seeds")} | {"trials": 5, "top_k": 1}
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def stopped(folder, address):
+    progress = Recorder()
+    with pytest.raises(Stopped):
+        search(
+            "toy",
+            "digits",
+            "random",
+            out=folder,
+            settings=SETTINGS | {"storage": address},
+            progress=progress,
+            stop=lambda: len(progress.lines) >= 2,
+        )
+    return json.loads((folder / "run.json").read_text())["run"]
+
+
+def test_a_worker_joins_by_the_database_alone(tmp_path, address, monkeypatch):
+    run = stopped(tmp_path / "run", address)
+    unknown = call("worker", "--storage", address.secret, "--study", "other-1")
+    assert (unknown.exit_code, "there are no trials to join here" in unknown.stderr) == (2, True)
+    done = call("worker", "--storage", address.secret, "--study", run, "--scratch", tmp_path / "scratch")
+    assert done.exit_code == 0, done.stderr
+    assert "nothing is left to do: 5 trials done" in done.stderr
+    assert PASSWORD not in done.stderr + done.stdout
+    result = search("toy", "digits", "random", out=tmp_path / "run", settings=SETTINGS | {"storage": address})
+    assert result.metrics["trials"] == 5
+
+
+def test_a_worker_joins_by_the_folder_and_finds_the_database(tmp_path, address, monkeypatch):
+    stopped(tmp_path / "run", address)
+    refused = call("worker", tmp_path / "run")
+    assert (refused.exit_code, "NAS_STORAGE" in refused.stderr) == (2, True)
+    monkeypatch.setenv("NAS_STORAGE", address.secret)
+    done = call("worker", tmp_path / "run")
+    assert done.exit_code == 0, done.stderr
+    assert "nothing is left to do: 5 trials done" in done.stderr
+
+
+def test_a_job_with_workers_on_a_database(tmp_path, address):
+    settings = SETTINGS | {"storage": address, "workers": 2}
+    result = search("toy", "digits", "random", out=tmp_path / "run", settings=settings)
+    alone = search("toy", "digits", "random", out=tmp_path / "alone", settings=SETTINGS)
+    assert [t.metrics for t in result.history] == [t.metrics for t in alone.history]
+    found = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and PASSWORD.encode() in p.read_bytes()]
+    assert found == []
