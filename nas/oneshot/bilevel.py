@@ -67,8 +67,8 @@ class BilevelLoop:
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
-        self.team = team
-        images_of(team, self._validation.size)
+        self.team, self._validated = team, self._validation.size
+        images_of(team, self._validated)
         self._mover = method.update.begin(supernet.architecture(), captured=self.loop.record is not None)
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
@@ -245,10 +245,10 @@ class BilevelLoop:
                 return self._second_order(targets)
             if self._freezer is None:
                 with without_gradients(self.loop.parameters.values()):
-                    return self._gradients(self.validation_loss(), targets, self._validation.size)
+                    return self._gradients(self.validation_loss(), targets, self._validated)
             loss = self.validation_loss()
             weights: list[Tensor] = list(self.loop.parameters.values())
-            found = self._gradients(loss, [*targets, *weights], self._validation.size)
+            found = self._gradients(loss, [*targets, *weights], self._validated)
             self._matching = dict(zip(weights, found[len(targets) :], strict=True))
             return found[: len(targets)]
 
@@ -306,7 +306,7 @@ class BilevelLoop:
                 torch._foreach_sub_(weights, [*step], alpha=rate)
             del step
             loss = self.validation_loss("float32")
-            found = self._gradients(loss, [*targets, *weights], self._validation.size)
+            found = self._gradients(loss, [*targets, *weights], self._validated)
             direct, vector = found[: len(targets)], found[len(targets) :]
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
