@@ -9,7 +9,7 @@ run on a GPU.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -26,8 +26,10 @@ class Recorder(Protocol):
     def beside(self) -> AbstractContextManager[None]:
         """Where steps run that are captured later."""
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
         """Does a step, and returns what does it again on the same memory.
+
+        generators: beside torch's own, that the step draws from.
 
         Raises:
             RuntimeError: when the step does what cannot be captured, as to wait for the device.
@@ -51,9 +53,11 @@ class CudaRecorder:
             yield
         own.wait_stream(self._stream)
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
         """Captures, which does nothing yet, and replays."""
         graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
         # Threads of our own, as one that shows progress, must not break a capture.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             run()
@@ -69,22 +73,23 @@ def recorder(device: torch.device) -> Recorder | None:
 class Captured:
     """A step that is captured and replayed where that is possible.
 
-    step: changes tensors that stay where they are, by its inputs and by what else stays where it is; whatever
-      Python reads on the way and may change from one call to the next is in the `key` of `run`.
+    step: changes tensors that stay where they are, by tensors that stay where they are; whatever Python reads
+      on the way and may change from one call to the next is in the `key` of `run`.
     moved: all tensors that a step changes.
     record: see `recorder`; without one every step runs as it is.
+    generators: that a step draws from, beside torch's own.
     """
 
     def __init__(
         self,
-        step: Callable[..., None],
+        step: Callable[[], None],
         moved: Callable[[], Iterable[Tensor]],
         record: Recorder | None,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
-        self._step, self._moved, self._record = step, moved, record
+        self._step, self._moved, self._record, self._generators = step, moved, record, generators
         self._key: Hashable = None
         self._replay: Callable[[], None] | None = None
-        self._inputs: tuple[Tensor, ...] = ()
         self._trusted = False
 
     @property
@@ -92,51 +97,46 @@ class Captured:
         """Whether steps may come to be captured."""
         return self._record is not None
 
-    def run(self, key: Hashable, seed: int, *inputs: Tensor) -> None:
-        """Does a step, which begins with torch's global streams at `seed`.
+    def run(self, key: Hashable, begin: Callable[[], None]) -> None:
+        """Does a step.
 
         key: steps of another one are captured anew; None for a step that cannot be captured.
-        inputs: of the same shapes under one key.
+        begin: sets random streams and whatever else the step finds in place, to where it begins.
         """
+        begin()
         if self._record is None or key is None:
-            torch.manual_seed(seed)
-            self._step(*inputs)
+            self._step()
             return
-        fresh = key != self._key
-        if fresh:
+        if key != self._key:
             self.forget()
-            self._key, self._inputs = key, tuple(x.clone() for x in inputs)
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
-        torch.manual_seed(seed)
-        if fresh:
+            self._key = key
             self._plainly(self._record)
         elif self._replay is None:
-            self._capture(self._record, seed)
+            self._capture(self._record, begin)
         elif not self._trusted:
-            self._compare(self._record, self._replay, seed)
+            self._compare(self._record, self._replay, begin)
         else:
             self._replay()
 
     def forget(self) -> None:
         """Forgets what was captured, as is needed when tensors have been moved to other places."""
-        self._key, self._replay, self._inputs = None, None, ()
+        self._key, self._replay = None, None
 
     def _plainly(self, record: Recorder) -> None:
         with record.beside():
-            self._step(*self._inputs)
+            self._step()
 
-    def _capture(self, record: Recorder, seed: int) -> None:
+    def _capture(self, record: Recorder, begin: Callable[[], None]) -> None:
         try:
-            self._replay = record.capture(lambda: self._step(*self._inputs))
+            self._replay = record.capture(self._step, self._generators)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            torch.manual_seed(seed)
+            begin()
             self._plainly(record)
             self._give_up(f"it cannot be captured: {str(error).splitlines()[0]}")
 
-    def _compare(self, record: Recorder, replay: Callable[[], None], seed: int) -> None:
+    def _compare(self, record: Recorder, replay: Callable[[], None], begin: Callable[[], None]) -> None:
         """Does the step both ways from the same state; what it leaves is the step's own outcome."""
         moved = [tensor.detach() for tensor in self._moved()]
         before = [tensor.clone() for tensor in moved]
@@ -145,7 +145,7 @@ class Captured:
         with torch.no_grad():
             for tensor, value in zip(moved, before, strict=True):
                 tensor.copy_(value)
-        torch.manual_seed(seed)
+        begin()
         self._plainly(record)
         away, change = _distance(replayed, moved), _distance(before, moved)
         if not away <= LIMIT * change:

@@ -94,8 +94,9 @@ class Loop:
         captures = recipe.graph and team.size == 1 and form() is not None
         self.record = recorder(self.device) if captures else None
         self._form = form
-        self._captured = Captured(self._do, self._moved, self.record)
+        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
         self._batch: Batch | None = None
+        self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
             self.parameters.values(),
             # A number would stay in a captured step what it was.
@@ -146,9 +147,8 @@ class Loop:
                 group["lr"] = self.next_lr
             group["weight_decay"] = self.weight_decay
         form = self._form()
-        key = None if form is None else (form, self.drop_path, self.weight_decay)
-        x, (y, mixed) = self._drawn()
-        self._captured.run(key, self._seed, x, y, *(mixed or ()))
+        key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
+        self._captured.run(key, self._begin)
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
@@ -249,24 +249,25 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._set_drop_path()
-        torch.manual_seed(self._seed)
+        self._begin()
         return self._drawn()
 
-    @property
-    def _seed(self) -> int:
-        return derive(self.seed, "step", self.step)
+    def _begin(self) -> None:
+        """Sets the streams of the coming step, and which images it sees."""
+        torch.manual_seed(derive(self.seed, "step", self.step))
+        self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
         part = self.team.part
-        x, y, generator = self._batches.at(self.step)
+        x, y = self._batches.draw()
         if not self.recipe.mixup:
             return to_layout(part(x)), (part(y), None)
-        x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+        x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
         return to_layout(part(x)), (part(y), (part(partners), share))
 
     def apart(self) -> None:
         """From here on what the network draws in the coming step is this rank's own."""
-        self.team.apart(self._seed)
+        self.team.apart(derive(self.seed, "step", self.step))
 
     def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
@@ -282,14 +283,20 @@ class Loop:
     def _set_drop_path(self) -> None:
         epoch = self.step // self.steps_per_epoch
         drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
-        if drop_path != self.drop_path:
+        if drop_path == self.drop_path:
+            return
+        self.drop_path = drop_path
+        if self.record is None or not drop_path:
             set_drop_path(self.network, drop_path)
-            self.drop_path = drop_path
+            return
+        # A number would stay in a captured step what it was.
+        self._drops.fill_(drop_path)
+        set_drop_path(self.network, self._drops)
 
-    def _do(self, x: Tensor, y: Tensor, *mixed: Tensor) -> None:
-        """A step on its batch."""
+    def _do(self) -> None:
+        """A step, once it has begun."""
         self._optimizer.zero_grad()
-        self._batch = x, (y, (mixed[0], mixed[1]) if mixed else None)
+        self._batch = self._drawn()
         try:
             loss = self._backward(self)
         finally:
@@ -373,31 +380,46 @@ class Batches:
     """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
 
     size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    generator: the stream of the prepared step.
     """
 
     def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
         self.split, self.task, self.policy, self.seed = split, task, policy, seed
         self.size = min(size, len(split))
         self.per_epoch = len(split) // self.size
+        device = split.x.device
+        self.generator = torch.Generator(device)
         self._epoch, self._order = -1, torch.empty(0)
+        self._index = torch.empty(self.size, dtype=torch.int64, device=device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
+        self.prepare(step)
+        return *self.draw(), self.generator
+
+    def prepare(self, step: int) -> None:
+        """Sets what `draw` reads, in place: which images they are, and where the stream begins."""
         epoch, position = divmod(step, self.per_epoch)
-        device = self.split.x.device
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(device)
-        index = self._order[position * self.size : (position + 1) * self.size]
-        generator = torch_rng(self.seed, "augment", step, device=device)
-        x = augment(self.split.x[index], self.task, self.policy, generator)
-        return x, self.split.y[index], generator
+            self._epoch, self._order = epoch, order.to(self.split.x.device)
+        self._index.copy_(self._order[position * self.size : (position + 1) * self.size])
+        self.generator.manual_seed(derive(self.seed, "augment", step))
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the prepared step: the same work on the device, whichever step it is.
+
+        It waits for nothing and no shape depends on a value, so that a CUDA graph in which `generator` is
+        registered can hold it.
+        """
+        x, y = (tensor.index_select(0, self._index) for tensor in (self.split.x, self.split.y))
+        return augment(x, self.task, self.policy, self.generator), y
 
 
-def set_drop_path(network: nn.Module, probability: float) -> None:
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
     """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
     cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if probability and not cells:
+    if not cells and (isinstance(probability, Tensor) or probability):
         raise ConfigError(
             f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
             "set it to 0"

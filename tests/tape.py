@@ -34,7 +34,7 @@ class Tape(TorchDispatchMode):
     def beside(self):
         return nullcontext()
 
-    def capture(self, run):
+    def capture(self, run, generators=()):
         self.calls = calls = []
         with self:
             run()

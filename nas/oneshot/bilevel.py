@@ -73,7 +73,9 @@ class BilevelLoop:
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
-        self._captured = Captured(self._move_alphas, self._moved, self.loop.record)
+        self._captured = Captured(
+            self._move_alphas, self._moved, self.loop.record, [self._validation.generator]
+        )
         self._batch: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -91,8 +93,7 @@ class BilevelLoop:
         started = time.perf_counter()
         self._set_progress()
         if self.alphas_move:
-            x, y = self._drawn()
-            self._captured.run(self._alpha_form(), self._alpha_seed, to_layout(x), y)
+            self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
         with without_gradients(self.supernet.architecture()):
             self._points = self._perturbed()
@@ -129,7 +130,7 @@ class BilevelLoop:
         wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
-        x, y = self._batch or self._drawn()
+        x, y = self._batch or self._mine(*self._validation.at(self.loop.step)[:2])
         with precision(x.device, wanted or self.method.weights.precision):
             mixture = self._mixture(self._current())
             self.team.apart(self._alpha_seed)
@@ -188,11 +189,15 @@ class BilevelLoop:
         method = self.method
         redrawn = method.relaxation.draws and any(part.reads_mixture for part in method.regularizers)
         form = self._form()
-        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path)
+        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
 
-    def _move_alphas(self, x: Tensor, y: Tensor) -> None:
-        """A step of the alphas on its batch."""
-        self._batch = x, y
+    def _begin_alphas(self) -> None:
+        torch.manual_seed(self._alpha_seed)
+        self._validation.prepare(self.loop.step)
+
+    def _move_alphas(self) -> None:
+        """A step of the alphas, once it has begun."""
+        self._batch = self._mine(*self._validation.draw())
         try:
             self._mover.step(self.alpha_gradient())
         finally:
@@ -214,9 +219,8 @@ class BilevelLoop:
         self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
         return mixture
 
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """This rank's part of the coming step's validation batch."""
-        x, y, _ = self._validation.at(self.loop.step)
+    def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's part of a batch."""
         return self.team.part(x), self.team.part(y)
 
     def _forward(self, _: nn.Module, x: Tensor, __: int) -> Tensor:

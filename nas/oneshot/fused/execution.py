@@ -12,6 +12,7 @@ from torch import nn
 from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.fused.cells import run, run_by_kernels
+from nas.oneshot.fused.kernels import native
 from nas.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
@@ -43,7 +44,8 @@ def explain(device: torch.device) -> str:
         return f"{found}; kernels need CUDA"
     if find_spec("triton") is None:
         return f"{found}; kernels need Triton, which is not installed"
-    return f"{found}; kernels only where asked for, as their speed was not measured yet"
+    found += "; kernels only where asked for, as their speed was not measured yet"
+    return f"{found}; depthwise ones in {native.explain(device)}"
 
 
 def execute_cells(network: nn.Module, wanted: Execution, device: torch.device) -> None:
