@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,10 @@ class Ranks(Team):
         self, rank: int, size: int, *, limit_s: float, stop: Callable[[], bool] | None = None
     ) -> None:
         if dist.is_initialized():
-            raise ConfigError("a process group exists already; destroy it before, the engine makes its own")
+            raise ConfigError(
+                "a process group exists already: one of your own, or that of a job that failed here; the "
+                "engine makes its own, so destroy yours before, or start the ranks anew"
+            )
         super().__init__(rank, size, local=int(os.environ.get("LOCAL_RANK", rank)))
         self.limit_s, self._stop = limit_s, stop
         self._noted: list[object] = []
@@ -207,7 +211,13 @@ class Ranks(Team):
         return found.numpy().tobytes()
 
     def _broadcast(self, tensor: Tensor, *, stoppable: bool) -> Tensor:
-        """From rank 0; `stoppable` where nothing is lost when this rank goes."""
+        """From rank 0.
+
+        stoppable: whether nothing is lost when this rank goes. Where something is, the others should be here
+          when rank 0 comes, and it waits no longer for them than in a step.
+        """
+        limit_s = self.limit_s if self.leads and not stoppable else math.inf
+        begun = time.monotonic()
         with self._reaching("meet the others"):
             work = dist.broadcast(tensor, 0, group=self._patient, async_op=True)
             for turn in count(1):
@@ -217,6 +227,8 @@ class Ranks(Team):
                     raise Stopped(f"rank {self.rank} stopped while it waited for another one")
                 if turn % 50 == 0 and not self.leads:
                     self._waits_for_word()
+                if time.monotonic() - begun > limit_s:
+                    raise RuntimeError("timed out")
                 time.sleep(0.02)
             work.wait()
         return tensor

@@ -258,8 +258,13 @@ class Loop:
         self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
+<<<<<<< HEAD
         x, y = self._batches.draw()
         part = self.team.part
+=======
+        part = self.team.part
+        x, y = self._batches.draw()
+>>>>>>> ddp
         if not self.recipe.mixup:
             return to_layout(part(x)), (part(y), None)
         x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
@@ -271,7 +276,7 @@ class Loop:
 
     def apart(self) -> None:
         """From here on what the network draws in the coming step is this rank's own."""
-        self.team.apart(self._seed)
+        self.team.apart(derive(self.seed, "step", self.step))
 
     def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""

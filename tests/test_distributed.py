@@ -240,15 +240,18 @@ def test_what_rank_0_says_need_not_be_said_again():
     assert failures(refuse) == [("DataError", "no such images"), ("DismissedError", "rank 0: no such images")]
 
 
-def hang(team):
-    """Rank 1 is stuck in step 3."""
-    steps = itertools.count()
-    stop = lambda: bool(team.rank == 1 and next(steps) == 3 and time.sleep(60))  # noqa: E731
+def hang(team, at):
+    """Rank 1 is stuck before a step, or where it takes over what rank 0 has at the start."""
+    if team.rank == 1 and at == 0:
+        time.sleep(60)
+    steps = itertools.count(1)
+    stop = lambda: bool(team.rank == 1 and next(steps) == at and time.sleep(60))  # noqa: E731
     train(make_plain_space().network((0, 1, 0)), make_task(), RETRAIN, seed=3, stop=stop, team=team)
 
 
-def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_limit():
-    first, second = started(hang, limit_s=2)
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_limit(at):
+    first, second = started(hang, at, limit_s=2)
     kind, error, text = first.outcome(30)
     second.process.kill()
     assert (kind, error) == ("error", "RankError")

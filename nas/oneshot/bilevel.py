@@ -67,8 +67,8 @@ class BilevelLoop:
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
-        self.team = team
-        images_of(team, self._validation.size)
+        self.team, self._validated = team, self._validation.size
+        images_of(team, self._validated)
         self._mover = method.update.begin(supernet.architecture(), captured=self.loop.record is not None)
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
@@ -130,9 +130,13 @@ class BilevelLoop:
         wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
+<<<<<<< HEAD
         if self._batch is None:
             self._validation.prepare(self.loop.step)
         x, y = self._batch or self._drawn()
+=======
+        x, y = self._batch or self._mine(*self._validation.at(self.loop.step)[:2])
+>>>>>>> ddp
         with precision(x.device, wanted or self.method.weights.precision):
             mixture = self._mixture(self._current())
             self.team.apart(self._alpha_seed)
@@ -199,7 +203,11 @@ class BilevelLoop:
 
     def _move_alphas(self) -> None:
         """A step of the alphas, once it has begun."""
+<<<<<<< HEAD
         self._batch = self._drawn()
+=======
+        self._batch = self._mine(*self._validation.draw())
+>>>>>>> ddp
         try:
             self._mover.step(self.alpha_gradient())
         finally:
@@ -221,9 +229,14 @@ class BilevelLoop:
         self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
         return mixture
 
+<<<<<<< HEAD
     def _drawn(self) -> tuple[Tensor, Tensor]:
         """This rank's part of the validation batch that was prepared."""
         x, y = self._validation.draw()
+=======
+    def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's part of a batch."""
+>>>>>>> ddp
         return self.team.part(x), self.team.part(y)
 
     def _forward(self, _: nn.Module, x: Tensor, __: int) -> Tensor:
@@ -252,10 +265,10 @@ class BilevelLoop:
                 return self._second_order(targets)
             if self._freezer is None:
                 with without_gradients(self.loop.parameters.values()):
-                    return self._gradients(self.validation_loss(), targets, self._validation.size)
+                    return self._gradients(self.validation_loss(), targets, self._validated)
             loss = self.validation_loss()
             weights: list[Tensor] = list(self.loop.parameters.values())
-            found = self._gradients(loss, [*targets, *weights], self._validation.size)
+            found = self._gradients(loss, [*targets, *weights], self._validated)
             self._matching = dict(zip(weights, found[len(targets) :], strict=True))
             return found[: len(targets)]
 
@@ -313,7 +326,7 @@ class BilevelLoop:
                 torch._foreach_sub_(weights, [*step], alpha=rate)
             del step
             loss = self.validation_loss("float32")
-            found = self._gradients(loss, [*targets, *weights], self._validation.size)
+            found = self._gradients(loss, [*targets, *weights], self._validated)
             direct, vector = found[: len(targets)], found[len(targets) :]
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
