@@ -258,13 +258,8 @@ class Loop:
         self._batches.prepare(self.step)
 
     def _drawn(self) -> Batch:
-<<<<<<< HEAD
-        x, y = self._batches.draw()
-        part = self.team.part
-=======
         part = self.team.part
         x, y = self._batches.draw()
->>>>>>> ddp
         if not self.recipe.mixup:
             return to_layout(part(x)), (part(y), None)
         x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)

@@ -12,14 +12,10 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     # plain values, errors, random streams
-<<<<<<< HEAD
     "averaging captured errors types seeding progress signals console patience peak sealing oneshot",
     "oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding",
-=======
-    "averaging captured errors types seeding progress signals console peak oneshot oneshot.gradients",
->>>>>>> ddp
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
     "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
     "oneshot.fused.kernels.native",

@@ -111,11 +111,7 @@ CHANGES = {
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
-<<<<<<< HEAD
-    *("calibration", "latency_table", "max_failures", "memory", "seed_alphas"),
-=======
-    *("calibration", "latency_table", "memory", "seed_alphas", "rank_timeout"),
->>>>>>> ddp
+    *("calibration", "latency_table", "max_failures", "memory", "seed_alphas", "rank_timeout"),
 }
 """Read by the job itself, see test_search_run.py."""
 

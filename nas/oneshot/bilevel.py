@@ -130,13 +130,7 @@ class BilevelLoop:
         wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
-<<<<<<< HEAD
-        if self._batch is None:
-            self._validation.prepare(self.loop.step)
-        x, y = self._batch or self._drawn()
-=======
         x, y = self._batch or self._mine(*self._validation.at(self.loop.step)[:2])
->>>>>>> ddp
         with precision(x.device, wanted or self.method.weights.precision):
             mixture = self._mixture(self._current())
             self.team.apart(self._alpha_seed)
@@ -203,11 +197,7 @@ class BilevelLoop:
 
     def _move_alphas(self) -> None:
         """A step of the alphas, once it has begun."""
-<<<<<<< HEAD
-        self._batch = self._drawn()
-=======
         self._batch = self._mine(*self._validation.draw())
->>>>>>> ddp
         try:
             self._mover.step(self.alpha_gradient())
         finally:
@@ -229,14 +219,8 @@ class BilevelLoop:
         self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
         return mixture
 
-<<<<<<< HEAD
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """This rank's part of the validation batch that was prepared."""
-        x, y = self._validation.draw()
-=======
     def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """This rank's part of a batch."""
->>>>>>> ddp
         return self.team.part(x), self.team.part(y)
 
     def _forward(self, _: nn.Module, x: Tensor, __: int) -> Tensor:
