@@ -16,17 +16,33 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, NasError
 from nas.files import sync_folder, write_all
+from nas.strictjson import is_deep
+from nas.text import shown
 
 _log = logging.getLogger("nas")
 
 _BLOCK = 1 << 16
+MAX_RECORD = 16 << 20
+"""Bytes of one record; ours have a few thousand."""
 
 
 def journal_storage(path: Path) -> JournalStorage:
-    """An Optuna storage on the journal at `path`, which is made when it does not exist."""
-    return JournalStorage(SafeJournalBackend(path))
+    """An Optuna storage on the journal at `path`, which is made when it does not exist.
+
+    Raises:
+        ConfigError: when it cannot be opened, or its records make no history.
+    """
+    try:
+        return JournalStorage(SafeJournalBackend(path))
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the records of journal {path} make no history ({type(error).__name__}: {shown(str(error))}); "
+            "restore it from a copy"
+        ) from error
 
 
 class KernelLock(BaseJournalFileLock):
@@ -127,7 +143,11 @@ class SafeJournalBackend(JournalFileBackend):
         with Path(self._path).open("rb") as file:
             self._check_size(os.fstat(file.fileno()).st_size, offset)
             file.seek(offset)
-            for line in file:
+            for line in iter(lambda: file.readline(MAX_RECORD), b""):
+                if len(line) == MAX_RECORD:
+                    raise ConfigError(
+                        self._damage(number, offset, f"the line is longer than {MAX_RECORD} bytes")
+                    )
                 if not line.endswith(b"\n"):
                     return
                 record = self._parsed(line, number, offset)
@@ -173,9 +193,9 @@ class SafeJournalBackend(JournalFileBackend):
     def _parsed(self, line: bytes, number: int, offset: int) -> dict[str, Any]:
         try:
             record = json.loads(line.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(self._damage(number, offset, str(error))) from error
-        if not isinstance(record, dict) or "op_code" not in record:
+        if not isinstance(record, dict) or "op_code" not in record or is_deep(record):
             raise ConfigError(self._damage(number, offset, "the line is not a journal record"))
         return record
 

@@ -18,16 +18,21 @@ from nas import __version__, devices
 from nas.config import Config, write_toml
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.paths import check_contents, check_name, is_file
 from nas.plan import Plan
+from nas.records import RunRecord, checked
 from nas.registry import source_hash
 from nas.space import Space
 from nas.task import Task
+from nas.text import shown
 from nas.types import Genotype
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = ("config.device", "config.budget", "plan.budget_s")
 """Settings that may differ when a run is resumed."""
+MOST_CHANGES = 20
+"""Differences that are listed."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
 
@@ -38,13 +43,25 @@ def open_folder(out: str | Path) -> Path:
     Raises:
         ConfigError: when it cannot be written, or holds files that are not a run's.
     """
-    folder = prepare_folder(Path(out))
+    folder = prepare_folder(named(Path(out)))
     foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
     if foreign and not (folder / "run.json").is_file():
         raise ConfigError(
             f"{folder} is not empty ({sorted(foreign)[0]}) and holds no run; choose another --out folder"
         )
+    check_contents(folder)
     return folder
+
+
+def named(out: Path) -> Path:
+    """A path whose last part can be the name of a run.
+
+    Raises:
+        ConfigError: showing what such a name may hold.
+    """
+    name = out.name if out.name not in ("", "..") else out.resolve().name
+    check_name(name, "run")
+    return out
 
 
 def begin(
@@ -88,7 +105,7 @@ def _refuse_changes(
         if changes := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
             raise ConfigError(
                 f"{folder} holds a run with other settings:\n"
-                + "\n".join(changes)
+                + "\n".join(changes[:MOST_CHANGES])
                 + "\nrepeat its command to resume it, or choose another --out folder"
             )
 
@@ -121,10 +138,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: when there is none, or it was written by a newer version.
     """
-    if not (folder / "run.json").is_file():
+    if not is_file(folder / "run.json"):
         raise ConfigError(f"{folder} holds no run: there is no run.json in it")
+    check_contents(folder)
     record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+    if not isinstance(record, dict) or type(record.get("format")) is not int:
         raise ConfigError(f"{folder / 'run.json'} is no record of a run")
     if record["format"] > FORMAT:
         raise ConfigError(
@@ -135,6 +153,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
         )
+    checked(RunRecord, record, folder / "run.json", "record of a run")
     return record
 
 
@@ -219,4 +238,4 @@ def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Ite
     for name in sorted({*before, *now} - set(FREE)):
         if before.get(name) != now.get(name):
             setting = name.removeprefix("config.")
-            yield f"  {setting}: {before.get(name)!r} in the folder, {now.get(name)!r} now"
+            yield f"  {setting}: {shown(before.get(name))} in the folder, {shown(now.get(name))} now"

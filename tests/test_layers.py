@@ -11,15 +11,18 @@ from nas.registry import bundled
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
+    "text",
     # plain values, errors, random streams
-    "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
+    "averaging errors strictjson types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
+    "paths records",
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
+    "unpacking",
     "calibration cell choosers checkpoint goals journal splits imagefolder draw.series draw.slots draw.style",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",

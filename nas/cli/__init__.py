@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 
 from nas.cli import jobs, look, measure
-from nas.cli.app import app
+from nas.cli.app import Printable, app
 
 __all__ = ["app", "jobs", "look", "main", "measure"]
 
@@ -17,7 +15,7 @@ def main() -> None:
 
     0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 130 and 143 signals.
     """
-    # So that `module:function` finds a user's module here, behind everything that is installed.
-    sys.path.append(str(Path.cwd()))
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     app()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, values
+from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, say, values
 from nas.cli.look import architecture
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def show(result: Result, *, as_json: bool) -> None:
     if as_json:
         choices = result.space.choices(result.genotype)
         answer = {"folder": str(result.folder), "choices": choices, "metrics": dict(result.metrics)}
-        typer.echo(json.dumps(answer))
+        say(json.dumps(answer))
         return
     m = result.metrics
     found = result.space.notation.write(result.genotype) if result.space.notation else None
@@ -239,4 +239,4 @@ def show(result: Result, *, as_json: bool) -> None:
         )
     others = ("network.png", "search.png", "front.png", "alphas.png", "health.png")
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))
