@@ -29,7 +29,8 @@ _FASHION_FILES = (
 )
 _FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _IDX_UNSIGNED_BYTE = 8
-_MAX_IDX = 1 << 30
+_MAX_IDX = 64 << 20
+"""Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"

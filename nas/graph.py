@@ -156,10 +156,10 @@ def from_dict(data: Mapping[str, object]) -> Graph:
         graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
     if not nx.is_directed_acyclic_graph(graph):
         raise ConfigError("the cell is damaged: its edges lead in a circle")
-    for node, role in _roles(graph).items():
-        if (role == "input" and graph.in_degree(node)) or (role == "output" and graph.out_degree(node)):
+    for name, role in _roles(graph).items():
+        if (role == "input" and graph.in_degree(name)) or (role == "output" and graph.out_degree(name)):
             raise ConfigError(
-                f"the cell is damaged: an edge leads into an input or out of an output, {shown(node)}"
+                f"the cell is damaged: an edge leads into an input or out of an output, {shown(name)}"
             )
     return graph
 

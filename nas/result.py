@@ -23,7 +23,7 @@ from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json
 from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
-from nas.paths import check_contents, exists
+from nas.paths import check_contents, exists, is_file
 from nas.records import ArchitectureRecord, MetricsRecord, checked
 from nas.registry import is_plugin, load
 from nas.run_folder import read_run
@@ -100,7 +100,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
 
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end: the manifest is written last."""
-    return (folder / MANIFEST).is_file()
+    return is_file(folder / MANIFEST)
 
 
 def write_result(
@@ -243,6 +243,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     folder = Path(folder)
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
+    check_contents(folder)
     if damage := [line for line in check_manifest(folder) if line.startswith(_READ)]:
         raise ConfigError(
             f"{folder} is damaged: {'; '.join(damage)}; run its command with another --out folder"

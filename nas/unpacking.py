@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from lzma import LZMAError
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from nas.text import printable
 
 _DAMAGE = (
     *(OSError, EOFError, LZMAError, MemoryError, NotImplementedError, OverflowError, RecursionError),
-    *(RuntimeError, SyntaxError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, SyntaxError, TokenError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
 )
 """What the readers of the standard library and of numpy raise on damaged files."""
 
