@@ -240,14 +240,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if not text.strip():
-        raise ConfigError(f"{path}: empty config")
     if max(text.count("["), text.count("{")) > MAX_DEPTH * 10 or _depth(text) > MAX_DEPTH:
         raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except ValueError as error:  # also for an integer of thousands of digits
         raise ConfigError(f"{path}: {error}{_yaml_hint(text)}") from error
+    if not values:
+        raise ConfigError(f"{path}: empty config")
+    return values
 
 
 def write_toml(values: Mapping[str, object]) -> str:
@@ -355,7 +356,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 def _depth(text: str) -> int:
     """How deep brackets or the dots of a key nest, at most."""
-    depth, deepest = 0, max(line.count(".") for line in text.splitlines())
+    depth, deepest = 0, max((line.count(".") for line in text.splitlines()), default=0)
     for character in text:
         if character in "[{":
             depth += 1

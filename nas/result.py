@@ -152,7 +152,7 @@ def write_front(result: Result, *, title: str) -> None:
             "front": [
                 {
                     "trial": trial.number,
-                    "genotype": list(trial.genotype),
+                    "genotype": list(map(int, trial.genotype)),
                     "choices": result.space.choices(trial.genotype),
                     "metrics": dict(trial.metrics),
                 }
@@ -179,12 +179,14 @@ def describe_architecture(
     space: Space, genotype: Genotype, metrics: Mapping[str, float]
 ) -> dict[str, object]:
     """The content of architecture.json: all that is needed to build or draw the architecture again."""
+    choices = space.choices(genotype)
+    genotype = tuple(map(int, genotype))  # JSON knows no integers of numpy
     return {
         "format": 1,
         "space": space.origin or space.name,
         "settings": dict(space.settings),
-        "genotype": list(map(int, genotype)),
-        "choices": space.choices(genotype),
+        "genotype": list(genotype),
+        "choices": choices,
         "notation": space.notation.write(genotype) if space.notation is not None else None,
         "hash": architecture_hash(space, genotype),
         "cells": {kind: to_dict(graph) for kind, graph in cell_graphs(space, genotype).items()},

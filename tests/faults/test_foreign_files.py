@@ -22,22 +22,25 @@ import nas
 from nas import datasets, unpacking
 from nas.benchmarks.nasbench101 import load_nasbench101
 from nas.benchmarks.nasbench201 import load_nasbench201
+from nas.calibration import read_calibration
 from nas.cell import Cell
 from nas.cli import app
 from nas.config import read_toml
 from nas.draw import draw_cells
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
 from nas.files import FolderLock, check_manifest, read_json, write_json, write_manifest
+from nas.goals import Goals
 from nas.graph import cell_graphs, from_dict, merged, to_dict
 from nas.journal import MAX_RECORD
 from nas.latency import LatencyTable
 from nas.paths import check_contents, check_name
 from nas.registry import load
-from nas.result import load_result, read_architecture, write_graphml
+from nas.result import graphs_of, load_result, read_architecture, read_metrics, write_graphml
 from nas.run_folder import environment, open_folder, read_run
 from nas.study import JOURNAL, Study
 
 TOY = load("toy")
+RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))
 
 
 def call(*arguments):
@@ -173,6 +176,43 @@ def test_a_manifest_reaches_no_file_outside(finished, precious):
     write_json(finished / "manifest.json", {"files": {name: {} for name in names}})
     assert all(line.endswith("outside the folder") for line in check_manifest(finished))
     assert len(check_manifest(finished)) == 5
+
+
+# -- records ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (2, "written by a newer version"),
+        (0, "format: Input should be"),
+        (-1, "is damaged"),
+        (True, "is no record"),
+    ],
+)
+def test_a_run_of_another_format_is_refused(finished, number, words):
+    write_json(finished / "run.json", json.loads((finished / "run.json").read_text()) | {"format": number})
+    with pytest.raises(ConfigError, match=words):
+        read_run(finished)
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
+def test_committed_results_are_read_as_they_are(folder):
+    record = read_run(folder)
+    assert Goals.from_dict(record["plan"].get("goals", {"objectives": [["val_acc", True, []]]}))
+    if (folder / "architecture.json").exists():
+        assert graphs_of(read_architecture(folder)) and read_metrics(folder)
+    if (folder / "calibration.json").exists():
+        assert read_calibration(folder)["chosen"]
+
+
+def test_an_architecture_of_numpy_integers_is_written_down(tmp_path):
+    genotype = tuple(np.array([0, 1, 2]))
+    write_json(tmp_path / "architecture.json", nas.result.describe_architecture(TOY, genotype, {}))
+    assert read_architecture(tmp_path)["genotype"] == [0, 1, 2]
+    for wrong in ((0, 1, 2.0), (0, 1, "2"), (0, 1, True), (0, 1, None), (0, 1, Path("2"))):
+        with pytest.raises(SpaceError, match="a genotype has one option index for each decision"):
+            nas.result.describe_architecture(TOY, wrong, {})
 
 
 # -- names -------------------------------------------------------------------------------------------------

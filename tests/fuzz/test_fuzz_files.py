@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hostile import fuzzed, json_values, mutated_bytes, mutated_json, survived, texts
+from hostile import fuzzed, json_values, mutated_bytes, mutated_json, slowly, survived, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import SMALL
@@ -69,7 +69,7 @@ def test_any_bytes_are_strict_json_or_refused(place, data):
         assert strictjson.loads(json.dumps(value, allow_nan=False)) == value
 
 
-@fuzzed
+@slowly
 @given(data=st.data())
 def test_any_run_record(run, copy, data):
     restore(run, copy, "run.json")
@@ -80,7 +80,7 @@ def test_any_run_record(run, copy, data):
     restore(run, copy, "run.json")
 
 
-@fuzzed
+@slowly
 @given(data=st.data())
 def test_any_architecture(run, copy, data):
     write_json(copy / "architecture.json", data.draw(mutated_json(read_json(run / "architecture.json"))))
@@ -94,7 +94,7 @@ def test_any_architecture(run, copy, data):
     restore(run, copy, "architecture.json")
 
 
-@fuzzed
+@slowly
 @given(data=st.data(), name=st.sampled_from(["metrics.json", MANIFEST]))
 def test_any_metrics_and_manifest(run, copy, data, name):
     write_json(copy / name, data.draw(mutated_json(read_json(run / name))))
@@ -109,7 +109,7 @@ ROW = Estimate("epochs=1", "trained", 0.6, 0.2, 0.8, 0.7, 0.1, 0.9, 1.0, 12)
 CALIBRATION = Calibration("toy", "digits", "f", 12, 3, 2, 0.4, (ROW,), "epochs=1")
 
 
-@fuzzed
+@slowly
 @given(data=st.data())
 def test_any_calibration(place, data):
     write_json(place / "calibration.json", data.draw(mutated_json(CALIBRATION.to_dict()) | json_values))
