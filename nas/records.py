@@ -91,6 +91,61 @@ class RunRecord(_Record):
     task: TaskRecord
 
 
+class MethodRecord(_Record):
+    """The parts of a configuration that an export needs."""
+
+    method: str
+    task: str
+    seed: int
+
+
+class NameRecord(_Record):
+    """Something with a name."""
+
+    name: str
+
+
+class EngineRecord(_Record):
+    """What made a run."""
+
+    engine: Annotated[str, Field(alias="nas-engine")]
+
+
+class FinalRecord(_Record):
+    """The recipe of the last training."""
+
+    final: dict[str, Any]
+
+
+class ImagesRecord(_Record):
+    """How many images there were."""
+
+    images: dict[Word, int]
+
+
+class ExportedRecord(_Record):
+    """The further parts of run.json that an export tells of."""
+
+    config: MethodRecord
+    space: NameRecord
+    environment: EngineRecord
+    plan: FinalRecord
+    task: ImagesRecord
+
+
+class ScoredRecord(_Record):
+    """The numbers of metrics.json that an export tells of."""
+
+    params: FiniteFloat
+    macs: FiniteFloat
+    test_acc: FiniteFloat
+    test_acc_low: FiniteFloat
+    test_acc_high: FiniteFloat
+    latency_ms: FiniteFloat
+    retrain_epochs: FiniteFloat
+    retrain_seconds: FiniteFloat
+
+
 class MetricsRecord(_Record):
     """Content of metrics.json."""
 

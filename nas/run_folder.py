@@ -8,7 +8,7 @@ import shutil
 import subprocess  # nosec B404
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,8 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in names},
+        "cuda": torch.version.cuda,
+        "triton": _installed("triton"),
         "nas-engine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
@@ -214,6 +216,14 @@ def environment(device: torch.device) -> dict[str, object]:
     }
 
 
+def _installed(name: str) -> str | None:
+    """The version of a package that the engine can do without."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _commit() -> str | None:
     """The commit of the engine's own checkout, where it runs from one."""
     root = Path(__file__).parent.parent
@@ -221,7 +231,7 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        # The only program that the engine starts: a fixed command, without a shell.
+        # A fixed command, without a shell.
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # nosec B603
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "text",
     # plain values, errors, random streams
-    "averaging errors strictjson types seeding progress signals console peak oneshot oneshot.gradients",
+    "averaging captured errors strictjson types seeding progress signals console peak oneshot",
+    "oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
+    "oneshot.fused.kernels.native",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
@@ -30,11 +32,13 @@ LAYERS = [
     # spaces and data
     "oneshot.mixed",
     "oneshot.fused.plan oneshot.fused.kernels.launch",
+    "oneshot.fused.kernels.choice",
     "oneshot.fused.kernels.chain",
     "oneshot.fused.trust",
     "oneshot.fused.cells",
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
+    "oneshot.fused.floor",
     "oneshot.keeping space resumable datasets mapdataset draw.cells",
     "oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
@@ -53,6 +57,7 @@ LAYERS = [
     "proxies.zico",
     "proxies",
     "guard schedule halving train testing oneshot.bilevel",
+    "oneshot.fused.workloads",
     "study scored oneshot.paths oneshot.singlepath presets",
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",
@@ -76,8 +81,14 @@ LAYERS = [
     "search_run",
     "calibrate_run",
     # what users call
+    "bundle bundle.pieces bundle.layout bundle.run_form",
+    "bundle.constructors",
+    "bundle.tracing bundle.proof",
+    "bundle.source",
+    "bundle.forms bundle.card",
+    "bundle.bundle",
     "cli.app",
-    "cli.look cli.measure",
+    "cli.export cli.look cli.measure",
     "cli.jobs",
     "cli",
 ]

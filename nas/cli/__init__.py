@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from nas.cli import jobs, look, measure
+from nas.cli import export, jobs, look, measure
 from nas.cli.app import Printable, app
 
-__all__ = ["app", "jobs", "look", "main", "measure"]
+__all__ = ["app", "export", "jobs", "look", "main", "measure"]
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ CALLS = {"load_module", "import_module", "exec_module", "spec_from_file_location
 MAY_IMPORT_BY_NAME = {
     "nas/__init__.py",  # the public names of the package, from a table in it
     "nas/registry.py",  # what a user has named
+    "nas/bundle/run_form.py",  # the model.py that was just written, in a process of its own
     "scripts/convert_nasbench201.py",  # the official reader of the table; its header warns
 }
 
@@ -258,6 +259,7 @@ COMMANDS = {
     ),
     "search for it": ("search", "--config", "run/config.toml", "--task", "digits", "--out", "run"),
     "calibrate with its settings": ("calibrate", "--config", "run/config.toml", "--out", "again"),
+    "export": ("export", "run"),
     "learn from it": (
         *("search", "--space", "toy", "--method", "guided", "--set", "searcher.earlier=run"),
         *("--set", "searcher.init=2", "--trials", "2", *options(SMALL | {"trials": 2}), "--out", "again"),

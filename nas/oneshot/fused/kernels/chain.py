@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.oneshot.fused.kernels import launch
-from nas.oneshot.fused.kernels.launch import Norm, Source, Window
+from nas.oneshot.fused.kernels import choice, launch
+from nas.oneshot.fused.kernels.maps import Norm, Source, Window
 from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stages import Stage
 
@@ -82,7 +82,7 @@ class _Chain(torch.autograd.Function):
             source = form.source(number, reads[-1], norms)
             taps = _by_taps(weight, depthwise=form.depthwise[number])
             if form.depthwise[number]:
-                reads.append(launch.depthwise(source, taps, window))
+                reads.append(choice.depthwise(source, taps, window))
             else:
                 y, norm = launch.convolve(source, taps, window, form.eps)
                 reads.append(y)
@@ -113,7 +113,7 @@ class _Chain(torch.autograd.Function):
                 last = number == count - 1
                 d, sums = launch.norm_gradients(d, reads[number + 1], norms[own], scale if last else None)
                 dscale = sums if last else dscale
-            gradients = launch.depthwise_gradients if form.depthwise[number] else launch.convolve_gradients
+            gradients = choice.depthwise_gradients if form.depthwise[number] else launch.convolve_gradients
             wanted = (number > 0 or for_x, for_weights[number])
             taps = _by_taps(weights[number], depthwise=form.depthwise[number])
             dx, dw = gradients(
