@@ -13,6 +13,9 @@ from scipy.stats import kendalltau, rankdata
 
 from nas.errors import ConfigError
 from nas.files import read_json
+from nas.paths import is_file
+from nas.records import checked
+from nas.text import shown
 
 FILE = "calibration.json"
 RESAMPLES = 1000
@@ -95,8 +98,8 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """The calibration that `to_dict` wrote down."""
-        return cls(**{**data, "estimates": tuple(Estimate(**e) for e in data["estimates"])})
+        """The calibration that `to_dict` wrote down; ConfigError for anything else."""
+        return checked(cls, data, "calibration", "record of a calibration")
 
     def lines(self) -> list[str]:
         """The table, the cheapest estimate of each group first, and what it means for a search."""
@@ -129,11 +132,12 @@ def read_calibration(folder: Path) -> dict[str, Any]:
         ConfigError: when the folder holds none.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"{folder} holds no finished calibration ({FILE}); run `nas calibrate` first")
     record = read_json(path)
     if not isinstance(record, dict) or not {"space", "task", "chosen", "threshold"} <= record.keys():
         raise ConfigError(f"{path} is no record of a calibration; run `nas calibrate` again")
+    checked(Calibration, record, path, "record of a calibration")
     return record
 
 
@@ -142,8 +146,8 @@ def chosen_fidelity(folder: Path, *, space: str, task: str) -> str | None:
     record: Mapping[str, Any] = read_calibration(folder)
     if (record["space"], record["task"]) != (space, task):
         raise ConfigError(
-            f"{folder} calibrated space {record['space']!r} on task {record['task']!r}, not {space!r} on "
-            f"{task!r}; run `nas calibrate` for these"
+            f"{folder} calibrated space {shown(record['space'])} on task {shown(record['task'])}, "
+            f"not {space!r} on {task!r}; run `nas calibrate` for these"
         )
     chosen = record["chosen"]
     return None if chosen is None else str(chosen)

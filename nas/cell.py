@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.errors import SpaceError
 from nas.ops import Zero
+from nas.text import shown
 
 
 class Cell(nn.Module):
@@ -40,6 +41,7 @@ class Cell(nn.Module):
         preprocess: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
+        _check_kind(kind)
         if inputs < 1 or nodes < 1 or len(preprocess) not in (0, inputs):
             raise SpaceError(
                 f"cell {kind!r}: got {inputs} inputs, {nodes} nodes, {len(preprocess)} preprocess modules; "
@@ -120,6 +122,7 @@ class VertexCell(nn.Module):
         decisions: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        _check_kind(kind)
         self.kind, self.decisions = kind, tuple(decisions)
         self.sources = _sources(kind, edges)
         self.vertices = nn.ModuleDict()
@@ -158,6 +161,12 @@ def drop_mask(x: Tensor, probability: float | Tensor) -> Tensor:
     """The factor `[B, 1, 1, 1]` of each image."""
     keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return keep / (1 - probability)
+
+
+def _check_kind(kind: str) -> None:
+    """Refuses what no picture and no GraphML could hold."""
+    if not 0 < len(kind) <= 200 or not kind.isprintable():
+        raise SpaceError(f"a cell's kind is {shown(kind)}, but must be printable text of 1 to 200 characters")
 
 
 def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:

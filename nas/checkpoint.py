@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nas.errors import ConfigError
 from nas.files import TEMPORARY, storage_errors, write_bytes
+from nas.text import shown
 
 _log = logging.getLogger("nas")
 
@@ -84,20 +85,31 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
-    """The state that `pack` took apart."""
+    """The state that `pack` took apart.
+
+    Raises:
+        ConfigError: when something else wrote the structure.
+    """
+    try:
+        return _unpack(tensors, structure)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the packed state is damaged: {type(error).__name__}: {error}") from error
+
+
+def _unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
     match structure:
         case list():
-            return [unpack(tensors, item) for item in structure]
+            return [_unpack(tensors, item) for item in structure]
         case {"float": str(text)}:
             return float(text)
         case {"tensor": str(name)}:
             return tensors[name]
         case {"tuple": list(items)}:
-            return tuple(unpack(tensors, item) for item in items)
+            return tuple(_unpack(tensors, item) for item in items)
         case {"dict": list(items)}:
-            return {key: unpack(tensors, item) for key, item in items}
+            return {key: _unpack(tensors, item) for key, item in items}
         case dict():
-            raise ConfigError(f"no packed state has a table of {sorted(structure)}; was it edited?")
+            raise ConfigError(f"no packed state has a table of {shown(sorted(structure))}; was it edited?")
     return structure
 
 
@@ -115,7 +127,12 @@ def decode(data: bytes, source: str) -> dict[str, Any]:
             f"{source} is a checkpoint of format {metadata.get('checkpoint')!r}, but this version reads "
             f"{_FORMAT!r}; go on with the version that wrote it, or remove it to start again"
         )
-    state = unpack(tensors, json.loads(metadata["structure"]))
+    try:
+        state = unpack(tensors, json.loads(metadata.get("structure", "")))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} holds no packed state: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
     if not isinstance(state, dict):
         raise ConfigError(f"{source} holds a {type(state).__name__}, but a checkpoint holds a dict")
     return state
@@ -141,7 +158,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _parsed(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:  # KeyError: a type torch lacks
         raise ConfigError(f"{source} is not a safetensors file, or is damaged: {error}") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__", {})

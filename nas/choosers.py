@@ -16,6 +16,8 @@ Candidates = Mapping[str, Callable[[], nn.Module]]
 """Unbuilt modules by option name."""
 Role = Literal["zero", "identity", "op"]
 MAX_DECISIONS = 10_000
+MAX_QUESTIONS = 50_000
+"""Asked of one network; cells that share their decisions ask the same ones again."""
 
 
 class Chooser(Protocol):
@@ -90,6 +92,11 @@ class Tracer:
             raise SpaceError(
                 f"build asked more than {MAX_DECISIONS} decisions, the last one {decision.name!r}; "
                 "is it recursive? Give it a depth limit"
+            )
+        if self._questions > MAX_QUESTIONS:
+            raise SpaceError(
+                f"build asked more than {MAX_QUESTIONS} times, the last time for {decision.name!r}; "
+                "does it make so many cells on purpose?"
             )
 
 

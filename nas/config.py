@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,8 @@ from pydantic import (
 
 from nas.errors import ConfigError, unknown
 from nas.storage.address import Address
+from nas.text import shown
+from nas.types import MOST
 
 DIFFERENTIABLE = (
     *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
@@ -40,19 +41,36 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def scalar(value: object) -> object:
-    """A setting inside a table: text, a finite number, true or false."""
+    """A setting inside a table: text, a finite number of at most 64 bits, true or false."""
     if not isinstance(value, bool | int | float | str):
         raise ValueError("wanted text, a number, true or false")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("wanted a finite number")
-    return value
+    return value if isinstance(value, bool | str) else number(value)
 
 
 def number(value: object) -> object:
-    """A number that is not written as true or false."""
+    """A number that is not written as true or false and has at most the 64 bits that TOML grants."""
     if isinstance(value, bool):
         raise ValueError("wanted a number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("wanted a number of at most 64 bits")
     return value
+
+
+def encodable(value: object) -> object:
+    """Text that can be written into a file; names of files that are no UTF-8 cannot."""
+    if isinstance(value, str) and not _is_utf8(value):
+        raise ValueError("wanted text that is UTF-8; rename the file")
+    return value
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def texts(value: object) -> object:
@@ -80,17 +98,15 @@ def size(value: object) -> object:
     if match is None:
         return number(value)
     step = 1024 if match[3] else 1000
-    return round(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
+    found = float(match[1]) * step ** " KMGT".index(match[2].upper() or " ")
+    if not found < 2**63:
+        raise ValueError("wanted a size of at most 64 bits")
+    return round(found)
 
 
 def count(value: object) -> object:
     """A number that may be spelt as text; anything else is left for the type to refuse."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else number(value)
-
-
-def is_own(method: str) -> bool:
-    """Whether a method is a user's own function, or was given in Python."""
-    return ":" in method and not method.startswith(OPTUNA)
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
 
 
 def address(value: object) -> Address | None:
@@ -102,9 +118,18 @@ def address(value: object) -> Address | None:
     return Address(value)
 
 
-Table = dict[str, Annotated[Any, BeforeValidator(scalar)]]
-Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
+def is_own(path: str, *, optuna: bool = True) -> bool:
+    """Whether a method is a user's own function, or was given in Python.
+
+    optuna: whether the samplers of Optuna are not, as for methods; a space has no such names.
+    """
+    return ":" in path and not (optuna and path.startswith(OPTUNA))
+
+
+Text = Annotated[str, BeforeValidator(encodable)]
+Table = dict[Text, Annotated[Any, BeforeValidator(scalar), BeforeValidator(encodable)]]
+Count = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(number)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(texts)]
 
 
 class Config(BaseModel):
@@ -160,31 +185,31 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    space: str = "darts"
-    task: str = "digits"
-    method: str = "is-darts"
+    space: Text = "darts"
+    task: Text = "digits"
+    method: Text = "is-darts"
     evaluator: Literal["trained", "shared"] = "trained"
-    preset: str = "quick"
+    preset: Text = "quick"
     trials: Count | None = None
     epochs: Count | None = None
     budget: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
     top_k: Count | None = None
     top_k_epochs: Count | None = None
     seeds: Count | None = None
-    search_images: Annotated[int, Field(ge=0), BeforeValidator(number)] | None = None
+    search_images: Annotated[int, Field(ge=0, le=MOST), BeforeValidator(number)] | None = None
     objective: Texts = ()
     constraint: Texts = ()
-    latency_table: str | None = None
+    latency_table: Text | None = None
     scheduler: Literal["fixed", "successive-halving", "hyperband"] = "fixed"
-    ladder: str | None = None
-    eta: Annotated[int, Field(ge=2), BeforeValidator(number)] = 3
-    fidelity: str | None = None
-    calibration: str | None = None
+    ladder: Text | None = None
+    eta: Annotated[int, Field(ge=2, le=1000), BeforeValidator(number)] = 3
+    fidelity: Text | None = None
+    calibration: Text | None = None
     max_failures: Count = 10
     early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
     baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
-    device: str = "auto"
+    device: Text = "auto"
     deterministic: bool = False
     execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
     graph: bool = True
@@ -201,7 +226,7 @@ class Config(BaseModel):
     guard: bool = True
     guards: Table = {}
     selection: Literal["argmax", "perturbation"] = "argmax"
-    seed_alphas: str | None = None
+    seed_alphas: Text | None = None
     memory: Annotated[int, Field(gt=0), BeforeValidator(size)] | None = None
     sharing: Table = {}
     warm_start: Literal["none", "parent", "supernet"] = "none"
@@ -255,14 +280,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if not text.strip():
-        raise ConfigError(f"{path}: empty config")
     if max(text.count("["), text.count("{")) > MAX_DEPTH * 10 or _depth(text) > MAX_DEPTH:
         raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except ValueError as error:  # also for an integer of thousands of digits
         raise ConfigError(f"{path}: {error}{_yaml_hint(text)}") from error
+    if not values:
+        raise ConfigError(f"{path}: empty config")
+    return values
 
 
 def write_toml(values: Mapping[str, object]) -> str:
@@ -296,12 +322,12 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         *tables, key = (part.strip() for part in path.split("."))
         if not equals or not key or len(tables) > 1:
-            raise ConfigError(f"--set {assignment!r}: wanted KEY=VALUE or TABLE.KEY=VALUE")
+            raise ConfigError(f"--set {shown(assignment)}: wanted KEY=VALUE or TABLE.KEY=VALUE")
         target = merged
         for table in tables:
             target = merged.setdefault(table, {})
             if not isinstance(target, dict):
-                raise ConfigError(f"--set {assignment!r}: {table!r} is no table")
+                raise ConfigError(f"--set {shown(assignment)}: {shown(table)} is no table")
         target[key] = _value(text.strip())
     return merged
 
@@ -309,13 +335,13 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise ConfigError(f"no config file {path} (looked for {path.resolve()}, from {Path.cwd()})")
+            raise ConfigError(f"no config file {path} (looked for {Path.cwd() / path}, from {Path.cwd()})")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(f"{path}: {size:,} bytes, but a config has at most {MAX_BYTES:,}")
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read config file {reprlib.repr(str(path))}: {error.strerror}") from error
+        raise ConfigError(f"cannot read config file {shown(str(path))}: {error.strerror}") from error
 
 
 def _refuse_unused(config: Config, where: str) -> None:
@@ -368,12 +394,12 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
-    return f"{name} is {reprlib.repr(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
+    return f"{name} is {shown(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
 
 
 def _depth(text: str) -> int:
     """How deep brackets or the dots of a key nest, at most."""
-    depth, deepest = 0, max(line.count(".") for line in text.splitlines())
+    depth, deepest = 0, max((line.count(".") for line in text.splitlines()), default=0)
     for character in text:
         if character in "[{":
             depth += 1
@@ -384,14 +410,16 @@ def _depth(text: str) -> int:
 
 
 def _yaml_hint(text: str) -> str:
-    looks_yaml = re.search(r"^\s*[\w-]+:\s", text, re.MULTILINE) is not None
+    looks_yaml = re.search(r"^[ \t]*[\w-]+:\s", text, re.MULTILINE) is not None
     return "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
 
 
 def _value(text: str) -> object:
+    if "\n" in text or "\r" in text:  # what follows the line would be read as another setting
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
@@ -406,4 +434,6 @@ def _literal(value: object) -> str:
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, bool | int | float | str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold DEL, TOML not
-    raise ConfigError(f"got {value!r} of type {type(value).__name__}, wanted text, a number, true or false")
+    raise ConfigError(
+        f"got {shown(value)} of type {type(value).__name__}, wanted text, a number, true or false"
+    )

@@ -10,6 +10,8 @@ from typing import Self
 from rich import progress
 from rich.console import Console
 
+from nas.text import printable
+
 
 class LiveProgress:
     """A bar that stays at the bottom while finished units scroll by above it."""
@@ -34,7 +36,7 @@ class LiveProgress:
 
     def advance(self, text: str, *, done: int | None = None) -> None:
         """Prints the unit and moves the bar."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(printable(text), highlight=False, markup=False)
         if self._task is not None and done is not None:
             self._bar.update(self._task, completed=done)
         elif self._task is not None:
@@ -42,7 +44,7 @@ class LiveProgress:
 
     def note(self, text: str) -> None:
         """Prints the note."""
-        self._bar.console.print(text, style="dim", highlight=False, markup=False)
+        self._bar.console.print(printable(text), style="dim", highlight=False, markup=False)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -96,5 +98,5 @@ def reporter(*, quiet: bool) -> LiveProgress | PlainProgress:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text.replace("\n", " ") + "\n")
+    sys.stderr.write(printable(text.replace("\n", " ")) + "\n")
     sys.stderr.flush()

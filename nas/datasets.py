@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,9 @@ import numpy as np
 from nas.arrays import Array, Source
 from nas.errors import ConfigError, DataError, unknown
 from nas.imagefolder import read_folder
+from nas.paths import is_file
+from nas.text import printable
+from nas.unpacking import load_arrays, read_bounded
 
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -28,6 +29,8 @@ _FASHION_FILES = (
 )
 _FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _IDX_UNSIGNED_BYTE = 8
+_MAX_IDX = 64 << 20
+"""Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
@@ -39,10 +42,20 @@ def read(name: str) -> Source:
     if colon and kind in _BY_PATH:
         if not path:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        return _BY_PATH[kind](Path(path).expanduser())
+        return _BY_PATH[kind](_expanded(path))
     if name not in _BY_NAME:
         raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
     return _BY_NAME[name]()
+
+
+def _expanded(path: str) -> Path:
+    """The path with the home folder in place of `~`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"task path {path!r} begins with the home folder of a user who is unknown"
+        ) from error
 
 
 def digits() -> Source:
@@ -94,20 +107,18 @@ def cifar100() -> Source:
 
 def npz(path: Path) -> Source:
     """Arrays x_train and y_train, and x_test and y_test if there, of an .npz file; never unpickles."""
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"npz:{path}: no such file (looked from {Path.cwd()}); {_HOW_TO_SAVE}")
     if not zipfile.is_zipfile(path):
         raise DataError(f"npz:{path} is not an .npz archive, or not a whole one; {_HOW_TO_SAVE}")
     try:
-        # Opened here because np.load leaves the file open when it fails.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = tuple(archive.files)
-            arrays = [archive[name] if name in names else None for name in _NPZ_ARRAYS]
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        arrays, names = load_arrays(path, _NPZ_ARRAYS)
+    except ValueError as error:
         raise DataError(f"npz:{path} cannot be read ({error}); {_HOW_TO_SAVE}") from error
-    x_train, y_train, x_test, y_test = arrays
+    x_train, y_train, x_test, y_test = map(arrays.get, _NPZ_ARRAYS)
     if x_train is None or y_train is None:
-        raise DataError(f"npz:{path} holds {', '.join(names) or 'nothing'}, but not both x_train and y_train")
+        held = printable(", ".join(names) or "nothing", limit=200)
+        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train")
     return Source(x_train, y_train, x_test, y_test)
 
 
@@ -117,8 +128,8 @@ def read_idx(path: Path) -> Array:
     The format: two zero bytes, the type code, the number of axes, each size as a big-endian uint32, the data.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        data = read_bounded(path, max_bytes=_MAX_IDX)
+    except ValueError as error:
         raise DataError(f"{path} cannot be read ({error}); get this file again") from error
     axes = data[3] if len(data) > 3 else 0
     header = 4 + 4 * axes

@@ -5,8 +5,13 @@ from __future__ import annotations
 import difflib
 import sysconfig
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from nas.text import shown
+
+_LISTED = 60
+"""Known names that an error lists."""
 
 
 class NasError(Exception):
@@ -97,16 +102,28 @@ class StorageError(NasError, OSError):
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """Says that `got` is no `what`, with the nearest known name, else all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=5, cutoff=0.5)
+    start = got[:100]  # a comparison takes time and memory by length
+    near = difflib.get_close_matches(start, names, n=5, cutoff=0.5)
     # A common beginning says more than common letters: 'evolve' is nearer to 'evolution' than to 'oles'.
-    near.sort(key=lambda name: -_common_start(got, name))
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
-    return f"no {what} {got!r}; {hint}"
+    near.sort(key=lambda name: -_common_start(start, name))
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {_listed(names)}"
+    return f"no {what} {shown(got)}; {hint}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) or "none") + more
 
 
 def _common_start(a: str, b: str) -> int:
     """How many characters two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def check_length(what: str, text: str, most: int) -> None:
+    """Raises ConfigError for a text of more than `most` characters, before anything tries to read it."""
+    if len(text) > most:
+        raise ConfigError(f"{what} {shown(text)} has {len(text):,} characters, but at most {most:,} are read")
 
 
 def user_line(error: BaseException) -> str:

@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from typing import Literal
 
-from nas.errors import ConfigError, SpaceError, unknown
+from nas.errors import ConfigError, SpaceError, check_length, unknown
 from nas.registry import load
 from nas.space import Space
 from nas.task import Task
+from nas.text import shown
+from nas.types import MOST
 
+MAX_TEXT = 10_000
+"""Characters of a ladder."""
 Share = Literal["images", "width", "cells", "image_size"]
 """What can be cut beside the epochs."""
 
@@ -34,8 +38,11 @@ class Fidelity:
     image_size: float = 1.0
 
     def __post_init__(self) -> None:
-        if type(self.epochs) is not int or self.epochs < 1:
-            raise ConfigError(f"fidelity: epochs is {self.epochs!r}, but must be an integer of at least 1")
+        if type(self.epochs) is not int or not 1 <= self.epochs <= MOST:
+            raise ConfigError(
+                f"fidelity: epochs is {shown(self.epochs)}, but must be an integer of at least 1 and at most "
+                f"{MOST:,}"
+            )
         for name, share in self.shares.items():
             if not _is_share(share):
                 raise ConfigError(f"fidelity: {name} is {share!r}, but must be above 0 and at most 1")
@@ -99,17 +106,20 @@ class Ladder:
 
 def parse_fidelity(text: str) -> Fidelity:
     """The inverse of `str`: `"epochs=3,width=0.5"`; what is not named is not cut."""
+    check_length("fidelity", text, MAX_TEXT)
     known = [field.name for field in fields(Fidelity)]
     values: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or name in values:
-            raise ConfigError(f"fidelity {text!r}: wanted NAME=NUMBER, each once, as in 'epochs=3,width=0.5'")
+            raise ConfigError(
+                f"fidelity {shown(text)}: wanted NAME=NUMBER, each once, as in 'epochs=3,width=0.5'"
+            )
         if name not in known:
-            raise ConfigError(f"fidelity {text!r}: {unknown('setting', name, known)}")
+            raise ConfigError(f"fidelity {shown(text)}: {unknown('setting', name, known)}")
         values[name] = _number(value, text, whole=name == "epochs")
     if "epochs" not in values:
-        raise ConfigError(f"fidelity {text!r}: epochs is missing; say for how many the rung trains")
+        raise ConfigError(f"fidelity {shown(text)}: epochs is missing; say for how many the rung trains")
     return Fidelity(**values)  # type: ignore[arg-type]
 
 
@@ -118,11 +128,12 @@ def _number(value: str, text: str, *, whole: bool) -> float:
         return int(value) if whole else float(value)
     except ValueError as error:
         wanted = "a whole number" if whole else "a number"
-        raise ConfigError(f"fidelity {text!r}: got {value!r}, wanted {wanted}") from error
+        raise ConfigError(f"fidelity {shown(text)}: got {shown(value)}, wanted {wanted}") from error
 
 
 def parse_ladder(text: str) -> Ladder:
     """The inverse of `str`: rungs between semicolons, as in `"epochs=1,width=0.5; epochs=3; epochs=9"`."""
+    check_length("ladder", text, MAX_TEXT)
     return Ladder(tuple(parse_fidelity(part) for part in text.split(";")))
 
 

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import secrets
 import socket
@@ -18,7 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from nas import strictjson
 from nas.errors import ConfigError, StorageError
+from nas.paths import is_inside
+from nas.text import shown
 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
@@ -140,58 +142,33 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path, *, max_bytes: int = 16 << 20) -> object:
-    """The value of a strict JSON file of at most `max_bytes`.
+def read_json(path: Path, *, max_bytes: int = 8 << 20) -> object:
+    """The value of a strict JSON file of at most `max_bytes`; see `nas.strictjson`.
 
-    Raises ConfigError, naming the file and the place, for whatever is not strict JSON: syntax errors, NaN and
-    infinities, a key given twice, bytes that are not UTF-8, or nesting too deep to follow.
+    Raises:
+        ConfigError: naming the file, and the place or what is wrong.
     """
     data = _read_bounded(path, max_bytes)
     try:
-        return json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        return strictjson.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         raise ConfigError(f"{path} is not strict JSON: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply to be one of our files") from error
 
 
 def _read_bounded(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file, or ConfigError."""
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is not a regular file")
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path} (from {Path.cwd()}): {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise ConfigError(f"cannot read {shown(str(path))}: {error}") from error
     if len(data) > max_bytes:
         raise ConfigError(f"{path} has more than the {max_bytes} bytes that such a file may have")
     return data
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is given twice")
-        found[key] = value
-    return found
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large for a float")
-    return value
 
 
 def sha256(path: Path) -> str:
@@ -259,6 +236,8 @@ def _problem(folder: Path, name: str, recorded: object) -> str:
     if relative.is_absolute() or ".." in relative.parts or "\0" in name:
         return f"{name!r}: outside the folder"
     try:
+        if not is_inside(folder / relative, folder):
+            return f"{name!r}: outside the folder"
         if not (folder / relative).is_file():
             return f"{name}: missing"
         same = _fingerprint(folder / relative) == recorded
@@ -324,7 +303,8 @@ class FolderLock:
     def acquire(self) -> None:
         """Takes the lock, or raises ConfigError naming the owner's pid and host."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            # What is locked is also cut and written to, so it must not be a link to something else.
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise ConfigError(f"cannot open the lock {self._path}: {error.strerror}") from error
         try:
@@ -365,7 +345,7 @@ class FolderLock:
 
     def _owner(self) -> str:
         try:
-            owner = read_json(self._path)
+            owner = read_json(self._path, max_bytes=4096)
         except ConfigError:  # the owner has the lock but has not written its name yet
             return "another process"
         if not isinstance(owner, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, check_length
 from nas.pareto import crowding, front, ranks
+from nas.text import shown
 from nas.types import Constraint, Objective, Trial
 
+MAX_TEXT = 1000
+"""Characters of an objective or a constraint; what reads them takes time by the square of it."""
 _NAME = r"[A-Za-z_]\w*"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
@@ -109,18 +114,48 @@ class Goals:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Goals:
-        """The goals that `to_dict` wrote down, or the one objective that older studies have."""
-        if "objective" in data:
-            return cls((Objective(*data["objective"]),))
-        objectives = [
-            Objective(metric, maximize, tuple((name, weight) for name, weight in added))
-            for metric, maximize, added in data["objectives"]
-        ]
-        return cls(tuple(objectives), tuple(Constraint(*bound) for bound in data["constraints"]))
+        """The goals that `to_dict` wrote down, or the one objective that older studies have.
+
+        Raises:
+            ConfigError: when they were written by something else.
+        """
+        try:
+            objectives = [[*data["objective"], []]] if "objective" in data else data["objectives"]
+            wanted = tuple(_recorded_objective(*objective) for objective in objectives)
+            return cls(wanted, tuple(_recorded_constraint(*bound) for bound in data.get("constraints", ())))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"the recorded goals {shown(data)} are damaged: {error}") from error
 
     def __str__(self) -> str:
         wanted = [f"{'max' if o.maximize else 'min'} {o.name}" for o in self.objectives]
         return ", ".join([*wanted, *map(str, self.constraints)])
+
+
+def _recorded_objective(metric: object, maximize: object, added: Sequence[Sequence[object]]) -> Objective:
+    weights = tuple((_metric(name), _finite(weight)) for name, weight in added)
+    return Objective(_metric(metric), _switch(maximize), weights)
+
+
+def _recorded_constraint(metric: object, limit: object, at_most: object) -> Constraint:
+    return Constraint(_metric(metric), _finite(limit), _switch(at_most))
+
+
+def _metric(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is no metric")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{shown(value)} is not true or false")
+    return value
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise TypeError(f"{shown(value)} is no finite number")
 
 
 def selection_order(scores: NDArray[np.float64], violations: NDArray[np.float64]) -> list[int]:
@@ -141,6 +176,7 @@ def parse_goals(objectives: Sequence[str] = (), constraints: Sequence[str] = ())
 
 def parse_objective(text: str) -> Objective:
     """A metric, or a weighted sum of metrics; a sum that begins with a minus is minimised."""
+    check_length("objective", text, MAX_TEXT)
     terms: list[tuple[str, float]] = []
     at = 0
     while at < len(text):
@@ -156,12 +192,16 @@ def parse_objective(text: str) -> Objective:
         raise ConfigError(f"objective {text!r}: wanted at least one metric with a weight other than 0")
     (first, lead), *rest = terms
     # Divided by the first weight, the sum keeps its order; a negative one turns its direction.
-    return Objective(first, lead > 0, tuple((name, weight / lead) for name, weight in rest))
+    added = tuple((name, weight / lead) for name, weight in rest)
+    if not all(map(math.isfinite, (lead, *(weight for _, weight in added)))):
+        raise ConfigError(f"objective {text!r}: its weights are too far apart; wanted finite numbers")
+    return Objective(first, lead > 0, added)
 
 
 def parse_constraint(text: str) -> Constraint:
     """A bound on one metric: `"params<=3e6"` or `"val_acc >= 0.9"`."""
+    check_length("constraint", text, MAX_TEXT)
     match = _BOUND.fullmatch(text)
-    if match is None:
+    if match is None or not math.isfinite(float(match[3])):
         raise ConfigError(f"constraint {text!r}: wanted METRIC<=NUMBER or METRIC>=NUMBER, e.g. 'params<=3e6'")
     return Constraint(match[1], float(match[3]), at_most=match[2] == "<=")

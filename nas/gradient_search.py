@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from nas.oneshot.identities import keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
+from nas.records import NeededRecord, checked
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
 from nas.seeding import rng
@@ -193,9 +193,9 @@ def _within_memory(job: Job, method: Method) -> Method:
             job.space, job.search_task, method, job.config.memory, ranks=job.team.size, stop=job.stop
         )
         write_json(path, {**dataclasses.asdict(found.change), "needed": found.needed})
-    record = cast(dict[str, Any], read_json(path))
-    needed = record.pop("needed")
-    change = memory.Change(**record)
+    record = read_json(path)
+    change = checked(memory.Change, record, path, "record of what fits the memory")
+    needed = checked(NeededRecord, record, path, "record of what fits the memory").needed
     words = ", ".join(change.words(method)) or "nothing has to change"
     job.progress.note(
         f"memory: a step needs {memory.gib(needed)} of {memory.gib(job.config.memory)}; {words}"

@@ -20,7 +20,9 @@ from torch import nn
 
 from nas.cell import CELLS, Cell, VertexCell
 from nas.choosers import Fixed, Role, Slot
+from nas.errors import ConfigError
 from nas.space import Space
+from nas.text import shown
 from nas.types import Genotype
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ Edge = tuple[str, str, str]
 AnyCell = Cell | VertexCell
 Roles = Mapping[str, Mapping[str, Role]]
 CHAIN, CONNECT = "network", "connect"
+_NODE_KEYS = ("role", "label", "op", "decision")
 
 
 def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
@@ -134,12 +137,30 @@ def to_dict(graph: Graph) -> dict[str, object]:
 
 
 def from_dict(data: Mapping[str, object]) -> Graph:
-    """The graph that `to_dict` wrote down."""
+    """The graph that `to_dict` wrote down.
+
+    Raises:
+        ConfigError: when two nodes have one name, an edge has no node at its end, leads into an input or out
+            of an output, or closes a circle.
+    """
     graph = Graph(kind=data["kind"], values=data["values"])
     for node in cast(Sequence[dict[str, str]], data["nodes"]):
-        graph.add_node(node["id"], **{key: value for key, value in node.items() if key != "id"})
+        if node["id"] in graph:
+            raise ConfigError(f"the cell is damaged: it has two nodes {shown(node['id'])}")
+        graph.add_node(node["id"])
+        graph.nodes[node["id"]].update({key: node[key] for key in _NODE_KEYS if node.get(key) is not None})
     for edge in cast(Sequence[dict[str, str]], data["edges"]):
+        for end in (edge["src"], edge["dst"]):
+            if end not in graph:
+                raise ConfigError(f"the cell is damaged: an edge ends at {shown(end)}, which is no node")
         graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
+    if not nx.is_directed_acyclic_graph(graph):
+        raise ConfigError("the cell is damaged: its edges lead in a circle")
+    for name, role in _roles(graph).items():
+        if (role == "input" and graph.in_degree(name)) or (role == "output" and graph.out_degree(name)):
+            raise ConfigError(
+                f"the cell is damaged: an edge leads into an input or out of an output, {shown(name)}"
+            )
     return graph
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from nas.arrays import Array, Source
 from nas.errors import DataError
+from nas.paths import exists
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LARGEST_CORRUPT_SHARE = 0.01
 _GREY = frozenset(("1", "L", "LA"))
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may read: it goes by the content, and would hand PostScript under any name to Ghostscript."""
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError)  # what Pillow raises on damaged files
 _DEEP = frozenset(("I", "I;16", "F"))  # more than 8 bits a pixel: what to do with them is the user's choice
 
@@ -73,7 +76,9 @@ def _decode(file: Path) -> Array:
         warnings.simplefilter("ignore", UserWarning)  # odd metadata beside good pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as image:
+            if not file.is_file():  # a pipe would never end
+                raise ValueError("not a regular file")
+            with Image.open(file, formats=_FORMATS) as image:
                 return pil_pixels(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(str(error)) from error
@@ -84,7 +89,7 @@ def read_folder(root: Path) -> Source:
 
     Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
     """
-    if not root.is_dir():
+    if not exists(root) or not root.is_dir():
         raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()})")
     _require_pillow(root)
     divided = (root / "train").is_dir()

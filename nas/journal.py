@@ -11,17 +11,31 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal._storage import JournalOperation as _Op
 from optuna.trial import FrozenTrial
 
+from nas.errors import ConfigError, NasError
 from nas.journal_file import SafeJournalBackend
 from nas.patience import PATIENT, Patience
 from nas.storage.finishing import Finisher, same_outcome
+from nas.text import shown
 
 JOURNAL = "study.log"
 """The history of a run, inside its folder."""
 
 
 def journal_storage(path: Path, *, patience: Patience = PATIENT) -> Journal:
-    """An Optuna storage on the journal at `path`, which is made when it does not exist."""
-    return Journal(SafeJournalBackend(path, patience=patience))
+    """An Optuna storage on the journal at `path`, which is made when it does not exist.
+
+    Raises:
+        ConfigError: when it cannot be opened, or its records make no history.
+    """
+    try:
+        return Journal(SafeJournalBackend(path, patience=patience))
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the records of journal {path} make no history ({type(error).__name__}: {shown(str(error))}); "
+            "restore it from a copy, or see nas repair"
+        ) from error
 
 
 class Journal(JournalStorage, Finisher):

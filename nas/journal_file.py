@@ -19,6 +19,7 @@ from nas.files import sync_folder, write_all
 from nas.kernel_lock import KernelLock
 from nas.patience import PATIENT, Patience
 from nas.sealing import Place, place_of, seal, study_begun_in, unsealed
+from nas.strictjson import is_deep
 
 _log = logging.getLogger("nas")
 T = TypeVar("T")
@@ -190,9 +191,9 @@ class SafeJournalBackend(JournalFileBackend):
         try:
             record = unsealed(line)
             place = place_of(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(self._damage(mark, str(error))) from error
-        if "op_code" not in record:
+        if "op_code" not in record or is_deep(record):
             raise ConfigError(self._damage(mark, "not a journal record"))
         if place not in (None, mark.place(line)):
             raise ConfigError(self._damage(mark, f"it is record {place.number}, so lines are missing"))

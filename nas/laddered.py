@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from nas.files import read_json, write_json
 from nas.guard import build_errors, user_errors
 from nas.needs import noting, training_bytes
 from nas.recipe import Recipe, segmented
+from nas.records import RungsRecord, checked
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
@@ -211,13 +211,13 @@ class Laddered:
         path = self.place(genotype) / RESULTS
         if not path.exists():
             return {}
-        record = cast(dict[str, Any], read_json(path))
-        if record["settings"] != self._settings(counted):
+        record = checked(RungsRecord, read_json(path), path, "record of a paused training")
+        if record.settings != self._settings(counted):
             raise ConfigError(
                 f"{path} was written with another recipe, ladder, space or task; resume with the same "
                 f"settings, or remove {self.folder} to start anew"
             )
-        return cast(dict[str, dict[str, float]], record["results"])
+        return record.results
 
     def _record(self, genotype: Genotype, counted: Cost, results: Mapping[str, Mapping[str, float]]) -> None:
         record = {"settings": self._settings(counted), "results": results}

@@ -22,6 +22,7 @@ from nas.files import read_json, write_json
 from nas.graph import architecture_hash
 from nas.seeding import isolated, rng, torch_rng
 from nas.space import Space
+from nas.text import shown
 from nas.types import Genotype
 
 RESAMPLES, FOLDS, BEST_OF = 1000, 5, 5
@@ -268,16 +269,16 @@ def _parts(path: Path) -> dict[str, Any]:
         if name not in PARTS:
             raise ConfigError(f"{path}: {unknown('part of a latency table', name, PARTS)}")
     if data.get("unit") != UNIT:
-        raise ConfigError(f"{path}: unit is {data.get('unit')!r}, wanted {UNIT!r}")
+        raise ConfigError(f"{path}: unit is {shown(data.get('unit'))}, wanted {UNIT!r}")
     if not isinstance(device := data.get("device"), str):
-        raise ConfigError(f"{path}: device is {device!r}, wanted the name of what was measured")
+        raise ConfigError(f"{path}: device is {shown(device)}, wanted the name of what was measured")
     if not isinstance(entries := data.get("entries"), dict) or not entries:
-        raise ConfigError(f"{path}: entries is {entries!r}, wanted milliseconds by name")
+        raise ConfigError(f"{path}: entries is {shown(entries)}, wanted milliseconds by name")
     return data
 
 
 def _number(path: Path, name: str, value: object) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= cast(float, value) <= sys.float_info.max:
-        raise ConfigError(f"{path}: {name!r} is {value!r}, wanted a number of at least 0")
+        raise ConfigError(f"{path}: {shown(name)} is {shown(value)}, wanted a number of at least 0")
     return float(cast(float, value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +23,12 @@ from nas.recipe import Recipe, compressed
 from nas.registry import own_function
 from nas.searchers import Searcher
 from nas.searchers.named import make_searcher
+from nas.text import shown
 
 LATENCY = "latency_ms"
 T = typing.TypeVar("T")
+EXACT = 2**53
+"""Whole numbers below it are floats of their own."""
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
@@ -308,11 +310,11 @@ def _typed(value: object, kind: str, where: str) -> object:
 def _number(value: object, where: str, *, whole: bool = False) -> float:
     wanted = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}")
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
     try:
         number = float(value)
-    except ValueError as error:
-        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}") from error
-    if whole and not number.is_integer():
-        raise ConfigError(f"{where} is {reprlib.repr(value)}, but must be {wanted}")
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}") from error
+    if whole and not (number.is_integer() and abs(number) < EXACT):
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
     return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from nas.errors import ConfigError, unknown
+from nas.text import shown
+from nas.types import MOST
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Execution = Literal["auto", "plain", "batched", "kernels"]
@@ -90,7 +93,7 @@ class Recipe:
 
     def _require(self, field: str, wanted: str, *, holds: bool) -> None:
         if not holds:
-            raise ConfigError(f"recipe: {field} is {getattr(self, field)!r}, but must be {wanted}")
+            raise ConfigError(f"recipe: {field} is {shown(getattr(self, field))}, but must be {wanted}")
 
 
 def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int) -> float:
@@ -139,15 +142,16 @@ _Rule = tuple[str, Callable[[object], bool]]
 
 def _integer(low: int) -> _Rule:
     return (
-        f"an integer of at least {low}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        f"an integer of at least {low} and at most {MOST:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST,
     )
 
 
 def _number(wanted: str, holds: Callable[[float], bool]) -> _Rule:
     def check(value: object) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and holds(value)  # type: ignore[arg-type]
+        # An integer beyond every float is no finite number either.
+        return number and abs(value) <= sys.float_info.max and holds(value)  # type: ignore[arg-type]
 
     return f"a finite number {wanted}", check
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import cast
 
 from nas.errors import ConfigError, NasError, SpaceError, unknown, user_line
+from nas.paths import is_file
 from nas.space import Space
 
 BUNDLED = "spaces"
@@ -118,8 +119,10 @@ def _parameters(path: str, make: Callable[..., object]) -> dict[str, object]:
 
 
 def _from_file(file: Path, path: str) -> ModuleType:
-    if not file.is_file():
-        raise SpaceError(f"space {path!r}: no file {file} (looked for {file.resolve()}, from {Path.cwd()})")
+    if not is_file(file):
+        raise SpaceError(
+            f"space {path!r}: no file {file} (looked for {Path.cwd() / file}, from {Path.cwd()})"
+        )
     name = f"nas_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     if spec is None or spec.loader is None:

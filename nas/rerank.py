@@ -28,6 +28,7 @@ from nas.study import Study
 from nas.train import predictions
 from nas.trial_setup import trial_line, with_costs
 from nas.types import Genotype, Trial
+from nas.unpacking import load_arrays
 
 SEARCH = "search"
 
@@ -151,11 +152,12 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
 
 
 def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
-    """The two in pairs; None where checkpoints were cleared on the way, as changed data demand."""
+    """The two in pairs; None where predictions are damaged, or were cleared because the data changed."""
     numbers = [[t.number for t in history if t.genotype == g] for g in (own, rival)]
-    if not all(_hits_path(job, n).exists() for own_numbers in numbers for n in own_numbers):
+    try:
+        own_hits, rival_hits = (_hits(job, own_numbers) for own_numbers in numbers)
+    except (KeyError, ValueError):
         return None
-    own_hits, rival_hits = (_hits(job, own_numbers) for own_numbers in numbers)
     return paired(own_hits, rival_hits, seed_sd=_seed_sd(history))
 
 
@@ -172,11 +174,8 @@ def _seed_sd(history: Sequence[Trial]) -> float:
 
 
 def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
-    rows = []
-    for number in numbers:
-        with np.load(_hits_path(job, number), allow_pickle=False) as data:
-            rows.append(data["hits"])
-    return np.stack(rows)
+    rows = [load_arrays(_hits_path(job, number), ["hits"])[0]["hits"] for number in numbers]
+    return np.stack(rows).astype(bool)
 
 
 def _hits_path(job: Job, number: int) -> Path:

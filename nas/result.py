@@ -33,11 +33,14 @@ from nas.files import (
 from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
+from nas.paths import check_contents, exists, is_file
+from nas.records import ArchitectureRecord, MetricsRecord, checked
 from nas.registry import is_plugin, load
 from nas.run_folder import read_run
 from nas.skeleton import skeleton
 from nas.space import Space
 from nas.study import Study
+from nas.text import shown
 from nas.types import Genotype, Objective, Trial
 
 BASELINES = ("random search at equal cost", "largest of these by MACs")
@@ -116,7 +119,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
 
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end: the manifest is written last."""
-    return (folder / MANIFEST).is_file()
+    return is_file(folder / MANIFEST)
 
 
 def write_result(
@@ -168,7 +171,7 @@ def write_front(result: Result, *, title: str) -> None:
             "front": [
                 {
                     "trial": trial.number,
-                    "genotype": list(trial.genotype),
+                    "genotype": list(map(int, trial.genotype)),
                     "choices": result.space.choices(trial.genotype),
                     "metrics": dict(trial.metrics),
                 }
@@ -195,12 +198,14 @@ def describe_architecture(
     space: Space, genotype: Genotype, metrics: Mapping[str, float]
 ) -> dict[str, object]:
     """The content of architecture.json: all that is needed to build or draw the architecture again."""
+    choices = space.choices(genotype)
+    genotype = tuple(map(int, genotype))  # JSON knows no integers of numpy
     return {
         "format": FORMAT,
         "space": space.origin or space.name,
         "settings": dict(space.settings),
         "genotype": list(genotype),
-        "choices": space.choices(genotype),
+        "choices": choices,
         "notation": space.notation.write(genotype) if space.notation is not None else None,
         "hash": architecture_hash(space, genotype),
         "cells": {kind: to_dict(graph) for kind, graph in cell_graphs(space, genotype).items()},
@@ -216,10 +221,12 @@ def read_architecture(path: Path) -> dict[str, Any]:
     """
     if not exists(path):
         raise ConfigError(
-            f"no architecture at {str(path)[:200]!r}: wanted a finished run's folder or an "
+            f"no architecture at {shown(str(path))}: wanted a finished run's folder or an "
             "architecture.json; the text of a genotype needs --space"
         )
     file = path / ARCHITECTURE if path.is_dir() else path
+    if path.is_dir() and exists(file):
+        check_contents(path)
     require_intact(file.parent, file.name)
     data = read_json(file)
     if not isinstance(data, dict) or not {"space", "settings", "choices", "cells"} <= data.keys():
@@ -229,23 +236,13 @@ def read_architecture(path: Path) -> dict[str, Any]:
             f"{file} was written by a newer version (format {data['format']}, this one reads {FORMAT}); "
             "upgrade nas-engine"
         )
+    checked(ArchitectureRecord, data, file, "architecture")
     return data
-
-
-def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a text too long for a name is none."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
     """The cells of an architecture as read, without its space."""
-    try:
-        return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"the architecture's cells are damaged: {type(error).__name__}: {error}") from error
+    return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
 
 
 def load_architecture(path: Path, *, space: str | None = None, **settings: object) -> tuple[Space, Genotype]:
@@ -277,6 +274,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     folder = Path(folder)
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
+    check_contents(folder)
     damage = check_manifest(folder)
     if needed := [line for line in damage if line.startswith(_READ)]:
         raise damaged(folder, needed)
@@ -287,18 +285,13 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         found, genotype = space, space.genotype(data["choices"])
     else:
         found, genotype = load_architecture(folder, space=space)
-    network = found.network(genotype)
     tensors, _ = load_tensors(folder / "model.safetensors")
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise SpaceError(f"{folder}: the weights do not fit space {found.name!r} any more") from error
-    metrics = read_json(folder / "metrics.json")
-    if not isinstance(metrics, dict):
-        raise ConfigError(f"{folder / 'metrics.json'} holds no metrics")
+    network = _filled(found, genotype, tensors, folder)
+    metrics = read_metrics(folder)
     record = read_run(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
     history = Study.read(folder, "search", found)
+    method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
     own = history if (folder / "baselines.json").is_file() else []
     return Result(
@@ -310,9 +303,25 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, "random", found) or own, goals, method=record["config"]["method"]),
+        baselines_of(Study.read(folder, "random", found) or own, goals, method=method),
         goals,
     )
+
+
+def _filled(space: Space, genotype: Genotype, tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
+    """The network with these weights; what they do not fit is never built in full size."""
+    outline = space.network(genotype, meta=True).state_dict()
+    if {k: v.shape for k, v in outline.items()} != {k: v.shape for k, v in tensors.items()}:
+        raise SpaceError(f"{folder}: the weights do not fit space {space.name!r} any more")
+    network = space.network(genotype)
+    network.load_state_dict(dict(tensors))
+    return network
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The content of a run's metrics.json."""
+    file = folder / "metrics.json"
+    return checked(MetricsRecord, {"metrics": read_json(file)}, file, "table of metrics").metrics
 
 
 def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:

@@ -6,7 +6,7 @@ import json
 import platform
 import secrets
 import shutil
-import subprocess
+import subprocess  # nosec B404
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +19,13 @@ from nas import __version__, devices
 from nas.config import Config, write_toml
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.paths import check_contents, check_name, is_file
 from nas.plan import Plan
+from nas.records import RunRecord, checked
 from nas.registry import source_hash
 from nas.space import Space
 from nas.task import Task
+from nas.text import shown
 from nas.types import Genotype
 
 FORMAT = 1
@@ -32,6 +35,8 @@ FREE = (
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
 )
 """Settings that may differ when a run is resumed."""
+MOST_CHANGES = 20
+"""Differences that are listed."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
 
@@ -42,13 +47,25 @@ def open_folder(out: str | Path) -> Path:
     Raises:
         ConfigError: when it cannot be written, or holds files that are not a run's.
     """
-    folder = prepare_folder(Path(out))
+    folder = prepare_folder(named(Path(out)))
     foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
     if foreign and not (folder / "run.json").is_file():
         raise ConfigError(
             f"{folder} is not empty ({sorted(foreign)[0]}) and holds no run; choose another --out folder"
         )
+    check_contents(folder)
     return folder
+
+
+def named(out: Path) -> Path:
+    """A path whose last part can be the name of a run.
+
+    Raises:
+        ConfigError: showing what such a name may hold.
+    """
+    name = out.name if out.name not in ("", "..") else out.resolve().name
+    check_name(name, "run")
+    return out
 
 
 def begin(
@@ -118,12 +135,12 @@ def _refuse_changes(
     for part in parts:
         if found := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
             changes = [
-                f"  {name.removeprefix('config.')}: {before!r} in the folder, {here!r} now"
+                f"  {name.removeprefix('config.')}: {shown(before)} in the folder, {shown(here)} now"
                 for name, before, here in found
             ]
             raise ConfigError(
                 f"{folder} holds a run with other settings:\n"
-                + "\n".join(changes)
+                + "\n".join(changes[:MOST_CHANGES])
                 + "\nrepeat its command to resume it, or choose another --out folder"
             )
 
@@ -156,10 +173,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: when there is none, or it was written by a newer version.
     """
-    if not (folder / "run.json").is_file():
+    if not is_file(folder / "run.json"):
         raise ConfigError(f"{folder} holds no run: there is no run.json in it")
+    check_contents(folder)
     record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+    if not isinstance(record, dict) or type(record.get("format")) is not int:
         raise ConfigError(f"{folder / 'run.json'} is no record of a run")
     if record["format"] > FORMAT:
         raise ConfigError(
@@ -170,6 +188,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
         )
+    checked(RunRecord, record, folder / "run.json", "record of a run")
     return record
 
 
@@ -248,7 +267,8 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        # A fixed command, without a shell.
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # nosec B603
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

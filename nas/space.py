@@ -22,12 +22,15 @@ from torch import nn
 
 from nas.choosers import Chooser, Fixed, Tracer
 from nas.errors import NasError, SpaceError, unknown, user_line
+from nas.text import shown
 from nas.types import Decision, Genotype
 
 Scores = Sequence[NDArray[np.float64]]
 """One row `[O]` per decision; a larger score is preferred."""
 TRIES = 200
 ENUMERABLE = 20_000
+MAX_TEXT = 5000
+"""Characters of a genotype's text."""
 
 
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
@@ -52,10 +55,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Notation:
-    """How the field writes the architectures of one space, `read` being the inverse of `write`."""
+    """How the field writes the architectures of one space, `parse` being the inverse of `write`."""
 
     write: Callable[[Genotype], str]
-    read: Callable[[str], Genotype]
+    parse: Callable[[str], Genotype]
+
+    def read(self, text: str) -> Genotype:
+        """The genotype of a text; SpaceError for one that is too long to be one, before it is parsed."""
+        if len(text) > MAX_TEXT:
+            raise SpaceError(
+                f"got {shown(text)}, {len(text):,} characters, but a genotype's text has at most {MAX_TEXT:,}"
+            )
+        return self.parse(text)
 
 
 @dataclass(frozen=True)
@@ -252,14 +263,14 @@ class Space:
         names = {d.name for d in self.decisions}
         for name in choices:
             if name not in names:
-                raise SpaceError(f"space {self.name!r}: {unknown('decision', name, names)}")
+                raise SpaceError(f"space {self.name!r}: {unknown('decision', str(name), names)}")
         for d in self.decisions:
             if d.name not in choices:
                 raise SpaceError(
                     f"space {self.name!r}: decision {d.name!r} is not chosen; wanted one of {d.options}"
                 )
             if choices[d.name] not in d.options:
-                raise SpaceError(f"decision {d.name!r}: {unknown('option', choices[d.name], d.options)}")
+                raise SpaceError(f"decision {d.name!r}: {unknown('option', str(choices[d.name]), d.options)}")
         return tuple(d.options.index(choices[d.name]) for d in self.decisions)
 
     def check(self, genotype: Genotype) -> None:
@@ -269,6 +280,11 @@ class Space:
                 f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
             )
         for d, option in zip(self.decisions, genotype, strict=True):
+            if isinstance(option, bool) or not isinstance(option, int | np.integer):
+                raise SpaceError(
+                    f"decision {d.name!r} got {shown(option)}, a {type(option).__name__}; a genotype has one "
+                    "option index for each decision, a whole number"
+                )
             if not 0 <= option < len(d.options):
                 raise SpaceError(
                     f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,12 +144,18 @@ def _fingerprint(parts: Sequence[Samples], classes: Sequence[str], seed: int) ->
 
 
 def _findings(train: Samples, val: Samples, test: Samples, classes: Sequence[str]) -> Iterator[str]:
-    """What is suspicious, but may be meant: the same image in two parts, very unequal classes."""
-    seen = _digests(train.x)
-    if both := _count_in(val.x, seen):
+    """What is suspicious, but may be meant: images in two parts or of two classes, very unequal classes."""
+    trained, validated, tested = ([_digest(image) for image in part.x] for part in (train, val, test))
+    if both := _count_in(validated, trained):
         yield f"{both} of {len(val)} validation images are also among the images trained on"
-    if both := _count_in(test.x, seen | _digests(val.x)):
+    if both := _count_in(tested, [*trained, *validated]):
         yield f"{both} of {len(test)} test images are also in the training set"
+    labels: dict[bytes, set[int]] = {}
+    for digests, part in ((trained, train), (validated, val), (tested, test)):
+        for digest, label in zip(digests, part.y.tolist(), strict=True):
+            labels.setdefault(digest, set()).add(label)
+    if noisy := sum(len(found) > 1 for found in labels.values()):
+        yield f"{noisy} images occur more than once, with different labels; look for wrong ones"
     counts = np.bincount(train.y) + np.bincount(val.y)
     most, fewest = int(counts.argmax()), int(counts.argmin())
     if counts[most] > _IMBALANCE * counts[fewest]:
@@ -159,12 +165,9 @@ def _findings(train: Samples, val: Samples, test: Samples, classes: Sequence[str
         )
 
 
-def _digests(x: Array) -> set[bytes]:
-    return {_digest(image) for image in x}
-
-
-def _count_in(x: Array, seen: set[bytes]) -> int:
-    return sum(_digest(image) in seen for image in x)
+def _count_in(digests: Sequence[bytes], seen: Iterable[bytes]) -> int:
+    known = set(seen)
+    return sum(digest in known for digest in digests)
 
 
 def _digest(image: Array) -> bytes:

@@ -24,6 +24,8 @@ from nas.errors import ConfigError, DeviceError, ExhaustedError, NasError, NoMod
 from nas.failures import diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
+from nas.paths import check_contents, check_name
+from nas.records import TrialRecord, checked
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space, describe
@@ -76,6 +78,7 @@ class Study:
         announce: bool = True,
         claims: Callable[[optuna.Study], Claims] = lambda _: Alone(),
     ) -> None:
+        check_name(name, "study")
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
         self.optuna_study = self._open(goals or Goals())
@@ -95,6 +98,7 @@ class Study:
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
         """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        check_contents(folder)
         storage = past_storage(folder)
         if storage is None or name not in (study.study_name for study in storage.get_all_studies()):
             return []
@@ -404,21 +408,22 @@ class Study:
         )
 
     def _read(self, frozen: FrozenTrial) -> Trial:
-        if "nas" not in frozen.user_attrs:
+        if "nas" not in frozen.user_attrs or frozen.state not in _STATES:
             raise ConfigError(
                 f"study {self.name!r}: trial {frozen.number} was not written by this engine; "
                 "only its own studies can be continued"
             )
-        record = frozen.user_attrs["nas"]
+        source = f"study {self.name!r}, trial {frozen.number}"
+        record = checked(TrialRecord, frozen.user_attrs["nas"], source, "record of a trial")
         return Trial(
             number=frozen.number,
             genotype=self.space.genotype(frozen.params),
-            fidelity=record["fidelity"],
+            fidelity=record.fidelity,
             state=_STATES[frozen.state],
-            metrics=record["metrics"],
-            cost_s=record["cost_s"],
-            reason=record["reason"],
-            beside=tuple(record.get("beside", ())),
+            metrics=record.metrics,
+            cost_s=record.cost_s,
+            reason=record.reason,
+            beside=record.beside,
         )
 
     def _open(self, goals: Goals) -> optuna.Study:
@@ -442,7 +447,7 @@ class Study:
         if known is None:
             self.optuna_study.set_user_attr("nas", {"decisions": decisions, **wanted.to_dict()})
             return wanted
-        if known["decisions"] != decisions:
+        if not isinstance(known, dict) or known.get("decisions") != decisions:
             raise ConfigError(
                 f"study {self.name!r} was made for a space with other decisions than {self.space.name!r}; "
                 "use another name or another folder"

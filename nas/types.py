@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+MOST = 10**9
+"""The largest count of anything: epochs, trials, images."""
 Genotype = tuple[int, ...]
 """One option index per `Decision`, in the space's order. Hashable, ordered, JSON-able."""
 

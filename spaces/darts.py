@@ -33,7 +33,7 @@ NODES = 4
 KINDS = ("normal", "reduce")
 EDGES = tuple((src, dst) for dst in range(2, 2 + NODES) for src in range(dst))
 Pairs = Sequence[tuple[str, int]]
-PAIR = r"\(\s*['\"](\w+)['\"]\s*,\s*(\d+)\s*\)"
+PAIR = r"\(\s*['\"](\w+)['\"]\s*,\s*([0-9]{1,3})\s*\)"
 
 
 def darts(
@@ -210,8 +210,8 @@ def from_literal(text: str) -> Genotype:
             )
         genotype += _edges(kind, [(op, int(src)) for op, src in re.findall(PAIR, match[1])])
         concat = re.search(rf"\b{kind}_concat\s*=\s*(\[[^\]]*\]|range\([^)]*\))", text)
-        nodes = {int(node) for node in re.findall(r"\d+", concat.group(1))} if concat else set()
-        if concat and nodes not in ({2, 2 + NODES}, set(range(2, 2 + NODES))):
+        nodes = set(re.findall(r"[0-9]+", concat.group(1))) if concat else set()
+        if concat and nodes not in ({"2", f"{2 + NODES}"}, {f"{2 + i}" for i in range(NODES)}):
             raise SpaceError(
                 f"{kind}_concat is {concat.group(1)}, but cells here concatenate nodes 2 to {1 + NODES}"
             )

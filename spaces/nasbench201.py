@@ -16,6 +16,8 @@ from nas.space import Notation, Space
 from nas.types import Genotype
 
 OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+TERM = r"\|([^|~+]+)~([0-9])"
+FORM = re.compile(rf"{TERM}\|\+{TERM}{TERM}\|\+{TERM}{TERM}{TERM}\|")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 
@@ -72,13 +74,14 @@ def from_string(text: str) -> Genotype:
     Raises:
         SpaceError: when the text has not the benchmark's form or names another operation.
     """
-    found = re.findall(r"([^|~+]+)~(\d)", text)
-    if [int(src) for _, src in found] != [src for src, _ in EDGES] or text.count("+") != 2:
+    match = FORM.fullmatch(text.strip())
+    ops, sources = (match.groups()[::2], match.groups()[1::2]) if match is not None else ((), ())
+    if [int(src) for src in sources] != [src for src, _ in EDGES]:
         raise SpaceError(f"got {text!r}, wanted the form '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'")
-    for op, _ in found:
+    for op in ops:
         if op not in OPTIONS:
             raise SpaceError(unknown("NAS-Bench-201 operation", op, OPTIONS))
-    return tuple(OPTIONS.index(op) for op, _ in found)
+    return tuple(OPTIONS.index(op) for op in ops)
 
 
 def unique_string(genotype: Genotype) -> str:

@@ -2,9 +2,13 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
+# The same examples on every run and every machine, and none left behind.
+hypothesis.settings.register_profile("nas", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("nas")
 torch.set_num_threads(1)
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
 if not torch.cuda.is_available():

@@ -230,6 +230,7 @@ def test_what_is_no_file_is_refused(tmp_path, name):
     [
         ("", "empty config"),
         (" \n\t\n", "empty config"),
+        ("# trials = 3\n", "empty config"),
         ("- a\n- b\n", "line 1, column 3"),
         ("seed = 1\nepochs = = 2\n", "line 2, column 10"),
         ("epochs: 3\nseed: 1\n", "the file looks like YAML, but configs are TOML: key = value"),

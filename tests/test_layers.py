@@ -11,9 +11,10 @@ from nas.registry import bundled
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
+    "text",
     # plain values, errors, random streams
-    "averaging captured errors types seeding progress signals console patience peak sealing oneshot",
-    "oneshot.gradients",
+    "averaging captured errors strictjson types seeding progress signals console patience peak sealing",
+    "oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
@@ -22,9 +23,10 @@ LAYERS = [
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
+    "paths records",
     "failures files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
-    "workers.slots workers.probe",
+    "workers.slots workers.probe unpacking",
     "workers.pool",
     "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
     "draw.style journal storage.database storage.parked",

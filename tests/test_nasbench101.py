@@ -362,7 +362,7 @@ def test_other_cells_are_refused(change, message):
         SPACE.notation.read(json.dumps(INCEPTION | change))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "null", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "null", "[" * 4_000])
 def test_text_that_is_no_cell_is_refused(text):
     with pytest.raises(SpaceError, match="wanted the form"):
         SPACE.notation.read(text)

@@ -189,7 +189,8 @@ def test_the_fingerprint_covers_the_official_test_part():
 def test_images_in_both_parts_are_noted():
     x = random_images(40, 8, 8)
     x_test = np.concatenate([random_images(7, 8, 8, stream="test"), x[:3]])
-    notes = task_from_arrays(x, labels(40), x_test, labels(10)).notes
+    y_test = np.concatenate([labels(7), labels(40)[:3]])
+    notes = task_from_arrays(x, labels(40), x_test, y_test).notes
     assert notes == ("3 of 10 test images are also in the training set",)
 
 
@@ -197,7 +198,18 @@ def test_images_in_train_and_val_are_noted():
     x = random_images(40, 8, 8)
     x[:] = x[0]
     notes = task_from_arrays(x, labels(40), random_images(4, 8, 8, stream="test"), labels(4)).notes
-    assert notes == ("20 of 20 validation images are also among the images trained on",)
+    assert notes == (
+        "20 of 20 validation images are also among the images trained on",
+        "1 images occur more than once, with different labels; look for wrong ones",
+    )
+
+
+def test_images_with_several_labels_are_noted():
+    x, y = random_images(40, 8, 8), labels(40, 2)
+    x[30:36] = x[1:7]
+    y[30:36] = [y[1], y[2], *(1 - y[3:7])]
+    notes = task_from_arrays(x, y, random_images(4, 8, 8, stream="test"), labels(4, 2)).notes
+    assert notes[-1] == "4 images occur more than once, with different labels; look for wrong ones"
 
 
 def test_very_unequal_classes_are_noted():

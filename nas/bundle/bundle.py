@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from nas.bundle.forms import Pixels, exported, write_onnx, write_program, write_
 from nas.bundle.proof import Proof, pixels_of, prove
 from nas.errors import ConfigError, SpaceError
 from nas.files import write_manifest, write_text
+from nas.records import ExportedRecord, ScoredRecord, checked
 from nas.result import Result
 from nas.run_folder import read_run
 from nas.task import Task
@@ -39,7 +41,8 @@ def bundle(
     Raises:
         ConfigError: when a form is not the scored model, or the task is not the run's.
     """
-    folder, record = result.folder, read_run(result.folder)
+    folder, record = result.folder, record_of(result.folder)
+    checked(ScoredRecord, dict(result.metrics), folder / "metrics.json", "table of a scored model")
     if record["task"]["fingerprint"] != task.fingerprint:
         raise ConfigError(
             f"export: {folder} was scored on other images than {task.name!r} now has; restore the data, or "
@@ -60,6 +63,13 @@ def bundle(
     write_text(folder / "requirements.txt", requirements(proofs))
     write_manifest(folder)
     return proofs
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a run, with all that an export needs of it."""
+    record = read_run(folder)
+    checked(ExportedRecord, record, folder / "run.json", "record of a run that can be exported")
+    return record
 
 
 def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[Sequence[str], list[str]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 
 from nas.cli import export, jobs, look, measure, mend, workers
-from nas.cli.app import app
+from nas.cli.app import Printable, app
 from nas.launch import follows
 
 __all__ = ["app", "export", "jobs", "look", "main", "measure", "mend", "workers"]
@@ -20,7 +18,7 @@ def main() -> None:
     another rank is lost,
     130 and 143 signals.
     """
-    # So that `module:function` finds a user's module here, behind everything that is installed.
-    sys.path.append(str(Path.cwd()))
-    logging.basicConfig(format="%(message)s", level=logging.ERROR if follows() else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.errors import DismissedError, NasError, StorageError
+from nas.errors import ConfigError, DismissedError, NasError, StorageError
 from nas.launch import follows, launched
+from nas.text import SCREEN, printable
 
 app = typer.Typer(
     help="Neural architecture search: from a data set to a found architecture and its trained model.",
@@ -39,15 +41,15 @@ def errors() -> Iterator[None]:
     except DismissedError as error:  # rank 0 has said it
         raise typer.Exit(error.exit_code) from error
     except NasError as error:
-        typer.echo(f"error: {_rank()}{error}", err=True)
+        say(f"error: {_rank()}{error}", limit=SCREEN, err=True)
         raise typer.Exit(error.exit_code) from error
     except OSError as error:
         what = f": {error.filename}" if error.filename else ""
-        typer.echo(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
+        say(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
         raise typer.Exit(StorageError.exit_code) from error
     except KeyboardInterrupt as error:
         if not follows():
-            typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
+            say("stopped at once; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from error
 
 
@@ -57,17 +59,48 @@ def _rank() -> str:
     return "" if found is None else f"rank {found[0]}: "
 
 
+def say(text: str, *, limit: int | None = None, err: bool = False) -> None:
+    """Prints text for people; what a file or a name put into it cannot steer the terminal."""
+    typer.echo(printable(text, limit=limit), err=err)
+
+
+class Printable(logging.Formatter):
+    """Log lines for people, see `say`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without anything that steers a terminal."""
+        return printable(super().format(record))
+
+
 def values(config: Path | None, given: Mapping[str, object], sets: list[str] | None) -> dict[str, Any]:
-    """The file's settings, then the options, then `--set`."""
-    from nas.config import override, read_toml
+    """The file's settings, then the options, then `--set`.
+
+    Raises:
+        ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
+    """
+    from nas.config import is_own, override, read_toml
 
     values = read_toml(config) if config is not None else {}
+    asked = override({k: v for k, v in given.items() if v is not None}, sets or [])
+    for name in ("space", "method"):
+        code = values.get(name)
+        if isinstance(code, str) and is_own(code, optuna=name == "method") and name not in asked:
+            raise ConfigError(
+                f"{config} names code that is not the engine's, {name} = {code!r}; to run it, name it on the "
+                f"command line, too: --{name} {code}"
+            )
     return override(values | {k: v for k, v in given.items() if v is not None}, sets or [])
 
 
-def announce(space: str) -> None:
-    """Says that code from outside the engine is about to run."""
+def announce(path: str) -> None:
+    """Says that code from outside the engine is about to run, and lets a module in this folder be found.
+
+    Only then: whatever else lies here could otherwise take the place of a library that is not installed.
+    """
     from nas.registry import is_plugin
 
-    if is_plugin(space) and not follows():
-        sys.stderr.write(f"running your code: {space}\n")
+    if is_plugin(path):
+        if not follows():
+            say(f"running your code: {path}", err=True)
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)

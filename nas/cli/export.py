@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import TASK, announce, app, errors
+from nas.cli.app import TASK, announce, app, errors, say
 
 
 @app.command()
@@ -24,15 +24,14 @@ def export(
 ) -> None:
     """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
     with errors():
-        from nas.bundle.bundle import bundle
+        from nas.bundle.bundle import bundle, record_of
         from nas.result import load_result
-        from nas.run_folder import read_run
         from nas.task import load_task
 
         if space is not None:
             announce(space)
         result = load_result(run, space=space)
-        config = read_run(run)["config"]
+        config = record_of(run)["config"]
         data = load_task(task or config["task"], seed=config["seed"])
-        bundle(result, data, python=python, tell=typer.echo)
-        typer.echo(f"{run / 'MODEL_CARD.md'}")
+        bundle(result, data, python=python, tell=say)
+        say(f"{run / 'MODEL_CARD.md'}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, values
+from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, say, values
 from nas.cli.look import architecture
 from nas.launch import follows
 
@@ -261,7 +261,7 @@ def show(result: Result, *, as_json: bool) -> None:
             "metrics": dict(result.metrics),
             "failures": result.failures,
         }
-        typer.echo(json.dumps(answer))
+        say(json.dumps(answer))
         return
     m = result.metrics
     found = result.space.notation.write(result.genotype) if result.space.notation else None
@@ -284,7 +284,7 @@ def show(result: Result, *, as_json: bool) -> None:
         lines.insert(-2, f"trials       {m['trials']:,.0f}, {troubles}")
     others = ("network.png", "search.png", "front.png", "alphas.png", "health.png")
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _troubles(result: Result) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Json, announce, app, errors
+from nas.cli.app import SPACE, TASK, Json, announce, app, errors, say
 from nas.errors import ConfigError
 
 
@@ -26,7 +26,8 @@ def draw(
     """Draw the cells of an architecture as cells.svg and cells.png."""
     with errors():
         from nas.files import prepare_folder
-        from nas.result import draw_architecture, exists, graphs_of
+        from nas.paths import exists
+        from nas.result import draw_architecture, graphs_of
 
         if space is not None and exists(Path(source)):
             raise ConfigError(
@@ -38,7 +39,7 @@ def draw(
         graphs = graphs_of(found)
         folder = prepare_folder(out)
         draw_architecture(folder, graphs, title=str(found["space"]))
-        typer.echo(f"{folder / 'cells.svg'}\n{folder / 'cells.png'}")
+        say(f"{folder / 'cells.svg'}\n{folder / 'cells.png'}")
 
 
 @app.command()
@@ -58,11 +59,11 @@ def spaces(as_json: Json = False) -> None:  # noqa: FBT002
             for space in found
         ]
         if as_json:
-            typer.echo(json.dumps(rows))
+            say(json.dumps(rows))
             return
         for row in rows:
             settings = "  ".join(f"{k}={v}" for k, v in row["settings"].items())  # type: ignore[attr-defined]
-            typer.echo(f"{row['name']:14}{row['decisions']:>4} decisions  {row['size']:>10}  {settings}")
+            say(f"{row['name']:14}{row['decisions']:>4} decisions  {row['size']:>10}  {settings}")
 
 
 @app.command()
@@ -91,7 +92,7 @@ def validate(
             load(space, offer(data), **override({}, [s.removeprefix("space_settings.") for s in sets or []])),
             data,
         )
-        typer.echo(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))
+        say(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))
 
 
 @app.command()
@@ -120,15 +121,16 @@ def doctor(as_json: Json = False) -> None:  # noqa: FBT002
 
         findings = examine()
         if as_json:
-            typer.echo(json.dumps(findings))
+            say(json.dumps(findings))
         else:
-            typer.echo("\n".join(f"{name:20}{value}" for name, value in findings.items()))
+            say("\n".join(f"{name:20}{value}" for name, value in findings.items()))
 
 
 def architecture(source: str, space: str | None) -> Mapping[str, Any]:
     """A run's architecture, that of a file, or that of a genotype's text in a space."""
+    from nas.paths import exists
     from nas.registry import load
-    from nas.result import describe_architecture, exists, read_architecture
+    from nas.result import describe_architecture, read_architecture
 
     if exists(Path(source)) or space is None:
         return read_architecture(Path(source))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Json, Sets, announce, app, errors, values
+from nas.cli.app import SPACE, TASK, Json, Sets, announce, app, errors, say, values
 from nas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def benchmark(
                 races[race.searcher] = (race, runs)
         paths = write_outcome(folder, table, races)
         if as_json:
-            typer.echo(json.dumps(to_dict(table, races)))
+            say(json.dumps(to_dict(table, races)))
         else:
-            typer.echo("\n".join([*lines(races, table), *map(str, paths)]))
+            say("\n".join([*lines(races, table), *map(str, paths)]))
 
 
 @app.command()
@@ -151,7 +151,7 @@ def calibrate(
         except Stopped as stopped:
             progress.note(f"{stopped}; the same command goes on from here")
             raise typer.Exit(stop.exit_code) from stopped
-        typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 
 
 def _tell(progress: Progress, repeats: int) -> Callable[[int], None]:

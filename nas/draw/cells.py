@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
-from nas.draw.layout import Layout, Run, Wire, arrange
+from nas.draw.layout import Layout, Run, Wire, arrange, effort
 from nas.draw.slots import role_of
 from nas.draw.style import (
     HAIR,
@@ -36,6 +36,10 @@ from nas.draw.style import (
     write,
 )
 
+BUDGET = 1_000_000
+"""Of `nas.draw.layout.effort` for one picture: about ten seconds on one core."""
+EACH = 5000
+"""Of the same, for a panel whatever is in it."""
 EMPTY = "empty: no path from input to output"
 _CONNECT, _CONNECTION = "connect", Look("connection", MUTED)
 _MARGIN, _PAD, _HEADER, _BETWEEN = 0.3, 0.3, 0.42, 0.22
@@ -70,9 +74,10 @@ def draw_cells(graphs: Mapping[str, nx.DiGraph[str]], *, title: str = "", subtit
 
     graphs: cell graphs by kind (`"normal"`, `"reduce"`, ...); nodes carry `role` and `label`, edges `op`. A
       node with an `op` of its own shows that, and an edge whose `op` is `"connect"` is a plain arrow.
-    Panels stand side by side while they fit a page, else below each other.
+    Panels stand side by side while they fit a page, else below each other. Cells too large to be laid out in
+    some seconds are only named.
     """
-    panels = [_panel(f"cell{i}", kind, graph) for i, (kind, graph) in enumerate(graphs.items())]
+    panels = _panels(graphs)
     beside = sum(panel.width + _BETWEEN for panel in panels) <= _SIDE_BY_SIDE
     heading = Heading(title, subtitle)
     if beside:
@@ -112,6 +117,27 @@ def _keys(graphs: Mapping[str, nx.DiGraph[str]]) -> list[Key]:
         Key(look.label, look.color, look.dash, mark="line" if kind in edges else "box")
         for kind, look in looks
     ]
+
+
+def _panels(graphs: Mapping[str, nx.DiGraph[str]]) -> list[_Panel]:
+    """The cells in their order as far as the budget goes; all others in one panel that says so."""
+    panels, left_out, spent = [], [], 0
+    for i, (kind, graph) in enumerate(graphs.items()):
+        cost = effort(graph) + EACH
+        if spent + cost > BUDGET:
+            left_out.append(f"{clean(kind)}: {len(graph):,} nodes, {graph.number_of_edges():,} edges")
+        else:
+            panels.append(_panel(f"cell{i}", kind, graph))
+            spent += cost
+    if left_out:
+        more = f" and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
+        nothing = arrange(nx.DiGraph(), sizes={}, labels={})
+        panels.append(
+            _Panel(
+                "large", "too large to draw", nx.DiGraph(), nothing, {}, clean(left_out[0] + more, limit=80)
+            )
+        )
+    return panels
 
 
 def _panel(name: str, kind: str, graph: nx.DiGraph[str]) -> _Panel:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from nas.draw.slots import Edge, Grid, Order, Size, crossings, expand, orders, role_of
+from nas.draw.slots import Edge, Grid, Order, Size, crossings, expand, layers, orders, role_of
 
 Point = tuple[float, float]
 Run = tuple[float, float, float]
@@ -56,6 +56,22 @@ def arrange(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mappin
     finalists = [order for crossed, _, order in scored if crossed == scored[0][0]][:_FINALISTS]
     heights = min((_heights(grid, order) for order in finalists), key=lambda ys: _bending(grid, ys))
     return _route(grid, _upright(graph, grid, heights))
+
+
+def effort(graph: nx.DiGraph[str]) -> int:
+    """How much work the layout of a graph is, roughly.
+
+    Its nodes and slots times its columns, and for each gap between columns the square of the wires in it.
+    """
+    rank = layers(graph)
+    gaps = max(rank.values(), default=0)
+    wires = [0] * (gaps + 1)
+    for source, target in graph.edges:
+        wires[rank[source]] += 1
+        wires[rank[target]] -= 1
+    wires = list(itertools.accumulate(wires))
+    slots = len(graph) + 2 * sum(wires)
+    return slots * (2 * gaps + 1) + 2 * sum(count**2 for count in wires)
 
 
 def _heights(grid: Grid, order: Order) -> list[float]:

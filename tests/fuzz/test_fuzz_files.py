@@ -1,0 +1,285 @@
+"""Whatever stands in a file gives its true content or one of the engine's own errors, in time."""
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from hostile import fuzzed, json_values, mutated_bytes, mutated_json, slowly, survived, texts
+from hypothesis import given
+from hypothesis import strategies as st
+from jobs import SMALL
+from PIL import Image
+from safetensors.torch import save
+
+import nas
+from nas import datasets, strictjson
+from nas.arrays import Source
+from nas.benchmarks.nasbench201 import load_nasbench201
+from nas.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
+from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
+from nas.draw import draw_cells
+from nas.errors import NasError
+from nas.files import MANIFEST, check_manifest, read_json, write_json, write_manifest
+from nas.latency import LatencyTable
+from nas.registry import load
+from nas.result import Result, graphs_of, load_architecture, load_result, read_architecture
+from nas.run_folder import read_run
+from nas.study import JOURNAL, Study
+
+TOY = load("toy", width=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the smallest kind."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return nas.search("toy", "digits", "random", out=out, settings=SMALL | {"trials": 2}).folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def copy(run, place):
+    return shutil.copytree(run, place / "copy")
+
+
+def restore(run, copy, *names):
+    for name in (*names, MANIFEST):
+        shutil.copyfile(run / name, copy / name)
+
+
+# -- JSON ------------------------------------------------------------------------------------------------
+
+
+@fuzzed
+@given(data=st.binary(max_size=60) | mutated_bytes(b'{"a": [1, 2.5, null, true], "b": {"c": "\\u00e9"}}'))
+def test_any_bytes_are_strict_json_or_refused(place, data):
+    (place / "a.json").write_bytes(data)
+    value = survived(read_json, place / "a.json")
+    if not isinstance(value, NasError):
+        assert strictjson.loads(json.dumps(value, allow_nan=False)) == value
+
+
+@slowly
+@given(data=st.data())
+def test_any_run_record(run, copy, data):
+    restore(run, copy, "run.json")
+    write_json(copy / "run.json", data.draw(mutated_json(read_json(run / "run.json"))))
+    write_manifest(copy)
+    assert isinstance(survived(read_run, copy), dict | NasError)
+    assert isinstance(survived(load_result, copy), Result | NasError)
+    restore(run, copy, "run.json")
+
+
+@slowly
+@given(data=st.data())
+def test_any_architecture(run, copy, data):
+    write_json(copy / "architecture.json", data.draw(mutated_json(read_json(run / "architecture.json"))))
+    write_manifest(copy)
+    found = survived(read_architecture, copy)
+    graphs = found if isinstance(found, NasError) else survived(graphs_of, found)
+    if not isinstance(graphs, NasError):
+        draw_cells(graphs, title=found["space"])
+    survived(load_architecture, copy)
+    assert isinstance(survived(load_result, copy), Result | NasError)
+    restore(run, copy, "architecture.json")
+
+
+@slowly
+@given(data=st.data(), name=st.sampled_from(["metrics.json", MANIFEST]))
+def test_any_metrics_and_manifest(run, copy, data, name):
+    write_json(copy / name, data.draw(mutated_json(read_json(run / name))))
+    survived(check_manifest, copy)
+    if name != MANIFEST:
+        write_manifest(copy)
+    assert isinstance(survived(load_result, copy), Result | NasError)
+    restore(run, copy, name)
+
+
+ROW = Estimate("epochs=1", "trained", 0.6, 0.2, 0.8, 0.7, 0.1, 0.9, 1.0, 12)
+CALIBRATION = Calibration("toy", "digits", "f", 12, 3, 2, 0.4, (ROW,), "epochs=1")
+
+
+@slowly
+@given(data=st.data())
+def test_any_calibration(place, data):
+    write_json(place / "calibration.json", data.draw(mutated_json(CALIBRATION.to_dict()) | json_values))
+    record = survived(read_calibration, place)
+    survived(chosen_fidelity, place, space="toy", task="digits")
+    if not isinstance(record, NasError):
+        assert Calibration.from_dict(record).lines()
+
+
+TABLE = {
+    "unit": "ms",
+    "device": "cpu",
+    "base": 1.0,
+    "entries": {"0->1=skip_connect": 0.5, "0->2=nor_conv_3x3": 1},
+}
+
+
+@fuzzed
+@given(table=mutated_json(TABLE) | json_values)
+def test_any_latency_table(place, table):
+    write_json(place / "latency.json", table)
+    found = survived(LatencyTable.read, place / "latency.json")
+    if not isinstance(found, NasError):
+        survived(found.check, TOY)
+        assert isinstance(survived(found.predict, TOY, (0, 2, 0)), float | NasError)
+
+
+# -- the journal -----------------------------------------------------------------------------------------
+
+
+def read_journal(folder, lines):
+    (folder / JOURNAL).write_bytes(lines)
+    return survived(Study.read, folder, "search", TOY)
+
+
+@fuzzed
+@given(data=st.data())
+def test_any_bytes_of_a_journal(run, place, data):
+    found = read_journal(place, data.draw(mutated_bytes((run / JOURNAL).read_bytes())))
+    assert isinstance(found, list | NasError)
+
+
+@fuzzed
+@given(data=st.data())
+def test_any_record_of_a_journal(run, place, data):
+    lines = (run / JOURNAL).read_text().splitlines()
+    for _ in range(data.draw(st.integers(1, 2))):
+        number = data.draw(st.integers(0, len(lines) - 1))
+        lines[number] = json.dumps(data.draw(mutated_json(json.loads(lines[number])) | json_values))
+    found = read_journal(place, "".join(f"{line}\n" for line in lines).encode())
+    assert isinstance(found, list | NasError)
+
+
+@fuzzed
+@given(data=st.data())
+def test_any_order_of_a_journal(run, place, data):
+    lines = (run / JOURNAL).read_text().splitlines(keepends=True)
+    chosen = data.draw(st.lists(st.sampled_from(lines), max_size=2 * len(lines)))
+    assert isinstance(read_journal(place, "".join(chosen).encode()), list | NasError)
+
+
+# -- tensors and arrays ----------------------------------------------------------------------------------
+
+STATE = {"step": 3, "best": (0.5, None), "tensors": [np.pi, "x", {1: True}]}
+
+
+@fuzzed
+@given(structure=mutated_json(pack(STATE)[1]) | json_values, digest=st.booleans())
+def test_any_structure_of_a_checkpoint(place, structure, digest):
+    assert survived(unpack, {}, structure) is not None or structure is None
+    folder = place / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    data = save({}, {"checkpoint": "1", "structure": json.dumps(structure)})
+    name = hashlib.sha256(data).hexdigest()[:16] if digest else 16 * "0"
+    path = folder / f"step-000000001-{name}.safetensors"
+    path.write_bytes(data)
+    assert isinstance(survived(Checkpoints(folder).load), tuple | NasError | None)
+    path.unlink()
+
+
+HEADER = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__metadata__": {"space": "toy"}}
+
+
+@fuzzed
+@given(header=mutated_json(HEADER) | json_values)
+def test_any_header_of_tensors(place, header):
+    text = json.dumps(header).encode()
+    (place / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(24))
+    assert isinstance(survived(load_tensors, place / "model.safetensors"), tuple | NasError)
+
+
+@fuzzed
+@given(data=st.data())
+def test_any_bytes_of_tensors(run, place, data):
+    whole = (run / "model.safetensors").read_bytes()
+    (place / "model.safetensors").write_bytes(data.draw(mutated_bytes(whole[:800]) | mutated_bytes(whole)))
+    assert isinstance(survived(load_tensors, place / "model.safetensors"), tuple | NasError)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@fuzzed
+@given(data=st.data())
+def test_any_bytes_of_arrays(place, images, write, data):
+    path = place / "data.npz"
+    write(path, x_train=images[0], y_train=images[1])
+    path.write_bytes(data.draw(mutated_bytes(path.read_bytes())))
+    assert isinstance(survived(datasets.read, f"npz:{path}"), Source | NasError)
+
+
+descriptions = st.sampled_from(
+    ["'<u1'", "'|O'", "'<f8'", "'|S0'", "'<U3'", "[('a', '<f4')]", "'<M8[ns]'", "3", "-" * 3000 + "1"]
+)
+shapes = st.sampled_from(
+    ["()", "(4,)", "(-4,)", "(10**9,)", "(999999999999,)", "(4, 0)", "4", "(2**62, 4)", "'x'", "(True,)"]
+)
+
+
+@fuzzed
+@given(
+    descr=descriptions | texts,
+    shape=shapes | texts,
+    order=st.sampled_from(["False", "True", "3"]),
+    size=st.integers(0, 40),
+)
+def test_any_header_of_an_array(place, descr, shape, order, size):
+    header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode(
+        "latin-1", "replace"
+    )
+    member = (
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", min(len(header), 65_535)) + header[:65_535] + bytes(size)
+    )
+    with zipfile.ZipFile(place / "h.npz", "w") as archive:
+        archive.writestr("x_train.npy", member)
+        archive.writestr("y_train.npy", member)
+    found = survived(datasets.read, f"npz:{place / 'h.npz'}")
+    assert isinstance(found, Source | NasError)
+    if isinstance(found, Source):
+        survived(nas.task_from_arrays, found.x_train, found.y_train)
+
+
+@fuzzed
+@given(
+    data=mutated_bytes(bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2)) + bytes(8))
+    | st.binary(max_size=30),
+    name=st.sampled_from(["images", "images.gz"]),
+)
+def test_any_bytes_of_idx(place, data, name):
+    (place / name).write_bytes(data)
+    assert isinstance(survived(datasets.read_idx, place / name), np.ndarray | NasError)
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "bmp", "tiff", "webp", "jpeg", "ppm"])
+@fuzzed
+@given(data=st.data())
+def test_any_bytes_of_an_image(place, kind, data):
+    folder = place / f"images-{kind}" / "a"
+    folder.mkdir(parents=True, exist_ok=True)
+    valid = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(valid, kind)
+    (folder / "changed.png").write_bytes(data.draw(mutated_bytes(valid.getvalue())))
+    assert isinstance(survived(datasets.read, f"folder:{folder.parent}"), Source | NasError)
+
+
+@fuzzed
+@given(data=mutated_bytes(b"arch,params,flops_c10_M\n|none~0|+|none~0|none~1|+|none~0|none~1|none~2|,1,2\n"))
+def test_any_bytes_of_a_table(place, data):
+    (place / "nasbench201.csv.gz").write_bytes(gzip.compress(data))
+    assert isinstance(survived(load_nasbench201, place / "nasbench201.csv.gz"), NasError)
