@@ -78,7 +78,7 @@ def _work(sender, environment, limit_s, target, args):
             sender.send(("value", target(team, *args)))
     except BaseException as error:
         sender.send(("error", type(error).__name__, str(error)))
-        raise
+        raise SystemExit(1) from None
 
 
 def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
