@@ -158,7 +158,7 @@ class Ranks(Team):
         return decode(self._receive(stoppable=False), "the state of rank 0")
 
     def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401
-        """Sends the call, or on the other ranks at the end of the job waits for the last one."""
+        """Sends the call by a broadcast, or waits for it."""
         if self.leads:
             self._send(json.dumps([phase, value]).encode(), stoppable=True)
         elif (found := self.called()[0]) != phase:

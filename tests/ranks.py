@@ -70,15 +70,17 @@ def _work(sender, environment, limit_s, target, args):
     import torch
 
     from nas.distributed import joined
+    from nas.errors import NasError
+    from nas.resumable import Stopped
 
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}
     try:
         with contextlib.nullcontext() if limit_s is None else joined(limit_s=limit_s) as team:
             sender.send(("value", target(team, *args)))
-    except BaseException as error:
+    except (NasError, Stopped) as error:
         sender.send(("error", type(error).__name__, str(error)))
-        raise
+        raise SystemExit(1) from None
 
 
 def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
