@@ -226,8 +226,8 @@ def _refuse_trials(config: Config) -> None:
     if not config.is_differentiable and not config.shares_weights:
         raise ConfigError(
             f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
-            "it without torchrun (its winner can be trained over all ranks by nas retrain), or search by "
-            "gradients or with evaluator shared"
+            "it without torchrun and with --workers (its winner can be trained over all ranks by nas "
+            "retrain), or search by gradients or with evaluator shared"
         )
 
 

@@ -10,7 +10,6 @@ TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
-WAITING = re.compile(r"TODO\((store|workers|ddp|secure)\)")
 ROWS = {int(number): (fault, happens, tests) for number, fault, happens, tests in ROW.findall(TEXT)}
 
 
@@ -22,7 +21,7 @@ def test_every_fault_has_one_row():
 @pytest.mark.parametrize("number", ROWS)
 def test_every_row_names_tests_that_exist(number):
     entries = ROWS[number][2].split("<br>")
-    assert all(NAMED.fullmatch(entry) or WAITING.fullmatch(entry) for entry in entries), entries
+    assert all(NAMED.fullmatch(entry) for entry in entries), entries
     for file, name in NAMED.findall(ROWS[number][2]):
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (

@@ -1,0 +1,1 @@
+"""Starting workers elsewhere: through SLURM or Ray."""
