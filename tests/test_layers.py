@@ -15,8 +15,11 @@ LAYERS = [
     "averaging errors types seeding progress signals console peak oneshot oneshot.gradients",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack",
     "oneshot.fused.kernels oneshot.fused.kernels.programs",
+    "oneshot.fused.kernels.mixing_programs",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
+    "oneshot.fused.groups",
+    "oneshot.fused.layout",
     # files, arrays, settings, primitives
     "files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
@@ -27,7 +30,10 @@ LAYERS = [
     # spaces and data
     "oneshot.mixed",
     "oneshot.fused.plan oneshot.fused.kernels.launch",
-    "oneshot.fused.kernels.chain",
+    "oneshot.fused.kernels.mixing_launch oneshot.fused.kernels.chain",
+    "oneshot.fused.kernels.slots",
+    "oneshot.fused.kernels.node oneshot.fused.kernels.leaving",
+    "oneshot.fused.kernels.passage",
     "oneshot.fused.trust",
     "oneshot.fused.cells",
     "oneshot.fused.execution",

@@ -1,1 +1,1 @@
-"""Kernels for GPUs in Triton: whole chains of ReLU, convolution and batch-norm of a group of operations."""
+"""Kernels for GPUs in Triton: chains of ReLU, convolution and batch-norm, pools, and the sums in nodes."""
