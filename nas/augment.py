@@ -40,29 +40,34 @@ def augment(x: Tensor, task: Task, policy: Policy, generator: torch.Generator) -
     Crop and flip work on raw pixels, so that padding is black; cutout comes last, so that its zeros are the
     mean colour (DeVries and Taylor 2017, section 3). The generator lives on the device of `x`.
     """
-    if policy.pad:
-        x = _random_crop(x, policy.pad, generator)
-    if policy.flip:
-        mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-        x = torch.where(mirrored, x.flip(-1), x)
+    if policy.pad or policy.flip:
+        x = _moved(x, policy, generator)
     x = task.normalise(x)
     return _cutout(x, policy.cutout, generator) if policy.cutout else x
 
 
-def _random_crop(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    batch, _, height, width = x.shape
-    top, left = torch.randint(2 * pad + 1, (2, batch), generator=generator, device=x.device)
-    # A view [B, C, 2 pad + 1, 2 pad + 1, H, W] of every possible crop; indexing copies one for each image.
-    crops = F.pad(x, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    return crops[torch.arange(batch, device=x.device), :, top, left]
+def _moved(x: Tensor, policy: Policy, generator: torch.Generator) -> Tensor:
+    """Crops and mirrors in one: every pixel is read from where it is in the padded image."""
+    batch, channels, height, width = x.shape
+    rows, columns = (torch.arange(side, device=x.device).expand(batch, side) for side in (height, width))
+    if policy.pad:
+        x = F.pad(x, (policy.pad,) * 4)
+        corners = (2, batch, 1)
+        top, left = torch.randint(2 * policy.pad + 1, corners, generator=generator, device=x.device)
+        rows, columns = rows + top, columns + left
+    if policy.flip:
+        mirrored = torch.rand(batch, 1, generator=generator, device=x.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    source = (rows[:, :, None] * x.shape[3] + columns[:, None, :]).view(batch, 1, height * width)
+    return x.flatten(2).gather(2, source.expand(-1, channels, -1)).view(batch, channels, height, width)
 
 
 def _cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Zeroes a `side` x `side` square around a pixel drawn uniformly, clipped at the border of the image."""
+    """Zeroes, in place, a `side` x `side` square around a pixel drawn uniformly, clipped at the border."""
     batch, _, height, width = x.shape
     rows = _stripe(batch, height, side, generator, x.device)
     columns = _stripe(batch, width, side, generator, x.device)
-    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def _stripe(batch: int, length: int, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -87,7 +92,7 @@ def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tup
     logits = _log_gamma_draws(alpha, 2, generator, x.device)
     # X / (X + Y) of two gamma variates is beta; in logarithms it survives the underflow at a small alpha.
     share = torch.sigmoid(logits[0] - logits[1])
-    return torch.lerp(x[partner], x, share), y[partner], share
+    return torch.lerp(x.index_select(0, partner), x, share), y.index_select(0, partner), share
 
 
 def _log_gamma_draws(shape: float, count: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ class Cell(nn.Module):
     edge: called once as `edge(src, dst)` for every `src < dst`; returns that edge's operation.
     concat: output all computed nodes side by side (DARTS), or else the last one (NAS-Bench-201).
     preprocess: one module for each input, or none at all.
-    drop_path: probability of dropping an edge's output for one image while training
+    drop_path: probability, a number or a scalar, of dropping an edge's output for one image while training
       (Larsson et al. 2017, FractalNet, §3, as used by DARTS); identities are never dropped, and in a
       supernet the whole mixture of an edge is.
     recompute: runs the cell's function in place of a plain call while training, e.g. so that its inner maps
@@ -46,7 +46,7 @@ class Cell(nn.Module):
                 "wanted at least one of each of the first two and none or one module for each input"
             )
         self.kind, self.inputs, self.concat = kind, inputs, concat
-        self.drop_path = 0.0
+        self.drop_path: float | Tensor = 0.0
         self.recompute: Callable[..., Tensor] | None = None
         self.execute: Callable[[Cell, list[Tensor]], list[Tensor]] | None = None
         self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
@@ -54,6 +54,11 @@ class Cell(nn.Module):
             nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
             for dst in range(inputs, inputs + nodes)
         )
+
+    @property
+    def drops(self) -> bool:
+        """Whether paths are dropped; a scalar is not looked at, since that would wait for its device."""
+        return self.training and (isinstance(self.drop_path, Tensor) or self.drop_path > 0)
 
     def edges(self) -> Iterator[tuple[int, int, nn.Module]]:
         """Every `(src, dst, operation)`, grouped by `dst`."""
@@ -90,7 +95,7 @@ class Cell(nn.Module):
 
     def _edge(self, op: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = op(x)
-        if self.training and self.drop_path and not isinstance(op, nn.Identity):
+        if self.drops and not isinstance(op, nn.Identity):
             return drop_path(y, self.drop_path)
         return y
 
@@ -144,12 +149,12 @@ CELLS = (Cell, VertexCell)
 """Both kinds, for `isinstance`."""
 
 
-def drop_path(x: Tensor, probability: float) -> Tensor:
+def drop_path(x: Tensor, probability: float | Tensor) -> Tensor:
     """Zeroes whole images of `[B, C, H, W]` with `probability`, scaling the others to keep the mean."""
     return x * drop_mask(x, probability)
 
 
-def drop_mask(x: Tensor, probability: float) -> Tensor:
+def drop_mask(x: Tensor, probability: float | Tensor) -> Tensor:
     """The factor `[B, 1, 1, 1]` of each image."""
     keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return keep / (1 - probability)

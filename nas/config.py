@@ -107,7 +107,7 @@ class Config(BaseModel):
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
     deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
-    execution: how cells are run in all phases, see `nas.recipe.Recipe`.
+    execution, graph: how cells and steps are run in all phases, see `nas.recipe.Recipe`.
     space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
     trial, shared, search, retrain: changes to the recipe of that phase.
     alphas: changes to how the alphas move: lr, weight_decay. alpha_speed: a factor on the method's own lr,
@@ -154,6 +154,7 @@ class Config(BaseModel):
     device: str = "auto"
     deterministic: bool = False
     execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
+    graph: bool = True
     space_settings: Table = {}
     final_settings: Table = {}
     trial: Table = {}

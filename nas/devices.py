@@ -47,6 +47,14 @@ def describe(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 @contextmanager
 def repeatable(*, enabled: bool) -> Iterator[None]:
     """Runs a block in which PyTorch uses only what gives the same bits on every run, where it has a choice.

@@ -93,17 +93,11 @@ def best(times: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _timed(network: nn.Module, x: Tensor) -> float:
-    _synchronise(x)
+    devices.synchronise(x.device)
     start = time.perf_counter()
     network(x)
-    _synchronise(x)
+    devices.synchronise(x.device)
     return 1e3 * (time.perf_counter() - start)
-
-
-def _synchronise(x: Tensor) -> None:
-    """Waits until the device has done all it was given."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nas.augment import Policy, augment, mixup
 from nas.averaging import Average, copied
+from nas.captured import Captured, recorder, tensors_in
 from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
@@ -34,6 +35,9 @@ Backward = Callable[["Loop"], Tensor]
 Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
 """Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
 
+Batch = tuple[Tensor, Targets]
+"""Images `[B, C, H, W]` and their targets."""
+
 # Reading a number back from the device waits for it, so divergence is looked for only now and then.
 _CHECK_STEPS = 50
 
@@ -44,6 +48,8 @@ class Loop:
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
     seconds: time spent on the current epoch so far.
     weight_decay: the recipe's, unless it was changed on the way.
+    drop_path: the probability of the present epoch.
+    record: what captures steps, see `nas.captured`; None where nothing does.
     """
 
     def __init__(
@@ -56,7 +62,13 @@ class Loop:
         split: Split,
         forward: Forward,
         backward: Backward | None = None,
+        form: Callable[[], Hashable] = lambda: None,
     ) -> None:
+        """As described.
+
+        form: what `forward` and `backward` read in Python and may change between steps; None while their
+          steps cannot be captured.
+        """
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
         self.split, self.forward, self._backward = split, forward, backward or one_pass
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
@@ -67,18 +79,25 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.weight_decay = recipe.weight_decay
-        self._drop_path = recipe.drop_path
-        set_drop_path(network, self._drop_path)
+        self.drop_path = recipe.drop_path
+        set_drop_path(network, self.drop_path)
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._average = Average(network, recipe.ema) if recipe.ema else None
+        self.record = recorder(self.device) if recipe.graph and form() is not None else None
+        self._form = form
+        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
+        self._batch: Batch | None = None
+        self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
             self.parameters.values(),
-            lr=recipe.lr,
+            # A number would stay in a captured step what it was.
+            lr=recipe.lr if self.record is None else torch.tensor(recipe.lr, device=self.device),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
+            fused=None if self.record is None else True,
         )
         self._loss_sum = torch.zeros((), device=self.device)
 
@@ -113,10 +132,18 @@ class Loop:
     def advance(self) -> None:
         """Does one step."""
         started = time.perf_counter()
-        self._optimizer.zero_grad()
-        loss = self._backward(self)
-        self._descend()
-        self._loss_sum += loss.detach()
+        self._set_drop_path()
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.next_lr)
+            else:
+                group["lr"] = self.next_lr
+            group["weight_decay"] = self.weight_decay
+        form = self._form()
+        key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
+        self._captured.run(key, self._begin)
+        if self._average is not None:
+            self._average.update(self.network, self.step)
         self.step += 1
         if self.step % _CHECK_STEPS == 0:
             self._check_finite()
@@ -177,6 +204,7 @@ class Loop:
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
+        self._captured.forget()
         self.step = step
         self.seconds = state["seconds"]
         self.weight_decay = state["weight_decay"]
@@ -209,19 +237,55 @@ class Loop:
             output = self.forward(self.network, x, self.step)
         return self.criterion(output, targets)
 
-    def batch_of_step(self) -> tuple[Tensor, Targets]:
+    def batch_of_step(self) -> Batch:
         """The coming step's images and targets; torch's global stream is set to where the step begins."""
-        epoch = self.step // self.steps_per_epoch
-        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
-        if drop_path != self._drop_path:
-            set_drop_path(self.network, drop_path)
-            self._drop_path = drop_path
+        if self._batch is not None:
+            return self._batch
+        self._set_drop_path()
+        self._begin()
+        return self._drawn()
+
+    def _begin(self) -> None:
+        """Sets the streams of the coming step, and which images it sees."""
         torch.manual_seed(derive(self.seed, "step", self.step))
-        x, y, generator = self._batches.at(self.step)
+        self._batches.prepare(self.step)
+
+    def _drawn(self) -> Batch:
+        x, y = self._batches.draw()
         if not self.recipe.mixup:
             return to_layout(x), (y, None)
-        x, partners, share = mixup(x, y, self.recipe.mixup, generator)
+        x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
         return to_layout(x), (y, (partners, share))
+
+    def _set_drop_path(self) -> None:
+        epoch = self.step // self.steps_per_epoch
+        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
+        if drop_path == self.drop_path:
+            return
+        self.drop_path = drop_path
+        if self.record is None or not drop_path:
+            set_drop_path(self.network, drop_path)
+            return
+        # A number would stay in a captured step what it was.
+        self._drops.fill_(drop_path)
+        set_drop_path(self.network, self._drops)
+
+    def _do(self) -> None:
+        """A step, once it has begun."""
+        self._optimizer.zero_grad()
+        self._batch = self._drawn()
+        try:
+            loss = self._backward(self)
+        finally:
+            self._batch = None
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
+        self._optimizer.step()
+        self._loss_sum += loss.detach()
+
+    def _moved(self) -> Iterator[Tensor]:
+        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
+        yield from tensors_in(list(self._optimizer.state.values()))
 
     def criterion(self, output: Output, targets: Targets) -> Tensor:
         """The recipe's loss of what the network gave."""
@@ -249,15 +313,6 @@ class Loop:
             return loss
         partners, share = mixed
         return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
-
-    def _descend(self) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.next_lr, self.weight_decay
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update(self.network, self.step)
 
     def _check_finite(self) -> None:
         weights = nn.utils.get_total_norm(self.parameters.values())
@@ -288,31 +343,46 @@ class Batches:
     """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
 
     size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    generator: the stream of the prepared step.
     """
 
     def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
         self.split, self.task, self.policy, self.seed = split, task, policy, seed
         self.size = min(size, len(split))
         self.per_epoch = len(split) // self.size
+        device = split.x.device
+        self.generator = torch.Generator(device)
         self._epoch, self._order = -1, torch.empty(0)
+        self._index = torch.empty(self.size, dtype=torch.int64, device=device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
+        self.prepare(step)
+        return *self.draw(), self.generator
+
+    def prepare(self, step: int) -> None:
+        """Sets what `draw` reads, in place: which images they are, and where the stream begins."""
         epoch, position = divmod(step, self.per_epoch)
-        device = self.split.x.device
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(device)
-        index = self._order[position * self.size : (position + 1) * self.size]
-        generator = torch_rng(self.seed, "augment", step, device=device)
-        x = augment(self.split.x[index], self.task, self.policy, generator)
-        return x, self.split.y[index], generator
+            self._epoch, self._order = epoch, order.to(self.split.x.device)
+        self._index.copy_(self._order[position * self.size : (position + 1) * self.size])
+        self.generator.manual_seed(derive(self.seed, "augment", step))
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the prepared step: the same work on the device, whichever step it is.
+
+        It waits for nothing and no shape depends on a value, so that a CUDA graph in which `generator` is
+        registered can hold it.
+        """
+        x, y = (tensor.index_select(0, self._index) for tensor in (self.split.x, self.split.y))
+        return augment(x, self.task, self.policy, self.generator), y
 
 
-def set_drop_path(network: nn.Module, probability: float) -> None:
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
     """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
     cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if probability and not cells:
+    if not cells and (isinstance(probability, Tensor) or probability):
         raise ConfigError(
             f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
             "set it to 0"

@@ -47,7 +47,7 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`."""
-        height, width = (-(-side // self.stride) for side in x.shape[2:])
+        height, width = -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride)
         return x.new_zeros(x.shape[0], self.c_out, height, width)
 
 

@@ -114,7 +114,8 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     images = base.search_images if config.search_images is None else config.search_images
     top_k = config.top_k or (base.shared_top_k if config.method in SHARED else base.top_k)
     _refuse_unused(config, top_k)
-    pace = {"execution": config.execution} if config.execution != "auto" else {}
+    pace: dict[str, object] = {"execution": config.execution} if config.execution != "auto" else {}
+    pace |= {} if config.graph else {"graph": False}
     own_epochs = {} if shared or config.is_differentiable else epochs
     trial = change(base.trial, pace | own_epochs | config.trial, "trial")
     ladder = _ladder(config, trial)

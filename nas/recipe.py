@@ -45,6 +45,7 @@ class Recipe:
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
       (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest of those
       measured (`auto`); with equal outcomes but for rounding.
+    graph: on CUDA, whether steps that can be are captured and replayed as one graph, see `nas.captured`.
     """
 
     epochs: int
@@ -68,6 +69,7 @@ class Recipe:
     flip: bool = True
     precision: Precision = "auto"
     execution: Execution = "auto"
+    graph: bool = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -188,6 +190,7 @@ _RULES: Mapping[str, _Rule] = {
         "'auto', 'plain', 'batched' or 'kernels'",
         lambda value: value in ("auto", "plain", "batched", "kernels"),
     ),
+    "graph": _SWITCH,
 }
 
 _QUICK = Recipe(

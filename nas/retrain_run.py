@@ -45,7 +45,7 @@ from nas.train import EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
-    *("preset", "seed", "device", "execution", "deterministic"),
+    *("preset", "seed", "device", "execution", "graph", "deterministic"),
     *("space_settings", "final_settings", "retrain"),
 )
 """The settings that a retraining reads, beside space and task."""

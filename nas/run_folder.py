@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,8 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in names},
+        "cuda": torch.version.cuda,
+        "triton": _installed("triton"),
         "nas-engine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
@@ -193,6 +195,14 @@ def environment(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package that the engine can do without."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

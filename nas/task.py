@@ -83,7 +83,7 @@ class Task:
 
         uint8 is scaled to [0, 1] first, floats are taken as they are.
         """
-        return (_as_float(x) - self.mean[:, None, None]) / self.std[:, None, None]
+        return (_as_float(x) - self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def to(self, device: torch.device | str) -> Task:
         """The same task with every tensor on `device`."""
@@ -287,7 +287,7 @@ def _split(samples: Samples) -> Split:
 
 
 def _as_float(x: Tensor) -> Tensor:
-    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.float()
 
 
 def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -150,6 +150,7 @@ def train(
         split=task.train if split is None else split,
         forward=forward or _whole,
         backward=backward,
+        form=lambda: () if forward is None and backward is None else None,
     )
     if start is not None:
         _inherit(loop, start)

@@ -1,76 +1,72 @@
-"""Times a step of a differentiable search, weights and alphas, on each execution path against the plain one.
+"""Times a step of a differentiable search, alphas and weights, on each execution path against the plain one.
 
-The reference runs one module per operation on NCHW maps, as the paper's code does.
+The reference runs one module per operation on NCHW maps, as the paper's code does. Modes: all operations are
+mixed; one an edge is sampled; a quarter of the channels; the second order, also against the first.
 """
 
 import argparse
+import itertools
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import nas
-from nas.devices import describe
-from nas.oneshot.fused.comparing import Step, compare, difference_in_float64, in_layout
-from nas.oneshot.keeping import without_gradients
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.fused.comparing import difference_in_float64
+from nas.oneshot.fused.floor import copy_bandwidth
+from nas.oneshot.fused.workloads import Workload, measure, noise, searching
+from nas.oneshot.methods import METHODS
+from nas.run_folder import environment
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},
     "darts": {"space": "darts", "width": 16, "cells": 8, "channels": 3, "side": 32, "batch": 32},
     "nasbench201": {"space": "nasbench201", "width": 16, "cells": 5, "channels": 3, "side": 32, "batch": 64},
 }
+MODES = {"mixed": "darts", "sampled": "gdas", "partial": "pcdarts", "second": "darts2"}
 
 
-def search(supernet: Supernet, *, batch: int, channels: int, side: int) -> Step:
-    """First-order DARTS (Liu et al. 2019) on noise with a trace of its label: weights, then alphas."""
-    weights, alphas = supernet.weights(), supernet.architecture()
-    sgd = torch.optim.SGD(weights, lr=0.025, momentum=0.9, weight_decay=3e-4)
-    adam = torch.optim.Adam(alphas, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+def bench(size: dict, mode: str, args: argparse.Namespace, bandwidth: float) -> dict[str, object]:
+    channels, batch = size["channels"], size["batch"]
+    form = {name: size[name] for name in ("width", "cells") if name in size}
+    space = nas.load(size["space"], classes=10, in_channels=channels, **form)
+    task = noise(channels=channels, side=size["side"], images=8 * batch, device=torch.device(args.device))
 
-    def loss(number: int, *, split: int, last: bool) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(2 * (number % 4) + split)
-        y = torch.randint(10, (batch,), generator=generator)
-        x = torch.randn(batch, channels, side, side, generator=generator) + y.view(-1, 1, 1, 1) / 3
-        x = in_layout(x.to(weights[0]), channels_last=last)
-        return F.cross_entropy(supernet(x), y.to(x.device))
+    def work(name: str) -> Workload:
+        method = METHODS[name]()
+        recipe = replace(method.weights, batch=batch, precision=args.precision)
+        return searching(space, task, replace(method, weights=recipe))
 
-    def step(number: int, last: bool) -> float:  # noqa: FBT001 - a step's signature
-        sgd.zero_grad()
-        adam.zero_grad()
-        with without_gradients(alphas):
-            first = loss(number, split=0, last=last)
-            first.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 5.0)
-        sgd.step()
-        with without_gradients(weights):
-            loss(number, split=1, last=last).backward()
-        adam.step()
-        return first.item()
-
-    return step
+    timed, few = work(MODES[mode]), (task.normalise(task.train.x[:4]), task.train.y[:4])
+    rows = measure(timed, steps=args.steps, bandwidth=bandwidth)
+    if mode == "second":
+        first = measure(work("darts"), steps=args.steps, bandwidth=bandwidth)
+        for path, row in rows.items():
+            row |= {"first_order_ms": first[path]["ms"], "times_first": row["ms"] / first[path]["ms"]}
+    exact = difference_in_float64(timed.network, *few, steps=4)
+    settings = {**size, "mode": mode, "precision": args.precision}
+    return settings | {"paths": rows, "loss_difference_float64": exact}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", action="append", choices=SIZES)
+    for name, choices in {"size": SIZES, "mode": MODES}.items():
+        parser.add_argument(f"--{name}", action="append", choices=choices)
+    parser.add_argument("--batch", action="append", type=int, help="the size's own unless given")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
-    found = {"machine": {"device": describe(device), "torch": torch.__version__}}
-    for name in args.size or SIZES:
-        torch.manual_seed(0)
-        size = dict(SIZES[name])
-        form = {"width": size.pop("width"), "cells": size.pop("cells"), "in_channels": size["channels"]}
-        supernet = Supernet(nas.load(size.pop("space"), classes=10, **form)).to(device).train()
-        begin, few = partial(search, **size), partial(search, **{**size, "batch": 4})
-        found[name] = {**SIZES[name], "paths": compare(supernet, begin, steps=args.steps, device=device)}
-        found[name]["loss_difference_float64"] = difference_in_float64(supernet, few, steps=4, device=device)
-        print(json.dumps(found[name], indent=1), flush=True)
+    bandwidth = copy_bandwidth(device)
+    found = {"machine": environment(device) | {"copied_GB_per_s": bandwidth / 1e9}}
+    for name, mode in itertools.product(args.size or SIZES, args.mode or ["mixed"]):
+        for batch in args.batch or [SIZES[name]["batch"]]:
+            row = bench(SIZES[name] | {"batch": batch}, mode, args, bandwidth)
+            found[f"{name}, {mode}, batch {batch}"] = row
+            print(json.dumps(row, indent=1), flush=True)
     if args.out is not None:
         args.out.write_text(json.dumps(found, indent=1))
 

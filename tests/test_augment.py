@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import digamma, polygamma
 from scipy.stats import beta
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.augment import Policy, _log_gamma_draws, augment, mixup
 from nas.errors import ConfigError
@@ -42,6 +43,37 @@ def test_crop_equals_the_loop_over_images(task):
         expected = task.normalise(padded[None, :, top : top + height, left : left + width])[0]
         assert torch.equal(crop, expected)
     assert offsets.unique().tolist() == list(range(2 * pad + 1))
+
+
+def test_crop_and_flip_together_equal_the_loop_over_images(task):
+    x, pad = batch(task, 64), 1
+    got = augment(x, task, Policy(pad=pad, flip=True), torch_rng(0, "both"))
+    stream = torch_rng(0, "both")
+    corners = torch.randint(2 * pad + 1, (2, 64), generator=stream).T.tolist()
+    mirrored = (torch.rand(64, generator=stream) < 0.5).tolist()
+    height, width = x.shape[2:]
+    for image, moved, (top, left), mirror in zip(x, got, corners, mirrored, strict=True):
+        crop = F.pad(image, (pad, pad, pad, pad))[None, :, top : top + height, left : left + width]
+        assert torch.equal(moved, task.normalise(crop.flip(-1) if mirror else crop)[0])
+    assert len(set(mirrored)) == 2
+
+
+class NoWaiting(TorchDispatchMode):
+    """Lets nothing through whose outcome the host has to read, or whose shape depends on a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waiting = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+        assert not waiting & set(func.tags), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device(task):
+    x, y, stream = batch(task, 8), torch.arange(8), torch_rng(0)
+    with NoWaiting():
+        mixup(augment(x, task, Policy(pad=2, flip=True, cutout=3), stream), y, 0.2, stream)
+        for waits in (lambda: x[x > 3], lambda: x.sum().item()):
+            with pytest.raises(AssertionError):
+                waits()
 
 
 def test_padding_is_black_before_normalisation(task):

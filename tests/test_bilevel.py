@@ -59,11 +59,15 @@ class Doubles:
     """Batches whose images are float64."""
 
     def __init__(self, batches):
-        self.batches = batches
+        self.batches, self.prepare, self.generator = batches, batches.prepare, batches.generator
 
     def at(self, step):
-        x, y, generator = self.batches.at(step)
-        return x.double(), y, generator
+        self.prepare(step)
+        return *self.draw(), self.generator
+
+    def draw(self):
+        x, y = self.batches.draw()
+        return x.double(), y
 
 
 def exact(monkeypatch, *, order, steps):

@@ -336,19 +336,19 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     given = [word for pair in SEARCH.items() for word in pair]
     lists = {"--objective": ("val_acc", "-params"), "--constraint": ("params<=3e6", "macs<=1e9")}
     given += [word for name, texts in lists.items() for text in texts for word in (name, text)]
-    switches = ("--no-baselines", "--deterministic")
+    switches = ("--no-baselines", "--deterministic", "--no-graph")
     got = heard(monkeypatch, "search_run", "run", "search", *given, *others, *switches)
     config = got[0].model_dump()
     assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
     assert {name: config[name.strip("-")] for name in lists} == lists
-    assert (config["baselines"], config["deterministic"]) == (False, True)
+    assert (config["baselines"], config["deterministic"], config["graph"]) == (False, True, False)
     assert (config["retrain"], config["top_k_epochs"]) == ({"epochs": 7}, 3)
     assert (got["out"], got["force"]) == (tmp_path, True)
     assert options_of("search") == {
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic"),
+        *("--force", "--json", "--baselines", "--deterministic", "--graph"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
     } - {tmp_path}
 
@@ -396,7 +396,8 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--execution": "plain"}
     used |= {"--config": tmp_path / "c.toml"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
-    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, "--force", "--deterministic")
+    switches = ("--force", "--deterministic", "--no-graph")
+    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
     assert got["force"]
     assert got["settings"] == {
@@ -406,10 +407,19 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "device": "cpu",
         "execution": "plain",
         "deterministic": True,
+        "graph": False,
         "retrain": {"epochs": 7, "lr": 0.5},
         "final_settings": {"width": 3},
     }
-    assert options_of("retrain") == {*used, "source", "--set", "--force", "--json", "--deterministic"}
+    assert options_of("retrain") == {
+        *used,
+        "source",
+        "--set",
+        "--force",
+        "--json",
+        "--deterministic",
+        "--graph",
+    }
 
 
 def test_help_is_quick():

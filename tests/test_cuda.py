@@ -5,12 +5,17 @@ import dataclasses
 
 import pytest
 import torch
+from depthwise_cases import Case, cases
 
+from nas.augment import Policy, mixup
 from nas.checkpoint import Checkpoints
 from nas.devices import exact as exact_products
+from nas.loop import Batches
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells
+from nas.oneshot.fused.floor import copy_bandwidth
+from nas.oneshot.fused.workloads import measure, noise, searching
 from nas.oneshot.guards import Guards
 from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
@@ -58,6 +63,42 @@ def test_evaluation_agrees_with_the_cpu(task):
     assert abs(on_gpu[0] - on_cpu[0]) < 0.05
 
 
+def test_batches_are_drawn_and_mixed_inside_a_graph(task):
+    policy = Policy(pad=1, flip=True, cutout=2)
+    batches, apart = (Batches(task.train, task, policy, size=32, seed=0) for _ in range(2))
+
+    def draw():
+        return mixup(*batches.draw(), 0.2, batches.generator)
+
+    batches.prepare(0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        draw()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(batches.generator)
+    with torch.cuda.graph(graph):
+        drawn = draw()
+    for step in (0, 5, batches.per_epoch, 1):
+        batches.prepare(step)
+        graph.replay()
+        x, y, generator = apart.at(step)
+        for found, wanted in zip(drawn, mixup(x, y, 0.2, generator), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["darts", "gdas"])
+def test_a_step_of_a_search_is_measured(name):
+    task = noise(channels=1, side=8, images=64, device=torch.device("cuda"))
+    method = METHODS[name]()
+    method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, batch=16))
+    work = searching(load("toy", width=8, in_channels=1), task, method)
+    rows = measure(work, steps=2, bandwidth=copy_bandwidth(torch.device("cuda")))
+    for row in rows.values():
+        assert row["kernels_launched"] > 50 and row["GiB"] > 0 and row["input_share"] > 0
+
+
 @pytest.mark.parametrize("execution", ["batched", "kernels"])
 @pytest.mark.parametrize("name", ["darts", "nasbench201"])
 def test_a_supernet_is_that_of_float64_on_every_path(name, execution):
@@ -74,6 +115,46 @@ def test_a_supernet_is_that_of_float64_on_every_path(name, execution):
             found.append([logits.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
     for a, b in zip(*found, strict=True):
         assert (a - b.double()).norm() < 1e-5 * a.norm().clamp_min(1e-2)
+
+
+@pytest.fixture
+def native():
+    """Depthwise kernels in CUDA C++, and warnings where one is wrong or fails."""
+    kernels = pytest.importorskip("nas.oneshot.fused.kernels.native")
+    if (lacking := kernels.problem(torch.device("cuda"))) is not None:
+        pytest.skip(f"kernels in CUDA C++ do not run here: {lacking}")
+    return kernels
+
+
+@pytest.mark.parametrize("case", list(cases("cuda"))[::5], ids=str)
+def test_native_depthwise_kernels_are_those_of_float64_with_the_same_bits_each_time(native, case):
+    with exact_products():
+        found = case.computed()
+        case.check(found)
+    assert all(map(torch.equal, found, case.computed()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_depthwise_kernels_are_chosen_and_captured(native, dtype):
+    choice = pytest.importorskip("nas.oneshot.fused.kernels.choice")
+    case = Case(5, 1, 2, 2, 36, shared=False, sides=(32, 32), dtype=dtype, batch=16, device="cuda")
+    source, weight, window, grad = case.given()
+
+    def run():
+        out = choice.depthwise(source, weight, window)
+        return [out, *choice.depthwise_gradients(grad, source, weight, window, wanted=(True, True))]
+
+    expected = run()
+    assert native.problem(torch.device("cuda")) is None
+    assert all(map(torch.equal, expected, case.computed()))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for a in captured:
+        a.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, expected, captured))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -125,3 +206,31 @@ def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
     )
     assert result.metrics["test_acc"] > 0.95
     assert all(not parameter.is_cuda for parameter in result.network.parameters())
+
+
+@pytest.mark.parametrize("name", ["darts", "snas", "drnas", "pcdarts"])
+def test_a_search_in_graphs_is_the_search(task, name):
+    """Steps replayed as CUDA graphs leave what the same steps leave one launch at a time."""
+    found = []
+    for graph in (False, True):
+        recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
+        method = dataclasses.replace(METHODS[name](), weights=recipe)
+        with isolated(0, "graphs"):
+            space = load("nasbench201", {"in_channels": 1, "image_size": 8}, width=8, cells=1)
+            supernet = Supernet(space, relaxation=method.relaxation).cuda()
+        loop = BilevelLoop(supernet, task, method, seed=0)
+        for _ in range(12):
+            loop.advance()
+        assert (loop.loop.record is not None) == graph
+        found.append(torch.cat([a.detach().flatten() for a in supernet.architecture()]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_in_graphs_is_the_training(task):
+    found = []
+    for graph in (False, True):
+        _, net = network(width=8, cells=1)
+        recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
+        train(net.cuda(), task, recipe, seed=0)
+        found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)

@@ -79,6 +79,7 @@ CHANGES = {
     "method": (BLACK_BOX, "random"),
     "preset": (BLACK_BOX, "standard"),
     "execution": (BLACK_BOX, "plain"),
+    "graph": (BLACK_BOX, False),
     "trials": (BLACK_BOX, 7),
     "epochs": (BLACK_BOX, 7),
     "budget": (BLACK_BOX, "7m"),
@@ -131,6 +132,8 @@ def test_execution_holds_for_every_phase_unless_one_says_otherwise(base):
     assert {found.trial.execution, found.shared.execution} == {"plain"}
     assert found.final.execution == "batched"
     assert make_plan(make_config({**DARTS, "execution": "plain"})).search.weights.execution == "plain"
+    found = make_plan(make_config({**base, "graph": False, "retrain": {"graph": True}}))
+    assert (found.trial.graph, found.shared.graph, found.final.graph) == (False, False, True)
 
 
 def test_epochs_belong_to_what_the_method_trains_first():

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.augment import Policy
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
+from nas.loop import Batches
 from nas.recipe import Recipe, learning_rate
 from nas.task import Split, Task
 from nas.train import Stopped, evaluate, train
@@ -350,6 +352,22 @@ def test_every_epoch_sees_each_image_once_in_a_new_order_without_the_partial_bat
     assert [len(batch) for batch in batches] == [8] * 6
     assert all(len(set(epoch)) == 16 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_is_drawn_from_what_was_prepared_in_place():
+    task = make_task(train_images=20, flip=True)
+    policy = Policy(pad=1, flip=True, cutout=2)
+    batches, apart = (Batches(task.train, task, policy, size=8, seed=0) for _ in range(2))
+    index, stream = batches._index, batches.generator
+    seen = []
+    for step in (0, 3, 1, 3):
+        batches.prepare(step)
+        seen.append(batches.draw())
+        x, y, after = apart.at(step)
+        assert torch.equal(seen[-1][0], x) and torch.equal(seen[-1][1], y)
+        assert torch.equal(stream.get_state(), after.get_state())
+    assert batches._index is index and batches.generator is stream
+    assert torch.equal(seen[1][0], seen[3][0]) and not torch.equal(seen[0][0], seen[1][0])
 
 
 def test_a_split_below_the_batch_is_taken_whole():

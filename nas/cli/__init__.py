@@ -6,10 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
-from nas.cli import jobs, look, measure
+from nas.cli import export, jobs, look, measure
 from nas.cli.app import app
 
-__all__ = ["app", "jobs", "look", "main", "measure"]
+__all__ = ["app", "export", "jobs", "look", "main", "measure"]
 
 
 def main() -> None:

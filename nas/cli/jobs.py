@@ -94,6 +94,13 @@ def search(
         str | None,
         typer.Option(help="How cells are run: plain, batched, kernels (Triton), or auto. [default: auto]"),
     ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option(
+            help="On CUDA, whether steps are captured and replayed as one graph where they can. "
+            "[default: graph]"
+        ),
+    ] = None,
     deterministic: Annotated[
         bool | None,
         typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
@@ -129,6 +136,7 @@ def search(
         "seed": seed,
         "device": device,
         "execution": execution,
+        "graph": graph,
         "deterministic": deterministic,
     }
 
@@ -160,6 +168,7 @@ def retrain(
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
+    graph: Annotated[bool | None, typer.Option(help="As in search. [default: graph]")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
     ] = None,
@@ -175,6 +184,7 @@ def retrain(
         "seed": seed,
         "device": device,
         "execution": execution,
+        "graph": graph,
         "deterministic": deterministic,
     }
 

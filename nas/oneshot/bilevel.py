@@ -10,7 +10,7 @@ second order leave batch-norm's running statistics as they were.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.captured import Captured, tensors_in
 from nas.devices import exact
 from nas.loop import Batches, Loop, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
@@ -52,14 +53,19 @@ class BilevelLoop:
             split=task.train,
             forward=self._forward,
             backward=self._backward,
+            form=self._form,
         )
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
-        self._mover = method.update.begin(supernet.architecture())
+        self._mover = method.update.begin(supernet.architecture(), captured=self.loop.record is not None)
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
+        self._captured = Captured(
+            self._move_alphas, self._moved, self.loop.record, [self._validation.generator]
+        )
+        self._batch: tuple[Tensor, Tensor] | None = None
 
     @property
     def progress(self) -> float:
@@ -74,9 +80,9 @@ class BilevelLoop:
     def advance(self) -> None:
         """Moves the alphas, if it is their time, then the weights."""
         started = time.perf_counter()
-        self.supernet.progress = self.progress
+        self._set_progress()
         if self.alphas_move:
-            self._mover.step(self.alpha_gradient())
+            self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
         with without_gradients(self.supernet.architecture()):
             self._points = self._perturbed()
@@ -98,9 +104,13 @@ class BilevelLoop:
 
     def penalty(self) -> Tensor:
         """The regularisers at the coming step's alphas and mixture."""
-        torch.manual_seed(self._alpha_seed)
-        alphas, mixed = self.supernet.logits(), self.supernet.points()[: len(self.supernet.alphas)]
-        terms = [regularizer(alphas, mixed, self.progress) for regularizer in self.method.regularizers]
+        alphas, mixed = self.supernet.logits(), list[Tensor]()
+        if any(regularizer.reads_mixture for regularizer in self.method.regularizers):
+            torch.manual_seed(self._alpha_seed)
+            mixed = self.supernet.points()[: len(alphas)]
+        held = self.supernet.progress
+        progress = held if isinstance(held, Tensor) else self.progress
+        terms = [regularizer(alphas, mixed, progress) for regularizer in self.method.regularizers]
         return torch.stack(terms).sum()
 
     def validation_loss(self, wanted: Precision | None = None) -> Tensor:
@@ -109,7 +119,7 @@ class BilevelLoop:
         wanted: arithmetic, the recipe's unless given.
         """
         torch.manual_seed(self._alpha_seed)
-        x, y, _ = self._validation.at(self.loop.step)
+        x, y = self._batch or self._validation.at(self.loop.step)[:2]
         with precision(x.device, wanted or self.method.weights.precision):
             logits = self.supernet.mix(to_layout(x), self._mixture(self._current()))
         return F.cross_entropy(logits.float(), y)
@@ -126,6 +136,7 @@ class BilevelLoop:
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
+        self._captured.forget()
         self.loop.restore(step, state["loop"])
         self.supernet.keep(state["alive"])
         with torch.no_grad():
@@ -140,6 +151,48 @@ class BilevelLoop:
         self.loop.weight_decay = old.loop.weight_decay
         if self._freezer is not None and old._freezer is not None:
             self._freezer.restore(old._freezer.state())
+
+    def _set_progress(self) -> None:
+        if self.loop.record is None:
+            self.supernet.progress = self.progress
+            return
+        if not isinstance(self.supernet.progress, Tensor):
+            # A number would stay in a captured step what it was.
+            self.supernet.progress = torch.zeros((), dtype=torch.float64, device=self.loop.device)
+        self.supernet.progress.fill_(self.progress)
+
+    def _form(self) -> Hashable:
+        """What a step of the weights reads of Python, see `Loop`."""
+        method = self.method
+        if method.relaxation.one_at_a_time or method.perturbation is not None or method.freezing is not None:
+            return None
+        if method.checkpointing:
+            return None
+        skips = tuple(mixed.skip_dropout for mixed in self.supernet.mixed())
+        return tuple(self.supernet.alive), skips
+
+    def _alpha_form(self) -> Hashable:
+        """The same of a step of the alphas."""
+        method = self.method
+        redrawn = method.relaxation.draws and any(part.reads_mixture for part in method.regularizers)
+        form = self._form()
+        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
+
+    def _begin_alphas(self) -> None:
+        torch.manual_seed(self._alpha_seed)
+        self._validation.prepare(self.loop.step)
+
+    def _move_alphas(self) -> None:
+        """A step of the alphas, once it has begun."""
+        self._batch = self._validation.draw()
+        try:
+            self._mover.step(self.alpha_gradient())
+        finally:
+            self._batch = None
+
+    def _moved(self) -> Iterator[Tensor]:
+        yield from (*self.supernet.architecture(), *self.supernet.network.buffers())
+        yield from tensors_in(self._mover.state())
 
     @property
     def _alpha_seed(self) -> int:

@@ -15,14 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Rows = Sequence[Tensor]
+Progress = float | Tensor
+"""A number, or a scalar on the alphas' device."""
 
 
 @dataclass(frozen=True)
 class Regularizer(ABC):
     """A term of the alphas' loss."""
 
+    @property
+    def reads_mixture(self) -> bool:
+        """Whether it depends on the mixture weights, and not on the alphas alone."""
+        return True
+
     @abstractmethod
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:
         """A scalar, smaller is better."""
 
 
@@ -35,7 +42,12 @@ class BetaDecay(Regularizer):
 
     end: float = 25.0
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    @property
+    def reads_mixture(self) -> bool:
+        """The alphas alone."""
+        return False
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """λ times the mean smooth maximum."""
         return self.end * progress * torch.cat([rows.logsumexp(-1) for rows in alphas]).mean()
 
@@ -46,10 +58,11 @@ class ZeroOne(Regularizer):
 
     weight: float = 10.0
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """Between -w/4 and 0."""
-        alive = torch.cat([row[a > -torch.inf] for row, a in zip(weights, alphas, strict=True)])
-        return -self.weight * (alive - 0.5).square().mean()
+        alive = torch.cat([rows.flatten() for rows in alphas]) > -torch.inf
+        squares = (torch.cat([rows.flatten() for rows in weights]) - 0.5).square()
+        return -self.weight * torch.where(alive, squares, 0.0).sum() / alive.sum()
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,12 @@ class PullBack(Regularizer):
 
     scale: float = 1e-3
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    @property
+    def reads_mixture(self) -> bool:
+        """The alphas alone."""
+        return False
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """The squared distance."""
         return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
 
@@ -73,17 +91,14 @@ class DirichletKL(Regularizer):
 
     scale: float = 1e-3
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    @property
+    def reads_mixture(self) -> bool:
+        """The alphas alone."""
+        return False
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """The divergence, in nats."""
-        total = torch.zeros((), device=alphas[0].device)
-        for rows in alphas:
-            for row in rows:
-                concentration = F.elu(row[row > -torch.inf]) + 1
-                prior = torch.ones_like(concentration)
-                total = total + torch.distributions.kl_divergence(
-                    torch.distributions.Dirichlet(concentration, validate_args=False),
-                    torch.distributions.Dirichlet(prior, validate_args=False),
-                )
+        total = torch.stack([_divergence(rows).sum() for rows in alphas]).sum()
         return self.scale * total
 
 
@@ -96,7 +111,7 @@ class Entropy(Regularizer):
 
     end: float = 0.1
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """`end · progress · mean over decisions of -Σ p log p`."""
         # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
         rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
@@ -130,9 +145,21 @@ class ExpectedCost(Regularizer):
         ]
         return self.fixed + torch.stack(parts).sum()
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: float) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """`weight · max(0, expected / target - 1)`."""
         return self.weight * F.relu(self.expected(weights) / self.target - 1)
+
+
+def _divergence(alphas: Tensor) -> Tensor:
+    """KL(Dir(c) ‖ Dir(1)) of each row `[E]`, with c = elu(α) + 1 of the options that are there.
+
+    `log Γ(Σc) - log Γ(n) - Σ log Γ(c) + Σ (c - 1) (ψ(c) - ψ(Σc))`.
+    """
+    alive = alphas > -torch.inf
+    c = torch.where(alive, F.elu(_finite(alphas)) + 1, 1.0)
+    total, count = (c * alive).sum(-1, keepdim=True), alive.sum(-1, keepdim=True).to(c.dtype)
+    each = (c - 1) * (c.digamma() - total.digamma()) - c.lgamma()
+    return (total.lgamma() - count.lgamma()).squeeze(-1) + (each * alive).sum(-1)
 
 
 def _finite(alphas: Tensor) -> Tensor:

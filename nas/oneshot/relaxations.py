@@ -29,8 +29,13 @@ class Relaxation(ABC):
         """Whether a decision's options compete for its weight, so that one which does nothing can win."""
         return True
 
+    @property
+    def draws(self) -> bool:
+        """Whether its mixtures are drawn."""
+        return False
+
     @abstractmethod
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """The weights `[E, O]` of one training step; may draw from torch's global stream.
 
         progress: share of the search that is done, in [0, 1], for what is annealed.
@@ -49,7 +54,7 @@ class Relaxation(ABC):
 class Softmax(Relaxation):
     """DARTS (Liu et al., ICLR 2019), equation 2."""
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """`exp(α_o) / Σ exp(α)`."""
         return alphas.softmax(-1)
 
@@ -72,11 +77,16 @@ class GumbelSoft(Relaxation):
                 "above 0 that do not rise"
             )
 
-    def temperature(self, progress: float) -> float:
+    @property
+    def draws(self) -> bool:
+        """They are."""
+        return True
+
+    def temperature(self, progress: float | Tensor) -> float | Tensor:
         """Linear in the progress."""
         return self.start + (self.end - self.start) * progress
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """`softmax((log softmax(α) + g) / τ)` with `g` standard Gumbel noise."""
         # The logarithm of an exponential variate is minus a Gumbel one.
         noise = -torch.empty_like(alphas).exponential_().log()
@@ -98,7 +108,7 @@ class GumbelHard(GumbelSoft):
         """One option is run for each decision."""
         return True
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """One-hot rows in value, soft ones in gradient (straight-through)."""
         soft = super().mix(alphas, progress)
         hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
@@ -109,7 +119,12 @@ class GumbelHard(GumbelSoft):
 class Dirichlet(Relaxation):
     """DrNAS (Chen et al., ICLR 2021), §3.2: mixture weights drawn from Dir(elu(α) + 1), reparametrised."""
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+    @property
+    def draws(self) -> bool:
+        """They are."""
+        return True
+
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """A draw, with the gradients of gamma variates with respect to their concentrations."""
         alive = alphas > -torch.inf
         # A Dirichlet variate is a row of gamma variates over their sum; absent options take no part in it.
@@ -139,7 +154,7 @@ class Sigmoid(Relaxation):
         """Each gate opens by itself."""
         return False
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """`σ(α)`; a row need not sum to 1."""
         return alphas.sigmoid()
 
@@ -155,7 +170,7 @@ class Uniform(Relaxation):
     As IS-DARTS (He et al., AAAI 2024) and DARTS-PT with fixed alphas (Wang et al., ICLR 2021) do.
     """
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """1 over the number of options that are left."""
         return self.expected(alphas)
 
@@ -170,11 +185,16 @@ class UniformPath(Uniform):
     """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
 
     @property
+    def draws(self) -> bool:
+        """They are."""
+        return True
+
+    @property
     def one_at_a_time(self) -> bool:
         """One option is run for each decision."""
         return True
 
-    def mix(self, alphas: Tensor, progress: float) -> Tensor:  # noqa: ARG002 - not annealed
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """One-hot rows without gradient."""
         drawn = torch.multinomial(self.expected(alphas), 1).squeeze(-1)
         return F.one_hot(drawn, alphas.shape[-1]).to(alphas.dtype)

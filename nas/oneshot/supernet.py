@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
@@ -32,7 +33,7 @@ class Supernet(nn.Module):
       are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
     relaxation: maps alphas to mixture weights.
     parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
-    progress: share of the search that is done, in [0, 1]; annealed relaxations follow it.
+    progress: share of the search that is done, in [0, 1], a number or a scalar; what is annealed follows it.
 
     Inside cells and candidates batch-norm has no affine part, which would rescale what the alphas weigh
     (Liu et al. 2019, §A.1.1).
@@ -49,7 +50,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.parts = space, parts
         self.relaxation = relaxation or Softmax()
-        self.progress = 0.0
+        self.progress: float | Tensor = 0.0
+        self._constants: dict[tuple[torch.device, object], Tensor] = {}
         self._mixture: dict[str, Share] = {}
         self.network = space.supernet(_Mixing(self._mixture, parts))
         as_searched(self.network, _outermost(self.network))
@@ -130,7 +132,7 @@ class Supernet(nn.Module):
     def logits(self) -> list[Tensor]:
         """The alphas, minus infinity where an option is out of the race."""
         return [
-            torch.where(self._mask(rows, alphas), alphas, -torch.inf)
+            torch.where(self._mask(rows), alphas, -torch.inf)
             for rows, alphas in zip(self._rows.values(), self.alphas, strict=True)
         ]
 
@@ -244,7 +246,8 @@ class Supernet(nn.Module):
             return []
         weights = torch.ones_like(self.betas)
         for members in self._nodes:
-            weights = weights.index_put((torch.tensor(members),), self.betas[members].softmax(0))
+            index = self._constant(tuple(members), partial(torch.tensor, members))
+            weights = weights.index_put((index,), self.betas.index_select(0, index).softmax(0))
         return [weights]
 
     def _without_zeros(self) -> list[tuple[int, ...]]:
@@ -256,11 +259,22 @@ class Supernet(nn.Module):
             found.append(tuple(o for o in options if own[o] != "zero") or options)
         return found
 
-    def _mask(self, rows: Sequence[int], alphas: Tensor) -> Tensor:
-        mask = torch.zeros(alphas.shape, dtype=torch.bool)
-        for row, i in enumerate(rows):
-            mask[row, list(self._alive[i])] = True
-        return mask.to(alphas.device)
+    def _mask(self, rows: Sequence[int]) -> Tensor:
+        """Which options `[E, O]` of some decisions are in the race."""
+        alive = tuple(self._alive[i] for i in rows)
+        options = len(self.space.decisions[rows[0]].options)
+
+        def make() -> Tensor:
+            return torch.tensor([[option in own for option in range(options)] for own in alive])
+
+        return self._constant((*rows, alive), make)
+
+    def _constant(self, name: object, make: Callable[[], Tensor]) -> Tensor:
+        """A constant on the device of the alphas, which is made once: a copy from the host would wait."""
+        key = (self.alphas[0].device, name)
+        if key not in self._constants:
+            self._constants[key] = make().to(key[0])
+        return self._constants[key]
 
     def _by_decision(self, groups: Sequence[Tensor]) -> list[Tensor]:
         """Rows of `[E, O]` tensors in the order of the space's decisions."""

@@ -33,8 +33,11 @@ class Update(ABC):
         return False
 
     @abstractmethod
-    def begin(self, alphas: Sequence[nn.Parameter]) -> Mover:
-        """A run of this rule."""
+    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
+        """A run of this rule.
+
+        captured: whether its steps may be captured, see `nas.captured`.
+        """
 
 
 class Mover(ABC):
@@ -71,9 +74,9 @@ class Adam(Update):
                     f"alphas: {name} is {getattr(self, name)}, but must be a finite number of at least 0"
                 )
 
-    def begin(self, alphas: Sequence[nn.Parameter]) -> Mover:
+    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
         """Adam with fresh moments."""
-        return _AdamMover(self, alphas)
+        return _AdamMover(self, alphas, fused=captured)
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,21 @@ class ExponentiatedGradient(Update):
         """The gradient is that of the mixture weights."""
         return True
 
-    def begin(self, alphas: Sequence[nn.Parameter]) -> Mover:
-        """The rule has no state."""
+    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:  # noqa: ARG002
+        """The rule has no state, and can be captured as it is."""
         return _ExponentiatedMover(self, alphas)
 
 
 class _AdamMover(Mover):
-    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter]) -> None:
+    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter], *, fused: bool) -> None:
         self.rule, self.alphas = rule, list(alphas)
         self.adam = torch.optim.Adam(
-            self.alphas, lr=rule.lr, betas=rule.betas, weight_decay=rule.weight_decay
+            self.alphas,
+            lr=rule.lr,
+            betas=rule.betas,
+            weight_decay=rule.weight_decay,
+            # Otherwise Python counts the steps, and a captured one would not.
+            fused=True if fused else None,
         )
 
     def step(self, gradients: Sequence[Tensor]) -> None:

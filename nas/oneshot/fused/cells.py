@@ -133,7 +133,7 @@ class _Run:
         self.totals = [_Sum() for _ in cell.incoming]
         self.masks: dict[int, Tensor] = {}
         self.unseen: dict[tuple[int, torch.Size], Tensor] = {}
-        if cell.training and cell.drop_path:
+        if cell.drops:
             for edge, (_, _, op) in enumerate(plan.edges):
                 if not isinstance(op, Zero | nn.Identity):
                     self.masks[edge] = drop_mask(states[0], cell.drop_path)

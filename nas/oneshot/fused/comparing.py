@@ -1,4 +1,4 @@
-"""Execution paths against each other: the same steps on copies of one network, in turns, in one process."""
+"""Execution paths against each other: the same steps, in turns, in one process."""
 
 from __future__ import annotations
 
@@ -6,88 +6,161 @@ import copy
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import profile
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
+from nas.devices import synchronise
 from nas.oneshot.fused.execution import execute_cells
 from nas.peak import peak_memory
 from nas.recipe import Execution
+from nas.seeding import isolated
 
-PATHS: dict[str, tuple[Execution, bool]] = {
-    "plain": ("plain", False),
-    "plain, channels last": ("plain", True),
-    "batched": ("batched", True),
-    "kernels": ("kernels", True),
-}
-"""Execution, and whether images come with channels last. The first is how published code runs."""
+WARMING = {"cuda": 4}
+"""Steps before those that are timed, 1 unless given: a step is captured as a graph, and trusted, in three."""
 COMPUTING = re.compile(
     r"^aten::(mkldnn_conv|conv.*backward|native_batch|max_pool.*indices|avg_pool|mul|add|relu|threshold|cat)"
 )
-"""Names of the calls that are counted: those that read and write maps."""
-
-Step = Callable[[int, bool], float]
-"""Does the step of that number, whose images have channels last or not, and returns its loss."""
-Begin = Callable[[nn.Module], Step]
-"""Makes what does the steps of a network."""
+"""Names of the calls that are counted on the CPU: those that read and write maps."""
+NO_KERNEL = ("Memcpy", "Memset")
+"""What a GPU does that is no kernel begins so."""
 
 
-def compare(
-    network: nn.Module, begin: Begin, *, steps: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """For each path that the device has: milliseconds of a step (median), and what else can be told of it.
+@dataclass(frozen=True)
+class Path:
+    """A way to run steps.
 
-    ratio: how many times faster than the first path. peak_MiB: of tensors, in a step. calls: of the library.
-    loss_difference: the largest from the first path's losses.
+    channels_last: where maps have their channels in memory. graph: whether steps are replayed as CUDA graphs.
     """
-    paths = [path for path in PATHS if path != "kernels" or device.type == "cuda"]
-    runs = {path: _started(network, begin, path, device) for path in paths}
-    losses = {path: [run(0)] for path, run in runs.items()}
-    seconds: dict[str, list[float]] = {path: [] for path in paths}
-    for number in range(1, 1 + steps):
-        for path, run in runs.items():
-            started = time.perf_counter()
-            losses[path].append(run(number))
-            seconds[path].append(time.perf_counter() - started)
-    rows = {}
-    for path, run in runs.items():
-        with profile() as profiler:
-            run(0)
+
+    execution: Execution
+    channels_last: bool = True
+    graph: bool = False
+
+
+PATHS = {
+    "plain": Path("plain", channels_last=False),
+    "plain, channels last": Path("plain"),
+    "batched": Path("batched"),
+    "batched, graph": Path("batched", graph=True),
+    "kernels": Path("kernels"),
+    "kernels, graph": Path("kernels", graph=True),
+}
+"""The first is how published code runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps that can be done one after the other.
+
+    advance: does the next one. loss: that of the step done last.
+    """
+
+    advance: Callable[[], None]
+    loss: Callable[[], float]
+
+
+def paths_of(device: torch.device) -> list[str]:
+    """The paths that a device has."""
+    if device.type != "cuda":
+        return [name for name, path in PATHS.items() if path.execution != "kernels" and not path.graph]
+    triton = find_spec("triton") is not None
+    return [name for name, path in PATHS.items() if path.execution != "kernels" or triton]
+
+
+def compare(runs: Mapping[str, Run], *, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """For each run: milliseconds of a step (median), and what else can be told of it.
+
+    ratio: how many times faster than the first run. peak_MiB: of tensors that the first steps make, gradients
+    and the optimizer's included. kernels_launched: on the GPU in a step; elsewhere calls: of the library's
+    operations on maps. loss_difference: the largest from the first run's losses.
+    """
+    losses: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    peaks = {}
+    for name, run in runs.items():
         with peak_memory(device) as peak:
-            run(0)
-        median = statistics.median(seconds[path])
-        rows[path] = {
-            "ms": 1e3 * median,
-            "ratio": statistics.median(seconds[paths[0]]) / median,
-            "peak_MiB": peak.bytes / 2**20,
-            "calls": sum(event.count for event in profiler.key_averages() if COMPUTING.search(event.key)),
-            "loss_last": losses[path][-1],
-            "loss_difference": _farthest(losses[paths[0]], losses[path]),
+            for _ in range(WARMING.get(device.type, 1)):
+                run.advance()
+                losses[name].append(run.loss())
+        peaks[name] = peak.bytes
+    for _ in range(steps):
+        for name, run in runs.items():
+            seconds[name].append(seconds_of(run.advance, device))
+            losses[name].append(run.loss())
+    first = next(iter(runs))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        name: {
+            "ms": 1e3 * medians[name],
+            "ratio": medians[first] / medians[name],
+            "peak_MiB": peaks[name] / 2**20,
+            **_launches(run, device),
+            "loss_last": losses[name][-1],
+            "loss_difference": _farthest(losses[first], losses[name]),
         }
-    return rows
+        for name, run in runs.items()
+    }
 
 
-def difference_in_float64(network: nn.Module, begin: Begin, *, steps: int, device: torch.device) -> float:
-    """The largest difference of the losses of `plain` and `batched`, where rounding has no time to grow."""
-    exact = copy.deepcopy(network).double()
-    runs = [_started(exact, begin, path, device) for path in ("plain", "batched")]
-    plain, batched = ([run(number) for number in range(steps)] for run in runs)
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long it takes the device to do something, from idle to idle."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def count_kernels(events: Iterable[FunctionEvent]) -> int:
+    """How many of a profile's events are kernels on a GPU: no copies, no names given to stretches of time."""
+    on_device = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(not event.name.startswith(NO_KERNEL) for event in on_device)
+
+
+def difference_in_float64(network: nn.Module, x: Tensor, y: Tensor, *, steps: int) -> float:
+    """The largest difference of the losses of `plain` and `batched`, where rounding has no time to grow.
+
+    x: [B, C, H, W] of a small batch. y: [B] classes.
+    """
+    plain, batched = (_exact_losses(network, path, x, y, steps) for path in ("plain", "batched"))
     return _farthest(plain, batched)
 
 
-def in_layout(x: Tensor, *, channels_last: bool) -> Tensor:
-    """Images with their channels last in memory, or first."""
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _exact_losses(network: nn.Module, path: Execution, x: Tensor, y: Tensor, steps: int) -> list[float]:
+    """The losses of steps of SGD in float64."""
+    exact = copy.deepcopy(network).double()
+    execute_cells(exact, path, x.device)
+    sgd = torch.optim.SGD(exact.parameters(), lr=0.025, momentum=0.9)
+    losses = []
+    for step in range(steps):
+        sgd.zero_grad()
+        with isolated(0, "step", step):
+            loss = F.cross_entropy(exact(x.double()), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sgd.step()
+        losses.append(loss.item())
+    return losses
 
 
-def _started(network: nn.Module, begin: Begin, path: str, device: torch.device) -> Callable[[int], float]:
-    execution, last = PATHS[path]
-    own = copy.deepcopy(network)
-    execute_cells(own, execution, device)
-    step = begin(own)
-    return lambda number: step(number, last)
+def _launches(run: Run, device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            run.advance()
+        calls = [event.count for event in seen.key_averages() if COMPUTING.search(event.key)]
+        return {"calls": sum(calls)}
+    synchronise(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        run.advance()
+        synchronise(device)
+    return {"kernels_launched": count_kernels(seen.events())}
 
 
 def _farthest(one: Sequence[float], other: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from torch import nn
 from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.fused.cells import run, run_by_kernels
+from nas.oneshot.fused.kernels import native
 from nas.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
@@ -37,13 +38,14 @@ def explain(device: torch.device) -> str:
     """Which path runs on a device unless another is asked for, and why."""
     if resolve("auto", device) == "plain":
         return f"plain: one operation after the other, since nothing else was tried on {device.type}"
-    arithmetic = "bfloat16" if device.type == "cuda" else "float32"
+    arithmetic = "bfloat16, steps as CUDA graphs where they can be" if device.type == "cuda" else "float32"
     found = f"batched: operations of one kind that leave a node in one call, channels last, {arithmetic}"
     if device.type != "cuda":
         return f"{found}; kernels need CUDA"
     if find_spec("triton") is None:
         return f"{found}; kernels need Triton, which is not installed"
-    return f"{found}; kernels only where asked for, as their speed was not measured yet"
+    found += "; kernels only where asked for, as their speed was not measured yet"
+    return f"{found}; depthwise ones in {native.explain(device)}"
 
 
 def execute_cells(network: nn.Module, wanted: Execution, device: torch.device) -> None:

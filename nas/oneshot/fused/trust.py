@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas.devices import exact
 from nas.oneshot.fused.groups import Known
+from nas.oneshot.fused.kernels import native
 from nas.oneshot.fused.plan import chain_of, outcome_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Form, form_of
@@ -78,6 +79,8 @@ def _in_float32(like: Tensor | None) -> Tensor | None:
 def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Together) -> bool:
     if key not in _TRIED:
         problem = _problem(op, like, together)
+        if problem is not None and key[0] == "kernels" and native.problem(like.device) is None:
+            problem = _without_native(problem, op, like, together)
         _TRIED[key] = problem is None
         if problem is not None:
             layers = ", ".join(type(layer).__name__ for layer, _ in chain_of(op) or ())
@@ -87,6 +90,15 @@ def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Tog
                 stacklevel=2,
             )
     return _TRIED[key]
+
+
+def _without_native(problem: str, op: nn.Module, like: Tensor, together: Together) -> str | None:
+    """What differs without kernels in CUDA C++ too; where nothing does, they are left alone from then on."""
+    with native.switched_off():
+        remaining = _problem(op, like, together)
+    if remaining is None:
+        native.refuse(problem)
+    return remaining
 
 
 def _problem(op: nn.Module, like: Tensor, together: Together) -> str | None:

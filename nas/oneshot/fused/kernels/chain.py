@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.oneshot.fused.groups import Group
-from nas.oneshot.fused.kernels import launch
-from nas.oneshot.fused.kernels.launch import Norm, Source, Window
+from nas.oneshot.fused.kernels import choice, launch
+from nas.oneshot.fused.kernels.maps import Norm, Source, Window
 from nas.oneshot.fused.stages import Chain
 
 
@@ -91,7 +91,7 @@ def forward(work: Work, x: Tensor, taps: Sequence[Tensor], *, out: Tensor, part:
     for number, (own, window) in enumerate(zip(taps, work.windows, strict=True)):
         source = work.source(number, reads[-1], norms)
         if work.depthwise[number]:
-            reads.append(launch.depthwise(source, own, window))
+            reads.append(choice.depthwise(source, own, window))
         elif number < len(taps) - 1:
             y, norm = _normed(source, own, window, work.eps[len(norms)])
             reads.append(y)
@@ -127,7 +127,7 @@ def backward(
         if not work.depthwise[number] and number < last:
             own = work.depthwise[: number + 1].count(False) - 1
             d = launch.norm_gradients(d, kept.reads[number + 1], kept.norms[own])
-        gradients = launch.depthwise_gradients if work.depthwise[number] else launch.convolve_gradients
+        gradients = choice.depthwise_gradients if work.depthwise[number] else launch.convolve_gradients
         source, taps = work.source(number, kept.reads[number], kept.norms), kept.taps[number]
         before = number > 0 and (for_x or any(for_weights[:number]))
         wanted = (before or (number == 0 and for_x), for_weights[number])

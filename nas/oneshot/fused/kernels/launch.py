@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nas.oneshot.fused.kernels import programs
+from nas.oneshot.fused.kernels.maps import Norm, Source, Window
 
 TILE = 2048
 """Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
@@ -16,88 +16,12 @@ LOOP = 8
 """Tiles that one program of a sum over pixels adds up, at most."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """Where a convolution reads: kernel side, stride, dilation, and (height, width) before and after it.
-
-    batch: images.
-    """
-
-    kernel: int
-    stride: int
-    dilation: int
-    before: tuple[int, int]
-    after: tuple[int, int]
-    batch: int
-
-    @property
-    def inputs(self) -> int:
-        """Pixels read."""
-        return self.batch * self.before[0] * self.before[1]
-
-    @property
-    def outputs(self) -> int:
-        """Pixels written."""
-        return self.batch * self.after[0] * self.after[1]
-
-    def sizes(self) -> dict[str, int]:
-        """By the kernels' names, without the dilation that only depthwise ones have."""
-        return {
-            "HI": self.before[0],
-            "WI": self.before[1],
-            "HO": self.after[0],
-            "WO": self.after[1],
-            "STRIDE": self.stride,
-            "K": self.kernel,
-        }
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation."""
-
-    mean: Tensor
-    var: Tensor
-    inv: Tensor
-
-    @classmethod
-    def empty(cls, groups: int, channels: int, device: torch.device) -> Norm:
-        """Statistics to be filled in."""
-        return cls(*torch.empty(3, groups, channels, device=device))
-
-    def part(self, start: int, stop: int) -> Norm:
-        """Those of some groups."""
-        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop])
-
-
-@dataclass(frozen=True)
-class Source:
-    """A map that a convolution reads, [P, C] for all groups or [G, P, C].
-
-    norm: batch-norm that it is read through, and a ReLU after it. relu: whether it is read through a ReLU.
-    """
-
-    x: Tensor
-    relu: bool = False
-    norm: Norm | None = None
-
-    @property
-    def group(self) -> int:
-        """Numbers from one group's map to the next."""
-        return 0 if self.x.dim() == 2 else self.x.shape[1] * self.x.shape[2]
-
-    @property
-    def pre(self) -> int:
-        """What is done while it is read, see the kernels."""
-        return 2 if self.norm is not None else int(self.relu)
-
-
 def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
     """`weight` [G, K * K, C] to maps [G, P, C]."""
     groups, _, channels = weight.shape
     out = source.x.new_empty(groups, window.outputs, channels)
     tile = tile_of(channels)
-    mean, inv = _statistics(source, weight)
+    mean, inv = source.statistics(weight)
     programs.depthwise_forward[grid_of(window.outputs, channels, groups, tile)](
         source.x, source.group, mean, inv, weight, out, window.outputs, channels,
         **window.sizes(), DILATION=window.dilation, PRE=source.pre, **tile,
@@ -110,7 +34,7 @@ def depthwise_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of what the source's ReLU or batch-norm gets, and of the kernels; as far as wanted."""
     groups, taps, channels = weight.shape
-    tile, (mean, inv) = tile_of(channels), _statistics(source, weight)
+    tile, (mean, inv) = tile_of(channels), source.statistics(weight)
     sizes = {**window.sizes(), "DILATION": window.dilation, "PRE": source.pre}
     dx = dw = None
     if wanted[0]:
@@ -208,11 +132,6 @@ def norm_gradients(grad: Tensor, y: Tensor, norm: Norm) -> Tensor:
         grad, y, norm.mean, norm.inv, part.sum(1), out, pixels, channels, **tile
     )
     return out
-
-
-def _statistics(source: Source, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the source's batch-norm; where it has none, anything, for it is not read."""
-    return (weight, weight) if source.norm is None else (source.norm.mean, source.norm.inv)
 
 
 def tile_of(channels: int, size: int = TILE) -> dict[str, int]:

@@ -20,7 +20,7 @@ from nas.oneshot.fused.groups import Group
 from nas.oneshot.fused.kernels import chain, launch
 from nas.oneshot.fused.kernels import mixing_launch as mixing
 from nas.oneshot.fused.kernels.chain import Kept, Work
-from nas.oneshot.fused.kernels.launch import Norm, Window
+from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.mixing_launch import Mixing, Returned
 from nas.oneshot.fused.kernels.slots import Leavings, Slots
 from nas.oneshot.fused.layout import Level

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nas.oneshot.fused.kernels import mixing_programs as programs
-from nas.oneshot.fused.kernels.launch import Norm, Window, blocks_of, cdiv, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, grid_of, tile_of
+from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.kernels import mixing_launch as launch
-from nas.oneshot.fused.kernels.launch import Norm
+from nas.oneshot.fused.kernels.maps import Norm
 from nas.oneshot.fused.kernels.slots import Leavings, Slots
 
 

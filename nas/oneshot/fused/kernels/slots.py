@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.launch import Norm
+from nas.oneshot.fused.kernels.maps import Norm
 from nas.oneshot.fused.kernels.mixing_launch import EDGE, NODE, Mixing, Returned
 from nas.oneshot.fused.layout import Layout, Sum
 

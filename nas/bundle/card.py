@@ -1,0 +1,125 @@
+"""MODEL_CARD.md: what a model is, how it was made and measured, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
+from nas.result import Result
+
+FILES = {
+    "source": "model.py, with model.safetensors",
+    "program": "model.pt2 (torch.export)",
+    "onnx": "model.onnx (input `pixels`, output `logits`)",
+}
+
+
+def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], notes: Sequence[str]) -> str:
+    """Markdown. record: the run's run.json. notes: which forms are missing, and why."""
+    metrics, task, config = result.metrics, record["task"], record["config"]
+    lines = [
+        f"# {_text(record['space']['name'])} on {_text(task['name'])}",
+        "",
+        f"An image classifier of {metrics['params']:,.0f} parameters and {metrics['macs']:,.0f} "
+        f"multiply-accumulates an image, found by neural architecture search "
+        f"(method `{_text(config['method'])}`, nas-engine {_text(record['environment']['nas-engine'])}).",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from model import build, CLASSES  # torch alone",
+        "logits = build()(images)          # float32 "
+        f"[N, {', '.join(map(str, result.inputs.image_shape))}]",
+        "```",
+        "",
+        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
+        "",
+        "## How good",
+        "",
+        *_table(
+            ("measured", "value"),
+            [
+                (
+                    "test accuracy, measured once",
+                    f"{metrics['test_acc']:.4f} (95 % interval {metrics['test_acc_low']:.4f} to "
+                    f"{metrics['test_acc_high']:.4f}, {task['images']['test']:,} images)",
+                ),
+                *_seeds(metrics),
+                ("latency where it was trained, one image", f"{metrics['latency_ms']:.2f} ms"),
+            ],
+        ),
+        "",
+        "## The same in every form",
+        "",
+        "Each form ran in a process of its own that imports nothing of the engine, on the test images of "
+        f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians "
+        "on the CPU of the machine that exported it.",
+        "",
+        *_table(
+            ("form", "file", "largest difference", "classes that differ", "accuracy", "1 image", "32 images",
+             "by"),
+            [
+                (
+                    p.form, FILES[p.form], f"{p.difference:.1e}", str(p.changed), f"{p.accuracy:.4f}",
+                    f"{p.latency_ms['1']:.2f} ms", f"{p.latency_ms['32']:.2f} ms", p.runtime,
+                )
+                for p in proofs
+            ],
+        ),
+        *[f"\n{note}" for note in notes],
+        "",
+        "## How it was made",
+        "",
+        *_table(
+            ("what", "value"),
+            [
+                ("data", f"{_text(task['name'])}, fingerprint `{_text(task['fingerprint'])}`"),
+                ("images", ", ".join(f"{name} {count:,}" for name, count in task["images"].items())),
+                ("classes", _text(", ".join(result.inputs.classes))),
+                ("search", f"{metrics.get('trials', 0):,.0f} trials, "
+                           f"{metrics.get('failed_trials', 0):,.0f} of them failed, "
+                           f"{metrics.get('search_seconds', 0):,.0f} s"),
+                ("last training", f"{metrics['retrain_epochs']:,.0f} epochs, "
+                                  f"{metrics['retrain_seconds']:,.0f} s, seed {config['seed']}"),
+                ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in record["plan"]["final"].items())),
+                ("machine", _text(record["environment"].get("hardware", "not recorded"))),
+            ],
+        ),
+        "",
+        "## Limits",
+        "",
+        "It knows the classes above and answers with one of them for any image. Its accuracy holds for "
+        "images like those of its data set; nothing was measured on others, on corrupted ones, or by groups.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def requirements(proofs: Iterable[Proof]) -> str:
+    """requirements.txt: what ran the forms."""
+    versions = {p.runtime.split()[0]: p.runtime.split()[1].split("+")[0] for p in proofs}
+    names = {PACKAGES[p.form]: p.form for p in proofs}
+    return "".join(f"{name}>={versions[name]}\n" for name in sorted(names))
+
+
+def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    if "rerank_val_acc" not in metrics:
+        return []
+    seeds = metrics.get("rerank_seeds", 1)
+    return [(f"validation accuracy of a short training, mean of {seeds:.0f} seeds",
+             f"{metrics['rerank_val_acc']:.4f}")]  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _text(value: object) -> str:
+    """A name in Markdown that is nothing but a name."""
+    printable = "".join(c if c.isprintable() else "?" for c in str(value))
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in printable)

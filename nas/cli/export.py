@@ -1,0 +1,38 @@
+"""`nas export`: a finished run's model in forms that run without the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.app import TASK, announce, app, errors
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: the run's]")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="The run's space, where it is your own code: FILE.py:FUNCTION.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter of a clean environment to prove the forms in. [default: this one]"),
+    ] = None,
+) -> None:
+    """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
+    with errors():
+        from nas.bundle.bundle import bundle
+        from nas.result import load_result
+        from nas.run_folder import read_run
+        from nas.task import load_task
+
+        if space is not None:
+            announce(space)
+        result = load_result(run, space=space)
+        config = read_run(run)["config"]
+        data = load_task(task or config["task"], seed=config["seed"])
+        bundle(result, data, python=python, tell=typer.echo)
+        typer.echo(f"{run / 'MODEL_CARD.md'}")

@@ -1,0 +1,238 @@
+// Depthwise convolutions of a group of operations, and their gradients: what the Triton programs of the same
+// names in programs.py compute, PRE included, in CUDA C++.
+//
+// A thread has V neighbouring channels (2 where they can be read at once, else 1) and a strip of pixels along a
+// row. It reads and converts a row of its map once and uses it for all taps of that row from registers. A block
+// is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, groups. Sums over
+// pixels are written block by block and added by the caller: no atomics, so every run gives the same bits.
+//
+// Maps may be of any size, one image of fewer than 2^31 numbers. Nothing is included, so that a compiler needs no
+// headers.
+
+typedef long long i64;
+
+struct bf16 {
+  unsigned short bits;
+};
+
+template <int V>
+struct alignas(4 * V) Floats {
+  float at[V];
+};
+
+template <int V>
+struct alignas(2 * V) Halves {
+  bf16 at[V];
+};
+
+constexpr int THREADS = 128;
+
+// Pixels in a strip, by the side of the kernel: as many as registers allow.
+__device__ constexpr int strip(int kernel) { return kernel > 5 ? 4 : 8; }
+
+#define EACH(i, count) _Pragma("unroll") for (int i = 0; i < (count); i++)
+
+template <int V>
+__device__ __forceinline__ Floats<V> load(const float* from) {
+  return *reinterpret_cast<const Floats<V>*>(from);
+}
+
+template <int V>
+__device__ __forceinline__ Floats<V> load(const bf16* from) {
+  if constexpr (V == 2) {
+    const unsigned both = *reinterpret_cast<const unsigned*>(from);
+    return {{__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)}};
+  } else {
+    return {{__uint_as_float(unsigned(from->bits) << 16)}};
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void store(float* to, const Floats<V>& v) {
+  *reinterpret_cast<Floats<V>*>(to) = v;
+}
+
+// To the nearest, ties to even; what is no number stays none.
+__device__ __forceinline__ bf16 rounded(float v) {
+#if __CUDA_ARCH__ >= 800
+  bf16 half;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(v));
+  return half;
+#else
+  const unsigned bits = __float_as_uint(v);
+  return {(unsigned short)(v != v ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
+}
+
+template <int V>
+__device__ __forceinline__ void store(bf16* to, const Floats<V>& v) {
+  Halves<V> half;
+  EACH(c, V) half.at[c] = rounded(v.at[c]);
+  *reinterpret_cast<Halves<V>*>(to) = half;
+}
+
+template <int V>
+__device__ __forceinline__ void add_product(Floats<V>& sum, const Floats<V>& a, const Floats<V>& b) {
+  EACH(c, V) sum.at[c] = fmaf(a.at[c], b.at[c], sum.at[c]);
+}
+
+// v[j] = pixel `first + j` of a row of a map as a convolution reads it, but for the factor of PRE = 2 that is
+// multiplied in at the end, since relu((v - mean) inv) = inv relu(v - mean). Zero outside of the row; FROM to
+// TO - 1 are known to be inside, as those of a strip are where WHOLE says that no strip is cut off.
+template <int PRE, int C, int FROM, int TO, class T, int V, int N>
+__device__ __forceinline__ void read_row(
+    Floats<V> (&v)[N], const T* row, int first, int width, const Floats<V>& mean) {
+  row += first * C;
+  EACH(j, N) {
+    const bool inside = (j >= FROM && j < TO) || unsigned(first + j) < unsigned(width);
+    v[j] = inside ? load<V>(row + j * C) : mean;
+    EACH(c, V) {
+      if (PRE == 2) v[j].at[c] -= mean.at[c];
+      if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
+    }
+  }
+}
+
+// Where a thread works: its first channel, image, line and first column; `here` is false past the end.
+struct Place {
+  int c, n, h, w;
+  bool here;
+};
+
+template <int V, int C, int LENGTH>
+__device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsigned height, unsigned width) {
+  const unsigned across = (width + LENGTH - 1) / LENGTH;
+  Place p;
+  p.c = (blockIdx.y * blockDim.x + threadIdx.x) * V;
+  p.w = number % across * LENGTH;
+  p.h = number / across % height;
+  p.n = number / across / height;
+  p.here = p.c < C && unsigned(p.n) < batch;
+  return p;
+}
+
+// out[g, p, c] = sum over taps of weight[g, tap, c] x[g, p at tap, c]
+template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+__global__ void __launch_bounds__(THREADS) depthwise_forward(
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
+    const float* __restrict__ weight, T* __restrict__ out, int batch, int hi, int wi, int ho, int wo) {
+  constexpr int S = strip(K), PAD = K / 2 * DILATION;
+  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, ho, wo);
+  if (!p.here) return;
+  const i64 g = blockIdx.z;
+  const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+  const float* taps = weight + g * K * K * C + p.c;
+  Floats<V> least = {}, total[S] = {};
+  if (PRE == 2) least = load<V>(mean + g * C + p.c);
+  EACH(kh, K) {
+    const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
+    if (row < 0 || row >= hi) continue;
+    Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
+    read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+    EACH(kw, K) {
+      const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
+      EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
+    }
+  }
+  Floats<V> factor;
+  EACH(c, V) factor.at[c] = 1.0f;
+  if (PRE == 2) factor = load<V>(inv + g * C + p.c);
+  T* to = out + (((g * batch + p.n) * ho + p.h) * wo + p.w) * C + p.c;
+  EACH(i, S) {
+    EACH(c, V) total[i].at[c] *= factor.at[c];
+    if (WHOLE || p.w + i < wo) store(to + i * C, total[i]);
+  }
+}
+
+// The gradient [groups, pixels of the input, C] of what PRE = 2 normalised or of x, summed over the operations
+// that share it.
+template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+__global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
+    const T* __restrict__ grad, const float* __restrict__ weight, const T* __restrict__ x, i64 x_group,
+    const float* __restrict__ mean, T* __restrict__ out, int together, int batch, int hi, int wi, int ho, int wo) {
+  constexpr int S = strip(K), PAD = K / 2 * DILATION, LEFT = PAD / STRIDE;
+  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, hi, wi);
+  if (!p.here) return;
+  const i64 q = blockIdx.z;
+  const Floats<V> none = {};
+  Floats<V> total[S] = {};
+#pragma unroll 1
+  for (i64 g = q * together; g < (q + 1) * together; g++) {
+    const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
+    const float* taps = weight + g * K * K * C + p.c;
+    EACH(kh, K) {
+      const int up = p.h - (kh - K / 2) * DILATION;
+      if (up < 0 || up % STRIDE != 0 || up / STRIDE >= ho) continue;
+      Floats<V> v[(S - 1 + PAD) / STRIDE + LEFT + 1];
+      read_row<0, C, LEFT, WHOLE ? LEFT + S / STRIDE : 0>(v, image + up / STRIDE * wo * C, p.w / STRIDE - LEFT, wo, none);
+      EACH(kw, K) {
+        const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
+        EACH(i, S) {
+          const int left = i - (kw - K / 2) * DILATION + LEFT * STRIDE;
+          if (left % STRIDE == 0) add_product(total[i], v[left / STRIDE], tap);
+        }
+      }
+    }
+  }
+  Floats<V> least = {};
+  if (PRE == 2) least = load<V>(mean + q * C + p.c);
+  const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
+  EACH(i, S) {
+    if (!WHOLE && p.w + i >= wi) continue;
+    if (PRE >= 1) {
+      const Floats<V> v = load<V>(x + q * x_group + at + i * C);
+      EACH(c, V) total[i].at[c] = v.at[c] > least.at[c] ? total[i].at[c] : 0.0f;
+    }
+    store(out + q * batch * hi * wi * C + at + i * C, total[i]);
+  }
+}
+
+// part[g, block, tap, c] = sum over the pixels of a block of x[g, p at tap, c] grad[g, p, c]; a thread adds up
+// `loop` strips.
+template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+__global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
+    const T* __restrict__ grad, float* __restrict__ part, int loop, int batch, int hi, int wi, int ho, int wo) {
+  constexpr int S = strip(K), PAD = K / 2 * DILATION;
+  __shared__ float sums[THREADS * K * V];
+  const i64 g = blockIdx.z;
+  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * V;
+  const bool mine = channel < C;
+  const Floats<V> none = {};
+  Floats<V> least = {}, factor, total[K * K] = {};
+  EACH(c, V) factor.at[c] = 1.0f;
+  if (PRE == 2 && mine) {
+    least = load<V>(mean + g * C + channel);
+    factor = load<V>(inv + g * C + channel);
+  }
+#pragma unroll 1
+  for (int step = 0; step < loop; step++) {
+    const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * blockDim.y + threadIdx.y, batch, ho, wo);
+    if (!p.here) break;
+    Floats<V> d[S];
+    read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
+    const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+    EACH(kh, K) {
+      const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
+      if (row < 0 || row >= hi) continue;
+      Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
+      read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+      EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
+    }
+  }
+  // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
+  const unsigned wide = blockDim.x * V, size = K * wide;
+  EACH(kh, K) {
+    __syncthreads();
+    EACH(kw, K) EACH(c, V) {
+      sums[threadIdx.y * size + kw * wide + threadIdx.x * V + c] = total[kh * K + kw].at[c] * factor.at[c];
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < size; i += blockDim.x * blockDim.y) {
+      const unsigned kw = i / wide, c = blockIdx.y * wide + i % wide;
+      float sum = 0.0f;
+      for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * size + i];
+      if (c < C) part[(((g * gridDim.x + blockIdx.x) * K + kh) * K + kw) * C + c] = sum;
+    }
+  }
+}

@@ -1,0 +1,252 @@
+"""Depthwise convolutions in CUDA C++: `depthwise.cu`, compiled when first used, with NVIDIA's cuda-core.
+
+They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
+a row of its map once for all taps. Checked without a GPU: the same source, compiled by a C++ compiler, gives
+the outcomes of float64, and NVRTC compiles it for sm_90 to at most 165 registers, of which at most 8 are
+spilled. Not yet run on a GPU; there each variant is compared with Triton before it is used, see `choice`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.oneshot.fused.kernels.maps import Source, Window
+
+if TYPE_CHECKING:
+    from cuda.core import Kernel, ObjectCode
+
+THREADS = 128
+"""In a block, at most; the source says the same."""
+TILE = 32
+"""Threads side by side along the channels, at most."""
+BLOCKS = 1024
+"""Blocks of a gradient of weights, about: enough to fill a GPU, few enough to be added up quickly."""
+
+_TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
+_OFF: list[str] = []
+"""Why these kernels are not used although they could be tried."""
+
+
+class NativeError(RuntimeError):
+    """A kernel could not be compiled or launched."""
+
+
+def problem(device: torch.device) -> str | None:
+    """Why kernels of CUDA C++ do not run on a device, in words; None where they do."""
+    if device.type != "cuda":
+        return f"the device is {device}"
+    if torch.version.cuda is None:
+        return "PyTorch is not built for CUDA"
+    return _import_problem() or (_OFF[-1] if _OFF else None)
+
+
+def explain(device: torch.device) -> str:
+    """Which depthwise kernels run on a device, and why."""
+    lacking = problem(device)
+    return "CUDA C++, compared with Triton at first" if lacking is None else f"Triton, since {lacking}"
+
+
+@cache
+def _import_problem() -> str | None:
+    try:
+        import cuda.core
+        import cuda.core._utils.cuda_utils  # noqa: F401
+    except ImportError as error:
+        return f"cuda-core cannot be imported ({error}); pip install cuda-core"
+    return None
+
+
+def refuse(reason: str) -> None:
+    """Leaves these kernels alone from now on, and says so."""
+    _OFF.append(f"CUDA C++ failed: {reason}")
+    warnings.warn(
+        f"execution: depthwise kernels in CUDA C++ are not used ({reason}); those in Triton are", stacklevel=2
+    )
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Runs a block in which these kernels are not used."""
+    _OFF.append(reason := "CUDA C++ is switched off")
+    try:
+        yield
+    finally:
+        _OFF.remove(reason)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the kernels are compiled for: the parameters of the templates, in their order.
+
+    lanes: channels of a thread. whole: whether strips of pixels are cut off at no edge.
+    """
+
+    kind: str
+    lanes: int
+    channels: int
+    kernel: int
+    dilation: int
+    stride: int
+    pre: int
+    whole: bool
+
+    @classmethod
+    def of(cls, window: Window, source: Source, weight: Tensor, *maps: Tensor) -> Variant | None:
+        """The one that reads a source and other maps; none where there is none, as for other types."""
+        if window.kernel not in (3, 5, 7) or window.stride not in (1, 2) or window.dilation not in (1, 2):
+            return None
+        maps, floats = (source.x, *maps), (weight, *source.statistics(weight))
+        kinds, channels = {m.dtype for m in maps}, weight.shape[-1]
+        if len(kinds) > 1 or not kinds <= _TYPES.keys() or {f.dtype for f in floats} != {torch.float32}:
+            return None
+        pairs = channels % 2 == 0 and all(t.data_ptr() % (2 * t.itemsize) == 0 for t in maps + floats)
+        (_, before), (_, after) = window.before, window.after
+        whole = before == after * window.stride and after % _strip(window.kernel) == 0
+        sizes = (window.kernel, window.dilation, window.stride, source.pre)
+        return cls(_TYPES[source.x.dtype], 2 if pairs else 1, channels, *sizes, whole)
+
+    def expression(self, function: str) -> str:
+        """A kernel's name in C++."""
+        numbers = (self.lanes, self.channels, self.kernel, self.dilation, self.stride, self.pre)
+        return f"{function}<{self.kind}, {', '.join(map(str, numbers))}, {str(self.whole).lower()}>"
+
+    @property
+    def tiles(self) -> int:
+        """Of channels."""
+        return _cdiv(self.channels, self.lanes * TILE)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Threads along the channels of a tile, and strips."""
+        wide = _cdiv(_cdiv(self.channels, self.lanes), self.tiles)
+        return wide, THREADS // wide
+
+    def strips(self, batch: int, size: tuple[int, int]) -> int:
+        """Of all maps of a batch, one after the other along each row."""
+        return batch * size[0] * _cdiv(size[1], _strip(self.kernel))
+
+
+def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
+    """As that of `launch`.
+
+    Raises:
+        NativeError: where it cannot be compiled or launched.
+    """
+    groups, _, channels = weight.shape
+    out = source.x.new_empty(groups, window.outputs, channels)
+    variant = _variant(window, source, weight)
+    blocks = _cdiv(variant.strips(window.batch, window.after), variant.block[1])
+    _launch(
+        "depthwise_forward", variant, (blocks, variant.tiles, groups),
+        [source.x, np.int64(source.group), *source.statistics(weight), weight, out, *_sizes(window)],
+    )  # fmt: skip
+    return out
+
+
+def depthwise_gradients(
+    grad: Tensor, source: Source, weight: Tensor, window: Window, *, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """As those of `launch`.
+
+    Raises:
+        NativeError: where they cannot be compiled or launched.
+    """
+    variant = _variant(window, source, weight, grad)
+    dx = _input_gradient(grad, source, weight, window, variant) if wanted[0] else None
+    dw = _weight_gradient(grad, source, weight, window, variant) if wanted[1] else None
+    return dx, dw
+
+
+def _input_gradient(grad: Tensor, source: Source, weight: Tensor, window: Window, variant: Variant) -> Tensor:
+    groups, _, channels = weight.shape
+    together = groups if source.group == 0 else 1
+    dx = source.x.new_empty(groups // together, window.inputs, channels)
+    blocks = _cdiv(variant.strips(window.batch, window.before), variant.block[1])
+    mean, _ = source.statistics(weight)
+    _launch(
+        "depthwise_input_gradient", variant, (blocks, variant.tiles, groups // together),
+        [grad, weight, source.x, np.int64(source.group), mean, dx, np.int32(together), *_sizes(window)],
+    )  # fmt: skip
+    return dx
+
+
+def _weight_gradient(
+    grad: Tensor, source: Source, weight: Tensor, window: Window, variant: Variant
+) -> Tensor:
+    groups, taps, channels = weight.shape
+    strips, rows = variant.strips(window.batch, window.after), variant.block[1]
+    loop = _cdiv(strips * variant.tiles * groups, rows * BLOCKS)
+    blocks = _cdiv(strips, rows * loop)
+    part = weight.new_empty(groups, blocks, taps, channels, dtype=torch.float32)
+    statistics = source.statistics(weight)
+    _launch(
+        "depthwise_weight_gradient", variant, (blocks, variant.tiles, groups),
+        [source.x, np.int64(source.group), *statistics, grad, part, np.int32(loop), *_sizes(window)],
+    )  # fmt: skip
+    return part.sum(1)
+
+
+def _variant(window: Window, source: Source, weight: Tensor, *others: Tensor) -> Variant:
+    variant = Variant.of(window, source, weight, *others)
+    if variant is None:
+        raise NativeError(f"there is no kernel for {window} and maps of {source.x.dtype}")
+    return variant
+
+
+def _sizes(window: Window) -> list[np.int32]:
+    return [np.int32(size) for size in (window.batch, *window.before, *window.after)]
+
+
+def _launch(
+    function: str, variant: Variant, grid: tuple[int, int, int], arguments: Sequence[Tensor | np.integer]
+) -> None:
+    """Puts a kernel on the current stream. arguments: cuda-core takes a pointer for what is an `int`."""
+    from cuda.core import LaunchConfig, Stream, launch
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    expression, capability = variant.expression(function), torch.cuda.get_device_capability(device)
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    try:
+        kernel = _kernel(expression, "sm_{}{}".format(*capability))
+        with torch.cuda.device(device):
+            stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
+            launch(stream, LaunchConfig(grid=grid, block=variant.block), kernel, *values)
+    except (CUDAError, RuntimeError) as error:
+        raise NativeError(f"{expression}: {error}") from error
+
+
+@cache
+def _kernel(expression: str, arch: str) -> Kernel:
+    return compiled([expression], arch).get_kernel(expression)
+
+
+def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> ObjectCode:
+    """Kernels for an architecture such as `sm_90`; no GPU is needed.
+
+    log: where the assembler writes the registers that they use.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    source = files(__package__).joinpath("depthwise.cu").read_text(encoding="utf-8")
+    options = ProgramOptions(arch=arch, std="c++17", ptxas_options=None if log is None else ["-v"])
+    return Program(source, "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
+
+
+def _strip(kernel: int) -> int:
+    """Pixels of a thread along a row; the source says the same."""
+    return 4 if kernel > 5 else 8
+
+
+def _cdiv(size: int, part: int) -> int:
+    return -(-size // part)

@@ -1,0 +1,249 @@
+"""Captured steps: replayed, they are the steps themselves."""
+
+import copy
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from tape import Tape
+
+import nas
+from nas import loop as training
+from nas.captured import Captured
+from nas.errors import TrialError
+from nas.oneshot import methods
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.supernet import Supernet
+from nas.recipe import Recipe
+from nas.seeding import rng
+from nas.train import train
+
+
+def counting(record):
+    """A step that adds its input to a total, and does it for the given inputs."""
+    total, x = torch.zeros(3), torch.zeros(3)
+
+    def step():
+        total.add_(x * 2)
+
+    captured = Captured(step, lambda: [total], record)
+    return total, lambda key, value: captured.run(key, lambda: x.fill_(value)), captured
+
+
+def test_a_step_is_run_captured_compared_and_replayed():
+    tape = Tape()
+    total, run, _ = counting(tape)
+    for number in range(1, 7):
+        run("key", number)
+        assert total.tolist() == [number * (number + 1.0)] * 3
+    assert (tape.captured, tape.replayed) == (1, 4)
+
+
+def test_another_key_is_captured_anew_and_none_is_not_captured():
+    tape = Tape()
+    total, run, _ = counting(tape)
+    for key in ("a", "a", "b", "b", "b", None, None):
+        run(key, 1)
+    assert total.tolist() == [14.0] * 3
+    assert tape.captured == 2
+
+
+def test_without_a_recorder_steps_run_as_they_are():
+    total, run, captured = counting(None)
+    run("key", 1)
+    assert total.tolist() == [2.0] * 3
+    assert not captured.captures
+
+
+def nothing():
+    """A step that begins with nothing set."""
+
+
+def test_a_step_that_waits_for_the_device_runs_as_it_is():
+    total, x = torch.zeros(()), torch.ones(2)
+    captured = Captured(lambda: total.add_(x.sum().item()), lambda: [total], Tape())
+    captured.run("key", nothing)
+    with pytest.warns(UserWarning, match="without a CUDA graph: it cannot be captured: aten::_local_scalar"):
+        captured.run("key", nothing)
+    captured.run("key", nothing)
+    assert total == 6
+
+
+def test_a_replay_that_differs_is_found_and_leaves_the_state_of_the_step():
+    total, x, factor = torch.zeros(()), torch.ones(2), [1.0]
+
+    def step():
+        total.add_(x.sum() * factor[0])
+        factor[0] *= 2
+
+    captured = Captured(step, lambda: [total], Tape())
+    captured.run("key", nothing)
+    captured.run("key", nothing)
+    assert total == 6
+    with pytest.warns(UserWarning, match="its replay differs by 5.0e-01 of what it changes"):
+        captured.run("key", nothing)
+    assert total == 14
+    assert not captured.captures
+
+
+def test_the_streams_of_a_step_begin_where_they_are_set():
+    seen, at = torch.zeros(6, 2), torch.zeros(1, dtype=torch.int64)
+    own = torch.Generator()
+
+    def step():
+        seen.index_copy_(0, at, torch.cat([torch.rand(1), torch.rand(1, generator=own)])[None])
+
+    def begin(number):
+        torch.manual_seed(number % 2)
+        own.manual_seed(7 + number % 2)
+        at.fill_(number)
+
+    captured = Captured(step, lambda: [seen], Tape(), [own])
+    for number in range(6):
+        captured.run("key", lambda number=number: begin(number))
+    assert seen[::2].tolist() == [seen[0].tolist()] * 3
+    assert seen[1::2].tolist() == [seen[1].tolist()] * 3
+    assert len(set(seen[:2].flatten().tolist())) == 4
+
+
+# -- whole trainings -------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """A recorder that never captures: the same tensors for numbers, every step as it is."""
+
+    def __init__(self):
+        self.tape = Tape()
+
+    beside = Tape.beside
+
+    def capture(self, run, generators):
+        run()
+
+        def replay():
+            run()
+
+        return replay
+
+
+@pytest.fixture(scope="module")
+def task():
+    return nas.load_task("digits", seed=0).reduced(400)
+
+
+def losses_and_state(loop, advance, steps):
+    for _ in range(steps):
+        advance()
+    return [tensor.clone() for tensor in loop._moved()]
+
+
+def assert_equal(one, other):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+def test_a_captured_training_is_the_training(monkeypatch, task, name):
+    """With everything that changes on the way: rate, drop-path, cutout, mixup, clipping, averages."""
+    space = nas.load(name, in_channels=1, classes=10, width=4, cells=3 if name == "darts" else 1)
+    recipe = Recipe(
+        epochs=3, batch=32, lr=0.05, weight_decay=1e-3, warmup_epochs=0.5, clip=1.0, mixup=0.3, ema=0.9,
+        drop_path=0.3 if name == "darts" else 0.0, cutout=2, label_smoothing=0.1,
+    )  # fmt: skip
+    found = []
+    for record in (Refusing(), Tape()):
+        monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
+        torch.manual_seed(0)
+        network = space.network(space.sample(rng(0)))
+        train(network, task, recipe, seed=1)
+        found.append(list(network.state_dict().values()))
+    assert record.captured == (2 if name == "darts" else 1)
+    assert record.replayed > record.captured
+    assert_equal(*found)
+
+
+METHODS = {
+    "darts": methods.darts, "snas": methods.snas, "drnas": methods.drnas, "pcdarts": methods.pcdarts,
+    "fairdarts": methods.fairdarts, "beta-darts": methods.beta_darts, "gaea": methods.gaea,
+    "is-darts": methods.is_darts,
+}  # fmt: skip
+
+
+def bilevel(task, method):
+    torch.manual_seed(0)
+    space = nas.load("nasbench201", in_channels=1, classes=10, width=8, cells=1)
+    supernet = Supernet(space, relaxation=method.relaxation, parts=2 if method.edge_norm else 1,
+                        edge_norm=method.edge_norm)  # fmt: skip
+    return BilevelLoop(supernet, task, method, seed=3)
+
+
+def with_recipe(method, recipe):
+    return dataclasses.replace(method, weights=recipe)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_captured_search_is_the_search(monkeypatch, task, name):
+    recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, clip=5.0)
+    method, found = with_recipe(METHODS[name](), recipe), []
+    for record in (Refusing(), Tape()):
+        monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
+        loop = bilevel(task, method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for step in range(8):
+                if step == 6:
+                    loop.supernet.keep([options[:-1] for options in loop.supernet.alive])
+                loop.advance()
+        found.append([*loop._moved(), *loop.loop._moved()])
+    # Once before the options are fewer and once after, for the weights and where they move the alphas.
+    assert record.captured == (4 if method.learns_alphas else 2)
+    assert_equal(*found)
+
+
+def test_a_captured_search_goes_on_where_it_was_restored(monkeypatch, task):
+    monkeypatch.setattr(training, "recorder", lambda _: Tape())
+    method = with_recipe(methods.darts(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3))
+    loop = bilevel(task, method)
+    for _ in range(4):
+        loop.advance()
+    state = copy.deepcopy(loop.state())
+    for _ in range(4):
+        loop.advance()
+    other = bilevel(task, method)
+    for _ in range(5):
+        other.advance()
+    other.restore(4, state)
+    for _ in range(4):
+        other.advance()
+    assert_equal([*loop._moved(), *loop.loop._moved()], [*other._moved(), *other.loop._moved()])
+
+
+@pytest.mark.parametrize("name", ["gdas", "sdarts-rs", "oles", "darts2"])
+def test_what_reads_numbers_back_is_not_captured(monkeypatch, task, name):
+    tape = Tape()
+    monkeypatch.setattr(training, "recorder", lambda _: tape)
+    method = with_recipe(
+        getattr(methods, name.replace("-", "_"))(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3)
+    )
+    loop = bilevel(task, method)
+    for _ in range(4):
+        loop.advance()
+    assert tape.captured == (1 if name == "darts2" else 0)
+
+
+def test_a_recipe_can_refuse(monkeypatch, task):
+    monkeypatch.setattr(training, "recorder", lambda _: pytest.fail("asked to capture"))
+    space = nas.load("nasbench201", in_channels=1, classes=10, width=4, cells=1)
+    network = space.network(space.sample(rng(0)))
+    train(network, task, Recipe(epochs=1, batch=32, lr=0.05, weight_decay=0.0, graph=False), seed=1)
+
+
+def test_an_error_of_the_step_is_not_taken_for_one_of_capturing():
+    def step():
+        raise TrialError("nan", "no")
+
+    captured = Captured(step, lambda: [], Tape())
+    with pytest.raises(TrialError, match="no"):
+        captured.run("key", nothing)
