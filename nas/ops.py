@@ -112,6 +112,10 @@ class MixtureNorm(nn.BatchNorm2d, Batched):
         norm = norm_key(self)
         return None if norm is None else (self.active, norm)
 
+    def batch_like(self) -> type[nn.Module]:
+        """A batch-norm while active, and nothing else."""
+        return nn.BatchNorm2d if self.active else nn.Identity
+
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
         """As batch-norms, while active."""

@@ -139,6 +139,14 @@ def test_a_subclass_of_a_known_layer_has_no_rule():
     assert chain_of(Doubled()) is None
 
 
+def test_an_empty_sequence_runs_by_itself():
+    cell = Cell("c", 1, 2, lambda *_: nn.Sequential())
+    x = torch.randn(2, 4, 3, 3)
+    expected = cell(x)
+    execute_cells(cell, "batched", CPU)
+    torch.testing.assert_close(cell(x), expected)
+
+
 # -- cells and supernets ----------------------------------------------------------------------------------
 
 

@@ -19,10 +19,11 @@ pytest.importorskip("triton")
 from nas.cell import Cell
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.cells import run_by_kernels
-from nas.oneshot.fused.kernels import chain as kernels
+from nas.oneshot.fused.kernels import passage
+from nas.oneshot.fused.kernels.passage import alike, apart
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
-from nas.oneshot.fused.stages import stages_of
+from nas.oneshot.fused.stages import form_of, stages_of
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet, as_searched
@@ -77,7 +78,8 @@ def plainly(ops, x, scale):
 
 def by_kernels(ops, x, scale):
     layers = layers_of(ops)
-    return kernels.run(stages_of([row[0] for row in layers]), layers, x, scale)
+    form = form_of([row[0] for row in layers])
+    return apart(alike(ops, layers, form), x, scale)
 
 
 @pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (20, (4, 6))])
@@ -127,6 +129,16 @@ def test_only_wanted_gradients_are_computed():
     assert scale.grad is not None
 
 
+def test_each_batch_norm_has_its_own_eps():
+    ops = operations("sep_conv_3x3", 4, 1)
+    for op in ops:
+        op[3].eps, op[7].eps = 0.3, 0.02
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 4, 4, 4, device=DEVICE), torch.randn(2, device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    assert worst(expected, outcomes(by_kernels, ops, channels_last(x), scale)) < 1e-5
+
+
 def test_every_run_gives_the_same_bits():
     ops = operations("nor_conv_3x3", 5, 1)
     x, scale = channels_last(torch.randn(4, 5, 8, 8, device=DEVICE)), torch.randn(2, device=DEVICE)
@@ -143,13 +155,12 @@ def test_every_run_gives_the_same_bits():
         [nn.ReLU(), nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(4, affine=False)],
         [nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False)],
         [nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)],
-        [nn.MaxPool2d(3, 1, 1)],
         2 * [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, affine=False)],
     ],
-    ids=["affine", "bias", "unpadded", "oblong", "no norm", "no relu", "pool", "two dense"],
+    ids=["affine", "bias", "unpadded", "oblong", "no norm", "no relu", "two dense"],
 )
 def test_other_chains_are_left_to_the_batched_path(layers):
-    assert stages_of(layers) == ()
+    assert form_of(layers) is None
 
 
 # -- whole cells ------------------------------------------------------------------------------------------
@@ -195,8 +206,8 @@ def test_a_cell_by_kernels_is_that_of_float64(settings, recomputed):
 
 def test_the_kernels_are_run_and_only_while_training(monkeypatch):
     supernet, calls = Supernet(small_space()).to(DEVICE), []
-    known = kernels.run
-    monkeypatch.setattr(kernels, "run", lambda *args: calls.append(1) or known(*args))
+    known = passage.leave
+    monkeypatch.setattr(passage, "leave", lambda *args: calls.append(1) or known(*args))
     for cell in supernet.modules():
         if isinstance(cell, Cell):
             cell.execute = run_by_kernels
@@ -211,13 +222,12 @@ def test_the_kernels_are_run_and_only_while_training(monkeypatch):
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch):
     monkeypatch.setattr(trust, "_TRIED", {})
-    known = kernels.run
-    monkeypatch.setattr(kernels, "run", lambda *args: 1.01 * known(*args))
+    monkeypatch.setattr(passage, "apart", lambda *args: 1.01 * apart(*args))
     (op,) = operations("nor_conv_1x1", 4, 1, count=1)
     with pytest.warns(UserWarning, match="is not kernels what it is alone .* do not run kernels"):
         found = trust.known(op, kernels=True)
     assert found.chain is not None
-    assert found.stages == ()
+    assert found.form is None
 
 
 # -- compilation ------------------------------------------------------------------------------------------
@@ -226,12 +236,13 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels import programs
+from nas.oneshot.fused.kernels import mixing_programs, programs
 
 WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2, "K": 3}
 DEPTHWISE = {"C": 20, **WINDOW, "DILATION": 2, "PRE": 2, "BP": 64, "BC": 32}
 DENSE = {"CI": 20, "CO": 40, **WINDOW, "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
 TILE = {"C": 20, "BP": 64, "BC": 32}
+POOLS = {**TILE, **{n: size for n, size in WINDOW.items() if n != "K"}}
 PROGRAMS = {
     "depthwise_forward": DEPTHWISE,
     "depthwise_input_gradient": {"G": 3, **DEPTHWISE},
@@ -240,16 +251,23 @@ PROGRAMS = {
     "convolve_input_gradient": {"G": 3, **DENSE},
     "convolve_weight_gradient": {"LOOP": 8, **DENSE},
     "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "BC": 32},
-    "normalise": TILE,
     "sums": {"LOOP": 8, **TILE},
     "norm_gradient": TILE,
+    "node_forward": {"KEPT": 9, "MASKED": True, "REST": True, **TILE},
+    "node_sums": {"ROW": 1, "LOOP": 8, **TILE},
+    "branch_gradient": {"ROW": 2, **TILE},
+    "pool_forward": {"MAXIMA": 1, **POOLS},
+    "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
+    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **POOLS},
 }
-INTEGERS = ("x_group", "P", "PI", "blocks")
+INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept")
+TYPES = dict.fromkeys(("table", "places", "members", "bounds"), "*i32") | {"eps": "fp32", "index": "*i8"}
 for kind in ("*bf16", "*fp32"):
     for name, constants in PROGRAMS.items():
-        program = getattr(programs, name)
-        types = {n: "i32" if n in INTEGERS else "fp32" if n == "eps" else "*fp32" for n in program.arg_names}
-        types |= {n: kind for n in ("x", "grad", "out", "y") if n in types}
+        program = getattr(programs, name, None) or getattr(mixing_programs, name)
+        types = {n: "i32" if n in INTEGERS else TYPES.get(n, "*fp32") for n in program.arg_names}
+        types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "pools") if n in types}
+        types |= {n: (kind, kind) for n in ("states", "chains") if n in types}
         types |= dict.fromkeys(constants, "constexpr")
         values = {(program.arg_names.index(n),): v for n, v in constants.items()}
         made = compile(ASTSource(program, types, values), target=GPUTarget("cuda", 90, 32))
@@ -264,4 +282,4 @@ def test_all_programs_compile_for_a_gpu_that_is_not_there():
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "10"
+    assert done.stdout.strip() == "15"

@@ -6,8 +6,9 @@ edges that leave a node, and the weight of an operation is the scale of its last
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,12 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
-from nas.oneshot.fused.plan import Group, Known, Plan, make_plan
+from nas.oneshot.fused.groups import Group, Known
+from nas.oneshot.fused.plan import Plan, make_plan
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
 from nas.oneshot.fused.trust import known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
+
+if TYPE_CHECKING:
+    from nas.oneshot.fused.kernels.passage import Passage
 
 CACHED = 2**20
 """Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
@@ -41,22 +46,29 @@ class _Memory:
     ways: dict[Hashable, Known] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
 
-    def plan(self, cell: Cell, terms: Sequence[Terms], x: Tensor, *, kernels: bool) -> Plan:
-        """The plan of the cell under mixtures of one structure. x: a map of the size and kind of its maps."""
+    def plan(self, cell: Cell, terms: Sequence[Terms], states: Sequence[Tensor], *, kernels: bool) -> Plan:
+        """The plan of the cell under mixtures of one structure, for states of these sizes and kinds.
+
+        kernels: whether they may run what they know.
+        """
+        x = states[0]
         together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
         structure = [(t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None) for t in terms]
+        shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
         kind = (kernels, x.device, x.dtype)
-        key = (*structure, together, *kind)
+        # What entries are dropped from is left to the batched path.
+        dropping = kernels and any(isinstance(op, MixedOp) and op.skip_dropout > 0 for op in self.edges)
+        key = (*structure, *(shapes if kernels else ()), dropping, together, *kind)
         if key not in self.plans:
             if len(self.plans) >= KNOWN_PLANS:
                 self.plans.pop(next(iter(self.plans)))
 
             def way(op: nn.Module) -> Known:
                 if (op, *kind) not in self.ways:
-                    self.ways[op, *kind] = known(op, kernels=kernels)
+                    self.ways[op, *kind] = known(op, on=x, kernels=kernels)
                 return self.ways[op, *kind]
 
-            self.plans[key] = make_plan(cell, terms, together, way)
+            self.plans[key] = make_plan(cell, terms, together, way, shapes=shapes, device=x.device)
         return self.plans[key]
 
 
@@ -64,7 +76,10 @@ _MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
 
 
 def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
-    """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice."""
+    """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice.
+
+    They also add up the nodes (`nas.oneshot.fused.kernels.node`). Not yet run on a GPU.
+    """
     return run(cell, states, kernels=True)
 
 
@@ -82,7 +97,9 @@ def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tens
     given = [term for term in terms if term is not None]
     if len(given) < len(terms) or any(_is_hooked(module) for module in memory.modules):
         return cell.plain(states)
-    plan = memory.plan(cell, given, states[0], kernels=kernels)
+    plan = memory.plan(cell, given, states, kernels=kernels and cell.training)
+    if any(not norm.training for norm in plan.norms):  # the kernels normalise by the batch only
+        plan = memory.plan(cell, given, states, kernels=False)
     return _Run(cell, plan, given, states).nodes() if plan.parts else cell.plain(states)
 
 
@@ -115,10 +132,12 @@ class _Run:
         self.weights = plan.weights(terms, states[0])
         self.totals = [_Sum() for _ in cell.incoming]
         self.masks: dict[int, Tensor] = {}
+        self.unseen: dict[tuple[int, torch.Size], Tensor] = {}
         if cell.drops:
             for edge, (_, _, op) in enumerate(plan.edges):
                 if not isinstance(op, Zero | nn.Identity):
                     self.masks[edge] = drop_mask(states[0], cell.drop_path)
+        self.kernels = _passage(plan, self.states, self.weights, self.masks)
 
     def nodes(self) -> list[Tensor]:
         inputs = self.cell.inputs
@@ -127,10 +146,15 @@ class _Run:
                 self.states.append(self._node(src))
             if self.plan.groups[src]:
                 self._leave(src)
+        if self.kernels is not None:
+            self.kernels.follow()
         return self.states[inputs:]
 
     def _node(self, dst: int) -> Tensor:
-        total = self.totals[dst - self.cell.inputs].total
+        number = dst - self.cell.inputs
+        total = self.totals[number].total
+        if self.kernels is not None:
+            total = self.kernels.node(number, total)
         into = [(edge, src, op) for edge, (src, node, op) in enumerate(self.plan.edges) if node == dst]
         if total is None:  # nothing but zeros leads here
             _, src, op = into[0]
@@ -140,30 +164,37 @@ class _Run:
             return channels_last(total)
         rest = _Sum()
         for edge, src, _ in into:
-            x, weight = self.states[src], self.terms[edge].edge
-            x = x[:, x.shape[1] // self.plan.parts :]
-            if x.shape[2:] != total.shape[2:]:
-                x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+            x, weight = self._unseen(src, total), self.terms[edge].edge
             rest.add(x if weight is None else weight * x)
         assert rest.total is not None
         return _interleaved(total, rest.total, self.plan.parts)
+
+    def _unseen(self, src: int, like: Tensor) -> Tensor:
+        """The channels of a state that are not computed on, in the size of a map."""
+        key = (src, like.shape[2:])
+        if key not in self.unseen:
+            x = self.states[src]
+            x = x[:, x.shape[1] // self.plan.parts :]
+            self.unseen[key] = x if x.shape[2:] == like.shape[2:] else F.max_pool2d(x, 2, 2, ceil_mode=True)
+        return self.unseen[key]
 
     def _leave(self, src: int) -> None:
         """Adds to the later nodes what the edges that leave a node carry there."""
         x = self.states[src]
         if self.plan.parts > 1:
             x = channels_last(x[:, : x.shape[1] // self.plan.parts])
+        if self.kernels is not None:
+            self.kernels.leave(src, x)
         known: dict[Hashable, Tensor] = {}
         apart: dict[tuple[int, ...], _Sum] = {}
         shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
         for group in self.plan.groups[src]:
+            if group.form is not None:
+                continue
             weights = self.weights[group.number] if group.weighed else None
             edges = tuple(branch.edge for branch in group.branches)
             if self._drops(group):
                 self._add(edges, self._dropped(group, x, weights))
-                continue
-            if group.stages and group.layers[group.stages[0].norm][0].training:
-                self._add(edges, _by_kernels(group, x, weights))
                 continue
             stack, weights = _outcome(group, x, weights, known)
             if stack.shared:
@@ -195,10 +226,15 @@ class _Run:
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
 
 
-def _by_kernels(group: Group, x: Tensor, weights: Tensor | None) -> Sequence[Tensor]:
-    from nas.oneshot.fused.kernels import chain
+def _passage(
+    plan: Plan, states: Sequence[Tensor], weights: Sequence[Tensor], masks: Mapping[int, Tensor]
+) -> Passage | None:
+    """A pass by the kernels, where they run anything."""
+    if plan.layout is None:
+        return None
+    from nas.oneshot.fused.kernels.passage import Passage
 
-    return chain.run(group.stages, group.layers, x, weights).unbind()
+    return Passage(plan.layout, states, weights[-1] if weights else None, masks)
 
 
 def _outcome(

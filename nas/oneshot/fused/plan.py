@@ -2,72 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from nas.cell import Cell
-from nas.oneshot.fused.rules import Rule, rule_of
+from nas.oneshot.fused.groups import Branch, Group, Known, Layers
+from nas.oneshot.fused.layout import Layout, fitting, lay_out
+from nas.oneshot.fused.rules import rule_of
 from nas.oneshot.fused.stack import Stack
-from nas.oneshot.fused.stages import Stage
+from nas.oneshot.fused.stages import Same, Shape
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
-
-Chain = tuple[tuple[nn.Module, Rule], ...]
-
-
-@dataclass(frozen=True)
-class Known:
-    """How an operation can be run together with others of its kind.
-
-    chain: its layers with their rules; None where it runs by itself. stages: what the kernels take it for.
-    """
-
-    chain: Chain | None
-    stages: tuple[Stage, ...] = ()
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One operation on one edge.
-
-    edge: its position among the edges of the cell. weight: where its weight is among all rows of the mixture,
-      one after the other; None where it has none.
-    """
-
-    edge: int
-    op: nn.Module
-    weight: int | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Branches that run as one, all on the same map.
-
-    rules: [layers]; none where the operations have no rule, so that there is one branch that runs by itself.
-    layers: [layers][G]. weighed: whether any has a weight. number: its position in the cell. stages: what the
-    kernels take it for; none where they run none of it.
-    """
-
-    branches: tuple[Branch, ...]
-    rules: tuple[Rule, ...]
-    layers: tuple[tuple[nn.Module, ...], ...]
-    weighed: bool
-    number: int = 0
-    stages: tuple[Stage, ...] = ()
-
-    def split(self, size: int) -> Iterator[Group]:
-        """The same in groups of at most so many branches; whole, where all of them make the same map."""
-        if self.rules and all(rule.shares for rule in self.rules):
-            yield self
-            return
-        for start in range(0, len(self.branches), size):
-            part = slice(start, start + size)
-            yield replace(
-                self, branches=self.branches[part], layers=tuple(layer[part] for layer in self.layers)
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +25,10 @@ class Plan:
     """How a cell runs under all mixtures of one structure.
 
     edges: (src, dst, module). groups: [nodes] what runs on each node. parts: of the channels, of which one is
-      computed on; 0 where this differs between edges. sizes: branches of each group.
+      computed on; 0 where this differs between edges. sizes: branches of each group that the kernels do not
+      run, by its number, and last the contributions of those that they run.
     at: where their weights are, the last being that of what has none; edge_of: the edges.
+    layout: of what the kernels run; None where they run nothing.
     """
 
     edges: list[tuple[int, int, nn.Module]]
@@ -85,10 +37,20 @@ class Plan:
     sizes: list[int]
     at: list[int]
     edge_of: list[int]
+    layout: Layout | None
     _tensors: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @cached_property
+    def norms(self) -> list[nn.Module]:
+        """The batch-norms of all that the kernels run."""
+        groups = [group for own in self.groups for group in own if group.form is not None]
+        return [norm for g in groups for at in (g.form.norms if g.form else []) for norm in g.layers[at]]
+
     def weights(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
-        """The weights `[G]` of each group; empty where there are none at all. x: whose device they are on."""
+        """The weights `[G]` of groups, and last of contributions; nothing where there are none at all.
+
+        x: whose device they are on.
+        """
         rows = [term.row for term in terms if term.row is not None]
         edges = [term.edge for term in terms]
         if not rows and all(edge is None for edge in edges):
@@ -108,10 +70,18 @@ class Plan:
         return torch.split(flat, self.sizes)
 
 
-def make_plan(cell: Cell, terms: Sequence[Terms], together: int, known: Callable[[nn.Module], Known]) -> Plan:
+def make_plan(
+    cell: Cell,
+    terms: Sequence[Terms],
+    together: int,
+    known: Callable[[nn.Module], Known],
+    *,
+    shapes: Sequence[Shape],
+    device: torch.device,
+) -> Plan:
     """The plan of a cell under one structure of mixture.
 
-    together: branches in a stack, at most. known: how an operation can be run.
+    together: branches in a stack, at most. known: how an operation can be run. shapes: of the inputs' maps.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
@@ -133,16 +103,43 @@ def make_plan(cell: Cell, terms: Sequence[Terms], together: int, known: Callable
             for part in group.split(together):
                 groups[-1].append(replace(part, number=number))
                 number += 1
-    everything = [group for groups_of_node in groups for group in groups_of_node]
-    members = [branch for group in everything for branch in group.branches]
+    groups = _for_kernels(groups, edges, shapes, alone)
+    layout = lay_out(groups, edges, _parts_of(shapes, alone), device)
+    left = count()
+    groups = [[g if g.form is not None else replace(g, number=next(left)) for g in own] for own in groups]
+    apart = [group.branches for own in groups for group in own if group.form is None]
+    members = [branch for own in [*apart, layout.order if layout else ()] for branch in own]
     return Plan(
         edges,
         groups,
         alone,
-        sizes=[len(group.branches) for group in everything],
+        sizes=[*map(len, apart), *([len(layout.order)] if layout else [])],
         at=[offset if branch.weight is None else branch.weight for branch in members],
         edge_of=[branch.edge for branch in members],
+        layout=layout,
     )
+
+
+def _for_kernels(
+    groups: list[list[Group]],
+    edges: Sequence[tuple[int, int, nn.Module]],
+    shapes: Sequence[Shape],
+    parts: int,
+) -> list[list[Group]]:
+    """The groups of each node, without a form where the kernels cannot run them after all."""
+
+    def dropped(group: Group) -> bool:
+        """Whether these are identities of which entries may be dropped."""
+        ops = [edges[branch.edge][2] for branch in group.branches]
+        return isinstance(group.form, Same) and any(isinstance(o, MixedOp) and o.skip_dropout for o in ops)
+
+    plain = [[replace(g, form=None) if dropped(g) else g for g in own] for own in groups]
+    return fitting(plain, edges, _parts_of(shapes, parts))
+
+
+def _parts_of(shapes: Sequence[Shape], parts: int) -> list[Shape]:
+    """Of the channels that are computed on."""
+    return [(channels // max(1, parts), height, width) for channels, height, width in shapes]
 
 
 def _grouped(
@@ -160,7 +157,7 @@ def _grouped(
         first, own = members[0][1], tuple(branch for branch, _ in members)
         rules = tuple(rule for _, rule in first.chain or ())
         weighed = any(b.weight is not None or terms[b.edge].edge is not None for b in own)
-        groups.append(Group(own, rules, layers, weighed, stages=first.stages))
+        groups.append(Group(own, rules, layers, weighed, form=first.form))
     return groups
 
 
@@ -173,11 +170,15 @@ def outcome_of(ops: Sequence[nn.Module], x: Tensor) -> Tensor:
     return stack.apart()
 
 
-def chain_of(op: nn.Module) -> Chain | None:
-    """The layers of an operation, one after the other, with their rules; None unless all have one."""
+def chain_of(op: nn.Module) -> Layers | None:
+    """The layers of an operation, one after the other, with their rules; None unless all have one.
+
+    An empty sequence has no layer to say what it does, and so runs by itself.
+    """
     if type(op) is nn.Sequential:
         parts = [chain_of(child) for child in op]
         known = [part for part in parts if part is not None]
-        return None if len(known) < len(parts) else tuple(layer for part in known for layer in part)
+        whole = len(known) == len(parts) > 0
+        return tuple(layer for part in known for layer in part) if whole else None
     rule = rule_of(op)
     return None if rule is None else ((op, rule),)

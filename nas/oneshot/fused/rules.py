@@ -43,6 +43,11 @@ def rule_of(layer: nn.Module) -> Rule | None:
     return make(layer) if make is not None else None
 
 
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The type of torch's own that says what a layer does; its own type, where it is none of ours."""
+    return layer.batch_like() if isinstance(layer, Batched) else type(layer)
+
+
 def convolve(layers: Sequence[nn.Module], stack: Stack) -> Stack:
     """Convolutions of equal form, with the weights of each."""
     convs = cast(Sequence[nn.Conv2d], layers)

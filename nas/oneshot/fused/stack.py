@@ -46,6 +46,10 @@ class Batched:
         """All that modules must have in common."""
         raise NotImplementedError
 
+    def batch_like(self) -> type[nn.Module] | None:
+        """The layer of torch that it does the same as at present, so that kernels know it; None for none."""
+        return None
+
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
         """What each of G modules makes of its maps; all are in the same mode, training or evaluation."""

@@ -1,13 +1,14 @@
-"""Which chains of layers the kernels compute: stages of ReLU, convolution and batch-norm."""
+"""What the kernels know: chains of ReLU, convolution and batch-norm, pools of 3x3, and identities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
-from nas.oneshot.fused.rules import is_depthwise, keeps_size
+from nas.oneshot.fused.rules import is_depthwise, keeps_size, kind_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,67 @@ class Stage:
     def convolutions(self) -> list[int]:
         """Positions of all of them, in order."""
         return [at for at in (self.depthwise, self.dense) if at is not None]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages, one after the other."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def norms(self) -> list[int]:
+        """Positions of the batch-norms among the layers."""
+        return [stage.norm for stage in self.stages]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of 3x3 with a border of one pixel, and perhaps batch-norm without affine part.
+
+    largest: the maximum, else the average of what lies inside of the map. norm: position of the batch-norm
+    among the layers.
+    """
+
+    largest: bool
+    stride: int
+    norm: int | None
+
+    @property
+    def norms(self) -> list[int]:
+        """Positions of the batch-norms among the layers."""
+        return [] if self.norm is None else [self.norm]
+
+
+@dataclass(frozen=True)
+class Same:
+    """The map itself."""
+
+    @property
+    def norms(self) -> list[int]:
+        """Positions of the batch-norms among the layers: none."""
+        return []
+
+
+Form = Chain | Pool | Same
+"""What the kernels take an operation for."""
+Shape = tuple[int, int, int]
+"""(C, H, W) of a map."""
+
+
+def form_of(layers: Sequence[nn.Module]) -> Form | None:
+    """What an operation of such layers is to the kernels; None where they do not know it."""
+    if stages := stages_of(layers):
+        return Chain(stages)
+    kinds = [(at, kind) for at, layer in enumerate(layers) if (kind := _kind(layer)) != "same"]
+    if not kinds:
+        return Same()
+    names = [kind for _, kind in kinds]
+    if names[0] not in ("largest", "average") or names[1:] not in ([], ["norm"]):
+        return None
+    pool = cast(nn.MaxPool2d | nn.AvgPool2d, layers[kinds[0][0]])
+    norm = kinds[1][0] if len(kinds) > 1 else None
+    return Pool(names[0] == "largest", _sides(pool.stride)[0], norm)
 
 
 def stages_of(layers: Sequence[nn.Module]) -> tuple[Stage, ...]:
@@ -47,16 +109,54 @@ def stages_of(layers: Sequence[nn.Module]) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def shape_after(form: Form, layers: Sequence[nn.Module], before: Shape) -> Shape | None:
+    """The shape of what an operation makes of a map; None where it cannot read it."""
+    channels, *sides = before
+    stride = 1
+    if isinstance(form, Pool):
+        stride = form.stride
+    elif isinstance(form, Chain):
+        convs = [cast(nn.Conv2d, layers[at]) for stage in form.stages for at in stage.convolutions]
+        if convs[0].in_channels != channels:
+            return None
+        channels = convs[-1].out_channels
+        for conv in convs:
+            stride *= conv.stride[0]
+    return channels, -(-sides[0] // stride), -(-sides[1] // stride)
+
+
 def _kind(layer: nn.Module) -> str:
     """What a layer is to the kernels."""
-    if type(layer) is nn.ReLU:
-        return "relu"
-    if type(layer) is nn.BatchNorm2d:
-        return "" if layer.affine or layer.momentum is None else "norm"
-    if type(layer) is not nn.Conv2d or not keeps_size(layer):
+    kind = kind_of(layer)
+    if kind in (nn.ReLU, nn.Identity):
+        return "relu" if kind is nn.ReLU else "same"
+    if kind is nn.BatchNorm2d:
+        norm = cast(nn.BatchNorm2d, layer)
+        return "" if norm.affine or norm.momentum is None else "norm"
+    if kind in (nn.MaxPool2d, nn.AvgPool2d):
+        return _kind_of_pool(cast(nn.MaxPool2d | nn.AvgPool2d, layer))
+    return _kind_of_convolution(cast(nn.Conv2d, layer)) if kind is nn.Conv2d else ""
+
+
+def _kind_of_pool(pool: nn.MaxPool2d | nn.AvgPool2d) -> str:
+    stride = _sides(pool.stride)
+    plain = _sides(pool.kernel_size) == (3, 3) and _sides(pool.padding) == (1, 1) and not pool.ceil_mode
+    if not plain or stride not in ((1, 1), (2, 2)):
         return ""
-    if layer.groups > 1:
-        return "depthwise" if is_depthwise(layer) else ""
-    if layer.dilation != (1, 1):
+    if isinstance(pool, nn.MaxPool2d):
+        return "largest" if _sides(pool.dilation) == (1, 1) and not pool.return_indices else ""
+    return "average" if not pool.count_include_pad and pool.divisor_override is None else ""
+
+
+def _kind_of_convolution(conv: nn.Conv2d) -> str:
+    if not keeps_size(conv):
         return ""
-    return "pointwise" if layer.kernel_size == layer.stride == (1, 1) else "dense"
+    if conv.groups > 1:
+        return "depthwise" if is_depthwise(conv) else ""
+    if conv.dilation != (1, 1):
+        return ""
+    return "pointwise" if conv.kernel_size == conv.stride == (1, 1) else "dense"
+
+
+def _sides(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from nas.devices import exact
+from nas.oneshot.fused.groups import Known
 from nas.oneshot.fused.kernels import native
-from nas.oneshot.fused.plan import Known, chain_of, outcome_of
+from nas.oneshot.fused.plan import chain_of, outcome_of
 from nas.oneshot.fused.stack import channels_last
-from nas.oneshot.fused.stages import Stage, stages_of
+from nas.oneshot.fused.stages import Form, form_of
 from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
 
@@ -28,35 +29,51 @@ OTHERWISE = 1e-2
 _TRIED: dict[Hashable, bool] = {}
 
 
-def known(op: nn.Module, *, kernels: bool = False) -> Known:
+def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> Known:
     """How an operation can be run together with others: as far as two of them then are what each is alone.
 
     Each kind is tried once on each device, on random maps; where one fails, a warning says so.
 
-    kernels: whether the kernels may run it.
+    on: a map of the kind that it gets, where it has neither weights nor statistics. kernels: whether they may
+    run it.
     """
     chain, first = chain_of(op), next(itertools.chain(op.parameters(), op.buffers()), None)
-    if chain is None or first is None or first.is_meta:
+    if chain is None or (first is not None and first.is_meta):
         return Known(chain)
-    layers = [layer for layer, _ in chain]
-    key = (first.device.type, first.dtype, *(rule.key for _, rule in chain))
-    if not _tried(("batched", *key), op, first, outcome_of):
-        return Known(None)
-    stages = stages_of(layers) if kernels and first.dtype == torch.float32 else ()
-    if not stages or not _tried(("kernels", *key), op, first, partial(_by_kernels, stages)):
+    keys = [rule.key for _, rule in chain]
+    if first is not None:
+        key = ("batched", first.device.type, first.dtype, *keys)
+        if not _tried(key, op, first, _batched):
+            return Known(None)
+    form = form_of([layer for layer, _ in chain]) if kernels else None
+    like = _in_float32(first if first is not None else on)
+    if form is None or like is None:
         return Known(chain)
-    return Known(chain, stages)
+    tried = _tried(("kernels", like.device.type, like.dtype, *keys), op, like, partial(_by_kernels, form))
+    return Known(chain, form if tried else None)
 
 
-Together = Callable[[Sequence[nn.Module], Tensor], Tensor]
-"""What operations of a kind make of a map together, `[B, G * C, H, W]`."""
+Together = Callable[[Sequence[nn.Module], Tensor, Tensor], Tensor]
+"""What operations of a kind make of a map together, each times its scale: `[G, B, C, H, W]`."""
 
 
-def _by_kernels(stages: Sequence[Stage], ops: Sequence[nn.Module], x: Tensor) -> Tensor:
-    from nas.oneshot.fused.kernels import chain
+def _batched(ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
+    maps = outcome_of(ops, x).chunk(len(ops), dim=1)
+    return torch.stack([weight * y for weight, y in zip(scale, maps, strict=True)])
+
+
+def _by_kernels(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
+    from nas.oneshot.fused.kernels.passage import alike, apart
 
     layers = list(zip(*([layer for layer, _ in chain_of(op) or ()] for op in ops), strict=True))
-    return chain.run(stages, layers, x, None).transpose(0, 1).flatten(1, 2)
+    return apart(alike(ops, layers, form), x, scale)
+
+
+def _in_float32(like: Tensor | None) -> Tensor | None:
+    """A tensor like another, that the kernels may be tried on; none where they do not compute such maps."""
+    if like is None or like.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return None
+    return like.new_empty((), dtype=torch.float32)
 
 
 def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Together) -> bool:
@@ -92,14 +109,15 @@ def _problem(op: nn.Module, like: Tensor, together: Together) -> str | None:
         for parameter in ops[1].parameters():
             parameter.add_(0.1 * _normal(parameter.shape, like, generator))
     x = channels_last(_normal((4, _channels(op), 6, 6), like, generator)).requires_grad_()
-    parameters = [p.requires_grad_() for o in ops for p in o.parameters()]
+    scale = (1 + 0.5 * _normal((2,), like, generator)).requires_grad_()
+    inputs = [x, scale, *(p.requires_grad_() for o in ops for p in o.parameters())]
     try:
         with _apart_from_all(like.device):
-            alone = torch.cat([o(x) for o in ops], dim=1)
-            weight = _normal(alone.shape, like, generator)
-            expected = [alone, *gradients((alone * weight).sum(), [x, *parameters])]
-            joint = together(ops, x)
-            found = [joint, *gradients((joint * weight).sum(), [x, *parameters])]
+            alone = torch.stack([weight * o(x) for o, weight in zip(ops, scale, strict=True)])
+            along = _normal(alone.shape, like, generator)
+            expected = [alone, *gradients((alone * along).sum(), inputs)]
+            joint = together(ops, x, scale)
+            found = [joint, *gradients((joint * along).sum(), inputs)]
     except RuntimeError as error:
         return str(error).splitlines()[0]
     limit = TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)

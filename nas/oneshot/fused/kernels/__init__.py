@@ -1,4 +1,4 @@
-"""Kernels for GPUs: whole chains of ReLU, convolution and batch-norm of a group of operations.
+"""Kernels for GPUs: chains of ReLU, convolution and batch-norm, pools, and the sums in nodes.
 
 In Triton, and in CUDA C++ for depthwise convolutions.
 """

@@ -13,16 +13,16 @@ from nas.oneshot.fused.kernels.maps import Norm, Source, Window
 TILE = 2048
 """Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
 LOOP = 8
-"""Tiles that one program of a gradient of weights adds up."""
+"""Tiles that one program of a sum over pixels adds up, at most."""
 
 
 def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
     """`weight` [G, K * K, C] to maps [G, P, C]."""
     groups, _, channels = weight.shape
     out = source.x.new_empty(groups, window.outputs, channels)
-    tile = _tile(channels)
+    tile = tile_of(channels)
     mean, inv = source.statistics(weight)
-    programs.depthwise_forward[_grid(window.outputs, channels, groups, tile)](
+    programs.depthwise_forward[grid_of(window.outputs, channels, groups, tile)](
         source.x, source.group, mean, inv, weight, out, window.outputs, channels,
         **window.sizes(), DILATION=window.dilation, PRE=source.pre, **tile,
     )  # fmt: skip
@@ -34,50 +34,60 @@ def depthwise_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of what the source's ReLU or batch-norm gets, and of the kernels; as far as wanted."""
     groups, taps, channels = weight.shape
-    tile, (mean, inv) = _tile(channels), source.statistics(weight)
+    tile, (mean, inv) = tile_of(channels), source.statistics(weight)
     sizes = {**window.sizes(), "DILATION": window.dilation, "PRE": source.pre}
     dx = dw = None
     if wanted[0]:
         together = groups if source.group == 0 else 1
         dx = source.x.new_empty(groups // together, window.inputs, channels)
-        programs.depthwise_input_gradient[_grid(window.inputs, channels, groups // together, tile)](
+        programs.depthwise_input_gradient[grid_of(window.inputs, channels, groups // together, tile)](
             grad, weight, source.x, source.group, mean, dx, together, window.outputs, window.inputs, channels,
             **sizes, **tile,
         )  # fmt: skip
     if wanted[1]:
-        blocks = _cdiv(window.outputs, tile["BP"] * LOOP)
+        blocks, loop = blocks_of(window.outputs, tile)
         part = weight.new_empty(groups, blocks, taps, channels, dtype=torch.float32)
-        programs.depthwise_weight_gradient[blocks, taps * _cdiv(channels, tile["BC"]), groups](
+        programs.depthwise_weight_gradient[blocks, taps * cdiv(channels, tile["BC"]), groups](
             source.x, source.group, mean, inv, grad, part, window.outputs, channels, blocks,
-            **sizes, LOOP=LOOP, **tile,
+            **sizes, LOOP=loop, **tile,
         )  # fmt: skip
         dw = part.sum(1)
     return dx, dw
 
 
-def convolve(source: Source, weight: Tensor, window: Window, eps: float) -> tuple[Tensor, Norm]:
-    """`weight` [G, K * K, I, O] to maps [G, P, O], with their statistics."""
+def convolve(
+    source: Source, weight: Tensor, window: Window, *, out: Tensor, part: Tensor, block: int
+) -> None:
+    """`weight` [G, K * K, I, O] to `out` [G, P, O], with the moments of each block of so many pixels.
+
+    part: [G, blocks, 2, O] of the moments.
+    """
     groups, _, inputs, outputs = weight.shape
-    tile = _dot_tile(inputs, outputs)
-    pixels, blocks = window.outputs, _cdiv(window.outputs, tile["BP"])
-    out = source.x.new_empty(groups, pixels, outputs)
-    part = weight.new_empty(groups, blocks, 2, outputs, dtype=torch.float32)
-    programs.convolve_forward[blocks, _cdiv(outputs, tile["BO"]), groups](
-        source.x, source.group, weight, out, part, pixels, blocks, inputs, outputs,
+    tile = {**_dot_tile(inputs, outputs), "BP": block}
+    programs.convolve_forward[part.shape[1], cdiv(outputs, tile["BO"]), groups](
+        source.x, source.group, weight, out, part, window.outputs, part.shape[1], inputs, outputs,
         **window.sizes(), PRE=source.pre, **tile,
     )  # fmt: skip
-    return out, _combined(part, pixels, tile["BP"], eps)
 
 
-def _combined(part: Tensor, pixels: int, block: int, eps: float) -> Norm:
-    """Statistics of all blocks together."""
+def moments(groups: int, pixels: int, channels: int, block: int, device: torch.device) -> Tensor:
+    """Room for the moments of each block of so many pixels, `[G, blocks, 2, C]`."""
+    return torch.empty(groups, cdiv(pixels, block), 2, channels, device=device)
+
+
+def block_of(inputs: int, outputs: int) -> int:
+    """Pixels in a block of a convolution."""
+    return _dot_tile(inputs, outputs)["BP"]
+
+
+def statistics(part: Tensor, pixels: int, block: int, eps: float, norm: Norm) -> Norm:
+    """Fills in `norm` [G, C] from the moments of all blocks."""
     groups, blocks, _, channels = part.shape
-    mean, var, inv = part.new_empty(3, groups, channels)
-    width = min(128, _power(channels))
-    programs.moments[_cdiv(channels, width), groups](
-        part, mean, var, inv, eps, pixels, channels, BLOCKS=blocks, BLOCK=block, BC=width
+    width = min(128, power(channels))
+    programs.moments[cdiv(channels, width), groups](
+        part, norm.mean, norm.var, norm.inv, eps, pixels, channels, BLOCKS=blocks, BLOCK=block, BC=width
     )
-    return Norm(mean, var, inv)
+    return norm
 
 
 def convolve_gradients(
@@ -91,72 +101,67 @@ def convolve_gradients(
     if wanted[0]:
         together = groups if source.group == 0 else 1
         dx = source.x.new_empty(groups // together, window.inputs, inputs)
-        grid = (_cdiv(window.inputs, tile["BP"]), _cdiv(inputs, tile["BI"]), groups // together)
+        grid = (cdiv(window.inputs, tile["BP"]), cdiv(inputs, tile["BI"]), groups // together)
         programs.convolve_input_gradient[grid](
             grad, weight, source.x, source.group, dx, together, window.outputs, window.inputs,
             inputs, outputs, **sizes, **tile,
         )  # fmt: skip
     if wanted[1]:
-        blocks = _cdiv(window.outputs, tile["BP"] * LOOP)
+        blocks, loop = blocks_of(window.outputs, tile)
         part = weight.new_empty(groups, blocks, taps, inputs, outputs, dtype=torch.float32)
-        tiles = taps * _cdiv(inputs, tile["BI"]) * _cdiv(outputs, tile["BO"])
+        tiles = taps * cdiv(inputs, tile["BI"]) * cdiv(outputs, tile["BO"])
         programs.convolve_weight_gradient[blocks, tiles, groups](
             source.x, source.group, grad, part, window.outputs, blocks, inputs, outputs,
-            **sizes, LOOP=LOOP, **tile,
+            **sizes, LOOP=loop, **tile,
         )  # fmt: skip
         dw = part.sum(1)
     return dx, dw
 
 
-def normalise(y: Tensor, norm: Norm, scale: Tensor | None) -> Tensor:
-    """`y` [G, P, C] by its statistics, times `scale` [G]."""
+def norm_gradients(grad: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """Of `y` [G, P, C]."""
     groups, pixels, channels = y.shape
-    out, tile = torch.empty_like(y), _tile(channels)
-    programs.normalise[_grid(pixels, channels, groups, tile)](
-        y, norm.mean, _factor(norm, scale), out, pixels, channels, **tile
+    tile = tile_of(channels)
+    blocks, loop = blocks_of(pixels, tile)
+    part = y.new_empty(groups, blocks, 2, channels, dtype=torch.float32)
+    programs.sums[blocks, cdiv(channels, tile["BC"]), groups](
+        grad, y, norm.mean, norm.inv, part, pixels, channels, blocks, LOOP=loop, **tile
+    )
+    out = torch.empty_like(y)
+    programs.norm_gradient[grid_of(pixels, channels, groups, tile)](
+        grad, y, norm.mean, norm.inv, part.sum(1), out, pixels, channels, **tile
     )
     return out
 
 
-def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of `y` [G, P, C], and of the scale [G]."""
-    groups, pixels, channels = y.shape
-    tile = _tile(channels)
-    blocks = _cdiv(pixels, tile["BP"] * LOOP)
-    part = y.new_empty(groups, blocks, 2, channels, dtype=torch.float32)
-    programs.sums[blocks, _cdiv(channels, tile["BC"]), groups](
-        grad, y, norm.mean, norm.inv, part, pixels, channels, blocks, LOOP=LOOP, **tile
-    )
-    total, out = part.sum(1), torch.empty_like(y)
-    programs.norm_gradient[_grid(pixels, channels, groups, tile)](
-        grad, y, norm.mean, norm.inv, _factor(norm, scale), total, out, pixels, channels, **tile
-    )
-    return out, total[:, 1].sum(1)
-
-
-def _factor(norm: Norm, scale: Tensor | None) -> Tensor:
-    return norm.inv if scale is None else norm.inv * scale.float()[:, None]
-
-
-def _tile(channels: int) -> dict[str, int]:
-    width = min(128, _power(channels))
-    return {"BP": max(16, TILE // width), "BC": width}
+def tile_of(channels: int, size: int = TILE) -> dict[str, int]:
+    """Pixels and channels of a kernel without products of matrices, in a tile of so many numbers."""
+    width = min(128, power(channels))
+    return {"BP": max(16, size // width), "BC": width}
 
 
 def _dot_tile(inputs: int, outputs: int) -> dict[str, int]:
     """Products of matrices want at least 16 in each direction."""
-    wide = [min(64, max(16, _power(size))) for size in (inputs, outputs)]
+    wide = [min(64, max(16, power(size))) for size in (inputs, outputs)]
     return {"BP": max(16, 2 * TILE // max(wide)), "BI": wide[0], "BO": wide[1]}
 
 
-def _power(size: int) -> int:
+def blocks_of(pixels: int, tile: dict[str, Any]) -> tuple[int, int]:
+    """Blocks of a sum over pixels, and tiles in each."""
+    tiles = cdiv(pixels, tile["BP"])
+    return cdiv(tiles, LOOP), min(tiles, LOOP)
+
+
+def power(size: int) -> int:
     """The smallest power of two that is not below."""
     return 1 << (size - 1).bit_length()
 
 
-def _cdiv(size: int, part: int) -> int:
+def cdiv(size: int, part: int) -> int:
+    """How many parts it takes."""
     return -(-size // part)
 
 
-def _grid(pixels: int, channels: int, groups: int, tile: dict[str, Any]) -> tuple[int, int, int]:
-    return _cdiv(pixels, tile["BP"]), _cdiv(channels, tile["BC"]), groups
+def grid_of(pixels: int, channels: int, groups: int, tile: dict[str, Any]) -> tuple[int, int, int]:
+    """Tiles of pixels, of channels, and groups."""
+    return cdiv(pixels, tile["BP"]), cdiv(channels, tile["BC"]), groups

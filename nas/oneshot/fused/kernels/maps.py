@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -45,11 +46,20 @@ class Window:
 
 @dataclass(frozen=True)
 class Norm:
-    """Statistics of a batch-norm, [G, C] each: mean, biased variance, and one over the deviation."""
+    """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation."""
 
     mean: Tensor
     var: Tensor
     inv: Tensor
+
+    @classmethod
+    def empty(cls, groups: int, channels: int, device: torch.device) -> Norm:
+        """Statistics to be filled in."""
+        return cls(*torch.empty(3, groups, channels, device=device))
+
+    def part(self, start: int, stop: int) -> Norm:
+        """Those of some groups."""
+        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop])
 
 
 @dataclass(frozen=True)

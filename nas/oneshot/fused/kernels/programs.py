@@ -168,7 +168,7 @@ def moments(
     part, mean, var, inv, eps, P, C: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """Mean, biased variance and 1 / √(variance + eps) of all pixels from those of blocks of BLOCK pixels.
+    """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
 
     Chan et al. 1979: nothing cancels, as it does in a difference of sums. Grid: channels, groups.
     """
@@ -187,7 +187,7 @@ def moments(
         away = tl.load(place, mask=here, other=0.0) - m
         off += tl.load(place + C, mask=here, other=0.0) + count * away * away
     tl.store(mean + g * C + c, m, mask=here)
-    tl.store(var + g * C + c, off / P, mask=here)
+    tl.store(var + g * C + c, off / tl.maximum(P - 1, 1), mask=here)
     tl.store(inv + g * C + c, 1.0 / tl.sqrt(off / P + eps), mask=here)
 
 
@@ -262,21 +262,6 @@ def convolve_weight_gradient(
 
 
 @triton.jit
-def normalise(y, mean, factor, out, P, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """out[g, p, c] = (y - mean) factor. Grid: pixels, channels, groups."""
-    g = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    here = c < C
-    valid = (p < P)[:, None] & here[None, :]
-    place = (g * P + p[:, None]) * C + c[None, :]
-    m = tl.load(mean + g * C + c, mask=here, other=0.0)
-    f = tl.load(factor + g * C + c, mask=here, other=0.0)
-    v = (tl.load(y + place, mask=valid, other=0.0).to(tl.float32) - m[None, :]) * f[None, :]
-    tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
-
-
-@triton.jit
 def sums(
     grad, y, mean, inv, part, P, C: tl.constexpr, blocks, LOOP: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
@@ -305,9 +290,9 @@ def sums(
 
 @triton.jit
 def norm_gradient(
-    grad, y, mean, inv, factor, total, out, P, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    grad, y, mean, inv, total, out, P, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out = factor (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
+    """out = inv (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
 
     Grid: pixels, channels, groups.
     """
@@ -319,10 +304,9 @@ def norm_gradient(
     place = (g * P + p[:, None]) * C + c[None, :]
     m = tl.load(mean + g * C + c, mask=here, other=0.0)
     i = tl.load(inv + g * C + c, mask=here, other=0.0)
-    f = tl.load(factor + g * C + c, mask=here, other=0.0)
     a = tl.load(total + g * 2 * C + c, mask=here, other=0.0) / P
     b = tl.load(total + (g * 2 + 1) * C + c, mask=here, other=0.0) / P
     d = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32)
     v = (tl.load(y + place, mask=valid, other=0.0).to(tl.float32) - m[None, :]) * i[None, :]
-    v = (d - a[None, :] - v * b[None, :]) * f[None, :]
+    v = (d - a[None, :] - v * b[None, :]) * i[None, :]
     tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)

@@ -1,0 +1,162 @@
+"""Launches of the programs of nodes: sums of contributions, pools, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas.oneshot.fused.kernels import mixing_programs as programs
+from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, grid_of, tile_of
+from nas.oneshot.fused.kernels.maps import Norm, Window
+from nas.oneshot.fused.layout import Level
+
+NODE, EDGE = 1, 2
+"""Columns of a table of contributions: the node, and the edge."""
+MANY = 1024
+"""Numbers in a tile of a kernel that reads many maps at once, so that their registers suffice."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Contributions and their weights.
+
+    table: [K, 4] as `Layout` makes it. weights: [K]. row: the column of the table that says which row of the
+      gradients belongs to each, NODE or EDGE.
+    """
+
+    table: Tensor
+    weights: Tensor
+    row: int
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What nodes have left in the backward pass.
+
+    rows: [rows, P, C] gradients of nodes or edges. sums: [K, 2, C] those that the gradient of a batch-norm
+      takes, for each contribution.
+    """
+
+    rows: Tensor
+    sums: Tensor
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Gradients of pools.
+
+    maps: [pools, P, C] from `pool_gradient`, if there are any. index: where the maxima are, of those that
+      come first.
+    """
+
+    maps: Tensor | None
+    index: Tensor | None
+    window: Window
+
+
+def node(
+    raw: Tensor,
+    norm: Norm,
+    mixing: Mixing,
+    states: Sequence[Tensor],
+    *,
+    masks: Tensor | None,
+    rest: Tensor | None,
+    images: int,
+) -> Tensor:
+    """The sum [P, C] of contributions from slots `raw` [S, P, C], of states [P, C] and of `rest` [P, C].
+
+    mixing: those of the node alone, from slots first, then the states. masks: [edges, B].
+    """
+    _, pixels, channels = raw.shape
+    out, tile = raw.new_empty(pixels, channels), tile_of(channels, MANY)
+    held, more = raw if masks is None else masks, raw if rest is None else rest
+    programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
+        raw, norm.mean, norm.inv, mixing.weights, mixing.table, tuple(states),
+        held, more, out, pixels, pixels // images, channels,
+        KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, **tile,
+    )  # fmt: skip
+    return out
+
+
+def node_sums(
+    raw: Tensor, norm: Norm, mixing: Mixing, states: Sequence[Tensor], *, rows: Tensor, sums: Tensor
+) -> None:
+    """Fills in the sums [K, 2, C] of a node's contributions from its gradients, which are among `rows`."""
+    _, pixels, channels = raw.shape
+    tile, count = tile_of(channels), len(mixing.table)
+    blocks, loop = blocks_of(pixels, tile)
+    part = sums.new_empty(count, blocks, 2, channels)
+    programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
+        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, pixels, count - len(states),
+        channels, blocks, ROW=mixing.row, LOOP=loop, **tile,
+    )  # fmt: skip
+    torch.sum(part, 1, out=sums)
+
+
+def branch_gradient(raw: Tensor, norm: Norm, mixing: Mixing, places: Tensor, returned: Returned) -> Tensor:
+    """Of maps `raw` [G, P, C] before their last batch-norm; places: [G] their contributions."""
+    groups, pixels, channels = raw.shape
+    out, tile = torch.empty_like(raw), tile_of(channels)
+    programs.branch_gradient[grid_of(pixels, channels, groups, tile)](
+        raw, norm.mean, norm.inv, mixing.weights, mixing.table, places, returned.sums, returned.rows, out,
+        pixels, channels, ROW=mixing.row, **tile,
+    )  # fmt: skip
+    return out
+
+
+def pools(x: Tensor, window: Window, maxima: int, *, out: Tensor, part: Tensor, block: int) -> Tensor:
+    """Pools of `x` [P, C] to `out` [pools, P', C], with the moments of each block of so many pixels.
+
+    part: [pools, blocks, 2, C] of the moments. Returns where the maxima are, of the pools that come first.
+    """
+    count, pixels, channels = out.shape
+    index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
+    width, blocks = tile_of(channels)["BC"], part.shape[1]
+    programs.pool_forward[blocks, cdiv(channels, width), count](
+        x, out, index, part, pixels, channels, blocks, **_sizes(window), MAXIMA=maxima, BP=block, BC=width
+    )
+    return index
+
+
+def pool_gradient(raw: Tensor, norm: Norm, mixing: Mixing, level: Level, returned: Returned) -> Tensor:
+    """Of what each pool of a level makes, `raw` [pools, P, C]."""
+    count, pixels, channels = raw.shape
+    out, tile = torch.empty_like(raw), tile_of(channels)
+    programs.pool_gradient[grid_of(pixels, channels, count, tile)](
+        raw, norm.mean, norm.inv, mixing.weights, mixing.table, level.pooled, level.bounds, returned.sums,
+        returned.rows, out, pixels, channels, ROW=mixing.row, MOST=level.most, **tile,
+    )  # fmt: skip
+    return out
+
+
+def leaving_gradient(
+    x: Tensor,
+    chains: Sequence[Tensor],
+    pools: Pooled,
+    same: Tensor,
+    mixing: Mixing,
+    *,
+    returned: Returned,
+) -> Tensor:
+    """Of the map `x` [P, C] that a level reads.
+
+    chains: the part of each, [P, C]. same: contributions of identities.
+    """
+    pooled, index, window = pools.maps, pools.index, pools.window
+    pixels, channels = x.shape
+    out, tile = torch.empty_like(x), tile_of(channels, MANY)
+    programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
+        tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
+        mixing.table, same, returned.rows, out, window.outputs, pixels, channels, **_sizes(window),
+        MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
+        ROW=mixing.row, **tile,
+    )  # fmt: skip
+    return out
+
+
+def _sizes(window: Window) -> dict[str, int]:
+    return {name: size for name, size in window.sizes().items() if name != "K"}

@@ -1,0 +1,240 @@
+"""Triton programs of nodes: sums of normalised maps, pools, and their gradients.
+
+Maps are [P, C] as in `programs`, one after the other in slots. A contribution is what one operation on one
+edge brings into a node; table[contribution, 0] is the slot of its map, [.., 1] and [.., 2] the number of the
+node and of the edge that it belongs to, which are the rows of gradients, [.., 3] whether it is normalised.
+Sums over pixels are written block by block and added by the caller (no atomics). Not yet run on a GPU.
+"""
+
+import triton
+import triton.language as tl
+
+from nas.oneshot.fused.kernels.programs import _place
+
+
+@triton.jit
+def node_forward(
+    raw, mean, inv, weights, table, states, masks, rest, out, P, size, C: tl.constexpr, KEPT: tl.constexpr,
+    MASKED: tl.constexpr, REST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = Σ_k weights[k] masks (raw - mean) inv of KEPT slots + Σ_k weights[k] masks states + rest.
+
+    masks[edge, image]: read where MASKED, for images of `size` pixels. rest, the sum of other maps, is read
+    where REST, and has been masked. Grid: pixels, channels.
+    """
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = p[:, None] * C + c[None, :]
+    image = p // size
+    total = tl.zeros([BP, BC], tl.float32)
+    for k in range(KEPT):
+        slot = tl.load(table + 4 * k).to(tl.int64)
+        normed = here & (tl.load(table + 4 * k + 3) > 0)
+        m = tl.load(mean + slot * C + c, mask=normed, other=0.0)
+        f = tl.load(inv + slot * C + c, mask=normed, other=1.0) * tl.load(weights + k).to(tl.float32)
+        v = tl.load(raw + slot * P * C + place, mask=valid, other=0.0).to(tl.float32)
+        v = (v - m[None, :]) * f[None, :]
+        if MASKED:
+            edge = tl.load(table + 4 * k + 2)
+            v *= tl.load(masks + edge * (P // size) + image, mask=p < P, other=0.0)[:, None]
+        total += v
+    for i in tl.static_range(len(states)):
+        v = tl.load(states[i] + place, mask=valid, other=0.0).to(tl.float32)
+        v *= tl.load(weights + KEPT + i).to(tl.float32)
+        if MASKED:
+            edge = tl.load(table + 4 * (KEPT + i) + 2)
+            v *= tl.load(masks + edge * (P // size) + image, mask=p < P, other=0.0)[:, None]
+        total += v
+    if REST:
+        total += tl.load(rest + place, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def node_sums(
+    raw, mean, inv, table, states, grad, part, P, kept, C: tl.constexpr, blocks, ROW: tl.constexpr,
+    LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """part[k, block, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
+
+    grad is that of the node or edge in column ROW of the table. Grid: blocks, channels, contributions.
+    """
+    k = tl.program_id(2)
+    block = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    slot = tl.load(table + 4 * k).to(tl.int64)
+    row = tl.load(table + 4 * k + ROW).to(tl.int64)
+    normed = here & (tl.load(table + 4 * k + 3) > 0)
+    m = tl.load(mean + slot * C + c, mask=normed, other=0.0)
+    f = tl.load(inv + slot * C + c, mask=normed, other=1.0)
+    y = raw + slot * P * C
+    for i in tl.static_range(len(states)):
+        if k == kept + i:
+            y = states[i]
+    first = tl.zeros([BC], tl.float32)
+    second = tl.zeros([BC], tl.float32)
+    for step in range(LOOP):
+        p = (block * LOOP + step) * BP + tl.arange(0, BP)
+        valid = (p < P)[:, None] & here[None, :]
+        place = p[:, None] * C + c[None, :]
+        d = tl.load(grad + row * P * C + place, mask=valid, other=0.0).to(tl.float32)
+        v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
+        first += tl.sum(d, 0)
+        second += tl.sum(d * (v - m[None, :]) * f[None, :], 0)
+    place = part + (k * blocks + block) * 2 * C + c
+    tl.store(place, first, mask=here)
+    tl.store(place + C, second, mask=here)
+
+
+@triton.jit
+def branch_gradient(
+    raw, mean, inv, weights, table, places, sums, grad, out, P, C: tl.constexpr, ROW: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out[g] = weights[k] inv (grad - sums[k, 0] / P - x̂ sums[k, 1] / P) with k = places[g].
+
+    All branches into a node read the one gradient of it; sums are those of `node_sums`; raw and statistics
+    are those of the G branches alone. Grid: pixels, channels, groups.
+    """
+    g = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = p[:, None] * C + c[None, :]
+    k = tl.load(places + g)
+    row = tl.load(table + 4 * k + ROW).to(tl.int64)
+    m = tl.load(mean + g * C + c, mask=here, other=0.0)
+    i = tl.load(inv + g * C + c, mask=here, other=0.0)
+    a = tl.load(sums + k * 2 * C + c, mask=here, other=0.0) / P
+    b = tl.load(sums + (k * 2 + 1) * C + c, mask=here, other=0.0) / P
+    f = i * tl.load(weights + k).to(tl.float32)
+    d = tl.load(grad + row * P * C + place, mask=valid, other=0.0).to(tl.float32)
+    v = tl.load(raw + g * P * C + place, mask=valid, other=0.0).to(tl.float32)
+    v = (d - a[None, :] - (v - m[None, :]) * i[None, :] * b[None, :]) * f[None, :]
+    tl.store(out + g * P * C + place, v.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def pool_forward(
+    x, out, index, part, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out[g] = the largest of 3x3 where g < MAXIMA, else their average; moments as in `convolve_forward`.
+
+    index[g, p, c]: which of the nine is the largest, the first of equal ones; not a number beats all, as in
+    PyTorch. Grid: blocks of pixels, channels, pools.
+    """
+    g = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    n, h, w = _place(p, HO, WO)
+    best = tl.full([BP, BC], float("-inf"), tl.float32)
+    at = tl.full([BP, BC], 9, tl.int32)
+    total = tl.zeros([BP, BC], tl.float32)
+    count = tl.zeros([BP], tl.float32)
+    for tap in tl.static_range(9):
+        row, column = h * STRIDE + tap // 3 - 1, w * STRIDE + tap % 3 - 1
+        inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
+        seen = inside[:, None] & here[None, :]
+        v = tl.load(x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :], mask=seen, other=0.0)
+        v = v.to(tl.float32)
+        better = seen & ((at == 9) | (v > best) | (v != v))
+        best = tl.where(better, v, best)
+        at = tl.where(better, tap, at)
+        total += v
+        count += inside.to(tl.float32)
+    place = (g * P + p[:, None]) * C + c[None, :]
+    if MAXIMA > 0:
+        tl.store(index + place, at.to(tl.int8), mask=valid & (g < MAXIMA))
+    kept = tl.where(g < MAXIMA, best, total / tl.maximum(count, 1.0)[:, None]).to(out.dtype.element_ty)
+    tl.store(out + place, kept, mask=valid)
+    v = tl.where(valid, kept.to(tl.float32), 0.0)
+    middle = tl.sum(v, 0) / tl.minimum(P - tl.program_id(0) * BP, BP)
+    off = tl.where(valid, v - middle[None, :], 0.0)
+    place = part + (g * blocks + tl.program_id(0)) * 2 * C + c
+    tl.store(place, middle, mask=here)
+    tl.store(place + C, tl.sum(off * off, 0), mask=here)
+
+
+@triton.jit
+def pool_gradient(
+    raw, mean, inv, weights, table, members, bounds, sums, grad, out, P, C: tl.constexpr, ROW: tl.constexpr,
+    MOST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out[j]: the gradient of what pool j makes, from all branches that share it, members[bounds[j]] and on.
+
+    MOST: branches of a pool, at most. Grid: pixels, channels, pools.
+    """
+    j = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = p[:, None] * C + c[None, :]
+    start = tl.load(bounds + j)
+    stop = tl.load(bounds + j + 1)
+    normed = here & (tl.load(table + 4 * tl.load(members + start) + 3) > 0)
+    m = tl.load(mean + j * C + c, mask=normed, other=0.0)
+    i = tl.load(inv + j * C + c, mask=normed, other=1.0)
+    v = (tl.load(raw + j * P * C + place, mask=valid, other=0.0).to(tl.float32) - m[None, :]) * i[None, :]
+    v = tl.where(normed[None, :], v, 0.0)  # not even infinite ones matter where there is no norm
+    total = tl.zeros([BP, BC], tl.float32)
+    for e in range(MOST):
+        more = start + e < stop
+        k = tl.load(members + start + e, mask=more, other=0)
+        row = tl.load(table + 4 * k + ROW).to(tl.int64)
+        a = tl.load(sums + k * 2 * C + c, mask=normed & more, other=0.0) / P
+        b = tl.load(sums + (k * 2 + 1) * C + c, mask=normed & more, other=0.0) / P
+        d = tl.load(grad + row * P * C + place, mask=valid & more, other=0.0).to(tl.float32)
+        weight = tl.load(weights + k, mask=more, other=0.0).to(tl.float32)
+        total += weight * (d - a[None, :] - v * b[None, :])
+    tl.store(out + j * P * C + place, (total * i[None, :]).to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def leaving_gradient(
+    chains, pools, index, weights, table, members, grad, out, P, PI, C: tl.constexpr, HI: tl.constexpr,
+    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr,
+    POOLS: tl.constexpr, SAME: tl.constexpr, ROW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = the gradient of a map: that of each chain, of each pool from `pool_gradient`, and of identities.
+
+    members: the contributions of SAME identities. Grid: pixels of the map, channels.
+    """
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < PI)[:, None] & here[None, :]
+    place = p[:, None] * C + c[None, :]
+    n, h, w = _place(p, HI, WI)
+    total = tl.zeros([BP, BC], tl.float32)
+    for i in tl.static_range(len(chains)):
+        total += tl.load(chains[i] + place, mask=valid, other=0.0).to(tl.float32)
+    for j in tl.static_range(POOLS):
+        for tap in tl.static_range(9):
+            up, left = h - (tap // 3 - 1), w - (tap % 3 - 1)
+            row, column = up // STRIDE, left // STRIDE
+            inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+            inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+            seen = inside[:, None] & here[None, :]
+            q = j * P * C + ((n * HO + row) * WO + column)[:, None] * C + c[None, :]
+            d = tl.load(pools + q, mask=seen, other=0.0).to(tl.float32)
+            if j < MAXIMA:
+                d = tl.where(tl.load(index + q, mask=seen, other=9) == tap, d, 0.0)
+            else:
+                high = tl.minimum(row * STRIDE + 2, HI) - tl.maximum(row * STRIDE - 1, 0)
+                wide = tl.minimum(column * STRIDE + 2, WI) - tl.maximum(column * STRIDE - 1, 0)
+                d = d / tl.where(inside, high * wide, 1).to(tl.float32)[:, None]
+            total += d
+    for e in range(SAME):
+        k = tl.load(members + e)
+        node = tl.load(table + 4 * k + ROW).to(tl.int64)
+        d = tl.load(grad + node * P * C + place, mask=valid, other=0.0).to(tl.float32)
+        total += tl.load(weights + k).to(tl.float32) * d
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)

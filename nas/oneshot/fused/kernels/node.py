@@ -1,0 +1,97 @@
+"""The sum in a node as one node of autograd, whose backward pass is one pass over its contributions.
+
+What leads there gets the gradient of the node as it is: a batch-norm and a weight are passed only by
+`leaving`, which so reads one gradient for all operations on all edges into the node. Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nas.oneshot.fused.kernels import mixing_launch as launch
+from nas.oneshot.fused.kernels.maps import Norm
+from nas.oneshot.fused.kernels.slots import Leavings, Slots
+
+
+def total(
+    node: int,
+    slots: Slots,
+    leavings: Leavings,
+    weights: Tensor,
+    *,
+    states: Sequence[Tensor],
+    masks: Tensor | None,
+    rest: Tensor | None,
+    tokens: Sequence[Tensor],
+) -> Tensor:
+    """The map `[B, C, H, W]` of a computed node, channels last.
+
+    weights: [K] of its contributions. states: [P, C] those that are contributions. masks: [edges, B] factors
+    of images, or None. rest: [B, C, H, W] what the kernels do not know, masked already. tokens: of the edges.
+    """
+    task = _Task(node, slots, leavings, states, masks)
+    out = _Node.apply(weights, rest, task, *tokens)  # type: ignore[no-untyped-call]
+    return cast(Tensor, out)
+
+
+@dataclass(frozen=True)
+class _Task:
+    node: int
+    slots: Slots
+    leavings: Leavings
+    states: Sequence[Tensor]
+    masks: Tensor | None
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - it has no type
+        weights: Tensor,
+        rest: Tensor | None,
+        task: _Task,
+        *tokens: Tensor,
+    ) -> Tensor:
+        slots, masks, states = task.slots, task.masks, task.states
+        channels, height, width = slots.layout.shape
+        own = slots.layout.sums[task.node]
+        out = launch.node(
+            slots.raw,
+            slots.norm,
+            task.leavings.mixing(weights, own),
+            states,
+            masks=masks,
+            rest=None if rest is None else rest.permute(0, 2, 3, 1).reshape(-1, channels),
+            images=slots.batch,
+        )
+        norm = slots.norm
+        ctx.save_for_backward(weights, masks, slots.raw, norm.mean, norm.inv, *states)
+        ctx.node, ctx.leavings, ctx.tokens = task.node, task.leavings, len(tokens)
+        return out.view(slots.batch, height, width, channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        weights, masks, raw, mean, inv, *states = ctx.saved_tensors
+        leavings, own = ctx.leavings, ctx.leavings.layout.sums[ctx.node]
+        returned, (first, stop) = leavings.returned(raw), leavings.rows(ctx.node)
+        pixels = grad.permute(0, 2, 3, 1)
+        rows = returned.rows[first:stop].view(-1, *pixels.shape)
+        if masks is None:
+            rows.copy_(pixels)
+        else:
+            torch.mul(pixels, masks[first:stop, :, None, None, None], out=rows)
+        sums, norm = returned.sums[own.start : own.stop], Norm(mean, mean, inv)
+        launch.node_sums(raw, norm, leavings.mixing(weights, own), states, rows=returned.rows, sums=sums)
+        moved = sums[:, 1].sum(1).to(weights) if ctx.needs_input_grad[0] else None
+        batch, height, width, channels = pixels.shape
+        # Any gradient will do for a token: `leaving` reads them all where they were left.
+        passed = returned.rows[first].view(batch, height, width, channels)
+        rest = grad if ctx.needs_input_grad[1] else None
+        return moved, rest, None, *[passed] * ctx.tokens

@@ -1,0 +1,124 @@
+"""One pass through a cell by the kernels: level by level, node by node. Not yet run on a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nas.oneshot.fused.groups import Branch, Group
+from nas.oneshot.fused.kernels import node
+from nas.oneshot.fused.kernels.leaving import Seen, leave
+from nas.oneshot.fused.kernels.slots import Leavings, Slots
+from nas.oneshot.fused.layout import Layout, lay_out
+from nas.oneshot.fused.rules import follow
+from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stages import Form
+
+
+class Passage:
+    """What the kernels compute of a cell in training.
+
+    Maps are kept in the type of the states, or in that of autocast where it is on; sums are in float32. Not
+    to be differentiated twice.
+
+    layout: of the cell. states: the maps of its inputs. weights: [K] of the contributions; 1 where None.
+    masks: [B, 1, 1, 1] the factors of images, of edges from which some are dropped.
+    """
+
+    def __init__(
+        self, layout: Layout, states: Sequence[Tensor], weights: Tensor | None, masks: Mapping[int, Tensor]
+    ) -> None:
+        first = states[0]
+        on = torch.is_autocast_enabled(first.device.type)
+        self._dtype = (
+            torch.get_autocast_dtype(first.device.type)
+            if on
+            else reduce(torch.promote_types, [state.dtype for state in states])
+        )
+        self._layout = layout
+        self._slots = Slots.empty(layout, len(first), self._dtype, first.device)
+        self._leavings = Leavings(layout, masked=bool(masks))
+        weights = layout.ones if weights is None else weights
+        self._all = weights.detach()
+        self._weights = torch.split(weights, [own.stop - own.start for own in layout.sums])
+        self._masks = _in_rows(masks, len(layout.targets), len(first)) if masks else None
+        self._states: dict[int, Tensor] = {}
+        self._tokens: dict[int, Tensor] = {}
+        self._seen: list[Seen] = []
+
+    def leave(self, src: int, x: Tensor) -> None:
+        """Computes what leaves a node with the map `[B, C, H, W]`, as far as the kernels know it."""
+        level = self._layout.levels[src]
+        if level is None:
+            return
+        x = channels_last(x.to(self._dtype))
+        tokens, seen = leave(level, x, self._slots, self._leavings, self._all)
+        self._tokens |= dict(zip(level.edges, tokens, strict=True))
+        self._states[src] = x.detach().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        self._seen += seen
+
+    def node(self, number: int, rest: Tensor | None) -> Tensor | None:
+        """The sum in a computed node of all that leads there, None where nothing does.
+
+        rest: the sum of what the kernels do not know, masked already.
+        """
+        own = self._layout.sums[number]
+        if own.start == own.stop:
+            return rest
+        return node.total(
+            number,
+            self._slots,
+            self._leavings,
+            self._weights[number],
+            states=[self._states[src] for src in own.sources],
+            masks=self._masks,
+            rest=rest,
+            tokens=[self._tokens[edge] for edge in own.edges],
+        )
+
+    def follow(self) -> None:
+        """Running statistics go towards those that were seen; once, at the end."""
+        times: Counter[nn.Module] = Counter()
+        calls: dict[tuple[float, int], list[tuple[nn.BatchNorm2d, Tensor, Tensor]]] = {}
+        for norms, found in self._seen:
+            for at, norm in enumerate(norms):
+                if norm.track_running_stats:
+                    row = min(at, len(found.mean) - 1)
+                    # A module that stands on several edges follows one after the other.
+                    key = (cast(float, norm.momentum), times[norm])
+                    calls.setdefault(key, []).append((norm, found.mean[row], found.var[row]))
+                    times[norm] += 1
+        for rows in calls.values():
+            norms, means, variances = zip(*rows, strict=True)
+            follow(norms, list(means), list(variances))
+
+
+def apart(group: Group, x: Tensor, weights: Tensor) -> Tensor:
+    """What each of G operations makes of a map `[B, C, H, W]`, times its weight: `[G, B, C', H', W']`."""
+    edges = [(0, 1 + at, None) for at in range(len(group.branches))]
+    _, channels, height, width = x.shape
+    layout = lay_out([[group], *[[] for _ in edges]], edges, [(channels, height, width)], x.device)
+    assert layout is not None
+    passage = Passage(layout, [x], weights, {})
+    passage.leave(0, x)
+    maps = [cast(Tensor, passage.node(number, None)) for number in range(len(edges))]
+    passage.follow()
+    return torch.stack(maps)
+
+
+def alike(ops: Sequence[nn.Module], layers: Sequence[Sequence[nn.Module]], form: Form) -> Group:
+    """A group of operations of one form, each on an edge of its own. layers: [layers][G]."""
+    branches = tuple(Branch(edge, op, edge) for edge, op in enumerate(ops))
+    return Group(branches, (), tuple(map(tuple, layers)), weighed=True, form=form)
+
+
+def _in_rows(masks: Mapping[int, Tensor], edges: int, images: int) -> Tensor:
+    """[edges, B]: 1 where nothing is dropped."""
+    whole = next(iter(masks.values())).new_ones(images)
+    rows = [masks[edge].view(-1) if edge in masks else whole for edge in range(edges)]
+    return torch.stack(rows).float()

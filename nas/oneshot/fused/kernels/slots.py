@@ -1,0 +1,78 @@
+"""What one pass through a cell keeps for its nodes, and what its nodes leave for the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas.oneshot.fused.kernels.maps import Norm
+from nas.oneshot.fused.kernels.mixing_launch import EDGE, NODE, Mixing, Returned
+from nas.oneshot.fused.layout import Layout, Sum
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Maps that are added up in nodes, with their statistics.
+
+    raw: [slots, P, C] before their batch-norm. norm: [slots, C].
+    """
+
+    layout: Layout
+    batch: int
+    raw: Tensor
+    norm: Norm
+
+    @classmethod
+    def empty(cls, layout: Layout, batch: int, dtype: torch.dtype, device: torch.device) -> Slots:
+        """Slots to be filled in by the levels of a cell."""
+        channels, height, width = layout.shape
+        raw = torch.empty(layout.slots, batch * height * width, channels, dtype=dtype, device=device)
+        return cls(layout, batch, raw, Norm.empty(layout.slots, channels, device))
+
+    def part(self, start: int, stop: int) -> Slots:
+        """Some of them."""
+        return Slots(self.layout, self.batch, self.raw[start:stop], self.norm.part(start, stop))
+
+
+class Leavings:
+    """Gradients of all nodes of a cell, for the operations that lead there.
+
+    masked: whether each edge has a gradient of its own, since images are dropped from it; else all edges into
+      a node share one.
+    """
+
+    def __init__(self, layout: Layout, *, masked: bool) -> None:
+        self.layout, self.masked = layout, masked
+        self._found: Returned | None = None
+
+    @property
+    def column(self) -> int:
+        """That of the table of contributions with the row of each."""
+        return EDGE if self.masked else NODE
+
+    def rows(self, node: int) -> tuple[int, int]:
+        """Where the gradients of a computed node are."""
+        return self.layout.sums[node].among if self.masked else (node, node + 1)
+
+    def mixing(self, weights: Tensor, own: Sum | None = None) -> Mixing:
+        """Contributions with their weights: of one node, or all."""
+        table = self.layout.table
+        return Mixing(table if own is None else table[own.start : own.stop], weights, self.column)
+
+    def returned(self, like: Tensor) -> Returned:
+        """Where the gradients are. like: [.., P, C] a map."""
+        if self._found is None:
+            count = len(self.layout.targets if self.masked else self.layout.sums)
+            rows = like.new_empty(count, *like.shape[-2:])
+            sums = like.new_empty(len(self.layout.table), 2, like.shape[-1], dtype=torch.float32)
+            self._found = Returned(rows, sums)
+        return self._found
+
+    def nothing(self, node: int, like: Tensor) -> None:
+        """Says that no gradient has reached a computed node."""
+        returned, own = self.returned(like), self.layout.sums[node]
+        first, stop = self.rows(node)
+        returned.rows[first:stop].zero_()
+        returned.sums[own.start : own.stop].zero_()
