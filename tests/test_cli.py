@@ -350,7 +350,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic", "--trial-timeout"),
+        *("--force", "--json", "--baselines", "--deterministic", "--trial-timeout", "--storage"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
     } - {tmp_path}
 
