@@ -222,6 +222,8 @@ class Leased:
             except (UpdateFinishedTrialError, KeyError):  # ended by another, or its study was deleted
                 self._lost.set()
                 return
+            except Stopped:  # while a storage that is away was waited for
+                return
             except (StorageInternalError, OSError, ConfigError) as error:
                 _log.warning("trial %d: no sign of life could be written (%s)", trial_id, error)
 

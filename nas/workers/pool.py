@@ -22,7 +22,9 @@ START_S = 300.0
 DEATHS = 5
 """So many deaths for each worker, without a trial being done, are too many."""
 
-_REFUSED = {error.exit_code for error in (ConfigError, SpaceError, NoModelError)}
+_DONE = {0, NoModelError.exit_code}
+"""The second is that of a search whose last trials all failed, which the coordinator sees by itself."""
+_REFUSED = {ConfigError.exit_code, SpaceError.exit_code}
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 
 
@@ -65,8 +67,8 @@ class Pool:
       there is no telling.
 
     A worker that dies is replaced. When the system killed workers twice for want of memory, half of them must
-    do. A GPU on which workers died twice is not used again. A worker that ends with a user's error
-    ends the search with it.
+    do. A GPU on which workers died twice is not used again. A worker that ends with a user's error ends the
+    search with it.
     """
 
     def __init__(
@@ -191,10 +193,10 @@ class Pool:
         """Draws the conclusions from a worker's end."""
         _signal(post, signal.SIGKILL)  # whatever children it has left
         os.close(post.pulse)
-        if code == 0:
+        if code in _DONE:
             return
         if code in _REFUSED:
-            raise WorkersError(f"{post.slot} ended: {self._last_words(post.slot)}")
+            raise WorkersError(f"{post.slot} ended: {self._last_words(post.slot)}", exit_code=code)
         self._deaths += 1
         if self._deaths >= DEATHS * len(self._slots):
             raise WorkersError(

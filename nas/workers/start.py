@@ -10,6 +10,7 @@ from typing import Any
 
 from nas.errors import WorkersError
 from nas.job import Job
+from nas.measured import LATENCY
 from nas.registry import is_plugin
 from nas.run_folder import CHECKPOINT, describe_run
 from nas.storage.address import VARIABLE, check_writers, writers
@@ -39,6 +40,11 @@ def job_slots(job: Job) -> list[Slot]:
         return []
     count = _probed(job, gpus) if config.workers == "auto" else config.workers
     check_writers(config.storage, count)
+    if count > 1 and LATENCY in job.plan.goals.metrics and config.latency_table is None:
+        job.progress.note(
+            "WARNING: latencies are measured while other workers compute; they are relative to a reference "
+            "that is measured beside them, but a latency table is surer"
+        )
     return make_slots(count, gpus) if count > 1 or config.trial_timeout is not None else []
 
 

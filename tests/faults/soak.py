@@ -86,12 +86,17 @@ def stepping(study, folder, *, steps, step_s, stop):
 
 
 class Forked:
-    """A child made by copying this process, which has the libraries in memory already."""
+    """A child made by copying this process, which has the libraries in memory already.
 
-    def __init__(self, work):
+    As in a process made anew, of all open files only the standard ones and `descriptor` are open in it.
+    """
+
+    def __init__(self, work, descriptor):
         self.pid, self._code = os.fork(), None
         if self.pid == 0:
             os.setsid()
+            os.closerange(3, descriptor)
+            os.closerange(descriptor + 1, 1024)
             code = 1
             try:
                 code = work()
@@ -143,9 +148,8 @@ def coordinator(folder, *, workers, trials, lease_s, trial_timeout_s=None, **pac
 
         def start(_, descriptor):
             # The copy must not have its coordinator's handlers when it makes its own.
-            return Forked(
-                functools.partial(worker, folder, descriptor, trials=trials, lease_s=lease_s, **pace)
-            )
+            work = functools.partial(worker, folder, descriptor, trials=trials, lease_s=lease_s, **pace)
+            return Forked(work, descriptor)
 
         with (folder / "coordinator.log").open("a") as log:
             note = functools.partial(print, file=log, flush=True)

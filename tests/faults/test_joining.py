@@ -14,14 +14,16 @@ from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
-from nas.errors import ConfigError, WorkersError
+from nas.config import make_config
+from nas.errors import ConfigError, NoModelError, WorkersError
 from nas.journal import JOURNAL, journal_storage
 from nas.registry import load
 from nas.result import load_result
 from nas.resumable import Stopped
-from nas.search_run import search
+from nas.search_run import prepare, search
 from nas.study import Study
 from nas.workers.join import home_in, join
+from nas.workers.start import job_slots
 
 SETTINGS = {k: v for k, v in SMALL.items() if k not in ("top_k_epochs", "seeds")} | {"trials": 5, "top_k": 1}
 SLOW = """
@@ -239,3 +241,23 @@ def test_sigterm_on_the_command_line_saves_all_trials(tmp_path):
 def test_a_finished_result_says_nothing_of_workers(whole):
     assert load_result(whole.folder).history == whole.history
     assert json.loads((whole.folder / "run.json").read_text())["config"]["workers"] == 1
+
+
+def test_a_search_whose_trials_all_fail_ends_as_it_does_with_one_worker(tmp_path):
+    with pytest.raises(NoModelError, match="the last 10 trials failed"):
+        search(
+            "toy",
+            "digits",
+            "random",
+            out=tmp_path,
+            settings=SETTINGS | {"workers": 2, "trials": 27, "trial": {"lr": 1e30}},
+        )
+
+
+def test_latency_beside_other_workers_is_warned_about(tmp_path):
+    config = make_config(
+        {"space": "toy", "method": "random", "objective": "-latency_ms", "workers": 2} | SETTINGS
+    )
+    job = prepare(config, tmp_path, progress=Recorder())[0]
+    assert len(job_slots(job)) == 2
+    assert any("a latency table is surer" in note for note in job.progress.notes)

@@ -47,6 +47,7 @@ def test_a_killed_coordinator_leaves_nobody_behind_and_the_next_one_goes_on(tmp_
     process.join()
     until(lambda: not any(map(alive, orphans)))
     study = read(tmp_path)
+    assert study.ended < 16
     assert {trial.state.name for trial in study.under_way} <= {"WAITING"}
     end(begin(tmp_path, trials=16, **BRIEF))
     assert check(tmp_path, 16)["done"] == 16
