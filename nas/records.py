@@ -159,7 +159,7 @@ class TrialRecord(_Record):
     metrics: dict[str, FiniteFloat]
     cost_s: FiniteFloat
     reason: str
-    beside: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    beside: list[Annotated[int, Field(ge=0)]] = []
 
 
 class RungsRecord(_Record):

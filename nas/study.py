@@ -423,7 +423,7 @@ class Study:
             metrics=record.metrics,
             cost_s=record.cost_s,
             reason=record.reason,
-            beside=record.beside,
+            beside=tuple(record.beside),
         )
 
     def _open(self, goals: Goals) -> optuna.Study:
