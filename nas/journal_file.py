@@ -24,6 +24,8 @@ from nas.strictjson import is_deep
 _log = logging.getLogger("nas")
 T = TypeVar("T")
 _BLOCK = 1 << 16
+MAX_RECORD = 16 << 20
+"""Bytes of one record; ours have a few thousand."""
 _PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
@@ -91,8 +93,12 @@ class SafeJournalBackend(JournalFileBackend):
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The records from number `log_number_from` on; a last line still being written is left out."""
         mark = self._read if log_number_from == self._read.number else Mark()
-        lines = self._outlast(lambda: self._rest(mark.offset)).split(b"\n")
-        for line in (line + b"\n" for line in lines[:-1]):
+        start = mark.offset
+        for line in self._outlast(lambda: self._rest(start)):
+            if len(line) > MAX_RECORD:
+                raise ConfigError(self._damage(mark, f"the line is longer than {MAX_RECORD} bytes"))
+            if not line.endswith(b"\n"):
+                return
             number, record = mark.number, self._parsed(line, mark)
             self._read = mark = mark.beyond(line)
             if mark.offset > self._known.offset:
@@ -131,11 +137,17 @@ class SafeJournalBackend(JournalFileBackend):
             known = known.beyond(line + b"\n")
         return known
 
-    def _rest(self, offset: int) -> bytes:
+    def _rest(self, offset: int) -> list[bytes]:
+        """The lines from a place on, up to one that is too long to be read."""
+        lines = list[bytes]()
         with Path(self._path).open("rb") as file:
             self._check_size(os.fstat(file.fileno()).st_size, offset)
             file.seek(offset)
-            return file.read()
+            while line := file.readline(MAX_RECORD + 1):
+                lines.append(line)
+                if len(line) > MAX_RECORD:
+                    break
+        return lines
 
     def _outlast(self, work: Callable[[], T]) -> T:
         try:

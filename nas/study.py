@@ -24,7 +24,7 @@ from nas.errors import ConfigError, DeviceError, ExhaustedError, NasError, NoMod
 from nas.failures import diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
-from nas.paths import check_contents, check_name
+from nas.paths import check_contents, check_name, exists
 from nas.records import TrialRecord, checked
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
@@ -98,6 +98,8 @@ class Study:
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
         """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        if not exists(folder):
+            return []
         check_contents(folder)
         storage = past_storage(folder)
         if storage is None or name not in (study.study_name for study in storage.get_all_studies()):
@@ -290,7 +292,7 @@ class Study:
     def _proposal(self, number: int) -> object:
         try:
             return self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
-        except NasError:
+        except (NasError, NoTurnError):
             raise
         except Exception as error:
             raise ConfigError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ class SlurmWorker(Worker):
 
 def script(arguments: Sequence[str], workers: int, wishes: Wishes, logs: Path) -> str:
     """The batch script that `submit` hands to SLURM, in which submitit runs the worker's command."""
-    make = _submitit("slurm.slurm")._make_sbatch_string
-    text: str = make(
+    with _needing_submitit():
+        from submitit.slurm.slurm import _make_sbatch_string
+    text: str = _make_sbatch_string(
         command=f"# in each job: {shlex.join(Worker(arguments).command)}\n{_launcher(logs)}",
         folder=logs,
         map_count=workers,
@@ -94,7 +96,8 @@ def submit(arguments: Sequence[str], workers: int, wishes: Wishes, logs: Path) -
     Raises:
         ConfigError: when this machine has no SLURM, or SLURM refuses.
     """
-    submitit = _submitit("")
+    with _needing_submitit():
+        import submitit
     try:
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=wishes.requeues)
     except RuntimeError as error:
@@ -114,11 +117,10 @@ def _launcher(logs: Path) -> str:
     return shlex.join([Worker(()).command[0], "-u", "-m", "submitit.core._submit", str(logs)])
 
 
-def _submitit(part: str) -> Any:  # noqa: ANN401 - a module
-    from importlib import import_module
-
+@contextmanager
+def _needing_submitit() -> Iterator[None]:
     try:
-        return import_module(f"submitit.{part}" if part else "submitit")
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(
             "launch: --slurm needs submitit; install it with: pip install 'nas-engine[slurm]'"
