@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from nas.testing import check_searcher, check_space
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOME = {
     "Calibration": "nas.calibration",
