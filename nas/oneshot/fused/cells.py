@@ -39,12 +39,14 @@ class _Memory:
     """What is remembered of a cell.
 
     modules: all that are on its edges. ways: how operations can be run. plans: by the structure of mixtures.
+    captured: plans whose tensors CUDA graphs read, and which therefore stay.
     """
 
     edges: list[nn.Module]
     modules: list[nn.Module]
     ways: dict[Hashable, Known] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
+    captured: set[Plan] = field(default_factory=set)
 
     def plan(self, cell: Cell, terms: Sequence[Terms], states: Sequence[Tensor], *, kernels: bool) -> Plan:
         """The plan of the cell under mixtures of one structure, for states of these sizes and kinds.
@@ -69,6 +71,8 @@ class _Memory:
                 return self.ways[op, *kind]
 
             self.plans[key] = make_plan(cell, terms, together, way, shapes=shapes, device=x.device)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            self.captured.add(self.plans[key])
         return self.plans[key]
 
 
