@@ -27,7 +27,7 @@ def check_name(name: str, what: str) -> None:
             "also dots, commas and spaces"
         )
     if _DEVICES.fullmatch(name):
-        raise ConfigError(f"the {what}'s name is {name!r}, which Windows keeps for a device; choose another")
+        raise ConfigError(f"the {what}'s name is {name!r}, which Windows keeps for a device")
 
 
 def is_file(path: Path) -> bool:

@@ -64,7 +64,10 @@ def named(out: Path) -> Path:
         ConfigError: showing what such a name may hold.
     """
     name = out.name if out.name not in ("", "..") else out.resolve().name
-    check_name(name, "run")
+    try:
+        check_name(name, "run")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; choose another --out folder") from error
     return out
 
 
