@@ -51,10 +51,11 @@ class Job:
 
     @cached_property
     def storage(self) -> BaseStorage:
-        """Where the trials are written; the folder must hold the record of the run."""
+        """Where the trials are written; for a database the folder must hold the record of the run."""
+        address = self.config.storage
         patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
-        run = str(read_run(self.folder).get("run", ""))
-        return run_storage(self.folder, self.config.storage, run=run, patience=patience)
+        run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
+        return run_storage(self.folder, address, run=run, patience=patience)
 
     def _stop_waiting(self) -> None:
         if self.stop():

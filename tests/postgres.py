@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import secrets
 import select
 import shutil
@@ -143,6 +144,8 @@ def postgres():
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     if folder_of_binaries() is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    if os.geteuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
     with contextlib.ExitStack() as stack:
         # A socket's path may have 107 bytes only; pytest's own folders can be longer.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nas-pg-")))

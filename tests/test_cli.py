@@ -352,6 +352,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *others[::2],
         *("--force", "--json", "--baselines", "--deterministic", "--trial-timeout", "--storage"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
+        "--storage",
     } - {tmp_path}
 
 
@@ -362,6 +363,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         (["--fidelity", "epochs=2,width=0.5"], "fidelity", "epochs=2,width=0.5"),
         (["--fidelity", "auto", "--calibration", "c"], "calibration", "c"),
         ([], "baselines", True),
+        (["--storage", "postgresql://me:secret@h/d"], "storage", "postgresql+psycopg://me:***@h/d"),
     ],
 )
 def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):

@@ -103,12 +103,11 @@ def everything_said(error):
 )
 def test_an_address_shows_no_password(url, shown):
     address = Address(url)
-    for text in (str(address), repr(address), f"{address}", "%s" % address, f"{[address]}"):  # noqa: UP031
-        assert "secret" not in text and "ret" not in text.removesuffix("secret")
-    assert shown in address
+    for text in (str(address), repr(address), f"{address}", f"{[address]}"):
+        assert "secret" not in text and "ret@" not in text
+    assert shown in address and address.is_masked is False
     for copied in (pickle.loads(pickle.dumps(address)), Address(address.secret)):
         assert (copied, copied.secret) == (address, address.secret)
-    assert "secret" in address.secret.replace("%2F", "") or "@" not in url
 
 
 def test_the_file_of_sqlite_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -137,7 +136,7 @@ def test_the_file_of_sqlite_is_found_from_any_folder(tmp_path, monkeypatch):
 def test_what_is_no_address_is_refused_without_showing_it(url):
     with pytest.raises(ConfigError, match=r"sqlite:///FILE|postgresql\+psycopg://USER") as caught:
         Address(url)
-    assert "secret" not in everything_said(caught.value).replace("test_storage", "").replace(f"{url!r}", "")
+    assert "secret" not in everything_said(caught.value)
 
 
 def test_the_password_comes_back_from_the_environment_only(monkeypatch):
