@@ -46,7 +46,7 @@ class ExhaustedError(NasError):
 class DeviceError(NasError):
     """A GPU failed in a way that leaves its process unable to compute; a new process may go on."""
 
-    exit_code = 5
+    exit_code = 6
 
 
 class WorkersError(NasError):
