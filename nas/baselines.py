@@ -14,7 +14,7 @@ from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
-from nas.trial_setup import bounded, trial_line, with_costs
+from nas.trial_setup import bounded, fitting, remembering, trial_line, with_costs
 from nas.types import Genotype, Trial
 
 UNBOUNDED = 10**6
@@ -56,7 +56,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
     epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
     study = Study(
         job.space,
-        Fixed(bounded(job, RandomSearch()), epochs),
+        Fixed(fitting(job, bounded(job, RandomSearch()), measure), epochs),
         job.storage,
         name=RANDOM,
         seed=job.seed(RANDOM),
@@ -73,10 +73,10 @@ def _random(job: Job, found: Found) -> list[Trial]:
 
     most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()
+    measured = with_costs(job, measure, study.history, others=others)
+    fitted = remembering(job, measured, measure, study.history, found.history)
     study.run(
-        Cached(
-            with_costs(job, measure, study.history, others=others), job.space, study.history, others=others
-        ),
+        Cached(fitted, job.space, study.history, others=others),
         trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),

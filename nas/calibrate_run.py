@@ -21,6 +21,7 @@ from nas.calibration import (
 from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluate import Trained
+from nas.failures import diagnosis
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files import FolderLock, read_json, write_json
 from nas.goals import Goals
@@ -171,7 +172,7 @@ def _calibrate(job: Job, settings: Settings) -> Calibration:
     means = [_mean(values) for values in truth]
     if sum(map(math.isfinite, means)) < MIN_ARCHITECTURES:
         raise NoModelError(
-            f"calibrate: fewer than {MIN_ARCHITECTURES} architectures could be trained; run `nas validate`"
+            f"calibrate: fewer than {MIN_ARCHITECTURES} architectures could be trained:{diagnosis(trials)}"
         )
     found: list[Estimate | None] = []
     if settings.seeds > 1:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.files import TEMPORARY, write_bytes
+from nas.files import TEMPORARY, storage_errors, write_bytes
 
 _log = logging.getLogger("nas")
 
@@ -148,14 +148,18 @@ class Checkpoints:
 
         On failure the earlier checkpoints stay. On success those of the same or a later step are removed too:
         whoever saves an earlier step has gone back to it.
+
+        Raises:
+            StorageError: when the file system refuses.
         """
         if step < 0:
             raise ValueError(f"step is {step}, but must be at least 0")
         tensors, structure = pack(dict(state))
         data = save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
         path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
-        self._write(path, data)
-        self._prune(step, path)
+        with storage_errors(path):
+            self._write(path, data)
+            self._prune(step, path)
         return path
 
     def load(self) -> tuple[int, dict[str, Any]] | None:

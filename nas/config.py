@@ -126,6 +126,7 @@ class Config(BaseModel):
       by default epochs that grow by `eta` up to those of a trial.
     fidelity: what one trial of the `fixed` scheduler may spend, e.g. "epochs=3,width=0.5", or `auto` for the
       cheapest one that the folder of `nas calibrate` in `calibration` found trustworthy.
+    max_failures: so many trials that fail one after the other end the search.
     early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
@@ -178,6 +179,7 @@ class Config(BaseModel):
     eta: Annotated[int, Field(ge=2), BeforeValidator(number)] = 3
     fidelity: str | None = None
     calibration: str | None = None
+    max_failures: Count = 10
     early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
     baselines: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
@@ -320,6 +322,7 @@ def _refuse_unused(config: Config, where: str) -> None:
     fixed = trained and config.scheduler == "fixed"
     used = {
         "trials": not gradients,
+        "max_failures": not gradients,
         "evaluator": not gradients or config.evaluator == "trained",
         "alphas": gradients,
         "alpha_speed": gradients,

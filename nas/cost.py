@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from nas.errors import SpaceError, TrialError
+from nas.guard import reason_of
 from nas.space import Space, describe
 from nas.types import Genotype
 
@@ -55,7 +56,8 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     """Counts one architecture on the meta device for images `[C, H, W]`; a second time it is remembered.
 
     Raises:
-        TrialError: with reason `build` when it cannot be built or rejects such images.
+        TrialError: with reason `build` when it cannot be built or rejects such images, `unsupported` when an
+          operator has no form without values.
     """
     key = (f"cost {tuple(image_shape)}", genotype)
     if key not in space.memo:
@@ -73,7 +75,8 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        raise TrialError("build", f"images of {tuple(image_shape)} fail: {describe(error)}") from error
+        reason = "unsupported" if reason_of(error) == "unsupported" else "build"
+        raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}") from error
 
 
 def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int]:

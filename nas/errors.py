@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -43,7 +43,7 @@ class ExhaustedError(NasError):
     """Every architecture of the space has been tried; the study ends early."""
 
 
-class DeviceError(NasError):
+class DeviceError(NoModelError):
     """A GPU failed in a way that leaves its process unable to compute; a new process may go on."""
 
     exit_code = 6
@@ -63,15 +63,28 @@ class WorkersError(NasError):
 class TrialError(NasError):
     """One trial failed; the search goes on.
 
-    reason: a short code for counting (`"nan"`, `"oom"`, `"build"`, `"no-grad"`, `"metric"`, `"device"`,
-      `"timeout"`, `"lost"`, `"error"`).
+    reason: a short code for counting, one of `nas.failures.ADVICE`, e.g. `"nan"`, `"oom"` or `"build"`.
+    metrics: what was measured all the same.
     """
 
     exit_code = 4
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, metrics: Mapping[str, float] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.metrics = dict(metrics or {})
+
+
+class StorageError(NasError, OSError):
+    """A file cannot be written: the disk is full, a quota is used up, or the file system fails.
+
+    Nothing that was written before is harmed; the same command goes on once there is space again.
+    """
+
+    exit_code = 5
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:

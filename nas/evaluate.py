@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from torch import nn
 
 from nas.checkpoint import Checkpoints
 from nas.cost import Cost, cost
+from nas.easing import Ease, eased
 from nas.errors import TrialError
 from nas.graph import architecture_hash
-from nas.guard import user_errors
+from nas.guard import build_errors, user_errors
+from nas.needs import noting, require_memory, training_bytes
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.paths import scores
 from nas.oneshot.supernet import Supernet
@@ -30,6 +33,8 @@ from nas.task import Task
 from nas.train import Curve, train
 from nas.types import Genotype, Trial
 
+_log = logging.getLogger("nas")
+
 Start = Callable[[Trial, nn.Module], nn.Module]
 """The network that a trial's training begins with, from a freshly initialised one."""
 
@@ -37,6 +42,8 @@ Start = Callable[[Trial, nn.Module], nn.Module]
 @dataclass(frozen=True, eq=False)
 class Trained:
     """Trains each architecture for its fidelity's epochs and validates it.
+
+    A training that diverges or runs out of memory has a second chance, see `nas.easing`.
 
     recipe: everything but the epochs; its schedule is compressed to them.
     folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
@@ -57,13 +64,20 @@ class Trained:
     start: Start | None = None
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`."""
+        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
+
+        And `lr_factor` or `passes_per_step`, where it took them to train at all.
+        """
         seed = int(rng.integers(2**62))
         with self._place(trial) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
-            with isolated(seed, "init"):
-                network = self._begin(trial).to(self.task.train.x.device)
-            curve = self._train(network, trial.fidelity, seed, folder)
+            with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
+                (network, curve), ease = eased(
+                    partial(self._attempt, trial, seed, folder),
+                    folder=folder,
+                    batch=self._batch,
+                    note=partial(_log.warning, "trial %d: %s", trial.number),
+                )
             if self.judge is not None:
                 self.judge(trial, network)
         return {
@@ -73,25 +87,43 @@ class Trained:
             "params": counted.params,
             "macs": counted.macs,
             "epochs_trained": len(curve.train_loss),
+            **ease.metrics,
         }
 
+    def needed_bytes(self, trial: Trial) -> int:
+        """What the training is estimated to need of memory at least, see `nas.needs`."""
+        counted = cost(self.space, trial.genotype, self.task.image_shape)
+        return training_bytes(counted, self._batch)
+
+    @property
+    def _batch(self) -> int:
+        return min(self.recipe.batch, len(self.task.train))
+
+    def _attempt(self, trial: Trial, seed: int, folder: Path | None, ease: Ease) -> tuple[nn.Module, Curve]:
+        with isolated(seed, "init"):
+            network = self._begin(trial).to(self.task.train.x.device)
+        place = None if folder is None else ease.place(folder)
+        return network, self._train(network, trial.fidelity, seed, ease, place)
+
     def _begin(self, trial: Trial) -> nn.Module:
-        network = self.space.network(trial.genotype)
+        with build_errors():
+            network = self.space.network(trial.genotype)
         return network if self.start is None else self.start(trial, network)
 
-    def _train(self, network: nn.Module, epochs: int, seed: int, folder: Path | None) -> Curve:
+    def _train(self, network: nn.Module, epochs: int, seed: int, ease: Ease, folder: Path | None) -> Curve:
         """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
         first = epochs if self.hopeless is None or folder is None else self._begun(folder)
         for epoch in range(first, epochs + 1):
             curve = train(
                 network,
                 self.task,
-                compressed(self.recipe, epochs),
+                ease.of(compressed(self.recipe, epochs)),
                 seed=seed,
                 evaluate_on=self.task.val,
                 evaluate_every=epochs if self.hopeless is None else 1,
                 until=epoch,
                 checkpoints=Checkpoints(folder) if folder is not None else None,
+                backward=ease.backward,
                 stop=self.stop,
             )
             if self.hopeless is not None and epoch < epochs and self.hopeless(curve.val_acc, epochs):
@@ -101,7 +133,7 @@ class Trained:
     def _begun(self, folder: Path) -> int:
         """The epoch that a checkpoint was written in or at the end of; 1 without one."""
         saved = Checkpoints(folder).load()
-        steps_per_epoch = len(self.task.train) // min(self.recipe.batch, len(self.task.train))
+        steps_per_epoch = len(self.task.train) // self._batch
         return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
 
     @contextmanager
@@ -195,24 +227,3 @@ def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
     counted = cost(space, genotype, task.image_shape)
     require_memory(counted.params, task.train.x.device)
     return counted
-
-
-def require_memory(params: int, device: torch.device) -> None:
-    """Raises TrialError, reason `oom`, unless weights, momentum and gradients fit in the device's memory."""
-    needed, total = 12 * params, memory_bytes(device)
-    if needed > total:
-        raise TrialError(
-            "oom",
-            f"{params:,} parameters need {needed / 2**30:.1f} GiB to train, "
-            f"the device has {total / 2**30:.1f} GiB",
-        )
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Total memory of a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    pages = Path("/proc/meminfo")
-    if not pages.exists():
-        return 2**63
-    return 1024 * int(pages.read_text().split()[1])

@@ -11,18 +11,23 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, StorageError
 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
 TEMPORARY = ".tmp-"
 """How the name of a file that is still being written begins."""
+
+_PASSING = (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
+"""Faults of a file server that may be over in a moment."""
+_PAUSES_S = (0.1, 0.5)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -38,29 +43,87 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one, also after a kill or a power loss. When the block raises
     (a full disk, say), the old file stays and the temporary is removed.
+
+    Raises:
+        StorageError: when the file system refuses.
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with storage_errors(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces the file at `path` by `data`, whole or not at all."""
+    """Replaces the file at `path` by `data`, whole or not at all; faults that may pass are tried again.
+
+    Raises:
+        StorageError: when the file system refuses.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            _write_once(path, data)
+        except StorageError as error:
+            if error.errno not in _PASSING:
+                raise
+            time.sleep(pause_s)
+        else:
+            return
+    _write_once(path, data)
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses while `path` is written into a StorageError that says what to do."""
     try:
-        with replacing(path) as temporary:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                write_all(descriptor, data)
-            finally:
-                os.close(descriptor)
-    except OSError as error:
-        error.filename = str(path)  # the temporary's name would tell the user nothing
+        yield
+    except StorageError:
         raise
+    except OSError as error:
+        # The name of a temporary would tell the user nothing.
+        raise StorageError(error.errno, _refused(path, error), str(path)) from error
+
+
+def _refused(path: Path, error: OSError) -> str:
+    mount = _mount(path)
+    advice = {
+        errno.ENOSPC: f"free some {'inodes' if _lacks_inodes(path) else 'space'} on {mount}",
+        errno.EDQUOT: f"remove something of yours on {mount}, or ask for a larger quota",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        errno.EROFS: f"make {mount} writable",
+        errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    }.get(error.errno or 0, f"check the file system {mount}")
+    return (
+        f"cannot write {path}: {error.strerror}; {advice}. What was saved before is whole: the same command "
+        "goes on from there"
+    )
+
+
+def _mount(path: Path) -> Path:
+    """Where the file system of a path is mounted."""
+    places = (place for place in path.absolute().parents if place.is_mount())
+    return next(places, Path(path.anchor or "/"))
+
+
+def _lacks_inodes(path: Path) -> bool:
+    try:
+        free = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return free.f_files > 0 and free.f_favail == 0 and free.f_bavail > 0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -164,13 +227,31 @@ def _fingerprint(path: Path) -> dict[str, object]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
-def check_manifest(folder: Path) -> list[str]:
-    """What is wrong with the files of `manifest.json`, one line each; empty when all are as recorded."""
+def check_manifest(folder: Path, names: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with the files of `manifest.json`, one line each; empty when all are as recorded.
+
+    names: looks at these only; a file that the manifest does not list is nothing wrong.
+    """
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
-    return [problem for name, recorded in files.items() if (problem := _problem(folder, name, recorded))]
+    chosen = files if names is None else {name: files[name] for name in names if name in files}
+    return [problem for name, recorded in chosen.items() if (problem := _problem(folder, name, recorded))]
+
+
+def require_intact(folder: Path, *names: str) -> None:
+    """Raises ConfigError when one of these files differs from the folder's manifest, where there is one."""
+    if (folder / MANIFEST).is_file() and (damage := check_manifest(folder, names)):
+        raise damaged(folder, damage)
+
+
+def damaged(folder: Path, damage: Iterable[str]) -> ConfigError:
+    """The refusal of a folder whose files are not as recorded, with what to do."""
+    return ConfigError(
+        f"{folder} is damaged: {'; '.join(damage)} in {MANIFEST}; restore it from a copy, or run its command "
+        "again with another --out folder (what you edited yourself belongs in a folder of its own)"
+    )
 
 
 def _problem(folder: Path, name: str, recorded: object) -> str:

@@ -12,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from nas import draw
+from nas.checkpoint import Checkpoints
 from nas.cost import count_params
+from nas.easing import LR_FACTOR, Ease, eased
 from nas.errors import ConfigError
-from nas.evaluate import require_memory
 from nas.files import read_json, write_json
-from nas.guard import user_errors
 from nas.job import Job
 from nas.latency import LatencyTable, measure_table
 from nas.measured import LATENCY, free_metrics
+from nas.needs import require_memory
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
 from nas.oneshot.identities import keeps_cap
 from nas.oneshot.method import Method
-from nas.oneshot.record import Epoch
+from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
+from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
 from nas.seeding import rng
 from nas.space import Space
@@ -58,29 +60,13 @@ def search_by_gradients(job: Job) -> Searched:
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
     method, costs = _constrained(job, job.plan.search), _costs(job)
     study = Study(job.space, Listed((), 0), job.storage, name="search", announce=False)
-    job.progress.phase("search", method.weights.epochs, done=len(study.history))
-
-    def record(epochs: Sequence[Epoch]) -> None:
-        for epoch in epochs[len(study.history) :]:
-            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
-            study.tell(trial, {**_metrics(epoch), **costs(epoch.genotype)}, epoch.seconds)
-            job.progress.advance(_line(epoch), done=epoch.epoch)
-            for event in epoch.events:
-                job.progress.note(f"epoch {epoch.epoch}: {event}")
-
-    with user_errors():
-        outcome = differentiable.search(
-            job.space,
-            job.search_task,
-            _within_memory(job, method),
-            seed=job.seed("search"),
-            prepare=_seeded(job),
-            checkpoints=job.checkpoints("search"),
-            budget_s=job.plan.budget_s,
-            on_epoch=record,
-            stop=job.stop,
-        )
-    record(outcome.epochs)
+    method = _within_memory(job, method)
+    outcome, _ = eased(
+        lambda ease: _attempt(job, method, study, costs, ease),
+        folder=job.folder / CHECKPOINT / "search",
+        batch=1,  # what a step of a supernet takes is the business of `memory`
+        note=job.progress.note,
+    )
     likely = _likely(job.space, outcome.strengths, rng(job.seed("search"), "likely"))
     candidates = list(dict.fromkeys([*outcome.selected, *likely]))
     bounds, guards = job.plan.goals.constraints, method.guards
@@ -90,6 +76,44 @@ def search_by_gradients(job: Job) -> Searched:
         return excess, guards is not None and not keeps_cap(job.space, genotype, guards.skip_cap)
 
     return Searched(sorted(candidates, key=place), outcome.epochs, study.history, study.spent_s)
+
+
+def _attempt(
+    job: Job,
+    method: Method,
+    study: Study,
+    costs: Callable[[Genotype], dict[str, float]],
+    ease: Ease,
+) -> Outcome:
+    """Searches at the learning rate that is left, and writes down every epoch as a trial."""
+    tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
+    budget = job.plan.budget_s
+    if budget is not None:
+        budget -= sum(t.cost_s for t in tried)
+    job.progress.phase("search", method.weights.epochs, done=len(study.history) - len(tried))
+
+    def record(epochs: Sequence[Epoch]) -> None:
+        for epoch in epochs[len(study.history) - len(tried) :]:
+            trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
+            metrics = {**_metrics(epoch), **costs(epoch.genotype), **ease.metrics}
+            study.tell(trial, metrics, epoch.seconds)
+            job.progress.advance(_line(epoch), done=epoch.epoch)
+            for event in epoch.events:
+                job.progress.note(f"epoch {epoch.epoch}: {event}")
+
+    outcome = differentiable.search(
+        job.space,
+        job.search_task,
+        dataclasses.replace(method, weights=ease.of(method.weights)),
+        seed=job.seed("search"),
+        prepare=_seeded(job),
+        checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / "search")),
+        budget_s=budget,
+        on_epoch=record,
+        stop=job.stop,
+    )
+    record(outcome.epochs)
+    return outcome
 
 
 def _metrics(epoch: Epoch) -> dict[str, float]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from nas.checkpoint import Checkpoints
 from nas.config import Config
 from nas.latency import LatencyTable
 from nas.patience import Patience
@@ -17,7 +16,7 @@ from nas.plan import Plan
 from nas.progress import Progress
 from nas.recipe import Recipe
 from nas.resumable import Stopped
-from nas.run_folder import CHECKPOINT, read_run
+from nas.run_folder import read_run
 from nas.seeding import derive
 from nas.space import Space
 from nas.storage.run import run_storage
@@ -60,10 +59,6 @@ class Job:
     def _stop_waiting(self) -> None:
         if self.stop():
             raise Stopped("stopped while the storage could not be used")
-
-    def checkpoints(self, phase: str) -> Checkpoints:
-        """Where one phase saves its state."""
-        return Checkpoints(self.folder / CHECKPOINT / phase)
 
     def seed(self, phase: str) -> int:
         """The root of one phase's random streams."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from nas.checkpoint import Checkpoints
-from nas.cost import Cost
+from nas.cost import Cost, cost
+from nas.easing import EASED, Ease, begun, eased
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import affordable
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files import read_json, write_json
-from nas.guard import user_errors
+from nas.guard import build_errors, user_errors
+from nas.needs import noting, training_bytes
 from nas.recipe import Recipe, segmented
 from nas.seeding import derive, isolated
 from nas.space import Space
@@ -81,6 +83,8 @@ class Laddered:
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:  # noqa: ARG002 - an Evaluator
         """`val_acc`, `val_loss`, `train_loss`, `params`, `macs`, `epochs_trained` and `continued`.
 
+        And `lr_factor` or `passes_per_step`, where it took them to train at all (see `nas.easing`).
+
         params, macs: of the architecture at full size.
         epochs_trained: what this trial trained; more than its rung's where no trial had trained those below.
         continued: 1 where it went on with the weights of an earlier trial, else 0.
@@ -106,6 +110,10 @@ class Laddered:
             first += len(rungs)
         return tuple(found)
 
+    def needed_bytes(self, trial: Trial) -> int:
+        """What the training up to a rung is estimated to need of memory at least, see `nas.needs`."""
+        return self._needed_bytes(trial.genotype, self.ladder.rung(trial.fidelity))
+
     def forget(self, genotype: Genotype) -> None:
         """Removes all that is kept of an architecture that will not be asked for again."""
         shutil.rmtree(self.place(genotype), ignore_errors=True)
@@ -125,23 +133,39 @@ class Laddered:
         results, key = self._results(genotype, counted), str(self.ladder.granted[rung])
         if key not in results:
             with user_errors():
-                found = self._climb(genotype, rung, results)
+                needed = self._needed_bytes(genotype, rung)
+                with noting(counted, needed, self.task.train.x.device):
+                    found = self._climb(genotype, rung, results)
             results[key] = {**found, "params": counted.params, "macs": counted.macs}
             self._record(genotype, counted, results)
         return results[key]
 
+    def _needed_bytes(self, genotype: Genotype, rung: int) -> int:
+        return max(
+            training_bytes(
+                cost(stage.space, genotype, stage.task.image_shape),
+                min(stage.recipe.batch, len(stage.task.train)),
+            )
+            for stage in self.stages
+            if stage.first <= rung
+        )
+
     def _climb(self, genotype: Genotype, rung: int, before: Iterable[str]) -> dict[str, float]:
         """Trains up to a rung; `before` are the fidelities that earlier trials reached."""
-        chain = self._chain(genotype, rung)
-        curve = self._train(genotype, chain, rung)
+        chain, place = self._chain(genotype, rung), self.place(genotype)
+        rate = begun(place).lr_factor
+        batch = min(self.recipe.batch, len(self.task.train))
+        curve, ease = eased(partial(self._train, genotype, chain, rung), folder=place, batch=batch)
         below = max((self.ladder.rung(int(fidelity)) for fidelity in before), default=-1)
-        begin = max(chain[0].first, below + 1)
+        # At another learning rate it is another training, from the first rung on.
+        begin = max(chain[0].first, below + 1) if ease.lr_factor == rate else chain[0].first
         return {
             "val_acc": curve.val_acc[-1],
             "val_loss": curve.val_loss[-1],
             "train_loss": curve.train_loss[-1],
             "epochs_trained": sum(r.epochs for r in self.ladder.rungs[begin : rung + 1]),
             "continued": int(begin > chain[0].first),
+            **ease.metrics,
         }
 
     def _chain(self, genotype: Genotype, rung: int) -> list[Stage]:
@@ -153,23 +177,26 @@ class Laddered:
                 chain = [*chain, stage] if fits else [stage]
         return chain
 
-    def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int) -> Curve:
+    def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int, ease: Ease) -> Curve:
+        place = ease.place(self.place(genotype))
         seed, curve, start = self.seed_of(genotype), Curve(), None
         for stage in chain:
-            with isolated(seed, "init"):
+            with isolated(seed, "init"), build_errors():
                 network = stage.space.network(genotype).to(stage.task.train.x.device)
             # Many trials are paused at a time, and a damaged checkpoint costs a repetition only.
-            checkpoints = Checkpoints(self.place(genotype) / f"rung-{stage.first}", keep=1)
+            checkpoints = Checkpoints(place / f"rung-{stage.first}", keep=1)
+            recipe = ease.of(stage.recipe)
             curve = train(
                 network,
                 stage.task,
-                stage.recipe if start is None else replace(stage.recipe, warmup_epochs=0.0),
+                recipe if start is None else replace(recipe, warmup_epochs=0.0),
                 seed=derive(seed, stage.first),
                 evaluate_on=stage.task.val,
                 evaluate_every=None,
                 until=stage.until(rung),
                 start=start,
                 checkpoints=checkpoints,
+                backward=ease.backward,
                 stop=self.stop,
             )
             start = checkpoints
@@ -202,5 +229,7 @@ class Laddered:
         return [repr(self.recipe), str(self.ladder), self.task.fingerprint, *network]
 
     def _remove_checkpoints(self, genotype: Genotype) -> None:
-        for folder in self.place(genotype).glob("rung-*"):
+        place = self.place(genotype)
+        for folder in (*place.glob("rung-*"), *place.glob("lr-*")):
             shutil.rmtree(folder, ignore_errors=True)
+        (place / EASED).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from nas.arrays import Array, as_numpy
-from nas.errors import DataError
+from nas.errors import DataError, user_line
 from nas.imagefolder import pil_pixels
 
 
@@ -26,7 +26,7 @@ def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
     images: list[Array] = []
     labels: list[object] = []
     for index in range(len(dataset)):
-        item = dataset[index]
+        item = _item(dataset, index, who=who)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{who}: item {index} is a {type(item).__name__}, but must be (image, label)")
         pixels = _pixels(item[0], who=f"{who}: item {index}")
@@ -40,6 +40,16 @@ def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
     if not images:
         raise DataError(f"{who} is empty; give at least two images of each class")
     return np.array(images), np.array(labels)
+
+
+def _item(dataset: MapDataset, index: int, *, who: str) -> object:
+    try:
+        return dataset[index]
+    except Exception as error:
+        raise DataError(
+            f"{who}: item {index} cannot be read: {type(error).__name__}: {error}{user_line(error)}; repair "
+            "it, or leave it out"
+        ) from error
 
 
 def _pixels(image: object, *, who: str) -> Array:

@@ -11,8 +11,9 @@ from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import ConfigError, TrialError, unknown
-from nas.evaluate import require_memory
+from nas.guard import build_errors
 from nas.latency import BEST_OF, Latency, LatencyTable, best, interleaved
+from nas.needs import require_memory
 from nas.seeding import derive, isolated, torch_rng
 from nas.space import Space
 from nas.study import Evaluator
@@ -140,7 +141,7 @@ class Stopwatch:
 
     def _network(self, genotype: Genotype) -> nn.Module:
         require_memory(cost(self.space, genotype, self.x.shape[1:]).params, self.device)
-        with isolated(0, "latency"):
+        with isolated(0, "latency"), build_errors():
             return self.space.network(genotype).to(self.device)
 
 

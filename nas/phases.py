@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nas.errors import NoModelError
+from nas.failures import diagnosis
 from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
@@ -87,12 +88,13 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
         trials=job.plan.trials,
         stop=search.enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=job.config.max_failures,
     )
     if study.ended < job.plan.trials:
         job.progress.note(f"the search ends early: {_why(search, reason)}")
     best = finalists(study.history, job.plan.lead)
     if not best:
-        raise NoModelError(f"all {study.ended} trials failed; the last one: {study.history[-1].reason}")
+        raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
         job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
     genotypes = _distinct(job, (t.genotype for t in best))

@@ -17,6 +17,7 @@ from torch import nn
 from nas.comparison import Paired, paired
 from nas.errors import NoModelError
 from nas.evaluate import Start, Trained
+from nas.failures import diagnosis
 from nas.files import replacing
 from nas.graph import architecture_hash
 from nas.job import Job
@@ -63,8 +64,7 @@ def rerank(
     study = _train(job, genotypes, start)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
     if not means:
-        reasons = [trial.reason for trial in study.history if trial.state == "failed"]
-        raise NoModelError(f"all {len(genotypes)} candidates failed; the last one: {reasons[-1]}")
+        raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(study.history)}")
     best = job.plan.lead.ordered(list(means.values()))[0].genotype
     own = next((g for g in candidates if g in means), None)
     metrics: dict[str, float] = {
@@ -144,7 +144,9 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
     own = [t for t in history if t.genotype == genotype]
     if not own or any(t.state != "done" for t in own):
         return None
-    metrics = {name: float(np.mean([t.metrics[name] for t in own])) for name in own[0].metrics}
+    # What only some trainings have (a second chance, say) has no mean.
+    common = [name for name in own[0].metrics if all(name in t.metrics for t in own)]
+    metrics = {name: float(np.mean([t.metrics[name] for t in own])) for name in common}
     return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
 
 

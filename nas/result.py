@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas import draw
+from nas import draw, failures
 from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
 from nas.config import DIFFERENTIABLE
 from nas.errors import ConfigError, SpaceError
-from nas.files import MANIFEST, check_manifest, read_json, replacing, write_json, write_manifest
+from nas.files import (
+    MANIFEST,
+    check_manifest,
+    damaged,
+    read_json,
+    replacing,
+    require_intact,
+    write_json,
+    write_manifest,
+)
 from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
@@ -31,7 +41,11 @@ from nas.study import Study
 from nas.types import Genotype, Objective, Trial
 
 BASELINES = ("random search at equal cost", "largest of these by MACs")
-_READ = ("architecture.json", "metrics.json", "model.safetensors", "run.json")
+_READ = ("architecture.json", "baselines.json", "metrics.json", "model.safetensors", "run.json")
+ARCHITECTURE = "architecture.json"
+FORMAT = 1
+"""Grows when the meaning of architecture.json changes."""
+_log = logging.getLogger("nas")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +79,11 @@ class Result:
         done = [t for t in self.history if t.state == "done"]
         longest = max((t.fidelity for t in done), default=0)
         return self.goals.front([t for t in done if t.fidelity == longest])
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """The number of failed trials of the search by reason, the commonest first."""
+        return failures.count(self.history)
 
     @property
     def graph(self) -> Graph:
@@ -107,7 +126,7 @@ def write_result(
     folder, space, genotype = result.folder, result.space, result.genotype
     save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
     write_json(folder / "metrics.json", dict(result.metrics))
-    write_json(folder / "architecture.json", describe_architecture(space, genotype, result.metrics))
+    write_json(folder / ARCHITECTURE, describe_architecture(space, genotype, result.metrics))
     write_graphml(folder / "architecture.graphml", result.graph)
     draw_architecture(folder, result.graphs, title=title)
     outline = skeleton(space.network(genotype, meta=True), image_shape)
@@ -177,7 +196,7 @@ def describe_architecture(
 ) -> dict[str, object]:
     """The content of architecture.json: all that is needed to build or draw the architecture again."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "space": space.origin or space.name,
         "settings": dict(space.settings),
         "genotype": list(genotype),
@@ -190,16 +209,26 @@ def describe_architecture(
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
-    """An architecture.json, or that of a run's folder; nothing of it is executed."""
+    """An architecture.json, or that of a run's folder; nothing of it is executed.
+
+    Raises:
+        ConfigError: when there is none, or the folder's manifest says that it is damaged.
+    """
     if not exists(path):
         raise ConfigError(
             f"no architecture at {str(path)[:200]!r}: wanted a finished run's folder or an "
             "architecture.json; the text of a genotype needs --space"
         )
-    file = path / "architecture.json" if path.is_dir() else path
+    file = path / ARCHITECTURE if path.is_dir() else path
+    require_intact(file.parent, file.name)
     data = read_json(file)
     if not isinstance(data, dict) or not {"space", "settings", "choices", "cells"} <= data.keys():
         raise ConfigError(f"{file} describes no architecture")
+    if isinstance(data.get("format", FORMAT), int) and data.get("format", FORMAT) > FORMAT:
+        raise ConfigError(
+            f"{file} was written by a newer version (format {data['format']}, this one reads {FORMAT}); "
+            "upgrade nas-engine"
+        )
     return data
 
 
@@ -248,10 +277,11 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     folder = Path(folder)
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
-    if damage := [line for line in check_manifest(folder) if line.startswith(_READ)]:
-        raise ConfigError(
-            f"{folder} is damaged: {'; '.join(damage)}; run its command with another --out folder"
-        )
+    damage = check_manifest(folder)
+    if needed := [line for line in damage if line.startswith(_READ)]:
+        raise damaged(folder, needed)
+    for line in damage:
+        _log.warning("%s: %s in the manifest; the model and its figures are as recorded", folder, line)
     data = read_architecture(folder)
     if isinstance(space, Space):
         found, genotype = space, space.genotype(data["choices"])

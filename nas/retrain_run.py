@@ -15,6 +15,7 @@ from nas import devices
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
+from nas.easing import Ease, eased
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate import affordable
 from nas.files import FolderLock
@@ -41,7 +42,7 @@ from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive, isolated, rng
 from nas.space import Space
 from nas.task import Task, load_task
-from nas.train import EpochReport, evaluate, train
+from nas.train import Curve, EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
@@ -102,7 +103,7 @@ def retrain(
                 loaded,
                 recipe,
                 seed=derive(config.seed, "retrain"),
-                checkpoints=Checkpoints(folder / CHECKPOINT / "retrain"),
+                folder=folder / CHECKPOINT / "retrain",
                 progress=progress,
                 stop=stop or (lambda: False),
             )
@@ -229,26 +230,36 @@ def train_final(
     recipe: Recipe,
     *,
     seed: int,
-    checkpoints: Checkpoints | None,
+    folder: Path | None,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Trains one architecture on training and validation images, then measures test accuracy, once."""
-    with user_errors():
-        counted = affordable(space, genotype, task)
+    """Trains one architecture on training and validation images, then measures test accuracy, once.
+
+    folder: where its checkpoints live. A training that diverges or runs out of memory has a second chance
+    (see `nas.easing`), which a note and the metrics `retrain_lr_factor` or `retrain_passes_per_step` tell.
+    """
+
+    def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             network = space.network(genotype).to(task.train.x.device)
         progress.phase("retrain", recipe.epochs)
         curve = train(
             network,
             task,
-            recipe,
+            ease.of(recipe),
             seed=seed,
             split=task.train_and_val(),
-            checkpoints=checkpoints,
+            checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
             on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
+            backward=ease.backward,
             stop=stop,
         )
+        return network, curve
+
+    with user_errors():
+        counted = affordable(space, genotype, task)
+        (network, curve), ease = eased(attempt, folder=folder, batch=recipe.batch, note=progress.note)
         test_loss, test_acc = evaluate(network, task, task.test)
         if not math.isfinite(test_loss):
             raise TrialError("nan", f"the trained network's test loss is {test_loss}; lower retrain.lr")
@@ -267,6 +278,7 @@ def train_final(
         "latency_p95_ms": timed.p95_ms,
         "retrain_epochs": recipe.epochs,
         "retrain_seconds": sum(curve.seconds),
+        **{f"retrain_{name}": value for name, value in ease.metrics.items()},
     }
 
 

@@ -29,7 +29,7 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "plan.budget_s"),
-    *("config.workers", "config.lease", "config.trial_timeout"),
+    *("config.workers", "config.lease", "config.trial_timeout", "config.max_failures"),
 )
 """Settings that may differ when a run is resumed."""
 CHECKPOINT = "checkpoint"

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import torch
 
-from nas import devices
+from nas import devices, failures
 from nas.baselines import RANDOM, Baselines, run_baselines
 from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
@@ -32,9 +32,9 @@ from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.rerank import SEARCH, Verdict, rerank
-from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, write_result
+from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, wilson, write_result
 from nas.retrain_run import check_trial, final_recipe, final_space, offer, train_final
-from nas.run_folder import begin, clear_checkpoints, open_folder
+from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
@@ -235,7 +235,7 @@ def _run(job: Job) -> Result:
         job.task,
         job.recipe,
         seed=job.seed("retrain"),
-        checkpoints=job.checkpoints("retrain"),
+        folder=job.folder / CHECKPOINT / "retrain",
         progress=job.progress,
         stop=job.stop,
     )
@@ -247,7 +247,7 @@ def _run(job: Job) -> Result:
         **_volumes(job, found, baselines),
         "search_seconds": found.seconds,
         "trials": len(found.history),
-        "failed_trials": sum(trial.state == "failed" for trial in found.history),
+        **_failures(job, found),
     }
     graphs = cell_graphs(job.final, best)
     result = Result(
@@ -277,6 +277,32 @@ def _run(job: Job) -> Result:
     write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
     clear_checkpoints(job.folder)
     return result
+
+
+def _failures(job: Job, found: Found) -> dict[str, float]:
+    """How many trials failed, for each reason too, and how many learned nothing."""
+    counts = failures.count(found.history)
+    metrics: dict[str, float] = {
+        "failed_trials": sum(counts.values()),
+        **{f"failed_{k}": v for k, v in counts.items()},
+    }
+    if job.plan.searcher is None:
+        return metrics
+    level = _chance(job.search_task)
+    idle = failures.at_chance(found.history, level)
+    if idle:
+        job.progress.note(
+            f"WARNING: {idle} of {len(found.history)} trials are no better than guessing (validation "
+            f"accuracy at most {level:.3f}): they diverged, or learned too little; lower trial.lr or raise "
+            "the epochs"
+        )
+    return {**metrics, "chance_trials": idle}
+
+
+def _chance(task: Task) -> float:
+    """The validation accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
+    share = float(task.val.y.bincount().max()) / len(task.val)
+    return wilson(share, len(task.val))[1]
 
 
 def _tell(job: Job, verdict: Verdict) -> None:

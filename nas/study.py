@@ -6,11 +6,10 @@ import logging
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +20,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
+from nas.errors import ConfigError, DeviceError, ExhaustedError, NasError, NoModelError, TrialError
+from nas.failures import diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
-from nas.space import Space
+from nas.space import Space, describe
 from nas.storage.finishing import finish_trial
 from nas.storage.run import past_storage
-from nas.types import Trial
+from nas.types import Genotype, Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
 from nas.workers.turns import NoTurnError
@@ -171,8 +171,10 @@ class Study:
         return self._finish(replace(trial, state="done", metrics=checked, cost_s=cost_s))
 
     def fail(self, trial: Trial, error: TrialError, cost_s: float) -> Trial:
-        """Records that a trial failed, and why."""
-        return self._finish(replace(trial, state="failed", reason=f"{error.reason}: {error}", cost_s=cost_s))
+        """Records that a trial failed, why, and what was measured all the same."""
+        known = {name: float(value) for name, value in error.metrics.items() if math.isfinite(value)}
+        reason = f"{error.reason}: {error}"
+        return self._finish(replace(trial, state="failed", reason=reason, metrics=known, cost_s=cost_s))
 
     def run(
         self,
@@ -189,8 +191,8 @@ class Study:
         max_failures: this many failures in a row end the study.
 
         Raises:
-            NoModelError: after `max_failures` failures in a row, with a count of their reasons.
-            DeviceError: when the GPU fails for good; the trial in which it did is recorded as failed.
+            NoModelError: after `max_failures` failures in a row, with their reasons and what to do.
+            DeviceError: when the device itself has failed for good.
         """
         told = {trial.number for trial in self.history if trial.state != "running"}
         while self.ended < trials:
@@ -261,10 +263,11 @@ class Study:
 
     def _proposed(self) -> Trial:
         number = len(self.history)
-        proposal: object = self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        proposal = self._proposal(number)
         match proposal:
             case (tuple() as genotype, int() as fidelity):
-                return Trial(number, genotype, fidelity, beside=tuple(f.number for f in self.under_way))
+                beside = tuple(frozen.number for frozen in self.under_way)
+                return Trial(number, self._checked(genotype), fidelity, beside=beside)
         raise ConfigError(
             f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
             "genotype and its epochs; Fixed(searcher, epochs) makes a scheduler of a searcher"
@@ -280,6 +283,28 @@ class Study:
         self.history.append(trial)
         self._ids.append(trial_id)
 
+    def _proposal(self, number: int) -> object:
+        try:
+            return self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
+        except NasError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"study {self.name!r}: {type(self.scheduler).__name__} failed to propose trial {number}: "
+                f"{describe(error)}; nas.testing.check_searcher checks a searcher"
+            ) from error
+
+    def _checked(self, proposed: tuple[object, ...]) -> Genotype:
+        """A proposed genotype of plain ints, each an option of its decision."""
+        if not all(isinstance(option, Integral) for option in proposed):
+            raise ConfigError(
+                f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposed}, wanted the "
+                "number of an option for each decision"
+            )
+        genotype = tuple(int(option) for option in proposed if isinstance(option, Integral))
+        self.space.check(genotype)
+        return genotype
+
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> None:
         start = time.perf_counter()
         try:
@@ -287,11 +312,11 @@ class Study:
                 metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
             self.tell(trial, metrics, time.perf_counter() - start)
         except TrialError as error:
-            self.fail(trial, error, time.perf_counter() - start)
+            failed = self.fail(trial, error, time.perf_counter() - start)
             if error.reason == "device":
                 raise DeviceError(
-                    f"study {self.name!r}: the device failed in trial {trial.number} ({error}), and this "
-                    "process cannot use it any more; the same command goes on in a new process"
+                    f"study {self.name!r}: nothing more can be computed on the device in this process:"
+                    f"{diagnosis([failed])}"
                 ) from error
         except LostError as error:
             _log.warning("study %r: trial %d: %s", self.name, trial.number, error)
@@ -443,10 +468,9 @@ class Study:
         """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""
         last = [t for t in self.history if t.state != "running"][-most:]
         if len(last) == most and all(t.state == "failed" for t in last):
-            counts = Counter(t.reason for t in last)
-            lines = "".join(f"\n  {count} x {reason}" for reason, count in counts.most_common(3))
             raise NoModelError(
-                f"study {self.name!r}: the last {most} trials failed, so the search stops here:{lines}"
+                f"study {self.name!r}: the last {most} trials failed, so the search stops here:"
+                f"{diagnosis(last)}"
             )
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas import resumable
+from nas import devices, resumable
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
+from nas.guard import memory_errors
 from nas.loop import Backward, Forward, Loop, Output, precision, set_drop_path, to_layout
 from nas.recipe import Recipe
 from nas.resumable import Stopped
@@ -169,13 +170,15 @@ def train(
 
 
 def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device."""
+    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device.
+
+    batch: images at once; halved where memory runs out.
+    """
     if not len(split):
         raise DataError("evaluate: the split has no images")
     loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    with evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
-        for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
-            logits = _logits(network, task, x)
+    with evaluating(network), torch.no_grad():
+        for logits, y in _in_portions(network, task, split, batch):
             loss += F.cross_entropy(logits, y, reduction="sum")
             hits += (logits.argmax(1) == y).sum()
         return loss.item() / len(split), hits.item() / len(split)
@@ -183,8 +186,27 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
 
 def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
     """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
-    with evaluating(network), torch.no_grad(), memory_errors(f"evaluating at batch {batch}"):
-        return torch.cat([_logits(network, task, x).argmax(1) for x in torch.split(split.x, batch)])
+    with evaluating(network), torch.no_grad():
+        return torch.cat([logits.argmax(1) for logits, _ in _in_portions(network, task, split, batch)])
+
+
+def _in_portions(network: nn.Module, task: Task, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, portion by portion; the portions halve where memory runs out."""
+    at = 0
+    while at < len(split):
+        x, y = split.x[at : at + batch], split.y[at : at + batch]
+        try:
+            with memory_errors(f"evaluating at batch {len(x)}"):
+                logits = _logits(network, task, x)
+        except TrialError as error:
+            if error.reason != "oom" or len(x) == 1:
+                raise
+            batch = len(x) // 2
+        else:
+            yield logits, y
+            at += len(x)
+            continue
+        devices.release()  # outside of the handler: what failed is kept alive by its traceback
 
 
 class _Training:
@@ -277,12 +299,3 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Runs a block in which memory that runs out becomes a TrialError of reason `oom`."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrialError("oom", f"out of memory while {what}; use a smaller batch or network") from error

@@ -15,7 +15,17 @@ from nas.resumable import Stopped
 from nas.searchers import Searcher
 from nas.storage.address import writers
 from nas.study import Evaluator, Study
-from nas.trial_setup import bounded, early_stopped, evaluator, grown, informed, scheduler, with_costs
+from nas.trial_setup import (
+    bounded,
+    early_stopped,
+    evaluator,
+    fitting,
+    grown,
+    informed,
+    remembering,
+    scheduler,
+    with_costs,
+)
 from nas.workers.claims import Alone, Claims, Leased
 from nas.workers.identity import Identity
 from nas.workers.turn import turn_of
@@ -77,9 +87,10 @@ def trial_search(
         turn = turn_of(storage, study._study_id)
         return Leased(storage, study._study_id, turn, identity, lease_s=job.config.lease, heir=heir)
 
+    sizes = None if shares else evaluator(job)[0]
     study = Study(
         job.space,
-        scheduler(job, bounded(job, informed(job, searcher)), fidelity),
+        scheduler(job, fitting(job, bounded(job, informed(job, searcher)), sizes), fidelity),
         storage,
         name=SEARCH,
         seed=job.seed(SEARCH),
@@ -90,7 +101,9 @@ def trial_search(
     fenced = _fenced(job, study)
     measure, prepared_s = evaluator(fenced)
     trained = grown(fenced, early_stopped(fenced, measure, study), study)
-    evaluate = Cached(with_costs(fenced, trained, study.history), job.space, study.history)
+    measured = with_costs(fenced, trained, study.history)
+    fitted = remembering(fenced, measured, measure, study.history)
+    evaluate = Cached(fitted, job.space, study.history)
     return TrialSearch(job, study, evaluate, measure, fidelity, prepared_s, spend_s)
 
 

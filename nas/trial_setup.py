@@ -9,18 +9,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nas.checkpoint import Checkpoints
 from nas.cost import count_params
+from nas.easing import LR_FACTOR, Ease, eased
 from nas.errors import ConfigError, TrialError
-from nas.evaluate import Inherited, Start, Trained, require_memory
+from nas.evaluate import Inherited, Start, Trained
 from nas.fidelity import Fidelity
 from nas.grown import Grown, from_supernet
 from nas.guard import user_errors
 from nas.halving import Hyperband, SuccessiveHalving
 from nas.job import Job
 from nas.laddered import Laddered
+from nas.learned import Fitting, Remembering
 from nas.learning_curves import extrapolate
 from nas.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
+from nas.needs import memory_bytes, require_memory
 from nas.oneshot import fewshot
+from nas.oneshot.fewshot import Shared
 from nas.oneshot.supernet import Supernet
 from nas.retrain_run import epoch_line
 from nas.run_folder import CHECKPOINT
@@ -60,6 +65,32 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
     return Bounded(searcher, holds)
 
 
+def fitting(job: Job, searcher: Searcher, measure: Evaluator | None) -> Searcher:
+    """The searcher kept below what ran out of memory before it, where trials are trained."""
+    if not isinstance(measure, Trained | Laddered):
+        return searcher
+    needed, first = measure.needed_bytes, job.plan.ladder.granted[0]
+    device = job.task.train.x.device
+    return Fitting(searcher, lambda genotype: needed(Trial(0, genotype, first)), memory_bytes(device))
+
+
+def remembering(
+    job: Job,
+    evaluate: Evaluator,
+    measure: Evaluator | None,
+    history: Sequence[Trial],
+    earlier: Sequence[Trial] = (),
+) -> Evaluator:
+    """The evaluator that does not train what is known to run out of memory; `measure` is its innermost part.
+
+    history: of the study, which grows. earlier: of the study before it.
+    """
+    if not isinstance(measure, Trained | Laddered):
+        return evaluate
+    memory = memory_bytes(job.task.train.x.device)
+    return Remembering(evaluate, measure.needed_bytes, memory, history, earlier)
+
+
 def with_costs(
     job: Job, measure: Evaluator, history: Sequence[Trial], *, others: Sequence[Trial] = ()
 ) -> Evaluator:
@@ -89,7 +120,7 @@ def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
 def _enough(searcher: Searcher) -> int:
     """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
     match searcher:
-        case Bounded():
+        case Bounded() | Fitting():
             return _enough(searcher.searcher)
         case RegularizedEvolution() | Nsga2():
             return max(SuccessiveHalving.enough, searcher.population)
@@ -163,7 +194,21 @@ def evaluator(job: Job) -> tuple[Evaluator, float]:
 
 def shared_weights(job: Job) -> tuple[Inherited, float]:
     """Trained supernets as an evaluator, and the seconds that they took."""
-    supernet = fresh_supernet(job)
+    # A supernet's steps have passes of their own, so that nothing eases lack of memory.
+    shared, _ = eased(
+        lambda ease: _share(job, ease),
+        folder=job.folder / CHECKPOINT,
+        batch=1,
+        note=job.progress.note,
+    )
+    if shared.split:
+        names = ", ".join(job.space.decisions[i].name for i in shared.split)
+        job.progress.note(f"the supernet was split by {names} into {len(shared.supernets)}")
+    return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
+
+
+def _share(job: Job, ease: Ease) -> Shared:
+    supernet, folder = fresh_supernet(job), ease.place(job.folder / CHECKPOINT)
     job.progress.phase("supernet", job.plan.shared.epochs)
     done = 0
 
@@ -172,21 +217,16 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
         done += 1
         job.progress.advance(epoch_line(report), done=done)
 
-    with user_errors():
-        shared = fewshot.train(
-            supernet,
-            job.search_task,
-            job.plan.shared,
-            job.plan.sharing,
-            seed=job.seed("shared"),
-            checkpoints=job.checkpoints,
-            on_epoch=told,
-            stop=job.stop,
-        )
-    if shared.split:
-        names = ", ".join(job.space.decisions[i].name for i in shared.split)
-        job.progress.note(f"the supernet was split by {names} into {len(shared.supernets)}")
-    return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
+    return fewshot.train(
+        supernet,
+        job.search_task,
+        ease.of(job.plan.shared),
+        job.plan.sharing,
+        seed=job.seed("shared"),
+        checkpoints=lambda name: Checkpoints(folder / name),
+        on_epoch=told,
+        stop=job.stop,
+    )
 
 
 def _trained(job: Job) -> Evaluator:
@@ -220,4 +260,6 @@ def trial_line(trial: Trial) -> str:
         return f"trial {trial.number}: failed, {trial.reason}"
     metrics = trial.metrics
     size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
-    return f"trial {trial.number}: validation accuracy {metrics['val_acc']:.4f}{size}, {trial.cost_s:.1f} s"
+    rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
+    accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
+    return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"

@@ -31,7 +31,7 @@ class Trial:
     number: position in the study, from 0; also seeds everything random about the trial.
     genotype: the architecture.
     fidelity: training epochs granted; 0 means scored untrained.
-    metrics: measured values by name; empty until told, and for a failed trial.
+    metrics: measured values by name; empty until told; for a failed trial, what was found out all the same.
     cost_s: seconds of evaluation, as measured.
     reason: why a failed trial failed, e.g. `"nan: loss is not finite at step 12"`; empty otherwise.
     beside: numbers of the earlier trials that were still running when this one was proposed.

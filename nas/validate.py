@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nas.cost import Cost, cost, count_params
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.evaluate import memory_bytes
 from nas.graph import architecture_hash
 from nas.listing import blaming, check_listing
 from nas.loop import Loop
+from nas.needs import memory_bytes
 from nas.oneshot.supernet import Supernet
 from nas.probing import Probe, Probing, variants
 from nas.recipe import preset

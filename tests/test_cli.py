@@ -318,6 +318,7 @@ SEARCH = {
     "--evaluator": "shared",
     "--preset": "standard",
     "--trials": 7,
+    "--max-failures": 7,
     "--epochs": 7,
     "--budget": 7.0,
     "--workers": 7,

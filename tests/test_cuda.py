@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from nas.checkpoint import Checkpoints
 from nas.devices import exact as exact_products
+from nas.evaluate import Trained
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells
@@ -22,8 +24,10 @@ from nas.registry import load
 from nas.resumable import Stopped
 from nas.search_run import search as whole_job
 from nas.seeding import isolated
+from nas.space import Space
 from nas.task import load_task
 from nas.train import evaluate, train
+from nas.types import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -125,3 +129,18 @@ def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
     )
     assert result.metrics["test_acc"] > 0.95
     assert all(not parameter.is_cuda for parameter in result.network.parameters())
+
+
+def test_a_trial_that_runs_out_of_memory_takes_its_batches_in_halves(task):
+    share = torch.cuda.get_device_properties("cuda").total_memory // 24
+
+    class Wide(torch.nn.Linear):
+        def forward(self, x):
+            kept = torch.empty(len(x) if self.training else 0, share, dtype=torch.uint8, device=x.device)
+            return super().forward(x) + 0 * kept[:, :1].float().sum()
+
+    space = Space("wide", lambda choose: torch.nn.Sequential(torch.nn.Flatten(), Wide(64, 10)))
+    recipe = dataclasses.replace(preset("quick"), batch=32)
+    metrics = Trained(space, task.reduced(128), recipe)(Trial(0, (), 1), np.random.default_rng(0))
+    assert metrics["passes_per_step"] in (2, 4)
+    assert torch.cuda.memory_allocated() < share

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluate import Cached, Inherited, Trained, affordable, memory_bytes, require_memory
+from nas.evaluate import Cached, Inherited, Trained, affordable
 from nas.graph import architecture_hash
 from nas.guard import user_errors
+from nas.needs import memory_bytes, require_memory
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.registry import load

@@ -235,7 +235,7 @@ def test_a_measurement_goes_on_until_its_interval_is_narrow(monkeypatch):
 
 
 def test_a_network_too_large_for_the_device_is_not_built(monkeypatch):
-    monkeypatch.setattr("nas.evaluate.memory_bytes", lambda device: 10)
+    monkeypatch.setattr("nas.needs.memory_bytes", lambda device: 10)
     with pytest.raises(TrialError) as caught:
         Stopwatch(TOY, SHAPE, CPU)(CONVS)
     assert caught.value.reason == "oom"

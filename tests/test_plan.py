@@ -110,7 +110,7 @@ CHANGES = {
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
-    *("calibration", "latency_table", "memory", "seed_alphas"),
+    *("calibration", "latency_table", "max_failures", "memory", "seed_alphas"),
 }
 """Read by the job itself, see test_search_run.py."""
 

@@ -452,7 +452,9 @@ def test_when_every_trial_diverges_the_search_stops_with_a_diagnosis(tmp_path):
 
 
 def test_when_all_of_a_few_trials_diverge_nothing_is_found(tmp_path):
-    with pytest.raises(NoModelError, match="all 3 trials failed; the last one: nan"):
+    with pytest.raises(
+        NoModelError, match="all 3 trials failed:\n  3 x nan: train: loss or weights are not finite"
+    ):
         evolve(tmp_path, trial={"lr": 1e30})
 
 

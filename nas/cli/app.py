@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.errors import NasError
+from nas.errors import NasError, StorageError
 
 app = typer.Typer(
     help="Neural architecture search: from a data set to a found architecture and its trained model.",
@@ -38,6 +38,10 @@ def errors() -> Iterator[None]:
     except NasError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        what = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
+        raise typer.Exit(StorageError.exit_code) from error
     except KeyboardInterrupt as error:
         typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from error

@@ -75,6 +75,10 @@ def search(
         str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Trials of random and evolution.")] = None,
+    max_failures: Annotated[
+        int | None,
+        typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Epochs of a trial, of a shared supernet, or of a differentiable search."),
@@ -138,6 +142,7 @@ def search(
         "baselines": baselines,
         "preset": preset,
         "trials": trials,
+        "max_failures": max_failures,
         "epochs": epochs,
         "budget": budget,
         "workers": workers,
@@ -235,7 +240,12 @@ def show(result: Result, *, as_json: bool) -> None:
     """The result in a few lines, or as JSON."""
     if as_json:
         choices = result.space.choices(result.genotype)
-        answer = {"folder": str(result.folder), "choices": choices, "metrics": dict(result.metrics)}
+        answer = {
+            "folder": str(result.folder),
+            "choices": choices,
+            "metrics": dict(result.metrics),
+            "failures": result.failures,
+        }
         typer.echo(json.dumps(answer))
         return
     m = result.metrics
@@ -255,6 +265,20 @@ def show(result: Result, *, as_json: bool) -> None:
             f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
             f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
         )
+    if troubles := _troubles(result):
+        lines.insert(-2, f"trials       {m['trials']:,.0f}, {troubles}")
     others = ("network.png", "search.png", "front.png", "alphas.png", "health.png")
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
     typer.echo("\n".join(lines))
+
+
+def _troubles(result: Result) -> str:
+    """Failed trials by reason and those that learned nothing, in words; empty where there are none."""
+    failed = sum(result.failures.values())
+    kinds = ", ".join(f"{number} {reason}" for reason, number in result.failures.items())
+    idle = result.metrics.get("chance_trials", 0)
+    parts = [
+        *([f"{failed} failed ({kinds})"] if failed else []),
+        *([f"{idle:.0f} no better than guessing"] if idle else []),
+    ]
+    return ", ".join(parts)

@@ -95,6 +95,24 @@ def validate(
 
 
 @app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Say which files of a finished run differ from what was recorded when it finished."""
+    with errors():
+        from nas.files import check_manifest, damaged
+
+        damage = check_manifest(folder)
+        if as_json:
+            typer.echo(json.dumps({"folder": str(folder), "damage": damage}))
+        elif not damage:
+            typer.echo(f"{folder}: every file is as recorded")
+        if damage:
+            raise damaged(folder, damage)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:  # noqa: FBT002
     """Say what this machine offers: versions, devices, data sets that can be loaded."""
     with errors():

@@ -11,6 +11,7 @@ import torch
 
 from nas import resumable
 from nas.checkpoint import Checkpoints
+from nas.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
@@ -27,7 +28,7 @@ from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
-from nas.train import evaluate, memory_errors
+from nas.train import evaluate
 from nas.types import Genotype
 
 
@@ -52,7 +53,9 @@ def search(
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     """
-    with isolated(seed, "search"), memory_errors(f"searching at batch {method.weights.batch}"):
+    what = f"searching at batch {method.weights.batch}"
+    advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"
+    with isolated(seed, "search"), memory_errors(what, advice):
         work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare)
         resumable.run(
             work,

@@ -113,4 +113,6 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    return value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"part": getattr(value, "__qualname__", type(value).__qualname__)}

@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.errors import ConfigError
+from nas import devices
+from nas.errors import ConfigError, TrialError
+from nas.guard import memory_errors
 from nas.loop import precision, to_layout
 from nas.oneshot.mixed import Many
 from nas.oneshot.supernet import Supernet
 from nas.seeding import torch_rng
 from nas.task import Split, Task
-from nas.train import evaluating, memory_errors
+from nas.train import evaluating
 from nas.types import Genotype
 
 
@@ -65,7 +67,8 @@ def scores(
     split: the images they are measured on, the validation split unless given.
     calibration: training images, drawn by `seed`, that the statistics are taken of in one batch.
     images: how many pass at the same time, counted once for each architecture; architectures, and then the
-      images that are measured, are taken in portions accordingly.
+      images that are measured, are taken in portions accordingly. Halved where memory runs out, down to the
+      calibration of one architecture.
     """
     if calibration < 2:
         raise ConfigError(f"calibration is {calibration}, but batch statistics need at least 2 images")
@@ -76,12 +79,21 @@ def scores(
         device
     )
     leading = task.normalise(task.train.x[order])
-    together = max(1, images // (count + min(len(split), count)))
     found: list[Score] = []
-    with evaluating(supernet), torch.no_grad(), memory_errors(f"running {together} architectures at once"):
-        for first in range(0, len(genotypes), together):
-            some = genotypes[first : first + together]
-            found += _portion(supernet, some, task, split, leading=leading, images=images)
+    with evaluating(supernet), torch.no_grad():
+        while len(found) < len(genotypes):
+            together = max(1, images // (count + min(len(split), count)))
+            some = genotypes[len(found) : len(found) + together]
+            try:
+                with memory_errors(f"running {len(some)} architectures at once"):
+                    found += _portion(supernet, some, task, split, leading=leading, images=images)
+            except TrialError as error:
+                if error.reason != "oom" or images <= count:
+                    raise
+                images = max(images // 2, count)
+            else:
+                continue
+            devices.release()  # outside of the handler: what failed is kept alive by its traceback
     return found
 
 

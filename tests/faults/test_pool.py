@@ -237,7 +237,7 @@ def test_a_worker_that_found_nothing_left_to_do_is_not_replaced():
     assert len(start.places) == 2
 
 
-@pytest.mark.parametrize("code", [2, 3])
+@pytest.mark.parametrize("code", [2, 3, 5])
 def test_a_users_error_ends_the_search_with_its_words(code):
     start = scripted(code)
     pool = Pool(slots(1), start, lease_s=600, last_words=lambda slot: f"error: no file x, says {slot.number}")

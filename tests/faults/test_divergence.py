@@ -1,0 +1,239 @@
+"""Losses that are not finite: one more attempt at a lower learning rate, then a failure, never a rank."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from faulty import Fragile, flat
+from jobs import SMALL, TINY, Recorder
+from torch import nn
+
+import nas
+from nas.checkpoint import Checkpoints
+from nas.cli.jobs import show
+from nas.easing import EASED, Ease, begun, eased
+from nas.errors import NoModelError, TrialError
+from nas.evaluate import Trained
+from nas.fidelity import parse_ladder
+from nas.laddered import Laddered
+from nas.recipe import Recipe
+from nas.resumable import Stopped
+from nas.retrain_run import train_final
+from nas.search_run import search
+from nas.types import Trial
+
+DIGITS = nas.load_task("digits")
+TASK = DIGITS.reduced(128)
+TOY = nas.load("toy", width=4)
+RECIPE = Recipe(epochs=2, batch=32, lr=0.5, weight_decay=0.0)
+HOPELESS = dataclasses.replace(RECIPE, lr=1e30)
+SETTINGS = SMALL | {"space_settings": {}}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def fragile(limit=1.0):
+    """Diverges at the recipe's learning rate, and not at a tenth of it."""
+    return flat(sound=lambda: nn.Linear(64, 10), fragile=lambda: Fragile(limit))
+
+
+def test_a_diverging_trial_has_one_more_attempt_at_a_lower_rate(caplog):
+    recipe = dataclasses.replace(RECIPE, lr=RECIPE.lr * 0.1)
+    metrics = Trained(fragile(), TASK, RECIPE)(Trial(3, (1,), 2), rng())
+    assert metrics == {**Trained(fragile(), TASK, recipe)(Trial(3, (1,), 2), rng()), "lr_factor": 0.1}
+    assert "trial 3: train: loss or weights are not finite at step 2" in caplog.text
+    assert "tried again at 0.1 times the learning rate" in caplog.text
+
+
+def test_a_sound_trial_does_not_mention_it():
+    assert "lr_factor" not in Trained(fragile(), TASK, RECIPE)(Trial(0, (0,), 2), rng())
+
+
+def test_a_trial_that_diverges_again_fails():
+    with pytest.raises(TrialError, match=r"not finite .*\(tried again at 0.1 times the") as caught:
+        Trained(TOY, TASK, HOPELESS)(Trial(0, (2, 2, 2), 2), rng())
+    assert caught.value.reason == "nan"
+
+
+@pytest.mark.parametrize("steps", range(7))
+def test_a_second_attempt_resumes_to_the_same_end(tmp_path, steps):
+    left = [False] * steps
+    whole = Trained(fragile(), TASK, RECIPE)(Trial(0, (1,), 2), rng())
+    with pytest.raises(Stopped):
+        Trained(fragile(), TASK, RECIPE, folder=tmp_path, stop=lambda: left.pop() if left else True)(
+            Trial(0, (1,), 2), rng()
+        )
+        raise Stopped("ended before the stop")
+    assert Trained(fragile(), TASK, RECIPE, folder=tmp_path)(Trial(0, (1,), 2), rng()) == whole
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_being_tried_is_written_down_before_it_begins(tmp_path):
+    def attempt(ease):
+        assert begun(tmp_path) == ease
+        if ease.lr_factor == 1:
+            raise TrialError("nan", "loss")
+        return ease.place(tmp_path)
+
+    assert eased(attempt, folder=tmp_path, batch=8) == (tmp_path / "lr-0.1", Ease(0.1))
+    assert json.loads((tmp_path / EASED).read_text()) == {"lr_factor": 0.1, "passes": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"lr_factor": 0.1', '{"lr_factor": "no", "passes": 1}'])
+def test_a_damaged_note_of_it_costs_a_repetition(tmp_path, caplog, text):
+    (tmp_path / EASED).write_text(text)
+    assert begun(tmp_path) == Ease()
+    assert "the training begins as its recipe says" in caplog.text
+
+
+def test_both_ends_of_the_schedule_are_lowered():
+    recipe = dataclasses.replace(RECIPE, lr_min=0.2)
+    lower = Ease(0.1).of(recipe)
+    assert (lower.lr, lower.lr_min) == (0.05, pytest.approx(0.02))
+    assert dataclasses.replace(lower, lr=0.5, lr_min=0.2) == recipe
+    assert Ease().of(recipe) is recipe
+
+
+def test_a_diverging_rung_is_trained_again_from_the_first(tmp_path):
+    ladder = parse_ladder("epochs=1; epochs=2")
+
+    def climb(folder, limit, lr):
+        recipe = dataclasses.replace(RECIPE, lr=lr)
+        evaluate = Laddered(fragile(limit), TASK, recipe, ladder, folder)
+        return [dict(evaluate(Trial(i, (1,), fidelity), rng())) for i, fidelity in enumerate((1, 3))]
+
+    # It moves further in the second rung than in the first.
+    found = climb(tmp_path / "a", 2.7, 0.5)
+    sound = climb(tmp_path / "b", math.inf, 0.05)
+    assert "lr_factor" not in found[0] and found[1]["lr_factor"] == 0.1
+    assert {**sound[1], "epochs_trained": 3, "continued": 0, "lr_factor": 0.1} == found[1]
+    assert not [path for path in (tmp_path / "a").rglob("*") if path.suffix == ".safetensors"]
+
+
+def test_a_rung_that_diverges_at_once_goes_on_at_the_lower_rate(tmp_path):
+    ladder = parse_ladder("epochs=1; epochs=2")
+    evaluate = Laddered(fragile(), TASK, RECIPE, ladder, tmp_path)
+    first, second = (dict(evaluate(Trial(i, (1,), fidelity), rng())) for i, fidelity in enumerate((1, 3)))
+    assert first["lr_factor"] == second["lr_factor"] == 0.1
+    assert (second["epochs_trained"], second["continued"]) == (2, 1)
+
+
+def test_a_diverging_search_ranks_only_what_is_finite(tmp_path, capsys):
+    result = search(
+        flat(a=lambda: Fragile(0.0), b=lambda: nn.Linear(64, 10), c=lambda: nn.Linear(64, 10)),
+        DIGITS,
+        "random",
+        out=tmp_path,
+        settings=SETTINGS,
+    )
+    (failed,) = (t for t in result.history if t.state == "failed")
+    assert failed.genotype == (0,) and failed.reason.startswith("nan: ")
+    assert result.genotype != (0,)
+    assert result.failures == {"nan": 1}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["failed_trials"], metrics["failed_nan"]) == (1, 1)
+    show(result, as_json=False)
+    assert "trials       3, 1 failed (1 nan)" in capsys.readouterr().out
+    show(result, as_json=True)
+    assert json.loads(capsys.readouterr().out)["failures"] == {"nan": 1}
+
+
+# -- the last training -----------------------------------------------------------------------------------
+
+
+def final(recipe, limit=1.0, **changes):
+    progress = Recorder()
+    settings = {"seed": 1, "folder": None, "progress": progress, "stop": lambda: False} | changes
+    _, metrics = train_final(fragile(limit), (1,), TASK, recipe, **settings)
+    return metrics, progress
+
+
+def test_a_diverging_last_training_begins_again_at_a_lower_rate_and_says_so():
+    metrics, progress = final(RECIPE)
+    assert metrics["retrain_lr_factor"] == 0.1
+    assert "tried again at 0.1 times the learning rate" in progress.notes[0]
+    assert [phase[0] for phase in progress.phases] == ["retrain", "retrain"]
+    direct, _ = final(dataclasses.replace(RECIPE, lr=0.05), limit=math.inf)
+    assert direct["test_loss"] == metrics["test_loss"] and "retrain_lr_factor" not in direct
+
+
+def test_a_stopped_second_attempt_of_the_last_training_goes_on(tmp_path):
+    asked = iter([False] * 5 + [True])
+    with pytest.raises(Stopped):
+        final(RECIPE, folder=tmp_path, stop=lambda: next(asked))
+    assert Checkpoints(tmp_path / "lr-0.1").load() is not None
+    resumed, progress = final(RECIPE, folder=tmp_path)
+    assert resumed["test_loss"] == final(RECIPE)[0]["test_loss"]
+    assert not progress.notes
+
+
+# -- supernets -------------------------------------------------------------------------------------------
+
+
+def supernet_space(limit):
+    def build(choose):
+        options = {"tanh": nn.Tanh, "relu": nn.ReLU}
+        return nn.Sequential(nn.Flatten(), Fragile(limit, 64, 8), choose.op("act", options), nn.Linear(8, 10))
+
+    return nas.Space("supernet", build)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("random", {"evaluator": "shared", "shared": {"lr": 5.0}}), ("darts", {"search": {"lr": 5.0}})],
+)
+def test_a_diverging_supernet_has_one_more_attempt(tmp_path, method, settings):
+    progress = Recorder()
+    base = (SMALL if method == "random" else TINY) | {"space_settings": {}, "search_images": 0}
+    result = search(
+        supernet_space(8.0), DIGITS, method, out=tmp_path, settings=base | settings, progress=progress
+    )
+    assert [note for note in progress.notes if "tried again at 0.1 times the learning rate" in note]
+    if method == "darts":
+        assert [t.metrics["lr_factor"] for t in result.history] == [0.1]
+
+
+@pytest.mark.parametrize("where", ["search", "retrain"])
+def test_divergence_at_any_rate_is_an_error_that_says_what_to_do(tmp_path, where):
+    settings = TINY | {where: {"lr": 1e30, "epochs": 2}}
+    with pytest.raises(TrialError, match=r"not finite.*lower the learning rate \(tried again at 0.1 times"):
+        search("toy", DIGITS, "darts", out=tmp_path, settings=settings)
+
+
+def test_when_every_trial_diverges_the_search_stops_with_a_diagnosis(tmp_path):
+    with pytest.raises(NoModelError) as caught:
+        search("toy", DIGITS, "random", out=tmp_path, settings=SMALL | {"trials": 30, "trial": {"lr": 1e30}})
+    text = str(caught.value)
+    assert (
+        "study 'search': the last 10 trials failed, so the search stops here:\n  10 x nan: train: loss"
+        in text
+    )
+    assert "what to do:\n  nan: training diverges, at a lower learning rate too: lower trial.lr" in text
+
+
+def test_a_finite_trial_at_chance_level_is_flagged_in_the_summary(tmp_path):
+    class Idle(nn.Linear):
+        """Learns, but nothing of the images."""
+
+        def forward(self, x):
+            return super().forward(torch.ones_like(x))
+
+    space = flat(idle=lambda: Idle(64, 10), sound=lambda: nn.Linear(64, 10))
+    progress = Recorder()
+    result = search(
+        space,
+        DIGITS,
+        "random",
+        out=tmp_path,
+        settings=SETTINGS | {"epochs": 20, "top_k_epochs": 20},
+        progress=progress,
+    )
+    assert result.metrics["chance_trials"] == 1
+    assert result.genotype == (1,)
+    (note,) = (n for n in progress.notes if "no better than guessing" in n)
+    assert "WARNING: 1 of 2 trials are no better than guessing (validation accuracy at most 0.2" in note

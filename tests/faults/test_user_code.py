@@ -1,0 +1,393 @@
+"""Whatever a user's code raises, and wherever: its line is named, and only what depends on it fails."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from faulty import Raising, flat
+from jobs import SMALL, TINY, Recorder
+from torch import nn
+
+import nas
+from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
+from nas.evaluate import Trained
+from nas.failures import ADVICE
+from nas.fidelity import parse_ladder
+from nas.guard import reason_of
+from nas.journal import journal_storage
+from nas.laddered import Laddered
+from nas.recipe import Recipe
+from nas.registry import load
+from nas.schedule import Fixed
+from nas.search_run import search
+from nas.searchers import RandomSearch
+from nas.study import Study
+from nas.types import Trial
+
+DIGITS = nas.load_task("digits")
+TASK = DIGITS.reduced(128)
+RECIPE = Recipe(epochs=1, batch=32, lr=0.05, weight_decay=1e-4)
+SETTINGS = SMALL | {"space_settings": {}}
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def failure(space, genotype=(0,)):
+    with pytest.raises(TrialError) as caught:
+        Trained(space, TASK, RECIPE)(Trial(0, genotype, 1), rng())
+    return caught.value
+
+
+def ours(text):
+    """Whether the text names a line of these tests, and none of the engine."""
+    return "tests/fault" in text and "/nas/" not in text
+
+
+# -- operations ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError, RecursionError])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_an_operation_that_raises_fails_its_trial_with_the_line(kind, backward):
+    found = failure(flat(a=lambda: Raising(kind(3), backward=backward)))
+    assert found.reason == "error"
+    assert kind.__name__ in str(found) and ours(str(found))
+    assert ("raise ctx.error" if backward else "raise self.error") in str(found)
+
+
+def test_a_rung_names_the_line_too(tmp_path):
+    ladder = parse_ladder("epochs=1; epochs=1")
+    with pytest.raises(TrialError, match=r"raise self\.error"):
+        Laddered(flat(a=lambda: Raising(KeyError("k"))), TASK, RECIPE, ladder, tmp_path)(
+            Trial(0, (0,), 1), rng()
+        )
+
+
+class Unbuildable(nn.Linear):
+    """Can be counted, but not built."""
+
+    def __init__(self, error):
+        super().__init__(64, 10)
+        if not self.weight.is_meta:
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("k"), "build"),
+        (NotImplementedError("no such kernel"), "unsupported"),
+        (MemoryError(), "oom"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "device"),
+    ],
+)
+def test_what_cannot_be_built_fails_its_trial_and_not_the_search(tmp_path, error, reason):
+    space = flat(broken=lambda: Unbuildable(error), sound=lambda: nn.Linear(64, 10))
+    found = failure(space)
+    assert found.reason == reason and "raise error" in str(found)
+    with pytest.raises(TrialError) as caught:
+        ladder = parse_ladder("epochs=1; epochs=1")
+        Laddered(space, TASK, RECIPE, ladder, tmp_path)(Trial(0, (0,), 1), rng())
+    assert caught.value.reason == reason
+
+
+def test_a_search_goes_on_after_an_architecture_that_cannot_be_built(tmp_path):
+    space = flat(broken=lambda: Unbuildable(KeyError("k")), sound=lambda: nn.Linear(64, 10))
+    result = search(space, DIGITS, "random", out=tmp_path, settings=SETTINGS)
+    assert result.genotype == (1,) and result.failures == {"build": 1}
+
+
+class OnlyMeta(nn.Linear):
+    def forward(self, x):
+        if not x.is_meta:
+            raise NotImplementedError("Could not run 'aten::special' with arguments from the 'CPU' backend.")
+        return super().forward(x)
+
+
+class OnlyReal(nn.Linear):
+    def forward(self, x):
+        if x.is_meta:
+            raise NotImplementedError("aten::special: attempted to run this operator with Meta tensors")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [OnlyMeta, OnlyReal])
+def test_an_operation_that_the_device_lacks_is_unsupported(kind):
+    assert failure(flat(a=lambda: kind(64, 10))).reason == "unsupported"
+
+
+def test_a_module_without_a_forward_method_is_no_network():
+    assert failure(flat(a=nn.Module)).reason == "build"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("\"slow_conv2d\" not implemented for 'Half'"), "unsupported"),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), "unsupported"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if"), "unsupported"),
+        (RuntimeError("x_cuda does not have a deterministic implementation, but you set"), "unsupported"),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), "device"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
+        (NotImplementedError('Module [A] is missing the required "forward" function'), "error"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error"),
+        (KeyError("out of memory"), "error"),
+    ],
+)
+def test_reasons_are_told_by_kind_and_words(error, reason):
+    assert reason_of(error) == reason
+    assert reason in ADVICE
+
+
+def test_a_network_without_a_gradient_is_told():
+    class Detached(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    assert failure(flat(a=lambda: Detached(64, 10))).reason == "no-grad"
+
+
+def test_a_fault_of_the_gpu_ends_the_search_and_keeps_what_was_found(tmp_path):
+    space = flat(
+        fault=lambda: Raising(RuntimeError("CUDA error: device-side assert triggered")),
+        **{f"sound{i}": lambda: nn.Linear(64, 10) for i in range(6)},
+    )
+    settings = SETTINGS | {"trials": 7}
+    with pytest.raises(
+        NoModelError, match="nothing more can be computed on the device in this process"
+    ) as caught:
+        search(space, DIGITS, "random", out=tmp_path, settings=settings)
+    assert "device: the GPU reported a fault: repeat the command" in str(caught.value)
+    resumed = search(space, DIGITS, "random", out=tmp_path, settings=settings)
+    assert resumed.failures == {"device": 1} and len(resumed.history) == 7
+
+
+class Drawing(nn.Linear):
+    """Draws from torch's global stream, and leaves it somewhere else."""
+
+    def forward(self, x):
+        if not x.is_meta:
+            torch.manual_seed(int(torch.randint(1000, ())))
+        return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+def test_what_an_operation_does_to_the_global_stream_stays_within_its_trial():
+    measure, trial = Trained(flat(a=lambda: Drawing(64, 10)), TASK, RECIPE), Trial(0, (0,), 1)
+    first, before = measure(trial, rng()), torch.get_rng_state()
+    torch.manual_seed(99)
+    assert measure(trial, rng()) == first
+    torch.set_rng_state(before)
+    measure(trial, rng())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- spaces ----------------------------------------------------------------------------------------------
+
+
+def raising_space(where):
+    def build(choose):
+        network = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 10), choose.op("a", {"x": nn.Tanh, "y": nn.ReLU, "z": nn.GELU})
+        )
+        if where == "build":
+            raise ZeroDivisionError("in build")
+        return network
+
+    def project(decisions, scores):
+        if where == "project":
+            raise ZeroDivisionError("in project")
+        return nas.space.argmax(decisions, scores)
+
+    return nas.Space("raising", build, project)
+
+
+@pytest.mark.parametrize("where", ["build", "project"])
+@pytest.mark.parametrize("method", ["random", "darts"])
+def test_a_space_that_raises_is_refused_before_any_training(tmp_path, where, method):
+    settings = {**(SETTINGS if method == "random" else TINY), "space_settings": {}}
+    with pytest.raises(SpaceError, match=f"{where} failed: ZeroDivisionError: in {where}") as caught:
+        search(raising_space(where), DIGITS, method, out=tmp_path / "out", settings=settings)
+    assert ours(str(caught.value)) and f'raise ZeroDivisionError("in {where}")' in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# -- searchers, tasks, methods, evaluators ---------------------------------------------------------------
+
+
+class Searches:
+    """A searcher of somebody else, which answers as told."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def ask(self, space, history, rng):
+        return self.answer(space)
+
+
+def studied(tmp_path, answer):
+    return Study(load("toy"), Fixed(Searches(answer), 1), journal_storage(tmp_path / "s.log"), name="s")
+
+
+def test_a_searcher_that_raises_is_named_with_its_line(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        studied(tmp_path, lambda space: 1 // 0).ask()
+    text = str(caught.value)
+    assert text.startswith("study 's': Fixed failed to propose trial 0: ZeroDivisionError")
+    assert ours(text) and "check_searcher" in text
+
+
+class Wordless:
+    """Has no `ask`."""
+
+
+class Curt:
+    """Takes too little."""
+
+    def ask(self, space):
+        return (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "words"), [(Wordless(), "no attribute 'ask'"), (Curt(), "takes 2 positional")]
+)
+def test_a_searcher_without_the_right_method_is_refused(tmp_path, searcher, words):
+    study = Study(load("toy"), Fixed(searcher, 1), journal_storage(tmp_path / "s.log"), name="s")
+    with pytest.raises(ConfigError, match=f"failed to propose trial 0: .*{words}"):
+        study.run(lambda trial, _: {"val_acc": 1.0}, trials=3)
+    assert not study.history
+
+
+@pytest.mark.parametrize("answer", [(0,), (0, 0, 9), None, [0, 0, 0], "abc", (0.5, 0, 0), ("0", 0, 0)])
+def test_a_proposal_that_is_no_architecture_is_refused_and_not_recorded(tmp_path, answer):
+    study = studied(tmp_path, lambda space: answer)
+    with pytest.raises((ConfigError, SpaceError)):
+        study.ask()
+    assert not study.history and not study.optuna_study.trials
+
+
+def test_numbers_of_numpy_are_taken_as_options(tmp_path):
+    trial = studied(tmp_path, lambda space: tuple(np.array([2, 1, 0]))).ask()
+    assert trial.genotype == (2, 1, 0)
+    assert {type(option) for option in trial.genotype} == {int}
+
+
+def test_a_data_set_that_raises_is_named_with_its_line():
+    class Broken:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            if index == 3:
+                raise OSError("the file is gone")
+            return np.zeros((8, 8), np.uint8), index % 2
+
+    with pytest.raises(
+        DataError, match=r"mine: train: item 3 cannot be read: OSError: the file is gone"
+    ) as caught:
+        nas.task_from_datasets(Broken(), name="mine")
+    assert ours(str(caught.value))
+
+
+METHOD = """
+import nas
+import nas.oneshot.relaxations
+
+def make():
+    1 // 0
+
+def wrong():
+    return 3
+
+class Raises(nas.oneshot.relaxations.Relaxation):
+    def mix(self, alphas, progress):
+        raise KeyError("in the relaxation")
+
+def relaxed():
+    return nas.Method("mine", relaxation=Raises())
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words", "line"),
+    [
+        ("make", "ZeroDivisionError", "1 // 0"),
+        ("wrong", "returned int, wanted a nas.Method", ""),
+        ("relaxed", "KeyError: 'in the relaxation'", 'raise KeyError("in the relaxation")'),
+    ],
+)
+def test_a_method_that_raises_is_named_with_its_line(tmp_path, function, words, line):
+    (tmp_path / "mine.py").write_text(METHOD)
+    with pytest.raises((ConfigError, TrialError)) as caught:
+        search("toy", DIGITS, f"{tmp_path / 'mine.py'}:{function}", out=tmp_path / "out", settings=TINY)
+    assert words in str(caught.value) and line in str(caught.value)
+
+
+def test_an_evaluator_that_raises_fails_its_trials(tmp_path):
+    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    study.run(lambda trial, _: {"val_acc": [0.5][trial.number]}, trials=3)
+    assert [t.state for t in study.history] == ["done", "failed", "failed"]
+    assert study.history[1].reason.startswith("error: IndexError") and ours(study.history[1].reason)
+
+
+def test_what_a_failed_trial_found_out_is_recorded(tmp_path):
+    def measure(trial, stream):
+        raise TrialError("oom", "no memory", {"needed_bytes": 12.0})
+
+    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    study.run(measure, trials=1)
+    again = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    assert again.history[0].metrics == {"needed_bytes": 12.0} and again.history[0].state == "failed"
+
+
+# -- too many failures -----------------------------------------------------------------------------------
+
+
+def test_the_diagnosis_counts_reasons_and_says_what_to_change(tmp_path):
+    space = flat(
+        **{f"raises{i}": lambda: Raising(KeyError("k")) for i in range(6)},
+        **{f"large{i}": lambda: nn.Linear(63, 10) for i in range(3)},
+    )
+    settings = SETTINGS | {"trials": 9, "max_failures": 9}
+    with pytest.raises(NoModelError) as caught:
+        search(space, DIGITS, "random", out=tmp_path, settings=settings)
+    text = str(caught.value)
+    first, *lines = text.splitlines()
+    assert first == "study 'search': the last 9 trials failed, so the search stops here:"
+    assert [line.split(":")[0] for line in lines] == [
+        *("  6 x error", "  3 x build", "what to do", "  error", "  build")
+    ]
+    assert "raise self.error" in text and "nas validate" in text
+
+
+def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
+    space = flat(
+        **{f"raises{i}": lambda: Raising(KeyError("k")) for i in range(3)}, sound=lambda: nn.Linear(64, 10)
+    )
+    settings = SETTINGS | {"trials": 4}
+    with pytest.raises(NoModelError, match="the last 1 trials failed"):
+        search(space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 1})
+    progress = Recorder()
+    resumed = search(
+        space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 9}, progress=progress
+    )
+    assert resumed.failures == {"error": 3} and resumed.genotype == (3,)
+
+
+def test_messages_that_differ_in_numbers_only_count_as_one():
+    from nas.failures import count, diagnosis
+
+    reasons = [
+        "nan: loss at step 50",
+        "nan: loss at step 7",
+        "nan: odd",
+        "nan: odd",
+        "nan: loss at step 1",
+        "oom: x",
+    ]
+    history = [Trial(i, (0,), 1, "failed", reason=r) for i, r in enumerate(reasons)]
+    assert count([*history, Trial(9, (0,), 1, "done")]) == {"nan": 5, "oom": 1}
+    assert diagnosis(history).startswith("\n  5 x nan: loss at step 50\n  1 x oom: x\nwhat to do:\n  nan: ")
+    assert diagnosis([dataclasses.replace(history[0], reason="new: y")]) == "\n  1 x new: y"
