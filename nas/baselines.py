@@ -74,13 +74,9 @@ def _random(job: Job, found: Found) -> list[Trial]:
     most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()
     measured = with_costs(job, measure, study.history, others=others)
+    fitted = remembering(job, measured, measure, study.history, found.history)
     study.run(
-        Cached(
-            remembering(job, measured, measure, study.history, found.history),
-            job.space,
-            study.history,
-            others=others,
-        ),
+        Cached(fitted, job.space, study.history, others=others),
         trials=most,
         stop=enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),

@@ -62,10 +62,10 @@ class ExhaustedError(NasError):
     """Every architecture of the space has been tried; the study ends early."""
 
 
-class DeviceError(NasError):
+class DeviceError(NoModelError):
     """A GPU failed in a way that leaves its process unable to compute; a new process may go on."""
 
-    exit_code = 5
+    exit_code = 6
 
 
 class WorkersError(NasError):

@@ -24,6 +24,8 @@ ADVICE: Mapping[str, str] = {
     "labels of your data, and `nvidia-smi`",
     "constraint": "hardly any architecture keeps the constraints: loosen them",
     "missing": "a table does not hold these architectures: use a space that it covers, or measure",
+    "timeout": "trials take too long, or hang: raise trial_timeout, or lower trial.epochs",
+    "lost": "the processes of workers end or freeze again and again: look into the system's log for why",
     "proxy": "a proxy cannot be computed for these architectures: leave it out",
 }
 """What to do about each reason of failure."""

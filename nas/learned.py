@@ -38,7 +38,7 @@ class Remembering:
         Raises:
             TrialError: with reason `oom`, its text beginning with `learned`.
         """
-        before = [t for t in self.history if t.number < trial.number]
+        before = [t for t in self.history if t.number < trial.number and t.number not in trial.beside]
         failed = failed_for_memory([*self.earlier, *before], self.memory)
         if failed is not None:
             with user_errors():

@@ -318,11 +318,11 @@ class Study:
                 metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
             self.tell(trial, metrics, time.perf_counter() - start)
         except TrialError as error:
-            self.fail(trial, error, time.perf_counter() - start)
+            failed = self.fail(trial, error, time.perf_counter() - start)
             if error.reason == "device":
                 raise DeviceError(
-                    f"study {self.name!r}: the device failed in trial {trial.number} ({error}), and this "
-                    "process cannot use it any more; the same command goes on in a new process"
+                    f"study {self.name!r}: nothing more can be computed on the device in this process:"
+                    f"{diagnosis([failed])}"
                 ) from error
         except LostError as error:
             _log.warning("study %r: trial %d: %s", self.name, trial.number, error)

@@ -87,10 +87,10 @@ def trial_search(
         turn = turn_of(storage, study._study_id)
         return Leased(storage, study._study_id, turn, identity, lease_s=job.config.lease, heir=heir)
 
-    measured = None if shares else evaluator(job)[0]
+    sizes = None if shares else evaluator(job)[0]
     study = Study(
         job.space,
-        scheduler(job, fitting(job, bounded(job, informed(job, searcher)), measured), fidelity),
+        scheduler(job, fitting(job, bounded(job, informed(job, searcher)), sizes), fidelity),
         storage,
         name=SEARCH,
         seed=job.seed(SEARCH),
@@ -101,8 +101,9 @@ def trial_search(
     fenced = _fenced(job, study)
     measure, prepared_s = evaluator(fenced)
     trained = grown(fenced, early_stopped(fenced, measure, study), study)
-    costed = with_costs(fenced, trained, study.history)
-    evaluate = Cached(remembering(fenced, costed, measure, study.history), job.space, study.history)
+    measured = with_costs(fenced, trained, study.history)
+    fitted = remembering(fenced, measured, measure, study.history)
+    evaluate = Cached(fitted, job.space, study.history)
     return TrialSearch(job, study, evaluate, measure, fidelity, prepared_s, spend_s)
 
 

@@ -14,8 +14,8 @@ __all__ = ["app", "export", "jobs", "launch", "look", "main", "measure", "mend",
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.
 
-    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the GPU failed or
-    another rank is lost,
+    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the disk or another
+    rank, 6 the GPU failed,
     130 and 143 signals.
     """
     handler = logging.StreamHandler()

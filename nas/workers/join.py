@@ -119,6 +119,7 @@ def _work(home: Home, job: Job, *, spend_s: float | None) -> str:
         trials=job.plan.trials,
         stop=search.enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=job.config.max_failures,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from nas.errors import ConfigError, DeviceError, NoModelError, SpaceError, WorkersError
+from nas.errors import ConfigError, DeviceError, NoModelError, SpaceError, StorageError, WorkersError
 from nas.workers.slots import Slot
 
 GRACE_S = 20.0
@@ -24,7 +24,7 @@ DEATHS = 5
 
 _DONE = {0, NoModelError.exit_code}
 """The second is that of a search whose last trials all failed, which the coordinator sees by itself."""
-_REFUSED = {ConfigError.exit_code, SpaceError.exit_code}
+_REFUSED = {ConfigError.exit_code, SpaceError.exit_code, StorageError.exit_code}
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 
 

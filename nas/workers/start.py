@@ -97,6 +97,7 @@ def work_together(search: TrialSearch, slots: list[Slot]) -> None:
         stop=search.enough,
         on_trial=lambda trial: job.progress.advance(trial_line(trial)),
         trial_timeout_s=job.config.trial_timeout,
+        max_failures=job.config.max_failures,
     )
 
 

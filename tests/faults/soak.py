@@ -310,7 +310,7 @@ def main():
             restarts=options.restarts,
             freezes=options.freezes,
             steps=20,
-            step_s=0.7 * options.workers * total_s / options.trials / 20,
+            step_s=0.85 * options.workers * total_s / options.trials / 20,
         )
         print(json.dumps({**found, "seconds": round(time.monotonic() - start)}))
 

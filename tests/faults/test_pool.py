@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas.errors import ConfigError, WorkersError
+from nas.errors import ConfigError, DeviceError, WorkersError
 from nas.workers import pool as module
 from nas.workers.pool import Pool
 from nas.workers.pulse import Pulse
@@ -237,7 +237,7 @@ def test_a_worker_that_found_nothing_left_to_do_is_not_replaced():
     assert len(start.places) == 2
 
 
-@pytest.mark.parametrize("code", [2, 3])
+@pytest.mark.parametrize("code", [2, 3, 5])
 def test_a_users_error_ends_the_search_with_its_words(code):
     start = scripted(code)
     pool = Pool(slots(1), start, lease_s=600, last_words=lambda slot: f"error: no file x, says {slot.number}")
@@ -293,7 +293,7 @@ def test_where_there_is_no_telling_a_kill_counts_as_memory():
 
 def test_a_gpu_that_failed_twice_is_not_used_again():
     notes = []
-    start = scripted(5, None, 5)
+    start = scripted(DeviceError.exit_code, None, DeviceError.exit_code)
     with Pool(slots(2, ["0", "1"]), start, lease_s=600, note=notes.append) as pool:
         pool.tend()
         pool.tend()
@@ -303,7 +303,7 @@ def test_a_gpu_that_failed_twice_is_not_used_again():
 
 
 def test_without_a_gpu_left_the_search_ends():
-    start = scripted(-signal.SIGABRT, 5)
+    start = scripted(-signal.SIGABRT, DeviceError.exit_code)
     with Pool(slots(1, ["GPU-7f"]), start, lease_s=600, last_words=lambda _: "device-side assert") as pool:
         pool.tend()
         with pytest.raises(WorkersError, match="no GPU is left; the last worker said: device-side assert"):
