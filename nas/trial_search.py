@@ -26,9 +26,8 @@ from nas.trial_setup import (
     scheduler,
     with_costs,
 )
-from nas.workers.claims import Alone, Claims, Leased
+from nas.workers.claims import Alone, Claims, Leased, leased
 from nas.workers.identity import Identity
-from nas.workers.turn import turn_of
 
 SEARCH = "search"
 """The name of the study."""
@@ -84,8 +83,7 @@ def trial_search(
     def claims(study: optuna.Study) -> Claims:
         if shares or writers(job.config.storage) == 1:
             return Alone()
-        turn = turn_of(storage, study._study_id)
-        return Leased(storage, study._study_id, turn, identity, lease_s=job.config.lease, heir=heir)
+        return leased(storage, identity, lease_s=job.config.lease, heir=heir)(study)
 
     sizes = None if shares else evaluator(job)[0]
     study = Study(

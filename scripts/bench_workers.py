@@ -15,20 +15,13 @@ from pathlib import Path
 
 from nas import Fixed, RegularizedEvolution, Study, load
 from nas.storage.run import open_storage
-from nas.workers.claims import Leased
-from nas.workers.identity import Identity
-from nas.workers.turn import turn_of
+from nas.workers.claims import leased
 
 
 def open_study(where: str, name: str, **how: object) -> Study:
     storage = open_storage(where if "://" in where else Path(where))
-
-    def leased(study: object) -> Leased:
-        me, turn = Identity.of_this_process(leads=False), turn_of(storage, study._study_id)
-        return Leased(storage, study._study_id, turn, me, lease_s=120.0)
-
-    how = how or {"claims": leased}
-    return Study(load("nasbench201"), Fixed(RegularizedEvolution(), 1), storage, name=name, seed=1, **how)
+    searcher, shared = Fixed(RegularizedEvolution(), 1), {"claims": leased(storage)}
+    return Study(load("nasbench201"), searcher, storage, name=name, seed=1, **(how or shared))
 
 
 def work(where: str, name: str, trials: int, seconds: float, told: "multiprocessing.Queue") -> None:

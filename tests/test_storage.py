@@ -364,15 +364,15 @@ def outcome_of(study, trial, value):
 
 
 def test_parked_results_are_told_first(tmp_path, sqlite, caplog):
-    before = study(run_of(tmp_path, sqlite), "epochs=3,width=0.5/x")
+    before = study(run_of(tmp_path, sqlite), "epochs=3,width=0.5")
     trial = before.ask()
     Park(tmp_path / "parked").put(before.name, 0, outcome_of(before, trial, 0.25))
     names = [path.name for path in (tmp_path / "parked").iterdir()]
-    assert names == ["epochs%3D3%2Cwidth%3D0.5%2Fx-trial-0.json"]
+    assert names == ["epochs%3D3%2Cwidth%3D0.5-trial-0.json"]
     after = study(run_of(tmp_path, sqlite), before.name)
     assert told(after.history) == [(0, trial.genotype, "done", {"val_acc": 0.25})]
     assert after.history[0].cost_s == 1.5
-    assert "parked result of trial 0 of study 'epochs=3,width=0.5/x': told" in caplog.text
+    assert "parked result of trial 0 of study 'epochs=3,width=0.5': told" in caplog.text
     assert not list(tmp_path.glob("parked/*"))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, Protocol
 
+import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +18,7 @@ from nas.errors import ConfigError
 from nas.resumable import Stopped
 from nas.workers.identity import Identity
 from nas.workers.silence import BEAT, OWNER, Silence
+from nas.workers.turn import turn_of
 from nas.workers.turns import NoTurnError, Turn
 
 _log = logging.getLogger("nas")
@@ -244,3 +246,19 @@ def owner_of(trial: FrozenTrial) -> tuple[Identity | None, int]:
     """Who has a trial, or had it last, and how often it was begun."""
     record = trial.user_attrs.get(OWNER)
     return Identity.read(record), int(record["attempt"]) if isinstance(record, dict) else 0
+
+
+def leased(
+    storage: BaseStorage, identity: Identity | None = None, *, lease_s: float = 120.0, heir: bool = False
+) -> Callable[[optuna.Study], Claims]:
+    """What `nas.study.Study` takes as `claims` where many workers share a study in this storage.
+
+    identity: of this worker, that of an ordinary process unless given. lease_s, heir: see `Leased`.
+    """
+    me = Identity.of_this_process(leads=False) if identity is None else identity
+
+    def claims(study: optuna.Study) -> Claims:
+        turn = turn_of(storage, study._study_id)
+        return Leased(storage, study._study_id, turn, me, lease_s=lease_s, heir=heir)
+
+    return claims

@@ -26,11 +26,12 @@ from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
 from nas.draw import draw_cells
 from nas.errors import NasError
 from nas.files import MANIFEST, check_manifest, read_json, write_json, write_manifest
+from nas.journal import JOURNAL
 from nas.latency import LatencyTable
 from nas.registry import load
 from nas.result import Result, graphs_of, load_architecture, load_result, read_architecture
 from nas.run_folder import read_run
-from nas.study import JOURNAL, Study
+from nas.study import Study
 
 TOY = load("toy", width=4)
 
