@@ -83,14 +83,9 @@ def test_a_run_keeps_nothing_of_the_environment(original):
 
 def test_a_run_names_these_versions_and_nothing_else(original):
     named = {"python", "torch", "numpy", "optuna", "networkx", "scikit-learn", "nas-engine"}
-<<<<<<< HEAD
     named |= {"platform", "device", "hardware", "threads", "commit"}
     named |= {"cuda", "triton"}
     assert set(read_run(original)["environment"]) == named | {"ranks"}
-=======
-    named |= {"cuda", "triton", "platform", "device", "hardware", "threads", "commit"}
-    assert set(read_run(original)["environment"]) == named
->>>>>>> secure
     assert socket.gethostname() not in json.dumps(read_run(original)["environment"])
     assert set(environment(next(nn.Linear(1, 1).parameters()).device)) == named
 
