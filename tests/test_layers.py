@@ -20,7 +20,7 @@ LAYERS = [
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     # files, arrays, settings, primitives
-    "failures files arrays learning_curves comparison recipe config devices ops pareto surrogate",
+    "failures metrics files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe",
     "workers.pool",
@@ -42,7 +42,7 @@ LAYERS = [
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
     "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn_in_database",
-    "workers.turn",
+    "workers.turn study_record",
     "workers.claims",
     "guard oneshot.identities oneshot.watch",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
