@@ -5,32 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Container, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NasError, NoModelError, TrialError
 from nas.failures import diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
+from nas.metrics import check_metrics
 from nas.paths import check_contents, check_name, exists
-from nas.records import TrialRecord, checked
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space, describe
 from nas.storage.finishing import finish_trial
 from nas.storage.run import past_storage
+from nas.study_record import Record, open_study, recorded_goals, warn_of_direction
 from nas.types import Genotype, Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
@@ -41,17 +39,8 @@ _log = logging.getLogger("nas")
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
 
-_STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
-    TrialState.COMPLETE: "done",
-    TrialState.FAIL: "failed",
-    TrialState.WAITING: "running",  # begun, and given back
-    TrialState.RUNNING: "running",
-}
-_WRITTEN = {name: state for state, name in _STATES.items()}
 OVERDUE = "overdue"
 """The attribute of a trial that says how often it took too long."""
-_LOSSES = ("loss", "error", "latency", "cost")
-_GAINS = ("acc", "score", "auc", "f1")
 
 
 class Study:
@@ -81,12 +70,10 @@ class Study:
         check_name(name, "study")
         self.space, self.scheduler, self.storage, self.name = space, scheduler, storage, name
         self.seed, self.announce = seed, announce
-        self.optuna_study = self._open(goals or Goals())
-        self.goals = self._recorded(goals)
-        self._warn_of_direction()
-        self._distributions: dict[str, BaseDistribution] = {
-            d.name: CategoricalDistribution(d.options) for d in space.decisions
-        }
+        self.optuna_study = open_study(storage, name, goals or Goals())
+        self.goals = recorded_goals(self.optuna_study, space, goals)
+        warn_of_direction(self.goals, name)
+        self._record = Record(space, self.goals, name)
         self.claims = claims(self.optuna_study)
         if self.claims.shared and not announce:
             raise ConfigError(f"study {name!r}: trials that are not announced cannot be shared")
@@ -126,10 +113,10 @@ class Study:
                 f"study {self.name!r} was deleted or renamed while this process was at work on it"
             ) from error
         for frozen in trials[len(self.history) :]:
-            self._append(self._read(frozen), frozen._trial_id)
+            self._append(self._record.read(frozen), frozen._trial_id)
         self.under_way = [frozen for frozen in trials if self.history[frozen.number].state == "running"]
         for frozen in self.under_way:
-            self.history[frozen.number] = self._read(frozen)
+            self.history[frozen.number] = self._record.read(frozen)
         self.under_way = [frozen for frozen in self.under_way if not frozen.state.is_finished()]
         self.claims.look(self.under_way)
 
@@ -391,85 +378,7 @@ class Study:
         self._write(replace(self.history[frozen.number], state="failed", reason=reason))
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
-        record = {
-            "fidelity": trial.fidelity,
-            "metrics": dict(trial.metrics),
-            "cost_s": trial.cost_s,
-            "reason": trial.reason,
-            **({"beside": list(trial.beside)} if trial.beside else {}),
-        }
-        done = trial.state == "done"
-        bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
-        return create_trial(
-            state=_WRITTEN[trial.state],
-            values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
-            constraints=bounds or None,
-            params=self.space.choices(trial.genotype),
-            distributions=self._distributions,
-            user_attrs={"nas": record},
-        )
-
-    def _read(self, frozen: FrozenTrial) -> Trial:
-        if "nas" not in frozen.user_attrs or frozen.state not in _STATES:
-            raise ConfigError(
-                f"study {self.name!r}: trial {frozen.number} was not written by this engine; "
-                "only its own studies can be continued"
-            )
-        source = f"study {self.name!r}, trial {frozen.number}"
-        record = checked(TrialRecord, frozen.user_attrs["nas"], source, "record of a trial")
-        return Trial(
-            number=frozen.number,
-            genotype=self.space.genotype(frozen.params),
-            fidelity=record.fidelity,
-            state=_STATES[frozen.state],
-            metrics=record.metrics,
-            cost_s=record.cost_s,
-            reason=record.reason,
-            beside=tuple(record.beside),
-        )
-
-    def _open(self, goals: Goals) -> optuna.Study:
-        sampler = optuna.samplers.RandomSampler(seed=0)
-        if self.name in (study.study_name for study in self.storage.get_all_studies()):
-            # Asking Optuna to create what exists would append to the journal.
-            return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
-        return optuna.create_study(
-            storage=self.storage,
-            study_name=self.name,
-            directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
-            sampler=sampler,
-            load_if_exists=True,
-        )
-
-    def _recorded(self, goals: Goals | None) -> Goals:
-        """Writes down what the study is for, or checks that it still is; returns the goals."""
-        wanted = goals or Goals()
-        decisions = [[d.name, list(d.options)] for d in self.space.decisions]
-        known = self.optuna_study.user_attrs.get("nas")
-        if known is None:
-            self.optuna_study.set_user_attr("nas", {"decisions": decisions, **wanted.to_dict()})
-            return wanted
-        if not isinstance(known, dict) or known.get("decisions") != decisions:
-            raise ConfigError(
-                f"study {self.name!r} was made for a space with other decisions than {self.space.name!r}; "
-                "use another name or another folder"
-            )
-        before = Goals.from_dict(known)
-        if goals not in (None, before):
-            raise ConfigError(
-                f"study {self.name!r} was made for {before}, not for {goals}; use another name or folder"
-            )
-        return before
-
-    def _warn_of_direction(self) -> None:
-        for objective in self.goals.objectives:
-            words = _LOSSES if objective.maximize else _GAINS
-            if not objective.added and any(word in objective.metric for word in words):
-                verb = "maximises" if objective.maximize else "minimises"
-                warnings.warn(
-                    f"study {self.name!r} {verb} {objective.metric!r}; is that the right direction?",
-                    stacklevel=3,
-                )
+        return self._record.write(trial)
 
     def check_failures(self, most: int) -> None:
         """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""
@@ -482,32 +391,3 @@ class Study:
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:
         return rng(self.seed, self.name, number, purpose)
-
-
-def check_metrics(metrics: object) -> dict[str, float]:
-    """Plain finite floats from what an evaluator returned: numpy scalars and 0-dim tensors are converted.
-
-    Raises:
-        TrialError: with reason `metric` (`nan` for values that are not finite), naming the metric and type.
-    """
-    if not isinstance(metrics, Mapping):
-        raise TrialError(
-            "metric", f"the evaluator returned {type(metrics).__name__}, wanted a dictionary of numbers"
-        )
-    checked = {}
-    for name, value in metrics.items():
-        item = getattr(value, "item", None)
-        number = item() if item is not None and getattr(value, "ndim", None) == 0 else value
-        if isinstance(number, bool) or not isinstance(number, Real):
-            raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
-        if not math.isfinite(converted := _as_float(number)):
-            raise TrialError("nan", f"metric {name!r} is {converted}, wanted a finite number")
-        checked[str(name)] = converted
-    return checked
-
-
-def _as_float(number: Real) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # an integer beyond every float
-        return math.inf

@@ -26,7 +26,7 @@ LAYERS = [
     "oneshot.fused.layout",
     # files, arrays, settings, primitives
     "paths records",
-    "failures files arrays learning_curves comparison recipe config devices ops pareto surrogate",
+    "failures metrics files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe unpacking",
     "workers.pool",
@@ -52,7 +52,7 @@ LAYERS = [
     "oneshot.fused.comparing",
     "oneshot.fused.floor",
     "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn_in_database",
-    "workers.turn",
+    "workers.turn study_record",
     "workers.claims",
     "guard oneshot.identities oneshot.watch distributed",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",

@@ -11,11 +11,12 @@ from killing import run_killed
 from nas.errors import ConfigError, NoModelError, TrialError
 from nas.goals import Goals
 from nas.journal import journal_storage
+from nas.metrics import check_metrics
 from nas.registry import load
 from nas.schedule import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
-from nas.study import Study, check_metrics
+from nas.study import Study
 from nas.types import Objective, Trial
 
 TOY, CELLS = load("toy"), load("nasbench201")

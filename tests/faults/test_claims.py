@@ -512,18 +512,19 @@ def test_a_turn_is_not_taken_where_holders_change(tmp_path, monkeypatch):
             check()
 
 
-def test_a_proposal_whose_turn_was_lost_is_not_written(worker, monkeypatch):
+def test_a_proposal_whose_turn_was_lost_is_not_written(worker, tmp_path):
     one, other = worker(), worker()
 
     class Slow:
         def ask(self, space, history, stream):
-            if not other.history:
-                other._announced(Trial(0, (0,) * 6, 2))  # as if the turn had been taken away
-                raise NoTurnError("the turn was lost")
+            if not other.history:  # as if the process had been frozen here
+                (tmp_path / "study.log.lock").unlink()
+                other.ask()
             return RandomSearch().ask(space, history, stream), 2
 
     one.scheduler = Slow()
     assert one._next(5) is None
+    assert [t.number for t in worker().history] == [0]
     assert one._next(5).number == 1
 
 
