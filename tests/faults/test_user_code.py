@@ -156,7 +156,7 @@ def test_a_fault_of_the_gpu_ends_the_search_and_keeps_what_was_found(tmp_path):
         **{f"sound{i}": lambda: nn.Linear(64, 10) for i in range(6)},
     )
     settings = SETTINGS | {"trials": 7}
-    with pytest.raises(DeviceError, match=r"the device failed in trial \d+ .* goes on in a new process"):
+    with pytest.raises(DeviceError, match="nothing more can be computed on the device in this process"):
         search(space, DIGITS, "random", out=tmp_path, settings=settings)
     resumed = search(space, DIGITS, "random", out=tmp_path, settings=settings)
     assert resumed.failures == {"device": 1} and len(resumed.history) == 7
