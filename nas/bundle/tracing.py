@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from nas.bundle.constructors import constructor, is_torch
 from nas.bundle.pieces import Made, Piece, Whole, joined, made
 from nas.errors import SpaceError
+from nas.train import evaluating
 
 _INFIX = {
     operator.add: "+", operator.iadd: "+", operator.mul: "*", operator.imul: "*", operator.sub: "-",
@@ -56,12 +57,10 @@ def counted(network: nn.Module, x: Tensor) -> Counts:
         module.register_forward_pre_hook(lambda module, given: counts.update({module: len(given)}))
         for module in network.modules()
     ]
-    training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(x)
+        with evaluating(network), torch.no_grad():
+            network(x)
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
     return counts
@@ -96,16 +95,14 @@ def _name(module: nn.Module) -> str:
 
 
 def _traced(module: nn.Module, inputs: Sequence[str]) -> fx.Graph:
-    training = module.training
     try:
-        graph = _Shallow(inputs).trace(module.eval())
+        with evaluating(module):
+            graph = _Shallow(inputs).trace(module)
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
         raise SpaceError(
             f"source: {type(module).__name__}.forward decides by the values of its maps or iterates over "
             f"their shape, so it cannot be written down ({error}); write it without"
         ) from error
-    finally:
-        module.train(training)
     for node in graph.nodes:
         if node.op == "call_module" and type(module.get_submodule(node.target)) is nn.Identity:
             node.replace_all_uses_with(node.args[0])
