@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import nn
 
-from nas.checkpoint import Checkpoints
+from nas.checkpoint import Checkpoints, saved_steps
 from nas.cost import Cost, cost
 from nas.easing import Ease, eased
 from nas.errors import TrialError
@@ -94,6 +94,10 @@ class Trained:
         """What the training is estimated to need of memory at least, see `nas.needs`."""
         counted = cost(self.space, trial.genotype, self.task.image_shape)
         return training_bytes(counted, self._batch)
+
+    def saved_steps(self, trial: Trial) -> int:
+        """How far the training of a trial that was interrupted got, by its checkpoints; 0 without any."""
+        return 0 if self.folder is None else saved_steps(self.folder / f"trial-{trial.number}")
 
     @property
     def _batch(self) -> int:

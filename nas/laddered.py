@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas.checkpoint import Checkpoints
+from nas.checkpoint import Checkpoints, saved_steps
 from nas.cost import Cost, cost
 from nas.easing import EASED, Ease, begun, eased
 from nas.errors import ConfigError, TrialError
@@ -113,6 +113,10 @@ class Laddered:
     def needed_bytes(self, trial: Trial) -> int:
         """What the training up to a rung is estimated to need of memory at least, see `nas.needs`."""
         return self._needed_bytes(trial.genotype, self.ladder.rung(trial.fidelity))
+
+    def saved_steps(self, trial: Trial) -> int:
+        """How far the trainings of a trial's architecture got, by their checkpoints; 0 without any."""
+        return saved_steps(self.place(trial.genotype))
 
     def forget(self, genotype: Genotype) -> None:
         """Removes all that is kept of an architecture that will not be asked for again."""

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
-from nas.evaluate import Cached
+from nas.evaluate import Cached, Trained
 from nas.job import Job
+from nas.laddered import Laddered
 from nas.resumable import Stopped
 from nas.searchers import Searcher
 from nas.storage.address import writers
 from nas.study import Evaluator, Study
+from nas.study_record import Record
 from nas.trial_setup import (
     bounded,
     early_stopped,
@@ -83,9 +86,14 @@ def trial_search(
     def claims(study: optuna.Study) -> Claims:
         if shares or writers(job.config.storage) == 1:
             return Alone()
-        return leased(storage, identity, lease_s=job.config.lease, heir=heir)(study)
+        return leased(storage, identity, lease_s=job.config.lease, heir=heir, saved=saved)(study)
 
     sizes = None if shares else evaluator(job)[0]
+    record = Record(job.space, job.plan.goals, SEARCH)
+
+    def saved(frozen: FrozenTrial) -> int:
+        return sizes.saved_steps(record.read(frozen)) if isinstance(sizes, Trained | Laddered) else 0
+
     study = Study(
         job.space,
         scheduler(job, fitting(job, bounded(job, informed(job, searcher)), sizes), fidelity),

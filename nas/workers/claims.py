@@ -24,12 +24,12 @@ from nas.workers.turns import NoTurnError, Turn
 _log = logging.getLogger("nas")
 
 ATTEMPTS = 3
-"""How often a trial is begun before it is given up, when its workers vanish every time."""
+"""How often a trial is begun before it is given up, when its workers vanish and it gets no further."""
 POLL_S = 0.5
 """Seconds until a worker without work looks for some again."""
 
 Verdict = Literal["held", "free", "lost"]
-"""Of a trial under way: in good hands, there for others, or begun too often to be begun again."""
+"""Of a trial under way: in good hands, there for others, or begun too often in vain to be begun again."""
 
 
 class LostError(Stopped):
@@ -113,6 +113,8 @@ class Leased:
       because it was on this machine, has lost it at once.
     heir: whether this process is the only one that leads, so that a trial which another leader was working on
       is free at once: true of whoever has the lock of the folder that the study is in.
+    saved: how far a trial got by what is saved of it here, as a number that grows. Workers that vanish do not
+      count against a trial that they took further.
 
     A trial that is lost goes back to the others under its own number, with what its worker saved of it where
     they share a folder. A worker that comes back late finds that out before it trains on, or at the latest
@@ -130,10 +132,12 @@ class Leased:
         *,
         lease_s: float,
         heir: bool = False,
+        saved: Callable[[FrozenTrial], int] = lambda _: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity, self.lease_s = identity, lease_s
         self._storage, self._study_id, self._turn, self._heir = storage, study_id, turn, heir
+        self._saved = saved
         self._silence = Silence(lease_s / 2, clock=clock)
         self._lost = threading.Event()
 
@@ -143,19 +147,19 @@ class Leased:
 
     def stamp(self) -> dict[str, object]:
         """Whose the trial is."""
-        return {OWNER: self._claim(1)}
+        return {OWNER: self._claim(1, 0)}
 
     def verdict(self, trial: FrozenTrial) -> Verdict:
-        """Held by a worker that lives, for all that is known; else lost after `ATTEMPTS`."""
+        """Held by a worker that lives, for all that is known; else lost after `ATTEMPTS` in vain."""
         if trial.state == TrialState.WAITING:
             return "free"
-        owner, attempt = owner_of(trial)
+        owner, attempt, reached = owner_of(trial)
         if owner is not None and owner.leads and (self._heir or owner.is_gone()):
             return "free"  # ended by its user, or with its machine: that is no fault of the trial
         gone = owner is not None and (owner.is_gone() or owner.worker == self.identity.worker)
         if not gone and self._silence.seconds(trial) <= self.lease_s:
             return "held"
-        return "lost" if attempt >= ATTEMPTS else "free"
+        return "lost" if attempt >= ATTEMPTS and self._saved(trial) <= reached else "free"
 
     def look(self, trials: list[FrozenTrial]) -> None:
         """Notes who of the others is silent."""
@@ -163,12 +167,14 @@ class Leased:
 
     def take(self, trial: FrozenTrial) -> bool:
         """Takes a trial that waits; whoever sets it running first has it."""
-        trial_id, (owner, attempt) = trial._trial_id, owner_of(trial)
-        begun = attempt if owner is not None and owner.leads else attempt + 1
+        trial_id, (owner, attempt, before), reached = trial._trial_id, owner_of(trial), self._saved(trial)
+        if reached > before:
+            attempt, before = 0, reached
+        begun = max(1, attempt) if owner is not None and owner.leads else attempt + 1
         try:
             if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return False
-            self._storage.set_trial_user_attr(trial_id, OWNER, self._claim(begun))
+            self._storage.set_trial_user_attr(trial_id, OWNER, self._claim(begun, before))
         except UpdateFinishedTrialError:
             return False
         return True
@@ -176,7 +182,7 @@ class Leased:
     def owns(self, trial_id: int) -> bool:
         """Whether nobody else has begun or ended the trial since it was taken here."""
         trial = self._storage.get_trial(trial_id)
-        owner, _ = owner_of(trial)
+        owner = owner_of(trial)[0]
         return not trial.state.is_finished() and owner is not None and owner.worker == self.identity.worker
 
     @contextmanager
@@ -205,8 +211,8 @@ class Leased:
         """Sleeps."""
         time.sleep(POLL_S)
 
-    def _claim(self, attempt: int) -> dict[str, object]:
-        return {**self.identity.to_dict(), "attempt": attempt}
+    def _claim(self, attempt: int, reached: int) -> dict[str, object]:
+        return {**self.identity.to_dict(), "attempt": attempt, "reached": reached}
 
     def _beat(self, trial_id: int, ended: threading.Event) -> None:
         count = 0
@@ -234,31 +240,37 @@ class Leased:
         try:
             with self._turn():
                 if self.owns(trial_id):
-                    _, attempt = owner_of(self._storage.get_trial(trial_id))
-                    back = {**self._claim(attempt - 1), "leads": False}
+                    _, attempt, reached = owner_of(self._storage.get_trial(trial_id))
+                    back = {**self._claim(attempt - 1, reached), "leads": False}
                     self._storage.set_trial_user_attr(trial_id, OWNER, back)
                     self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except (NoTurnError, UpdateFinishedTrialError) as error:
             _log.warning("trial %d is not given back now, but when this process is gone: %s", trial_id, error)
 
 
-def owner_of(trial: FrozenTrial) -> tuple[Identity | None, int]:
-    """Who has a trial, or had it last, and how often it was begun."""
+def owner_of(trial: FrozenTrial) -> tuple[Identity | None, int, int]:
+    """Who has a trial or had it last, how often it was begun in vain, and how far it had got before."""
     record = trial.user_attrs.get(OWNER)
-    return Identity.read(record), int(record["attempt"]) if isinstance(record, dict) else 0
+    known = record if isinstance(record, dict) else {}
+    return Identity.read(record), int(known.get("attempt", 0)), int(known.get("reached", 0))
 
 
 def leased(
-    storage: BaseStorage, identity: Identity | None = None, *, lease_s: float = 120.0, heir: bool = False
+    storage: BaseStorage,
+    identity: Identity | None = None,
+    *,
+    lease_s: float = 120.0,
+    heir: bool = False,
+    saved: Callable[[FrozenTrial], int] = lambda _: 0,
 ) -> Callable[[optuna.Study], Claims]:
     """What `nas.study.Study` takes as `claims` where many workers share a study in this storage.
 
-    identity: of this worker, that of an ordinary process unless given. lease_s, heir: see `Leased`.
+    identity: of this worker, that of an ordinary process unless given. lease_s, heir, saved: see `Leased`.
     """
     me = Identity.of_this_process(leads=False) if identity is None else identity
 
     def claims(study: optuna.Study) -> Claims:
         turn = turn_of(storage, study._study_id)
-        return Leased(storage, study._study_id, turn, me, lease_s=lease_s, heir=heir)
+        return Leased(storage, study._study_id, turn, me, lease_s=lease_s, heir=heir, saved=saved)
 
     return claims

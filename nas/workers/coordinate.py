@@ -25,7 +25,7 @@ class Stopwatch:
 
     def __init__(self, limit_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s, self._clock = limit_s, clock
-        self._since: dict[tuple[int, Identity | None, int], float] = {}
+        self._since: dict[tuple[int, Identity | None, int, int], float] = {}
 
     def late(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials under way that have run for more than the limit since they were begun last."""
@@ -80,13 +80,13 @@ def coordinate(
 def _look_after(study: Study, pool: Pool, watch: Stopwatch, limit_s: float | None) -> None:
     silent = pool.tend()
     for trial in study.under_way:
-        owner, _ = owner_of(trial)
+        owner = owner_of(trial)[0]
         if owner is not None and owner.pid in silent and owner.place == here():
             _give_up(study, trial, "its worker gave no sign of life")
     _sweep(study)
     for trial in watch.late(study.under_way):
         if _give_up(study, trial, f"longer than {limit_s:g} s"):
-            owner, _ = owner_of(trial)
+            owner = owner_of(trial)[0]
             if owner is not None and owner.place == here():
                 pool.kill(owner.pid)
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import optuna
 from killing import MODULES
 
-from nas.checkpoint import Checkpoints
+from nas.checkpoint import Checkpoints, saved_steps
 from nas.journal import journal_storage
 from nas.registry import load
 from nas.resumable import Stopped
@@ -59,10 +59,16 @@ def open_study(folder, *, lease_s, leads):
 
     def claims(study):
         turn = turn_of(storage, study._study_id)
-        return Leased(storage, study._study_id, turn, identity, lease_s=lease_s, heir=leads)
+        return Leased(
+            storage, study._study_id, turn, identity, lease_s=lease_s, heir=leads, saved=partly_done(folder)
+        )
 
     scheduler = Fixed(RegularizedEvolution(5, 3), epochs=1)
     return Study(SPACE, scheduler, storage, name="s", seed=1, claims=claims)
+
+
+def partly_done(folder):
+    return lambda frozen: saved_steps(folder / f"trial-{frozen.number}")
 
 
 def stepping(study, folder, *, steps, step_s, stop):
@@ -304,8 +310,8 @@ def main():
             workers=options.workers,
             kills=options.kills,
             seed=options.seed,
-            # On the average half of it, and some time is lost by every kill.
-            longest_s=1.6 * total_s / options.kills,
+            # On the average half of it, so that all are killed well before the end.
+            longest_s=1.2 * total_s / options.kills,
             lease_s=10.0,
             restarts=options.restarts,
             freezes=options.freezes,

@@ -63,7 +63,7 @@ def _quiet():
 def worker(tmp_path):
     """Makes workers on one study; each has its own view of the journal."""
 
-    def make(*, clock=None, space=CELLS, identity=None, heir=False, lease_s=LEASE_S, searcher=None):
+    def make(*, clock=None, space=CELLS, identity=None, heir=False, lease_s=LEASE_S, searcher=None, saved=lambda _: 0):
         storage = journal_storage(tmp_path / "study.log")
 
         def claims(study):
@@ -74,6 +74,7 @@ def worker(tmp_path):
                 identity or Somewhere.identity(),
                 lease_s=lease_s,
                 heir=heir,
+                saved=saved,
                 clock=clock or Clock(),
             )
 
@@ -272,6 +273,23 @@ def test_a_trial_whose_workers_vanish_every_time_fails_as_lost(worker):
     assert other.history[0].state == "failed"
     assert other.history[0].reason.startswith("lost: ")
     assert worker().ask().number == 1
+
+
+def test_a_trial_that_gets_further_outlives_any_number_of_workers(worker):
+    steps = [0]
+    saved = lambda frozen: steps[0]  # noqa: E731
+    other = worker(saved=saved)
+    for _ in range(3 * ATTEMPTS):
+        steps[0] += 5
+        assert worker(saved=saved).ask().number == 0
+        pass_time(other, 1.1 * LEASE_S)
+        other.sweep()
+        assert other.history[0].state == "running"
+    for _ in range(ATTEMPTS - 1):
+        assert worker(saved=saved).ask().number == 0
+        pass_time(other, 1.1 * LEASE_S)
+        other.sweep()
+    assert other.history[0].reason.startswith("lost: ")
 
 
 def test_a_sweep_lets_what_is_left_wait_for_others(worker):
