@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import weakref
+from collections.abc import Container
 from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
@@ -22,6 +23,7 @@ from sqlalchemy.orm import Session
 from nas.errors import ConfigError
 from nas.storage.address import Address
 from nas.storage.finishing import Finisher, same_outcome
+from nas.storage.under_way import UnderWay
 
 POOL = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "pool_timeout": 30}
 """A worker needs one connection, for a moment two; each one costs the server memory."""
@@ -69,6 +71,7 @@ class Database(RDBStorage, Finisher):
         given = make_url(address.secret).query
         connect = {name: value for name, value in CONNECT[address.scheme].items() if name not in given}
         self.names: dict[int, str] = {}
+        self._under_way = UnderWay()
         self._unconfirmed: dict[int, FrozenTrial] = {}
         # Optuna takes the URL for a format string.
         url = address.secret.replace("{", "{{").replace("}", "}}")
@@ -109,6 +112,26 @@ class Database(RDBStorage, Finisher):
             trial.state = outcome.state
             trial.datetime_complete = datetime.now()
         return True
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Called by Optuna's cache for what may have changed, again and again."""
+        ids, above, under_way = included_trial_ids, trial_id_greater_than, list[FrozenTrial]()
+        if states is None and (ids or above >= 0):
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session)
+                under_way, ids = self._under_way.read(session, study_id, ids, above)
+            if not ids:
+                return under_way
+            above = max(ids)
+        trials = super()._get_trials(study_id, states, ids, above)
+        self._under_way.remember(trials)
+        return [*under_way, *trials]
 
     def close(self) -> None:
         """Gives the connections back; there are none where it could not even be begun to connect."""
