@@ -47,7 +47,7 @@ _ATTEMPTS = 5
 _HINTS = {
     "too many clients|too many connections|connection slots": (
         "the server has no connection left; each worker keeps one and for moments a second: raise its "
-        "max_connections, or put pgbouncer or Optuna's gRPC storage proxy between"
+        "max_connections, or put pgbouncer between"
     ),
     "password authentication failed|no password supplied": (
         "check user and password; in a URL the password must be percent-encoded"
