@@ -42,7 +42,8 @@ def change(storage, study_id, draw):
         case 2:
             storage.set_trial_state_values(trial_id, TrialState.WAITING)
         case 3:
-            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            if storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                storage.set_trial_user_attr(trial_id, "owner", {"pid": 1, "attempt": draw.randrange(10**6)})
         case 4 if "nas" in storage.get_trial(trial_id).user_attrs:
             told = template(draw, TrialState.COMPLETE, nas={"metrics": {"x": draw.random()}})
             storage.finish_trial(study_id, storage.get_trial(trial_id).number, told)

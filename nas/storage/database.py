@@ -113,6 +113,15 @@ class Database(RDBStorage, Finisher):
             trial.datetime_complete = datetime.now()
         return True
 
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """A trial as it is now."""
+        with _create_scoped_session(self.scoped_session) as session:
+            found = self._under_way.read_one(session, trial_id)
+        if found is None:
+            found = super().get_trial(trial_id)
+            self._under_way.remember([found])
+        return found
+
     def _get_trials(
         self,
         study_id: int,

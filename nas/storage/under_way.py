@@ -7,13 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
 from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
+
+from nas.workers.silence import OWNER
 
 OWN = "nas"
 """The attribute of a trial that this engine wrote: whole when it began, and whole again when it ended."""
@@ -27,23 +27,26 @@ class _Known:
     trial: FrozenTrial
     texts: Mapping[str, str]
 
-    def now(self, state: TrialState, start: datetime | None, texts: Mapping[str, str]) -> _Known:
+    def now(self, texts: Mapping[str, str]) -> _Known:
         """The trial as it is now; the same object where nothing has changed."""
-        if (state, start, texts) == (self.trial.state, self.trial.datetime_start, self.texts):
+        if texts == self.texts:
             return self
         trial = copy.copy(self.trial)
-        trial.state, trial.datetime_start = state, start
         changed = {name: json.loads(text) for name, text in texts.items() if self.texts.get(name) != text}
         trial.user_attrs = {**self.trial.user_attrs, **changed}
         return _Known(trial, texts)
+
+    def begun_again(self, texts: Mapping[str, str]) -> bool:
+        """Whether another worker has it by now, so that it began at another time."""
+        return texts.get(OWNER) != self.texts.get(OWNER)
 
 
 @dataclass
 class UnderWay:
     """The trials of this engine's studies that had not ended when they were read last.
 
-    Between begin and end only their state, the time of their last begin, and their attributes change: whose
-    they are, and signs of life. To read all the rest of a thousand trials, too, takes half a second.
+    While one worker has a trial, only its attributes change, which are its signs of life. To read all the
+    rest of a thousand trials, too, takes half a second.
     """
 
     _known: dict[int, _Known] = field(default_factory=dict)
@@ -56,16 +59,26 @@ class UnderWay:
         among, above: which trials are looked for: these ids, and all above that one.
         """
         asked = or_(TrialModel.trial_id.in_(set(among)), TrialModel.trial_id > above)
-        rows: Iterable[Any] = session.scalars(
-            select(TrialModel).where(TrialModel.study_id == study_id, asked)
-        )
-        found: dict[int, tuple[TrialState, datetime | None]] = {
-            row.trial_id: (row.state, row.datetime_start) for row in rows
-        }
-        fresh = [i for i, (state, _) in found.items() if state in _UNFINISHED and i in self._known]
-        texts = self._texts(session, study_id) if fresh else {}
-        self._known |= {i: self._known[i].now(*found[i], texts.get(i, {})) for i in fresh}
-        return [self._known[i].trial for i in fresh], found.keys() - fresh
+        query = select(TrialModel.trial_id, TrialModel.state).where(TrialModel.study_id == study_id, asked)
+        states: dict[int, TrialState] = {trial_id: state for trial_id, state in session.execute(query)}
+        known = states.keys() & self._known.keys()
+        texts = self._texts(session, study_id) if known else {}
+        found = {i: self._now(i, states[i], texts.get(i, {})) for i in known}
+        same = {i: trial for i, trial in found.items() if trial is not None}
+        return [*same.values()], states.keys() - same.keys()
+
+    def read_one(self, session: Session, trial_id: int) -> FrozenTrial | None:
+        """A trial as it is now; None when all of it must be read."""
+        if trial_id not in self._known:
+            return None
+        attribute = TrialUserAttributeModel
+        rows = session.execute(
+            select(TrialModel.state, attribute.key, attribute.value_json)
+            .join(attribute, attribute.trial_id == TrialModel.trial_id)
+            .where(TrialModel.trial_id == trial_id)
+        ).all()
+        states, texts = {row[0] for row in rows}, {row[1]: row[2] for row in rows if row[1] != OWN}
+        return self._now(trial_id, states.pop(), texts) if states else None
 
     def remember(self, trials: Iterable[FrozenTrial]) -> None:
         """Takes note of trials that were read whole."""
@@ -75,6 +88,14 @@ class UnderWay:
                 self._known[trial._trial_id] = _Known(trial, texts)
             else:
                 self._known.pop(trial._trial_id, None)
+
+    def _now(self, trial_id: int, state: TrialState, texts: Mapping[str, str]) -> FrozenTrial | None:
+        """A known trial as it is now; None where it has ended, waits, or has begun again."""
+        known = self._known[trial_id]
+        if state != known.trial.state or known.begun_again(texts):
+            return None
+        self._known[trial_id] = known.now(texts)
+        return self._known[trial_id].trial
 
     def _texts(self, session: Session, study_id: int) -> dict[int, dict[str, str]]:
         """The attributes that may change of all trials under way of a study."""
