@@ -15,6 +15,7 @@ import torch
 
 from nas import devices, failures
 from nas.baselines import RANDOM, Baselines, run_baselines
+from nas.bundle.at_end import bundle_at_end, is_bundled
 from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
@@ -151,11 +152,21 @@ def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
         if is_finished(folder):
             job.progress.note(f"{folder} holds this run already, finished")
             clear_checkpoints(folder)
-            return load_result(folder, space=job.final)
+            result = load_result(folder, space=job.final)
+            if not is_bundled(folder):
+                _export(job, result)
+            return result
         for note in notes:
             job.progress.note(note)
         with devices.repeatable(enabled=job.config.deterministic):
-            return _run(job)
+            result = _run(job)
+        _export(job, result)
+        return result
+
+
+def _export(job: Job, result: Result) -> None:
+    if job.config.export:
+        bundle_at_end(result, job.task, job.progress)
 
 
 def _how_to_join(job: Job) -> str:

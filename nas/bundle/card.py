@@ -9,7 +9,7 @@ from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
 from nas.result import Result
 
 FILES = {
-    "source": "model.py, with model.safetensors",
+    "source": "model.py, with model.safetensors (eager)",
     "program": "model.pt2 (torch.export)",
     "onnx": "model.onnx (input `pixels`, output `logits`)",
 }
