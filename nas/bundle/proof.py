@@ -77,7 +77,10 @@ def prove(
         images.write_bytes(_framed(pixels))
         return [
             _compared(
-                form, _ran(form, folder, images, Path(place) / form, str(python), limit_s), labels, logits
+                form,
+                _ran(form, folder, images, Path(place) / form, python=str(python), limit_s=limit_s),
+                labels,
+                logits,
             )
             for form in forms
         ]
@@ -105,7 +108,7 @@ def _framed(pixels: Tensor) -> bytes:
     return head + b"\n" + np.ascontiguousarray(pixels.numpy(), np.float32).tobytes()
 
 
-def _ran(form: str, folder: Path, images: Path, outcome: Path, python: str, limit_s: float) -> Path:
+def _ran(form: str, folder: Path, images: Path, outcome: Path, *, python: str, limit_s: float) -> Path:
     program = [python, "-IB", run_form.__file__, form, str(folder.resolve()), str(images), str(outcome)]
     done = _run(program, outcome.parent, limit_s)
     if done.returncode:
