@@ -73,7 +73,7 @@ def _scaled(name: str, images: NDArray[np.generic], served: Served) -> Pixels:
     if kind not in "iuf":
         raise DataError(f"{name} has type {images.dtype}, wanted bytes or floats")
     low, high = float(images.min()), float(images.max())
-    if not abs(low) + abs(high) < np.finfo(np.float32).max:
+    if not abs(low) + abs(high) < float(np.finfo(np.float32).max):
         raise DataError(f"{name} holds NaN or infinite pixels; repair or remove these images")
     if served.pixels == "float32":
         if kind != "f":
