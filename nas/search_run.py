@@ -136,11 +136,15 @@ def run(
             stop=stop,
             team=team,
         )
-        if team.leads:
-            return _lead(job, notes, force=force)
-        with devices.repeatable(enabled=config.deterministic):
-            follow(job)
-        return load_result(place, space=job.final)
+        if not team.leads:
+            with devices.repeatable(enabled=config.deterministic):
+                follow(job)
+            return load_result(place, space=job.final)
+        result = _lead(job, notes, force=force)
+    # Without the other ranks, which would wait in vain.
+    if config.export and not is_bundled(result.folder):
+        bundle_at_end(result, job.task, job.progress)
+    return result
 
 
 def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
@@ -152,21 +156,11 @@ def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
         if is_finished(folder):
             job.progress.note(f"{folder} holds this run already, finished")
             clear_checkpoints(folder)
-            result = load_result(folder, space=job.final)
-            if not is_bundled(folder):
-                _export(job, result)
-            return result
+            return load_result(folder, space=job.final)
         for note in notes:
             job.progress.note(note)
         with devices.repeatable(enabled=job.config.deterministic):
-            result = _run(job)
-        _export(job, result)
-        return result
-
-
-def _export(job: Job, result: Result) -> None:
-    if job.config.export:
-        bundle_at_end(result, job.task, job.progress)
+            return _run(job)
 
 
 def _how_to_join(job: Job) -> str:

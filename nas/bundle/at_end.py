@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nas.bundle.bundle import CARD, bundle
 from nas.errors import MismatchError, NasError
+from nas.files import FolderLock
 from nas.paths import is_file
 from nas.progress import Progress
 from nas.result import Result
@@ -25,7 +26,8 @@ def bundle_at_end(result: Result, task: Task, progress: Progress) -> None:
     """
     progress.note("export: writing model.py, model.pt2 and model.onnx, and proving each (--no-export: not)")
     try:
-        bundle(result, task, tell=lambda line: progress.note(f"export: {line}"))
+        with FolderLock(result.folder):
+            bundle(result, task, tell=lambda line: progress.note(f"export: {line}"))
     except MismatchError as error:
         raise MismatchError(
             f"{error}. The run in {result.folder} is finished and whole; with --no-export its command "

@@ -263,7 +263,6 @@ COMMANDS = {
     "calibrate with its settings": ("calibrate", "--config", "run/config.toml", "--out", "again"),
     "export": ("export", "run"),
     "predict": ("predict", "run", "image.png"),
-    "serve": ("serve", "run"),
     "learn from it": (
         *("search", "--space", "toy", "--method", "guided", "--set", "searcher.earlier=run"),
         *("--set", "searcher.init=2", "--trials", "2", *options(SMALL | {"trials": 2}), "--out", "again"),
