@@ -152,6 +152,8 @@ def test_a_pixel_bomb_is_not_decoded(monkeypatch):
 def test_an_answer_that_is_no_number_is_refused():
     with pytest.raises(DataError, match="x: the model's answer is not finite"):
         answers(["x"], np.float32([[np.nan, 1]]), ["a", "b"], top=1)
+    with pytest.raises(ConfigError, match=r"the model answers \[1, 2\] numbers, but its run names 1 classes"):
+        answers(["x"], np.float32([[0, 1]]), ["a"], top=1)
     assert str(answers(["x"], np.float32([[0, 0]]), ["a", "b"], top=2)[0]) == "x: a 50.0%, b 50.0%"
 
 

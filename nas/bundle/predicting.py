@@ -10,6 +10,7 @@ import torch
 
 from nas.bundle.forms import Pixels
 from nas.errors import ConfigError, DataError
+from nas.guard import user_errors
 from nas.paths import is_file
 from nas.result import load_result
 from nas.serving.answers import Answer, answers, numbered
@@ -60,7 +61,7 @@ def predicted(
 
 
 def _logits(model: Pixels, pixels: Images) -> Images:
-    with torch.no_grad():
+    with torch.no_grad(), user_errors():
         logits = torch.cat([model(part) for part in torch.split(torch.from_numpy(pixels), BATCH)])
     numbers: Images = logits.numpy()
     return numbers

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,15 @@ def answers(
     """One answer for each row of `logits` [N, classes]; `top` is at least 1.
 
     Raises:
+        ConfigError: when the model has another number of classes.
         DataError: when a logit is not finite.
     """
     found = []
+    if logits.shape[1:] != (len(classes),):
+        raise ConfigError(
+            f"the model answers {list(logits.shape)} numbers, but its run names {len(classes)} classes; "
+            "restore the run's folder from a copy"
+        )
     if not np.isfinite(logits).all():
         raise DataError(
             f"{names[0]}: the model's answer is not finite; its pixels are far from those of the training"

@@ -9,6 +9,7 @@ from typing import Literal
 from nas.errors import ConfigError
 from nas.files import MANIFEST, read_json
 from nas.paths import check_contents, is_file
+from nas.pictures import MOST_PIXELS
 from nas.records import RunRecord, checked
 
 FORMAT = 1
@@ -66,5 +67,9 @@ def read_served(folder: Path) -> Served:
         )
     task = record.task
     channels, height, width = task.image_shape
+    if height * width > MOST_PIXELS:
+        raise ConfigError(
+            f"{folder}: its images have {width}x{height} pixels, but at most {MOST_PIXELS:,} are read"
+        )
     title = f"{record.space.get('name')} on {task.name}"
     return Served(title, tuple(task.classes), (channels, height, width), task.pixels)
