@@ -65,6 +65,8 @@ def bundle(
     forms, notes = _written(folder, model, result, title)
     for note in notes:
         tell(note)
+    for form in FILES.keys() - set(forms):  # an older export's would be unproven
+        (folder / FILES[form]).unlink(missing_ok=True)
     pixels, labels = pixels_of(task.test.x), task.test.y.cpu()
     started = time.perf_counter()
     logits = _logits(model, pixels)

@@ -25,16 +25,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         f"multiply-accumulates an image, found by neural architecture search "
         f"(method `{_text(config['method'])}`, nas-engine {_text(record['environment']['nas-engine'])}).",
         "",
-        "## Use",
-        "",
-        "```python",
-        "from model import build, CLASSES  # torch alone",
-        "logits = build()(images)          # float32 "
-        f"[N, {', '.join(map(str, result.inputs.image_shape))}]",
-        "```",
-        "",
-        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
-        "",
+        *_use(result, notes),
         "## How good",
         "",
         *_table(
@@ -55,7 +46,8 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
         "Each form ran in a process of its own that imports nothing of the engine, on the test images of "
         f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians "
-        "on the CPU of the machine that exported it.",
+        "on the CPU of the machine that exported it."
+        if proofs else "No form could be written.",
         "",
         *_table(
             ("form", "file", "largest difference", "classes that differ", "accuracy", "1 image", "32 images",
@@ -67,7 +59,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 )
                 for p in proofs
             ],
-        ),
+        )[: None if proofs else 0],
         *[f"\n{note}" for note in notes],
         "",
         "## How it was made",
@@ -94,6 +86,24 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _use(result: Result, notes: Sequence[str]) -> list[str]:
+    """How model.py is used, where it could be written."""
+    if any(note.startswith("no model.py") for note in notes):
+        return []
+    shape = ", ".join(map(str, result.inputs.image_shape))
+    return [
+        "## Use",
+        "",
+        "```python",
+        "from model import build, CLASSES  # torch alone",
+        f"logits = build()(images)          # float32 [N, {shape}]",
+        "```",
+        "",
+        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
+        "",
+    ]
 
 
 def requirements(proofs: Iterable[Proof]) -> str:
