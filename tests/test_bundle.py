@@ -126,6 +126,16 @@ def test_a_form_that_mismatches_is_removed(exported, task, tmp_path, monkeypatch
     assert check_manifest(result.folder) == []
 
 
+def test_no_form_of_an_older_export_stays_and_the_card_says_so(exported, task, tmp_path, monkeypatch):
+    result, _, _ = exported
+    result = replace(result, folder=copied(result, tmp_path))
+    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], ["no model.py: why"]))
+    bundle(result, task)
+    assert not (result.folder / "model.onnx").exists() and check_manifest(result.folder) == []
+    assert "No form could be written." in card_of(result) and "no model.py: why" in card_of(result)
+    assert "from model import" not in card_of(result) and "| form |" not in card_of(result)
+
+
 def test_damage_to_other_files_is_still_found_after_an_export(exported, tmp_path, task, monkeypatch):
     result, _, _ = exported
     result = replace(result, folder=copied(result, tmp_path))
@@ -246,6 +256,7 @@ def test_an_export_waits_for_nobody_in_the_folder(exported):
 
 def test_a_score_that_no_form_reaches_is_refused(exported, task, tmp_path, monkeypatch):
     result, proofs, _ = exported
+    result = replace(result, folder=copied(result, tmp_path), metrics=dict(result.metrics))
     monkeypatch.setattr("nas.bundle.bundle.prove", lambda *_, **__: proofs)
     monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], []))
     monkeypatch.setitem(result.metrics, "test_acc", result.metrics["test_acc"] - 0.1)
