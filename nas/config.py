@@ -155,6 +155,7 @@ class Config(BaseModel):
     early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
+    export: whether the found model is written at the end as source, program and ONNX, see docs/deploy.md.
     deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
     execution, graph: how cells and steps are run in all phases, see `nas.recipe.Recipe`.
     rank_timeout: under torchrun, seconds that a rank waits for the others within a step before it gives up.
@@ -208,6 +209,7 @@ class Config(BaseModel):
     max_failures: Count = 10
     early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
     baselines: bool = True
+    export: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: Text = "auto"
     deterministic: bool = False

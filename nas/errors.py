@@ -26,6 +26,10 @@ class ConfigError(NasError):
     exit_code = 2
 
 
+class MismatchError(ConfigError):
+    """An exported form does not do what the scored model did."""
+
+
 class SpaceError(NasError):
     """A search space breaks one of the engine's promises."""
 

@@ -189,6 +189,21 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
     return folder / MANIFEST
 
 
+def update_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Records these files of a finished run as they are now, and forgets those that are gone.
+
+    What the manifest says of all others stays, so that damage to them is still found.
+    """
+    manifest = read_json(folder / MANIFEST)
+    recorded = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(recorded, dict):
+        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    chosen = set(names)
+    files = {name: entry for name, entry in recorded.items() if name not in chosen}
+    files |= {name: _fingerprint(folder / name) for name in chosen if (folder / name).is_file()}
+    write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
+
+
 def _results(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)

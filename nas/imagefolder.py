@@ -5,24 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nas.arrays import Array, Source
 from nas.errors import DataError
 from nas.paths import exists
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from nas.pictures import DAMAGE, FORMATS, pil_pixels
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LARGEST_CORRUPT_SHARE = 0.01
-_GREY = frozenset(("1", "L", "LA"))
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may read: it goes by the content, and would hand PostScript under any name to Ghostscript."""
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError)  # what Pillow raises on damaged files
-_DEEP = frozenset(("I", "I;16", "F"))  # more than 8 bits a pixel: what to do with them is the user's choice
 
 
 @dataclass
@@ -55,7 +47,7 @@ class _Reading:
         self.seen += 1
         try:
             pixels = _decode(file)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             self.skipped.append(f"{file.relative_to(self.root)}: {error}")
             return None
         if self.first is None:
@@ -78,7 +70,7 @@ def _decode(file: Path) -> Array:
         try:
             if not file.is_file():  # a pipe would never end
                 raise ValueError("not a regular file")
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return pil_pixels(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(str(error)) from error
@@ -108,15 +100,6 @@ def read_folder(root: Path) -> Source:
         skipped=tuple(reading.skipped),
         notes=tuple(f"{name}/ beside train/ is not used" for name in unused),
     )
-
-
-def pil_pixels(image: Image) -> Array:
-    """Pixels of a Pillow image: [H, W] if grey, else [H, W, 3]; transparency is dropped."""
-    if image.mode in _DEEP:
-        return np.asarray(image)
-    if "transparency" in image.info:  # Pillow warns when a palette with transparency becomes RGB at once
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
 
 
 def _require_pillow(root: Path) -> None:

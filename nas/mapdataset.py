@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas.arrays import Array, as_numpy
 from nas.errors import DataError, user_line
-from nas.imagefolder import pil_pixels
+from nas.pictures import pil_pixels
 
 
 class MapDataset(Protocol):

@@ -78,6 +78,7 @@ class TaskRecord(_Record):
     mean: list[FiniteFloat]
     std: list[Annotated[FiniteFloat, Field(gt=0)]]
     image_shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    pixels: Literal["uint8", "float32"] = "uint8"
 
 
 class RunRecord(_Record):

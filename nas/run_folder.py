@@ -32,7 +32,7 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
-    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
+    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout", "config.export"),
 )
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20
@@ -219,6 +219,7 @@ def describe_run(
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),
             "image_shape": list(task.image_shape),
+            "pixels": str(task.train.x.dtype).removeprefix("torch."),
             "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
             "notes": list(task.notes),
         },

@@ -15,6 +15,7 @@ import torch
 
 from nas import devices, failures
 from nas.baselines import RANDOM, Baselines, run_baselines
+from nas.bundle.at_end import bundle_at_end, is_bundled
 from nas.calibration import read_calibration
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
@@ -135,11 +136,15 @@ def run(
             stop=stop,
             team=team,
         )
-        if team.leads:
-            return _lead(job, notes, force=force)
-        with devices.repeatable(enabled=config.deterministic):
-            follow(job)
-        return load_result(place, space=job.final)
+        if not team.leads:
+            with devices.repeatable(enabled=config.deterministic):
+                follow(job)
+            return load_result(place, space=job.final)
+        result = _lead(job, notes, force=force)
+    # Without the other ranks, which would wait in vain.
+    if config.export and not is_bundled(result.folder):
+        bundle_at_end(result, job.task, job.progress)
+    return result
 
 
 def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:

@@ -6,6 +6,7 @@ A few kilobytes can unpack to gigabytes, and an array's header can ask for more 
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import warnings
@@ -15,12 +16,14 @@ from collections.abc import Sequence
 from lzma import LZMAError
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.arrays import Array
 from nas.text import printable
+
+if TYPE_CHECKING:  # servers read arrays and have no torch, which nas.arrays imports
+    from nas.arrays import Array
 
 _DAMAGE = (
     *(OSError, EOFError, LZMAError, MemoryError, NotImplementedError, OverflowError, RecursionError),
@@ -58,9 +61,27 @@ def load_arrays(
         raise ValueError(_words(error)) from error
 
 
+NPY = np.lib.format.MAGIC_PREFIX
+"""What an .npy file begins with."""
+
+
+def array_of(data: bytes) -> Array:
+    """The array in the bytes of an .npy file.
+
+    Raises:
+        ValueError: in words, for anything that is no such file or is damaged.
+    """
+    try:  # without other filters of warnings, which threads share
+        _check_header(io.BytesIO(data), "the file", len(data))
+        array: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except _DAMAGE as error:
+        raise ValueError(_words(error)) from error
+    return array
+
+
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     with archive.open(info) as member:
-        _check_header(member, info)
+        _check_header(member, info.filename, info.file_size)
     with archive.open(info) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):
@@ -68,7 +89,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     return array
 
 
-def _check_header(member: IO[bytes], info: zipfile.ZipInfo) -> None:
+def _check_header(member: IO[bytes], name: str, size: int) -> None:
     """Refuses a header that promises another number of bytes than follow it: numpy would allocate them."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -76,15 +97,15 @@ def _check_header(member: IO[bytes], info: zipfile.ZipInfo) -> None:
     }
     version = np.lib.format.read_magic(member)
     if version not in readers:
-        raise ValueError(f"{info.filename} is of version {version} of the format")
+        raise ValueError(f"{name} is of version {version} of the format")
     header: tuple[tuple[int, ...], bool, np.dtype[Any]] = readers[version](member)
     shape, _, dtype = header
     count = math.prod(map(int, shape))
     if dtype.hasobject:
-        raise ValueError(f"Object arrays cannot be loaded: {info.filename} would have to be unpickled")
-    promised, there = count * dtype.itemsize, info.file_size - member.tell()
+        raise ValueError(f"Object arrays cannot be loaded: {name} would have to be unpickled")
+    promised, there = count * dtype.itemsize, size - member.tell()
     if min(shape, default=0) < 0 or promised != there or (count and not dtype.itemsize):
-        raise ValueError(f"{info.filename} holds {there} bytes, which are not those of its shape {shape}")
+        raise ValueError(f"{name} holds {there} bytes, which are not those of its shape {shape}")
 
 
 def read_bounded(path: Path, *, max_bytes: int) -> bytes:

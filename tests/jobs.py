@@ -10,6 +10,7 @@ TINY = {
     "top_k": 2,
     "seeds": 1,
     "baselines": False,
+    "export": False,
     "top_k_epochs": 1,
     "search_images": 200,
     "space_settings": {"width": 4},

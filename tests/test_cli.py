@@ -351,7 +351,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic", "--graph", "--trial-timeout"),
+        *("--force", "--json", "--baselines", "--deterministic", "--export", "--graph", "--trial-timeout"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
         "--storage",
     } - {tmp_path}
@@ -364,6 +364,8 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         (["--fidelity", "epochs=2,width=0.5"], "fidelity", "epochs=2,width=0.5"),
         (["--fidelity", "auto", "--calibration", "c"], "calibration", "c"),
         ([], "baselines", True),
+        (["--no-export"], "export", False),
+        (["--export"], "export", True),
         (["--storage", "postgresql://me:secret@h/d"], "storage", "postgresql+psycopg://me:***@h/d"),
     ],
 )

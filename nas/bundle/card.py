@@ -9,7 +9,7 @@ from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
 from nas.result import Result
 
 FILES = {
-    "source": "model.py, with model.safetensors",
+    "source": "model.py, with model.safetensors (eager)",
     "program": "model.pt2 (torch.export)",
     "onnx": "model.onnx (input `pixels`, output `logits`)",
 }
@@ -25,16 +25,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         f"multiply-accumulates an image, found by neural architecture search "
         f"(method `{_text(config['method'])}`, nas-engine {_text(record['environment']['nas-engine'])}).",
         "",
-        "## Use",
-        "",
-        "```python",
-        "from model import build, CLASSES  # torch alone",
-        "logits = build()(images)          # float32 "
-        f"[N, {', '.join(map(str, result.inputs.image_shape))}]",
-        "```",
-        "",
-        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
-        "",
+        *_use(result, notes),
         "## How good",
         "",
         *_table(
@@ -47,6 +38,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 ),
                 *_seeds(metrics),
                 ("latency where it was trained, one image", f"{metrics['latency_ms']:.2f} ms"),
+                ("kept for the backward pass of one training image", _bytes(metrics)),
             ],
         ),
         "",
@@ -54,7 +46,8 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
         "Each form ran in a process of its own that imports nothing of the engine, on the test images of "
         f"the scored model; logits must agree within {TOLERANCE:.0e} of the largest. Latencies are medians "
-        "on the CPU of the machine that exported it.",
+        "on the CPU of the machine that exported it."
+        if proofs else "No form could be written.",
         "",
         *_table(
             ("form", "file", "largest difference", "classes that differ", "accuracy", "1 image", "32 images",
@@ -66,7 +59,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 )
                 for p in proofs
             ],
-        ),
+        )[: None if proofs else 0],
         *[f"\n{note}" for note in notes],
         "",
         "## How it was made",
@@ -78,10 +71,9 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 ("images", ", ".join(f"{name} {count:,}" for name, count in task["images"].items())),
                 ("classes", _text(", ".join(result.inputs.classes))),
                 ("search", f"{metrics.get('trials', 0):,.0f} trials, "
-                           f"{metrics.get('failed_trials', 0):,.0f} of them failed, "
-                           f"{metrics.get('search_seconds', 0):,.0f} s"),
-                ("last training", f"{metrics['retrain_epochs']:,.0f} epochs, "
-                                  f"{metrics['retrain_seconds']:,.0f} s, seed {config['seed']}"),
+                           f"{metrics.get('failed_trials', 0):,.0f} of them failed"),
+                ("last training", f"{metrics['retrain_epochs']:,.0f} epochs, seed {config['seed']}"),
+                ("cost", _seconds(metrics)),
                 ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in record["plan"]["final"].items())),
                 ("machine", _text(record["environment"].get("hardware", "not recorded"))),
             ],
@@ -96,6 +88,24 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
     return "\n".join(lines)
 
 
+def _use(result: Result, notes: Sequence[str]) -> list[str]:
+    """How model.py is used, where it could be written."""
+    if any(note.startswith("no model.py") for note in notes):
+        return []
+    shape = ", ".join(map(str, result.inputs.image_shape))
+    return [
+        "## Use",
+        "",
+        "```python",
+        "from model import build, CLASSES  # torch alone",
+        f"logits = build()(images)          # float32 [N, {shape}]",
+        "```",
+        "",
+        "Bytes are divided by 255 first; floats are as they were in training. The model normalises them.",
+        "",
+    ]
+
+
 def requirements(proofs: Iterable[Proof]) -> str:
     """requirements.txt: what ran the forms."""
     versions = {p.runtime.split()[0]: p.runtime.split()[1].split("+")[0] for p in proofs}
@@ -104,11 +114,30 @@ def requirements(proofs: Iterable[Proof]) -> str:
 
 
 def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What it was compared with, by trainings alike."""
     if "rerank_val_acc" not in metrics:
         return []
-    seeds = metrics.get("rerank_seeds", 1)
-    return [(f"validation accuracy of a short training, mean of {seeds:.0f} seeds",
-             f"{metrics['rerank_val_acc']:.4f}")]  # fmt: skip
+    seeds = f"mean of {metrics.get('rerank_seeds', 1):.0f} seeds"
+    names = {
+        "rerank_val_acc": f"validation accuracy of a short training, {seeds}",
+        "first_val_acc": "the same of the search's first choice",
+        "random_val_acc": "the same of random search at equal cost",
+        "largest_val_acc": "the same of the largest of its architectures",
+    }
+    rows = [(words, f"{metrics[name]:.4f}") for name, words in names.items() if name in metrics]
+    if "random_p" in metrics:
+        rows.append(("that the difference to random search is chance (p)", f"{metrics['random_p']:.2g}"))
+    return rows
+
+
+def _bytes(metrics: Mapping[str, float]) -> str:
+    return f"{metrics['activation_bytes']:,.0f} bytes" if "activation_bytes" in metrics else "not measured"
+
+
+def _seconds(metrics: Mapping[str, float]) -> str:
+    names = {"search": "search", "rerank": "training the best again", "retrain": "last training"}
+    times = {words: metrics.get(f"{name}_seconds", 0.0) for name, words in names.items()}
+    return ", ".join(f"{words} {time:,.0f} s" for words, time in times.items())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.bundle import run_form
-from nas.errors import ConfigError
+from nas.errors import ConfigError, MismatchError
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""
 PACKAGES = {"source": "torch", "program": "torch", "onnx": "onnxruntime"}
+LIMIT_S = 600.0
+_PROBE = "import importlib.util as u; print(*(n for n in ('torch', 'onnxruntime') if u.find_spec(n)))"
+_PROBE_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,42 @@ def prove(
     logits: Tensor,
     *,
     python: Path | str = sys.executable,
+    limit_s: float = LIMIT_S,
 ) -> list[Proof]:
     """Runs forms in clean processes and compares them with the scored model.
 
     pixels: `[N, C, H, W]` as the forms take them. labels: `[N]`. logits: `[N, classes]`, the scored model's.
     python: an interpreter whose environment has what the forms need, and need have nothing else.
+    limit_s: that each form may take.
 
     Raises:
-        ConfigError: when a form does not run, imports the engine, or does not do the same.
+        MismatchError: when a form imports the engine or does not do the same.
+        ConfigError: when a form does not run.
     """
     with tempfile.TemporaryDirectory() as place:
         images = Path(place) / "images"
         images.write_bytes(_framed(pixels))
         return [
-            _compared(form, _ran(form, folder, images, Path(place) / form, str(python)), labels, logits)
+            _compared(
+                form,
+                _ran(form, folder, images, Path(place) / form, python=str(python), limit_s=limit_s),
+                labels,
+                logits,
+            )
             for form in forms
         ]
+
+
+def installed(python: Path | str) -> list[str]:
+    """Which of torch and onnxruntime an interpreter has.
+
+    Raises:
+        ConfigError: when it does not run.
+    """
+    done = _run([str(python), "-I", "-c", _PROBE], Path(tempfile.gettempdir()), _PROBE_LIMIT_S)
+    if done.returncode:
+        raise ConfigError(f"export: {python} is no Python that runs: {_last_line(done.stderr)}")
+    return done.stdout.split()
 
 
 def pixels_of(x: Tensor) -> Tensor:
@@ -85,24 +108,43 @@ def _framed(pixels: Tensor) -> bytes:
     return head + b"\n" + np.ascontiguousarray(pixels.numpy(), np.float32).tobytes()
 
 
-def _ran(form: str, folder: Path, images: Path, outcome: Path, python: str) -> Path:
-    program = [python, "-I", run_form.__file__, form, str(folder.resolve()), str(images), str(outcome)]
-    # An interpreter of the user's and a program of ours, without a shell; -I keeps modules beside it out.
-    done = subprocess.run(  # nosec B603
-        program, capture_output=True, text=True, cwd=outcome.parent, check=False
-    )
+def _ran(form: str, folder: Path, images: Path, outcome: Path, *, python: str, limit_s: float) -> Path:
+    program = [python, "-IB", run_form.__file__, form, str(folder.resolve()), str(images), str(outcome)]
+    done = _run(program, outcome.parent, limit_s)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = _last_line(done.stderr)
         hint = f"; install {PACKAGES[form]} there" if "ModuleNotFoundError" in last else ""
         raise ConfigError(f"export: {form} of {folder} does not run in {python}: {last}{hint}")
     return outcome
+
+
+def _run(program: list[str], place: Path, limit_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs an interpreter of the user's, without a shell; -I keeps modules beside it out."""
+    try:
+        return subprocess.run(  # nosec B603
+            program, capture_output=True, text=True, cwd=place, check=False, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        what = program[3] if program[2] == run_form.__file__ else "a first question"
+        raise ConfigError(
+            f"export: {what} did not end within {limit_s:.0f} s in {program[0]} and was stopped; is the "
+            "machine busy with something else?"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"export: {program[0]} cannot be run: {error.strerror}") from error
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def _compared(form: str, outcome: Path, labels: Tensor, expected: Tensor) -> Proof:
     head, data = outcome.read_bytes().split(b"\n", 1)
     record: dict[str, Any] = json.loads(head)
     if record["engine"]:
-        raise ConfigError(f"export: {form} imports the engine ({record['engine'][0]}), but must run without")
+        raise MismatchError(
+            f"export: {form} imports the engine ({record['engine'][0]}), but must run without"
+        )
     found: NDArray[np.float32] = np.frombuffer(data, np.float32).reshape(record["shape"])
     wanted = expected.cpu().float().numpy()
     difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
@@ -116,5 +158,5 @@ def _compared(form: str, outcome: Path, labels: Tensor, expected: Tensor) -> Pro
         record["runtime"],
     )
     if not difference <= TOLERANCE:
-        raise ConfigError(f"export: {proof}; wanted at most {TOLERANCE:.0e}, so this form is not the model")
+        raise MismatchError(f"export: {proof}; wanted at most {TOLERANCE:.0e}, so this form is not the model")
     return proof

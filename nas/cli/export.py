@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nas.cli.app import TASK, announce, app, errors, say
+from nas.errors import ConfigError
 
 
 @app.command()
@@ -18,13 +20,17 @@ def export(
         str | None, typer.Option(help="The run's space, where it is your own code: FILE.py:FUNCTION.")
     ] = None,
     python: Annotated[
-        Path | None,
-        typer.Option(help="Interpreter of a clean environment to prove the forms in. [default: this one]"),
+        list[Path] | None,
+        typer.Option(
+            help="Interpreter of a clean environment to prove the forms in, those that it has torch or "
+            "onnxruntime for; may be repeated. [default: this one]"
+        ),
     ] = None,
 ) -> None:
     """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
     with errors():
         from nas.bundle.bundle import bundle, record_of
+        from nas.files import FolderLock
         from nas.result import load_result
         from nas.task import load_task
 
@@ -33,5 +39,14 @@ def export(
         result = load_result(run, space=space)
         config = record_of(run)["config"]
         data = load_task(task or config["task"], seed=config["seed"])
-        bundle(result, data, python=python, tell=say)
+        with FolderLock(result.folder):
+            bundle(result, data, pythons=[_interpreter(path) for path in python or []], tell=say)
         say(f"{run / 'MODEL_CARD.md'}")
+
+
+def _interpreter(python: Path) -> Path:
+    """Where an interpreter is; its link is kept, since a virtual environment is known by where that lies."""
+    found = shutil.which(str(python))
+    if found is None:
+        raise ConfigError(f"--python {python}: there is no such program; give the path of a Python")
+    return Path(found).absolute()

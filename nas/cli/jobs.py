@@ -73,6 +73,12 @@ def search(
         bool | None,
         typer.Option(help="Whether to compare with random search at equal cost. [default: baselines]"),
     ] = None,
+    export: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether to write model.py, model.pt2 and model.onnx at the end. [default: export]"
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
     ] = None,
@@ -149,6 +155,7 @@ def search(
         "fidelity": fidelity,
         "calibration": None if calibration is None else str(calibration),
         "baselines": baselines,
+        "export": export,
         "preset": preset,
         "trials": trials,
         "max_failures": max_failures,
@@ -282,7 +289,7 @@ def show(result: Result, *, as_json: bool) -> None:
         )
     if troubles := _troubles(result):
         lines.insert(-2, f"trials       {m['trials']:,.0f}, {troubles}")
-    others = ("network.png", "search.png", "front.png", "alphas.png", "health.png")
+    others = ("MODEL_CARD.md", "network.png", "search.png", "front.png", "alphas.png", "health.png")
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
     say("\n".join(lines))
 

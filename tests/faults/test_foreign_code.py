@@ -45,9 +45,11 @@ LISTENS_OR_LOADS = {
         "xmlrpc",
         "flask",
         "fastapi",
+        "uvicorn",
     ),
     *("telnetlib", "smtplib", "webbrowser", "tarfile"),
 }
+SERVES = ("imports fastapi", "imports uvicorn", "calls socket.create_server")
 CALLS = {"load_module", "import_module", "exec_module", "spec_from_file_location"}
 MAY_IMPORT_BY_NAME = {
     "nas/__init__.py",  # the public names of the package, from a table in it
@@ -93,7 +95,15 @@ def _dangerous_call(node):
         "os.popen",
     ):
         yield f"calls {name}"
-    if last in ("extractall", "unpack_archive", "bind", "listen", "serve_forever", "DataLoader"):
+    if last in (
+        "extractall",
+        "unpack_archive",
+        "bind",
+        "listen",
+        "create_server",
+        "serve_forever",
+        "DataLoader",
+    ):
         yield f"calls {name}"
 
 
@@ -102,6 +112,8 @@ def test_the_source_holds_nothing_that_runs_what_it_reads(source):
     found = list(dangers(ast.parse(source.read_text(encoding="utf-8"))))
     if str(source.relative_to(ROOT)) in MAY_IMPORT_BY_NAME:
         found = [danger for danger in found if not danger.startswith("imports by name")]
+    if source.parent == ROOT / "nas" / "serving":  # the one part that is a server
+        found = [danger for danger in found if not danger.startswith(SERVES)]
     assert not found
 
 
@@ -262,6 +274,7 @@ COMMANDS = {
     "search for it": ("search", "--config", "run/config.toml", "--task", "digits", "--out", "run"),
     "calibrate with its settings": ("calibrate", "--config", "run/config.toml", "--out", "again"),
     "export": ("export", "run"),
+    "predict": ("predict", "run", "image.png"),
     "learn from it": (
         *("search", "--space", "toy", "--method", "guided", "--set", "searcher.earlier=run"),
         *("--set", "searcher.init=2", "--trials", "2", *options(SMALL | {"trials": 2}), "--out", "again"),

@@ -24,13 +24,15 @@ from nas.benchmarks.nasbench201 import load_nasbench201
 from nas.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
 from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
 from nas.draw import draw_cells
-from nas.errors import NasError
+from nas.errors import DataError, NasError
 from nas.files import MANIFEST, check_manifest, read_json, write_json, write_manifest
 from nas.journal import JOURNAL
 from nas.latency import LatencyTable
 from nas.registry import load
 from nas.result import Result, graphs_of, load_architecture, load_result, read_architecture
 from nas.run_folder import read_run
+from nas.serving.inputs import pixels_of
+from nas.serving.served import Served, read_served
 from nas.study import Study
 
 TOY = load("toy", width=4)
@@ -77,6 +79,7 @@ def test_any_run_record(run, copy, data):
     write_json(copy / "run.json", data.draw(mutated_json(read_json(run / "run.json"))))
     write_manifest(copy)
     assert isinstance(survived(read_run, copy), dict | NasError)
+    assert isinstance(survived(read_served, copy), Served | NasError)
     assert isinstance(survived(load_result, copy), Result | NasError)
     restore(run, copy, "run.json")
 
@@ -277,6 +280,25 @@ def test_any_bytes_of_an_image(place, kind, data):
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(valid, kind)
     (folder / "changed.png").write_bytes(data.draw(mutated_bytes(valid.getvalue())))
     assert isinstance(survived(datasets.read, f"folder:{folder.parent}"), Source | NasError)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about odd metadata
+@pytest.mark.parametrize("kind", ["npy", "png", "gif", "tiff", "webp", "jpeg"])
+@fuzzed
+@given(data=st.data())
+def test_any_bytes_of_an_upload(kind, data):
+    valid, pixels = io.BytesIO(), np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    if kind == "npy":
+        np.save(valid, pixels)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels).save(valid, kind, **({} if kind == "gif" else {"exif": exif}))
+    served = Served("title", ("a", "b"), (3, 8, 8), "uint8")
+    found = survived(pixels_of, "upload", data.draw(mutated_bytes(valid.getvalue())), served)
+    if isinstance(found, DataError):
+        return
+    assert found.shape[1:] == (3, 8, 8) and found.min() >= 0 and found.max() <= 1
 
 
 @fuzzed

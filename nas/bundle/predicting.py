@@ -1,0 +1,98 @@
+"""`nas predict`: the classes of images from files, by the trained network of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from nas.bundle.forms import Pixels
+from nas.errors import ConfigError, DataError
+from nas.guard import user_errors
+from nas.paths import is_file
+from nas.result import load_result
+from nas.serving.answers import Answer, answers, numbered
+from nas.serving.inputs import Pixels as Images
+from nas.serving.inputs import array_pixels, pixels_of
+from nas.serving.served import Served
+from nas.unpacking import NPY, load_arrays, read_bounded
+
+BATCH = 256
+MOST_BYTES = 256 << 20
+"""Of one image file or array."""
+ARRAYS = ("images", "x", "x_test")
+
+
+def predicted(
+    folder: Path,
+    served: Served,
+    files: Sequence[str],
+    npz: Path | None = None,
+    *,
+    top: int,
+    space: str | None = None,
+) -> tuple[list[Answer], list[str]]:
+    """Answers for all images that can be read, and what is wrong with the others.
+
+    files: image files or .npy arrays. npz: a file with one of `ARRAYS`.
+    space: must be given where the run used a user's own space.
+    """
+    result = load_result(folder, space=space)
+    model = Pixels(result.network, result.inputs)
+    found, troubles = list[Answer](), list[str]()
+
+    def images() -> Iterator[tuple[str, Images | DataError]]:
+        for name in files:
+            yield name, _read(name, served)
+        if npz is not None:
+            yield str(npz), _unpacked(npz, served)
+
+    for name, pixels in images():
+        if isinstance(pixels, DataError):
+            troubles.append(str(pixels))
+            continue
+        try:
+            found += answers(numbered(name, len(pixels)), _logits(model, pixels), served.classes, top=top)
+        except DataError as error:
+            troubles.append(str(error))
+    return found, troubles
+
+
+def _logits(model: Pixels, pixels: Images) -> Images:
+    with torch.no_grad(), user_errors():
+        logits = torch.cat([model(part) for part in torch.split(torch.from_numpy(pixels), BATCH)])
+    numbers: Images = logits.numpy()
+    return numbers
+
+
+def _read(name: str, served: Served) -> Images | DataError:
+    if not is_file(Path(name)):
+        return DataError(f"{name} is no file; wanted an image or an .npy array")
+    try:
+        data = read_bounded(Path(name), max_bytes=MOST_BYTES)
+    except ValueError as error:
+        return DataError(f"{name} cannot be read: {error}")
+    if served.takes_files and not data.startswith(NPY) and find_spec("PIL") is None:
+        raise ConfigError("predict: image files need Pillow; pip install 'nas-engine[vision]', or give --npz")
+    try:
+        return pixels_of(name, data, served)
+    except DataError as error:
+        return error
+
+
+def _unpacked(path: Path, served: Served) -> Images | DataError:
+    try:
+        arrays, names = load_arrays(path, ARRAYS)
+    except ValueError as error:
+        return DataError(f"{path} cannot be read: {error}; write it with np.savez(path, images=...)")
+    if not arrays:
+        return DataError(
+            f"{path} holds {', '.join(names) or 'nothing'}, wanted an array {' or '.join(ARRAYS)}"
+        )
+    name = next(name for name in ARRAYS if name in arrays)
+    try:
+        return array_pixels(f"{path} ({name})", arrays[name], served)
+    except DataError as error:
+        return error

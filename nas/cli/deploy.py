@@ -1,0 +1,82 @@
+"""Commands that use a found model: `nas predict` and `nas serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nas.cli.app import Json, announce, app, errors, say
+from nas.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from nas.serving.served import Served
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    images: Annotated[list[str] | None, typer.Argument(help="Image files, or .npy arrays.")] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="An .npz file with an array `images`, `x` or `x_test`.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="So many classes of each image.", min=1)] = 3,
+    space: Annotated[
+        str | None, typer.Option(help="The run's space, where it is your own code: FILE.py:FUNCTION.")
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002 - a switch of the command line
+) -> None:
+    """Say the classes of images. What cannot be read is named; all others are answered."""
+    with errors():
+        from nas.bundle.predicting import predicted
+        from nas.serving.served import read_served
+
+        if not images and npz is None:
+            raise ConfigError("predict: no images were given; name image files, or arrays with --npz FILE")
+        served = read_served(run)
+        if space is not None:
+            announce(space)
+        found, troubles = predicted(run, served, images or [], npz, top=top, space=space)
+        _show(found, troubles, served, as_json=as_json)
+        if troubles:
+            raise DataError(f"{len(troubles)} of {len(troubles) + len(found)} could not be answered")
+
+
+def _show(found: list[Any], troubles: list[str], served: Served, *, as_json: bool) -> None:
+    if as_json:
+        answer = {
+            "model": served.title,
+            "steps": served.steps,
+            "answers": [a.to_dict() for a in found],
+            "errors": troubles,
+        }
+        say(json.dumps(answer))
+        return
+    say(f"an image becomes: {served.steps}", err=True)
+    for answer in found:
+        say(str(answer))
+    for trouble in troubles:
+        say(f"error: {trouble}", err=True)
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder with its bundle.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
+    max_upload: Annotated[str, typer.Option(help="What one request may hold.")] = "10MiB",
+) -> None:
+    """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
+    with errors():
+        from nas.config import size
+        from nas.serving.serve import serve as run_server
+
+        try:
+            most = size(max_upload)
+        except ValueError as error:
+            raise ConfigError(f"--max-upload {max_upload!r}: {error}") from error
+        if not isinstance(most, int) or most < 1:
+            raise ConfigError(f'--max-upload is {max_upload!r}, wanted a size such as "10MiB"')
+        run_server(run, host=host, port=port, upload_bytes=most, tell=say)

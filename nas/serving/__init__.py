@@ -1,0 +1,1 @@
+"""A found model behind HTTP, run by onnxruntime: nothing here imports torch."""

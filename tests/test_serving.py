@@ -1,0 +1,419 @@
+"""A found model on files and over HTTP: answers, bounds and faults, by a real server, client and browser."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from browser import browser  # noqa: F401 - a fixture
+from jobs import SMALL
+from PIL import Image
+from typer.testing import CliRunner
+
+import nas
+from nas.bundle.forms import Pixels, exported, write_onnx
+from nas.cli import app
+from nas.errors import ConfigError, DataError
+from nas.files import update_manifest
+from nas.pictures import fitted
+from nas.serving.answers import answers
+from nas.serving.inputs import array_pixels, pixels_of
+from nas.serving.served import Served, read_served
+from nas.serving.session import Session
+
+fastapi = pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
+pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
+
+from nas.serving.app import Limits, make_app  # noqa: E402 - what it needs is asked for first
+from nas.serving.page import PAGE, POLICY  # noqa: E402
+
+GREY = Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
+COLOUR = Served("toy on cifar10", ("cat", "dog"), (3, 8, 8), "uint8")
+FLOATS = Served("toy on npz:x", ("cat", "dog"), (1, 8, 8), "float32")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with model.onnx, unproven."""
+    settings = {**SMALL, "trials": 1, "retrain": {"epochs": 20, "lr": 0.2}}
+    result = nas.search(
+        "toy", "digits", "random", out=tmp_path_factory.mktemp("a") / "run", settings=settings
+    )
+    model = Pixels(result.network, result.inputs)
+    write_onnx(result.folder / "model.onnx", exported(model, result.inputs.image_shape))
+    update_manifest(result.folder, ["model.onnx"])
+    return result
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Ten images as bytes, one of each class."""
+    test = nas.load_task("digits").test
+    return test.x[[int((test.y == i).nonzero()[0]) for i in range(10)], 0].numpy()
+
+
+def png(pixels, size=None, **how):
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    (image if size is None else image.resize(size)).save(buffer, "PNG", **how)
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+# -- what becomes of a file ------------------------------------------------------------------------------
+
+
+def test_an_image_of_the_right_size_is_its_pixels(digits):
+    pixels = pixels_of("3.png", png(digits[3]), GREY)
+    assert pixels.shape == (1, 1, 8, 8) and pixels.dtype == np.float32
+    assert np.array_equal(pixels[0, 0], digits[3].astype(np.float32) / 255)
+    assert np.array_equal(pixels, pixels_of("3.npy", npy(digits[3]), GREY))
+    assert np.array_equal(pixels_of("x", npy(digits), GREY)[3], pixels[0])
+
+
+def test_other_sizes_and_colours_are_brought_to_the_models(digits):
+    assert (
+        pixels_of("x", png(np.full((40, 20, 4), 255, np.uint8)), GREY).tolist()
+        == np.ones((1, 1, 8, 8)).tolist()
+    )
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    assert pixels_of("x", png(red), COLOUR).mean((0, 2, 3)).tolist() == [1, 0, 0]
+    assert pixels_of("x", png(digits[0]), COLOUR).shape == (1, 3, 8, 8)
+
+
+def test_an_image_is_turned_upright():
+    lying = np.zeros((8, 8), np.uint8)
+    lying[:, :4] = 255  # its left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees, clockwise
+    assert fitted(png(lying, exif=exif), (1, 8, 8))[0, :4].min() == 255
+
+
+def test_arrays_may_have_any_usual_layout():
+    several = np.zeros((5, 8, 8, 3), np.uint8)
+    for array in (several, several[0], several.transpose(0, 3, 1, 2), several / 255):
+        assert array_pixels("x", array, COLOUR).shape[1:] == (3, 8, 8)
+    assert array_pixels("x", np.float64([[[7.5] * 8] * 8]), FLOATS).max() == 7.5
+
+
+@pytest.mark.parametrize(
+    ("data", "served", "words"),
+    [
+        (b"", GREY, "x is empty; wanted an image"),
+        (b"hello", GREY, "x cannot be read as an image: it is none of BMP, GIF"),
+        (png(np.zeros((9, 9), np.uint8))[:40], GREY, "x cannot be read as an image"),
+        (npy(np.zeros((8, 8)))[:-8], GREY, "x is no whole .npy array: the file holds 504 bytes"),
+        (npy(np.array([{}])), GREY, "Object arrays cannot be loaded"),
+        (npy(np.zeros((2, 9, 9))), GREY, r"x has shape \[2, 9, 9\], wanted \[N, 8, 8\] or one image"),
+        (npy(np.zeros((2, 8, 8))), COLOUR, r"wanted \[N, 8, 8, 3\] or one image"),
+        (npy(np.zeros(())), GREY, r"x has shape \[\]"),
+        (npy(np.zeros((0, 8, 8))), GREY, "x holds no image"),
+        (npy(np.zeros((8, 8), "U1")), GREY, "x has type <U1, wanted bytes or floats"),
+        (npy(np.full((8, 8), 200.0)), GREY, "pixels from 200 to 200, wanted floats from 0 to 1"),
+        (npy(np.full((8, 8), -1)), GREY, "pixels from -1 to -1, wanted integers from 0 to 255"),
+        (npy(np.full((8, 8), np.nan)), GREY, "NaN or infinite"),
+        (npy(np.full((8, 8), 1e300)), FLOATS, "NaN or infinite"),
+        (npy(np.zeros((8, 8), np.uint8)), FLOATS, "wanted floats of the training images' scale"),
+        (png(np.zeros((8, 8), np.uint8)), FLOATS, "no image files: it was trained on floats.*send an .npy"),
+        (png(np.zeros((8, 8), np.uint16)), GREY, "more than 8 bits a pixel"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_is_said(data, served, words):
+    with pytest.raises(DataError, match=words):
+        pixels_of("x", data, served)
+
+
+def test_a_pixel_bomb_is_not_decoded(monkeypatch):
+    bomb = png(np.zeros((60, 50), np.uint8))
+    monkeypatch.setattr("nas.pictures.MOST_PIXELS", 2999)
+    with pytest.raises(ValueError, match="50x60 pixels, but at most 2,999"):
+        fitted(bomb, (1, 8, 8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="too many pixels"):
+        fitted(bomb, (1, 8, 8))
+
+
+def test_an_answer_that_is_no_number_is_refused():
+    with pytest.raises(DataError, match="x: the model's answer is not finite"):
+        answers(["x"], np.float32([[np.nan, 1]]), ["a", "b"], top=1)
+    with pytest.raises(ConfigError, match=r"the model answers \[1, 2\] numbers, but its run names 1 classes"):
+        answers(["x"], np.float32([[0, 1]]), ["a"], top=1)
+    assert str(answers(["x"], np.float32([[0, 0]]), ["a", "b"], top=2)[0]) == "x: a 50.0%, b 50.0%"
+
+
+# -- nas predict -----------------------------------------------------------------------------------------
+
+
+def predict(*arguments):
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+
+
+def test_predict_answers_what_it_can_and_names_the_rest(run, digits, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(digits[4]))
+    (tmp_path / "bad.png").write_bytes(png(digits[4])[:40])
+    np.savez(tmp_path / "all.npz", images=digits)
+    files = [tmp_path / "a.png", tmp_path / "bad.png", tmp_path / "none.png"]
+    done = predict(run.folder, *files, "--npz", tmp_path / "all.npz", "--json", "--top", 2)
+    answer = json.loads(done.stdout)
+    names = run.inputs.classes
+    wanted = [names[i] for i in run.predict(np.concatenate([digits[4:5], digits]))]
+    assert [found["class"] for found in answer["answers"]] == wanted
+    assert [len(found["top"]) for found in answer["answers"]] == [2] * 11
+    assert answer["answers"][3]["name"] == f"{tmp_path / 'all.npz'}[2]"
+    assert [text.split()[0] for text in answer["errors"]] == [str(file) for file in files[1:]]
+    assert "grey, stretched to 8x8" in answer["steps"]
+    assert done.exit_code == 3
+
+
+def test_predict_in_words(run, digits, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(digits[4]))
+    done = predict(run.folder, tmp_path / "a.png")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"{tmp_path / 'a.png'}: {run.inputs.classes[run.predict(digits[4:5])[0]]} ")
+    assert done.stdout.count("%") == 3
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [({"y": [1]}, "holds y, wanted an array images or x or x_test"), ({"x": [1]}, r"(x) has shape [1]")],
+)
+def test_an_npz_without_images_is_said(run, tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    done = predict(run.folder, "--npz", tmp_path / "a.npz")
+    assert done.exit_code == 3 and words in done.stderr
+
+
+def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
+    assert "no images were given" in predict(run.folder).stderr
+    assert "holds no finished run" in predict(tmp_path, "x.png").stderr
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setattr("nas.bundle.predicting.find_spec", lambda _: None)
+    assert "pip install 'nas-engine[vision]'" in predict(run.folder, tmp_path / "a.png").stderr
+
+
+# -- nas serve -------------------------------------------------------------------------------------------
+
+
+def started(folder, *more):
+    """A server in a process of its own, and its address."""
+    command = [sys.executable, "-c", "from nas.cli import main; main()", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    line = process.stdout.readline()
+    return process, line.split(" on ", 2)[2].split()[0]
+
+
+def ended(process):
+    with process:
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+    return process.returncode, rest
+
+
+@pytest.fixture(scope="module")
+def server(run):
+    process, address = started(run.folder, "--max-upload", "1MiB")
+    with httpx.Client(base_url=address) as client:
+        yield client
+    assert ended(process)[0] == 0
+
+
+def test_a_client_gets_the_classes_of_its_images(server, run, digits):
+    wanted = [run.inputs.classes[i] for i in run.predict(digits)]
+    files = [("file", (f"{i}.png", png(image))) for i, image in enumerate(digits)]
+    told = server.post("/predict", files=files).json()["answers"]
+    assert [(answer["name"], answer["class"]) for answer in told] == [
+        (f"{i}.png", c) for i, c in enumerate(wanted)
+    ]
+    assert told[0]["top"][0] == {"class": told[0]["class"], "probability": told[0]["probability"]}
+    raw = server.post("/predict", content=npy(digits)).json()["answers"]
+    assert [answer["class"] for answer in raw] == wanted
+    assert server.get("/health").json()["image_shape"] == [1, 8, 8]
+
+
+def test_bad_files_are_refused_beside_good_ones(server, digits):
+    bad = server.post("/predict", files={"file": ("<b>.png", b"nothing")})
+    assert bad.status_code == 422
+    assert bad.json()["answers"][0]["error"].startswith(
+        "<b>.png cannot be read as an image: it is none of BMP"
+    )
+    both = server.post(
+        "/predict", files=[("a", ("bad.png", b"nothing")), ("b", ("good.png", png(digits[0])))]
+    )
+    assert both.status_code == 200
+    assert ["error" in answer for answer in both.json()["answers"]] == [True, False]
+    many = server.post("/predict", content=npy(np.zeros((257, 8, 8), np.uint8)))
+    assert (many.status_code, "beyond the 256 images" in many.text) == (422, True)
+    form = server.post("/predict", data={"a": "b"}, files={"x": ("", b"")})
+    assert form.status_code in (400, 422) and "error" in form.json()
+    assert server.post("/predict", headers={"content-type": "multipart/form-data"}).status_code == 400
+    assert server.get("/predict").json() == {"error": "Method Not Allowed"}
+
+
+def test_a_huge_file_is_refused_in_words(server):
+    huge = b"\0" * (20 << 20)
+    for how in ({"files": {"file": ("huge.png", huge)}}, {"content": iter([huge])}):
+        told = server.post("/predict", **how)
+        assert told.status_code == 413
+        assert "more than the 1,048,576 bytes" in told.json()["error"]
+    assert server.get("/health").json()["status"] == "ok"
+
+
+def test_twenty_clients_at_once_are_all_answered(server, run, digits):
+    wanted = [run.inputs.classes[i] for i in run.predict(digits)]
+    together = threading.Barrier(20)
+
+    def client(number):
+        image = png(digits[number % 10])
+        with httpx.Client(base_url=server.base_url) as own:
+            together.wait()
+            answers = [own.post("/predict", files={"file": ("x.png", image)}) for _ in range(5)]
+        return [(a.status_code, a.json()["answers"][0]["class"]) for a in answers]
+
+    with ThreadPoolExecutor(20) as pool:
+        told = list(pool.map(client, range(20)))
+    assert told == [[(200, wanted[i % 10])] * 5 for i in range(20)]
+
+
+def test_a_request_that_has_begun_is_answered_before_the_end(run, digits):
+    process, address = started(run.folder)
+    body = npy(digits)
+    host, port = address.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        half.sendall(body[:100])
+        while httpx.get(f"{address}health").json()["inside"] == 0:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):  # nobody else is let in
+            while True:
+                httpx.get(f"{address}health")
+                time.sleep(0.01)
+        half.sendall(body[100:])
+        told = half.makefile("rb").read()
+    assert told.startswith(b"HTTP/1.1 200") and told.count(b'"class"') > 10
+    with process:
+        assert process.stdout.read().endswith("stopped\n")
+    assert process.returncode == 0
+
+
+def test_a_browser_shows_the_class_of_an_upload(server, run, digits, browser):  # noqa: F811 - the fixture
+    wanted = run.inputs.classes[run.predict(digits[7:8])[0]]
+    page = browser.new_page()
+    troubles = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(str(server.base_url))
+    page.get_by_text("10 classes. An image becomes").wait_for()
+    files = [("<img src=x onerror=alert(1)>.png", png(digits[7])), ("bad.png", b"nothing")]
+    page.set_input_files("#files", [{"name": n, "mimeType": "image/png", "buffer": d} for n, d in files])
+    page.locator(".card .found").wait_for()
+    page.locator(".card .error").wait_for()
+    assert page.locator(".card .found").inner_text() == wanted
+    assert page.locator(".card .row").count() == 5
+    assert page.locator(".card h2").all_inner_texts() == [name for name, _ in reversed(files)]
+    assert "cannot be read as an image" in page.locator(".card .error").inner_text()
+    if place := os.environ.get("NAS_SCREENSHOTS"):
+        page.screenshot(path=f"{place}/serve.png", full_page=True)
+    page.close()
+    assert [text for text in troubles if "422" not in text] == []
+
+
+def test_the_page_loads_nothing_from_elsewhere(server):
+    told = server.get("/")
+    assert told.text == PAGE and "http" not in PAGE.replace("http-equiv", "")
+    assert told.headers["content-security-policy"] == POLICY["Content-Security-Policy"]
+    assert "unsafe" not in POLICY["Content-Security-Policy"]
+    assert "innerHTML" not in PAGE
+
+
+@pytest.mark.parametrize("module", ["serve", "app", "session", "inputs"])
+def test_the_server_never_imports_torch(module):
+    code = f"import sys, nas.cli.deploy, nas.serving.{module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def serve(*arguments):
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)])
+
+
+def test_a_server_that_cannot_start_says_why(run, tmp_path, monkeypatch):
+    assert "holds no finished run" in serve(tmp_path).stderr
+    assert "wanted a size" in serve(run.folder, "--max-upload", "much").stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = serve(run.folder, "--port", taken.getsockname()[1])
+    assert (done.exit_code, "choose another --port or --host" in done.stderr) == (2, True)
+    monkeypatch.setattr("nas.serving.serve.find_spec", lambda name: None if name == "uvicorn" else name)
+    assert "uvicorn is missing; pip install 'nas-engine[serve]'" in serve(run.folder).stderr
+
+
+def test_a_model_of_another_run_or_damage_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"takes .* export it again"):
+        Session(run.folder, COLOUR)
+    with pytest.raises(
+        ConfigError, match=r"has no model.onnx; write it by: pip install 'nas-engine\[onnx\]'"
+    ):
+        Session(tmp_path, GREY)
+    (tmp_path / "model.onnx").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Session(tmp_path, GREY)
+
+
+def test_the_record_says_what_the_model_takes(run):
+    assert read_served(run.folder) == Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
+
+
+# -- bounds, by a model that can be held up --------------------------------------------------------------
+
+
+def asked(application, *requests):
+    """Answers to requests sent one after the other, none of them waiting for an answer."""
+
+    async def go():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await asyncio.gather(*(client.post("/predict", **request) for request in requests))
+
+    return asyncio.run(go())
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nobody_inside(digits):
+    def slow(pixels):
+        time.sleep(0.1)
+        return np.eye(10, dtype=np.float32)[: len(pixels)]
+
+    application = make_app(slow, GREY, Limits(places=3, at_once=1))
+    told = asked(application, *[{"content": npy(digits[:1])}] * 5)
+    assert sorted(answer.status_code for answer in told) == [200, 200, 200, 503, 503]
+    (refusal, *_) = [answer for answer in told if answer.status_code == 503]
+    assert (
+        refusal.headers["retry-after"] == "1" and "3 requests are being answered" in refusal.json()["error"]
+    )
+    assert asked(application, {"content": npy(digits[:1])})[0].status_code == 200
+
+
+def test_a_request_that_dawdles_is_ended(digits):
+    async def dawdling():
+        yield b"\x93NUMPY"
+        await asyncio.sleep(10)
+
+    (told,) = asked(make_app(np.zeros, GREY, Limits(upload_s=0.05)), {"content": dawdling()})
+    assert (told.status_code, told.json()["error"]) == (408, "the request did not arrive within 0.05 s")
