@@ -21,6 +21,7 @@ from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
 from nas.seeding import derive, torch_rng
+from nas.streams import Streams
 from nas.task import Split, Task
 from nas.team import ALONE, Team
 
@@ -94,7 +95,8 @@ class Loop:
         captures = recipe.graph and team.size == 1 and form() is not None
         self.record = recorder(self.device) if captures else None
         self._form = form
-        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
+        self._streams = Streams(self.record, ("step",))
+        self._captured = Captured(self.do, self.moved, self.record, self.generators)
         self._batch: Batch | None = None
         self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
@@ -139,6 +141,13 @@ class Loop:
     def advance(self) -> None:
         """Does one step."""
         started = time.perf_counter()
+        self.set_rates()
+        self._captured.run(self.key(), self.begin)
+        self.end_step()
+        self.seconds += time.perf_counter() - started
+
+    def set_rates(self) -> None:
+        """Sets what the coming step reads and follows a schedule."""
         self._set_drop_path()
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -146,15 +155,19 @@ class Loop:
             else:
                 group["lr"] = self.next_lr
             group["weight_decay"] = self.weight_decay
+
+    def key(self) -> Hashable:
+        """What the coming step reads of Python; None where it cannot be captured."""
         form = self._form()
-        key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
-        self._captured.run(key, self._begin)
+        return None if form is None else (form, self.drop_path > 0, self.weight_decay)
+
+    def end_step(self) -> None:
+        """What follows a step that has been done."""
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
         if self.step % _CHECK_STEPS == 0:
             self._check_finite()
-        self.seconds += time.perf_counter() - started
 
     def end_epoch(self) -> tuple[float, float]:
         """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
@@ -209,9 +222,13 @@ class Loop:
             "split": len(self.split),
         }
 
+    def forget(self) -> None:
+        """Forgets what was captured."""
+        self._captured.forget()
+
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
-        self._captured.forget()
+        self.forget()
         self.step = step
         self.seconds = state["seconds"]
         self.weight_decay = state["weight_decay"]
@@ -249,13 +266,31 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._set_drop_path()
-        self._begin()
+        torch.manual_seed(self.seed_of_step)
+        self._batches.prepare(self.step)
         return self._drawn()
 
-    def _begin(self) -> None:
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What a captured step draws from, beside torch's own."""
+        return [*self._streams.generators, self._batches.generator]
+
+    def begin(self) -> None:
         """Sets the streams of the coming step, and which images it sees."""
-        torch.manual_seed(self._seed)
+        self._streams.begin("step", self.seed_of_step)
         self._batches.prepare(self.step)
+
+    @contextmanager
+    def one_batch(self) -> Iterator[None]:
+        """Runs a block in which the batch of the coming step, once it has begun, is drawn once."""
+        if self._batch is not None:
+            yield
+            return
+        self._batch = self._drawn()
+        try:
+            yield
+        finally:
+            self._batch = None
 
     def _drawn(self) -> Batch:
         part = self.team.part
@@ -266,12 +301,13 @@ class Loop:
         return to_layout(part(x)), (part(y), (part(partners), share))
 
     @property
-    def _seed(self) -> int:
+    def seed_of_step(self) -> int:
+        """Of what the network draws in the coming step."""
         return derive(self.seed, "step", self.step)
 
     def apart(self) -> None:
         """From here on what the network draws in the coming step is this rank's own."""
-        self.team.apart(derive(self.seed, "step", self.step))
+        self.team.apart(self.seed_of_step)
 
     def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
@@ -297,20 +333,18 @@ class Loop:
         self._drops.fill_(drop_path)
         set_drop_path(self.network, self._drops)
 
-    def _do(self) -> None:
+    def do(self) -> None:
         """A step, once it has begun."""
         self._optimizer.zero_grad()
-        self._batch = self._drawn()
-        try:
+        with self._streams.at("step", self.seed_of_step), self.one_batch():
             loss = self._backward(self)
-        finally:
-            self._batch = None
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         self._optimizer.step()
         self._loss_sum += loss.detach()
 
-    def _moved(self) -> Iterator[Tensor]:
+    def moved(self) -> Iterator[Tensor]:
+        """All tensors that a step changes."""
         yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
         yield from tensors_in(list(self._optimizer.state.values()))
 

@@ -30,6 +30,7 @@ from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Precision
 from nas.seeding import derive, torch_rng
+from nas.streams import Streams
 from nas.task import Task
 from nas.team import ALONE, Team
 
@@ -73,8 +74,16 @@ class BilevelLoop:
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
-        self._captured = Captured(
-            self._move_alphas, self._moved, self.loop.record, [self._validation.generator]
+        record = self.loop.record
+        self._streams = Streams(record, ("alphas", "penalty"))
+        generators = [*self._streams.generators, *self.loop.generators, self._validation.generator]
+        self._captured = Captured(self._move_alphas, self._moved, record, generators)
+        self._both = Captured(
+            self._move_both,
+            self._moved_by_both,
+            record,
+            generators,
+            otherwise="the steps of alphas and weights are captured apart, not in one CUDA graph",
         )
         self._batch: tuple[Tensor, Tensor] | None = None
 
@@ -89,9 +98,17 @@ class BilevelLoop:
         return 0 if self._freezer is None else len(self._freezer.frozen)
 
     def advance(self) -> None:
-        """Moves the alphas, if it is their time, then the weights."""
+        """Moves the alphas, if it is their time, then the weights; in one CUDA graph where that can be."""
         started = time.perf_counter()
         self._set_progress()
+        self.loop.set_rates()
+        if (key := self._form_of_both()) is not None:
+            self._captured.forget()
+            self.loop.forget()
+            self._both.run(key, self._begin_both)
+            self.loop.end_step()
+            self.loop.seconds += time.perf_counter() - started
+            return
         if self.alphas_move:
             self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
@@ -117,8 +134,8 @@ class BilevelLoop:
         """The regularisers at the coming step's alphas and mixture."""
         alphas, mixed = self.supernet.logits(), list[Tensor]()
         if any(regularizer.reads_mixture for regularizer in self.method.regularizers):
-            torch.manual_seed(self._alpha_seed)
-            mixed = self.supernet.points()[: len(alphas)]
+            with self._streams.at("penalty", self._alpha_seed):
+                mixed = self.supernet.points()[: len(alphas)]
         held = self.supernet.progress
         progress = held if isinstance(held, Tensor) else self.progress
         terms = [regularizer(alphas, mixed, progress) for regularizer in self.method.regularizers]
@@ -129,9 +146,9 @@ class BilevelLoop:
 
         wanted: arithmetic, the recipe's unless given.
         """
-        torch.manual_seed(self._alpha_seed)
         x, y = self._batch or self._mine(*self._validation.at(self.loop.step)[:2])
-        with precision(x.device, wanted or self.method.weights.precision):
+        arithmetic = precision(x.device, wanted or self.method.weights.precision)
+        with self._streams.at("alphas", self._alpha_seed), arithmetic:
             mixture = self._mixture(self._current())
             self.team.apart(self._alpha_seed)
             logits = self.supernet.mix(to_layout(x), mixture)
@@ -150,6 +167,7 @@ class BilevelLoop:
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
         self._captured.forget()
+        self._both.forget()
         self.loop.restore(step, state["loop"])
         self.supernet.keep(state["alive"])
         with torch.no_grad():
@@ -186,14 +204,33 @@ class BilevelLoop:
 
     def _alpha_form(self) -> Hashable:
         """The same of a step of the alphas."""
-        method = self.method
-        redrawn = method.relaxation.draws and any(part.reads_mixture for part in method.regularizers)
         form = self._form()
-        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
+        return None if self.method.order != 1 or form is None else (form, self.loop.drop_path > 0)
+
+    def _form_of_both(self) -> Hashable:
+        """The same of both, one after the other; None where they do not run as one."""
+        if not self.alphas_move or not self._both.captures:
+            return None
+        alphas, weights = self._alpha_form(), self.loop.key()
+        return None if alphas is None or weights is None else (alphas, weights)
 
     def _begin_alphas(self) -> None:
-        torch.manual_seed(self._alpha_seed)
+        for place in ("alphas", "penalty"):
+            self._streams.begin(place, self._alpha_seed)
         self._validation.prepare(self.loop.step)
+
+    def _begin_both(self) -> None:
+        self._begin_alphas()
+        self.loop.begin()
+
+    def _move_both(self) -> None:
+        self._move_alphas()
+        with without_gradients(self.supernet.architecture()):
+            self.loop.do()
+
+    def _moved_by_both(self) -> Iterator[Tensor]:
+        yield from self._moved()
+        yield from self.loop.moved()
 
     def _move_alphas(self) -> None:
         """A step of the alphas, once it has begun."""
@@ -243,7 +280,6 @@ class BilevelLoop:
         return loss
 
     def _loss_gradient(self) -> list[Tensor]:
-        torch.manual_seed(self._alpha_seed)
         with self._targets() as targets:
             if self.method.order == 2:
                 return self._second_order(targets)
