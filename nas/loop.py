@@ -20,6 +20,7 @@ from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
+from nas.resting import Resting
 from nas.seeding import derive, torch_rng
 from nas.streams import Streams
 from nas.task import Split, Task
@@ -53,6 +54,7 @@ class Loop:
     drop_path: the probability of the present epoch.
     images: how many images a step holds in this process; fewer than `batch` in a team.
     record: what captures steps, see `nas.captured`; None where nothing does.
+    resting: which parameters stay as they are where their gradient is zeros; none unless set.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Loop:
             weight_decay=recipe.weight_decay,
             fused=None if self.record is None else True,
         )
+        self.resting = Resting(())
         self._loss_sum = torch.zeros((), device=self.device)
 
     @property
@@ -340,7 +343,8 @@ class Loop:
             loss = self._backward(self)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        self._optimizer.step()
+        with self.resting.during(self._optimizer):
+            self._optimizer.step()
         self._loss_sum += loss.detach()
 
     def moved(self) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ refuses (to give a number back to Python) it refuses.
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero")
 FROM_HOST = ("aten::lift_fresh",)
@@ -42,7 +42,8 @@ class Streaming:
 
     def host(self, act):
         """Does what a graph does by itself, now and on every replay."""
-        act()
+        with _disable_current_modes():
+            act()
         if self.calls is not None:
             self.calls.append((act, None, None, None))
 

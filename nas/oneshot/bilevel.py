@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from nas.captured import Captured, tensors_in
 from nas.devices import exact
 from nas.loop import Batches, Loop, images_of, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
+from nas.oneshot.fused.execution import unasked
 from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept, without_gradients
 from nas.oneshot.method import Method
@@ -29,6 +31,7 @@ from nas.oneshot.mixed import Share, chosen_of
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Precision
+from nas.resting import Resting
 from nas.seeding import derive, torch_rng
 from nas.streams import Streams
 from nas.task import Task
@@ -65,6 +68,8 @@ class BilevelLoop:
             form=self._form,
             team=team,
         )
+        if method.relaxation.one_at_a_time:
+            self.loop.resting = Resting(self.loop.parameters.values())
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
@@ -86,6 +91,11 @@ class BilevelLoop:
             otherwise="the steps of alphas and weights are captured apart, not in one CUDA graph",
         )
         self._batch: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _unasked(self) -> bool:
+        """Whether one option of each decision is drawn, and Python is never told which."""
+        return self.method.relaxation.one_at_a_time and unasked(self.supernet.network)
 
     @property
     def progress(self) -> float:
@@ -195,7 +205,9 @@ class BilevelLoop:
     def _form(self) -> Hashable:
         """What a step of the weights reads of Python, see `Loop`."""
         method = self.method
-        if method.relaxation.one_at_a_time or method.perturbation is not None or method.freezing is not None:
+        if method.perturbation is not None or method.freezing is not None:
+            return None
+        if method.relaxation.one_at_a_time and not self._unasked:
             return None
         if method.checkpointing:
             return None
@@ -253,7 +265,8 @@ class BilevelLoop:
 
     def _mixture(self, points: Sequence[Tensor]) -> Mapping[str, Share]:
         mixture = self.supernet.mixture(points, whole=self._points is not None)
-        self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
+        if self.team.size > 1:  # what is drawn is known to the device only
+            self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
         return mixture
 
     def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
