@@ -68,6 +68,7 @@ class Loop:
         forward: Forward,
         backward: Backward | None = None,
         form: Callable[[], Hashable] = lambda: None,
+        before: Callable[[], None] = lambda: None,
         team: Team = ALONE,
     ) -> None:
         """As described.
@@ -75,6 +76,7 @@ class Loop:
         team: the processes that divide every batch among them and then move alike, see `nas.team`.
         form: what `forward` and `backward` read in Python and may change between steps; None while their
           steps cannot be captured.
+        before: runs in every step, which has drawn its batch, before the network draws anything.
         """
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
         self.split, self.forward, self._backward = split, forward, backward or one_pass
@@ -96,7 +98,7 @@ class Loop:
         # What ranks say to each other in a step is not on the device, so that no graph could hold it.
         captures = recipe.graph and team.size == 1 and form() is not None
         self.record = recorder(self.device) if captures else None
-        self._form = form
+        self._form, self._before = form, before
         self._streams = Streams(self.record, ("step",))
         self._captured = Captured(self.do, self.moved, self.record, self.generators)
         self._batch: Batch | None = None
@@ -123,6 +125,12 @@ class Loop:
         """The learning rate of the coming step."""
         return learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
 
+    @property
+    def rate(self) -> float | Tensor:
+        """The same, of a step that may be captured as a scalar on the device; see `set_rates`."""
+        lr: float | Tensor = self._optimizer.param_groups[0]["lr"]
+        return lr if isinstance(lr, Tensor) else self.next_lr
+
     def descent(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Turns gradients in place into what the coming step would subtract per unit of learning rate.
 
@@ -141,11 +149,16 @@ class Loop:
         """Whether the last step done was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
-    def advance(self) -> None:
-        """Does one step."""
+    def advance(self, begin: Callable[[], None] = lambda: None) -> None:
+        """Does one step. begin: sets whatever else the step finds in place, to where it begins."""
         started = time.perf_counter()
         self.set_rates()
-        self._captured.run(self.key(), self.begin)
+
+        def begin_all() -> None:
+            begin()
+            self.begin()
+
+        self._captured.run(self.key(), begin_all)
         self.end_step()
         self.seconds += time.perf_counter() - started
 
@@ -224,6 +237,10 @@ class Loop:
             "data": self.task.fingerprint,
             "split": len(self.split),
         }
+
+    def draws_from(self, generators: Sequence[torch.Generator]) -> None:
+        """Says what else than `generators` its steps draw from."""
+        self._captured = Captured(self.do, self.moved, self.record, [*self.generators, *generators])
 
     def forget(self) -> None:
         """Forgets what was captured."""
@@ -339,8 +356,10 @@ class Loop:
     def do(self) -> None:
         """A step, once it has begun."""
         self._optimizer.zero_grad()
-        with self._streams.at("step", self.seed_of_step), self.one_batch():
-            loss = self._backward(self)
+        with self.one_batch():
+            self._before()
+            with self._streams.at("step", self.seed_of_step):
+                loss = self._backward(self)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         with self.resting.during(self._optimizer):

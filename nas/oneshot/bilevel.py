@@ -9,9 +9,10 @@ second order leave batch-norm's running statistics as they were.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -28,14 +29,22 @@ from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept, without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.mixed import Share, chosen_of
+from nas.oneshot.perturbations import Perturbation
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Precision
 from nas.resting import Resting
-from nas.seeding import derive, torch_rng
+from nas.seeding import derive
 from nas.streams import Streams
 from nas.task import Task
 from nas.team import ALONE, Team
+
+ALPHA_PLACES = ("alphas", "penalty")
+"""Where a step of the alphas draws."""
+STEP_PLACES = ("unrolled", "up", "down")
+"""Where the second order draws what the step of the weights draws."""
+POINTS = "points"
+"""Where a mixture is drawn that is then perturbed."""
 
 
 class BilevelLoop:
@@ -66,6 +75,7 @@ class BilevelLoop:
             forward=self._forward,
             backward=self._backward,
             form=self._form,
+            before=self._perturb,
             team=team,
         )
         if method.relaxation.one_at_a_time:
@@ -80,9 +90,14 @@ class BilevelLoop:
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
         record = self.loop.record
-        self._streams = Streams(record, ("alphas", "penalty"))
-        generators = [*self._streams.generators, *self.loop.generators, self._validation.generator]
+        self._passes = perturbed_places(method)
+        self._streams = Streams(record, (*ALPHA_PLACES, *STEP_PLACES, POINTS, *self._passes))
+        self._perturbation = torch.Generator(self.loop.device)
+        own = [*self._streams.generators, self._perturbation]
+        generators = [*own, *self.loop.generators, self._validation.generator]
         self._captured = Captured(self._move_alphas, self._moved, record, generators)
+        if method.perturbation is not None:
+            self.loop.draws_from(own)
         self._both = Captured(
             self._move_both,
             self._moved_by_both,
@@ -123,8 +138,7 @@ class BilevelLoop:
             self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
         with without_gradients(self.supernet.architecture()):
-            self._points = self._perturbed()
-            self.loop.advance()
+            self.loop.advance(self._begin_perturbation)
             self._points = None
         self._matching.clear()
 
@@ -205,7 +219,9 @@ class BilevelLoop:
     def _form(self) -> Hashable:
         """What a step of the weights reads of Python, see `Loop`."""
         method = self.method
-        if method.perturbation is not None or method.freezing is not None:
+        if method.freezing is not None:
+            return None
+        if method.perturbation is not None and method.perturbation.passes is None:
             return None
         if method.relaxation.one_at_a_time and not self._unasked:
             return None
@@ -217,7 +233,7 @@ class BilevelLoop:
     def _alpha_form(self) -> Hashable:
         """The same of a step of the alphas."""
         form = self._form()
-        return None if self.method.order != 1 or form is None else (form, self.loop.drop_path > 0)
+        return None if form is None else (form, self.loop.drop_path > 0, self.loop.weight_decay)
 
     def _form_of_both(self) -> Hashable:
         """The same of both, one after the other; None where they do not run as one."""
@@ -227,18 +243,33 @@ class BilevelLoop:
         return None if alphas is None or weights is None else (alphas, weights)
 
     def _begin_alphas(self) -> None:
-        for place in ("alphas", "penalty"):
+        for place in ALPHA_PLACES:
             self._streams.begin(place, self._alpha_seed)
+        if self.method.order == 2:
+            for place in STEP_PLACES:
+                self._streams.begin(place, self.loop.seed_of_step)
+            self.loop.begin()
         self._validation.prepare(self.loop.step)
+
+    def _begin_perturbation(self) -> None:
+        if self.method.perturbation is not None:
+            self._perturbation.manual_seed(derive(self.seed, "perturbation", self.loop.step))
+            self._streams.begin(POINTS, self._seed_of_points)
+            for place in self._passes:
+                self._streams.begin(place, self.loop.seed_of_step)
 
     def _begin_both(self) -> None:
         self._begin_alphas()
+        self._begin_perturbation()
         self.loop.begin()
 
     def _move_both(self) -> None:
-        self._move_alphas()
-        with without_gradients(self.supernet.architecture()):
-            self.loop.do()
+        # The second order sees the batch of the weights, too; to draw it once gives the same images.
+        with self.loop.one_batch() if self.method.order == 2 else nullcontext():
+            self._move_alphas()
+            with without_gradients(self.supernet.architecture()):
+                self.loop.do()
+            self._points = None
 
     def _moved_by_both(self) -> Iterator[Tensor]:
         yield from self._moved()
@@ -317,29 +348,37 @@ class BilevelLoop:
         finally:
             self._points = None
 
-    def _perturbed(self) -> Sequence[Tensor] | None:
-        """The mixture that the coming step trains the weights under; None for the present one."""
-        if self.method.perturbation is None:
-            return None
+    @property
+    def _seed_of_points(self) -> int:
+        return derive(self.seed, "perturbed points", self.loop.step)
+
+    def _perturb(self) -> None:
+        """Sets the mixture that the coming step trains the weights under, where it is not the present one."""
+        if self.method.perturbation is not None:
+            self._points = self._perturbed(self.method.perturbation)
+
+    def _perturbed(self, perturbation: Perturbation) -> Sequence[Tensor]:
         count = len(self.supernet.alphas)
-        torch.manual_seed(derive(self.seed, "perturbed points", self.loop.step))
-        with torch.no_grad():
+        with torch.no_grad(), self._streams.at(POINTS, self._seed_of_points):
             points = self.supernet.points()
         mixed, edges = points[:count], points[count:]
+        places = iter(self._passes or itertools.repeat(POINTS))
 
         def loss(candidate: Sequence[Tensor]) -> Tensor:
             self._points = [*candidate, *edges]
             try:
-                return self.loop.loss()
+                with self._streams.at(next(places), self.loop.seed_of_step):
+                    return self.loop.loss()
             finally:
                 self._points = None
 
         def mean(candidate: Sequence[Tensor]) -> Tensor:
             return self.team.across(candidate, loss, self.loop.batch)
 
-        generator = torch_rng(self.seed, "perturbation", self.loop.step)
+        held = self.supernet.progress
+        progress = held if isinstance(held, Tensor) else self.progress
         with kept(self.supernet.network.buffers()), without_gradients(self.loop.parameters.values()):
-            return [*self.method.perturbation(mixed, mean, self.progress, generator), *edges]
+            return [*perturbation(mixed, mean, progress, self._perturbation), *edges]
 
     def _second_order(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """Equations 7 and 8: the gradient at the unrolled weights w', less ξ times a Hessian-vector product.
@@ -351,12 +390,17 @@ class BilevelLoop:
         recipe says, since the difference of the last two passes is smaller than what bfloat16 rounds off.
         """
         weights: list[Tensor] = list(self.loop.parameters.values())
-        rate = self.loop.next_lr
-        with exact(), kept(self.supernet.network.buffers()), kept(weights) as back:
-            loss, images = self.loop.loss("float32"), self.loop.batch
-            step = self.loop.descent(self._gradients(loss, weights, images))
+        rate, images = self.loop.rate, self.loop.batch
+        if self._batch is None:  # asked for outside of a step
+            self.loop.set_rates()
+            self.loop.begin()
+        arithmetic, buffers = exact(), kept(self.supernet.network.buffers())
+        with arithmetic, self.loop.one_batch(), buffers, kept(weights) as back:
+            step = self.loop.descent(self._gradients(self._training_loss("unrolled"), weights, images))
             with torch.no_grad():
-                torch._foreach_sub_(weights, [*step], alpha=rate)
+                if isinstance(rate, Tensor):
+                    torch._foreach_mul_([*step], rate)
+                torch._foreach_sub_(weights, [*step], alpha=1.0 if isinstance(rate, Tensor) else rate)
             del step
             loss = self.validation_loss("float32")
             found = self._gradients(loss, [*targets, *weights], self._validated)
@@ -364,11 +408,22 @@ class BilevelLoop:
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
             sides = []
-            for side in (1, -1):
+            for side, place in ((1, "up"), (-1, "down")):
                 back()
                 with torch.no_grad():
                     torch._foreach_add_(weights, vector, alpha=side)
                 with without_gradients(self.loop.parameters.values()):
-                    sides.append(self._gradients(self.loop.loss("float32"), targets, images))
+                    sides.append(self._gradients(self._training_loss(place), targets, images))
         product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]
+
+    def _training_loss(self, place: str) -> Tensor:
+        """Of the coming step's batch, in a pass with a place of its own among the streams."""
+        with self._streams.at(place, self.loop.seed_of_step):
+            return self.loop.loss("float32")
+
+
+def perturbed_places(method: Method) -> list[str]:
+    """Where passes draw that a perturbation asks for, if it is known how many these are."""
+    passes = method.perturbation.passes if method.perturbation is not None else None
+    return [f"perturbed {number}" for number in range(passes or 0)]
