@@ -403,9 +403,9 @@ def test_a_node_that_only_a_users_operation_leads_to():
 def test_a_module_that_stands_on_several_edges_follows_each_time(monkeypatch):
     known = passage.follow
 
-    def follow(norms, *statistics):
+    def follow(norms, *statistics, on):
         assert len({*norms}) == len(norms)  # on CUDA all of them move at once
-        known(norms, *statistics)
+        known(norms, *statistics, on=on)
 
     monkeypatch.setattr(passage, "follow", follow)
     shared = bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1))
