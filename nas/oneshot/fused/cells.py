@@ -6,7 +6,8 @@ edges that leave a node, and the weight of an operation is the scale of its last
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -85,8 +86,9 @@ def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
     """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice.
 
     They also add up the nodes (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn
-    and they know all of the cell, they look up on the device which it is, so that nothing waits and a CUDA
-    graph serves every draw. Not yet run on a GPU.
+    and all have a rule, they look up on the device which it is, so that nothing waits and a CUDA graph serves
+    every draw; what they do not know, as strided identities, is then computed for all edges. Not yet run on a
+    GPU.
     """
     return run(cell, states, kernels=True)
 
@@ -158,7 +160,9 @@ class _Run:
             for edge, (_, _, op) in enumerate(plan.edges):
                 if not isinstance(op, Zero | nn.Identity):
                     self.masks[edge] = drop_mask(states[0], cell.drop_path)
-        self.kernels = _passage(plan, self.states, self.weights, self.masks, plan.chosen(terms, states[0]))
+        self.chosen = plan.chosen(terms, states[0])
+        drawn = self.chosen[-1] if self.chosen else None
+        self.kernels = _passage(plan, self.states, self.weights, self.masks, drawn)
 
     def nodes(self) -> list[Tensor]:
         inputs = self.cell.inputs
@@ -214,10 +218,14 @@ class _Run:
                 continue
             weights = self.weights[group.number] if group.weighed else None
             edges = tuple(branch.edge for branch in group.branches)
+            on = self.chosen[group.number] if self.chosen else None
+            if on is not None and weights is not None:
+                weights = torch.where(on != 0, weights, 0.0)
             if self._drops(group):
                 self._add(edges, self._dropped(group, x, weights))
                 continue
-            stack, weights = _outcome(group, x, weights, known)
+            with _following(group, on):
+                stack, weights = _outcome(group, x, weights, known)
             if stack.shared:
                 shared.setdefault(edges, []).append((stack.x, weights))
             else:
@@ -245,6 +253,19 @@ class _Run:
         edges = [self.plan.edges[branch.edge][2] for branch in group.branches]
         maps = [F.dropout(x, edge.skip_dropout) for edge in edges if isinstance(edge, MixedOp)]
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
+
+
+@contextmanager
+def _following(group: Group, on: Tensor | None) -> Iterator[None]:
+    """Runs a group, whose running statistics follow only where an operation is drawn. on: [G], or None."""
+    if on is None:
+        yield
+        return
+    buffers = [(buffer, at) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
+    before = [buffer.clone() for buffer, _ in buffers]
+    yield
+    for (buffer, at), own in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(on[at] != 0, buffer, own))
 
 
 def _passage(

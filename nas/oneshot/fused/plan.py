@@ -61,16 +61,16 @@ class Plan:
             flat = flat * each.index_select(0, self._places(x.device)[1])
         return torch.split(flat, self.sizes)
 
-    def chosen(self, terms: Sequence[Terms], x: Tensor) -> Tensor | None:
-        """[contributions] 1 for those that were drawn, else 0; None where all are run."""
+    def chosen(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
+        """As `weights`: 1 for what was drawn, else 0; nothing where Python knows what is run."""
         if self.layout is None or not any(term.drawn for term in terms):
-            return None
-        return self._rows(terms, x)[-self.sizes[-1] :].ne(0).int()
+            return ()
+        return torch.split(self._rows(terms, x).ne(0).int(), self.sizes)
 
     @property
     def by_kernels(self) -> bool:
-        """Whether the kernels run all of it."""
-        return self.parts > 0 and all(group.form is not None for own in self.groups for group in own)
+        """Whether they run what they know of it, and all else has a rule, as a strided identity has."""
+        return self.parts > 0 and self.layout is not None and all(g.rules for own in self.groups for g in own)
 
     def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
         """The weights of operations, without those of edges."""
