@@ -35,6 +35,12 @@ class Recorder(Protocol):
             RuntimeError: when the step does what cannot be captured, as to wait for the device.
         """
 
+    def stream(self) -> torch.Generator:
+        """A stream of random numbers of the device."""
+
+    def drawing(self, stream: torch.Generator) -> AbstractContextManager[None]:
+        """Where what draws from torch's own stream draws from another one; may be within a step."""
+
 
 class CudaRecorder:
     """CUDA graphs whose memory is one pool, on a stream of their own."""
@@ -64,6 +70,21 @@ class CudaRecorder:
         graph.replay()
         return graph.replay
 
+    def stream(self) -> torch.Generator:
+        """On that device."""
+        return torch.Generator(self._device)
+
+    @contextmanager
+    def drawing(self, stream: torch.Generator) -> Iterator[None]:
+        """By the state of torch's generator, which is exchanged and not copied: a graph may hold both."""
+        default = torch.cuda.default_generators[self._stream.device.index]
+        own = default.graphsafe_get_state()
+        default.graphsafe_set_state(stream.graphsafe_get_state())
+        try:
+            yield
+        finally:
+            default.graphsafe_set_state(own)
+
 
 def recorder(device: torch.device) -> Recorder | None:
     """What captures on a device; None where nothing does."""
@@ -78,6 +99,7 @@ class Captured:
     moved: all tensors that a step changes.
     record: see `recorder`; without one every step runs as it is.
     generators: that a step draws from, beside torch's own.
+    otherwise: what becomes of steps that cannot be captured, in words.
     """
 
     def __init__(
@@ -86,8 +108,11 @@ class Captured:
         moved: Callable[[], Iterable[Tensor]],
         record: Recorder | None,
         generators: Sequence[torch.Generator] = (),
+        *,
+        otherwise: str = "a step runs as it is, without a CUDA graph",
     ) -> None:
         self._step, self._moved, self._record, self._generators = step, moved, record, generators
+        self._otherwise = otherwise
         self._key: Hashable = None
         self._replay: Callable[[], None] | None = None
         self._trusted = False
@@ -153,7 +178,7 @@ class Captured:
         self._trusted = True
 
     def _give_up(self, why: str) -> None:
-        warnings.warn(f"a step runs as it is, without a CUDA graph: {why}", stacklevel=4)
+        warnings.warn(f"{self._otherwise}: {why}", stacklevel=4)
         self.forget()
         self._record = None
 

@@ -20,7 +20,9 @@ from nas.cell import Cell
 from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
+from nas.resting import Resting
 from nas.seeding import derive, torch_rng
+from nas.streams import Streams
 from nas.task import Split, Task
 from nas.team import ALONE, Team
 
@@ -52,6 +54,7 @@ class Loop:
     drop_path: the probability of the present epoch.
     images: how many images a step holds in this process; fewer than `batch` in a team.
     record: what captures steps, see `nas.captured`; None where nothing does.
+    resting: which parameters stay as they are where their gradient is zeros; none unless set.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Loop:
         forward: Forward,
         backward: Backward | None = None,
         form: Callable[[], Hashable] = lambda: None,
+        before: Callable[[], None] = lambda: None,
         team: Team = ALONE,
     ) -> None:
         """As described.
@@ -72,6 +76,7 @@ class Loop:
         team: the processes that divide every batch among them and then move alike, see `nas.team`.
         form: what `forward` and `backward` read in Python and may change between steps; None while their
           steps cannot be captured.
+        before: runs in every step, which has drawn its batch, before the network draws anything.
         """
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
         self.split, self.forward, self._backward = split, forward, backward or one_pass
@@ -93,8 +98,9 @@ class Loop:
         # What ranks say to each other in a step is not on the device, so that no graph could hold it.
         captures = recipe.graph and team.size == 1 and form() is not None
         self.record = recorder(self.device) if captures else None
-        self._form = form
-        self._captured = Captured(self._do, self._moved, self.record, [self._batches.generator])
+        self._form, self._before = form, before
+        self._streams = Streams(self.record, ("step",))
+        self._captured = Captured(self.do, self.moved, self.record, self.generators)
         self._batch: Batch | None = None
         self._drops = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.SGD(
@@ -106,6 +112,7 @@ class Loop:
             weight_decay=recipe.weight_decay,
             fused=None if self.record is None else True,
         )
+        self.resting = Resting(())
         self._loss_sum = torch.zeros((), device=self.device)
 
     @property
@@ -117,6 +124,12 @@ class Loop:
     def next_lr(self) -> float:
         """The learning rate of the coming step."""
         return learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
+
+    @property
+    def rate(self) -> float | Tensor:
+        """The same, of a step that may be captured as a scalar on the device; see `set_rates`."""
+        lr: float | Tensor = self._optimizer.param_groups[0]["lr"]
+        return lr if isinstance(lr, Tensor) else self.next_lr
 
     def descent(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Turns gradients in place into what the coming step would subtract per unit of learning rate.
@@ -136,9 +149,21 @@ class Loop:
         """Whether the last step done was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
-    def advance(self) -> None:
-        """Does one step."""
+    def advance(self, begin: Callable[[], None] = lambda: None) -> None:
+        """Does one step. begin: sets whatever else the step finds in place, to where it begins."""
         started = time.perf_counter()
+        self.set_rates()
+
+        def begin_all() -> None:
+            begin()
+            self.begin()
+
+        self._captured.run(self.key(), begin_all)
+        self.end_step()
+        self.seconds += time.perf_counter() - started
+
+    def set_rates(self) -> None:
+        """Sets what the coming step reads and follows a schedule."""
         self._set_drop_path()
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -146,15 +171,19 @@ class Loop:
             else:
                 group["lr"] = self.next_lr
             group["weight_decay"] = self.weight_decay
+
+    def key(self) -> Hashable:
+        """What the coming step reads of Python; None where it cannot be captured."""
         form = self._form()
-        key = None if form is None else (form, self.drop_path > 0, self.weight_decay)
-        self._captured.run(key, self._begin)
+        return None if form is None else (form, self.drop_path > 0, self.weight_decay)
+
+    def end_step(self) -> None:
+        """What follows a step that has been done."""
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
         if self.step % _CHECK_STEPS == 0:
             self._check_finite()
-        self.seconds += time.perf_counter() - started
 
     def end_epoch(self) -> tuple[float, float]:
         """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
@@ -209,9 +238,17 @@ class Loop:
             "split": len(self.split),
         }
 
+    def draws_from(self, generators: Sequence[torch.Generator]) -> None:
+        """Says what else than `generators` its steps draw from."""
+        self._captured = Captured(self.do, self.moved, self.record, [*self.generators, *generators])
+
+    def forget(self) -> None:
+        """Forgets what was captured."""
+        self._captured.forget()
+
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
-        self._captured.forget()
+        self.forget()
         self.step = step
         self.seconds = state["seconds"]
         self.weight_decay = state["weight_decay"]
@@ -249,13 +286,31 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._set_drop_path()
-        self._begin()
+        torch.manual_seed(self.seed_of_step)
+        self._batches.prepare(self.step)
         return self._drawn()
 
-    def _begin(self) -> None:
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What a captured step draws from, beside torch's own."""
+        return [*self._streams.generators, self._batches.generator]
+
+    def begin(self) -> None:
         """Sets the streams of the coming step, and which images it sees."""
-        torch.manual_seed(self._seed)
+        self._streams.begin("step", self.seed_of_step)
         self._batches.prepare(self.step)
+
+    @contextmanager
+    def one_batch(self) -> Iterator[None]:
+        """Runs a block in which the batch of the coming step, once it has begun, is drawn once."""
+        if self._batch is not None:
+            yield
+            return
+        self._batch = self._drawn()
+        try:
+            yield
+        finally:
+            self._batch = None
 
     def _drawn(self) -> Batch:
         part = self.team.part
@@ -266,12 +321,13 @@ class Loop:
         return to_layout(part(x)), (part(y), (part(partners), share))
 
     @property
-    def _seed(self) -> int:
+    def seed_of_step(self) -> int:
+        """Of what the network draws in the coming step."""
         return derive(self.seed, "step", self.step)
 
     def apart(self) -> None:
         """From here on what the network draws in the coming step is this rank's own."""
-        self.team.apart(derive(self.seed, "step", self.step))
+        self.team.apart(self.seed_of_step)
 
     def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
@@ -297,20 +353,21 @@ class Loop:
         self._drops.fill_(drop_path)
         set_drop_path(self.network, self._drops)
 
-    def _do(self) -> None:
+    def do(self) -> None:
         """A step, once it has begun."""
         self._optimizer.zero_grad()
-        self._batch = self._drawn()
-        try:
-            loss = self._backward(self)
-        finally:
-            self._batch = None
+        with self.one_batch():
+            self._before()
+            with self._streams.at("step", self.seed_of_step):
+                loss = self._backward(self)
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        self._optimizer.step()
+        with self.resting.during(self._optimizer):
+            self._optimizer.step()
         self._loss_sum += loss.detach()
 
-    def _moved(self) -> Iterator[Tensor]:
+    def moved(self) -> Iterator[Tensor]:
+        """All tensors that a step changes."""
         yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
         yield from tensors_in(list(self._optimizer.state.values()))
 

@@ -4,10 +4,10 @@ What a graph would keep (numbers that Python has read, addresses of tensors) a t
 refuses (to give a number back to Python) it refuses.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero")
 FROM_HOST = ("aten::lift_fresh",)
@@ -20,7 +20,49 @@ MADE = (
 )
 
 
-class Tape(TorchDispatchMode):
+class Streaming:
+    """The part of a `Recorder` that has nothing to do with capturing."""
+
+    calls = None
+
+    def beside(self):
+        return nullcontext()
+
+    def stream(self):
+        return torch.Generator()
+
+    @contextmanager
+    def drawing(self, stream):
+        own = []
+        self.host(lambda: own.append(exchanged(torch.default_generator, stream.get_state())))
+        try:
+            yield
+        finally:
+            self.host(lambda: stream.set_state(exchanged(torch.default_generator, own.pop())))
+
+    def host(self, act):
+        """Does what a graph does by itself, now and on every replay."""
+        with _disable_current_modes():
+            act()
+        if self.calls is not None:
+            self.calls.append((act, None, None, None))
+
+
+def exchanged(generator, state):
+    before = generator.get_state()
+    generator.set_state(state)
+    return before
+
+
+class Refusing(Streaming):
+    """A recorder that never captures: the same tensors for numbers, every step as it is."""
+
+    def capture(self, run, generators):
+        run()
+        return run
+
+
+class Tape(Streaming, TorchDispatchMode):
     """A `Recorder` for the CPU.
 
     captured, replayed: how often steps were.
@@ -29,22 +71,24 @@ class Tape(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.captured = self.replayed = 0
-        self.calls = []
-
-    def beside(self):
-        return nullcontext()
 
     def capture(self, run, generators=()):
         self.calls = calls = []
-        with self:
-            run()
+        try:
+            with self:
+                run()
+        finally:
+            self.calls = None
         self.captured += 1
 
         @torch.no_grad()
         def replay():
             self.replayed += 1
             for call, args, kwargs, outputs in calls:
-                again(call, args, kwargs, outputs)
+                if args is None:
+                    call()
+                else:
+                    again(call, args, kwargs, outputs)
 
         return replay
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tape import Tape
+from tape import Refusing, Tape
 
 import nas
 from nas import loop as training
@@ -14,6 +14,9 @@ from nas.captured import Captured
 from nas.errors import TrialError
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.method import Method
+from nas.oneshot.regularizers import ZeroOne
+from nas.oneshot.relaxations import Dirichlet
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.seeding import rng
@@ -110,23 +113,6 @@ def test_the_streams_of_a_step_begin_where_they_are_set():
 # -- whole trainings -------------------------------------------------------------------------------------
 
 
-class Refusing:
-    """A recorder that never captures: the same tensors for numbers, every step as it is."""
-
-    def __init__(self):
-        self.tape = Tape()
-
-    beside = Tape.beside
-
-    def capture(self, run, generators):
-        run()
-
-        def replay():
-            run()
-
-        return replay
-
-
 @pytest.fixture(scope="module")
 def task():
     return nas.load_task("digits", seed=0).reduced(400)
@@ -135,7 +121,7 @@ def task():
 def losses_and_state(loop, advance, steps):
     for _ in range(steps):
         advance()
-    return [tensor.clone() for tensor in loop._moved()]
+    return [tensor.clone() for tensor in loop.moved()]
 
 
 def assert_equal(one, other):
@@ -167,7 +153,8 @@ def test_a_captured_training_is_the_training(monkeypatch, task, name):
 METHODS = {
     "darts": methods.darts, "snas": methods.snas, "drnas": methods.drnas, "pcdarts": methods.pcdarts,
     "fairdarts": methods.fairdarts, "beta-darts": methods.beta_darts, "gaea": methods.gaea,
-    "is-darts": methods.is_darts,
+    "is-darts": methods.is_darts, "darts2": methods.darts2, "sdarts-rs": methods.sdarts_rs,
+    "sdarts-adv": lambda: methods.sdarts_adv(steps=2),
 }  # fmt: skip
 
 
@@ -196,9 +183,10 @@ def test_a_captured_search_is_the_search(monkeypatch, task, name):
                 if step == 6:
                     loop.supernet.keep([options[:-1] for options in loop.supernet.alive])
                 loop.advance()
-        found.append([*loop._moved(), *loop.loop._moved()])
-    # Once before the options are fewer and once after, for the weights and where they move the alphas.
-    assert record.captured == (4 if method.learns_alphas else 2)
+        found.append(list(loop._moved_by_both()))
+    # Once before the options are fewer and once after, the steps of alphas and weights in one.
+    assert record.captured == 2
+    assert record.replayed == 4
     assert_equal(*found)
 
 
@@ -217,20 +205,60 @@ def test_a_captured_search_goes_on_where_it_was_restored(monkeypatch, task):
     other.restore(4, state)
     for _ in range(4):
         other.advance()
-    assert_equal([*loop._moved(), *loop.loop._moved()], [*other._moved(), *other.loop._moved()])
+    assert_equal(list(loop._moved_by_both()), list(other._moved_by_both()))
 
 
-@pytest.mark.parametrize("name", ["gdas", "sdarts-rs", "oles", "darts2"])
+class Apart(Tape):
+    """Refuses to capture what draws two batches."""
+
+    def capture(self, run, generators=()):
+        if run.__name__ == "_move_both":
+            raise RuntimeError("too much at once")
+        return super().capture(run, generators)
+
+
+def test_steps_that_are_not_captured_in_one_are_captured_apart(monkeypatch, task):
+    method, found = with_recipe(methods.drnas(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3)), []
+    for record in (Refusing(), Apart()):
+        monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
+        loop = bilevel(task, method)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(8):
+                loop.advance()
+        found.append(list(loop._moved_by_both()))
+    assert ["captured apart, not in one CUDA graph: it" in str(w.message) for w in said] == [True]
+    assert (record.captured, record.replayed) == (2, 8)
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_streams_in_graphs_give_the_numbers_of_steps_as_they_are(monkeypatch, task, drop_path):
+    """Mixtures are drawn in three places; dropout of paths and of identities, crops and mixup."""
+    recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, mixup=0.3, drop_path=drop_path)
+    method, found = Method("m", recipe, relaxation=Dirichlet(), regularizers=(ZeroOne(1.0),)), []
+    # A share that is a tensor draws other numbers than one that is not.
+    for record in (Refusing() if drop_path else None, Tape()):
+        monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
+        loop = bilevel(task, method)
+        loop.supernet.drop_skips(0.3)
+        for _ in range(9):
+            loop.advance()
+        found.append(list(loop.supernet.parameters()))
+    assert record.replayed > 3
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gdas", "oles"])
 def test_what_reads_numbers_back_is_not_captured(monkeypatch, task, name):
     tape = Tape()
     monkeypatch.setattr(training, "recorder", lambda _: tape)
-    method = with_recipe(
-        getattr(methods, name.replace("-", "_"))(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3)
-    )
+    method = with_recipe(getattr(methods, name)(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3))
     loop = bilevel(task, method)
     for _ in range(4):
         loop.advance()
-    assert tape.captured == (1 if name == "darts2" else 0)
+    assert tape.captured == 0
 
 
 def test_a_recipe_can_refuse(monkeypatch, task):

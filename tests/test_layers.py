@@ -14,7 +14,7 @@ LAYERS = [
     "text",
     # plain values, errors, random streams
     "averaging captured errors strictjson types seeding progress signals console patience peak sealing",
-    "oneshot oneshot.gradients",
+    "streams resting oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",

@@ -24,6 +24,7 @@ from depthwise_cases import Case, cases
 
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.kernels import choice, launch, native
+from nas.oneshot.fused.kernels.maps import Norm, Source
 from nas.oneshot.fused.kernels.native import NativeError, Variant
 from nas.oneshot.supernet import as_searched
 from nas.ops import PRIMITIVES
@@ -167,6 +168,25 @@ def test_only_what_kernels_know_has_a_variant():
     assert Variant.of(Case(9, 1, 1, 2, 4, shared=False, sides=(6, 9)).given()[2], source, weight) is None
     odd = torch.empty(source.x.numel() + 1)[1:].view_as(source.x)
     assert (Variant.of(window, source, weight).lanes, Variant.of(window, source, weight, odd).lanes) == (2, 1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_operations_that_are_not_on_are_not_computed(processor, shared):
+    case = next(c for c in CASES if c.shared == shared and c.kernel == 3 and c.dtype == torch.float32)
+    source, weight, window, grad = replace(case, groups=3).given()
+    some, on = torch.tensor([0, 2]), torch.tensor([1, 0, 1], dtype=torch.int32)
+    rest = Source(
+        source.x if shared else source.x[some], source.relu, None if source.norm is None else
+        Norm(*(t[some] for t in (source.norm.mean, source.norm.var, source.norm.inv)))
+    )  # fmt: skip
+    source = replace(source, on=on)
+    assert torch.equal(native.depthwise(source, weight, window)[some],
+                       native.depthwise(rest, weight[some], window))  # fmt: skip
+    dx, dw = native.depthwise_gradients(grad, source, weight, window, wanted=(True, True))
+    of_some = native.depthwise_gradients(grad[some], rest, weight[some], window, wanted=(True, True))
+    assert torch.equal(dx if shared else dx[some], of_some[0])
+    assert torch.equal(dw[some], of_some[1])
+    assert not dw[1].any()
 
 
 # -- what runs --------------------------------------------------------------------------------------------
@@ -321,8 +341,8 @@ def test_a_launch_is_what_cuda_core_takes(launches):
     assert config == LaunchConfig(grid=(1, 1, 2), block=(2, 64))
     assert kernel == ("depthwise_forward<float, 2, 4, 3, 1, 1, 2, false>", "sm_90")
     pointers = [t.data_ptr() for t in (source.norm.mean, source.norm.inv, weight, out)]
-    assert arguments == [source.x.data_ptr(), np.int64(source.group), *pointers, 2, 6, 9, 6, 9]
-    assert [type(a) for a in arguments] == [int, np.int64, *[int] * 4, *[np.int32] * 5]
+    assert arguments == [source.x.data_ptr(), np.int64(source.group), *pointers, 0, 2, 6, 9, 6, 9]
+    assert [type(a) for a in arguments] == [int, np.int64, *[int] * 4, np.int64, *[np.int32] * 5]
 
 
 def test_a_launch_that_fails_says_which(launches, monkeypatch):

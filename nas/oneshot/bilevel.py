@@ -9,9 +9,11 @@ second order leave batch-norm's running statistics as they were.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,16 +24,27 @@ from nas.captured import Captured, tensors_in
 from nas.devices import exact
 from nas.loop import Batches, Loop, images_of, one_pass, policy_of, precision, to_layout
 from nas.oneshot.freezing import Freezer
+from nas.oneshot.fused.execution import unasked
 from nas.oneshot.gradients import gradients
 from nas.oneshot.keeping import kept, without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.mixed import Share, chosen_of
+from nas.oneshot.perturbations import Perturbation
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Precision
-from nas.seeding import derive, torch_rng
+from nas.resting import Resting
+from nas.seeding import derive
+from nas.streams import Streams
 from nas.task import Task
 from nas.team import ALONE, Team
+
+ALPHA_PLACES = ("alphas", "penalty")
+"""Where a step of the alphas draws."""
+STEP_PLACES = ("unrolled", "up", "down")
+"""Where the second order draws what the step of the weights draws."""
+POINTS = "points"
+"""Where a mixture is drawn that is then perturbed."""
 
 
 class BilevelLoop:
@@ -62,8 +75,11 @@ class BilevelLoop:
             forward=self._forward,
             backward=self._backward,
             form=self._form,
+            before=self._perturb,
             team=team,
         )
+        if method.relaxation.one_at_a_time:
+            self.loop.resting = Resting(self.loop.parameters.values())
         recompute_cells(supernet, enabled=method.checkpointing)
         policy, size = policy_of(method.weights, task), method.weights.batch
         self._validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
@@ -73,10 +89,28 @@ class BilevelLoop:
         self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
         self._matching: dict[Tensor, Tensor] = {}
-        self._captured = Captured(
-            self._move_alphas, self._moved, self.loop.record, [self._validation.generator]
+        record = self.loop.record
+        self._passes = perturbed_places(method)
+        self._streams = Streams(record, (*ALPHA_PLACES, *STEP_PLACES, POINTS, *self._passes))
+        self._perturbation = torch.Generator(self.loop.device)
+        own = [*self._streams.generators, self._perturbation]
+        generators = [*own, *self.loop.generators, self._validation.generator]
+        self._captured = Captured(self._move_alphas, self._moved, record, generators)
+        if method.perturbation is not None:
+            self.loop.draws_from(own)
+        self._both = Captured(
+            self._move_both,
+            self._moved_by_both,
+            record,
+            generators,
+            otherwise="the steps of alphas and weights are captured apart, not in one CUDA graph",
         )
         self._batch: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _unasked(self) -> bool:
+        """Whether one option of each decision is drawn, and Python is never told which."""
+        return self.method.relaxation.one_at_a_time and unasked(self.supernet.network)
 
     @property
     def progress(self) -> float:
@@ -89,15 +123,22 @@ class BilevelLoop:
         return 0 if self._freezer is None else len(self._freezer.frozen)
 
     def advance(self) -> None:
-        """Moves the alphas, if it is their time, then the weights."""
+        """Moves the alphas, if it is their time, then the weights; in one CUDA graph where that can be."""
         started = time.perf_counter()
         self._set_progress()
+        self.loop.set_rates()
+        if (key := self._form_of_both()) is not None:
+            self._captured.forget()
+            self.loop.forget()
+            self._both.run(key, self._begin_both)
+            self.loop.end_step()
+            self.loop.seconds += time.perf_counter() - started
+            return
         if self.alphas_move:
             self._captured.run(self._alpha_form(), self._begin_alphas)
         self.loop.seconds += time.perf_counter() - started
         with without_gradients(self.supernet.architecture()):
-            self._points = self._perturbed()
-            self.loop.advance()
+            self.loop.advance(self._begin_perturbation)
             self._points = None
         self._matching.clear()
 
@@ -117,8 +158,8 @@ class BilevelLoop:
         """The regularisers at the coming step's alphas and mixture."""
         alphas, mixed = self.supernet.logits(), list[Tensor]()
         if any(regularizer.reads_mixture for regularizer in self.method.regularizers):
-            torch.manual_seed(self._alpha_seed)
-            mixed = self.supernet.points()[: len(alphas)]
+            with self._streams.at("penalty", self._alpha_seed):
+                mixed = self.supernet.points()[: len(alphas)]
         held = self.supernet.progress
         progress = held if isinstance(held, Tensor) else self.progress
         terms = [regularizer(alphas, mixed, progress) for regularizer in self.method.regularizers]
@@ -129,9 +170,9 @@ class BilevelLoop:
 
         wanted: arithmetic, the recipe's unless given.
         """
-        torch.manual_seed(self._alpha_seed)
         x, y = self._batch or self._mine(*self._validation.at(self.loop.step)[:2])
-        with precision(x.device, wanted or self.method.weights.precision):
+        arithmetic = precision(x.device, wanted or self.method.weights.precision)
+        with self._streams.at("alphas", self._alpha_seed), arithmetic:
             mixture = self._mixture(self._current())
             self.team.apart(self._alpha_seed)
             logits = self.supernet.mix(to_layout(x), mixture)
@@ -150,6 +191,7 @@ class BilevelLoop:
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
         self._captured.forget()
+        self._both.forget()
         self.loop.restore(step, state["loop"])
         self.supernet.keep(state["alive"])
         with torch.no_grad():
@@ -177,7 +219,11 @@ class BilevelLoop:
     def _form(self) -> Hashable:
         """What a step of the weights reads of Python, see `Loop`."""
         method = self.method
-        if method.relaxation.one_at_a_time or method.perturbation is not None or method.freezing is not None:
+        if method.freezing is not None:
+            return None
+        if method.perturbation is not None and method.perturbation.passes is None:
+            return None
+        if method.relaxation.one_at_a_time and not self._unasked:
             return None
         if method.checkpointing:
             return None
@@ -186,14 +232,48 @@ class BilevelLoop:
 
     def _alpha_form(self) -> Hashable:
         """The same of a step of the alphas."""
-        method = self.method
-        redrawn = method.relaxation.draws and any(part.reads_mixture for part in method.regularizers)
         form = self._form()
-        return None if method.order != 1 or redrawn or form is None else (form, self.loop.drop_path > 0)
+        return None if form is None else (form, self.loop.drop_path > 0, self.loop.weight_decay)
+
+    def _form_of_both(self) -> Hashable:
+        """The same of both, one after the other; None where they do not run as one."""
+        if not self.alphas_move or not self._both.captures:
+            return None
+        alphas, weights = self._alpha_form(), self.loop.key()
+        return None if alphas is None or weights is None else (alphas, weights)
 
     def _begin_alphas(self) -> None:
-        torch.manual_seed(self._alpha_seed)
+        for place in ALPHA_PLACES:
+            self._streams.begin(place, self._alpha_seed)
+        if self.method.order == 2:
+            for place in STEP_PLACES:
+                self._streams.begin(place, self.loop.seed_of_step)
+            self.loop.begin()
         self._validation.prepare(self.loop.step)
+
+    def _begin_perturbation(self) -> None:
+        if self.method.perturbation is not None:
+            self._perturbation.manual_seed(derive(self.seed, "perturbation", self.loop.step))
+            self._streams.begin(POINTS, self._seed_of_points)
+            for place in self._passes:
+                self._streams.begin(place, self.loop.seed_of_step)
+
+    def _begin_both(self) -> None:
+        self._begin_alphas()
+        self._begin_perturbation()
+        self.loop.begin()
+
+    def _move_both(self) -> None:
+        # The second order sees the batch of the weights, too; to draw it once gives the same images.
+        with self.loop.one_batch() if self.method.order == 2 else nullcontext():
+            self._move_alphas()
+            with without_gradients(self.supernet.architecture()):
+                self.loop.do()
+            self._points = None
+
+    def _moved_by_both(self) -> Iterator[Tensor]:
+        yield from self._moved()
+        yield from self.loop.moved()
 
     def _move_alphas(self) -> None:
         """A step of the alphas, once it has begun."""
@@ -216,7 +296,8 @@ class BilevelLoop:
 
     def _mixture(self, points: Sequence[Tensor]) -> Mapping[str, Share]:
         mixture = self.supernet.mixture(points, whole=self._points is not None)
-        self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
+        if self.team.size > 1:  # what is drawn is known to the device only
+            self.team.note(chosen_of(mixture), [*points, *self.supernet.architecture()])
         return mixture
 
     def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +324,6 @@ class BilevelLoop:
         return loss
 
     def _loss_gradient(self) -> list[Tensor]:
-        torch.manual_seed(self._alpha_seed)
         with self._targets() as targets:
             if self.method.order == 2:
                 return self._second_order(targets)
@@ -268,29 +348,37 @@ class BilevelLoop:
         finally:
             self._points = None
 
-    def _perturbed(self) -> Sequence[Tensor] | None:
-        """The mixture that the coming step trains the weights under; None for the present one."""
-        if self.method.perturbation is None:
-            return None
+    @property
+    def _seed_of_points(self) -> int:
+        return derive(self.seed, "perturbed points", self.loop.step)
+
+    def _perturb(self) -> None:
+        """Sets the mixture that the coming step trains the weights under, where it is not the present one."""
+        if self.method.perturbation is not None:
+            self._points = self._perturbed(self.method.perturbation)
+
+    def _perturbed(self, perturbation: Perturbation) -> Sequence[Tensor]:
         count = len(self.supernet.alphas)
-        torch.manual_seed(derive(self.seed, "perturbed points", self.loop.step))
-        with torch.no_grad():
+        with torch.no_grad(), self._streams.at(POINTS, self._seed_of_points):
             points = self.supernet.points()
         mixed, edges = points[:count], points[count:]
+        places = iter(self._passes or itertools.repeat(POINTS))
 
         def loss(candidate: Sequence[Tensor]) -> Tensor:
             self._points = [*candidate, *edges]
             try:
-                return self.loop.loss()
+                with self._streams.at(next(places), self.loop.seed_of_step):
+                    return self.loop.loss()
             finally:
                 self._points = None
 
         def mean(candidate: Sequence[Tensor]) -> Tensor:
             return self.team.across(candidate, loss, self.loop.batch)
 
-        generator = torch_rng(self.seed, "perturbation", self.loop.step)
+        held = self.supernet.progress
+        progress = held if isinstance(held, Tensor) else self.progress
         with kept(self.supernet.network.buffers()), without_gradients(self.loop.parameters.values()):
-            return [*self.method.perturbation(mixed, mean, self.progress, generator), *edges]
+            return [*perturbation(mixed, mean, progress, self._perturbation), *edges]
 
     def _second_order(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """Equations 7 and 8: the gradient at the unrolled weights w', less ξ times a Hessian-vector product.
@@ -302,12 +390,17 @@ class BilevelLoop:
         recipe says, since the difference of the last two passes is smaller than what bfloat16 rounds off.
         """
         weights: list[Tensor] = list(self.loop.parameters.values())
-        rate = self.loop.next_lr
-        with exact(), kept(self.supernet.network.buffers()), kept(weights) as back:
-            loss, images = self.loop.loss("float32"), self.loop.batch
-            step = self.loop.descent(self._gradients(loss, weights, images))
+        rate, images = self.loop.rate, self.loop.batch
+        if self._batch is None:  # asked for outside of a step
+            self.loop.set_rates()
+            self.loop.begin()
+        arithmetic, buffers = exact(), kept(self.supernet.network.buffers())
+        with arithmetic, self.loop.one_batch(), buffers, kept(weights) as back:
+            step = self.loop.descent(self._gradients(self._training_loss("unrolled"), weights, images))
             with torch.no_grad():
-                torch._foreach_sub_(weights, [*step], alpha=rate)
+                if isinstance(rate, Tensor):
+                    torch._foreach_mul_([*step], rate)
+                torch._foreach_sub_(weights, [*step], alpha=1.0 if isinstance(rate, Tensor) else rate)
             del step
             loss = self.validation_loss("float32")
             found = self._gradients(loss, [*targets, *weights], self._validated)
@@ -315,11 +408,22 @@ class BilevelLoop:
             epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
             torch._foreach_mul_(vector, epsilon)
             sides = []
-            for side in (1, -1):
+            for side, place in ((1, "up"), (-1, "down")):
                 back()
                 with torch.no_grad():
                     torch._foreach_add_(weights, vector, alpha=side)
                 with without_gradients(self.loop.parameters.values()):
-                    sides.append(self._gradients(self.loop.loss("float32"), targets, images))
+                    sides.append(self._gradients(self._training_loss(place), targets, images))
         product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
         return [d - rate * p for d, p in zip(direct, product, strict=True)]
+
+    def _training_loss(self, place: str) -> Tensor:
+        """Of the coming step's batch, in a pass with a place of its own among the streams."""
+        with self._streams.at(place, self.loop.seed_of_step):
+            return self.loop.loss("float32")
+
+
+def perturbed_places(method: Method) -> list[str]:
+    """Where passes draw that a perturbation asks for, if it is known how many these are."""
+    passes = method.perturbation.passes if method.perturbation is not None else None
+    return [f"perturbed {number}" for number in range(passes or 0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +27,22 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """One option that is run alone; which, the device knows, and Python only if it asks and waits.
+
+    row: [O] weights, 0 but for that option. ask: gives the option.
+    """
+
+    row: Tensor
+    ask: Callable[[], int]
+
+    def chosen(self) -> Chosen:
+        """The same, known to Python."""
+        option = self.ask()
+        return Chosen(option, self.row[option])
+
+
+@dataclass(frozen=True)
 class Many:
     """Another option for each of G groups of equally many images that follow each other in the batch.
 
@@ -36,7 +52,7 @@ class Many:
     options: tuple[int, ...]
 
 
-Unweighed = Tensor | int | Chosen | Many
+Unweighed = Tensor | int | Chosen | Drawn | Many
 
 
 @dataclass(frozen=True)
@@ -56,13 +72,10 @@ Mixture = Mapping[str, Share]
 
 
 def chosen_of(mixture: Mixture) -> list[int]:
-    """The options that a mixture runs alone, of the decisions for which it does."""
+    """The options that a mixture runs alone, of the decisions for which it does; waits for the device."""
     shares = (share.share if isinstance(share, Weighed) else share for share in mixture.values())
-    return [
-        share.option if isinstance(share, Chosen) else share
-        for share in shares
-        if isinstance(share, Chosen | int)
-    ]
+    known = (share.chosen() if isinstance(share, Drawn) else share for share in shares)
+    return [s.option if isinstance(s, Chosen) else s for s in known if isinstance(s, Chosen | int)]
 
 
 @dataclass(frozen=True)
@@ -70,13 +83,15 @@ class Terms:
     """What a mixture runs of the candidates of one decision at one place.
 
     options: those that are run. row: a tensor with their weights, None where one runs unweighed; at: where
-      each weight is in it. edge: the weight of the whole, if there is one.
+      each weight is in it. edge: the weight of the whole, if there is one. drawn: whether only the one whose
+    weight is not 0 has to be run.
     """
 
     options: tuple[int, ...]
     row: Tensor | None = None
     at: tuple[int, ...] = ()
     edge: Tensor | None = None
+    drawn: bool = False
 
 
 class MixedOp(nn.Module):
@@ -111,8 +126,11 @@ class MixedOp(nn.Module):
             return share.weight * self._whole(x, share.share)
         return self._whole(x, share)
 
-    def terms(self) -> Terms | None:
-        """What the mixture of now runs; None where it differs from one part of the batch to another."""
+    def terms(self, *, unasked: bool = False) -> Terms | None:
+        """What the mixture of now runs; None where it differs from one part of the batch to another.
+
+        unasked: without asking the device which option has been drawn.
+        """
         share = self._mixture[self.decision]
         edge = share.weight if isinstance(share, Weighed) else None
         inner = share.share if isinstance(share, Weighed) else share
@@ -120,9 +138,13 @@ class MixedOp(nn.Module):
             return None
         if isinstance(inner, int):
             return Terms((inner,), edge=edge)
+        live = tuple(self._live())
+        if isinstance(inner, Drawn):
+            if unasked and live:
+                return Terms(live, inner.row, live, edge, drawn=True)
+            inner = inner.chosen()
         if isinstance(inner, Chosen):
             return Terms((inner.option,), inner.weight.view(1), (0,), edge)
-        live = tuple(self._live())
         return Terms(live, inner, live, edge) if live else Terms(self.alive[:1], edge=edge)
 
     def _live(self) -> list[int]:
@@ -141,6 +163,8 @@ class MixedOp(nn.Module):
     def _mixed(self, x: Tensor, share: Unweighed) -> Tensor:
         if isinstance(share, int):
             return self._run(share, x)
+        if isinstance(share, Drawn):
+            share = share.chosen()
         if isinstance(share, Chosen):
             return share.weight * self._run(share.option, x)
         if isinstance(share, Many):

@@ -39,13 +39,18 @@ class Perturbation(ABC):
                 "from 0 to 1 that do not fall"
             )
 
-    def radius(self, progress: float) -> float:
-        """Linear in the progress, a number in [0, 1]."""
+    @property
+    def passes(self) -> int | None:
+        """How often it asks for the loss; None where that may differ, so that no CUDA graph can hold it."""
+        return None
+
+    def radius(self, progress: float | Tensor) -> float | Tensor:
+        """Linear in the progress, a number or a scalar in [0, 1]."""
         return self.start + (self.end - self.start) * progress
 
     @abstractmethod
     def __call__(
-        self, points: Points, loss: Loss, progress: float, generator: torch.Generator
+        self, points: Points, loss: Loss, progress: float | Tensor, generator: torch.Generator
     ) -> list[Tensor]:
         """The perturbed mixture weights, without gradient."""
 
@@ -54,11 +59,16 @@ class Perturbation(ABC):
 class RandomPerturbation(Perturbation):
     """SDARTS-RS: a uniform draw from the cube around the mixture."""
 
+    @property
+    def passes(self) -> int:
+        """Never."""
+        return 0
+
     def __call__(
         self,
         points: Points,
         loss: Loss,  # noqa: ARG002 - a perturbation's signature
-        progress: float,
+        progress: float | Tensor,
         generator: torch.Generator,
     ) -> list[Tensor]:
         """`points + U(-radius, radius)`, on the simplex."""
@@ -80,8 +90,13 @@ class AdversarialPerturbation(Perturbation):
 
     steps: int = 7
 
+    @property
+    def passes(self) -> int:
+        """In every step, and for both mixtures at the end."""
+        return self.steps + 2
+
     def __call__(
-        self, points: Points, loss: Loss, progress: float, generator: torch.Generator
+        self, points: Points, loss: Loss, progress: float | Tensor, generator: torch.Generator
     ) -> list[Tensor]:
         """The worst mixture found."""
         radius = self.radius(progress)
@@ -94,7 +109,7 @@ class AdversarialPerturbation(Perturbation):
             leaves = [point.requires_grad_() for point in moved]
             found = gradients(loss(leaves), leaves)
             moved = [
-                on_simplex(centre + (leaf + step - centre).clamp(-radius, radius), centre)
+                on_simplex(centre + _within(leaf + step - centre, radius), centre)
                 for centre, leaf, step in zip(
                     clean,
                     [leaf.detach() for leaf in leaves],
@@ -103,7 +118,8 @@ class AdversarialPerturbation(Perturbation):
                 )
             ]
         with torch.no_grad():
-            return moved if loss(moved) >= loss(clean) else clean
+            worse = loss(moved) >= loss(clean)
+            return [torch.where(worse, point, centre) for point, centre in zip(moved, clean, strict=True)]
 
 
 def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
@@ -114,12 +130,18 @@ def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
     alive = before > 0
     cut = torch.where(alive, rows.clamp(0, 1), 0.0)
     total = cut.sum(-1, keepdim=True)
-    largest = torch.where(alive, rows, -torch.inf).argmax(-1)
-    alone = torch.nn.functional.one_hot(largest, rows.shape[-1]).to(rows.dtype)
+    largest = torch.where(alive, rows, -torch.inf).argmax(-1, keepdim=True)
+    alone = torch.zeros_like(rows).scatter_(-1, largest, 1.0)
     return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
 
 
-def _noise(points: Points, radius: float, generator: torch.Generator) -> list[Tensor]:
+def _within(x: Tensor, radius: float | Tensor) -> Tensor:
+    if isinstance(radius, Tensor):
+        return x.clamp(-radius, radius)
+    return x.clamp(-radius, radius)
+
+
+def _noise(points: Points, radius: float | Tensor, generator: torch.Generator) -> list[Tensor]:
     return [
         (2 * torch.rand(point.shape, generator=generator, device=generator.device).to(point.device) - 1)
         * radius

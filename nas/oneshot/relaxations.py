@@ -111,8 +111,7 @@ class GumbelHard(GumbelSoft):
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """One-hot rows in value, soft ones in gradient (straight-through)."""
         soft = super().mix(alphas, progress)
-        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
-        return hard - soft.detach() + soft
+        return _one_hot(soft) - soft.detach() + soft
 
 
 @dataclass(frozen=True)
@@ -196,5 +195,10 @@ class UniformPath(Uniform):
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """One-hot rows without gradient."""
-        drawn = torch.multinomial(self.expected(alphas), 1).squeeze(-1)
-        return F.one_hot(drawn, alphas.shape[-1]).to(alphas.dtype)
+        # As torch.multinomial does for one draw, but without waiting for the device to check the weights.
+        return _one_hot(self.expected(alphas) / torch.empty_like(alphas).exponential_())
+
+
+def _one_hot(rows: Tensor) -> Tensor:
+    """1 at the largest entry of each row, else 0."""
+    return torch.zeros_like(rows).scatter_(-1, rows.detach().argmax(-1, keepdim=True), 1.0)

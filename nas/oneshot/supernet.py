@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Candidates
 from nas.errors import SpaceError
-from nas.oneshot.mixed import Chosen, MixedOp, Mixture, Share, Unweighed, Weighed
+from nas.oneshot.mixed import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.ops import MixtureNorm
 from nas.space import Space
@@ -93,8 +93,8 @@ class Supernet(nn.Module):
         rows = self._by_decision(mixed)
         shares: list[Unweighed] = list(rows)
         if not whole and self.training and self.relaxation.one_at_a_time:
-            chosen = map(int, self._by_decision([point.argmax(-1).cpu() for point in mixed]))
-            shares = [Chosen(option, row[option]) for row, option in zip(rows, chosen, strict=True)]
+            asked = cache(lambda: [int(o) for o in self._by_decision([p.argmax(-1).cpu() for p in mixed])])
+            shares = [Drawn(row, partial(_item, asked, i)) for i, row in enumerate(rows)]
         if self.betas is None:
             return dict(zip(self._names, shares, strict=True))
         weighed = [Weighed(share, edge) for share, edge in zip(shares, points[-1], strict=True)]
@@ -310,6 +310,10 @@ class _Mixing:
 
     def value(self, name: str, options: Sequence[T]) -> T:
         raise SpaceError(f"decision {name!r} chooses among {list(options)}, which no supernet can mix")
+
+
+def _item(options: Callable[[], Sequence[int]], at: int) -> int:
+    return options()[at]
 
 
 def _rows(widths: Sequence[int]) -> dict[int, list[int]]:

@@ -6,7 +6,8 @@ edges that leave a node, and the weight of an operation is the scale of its last
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -55,7 +56,9 @@ class _Memory:
         """
         x = states[0]
         together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
-        structure = [(t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None) for t in terms]
+        structure = [
+            (t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None, t.drawn) for t in terms
+        ]
         shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
         kind = (kernels, x.device, x.dtype)
         # What entries are dropped from is left to the batched path.
@@ -82,7 +85,10 @@ _MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
 def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
     """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice.
 
-    They also add up the nodes (`nas.oneshot.fused.kernels.node`). Not yet run on a GPU.
+    They also add up the nodes (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn
+    and all have a rule, they look up on the device which it is, so that nothing waits and a CUDA graph serves
+    every draw; what they do not know, as strided identities, is then computed for all edges. Not yet run on a
+    GPU.
     """
     return run(cell, states, kernels=True)
 
@@ -97,14 +103,27 @@ def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tens
     memory = _MEMORY.get(cell)
     if memory is None:
         memory = _MEMORY[cell] = _Memory([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
-    terms = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in memory.edges]
-    given = [term for term in terms if term is not None]
-    if len(given) < len(terms) or any(_is_hooked(module) for module in memory.modules):
+    if any(_is_hooked(module) for module in memory.modules):
         return cell.plain(states)
-    plan = memory.plan(cell, given, states, kernels=kernels and cell.training)
-    if any(not norm.training for norm in plan.norms):  # the kernels normalise by the batch only
+    kernels = kernels and cell.training
+    given = _terms(memory.edges, unasked=kernels)
+    if given is None:
+        return cell.plain(states)
+    plan = memory.plan(cell, given, states, kernels=kernels)
+    kernels = all(norm.training for norm in plan.norms)  # they normalise by the batch only
+    if any(term.drawn for term in given) and not (kernels and plan.by_kernels):
+        given = _terms(memory.edges, unasked=False) or []
+        plan = memory.plan(cell, given, states, kernels=kernels)
+    if not kernels:
         plan = memory.plan(cell, given, states, kernels=False)
     return _Run(cell, plan, given, states).nodes() if plan.parts else cell.plain(states)
+
+
+def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:
+    """What each edge runs; None where that differs from one part of the batch to another."""
+    found = [op.terms(unasked=unasked) if isinstance(op, MixedOp) else _WHOLE for op in edges]
+    known = [term for term in found if term is not None]
+    return known if len(known) == len(found) else None
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -141,7 +160,9 @@ class _Run:
             for edge, (_, _, op) in enumerate(plan.edges):
                 if not isinstance(op, Zero | nn.Identity):
                     self.masks[edge] = drop_mask(states[0], cell.drop_path)
-        self.kernels = _passage(plan, self.states, self.weights, self.masks)
+        self.chosen = plan.chosen(terms, states[0])
+        drawn = self.chosen[-1] if self.chosen else None
+        self.kernels = _passage(plan, self.states, self.weights, self.masks, drawn)
 
     def nodes(self) -> list[Tensor]:
         inputs = self.cell.inputs
@@ -197,10 +218,14 @@ class _Run:
                 continue
             weights = self.weights[group.number] if group.weighed else None
             edges = tuple(branch.edge for branch in group.branches)
+            on = self.chosen[group.number] if self.chosen else None
+            if on is not None and weights is not None:
+                weights = torch.where(on != 0, weights, 0.0)
             if self._drops(group):
                 self._add(edges, self._dropped(group, x, weights))
                 continue
-            stack, weights = _outcome(group, x, weights, known)
+            with _following(group, on):
+                stack, weights = _outcome(group, x, weights, known)
             if stack.shared:
                 shared.setdefault(edges, []).append((stack.x, weights))
             else:
@@ -230,15 +255,32 @@ class _Run:
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
 
 
+@contextmanager
+def _following(group: Group, on: Tensor | None) -> Iterator[None]:
+    """Runs a group, whose running statistics follow only where an operation is drawn. on: [G], or None."""
+    if on is None:
+        yield
+        return
+    buffers = [(buffer, at) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
+    before = [buffer.clone() for buffer, _ in buffers]
+    yield
+    for (buffer, at), own in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(on[at] != 0, buffer, own))
+
+
 def _passage(
-    plan: Plan, states: Sequence[Tensor], weights: Sequence[Tensor], masks: Mapping[int, Tensor]
+    plan: Plan,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Mapping[int, Tensor],
+    chosen: Tensor | None,
 ) -> Passage | None:
     """A pass by the kernels, where they run anything."""
     if plan.layout is None:
         return None
     from nas.oneshot.fused.kernels.passage import Passage
 
-    return Passage(plan.layout, states, weights[-1] if weights else None, masks)
+    return Passage(plan.layout, states, weights[-1] if weights else None, masks, chosen)
 
 
 def _outcome(

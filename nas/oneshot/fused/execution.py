@@ -13,6 +13,7 @@ from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.kernels import native
+from nas.oneshot.mixed import MixedOp
 from nas.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
@@ -54,6 +55,17 @@ def execute_cells(network: nn.Module, wanted: Execution, device: torch.device) -
     for cell in network.modules():
         if isinstance(cell, Cell):
             cell.execute = _RUNS[path]
+
+
+def unasked(network: nn.Module) -> bool:
+    """Whether kernels run all mixed operations, so that a step need not ask the device what it has drawn."""
+    known = {
+        id(op)
+        for cell in network.modules()
+        if isinstance(cell, Cell) and cell.execute is run_by_kernels
+        for _, _, op in cell.edges()
+    }
+    return all(id(op) in known for op in network.modules() if isinstance(op, MixedOp))
 
 
 @contextmanager

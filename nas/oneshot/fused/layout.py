@@ -42,7 +42,8 @@ class Level:
     """What leaves one node by the kernels.
 
     chains, pools, same: by what they are; pools of maxima come first. edges: that they are on.
-    first: slot of the first branch of the first chain; every branch of a chain has one, then every pool.
+    chain: the number of the first chain among those of the cell; first: slot of its first branch; every
+      branch of a chain has one, then every pool.
     chained: [chains][G] which contribution each branch is; pooled: the same of all pools, one after the
       other, of which each begins at its number in bounds [pools + 1]; most: branches of a pool, at most;
       passed: contributions of identities.
@@ -52,6 +53,7 @@ class Level:
     pools: tuple[Group, ...]
     same: tuple[Group, ...]
     edges: tuple[int, ...]
+    chain: int
     first: int
     chained: tuple[Tensor, ...]
     pooled: Tensor
@@ -86,16 +88,20 @@ class Layout:
     levels: [nodes]. sums: [computed nodes].
     table: [contributions, 4] slot (0 for a state), number of the node and of the edge, whether it is
       normalised. ones: a weight for each contribution, where the mixture has none.
+    owners: [2 * contributions] the slot of each, then the number of all slots and its chain's number; the
+      number of all slots and chains where it has none.
     """
 
     shape: Shape
     slots: int
+    chains: int
     order: tuple[Branch, ...]
     targets: tuple[int, ...]
     levels: tuple[Level | None, ...]
     sums: tuple[Sum, ...]
     table: Tensor
     ones: Tensor
+    owners: Tensor
 
 
 def fitting(groups: list[list[Group]], edges: Edges, shapes: Sequence[Shape]) -> list[list[Group]]:
@@ -131,6 +137,7 @@ class _Contribution:
     branch: Branch
     slot: int | None
     normed: bool
+    chain: int | None
 
 
 def lay_out(
@@ -142,11 +149,11 @@ def lay_out(
     shape = next((_after(group, shapes[src]) for src in range(inputs) for group in leaving[src]), None)
     if shape is None:
         return None
-    slots = _slots(leaving)
+    slots, chains = _slots(leaving), _chains(leaving)
     terms: list[_Contribution] = []
     sums = []
     for dst in range(inputs, len(groups)):
-        own = _into(dst, leaving, edges, slots)
+        own = _into(dst, leaving, edges, slots, chains)
         sums.append(_sum(own, len(terms), [e for e, (_, node, _) in enumerate(edges) if node == dst], edges))
         terms += own
     places = {id(term.branch): place for place, term in enumerate(terms)}
@@ -154,14 +161,20 @@ def lay_out(
         n for t in terms for n in (t.slot or 0, edges[t.branch.edge][1] - inputs, t.branch.edge, t.normed)
     ]
     numbers = [_numbers(own, places) for own in leaving]
-    packed = iter(_packed([table, *(row for own in numbers for row in own)], device))
+    count = sum(len(own) for own in slots.values())
+    none = count + len(chains)
+    owners = [none if t.slot is None else t.slot for t in terms]
+    owners += [none if t.chain is None else count + t.chain for t in terms]
+    packed = iter(_packed([table, owners, *(row for own in numbers for row in own)], device))
     return Layout(
         shape,
-        sum(len(own) for own in slots.values()),
+        count,
+        len(chains),
         tuple(term.branch for term in terms),
         tuple(dst - inputs for _, dst, _ in edges),
         table=next(packed).view(-1, 4),
-        levels=tuple(_level(own, slots, packed) for own in leaving),
+        owners=next(packed),
+        levels=tuple(_level(own, slots, chains, packed) for own in leaving),
         sums=tuple(sums),
         ones=torch.ones(len(terms), device=device),
     )
@@ -210,8 +223,18 @@ def _slots(leaving: Sequence[Sequence[Group]]) -> dict[int, list[int | None]]:
     return found
 
 
+def _chains(leaving: Sequence[Sequence[Group]]) -> dict[int, int]:
+    """The numbers of the chains of a cell, by those of their groups."""
+    chains = [group.number for own in leaving for group in _sorted(own)[0]]
+    return {group: number for number, group in enumerate(chains)}
+
+
 def _into(
-    dst: int, leaving: Sequence[Sequence[Group]], edges: Edges, slots: dict[int, list[int | None]]
+    dst: int,
+    leaving: Sequence[Sequence[Group]],
+    edges: Edges,
+    slots: dict[int, list[int | None]],
+    chains: dict[int, int],
 ) -> list[_Contribution]:
     """What the kernels bring into a node, that from slots first."""
     found = []
@@ -221,7 +244,7 @@ def _into(
         for at, branch in enumerate(group.branches):
             if edges[branch.edge][1] == dst:
                 slot = own_slots[min(at, len(own_slots) - 1)]  # all branches of a pool share one
-                found.append(_Contribution(branch, slot, bool(group.form.norms)))
+                found.append(_Contribution(branch, slot, bool(group.form.norms), chains.get(group.number)))
     return sorted(found, key=lambda term: term.slot is None)
 
 
@@ -237,7 +260,10 @@ def _numbers(groups: Sequence[Group], places: dict[int, int]) -> list[list[int]]
 
 
 def _level(
-    groups: Sequence[Group], slots: dict[int, list[int | None]], packed: Iterator[Tensor]
+    groups: Sequence[Group],
+    slots: dict[int, list[int | None]],
+    numbers: dict[int, int],
+    packed: Iterator[Tensor],
 ) -> Level | None:
     """packed: what `_numbers` gave, next."""
     chains, pools, same = _sorted(groups)
@@ -250,6 +276,7 @@ def _level(
         tuple(pools),
         tuple(same),
         edges=tuple(sorted({branch.edge for group in groups for branch in group.branches})),
+        chain=next((numbers[group.number] for group in chains), 0),
         first=next((slots[group.number][0] or 0 for group in chains + pools), 0),
         chained=chained,
         pooled=pooled,

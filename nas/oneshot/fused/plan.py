@@ -51,23 +51,41 @@ class Plan:
 
         x: whose device they are on.
         """
-        rows = [term.row for term in terms if term.row is not None]
         edges = [term.edge for term in terms]
-        if not rows and all(edge is None for edge in edges):
+        if all(term.row is None and term.edge is None for term in terms):
             return ()
-        kind = rows[0] if rows else x
-        one = kind.new_ones(1)
-        if x.device not in self._tensors:
-            self._tensors[x.device] = (
-                torch.tensor(self.at, device=x.device),
-                torch.tensor(self.edge_of, device=x.device),
-            )
-        at, edge_of = self._tensors[x.device]
-        flat = torch.cat([*rows, one]).index_select(0, at)
+        flat = self._rows(terms, x)
         if any(edge is not None for edge in edges):
+            one = flat.new_ones(1)
             each = torch.cat([one if edge is None else edge.view(1) for edge in edges])
-            flat = flat * each.index_select(0, edge_of)
+            flat = flat * each.index_select(0, self._places(x.device)[1])
         return torch.split(flat, self.sizes)
+
+    def chosen(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
+        """As `weights`: 1 for what was drawn, else 0; nothing where Python knows what is run."""
+        if self.layout is None or not any(term.drawn for term in terms):
+            return ()
+        return torch.split(self._rows(terms, x).ne(0).int(), self.sizes)
+
+    @property
+    def by_kernels(self) -> bool:
+        """Whether they run what they know of it, and all else has a rule, as a strided identity has."""
+        return self.parts > 0 and self.layout is not None and all(g.rules for own in self.groups for g in own)
+
+    def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
+        """The weights of operations, without those of edges."""
+        rows = [term.row for term in terms if term.row is not None]
+        one = (rows[0] if rows else x).new_ones(1)
+        return torch.cat([*rows, one]).index_select(0, self._places(x.device)[0])
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`at` and `edge_of` on a device."""
+        if device not in self._tensors:
+            self._tensors[device] = (
+                torch.tensor(self.at, device=device),
+                torch.tensor(self.edge_of, device=device),
+            )
+        return self._tensors[device]
 
 
 def make_plan(

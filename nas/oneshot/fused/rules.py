@@ -103,12 +103,30 @@ def _by_batch(
 
 
 @torch.no_grad()
-def follow(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
-    """The running statistics of each norm go towards those of its batch, the variance being unbiased."""
+def follow(
+    norms: Sequence[nn.BatchNorm2d],
+    means: list[Tensor],
+    variances: list[Tensor],
+    *,
+    on: Sequence[Tensor] | None = None,
+) -> None:
+    """The running statistics of each norm go towards those of its batch, the variance being unbiased.
+
+    on: whether each norm has seen a batch, as scalars on the device; all have where None.
+    """
     momentum = cast(float, norms[0].momentum)
-    torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
-    torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
-    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+    running = [[cast(Tensor, getattr(norm, f"running_{name}")) for norm in norms] for name in ("mean", "var")]
+    tracked = [cast(Tensor, norm.num_batches_tracked) for norm in norms]
+    if on is None:
+        for own, towards in zip(running, (means, variances), strict=True):
+            torch._foreach_lerp_(own, towards, momentum)
+        torch._foreach_add_(tracked, 1)
+        return
+    shares = torch.cat([seen.expand(len(mean)) for seen, mean in zip(on, means, strict=True)]) * momentum
+    each = list(torch.split(shares, [len(mean) for mean in means]))
+    for own, towards in zip(running, (means, variances), strict=True):
+        torch._foreach_lerp_(own, towards, each)
+    torch._foreach_add_(tracked, list(torch.stack(list(on)).to(tracked[0].dtype).unbind()))
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

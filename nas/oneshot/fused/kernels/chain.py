@@ -44,15 +44,15 @@ class Work:
             tuple(cast(nn.BatchNorm2d, first[at]).eps for at in form.norms),
         )
 
-    def source(self, number: int, read: Tensor, norms: Sequence[Norm]) -> Source:
+    def source(self, number: int, read: Tensor, norms: Sequence[Norm], on: Tensor | None) -> Source:
         """How a convolution reads its map: the first through a ReLU, a later depthwise one through a norm.
 
-        norms: of the stages so far, or of all but the last.
+        norms: of the stages so far, or of all but the last. on: which operations are computed.
         """
         if number == 0:
-            return Source(read, relu=True)
+            return Source(read, relu=True, on=on)
         before = self.depthwise[:number].count(False)
-        return Source(read, norm=norms[before - 1] if self.depthwise[number] else None)
+        return Source(read, norm=norms[before - 1] if self.depthwise[number] else None, on=on)
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,32 @@ class Kept:
         return [*self.taps, *self.reads[1:], *flat]
 
     @classmethod
-    def again(cls, work: Work, x: Tensor, tensors: Iterator[Tensor]) -> Kept:
-        """From the next of `tensors`, and from the map that the chain reads."""
+    def again(cls, work: Work, x: Tensor, tensors: Iterator[Tensor], on: Tensor | None) -> Kept:
+        """From the next of `tensors`, from the map that the chain reads, and from what is computed."""
         taps = tuple(next(tensors) for _ in work.windows)
         reads = (x, *(next(tensors) for _ in work.windows[1:]))
         return cls(
-            taps, reads, tuple(Norm(next(tensors), next(tensors), next(tensors)) for _ in work.eps[1:])
+            taps, reads, tuple(Norm(next(tensors), next(tensors), next(tensors), on) for _ in work.eps[1:])
         )
 
 
-def forward(work: Work, x: Tensor, taps: Sequence[Tensor], *, out: Tensor, part: Tensor, block: int) -> Kept:
+def forward(
+    work: Work,
+    x: Tensor,
+    taps: Sequence[Tensor],
+    *,
+    out: Tensor,
+    part: Tensor,
+    block: int,
+    on: Tensor | None,
+) -> Kept:
     """What weights as from `by_taps` make of `x` [P, C], to `out` [G, P', C'] before its batch-norm.
 
-    part, block: the moments of `out`, as `launch.convolve` gives them.
+    part, block: the moments of `out`, as `launch.convolve` gives them. on: which operations are computed.
     """
     reads, norms = [x], list[Norm]()
     for number, (own, window) in enumerate(zip(taps, work.windows, strict=True)):
-        source = work.source(number, reads[-1], norms)
+        source = work.source(number, reads[-1], norms, on)
         if work.depthwise[number]:
             reads.append(choice.depthwise(source, own, window))
         elif number < len(taps) - 1:
@@ -108,17 +117,18 @@ def _normed(source: Source, taps: Tensor, window: Window, eps: float) -> tuple[T
     out = source.x.new_empty(groups, pixels, outputs)
     part = launch.moments(groups, pixels, outputs, block, out.device)
     launch.convolve(source, taps, window, out=out, part=part, block=block)
-    norm = Norm.empty(groups, outputs, out.device)
+    norm = Norm.empty(groups, outputs, out.device, source.on)
     launch.statistics(part, pixels, block, eps, norm)
     return out, norm
 
 
 def backward(
-    work: Work, kept: Kept, grad: Tensor, *, for_x: bool, for_weights: Sequence[bool]
+    work: Work, kept: Kept, grad: Tensor, *, for_x: bool, for_weights: Sequence[bool], on: Tensor | None
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the map [P, C] that all operations read, and of the taps, as far as wanted.
 
-    grad: [G, P', C'] of the maps before the last batch-norm.
+    grad: [G, P', C'] of the maps before the last batch-norm. on: which operations are computed; where none
+    is, the gradient of the map is not filled in.
     """
     d, last = grad, len(work.windows) - 1
     found: list[Tensor | None] = [None] * len(work.windows)
@@ -128,7 +138,7 @@ def backward(
             own = work.depthwise[: number + 1].count(False) - 1
             d = launch.norm_gradients(d, kept.reads[number + 1], kept.norms[own])
         gradients = choice.depthwise_gradients if work.depthwise[number] else launch.convolve_gradients
-        source, taps = work.source(number, kept.reads[number], kept.norms), kept.taps[number]
+        source, taps = work.source(number, kept.reads[number], kept.norms, on), kept.taps[number]
         before = number > 0 and (for_x or any(for_weights[:number]))
         wanted = (before or (number == 0 and for_x), for_weights[number])
         dx, dw = gradients(d, source, taps, work.windows[number], wanted=wanted)

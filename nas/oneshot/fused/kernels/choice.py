@@ -25,7 +25,7 @@ _Outcome = tuple[Tensor | None, ...]
 def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
     """`weight` [G, K * K, C] to maps [G, P, C]."""
     (out,) = _right(
-        "forward", Variant.of(window, source, weight), source.x,
+        "forward", Variant.of(window, source, weight), source,
         lambda: (native.depthwise(source, weight, window),),
         lambda: (launch.depthwise(source, weight, window),),
     )  # fmt: skip
@@ -37,7 +37,7 @@ def depthwise_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of what the source's ReLU or batch-norm gets, and of the kernels; as far as wanted."""
     dx, dw = _right(
-        wanted, Variant.of(window, source, weight, grad), source.x,
+        wanted, Variant.of(window, source, weight, grad), source,
         lambda: native.depthwise_gradients(grad, source, weight, window, wanted=wanted),
         lambda: launch.depthwise_gradients(grad, source, weight, window, wanted=wanted),
     )  # fmt: skip
@@ -47,7 +47,7 @@ def depthwise_gradients(
 def _right(
     what: Hashable,
     variant: Variant | None,
-    like: Tensor,
+    source: Source,
     fast: Callable[[], _Outcome],
     sure: Callable[[], _Outcome],
 ) -> _Outcome:
@@ -55,6 +55,7 @@ def _right(
 
     While a CUDA graph is captured nothing can be compared, so Triton computes what is new then.
     """
+    like = source.x
     new = (what, variant) not in _RIGHT
     if variant is None or (new and _captured(like.device)) or native.problem(like.device) is not None:
         return sure()
@@ -63,7 +64,18 @@ def _right(
     except NativeError as failure:
         native.refuse(str(failure))
         return sure()
-    return _compared((what, variant), found, sure(), TOLERANCE[like.dtype]) if new else found
+    if not new:
+        return found
+    found, expected = (tuple(_written(t, source.on) for t in outcome) for outcome in (found, sure()))
+    return _compared((what, variant), found, expected, TOLERANCE[like.dtype])
+
+
+def _written(outcome: Tensor | None, on: Tensor | None) -> Tensor | None:
+    """An outcome, zero where no operation has written to it."""
+    if outcome is None or on is None:
+        return outcome
+    each = on if len(outcome) == len(on) else on.amax(0, keepdim=True)
+    return torch.where(each.view(-1, 1, 1) != 0, outcome, 0)
 
 
 def _captured(device: torch.device) -> bool:

@@ -6,6 +6,9 @@
 // is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, groups. Sums over
 // pixels are written block by block and added by the caller: no atomics, so every run gives the same bits.
 //
+// Where `on` is given, operations of which on[g] is 0 are not computed: their blocks leave at once, and their
+// gradients of weights are zero.
+//
 // Maps may be of any size, one image of fewer than 2^31 numbers. Nothing is included, so that a compiler needs no
 // headers.
 
@@ -115,8 +118,10 @@ __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsig
 template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
 __global__ void __launch_bounds__(THREADS) depthwise_forward(
     const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const float* __restrict__ weight, T* __restrict__ out, int batch, int hi, int wi, int ho, int wo) {
+    const float* __restrict__ weight, T* __restrict__ out, const int* __restrict__ on, int batch, int hi, int wi,
+    int ho, int wo) {
   constexpr int S = strip(K), PAD = K / 2 * DILATION;
+  if (on != nullptr && on[blockIdx.z] == 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, ho, wo);
   if (!p.here) return;
   const i64 g = blockIdx.z;
@@ -149,15 +154,19 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
 template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
 __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
     const T* __restrict__ grad, const float* __restrict__ weight, const T* __restrict__ x, i64 x_group,
-    const float* __restrict__ mean, T* __restrict__ out, int together, int batch, int hi, int wi, int ho, int wo) {
+    const float* __restrict__ mean, T* __restrict__ out, const int* __restrict__ on, int together, int batch, int hi,
+    int wi, int ho, int wo) {
   constexpr int S = strip(K), PAD = K / 2 * DILATION, LEFT = PAD / STRIDE;
   const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, hi, wi);
   if (!p.here) return;
   const i64 q = blockIdx.z;
   const Floats<V> none = {};
   Floats<V> total[S] = {};
+  bool any = on == nullptr;
 #pragma unroll 1
   for (i64 g = q * together; g < (q + 1) * together; g++) {
+    if (on != nullptr && on[g] == 0) continue;
+    any = true;
     const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
     const float* taps = weight + g * K * K * C + p.c;
     EACH(kh, K) {
@@ -174,6 +183,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
       }
     }
   }
+  if (!any) return;
   Floats<V> least = {};
   if (PRE == 2) least = load<V>(mean + q * C + p.c);
   const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
@@ -192,7 +202,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
 template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
 __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
     const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const T* __restrict__ grad, float* __restrict__ part, int loop, int batch, int hi, int wi, int ho, int wo) {
+    const T* __restrict__ grad, float* __restrict__ part, const int* __restrict__ on, int loop, int batch, int hi,
+    int wi, int ho, int wo) {
   constexpr int S = strip(K), PAD = K / 2 * DILATION;
   __shared__ float sums[THREADS * K * V];
   const i64 g = blockIdx.z;
@@ -201,7 +212,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
   const Floats<V> none = {};
   Floats<V> least = {}, factor, total[K * K] = {};
   EACH(c, V) factor.at[c] = 1.0f;
-  if (PRE == 2 && mine) {
+  if (on != nullptr && on[g] == 0) loop = 0;
+  if (PRE == 2 && mine && loop > 0) {
     least = load<V>(mean + g * C + channel);
     factor = load<V>(inv + g * C + channel);
   }

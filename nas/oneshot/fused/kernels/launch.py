@@ -23,8 +23,8 @@ def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
     tile = tile_of(channels)
     mean, inv = source.statistics(weight)
     programs.depthwise_forward[grid_of(window.outputs, channels, groups, tile)](
-        source.x, source.group, mean, inv, weight, out, window.outputs, channels,
-        **window.sizes(), DILATION=window.dilation, PRE=source.pre, **tile,
+        source.x, source.group, mean, inv, weight, out, source.flags(out), window.outputs, channels,
+        **_sizes(source, window), DILATION=window.dilation, **tile,
     )  # fmt: skip
     return out
 
@@ -35,21 +35,21 @@ def depthwise_gradients(
     """Of what the source's ReLU or batch-norm gets, and of the kernels; as far as wanted."""
     groups, taps, channels = weight.shape
     tile, (mean, inv) = tile_of(channels), source.statistics(weight)
-    sizes = {**window.sizes(), "DILATION": window.dilation, "PRE": source.pre}
+    sizes = {**_sizes(source, window), "DILATION": window.dilation}
     dx = dw = None
     if wanted[0]:
         together = groups if source.group == 0 else 1
         dx = source.x.new_empty(groups // together, window.inputs, channels)
         programs.depthwise_input_gradient[grid_of(window.inputs, channels, groups // together, tile)](
-            grad, weight, source.x, source.group, mean, dx, together, window.outputs, window.inputs, channels,
-            **sizes, **tile,
+            grad, weight, source.x, source.group, mean, dx, source.flags(dx), together, window.outputs,
+            window.inputs, channels, **sizes, **tile,
         )  # fmt: skip
     if wanted[1]:
         blocks, loop = blocks_of(window.outputs, tile)
         part = weight.new_empty(groups, blocks, taps, channels, dtype=torch.float32)
         programs.depthwise_weight_gradient[blocks, taps * cdiv(channels, tile["BC"]), groups](
-            source.x, source.group, mean, inv, grad, part, window.outputs, channels, blocks,
-            **sizes, LOOP=loop, **tile,
+            source.x, source.group, mean, inv, grad, part, source.flags(part), window.outputs, channels,
+            blocks, **sizes, LOOP=loop, **tile,
         )  # fmt: skip
         dw = part.sum(1)
     return dx, dw
@@ -65,8 +65,8 @@ def convolve(
     groups, _, inputs, outputs = weight.shape
     tile = {**_dot_tile(inputs, outputs), "BP": block}
     programs.convolve_forward[part.shape[1], cdiv(outputs, tile["BO"]), groups](
-        source.x, source.group, weight, out, part, window.outputs, part.shape[1], inputs, outputs,
-        **window.sizes(), PRE=source.pre, **tile,
+        source.x, source.group, weight, out, part, source.flags(part), window.outputs, part.shape[1], inputs,
+        outputs, **_sizes(source, window), **tile,
     )  # fmt: skip
 
 
@@ -85,8 +85,9 @@ def statistics(part: Tensor, pixels: int, block: int, eps: float, norm: Norm) ->
     groups, blocks, _, channels = part.shape
     width = min(128, power(channels))
     programs.moments[cdiv(channels, width), groups](
-        part, norm.mean, norm.var, norm.inv, eps, pixels, channels, BLOCKS=blocks, BLOCK=block, BC=width
-    )
+        part, norm.mean, norm.var, norm.inv, flags(norm.on, part), eps, pixels, channels,
+        BLOCKS=blocks, BLOCK=block, ON=norm.on is not None, BC=width,
+    )  # fmt: skip
     return norm
 
 
@@ -96,22 +97,22 @@ def convolve_gradients(
     """Of what the source's ReLU gets, and of the kernels; as far as wanted."""
     groups, taps, inputs, outputs = weight.shape
     tile = _dot_tile(inputs, outputs)
-    sizes = {**window.sizes(), "PRE": source.pre}
+    sizes = _sizes(source, window)
     dx = dw = None
     if wanted[0]:
         together = groups if source.group == 0 else 1
         dx = source.x.new_empty(groups // together, window.inputs, inputs)
         grid = (cdiv(window.inputs, tile["BP"]), cdiv(inputs, tile["BI"]), groups // together)
         programs.convolve_input_gradient[grid](
-            grad, weight, source.x, source.group, dx, together, window.outputs, window.inputs,
-            inputs, outputs, **sizes, **tile,
+            grad, weight, source.x, source.group, dx, source.flags(dx), together, window.outputs,
+            window.inputs, inputs, outputs, **sizes, **tile,
         )  # fmt: skip
     if wanted[1]:
         blocks, loop = blocks_of(window.outputs, tile)
         part = weight.new_empty(groups, blocks, taps, inputs, outputs, dtype=torch.float32)
         tiles = taps * cdiv(inputs, tile["BI"]) * cdiv(outputs, tile["BO"])
         programs.convolve_weight_gradient[blocks, tiles, groups](
-            source.x, source.group, grad, part, window.outputs, blocks, inputs, outputs,
+            source.x, source.group, grad, part, source.flags(part), window.outputs, blocks, inputs, outputs,
             **sizes, LOOP=loop, **tile,
         )  # fmt: skip
         dw = part.sum(1)
@@ -121,17 +122,26 @@ def convolve_gradients(
 def norm_gradients(grad: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """Of `y` [G, P, C]."""
     groups, pixels, channels = y.shape
-    tile = tile_of(channels)
+    tile, on = {"ON": norm.on is not None, **tile_of(channels)}, flags(norm.on, y)
     blocks, loop = blocks_of(pixels, tile)
     part = y.new_empty(groups, blocks, 2, channels, dtype=torch.float32)
     programs.sums[blocks, cdiv(channels, tile["BC"]), groups](
-        grad, y, norm.mean, norm.inv, part, pixels, channels, blocks, LOOP=loop, **tile
+        grad, y, norm.mean, norm.inv, part, on, pixels, channels, blocks, LOOP=loop, **tile
     )
     out = torch.empty_like(y)
     programs.norm_gradient[grid_of(pixels, channels, groups, tile)](
-        grad, y, norm.mean, norm.inv, part.sum(1), out, pixels, channels, **tile
+        grad, y, norm.mean, norm.inv, part.sum(1), out, on, pixels, channels, **tile
     )
     return out
+
+
+def flags(on: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Which maps are computed; where all are, anything, for it is not read."""
+    return otherwise if on is None else on
+
+
+def _sizes(source: Source, window: Window) -> dict[str, int]:
+    return {**window.sizes(), "PRE": source.pre, "ON": source.on is not None}
 
 
 def tile_of(channels: int, size: int = TILE) -> dict[str, int]:

@@ -8,7 +8,7 @@ where all operations find it. So no gradient is copied for each of them. Not yet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -22,12 +22,15 @@ from nas.oneshot.fused.kernels import mixing_launch as mixing
 from nas.oneshot.fused.kernels.chain import Kept, Work
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.mixing_launch import Mixing, Returned
-from nas.oneshot.fused.kernels.slots import Leavings, Slots
+from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Level
 from nas.oneshot.fused.stages import Chain, Pool
 
-Seen = tuple[Sequence[nn.BatchNorm2d], Norm]
-"""Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same."""
+Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | None]
+"""Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same.
+
+Then which of them have seen anything, [G]; None where all have.
+"""
 
 
 def leave(
@@ -41,7 +44,7 @@ def leave(
     task = _Task(level, slots, leavings, weights, [])
     stacks = [taps for group in level.chains for taps in chain.by_taps(group)]
     tokens = _Leaving.apply(x, task, *stacks)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, ...], tokens), _seen(level, slots, task.inner)
+    return cast(tuple[Tensor, ...], tokens), _seen(level, slots, task.inner, leavings)
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,31 @@ class _Task:
     inner: list[tuple[Norm, ...]]
 
 
-def _seen(level: Level, slots: Slots, inner: Sequence[tuple[Norm, ...]]) -> list[Seen]:
+def _seen(level: Level, slots: Slots, inner: Sequence[tuple[Norm, ...]], leavings: Leavings) -> list[Seen]:
     """The batch-norms of a level. inner: of each chain, the statistics of all norms but the last."""
     found: list[Seen] = []
+    on = [_chosen(leavings, places) for places in _places(level)]
     groups = (*level.chains, *level.pools)
-    for group, (start, stop), before in zip(
-        groups, level.spans, [*inner, *[()] * len(level.pools)], strict=True
+    for group, (start, stop), before, own in zip(
+        groups, level.spans, [*inner, *[()] * len(level.pools)], on, strict=True
     ):
         assert group.form is not None
         norms = [cast(Sequence[nn.BatchNorm2d], group.layers[at]) for at in group.form.norms]
         last = slots.norm.part(level.first + start, level.first + stop)
-        found += zip(norms, [*before, last], strict=False)  # a pool may have no norm
+        # A pool may have no norm.
+        found += [(rows, norm, own) for rows, norm in zip(norms, [*before, last], strict=False)]
     return found
+
+
+def _places(level: Level) -> list[Tensor]:
+    """Which contributions the branches of each chain are, then of each pool."""
+    pooled = torch.split(level.pooled, [len(group.branches) for group in level.pools])
+    return [*level.chained, *(pooled if level.pools else ())]
+
+
+def _chosen(leavings: Leavings, places: Tensor) -> Tensor | None:
+    """[G] whether each of some contributions is computed; None where all are."""
+    return None if leavings.active is None else leavings.active.chosen.index_select(0, places).ne(0)
 
 
 @dataclass(frozen=True)
@@ -124,14 +140,16 @@ class _Leaving(torch.autograd.Function):
         for chained, (start, stop) in zip(work.chains, level.spans, strict=False):  # the last is of the pools
             taps = [next(left) for _ in chained.windows]
             room = {"out": own.raw[start:stop], "part": part[start:stop]}
-            found = chain.forward(chained, read, taps, **room, block=work.block)
+            on = own.norm.part(start, stop).on
+            found = chain.forward(chained, read, taps, **room, block=work.block, on=on)
             task.inner.append(found.norms)
             kept += found.tensors()
         index = None
         if level.pools:
             start = level.slots - len(level.pools)
             room = {"out": own.raw[start:], "part": part[start:]}
-            index = mixing.pools(read, work.window, level.maxima, **room, block=work.block)
+            on = own.norm.part(start, level.slots).on
+            index = mixing.pools(read, work.window, level.maxima, **room, block=work.block, on=on)
         _fill_in_statistics(level, own, part, work.block)
         ctx.save_for_backward(read, task.weights, own.raw, own.norm.mean, own.norm.inv, index, *kept)
         ctx.level, ctx.work, ctx.leavings, ctx.shape = level, work, task.leavings, x.shape
@@ -147,9 +165,11 @@ class _Leaving(torch.autograd.Function):
         for edge, grad in zip(ctx.level.edges, grads, strict=True):
             if grad is None:
                 leavings.nothing(leavings.layout.targets[edge], raw)
-        back = _Back(
-            ctx.level, ctx.work, raw, Norm(mean, mean, inv), leavings.mixing(weights), leavings.returned(raw)
-        )
+        active, level = leavings.active, ctx.level
+        norm = Norm(mean, mean, inv)
+        if active is not None:
+            norm = replace(norm, on=active.slots[level.first : level.first + level.slots])
+        back = _Back(level, ctx.work, raw, norm, leavings.mixing(weights), leavings.returned(raw), active)
         for_x, for_stacks = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
         parts, stacks = back.of_chains(read, kept, for_x=for_x, for_stacks=for_stacks)
         dx = back.of_map(read, parts, index).view(_last(ctx.shape)).permute(0, 3, 1, 2) if for_x else None
@@ -166,6 +186,7 @@ class _Back:
     norm: Norm
     mixture: Mixing
     returned: Returned
+    active: Active | None
 
     def of_chains(
         self, read: Tensor, kept: Sequence[Tensor], *, for_x: bool, for_stacks: Sequence[bool]
@@ -176,28 +197,32 @@ class _Back:
         for work, (start, stop), places in zip(
             self.work.chains, self.level.spans, self.level.chained, strict=False
         ):
-            own, wanted = Kept.again(work, read, left), [next(asked) for _ in work.windows]
+            norm = self.norm.part(start, stop)
+            own, wanted = Kept.again(work, read, left, norm.on), [next(asked) for _ in work.windows]
             if not (for_x or any(wanted)):
                 stacks += [None] * len(wanted)
                 continue
-            norm = self.norm.part(start, stop)
             d = mixing.branch_gradient(self.raw[start:stop], norm, self.mixture, places, self.returned)
-            dx, found = chain.backward(work, own, d, for_x=for_x, for_weights=wanted)
+            dx, found = chain.backward(work, own, d, for_x=for_x, for_weights=wanted, on=norm.on)
             stacks += found
             parts += [] if dx is None else [dx]
         return parts, stacks
 
     def of_map(self, read: Tensor, parts: Sequence[Tensor], index: Tensor | None) -> Tensor:
         """The gradient of the map, from parts, pools and identities. index: where the maxima are."""
-        if len(parts) == 1 and not self.level.pools and not self.level.same:
+        alone = len(parts) == 1 and not self.level.pools and not self.level.same
+        if alone and self.active is None:
             return parts[0]
         pooled, start = None, self.level.slots - len(self.level.pools)
         if self.level.pools:
             norm = self.norm.part(start, self.level.slots)
             pooled = mixing.pool_gradient(self.raw[start:], norm, self.mixture, self.level, self.returned)
         same, window = self.level.passed, self.work.window
-        pools = mixing.Pooled(pooled, index, window)
-        return mixing.leaving_gradient(read, parts, pools, same, self.mixture, returned=self.returned)
+        pools = mixing.Pooled(pooled, index, window, self.norm.part(start, self.level.slots).on)
+        busy = None if self.active is None else self.active.chains[self.level.chain :]
+        return mixing.leaving_gradient(
+            read, parts, pools, same, self.mixture, returned=self.returned, busy=busy
+        )
 
 
 def _last(shape: Sequence[int]) -> tuple[int, ...]:

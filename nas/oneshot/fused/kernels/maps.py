@@ -46,20 +46,27 @@ class Window:
 
 @dataclass(frozen=True)
 class Norm:
-    """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation."""
+    """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation.
+
+    on: [G] 0 where nothing is computed, so that the statistics are zeros; None where all is.
+    """
 
     mean: Tensor
     var: Tensor
     inv: Tensor
+    on: Tensor | None = None
 
     @classmethod
-    def empty(cls, groups: int, channels: int, device: torch.device) -> Norm:
+    def empty(cls, groups: int, channels: int, device: torch.device, on: Tensor | None = None) -> Norm:
         """Statistics to be filled in."""
-        return cls(*torch.empty(3, groups, channels, device=device))
+        make = torch.empty if on is None else torch.zeros
+        mean, var, inv = make(3, groups, channels, device=device)
+        return cls(mean, var, inv, on)
 
     def part(self, start: int, stop: int) -> Norm:
         """Those of some groups."""
-        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop])
+        on = None if self.on is None else self.on[start:stop]
+        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop], on)
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,13 @@ class Source:
     """A map that a convolution reads, [P, C] for all groups or [G, P, C].
 
     norm: batch-norm that it is read through, and a ReLU after it. relu: whether it is read through a ReLU.
+    on: [G] 0 for the operations that are not computed; None where all are.
     """
 
     x: Tensor
     relu: bool = False
     norm: Norm | None = None
+    on: Tensor | None = None
 
     @property
     def group(self) -> int:
@@ -82,6 +91,10 @@ class Source:
     def pre(self) -> int:
         """What is done while it is read, see the kernels."""
         return 2 if self.norm is not None else int(self.relu)
+
+    def flags(self, otherwise: Tensor) -> Tensor:
+        """Which operations are computed; where all are, anything, for it is not read."""
+        return otherwise if self.on is None else self.on
 
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of its batch-norm; where it has none, anything, for it is not read."""

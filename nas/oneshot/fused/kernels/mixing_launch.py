@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nas.oneshot.fused.kernels import mixing_programs as programs
-from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, flags, grid_of, tile_of
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.layout import Level
 
@@ -24,12 +24,24 @@ class Mixing:
     """Contributions and their weights.
 
     table: [K, 4] as `Layout` makes it. weights: [K]. row: the column of the table that says which row of the
-      gradients belongs to each, NODE or EDGE.
+      gradients belongs to each, NODE or EDGE. chosen: [K] 0 for those that are not computed; None where all
+      are.
     """
 
     table: Tensor
     weights: Tensor
     row: int
+    chosen: Tensor | None = None
+
+    @property
+    def flags(self) -> Tensor:
+        """Those that are computed; where all are, anything, for it is not read."""
+        return flags(self.chosen, self.weights)
+
+    @property
+    def on(self) -> bool:
+        """Whether only some are."""
+        return self.chosen is not None
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,13 @@ class Pooled:
     """Gradients of pools.
 
     maps: [pools, P, C] from `pool_gradient`, if there are any. index: where the maxima are, of those that
-      come first.
+      come first. on: [pools] 0 for those that are not computed; None where all are.
     """
 
     maps: Tensor | None
     index: Tensor | None
     window: Window
+    on: Tensor | None = None
 
 
 def node(
@@ -76,8 +89,9 @@ def node(
     held, more = raw if masks is None else masks, raw if rest is None else rest
     programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
         raw, norm.mean, norm.inv, mixing.weights, mixing.table, tuple(states),
-        held, more, out, pixels, pixels // images, channels,
-        KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, **tile,
+        held, more, out, mixing.flags, pixels, pixels // images, channels,
+        KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, ON=mixing.on,
+        **tile,
     )  # fmt: skip
     return out
 
@@ -91,8 +105,8 @@ def node_sums(
     blocks, loop = blocks_of(pixels, tile)
     part = sums.new_empty(count, blocks, 2, channels)
     programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
-        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, pixels, count - len(states),
-        channels, blocks, ROW=mixing.row, LOOP=loop, **tile,
+        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, mixing.flags, pixels,
+        count - len(states), channels, blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop, **tile,
     )  # fmt: skip
     torch.sum(part, 1, out=sums)
 
@@ -103,22 +117,33 @@ def branch_gradient(raw: Tensor, norm: Norm, mixing: Mixing, places: Tensor, ret
     out, tile = torch.empty_like(raw), tile_of(channels)
     programs.branch_gradient[grid_of(pixels, channels, groups, tile)](
         raw, norm.mean, norm.inv, mixing.weights, mixing.table, places, returned.sums, returned.rows, out,
-        pixels, channels, ROW=mixing.row, **tile,
+        mixing.flags, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
 
 
-def pools(x: Tensor, window: Window, maxima: int, *, out: Tensor, part: Tensor, block: int) -> Tensor:
+def pools(
+    x: Tensor,
+    window: Window,
+    maxima: int,
+    *,
+    out: Tensor,
+    part: Tensor,
+    block: int,
+    on: Tensor | None = None,
+) -> Tensor:
     """Pools of `x` [P, C] to `out` [pools, P', C], with the moments of each block of so many pixels.
 
-    part: [pools, blocks, 2, C] of the moments. Returns where the maxima are, of the pools that come first.
+    part: [pools, blocks, 2, C] of the moments. on: [pools] which are computed, all where None. Returns where
+    the maxima are, of the pools that come first.
     """
     count, pixels, channels = out.shape
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
     width, blocks = tile_of(channels)["BC"], part.shape[1]
     programs.pool_forward[blocks, cdiv(channels, width), count](
-        x, out, index, part, pixels, channels, blocks, **_sizes(window), MAXIMA=maxima, BP=block, BC=width
-    )
+        x, out, index, part, flags(on, part), pixels, channels, blocks, **_sizes(window), MAXIMA=maxima,
+        ON=on is not None, BP=block, BC=width,
+    )  # fmt: skip
     return index
 
 
@@ -128,7 +153,8 @@ def pool_gradient(raw: Tensor, norm: Norm, mixing: Mixing, level: Level, returne
     out, tile = torch.empty_like(raw), tile_of(channels)
     programs.pool_gradient[grid_of(pixels, channels, count, tile)](
         raw, norm.mean, norm.inv, mixing.weights, mixing.table, level.pooled, level.bounds, returned.sums,
-        returned.rows, out, pixels, channels, ROW=mixing.row, MOST=level.most, **tile,
+        returned.rows, out, flags(norm.on, out), mixing.flags, pixels, channels, ROW=mixing.row,
+        MOST=level.most, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
 
@@ -141,19 +167,22 @@ def leaving_gradient(
     mixing: Mixing,
     *,
     returned: Returned,
+    busy: Tensor | None = None,
 ) -> Tensor:
     """Of the map `x` [P, C] that a level reads.
 
-    chains: the part of each, [P, C]. same: contributions of identities.
+    chains: the part of each, [P, C]. same: contributions of identities. busy: [chains] 0 for those of which
+    no operation is computed; None where all are.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
     pixels, channels = x.shape
     out, tile = torch.empty_like(x), tile_of(channels, MANY)
     programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
         tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
-        mixing.table, same, returned.rows, out, window.outputs, pixels, channels, **_sizes(window),
+        mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out), mixing.flags,
+        window.outputs, pixels, channels, **_sizes(window),
         MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
-        ROW=mixing.row, **tile,
+        ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
 

@@ -4,6 +4,9 @@ Maps are [P, C] as in `programs`, one after the other in slots. A contribution i
 edge brings into a node; table[contribution, 0] is the slot of its map, [.., 1] and [.., 2] the number of the
 node and of the edge that it belongs to, which are the rows of gradients, [.., 3] whether it is normalised.
 Sums over pixels are written block by block and added by the caller (no atomics). Not yet run on a GPU.
+
+Where ON, only some maps are computed, as in `programs`: slots of which on[slot] is not 0, and contributions
+of which chosen[contribution] is not 0. Others are not read, whatever is there.
 """
 
 import triton
@@ -14,8 +17,9 @@ from nas.oneshot.fused.kernels.programs import _place
 
 @triton.jit
 def node_forward(
-    raw, mean, inv, weights, table, states, masks, rest, out, P, size, C: tl.constexpr, KEPT: tl.constexpr,
-    MASKED: tl.constexpr, REST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, weights, table, states, masks, rest, out, chosen, P, size, C: tl.constexpr,
+    KEPT: tl.constexpr, MASKED: tl.constexpr, REST: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """out = Σ_k weights[k] masks (raw - mean) inv of KEPT slots + Σ_k weights[k] masks states + rest.
 
@@ -32,16 +36,24 @@ def node_forward(
     for k in range(KEPT):
         slot = tl.load(table + 4 * k).to(tl.int64)
         normed = here & (tl.load(table + 4 * k + 3) > 0)
+        read = valid
+        if ON:
+            live = tl.load(chosen + k) != 0
+            normed = normed & live
+            read = read & live
         m = tl.load(mean + slot * C + c, mask=normed, other=0.0)
         f = tl.load(inv + slot * C + c, mask=normed, other=1.0) * tl.load(weights + k).to(tl.float32)
-        v = tl.load(raw + slot * P * C + place, mask=valid, other=0.0).to(tl.float32)
+        v = tl.load(raw + slot * P * C + place, mask=read, other=0.0).to(tl.float32)
         v = (v - m[None, :]) * f[None, :]
         if MASKED:
             edge = tl.load(table + 4 * k + 2)
             v *= tl.load(masks + edge * (P // size) + image, mask=p < P, other=0.0)[:, None]
         total += v
     for i in tl.static_range(len(states)):
-        v = tl.load(states[i] + place, mask=valid, other=0.0).to(tl.float32)
+        read = valid
+        if ON:
+            read = read & (tl.load(chosen + KEPT + i) != 0)
+        v = tl.load(states[i] + place, mask=read, other=0.0).to(tl.float32)
         v *= tl.load(weights + KEPT + i).to(tl.float32)
         if MASKED:
             edge = tl.load(table + 4 * (KEPT + i) + 2)
@@ -54,8 +66,8 @@ def node_forward(
 
 @triton.jit
 def node_sums(
-    raw, mean, inv, table, states, grad, part, P, kept, C: tl.constexpr, blocks, ROW: tl.constexpr,
-    LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, table, states, grad, part, chosen, P, kept, C: tl.constexpr, blocks, ROW: tl.constexpr,
+    ON: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """part[k, block, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
 
@@ -65,6 +77,12 @@ def node_sums(
     block = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
+    if ON:
+        if tl.load(chosen + k) == 0:
+            place = part + (k * blocks + block) * 2 * C + c
+            tl.store(place, tl.zeros([BC], tl.float32), mask=here)
+            tl.store(place + C, tl.zeros([BC], tl.float32), mask=here)
+            return
     slot = tl.load(table + 4 * k).to(tl.int64)
     row = tl.load(table + 4 * k + ROW).to(tl.int64)
     normed = here & (tl.load(table + 4 * k + 3) > 0)
@@ -91,8 +109,8 @@ def node_sums(
 
 @triton.jit
 def branch_gradient(
-    raw, mean, inv, weights, table, places, sums, grad, out, P, C: tl.constexpr, ROW: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, weights, table, places, sums, grad, out, chosen, P, C: tl.constexpr, ROW: tl.constexpr,
+    ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g] = weights[k] inv (grad - sums[k, 0] / P - x̂ sums[k, 1] / P) with k = places[g].
 
@@ -100,12 +118,15 @@ def branch_gradient(
     are those of the G branches alone. Grid: pixels, channels, groups.
     """
     g = tl.program_id(2).to(tl.int64)
+    k = tl.load(places + g)
+    if ON:
+        if tl.load(chosen + k) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
     valid = (p < P)[:, None] & here[None, :]
     place = p[:, None] * C + c[None, :]
-    k = tl.load(places + g)
     row = tl.load(table + 4 * k + ROW).to(tl.int64)
     m = tl.load(mean + g * C + c, mask=here, other=0.0)
     i = tl.load(inv + g * C + c, mask=here, other=0.0)
@@ -120,8 +141,9 @@ def branch_gradient(
 
 @triton.jit
 def pool_forward(
-    x, out, index, part, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    x, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
+    HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g] = the largest of 3x3 where g < MAXIMA, else their average; moments as in `convolve_forward`.
 
@@ -129,6 +151,9 @@ def pool_forward(
     PyTorch. Grid: blocks of pixels, channels, pools.
     """
     g = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
@@ -164,14 +189,17 @@ def pool_forward(
 
 @triton.jit
 def pool_gradient(
-    raw, mean, inv, weights, table, members, bounds, sums, grad, out, P, C: tl.constexpr, ROW: tl.constexpr,
-    MOST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, weights, table, members, bounds, sums, grad, out, on, chosen, P, C: tl.constexpr,
+    ROW: tl.constexpr, MOST: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[j]: the gradient of what pool j makes, from all branches that share it, members[bounds[j]] and on.
 
     MOST: branches of a pool, at most. Grid: pixels, channels, pools.
     """
     j = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + j) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
@@ -188,6 +216,8 @@ def pool_gradient(
     for e in range(MOST):
         more = start + e < stop
         k = tl.load(members + start + e, mask=more, other=0)
+        if ON:
+            more = more & (tl.load(chosen + k) != 0)
         row = tl.load(table + 4 * k + ROW).to(tl.int64)
         a = tl.load(sums + k * 2 * C + c, mask=normed & more, other=0.0) / P
         b = tl.load(sums + (k * 2 + 1) * C + c, mask=normed & more, other=0.0) / P
@@ -199,13 +229,15 @@ def pool_gradient(
 
 @triton.jit
 def leaving_gradient(
-    chains, pools, index, weights, table, members, grad, out, P, PI, C: tl.constexpr, HI: tl.constexpr,
-    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr,
-    POOLS: tl.constexpr, SAME: tl.constexpr, ROW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    chains, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI, C: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out = the gradient of a map: that of each chain, of each pool from `pool_gradient`, and of identities.
 
-    members: the contributions of SAME identities. Grid: pixels of the map, channels.
+    members: the contributions of SAME identities. on: of the pools; busy: of the chains, whether any of their
+    operations is computed. Grid: pixels of the map, channels.
     """
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -215,12 +247,18 @@ def leaving_gradient(
     n, h, w = _place(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
     for i in tl.static_range(len(chains)):
-        total += tl.load(chains[i] + place, mask=valid, other=0.0).to(tl.float32)
+        read = valid
+        if ON:
+            read = read & (tl.load(busy + i) != 0)
+        total += tl.load(chains[i] + place, mask=read, other=0.0).to(tl.float32)
     for j in tl.static_range(POOLS):
+        wanted = p < PI
+        if ON:
+            wanted = wanted & (tl.load(on + j) != 0)
         for tap in tl.static_range(9):
             up, left = h - (tap // 3 - 1), w - (tap % 3 - 1)
             row, column = up // STRIDE, left // STRIDE
-            inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+            inside = wanted & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
             inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
             seen = inside[:, None] & here[None, :]
             q = j * P * C + ((n * HO + row) * WO + column)[:, None] * C + c[None, :]
@@ -235,6 +273,9 @@ def leaving_gradient(
     for e in range(SAME):
         k = tl.load(members + e)
         node = tl.load(table + 4 * k + ROW).to(tl.int64)
-        d = tl.load(grad + node * P * C + place, mask=valid, other=0.0).to(tl.float32)
+        read = valid
+        if ON:
+            read = read & (tl.load(chosen + k) != 0)
+        d = tl.load(grad + node * P * C + place, mask=read, other=0.0).to(tl.float32)
         total += tl.load(weights + k).to(tl.float32) * d
     tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)

@@ -148,7 +148,10 @@ def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
     blocks = _cdiv(variant.strips(window.batch, window.after), variant.block[1])
     _launch(
         "depthwise_forward", variant, (blocks, variant.tiles, groups),
-        [source.x, np.int64(source.group), *source.statistics(weight), weight, out, *_sizes(window)],
+        [
+            source.x, np.int64(source.group), *source.statistics(weight), weight, out, _on(source),
+            *_sizes(window),
+        ],
     )  # fmt: skip
     return out
 
@@ -175,7 +178,10 @@ def _input_gradient(grad: Tensor, source: Source, weight: Tensor, window: Window
     mean, _ = source.statistics(weight)
     _launch(
         "depthwise_input_gradient", variant, (blocks, variant.tiles, groups // together),
-        [grad, weight, source.x, np.int64(source.group), mean, dx, np.int32(together), *_sizes(window)],
+        [
+            grad, weight, source.x, np.int64(source.group), mean, dx, _on(source), np.int32(together),
+            *_sizes(window),
+        ],
     )  # fmt: skip
     return dx
 
@@ -191,7 +197,10 @@ def _weight_gradient(
     statistics = source.statistics(weight)
     _launch(
         "depthwise_weight_gradient", variant, (blocks, variant.tiles, groups),
-        [source.x, np.int64(source.group), *statistics, grad, part, np.int32(loop), *_sizes(window)],
+        [
+            source.x, np.int64(source.group), *statistics, grad, part, _on(source), np.int32(loop),
+            *_sizes(window),
+        ],
     )  # fmt: skip
     return part.sum(1)
 
@@ -201,6 +210,11 @@ def _variant(window: Window, source: Source, weight: Tensor, *others: Tensor) ->
     if variant is None:
         raise NativeError(f"there is no kernel for {window} and maps of {source.x.dtype}")
     return variant
+
+
+def _on(source: Source) -> Tensor | np.int64:
+    """Which operations are computed; no address where all are."""
+    return np.int64(0) if source.on is None else source.on
 
 
 def _sizes(window: Window) -> list[np.int32]:

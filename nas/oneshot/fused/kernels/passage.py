@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
 from nas.oneshot.fused.kernels.leaving import Seen, leave
-from nas.oneshot.fused.kernels.slots import Leavings, Slots
+from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Layout, lay_out
 from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stack import channels_last
@@ -27,11 +27,17 @@ class Passage:
     to be differentiated twice.
 
     layout: of the cell. states: the maps of its inputs. weights: [K] of the contributions; 1 where None.
+    chosen: [K] 0 for contributions that are not computed; None where all are.
     masks: [B, 1, 1, 1] the factors of images, of edges from which some are dropped.
     """
 
     def __init__(
-        self, layout: Layout, states: Sequence[Tensor], weights: Tensor | None, masks: Mapping[int, Tensor]
+        self,
+        layout: Layout,
+        states: Sequence[Tensor],
+        weights: Tensor | None,
+        masks: Mapping[int, Tensor],
+        chosen: Tensor | None = None,
     ) -> None:
         first = states[0]
         on = torch.is_autocast_enabled(first.device.type)
@@ -41,8 +47,10 @@ class Passage:
             else reduce(torch.promote_types, [state.dtype for state in states])
         )
         self._layout = layout
-        self._slots = Slots.empty(layout, len(first), self._dtype, first.device)
-        self._leavings = Leavings(layout, masked=bool(masks))
+        active = None if chosen is None else Active.of(layout, chosen)
+        filled = None if active is None else active.slots
+        self._slots = Slots.empty(layout, len(first), self._dtype, first.device, filled)
+        self._leavings = Leavings(layout, masked=bool(masks), active=active)
         weights = layout.ones if weights is None else weights
         self._all = weights.detach()
         self._weights = torch.split(weights, [own.stop - own.start for own in layout.sums])
@@ -85,17 +93,19 @@ class Passage:
         """Running statistics go towards those that were seen; once, at the end."""
         times: Counter[nn.Module] = Counter()
         calls: dict[tuple[float, int], list[tuple[nn.BatchNorm2d, Tensor, Tensor]]] = {}
-        for norms, found in self._seen:
+        seen: dict[tuple[float, int], list[Tensor]] = {}
+        for norms, found, on in self._seen:
             for at, norm in enumerate(norms):
                 if norm.track_running_stats:
                     row = min(at, len(found.mean) - 1)
                     # A module that stands on several edges follows one after the other.
                     key = (cast(float, norm.momentum), times[norm])
                     calls.setdefault(key, []).append((norm, found.mean[row], found.var[row]))
+                    seen.setdefault(key, []).extend([] if on is None else [on[at]])
                     times[norm] += 1
-        for rows in calls.values():
+        for key, rows in calls.items():
             norms, means, variances = zip(*rows, strict=True)
-            follow(norms, list(means), list(variances))
+            follow(norms, list(means), list(variances), on=seen[key] or None)
 
 
 def apart(group: Group, x: Tensor, weights: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ Maps are [P, C], row after row, with P = B * H * W pixels (channels last); those
 the other, [G, P, C]. A map that all operations share has a group stride of 0. Sums over pixels are written
 block by block and added by the caller, so that they are the same on every run (no atomics).
 
+ON says whether only some operations are computed: those of which on[g] is not 0, as a mixture knows that was
+drawn on the device. The programs of all others leave at once and write nothing, but for sums, which are 0.
+
 PRE says what is done to a map while it is read: nothing (0), ReLU (1), or batch-norm and ReLU (2). Sums are
 in float32; maps are in the type they have. Channels are tiles of a power of two, some of it unused.
 """
@@ -19,6 +22,15 @@ def _place(p, height: tl.constexpr, width: tl.constexpr):
 
 
 @triton.jit
+def _none(on, G: tl.constexpr):
+    """Whether no operation of G is computed."""
+    found = 0
+    for g in range(G):
+        found = found | tl.load(on + g)
+    return found == 0
+
+
+@triton.jit
 def _ready(v, valid, mean, inv, PRE: tl.constexpr):
     """Values as the layers before a convolution leave them; zero outside of the map."""
     if PRE == 2:
@@ -30,12 +42,15 @@ def _ready(v, valid, mean, inv, PRE: tl.constexpr):
 
 @triton.jit
 def depthwise_forward(
-    x, x_group, mean, inv, weight, out, P, C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr,
+    x, x_group, mean, inv, weight, out, on, P, C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, DILATION: tl.constexpr,
-    PRE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g, p, c] = Σ_tap weight[g, tap, c] x[g, p at tap, c]. Grid: pixels, channels, groups."""
     g = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
@@ -59,9 +74,9 @@ def depthwise_forward(
 
 @triton.jit
 def depthwise_input_gradient(
-    grad, weight, x, x_group, mean, out, G: tl.constexpr, P, PI, C: tl.constexpr, HI: tl.constexpr,
+    grad, weight, x, x_group, mean, out, on, G: tl.constexpr, P, PI, C: tl.constexpr, HI: tl.constexpr,
     WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr,
-    DILATION: tl.constexpr, PRE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    DILATION: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient [groups, PI, C] of what PRE=2 normalised or of x, summed over G that share it.
 
@@ -71,21 +86,30 @@ def depthwise_input_gradient(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
+    if ON:
+        if _none(on + q * G, G):
+            return
     n, h, w = _place(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
     for shared in range(G):
         g = q * G + shared
-        for kh in tl.static_range(K):
-            up = h - (kh - K // 2) * DILATION
-            for kw in tl.static_range(K):
-                left = w - (kw - K // 2) * DILATION
-                row, column = up // STRIDE, left // STRIDE
-                inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
-                inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
-                valid = inside[:, None] & here[None, :]
-                place = grad + (g * P + ((n * HO + row) * WO + column)[:, None]) * C + c[None, :]
-                tap = tl.load(weight + (g * K * K + kh * K + kw) * C + c, mask=here, other=0.0)
-                total += tl.load(place, mask=valid, other=0.0).to(tl.float32) * tap.to(tl.float32)[None, :]
+        live = True
+        if ON:
+            live = tl.load(on + g) != 0
+        if live:
+            for kh in tl.static_range(K):
+                up = h - (kh - K // 2) * DILATION
+                for kw in tl.static_range(K):
+                    left = w - (kw - K // 2) * DILATION
+                    row, column = up // STRIDE, left // STRIDE
+                    inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+                    inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+                    valid = inside[:, None] & here[None, :]
+                    place = grad + (g * P + ((n * HO + row) * WO + column)[:, None]) * C + c[None, :]
+                    tap = tl.load(weight + (g * K * K + kh * K + kw) * C + c, mask=here, other=0.0)
+                    total += (
+                        tl.load(place, mask=valid, other=0.0).to(tl.float32) * tap.to(tl.float32)[None, :]
+                    )
     valid = (p < PI)[:, None] & here[None, :]
     if PRE >= 1:
         v = tl.load(x + q * x_group + p[:, None] * C + c[None, :], mask=valid, other=0.0).to(tl.float32)
@@ -96,9 +120,9 @@ def depthwise_input_gradient(
 
 @triton.jit
 def depthwise_weight_gradient(
-    x, x_group, mean, inv, grad, part, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
+    x, x_group, mean, inv, grad, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, DILATION: tl.constexpr,
-    PRE: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    PRE: tl.constexpr, ON: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """part[g, block, tap, c] = Σ_p x[g, p at tap, c] grad[g, p, c]. Grid: blocks, taps x channels, groups."""
     g = tl.program_id(2).to(tl.int64)
@@ -106,6 +130,11 @@ def depthwise_weight_gradient(
     tap = tl.program_id(1) % (K * K)
     c = tl.program_id(1) // (K * K) * BC + tl.arange(0, BC)
     here = c < C
+    if ON:
+        if tl.load(on + g) == 0:
+            place = part + ((g * blocks + block) * K * K + tap) * C + c
+            tl.store(place, tl.zeros([BC], tl.float32), mask=here)
+            return
     down, right = (tap // K - K // 2) * DILATION, (tap % K - K // 2) * DILATION
     m = tl.load(mean + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
     i = tl.load(inv + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
@@ -125,9 +154,9 @@ def depthwise_weight_gradient(
 
 @triton.jit
 def convolve_forward(
-    x, x_group, weight, out, part, P, blocks, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
+    x, x_group, weight, out, part, on, P, blocks, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
     WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr,
-    PRE: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """out[g, p, o] = Σ_tap,i weight[g, tap, i, o] x[g, p at tap, i], and moments of each block of pixels.
 
@@ -135,6 +164,9 @@ def convolve_forward(
     channels out, groups.
     """
     g = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     n, h, w = _place(p, HO, WO)
@@ -165,14 +197,17 @@ def convolve_forward(
 
 @triton.jit
 def moments(
-    part, mean, var, inv, eps, P, C: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-    BC: tl.constexpr,
+    part, mean, var, inv, on, eps, P, C: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    ON: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
 
     Chan et al. 1979: nothing cancels, as it does in a difference of sums. Grid: channels, groups.
     """
     g = tl.program_id(1).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     here = c < C
     total = tl.zeros([BC], tl.float32)
@@ -193,32 +228,40 @@ def moments(
 
 @triton.jit
 def convolve_input_gradient(
-    grad, weight, x, x_group, out, G: tl.constexpr, P, PI, CI: tl.constexpr, CO: tl.constexpr,
+    grad, weight, x, x_group, out, on, G: tl.constexpr, P, PI, CI: tl.constexpr, CO: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    K: tl.constexpr, PRE: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    K: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr,
+    BO: tl.constexpr,
 ):  # fmt: skip
     """The gradient [groups, PI, CI] of x, summed over G that share it. Grid: pixels, channels in, groups."""
     q = tl.program_id(2).to(tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     i = tl.program_id(1) * BI + tl.arange(0, BI)
+    if ON:
+        if _none(on + q * G, G):
+            return
     n, h, w = _place(p, HI, WI)
     kind: tl.constexpr = grad.dtype.element_ty
     total = tl.zeros([BP, BI], tl.float32)
     for shared in range(G):
         g = q * G + shared
-        for tap in tl.static_range(K * K):
-            up, left = h - (tap // K - K // 2), w - (tap % K - K // 2)
-            row, column = up // STRIDE, left // STRIDE
-            inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
-            inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
-            for start in range(0, CO, BO):
-                o = start + tl.arange(0, BO)
-                valid = inside[:, None] & (o < CO)[None, :]
-                place = grad + (g * P + ((n * HO + row) * WO + column)[:, None]) * CO + o[None, :]
-                d = tl.load(place, mask=valid, other=0.0)
-                place = weight + ((g * K * K + tap) * CI + i[None, :]) * CO + o[:, None]
-                taps = tl.load(place, mask=(i < CI)[None, :] & (o < CO)[:, None], other=0.0)
-                total += tl.dot(d, taps.to(kind), input_precision="ieee")
+        live = True
+        if ON:
+            live = tl.load(on + g) != 0
+        if live:
+            for tap in tl.static_range(K * K):
+                up, left = h - (tap // K - K // 2), w - (tap % K - K // 2)
+                row, column = up // STRIDE, left // STRIDE
+                inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+                inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+                for start in range(0, CO, BO):
+                    o = start + tl.arange(0, BO)
+                    valid = inside[:, None] & (o < CO)[None, :]
+                    place = grad + (g * P + ((n * HO + row) * WO + column)[:, None]) * CO + o[None, :]
+                    d = tl.load(place, mask=valid, other=0.0)
+                    place = weight + ((g * K * K + tap) * CI + i[None, :]) * CO + o[:, None]
+                    taps = tl.load(place, mask=(i < CI)[None, :] & (o < CO)[:, None], other=0.0)
+                    total += tl.dot(d, taps.to(kind), input_precision="ieee")
     valid = (p < PI)[:, None] & (i < CI)[None, :]
     if PRE == 1:
         v = tl.load(x + q * x_group + p[:, None] * CI + i[None, :], mask=valid, other=0.0)
@@ -228,9 +271,10 @@ def convolve_input_gradient(
 
 @triton.jit
 def convolve_weight_gradient(
-    x, x_group, grad, part, P, blocks, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
+    x, x_group, grad, part, on, P, blocks, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
     WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr,
-    PRE: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    PRE: tl.constexpr, ON: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr,
+    BO: tl.constexpr,
 ):  # fmt: skip
     """part[g, block, tap, i, o] = Σ_p x[g, p at tap, i] grad[g, p, o].
 
@@ -243,9 +287,14 @@ def convolve_weight_gradient(
     outs = tl.cdiv(CO, BO)
     i = tile // outs * BI + tl.arange(0, BI)
     o = tile % outs * BO + tl.arange(0, BO)
+    to = part + (((g * blocks + block) * K * K + tap) * CI + i[:, None]) * CO + o[None, :]
     kind: tl.constexpr = grad.dtype.element_ty
     none = tl.zeros([BI], tl.float32)
     total = tl.zeros([BI, BO], tl.float32)
+    if ON:
+        if tl.load(on + g) == 0:
+            tl.store(to, total, mask=(i < CI)[:, None] & (o < CO)[None, :])
+            return
     for step in range(LOOP):
         p = (block * LOOP + step) * BP + tl.arange(0, BP)
         n, h, w = _place(p, HO, WO)
@@ -257,17 +306,19 @@ def convolve_weight_gradient(
         place = grad + (g * P + p[:, None]) * CO + o[None, :]
         d = tl.load(place, mask=(p < P)[:, None] & (o < CO)[None, :], other=0.0)
         total += tl.dot(tl.trans(v.to(kind)), d, input_precision="ieee")
-    place = part + (((g * blocks + block) * K * K + tap) * CI + i[:, None]) * CO + o[None, :]
-    tl.store(place, total, mask=(i < CI)[:, None] & (o < CO)[None, :])
+    tl.store(to, total, mask=(i < CI)[:, None] & (o < CO)[None, :])
 
 
 @triton.jit
 def sums(
-    grad, y, mean, inv, part, P, C: tl.constexpr, blocks, LOOP: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr,
+    grad, y, mean, inv, part, on, P, C: tl.constexpr, blocks, ON: tl.constexpr, LOOP: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv. Grid: blocks, channels, groups."""
     g = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     block = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
@@ -290,13 +341,17 @@ def sums(
 
 @triton.jit
 def norm_gradient(
-    grad, y, mean, inv, total, out, P, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    grad, y, mean, inv, total, out, on, P, C: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """out = inv (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
 
     Grid: pixels, channels, groups.
     """
     g = tl.program_id(2).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C

@@ -12,6 +12,26 @@ from nas.oneshot.fused.kernels.mixing_launch import EDGE, NODE, Mixing, Returned
 from nas.oneshot.fused.layout import Layout, Sum
 
 
+@dataclass(frozen=True)
+class Active:
+    """What of a cell is computed under a mixture that was drawn on the device, which alone knows.
+
+    chosen: [contributions] int32, 0 for all but what was drawn. slots: [slots] whether a map is computed;
+      chains: [chains] whether any operation of a chain is.
+    """
+
+    chosen: Tensor
+    slots: Tensor
+    chains: Tensor
+
+    @classmethod
+    def of(cls, layout: Layout, chosen: Tensor) -> Active:
+        """Counts what was drawn in every slot and chain."""
+        counted = torch.zeros(layout.slots + layout.chains + 1, dtype=torch.int32, device=chosen.device)
+        counted.index_add_(0, layout.owners, torch.cat([chosen, chosen]))
+        return cls(chosen, counted[: layout.slots], counted[layout.slots : -1])
+
+
 @dataclass(frozen=True, eq=False)
 class Slots:
     """Maps that are added up in nodes, with their statistics.
@@ -25,11 +45,13 @@ class Slots:
     norm: Norm
 
     @classmethod
-    def empty(cls, layout: Layout, batch: int, dtype: torch.dtype, device: torch.device) -> Slots:
-        """Slots to be filled in by the levels of a cell."""
+    def empty(
+        cls, layout: Layout, batch: int, dtype: torch.dtype, device: torch.device, on: Tensor | None
+    ) -> Slots:
+        """Slots to be filled in by the levels of a cell. on: [slots] which will be, all where None."""
         channels, height, width = layout.shape
         raw = torch.empty(layout.slots, batch * height * width, channels, dtype=dtype, device=device)
-        return cls(layout, batch, raw, Norm.empty(layout.slots, channels, device))
+        return cls(layout, batch, raw, Norm.empty(layout.slots, channels, device, on))
 
     def part(self, start: int, stop: int) -> Slots:
         """Some of them."""
@@ -41,10 +63,11 @@ class Leavings:
 
     masked: whether each edge has a gradient of its own, since images are dropped from it; else all edges into
       a node share one.
+    active: what is computed; all where None.
     """
 
-    def __init__(self, layout: Layout, *, masked: bool) -> None:
-        self.layout, self.masked = layout, masked
+    def __init__(self, layout: Layout, *, masked: bool, active: Active | None) -> None:
+        self.layout, self.masked, self.active = layout, masked, active
         self._found: Returned | None = None
 
     @property
@@ -58,8 +81,11 @@ class Leavings:
 
     def mixing(self, weights: Tensor, own: Sum | None = None) -> Mixing:
         """Contributions with their weights: of one node, or all."""
-        table = self.layout.table
-        return Mixing(table if own is None else table[own.start : own.stop], weights, self.column)
+        table, chosen = self.layout.table, None if self.active is None else self.active.chosen
+        if own is not None:
+            table = table[own.start : own.stop]
+            chosen = None if chosen is None else chosen[own.start : own.stop]
+        return Mixing(table, weights, self.column, chosen)
 
     def returned(self, like: Tensor) -> Returned:
         """Where the gradients are. like: [.., P, C] a map."""
