@@ -189,6 +189,24 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
     return folder / MANIFEST
 
 
+def list_in_manifest(folder: Path, name: str) -> None:
+    """Writes the size and SHA-256 of one file into the manifest that there is, in place of its former ones.
+
+    Raises:
+        ConfigError: when there is no such file, or the manifest is damaged.
+    """
+    files = {**_listed(folder), name: _fingerprint(folder / name)}
+    write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
+
+
+def _listed(folder: Path) -> dict[str, object]:
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    return files
+
+
 def _results(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
@@ -209,10 +227,7 @@ def check_manifest(folder: Path, names: Iterable[str] | None = None) -> list[str
 
     names: looks at these only; a file that the manifest does not list is nothing wrong.
     """
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    files = _listed(folder)
     chosen = files if names is None else {name: files[name] for name in names if name in files}
     return [problem for name, recorded in chosen.items() if (problem := _problem(folder, name, recorded))]
 
