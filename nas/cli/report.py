@@ -13,7 +13,9 @@ from nas.errors import ConfigError
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not; several are compared.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, finished or not; several are compared.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The file. [default: report.html in the run's folder, of several runs here]"),
@@ -24,7 +26,9 @@ def report(
     ] = None,
     watts: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Power of a device at work, for the estimate of energy. [default: assumed]"),
+        typer.Option(
+            min=0.0, help="Power of a device at work, for the estimate of energy. [default: assumed]"
+        ),
     ] = None,
 ) -> None:
     """Write report.html: all that a run did and found, as one file that needs no network."""

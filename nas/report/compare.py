@@ -18,7 +18,16 @@ from nas.report.words import metric
 
 _MOST_CURVES = 8
 _MOST_CHANGES = 60
-_PLACES = ("storage", "workers", "device", "lease", "storage_patience", "trial_timeout")
+_TOLD = (
+    "storage",
+    "lease",
+    "storage_patience",
+    "objective",
+    "constraint",
+    "goals.objectives",
+    "goals.constraints",
+)
+"""Settings that say nothing of the outcome, or stand in the table in words."""
 
 
 def compare(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
@@ -32,7 +41,7 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
     told = [facts(run) for run in runs]
     everywhere = dict.fromkeys(key for table in told for key in table)
     rows = [(key, [table.get(key, "–") for table in told]) for key in everywhere]
-    keys = sorted({key for table in flat for key in table} - set(_PLACES))
+    keys = sorted({key for table in flat for key in table} - set(_TOLD))
     differing = [(key, [str(table.get(key, "–")) for table in flat]) for key in keys]
     rows += [row for row in differing if len(set(row[1])) > 1 and row[0] not in everywhere]
     return Section(
@@ -41,7 +50,11 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
         "What the runs are, and every setting in which they differ, as asked or as the preset resolved it; "
         "highlighted rows differ.",
         template="table",
-        values={"head": list(names), "rows": _marked(rows[:_MOST_CHANGES]), "more": max(0, len(rows) - _MOST_CHANGES)},
+        values={
+            "head": list(names),
+            "rows": _marked(rows[:_MOST_CHANGES]),
+            "more": max(0, len(rows) - _MOST_CHANGES),
+        },
     )
 
 
@@ -57,8 +70,8 @@ def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     return Section(
         "metrics",
         "Outcomes",
-        "Each with its 95 % interval where there is one. Intervals that overlap widely mean that the runs may "
-        "differ by chance alone; one run of each setting says nothing of the spread over seeds.",
+        "Each with its 95 % interval where there is one. Intervals that overlap widely mean that the runs "
+        "may differ by chance alone; one run of each setting says nothing of the spread over seeds.",
         template="table",
         values={"head": list(names), "rows": _marked(rows, mark=False), "more": 0},
     )
@@ -84,8 +97,8 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     return Section(
         "curves",
         "Anytime curves",
-        f"The best {objective} found so far over {xlabel}: a curve further up or to the left got there with less "
-        f"work.{mixed}{left}",
+        f"The best {objective} found so far over {xlabel}: a curve further up or to the left got there with "
+        f"less work.{mixed}{left}",
         drawings=[Drawing(label, label, svg=inline(figure, name="curves", label=label), wide=True)],
     )
 
@@ -105,7 +118,7 @@ def _cells(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     if not found:
         return None
     reading = "The cells that each run found; equal operations have equal colours."
-    return Section("cells", "Found cells", reading, drawings=found)
+    return Section("cells", "Found cells", reading, template="beside", drawings=found)
 
 
 def _value(metrics: Mapping[str, float], key: str) -> str:

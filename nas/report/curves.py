@@ -62,21 +62,26 @@ _PLAIN = "Each dot is a trial, the line the best value found so far."
 
 def _reading(run: Run, banded: bool) -> str:  # noqa: FBT001 - of one caller
     alone = (
-        " Accuracies of the search are those of its supernet, those of random search of networks trained alone."
+        " Accuracies of the search are those of its supernet, those of random search of networks trained "
+        "alone."
         if run.is_by_gradients
         else ""
     )
     band = (
-        " The second picture compares it with random search: its line is the median of the best of so many of "
-        "its trials over all their orders, its band goes from the 10 % to the 90 % quantile. The search was run "
-        "once, so that it has no band of its own."
+        " The second picture compares it with random search: its line is the median of the best of so many "
+        "of its trials over all their orders, its band goes from the 10 % to the 90 % quantile. The search "
+        "was run once, so that it has no band of its own."
     )
     return " Point at a dot, or move to it with the tab key, to see what it was." + alone + band * banded
 
 
 def _left_out(shown: Sequence[Trial], past: Past) -> str:
     left = len(past.trials) - len(shown)
-    return f" {left} of {len(past.trials)} trials are left out, none that improved on those before." if left else ""
+    return (
+        f" {left} of {len(past.trials)} trials are left out, none that improved on those before."
+        if left
+        else ""
+    )
 
 
 def with_value(objective: Objective, trial: Trial) -> Trial:
@@ -87,7 +92,7 @@ def with_value(objective: Objective, trial: Trial) -> Trial:
 
 
 def thinned(past: Past, most: int) -> list[Trial]:
-    """At most about `most` trials: all that improved on those before, on the front or failed first, then evenly."""
+    """At most about `most` trials: all that improved on those before or are on the front, then evenly."""
     usable = {t.number for t in past.done}
     trials = [t for t in past.trials if t.state != "done" or t.number in usable]
     if len(trials) <= most:
@@ -103,7 +108,7 @@ def thinned(past: Past, most: int) -> list[Trial]:
 
 
 def tip(past: Past, trial: Trial) -> Tip:
-    """What is told of a trial: its metrics, and its choices, or how often each was made where they are many."""
+    """What is told of a trial: metrics and choices, or how often each was made where they are many."""
     chosen = list(past.choices(trial.genotype).items())
     if len(chosen) > 8:
         counts: dict[str, int] = {}
@@ -149,9 +154,10 @@ def expected(run: Run, name: str = "search") -> dict[str, Bands]:
 
 
 def order_statistics(scores: NDArray[np.float64], most: int = 200) -> tuple[NDArray[np.float64], ...]:
-    """Of the best of k of these N scores, drawn without replacement: k, its median and 10 and 90 % quantiles, `[K]`.
+    """Of the best of k of these N scores: k, the median, and the 10 and 90 % quantiles, each `[K]`.
 
-    The best is at most the i-th smallest with probability C(i, k) / C(N, k). most: of the numbers k in 1 to N.
+    They are drawn without replacement: the best is at most the i-th smallest with probability
+    C(i, k) / C(N, k). most: of the numbers k in 1 to N.
     """
     ordered, count = np.sort(scores), len(scores)
     sizes = np.unique(np.linspace(1, count, min(count, most)).round())

@@ -1,4 +1,4 @@
-"""Pictures of `nas.draw` as parts of a page: plain attributes, ids of their own, text as text, spots to hover over."""
+"""Pictures of `nas.draw` as parts of a page: plain attributes, own ids, text as text, spots to point at."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _MOST_FOCUSED = 200
 class Spot:
     """A place in a picture's plot that tells something.
 
-    x, y: in the units of its axes; what lies outside is shown at their edge. entry: the number of what is told.
-    label: the same in a few words.
+    x, y: in the units of its axes; what lies outside is shown at their edge.
+    entry: the number of what is told. label: the same in a few words.
     """
 
     x: float
@@ -70,7 +70,7 @@ def _parsed(figure: Figure) -> ET.Element:
         figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)
-    return ET.fromstring(buffer.getvalue())  # noqa: S314  # nosec B314
+    return ET.fromstring(buffer.getvalue())  # nosec B314
 
 
 def _simplify(root: ET.Element, name: str) -> None:

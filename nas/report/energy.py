@@ -34,7 +34,8 @@ def assumed_watts(environment: Mapping[str, Any]) -> tuple[float, str]:
     if not device.startswith("cuda"):
         found = environment.get("threads")
         threads = found if isinstance(found, int) and found > 0 else 1
-        return threads * _THREAD_W, f"{_THREAD_W:.0f} W for each of {threads} CPU threads, typical of a server"
+        many = "the CPU's thread" if threads == 1 else f"each of {threads} CPU threads"
+        return threads * _THREAD_W, f"{_THREAD_W:.0f} W for {many}, typical of a server"
     for name, watts in GPU_WATTS.items():
         if name in hardware:
             return float(watts), f"the most that {hardware} may draw by its maker"
@@ -71,14 +72,20 @@ def energy(run: Run, watts: float | None = None) -> Section | None:
     return Section(
         "energy",
         "Cost and energy",
-        "Device time is the sum over workers and ranks. Energy is no measurement: it is device time × an assumed "
-        f"power of {power:g} W a device ({reason}), without memory, cooling and the rest of the machine. Give the "
-        "real power with nas report RUN --watts W.",
+        "Device time is the sum over workers and ranks. Energy is no measurement: it is device time × an "
+        f"assumed power of {power:g} W a device ({reason}), without memory, cooling and the rest of the "
+        "machine. Give the real power with nas report RUN --watts W.",
         template="energy",
-        values={"rows": rows, "total": (duration(total), _energy(total * power)), "hours": f"{total / 3600:.3g}"},
+        values={
+            "rows": rows,
+            "total": (duration(total), _energy(total * power)),
+            "hours": f"{total / 3600:.3g}",
+        },
     )
 
 
 def _energy(joules: float) -> str:
+    if joules < 3600:
+        return f"{joules:.3g} J"
     watt_hours = joules / 3600
     return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"

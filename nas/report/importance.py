@@ -31,7 +31,11 @@ def importance(run: Run) -> Section | None:
         return None
     whose = "random search's" if past is run.random else "the search's"
     scale, unit = (100.0, "points") if objective.name.endswith("acc") else (1.0, objective.name)
-    biased = "" if past is run.random else " A search tries what it likes more often, so that little is proven by it."
+    biased = (
+        ""
+        if past is run.random
+        else " A search tries what it likes more often, so that little is proven by it."
+    )
     return Section(
         "importance",
         "What mattered",
@@ -65,11 +69,14 @@ def operations(past: Past, trials: Sequence[Trial], values: Values) -> list[Mapp
     return sorted(rows, key=lambda row: -float(row["rho"]))  # type: ignore[arg-type]
 
 
-def decisions(past: Past, trials: Sequence[Trial], values: Values, scale: float) -> list[Mapping[str, object]]:
+def decisions(
+    past: Past, trials: Sequence[Trial], values: Values, scale: float
+) -> list[Mapping[str, object]]:
     """For each decision ε², and the options with the highest and the lowest mean; the most important first.
 
     ε² = (S_B - (K - 1) s²) / S_T, not below 0: the share of the values' variance that K options explain, less
-    what they would by chance (Kelley 1935); S_B is the sum of squares between options, s² the mean square within.
+    what they would by chance (Kelley 1935); S_B and S_T are the sums of squares between options and in all,
+    s² is the mean square within options.
     """
     chosen = np.array([t.genotype for t in trials])
     rows = []
@@ -83,7 +90,13 @@ def decisions(past: Past, trials: Sequence[Trial], values: Values, scale: float)
         order = sorted(groups, key=lambda o: -groups[o].mean())
         best, worst = ((decision.options[o], _effect(groups, o, scale)) for o in (order[0], order[-1]))
         rows.append(
-            {"name": decision.name, "share": share, "text": f"{100 * share:.0f} %", "best": best, "worst": worst}
+            {
+                "name": decision.name,
+                "share": share,
+                "text": f"{100 * share:.0f} %",
+                "best": best,
+                "worst": worst,
+            }
         )
     return sorted(rows, key=lambda row: -float(row["share"]))  # type: ignore[arg-type]
 

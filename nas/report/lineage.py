@@ -21,23 +21,30 @@ def lineage(run: Run) -> Section | None:
     if start is None or run.method not in WITH_PARENTS:
         return None
     chain = ancestors(run.search, start)
+    if len(chain) < 2:
+        return None
     other = run.is_finished and run.winner is None
     best = "Another architecture than the search's won, so that this is the search's best. " if other else ""
     limit = nearest_limit(run.search)
     return Section(
         "lineage",
         "Lineage of the search's best" if run.winner is None else "Lineage of the winner",
-        f"{best}The history does not record parents, so that these are derived: each step goes back to the earlier "
-        "finished trial that differs in the fewest decisions, the better one of equals, and ends where "
-        f"none differs in at most {limit}. They need not be the searcher's own parents.",
+        f"{best}The history does not record parents, so that these are derived: each step goes back to the "
+        "earlier finished trial that differs in the fewest decisions, the better one of equals, and ends "
+        f"where none differs in at most {limit}. They need not be the searcher's own parents.",
         template="lineage",
-        values={"rows": [_row(run.search, parent, child) for parent, child in zip([None, *chain], chain)]},
+        values={
+            "rows": [
+                _row(run.search, parent, child)
+                for parent, child in zip([None, *chain[:-1]], chain, strict=True)
+            ]
+        },
     )
 
 
 def nearest_limit(past: Past) -> int:
-    """How many decisions a child may differ in: a quarter, at least one."""
-    return max(1, len(past.decisions) // 4)
+    """How many decisions a child may differ in: a quarter, at least two."""
+    return max(2, len(past.decisions) // 4)
 
 
 def ancestors(past: Past, trial: Trial) -> list[Trial]:
@@ -60,7 +67,13 @@ def _distance(one: Genotype, other: Genotype) -> int:
 def _row(past: Past, parent: Trial | None, child: Trial) -> Mapping[str, object]:
     objective = past.goals.objectives[0]
     value = objective.value(child.metrics)
-    row = {"trial": child.number, "value": metric(objective.name, value), "gain": "", "changes": [], "more": 0}
+    row = {
+        "trial": child.number,
+        "value": metric(objective.name, value),
+        "gain": "",
+        "changes": [],
+        "more": 0,
+    }
     if parent is None:
         return row
     before, after = past.choices(parent.genotype), past.choices(child.genotype)

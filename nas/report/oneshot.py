@@ -18,8 +18,8 @@ def alphas(run: Run) -> Section | None:
     """How strong every operation was at the end, and on the way there."""
     reading = (
         "Every decision's row holds the strength (the mixture weight that its alphas give) of each operation "
-        "at the end of the search, from 0 to 1; outlined is the strongest. Rows without a clear favourite are close "
-        "decisions. The panels show the same over the epochs; dotted is an even mixture."
+        "at the end of the search, from 0 to 1; outlined is the strongest. Rows without a clear favourite "
+        "are close decisions. The panels show the same over the epochs; dotted is an even mixture."
     )
     drawings = _alphas(run) or stored(run.folder, "alphas.svg", "strengths over the search")
     return Section("alphas", "Alphas", reading, drawings=drawings) if drawings else None
@@ -52,8 +52,8 @@ def health(run: Run) -> Section | None:
         "health",
         "Health of the search",
         "Signs of a collapse: a growing share of identities (skip connections), a dominant eigenvalue of the "
-        "validation loss's Hessian that leaves its band, and a gap between the supernet and the network that it "
-        "prefers. An entropy near 1 means that the alphas are undecided.",
+        "validation loss's Hessian that leaves its band, and a gap between the supernet and the network that "
+        "it prefers. An entropy near 1 means that the alphas are undecided.",
         drawings=[Drawing(label, label, svg=inline(figure, name="health", label=label), wide=True)],
         template="events",
         values={"events": [(row.epoch, event) for row in rows for event in row.events]},
@@ -64,12 +64,14 @@ def _from_trials(run: Run) -> list[EpochRecord]:
     """The same of a search that has not ended, in which each epoch is a trial."""
     if not run.is_by_gradients:
         return []
-    known = set(EpochRecord.model_fields) - {"epoch"}
     return [
-        EpochRecord(
-            epoch=place + 1,
-            skip_shares={"all cells": trial.metrics.get("skip_share", np.nan)},
-            **{name: value for name, value in trial.metrics.items() if name in known},
+        EpochRecord.model_validate(
+            {
+                **trial.metrics,
+                "epoch": place + 1,
+                "skip_shares": {"all cells": trial.metrics.get("skip_share", 0.0)},
+                "events": [],
+            }
         )
         for place, trial in enumerate(run.search.done)
     ]

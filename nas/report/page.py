@@ -16,7 +16,18 @@ from nas import __version__
 from nas.errors import ConfigError
 from nas.files import write_text
 from nas.registry import load
-from nas.report import architecture, compare, curves, energy, importance, lineage, oneshot, pareto, summary, working
+from nas.report import (
+    architecture,
+    compare,
+    curves,
+    energy,
+    importance,
+    lineage,
+    oneshot,
+    pareto,
+    summary,
+    working,
+)
 from nas.report.run import Run, read
 from nas.report.section import Section
 from nas.run_folder import read_run
@@ -31,7 +42,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_report(
     folders: Sequence[Path], out: Path, *, space: Space | None = None, watts: float | None = None
 ) -> int:
-    """Writes the report of a run, or the comparison of several, and returns its size in bytes; see `render`."""
+    """Writes the report of a run or the comparison of several, see `render`; returns its size in bytes."""
     text = render(folders, space=space, watts=watts)
     write_text(out, text)
     return len(text.encode())
@@ -52,7 +63,11 @@ def render(folders: Sequence[Path], *, space: Space | None = None, watts: float 
         raise ConfigError("report: got no run, wanted at least one folder of a run")
     runs = [read(folder, space) for folder in folders]
     if len(runs) == 1:
-        return _page(runs[0].name, "Report of a search" if runs[0].method else "Report of a training", sections(runs[0], watts))
+        return _page(
+            runs[0].name,
+            "Report of a search" if runs[0].method else "Report of a training",
+            sections(runs[0], watts),
+        )
     names = _distinct(runs)
     return _page(", ".join(names), f"Comparison of {len(runs)} runs", compare.compare(runs, names))
 
@@ -101,16 +116,20 @@ def _distinct(runs: Sequence[Run]) -> list[str]:
 def _page(title: str, kind: str, parts: Sequence[Section]) -> str:
     style, script = (_file(name) for name in ("style.css", "script.js"))
     tips = {name: entries for section in parts for name, entries in section.tips.items()}
-    return _environment().get_template("page.html").render(
-        title=title,
-        kind=kind,
-        sections=parts,
-        style=Markup(style),  # nosec B704 - ours
-        script=Markup(script),  # nosec B704
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        tips=_data(tips),
-        version=__version__,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            kind=kind,
+            sections=parts,
+            style=Markup(style),  # nosec B704 - ours
+            script=Markup(script),  # nosec B704
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+            tips=_data(tips),
+            version=__version__,
+        )
     )
 
 
@@ -128,7 +147,9 @@ def _environment() -> jinja2.Environment:
 
 def _shown(value: object) -> object:
     """Text without what could not be written or turns the direction of writing."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return printable(value).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _file(name: str) -> str:

@@ -32,12 +32,16 @@ def front(run: Run) -> Section | None:
     return Section(
         "front",
         "Pareto front",
-        f"Trade-offs between {wanted}. No other trial is at least as good in every objective and better in one "
-        f"than those on the front: {len(best)} of {len(past.longest)} finished trials.{more} Point at a dot, or "
-        "move to it with the tab key, to see what it was.",
+        f"Trade-offs between {wanted}. No other trial is at least as good in every objective and better in "
+        f"one than those on the front: {len(best)} of {len(past.longest)} finished trials.{more} Point at a "
+        "dot, or move to it with the tab key, to see what it was.",
         template="front",
         drawings=[_drawing(run, shown)],
-        values={"names": [o.name for o in objectives], "rows": rows[:_MOST_ROWS], "more": len(rows) - _MOST_ROWS},
+        values={
+            "names": [o.name for o in objectives],
+            "rows": rows[:_MOST_ROWS],
+            "more": len(rows) - _MOST_ROWS,
+        },
         tips={"front": [tip(past, trial) for trial in shown]},
     )
 

@@ -108,7 +108,11 @@ class Run:
     @cached_property
     def final(self) -> Space | None:
         """The space at the size of the last network, where it is one of the engine's own."""
-        return None if self.architecture is None else _space(self.architecture["space"], self.architecture["settings"])
+        return (
+            None
+            if self.architecture is None
+            else _space(self.architecture["space"], self.architecture["settings"])
+        )
 
     @cached_property
     def graphs(self) -> dict[str, Graph]:
@@ -136,7 +140,9 @@ def read(folder: Path, space: Space | None = None) -> Run:
     """
     record = read_run(folder)
     if (folder / MANIFEST).is_file():
-        require_intact(folder, "run.json", "architecture.json", "metrics.json", "baselines.json", "health.json")
+        require_intact(
+            folder, "run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"
+        )
     studies = read_studies(folder)
     architecture, metrics = folder / "architecture.json", folder / "metrics.json"
     if (found := _json(architecture)) is not None:
@@ -153,7 +159,9 @@ def read(folder: Path, space: Space | None = None) -> Run:
         checked(ComparedRecord, _json(compared), compared, "comparison") if is_file(compared) else None,
         checked(HealthRecord, health, folder / "health.json", "record of health").epochs if health else (),
         _alphas(folder / "alphas.npz"),
-        space if space is not None else _space(record["space"].get("origin"), record["space"].get("settings")),
+        space
+        if space is not None
+        else _space(record["space"].get("origin"), record["space"].get("settings")),
     )
 
 

@@ -49,7 +49,7 @@ class Section:
 
 
 def stored(folder: Path, name: str, caption: str) -> list[Drawing]:
-    """A picture that the run has left, shown as an image, in which nothing runs; none where it is not whole."""
+    """A picture that the run has left, as an image, in which nothing runs; none where it is not whole."""
     path = folder / name
     if not is_file(path) or path.stat().st_size > _MOST_BYTES:
         return []

@@ -50,8 +50,8 @@ def facts(run: Run) -> dict[str, str]:
     record = run.record
     space, task, images = record["space"], record["task"], record["task"].get("images", {})
     found = {
-        "space": f"{space.get('name', '')}, {space.get('decisions', '?')} decisions, {space.get('size', '?')} "
-        "architectures",
+        "space": f"{space.get('name', '')}, {space.get('decisions', '?')} decisions, "
+        f"{space.get('size', '?')} architectures",
         "task": f"{task['name']}, {len(task['classes'])} classes, images "
         + "×".join(map(str, task["image_shape"]))
         + f" ({', '.join(f'{n} {part}' for part, n in images.items())})",
@@ -62,7 +62,10 @@ def facts(run: Run) -> dict[str, str]:
         found["goals"] = str(Goals.from_dict(goals) if goals else Goals())
     environment = record.get("environment", {})
     found["device"] = f"{environment.get('device', '?')} ({environment.get('hardware', '?')})"
-    return found | {"seed": str(record["config"].get("seed", 0)), "begun": str(record.get("begun", "unknown"))}
+    return found | {
+        "seed": str(record["config"].get("seed", 0)),
+        "begun": str(record.get("begun", "unknown")),
+    }
 
 
 def _figures(run: Run) -> list[tuple[str, str, str]]:
@@ -75,7 +78,9 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     if "params" in m:
         found.append(("parameters", count(m["params"]), f"{count(m.get('macs', 0))} multiply-accumulates"))
     if "latency_ms" in m:
-        found.append(("latency", f"{m['latency_ms']:.3g} ms", f"95 % below {m.get('latency_p95_ms', 0):.3g} ms"))
+        found.append(
+            ("latency", f"{m['latency_ms']:.3g} ms", f"95 % below {m.get('latency_p95_ms', 0):.3g} ms")
+        )
     if "random_delta" in m:
         low, high = (100 * m.get(f"random_delta_{end}", m["random_delta"]) for end in ("low", "high"))
         added = f"points of validation accuracy; 95 % interval {signed(low)} to {signed(high)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from nas import failures
@@ -16,7 +16,8 @@ from nas.types import Trial
 _MOST_BARS = 3000
 _ROW, _LEFT, _INNER = 26, 190, 800
 """Pixels: the height of a row, where the bars begin, and the width of all of them."""
-_TICKS = 5
+_TICKS, _SHORTEST_S = 5, 1e-3
+_KINDS = ("search", "random", "failed", "running")
 
 
 def failed(run: Run) -> Section | None:
@@ -34,8 +35,8 @@ def failed(run: Run) -> Section | None:
         for reason, number in failures.count(lost).items()
     ]
     reading = (
-        f"{len(lost)} of {len(run.search.trials)} trials of the search gave no value, by reason, the commonest "
-        "first, each with its usual message and what helps against it."
+        f"{len(lost)} of {len(run.search.trials)} trials of the search gave no value, by reason, the "
+        "commonest first, each with its usual message and what helps against it."
     )
     return Section("failures", "Failures", reading, template="failures", values={"rows": rows})
 
@@ -52,17 +53,17 @@ def timeline(run: Run) -> Section | None:
     ends = [work.ended_s for *_, work in bars if work.ended_s is not None]
     now = max([*ends, *(work.begun_s for *_, work in bars)])
     start = min(work.begun_s for *_, work in bars)
-    span = max(now - start, 1e-3)
+    span = max(now - start, _SHORTEST_S)
     workers = list(dict.fromkeys(work.worker for *_, work in bars))
     rects = [
-        _bar(kind, trial, work, now, start, span) | {"y": workers.index(work.worker) * _ROW, "tip": place}
+        _bar(kind, trial, work, start, now) | {"y": workers.index(work.worker) * _ROW, "tip": place}
         for place, (kind, _, trial, work) in enumerate(bars)
     ]
     return Section(
         "timeline",
         "Timeline of trials",
-        "Each bar is a trial, as long as its evaluation took, in the row of its worker; gaps are time spent on "
-        "proposals, waiting or other phases. Times are those of the workers' own clocks"
+        "Each bar is a trial, as long as its evaluation took, in the row of its worker; gaps are time spent "
+        "on proposals, waiting or other phases. Times are those of the workers' own clocks"
         f"{'' if len(bars) < _MOST_BARS else f'; the first {_MOST_BARS} trials are shown'}.",
         template="timeline",
         values={
@@ -74,14 +75,14 @@ def timeline(run: Run) -> Section | None:
             "inner": _INNER,
             "row": _ROW,
             "began": datetime.fromtimestamp(start).strftime("%Y-%m-%d %H:%M:%S"),
-            "kinds": sorted({str(rect["kind"]) for rect in rects}),
+            "kinds": [kind for kind in _KINDS if any(rect["kind"] == kind for rect in rects)],
         },
         tips={"timeline": [_tip(kind, past, trial, work) for kind, past, trial, work in bars]},
     )
 
 
-def _bar(kind: str, trial: Trial, work: Work, now: float, start: float, span: float) -> dict[str, object]:
-    ended = now if work.ended_s is None else work.ended_s
+def _bar(kind: str, trial: Trial, work: Work, start: float, now: float) -> dict[str, object]:
+    ended, span = now if work.ended_s is None else work.ended_s, max(now - start, _SHORTEST_S)
     width = max(1.5, _INNER * (ended - work.begun_s) / span)
     state = trial.state if trial.state != "done" else kind
     x = _LEFT + _INNER * (work.begun_s - start) / span
@@ -89,7 +90,9 @@ def _bar(kind: str, trial: Trial, work: Work, now: float, start: float, span: fl
 
 
 def _tip(kind: str, past: Past, trial: Trial, work: Work) -> Sequence[tuple[str, str]]:
-    lines = [("of", kind if kind == "search" else "random search"), *tip(past, trial), ("worker", work.worker)]
+    lines = [
+        ("of", kind if kind == "search" else "random search"),
+        *tip(past, trial),
+        ("worker", work.worker),
+    ]
     return [*lines, ("failed", trial.reason[:200])] if trial.reason else lines
-
-
