@@ -163,6 +163,29 @@ class TrialRecord(_Record):
     beside: list[Annotated[int, Field(ge=0)]] = []
 
 
+class ReportedTaskRecord(_Record):
+    """The further parts of a run's task that a report tells of."""
+
+    images: dict[Word, int] = {}
+    notes: list[str] = []
+
+
+class ReportedRecord(_Record):
+    """The further parts of run.json that a report tells of; older versions wrote fewer."""
+
+    environment: dict[Word, Any] = {}
+    begun: str = ""
+    task: ReportedTaskRecord
+
+
+class ReportedArchitectureRecord(ArchitectureRecord):
+    """The further parts of architecture.json that a report tells of."""
+
+    genotype: list[int] = []
+    hash: Word = ""
+    notation: str | None = None
+
+
 class StudyRecord(_Record):
     """What a study searches: decisions with their options; its goals are read by `nas.goals`."""
 

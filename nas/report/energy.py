@@ -44,7 +44,7 @@ def assumed_watts(environment: Mapping[str, Any]) -> tuple[float, str]:
 
 def phases(run: Run) -> dict[str, float]:
     """Device seconds by phase; of a run that has not ended, those of its finished trials."""
-    ranks = run.record.get("environment", {}).get("ranks", 1)
+    ranks = run.told.environment.get("ranks", 1)
     times = ranks if isinstance(ranks, int) and ranks > 0 else 1
     trials = sum(t.cost_s for t in run.search.trials)
     found = {
@@ -64,7 +64,7 @@ def energy(run: Run, watts: float | None = None) -> Section | None:
     spent = phases(run)
     if not spent:
         return None
-    assumed, why = assumed_watts(run.record.get("environment", {}))
+    assumed, why = assumed_watts(run.told.environment)
     power = assumed if watts is None else watts
     total = sum(spent.values())
     rows = [(name, duration(s), _energy(s * power), f"{100 * s / total:.0f} %") for name, s in spent.items()]

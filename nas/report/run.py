@@ -20,11 +20,12 @@ from nas.graph import Graph, cell_graphs, from_dict
 from nas.paths import is_file
 from nas.records import (
     AlphasRecord,
-    ArchitectureRecord,
     ComparedRecord,
     EpochRecord,
     HealthRecord,
     MetricsRecord,
+    ReportedArchitectureRecord,
+    ReportedRecord,
     checked,
 )
 from nas.registry import is_plugin, load
@@ -54,13 +55,14 @@ class Alphas:
 class Run:
     """One run, as far as it has come.
 
-    record: run.json. search, random: studies, empty where there are none. architecture: the content of
+    record: run.json; told: what else stands in there. search, random: studies, empty where there are none. architecture: the content of
     architecture.json, None until it is finished. metrics: empty until then. space: that of the trials, None
     where it is code of the user's own that was not named, or cannot be loaded any more.
     """
 
     folder: Path
     record: Mapping[str, Any]
+    told: ReportedRecord
     search: Past
     random: Past
     architecture: Mapping[str, Any] | None
@@ -139,6 +141,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
         ConfigError: when there is no run, or what is there is damaged.
     """
     record = read_run(folder)
+    told = checked(ReportedRecord, record, folder / "run.json", "record of a run")
     if (folder / MANIFEST).is_file():
         require_intact(
             folder, "run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"
@@ -146,12 +149,13 @@ def read(folder: Path, space: Space | None = None) -> Run:
     studies = read_studies(folder)
     architecture, metrics = folder / "architecture.json", folder / "metrics.json"
     if (found := _json(architecture)) is not None:
-        checked(ArchitectureRecord, found, architecture, "architecture")
+        checked(ReportedArchitectureRecord, found, architecture, "architecture")
     numbers = _json(metrics)
     compared, health = folder / "baselines.json", _json(folder / "health.json")
     return Run(
         folder.resolve(),
         record,
+        told,
         studies.get(SEARCH, _EMPTY),
         studies.get(RANDOM, _EMPTY),
         found,

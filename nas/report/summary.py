@@ -13,6 +13,8 @@ from nas.report.section import Section
 from nas.report.words import count, duration, metric, percent, signed
 
 _MOST_CONFIG = 20_000
+_MADE = "own:"
+"""How the name of a method begins that was put together in Python."""
 
 
 def summary(run: Run) -> Section:
@@ -48,7 +50,7 @@ def state(run: Run) -> str:
 def facts(run: Run) -> dict[str, str]:
     """Space, task, method and so on, in words."""
     record = run.record
-    space, task, images = record["space"], record["task"], record["task"].get("images", {})
+    space, task, images = record["space"], record["task"], run.told.task.images
     found = {
         "space": f"{space.get('name', '')}, {space.get('decisions', '?')} decisions, "
         f"{space.get('size', '?')} architectures",
@@ -60,11 +62,11 @@ def facts(run: Run) -> dict[str, str]:
         goals = record["plan"].get("goals")
         found["method"] = f"{run.method}, {record['config'].get('evaluator', 'trained')} evaluator"
         found["goals"] = str(Goals.from_dict(goals) if goals else Goals())
-    environment = record.get("environment", {})
+    environment = run.told.environment
     found["device"] = f"{environment.get('device', '?')} ({environment.get('hardware', '?')})"
     return found | {
         "seed": str(record["config"].get("seed", 0)),
-        "begun": str(record.get("begun", "unknown")),
+        "begun": run.told.begun or "unknown",
     }
 
 
@@ -94,18 +96,21 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
 def reproduce(run: Run) -> Section:
     """Settings, versions and fingerprints."""
     record = run.record
-    environment = record.get("environment", {})
+    environment = run.told.environment
     file = run.folder / "config.toml"
-    config = file.read_text(errors="replace")[:_MOST_CONFIG] if is_file(file) else ""
+    config = ""
+    if is_file(file):
+        with file.open(errors="replace") as opened:
+            config = opened.read(_MOST_CONFIG)
     rows: dict[str, str] = {
-        "settings of the space": _table(record["space"].get("settings") or {}),
+        "settings of the space": _table(record["space"].get("settings")),
         "fingerprint of the images": record["task"]["fingerprint"],
         "hash of the space's file": str(record["space"].get("file_sha256") or ""),
         "hash of the architecture": str((run.architecture or {}).get("hash", "")),
         "genotype": str(list((run.architecture or {}).get("genotype", [])) or ""),
         "commit": str(environment.get("commit") or ""),
         "versions": _table({k: v for k, v in environment.items() if k not in _OTHERS and v is not None}),
-        "notes": "; ".join(map(str, record["task"].get("notes", []))),
+        "notes": "; ".join(run.told.task.notes),
     }
     return Section(
         "reproduce",
@@ -125,17 +130,20 @@ def reproduce(run: Run) -> Section:
 _OTHERS = ("device", "hardware", "threads", "commit", "ranks")
 
 
-def _table(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _table(values: object) -> str:
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    return ", ".join(f"{name} {value}" for name, value in pairs)
 
 
 def _command(run: Run) -> str:
     """What repeats the run; code of the user's own has to be named on the command line, too."""
+    if not run.record["space"].get("origin") or run.method.startswith(_MADE):
+        return "# Made in Python: repeat its call of nas.search or nas.retrain with these settings."
     config, out = run.record["config"], shlex.quote(f"results/{run.name}-again")
     origin = str(run.record["space"].get("origin") or "")
     own = f" --space {shlex.quote(origin)}" if origin and is_plugin(origin) else ""
     if not run.method:
         source = shlex.quote(f"{run.name}/architecture.json")
         task = shlex.quote(str(config.get("task", run.record["task"]["name"])))
-        return f"nas retrain {source} {task}{own} --seed {config.get('seed', 0)} --out {out}"
+        return f"nas retrain {source} {task}{own} --config config.toml --out {out}"
     return f"nas search --config config.toml{own} --out {out}"
