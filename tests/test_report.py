@@ -9,12 +9,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from jobs import TINY, Recorder
 from markupsafe import escape
 from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from jobs import TINY, Recorder
 from nas.cell import Cell
 from nas.cli import app
 from nas.errors import ConfigError
@@ -211,7 +211,7 @@ def test_a_damaged_record_is_refused_in_words_or_left_out(gradients, tmp_path, p
 def test_a_changed_file_of_a_finished_run_is_refused(gradients, tmp_path):
     copy = shutil.copytree(gradients, tmp_path / "copy")
     (copy / "metrics.json").write_text("{}")
-    with pytest.raises(ConfigError, match="metrics.json: differs"):
+    with pytest.raises(ConfigError, match=r"metrics\.json: differs"):
         render([copy])
 
 
@@ -403,10 +403,15 @@ def test_in_a_browser_hostile_names_do_nothing(pareto, opened):
     assert page.locator("h1").inner_text() == pareto.name
 
 
+@pytest.fixture
+def pages(pareto, gradients, comparison):
+    return pareto / REPORT, gradients / REPORT, comparison
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_in_a_browser_nothing_is_wider_than_the_screen(pareto, gradients, comparison, opened, width, scheme):
-    for path in (pareto / REPORT, gradients / REPORT, comparison):
+def test_in_a_browser_nothing_is_wider_than_the_screen(pages, opened, width, scheme):
+    for path in pages:
         page = opened(path, width, color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         sizes = page.evaluate(

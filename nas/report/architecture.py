@@ -19,7 +19,7 @@ from nas.skeleton import skeleton
 from nas.types import Genotype, Trial
 
 MOST_FRAMES = 40
-_FRAMES_BYTES = 1_200_000
+_FRAMES_BYTES = 1_000_000
 _ID = "cell-id"
 
 

@@ -20,8 +20,10 @@ from nas.report.words import duration, metric
 from nas.types import Objective, Trial
 
 RANDOM, LARGEST = "random search", "largest of these by MACs"
-MOST_DOTS = 1500
+MOST_DOTS = 1000
 """Trials that are drawn of a longer history."""
+_LONGEST, _MOST_LINES = 60, 8
+"""Characters of a name, metrics and choices that are told of a trial."""
 _QUANTILES = (0.5, 0.1, 0.9)
 
 
@@ -38,11 +40,10 @@ def anytime(run: Run) -> Section | None:
         valued, metric=objective.name, maximize=objective.maximize, baselines=_baselines(run)
     )
     done = [trial for trial in shown if trial.state == "done"]
-    spots = [
-        Spot(t.number, objective.value(t.metrics), place, f"trial {t.number}") for place, t in enumerate(done)
-    ]
+    spots = [Spot(t.number, objective.value(t.metrics), t.number, f"trial {t.number}") for t in done]
     label = f"{objective.name} of every trial, and the best so far"
-    drawings = [Drawing(label, label, svg=inline(figure, name="trials", label=label, spots=spots), wide=True)]
+    svg = inline(figure, name="trials", label=label, spots=spots, tips="trials")
+    drawings = [Drawing(label, label, svg=svg, wide=True)]
     if len(curves := expected(run)) > 1:
         xlabel = "seconds of evaluation" if run.is_by_gradients else "evaluations"
         figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective.name)
@@ -53,7 +54,7 @@ def anytime(run: Run) -> Section | None:
         "Anytime curve",
         _PLAIN + _reading(run, len(curves) > 1) + _left_out(shown, past),
         drawings=drawings,
-        tips={"trials": [tip(past, trial) for trial in done]},
+        tips={"trials": {trial.number: tip(past, trial) for trial in done}},
     )
 
 
@@ -110,14 +111,16 @@ def thinned(past: Past, most: int) -> list[Trial]:
 def tip(past: Past, trial: Trial) -> Tip:
     """What is told of a trial: metrics and choices, or how often each was made where they are many."""
     chosen = list(past.choices(trial.genotype).items())
-    if len(chosen) > 8:
+    if len(chosen) > _MOST_LINES:
         counts: dict[str, int] = {}
         for _, option in chosen:
             counts[option] = counts.get(option, 0) + 1
         chosen = [(option, f"{n} ×") for option, n in sorted(counts.items(), key=lambda c: -c[1])]
-    numbers = [(name, metric(name, value)) for name, value in list(trial.metrics.items())[:8]]
+    chosen = chosen[: 2 * _MOST_LINES]
+    numbers = [(name, metric(name, value)) for name, value in list(trial.metrics.items())[:_MOST_LINES]]
     trained = [("epochs", str(trial.fidelity))] if trial.fidelity else []
-    return [("trial", str(trial.number)), *numbers, *trained, ("took", duration(trial.cost_s)), *chosen]
+    lines = [("trial", str(trial.number)), *numbers, *trained, ("took", duration(trial.cost_s)), *chosen]
+    return [(name[:_LONGEST], value[:_LONGEST]) for name, value in lines]
 
 
 def _baselines(run: Run) -> Mapping[str, Sequence[Trial]]:

@@ -39,11 +39,14 @@ class Spot:
     label: str
 
 
-def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (), axes: int = 1) -> Markup:
+def inline(
+    figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (), tips: str = "", axes: int = 1
+) -> Markup:
     """The figure as an `<svg>` element for a page.
 
     Styles become attributes, which a strict content security policy allows. name: what its ids begin with.
-    label: what it shows, for those who cannot see it. axes: the number of the axes that the spots are on.
+    label: what it shows, for those who cannot see it. tips: the name of what the spots tell. axes: the
+    number of the axes that they are on.
     """
     root = _parsed(figure)
     _simplify(root, name)
@@ -59,7 +62,7 @@ def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (),
         "font-family": _FONTS,
     }
     if spots:
-        root.append(_spots(figure, spots, name, axes))
+        root.append(_spots(figure, spots, tips, axes))
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # nosec B704 - escaped by it
 
 
@@ -96,9 +99,9 @@ def _simplify(root: ET.Element, name: str) -> None:
         node.attrib = attributes
 
 
-def _spots(figure: Figure, spots: Sequence[Spot], name: str, axes: int) -> ET.Element:
+def _spots(figure: Figure, spots: Sequence[Spot], tips: str, axes: int) -> ET.Element:
     """Invisible circles over what they tell of."""
-    group = ET.Element("g", {"class": "spots", "data-tips": name})
+    group = ET.Element("g", {"class": "spots", "data-tips": tips})
     plot, scale = figure.axes[axes], 72 / figure.dpi
     box, height = plot.get_window_extent(), float(figure.get_size_inches()[1]) * 72
     for place, spot in enumerate(spots):

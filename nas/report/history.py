@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ class Past:
     trials: Sequence[Trial]
     work: Sequence[Work]
 
-    @property
+    @cached_property
     def done(self) -> list[Trial]:
         """The finished trials that have all that the goals ask for."""
         wanted = set(self.goals.metrics)
         return [t for t in self.trials if t.state == "done" and wanted <= t.metrics.keys()]
 
-    @property
+    @cached_property
     def longest(self) -> list[Trial]:
         """The finished trials of the longest training: their values can be compared."""
         most = max((t.fidelity for t in self.done), default=0)

@@ -29,7 +29,7 @@ from nas.report import (
     working,
 )
 from nas.report.run import Run, read
-from nas.report.section import Section
+from nas.report.section import Section, Tip
 from nas.run_folder import read_run
 from nas.space import Space
 from nas.text import printable
@@ -115,7 +115,10 @@ def _distinct(runs: Sequence[Run]) -> list[str]:
 
 def _page(title: str, kind: str, parts: Sequence[Section]) -> str:
     style, script = (_file(name) for name in ("style.css", "script.js"))
-    tips = {name: entries for section in parts for name, entries in section.tips.items()}
+    tips: dict[str, dict[int, Tip]] = {}
+    for section in parts:
+        for name, entries in section.tips.items():
+            tips.setdefault(name, {}).update(entries)
     return (
         _environment()
         .get_template("page.html")

@@ -26,7 +26,8 @@ def front(run: Run) -> Section | None:
         (str(t.number), [metric(o.name, o.value(t.metrics)) for o in objectives])
         for t in sorted(best, key=lambda t: -objectives[0].score(t.metrics))
     ]
-    shown = [t for t in thinned(past, MOST_DOTS) if t in past.longest]
+    usable = {t.number for t in past.longest}
+    shown = [t for t in thinned(past, MOST_DOTS) if t.number in usable]
     wanted = " and ".join(f"{o.name} ({'larger' if o.maximize else 'smaller'} is better)" for o in objectives)
     more = " The picture shows the first two." if len(objectives) > 2 else ""
     return Section(
@@ -42,7 +43,7 @@ def front(run: Run) -> Section | None:
             "rows": rows[:_MOST_ROWS],
             "more": len(rows) - _MOST_ROWS,
         },
-        tips={"front": [tip(past, trial) for trial in shown]},
+        tips={"trials": {trial.number: tip(past, trial) for trial in shown}},
     )
 
 
@@ -57,8 +58,8 @@ def _drawing(run: Run, shown: list[Trial]) -> Drawing:
         chosen=[place for place, t in enumerate(shown) if won is not None and t.number == won.number],
     )
     spots = [
-        Spot(x, y, place, f"trial {t.number}")
-        for place, (t, (x, y)) in enumerate(zip(shown, points.tolist(), strict=True))
+        Spot(x, y, t.number, f"trial {t.number}") for t, (x, y) in zip(shown, points.tolist(), strict=True)
     ]
     label = f"{first.name} against {second.name} of every finished trial"
-    return Drawing(label, label, svg=inline(figure, name="front", label=label, spots=spots), wide=True)
+    svg = inline(figure, name="front", label=label, spots=spots, tips="trials")
+    return Drawing(label, label, svg=svg, wide=True)

@@ -55,9 +55,10 @@ class Alphas:
 class Run:
     """One run, as far as it has come.
 
-    record: run.json; told: what else stands in there. search, random: studies, empty where there are none. architecture: the content of
-    architecture.json, None until it is finished. metrics: empty until then. space: that of the trials, None
-    where it is code of the user's own that was not named, or cannot be loaded any more.
+    record: run.json; told: what else stands in there. search, random: studies, empty where there are none.
+    architecture: the content of architecture.json, None until it is finished. metrics: empty until then.
+    space: that of the trials, None where it is code of the user's own that was not named, or cannot be
+    loaded any more.
     """
 
     folder: Path

@@ -36,7 +36,7 @@ class Section:
     """One part of a report.
 
     name: unique in the page, and that of the template `sections/NAME.html` unless `template` is given.
-    reading: how to read it, in one or two sentences. tips: what spots tell, by the name of their picture.
+    reading: how to read it, in one or two sentences. tips: what spots tell, by the name of all of them.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Section:
     template: str = "drawings"
     drawings: Sequence[Drawing] = ()
     values: Mapping[str, object] = field(default_factory=dict)
-    tips: Mapping[str, Sequence[Tip]] = field(default_factory=dict)
+    tips: Mapping[str, Mapping[int, Tip]] = field(default_factory=dict)
 
 
 def stored(folder: Path, name: str, caption: str) -> list[Drawing]:

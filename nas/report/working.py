@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from nas import failures
-from nas.report.curves import tip
 from nas.report.history import Past, Work
 from nas.report.run import Run
 from nas.report.section import Section
-from nas.report.words import duration
+from nas.report.words import duration, metric
 from nas.types import Trial
 
-_MOST_BARS = 3000
+_MOST_BARS = 1500
 _ROW, _LEFT, _INNER = 26, 190, 800
 """Pixels: the height of a row, where the bars begin, and the width of all of them."""
 _TICKS, _SHORTEST_S = 5, 1e-3
@@ -47,7 +46,9 @@ def timeline(run: Run) -> Section | None:
         (kind, past, trial, work)
         for kind, past in (("search", run.search), ("random", run.random))
         for trial, work in zip(past.trials, past.work, strict=True)
-    ][:_MOST_BARS]
+    ]
+    left = max(0, len(bars) - _MOST_BARS)
+    bars = sorted(bars, key=lambda bar: bar[3].begun_s)[-_MOST_BARS:]
     if not bars:
         return None
     ends = [work.ended_s for *_, work in bars if work.ended_s is not None]
@@ -64,7 +65,7 @@ def timeline(run: Run) -> Section | None:
         "Timeline of trials",
         "Each bar is a trial, as long as its evaluation took, in the row of its worker; gaps are time spent "
         "on proposals, waiting or other phases. Times are those of the workers' own clocks"
-        f"{'' if len(bars) < _MOST_BARS else f'; the first {_MOST_BARS} trials are shown'}.",
+        f"{f'; {left} earlier trials are left out' if left else ''}.",
         template="timeline",
         values={
             "bars": rects,
@@ -77,7 +78,7 @@ def timeline(run: Run) -> Section | None:
             "began": datetime.fromtimestamp(start).strftime("%Y-%m-%d %H:%M:%S"),
             "kinds": [kind for kind in _KINDS if any(rect["kind"] == kind for rect in rects)],
         },
-        tips={"timeline": [_tip(kind, past, trial, work) for kind, past, trial, work in bars]},
+        tips={"timeline": {place: _tip(*bar) for place, bar in enumerate(bars)}},
     )
 
 
@@ -90,9 +91,10 @@ def _bar(kind: str, trial: Trial, work: Work, start: float, now: float) -> dict[
 
 
 def _tip(kind: str, past: Past, trial: Trial, work: Work) -> Sequence[tuple[str, str]]:
-    lines = [
-        ("of", kind if kind == "search" else "random search"),
-        *tip(past, trial),
-        ("worker", work.worker),
-    ]
-    return [*lines, ("failed", trial.reason[:200])] if trial.reason else lines
+    objective = past.goals.objectives[0]
+    known = trial.state == "done" and set(objective.metrics) <= trial.metrics.keys()
+    value = [(objective.name, metric(objective.name, objective.value(trial.metrics)))] if known else []
+    named = "trial" if kind == "search" else "trial of random search"
+    reason = [("failed", trial.reason[:120])] if trial.reason else []
+    took = [("took", duration(trial.cost_s))] if trial.cost_s else []
+    return [(named, str(trial.number)), *value, *took, ("worker", work.worker), *reason]
