@@ -22,10 +22,10 @@ from nas.files import check_manifest, list_in_manifest, write_json, write_manife
 from nas.report import REPORT, render, write_report
 from nas.report.curves import order_statistics
 from nas.report.energy import assumed_watts
-from nas.report.history import Past, read_studies
+from nas.report.history import Past, Work, read_studies
 from nas.report.importance import decisions, operations
 from nas.report.lineage import ancestors
-from nas.report.page import MOST_BYTES
+from nas.report.page import MOST_BYTES, render_run
 from nas.report.run import read
 from nas.resumable import Stopped
 from nas.space import Space
@@ -258,6 +258,32 @@ def test_the_history_is_read_without_the_space(unfinished):
     assert read(unfinished).method == "evolution"
 
 
+def test_a_long_history_of_many_decisions_with_long_names_stays_small(unfinished):
+    draw = np.random.default_rng(0)
+    names = [Decision(f"normal/{i} {'d' * 80}", ("a" * 90, "b" * 90, "c")) for i in range(28)]
+    goals = nas.parse_goals(["val_acc", "-params"])
+    values = {f"metric {i}": 0.1 for i in range(9)}
+    trials = [
+        Trial(
+            i,
+            tuple(draw.integers(3, size=28).tolist()),
+            1,
+            state,
+            {"val_acc": draw.random(), "params": draw.random(), **values} if state == "done" else {},
+            cost_s=1.0,
+            reason="" if state == "done" else f"oom: {'x' * 300} at step {i}",
+        )
+        for i in range(4000)
+        for state in ["failed" if i % 9 == 0 else "done"]
+    ]
+    work = [Work("w" * 200, float(i), i + 1.0) for i in range(4000)]
+    run = dataclasses.replace(read(unfinished), search=Past(names, goals, trials, work))
+    text = render_run(run)
+    assert len(text.encode()) < MOST_BYTES
+    assert {"front", "failures", "importance", "timeline"} <= set(SECTIONS.findall(text))
+    assert "445 of 4000 trials of the search gave no value" in text
+
+
 def trial(number, genotype, value, **settings):
     return Trial(number, genotype, 1, "done", {"val_acc": value}, **settings)
 
@@ -395,7 +421,9 @@ def test_in_a_browser_pointing_at_a_trial_tells_of_it(pareto, opened, part):
 
 def test_in_a_browser_hostile_names_do_nothing(pareto, opened):
     page = opened(pareto / REPORT)
-    page.locator("#timeline rect[data-tip]").first.hover()
+    tips = json.loads(page.locator("#tips").inner_text())["trials"]
+    number = next(n for n, lines in tips.items() if any("<script>" in value for _, value in lines))
+    page.locator(f'#anytime circle[data-tip="{number}"]').hover(force=True)
     assert "<script>" in page.locator("#tip").inner_text()
     assert "evil" not in page.title().split(":")[1]
     assert page.title().endswith("Report of a search")

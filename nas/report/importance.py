@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,10 +56,12 @@ def operations(past: Past, trials: Sequence[Trial], values: Values) -> list[Mapp
 
     The 95 % interval is tanh(atanh ρ ± 1.96 √((1 + ρ²/2) / (N - 3))) (Bonett and Wright 2000).
     """
-    offered = [option for d in past.decisions for option in d.options]
+    offered = Counter(option for d in past.decisions for option in set(d.options))
+    chosen = np.array([t.genotype for t in trials])
     rows = []
-    for name in dict.fromkeys(option for option in offered if offered.count(option) > 1):
-        uses = np.array([list(past.choices(t.genotype).values()).count(name) for t in trials])
+    for name in sorted(option for option, times in offered.items() if times > 1):
+        places = [(i, d.options.index(name)) for i, d in enumerate(past.decisions) if name in d.options]
+        uses = sum((chosen[:, i] == option).astype(int) for i, option in places)
         if uses.std() == 0:
             continue
         rho = float(spearmanr(uses, values).statistic)

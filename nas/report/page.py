@@ -63,13 +63,15 @@ def render(folders: Sequence[Path], *, space: Space | None = None, watts: float 
         raise ConfigError("report: got no run, wanted at least one folder of a run")
     runs = [read(folder, space) for folder in folders]
     if len(runs) == 1:
-        return _page(
-            runs[0].name,
-            "Report of a search" if runs[0].method else "Report of a training",
-            sections(runs[0], watts),
-        )
+        return render_run(runs[0], watts)
     names = _distinct(runs)
     return _page(", ".join(names), f"Comparison of {len(runs)} runs", compare.compare(runs, names))
+
+
+def render_run(run: Run, watts: float | None = None) -> str:
+    """The report of one run that was read."""
+    kind = "Report of a search" if run.method else "Report of a training"
+    return _page(run.name, kind, sections(run, watts))
 
 
 def searched_space(folder: Path, path: str) -> Space:

@@ -38,6 +38,10 @@ from nas.unpacking import load_arrays
 R = TypeVar("R")
 SEARCH, RANDOM = "search", "random"
 """The studies of a run: its search, and the random search that it is compared with."""
+_READ = (
+    *("run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"),
+    *("alphas.npz", "config.toml"),
+)
 _MOST_ALPHAS = 256 << 20
 _EMPTY = Past((), Goals(), (), ())
 
@@ -144,9 +148,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
     record = read_run(folder)
     told = checked(ReportedRecord, record, folder / "run.json", "record of a run")
     if (folder / MANIFEST).is_file():
-        require_intact(
-            folder, "run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"
-        )
+        require_intact(folder, *(name for name in _READ if is_file(folder / name)))
     studies = read_studies(folder)
     architecture, metrics = folder / "architecture.json", folder / "metrics.json"
     if (found := _json(architecture)) is not None:
