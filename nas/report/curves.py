@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
+from scipy.special import gammaln
 
 from nas import draw
 from nas.draw import Bands
@@ -164,7 +164,11 @@ def order_statistics(scores: NDArray[np.float64], most: int = 200) -> tuple[NDAr
     """
     ordered, count = np.sort(scores), len(scores)
     sizes = np.unique(np.linspace(1, count, min(count, most)).round())
-    below = np.arange(1, count + 1)
-    shares = [hypergeom.pmf(k, count, below, k) for k in sizes]
-    places = [[min(int(np.searchsorted(s, q - 1e-9)), count - 1) for s in shares] for q in _QUANTILES]
-    return sizes, *(ordered[row] for row in places)
+    log = gammaln(np.arange(count + 1) + 1.0)  # of factorials
+    rows = []
+    for k in sizes.astype(int):
+        share = np.zeros(count)
+        share[k - 1 :] = np.exp(log[k:] - log[: count - k + 1] - log[count] + log[count - k])
+        places = (min(int(np.searchsorted(share, q - 1e-9)), count - 1) for q in _QUANTILES)
+        rows.append([ordered[place] for place in places])
+    return sizes, *np.array(rows).T
