@@ -9,6 +9,7 @@ from functools import lru_cache
 from markupsafe import Markup
 
 from nas import draw
+from nas.draw.layout import effort
 from nas.errors import NasError
 from nas.graph import Graph, from_dict, to_dict
 from nas.report.embed import inline
@@ -20,6 +21,8 @@ from nas.types import Genotype, Trial
 
 MOST_FRAMES = 40
 _FRAMES_BYTES = 1_000_000
+_FRAMES_EFFORT = 2_000_000
+"""Of `nas.draw.layout.effort` for all frames: about twenty seconds on one core."""
 _ID = "cell-id"
 
 
@@ -116,10 +119,14 @@ def _steps(run: Run) -> list[Trial]:
 def _frames(run: Run, steps: Sequence[Trial]) -> list[Mapping[str, object]]:
     """As many steps as the page has room for, the first and the last always among them."""
     frames: list[Mapping[str, object]] = []
-    size, before = 0, None
+    size, work, before = 0, 0, None
     for place in _spread(len(steps), MOST_FRAMES):
         trial = steps[place]
-        drawings = cells(run.cells(trial.genotype), f"frame{place}")
+        graphs = run.cells(trial.genotype)
+        work += sum(effort(graph) for graph in graphs.values())
+        if work > _FRAMES_EFFORT:
+            break
+        drawings = cells(graphs, f"frame{place}")
         size += sum(len(drawing.svg) for drawing in drawings)
         if not drawings or (size > _FRAMES_BYTES and place != len(steps) - 1):
             continue

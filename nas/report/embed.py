@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import xml.etree.ElementTree as ET  # nosec B405 - it reads what matplotlib has just written
+import xml.etree.ElementTree as ET  # nosec B405
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ def inline(
     }
     if spots:
         root.append(_spots(figure, spots, tips, axes))
-    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # nosec B704 - escaped by it
+    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # nosec B704
 
 
 def _parsed(figure: Figure) -> ET.Element:

@@ -128,7 +128,7 @@ def _page(title: str, kind: str, parts: Sequence[Section]) -> str:
             title=title,
             kind=kind,
             sections=parts,
-            style=Markup(style),  # nosec B704 - ours
+            style=Markup(style),  # nosec B704
             script=Markup(script),  # nosec B704
             style_hash=_hash(style),
             script_hash=_hash(script),
