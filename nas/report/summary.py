@@ -145,5 +145,5 @@ def _command(run: Run) -> str:
     if not run.method:
         source = shlex.quote(f"{run.name}/architecture.json")
         task = shlex.quote(str(config.get("task", run.record["task"]["name"])))
-        return f"nas retrain {source} {task}{own} --config config.toml --out {out}"
+        return f"nas retrain {source} --task {task}{own} --config config.toml --out {out}"
     return f"nas search --config config.toml{own} --out {out}"
