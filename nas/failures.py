@@ -46,13 +46,13 @@ def diagnosis(history: Iterable[Trial]) -> str:
     failed = [trial for trial in history if trial.state == "failed"]
     counts = count(failed)
     lines = [
-        f"\n  {number} x {_usual([t for t in failed if code(t) == name])}" for name, number in counts.items()
+        f"\n  {number} x {usual([t for t in failed if code(t) == name])}" for name, number in counts.items()
     ]
     advice = [f"\n  {name}: {ADVICE[name]}" for name in counts if name in ADVICE]
     return "".join([*lines, "\nwhat to do:" * bool(advice), *advice])
 
 
-def _usual(trials: Sequence[Trial]) -> str:
+def usual(trials: Sequence[Trial]) -> str:
     """The commonest message; those that differ in numbers only count as one, shown by the first of them."""
     alike = [re.sub(r"\d[\d.,e+-]*", "#", trial.reason) for trial in trials]
     return trials[alike.index(Counter(alike).most_common(1)[0][0])].reason

@@ -193,15 +193,22 @@ def update_manifest(folder: Path, names: Iterable[str]) -> None:
     """Records these files of a finished run as they are now, and forgets those that are gone.
 
     What the manifest says of all others stays, so that damage to them is still found.
+
+    Raises:
+        ConfigError: when there is no manifest, or it is damaged.
     """
-    manifest = read_json(folder / MANIFEST)
-    recorded = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(recorded, dict):
-        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
     chosen = set(names)
-    files = {name: entry for name, entry in recorded.items() if name not in chosen}
+    files = {name: entry for name, entry in _listed(folder).items() if name not in chosen}
     files |= {name: _fingerprint(folder / name) for name in chosen if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
+
+
+def _listed(folder: Path) -> dict[str, object]:
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    return files
 
 
 def _results(folder: Path) -> Iterator[str]:
@@ -224,10 +231,7 @@ def check_manifest(folder: Path, names: Iterable[str] | None = None) -> list[str
 
     names: looks at these only; a file that the manifest does not list is nothing wrong.
     """
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    files = _listed(folder)
     chosen = files if names is None else {name: files[name] for name in names if name in files}
     return [problem for name, recorded in chosen.items() if (problem := _problem(folder, name, recorded))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -161,6 +162,74 @@ class TrialRecord(_Record):
     cost_s: FiniteFloat
     reason: str
     beside: list[Annotated[int, Field(ge=0)]] = []
+
+
+class ReportedTaskRecord(_Record):
+    """The further parts of a run's task that a report tells of."""
+
+    images: dict[Word, int] = {}
+    notes: list[str] = []
+
+
+class ReportedRecord(_Record):
+    """The further parts of run.json that a report tells of; older versions wrote fewer."""
+
+    environment: dict[Word, Any] = {}
+    begun: str = ""
+    task: ReportedTaskRecord
+
+
+class ReportedArchitectureRecord(ArchitectureRecord):
+    """The further parts of architecture.json that a report tells of."""
+
+    genotype: list[int] = []
+    hash: Word = ""
+    notation: str | None = None
+
+
+class StudyRecord(_Record):
+    """What a study searches: decisions with their options; its goals are read by `nas.goals`."""
+
+    # JSON has no tuples.
+    decisions: list[Annotated[tuple[Word, list[Word]], Field(strict=False)]]
+
+
+class ComparedRecord(_Record):
+    """Content of baselines.json."""
+
+    found_by: Word
+    choices: dict[Word, dict[Word, Word]]
+    statements: list[Word]
+
+
+class EpochRecord(_Record):
+    """One epoch of a search by gradients in health.json; what was not measured is left out."""
+
+    epoch: Annotated[int, Field(ge=0)]
+    val_acc: FiniteFloat = nan
+    skip_share: FiniteFloat = nan
+    alpha_entropy: FiniteFloat = nan
+    eigenvalue: FiniteFloat = nan
+    eigenvalue_mean: FiniteFloat = nan
+    eigenvalue_alarm: FiniteFloat = nan
+    gradient_matching: FiniteFloat = nan
+    discretisation_gap: FiniteFloat = nan
+    changes: FiniteFloat = 0.0
+    skip_shares: dict[Word, FiniteFloat] = {}
+    events: list[Word] = []
+
+
+class HealthRecord(_Record):
+    """Content of health.json."""
+
+    epochs: list[EpochRecord]
+
+
+class AlphasRecord(_Record):
+    """The names in alphas.npz."""
+
+    decisions: list[Word]
+    options: list[list[Word]]
 
 
 class RungsRecord(_Record):

@@ -36,6 +36,7 @@ from nas.inputs import Inputs
 from nas.paths import check_contents, exists, is_file
 from nas.records import ArchitectureRecord, MetricsRecord, checked
 from nas.registry import is_plugin, load
+from nas.report import REPORT, write_report
 from nas.run_folder import read_run
 from nas.skeleton import skeleton
 from nas.space import Space
@@ -125,7 +126,7 @@ def is_finished(folder: Path) -> bool:
 def write_result(
     result: Result, *, image_shape: Sequence[int], title: str, alphas: Alphas | None = None
 ) -> None:
-    """Writes every file of a finished run; the manifest comes last."""
+    """Writes every file of a finished run; the report is made of the others, and the manifest comes last."""
     folder, space, genotype = result.folder, result.space, result.genotype
     save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
     write_json(folder / "metrics.json", dict(result.metrics))
@@ -148,6 +149,7 @@ def write_result(
         write_front(result, title=title)
     if alphas is not None:
         alphas.write(folder)
+    write_report([folder], folder / REPORT, space=space)
     write_manifest(folder)
 
 

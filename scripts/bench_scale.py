@@ -2,8 +2,8 @@
 
 python scripts/bench_scale.py --workers 1000 --trials 2000 --history 1000 [--storage postgresql+psycopg://...]
 
-Trials last 5 to 15 minutes, which are not waited for; each call is a real one. One worker shows what calls take
-at a length of the history. `store_busy` counts the database's part as if it did one thing at a time.
+Trials last 5 to 15 minutes, which are not waited for; each call is a real one. One worker shows what calls
+take at a length of the history. `store_busy` counts the database's part as if it did one thing at a time.
 """
 
 import argparse

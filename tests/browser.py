@@ -1,19 +1,27 @@
 """A real browser without a screen, for tests of pages; skipped with the reason where there is none."""
 
-from pathlib import Path
+import contextlib
+import shutil
 
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
+
+@contextlib.contextmanager
+def chromium():
+    """Chromium; as long as it is there, no other event loop can run."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev: playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as engine:
+        started = engine.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture
 def browser():
-    """Chromium, for one test: as long as it is there, no other event loop can run."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="a browser test needs playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"a browser test needs {CHROMIUM}")
-    with playwright.sync_playwright() as engine:
-        found = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+    """Chromium, for one test."""
+    with chromium() as started:
+        yield started

@@ -91,6 +91,13 @@ LAYERS = [
     # whole jobs
     "evaluate plan inputs",
     "run_folder validate measured laddered grown learned",
+    "report.words report.section report.embed report.history",
+    "report.run",
+    "report.architecture report.curves report.oneshot report.lineage report.importance report.energy",
+    "report.summary report.pareto report.working",
+    "report.compare",
+    "report.page",
+    "report",
     "result",
     # the found model without the engine
     "bundle bundle.pieces bundle.layout bundle.run_form",
@@ -113,7 +120,7 @@ LAYERS = [
     "cli.app",
     "cluster cluster.worker_command",
     "cluster.on_ray cluster.slurm",
-    "cli.deploy cli.export cli.launch cli.look cli.measure cli.mend cli.workers",
+    "cli.deploy cli.export cli.launch cli.look cli.measure cli.mend cli.report cli.workers",
     "cli.jobs",
     "cli",
     "__main__",

@@ -38,7 +38,7 @@ METHODS = {
 FILES = {
     *("study.log", "config.toml", "run.json", "metrics.json", "manifest.json", "run.lock"),
     *("architecture.json", "architecture.graphml", "model.safetensors"),
-    *("cells.svg", "cells.png", "network.svg", "network.png", "search.svg", "search.png"),
+    *("cells.svg", "cells.png", "network.svg", "network.png", "search.svg", "search.png", "report.html"),
 }
 
 

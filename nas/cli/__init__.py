@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import logging
 
-from nas.cli import deploy, export, jobs, launch, look, measure, mend, workers
+from nas.cli import deploy, export, jobs, launch, look, measure, mend, report, workers
 from nas.cli.app import Printable, app
 from nas.launch import follows
 
-__all__ = ["app", "deploy", "export", "jobs", "launch", "look", "main", "measure", "mend", "workers"]
+__all__ = [
+    "app",
+    "deploy",
+    "export",
+    "jobs",
+    "launch",
+    "look",
+    "main",
+    "measure",
+    "mend",
+    "report",
+    "workers",
+]
 
 
 def main() -> None:

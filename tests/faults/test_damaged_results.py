@@ -18,7 +18,7 @@ from nas.search_run import search
 
 FILES = {
     *("config.toml", "run.json", "metrics.json", "architecture.json", "architecture.graphml"),
-    *("model.safetensors", "alphas.npz", "health.json", "baselines.json", "front.json"),
+    *("model.safetensors", "alphas.npz", "health.json", "baselines.json", "front.json", "report.html"),
     *(
         f"{name}.{kind}"
         for name in ("cells", "network", "search", "alphas", "health")
