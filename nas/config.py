@@ -141,8 +141,7 @@ class Config(BaseModel):
     evaluator: for black-box methods, how to measure a trial: `trained` from scratch, or with weights
       `shared` in a supernet; `spos` does the latter always.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
-    budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
-      of a shared supernet is not counted. Several workers have so many seconds each.
+    budget: seconds of the whole job, as a number or "30m": a hard end, see docs/budget.md.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
     search_images: at most so many images before the last training; 0 means all.
     objective: what is optimised: metrics or weighted sums, with several a Pareto front; default `val_acc`.
@@ -155,6 +154,7 @@ class Config(BaseModel):
     early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
+    pictures: whether the result is drawn.
     deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
     execution, graph: how cells and steps are run in all phases, see `nas.recipe.Recipe`.
     rank_timeout: under torchrun, seconds that a rank waits for the others within a step before it gives up.
@@ -208,6 +208,7 @@ class Config(BaseModel):
     max_failures: Count = 10
     early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
     baselines: bool = True
+    pictures: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: Text = "auto"
     deterministic: bool = False

@@ -43,7 +43,7 @@ class Plan:
     scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
     early_stop: the chance to beat the best below which a trial ends; 0 for never.
     baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
-    budget_s: seconds of search, or None.
+    budget_s: seconds of the whole job, or None.
     size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
     full_size: whether the space's own full size comes before `final_size`.
     """
