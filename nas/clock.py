@@ -42,16 +42,23 @@ class Clock:
         self._end_s = math.inf if budget_s is None else budget_s
         self._earlier_s, self._saved_at = 0.0, -math.inf
         self._path: Path | None = None
+        self._recalled = False
         self._decided: dict[str, DecisionRecord] = {}
         self.hurried = False
 
     def open(self, folder: Path) -> None:
         """From here on the time is kept in a run's folder, and what is there counts."""
+        self.recall(folder)
         self._path = folder / FILE
-        if self._path.exists():
-            record = checked(TimeRecord, read_json(self._path), self._path, "record of a job's time")
-            self._earlier_s, self._decided = record.spent_s, dict(record.decided)
         self.save()
+
+    def recall(self, folder: Path) -> None:
+        """Counts what a run's folder says of earlier processes, once; nothing is written."""
+        path = folder / FILE
+        if not self._recalled and path.exists():
+            record = checked(TimeRecord, read_json(path), path, "record of a job's time")
+            self._earlier_s, self._decided = record.spent_s, dict(record.decided)
+        self._recalled = True
 
     @property
     def elapsed_s(self) -> float:

@@ -111,7 +111,7 @@ def _run(search: TrialSearch, until_s: float | None) -> str:
     places = job_slots(job) if study.ended < job.plan.trials else []
     if until_s is not None:  # also for workers that join from elsewhere
         search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
-    job.progress.phase("search", job.plan.trials, done=study.ended)
+    job.progress.phase("search", job.plan.planned_trials, done=study.ended)
     if study.claims.shared:
         write_record(study, describe_job(job), spend_s=search.spend_s)
     if places:

@@ -29,6 +29,8 @@ LATENCY = "latency_ms"
 T = typing.TypeVar("T")
 EXACT = 2**53
 """Whole numbers below it are floats of their own."""
+UNBOUNDED = 10**6
+"""Trials from which on only the time ends a search."""
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
@@ -72,6 +74,11 @@ class Plan:
     size: Mapping[str, object]
     final_size: Mapping[str, object]
     full_size: bool
+
+    @property
+    def planned_trials(self) -> int | None:
+        """The number of trials; None where only the time ends them."""
+        return self.trials if self.trials < UNBOUNDED else None
 
     @property
     def lead(self) -> Goals:

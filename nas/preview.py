@@ -307,8 +307,9 @@ def _search(job: Job, steps: _Steps) -> tuple[str, float]:
     workers = cores() if job.config.workers == "auto" else job.config.workers
     validated = FORWARD * len(job.search_task.val) / plan.trial.batch
     seconds = plan.trials * (epochs_each * per_epoch + validated) * steps.trial / workers
+    count = "trials" if plan.planned_trials is None else f"{plan.trials} trials"
     each = f"{plan.ladder.granted[-1]} epochs each" if len(plan.ladder) == 1 else f"on {plan.ladder}"
-    return f"{plan.trials} trials, {each}", seconds
+    return f"{count}, {each}", seconds
 
 
 LOOKS = 6

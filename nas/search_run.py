@@ -6,7 +6,6 @@ Every phase can be killed at any moment; the same call goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from nas.calibration import read_calibration
 from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
-from nas.errors import ConfigError, SpaceError, TrialError
+from nas.errors import ConfigError, NasError, SpaceError, TrialError
 from nas.files import FolderLock, write_json
 from nas.following import follow
 from nas.gradient_search import write_health
@@ -39,6 +38,7 @@ from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.rerank import SEARCH, Verdict, rerank
 from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, wilson, write_result
+from nas.resumable import Stopped
 from nas.retrain_run import (
     BEGIN,
     RETRAIN,
@@ -57,7 +57,7 @@ from nas.storage.address import find_address
 from nas.storage.run import check_storage, keep_history
 from nas.task import Task, load_task
 from nas.team import ALONE, Team
-from nas.timing import Ahead, Tell, last_training, look_ahead, measured, within
+from nas.timing import Ahead, Tell, estimated_s, last_training, look_ahead, measured, within
 from nas.trial_setup import check_search, warm_start
 
 PICTURES_S = 2.0
@@ -181,11 +181,11 @@ def _lead(job: Job, notes: Sequence[str], *, force: bool, tell: Tell | None) -> 
             try:
                 ahead = look_ahead(job, tell)
                 result = _run(job, ahead)
-            finally:
+            except (NasError, Stopped):
                 job.clock.save()
+                raise
         if ahead is not None:
-            estimated_s = min(ahead.needs.total_s, job.clock.budget_s or math.inf)
-            job.progress.note(comparison(estimated_s, job.clock.elapsed_s))
+            job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
         return result
 
 
@@ -372,6 +372,7 @@ def _run(job: Job, ahead: Ahead | None) -> Result:
     if job.config.storage is not None:
         keep_history(job.storage, job.folder)
     pictures = job.config.pictures and job.clock.left_s > PICTURES_S
+    job.clock.save()  # the manifest will hold it
     if job.config.pictures and not pictures:
         job.progress.note("budget: no time for pictures; nas draw makes them")
     if found.epochs:
@@ -408,7 +409,7 @@ def _times(job: Job, ahead: Ahead | None) -> dict[str, float]:
     """What was estimated, and what the job has taken up to the writing of its result."""
     if ahead is None:
         return {}
-    return {"estimated_seconds": ahead.needs.total_s, "job_seconds": job.clock.elapsed_s}
+    return {"estimated_seconds": estimated_s(job, ahead), "job_seconds": job.clock.elapsed_s}
 
 
 def _failures(job: Job, found: Found) -> dict[str, float]:

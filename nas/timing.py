@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def look_ahead(job: Job, tell: Tell | None) -> Ahead | None:
 def measured(job: Job) -> Preview:
     """The preview of a job on its device."""
     return preview(job, device=devices.describe(job.task.train.x.device))
+
+
+def estimated_s(job: Job, ahead: Ahead) -> float:
+    """Seconds that the whole job was estimated to take, at most its budget."""
+    return min(ahead.needs.total_s, job.clock.budget_s or math.inf)
 
 
 def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
