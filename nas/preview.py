@@ -15,6 +15,7 @@ from nas.fidelity import Fidelity
 from nas.guard import user_errors
 from nas.job import Job
 from nas.latency import latencies
+from nas.oneshot.differentiable import LOOKS
 from nas.pace import gradient_pace, network_pace, shared_pace
 from nas.seeding import isolated, rng
 from nas.space import Space
@@ -28,6 +29,8 @@ LIMIT_S = 5.0
 SHARE = 0.05
 """Of a budget, that measuring may take."""
 HOUR_S = 3600.0
+MOST_BUSY, FINISH_SHARE = 4.0, 0.2
+"""How much longer the writing may take on a busy machine, and its largest share of a budget."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def preview(job: Job, *, device: str) -> Preview:
 
     device: in words. Nothing is written, and nothing random of the job is touched.
     """
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     budget_s = job.clock.budget_s
     limit_s = LIMIT_S if budget_s is None else min(LIMIT_S, SHARE * budget_s)
 
@@ -164,6 +167,11 @@ def preview(job: Job, *, device: str) -> Preview:
         ranges["step_s"] = Range(min(trial), max(trial))
     steps = _Steps(_mean(trial), _mean(final), search_step, shared_step)
     training_s = _training_s(job, steps)
+    # What of its time the process was kept from computing, it will be kept from writing, too.
+    busy = (time.perf_counter() - began) / max(time.process_time() - computed, 1e-3)
+    finish_s = FINISH_S * min(max(busy, 1.0), MOST_BUSY)
+    if budget_s is not None:
+        finish_s = min(finish_s, max(FINISH_S, FINISH_SHARE * budget_s))
     return Preview(
         job.space.name,
         len(job.space.decisions),
@@ -173,7 +181,7 @@ def preview(job: Job, *, device: str) -> Preview:
         len(timed),
         ranges,
         _memory(job, counted),
-        _phases(job, steps, training_s),
+        _phases(job, steps, training_s, finish_s),
         device,
         time.perf_counter() - began,
         training_s,
@@ -267,7 +275,7 @@ def _training_s(job: Job, steps: _Steps) -> float:
     return (job.plan.top_k_epochs * per_epoch + validated) * steps.trial
 
 
-def _phases(job: Job, steps: _Steps, training_s: float) -> list[Phase]:
+def _phases(job: Job, steps: _Steps, training_s: float, finish_s: float) -> list[Phase]:
     plan = job.plan
     planned, search_s = _search(job, steps)
     found = [Phase(SEARCH, planned, search_s)]
@@ -283,7 +291,7 @@ def _phases(job: Job, steps: _Steps, training_s: float) -> list[Phase]:
     per_epoch = max(1, images // job.recipe.batch)
     seconds = job.recipe.epochs * per_epoch * steps.final
     found.append(Phase(RETRAIN, f"{job.recipe.epochs} epochs of {images:,} images", seconds))
-    found.append(Phase(FINISH, "test accuracy, files and pictures", FINISH_S))
+    found.append(Phase(FINISH, "test accuracy, files and pictures", finish_s))
     return found
 
 
@@ -312,8 +320,6 @@ def _search(job: Job, steps: _Steps) -> tuple[str, float]:
     return f"{count}, {each}", seconds
 
 
-LOOKS = 6
-"""Steps that looking at a search by gradients after an epoch takes about as long as."""
 FORWARD = 0.4
 """Of a step, that evaluating as many images takes."""
 

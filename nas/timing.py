@@ -14,8 +14,9 @@ from nas.errors import TrialError
 from nas.files import write_json
 from nas.graph import architecture_hash
 from nas.job import Job
+from nas.oneshot.differentiable import LOOKS
 from nas.pace import network_pace
-from nas.preview import LOOKS, Preview, preview, time_text
+from nas.preview import Preview, preview, time_text
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT

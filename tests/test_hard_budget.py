@@ -18,6 +18,8 @@ from nas.train import train
 from tests.jobs import SMALL, TINY, Recorder
 
 TASK = load_task("digits").reduced(200)
+SHALLOW = {"space": "nasbench201", "space_settings": {"width": 4, "cells": 1}}
+"""A stage of some methods is deeper than the one before."""
 
 
 class Ticks:
@@ -54,7 +56,7 @@ def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):
         {"method": "evolution", "trials": 3, "scheduler": "hyperband", "epochs": 2},
         {"method": "darts"},
         {"method": "is-darts"},
-        {"method": "pdarts", "epochs": 6, "space": "nasbench201"},
+        {"method": "pdarts", "epochs": 6, **SHALLOW},
         {"method": "spos", "trials": 3},
     ],
     ids=lambda s: s["method"] + s.get("scheduler", ""),

@@ -17,8 +17,8 @@ from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
 from nas.oneshot.guards import Growth, Guards
-from nas.oneshot.health import Examiner, images_at_once, preferred_accuracy
-from nas.oneshot.identities import barred, keeps_cap
+from nas.oneshot.health import Examiner, Health, images_at_once, preferred_accuracy
+from nas.oneshot.identities import barred, keeps_cap, skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, Strengths, lasting
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
@@ -32,6 +32,9 @@ from nas.task import Task
 from nas.team import ALONE, Team
 from nas.train import evaluate
 from nas.types import Genotype
+
+LOOKS = 6
+"""Steps that looking at a search after an epoch takes about as long as, before it was timed."""
 
 
 def search(
@@ -135,8 +138,11 @@ class _Search:
         return self.cut or self.loop.loop.at_epoch_end
 
     def advance(self) -> None:
+        started = time.perf_counter()
         self.loop.advance()
-        self.cut = self.left_s is not None and self.left_s() <= self.looked_s
+        if self.left_s is not None:
+            looks_s = self.looked_s or LOOKS * (time.perf_counter() - started)
+            self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
         loss, trained = self.loop.loop.end_epoch()
@@ -145,7 +151,10 @@ class _Search:
         supernet, genotype = self.supernet, self.supernet.genotype()
         val_acc = self._validate(genotype)
         before = self.epochs[-1].genotype if self.epochs else None
-        health = self._examiner.examine(self.loop, genotype, before, val_acc)
+        if self.cut:  # there is no time to look, and nothing that could be done about it
+            health = Health(skip_shares=skip_shares(self.space, genotype))
+        else:
+            health = self._examiner.examine(self.loop, genotype, before, val_acc)
         growth, moment = self._look(health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
