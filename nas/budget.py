@@ -48,11 +48,6 @@ class Shares:
     baselines_s: float | None
     rerank_s: float | None
 
-    @property
-    def until_s(self) -> float:
-        """When the last training begins at the latest."""
-        return self.rerank_s or self.baselines_s or self.search_s
-
 
 def divide(needs: Needs, now_s: float, budget_s: float) -> Shares:
     """Divides what is left of a budget.
@@ -111,9 +106,3 @@ def fit(recipe: Recipe, images: int, step_s: float, left_s: float) -> Fit:
     if epochs >= 1:
         return Fit(int(min(recipe.epochs, epochs)), images)
     return Fit(1, max(1, int(most)) * batch)
-
-
-def shortened(recipe: Recipe, images: int, step_s: float, left_s: float) -> Recipe:
-    """The recipe with as many epochs as fit, at least one."""
-    epochs = fit(recipe, images, step_s, left_s).epochs
-    return recipe if epochs == recipe.epochs else compressed(recipe, epochs)

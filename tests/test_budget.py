@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from nas.budget import FINISH_S, Fit, Needs, divide, fit, shortened
+from nas.budget import FINISH_S, Fit, Needs, divide, fit
 from nas.clock import SAVE_S, Clock, TimeUp
 from nas.errors import ConfigError
 from nas.recipe import Recipe
@@ -72,7 +72,6 @@ def test_a_training_is_shortened_to_what_fits(left_s, found):
 def test_a_shortened_training_has_its_whole_schedule():
     assert fit(RECIPE, 100, 1.0, 60.0).of(RECIPE).warmup_epochs == 0.5
     assert fit(RECIPE, 100, 0.0, 1.0).of(RECIPE) is RECIPE
-    assert shortened(RECIPE, 100, 1.0, 60.0).epochs == 5
 
 
 def test_earlier_processes_count(tmp_path, hands):

@@ -24,7 +24,7 @@ FAST = {
     "search_images": 100,
     "top_k": 1,
     "space_settings": {"width": 4},
-    "retrain": {"epochs": 60},
+    "retrain": {"epochs": 4},
     "trials": 1,
 }
 X, NUMBERS = load_digits(return_X_y=True)
@@ -96,9 +96,9 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_its_own_stays_and_is_gone_on_with(tmp_path):
-    first = classifier(out=tmp_path / "run").fit(IMAGES, NAMES)
+    first = classifier(out=tmp_path / "run", settings={"pictures": False}).fit(IMAGES, NAMES)
     assert (tmp_path / "run" / "architecture.json").exists()
-    again = classifier(out=tmp_path / "run").fit(IMAGES, NAMES)
+    again = classifier(out=tmp_path / "run", settings={"pictures": False}).fit(IMAGES, NAMES)
     assert again.result_.metrics == first.result_.metrics
 
 
