@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nas.calibration import Calibration
     from nas.cell import Cell, VertexCell
     from nas.choosers import Chooser
+    from nas.classifier import ImageClassifier
     from nas.config import Config, make_config
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
     from nas.evaluate import Inherited, Trained
@@ -62,6 +63,7 @@ _HOME = {
     "Goals": "nas.goals",
     "Guided": "nas.searchers",
     "Hyperband": "nas.halving",
+    "ImageClassifier": "nas.classifier",
     "Inherited": "nas.evaluate",
     "Ladder": "nas.fidelity",
     "Laddered": "nas.laddered",

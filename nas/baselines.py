@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas.clock import TimeUp
 from nas.evaluate import Cached, Trained
 from nas.halving import epochs_granted, finalists
 from nas.job import Job
@@ -30,7 +31,7 @@ class Baselines:
     choices: dict[str, Genotype]
 
 
-def run_baselines(job: Job, found: Found) -> Baselines:
+def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Baselines:
     """Random search at the cost of the search, in a study of its own next to it.
 
     Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
@@ -38,9 +39,18 @@ def run_baselines(job: Job, found: Found) -> Baselines:
     measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
 
     The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
+
+    until_s: when it has to be over, by the job's clock; a random search that was cut off had not the same
+      cost, so that nothing is compared with it.
     """
     is_random = job.config.method == "random" and job.plan.scheduler == "fixed"
-    history = found.history if is_random else _random(job, found)
+    try:
+        history = found.history if is_random else _random(job.until(until_s), found)
+    except TimeUp as error:
+        job.progress.note(
+            f"random search was not done at equal cost, so nothing is compared with it: {error}"
+        )
+        return Baselines((), {})
     done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
     if not done:
         job.progress.note(
@@ -67,9 +77,11 @@ def _random(job: Job, found: Found) -> list[Trial]:
     job.progress.phase("random search at equal cost", trials, done=study.ended)
 
     def enough() -> bool:
+        if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
+            return True
         if job.stop():
             raise Stopped(f"random search stopped after {study.ended} trials")
-        return trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size
+        return False
 
     most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()

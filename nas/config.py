@@ -141,8 +141,7 @@ class Config(BaseModel):
     evaluator: for black-box methods, how to measure a trial: `trained` from scratch, or with weights
       `shared` in a supernet; `spos` does the latter always.
     trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
-    budget: seconds of search, as a number or "30m"; the last trial or epoch is finished, and the training
-      of a shared supernet is not counted. Several workers have so many seconds each.
+    budget: seconds of the whole job, as a number or "30m": a hard end, see docs/budget.md.
     top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
     search_images: at most so many images before the last training; 0 means all.
     objective: what is optimised: metrics or weighted sums, with several a Pareto front; default `val_acc`.
@@ -156,6 +155,7 @@ class Config(BaseModel):
     baselines: whether random search at equal cost is run too and compared with.
     seeds: how often each of the best is trained again.
     export: whether the found model is written at the end as source, program and ONNX, see docs/deploy.md.
+    pictures: whether the result is drawn, report.html included.
     deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
     execution, graph: how cells and steps are run in all phases, see `nas.recipe.Recipe`.
     rank_timeout: under torchrun, seconds that a rank waits for the others within a step before it gives up.
@@ -210,6 +210,7 @@ class Config(BaseModel):
     early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
     baselines: bool = True
     export: bool = True
+    pictures: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: Text = "auto"
     deterministic: bool = False

@@ -46,6 +46,13 @@ class LiveProgress:
         """Prints the note."""
         self._bar.console.print(printable(text), style="dim", highlight=False, markup=False)
 
+    def ask(self, question: str) -> bool:
+        """Whether the answer is yes; the bar waits."""
+        self._bar.stop()
+        answer = self._bar.console.input(f"{question} [y/N] ")
+        self._bar.start()
+        return answer.strip().lower() in ("y", "yes")
+
     def __enter__(self) -> Self:
         self._bar.start()
         return self

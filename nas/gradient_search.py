@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from nas import draw
 from nas.checkpoint import Checkpoints
+from nas.clock import Clock
 from nas.cost import count_params
 from nas.easing import LR_FACTOR, Ease, eased
 from nas.errors import ConfigError
@@ -52,12 +54,14 @@ class Searched:
     seconds: float
 
 
-def search_by_gradients(job: Job) -> Searched:
+def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
     """Trains the supernet and its alphas; what they prefer at the end comes first, then what they did before.
 
     Where there are too few, the most likely ones under the last strengths follow. Those that break a
     constraint come after those that keep it, and those with more identities than the guards allow after the
     others.
+
+    until_s: when it has to be over, by the job's clock.
     """
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
@@ -65,7 +69,7 @@ def search_by_gradients(job: Job) -> Searched:
     study = Study(job.space, Listed((), 0), job.storage, name="search", announce=False)
     method = _within_memory(job, method)
     outcome, _ = eased(
-        lambda ease: _attempt(job, method, study, costs, ease=ease),
+        lambda ease: _attempt(job, method, study, costs, ease=ease, until_s=until_s),
         folder=job.folder / CHECKPOINT / "search",
         batch=1,  # what a step of a supernet takes is the business of `memory`
         note=job.progress.note,
@@ -96,13 +100,12 @@ def _attempt(
     method: Method,
     study: Study,
     costs: Callable[[Genotype], dict[str, float]],
+    *,
     ease: Ease,
+    until_s: float | None,
 ) -> Outcome:
     """Searches at the learning rate that is left, and writes down every epoch as a trial."""
     tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
-    budget = job.plan.budget_s
-    if budget is not None:
-        budget -= sum(t.cost_s for t in tried)
     job.progress.phase("search", method.weights.epochs, done=len(study.history) - len(tried))
     job.team.call(SEARCH)
 
@@ -122,13 +125,17 @@ def _attempt(
         seed=job.seed("search"),
         prepare=_seeded(job),
         checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / "search")),
-        budget_s=budget,
+        left_s=None if until_s is None else partial(_left_s, job.clock, until_s),
         on_epoch=record,
         stop=job.stop,
         team=job.team,
     )
     record(outcome.epochs)
     return outcome
+
+
+def _left_s(clock: Clock, until_s: float) -> float:
+    return -1.0 if clock.late(until_s) else until_s - clock.elapsed_s
 
 
 def _metrics(epoch: Epoch) -> dict[str, float]:
@@ -245,13 +252,15 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     return prepare
 
 
-def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str) -> None:
-    """health.json, health.svg and health.png: how healthy a search was, epoch by epoch."""
+def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str, pictures: bool = True) -> None:
+    """health.json, and with pictures health.svg and health.png: how healthy a search was, epoch by epoch."""
     records = [
         {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
         for e in epochs
     ]
     write_json(folder / "health.json", {"epochs": records})
+    if not pictures:
+        return
     figure = draw.draw_health(health_series(epochs), title=title)
     draw.save(figure, folder / "health.svg", folder / "health.png")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from optuna.storages import BaseStorage
 
+from nas.clock import Clock
 from nas.config import Config
 from nas.latency import LatencyTable
 from nas.patience import Patience
@@ -31,6 +32,7 @@ class Job:
     task: all images; `search_task` has what the phases before the last training may use.
     final: the space at the size of the last network. recipe: of the last training.
     team: the processes that train together.
+    clock: how long the job has been at work.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Job:
     progress: Progress
     stop: Callable[[], bool]
     team: Team = ALONE
+    clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -58,6 +61,10 @@ class Job:
         patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
         run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
         return run_storage(self.folder, address, run=run, patience=patience)
+
+    def until(self, at_s: float | None) -> Job:
+        """The job, stopped by TimeUp when its clock is at `at_s`; None is never."""
+        return self if at_s is None else replace(self, stop=self.clock.until(at_s, self.stop))
 
     def _stop_waiting(self) -> None:
         if self.stop():

@@ -189,7 +189,7 @@ class Loop:
         """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
         started = time.perf_counter()
         self._check_finite()
-        mean = self._loss_sum.item() / self.steps_per_epoch
+        mean = self._loss_sum.item() / (self.step % self.steps_per_epoch or self.steps_per_epoch)
         seconds = self.seconds + time.perf_counter() - started
         self._loss_sum.zero_()
         self.seconds = 0.0

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nas.clock import TimeUp
 from nas.errors import NoModelError
 from nas.failures import diagnosis
 from nas.gradient_search import search_by_gradients
@@ -19,7 +20,7 @@ from nas.seeding import rng
 from nas.space import Size
 from nas.study import Evaluator
 from nas.trial_search import TrialSearch, trial_search, write_record
-from nas.trial_setup import trial_line
+from nas.trial_setup import bounded, trial_line
 from nas.types import Genotype, Trial
 from nas.workers.identity import Identity
 from nas.workers.start import describe_job, job_slots, work_together
@@ -44,18 +45,23 @@ class Found:
     epochs: Sequence[Epoch] = ()
 
 
-def find(job: Job) -> Found:
-    """Searches, by gradients or by trials, as the plan says."""
+def find(job: Job, *, until_s: float | None = None) -> Found:
+    """Searches, by gradients or by trials, as the plan says.
+
+    until_s: when it has to be over, by the job's clock; what was found by then counts.
+    """
     searcher = job.plan.searcher
-    return _differentiable(job) if searcher is None else _black_box(job, searcher)
+    if searcher is None:
+        return _differentiable(job, until_s)
+    return _black_box(job.until(until_s), searcher, until_s)
 
 
-def _differentiable(job: Job) -> Found:
+def _differentiable(job: Job, until_s: float | None) -> Found:
     if job.config.workers != 1:
         job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
     if job.space.size == Size(1, exact=True):
         return Found([job.space.sample(rng(0))], (), 0.0)
-    found = search_by_gradients(job)
+    found = search_by_gradients(job, until_s=until_s)
     if found.epochs[-1].epoch < job.plan.search.weights.epochs:
         job.progress.note(f"the search ends early, after epoch {found.epochs[-1].epoch}")
     alphas = Alphas.of(job.space, [epoch.strengths for epoch in found.epochs])
@@ -64,35 +70,32 @@ def _differentiable(job: Job) -> Found:
     )
 
 
-def _black_box(job: Job, searcher: Searcher) -> Found:
+def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     """Candidates: the best trials of the longest training."""
-    search = trial_search(
-        job,
-        searcher,
-        job.storage,
-        identity=Identity.of_this_process(leads=True),
-        heir=job.config.storage is None,
-    )
-    study = search.study
-    places = job_slots(job) if study.ended < job.plan.trials else []
-    if job.plan.budget_s is not None:
-        search = dataclasses.replace(search, spend_s=job.plan.budget_s * max(1, len(places)))
-    job.progress.phase("search", job.plan.trials, done=study.ended)
-    if study.claims.shared:
-        write_record(study, describe_job(job), spend_s=search.spend_s)
-    if places:
-        work_together(search, places)
-    # What the workers have left, for whatever reason, is done here.
-    reason = study.run(
-        search.evaluate,
-        trials=job.plan.trials,
-        stop=search.enough,
-        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
-        max_failures=job.config.max_failures,
-    )
+    try:
+        search = trial_search(
+            job,
+            searcher,
+            job.storage,
+            identity=Identity.of_this_process(leads=True),
+            heir=job.config.storage is None,
+        )
+    except TimeUp as error:  # while a supernet was trained
+        job.progress.note(f"the search ends before its first trial: {error}")
+        return Found([_untried(job, searcher, ())], (), job.clock.elapsed_s)
+    study, late = search.study, False
+    try:
+        reason = _run(search, until_s)
+    except TimeUp as error:
+        reason, late = str(error), True
     if study.ended < job.plan.trials:
-        job.progress.note(f"the search ends early: {_why(search, reason)}")
+        job.progress.note(f"the search ends early, after {study.ended} trials: {reason}")
     best = finalists(study.history, job.plan.lead)
+    if not best and late:
+        job.progress.note("no trial was finished in time; the architecture that was tried first is taken")
+        return Found(
+            [_untried(job, searcher, study.history)], study.history, 0.0, search.measure, search.fidelity
+        )
     if not best:
         raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
@@ -100,6 +103,33 @@ def _black_box(job: Job, searcher: Searcher) -> Found:
     genotypes = _distinct(job, (t.genotype for t in best))
     seconds = search.prepared_s + study.spent_s
     return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
+
+
+def _run(search: TrialSearch, until_s: float | None) -> str:
+    """Runs the trials, by workers where the job has any; why they came to an end."""
+    job, study = search.job, search.study
+    places = job_slots(job) if study.ended < job.plan.trials else []
+    if until_s is not None:  # also for workers that join from elsewhere
+        search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
+    job.progress.phase("search", job.plan.planned_trials, done=study.ended)
+    if study.claims.shared:
+        write_record(study, describe_job(job), spend_s=search.spend_s)
+    if places:
+        work_together(search, places)
+    # What the workers have left, for whatever reason, is done here.
+    return study.run(
+        search.evaluate,
+        trials=job.plan.trials,
+        stop=search.enough,
+        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        max_failures=job.config.max_failures,
+    )
+
+
+def _untried(job: Job, searcher: Searcher, history: Sequence[Trial]) -> Genotype:
+    """What to train when no trial was finished in time: the first that was begun, or would have been."""
+    begun = [trial.genotype for trial in history if trial.state == "running"]
+    return begun[0] if begun else bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
 
 
 def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
@@ -110,10 +140,3 @@ def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
         if len(found) == job.plan.top_k:
             break
     return list(found.values())
-
-
-def _why(search: TrialSearch, reason: str) -> str:
-    study, budget_s = search.study, search.spend_s
-    if budget_s is not None and study.spent_s >= budget_s:
-        return f"its {study.ended} trials took {study.spent_s:.0f} s, the budget is {budget_s:.0f} s"
-    return reason

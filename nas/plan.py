@@ -29,6 +29,8 @@ LATENCY = "latency_ms"
 T = typing.TypeVar("T")
 EXACT = 2**53
 """Whole numbers below it are floats of their own."""
+UNBOUNDED = 10**6
+"""Trials from which on only the time ends a search."""
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
@@ -43,7 +45,7 @@ class Plan:
     scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
     early_stop: the chance to beat the best below which a trial ends; 0 for never.
     baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
-    budget_s: seconds of search, or None.
+    budget_s: seconds of the whole job, or None.
     size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
     full_size: whether the space's own full size comes before `final_size`.
     """
@@ -72,6 +74,11 @@ class Plan:
     size: Mapping[str, object]
     final_size: Mapping[str, object]
     full_size: bool
+
+    @property
+    def planned_trials(self) -> int | None:
+        """The number of trials; None where only the time ends them."""
+        return self.trials if self.trials < UNBOUNDED else None
 
     @property
     def lead(self) -> Goals:

@@ -239,6 +239,20 @@ class RungsRecord(_Record):
     results: dict[Word, dict[Word, FiniteFloat]]
 
 
+class DecisionRecord(_Record):
+    """What was decided by measured time, under which budget."""
+
+    value: Any
+    budget_s: FiniteFloat | None
+
+
+class TimeRecord(_Record):
+    """How long a job has been at work, and what was decided by that."""
+
+    spent_s: Annotated[FiniteFloat, Field(ge=0)]
+    decided: dict[Word, DecisionRecord]
+
+
 class NeededRecord(_Record):
     """The bytes that a step needs after what memory.json says has changed."""
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from nas.clock import TimeUp
 from nas.comparison import Paired, paired
 from nas.errors import NoModelError
 from nas.evaluate import Start, Trained
@@ -49,7 +50,12 @@ class Verdict:
 
 
 def rerank(
-    job: Job, candidates: Sequence[Genotype], rivals: Mapping[str, Genotype], *, start: Start | None = None
+    job: Job,
+    candidates: Sequence[Genotype],
+    rivals: Mapping[str, Genotype],
+    *,
+    start: Start | None = None,
+    until_s: float | None = None,
 ) -> Verdict:
     """Trains candidates and rivals, as often each as there are seeds, and compares them.
 
@@ -57,13 +63,16 @@ def rerank(
     itself ranks first, not the best by the same fresh scores: that one would be partly the luckiest again.
 
     start: what each training begins with; from scratch unless given.
+    until_s: when it has to be over, by the job's clock; of what was trained by then the best is chosen.
     """
     if len(candidates) == 1 and not rivals:
         return Verdict(candidates[0], SEARCH, {})
     rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
     genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
-    study = _train(job, genotypes, start)
+    study = _train(job.until(until_s), genotypes, start)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
+    if not means and study.ended < len(genotypes) and until_s is not None:
+        return Verdict(candidates[0], SEARCH, {})
     if not means:
         raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(study.history)}")
     best = job.plan.lead.ordered(list(means.values()))[0].genotype
@@ -130,19 +139,22 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
     measure = Trained(
         job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
     )
-    study.run(
-        with_costs(job, measure, study.history),
-        trials=trainings,
-        stop=stop,
-        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
-        max_failures=trainings + 1,
-    )
+    try:
+        study.run(
+            with_costs(job, measure, study.history),
+            trials=trainings,
+            stop=stop,
+            on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+            max_failures=trainings + 1,
+        )
+    except TimeUp as error:
+        job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
     return study
 
 
 def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
     """One trial with the mean metrics of an architecture's trainings; None where one of them failed."""
-    own = [t for t in history if t.genotype == genotype]
+    own = [t for t in history if t.genotype == genotype and t.state != "running"]
     if not own or any(t.state != "done" for t in own):
         return None
     # What only some trainings have (a second chance, say) has no mean.
@@ -153,9 +165,10 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
 
 def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
     """The two in pairs; None where predictions are damaged, or were cleared because the data changed."""
-    numbers = [[t.number for t in history if t.genotype == g] for g in (own, rival)]
+    done = [[t.number for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
+    most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
     try:
-        own_hits, rival_hits = (_hits(job, own_numbers) for own_numbers in numbers)
+        own_hits, rival_hits = (_hits(job, numbers[:most]) for numbers in done)
     except (KeyError, ValueError):
         return None
     return paired(own_hits, rival_hits, seed_sd=_seed_sd(history))

@@ -124,14 +124,31 @@ def is_finished(folder: Path) -> bool:
 
 
 def write_result(
-    result: Result, *, image_shape: Sequence[int], title: str, alphas: Alphas | None = None
+    result: Result,
+    *,
+    image_shape: Sequence[int],
+    title: str,
+    alphas: Alphas | None = None,
+    pictures: bool = True,
 ) -> None:
-    """Writes every file of a finished run; the report is made of the others, and the manifest comes last."""
+    """Writes every file of a finished run, pictures and report where wanted; the manifest is last."""
     folder, space, genotype = result.folder, result.space, result.genotype
     save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
     write_json(folder / "metrics.json", dict(result.metrics))
     write_json(folder / ARCHITECTURE, describe_architecture(space, genotype, result.metrics))
     write_graphml(folder / "architecture.graphml", result.graph)
+    if len(result.goals.objectives) > 1:
+        write_front(result, title=title, pictures=pictures)
+    if alphas is not None:
+        alphas.write(folder, pictures=pictures)
+    if pictures:
+        _draw(result, image_shape, title)
+        write_report([folder], folder / REPORT, space=space)
+    write_manifest(folder)
+
+
+def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
+    folder, space, genotype = result.folder, result.space, result.genotype
     draw_architecture(folder, result.graphs, title=title)
     outline = skeleton(space.network(genotype, meta=True), image_shape)
     draw.save(draw.draw_network(outline, title=title), folder / "network.svg", folder / "network.png")
@@ -145,12 +162,6 @@ def write_result(
             baselines={name: _valued(first, trials) for name, trials in result.baselines.items()},
         )
         draw.save(figure, folder / "search.svg", folder / "search.png")
-    if len(result.goals.objectives) > 1:
-        write_front(result, title=title)
-    if alphas is not None:
-        alphas.write(folder)
-    write_report([folder], folder / REPORT, space=space)
-    write_manifest(folder)
 
 
 def _valued(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
@@ -163,8 +174,8 @@ def _valued(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
     return [valued(trial) if trial.state == "done" else trial for trial in trials]
 
 
-def write_front(result: Result, *, title: str) -> None:
-    """front.json, and with two objectives front.svg and front.png."""
+def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
+    """front.json, and with two objectives and pictures front.svg and front.png."""
     goals, best = result.goals, result.front
     write_json(
         result.folder / "front.json",
@@ -181,7 +192,7 @@ def write_front(result: Result, *, title: str) -> None:
             ],
         },
     )
-    if len(goals.objectives) != 2:
+    if len(goals.objectives) != 2 or not pictures:
         return
     first, second = goals.objectives
     done = [t for t in result.history if t.state == "done"]
@@ -364,11 +375,13 @@ class Alphas:
                 strengths[t, e, : len(row)] = row
         return cls(strengths, tuple(d.name for d in space.decisions), options)
 
-    def write(self, folder: Path) -> None:
-        """alphas.npz, alphas.svg and alphas.png."""
+    def write(self, folder: Path, *, pictures: bool = True) -> None:
+        """alphas.npz, and with pictures alphas.svg and alphas.png."""
         names = json.dumps({"decisions": self.decisions, "options": self.options}).encode()
         with replacing(folder / "alphas.npz") as temporary:
             np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
+        if not pictures:
+            return
         figure = draw.draw_alphas(
             self.strengths,
             decisions=self.decisions,

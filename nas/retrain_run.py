@@ -43,7 +43,7 @@ from nas.result import (
 from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive, isolated, rng
 from nas.space import Space
-from nas.task import Task, load_task
+from nas.task import Split, Task, load_task
 from nas.team import ALONE, Team
 from nas.train import Curve, EpochReport, evaluate, train
 from nas.types import Genotype
@@ -330,12 +330,15 @@ def train_final(
     folder: Path | None,
     progress: Progress,
     stop: Callable[[], bool],
+    split: Split | None = None,
+    left_s: Callable[[], float] | None = None,
     team: Team = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains one architecture on training and validation images, then measures test accuracy, once.
 
     The other ranks of a team are called to help.
 
+    split: the images to learn from. left_s: see `nas.train.train`.
     folder: where its checkpoints live. A training that diverges or runs out of memory has a second chance
       (see `nas.easing`), which a note and the metrics `retrain_lr_factor` or `retrain_passes_per_step` tell.
     """
@@ -349,11 +352,12 @@ def train_final(
             task,
             ease.of(recipe),
             seed=seed,
-            split=task.train_and_val(),
+            split=task.train_and_val() if split is None else split,
             checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
             on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
             backward=ease.backward,
             stop=stop,
+            left_s=left_s,
             team=team,
         )
         return network, curve
@@ -379,7 +383,7 @@ def train_final(
         "activation_bytes": counted.activation_bytes,
         "latency_ms": timed.p50_ms,
         "latency_p95_ms": timed.p95_ms,
-        "retrain_epochs": recipe.epochs,
+        "retrain_epochs": len(curve.train_loss),
         "retrain_seconds": sum(curve.seconds),
         **{f"retrain_{name}": value for name, value in ease.metrics.items()},
     }

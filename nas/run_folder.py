@@ -32,7 +32,8 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
-    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout", "config.export"),
+    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
+    *("config.export", "config.pictures"),
 )
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20

@@ -15,11 +15,13 @@ import torch
 
 from nas import devices, failures
 from nas.baselines import RANDOM, Baselines, run_baselines
+from nas.budget import EXPORT_S, Shares
 from nas.bundle.at_end import bundle_at_end, is_bundled
 from nas.calibration import read_calibration
+from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
-from nas.errors import ConfigError, SpaceError, TrialError
+from nas.errors import ConfigError, NasError, SpaceError, TrialError
 from nas.files import FolderLock, write_json
 from nas.following import follow
 from nas.gradient_search import write_health
@@ -32,10 +34,12 @@ from nas.oneshot.method import Method
 from nas.pareto import hypervolume
 from nas.phases import Found, find
 from nas.plan import Plan, make_plan
+from nas.preview import Preview, comparison
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.rerank import SEARCH, Verdict, rerank
 from nas.result import Result, baselines_of, is_finished, load_result, rounded, to_cpu, wilson, write_result
+from nas.resumable import Stopped
 from nas.retrain_run import (
     BEGIN,
     RETRAIN,
@@ -47,15 +51,18 @@ from nas.retrain_run import (
     team_notes,
     train_final,
 )
-from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
+from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage, keep_history
 from nas.task import Task, load_task
 from nas.team import ALONE, Team
+from nas.timing import Ahead, Tell, estimated_s, last_training, look_ahead, measured, within
 from nas.trial_setup import check_search, warm_start
 
+PICTURES_S = 2.0
+"""Pictures are left out where less of a budget is left."""
 OWN = "own:"
 """What stands before the name of a method that was given in Python, in a run's record."""
 
@@ -115,8 +122,15 @@ def run(
     force: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    clock: Clock | None = None,
+    tell: Tell | None = None,
 ) -> Result:
-    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names."""
+    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
+
+    clock: counts its time and holds its budget; begun now with that of the configuration unless given.
+    tell: is shown what the job will cost before anything is trained, and says whether to go on.
+    """
+    clock = clock or Clock(config.budget)
     place = Path(out) if out is not None else default_folder(config)
     if (config.workers != 1 or config.trial_timeout is not None) and (space, task) != (None, None):
         raise ConfigError(
@@ -135,19 +149,29 @@ def run(
             progress=progress if team.leads else None,
             stop=stop,
             team=team,
+            clock=clock,
         )
         if not team.leads:
             with devices.repeatable(enabled=config.deterministic):
                 follow(job)
             return load_result(place, space=job.final)
-        result = _lead(job, notes, force=force)
+        result = _lead(job, notes, force=force, tell=tell)
     # Without the other ranks, which would wait in vain.
     if config.export and not is_bundled(result.folder):
-        bundle_at_end(result, job.task, job.progress)
+        if clock.left_s < EXPORT_S:
+            job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+        else:
+            bundle_at_end(result, job.task, job.progress)
     return result
 
 
-def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
+def look(config: Config, *, progress: Progress | None = None) -> Preview:
+    """What the job of a configuration would cost on its device; nothing is written."""
+    job, _ = prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget))
+    return measured(job)
+
+
+def _lead(job: Job, notes: Sequence[str], *, force: bool, tell: Tell | None) -> Result:
     folder = open_folder(job.folder)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder, otherwise=_how_to_join(job)):
@@ -159,8 +183,18 @@ def _lead(job: Job, notes: Sequence[str], *, force: bool) -> Result:
             return load_result(folder, space=job.final)
         for note in notes:
             job.progress.note(note)
+        if tell is not None or job.clock.budget_s is not None:
+            job.clock.open(folder)
         with devices.repeatable(enabled=job.config.deterministic):
-            return _run(job)
+            try:
+                ahead = look_ahead(job, tell)
+                result = _run(job, ahead)
+            except (NasError, Stopped):
+                job.clock.save()
+                raise
+        if ahead is not None:
+            job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
+        return result
 
 
 def _how_to_join(job: Job) -> str:
@@ -178,6 +212,7 @@ def prepare(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
+    clock: Clock | None = None,
 ) -> tuple[Job, list[str]]:
     """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -190,6 +225,7 @@ def prepare(
         plan = dataclasses.replace(plan, size={}, final_size={})
     if team.size > 1:
         _refuse_trials(config)
+        _refuse_budget(config)
     device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
@@ -218,6 +254,7 @@ def prepare(
         progress or Silent(),
         stop or (lambda: False),
         team,
+        clock or Clock(),
     )
     check_search(job)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
@@ -233,6 +270,14 @@ def _refuse_trials(config: Config) -> None:
             f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
             "it without torchrun and with --workers (its winner can be trained over all ranks by nas "
             "retrain), or search by gradients or with evaluator shared"
+        )
+
+
+def _refuse_budget(config: Config) -> None:
+    if config.budget is not None:
+        raise ConfigError(
+            "budget is set, but several ranks would have to agree on the time in every step; start without "
+            "torchrun, or bound the work by epochs and retrain.epochs"
         )
 
 
@@ -275,26 +320,29 @@ def default_folder(config: Config) -> Path:
     return Path("results") / "-".join(names)
 
 
-def _run(job: Job) -> Result:
+def _run(job: Job, ahead: Ahead | None) -> Result:
     size = job.space.size
     job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
     if size.exact and size.count == 1:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
-    found = find(job)
-    compares = job.plan.baselines and not (size.exact and size.count == 1)
-    baselines = run_baselines(job, found) if compares else Baselines((), {})
-    verdict = rerank(job, found.candidates, baselines.choices, start=warm_start(job, found.measure))
+    planned, shares = job, None
+    if ahead is not None and job.clock.budget_s is not None:
+        job, shares = within(job, ahead)
+    found = find(job, until_s=None if shares is None else shares.search_s)
+    baselines, verdict = _compared(job, found, shares)
     _tell(job, verdict)
-    best = verdict.best
+    best, last = verdict.best, last_training(planned, verdict.best, ahead)
     network, trained = train_final(
         job.final,
         best,
         job.task,
-        job.recipe,
+        last.recipe,
         seed=job.seed(RETRAIN),
-        folder=job.folder / CHECKPOINT / "retrain",
+        folder=last.folder,
         progress=job.progress,
         stop=job.stop,
+        split=last.split,
+        left_s=last.left_s,
         team=job.team,
     )
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
@@ -306,6 +354,7 @@ def _run(job: Job) -> Result:
         "search_seconds": found.seconds,
         "trials": len(found.history),
         **_failures(job, found),
+        **_times(job, ahead),
     }
     graphs = cell_graphs(job.final, best)
     result = Result(
@@ -328,13 +377,47 @@ def _run(job: Job) -> Result:
         }
         write_json(job.folder / "baselines.json", compared)
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
-    if found.epochs:
-        write_health(job.folder, found.epochs, title=f"Health of the search: {title}")
     if job.config.storage is not None:
         keep_history(job.storage, job.folder)
-    write_result(result, image_shape=job.task.image_shape, title=title, alphas=found.alphas)
+    pictures = job.config.pictures and job.clock.left_s > PICTURES_S
+    job.clock.save()  # the manifest will hold it
+    if job.config.pictures and not pictures:
+        job.progress.note("budget: no time for pictures; nas draw makes them")
+    if found.epochs:
+        write_health(job.folder, found.epochs, title=f"Health of the search: {title}", pictures=pictures)
+    write_result(
+        result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
+    )
     clear_checkpoints(job.folder)
     return result
+
+
+def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
+    """The baselines and the fresh trainings, as far as there is time for them."""
+    size = job.space.size
+    compares = job.plan.baselines and not (size.exact and size.count == 1) and bool(found.history)
+    own = job.config.method == "random" and job.plan.scheduler == "fixed"
+    if shares is not None and shares.rerank_s is None:
+        return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
+    if shares is not None and shares.baselines_s is None and not own:
+        compares = False
+    until_s = None if shares is None else shares.baselines_s
+    baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
+    verdict = rerank(
+        job,
+        found.candidates,
+        baselines.choices,
+        start=warm_start(job, found.measure),
+        until_s=None if shares is None else shares.rerank_s,
+    )
+    return baselines, verdict
+
+
+def _times(job: Job, ahead: Ahead | None) -> dict[str, float]:
+    """What was estimated, and what the job has taken up to the writing of its result."""
+    if ahead is None:
+        return {}
+    return {"estimated_seconds": estimated_s(job, ahead), "job_seconds": job.clock.elapsed_s}
 
 
 def _failures(job: Job, found: Found) -> dict[str, float]:

@@ -117,6 +117,7 @@ def train(
     forward: Forward | None = None,
     backward: Backward | None = None,
     stop: Callable[[], bool] | None = None,
+    left_s: Callable[[], float] | None = None,
     team: Team = ALONE,
 ) -> Curve:
     """Trains `network` in place, where its parameters are, and returns its curve.
@@ -134,6 +135,8 @@ def train(
     forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
     backward: puts the gradients of a step in place and returns its loss; one pass by default.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+    left_s: seconds left, asked after every step; when there are none, that step was the last one, its epoch
+      ends with it and the network stays as it is. Not for a team.
     team: all of its ranks train the same network together, see `nas.team`; rank 0 alone evaluates and saves.
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
@@ -165,7 +168,8 @@ def train(
     )
     if start is not None:
         _inherit(loop, start)
-    work = _Training(loop, evaluate_on, evaluate_every, recipe.epochs if until is None else until)
+    last = recipe.epochs if until is None else until
+    work = _Training(loop, evaluate_on, evaluate_every, last, left_s)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
@@ -224,10 +228,17 @@ def _in_portions(network: nn.Module, task: Task, split: Split, batch: int) -> It
 class _Training:
     """A loop with its curve and evaluations, as a `Resumable`."""
 
-    def __init__(self, loop: Loop, evaluate_on: Split | None, evaluate_every: int | None, until: int) -> None:
-        self.loop, self.until = loop, until
+    def __init__(
+        self,
+        loop: Loop,
+        evaluate_on: Split | None,
+        evaluate_every: int | None,
+        until: int,
+        left_s: Callable[[], float] | None,
+    ) -> None:
+        self.loop, self.until, self.left_s = loop, until, left_s
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
-        self.curve = Curve()
+        self.curve, self.cut = Curve(), False
 
     @property
     def step(self) -> int:
@@ -235,18 +246,19 @@ class _Training:
 
     @property
     def steps(self) -> int:
-        return self.until * self.loop.steps_per_epoch
+        return self.loop.step if self.cut else self.until * self.loop.steps_per_epoch
 
     @property
     def at_epoch_end(self) -> bool:
-        return self.loop.at_epoch_end
+        return self.cut or self.loop.at_epoch_end
 
     def advance(self) -> None:
         self.loop.advance()
+        self.cut = self.left_s is not None and self.left_s() <= 0
 
     def end_epoch(self) -> EpochReport:
         loop = self.loop
-        epoch, epochs, lr = loop.step // loop.steps_per_epoch, loop.recipe.epochs, loop.lr
+        epoch, epochs, lr = -(-loop.step // loop.steps_per_epoch), loop.recipe.epochs, loop.lr
         loss, seconds = loop.end_epoch()
         report = EpochReport(epoch, epochs, loss, lr, seconds)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
@@ -263,7 +275,7 @@ class _Training:
 
     def state(self) -> Mapping[str, Any]:
         curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
-        return {"loop": self.loop.state(), "curve": curve}
+        return {"loop": self.loop.state(), "curve": curve, "cut": self.cut}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         if step > self.steps:
@@ -272,6 +284,7 @@ class _Training:
                 f"{self.steps}; ask for more epochs, or clear the checkpoints to start anew"
             )
         self.loop.restore(step, state["loop"])
+        self.cut = bool(state.get("cut", False))
         self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
 
     def settings(self) -> Mapping[str, Any]:
@@ -283,6 +296,8 @@ class _Training:
 
     def _is_evaluated(self, epoch: int) -> bool:
         every = self.evaluate_every
+        if self.cut and every is not None:
+            return True
         return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
 
 

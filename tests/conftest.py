@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 # A bundle takes seconds; the tests that are about one ask for it.
 Config.model_fields["export"].default = False
 Config.model_rebuild(force=True)
+os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported

@@ -353,7 +353,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *others[::2],
         *("--force", "--json", "--baselines", "--deterministic", "--export", "--graph", "--trial-timeout"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
-        "--storage",
+        *("--storage", "--preview", "--yes"),
     } - {tmp_path}
 
 

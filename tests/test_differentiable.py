@@ -124,11 +124,11 @@ def test_stopping_writes_a_checkpoint_that_is_taken_up(tmp_path):
     assert_same(run(checkpoints=Checkpoints(tmp_path)), run())
 
 
-def test_a_spent_budget_makes_the_epoch_in_progress_the_last(tmp_path):
-    outcome = run(budget_s=1e-9, checkpoints=Checkpoints(tmp_path))
+def test_a_spent_budget_makes_the_step_in_progress_the_last(tmp_path):
+    outcome = run(left_s=lambda: 0.0, checkpoints=Checkpoints(tmp_path))
     assert [e.epoch for e in outcome.epochs] == [1]
     assert outcome.epochs[0].events == ("the budget is spent",)
-    assert_same(run(budget_s=1e-9, checkpoints=Checkpoints(tmp_path)), outcome)
+    assert_same(run(left_s=lambda: 0.0, checkpoints=Checkpoints(tmp_path)), outcome)
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):
@@ -373,7 +373,7 @@ def test_a_guarded_selection_by_perturbation_keeps_the_cap_too(monkeypatch):
 
 
 def test_a_spent_budget_still_ends_in_the_methods_own_selection():
-    outcome = run(method=Method("test", TEN, selection=ByPerturbation(images=32)), budget_s=1e-9)
+    outcome = run(method=Method("test", TEN, selection=ByPerturbation(images=32)), left_s=lambda: 0.0)
     assert len(outcome.epochs) == 1 and outcome.epochs[0].events[0] == "the budget is spent"
     assert len(outcome.epochs[0].events) == 4  # and one for each decision
     assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
@@ -382,7 +382,7 @@ def test_a_spent_budget_still_ends_in_the_methods_own_selection():
 def test_a_spent_budget_leaves_no_choice_to_chance():
     """Fisher information is taken at once, where else the initial alphas would choose."""
     method = dataclasses.replace(METHODS["is-darts"](), weights=SIX)
-    outcome = run(make_space(**NB201), method=method, budget_s=1e-9)
+    outcome = run(make_space(**NB201), method=method, left_s=lambda: 0.0)
     assert len(outcome.epochs) == 1 and 0 not in outcome.selected[0]
     assert np.ptp([np.ptp(row) for row in outcome.strengths]) > 0
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,9 +18,15 @@ from nas.cli.look import architecture
 from nas.launch import follows
 
 if TYPE_CHECKING:
+    from nas.config import Config
+    from nas.preview import Preview
     from nas.progress import Progress
     from nas.result import Result
     from nas.signals import StopRequest
+    from nas.timing import Tell
+
+PREVIEW = "NAS_PREVIEW"
+"""The environment variable that leaves the preview of a search out, where it is `off`."""
 
 
 @app.command()
@@ -94,9 +103,15 @@ def search(
     budget: Annotated[
         str | None,
         typer.Option(
-            help='Time for trials or a differentiable search, e.g. "30m"; what is running is finished.'
+            help='Time for the whole job, e.g. "30m": a hard end, by when the best so far is trained.'
         ),
     ] = None,
+    preview: Annotated[  # noqa: FBT002 - a switch of the command line
+        bool, typer.Option("--preview", help="Only say what the search would cost; nothing is written.")
+    ] = False,
+    yes: Annotated[  # noqa: FBT002
+        bool, typer.Option("--yes", help="Begin without asking, however long it is estimated to take.")
+    ] = False,
     workers: Annotated[
         str | None,
         typer.Option(help="Processes that train trials, a number or auto. [default: 1, this one]"),
@@ -141,6 +156,7 @@ def search(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Search, train the best again, train the winner in full. The same command resumes a run."""
+    since = time.monotonic()  # before libraries are loaded, which takes seconds
     given = {
         "space": space,
         "task": task,
@@ -172,17 +188,65 @@ def search(
         "storage": storage,
     }
 
-    def job(progress: Progress, stop: StopRequest) -> Result:
+    def settled() -> Config:
         from nas.config import is_own, make_config
-        from nas.search_run import run
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)
         if is_own(settings.method):
             announce(settings.method)
-        return run(settings, out=out, force=force, progress=progress, stop=stop)
+        return settings
 
-    run_job(job, as_json=as_json)
+    def job(progress: Progress, stop: StopRequest) -> Result:
+        from nas.clock import Clock
+        from nas.search_run import run
+
+        settings = settled()
+        clock = Clock(settings.budget, since=since)
+        return run(
+            settings,
+            out=out,
+            force=force,
+            progress=progress,
+            stop=stop,
+            clock=clock,
+            tell=teller(progress, yes=yes),
+        )
+
+    if preview:
+        look_only(settled, as_json=as_json)
+    else:
+        run_job(job, as_json=as_json)
+
+
+def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
+    """Shows what a search would cost."""
+    with errors():
+        from nas.search_run import look
+
+        found = look(settled())
+        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+
+
+def teller(progress: Progress, *, yes: bool) -> Tell | None:
+    """Shows a preview; on a terminal asks whether to go on where it is beyond an hour.
+
+    None where $NAS_PREVIEW is off.
+    """
+    from nas.console import LiveProgress
+    from nas.preview import HOUR_S
+
+    if os.environ.get(PREVIEW) == "off" or follows():
+        return None
+
+    def tell(found: Preview) -> bool:
+        for line in found.lines():
+            progress.note(line)
+        if yes or found.seconds <= HOUR_S or not sys.stdin.isatty():
+            return True
+        return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
+
+    return tell
 
 
 @app.command()
@@ -271,6 +335,7 @@ def show(result: Result, *, as_json: bool) -> None:
         say(json.dumps(answer))
         return
     m = result.metrics
+    model = f"model        {result.folder / 'model.safetensors'}"
     found = result.space.notation.write(result.genotype) if result.space.notation else None
     lines = [
         f"found        {found or result.space.choices(result.genotype)}",
@@ -278,9 +343,10 @@ def show(result: Result, *, as_json: bool) -> None:
         f"{m['test_acc_high']:.4f}), measured once",
         f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
         f"{m['latency_ms']:.2f} ms an image",
-        f"model        {result.folder / 'model.safetensors'}",
-        f"pictures     {result.folder / 'cells.png'}",
+        model,
     ]
+    if (result.folder / "cells.png").exists():
+        lines.append(f"pictures     {result.folder / 'cells.png'}")
     if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
         lines.insert(
             3,
@@ -288,8 +354,16 @@ def show(result: Result, *, as_json: bool) -> None:
             f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
         )
     if troubles := _troubles(result):
-        lines.insert(-2, f"trials       {m['trials']:,.0f}, {troubles}")
-    others = ("MODEL_CARD.md", "network.png", "search.png", "front.png", "alphas.png", "health.png")
+        lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")
+    others = (
+        "report.html",
+        "MODEL_CARD.md",
+        "network.png",
+        "search.png",
+        "front.png",
+        "alphas.png",
+        "health.png",
+    )
     lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
     say("\n".join(lines))
 

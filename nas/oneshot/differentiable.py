@@ -17,8 +17,8 @@ from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
 from nas.oneshot.guards import Growth, Guards
-from nas.oneshot.health import Examiner, images_at_once, preferred_accuracy
-from nas.oneshot.identities import barred, keeps_cap
+from nas.oneshot.health import Examiner, Health, images_at_once, preferred_accuracy
+from nas.oneshot.identities import barred, keeps_cap, skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, Strengths, lasting
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
@@ -33,6 +33,9 @@ from nas.team import ALONE, Team
 from nas.train import evaluate
 from nas.types import Genotype
 
+LOOKS = 6
+"""Steps that looking at a search after an epoch takes about as long as, before it was timed."""
+
 
 def search(
     space: Space,
@@ -43,7 +46,7 @@ def search(
     prepare: Callable[[Supernet], None] | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 60.0,
-    budget_s: float | None = None,
+    left_s: Callable[[], float] | None = None,
     on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
@@ -52,7 +55,8 @@ def search(
 
     prepare: changes the first supernet before it is trained, e.g. its alphas.
     checkpoints: where to resume from, exactly to the step, and where to save to.
-    budget_s: seconds, of training and looking, after which the epoch in progress is the last one.
+    left_s: seconds left, asked after every step; when they are no more than looking took the last time, the
+      step was the last one, and what the alphas prefer then is chosen. Not for a team.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     team: all of its ranks search together, see `nas.team`; rank 0 alone looks, selects and saves.
@@ -60,7 +64,7 @@ def search(
     what = f"searching at batch {team.images(method.weights.batch)}"
     advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"
     with isolated(seed, "search"), memory_errors(what, advice):
-        work = _Search(space, task, method, seed=seed, budget_s=budget_s, prepare=prepare, team=team)
+        work = _Search(space, task, method, seed=seed, left_s=left_s, prepare=prepare, team=team)
         resumable.run(
             work,
             what="search",
@@ -89,12 +93,12 @@ class _Search:
         method: Method,
         *,
         seed: int,
-        budget_s: float | None,
+        left_s: Callable[[], float] | None,
         prepare: Callable[[Supernet], None] | None,
         team: Team,
     ) -> None:
         self.team = team
-        self.space, self.task, self.method, self.seed, self.budget_s = space, task, method, seed, budget_s
+        self.space, self.task, self.method, self.seed, self.left_s = space, task, method, seed, left_s
         options = max(len(d.options) for d in space.decisions)
         self.stages = method.staging.stages(method.weights.epochs, options)
         self.ends = ends(self.stages)
@@ -105,7 +109,8 @@ class _Search:
         self.preferred: Genotype = ()
         self.strengths: Strengths = ()
         self.healthy: Genotype = ()
-        self.ended = False
+        self.ended = self.cut = False
+        self.looked_s = 0.0
         self.done = self.stage = 0
         self._before = 0
         self._examiner = Examiner()
@@ -130,10 +135,14 @@ class _Search:
 
     @property
     def at_epoch_end(self) -> bool:
-        return self.loop.loop.at_epoch_end
+        return self.cut or self.loop.loop.at_epoch_end
 
     def advance(self) -> None:
+        started = time.perf_counter()
         self.loop.advance()
+        if self.left_s is not None:
+            looks_s = self.looked_s or LOOKS * (time.perf_counter() - started)
+            self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
         loss, trained = self.loop.loop.end_epoch()
@@ -142,7 +151,10 @@ class _Search:
         supernet, genotype = self.supernet, self.supernet.genotype()
         val_acc = self._validate(genotype)
         before = self.epochs[-1].genotype if self.epochs else None
-        health = self._examiner.examine(self.loop, genotype, before, val_acc)
+        if self.cut:  # there is no time to look, and nothing that could be done about it
+            health = Health(skip_shares=skip_shares(self.space, genotype))
+        else:
+            health = self._examiner.examine(self.loop, genotype, before, val_acc)
         growth, moment = self._look(health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
@@ -155,15 +167,15 @@ class _Search:
             health=health,
             growth=growth,
         )
-        spent = epoch.seconds + sum(e.seconds for e in self.epochs)
         back = None
         if moment is None:
             events = self._go_on()
         else:
             back, events = self._go_back(growth, moment)
-        if self.budget_s is not None and spent >= self.budget_s and not self.ended:
+        if self.cut and not self.ended:
             events = [*events, "the budget is spent", *self._end_early()]
-        seconds = trained + time.perf_counter() - started
+        self.looked_s = time.perf_counter() - started
+        seconds = trained + self.looked_s
         self.epochs.append(dataclasses.replace(epoch, events=tuple(events), back=back, seconds=seconds))
         self._begin_epoch()
         return tuple(self.epochs)

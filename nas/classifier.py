@@ -1,0 +1,325 @@
+"""`ImageClassifier`: an architecture search as an estimator of scikit-learn, within a time."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+
+from nas.bundle.bundle import bundle
+from nas.calibrate_run import Settings, calibrate
+from nas.clock import Clock
+from nas.config import BLACK_BOX, OPTUNA, Config, make_config, seconds, with_names
+from nas.console import reporter
+from nas.errors import ConfigError, DataError, NoModelError, TrialError
+from nas.files import LOCK
+from nas.images import Images, layout, rows_of
+from nas.pace import network_pace
+from nas.plan import UNBOUNDED
+from nas.registry import is_plugin
+from nas.result import Result, load_result
+from nas.resumable import Stopped
+from nas.search_run import prepare, run
+from nas.seeding import rng
+from nas.space import Space
+from nas.task import Split, Task, task_from_arrays
+
+GRACE_S = 5.0
+"""For the last training, after Ctrl-C."""
+CALIBRATED_S, CALIBRATED = 1800.0, 0.15
+"""From this time on so much of it may go to finding out how cheaply architectures can be compared."""
+LEAST = 3
+"""Images of a class."""
+CALIBRATION = Settings(architectures=8, epochs=6, seeds=1)
+WORTH, MOST_EPOCHS = 12, 12
+"""So many trials should fit into half of the time, of so many epochs at most."""
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Finds an architecture for labelled images, trains it, and classifies by it.
+
+    time_budget: of `fit` in all, seconds or "10m"; a model comes out however little it is.
+    space, method: as `nas.search` takes them.
+    random_state: an integer, a `RandomState` or None; equal ones draw alike, but time decides how much.
+    test_fraction: of the images, held out; `result_.metrics["test_acc"]` is measured on them, once.
+    flip: whether a mirrored image keeps its label.
+    device: `auto`, `cpu`, `cuda`, ...
+    out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
+      that holds a run of the same images and parameters is gone on with.
+    settings: further ones of `nas.Config`, which come before what is chosen here.
+    verbose: whether progress is told on standard error.
+
+    X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
+      a square number of features is a square image, others are filled up with zeros to the next square.
+
+    Fitted attributes: `classes_`, `n_features_in_` (pixels times channels), `layout_`, and `result_`, the
+    `nas.Result` of the run. Ctrl-C during `fit` ends the search, and the best so far is delivered.
+    """
+
+    def __init__(
+        self,
+        time_budget: float | str = "10m",
+        *,
+        space: str | Space = "nasbench201",
+        method: str = "evolution",
+        random_state: int | np.random.RandomState | None = 0,
+        test_fraction: float = 0.1,
+        flip: bool = False,
+        device: str = "auto",
+        out: str | Path | None = None,
+        settings: Mapping[str, object] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.time_budget = time_budget
+        self.space = space
+        self.method = method
+        self.random_state = random_state
+        self.test_fraction = test_fraction
+        self.flip = flip
+        self.device = device
+        self.out = out
+        self.settings = settings
+        self.verbose = verbose
+
+    def fit(self, X: object, y: object) -> Self:
+        """Searches and trains within the time.
+
+        Raises:
+            ValueError: when images and labels cannot be learned from.
+            ConfigError: when a parameter or setting cannot be used.
+        """
+        clock = Clock(_seconds(self.time_budget))
+        images, labels = self._checked(X, y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        task = self._task(images, labels, seed)
+        folder = self._folder()
+        clock.recall(folder)
+        with reporter(quiet=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
+            config = self._config(task, folder, clock, seed)
+            self.result_: Result = run(
+                config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
+            )
+        # Export needs the test images alone.
+        few = Split(task.train.x[:0], task.train.y[:0])
+        self.task_ = replace(task, train=few, val=few)
+        return self
+
+    def predict(self, X: object) -> NDArray[Any]:
+        """The label `[n]` of each image."""
+        check_is_fitted(self, "result_")
+        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        return found
+
+    def predict_proba(self, X: object) -> NDArray[np.float64]:
+        """The probability `[n, classes]` of each class, in the order of `classes_`."""
+        check_is_fitted(self, "result_")
+        images = self.result_.inputs.prepare(self._images(X))
+        with torch.no_grad():
+            logits = torch.cat([self.result_.network(part) for part in torch.split(images, 512)])
+        return np.asarray(torch.softmax(logits.double(), 1).numpy())
+
+    def export(self, folder: str | Path) -> Path:
+        """Writes the run with its model as source, program and ONNX into a new folder; see `nas export`.
+
+        Raises:
+            ConfigError: when the folder is not empty, or a form is not the scored model.
+        """
+        check_is_fitted(self, "result_")
+        target = Path(folder)
+        if target.exists() and any(target.iterdir()):
+            raise ConfigError(f"export: {target} is not empty; name a new folder")
+        shutil.copytree(self.result_.folder, target, dirs_exist_ok=True)
+        bundle(load_result(target, space=_code(self.space)), self.task_)
+        return target
+
+    # -- what fit is made of ------------------------------------------------------------------------------
+
+    def _checked(self, X: object, y: object) -> tuple[Images, NDArray[np.int64]]:
+        """The images, and the number of each one's class."""
+        if y is None:
+            raise ValueError("ImageClassifier requires y to be passed, but the target y is None")
+        images = self._images(X, new=True)
+        if np.asarray(y).dtype.kind == "f":
+            assert_all_finite(y, input_name="y")
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        check_consistent_length(images, labels)
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y has one class, {self.classes_[0]!r}; a classifier needs at least two classes"
+            )
+        fewest = int(np.bincount(numbers).min())
+        if fewest < LEAST:
+            raise ValueError(
+                f"a class has {fewest} images, wanted at least {LEAST}: one each to learn from, to select by "
+                "and to test with"
+            )
+        return images, numbers.astype(np.int64)
+
+    def _images(self, X: object, *, new: bool = False) -> Images:
+        """Images `[n, H, W, C]`, uint8 or float32 as those of `fit`, checked by scikit-learn's rules.
+
+        new: those of `fit`, which the others have to be like.
+        """
+        rows, shape = rows_of(X)
+        flat: Images = validate_data(self, rows, reset=new, dtype="numeric")
+        found = layout(shape, flat.shape[1])
+        if new:
+            self.layout_, self.bytes_ = found, flat.dtype == np.uint8
+        elif shape is not None and shape != self.layout_.shape:
+            raise ValueError(
+                f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
+            )
+        if not (self.bytes_ and flat.dtype == np.uint8):
+            flat = flat.astype(np.float32) / (255 if self.bytes_ else 1)
+        return self.layout_.shaped(flat)
+
+    def _task(self, images: Images, labels: NDArray[np.int64], seed: int) -> Task:
+        try:
+            return task_from_arrays(
+                images,
+                labels,
+                flip=self.flip,
+                seed=seed,
+                val_fraction=0.3,
+                test_fraction=self.test_fraction,
+            )
+        except DataError as error:
+            raise ValueError(str(error)) from error
+
+    def _config(self, task: Task, folder: Path, clock: Clock, seed: int) -> Config:
+        """What is chosen for these images and this time, the user's settings on top."""
+        names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
+        base: dict[str, object] = {"seed": seed, "device": self.device}
+        chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
+        if self.layout_.filled:  # what is no picture has no neighbours to be moved to
+            chosen |= {"trial": {"crop": False}, "retrain": {"crop": False}}
+        given = dict(self.settings or {})
+        if self.method in BLACK_BOX or self.method.startswith(OPTUNA):
+            chosen["trials"] = UNBOUNDED
+            if not given.keys() & {"fidelity", "epochs", "scheduler", "evaluator", "trial"}:
+                chosen |= clock.decide("fidelity", lambda: self._fidelity(task, folder, clock, base | names))
+        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
+
+    def _fidelity(
+        self, task: Task, folder: Path, clock: Clock, settings: Mapping[str, object]
+    ) -> dict[str, object]:
+        """What a trial may spend: calibrated where there is time for it, else epochs of which enough fit."""
+        budget_s, place = clock.budget_s or 0.0, folder.with_name(f"{folder.name}-calibration")
+        if budget_s >= CALIBRATED_S:
+            config = {name: value for name, value in settings.items() if name not in ("space", "task")}
+            try:
+                calibrate(
+                    self.space,
+                    task,
+                    CALIBRATION,
+                    out=place,
+                    config=config,
+                    stop=lambda: clock.late(CALIBRATED * budget_s),
+                )
+            except (Stopped, NoModelError):  # too slow, or nothing to be told apart: then by steps
+                pass
+            else:
+                return {"fidelity": "auto", "calibration": str(place)}
+        job, _ = prepare(
+            make_config({**settings, "method": "random"}), folder, space=_made(self.space), task=task
+        )
+        try:
+            genotype = job.space.sample(rng(0, "classifier"))
+            step_s = network_pace(
+                job.space, genotype, job.search_task, job.plan.trial, limit_s=0.02 * budget_s
+            )
+        except TrialError:  # of one architecture; the search will meet others
+            return {}
+        steps = max(1, len(job.search_task.train) // job.plan.trial.batch)
+        epochs = round(budget_s / 2 / (WORTH * steps * step_s))
+        return {"epochs": min(MOST_EPOCHS, max(1, epochs))}
+
+    def _folder(self) -> Path:
+        """The user's folder, or a temporary one that goes with the estimator."""
+        return Path(self.out) if self.out is not None else _temporary(self) / "run"
+
+    # -- keeping ------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The run as the files of its folder: its space is code, and is looked up again."""
+        state = dict(super().__getstate__())
+        if "result_" in state:
+            state["result_"] = {path.name: path.read_bytes() for path in _files(state["result_"].folder)}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.get("result_")
+        super().__setstate__({name: value for name, value in state.items() if name != "result_"})
+        if files is not None:
+            folder = _temporary(self) / "run"
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            self.result_ = load_result(folder, space=_code(self.space))
+
+
+def _temporary(owner: object) -> Path:
+    """A folder that is removed when `owner` is."""
+    folder = Path(tempfile.mkdtemp(prefix="nas-classifier-"))
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != LOCK]
+
+
+def _made(space: str | Space) -> Space | None:
+    return space if isinstance(space, Space) else None
+
+
+def _code(space: str | Space) -> str | Space | None:
+    """What has to be given to read a run of somebody's own space."""
+    return space if isinstance(space, Space) or is_plugin(space) else None
+
+
+def _seconds(budget: float | str) -> float:
+    try:
+        found = seconds(budget)
+    except ValueError as error:
+        raise ConfigError(f"time_budget is {budget!r}: {error}") from error
+    if not isinstance(found, int | float) or not 0 < found < float("inf"):
+        raise ConfigError(f'time_budget is {budget!r}, wanted seconds above 0, or a time such as "10m"')
+    return float(found)
+
+
+@contextmanager
+def _interruptible(clock: Clock) -> Iterator[None]:
+    """Ctrl-C makes the job hurry to a result; a second one interrupts it. For the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
+        if clock.hurried:
+            raise KeyboardInterrupt
+        clock.hurry(GRACE_S)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,114 @@
+"""What a search is said to cost before it begins."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from nas.cli import jobs
+from nas.cli.app import app
+from nas.clock import Clock
+from nas.config import make_config
+from nas.console import LiveProgress
+from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, preview, time_text
+from nas.search_run import look, prepare
+from tests.jobs import TINY, Recorder
+
+VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}
+
+
+def made(tmp_path, **more):
+    return prepare(make_config(VALUES | more), tmp_path / "run", clock=Clock(more.get("budget")))[0]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return preview(made(tmp_path_factory.mktemp("preview")), device="a device")
+
+
+def test_it_tells_the_space_its_networks_and_every_phase(found):
+    assert (found.space, found.decisions, found.architectures, found.exact) == ("toy", 3, 27, True)
+    assert 1 <= found.sample <= 27 and all(r.low <= r.high for r in found.ranges.values())
+    assert {"params", "macs", "peak_bytes", "latency_ms", "step_s"} == found.ranges.keys()
+    assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
+    assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
+    text = "\n".join(found.lines())
+    assert "7 trials, 1 epochs each" in text and "27 architectures" in text and "on a device" in text
+
+
+def test_its_times_follow_from_the_steps(found):
+    seconds = {phase.name: phase.seconds for phase in found.phases}
+    assert seconds[SEARCH] == seconds[BASELINES] and found.seconds == sum(seconds.values())
+    assert seconds[RETRAIN] == pytest.approx(found.final_step_s * (1438 // 64))
+    assert found.needs.search_s == seconds[SEARCH] and found.needs.total_s == pytest.approx(found.seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "darts"}, "1 epochs of a supernet"),
+        ({"method": "spos"}, "1 epochs of a supernet, 7 trials"),
+        ({"method": "random"}, "7 trials"),
+        ({"scheduler": "hyperband", "ladder": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
+    ],
+)
+def test_every_kind_of_search_has_an_estimate(tmp_path, changes, words):
+    values = {k: v for k, v in VALUES.items() if k != "trials" or changes.get("method") != "darts"}
+    made_ = prepare(make_config({**values, **changes}), tmp_path)[0]
+    phase = preview(made_, device="x").phases[0]
+    assert words in phase.planned and phase.seconds > 0
+
+
+def test_looking_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert look(make_config(VALUES)).space == "toy"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_only_looks_where_it_is_asked_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["search", "--space", "toy", "--method", "random", "--trials", "3", "--preview"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0 and "3 trials" in done.stdout and not list(tmp_path.iterdir())
+    plain = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    assert plain["decisions"] == 3 and plain["seconds"] > 0
+
+
+class Bar(LiveProgress):
+    """Answers instead of a person."""
+
+    def __init__(self, answer):
+        self.answer, self.asked, self.lines = answer, 0, []
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def ask(self, question):
+        self.asked += 1
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "case", [(2, True, False, 1), (0.5, True, False, 0), (2, False, False, 0), (2, True, True, 0)]
+)
+def test_it_asks_on_a_terminal_only_and_only_beyond_an_hour(monkeypatch, found, case):
+    hours, terminal, yes, asked = case
+    monkeypatch.delenv(jobs.PREVIEW)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(type(found), "seconds", property(lambda _: hours * 3600))
+    for answer in (True, False):
+        bar = Bar(answer)
+        assert jobs.teller(bar, yes=yes)(found) == (answer or not asked)
+        assert bar.asked == asked and bar.lines
+    assert jobs.teller(Recorder(), yes=yes)(found)
+
+
+def test_a_setting_leaves_it_out(monkeypatch):
+    monkeypatch.setenv(jobs.PREVIEW, "off")
+    assert jobs.teller(Recorder(), yes=False) is None
+
+
+def test_times_in_words():
+    assert [time_text(s) for s in (5, 119, 600, 7300)] == ["5 s", "119 s", "10 min", "2.0 h"]
+    assert comparison(100, 125) == "the job took 2 min, estimated were 100 s: 25% longer"
+    assert comparison(100, 80) == "the job took 80 s, estimated were 100 s: 20% less"
