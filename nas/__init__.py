@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nas.study import Study
     from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
+    from nas.tracking.tracker import Tracker
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
 __version__ = "0.5.0"
@@ -90,6 +91,7 @@ _HOME = {
     "Supernet": "nas.oneshot.supernet",
     "Tabular": "nas.benchmarks",
     "Task": "nas.task",
+    "Tracker": "nas.tracking.tracker",
     "Trained": "nas.evaluate",
     "Trial": "nas.types",
     "TrialError": "nas.errors",

@@ -15,7 +15,8 @@ from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
-from nas.trial_setup import bounded, fitting, remembering, trial_line, with_costs
+from nas.tracking.points import of_trials
+from nas.trial_setup import bounded, fitting, remembering, telling, with_costs
 from nas.types import Genotype, Trial
 
 UNBOUNDED = 10**6
@@ -74,6 +75,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         announce=not job.config.shares_weights,
     )
     trials = _equal_trials(job, found)
+    job.tracking.tell(of_trials(study.name, study.history))
     job.progress.phase("random search at equal cost", trials, done=study.ended)
 
     def enough() -> bool:
@@ -91,7 +93,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         Cached(fitted, job.space, study.history, others=others),
         trials=most,
         stop=enough,
-        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        on_trial=telling(job, study.name),
         max_failures=most + 1,  # what fails here must not end a job whose search went well
     )
     return study.history

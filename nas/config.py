@@ -118,6 +118,11 @@ def address(value: object) -> Address | None:
     return Address(value)
 
 
+def switched(value: object) -> object:
+    """True as "auto" and false as nothing; anything else is left for the type to refuse."""
+    return ("auto" if value else None) if isinstance(value, bool) else value
+
+
 def is_own(path: str, *, optuna: bool = True) -> bool:
     """Whether a method is a user's own function, or was given in Python.
 
@@ -182,6 +187,9 @@ class Config(BaseModel):
       there is none, here or in the environment variable NAS_STORAGE.
     storage_patience: how long a storage that cannot be used, a database that is away or a disk that is full,
       is waited for, as a number of seconds or "10m".
+    tensorboard: folder for event files of this run and others; true or "auto" is one in the run's folder.
+    mlflow: URI of an MLflow server or database to track the run on; true or "auto" leaves it to MLflow, which
+      reads MLFLOW_TRACKING_URI.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -239,6 +247,8 @@ class Config(BaseModel):
     trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
     storage: Annotated[Address | None, PlainValidator(address)] = None
     storage_patience: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(seconds)] = 600.0
+    tensorboard: Annotated[Text | None, BeforeValidator(switched)] = None
+    mlflow: Annotated[Text | None, BeforeValidator(switched)] = None
 
     @property
     def is_differentiable(self) -> bool:

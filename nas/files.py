@@ -181,7 +181,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
     """Writes `manifest.json`, the size and SHA-256 of each named file, and returns its path.
 
     names: paths relative to `folder`, with `/`; None takes every regular file below it that is a result: not
-    the manifest itself, locks, unfinished files, checkpoints or the journal.
+    the manifest itself, locks, unfinished files, checkpoints, event files or the journal.
     """
     chosen = sorted(_results(folder) if names is None else names)
     files = {name: _fingerprint(folder / name) for name in chosen}
@@ -198,23 +198,17 @@ def update_manifest(folder: Path, names: Iterable[str]) -> None:
         ConfigError: when there is no manifest, or it is damaged.
     """
     chosen = set(names)
-    files = {name: entry for name, entry in _listed(folder).items() if name not in chosen}
+    files = {name: entry for name, entry in read_manifest(folder).items() if name not in chosen}
     files |= {name: _fingerprint(folder / name) for name in chosen if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"files": dict(sorted(files.items()))})
-
-
-def _listed(folder: Path) -> dict[str, object]:
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
-    return files
 
 
 def _results(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        working = name.parts[0] in ("checkpoint", "parked") or str(name).startswith("study.log")
+        working = name.parts[0] in ("checkpoint", "parked", "tensorboard") or str(name).startswith(
+            "study.log"
+        )
         unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
         if path.is_file() and not (path.is_symlink() or working or unfinished or str(name) == MANIFEST):
             yield name.as_posix()
@@ -226,12 +220,21 @@ def _fingerprint(path: Path) -> dict[str, object]:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
+def read_manifest(folder: Path) -> dict[str, object]:
+    """What the manifest of a folder says of each file."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
+    return files
+
+
 def check_manifest(folder: Path, names: Iterable[str] | None = None) -> list[str]:
     """What is wrong with the files of `manifest.json`, one line each; empty when all are as recorded.
 
     names: looks at these only; a file that the manifest does not list is nothing wrong.
     """
-    files = _listed(folder)
+    files = read_manifest(folder)
     chosen = files if names is None else {name: files[name] for name in names if name in files}
     return [problem for name, recorded in chosen.items() if (problem := _problem(folder, name, recorded))]
 

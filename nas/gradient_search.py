@@ -35,6 +35,7 @@ from nas.schedule import Listed
 from nas.seeding import rng
 from nas.space import Space
 from nas.study import Study
+from nas.tracking.points import of_search
 from nas.types import Genotype, Trial
 
 SEARCH = "search"
@@ -117,6 +118,8 @@ def _attempt(
             job.progress.advance(_line(epoch), done=epoch.epoch)
             for event in epoch.events:
                 job.progress.note(f"epoch {epoch.epoch}: {event}")
+        measured = [_metrics(epoch) for epoch in epochs]
+        job.tracking.tell(of_search(study.name, job.space, epochs, measured, after=len(tried)))
 
     outcome = differentiable.search(
         job.space,

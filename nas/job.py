@@ -23,6 +23,7 @@ from nas.space import Space
 from nas.storage.run import run_storage
 from nas.task import Task
 from nas.team import ALONE, Team
+from nas.tracking.tracking import NO_TRACKING, Tracking
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,8 @@ class Job:
 
     task: all images; `search_task` has what the phases before the last training may use.
     final: the space at the size of the last network. recipe: of the last training.
-    team: the processes that train together.
-    clock: how long the job has been at work.
+    team: the processes that train together. clock: how long the job has been at work.
+    tracking: what is told to experiment trackers.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Job:
     stop: Callable[[], bool]
     team: Team = ALONE
     clock: Clock = field(default_factory=Clock)
+    tracking: Tracking = NO_TRACKING
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:

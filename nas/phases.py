@@ -19,8 +19,9 @@ from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.space import Size
 from nas.study import Evaluator
+from nas.tracking.points import of_trials
 from nas.trial_search import TrialSearch, trial_search, write_record
-from nas.trial_setup import bounded, trial_line
+from nas.trial_setup import bounded, telling
 from nas.types import Genotype, Trial
 from nas.workers.identity import Identity
 from nas.workers.start import describe_job, job_slots, work_together
@@ -112,6 +113,7 @@ def _run(search: TrialSearch, until_s: float | None) -> str:
     if until_s is not None:  # also for workers that join from elsewhere
         search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
     job.progress.phase("search", job.plan.planned_trials, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
     if study.claims.shared:
         write_record(study, describe_job(job), spend_s=search.spend_s)
     if places:
@@ -121,7 +123,7 @@ def _run(search: TrialSearch, until_s: float | None) -> str:
         search.evaluate,
         trials=job.plan.trials,
         stop=search.enough,
-        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        on_trial=telling(job, study.name),
         max_failures=job.config.max_failures,
     )
 

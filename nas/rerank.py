@@ -26,8 +26,9 @@ from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
 from nas.study import Study
+from nas.tracking.points import of_trials
 from nas.train import predictions
-from nas.trial_setup import trial_line, with_costs
+from nas.trial_setup import telling, with_costs
 from nas.types import Genotype, Trial
 from nas.unpacking import load_arrays
 
@@ -122,6 +123,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
     )
     trainings = len(genotypes) * job.plan.seeds
     job.progress.phase("re-evaluation", trainings, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
 
     def stop() -> bool:
         if job.stop():
@@ -144,7 +146,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
             with_costs(job, measure, study.history),
             trials=trainings,
             stop=stop,
-            on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+            on_trial=telling(job, study.name),
             max_failures=trainings + 1,
         )
     except TimeUp as error:

@@ -45,12 +45,16 @@ from nas.seeding import derive, isolated, rng
 from nas.space import Space
 from nas.task import Split, Task, load_task
 from nas.team import ALONE, Team
+from nas.tracking.choice import check_trackers, open_tracking
+from nas.tracking.points import of_curve, of_report
+from nas.tracking.tracker import Tracker
+from nas.tracking.tracking import NO_TRACKING, Tracking
 from nas.train import Curve, EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
     *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
-    *("space_settings", "final_settings", "retrain"),
+    *("space_settings", "final_settings", "retrain", "tensorboard", "mlflow"),
 )
 """The settings that a retraining reads, beside space and task."""
 BEGIN, RETRAIN = "begin", "retrain"
@@ -66,6 +70,7 @@ def retrain(
     settings: Mapping[str, object] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Trains a known architecture as the last phase of a search would; called again, it resumes.
@@ -76,6 +81,7 @@ def retrain(
       and `choices`.
     space: must name the user's own space, or be it, where the architecture came from one.
     settings: those of `nas.Config` in `USED`, e.g. `{"preset": "standard", "retrain": {"epochs": 100}}`.
+    trackers: told of every epoch, see `nas.search`.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or training fails.
@@ -86,11 +92,13 @@ def retrain(
     )
     config = _config(data, space, task, settings)
     with joined(limit_s=config.rank_timeout, stop=stop) as team:
-        if not team.leads:
+        if team.leads:
+            check_trackers(config)
+        else:
             follow_to(out, team)
         job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
         if team.leads:
-            return _lead(job, config, Path(out), progress, force=force)
+            return _lead(job, config, Path(out), progress, trackers=trackers, force=force)
         with devices.repeatable(enabled=config.deterministic):
             help_all(team, {RETRAIN: lambda _: job.help()})
         return load_result(out, space=job.space)
@@ -145,38 +153,56 @@ class _Retraining:
         )
 
 
-def _lead(job: _Retraining, config: Config, out: Path, progress: Progress, *, force: bool) -> Result:
+def _lead(
+    job: _Retraining,
+    config: Config,
+    out: Path,
+    progress: Progress,
+    *,
+    trackers: Sequence[Tracker],
+    force: bool,
+) -> Result:
     folder = open_folder(out)
     space, genotype, task, team = job.space, job.genotype, job.task, job.team
     with FolderLock(folder):
-        begin(
+        record = begin(
             folder, config, job.plan, space=space, task=task, genotype=genotype, ranks=team.size, force=force
         )
         team.call(BEGIN)
-        if is_finished(folder):
-            progress.note(f"{folder} holds this run already, finished")
-            clear_checkpoints(folder)
-            return load_result(folder, space=space)
-        for note in [*job.notes, *team_notes(team, job.recipe.batch)]:
-            progress.note(note)
-        with devices.repeatable(enabled=config.deterministic):
-            network, metrics = train_final(
-                space,
-                genotype,
-                task,
-                job.recipe,
-                seed=job.seed,
-                folder=folder / CHECKPOINT / "retrain",
-                progress=progress,
-                stop=job.stop,
-                team=team,
-            )
-        graphs = cell_graphs(space, genotype)
-        result = Result(
-            space, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(task)
+        with open_tracking(config, folder, record, own=trackers, note=progress.note) as tracking:
+            if is_finished(folder):
+                progress.note(f"{folder} holds this run already, finished")
+                clear_checkpoints(folder)
+                result = load_result(folder, space=space)
+            else:
+                for note in [*job.notes, *team_notes(team, job.recipe.batch)]:
+                    progress.note(note)
+                result = _trained(job, config, folder, progress, tracking)
+            tracking.finish(result.metrics, folder)
+    return result
+
+
+def _trained(
+    job: _Retraining, config: Config, folder: Path, progress: Progress, tracking: Tracking
+) -> Result:
+    space, genotype, task = job.space, job.genotype, job.task
+    with devices.repeatable(enabled=config.deterministic):
+        network, metrics = train_final(
+            space,
+            genotype,
+            task,
+            job.recipe,
+            seed=job.seed,
+            folder=folder / CHECKPOINT / "retrain",
+            progress=progress,
+            stop=job.stop,
+            team=job.team,
+            tracking=tracking,
         )
-        write_result(result, image_shape=task.image_shape, title=f"{space.name} on {task.name}")
-        clear_checkpoints(folder)
+    graphs = cell_graphs(space, genotype)
+    result = Result(space, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(task))
+    write_result(result, image_shape=task.image_shape, title=f"{space.name} on {task.name}")
+    clear_checkpoints(folder)
     return result
 
 
@@ -333,6 +359,7 @@ def train_final(
     split: Split | None = None,
     left_s: Callable[[], float] | None = None,
     team: Team = ALONE,
+    tracking: Tracking = NO_TRACKING,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains one architecture on training and validation images, then measures test accuracy, once.
 
@@ -347,6 +374,12 @@ def train_final(
         network = _fresh(space, genotype, task, seed)
         progress.phase("retrain", recipe.epochs)
         team.call(RETRAIN, list(genotype))
+        series = str(ease.place(Path(RETRAIN)))
+
+        def told(report: EpochReport) -> None:
+            progress.advance(epoch_line(report), done=report.epoch)
+            tracking.tell([of_report(series, report)])
+
         curve = train(
             network,
             task,
@@ -354,12 +387,13 @@ def train_final(
             seed=seed,
             split=task.train_and_val() if split is None else split,
             checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
-            on_epoch=lambda report: progress.advance(epoch_line(report), done=report.epoch),
+            on_epoch=told,
             backward=ease.backward,
             stop=stop,
             left_s=left_s,
             team=team,
         )
+        tracking.tell(of_curve(series, curve))  # what a killed process has not told
         return network, curve
 
     with user_errors():

@@ -34,6 +34,7 @@ FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
     *("config.export", "config.pictures"),
+    *("config.tensorboard", "config.mlflow"),
 )
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20

@@ -59,6 +59,8 @@ from nas.storage.run import check_storage, keep_history
 from nas.task import Task, load_task
 from nas.team import ALONE, Team
 from nas.timing import Ahead, Tell, estimated_s, last_training, look_ahead, measured, within
+from nas.tracking.choice import check_trackers, open_tracking
+from nas.tracking.tracker import Tracker
 from nas.trial_setup import check_search, warm_start
 
 PICTURES_S = 2.0
@@ -76,6 +78,7 @@ def search(
     settings: Mapping[str, object] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
@@ -89,6 +92,8 @@ def search(
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.
+    trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
+      for; see `nas.tracking.tracker.Tracker`.
     stop: asked often; when true, the state is saved and `Stopped` raised.
 
     Raises:
@@ -108,6 +113,7 @@ def search(
         method=method if isinstance(method, Method) else None,
         force=force,
         progress=progress,
+        trackers=trackers,
         stop=stop,
     )
 
@@ -121,6 +127,7 @@ def run(
     method: Method | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
     tell: Tell | None = None,
@@ -138,7 +145,9 @@ def run(
             "or a task that was made in Python; give their names"
         )
     with joined(limit_s=config.rank_timeout, stop=stop) as team:
-        if not team.leads:
+        if team.leads:
+            check_trackers(config)
+        else:
             follow_to(place, team)
         job, notes = prepare(
             config,
@@ -155,7 +164,7 @@ def run(
             with devices.repeatable(enabled=config.deterministic):
                 follow(job)
             return load_result(place, space=job.final)
-        result = _lead(job, notes, force=force, tell=tell)
+        result = _lead(job, notes, trackers, force=force, tell=tell)
     # Without the other ranks, which would wait in vain.
     if config.export and not is_bundled(result.folder):
         if clock.left_s < EXPORT_S:
@@ -171,30 +180,42 @@ def look(config: Config, *, progress: Progress | None = None) -> Preview:
     return measured(job)
 
 
-def _lead(job: Job, notes: Sequence[str], *, force: bool, tell: Tell | None) -> Result:
+def _lead(
+    job: Job, notes: Sequence[str], trackers: Sequence[Tracker], *, force: bool, tell: Tell | None
+) -> Result:
     folder = open_folder(job.folder)
     job = dataclasses.replace(job, folder=folder)
     with FolderLock(folder, otherwise=_how_to_join(job)):
-        begin(folder, job.config, job.plan, space=job.space, task=job.task, ranks=job.team.size, force=force)
+        record = begin(
+            folder, job.config, job.plan, space=job.space, task=job.task, ranks=job.team.size, force=force
+        )
         job.team.call(BEGIN)
-        if is_finished(folder):
-            job.progress.note(f"{folder} holds this run already, finished")
-            clear_checkpoints(folder)
-            return load_result(folder, space=job.final)
-        for note in notes:
-            job.progress.note(note)
-        if tell is not None or job.clock.budget_s is not None:
-            job.clock.open(folder)
-        with devices.repeatable(enabled=job.config.deterministic):
-            try:
-                ahead = look_ahead(job, tell)
-                result = _run(job, ahead)
-            except (NasError, Stopped):
-                job.clock.save()
-                raise
-        if ahead is not None:
-            job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
-        return result
+        note = job.progress.note
+        with open_tracking(job.config, folder, record, own=trackers, note=note) as tracking:
+            result = _result(dataclasses.replace(job, tracking=tracking), notes, tell)
+            tracking.finish(result.metrics, folder)
+    return result
+
+
+def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
+    if is_finished(job.folder):
+        job.progress.note(f"{job.folder} holds this run already, finished")
+        clear_checkpoints(job.folder)
+        return load_result(job.folder, space=job.final)
+    for note in notes:
+        job.progress.note(note)
+    if tell is not None or job.clock.budget_s is not None:
+        job.clock.open(job.folder)
+    with devices.repeatable(enabled=job.config.deterministic):
+        try:
+            ahead = look_ahead(job, tell)
+            result = _run(job, ahead)
+        except (NasError, Stopped):
+            job.clock.save()
+            raise
+    if ahead is not None:
+        job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
+    return result
 
 
 def _how_to_join(job: Job) -> str:
@@ -344,6 +365,7 @@ def _run(job: Job, ahead: Ahead | None) -> Result:
         split=last.split,
         left_s=last.left_s,
         team=job.team,
+        tracking=job.tracking,
     )
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Sear
 from nas.searchers.bounded import Bounded
 from nas.seeding import isolated
 from nas.study import Evaluator, Study
+from nas.tracking.points import of_report, of_trials
 from nas.train import EpochReport
 from nas.types import Genotype, Trial
 
@@ -215,12 +216,18 @@ def _share(job: Job, ease: Ease) -> Shared:
     supernet, folder = fresh_supernet(job), ease.place(job.folder / CHECKPOINT)
     job.progress.phase("supernet", job.plan.shared.epochs)
     job.team.call(SHARED)
-    done = 0
+    done, part = 0, ""
 
     def told(report: EpochReport) -> None:
         nonlocal done
         done += 1
         job.progress.advance(epoch_line(report), done=done)
+        job.tracking.tell([of_report(str(ease.place(Path(part))), report)])
+
+    def checkpoints(name: str) -> Checkpoints:
+        nonlocal part
+        part = name  # what is trained next
+        return Checkpoints(folder / name)
 
     return fewshot.train(
         supernet,
@@ -228,7 +235,7 @@ def _share(job: Job, ease: Ease) -> Shared:
         ease.of(job.plan.shared),
         job.plan.sharing,
         seed=job.seed("shared"),
-        checkpoints=lambda name: Checkpoints(folder / name),
+        checkpoints=checkpoints,
         on_epoch=told,
         stop=job.stop,
         team=job.team,
@@ -273,6 +280,16 @@ def fresh_supernet(job: Job) -> Supernet:
         require_memory(count_params(Supernet(job.space)), device)
     with isolated(job.seed("supernet"), "init"):
         return Supernet(job.space).to(device)
+
+
+def telling(job: Job, study: str) -> Callable[[Trial], None]:
+    """What hears of every ended trial of a study: the user, and the trackers."""
+
+    def told(trial: Trial) -> None:
+        job.progress.advance(trial_line(trial))
+        job.tracking.tell(of_trials(study, [trial]))
+
+    return told
 
 
 def trial_line(trial: Trial) -> str:

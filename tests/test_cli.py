@@ -354,6 +354,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *("--force", "--json", "--baselines", "--deterministic", "--export", "--graph", "--trial-timeout"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
         *("--storage", "--preview", "--yes"),
+        *("--storage", "--tensorboard", "--mlflow"),
     } - {tmp_path}
 
 
@@ -367,6 +368,8 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         (["--no-export"], "export", False),
         (["--export"], "export", True),
         (["--storage", "postgresql://me:secret@h/d"], "storage", "postgresql+psycopg://me:***@h/d"),
+        (["--tensorboard", "auto"], "tensorboard", "auto"),
+        (["--mlflow", "sqlite:///runs.db"], "mlflow", "sqlite:///runs.db"),
     ],
 )
 def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):
@@ -401,7 +404,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     text = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
     used = {"--task": "digits", "--out": tmp_path, "--space": "nasbench201", "--preset": "standard"}
     used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--execution": "plain"}
-    used |= {"--config": tmp_path / "c.toml"}
+    used |= {"--config": tmp_path / "c.toml", "--tensorboard": "events", "--mlflow": "sqlite:///runs.db"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     switches = ("--force", "--deterministic", "--no-graph")
     got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
@@ -415,6 +418,8 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "execution": "plain",
         "deterministic": True,
         "graph": False,
+        "tensorboard": "events",
+        "mlflow": "sqlite:///runs.db",
         "retrain": {"epochs": 7, "lr": 0.5},
         "final_settings": {"width": 3},
     }

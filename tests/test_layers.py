@@ -81,6 +81,11 @@ LAYERS = [
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",
     "oneshot.differentiable",
+    # what is told to experiment trackers
+    "tracking tracking.tracker",
+    "tracking.feed tracking.mlflow tracking.points tracking.tensorboard",
+    "tracking.tracking",
+    "tracking.choice",
     # tables of trained architectures
     "benchmarks.nasbench101 benchmarks.nasbench201",
     "benchmarks.benchmark",
@@ -123,7 +128,8 @@ LAYERS = [
     "cli.app classifier",
     "cluster cluster.worker_command",
     "cluster.on_ray cluster.slurm",
-    "cli.deploy cli.export cli.launch cli.look cli.measure cli.mend cli.report cli.workers",
+    "dashboard dashboard.live dashboard.server",
+    "cli.dashboard cli.deploy cli.export cli.launch cli.look cli.measure cli.mend cli.report cli.workers",
     "cli.jobs",
     "cli",
     "__main__",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 
-from nas.cli import deploy, export, jobs, launch, look, measure, mend, report, workers
-from nas.cli.app import Printable, app
+from nas.cli import dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
+from nas.cli.app import Printable, app, spelt_out
 from nas.launch import follows
 
 __all__ = [
     "app",
+    "dashboard",
     "deploy",
     "export",
     "jobs",
@@ -33,4 +35,4 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
-    app()
+    app(spelt_out(sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,22 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
 ]
+TensorBoard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[FOLDER]",
+        help="Write event files for TensorBoard, into the run's folder unless another one is named.",
+    ),
+]
+MLflow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[URI]",
+        help="Track the run on an MLflow server or database, that of $MLFLOW_TRACKING_URI if none is named.",
+    ),
+]
+SWITCHES = ("--tensorboard", "--mlflow")
+"""Options whose value may be left out."""
 SPACE = "Name, module:function or file.py:function."
 TASK = "digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH."
 
@@ -90,6 +106,15 @@ def values(config: Path | None, given: Mapping[str, object], sets: list[str] | N
                 f"command line, too: --{name} {code}"
             )
     return override(values | {k: v for k, v in given.items() if v is not None}, sets or [])
+
+
+def spelt_out(arguments: Sequence[str]) -> list[str]:
+    """A command line in which the `SWITCHES` that stand alone have the value `auto`."""
+    following = [*arguments[1:], "-"]
+    return [
+        f"{word}=auto" if word in SWITCHES and after.startswith("-") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def announce(path: str) -> None:

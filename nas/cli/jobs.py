@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Force, Json, Sets, announce, app, errors, say, values
+from nas.cli.app import (
+    SPACE,
+    TASK,
+    Force,
+    Json,
+    MLflow,
+    Sets,
+    TensorBoard,
+    announce,
+    app,
+    errors,
+    say,
+    values,
+)
 from nas.cli.look import architecture
 from nas.launch import follows
 
@@ -147,6 +160,8 @@ def search(
             "[default: $NAS_STORAGE, else a file in the run's folder]"
         ),
     ] = None,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
@@ -186,6 +201,8 @@ def search(
         "graph": graph,
         "deterministic": deterministic,
         "storage": storage,
+        "tensorboard": tensorboard,
+        "mlflow": mlflow,
     }
 
     def settled() -> Config:
@@ -268,6 +285,8 @@ def retrain(
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
     ] = None,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002
@@ -282,6 +301,8 @@ def retrain(
         "execution": execution,
         "graph": graph,
         "deterministic": deterministic,
+        "tensorboard": tensorboard,
+        "mlflow": mlflow,
     }
 
     def job(progress: Progress, stop: StopRequest) -> Result:

@@ -15,7 +15,7 @@ from nas.registry import is_plugin
 from nas.run_folder import CHECKPOINT, describe_run
 from nas.storage.address import VARIABLE, check_writers, writers
 from nas.trial_search import TrialSearch
-from nas.trial_setup import trial_line
+from nas.trial_setup import telling
 from nas.workers.coordinate import coordinate
 from nas.workers.pool import GRACE_S, Pool, Start
 from nas.workers.probe import Crowd, SampleProcess, probe
@@ -95,7 +95,7 @@ def work_together(search: TrialSearch, slots: list[Slot]) -> None:
         pool,
         trials=job.plan.trials,
         stop=search.enough,
-        on_trial=lambda trial: job.progress.advance(trial_line(trial)),
+        on_trial=telling(job, search.study.name),
         trial_timeout_s=job.config.trial_timeout,
         max_failures=job.config.max_failures,
     )

@@ -1,0 +1,239 @@
+"""Trackers hear every point once, whatever is killed or fails, and a job never waits for them."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from jobs import SMALL, TINY, Recorder
+
+import nas
+from nas.cli.app import spelt_out
+from nas.config import make_config
+from nas.errors import ConfigError
+from nas.search_run import prepare
+from nas.tracking import choice, feed
+from nas.tracking.points import of_curve, of_trials
+from nas.tracking.tracker import FINAL, Point, Run
+from nas.tracking.tracking import Tracking
+from nas.train import Curve
+from nas.types import Trial
+
+RUN = Run("run-1", None, {"space": "toy"})
+
+
+class Keeper:
+    """A tracker that remembers all, over any number of runs."""
+
+    def __init__(self):
+        self.points, self.files, self.runs, self.ends = [], [], [], []
+
+    def begin(self, run):
+        self.runs.append(run)
+        return {point.key for point in self.points}
+
+    def track(self, points):
+        self.points += points
+
+    def keep(self, folder, files):
+        self.files += [(folder / name).is_file() for name in files]
+
+    def end(self, status):
+        self.ends.append(status)
+
+    def steps(self, series):
+        return [point.step for point in self.points if point.series == series]
+
+    def names(self, series):
+        return set().union(*(point.values for point in self.points if point.series == series))
+
+
+class Broken(Keeper):
+    """A tracker whose disk is full from some point on."""
+
+    def track(self, points):
+        raise OSError(28, "No space left on device")
+
+
+class Hanging(Keeper):
+    """A tracker whose server never answers."""
+
+    def begin(self, run):
+        threading.Event().wait(30)
+
+
+def points(series, *steps):
+    return [Point(series, step, {"loss": 0.5}) for step in steps]
+
+
+def tracking(tracker, notes, **settings):
+    return Tracking([feed.Feed("mine", tracker, RUN)], note=notes.append, **settings)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A search by trials, stopped after two of its three, and resumed."""
+    keeper, out = Keeper(), tmp_path_factory.mktemp("tracked") / "run"
+
+    def search(stop=None):
+        settings = SMALL | {"evaluator": "trained"}
+        return nas.search("toy", "digits", "random", out=out, settings=settings, trackers=[keeper], stop=stop)
+
+    with pytest.raises(nas.Stopped):
+        search(lambda: len(keeper.points) >= 2)
+    first = len(keeper.points)
+    return keeper, first, search()
+
+
+def test_every_trial_epoch_and_final_metric_is_told_once(tracked):
+    keeper, first, result = tracked
+    assert keeper.steps("search") == [0, 1, 2]
+    assert keeper.steps("rerank") == [0, 1]
+    assert keeper.steps("retrain") == [1]
+    assert keeper.steps(FINAL) == [0]
+    assert 2 <= first < len(keeper.points) == len({point.key for point in keeper.points})
+    assert {"val_acc", "params", "seconds", "failed"} <= keeper.names("search")
+    assert {"train_loss", "lr"} <= keeper.names("retrain")
+    assert keeper.points[-1].values == result.metrics
+
+
+def test_files_are_kept_and_the_run_keeps_its_name(tracked):
+    keeper, _, result = tracked
+    assert len(keeper.files) > 10 and all(keeper.files)
+    assert keeper.ends == ["stopped", "finished"]
+    assert keeper.runs[0] == keeper.runs[1]
+    assert keeper.runs[0].name.startswith("run-") and keeper.runs[0].settings["space"] == "toy"
+    assert result.folder == keeper.runs[0].folder
+
+
+def test_a_finished_run_tells_nothing_twice(tracked):
+    keeper, _, result = tracked
+    before = len(keeper.points), len(keeper.files)
+    nas.search("toy", "digits", "random", out=result.folder, settings=SMALL, trackers=[keeper])
+    assert (len(keeper.points), len(keeper.files)) == before
+
+
+def test_a_search_by_gradients_tells_health_and_alphas(tmp_path):
+    keeper = Keeper()
+    settings = TINY | {"epochs": 2}
+    result = nas.search("toy", "digits", "darts", out=tmp_path / "run", settings=settings, trackers=[keeper])
+    assert keeper.steps("search") == [1, 2]
+    wanted = {"val_acc", "train_loss", "alpha_entropy", "eigenvalue", "skip_share", "seconds"}
+    assert wanted <= keeper.names("search")
+    point = keeper.points[0]
+    assert set(point.alphas) == {decision.name for decision in result.space.decisions}
+    assert all(len(row) == len(point.options[name]) for name, row in point.alphas.items())
+    assert all(np.isclose(row.sum(), 1) for row in point.alphas.values())
+
+
+def test_shared_weights_tell_the_epochs_of_the_supernet(tmp_path):
+    keeper = Keeper()
+    settings = SMALL | {"epochs": 2}
+    nas.search("toy", "digits", "spos", out=tmp_path / "run", settings=settings, trackers=[keeper])
+    assert keeper.steps("supernet") == [1, 2]
+    assert keeper.steps("search") == [0, 1, 2]
+
+
+def test_a_retraining_is_tracked(tracked, tmp_path):
+    keeper = Keeper()
+    settings = {"retrain": {"epochs": 2}}
+    nas.retrain(tracked[2].folder, "digits", out=tmp_path / "again", settings=settings, trackers=[keeper])
+    assert keeper.steps("retrain") == [1, 2] and keeper.steps(FINAL) == [0]
+
+
+def test_a_tracker_that_fails_costs_one_warning(tmp_path):
+    progress, broken = Recorder(), Broken()
+    result = nas.search(
+        *("toy", "digits", "random"),
+        out=tmp_path / "run",
+        settings=SMALL,
+        trackers=[broken],
+        progress=progress,
+    )
+    assert 0 <= result.metrics["test_acc"] <= 1
+    warnings = [note for note in progress.notes if "Broken" in note]
+    assert len(warnings) == 1 and "No space left" in warnings[0] and warnings[0].startswith("WARNING")
+
+
+def test_a_tracker_that_hangs_is_not_waited_for():
+    notes, begun = [], time.monotonic()
+    with tracking(Hanging(), notes, patience_s=0.05) as told:
+        for step in range(100):
+            told.tell(points("search", step))
+    assert time.monotonic() - begun < 5
+    assert len(notes) == 1 and "did not finish" in notes[0]
+
+
+def test_a_tracker_that_is_too_slow_is_given_up(monkeypatch):
+    monkeypatch.setattr(feed, "WAITING", 5)
+    notes = []
+    with tracking(Hanging(), notes, patience_s=0.05) as told:
+        for step in range(10):
+            told.tell(points("search", step))
+    assert len(notes) == 1 and "too slow" in notes[0]
+
+
+def test_what_a_tracker_has_is_left_out():
+    keeper, notes = Keeper(), []
+    keeper.points = points("search", 0, 1)
+    with tracking(keeper, notes) as told:
+        told.tell(points("search", 0, 1, 2))
+        told.tell(points("search", 2, 3))
+    assert keeper.steps("search") == [0, 1, 2, 3] and not notes
+
+
+def test_a_killed_training_tells_the_epochs_it_had_not_told():
+    keeper, notes = Keeper(), []
+    curve = Curve((2.0, 1.0), (0.1, 0.05), (3.0, 3.0), (2,), (0.9,), (0.5,))
+    with tracking(keeper, notes) as told:
+        told.tell(points("retrain", 1))
+        told.tell(of_curve("retrain", curve))
+    assert keeper.steps("retrain") == [1, 2]
+    assert keeper.points[1].values == {
+        "train_loss": 1.0,
+        "lr": 0.05,
+        "seconds": 3.0,
+        "val_loss": 0.9,
+        "val_acc": 0.5,
+    }
+
+
+def test_running_trials_and_numbers_that_are_none_are_left_out():
+    done = Trial(0, (0,), 3, "done", {"val_acc": 0.5, "odd": float("nan")}, cost_s=1.0)
+    failed = Trial(1, (0,), 3, "failed", cost_s=2.0)
+    told = list(of_trials("search", [done, failed, Trial(2, (0,), 3)]))
+    assert [point.values["failed"] for point in told] == [0.0, 1.0]
+    assert "odd" not in told[0].values
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_missing_package_is_said_before_anything_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"pip install 'nas-engine\[{name}\]'"):
+        nas.search("toy", "digits", "random", out=tmp_path / "run", settings=SMALL | {name: True})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_joins_needs_no_tracker(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    config = make_config({"space": "toy", "method": "random", "tensorboard": True})
+    assert prepare(config, tmp_path / "run")[0].config.tensorboard == "auto"
+
+
+def test_a_password_in_a_uri_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda _: True)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
+        choice.check_trackers(make_config({"mlflow": "postgresql://me:s3cret@host/db"}))
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, "auto"), (False, None), ("events", "events")])
+def test_a_tracker_is_switched_on_or_placed(given, kept):
+    assert make_config({"tensorboard": given}).tensorboard == kept
+
+
+def test_switches_of_the_command_line_may_stand_alone():
+    assert spelt_out(["search", "--tensorboard", "--mlflow"]) == [
+        *("search", "--tensorboard=auto", "--mlflow=auto")
+    ]
+    assert spelt_out(["--tensorboard", "here", "--seed", "1"]) == ["--tensorboard", "here", "--seed", "1"]
