@@ -221,6 +221,7 @@ def describe_run(
             "image_shape": list(task.image_shape),
             "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
             "notes": list(task.notes),
+            "excluded": dict(task.excluded),
         },
         "environment": environment(task.train.x.device),
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from nas.cli import export, jobs, launch, look, measure, mend, workers
+from nas.cli import audit, export, jobs, launch, look, measure, mend, workers
 from nas.cli.app import Printable, app
 from nas.launch import follows
 
-__all__ = ["app", "export", "jobs", "launch", "look", "main", "measure", "mend", "workers"]
+__all__ = ["app", "audit", "export", "jobs", "launch", "look", "main", "measure", "mend", "workers"]
 
 
 def main() -> None:

@@ -63,7 +63,16 @@ def _quiet():
 def worker(tmp_path):
     """Makes workers on one study; each has its own view of the journal."""
 
-    def make(*, clock=None, space=CELLS, identity=None, heir=False, lease_s=LEASE_S, searcher=None, saved=lambda _: 0):
+    def make(
+        *,
+        clock=None,
+        space=CELLS,
+        identity=None,
+        heir=False,
+        lease_s=LEASE_S,
+        searcher=None,
+        saved=lambda _: 0,
+    ):
         storage = journal_storage(tmp_path / "study.log")
 
         def claims(study):
