@@ -90,7 +90,7 @@ LAYERS = [
     "result",
     "suspects",
     "doctor retrain_run",
-    "audit.features audit.findings audit.neighbours audit.pool audit.predictions audit.sheet",
+    "audit.features audit.findings audit.neighbours audit.planted audit.pool audit.predictions audit.sheet",
     "audit.balance audit.duplicates audit.labels audit.outliers",
     "audit.run",
     "audit",

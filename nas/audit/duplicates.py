@@ -16,7 +16,7 @@ from nas.audit.pool import Pool
 from nas.suspects import SPLITS, Suspect
 
 CANDIDATES, SHIFT = 10, 1
-TAIL, LOCAL = 4.0, 0.5
+TAIL, LOCAL = 2.5, 0.2
 _WAVES = 8
 _FEWEST = 20
 _PART = 2048
@@ -43,10 +43,11 @@ def near_copies(pool: Pool) -> Near:
     compared at all shifts up to one pixel: its distance is sqrt(1 - r), r the largest correlation of the
     pixels where both overlap.
 
-    The threshold is the data's: the median of the logarithms of all images' least distances, less 4 robust
-    deviations (1.4826 times the median distance from the median): no image of these data is as near to an
-    image of something else. And as some kinds of image (trousers) are more alike than others, a pair must
-    also be nearer than half of the distance to the last candidate, unless that one is a copy, too.
+    Two bounds come from the data. The distance is at most the median of all images' least distances, less 2.5
+    robust deviations in logarithms (1.4826 times the median distance from the median). And as some kinds of
+    image (trousers) are more alike than others, it is at most a fifth of the distance to the last candidate,
+    the ratio test of Lowe (Distinctive image features, 2004, section 7.1); where that one is a copy, too,
+    nearer than a fifth of the median, the first bound is enough.
 
     Exact copies are taken once, images of one value not at all; fewer than 20 images are not judged.
     """
@@ -60,7 +61,9 @@ def near_copies(pool: Pool) -> Near:
     logs = np.log(np.maximum(least, 1e-6))
     middle = np.median(logs)
     threshold = float(np.exp(middle - TAIL * 1.4826 * np.median(np.abs(logs - middle))))
-    fits = (distances <= threshold) & ((distances <= LOCAL * last[:, None]) | (last[:, None] <= threshold))
+    alone = distances <= LOCAL * last[:, None]
+    crowd = (last <= LOCAL * np.exp(middle))[:, None]
+    fits = (distances <= threshold) & (alone | crowd)
     rows, columns = np.nonzero(fits)
     ends = np.stack([first[rows], first[candidates.numpy()[rows, columns]]], 1)
     pairs, index = np.unique(np.sort(ends, 1), axis=0, return_index=True)

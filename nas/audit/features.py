@@ -7,6 +7,7 @@ Deviations: the pooled values' square root, 4x4 places, and a PCA to few dimensi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,9 @@ def features(x: Tensor, seed: int) -> Tensor:
     keep = min(DIMENSIONS, len(x) - 1, len(values))
     scale = values[-1].clamp_min(1e-12).sqrt()
     projection = (axes.flip(1)[:, :keep] / scale).float()
+    if len(chosen) == len(x):
+        whole: Tensor = (sample - mean) @ projection
+        return whole
     return torch.cat([(layer(part) - mean) @ projection for part in torch.split(x, _PART)])
 
 
@@ -74,9 +78,15 @@ class _Layer:
         return torch.cat([self._pooled(part) for part in torch.split(x, _PART)])
 
     def _pooled(self, x: Tensor) -> Tensor:
-        rows, columns = (side - patch + 1 for side, patch in zip(x.shape[2:], self.patch, strict=True))
-        patches = _even(F.unfold(x, self.patch), 1) - self.mean[:, None]
-        response = (self.weight @ patches).view(len(x), -1, rows, columns)
+        """The filters on patches evened as by `_even`, by convolutions: no patch is written out."""
+        size = math.prod(self.patch) * x.shape[1]
+        ones = torch.ones(1, x.shape[1], *self.patch) / size
+        middle = F.conv2d(x, ones)
+        contrast = (F.conv2d(x.square(), ones) - middle.square()).clamp_min(0)
+        weight = self.weight.view(-1, x.shape[1], *self.patch)
+        response = F.conv2d(x, weight) - self.weight.sum(1)[:, None, None] * middle
+        response = response / (contrast + _CONTRAST).sqrt() - (self.weight @ self.mean)[:, None, None]
+        rows, columns = response.shape[2:]
         both = torch.cat([F.relu(response - _THRESHOLD), F.relu(-response - _THRESHOLD)], 1)
         return F.adaptive_avg_pool2d(both, (min(PLACES, rows), min(PLACES, columns))).flatten(1).sqrt()
 

@@ -18,7 +18,8 @@ from nas.files import write_json
 from nas.suspects import KINDS, Suspect, list_of
 from nas.task import Task
 
-FILES = ("audit.json", "suspects.json", "suspects.png")
+AUDIT_FILES = ("audit.json", "suspects.json", "suspects.png")
+"""What an audit leaves in its folder."""
 
 
 def audit_task(task: Task, *, backend: str = "own", seed: int = 0) -> Audit:
@@ -66,8 +67,8 @@ def _corrupt(skipped: Sequence[str]) -> list[Suspect]:
 
 
 def write_audit(found: Audit, task: Task, folder: Path) -> list[Path]:
-    """Writes audit.json, suspects.json and, where there are images to show, suspects.png; gives their paths."""
-    report, listed, picture = (folder / name for name in FILES)
+    """Writes audit.json, suspects.json and, where there are images to show, suspects.png."""
+    report, listed, picture = (folder / name for name in AUDIT_FILES)
     write_json(report, found.to_dict())
     write_json(listed, list_of(task, found.suspects))
     figure = draw_sheet(task, found.suspects, title=f"Suspects of {found.task}")

@@ -26,6 +26,7 @@ def export(
     with errors():
         from nas.bundle.bundle import bundle, record_of
         from nas.result import load_result
+        from nas.suspects import without
         from nas.task import load_task
 
         if space is not None:
@@ -33,5 +34,7 @@ def export(
         result = load_result(run, space=space)
         config = record_of(run)["config"]
         data = load_task(task or config["task"], seed=config["seed"])
+        if task is None and config.get("exclude") is not None:
+            data = without(data, config["exclude"])
         bundle(result, data, python=python, tell=say)
         say(f"{run / 'MODEL_CARD.md'}")
