@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.seeding import rng
+from nas.seeding import isolated, rng
 
 FILTERS, PATCH, PLACES = 64, 5, 4
 DIMENSIONS = 200
-_PATCHES = 20_000
+_PATCHES = 5_000
 _IMAGES = 10_000  # that the PCA is fitted on
 _PART = 256
 _CONTRAST, _WHITENING, _THRESHOLD = 0.1, 0.1, 0.25
@@ -34,10 +34,10 @@ def features(x: Tensor, seed: int) -> Tensor:
     chosen = np.sort(rng(seed, "pca").permutation(len(x))[:_IMAGES])
     sample = layer(x[torch.from_numpy(chosen)])
     mean = sample.mean(0)
-    values, axes = torch.linalg.eigh(torch.cov((sample - mean).double().T, correction=0))
-    keep = min(DIMENSIONS, len(x) - 1, len(values))
-    scale = values[-1].clamp_min(1e-12).sqrt()
-    projection = (axes.flip(1)[:, :keep] / scale).float()
+    keep = min(DIMENSIONS, *sample.shape)
+    with isolated(seed, "pca"):
+        _, values, axes = torch.pca_lowrank(sample - mean, keep, center=False)
+    projection: Tensor = axes / (values[0] / len(sample) ** 0.5).clamp_min(1e-6)
     if len(chosen) == len(x):
         whole: Tensor = (sample - mean) @ projection
         return whole

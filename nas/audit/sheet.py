@@ -111,7 +111,7 @@ def _draw_section(sheet: Axes, section: _Section, top: float, places: Mapping[in
     some = f"{len(section.shown)} of {len(section.suspects):,}"
     write(
         sheet,
-        _MARGIN + text_size(title, 11.5, bold=True)[0] + 0.15,
+        _MARGIN + text_size(title, 11.5, bold=True)[0] + 0.2,
         top - 0.14,
         some if len(section.shown) < len(section.suspects) else f"{len(section.suspects)}",
         size=10,
