@@ -33,6 +33,7 @@ FORMAT = 1
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
+    "config.audit",
 )
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20

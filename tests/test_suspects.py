@@ -105,7 +105,7 @@ def test_a_search_audits_and_leaves_out(tmp_path):
     whole = load_task("digits")
     listed = write(tmp_path / "s.json", suspect("train", 3, task=whole))
     told = Recorder()
-    settings = SMALL | {"trials": 1, "top_k": 1, "exclude": str(listed), "audit": True}
+    settings = SMALL | {"exclude": str(listed), "audit": True}
     result = search("toy", "digits", "random", out=tmp_path / "run", settings=settings, progress=told)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["task"]["excluded"]["images"] == {"train": 1, "val": 0, "test": 0}
