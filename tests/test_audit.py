@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nas.audit import audit_task, plant, write_audit
+from nas.audit import audit_task, plant, predictions, write_audit
 from nas.audit.duplicates import groups, near_copies
 from nas.audit.features import features
 from nas.audit.labels import confident_joint, prune
@@ -49,6 +49,14 @@ def tied(x, y, cut):
     ends = [0, cut, (cut + len(x)) // 2, len(x)]
     parts = [Split(x[a:b], torch.from_numpy(y[a:b]), torch.arange(a, b)) for a, b in pairwise(ends)]
     return replace(task, train=parts[0], val=parts[1], test=parts[2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_division():
+    """One division into folds, not two: the data here are easy, and it takes half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "REPEATS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,8 @@ def test_one_of_each_group_may_stay_and_a_test_image_before_others(planted, foun
 def test_contradictory_labels_of_copies_are_named():
     x, y = shapes(60)
     y[1], x[1] = (y[0] + 1) % 3, x[0]
-    (group,) = audit_task(tied(x, y, 40)).groups
+    pool = Pool.of(tied(x, y, 40))
+    (group,) = groups(pool, near_copies(pool))
     assert group.classes == ("0", "1") and group.exact and group.origins == (0, 1)
 
 
@@ -182,7 +191,7 @@ def test_floats_give_what_bytes_give(channels):
 def test_large_images_are_shrunk():
     task = made(30, side=130)
     assert Pool.of(task).small.shape[2:] == (SIDE, SIDE)
-    assert not audit_task(task).groups
+    assert not len(near_copies(Pool.of(task)).pairs)
 
 
 # Odd data
@@ -271,6 +280,8 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
     (data / "c1" / "59.png").write_bytes((data / "c0" / "58.png").read_bytes())
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["audit", "folder:data"])
+    report = json.loads((tmp_path / "results" / "audit-data" / "audit.json").read_text())
+    assert report["suspects"]["corrupt"] == 4
     assert done.exit_code == 0, done.output
     assert "files that cannot be used      4" in done.output and "c0/02.png: it is 10x5 grey" in done.output
     assert "1 with contradictory labels" in done.output
@@ -278,9 +289,17 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
     corrupt = [suspect["file"] for suspect in listed if suspect["kind"] == "corrupt"]
     assert corrupt == ["c0/00.png", "c0/02.png", "c1/03.png", "c1/05.png"]
     assert {s["file"] for s in listed if s["kind"] in ("leak", "duplicate")} <= {"c0/58.png", "c1/59.png"}
-    answer = CliRunner().invoke(app, ["audit", "folder:data", "--json", "--out", "again"])
-    assert json.loads(answer.output)["suspects"]["corrupt"] == 4
     assert CliRunner().invoke(app, ["audit", "folder:data", "--backend", "x"]).exit_code == 2
+
+
+def test_the_command_answers_in_json_and_refuses_in_words(tmp_path):
+    x, y = shapes(8, classes=2)
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y)
+    few = ["audit", f"npz:{tmp_path / 'few.npz'}", "--out", str(tmp_path / "out"), "--json"]
+    answer = json.loads(CliRunner().invoke(app, few).output)
+    assert answer["counts"]["test"] == {"0": 1, "1": 1} and answer["folder"] == str(tmp_path / "out")
+    assert CliRunner().invoke(app, [*few, "--backend", "x"]).exit_code == 2
+    assert CliRunner().invoke(app, [*few, "--exclude", "none.json"]).exit_code == 2
 
 
 def test_a_folder_without_one_good_image_is_refused(tmp_path):
