@@ -353,7 +353,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *others[::2],
         *("--force", "--json", "--baselines", "--deterministic", "--graph", "--trial-timeout"),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
-        "--storage",
+        *("--storage", "--exclude", "--audit"),
     } - {tmp_path}
 
 
@@ -364,6 +364,8 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         (["--fidelity", "epochs=2,width=0.5"], "fidelity", "epochs=2,width=0.5"),
         (["--fidelity", "auto", "--calibration", "c"], "calibration", "c"),
         ([], "baselines", True),
+        (["--exclude", "s.json:leak"], "exclude", "s.json:leak"),
+        (["--audit"], "audit", True),
         (["--storage", "postgresql://me:secret@h/d"], "storage", "postgresql+psycopg://me:***@h/d"),
     ],
 )
@@ -399,7 +401,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     text = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
     used = {"--task": "digits", "--out": tmp_path, "--space": "nasbench201", "--preset": "standard"}
     used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--execution": "plain"}
-    used |= {"--config": tmp_path / "c.toml"}
+    used |= {"--config": tmp_path / "c.toml", "--exclude": "s.json"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     switches = ("--force", "--deterministic", "--no-graph")
     got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
@@ -411,6 +413,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "seed": 7,
         "device": "cpu",
         "execution": "plain",
+        "exclude": "s.json",
         "deterministic": True,
         "graph": False,
         "retrain": {"epochs": 7, "lr": 0.5},
