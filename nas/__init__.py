@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nas.audit import Audit, audit_task
     from nas.benchmarks import Tabular, load_benchmark
     from nas.calibrate_run import calibrate
     from nas.calibration import Calibration
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from nas.searchers.optuna_search import OptunaSearch
     from nas.space import Notation, Space
     from nas.study import Study
+    from nas.suspects import without
     from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
     from nas.tracking.tracker import Tracker
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.5.0"
 
 _HOME = {
+    "Audit": "nas.audit",
     "Calibration": "nas.calibration",
     "Candidate": "nas.ops",
     "Cell": "nas.cell",
@@ -96,6 +99,7 @@ _HOME = {
     "Trial": "nas.types",
     "TrialError": "nas.errors",
     "VertexCell": "nas.cell",
+    "audit_task": "nas.audit",
     "calibrate": "nas.calibrate_run",
     "candidates": "nas.ops",
     "check_searcher": "nas.testing",
@@ -112,11 +116,12 @@ _HOME = {
     "search": "nas.search_run",
     "task_from_arrays": "nas.task",
     "task_from_datasets": "nas.task",
+    "without": "nas.suspects",
 }
 __all__ = list(_HOME)
 
 
-_MODULES = ("benchmarks", "draw", "oneshot", "proxies", "testing")
+_MODULES = ("audit", "benchmarks", "draw", "oneshot", "proxies", "testing")
 
 
 def __getattr__(name: str) -> object:

@@ -29,6 +29,8 @@ class Source:
     flip: whether a mirrored image keeps its label.
     skipped: files that could not be read, each with the reason.
     notes: what the user should know about the data.
+    files: the file of each image, of the training part first, then of the test part; empty where images do
+      not lie in files of their own.
     """
 
     x_train: Array
@@ -39,6 +41,7 @@ class Source:
     flip: bool = True
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def image_tensor(x: Array, *, who: str) -> Array:

@@ -36,13 +36,17 @@ _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
 
 
-def read(name: str) -> Source:
-    """Reads the data called `name`: digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH."""
+def read(name: str, *, lenient: bool = False) -> Source:
+    """Reads the data called `name`: digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH.
+
+    lenient: whether any number of images of a folder may be unusable, see `read_folder`.
+    """
     kind, colon, path = name.partition(":")
     if colon and kind in _BY_PATH:
         if not path:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        return _BY_PATH[kind](_expanded(path))
+        place = _expanded(path)
+        return read_folder(place, lenient=True) if lenient and kind == "folder" else _BY_PATH[kind](place)
     if name not in _BY_NAME:
         raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
     return _BY_NAME[name]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,15 @@ _LARGEST_CORRUPT_SHARE = 0.01
 
 @dataclass
 class _Reading:
-    """Images read so far; the first one sets the shape that all must have."""
+    """Images read so far; the first one sets the shape that all must have.
+
+    lenient: whether an image of another shape is skipped, too, like one that cannot be read.
+    """
 
     root: Path
+    lenient: bool = False
     first: tuple[Path, tuple[int, ...]] | None = None
+    files: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
 
@@ -41,6 +47,7 @@ class _Reading:
                 if pixels is not None:
                     images.append(pixels)
                     names.append(class_folder.name)
+                    self.files.append(file.relative_to(self.root).as_posix())
         return np.array(images), np.array(names, np.str_)
 
     def _read(self, file: Path) -> Array | None:
@@ -53,6 +60,11 @@ class _Reading:
         if self.first is None:
             self.first = file, pixels.shape
         first_file, shape = self.first
+        if pixels.shape != shape and self.lenient:
+            self.skipped.append(
+                f"{file.relative_to(self.root)}: it is {_size(pixels.shape)}, but most are {_size(shape)}"
+            )
+            return None
         if pixels.shape != shape:
             raise DataError(
                 f"folder:{self.root}: images differ in size or channels: {first_file} is {_size(shape)}, "
@@ -76,20 +88,23 @@ def _decode(file: Path) -> Array:
             raise ValueError(str(error)) from error
 
 
-def read_folder(root: Path) -> Source:
+def read_folder(root: Path, *, lenient: bool = False) -> Source:
     """Reads PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, with Pillow.
 
     Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
+
+    lenient: leave out and list any number of them, and all images that differ from most in size or channels.
     """
     if not exists(root) or not root.is_dir():
         raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()})")
     _require_pillow(root)
     divided = (root / "train").is_dir()
     train, test = (root / "train", root / "test") if divided else (root, None)
-    reading = _Reading(root)
+    reading = _Reading(root, lenient, _commonest(root) if lenient else None)
     x_train, y_train = reading.part(train)
     x_test, y_test = reading.part(test) if test is not None and test.is_dir() else (None, None)
-    _check_skipped(reading)
+    if not lenient or not reading.files:
+        _check_skipped(reading)
     unused = [folder.name for folder in _folders(root) if divided and folder not in (train, test)]
     return Source(
         x_train,
@@ -99,7 +114,20 @@ def read_folder(root: Path) -> Source:
         classes=tuple(folder.name for folder in _class_folders(train)),
         skipped=tuple(reading.skipped),
         notes=tuple(f"{name}/ beside train/ is not used" for name in unused),
+        files=tuple(reading.files),
     )
+
+
+def _commonest(root: Path) -> tuple[Path, tuple[int, ...]] | None:
+    """The shape that most of the images have, and the first of these."""
+    found: dict[tuple[int, ...], list[Path]] = {}
+    for file in sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES):
+        with suppress(*DAMAGE):
+            found.setdefault(_decode(file).shape, []).append(file)
+    if not found:
+        return None
+    shape = max(found, key=lambda shape: len(found[shape]))
+    return found[shape][0], shape
 
 
 def _require_pillow(root: Path) -> None:

@@ -93,6 +93,23 @@ class RunRecord(_Record):
     task: TaskRecord
 
 
+class SuspectRecord(_Record):
+    """An image of a list of suspects; those whose origin is below 0 could not be read at all."""
+
+    kind: Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
+    origin: Annotated[int, Field(ge=-1)]
+    file: str
+    digest: Word
+    given: str
+
+
+class SuspectsRecord(_Record):
+    """The parts of suspects.json that are read back."""
+
+    format: Side
+    suspects: list[SuspectRecord]
+
+
 class MethodRecord(_Record):
     """The parts of a configuration that an export needs."""
 

@@ -43,6 +43,7 @@ from nas.result import (
 from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive, isolated, rng
 from nas.space import Space
+from nas.suspects import without
 from nas.task import Split, Task, load_task
 from nas.team import ALONE, Team
 from nas.tracking.choice import check_trackers, open_tracking
@@ -53,7 +54,7 @@ from nas.train import Curve, EpochReport, evaluate, train
 from nas.types import Genotype
 
 USED = (
-    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
+    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout", "exclude"),
     *("space_settings", "final_settings", "retrain", "tensorboard", "mlflow"),
 )
 """The settings that a retraining reads, beside space and task."""
@@ -133,7 +134,8 @@ class _Retraining:
         plan = replace(make_plan(config), final_size={})
         device = devices.resolve(config.device, local=team.local)
         resolve(plan.final.execution, device)
-        loaded = (load_task(config.task, seed=config.seed) if isinstance(task, str) else task).to(device)
+        loaded = load_task(config.task, seed=config.seed) if isinstance(task, str) else task
+        loaded = (loaded if config.exclude is None else without(loaded, config.exclude)).to(device)
         searched = space if isinstance(space, Space) else _space(data, config, loaded)
         final = final_space(config, plan, searched, loaded)
         recipe, notes = final_recipe(config, plan, final, loaded)

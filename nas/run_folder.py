@@ -35,6 +35,7 @@ FREE = (
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
     *("config.export", "config.pictures"),
     *("config.tensorboard", "config.mlflow"),
+    "config.audit",
 )
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20
@@ -224,6 +225,7 @@ def describe_run(
             "pixels": str(task.train.x.dtype).removeprefix("torch."),
             "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
             "notes": list(task.notes),
+            "excluded": dict(task.excluded),
         },
         "environment": environment(task.train.x.device),
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -14,6 +14,7 @@ import optuna
 import torch
 
 from nas import devices, failures
+from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.baselines import RANDOM, Baselines, run_baselines
 from nas.budget import EXPORT_S, Shares
 from nas.bundle.at_end import bundle_at_end, is_bundled
@@ -56,6 +57,7 @@ from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage, keep_history
+from nas.suspects import without
 from nas.task import Task, load_task
 from nas.team import ALONE, Team
 from nas.timing import Ahead, Tell, estimated_s, last_training, look_ahead, measured, within
@@ -202,7 +204,7 @@ def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
         job.progress.note(f"{job.folder} holds this run already, finished")
         clear_checkpoints(job.folder)
         return load_result(job.folder, space=job.final)
-    for note in notes:
+    for note in [*notes, *_audited(job)]:
         job.progress.note(note)
     if tell is not None or job.clock.budget_s is not None:
         job.clock.open(job.folder)
@@ -216,6 +218,16 @@ def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
     if ahead is not None:
         job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
     return result
+
+
+def _audited(job: Job) -> list[str]:
+    """Audits the task where the job wants that, leaves the findings in its folder, and tells them."""
+    if not job.config.audit or (job.folder / AUDIT_FILES[0]).is_file():
+        return []
+    job.progress.note("auditing images and labels")
+    found = audit_task(job.task, seed=job.config.seed)
+    paths = write_audit(found, job.task, job.folder)
+    return [*found.summary(), f"suspect images: {paths[1]}"]
 
 
 def _how_to_join(job: Job) -> str:
@@ -250,7 +262,8 @@ def prepare(
     device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
-    task = (task or load_task(config.task, seed=config.seed)).to(device)
+    task = task or load_task(config.task, seed=config.seed)
+    task = (task if config.exclude is None else without(task, config.exclude)).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
     elif config.space_settings:

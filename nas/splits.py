@@ -21,17 +21,19 @@ class Samples:
 
     x: [N, C, H, W] uint8 or float32.
     y: [N] in 0..C-1.
+    origin: [N] positions in the source, whose training part comes first, then its test part.
     """
 
     x: Array
     y: Labels
+    origin: Labels
 
     def __len__(self) -> int:
         return len(self.y)
 
     def at(self, indices: Labels) -> Samples:
         """A copy of the samples at `indices`, in their order."""
-        return Samples(self.x[indices], self.y[indices])
+        return Samples(self.x[indices], self.y[indices], self.origin[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ def _checked(
         raise DataError(
             f"{x_name} has {len(images)} images, but {y_name} has {len(labels)} labels; give each image one"
         )
-    return Samples(images, labels), names
+    return Samples(images, labels, np.arange(len(labels))), names
 
 
 def _official_test(source: Source, pool: Samples, *, name: str, classes: Sequence[str]) -> Samples | None:
@@ -124,7 +126,8 @@ def _official_test(source: Source, pool: Samples, *, name: str, classes: Sequenc
             f"{name}: test images are {test.x.shape[1:]} (C, H, W) of {test.x.dtype}, but training images "
             f"are {pool.x.shape[1:]} of {pool.x.dtype}; bring both to one form"
         )
-    return Samples(test.x.copy(), test.y)  # as the other parts, not a view of the caller's memory
+    # The images as those of the other parts, not a view of the caller's memory.
+    return Samples(test.x.copy(), test.y, len(pool) + test.origin)
 
 
 def _limited(pool: Samples, limit: int, generator: np.random.Generator, *, classes: int) -> Samples:
@@ -145,16 +148,16 @@ def _fingerprint(parts: Sequence[Samples], classes: Sequence[str], seed: int) ->
 
 def _findings(train: Samples, val: Samples, test: Samples, classes: Sequence[str]) -> Iterator[str]:
     """What is suspicious, but may be meant: images in two parts or of two classes, very unequal classes."""
-    trained, validated, tested = ([_digest(image) for image in part.x] for part in (train, val, test))
+    trained, validated, tested = ([digest(image) for image in part.x] for part in (train, val, test))
     if both := _count_in(validated, trained):
         yield f"{both} of {len(val)} validation images are also among the images trained on"
     if both := _count_in(tested, [*trained, *validated]):
         yield f"{both} of {len(test)} test images are also in the training set"
     labels: dict[bytes, set[int]] = {}
     for digests, part in ((trained, train), (validated, val), (tested, test)):
-        for digest, label in zip(digests, part.y.tolist(), strict=True):
-            labels.setdefault(digest, set()).add(label)
-    if noisy := sum(len(found) > 1 for found in labels.values()):
+        for found, label in zip(digests, part.y.tolist(), strict=True):
+            labels.setdefault(found, set()).add(label)
+    if noisy := sum(len(given) > 1 for given in labels.values()):
         yield f"{noisy} images occur more than once, with different labels; look for wrong ones"
     counts = np.bincount(train.y) + np.bincount(val.y)
     most, fewest = int(counts.argmax()), int(counts.argmin())
@@ -167,11 +170,12 @@ def _findings(train: Samples, val: Samples, test: Samples, classes: Sequence[str
 
 def _count_in(digests: Sequence[bytes], seen: Iterable[bytes]) -> int:
     known = set(seen)
-    return sum(digest in known for digest in digests)
+    return sum(found in known for found in digests)
 
 
-def _digest(image: Array) -> bytes:
-    return hashlib.blake2b(image.data, digest_size=16).digest()
+def digest(image: Array) -> bytes:
+    """What stands for an image's pixels, 16 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def check_class_sizes(y: Labels, classes: Sequence[str], *, who: str, least: int) -> None:

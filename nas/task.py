@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,20 @@ class Split:
 
     x: [N, C, H, W] uint8, or float32 when the source was float.
     y: [N] int64, in 0..num_classes-1.
+    origin: [N] int64 positions in the source, its training part first, then its test part; None once images
+      were cut or left out for speed.
     """
 
     x: Tensor
     y: Tensor
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Split:
         """The same images on `device`."""
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(self.x.to(device), self.y.to(device), self.origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,9 @@ class Task:
     pad: usual padding of the random crop, in pixels.
     skipped: source files that could not be read, each with the reason.
     notes: what the user should know about the data, one finding each.
+    files: the file of each image by its `origin`, relative to the task's folder; empty where images do not
+      lie in files of their own.
+    excluded: what was left out by a list of suspects, see `nas.suspects.without`; empty if nothing was.
     """
 
     name: str
@@ -66,6 +73,8 @@ class Task:
     pad: int
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    excluded: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -173,6 +182,7 @@ def load_task(
     test_fraction: float = 0.2,
     device: torch.device | str = "cpu",
     limit: int | None = None,
+    lenient: bool = False,
 ) -> Task:
     """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
 
@@ -180,9 +190,10 @@ def load_task(
         between weights and alphas of DARTS (Liu et al. 2019, section 3).
     test_fraction: share held out for the final test when the source has no test part of its own.
     limit: keeps so many training images, in the class proportions, before the validation split.
+    lenient: leave out any number of images of a folder that cannot be used, and name all in `Task.skipped`.
     """
     return _task(
-        datasets.read(name),
+        datasets.read(name, lenient=lenient),
         name=name,
         seed=seed,
         val_fraction=0.5 if val_fraction is None else val_fraction,
@@ -264,7 +275,7 @@ def _task(
         source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit
     )
     train = _split(parts.train)
-    mean, std = _mean_and_std(train.x)
+    mean, std = mean_and_std(train.x)
     task = Task(
         name=name,
         classes=parts.classes,
@@ -278,12 +289,13 @@ def _task(
         pad=_usual_padding(min(train.x.shape[2:])),
         skipped=source.skipped,
         notes=parts.notes,
+        files=source.files,
     )
     return task.to(device)
 
 
 def _split(samples: Samples) -> Split:
-    return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y))
+    return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y), torch.from_numpy(samples.origin))
 
 
 def _as_float(x: Tensor) -> Tensor:
@@ -296,7 +308,7 @@ def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([part.round().to(x.dtype) if x.dtype == torch.uint8 else part for part in parts])
 
 
-def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation [C] of images [N, C, H, W], one channel at a time to keep the float copy small."""
     moments = [torch.std_mean(_as_float(channel), correction=0) for channel in x.unbind(1)]
     std, mean = (torch.stack(values) for values in zip(*moments, strict=True))

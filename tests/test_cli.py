@@ -355,6 +355,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
         *("--storage", "--preview", "--yes"),
         *("--storage", "--tensorboard", "--mlflow"),
+        *("--storage", "--exclude", "--audit"),
     } - {tmp_path}
 
 
@@ -367,6 +368,8 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         ([], "baselines", True),
         (["--no-export"], "export", False),
         (["--export"], "export", True),
+        (["--exclude", "s.json:leak"], "exclude", "s.json:leak"),
+        (["--audit"], "audit", True),
         (["--storage", "postgresql://me:secret@h/d"], "storage", "postgresql+psycopg://me:***@h/d"),
         (["--tensorboard", "auto"], "tensorboard", "auto"),
         (["--mlflow", "sqlite:///runs.db"], "mlflow", "sqlite:///runs.db"),
@@ -405,6 +408,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     used = {"--task": "digits", "--out": tmp_path, "--space": "nasbench201", "--preset": "standard"}
     used |= {"--epochs": 7, "--seed": 7, "--device": "cpu", "--execution": "plain"}
     used |= {"--config": tmp_path / "c.toml", "--tensorboard": "events", "--mlflow": "sqlite:///runs.db"}
+    used |= {"--exclude": "s.json"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     switches = ("--force", "--deterministic", "--no-graph")
     got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
@@ -416,6 +420,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "seed": 7,
         "device": "cpu",
         "execution": "plain",
+        "exclude": "s.json",
         "deterministic": True,
         "graph": False,
         "tensorboard": "events",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 
-from nas.cli import dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
+from nas.cli import audit, dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
 from nas.cli.app import Printable, app, spelt_out
 from nas.launch import follows
 
 __all__ = [
     "app",
+    "audit",
     "dashboard",
     "deploy",
     "export",

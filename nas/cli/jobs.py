@@ -153,6 +153,14 @@ def search(
         bool | None,
         typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
     ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="A suspects.json of nas audit, or PATH:KINDS: its images are left out."),
+    ] = None,
+    audit: Annotated[
+        bool | None,
+        typer.Option("--audit", help="Look for wrong labels, copies and leaks before the search."),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -200,6 +208,8 @@ def search(
         "execution": execution,
         "graph": graph,
         "deterministic": deterministic,
+        "exclude": exclude,
+        "audit": audit,
         "storage": storage,
         "tensorboard": tensorboard,
         "mlflow": mlflow,
@@ -287,6 +297,7 @@ def retrain(
     ] = None,
     tensorboard: TensorBoard = None,
     mlflow: MLflow = None,
+    exclude: Annotated[str | None, typer.Option(help="As in search. [default: nothing]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002
@@ -300,6 +311,7 @@ def retrain(
         "device": device,
         "execution": execution,
         "graph": graph,
+        "exclude": exclude,
         "deterministic": deterministic,
         "tensorboard": tensorboard,
         "mlflow": mlflow,

@@ -1,0 +1,17 @@
+"""Audit of a task's images and labels: what may be wrong with them before anything is trained."""
+
+from nas.audit.findings import Audit, Confusion, Group, Labels
+from nas.audit.planted import Planted, plant
+from nas.audit.run import AUDIT_FILES, audit_task, write_audit
+
+__all__ = [
+    "AUDIT_FILES",
+    "Audit",
+    "Confusion",
+    "Group",
+    "Labels",
+    "Planted",
+    "audit_task",
+    "plant",
+    "write_audit",
+]

@@ -1,0 +1,316 @@
+"""The audit finds what was planted, is silent on what is right, and bears the odd data that people have."""
+
+import json
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nas.audit import audit_task, plant, predictions, write_audit
+from nas.audit.duplicates import groups, near_copies
+from nas.audit.features import features
+from nas.audit.labels import confident_joint, prune
+from nas.audit.neighbours import nearest
+from nas.audit.outliers import outliers
+from nas.audit.pool import SIDE, Pool
+from nas.audit.predictions import FOLDS, deal
+from nas.cli import app
+from nas.errors import ConfigError
+from nas.seeding import rng
+from nas.task import Split, Task, load_task, task_from_arrays
+
+
+def shapes(count, *, classes=3, side=10, channels=1, seed=0, dtype=np.uint8):
+    """Bars at the angle of their class, each at its own place, with texture: images [N, H, W, C], labels."""
+    draw = rng(seed, "shapes")
+    y = np.arange(count) % classes
+    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
+    x = np.empty((count, side, side, channels))
+    for i, label in enumerate(y):
+        angle = np.pi * label / classes
+        across = rows * np.cos(angle) + columns * np.sin(angle) - draw.uniform(-1.5, 1.5)
+        bar = np.exp(-((across / draw.uniform(0.8, 1.6)) ** 2))
+        x[i] = (bar[..., None] * 180 + draw.uniform(0, 70, (side, side, channels))).clip(0, 255)
+    return (x.astype(np.uint8) if dtype == np.uint8 else (x / 255).astype(dtype)), y
+
+
+def made(count=180, **settings):
+    x, y = shapes(count, **settings)
+    return task_from_arrays(x, y, classes=[f"c{label}" for label in range(y.max() + 1)])
+
+
+def tied(x, y, cut):
+    """A task of arrays in their order: `cut` images of it for training, then validation, then test."""
+    task = task_from_arrays(*shapes(30, side=x.shape[1], classes=3))
+    x = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+    ends = [0, cut, (cut + len(x)) // 2, len(x)]
+    parts = [Split(x[a:b], torch.from_numpy(y[a:b]), torch.arange(a, b)) for a, b in pairwise(ends)]
+    return replace(task, train=parts[0], val=parts[1], test=parts[2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_division():
+    """One division into folds, not two: the data here are easy, and it takes half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "REPEATS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return plant(made(360), mislabels=0.05, copies=12, leaks=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def found(planted):
+    return audit_task(planted.task)
+
+
+def pairs(found, *, leak):
+    return {
+        (min(pair), max(pair))
+        for group in found.groups
+        if (len(group.splits) > 1) == leak
+        for pair in combinations(group.members, 2)
+    }
+
+
+def test_planted_copies_and_leaks_are_found_and_nothing_else(planted, found):
+    copies = pairs(found, leak=False)
+    assert planted.exact <= copies <= planted.exact | planted.near
+    assert len(copies & planted.near) >= 0.9 * len(planted.near)
+    assert pairs(found, leak=True) == planted.leak
+    exact = {frozenset(group.members) for group in found.groups if group.exact}
+    assert exact == {frozenset(pair) for pair in planted.exact | planted.leak}
+
+
+def test_planted_mislabels_are_found(planted, found):
+    suspects = {suspect.origin for suspect in found.of_kind("mislabel")}
+    hits = len(suspects & planted.wrong)
+    assert hits >= 0.8 * len(planted.wrong) and hits >= 0.8 * len(suspects)
+    assert found.labels.low < len(planted.wrong) / len(Pool.of(planted.task)) < found.labels.high
+
+
+def test_a_suspected_label_comes_with_the_right_one(planted, found):
+    pool = Pool.of(planted.task)
+    hits = [suspect for suspect in found.of_kind("mislabel") if suspect.origin in planted.wrong]
+    assert all(suspect.suggested != suspect.given for suspect in hits)
+    assert all(suspect.given == planted.task.classes[pool.y[suspect.origin]] for suspect in hits)
+
+
+def test_one_of_each_group_may_stay_and_a_test_image_before_others(planted, found):
+    copies = [*found.of_kind("leak"), *found.of_kind("duplicate")]
+    assert len(copies) == sum(len(group.members) - 1 for group in found.groups)
+    assert {suspect.split for suspect in found.of_kind("leak")} == {"train"}
+    test = {int(origin) for origin in planted.task.test.origin}
+    assert {suspect.of for suspect in found.of_kind("leak")} <= test
+
+
+def test_contradictory_labels_of_copies_are_named():
+    x, y = shapes(60)
+    y[1], x[1] = (y[0] + 1) % 3, x[0]
+    pool = Pool.of(tied(x, y, 40))
+    (group,) = groups(pool, near_copies(pool))
+    assert group.classes == ("0", "1") and group.exact and group.origins == (0, 1)
+
+
+def test_the_same_audit_finds_the_same(planted, found):
+    assert audit_task(planted.task) == found
+
+
+def test_a_group_of_many_near_copies_is_whole():
+    x, y = shapes(90)
+    draw = rng(1, "noise")
+    for i in range(1, 25):
+        x[i] = (x[0] + draw.normal(0, 0.7, x[0].shape)).clip(0, 255).astype(np.uint8)
+    pool = Pool.of(tied(x, y, 60))
+    (group,) = groups(pool, near_copies(pool))
+    assert set(group.members) == set(range(25))
+
+
+# The parts
+
+
+def test_neighbours_are_the_nearest_others():
+    points = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+    distances, indices = nearest(points, 2)
+    assert indices.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [7, 9]]
+    assert nearest(points, 9)[0].shape == (4, 3)
+
+
+def test_the_joint_counts_what_reaches_the_thresholds():
+    """Three of class 0, one of which is sure to be of class 1; the paper's equations by hand."""
+    y = np.array([0, 0, 0, 1, 1])
+    odds = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    # Thresholds: class 0 (0.9 + 0.8 + 0.1) / 3 = 0.6, class 1 (0.8 + 0.7) / 2 = 0.75.
+    joint = confident_joint(y, odds)
+    assert np.allclose(joint, [[0.4, 0.2], [0.0, 0.4]])
+    assert prune(y, odds, joint).tolist() == [2]
+
+
+def test_nothing_is_pruned_where_predictions_agree():
+    y = np.array([0, 1, 0, 1])
+    odds = np.where(np.eye(2)[y] > 0, 0.9, 0.1)
+    assert not len(prune(y, odds, confident_joint(y, odds)))
+
+
+def test_folds_hold_groups_whole_and_classes_evenly():
+    y = np.repeat([0, 1], 30)
+    copies = np.arange(60)
+    copies[[7, 40]] = 3
+    fold = deal(y, copies, rng(0, "deal"))
+    assert fold[7] == fold[40] == fold[3]
+    assert all(np.bincount(fold[y == label], minlength=FOLDS).min() >= 4 for label in (0, 1))
+
+
+def test_outliers_and_blank_images_are_found():
+    x, y = shapes(120)
+    x[5] = 77
+    x[9] = rng(3, "noise").integers(0, 2, x[9].shape) * 255
+    pool = Pool.of(tied(x, y, 80))
+    found = outliers(pool, features(pool.small, 0))
+    assert [suspect.origin for suspect in found][:2] == [5, 9] and len(found) <= 4
+    assert found[0].reason == "every pixel has the same value"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floats_give_what_bytes_give(channels):
+    x, y = shapes(40, channels=channels)
+    bytes_, floats = (Pool.of(tied(values, y, 30)) for values in (x, (x / 255).astype(np.float32)))
+    assert torch.allclose(
+        features(bytes_.small - bytes_.small.mean(), 0),
+        features(floats.small - floats.small.mean(), 0),
+        atol=1e-2,
+    )
+
+
+def test_large_images_are_shrunk():
+    task = made(30, side=130)
+    assert Pool.of(task).small.shape[2:] == (SIDE, SIDE)
+    assert not len(near_copies(Pool.of(task)).pairs)
+
+
+# Odd data
+
+
+def test_eight_images():
+    found = audit_task(made(8, classes=2))
+    assert found.suspects == () and "fewer than two classes" in found.labels.reason
+
+
+def test_one_class_and_classes_missing_in_a_split():
+    x, y = shapes(24)
+    task = tied(x, np.zeros_like(y), 12)
+    found = audit_task(task)
+    assert "all images are of one class, so there is nothing to tell apart" in found.remarks
+    assert any("has no image of 2 classes: 1, 2" in remark for remark in found.remarks)
+
+
+def test_constant_images_only():
+    x, y = shapes(30)
+    found = audit_task(tied(np.full_like(x, 9), y, 20))
+    assert len(found.of_kind("outlier")) == 30 and len(found.groups) == 1
+
+
+def test_a_class_of_one_image_is_not_judged():
+    x, y = shapes(61, classes=2)
+    y[60] = 2
+    found = audit_task(tied(x, y, 40))
+    assert found.labels.judged == 60 and "not judged: 2" in found.labels.reason
+    assert 60 not in {suspect.origin for suspect in found.of_kind("mislabel")}
+    assert found.imbalance == 30
+
+
+def test_backends():
+    with pytest.raises(ConfigError, match="no backend 'cleanlap'; did you mean 'cleanlab'"):
+        audit_task(made(30), backend="cleanlap")
+
+
+def test_cleanlab_finds_the_same():
+    filters = pytest.importorskip("cleanlab.filter", reason="an extra")
+    from nas.audit.labels import by_cleanlab
+
+    draw = rng(0, "odds")
+    y = np.arange(200) % 4
+    odds = (
+        draw.dirichlet(np.ones(4), 200) * 0.3 + 0.7 * np.eye(4)[np.where(np.arange(200) < 20, (y + 1) % 4, y)]
+    )
+    assert filters and set(by_cleanlab(y, odds)) == set(prune(y, odds, confident_joint(y, odds)))
+
+
+# What is left
+
+
+def test_the_files_say_what_was_found(planted, found, tmp_path):
+    paths = write_audit(found, planted.task, tmp_path)
+    assert [path.name for path in paths] == ["audit.json", "suspects.json", "suspects.png"]
+    report, listed = (json.loads(path.read_text()) for path in paths[:2])
+    assert report["suspects"]["leak"] == 8 and len(listed["suspects"]) == len(found.suspects)
+    assert report["counts"]["train"].keys() == set(planted.task.classes)
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_show_leaves_no_picture(tmp_path):
+    task = made(8, classes=2)
+    assert len(write_audit(audit_task(task), task, tmp_path)) == 2
+
+
+def test_names_cannot_break_the_sheet_and_colours_are_shown(tmp_path):
+    x, y = shapes(30, channels=3)
+    x[1] = x[0]
+    task = replace(tied(x, y, 20), classes=("$\\frac{", "\x1b[31m\n" * 30, "ü"))
+    assert len(write_audit(audit_task(task), task, tmp_path)) == 3
+
+
+def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    x, y = shapes(60, classes=2)
+    for number, (pixels, label) in enumerate(zip(x[..., 0], y, strict=True)):
+        place = tmp_path / "data" / f"c{label}" / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(place)
+    data = tmp_path / "data"
+    for name in ("c0/00.png", "c1/03.png", "c1/05.png"):
+        (data / name).write_bytes(b"no image")
+    image.fromarray(x[0][:5, :, 0]).save(data / "c0" / "02.png")
+    (data / "c1" / "59.png").write_bytes((data / "c0" / "58.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["audit", "folder:data"])
+    report = json.loads((tmp_path / "results" / "audit-data" / "audit.json").read_text())
+    assert report["suspects"]["corrupt"] == 4
+    assert done.exit_code == 0, done.output
+    assert "files that cannot be used      4" in done.output and "c0/02.png: it is 10x5 grey" in done.output
+    assert "1 with contradictory labels" in done.output
+    listed = json.loads((tmp_path / "results" / "audit-data" / "suspects.json").read_text())["suspects"]
+    corrupt = [suspect["file"] for suspect in listed if suspect["kind"] == "corrupt"]
+    assert corrupt == ["c0/00.png", "c0/02.png", "c1/03.png", "c1/05.png"]
+    assert {s["file"] for s in listed if s["kind"] in ("leak", "duplicate")} <= {"c0/58.png", "c1/59.png"}
+    assert CliRunner().invoke(app, ["audit", "folder:data", "--backend", "x"]).exit_code == 2
+
+
+def test_the_command_answers_in_json_and_refuses_in_words(tmp_path):
+    x, y = shapes(8, classes=2)
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y)
+    few = ["audit", f"npz:{tmp_path / 'few.npz'}", "--out", str(tmp_path / "out"), "--json"]
+    answer = json.loads(CliRunner().invoke(app, few).output)
+    assert answer["counts"]["test"] == {"0": 1, "1": 1} and answer["folder"] == str(tmp_path / "out")
+    assert CliRunner().invoke(app, [*few, "--backend", "x"]).exit_code == 2
+    assert CliRunner().invoke(app, [*few, "--exclude", "none.json"]).exit_code == 2
+
+
+def test_a_folder_without_one_good_image_is_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["audit", f"folder:{tmp_path}"])
+    assert done.exit_code == 3 and "2 of 2 images cannot be read" in done.output
+
+
+def test_digits_are_taken_as_they_are():
+    task = load_task("digits", limit=60)
+    assert isinstance(task, Task) and Pool.of(task).image(0).equal(task.train.x[0])
+    assert Pool.of(task).image(60).equal(task.test.x[0])

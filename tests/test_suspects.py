@@ -1,0 +1,136 @@
+"""Images that a list names leave the splits they are in, and nothing else changes."""
+
+import json
+
+import pytest
+from jobs import SMALL, Recorder
+
+from nas.errors import ConfigError, DataError
+from nas.search_run import search
+from nas.splits import digest
+from nas.suspects import Suspect, list_of, without
+from nas.task import load_task
+
+TASK = load_task("digits", limit=300)
+
+
+def suspect(split, index, *, kind="mislabel", task=TASK, **changes):
+    part = getattr(task, split)
+    values = {
+        "kind": kind,
+        "split": split,
+        "origin": int(part.origin[index]),
+        "file": "",
+        "digest": digest(part.x[index].numpy()).hex(),
+        "given": task.classes[int(part.y[index])],
+        "suggested": "",
+        "of": -1,
+        "score": 1.0,
+        "reason": "",
+    }
+    return Suspect(**(values | changes))
+
+
+def write(path, *suspects):
+    path.write_text(json.dumps(list_of(TASK, suspects)))
+    return path
+
+
+CORRUPT = Suspect("corrupt", "", -1, "a.png", "", "", "", -1, 1.0, "no image")
+
+
+def test_listed_images_leave_their_splits(tmp_path):
+    listed = write(tmp_path / "s.json", suspect("train", 3), suspect("test", 0, kind="leak"), CORRUPT)
+    kept = without(TASK, listed)
+    assert len(kept.train) == len(TASK.train) - 1 and len(kept.test) == len(TASK.test) - 1
+    assert kept.val.x.equal(TASK.val.x) and kept.train.x[3].equal(TASK.train.x[4])
+    assert kept.train.origin.tolist() == [o for i, o in enumerate(TASK.train.origin.tolist()) if i != 3]
+    assert kept.excluded["images"] == {"train": 1, "val": 0, "test": 1}
+    assert kept.mean == pytest.approx((kept.train.x.float() / 255).mean().item())
+    assert kept.notes[-1] == f"left out by {listed}: 1 of train, 0 of val, 1 of test"
+
+
+def test_only_the_kinds_that_are_asked_for(tmp_path):
+    listed = write(tmp_path / "s.json", suspect("train", 3), suspect("train", 5, kind="leak"))
+    assert len(without(TASK, f"{listed}:leak").train) == len(TASK.train) - 1
+    assert len(without(TASK, f"{listed}:leak,mislabel").train) == len(TASK.train) - 2
+    with pytest.raises(ConfigError, match="no list"):
+        without(TASK, f"{listed}:leek")
+
+
+def test_another_list_or_kind_is_another_task(tmp_path):
+    one = without(TASK, write(tmp_path / "s.json", suspect("train", 3))).fingerprint
+    two = without(TASK, write(tmp_path / "s.json", suspect("train", 4))).fingerprint
+    three = without(TASK, f"{tmp_path / 's.json'}:mislabel").fingerprint
+    assert len({TASK.fingerprint, one, two, three}) == 4
+
+
+def test_a_list_holds_for_every_seed(tmp_path):
+    other = load_task("digits", seed=1)
+    listed = write(tmp_path / "s.json", suspect("train", 3))
+    origin = int(TASK.train.origin[3])
+    kept = without(other, listed)
+    assert sum(map(len, (kept.train, kept.val, kept.test))) == 1796
+    assert all(origin not in part.origin.tolist() for part in (kept.train, kept.val, kept.test))
+
+
+@pytest.mark.parametrize("change", [{"digest": "00"}, {"given": "x"}, {"origin": 5000}])
+def test_a_list_of_other_images_is_refused(tmp_path, change):
+    listed = write(tmp_path / "s.json", suspect("train", 3, **change))
+    with pytest.raises(DataError, match="1 of 1 are not there or changed"):
+        without(TASK, listed)
+
+
+def test_a_list_must_leave_something_of_each_class(tmp_path):
+    nines = [suspect("train", i) for i in (TASK.train.y == 9).nonzero().flatten().tolist()]
+    with pytest.raises(DataError, match="takes all images of class '9' from train"):
+        without(TASK, write(tmp_path / "s.json", *nines))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"format": 9, "suspects": []}', '{"format": 1, "suspects": [1]}']
+)
+def test_what_is_no_list_is_refused(tmp_path, text):
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"s\.json"):
+        without(TASK, tmp_path / "s.json")
+
+
+def test_a_cut_task_is_refused(tmp_path):
+    with pytest.raises(DataError, match="was cut before"):
+        without(TASK.subset(0.5), write(tmp_path / "s.json", suspect("train", 3)))
+
+
+def test_a_search_audits_and_leaves_out(tmp_path):
+    whole = load_task("digits")
+    listed = write(tmp_path / "s.json", suspect("train", 3, task=whole))
+    told = Recorder()
+    settings = SMALL | {"exclude": str(listed), "audit": True}
+    result = search("toy", "digits", "random", out=tmp_path / "run", settings=settings, progress=told)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["task"]["excluded"]["images"] == {"train": 1, "val": 0, "test": 0}
+    assert {"audit.json", "suspects.json"} <= {path.name for path in result.folder.iterdir()}
+    assert any(note.startswith("likely mislabels") for note in told.notes)
+    assert any(note.startswith("left out by") for note in told.notes)
+    write(listed, suspect("train", 4, task=whole))
+    with pytest.raises(DataError, match="changed since"):
+        search("toy", "digits", "random", out=tmp_path / "run", settings=settings)
+
+
+def test_a_retraining_leaves_out_too_and_refuses_to_audit(tmp_path):
+    from nas.retrain_run import retrain
+
+    with pytest.raises(ConfigError, match="audit is set, but a retraining"):
+        retrain(
+            {"space": "toy", "settings": {}, "choices": {}},
+            "digits",
+            out=tmp_path / "r",
+            settings={"audit": True},
+        )
+    with pytest.raises(ConfigError, match="exclude: no list"):
+        retrain(
+            {"space": "toy", "settings": {}, "choices": {}},
+            "digits",
+            out=tmp_path / "r",
+            settings={"exclude": str(tmp_path / "none.json")},
+        )
