@@ -22,13 +22,14 @@ from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
+from nas.audit import AUDIT_FILES
 from nas.bundle.bundle import bundle
 from nas.calibrate_run import Settings, calibrate
 from nas.clock import Clock
 from nas.config import BLACK_BOX, OPTUNA, Config, make_config, seconds, with_names
 from nas.console import reporter
 from nas.errors import ConfigError, DataError, NoModelError, TrialError
-from nas.files import LOCK
+from nas.files import LOCK, read_json
 from nas.images import Images, layout, rows_of
 from nas.pace import network_pace
 from nas.plan import UNBOUNDED
@@ -44,6 +45,8 @@ GRACE_S = 5.0
 """For the last training, after Ctrl-C."""
 CALIBRATED_S, CALIBRATED = 1800.0, 0.15
 """From this time on so much of it may go to finding out how cheaply architectures can be compared."""
+AUDITED, AUDIT_S, AUDIT_PAIRS = 0.1, 0.004, 20_000
+"""Share of the time that an audit may take; its seconds for an image; so many images take twice as long."""
 LEAST = 3
 """Images of a class."""
 CALIBRATION = Settings(architectures=8, epochs=6, seeds=1)
@@ -68,8 +71,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
       a square number of features is a square image, others are filled up with zeros to the next square.
 
-    Fitted attributes: `classes_`, `n_features_in_` (pixels times channels), `layout_`, and `result_`, the
-    `nas.Result` of the run. Ctrl-C during `fit` ends the search, and the best so far is delivered.
+    Fitted attributes: `classes_`, `n_features_in_` (pixels times channels), `layout_`, `result_`, the
+    `nas.Result` of the run, and `audit_`, the `audit.json` of `nas audit`, or None where there was no time
+    for one; suspect images are named, not left out. Ctrl-C during `fit` ends the search, and the best so far
+    is delivered.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.result_: Result = run(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
             )
+        path = folder / AUDIT_FILES[0]
+        self.audit_ = read_json(path) if path.is_file() else None
         # Export needs the test images alone.
         few = Split(task.train.x[:0], task.train.y[:0])
         self.task_ = replace(task, train=few, val=few)
@@ -209,6 +216,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
         base: dict[str, object] = {"seed": seed, "device": self.device}
         chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
+        chosen["audit"] = clock.decide("audit", lambda: self._has_time_to_audit(task, clock))
         if self.layout_.filled:  # what is no picture has no neighbours to be moved to
             chosen |= {"trial": {"crop": False}, "retrain": {"crop": False}}
         given = dict(self.settings or {})
@@ -217,6 +225,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not given.keys() & {"fidelity", "epochs", "scheduler", "evaluator", "trial"}:
                 chosen |= clock.decide("fidelity", lambda: self._fidelity(task, folder, clock, base | names))
         return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
+
+    def _has_time_to_audit(self, task: Task, clock: Clock) -> bool:
+        count = sum(len(split) for split in (task.train, task.val, task.test))
+        pixels = task.image_shape[1] * task.image_shape[2]
+        expected_s = AUDIT_S * count * (1 + count / AUDIT_PAIRS) * max(1.0, pixels / 28**2)
+        return expected_s <= AUDITED * (clock.budget_s or 0.0)
 
     def _fidelity(
         self, task: Task, folder: Path, clock: Clock, settings: Mapping[str, object]

@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import nas
 from nas import ImageClassifier
 from nas.bundle.bundle import record_of
+from nas.clock import Clock
 from nas.errors import ConfigError
 from nas.images import layout, rows_of
 from nas.train import evaluate
@@ -26,6 +27,7 @@ FAST = {
     "space_settings": {"width": 4},
     "retrain": {"epochs": 4},
     "trials": 1,
+    "audit": False,
 }
 X, NUMBERS = load_digits(return_X_y=True)
 IMAGES = (X.reshape(-1, 8, 8) * 15).astype(np.uint8)[:300]
@@ -64,6 +66,18 @@ def test_all_forms_of_the_same_images_are_the_same(fitted):
         IMAGES[:9].tolist(),
     ):
         assert fitted.n_features_in_ == 64 and fitted.predict_proba(same) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_images_are_audited_where_there_is_time(fitted):
+    doubled = np.concatenate([IMAGES[:90], IMAGES[:5]])
+    settings = {name: value for name, value in FAST.items() if name != "audit"}
+    model = ImageClassifier("1m", space="toy", method="random", settings=settings)
+    model.fit(doubled, np.concatenate([NAMES[:90], NAMES[:5]]))
+    copies = model.audit_["suspects"]["duplicate"] + model.audit_["suspects"]["leak"]
+    assert copies >= 5
+    assert fitted.audit_ is None
+    task = nas.load_task("digits")
+    assert not model._has_time_to_audit(task, Clock(20.0)) and model._has_time_to_audit(task, Clock(180.0))
 
 
 def test_what_was_learned_is_kept(fitted):

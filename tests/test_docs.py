@@ -9,7 +9,7 @@ import typer
 
 import nas
 from nas.cli import app
-from nas.config import METHODS
+from nas.config import METHODS, Config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -65,6 +65,13 @@ def test_the_tracker_in_the_guide_is_told(tmp_path, monkeypatch, capsys):
     assert "search 0" in told and "retrain 1" in told and told.endswith("finished\n")
 
 
+def test_the_method_in_the_guide_is_one():
+    code = block("search.md", "python", "nas.Method")
+    made = {}
+    exec(code[: code.index("nas.search(")], made)
+    assert isinstance(made["mine"], nas.Method) and made["mine"].regularizers
+
+
 def test_methods_are_known_and_their_figures_are_those_of_the_results():
     text = (DOCS / "methods.md").read_text()
     named = set(re.findall(r"^\| `([a-z0-9-]+)`", text, re.MULTILINE))
@@ -75,6 +82,10 @@ def test_methods_are_known_and_their_figures_are_those_of_the_results():
     assert not [figure for figure in figures if figure not in measured]
 
 
-def test_the_reference_is_up_to_date():
+def test_the_reference_is_up_to_date(monkeypatch):
+    monkeypatch.setattr(Config.model_fields["export"], "default", True)  # which the suite turns off
+    Config.model_rebuild(force=True)
     made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["reference"]()
     assert made == (DOCS / "reference.md").read_text(), "run python scripts/reference.py"
+    monkeypatch.undo()
+    Config.model_rebuild(force=True)

@@ -40,14 +40,6 @@ def test_the_example_space_passes_the_conformance_check(own_space):
     nas.testing.check_space(nas.load("my_space.py:make"), torch.randn(4, 1, 8, 8), samples=5)
 
 
-def test_the_example_method_is_one():
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    (code,) = (block for block in blocks if "nas.Method" in block)
-    made: dict = {}
-    exec(code[: code.index("nas.search(")], made)
-    assert isinstance(made["mine"], nas.Method) and made["mine"].regularizers
-
-
 def test_every_file_named_exists():
     root = README.parent
     named = re.findall(r"\]\(([^)]+)\)", TEXT) + re.findall(
