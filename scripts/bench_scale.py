@@ -42,7 +42,8 @@ def main() -> None:
         rehearsal = Rehearsal(views, options.workers, options.trials)
         rehearsal.run()
         numbers = {"workers": options.workers, "history": options.history, "opening_s": opening_s}
-        print(json.dumps({"store": where.partition(":")[0], **numbers, **rehearsal.summary}), flush=True)
+        store = "journal" if options.storage is None else where.partition("+")[0]
+        print(json.dumps({"store": store, **numbers, **rehearsal.summary}), flush=True)
 
 
 if __name__ == "__main__":

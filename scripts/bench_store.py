@@ -65,7 +65,9 @@ def main() -> None:
     for count in options.history:
         with tempfile.TemporaryDirectory() as folder:
             where = options.storage or Path(folder) / "study.log"
-            store = "journal" if options.storage is None else options.storage.partition(":")[0]
+            store = (
+                "journal" if options.storage is None else options.storage.partition(":")[0].partition("+")[0]
+            )
             print(json.dumps({"store": store, **measure(load(options.space), where, count)}), flush=True)
 
 
