@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -23,7 +24,7 @@ from sqlalchemy.orm import Session
 from nas.errors import ConfigError
 from nas.storage.address import Address
 from nas.storage.finishing import Finisher, same_outcome
-from nas.storage.under_way import UnderWay
+from nas.storage.under_way import OWN, UnderWay
 
 POOL = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "pool_timeout": 30}
 """A worker needs one connection, for a moment two; each one costs the server memory."""
@@ -71,7 +72,7 @@ class Database(RDBStorage, Finisher):
         given = make_url(address.secret).query
         connect = {name: value for name, value in CONNECT[address.scheme].items() if name not in given}
         self.names: dict[int, str] = {}
-        self._under_way = UnderWay()
+        self._under_way, self._is_own = UnderWay(), False
         self._unconfirmed: dict[int, FrozenTrial] = {}
         # Optuna takes the URL for a format string.
         url = address.secret.replace("{", "{{").replace("}", "}}")
@@ -165,7 +166,29 @@ class Database(RDBStorage, Finisher):
             ):
                 return made
             self._unconfirmed[id(template_trial)] = template_trial
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
+        self._is_own = template_trial is not None and OWN in template_trial.user_attrs
+        try:
+            return super()._get_prepared_new_trial(study_id, template_trial, session)
+        finally:
+            self._is_own = False
+
+    def _set_trial_param_without_commit(  # noqa: PLR0917 - as Optuna's
+        self,
+        session: Session,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None = None,
+    ) -> None:
+        """Called by Optuna for each parameter, whose earlier distribution it would look for in all trials.
+
+        Those of this engine's trials are the study's: the space was compared when that was opened.
+        """
+        known = distribution if self._is_own else previous_distribution
+        super()._set_trial_param_without_commit(
+            session, trial_id, param_name, param_value_internal, distribution, known
+        )
 
     def _made(self, study_id: int, template: FrozenTrial, session: Session) -> models.TrialModel | None:
         """The trial that began at the template's microsecond with its parameters."""
