@@ -314,7 +314,7 @@ def search_killed(folder, announce):
 
 @pytest.mark.parametrize("announce", [True, False])
 def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, announce):
-    run_killed(search_killed, tmp_path, announce, kills=20, longest_s=0.1, seed=announce)
+    run_killed(search_killed, tmp_path, announce, kills=12, longest_s=0.1, seed=announce)
     (tmp_path / "whole").mkdir()
     whole = make(tmp_path / "whole", announce=announce)
     whole.run(flaky, trials=TRIALS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,8 +58,9 @@ def dashboard(
 
 def _renderer(space: Space | None) -> Callable[[Path], str]:
     """Makes the report of a folder."""
-    page = importlib.import_module("nas.report.page")
-    return lambda folder: str(page.render([folder], space=space))
+    from nas.report import render
+
+    return lambda folder: render([folder], space=space)
 
 
 def _tell(url: str, *, browser: bool) -> None:

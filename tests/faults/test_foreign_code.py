@@ -49,7 +49,12 @@ LISTENS_OR_LOADS = {
     ),
     *("telnetlib", "smtplib", "webbrowser", "tarfile"),
 }
-SERVES = ("imports fastapi", "imports uvicorn", "calls socket.create_server")
+ALLOWED = {
+    "nas/serving/": ("imports fastapi", "imports uvicorn", "calls socket.create_server"),  # serves a model
+    "nas/dashboard/server.py": ("imports socketserver", "calls self.socket.bind"),  # serves a report
+    "nas/cli/dashboard.py": ("imports webbrowser",),  # shows the address that it serves
+    "nas/report/embed.py": ("imports xml.etree",),  # takes apart pictures that it has just drawn
+}
 CALLS = {"load_module", "import_module", "exec_module", "spec_from_file_location"}
 MAY_IMPORT_BY_NAME = {
     "nas/__init__.py",  # the public names of the package, from a table in it
@@ -112,8 +117,9 @@ def test_the_source_holds_nothing_that_runs_what_it_reads(source):
     found = list(dangers(ast.parse(source.read_text(encoding="utf-8"))))
     if str(source.relative_to(ROOT)) in MAY_IMPORT_BY_NAME:
         found = [danger for danger in found if not danger.startswith("imports by name")]
-    if source.parent == ROOT / "nas" / "serving":  # the one part that is a server
-        found = [danger for danger in found if not danger.startswith(SERVES)]
+    for place, allowed in ALLOWED.items():
+        if str(source.relative_to(ROOT)).startswith(place):
+            found = [danger for danger in found if not danger.startswith(allowed)]
     assert not found
 
 
