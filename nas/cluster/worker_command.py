@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +64,9 @@ class Worker:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts it, in a process group of its own."""
-        return subprocess.Popen(self.command, env={**os.environ, **self.environment}, start_new_session=True)
+        return subprocess.Popen(  # nosec B603
+            self.command, env={**os.environ, **self.environment}, start_new_session=True
+        )
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

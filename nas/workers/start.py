@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +111,7 @@ def starting(job: Job, logs: Path) -> Start:
     def start(slot: Slot, descriptor: int) -> subprocess.Popen[bytes]:
         command = [*COMMAND, str(job.folder), "--device", slot.device, *own]
         with _log(logs, slot).open("ab") as log:
-            return subprocess.Popen(
+            return subprocess.Popen(  # nosec B603
                 [*command, "--pulse", str(descriptor), "--grace", str(GRACE_S / 2)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
