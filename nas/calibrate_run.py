@@ -29,13 +29,13 @@ from nas.job import Job
 from nas.laddered import Laddered
 from nas.launch import refuse
 from nas.learning_curves import tse
+from nas.preparation import check_fit, prepare
 from nas.progress import Progress
 from nas.proxies import DEFAULT, PROXIES, log_rank
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.schedule import Listed
 from nas.scored import Scored
-from nas.search_run import check_fit, prepare
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.space import Space

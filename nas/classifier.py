@@ -33,10 +33,11 @@ from nas.files import LOCK, read_json
 from nas.images import Images, layout, rows_of
 from nas.pace import network_pace
 from nas.plan import UNBOUNDED
+from nas.preparation import prepare
 from nas.registry import is_plugin
 from nas.result import Result, load_result
 from nas.resumable import Stopped
-from nas.search_run import prepare, run
+from nas.search_run import run
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Split, Task, task_from_arrays

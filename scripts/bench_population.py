@@ -17,9 +17,9 @@ from pathlib import Path
 from nas.config import make_config, override
 from nas.fidelity import scaled_space, scaled_task
 from nas.job import Job
+from nas.preparation import prepare
 from nas.recipe import compressed
 from nas.run_folder import begin
-from nas.search_run import prepare
 from nas.seeding import rng
 from nas.train import train
 from nas.workers.probe import Tried, probe

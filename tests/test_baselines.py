@@ -14,9 +14,10 @@ from nas.files import prepare_folder
 from nas.graph import architecture_hash
 from nas.halving import epochs_granted
 from nas.phases import Found, find
+from nas.preparation import prepare
 from nas.result import BASELINES, load_result
 from nas.resumable import Stopped
-from nas.search_run import prepare, search
+from nas.search_run import search
 from nas.study import Study
 from nas.task import load_task
 from nas.team import Alone

@@ -307,7 +307,7 @@ def test_bad_input_is_one_message(tmp_path, arguments, code, words):
 
 def test_fidelities_are_those_that_apply(tmp_path):
     from nas.config import make_config
-    from nas.search_run import prepare
+    from nas.preparation import prepare
 
     values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
     made, _ = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)

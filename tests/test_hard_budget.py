@@ -8,10 +8,11 @@ from nas import timing
 from nas.clock import Clock
 from nas.config import make_config
 from nas.errors import ConfigError
+from nas.preparation import prepare
 from nas.registry import load
 from nas.resumable import Stopped
 from nas.run_folder import read_run
-from nas.search_run import prepare, run
+from nas.search_run import run
 from nas.task import load_task
 from nas.team import Alone
 from nas.train import train

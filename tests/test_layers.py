@@ -127,6 +127,7 @@ LAYERS = [
     "workers.start",
     "phases",
     "baselines rerank following",
+    "preparation whole_job",
     "search_run",
     "calibrate_run workers.join workers.sample",
     # what users call

@@ -10,8 +10,9 @@ from nas.cli.app import app
 from nas.clock import Clock
 from nas.config import make_config
 from nas.console import LiveProgress
+from nas.preparation import prepare
 from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, preview, time_text
-from nas.search_run import look, prepare
+from nas.search_run import look
 from tests.jobs import TINY, Recorder
 
 VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}

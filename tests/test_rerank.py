@@ -14,11 +14,12 @@ from nas.errors import NoModelError
 from nas.evaluate import Trained
 from nas.files import prepare_folder
 from nas.graph import architecture_hash
+from nas.preparation import prepare
 from nas.registry import load
 from nas.rerank import SEARCH, rerank
 from nas.result import load_result
 from nas.resumable import Stopped
-from nas.search_run import prepare, search
+from nas.search_run import search
 from nas.study import Study
 from nas.task import load_task
 

@@ -19,11 +19,12 @@ from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialEr
 from nas.files import FolderLock, check_manifest
 from nas.latency import LatencyTable
 from nas.plan import make_plan
+from nas.preparation import default_folder
 from nas.registry import load
 from nas.result import load_result
 from nas.resumable import Stopped
 from nas.retrain_run import final_recipe, final_space
-from nas.search_run import default_folder, run, search
+from nas.search_run import run, search
 from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays

@@ -11,7 +11,7 @@ import nas
 from nas.cli.app import spelt_out
 from nas.config import make_config
 from nas.errors import ConfigError
-from nas.search_run import prepare
+from nas.preparation import prepare
 from nas.tracking import choice, feed
 from nas.tracking.points import of_curve, of_trials
 from nas.tracking.tracker import FINAL, Point, Run

@@ -18,10 +18,10 @@ from nas.config import Config, make_config
 from nas.errors import ConfigError, SpaceError
 from nas.files import prepare_folder
 from nas.job import Job
+from nas.preparation import prepare
 from nas.progress import Progress
 from nas.registry import is_plugin
 from nas.run_folder import describe_run, read_run, refuse_another_job
-from nas.search_run import prepare
 from nas.storage.address import Address, find_address
 from nas.storage.run import RunStorage, open_storage, run_storage
 from nas.trial_search import RECORD, SEARCH, trial_search

@@ -16,10 +16,10 @@ import torch
 from nas.config import make_config
 from nas.fidelity import scaled_space, scaled_task
 from nas.job import Job
+from nas.preparation import prepare
 from nas.recipe import compressed
 from nas.resumable import Stopped
 from nas.run_folder import read_run
-from nas.search_run import prepare
 from nas.seeding import isolated, rng
 from nas.train import train
 

@@ -14,11 +14,11 @@ from nas.grown import Grown
 from nas.halving import Hyperband, SuccessiveHalving
 from nas.journal import JOURNAL, journal_storage
 from nas.measured import Stopwatch
+from nas.preparation import prepare
 from nas.recipe import Recipe
 from nas.registry import load
 from nas.run_folder import begin
 from nas.schedule import Fixed
-from nas.search_run import prepare
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.optuna_search import OptunaSearch
 from nas.seeding import rng

@@ -17,10 +17,11 @@ from nas.cli import app
 from nas.config import make_config
 from nas.errors import ConfigError, NoModelError, WorkersError
 from nas.journal import JOURNAL, journal_storage
+from nas.preparation import prepare
 from nas.registry import load
 from nas.result import load_result
 from nas.resumable import Stopped
-from nas.search_run import prepare, search
+from nas.search_run import search
 from nas.study import Study
 from nas.workers.join import home_in, join
 from nas.workers.start import job_slots

@@ -10,8 +10,8 @@ from jobs import SMALL, Recorder
 
 from nas.config import make_config
 from nas.errors import WorkersError
+from nas.preparation import prepare
 from nas.run_folder import begin
-from nas.search_run import prepare
 from nas.workers import start
 from nas.workers.probe import Crowd, SampleProcess, Tried, probe
 from nas.workers.sample import Meter, memory, train_for_ever
