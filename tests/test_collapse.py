@@ -108,11 +108,11 @@ def test_other_methods_find_the_planted_cell(method, seed):
 
 def test_guards_see_the_collapse_coming_and_do_not_end_there():
     alarms = 0
-    for seed in range(3):
+    for seed in range(2):
         outcome = search(space(), task(), made("darts", guards=Guards()), seed=seed)
         assert outcome.selected[0] != SKIP
         alarms += sum("the eigenvalue grew" in event for e in outcome.epochs for event in e.events)
-    assert alarms >= 3
+    assert alarms >= 2
 
 
 def test_the_whole_job_finds_the_planted_cell_with_guards_and_collapses_without(tmp_path):

@@ -439,7 +439,7 @@ def test_every_method_is_resumed_to_the_bit_wherever_it_was_stopped(tmp_path, na
     )
     space = make_space(**NB201)
     whole = run(space, method=method)
-    for steps in (4, 1, 3, 5, 2, 4, 1000):
+    for steps in (4, 1, 5, 2, 1000):
         asked = iter([False] * steps + [True] * 9)
         try:
             resumed = run(

@@ -436,8 +436,10 @@ def test_a_module_that_stands_on_several_edges_follows_each_time(monkeypatch):
 
 @library
 def test_norms_that_do_not_train_are_left_to_the_batched_path(monkeypatch):
-    plain, fast = twins(lambda i, j: bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1)))
+    edge = lambda i, j: bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1))  # noqa: E731
+    plain, fast = twins(edge)
     x = channels_last(torch.randn(3, 4, 4, 4, device=DEVICE))
+    maps(twins(edge)[1], x)  # the first use is compared with the batched path, by a passage, too
     for cell in (plain, fast):
         for norm in cell.modules():
             if isinstance(norm, nn.BatchNorm2d):
