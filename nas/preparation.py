@@ -22,13 +22,7 @@ from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.result import is_finished
-from nas.retrain_run import (
-    check_trial,
-    final_recipe,
-    final_space,
-    offer,
-    team_notes,
-)
+from nas.retrain_run import check_trial, final_recipe, final_space, offer, team_notes
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
