@@ -1,4 +1,4 @@
-"""What a convolution of a group of operations reads: which map, where, and through what."""
+"""What the convolutions of one launch read: which maps, where, through what, and by which kernels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """Where a convolution reads: kernel side, stride, dilation, and (height, width) before and after it.
+    """Where operations read: their stride, and (height, width) before and after it.
 
     batch: images.
     """
 
-    kernel: int
     stride: int
-    dilation: int
     before: tuple[int, int]
     after: tuple[int, int]
     batch: int
@@ -33,15 +31,52 @@ class Window:
         return self.batch * self.after[0] * self.after[1]
 
     def sizes(self) -> dict[str, int]:
-        """By the kernels' names, without the dilation that only depthwise ones have."""
+        """By the names that the programs give them."""
         return {
             "HI": self.before[0],
             "WI": self.before[1],
             "HO": self.after[0],
             "WO": self.after[1],
             "STRIDE": self.stride,
-            "K": self.kernel,
         }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which of G operations are computed, as the device alone knows.
+
+    order: [G] int32 their numbers, those first that are computed. live: [G] int32 1 for as many places of
+      `order` as are computed, then 0. most: how many are computed at most, so that no more programs are begun.
+    """
+
+    order: Tensor
+    live: Tensor
+    most: int
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The kernels of G convolutions, read where their modules keep them.
+
+    addresses: [G] int64 of contiguous tensors of the type of `like`: [C, 1, K, K] of a depthwise convolution,
+      [O, I, K, K] of another.
+    kinds: (side K, dilation) of each kind that is among them. kind: [G] int32 which of those each is.
+    places: [G] int32 where the gradient of each begins in a row of parts of gradients.
+    inputs, outputs: channels.
+    """
+
+    addresses: Tensor
+    like: Tensor
+    kinds: tuple[tuple[int, int], ...]
+    kind: Tensor
+    places: Tensor
+    inputs: int
+    outputs: int
+
+    @property
+    def groups(self) -> int:
+        """How many convolutions there are."""
+        return len(self.kind)
 
 
 @dataclass(frozen=True)
@@ -71,16 +106,16 @@ class Norm:
 
 @dataclass(frozen=True)
 class Source:
-    """A map that a convolution reads, [P, C] for all groups or [G, P, C].
+    """The maps that convolutions read, [P, C] for all of them or [G, P, C].
 
-    norm: batch-norm that it is read through, and a ReLU after it. relu: whether it is read through a ReLU.
-    on: [G] 0 for the operations that are not computed; None where all are.
+    norm: batch-norm that they are read through, and a ReLU after it. relu: whether they are read through a
+    ReLU. drawn: which operations are computed; None where all are.
     """
 
     x: Tensor
     relu: bool = False
     norm: Norm | None = None
-    on: Tensor | None = None
+    drawn: Drawn | None = None
 
     @property
     def group(self) -> int:
@@ -89,12 +124,16 @@ class Source:
 
     @property
     def pre(self) -> int:
-        """What is done while it is read, see the kernels."""
+        """What is done while it is read, see the programs."""
         return 2 if self.norm is not None else int(self.relu)
 
-    def flags(self, otherwise: Tensor) -> Tensor:
-        """Which operations are computed; where all are, anything, for it is not read."""
-        return otherwise if self.on is None else self.on
+    def programs(self, groups: int) -> int:
+        """How many of G operations get programs."""
+        return groups if self.drawn is None else min(self.drawn.most, groups)
+
+    def which(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """Order and live of `drawn`; where all are computed, anything, for it is not read."""
+        return (otherwise, otherwise) if self.drawn is None else (self.drawn.order, self.drawn.live)
 
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of its batch-norm; where it has none, anything, for it is not read."""
