@@ -1,9 +1,10 @@
 """Depthwise convolutions in CUDA C++: `depthwise.cu`, compiled when first used, with NVIDIA's cuda-core.
 
 They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
-a row of its map once for all taps. Checked without a GPU: the same source, compiled by a C++ compiler, gives
-the outcomes of float64, and NVRTC compiles it for sm_90 to at most 165 registers, of which at most 8 are
-spilled. Not yet run on a GPU; there each variant is compared with Triton before it is used, see `choice`.
+a row of its map once for all taps. Convolutions of all kinds are one launch, compiled for just those kinds.
+Checked without a GPU: the same source, compiled by a C++ compiler, gives the outcomes of float64, and NVRTC
+compiles it for sm_90 to at most 164 registers, with at most 24 bytes of a thread spilled. Not yet run on a GPU;
+there each variant is compared with Triton before it is used, see `choice`.
 """
 
 from __future__ import annotations
