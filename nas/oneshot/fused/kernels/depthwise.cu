@@ -3,11 +3,15 @@
 //
 // A thread has V neighbouring channels (2 where they can be read at once, else 1) and a strip of pixels along a
 // row. It reads and converts a row of its map once and uses it for all taps of that row from registers. A block
-// is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, groups. Sums over
+// is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, operations. Sums over
 // pixels are written block by block and added by the caller: no atomics, so every run gives the same bits.
 //
-// Where `on` is given, operations of which on[g] is 0 are not computed: their blocks leave at once, and their
-// gradients of weights are zero.
+// KINDS are those of the convolutions, of which kind[g] says which operation g is; what registers and shared
+// memory a launch takes, the largest of its kinds decides. The kernels are read, and their gradients written, as
+// the modules have them: [C, K, K], at weights[g], and from number places[g] of a row of `part`.
+//
+// Where `order` is given, programs at place z of the grid compute operation order[z], and leave at once, writing
+// nothing, where live[z] is 0.
 //
 // Maps may be of any size, one image of fewer than 2^31 numbers. Nothing is included, so that a compiler needs no
 // headers.
@@ -28,10 +32,42 @@ struct alignas(2 * V) Halves {
   bf16 at[V];
 };
 
-constexpr int THREADS = 128;
+constexpr int THREADS = 128, TILE = 32;
 
-// Pixels in a strip, by the side of the kernel: as many as registers allow.
-__device__ constexpr int strip(int kernel) { return kernel > 5 ? 4 : 8; }
+// A kind of convolution, by 10 times the side of its kernel plus its dilation.
+template <int KIND>
+struct Kind {
+  static constexpr int K = KIND / 10, DILATION = KIND % 10, PAD = K / 2 * DILATION;
+};
+
+// The largest side of a kernel.
+template <int... KINDS>
+__device__ constexpr int side() {
+  int most = 0;
+  ((most = KINDS / 10 > most ? KINDS / 10 : most), ...);
+  return most;
+}
+
+// Pixels in a strip: as many as registers allow.
+__device__ constexpr int strip(int side) { return side > 5 ? 4 : 8; }
+
+// Does a work as the number-th kind wants it.
+template <int FIRST, int... OTHERS, class Work>
+__device__ __forceinline__ void as(int number, const Work& work) {
+  if constexpr (sizeof...(OTHERS) == 0) {
+    work(Kind<FIRST>());
+  } else if (number == 0) {
+    work(Kind<FIRST>());
+  } else {
+    as<OTHERS...>(number - 1, work);
+  }
+}
+
+// The operation that programs at a place of the grid compute; -1 where none is left.
+__device__ __forceinline__ int operation(const int* order, const int* live, int place) {
+  if (order == nullptr) return place;
+  return live[place] != 0 ? order[place] : -1;
+}
 
 #define EACH(i, count) _Pragma("unroll") for (int i = 0; i < (count); i++)
 
@@ -114,31 +150,52 @@ __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsig
   return p;
 }
 
-// out[g, p, c] = sum over taps of weight[g, tap, c] x[g, p at tap, c]
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+// The taps of a thread's channels, after all threads of the block have brought those of a tile [channels, TAPS]
+// to the room; what is neighbouring there is read without conflicts of banks, since TAPS is odd.
+template <int V, int C, int TAPS>
+__device__ __forceinline__ const Floats<V>* taps_from(const float* weight, Floats<V>* room) {
+  const unsigned wide = blockDim.x * V, first = blockIdx.y * wide, left = C - first;
+  const unsigned count = (left < wide ? left : wide) * TAPS;
+  weight += first * TAPS;
+  for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < count; i += blockDim.x * blockDim.y) {
+    const unsigned c = i / TAPS;
+    room[c / V * TAPS + i % TAPS].at[c % V] = weight[i];
+  }
+  __syncthreads();
+  return room + threadIdx.x * TAPS;
+}
+
+// out[g, p, c] = sum over taps of weights[g][c, tap] x[g, p at tap, c]
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_forward(
     const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const float* __restrict__ weight, T* __restrict__ out, const int* __restrict__ on, int batch, int hi, int wi,
-    int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION;
-  if (on != nullptr && on[blockIdx.z] == 0) return;
+    const float* const* __restrict__ weights, const int* __restrict__ kind, T* __restrict__ out,
+    const int* __restrict__ order, const int* __restrict__ live, int batch, int hi, int wi, int ho, int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  __shared__ Floats<V> room[TILE * SIDE * SIDE];
+  const i64 g = operation(order, live, blockIdx.z);
+  if (g < 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, ho, wo);
-  if (!p.here) return;
-  const i64 g = blockIdx.z;
-  const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
-  const float* taps = weight + g * K * K * C + p.c;
   Floats<V> least = {}, total[S] = {};
-  if (PRE == 2) least = load<V>(mean + g * C + p.c);
-  EACH(kh, K) {
-    const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
-    if (row < 0 || row >= hi) continue;
-    Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
-    read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
-    EACH(kw, K) {
-      const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
-      EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
+  if (PRE == 2 && p.here) least = load<V>(mean + g * C + p.c);
+  as<KINDS...>(kind[g], [&](auto own) {
+    constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
+    const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room);
+    if (!p.here) return;
+    const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+    EACH(kh, K) {
+      const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
+      if (row < 0 || row >= hi) continue;
+      Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
+      read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
+          v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+      EACH(kw, K) {
+        const Floats<V> tap = taps[kh * K + kw];
+        EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
+      }
     }
-  }
+  });
+  if (!p.here) return;
   Floats<V> factor;
   EACH(c, V) factor.at[c] = 1.0f;
   if (PRE == 2) factor = load<V>(inv + g * C + p.c);
@@ -149,41 +206,49 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
   }
 }
 
-// The gradient [groups, pixels of the input, C] of what PRE = 2 normalised or of x, summed over the operations
-// that share it.
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+// The gradient [pixels of the input, C] of what PRE = 2 normalised or of x: of each operation, or where they
+// share a map the sum over those at `together` places of the grid, which is then 1 deep.
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
-    const T* __restrict__ grad, const float* __restrict__ weight, const T* __restrict__ x, i64 x_group,
-    const float* __restrict__ mean, T* __restrict__ out, const int* __restrict__ on, int together, int batch, int hi,
-    int wi, int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION, LEFT = PAD / STRIDE;
+    const T* __restrict__ grad, const float* const* __restrict__ weights, const int* __restrict__ kind,
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, T* __restrict__ out,
+    const int* __restrict__ order, const int* __restrict__ live, int together, int batch, int hi, int wi, int ho,
+    int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  // Taps of one operation while some threads still read those of the one before.
+  __shared__ Floats<V> room[2][TILE * SIDE * SIDE];
+  const int first = blockIdx.z, stop = first + (together > 0 ? together : 1);
+  if (operation(order, live, first) < 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, hi, wi);
-  if (!p.here) return;
-  const i64 q = blockIdx.z;
   const Floats<V> none = {};
   Floats<V> total[S] = {};
-  bool any = on == nullptr;
 #pragma unroll 1
-  for (i64 g = q * together; g < (q + 1) * together; g++) {
-    if (on != nullptr && on[g] == 0) continue;
-    any = true;
-    const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
-    const float* taps = weight + g * K * K * C + p.c;
-    EACH(kh, K) {
-      const int up = p.h - (kh - K / 2) * DILATION;
-      if (up < 0 || up % STRIDE != 0 || up / STRIDE >= ho) continue;
-      Floats<V> v[(S - 1 + PAD) / STRIDE + LEFT + 1];
-      read_row<0, C, LEFT, WHOLE ? LEFT + S / STRIDE : 0>(v, image + up / STRIDE * wo * C, p.w / STRIDE - LEFT, wo, none);
-      EACH(kw, K) {
-        const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
-        EACH(i, S) {
-          const int left = i - (kw - K / 2) * DILATION + LEFT * STRIDE;
-          if (left % STRIDE == 0) add_product(total[i], v[left / STRIDE], tap);
+  for (int place = first; place < stop; place++) {
+    const i64 g = operation(order, live, place);
+    if (g < 0) break;
+    as<KINDS...>(kind[g], [&](auto own) {
+      constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD, LEFT = PAD / STRIDE;
+      const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room[place % 2]);
+      if (!p.here) return;
+      const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
+      EACH(kh, K) {
+        const int up = p.h - (kh - K / 2) * DILATION;
+        if (up < 0 || up % STRIDE != 0 || up / STRIDE >= ho) continue;
+        Floats<V> v[(S - 1 + PAD) / STRIDE + LEFT + 1];
+        read_row<0, C, LEFT, WHOLE ? LEFT + S / STRIDE : 0>(
+            v, image + up / STRIDE * wo * C, p.w / STRIDE - LEFT, wo, none);
+        EACH(kw, K) {
+          const Floats<V> tap = taps[kh * K + kw];
+          EACH(i, S) {
+            const int left = i - (kw - K / 2) * DILATION + LEFT * STRIDE;
+            if (left % STRIDE == 0) add_product(total[i], v[left / STRIDE], tap);
+          }
         }
       }
-    }
+    });
   }
-  if (!any) return;
+  if (!p.here) return;
+  const i64 q = together > 0 ? 0 : operation(order, live, first);
   Floats<V> least = {};
   if (PRE == 2) least = load<V>(mean + q * C + p.c);
   const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
@@ -197,54 +262,60 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
   }
 }
 
-// part[g, block, tap, c] = sum over the pixels of a block of x[g, p at tap, c] grad[g, p, c]; a thread adds up
-// `loop` strips.
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+// part[block, places[g] + c K K + tap] = sum over the pixels of a block of x[g, p at tap, c] grad[g, p, c]; a
+// thread adds up `loop` strips, and rows of `part` are `stride` numbers apart.
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
     const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const T* __restrict__ grad, float* __restrict__ part, const int* __restrict__ on, int loop, int batch, int hi,
-    int wi, int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION;
-  __shared__ float sums[THREADS * K * V];
-  const i64 g = blockIdx.z;
+    const T* __restrict__ grad, float* __restrict__ part, i64 stride, const int* __restrict__ kind,
+    const int* __restrict__ places, const int* __restrict__ order, const int* __restrict__ live, int loop,
+    int batch, int hi, int wi, int ho, int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  __shared__ float sums[THREADS * SIDE * V];
+  const i64 g = operation(order, live, blockIdx.z);
+  if (g < 0) return;
   const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * V;
-  const bool mine = channel < C;
   const Floats<V> none = {};
-  Floats<V> least = {}, factor, total[K * K] = {};
+  Floats<V> least = {}, factor;
   EACH(c, V) factor.at[c] = 1.0f;
-  if (on != nullptr && on[g] == 0) loop = 0;
-  if (PRE == 2 && mine && loop > 0) {
+  if (PRE == 2 && channel < C) {
     least = load<V>(mean + g * C + channel);
     factor = load<V>(inv + g * C + channel);
   }
+  as<KINDS...>(kind[g], [&](auto own) {
+    constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
+    Floats<V> total[K * K] = {};
 #pragma unroll 1
-  for (int step = 0; step < loop; step++) {
-    const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * blockDim.y + threadIdx.y, batch, ho, wo);
-    if (!p.here) break;
-    Floats<V> d[S];
-    read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
-    const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+    for (int step = 0; step < loop; step++) {
+      const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * blockDim.y + threadIdx.y, batch, ho, wo);
+      if (!p.here) break;
+      Floats<V> d[S];
+      read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
+      const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+      EACH(kh, K) {
+        const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
+        if (row < 0 || row >= hi) continue;
+        Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
+        read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
+            v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+        EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
+      }
+    }
+    // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
+    const unsigned wide = blockDim.x * V, size = K * wide, start = blockIdx.y * wide;
+    float* to = part + blockIdx.x * stride + places[g];
     EACH(kh, K) {
-      const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
-      if (row < 0 || row >= hi) continue;
-      Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
-      read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
-      EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
+      __syncthreads();
+      EACH(kw, K) EACH(c, V) {
+        sums[threadIdx.y * size + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c] * factor.at[c];
+      }
+      __syncthreads();
+      for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < size; i += blockDim.x * blockDim.y) {
+        float sum = 0.0f;
+        for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * size + i];
+        const unsigned c = start + i / K;
+        if (c < C) to[(c * K + kh) * K + i % K] = sum;
+      }
     }
-  }
-  // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
-  const unsigned wide = blockDim.x * V, size = K * wide;
-  EACH(kh, K) {
-    __syncthreads();
-    EACH(kw, K) EACH(c, V) {
-      sums[threadIdx.y * size + kw * wide + threadIdx.x * V + c] = total[kh * K + kw].at[c] * factor.at[c];
-    }
-    __syncthreads();
-    for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < size; i += blockDim.x * blockDim.y) {
-      const unsigned kw = i / wide, c = blockIdx.y * wide + i % wide;
-      float sum = 0.0f;
-      for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * size + i];
-      if (c < C) part[(((g * gridDim.x + blockIdx.x) * K + kh) * K + kw) * C + c] = sum;
-    }
-  }
+  });
 }
