@@ -18,7 +18,7 @@ PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
 def read(source, g):
     """[P, C] of an operation, before a ReLU."""
     x = source.x[g] if source.x.dim() == 3 else source.x
-    return x if source.norm is None else (x - source.norm.mean[g]) * source.norm.inv[g]
+    return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
 
 
 def kernel(taps, g, *, depthwise):

@@ -49,6 +49,11 @@ class Family:
         return [len(norms) for norms in self.norms]
 
     @property
+    def affine(self) -> list[bool]:
+        """[stages] Whether the batch-norms have weights and biases."""
+        return [norms[0].affine for norms in self.norms]
+
+    @property
     def convolutions(self) -> Iterator[nn.Conv2d]:
         """All of them, step by step."""
         return chain.from_iterable(step.convolutions for step in self.steps)
@@ -89,8 +94,8 @@ def _key(group: Group) -> tuple[Hashable, ...]:
     for stage in _form(group).stages:
         convs = [cast(nn.Conv2d, group.first[at]) for at in stage.convolutions]
         sizes = tuple((conv.in_channels, conv.out_channels, conv.stride) for conv in convs)
-        eps = cast(nn.BatchNorm2d, group.first[stage.norm]).eps
-        found.append((sizes, eps, convs[0].weight.dtype))
+        norm = cast(nn.BatchNorm2d, group.first[stage.norm])
+        found.append((sizes, norm.eps, norm.affine, convs[0].weight.dtype))
     return tuple(found)
 
 

@@ -88,6 +88,16 @@ class Level:
         """All of them, in the order of `sizes`."""
         return [conv for line in self.lines for conv in line.family.convolutions]
 
+    @property
+    def affine(self) -> list[tuple[nn.BatchNorm2d, ...]]:
+        """Those of each stage whose batch-norms have weights and biases, line by line."""
+        return [
+            norms
+            for line in self.lines
+            for norms, affine in zip(line.family.norms, line.family.affine, strict=True)
+            if affine
+        ]
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -115,3 +125,8 @@ class Layout:
     owners: Tensor
     owned: Tensor
     rows: Tensor
+
+    @property
+    def affine(self) -> bool:
+        """Whether any batch-norms have weights and biases."""
+        return any(level is not None and level.affine for level in self.levels)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas.oneshot.fused.families import Family
 from nas.oneshot.fused.kernels import choice, launch
-from nas.oneshot.fused.kernels.maps import Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Moments:
 class Work:
     """What a family does to maps of one size.
 
-    windows: [steps]. taps: [steps] the kernels. drawn: [stages] which members are computed; None where all
-    are.
+    windows: [steps]. taps: [steps] the kernels. affine: [stages] weights and biases of the batch-norms; None
+    where they have none. drawn: [stages] which members are computed; None where all are.
     """
 
     family: Family
     windows: tuple[Window, ...]
     taps: tuple[Taps, ...]
+    affine: tuple[Affine | None, ...]
     drawn: tuple[Drawn | None, ...]
 
     def source(self, stage: int, x: Tensor, rooms: Sequence[Room]) -> Source:
@@ -81,8 +82,8 @@ def forward(work: Work, x: Tensor, rooms: Sequence[Room], moments: Sequence[Mome
         room, own = rooms[step.stage], moments[step.stage]
         launch.convolve(source, taps, window, out=room.raw, part=own.part, block=own.block)
         if step.stage + 1 < len(rooms):
-            eps = work.family.norms[step.stage][0].eps
-            launch.statistics(own.part, window.outputs, own.block, eps, room.norm)
+            eps, affine = work.family.norms[step.stage][0].eps, work.affine[step.stage]
+            launch.statistics(own.part, window.outputs, own.block, eps, norm=room.norm, affine=affine)
             source = work.source(step.stage + 1, x, rooms)
     return kept
 
@@ -97,14 +98,18 @@ def backward(
     for_x: bool,
     wanted: Sequence[bool],
     part: Tensor | None,
-) -> Tensor | None:
+) -> tuple[Tensor | None, list[Tensor]]:
     """The gradient [P, C] of the map, where it is asked for; not filled in where no member is computed.
 
-    grads: [stages] of the rooms before their batch-norm, filled in for members that end there. wanted: [steps]
-    whether gradients of the weights are asked for; part: where they are left, block by block.
+    And for each stage but the last, as far as needed, the last one first: the gradients [G, 2, C] of biases
+    and weights of its batch-norms, of members that go on.
+
+    grads: [stages] of the rooms before their batch-norm, filled in for members that end there. wanted:
+    [steps] whether gradients of the weights are asked for; part: where they are left, block by block.
     """
     made = list(kept)
     dx: Tensor | None = None
+    totals: list[Tensor] = []
     for number in reversed(range(len(work.windows))):
         step = work.family.steps[number]
         gradients, given = launch.convolve_gradients, grads[step.stage]
@@ -113,7 +118,7 @@ def backward(
             gradients, given = choice.depthwise_gradients, cast(Tensor, dx)
         elif dx is not None:  # from the next stage, through the batch-norm between
             room, drawn = rooms[step.stage].first(len(dx)), work.drawn[step.stage + 1]
-            launch.norm_gradients(dx, room.raw, room.norm, given[: len(dx)], drawn)
+            totals.append(launch.norm_gradients(dx, room.raw, room.norm, given[: len(dx)], drawn))
         source = work.source(step.stage, x, rooms)
         if number and work.family.steps[number - 1].stage == step.stage:
             source = Source(made[-1], drawn=source.drawn)
@@ -121,5 +126,5 @@ def backward(
         own = part if wanted[number] else None
         dx = gradients(given, source, work.taps[number], work.windows[number], for_x=below, part=own)
         if not below:
-            return None
-    return None if dx is None else dx.view(-1, dx.shape[-1])
+            break
+    return None if dx is None else dx.view(-1, dx.shape[-1]), totals

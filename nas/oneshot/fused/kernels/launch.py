@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.maps import Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
 from nas.oneshot.fused.kernels.programs import dense as dense_programs
 from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
 from nas.oneshot.fused.kernels.programs import norms as norm_programs
@@ -16,7 +16,7 @@ TILE = 2048
 """Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
 LOOP = 8
 """Tiles that one program of a sum over pixels adds up, at most."""
-SHARE, PARTS = 2**14, 64
+SHARE, PARTS = 2**12, 64
 """Numbers of a map for each part of a gradient of weights, about; parts, at most."""
 
 
@@ -24,11 +24,11 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     """What depthwise convolutions make of maps, [G, P, C]."""
     channels = taps.outputs
     out = source.x.new_empty(taps.groups, window.outputs, channels)
-    tile, (mean, inv) = tile_of(channels), source.statistics(taps.like)
+    tile, (scale, shift) = tile_of(channels), source.statistics(taps.like)
     depthwise_programs.depthwise_forward[
         grid_of(window.outputs, channels, source.programs(taps.groups), tile)
     ](
-        source.x, source.group, mean, inv, taps.addresses, taps.like, taps.kind, out,
+        source.x, source.group, scale, shift, taps.addresses, taps.like, taps.kind, out,
         *source.which(taps.kind), window.outputs, channels, **_sizes(source, taps, window), **tile,
     )  # fmt: skip
     return out
@@ -41,14 +41,14 @@ def depthwise_gradients(
 
     part: [blocks, numbers] to be filled in with those of the weights, block by block of pixels.
     """
-    channels, (mean, inv) = taps.outputs, source.statistics(taps.like)
+    channels, (scale, shift) = taps.outputs, source.statistics(taps.like)
     tile, sizes = tile_of(channels), _sizes(source, taps, window)
     programs, dx = source.programs(taps.groups), None
     if for_x:
         apart, together = (1, programs) if source.group == 0 else (programs, 1)
         dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, channels)
         depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, apart, tile)](
-            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, mean, dx,
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, scale, shift, dx,
             *source.which(taps.kind), window.outputs, window.inputs, channels, **sizes,
             SHARED=source.group == 0, TOGETHER=together, **tile,
         )  # fmt: skip
@@ -57,7 +57,7 @@ def depthwise_gradients(
         depthwise_programs.depthwise_weight_gradient[
             len(part), most * cdiv(channels, tile["BC"]), programs
         ](
-            source.x, source.group, mean, inv, grad, part, part.shape[1], taps.kind, taps.places,
+            source.x, source.group, scale, shift, grad, part, part.shape[1], taps.kind, taps.places,
             *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
@@ -122,30 +122,39 @@ def block_of(inputs: int, outputs: int) -> int:
     return max(16, 2 * TILE // wide)
 
 
-def statistics(part: Tensor, pixels: int, block: int, eps: float, norm: Norm) -> None:
-    """Fills in `norm` [G, C] from the moments of all blocks."""
+def statistics(
+    part: Tensor, pixels: int, block: int, eps: float, *, norm: Norm, affine: Affine | None = None
+) -> None:
+    """Fills in `norm` [G, C] from the moments of all blocks. affine: weights and biases of batch-norms."""
     groups, blocks, _, channels = part.shape
     width = min(128, power(channels))
+    own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
     norm_programs.moments[cdiv(channels, width), groups](
-        part, norm.mean, norm.var, norm.inv, flags(norm.on, part), eps, pixels, channels,
-        BLOCKS=blocks, BLOCK=block, ON=norm.on is not None, BC=width,
+        part, norm.mean, norm.var, norm.inv, norm.scale, norm.shift, *own, flags(norm.on, part), eps, pixels,
+        channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None, BC=width,
     )  # fmt: skip
 
 
-def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Drawn | None) -> None:
-    """Of `y` [G, P, C], to `out`. drawn: which of them are computed."""
+def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Drawn | None) -> Tensor:
+    """Of `y` [G, P, C], to `out`. drawn: which of them are computed.
+
+    Returns those of biases and weights, [G, 2, C].
+    """
     groups, pixels, channels = y.shape
     source = Source(y, drawn=drawn)
     tile, which = {"ON": drawn is not None, **tile_of(channels)}, source.which(y)
     blocks, loop = blocks_of(pixels, tile)
-    part = y.new_empty(groups, blocks, 2, channels, dtype=torch.float32)
+    make = torch.empty if drawn is None else torch.zeros
+    part = make(groups, blocks, 2, channels, device=y.device)
     programs = source.programs(groups)
     norm_programs.sums[blocks, cdiv(channels, tile["BC"]), programs](
         grad, y, norm.mean, norm.inv, part, *which, pixels, channels, blocks, LOOP=loop, **tile
     )
+    total = part.sum(1)
     norm_programs.norm_gradient[grid_of(pixels, channels, programs, tile)](
-        grad, y, norm.mean, norm.inv, part.sum(1), out, *which, pixels, channels, **tile
+        grad, y, norm.mean, norm.inv, norm.scale, total, out, *which, pixels, channels, **tile
     )
+    return total
 
 
 def flags(on: Tensor | None, otherwise: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.kernels import family, launch
 from nas.oneshot.fused.kernels import mixing_launch as mixing
-from nas.oneshot.fused.kernels.family import Moments, Room, Work
-from nas.oneshot.fused.kernels.maps import Drawn, Norm, Window
-from nas.oneshot.fused.kernels.mixing_launch import Mixing, Returned
+from nas.oneshot.fused.kernels.backward import Backward
+from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Window
+from nas.oneshot.fused.kernels.parameters import affine_of, parameters_of, taps_of
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
-from nas.oneshot.fused.kernels.weights import gradients_of, taps_of, weights_of
 from nas.oneshot.fused.layout import Level, Line
 from nas.oneshot.fused.stages import Pool
 
@@ -41,7 +41,7 @@ def leave(
     statistics have to follow.
     """
     task = _Task(level, slots, leavings, weights, [])
-    tokens = _Leaving.apply(x, task, *weights_of(level))  # type: ignore[no-untyped-call]
+    tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, ...], tokens), [*_seen(task), *_seen_by_pools(task)]
 
 
@@ -78,12 +78,13 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
             yield cast(Sequence[nn.BatchNorm2d], group.layers[at]), task.slots.norm.part(slot, slot + 1), on
 
 
-def _works(level: Level, x: Tensor, weights: Sequence[Tensor], active: Active | None) -> list[Work]:
+def _works(level: Level, x: Tensor, parameters: Sequence[Tensor], active: Active | None) -> list[Work]:
     """What each family does to maps such as `x` [B, C, H, W]."""
     batch, _, height, width = x.shape
+    own = zip(level.lines, taps_of(level, parameters), affine_of(level, parameters), strict=True)
     return [
-        Work(line.family, family.windows_of(line.family, batch, (height, width)), taps, _drawn(line, active))
-        for line, taps in zip(level.lines, taps_of(level, weights), strict=True)
+        Work(line.family, windows_of(line.family, batch, (height, width)), taps, affine, _drawn(line, active))
+        for line, taps, affine in own
     ]
 
 
@@ -141,20 +142,19 @@ def _moments(line: Line, work: Work, rooms: Sequence[Room], part: Tensor, block:
     return found
 
 
-def _fill_in_statistics(level: Level, own: Slots, part: Tensor, block: int) -> None:
-    """Of what ends a family, and of pools, neighbours of equal eps in one launch. part: moments of the slots."""
-    runs: list[tuple[int, int, float]] = []
-    ends = [(cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0]) for line in level.lines]
+def _fill_in_statistics(level: Level, works: Sequence[Work], own: Slots, *, part: Tensor, block: int) -> None:
+    """Of what ends a family, and of pools; of neighbours alike in one launch. part: moments of the slots."""
+    runs: list[tuple[int, int, float, Affine | None]] = []
+    for line, work in zip(level.lines, works, strict=True):
+        runs.append((*cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0].eps, work.affine[-1]))
     for at, group in enumerate(level.pools, start=level.slots - len(level.pools)):
-        norms = group.form.norms if group.form is not None else []
-        ends += [((at, at + 1), cast(nn.BatchNorm2d, group.first[norms[-1]]))] if norms else []
-    for (start, stop), norm in ends:
-        if runs and runs[-1][1:] == (start, norm.eps):
-            runs[-1] = (runs[-1][0], stop, norm.eps)
-        else:
-            runs.append((start, stop, norm.eps))
-    for start, stop, eps in runs:
-        launch.statistics(part[start:stop], own.raw.shape[1], block, eps, own.norm.part(start, stop))
+        for place in group.form.norms if group.form is not None else ():
+            eps = cast(nn.BatchNorm2d, group.first[place]).eps
+            start = runs.pop()[0] if runs and runs[-1][1:] == (at, eps, None) else at
+            runs.append((start, at + 1, eps, None))
+    for start, stop, eps, affine in runs:
+        norm = own.norm.part(start, stop)
+        launch.statistics(part[start:stop], own.raw.shape[1], block, eps, norm=norm, affine=affine)
 
 
 class _Leaving(torch.autograd.Function):
@@ -163,10 +163,10 @@ class _Leaving(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - it has no type
         x: Tensor,
         task: _Task,
-        *weights: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         level, slots, active = task.level, task.slots, task.leavings.active
-        works, window = _works(level, x, weights, active), _pooling(level, x, slots)
+        works, window = _works(level, x, parameters, active), _pooling(level, x, slots)
         read, own = (
             x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]),
             slots.part(level.first, level.first + level.slots),
@@ -180,17 +180,15 @@ class _Leaving(torch.autograd.Function):
             kept += family.forward(work, read, rooms, _moments(line, work, rooms, part, block))
             task.rooms.append(rooms)
             apart = [room for room, span in zip(rooms, line.spans, strict=True) if span is None]
-            kept += [tensor for room in apart for tensor in (room.raw, room.norm.mean, room.norm.inv)]
+            kept += [tensor for room in apart for tensor in (room.raw, *room.norm.tensors)]
         index = None
         if level.pools:
             start = level.slots - len(level.pools)
             room = {"out": own.raw[start:], "part": part[start:]}
             on = own.norm.part(start, level.slots).on
             index = mixing.pools(read, window, level.maxima, **room, block=block, on=on)
-        _fill_in_statistics(level, own, part, block)
-        norm = slots.norm
-        saved = (read, task.weights, slots.raw, norm.mean, norm.inv, index, *weights, *kept)
-        ctx.save_for_backward(*saved)
+        _fill_in_statistics(level, works, own, part=part, block=block)
+        ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
         ctx.shape = x.shape
         ctx.set_materialize_grads(False)
@@ -200,116 +198,20 @@ class _Leaving(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        read, mixture, raw, mean, inv, index, *rest = ctx.saved_tensors
+        read, mixture, raw, mean, var, inv, scale, shift, index, *rest = ctx.saved_tensors
         leavings, level = cast(Leavings, ctx.leavings), cast(Level, ctx.level)
         for edge, grad in zip(level.edges, grads, strict=True):
             if grad is None:
                 leavings.nothing(leavings.layout.targets[edge], raw)
         active = leavings.active
-        norm = Norm(mean, mean, inv, None if active is None else active.slots)
+        norm = Norm(mean, var, inv, scale, shift, None if active is None else active.slots)
         mixed, returned = leavings.mixing(mixture), leavings.returned(raw)
-        back = _Back(level, ctx.works, ctx.window, raw, norm, mixed, returned, active)
+        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active)
         for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
-        count = len(level.sizes)
-        weights, rest = rest[:count], rest[count:]
-        parts, found = back.of_families(read, weights, rest, for_x=for_x, wanted=wanted)
+        parameters, saved = rest[: len(wanted)], rest[len(wanted) :]
+        parts, found = back.of_families(read, parameters, saved, for_x=for_x, wanted=wanted)
         dx = back.of_map(read, parts, index).view(_last(ctx.shape)).permute(0, 3, 1, 2) if for_x else None
         return dx, None, *found
-
-
-@dataclass(frozen=True)
-class _Back:
-    """The backward pass of a level. raw, norm: of all slots of the cell."""
-
-    level: Level
-    works: Sequence[Work]
-    window: Window
-    raw: Tensor
-    norm: Norm
-    mixture: Mixing
-    returned: Returned
-    active: Active | None
-
-    def of_families(
-        self,
-        read: Tensor,
-        weights: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        *,
-        for_x: bool,
-        wanted: Sequence[bool],
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Parts of the gradient of the map, and the gradients of the weights, as far as wanted.
-
-        saved: what the forward pass has kept.
-        """
-        level, last = self.level, self.level.slots - len(self.level.pools)
-        nothing: list[Tensor | None] = [None] * len(wanted)
-        if not level.lines or not (for_x or any(wanted)):
-            return [], nothing
-        _, pixels, channels = self.raw.shape
-        ends = self.raw.new_empty(last, pixels, channels)
-        mixing.branch_gradient(
-            self.raw,
-            self.norm,
-            self.mixture,
-            level.ending,
-            returned=self.returned,
-            out=ends,
-            first=level.first,
-        )
-        part = self._part(sum(level.sizes)) if any(wanted) else None
-        left, asked, parts = iter(saved), iter(wanted), list[Tensor]()
-        for line, work in zip(level.lines, self.works, strict=True):
-            own = [next(left) for step in work.family.steps if step.depthwise]
-            rooms = self._rooms(line, left)
-            spread = [
-                torch.empty_like(room.raw) if span is None else ends[span[0] : span[1]]
-                for span, room in zip(line.spans, rooms, strict=True)
-            ]
-            asking = [any([next(asked) for _ in step.convolutions]) for step in work.family.steps]
-            if for_x or any(asking):
-                dx = family.backward(
-                    work, read, rooms, own, grads=spread, for_x=for_x, wanted=asking, part=part
-                )
-                parts += [] if dx is None else [dx]
-        found = nothing if part is None else gradients_of(level, part, weights)
-        return parts, [g if asking else None for g, asking in zip(found, wanted, strict=True)]
-
-    def _part(self, numbers: int) -> Tensor:
-        """Where parts of the gradients of weights are left; zeros where some operations leave nothing."""
-        blocks = launch.parts_of(*self.raw.shape[1:])
-        make = torch.empty if self.active is None else torch.zeros
-        return make(blocks, numbers, device=self.raw.device)
-
-    def _rooms(self, line: Line, saved: Iterator[Tensor]) -> list[Room]:
-        """Of all stages of a line. saved: of those that are no slots, next."""
-        found = []
-        for span in line.spans:
-            if span is None:
-                raw, mean, inv = next(saved), next(saved), next(saved)
-                found.append(Room(raw, Norm(mean, mean, inv)))
-            else:
-                start, stop = self.level.first + span[0], self.level.first + span[1]
-                found.append(Room(self.raw[start:stop], self.norm.part(start, stop)))
-        return found
-
-    def of_map(self, read: Tensor, parts: Sequence[Tensor], index: Tensor | None) -> Tensor:
-        """The gradient of the map, from parts, pools and identities. index: where the maxima are."""
-        level = self.level
-        alone = len(parts) == 1 and not level.pools and not level.same
-        if alone and self.active is None:
-            return parts[0]
-        pooled, stop = None, level.first + level.slots
-        start = stop - len(level.pools)
-        norm = self.norm.part(start, stop)
-        if level.pools:
-            pooled = mixing.pool_gradient(self.raw[start:stop], norm, self.mixture, level, self.returned)
-        pools = mixing.Pooled(pooled, index, self.window, norm.on)
-        busy = None if self.active is None else self.active.busy[level.line :]
-        return mixing.leaving_gradient(
-            read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy
-        )
 
 
 def _last(shape: Sequence[int]) -> tuple[int, ...]:

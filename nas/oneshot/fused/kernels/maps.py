@@ -84,25 +84,53 @@ class Taps:
 class Norm:
     """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation.
 
+    scale, shift: what it makes of x is scale x + shift, its own weight and bias included.
     on: [G] 0 where nothing is computed, so that the statistics are zeros; None where all is.
     """
 
     mean: Tensor
     var: Tensor
     inv: Tensor
+    scale: Tensor
+    shift: Tensor
     on: Tensor | None = None
 
     @classmethod
     def empty(cls, groups: int, channels: int, device: torch.device, on: Tensor | None = None) -> Norm:
         """Statistics to be filled in."""
         make = torch.empty if on is None else torch.zeros
-        mean, var, inv = make(3, groups, channels, device=device)
-        return cls(mean, var, inv, on)
+        mean, var, inv, scale, shift = make(5, groups, channels, device=device)
+        return cls(mean, var, inv, scale, shift, on)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All five, in order."""
+        return [self.mean, self.var, self.inv, self.scale, self.shift]
+
+    @property
+    def weight(self) -> Tensor:
+        """[G, C] That of the batch-norms themselves; 0 where nothing is computed."""
+        return torch.where(self.inv > 0, self.scale / self.inv, 0.0)
+
+    @property
+    def bias(self) -> Tensor:
+        """[G, C] That of the batch-norms themselves."""
+        return self.shift + self.mean * self.scale
 
     def part(self, start: int, stop: int) -> Norm:
         """Those of some groups."""
         on = None if self.on is None else self.on[start:stop]
-        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop], on)
+        mean, var, inv, scale, shift = (tensor[start:stop] for tensor in self.tensors)
+        return Norm(mean, var, inv, scale, shift, on)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Weights and biases of batch-norms that have them: addresses [G] int64 of tensors [C] as `like`."""
+
+    weights: Tensor
+    biases: Tensor
+    like: Tensor
 
 
 @dataclass(frozen=True)
@@ -137,5 +165,5 @@ class Source:
         return (otherwise, otherwise) if self.drawn is None else (self.drawn.order, self.drawn.live)
 
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale of its batch-norm; where it has none, anything, for it is not read."""
-        return (otherwise, otherwise) if self.norm is None else (self.norm.mean, self.norm.inv)
+        """Scale and shift of its batch-norm; where it has none, anything, for it is not read."""
+        return (otherwise, otherwise) if self.norm is None else (self.norm.scale, self.norm.shift)

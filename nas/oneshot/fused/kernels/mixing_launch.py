@@ -88,7 +88,7 @@ def node(
     out, tile = raw.new_empty(pixels, channels), tile_of(channels, MANY)
     held, more = raw if masks is None else masks, raw if rest is None else rest
     programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
-        raw, norm.mean, norm.inv, mixing.weights, mixing.table, tuple(states),
+        raw, norm.scale, norm.shift, mixing.weights, mixing.table, tuple(states),
         held, more, out, mixing.flags, pixels, pixels // images, channels,
         KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, ON=mixing.on,
         **tile,
@@ -121,8 +121,8 @@ def branch_gradient(
     _, pixels, channels = raw.shape
     tile = tile_of(channels)
     programs.branch_gradient[grid_of(pixels, channels, len(places), tile)](
-        raw, norm.mean, norm.inv, mixing.weights, mixing.table, places, returned.sums, returned.rows, out,
-        mixing.flags, first, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
+        raw, norm.mean, norm.inv, norm.scale, mixing.weights, mixing.table, places, returned.sums,
+        returned.rows, out, mixing.flags, first, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from nas.oneshot.fused.kernels.programs.pixels import dilation_of, operation, pl
 
 @triton.jit
 def _taken(
-    x, taps, mean, inv, p, P, c, C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr,
+    x, taps, scale, shift, p, P, c, C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, DILATION: tl.constexpr, PRE: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -26,7 +26,7 @@ def _taken(
             inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
             valid = inside[:, None] & here[None, :]
             at = x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
-            v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, mean, inv, PRE)
+            v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, scale, shift, PRE)
             tap = tl.load(taps + c * (K * K) + kh * K + kw, mask=here, other=0.0)
             total += v * tap.to(tl.float32)[None, :]
     return total
@@ -34,7 +34,7 @@ def _taken(
 
 @triton.jit
 def depthwise_forward(
-    x, x_group, mean, inv, addresses, like, kind, out, order, live, P, C: tl.constexpr, HI: tl.constexpr,
+    x, x_group, scale, shift, addresses, like, kind, out, order, live, P, C: tl.constexpr, HI: tl.constexpr,
     WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, KINDS: tl.constexpr,
     PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -47,15 +47,15 @@ def depthwise_forward(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
-    m = tl.load(mean + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
-    i = tl.load(inv + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
+    a = tl.load(scale + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
+    b = tl.load(shift + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
     taps = tl.load(addresses + g).to(like.dtype)
     own = tl.load(kind + g)
     total = tl.zeros([BP, BC], tl.float32)
     for k in tl.static_range(len(KINDS)):
         if len(KINDS) == 1 or own == k:
             total = _taken(
-                x + g * x_group, taps, m, i, p, P, c, C, HI, WI, HO, WO, STRIDE, KINDS[k][0], KINDS[k][1],
+                x + g * x_group, taps, a, b, p, P, c, C, HI, WI, HO, WO, STRIDE, KINDS[k][0], KINDS[k][1],
                 PRE, BP, BC,
             )  # fmt: skip
     at = out + (g * P + p[:, None]) * C + c[None, :]
@@ -90,7 +90,7 @@ def _given(
 
 @triton.jit
 def depthwise_input_gradient(
-    grad, addresses, like, kind, x, x_group, mean, out, order, live, P, PI, C: tl.constexpr,
+    grad, addresses, like, kind, x, x_group, scale, shift, out, order, live, P, PI, C: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     KINDS: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, SHARED: tl.constexpr,
     TOGETHER: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -129,14 +129,16 @@ def depthwise_input_gradient(
     valid = (p < PI)[:, None] & here[None, :]
     if PRE >= 1:
         v = tl.load(x + q * x_group + p[:, None] * C + c[None, :], mask=valid, other=0.0).to(tl.float32)
-        least = tl.load(mean + q * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
-        total = tl.where(v > least[None, :], total, 0.0)
+        if PRE == 2:
+            a = tl.load(scale + q * C + c, mask=here, other=0.0)
+            v = v * a[None, :] + tl.load(shift + q * C + c, mask=here, other=0.0)[None, :]
+        total = tl.where(v > 0, total, 0.0)
     tl.store(out + (q * PI + p[:, None]) * C + c[None, :], total.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
 def depthwise_weight_gradient(
-    x, x_group, mean, inv, grad, part, row_size, kind, places, order, live, P, C: tl.constexpr,
+    x, x_group, scale, shift, grad, part, row_size, kind, places, order, live, P, C: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
@@ -160,8 +162,8 @@ def depthwise_weight_gradient(
     c = tl.program_id(1) // MOST * BC + tl.arange(0, BC)
     here = c < C
     down, right = (tap // side - side // 2) * dilation, (tap % side - side // 2) * dilation
-    m = tl.load(mean + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
-    i = tl.load(inv + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
+    a = tl.load(scale + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
+    b = tl.load(shift + g * C + c, mask=here, other=0.0) if PRE == 2 else tl.zeros([BC], tl.float32)
     total = tl.zeros([BC], tl.float32)
     for step in range(LOOP):
         p = (block * LOOP + step) * BP + tl.arange(0, BP)
@@ -170,7 +172,7 @@ def depthwise_weight_gradient(
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         valid = inside[:, None] & here[None, :]
         at = x + g * x_group + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
-        v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, m, i, PRE)
+        v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, a, b, PRE)
         d = tl.load(grad + (g * P + p[:, None]) * C + c[None, :], mask=valid, other=0.0).to(tl.float32)
         total += tl.sum(v * d, 0)
     to = part + block.to(tl.int64) * row_size + tl.load(places + g) + c * (side * side) + tap

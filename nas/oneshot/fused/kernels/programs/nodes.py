@@ -17,11 +17,11 @@ from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 @triton.jit
 def node_forward(
-    raw, mean, inv, weights, table, states, masks, rest, out, chosen, P, size, C: tl.constexpr,
+    raw, scale, shift, weights, table, states, masks, rest, out, chosen, P, size, C: tl.constexpr,
     KEPT: tl.constexpr, MASKED: tl.constexpr, REST: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """out = Σ_k weights[k] masks (raw - mean) inv of KEPT slots + Σ_k weights[k] masks states + rest.
+    """out = Σ_k weights[k] masks (scale raw + shift) of KEPT slots + Σ_k weights[k] masks states + rest.
 
     masks[edge, image]: read where MASKED, for images of `size` pixels. rest, the sum of other maps, is read
     where REST, and has been masked. Grid: pixels, channels.
@@ -41,10 +41,10 @@ def node_forward(
             live = tl.load(chosen + k) != 0
             normed = normed & live
             read = read & live
-        m = tl.load(mean + slot * C + c, mask=normed, other=0.0)
-        f = tl.load(inv + slot * C + c, mask=normed, other=1.0) * tl.load(weights + k).to(tl.float32)
+        a = tl.load(scale + slot * C + c, mask=normed, other=1.0)
+        b = tl.load(shift + slot * C + c, mask=normed, other=0.0)
         v = tl.load(raw + slot * P * C + place, mask=read, other=0.0).to(tl.float32)
-        v = (v - m[None, :]) * f[None, :]
+        v = (v * a[None, :] + b[None, :]) * tl.load(weights + k).to(tl.float32)
         if MASKED:
             edge = tl.load(table + 4 * k + 2)
             v *= tl.load(masks + edge * (P // size) + image, mask=p < P, other=0.0)[:, None]
@@ -109,10 +109,10 @@ def node_sums(
 
 @triton.jit
 def branch_gradient(
-    raw, mean, inv, weights, table, places, sums, grad, out, chosen, first, P, C: tl.constexpr,
+    raw, mean, inv, scale, weights, table, places, sums, grad, out, chosen, first, P, C: tl.constexpr,
     ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out[slot - first] = weights[k] inv (grad - sums[k, 0] / P - x̂ sums[k, 1] / P), k = places[z].
+    """out[slot - first] = weights[k] scale (grad - sums[k, 0] / P - x̂ sums[k, 1] / P), k = places[z].
 
     slot: that of contribution k. All branches into a node read the one gradient of it; sums are those of
     `node_sums`. Grid: pixels, channels, places.
@@ -132,7 +132,7 @@ def branch_gradient(
     i = tl.load(inv + g * C + c, mask=here, other=0.0)
     a = tl.load(sums + k * 2 * C + c, mask=here, other=0.0) / P
     b = tl.load(sums + (k * 2 + 1) * C + c, mask=here, other=0.0) / P
-    f = i * tl.load(weights + k).to(tl.float32)
+    f = tl.load(scale + g * C + c, mask=here, other=0.0) * tl.load(weights + k).to(tl.float32)
     d = tl.load(grad + row * P * C + place, mask=valid, other=0.0).to(tl.float32)
     v = tl.load(raw + g * P * C + place, mask=valid, other=0.0).to(tl.float32)
     v = (d - a[None, :] - (v - m[None, :]) * i[None, :] * b[None, :]) * f[None, :]

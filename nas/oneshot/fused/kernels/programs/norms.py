@@ -11,12 +11,15 @@ from nas.oneshot.fused.kernels.programs.pixels import operation
 
 @triton.jit
 def moments(
-    part, mean, var, inv, on, eps, P, C: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-    ON: tl.constexpr, BC: tl.constexpr,
+    part, mean, var, inv, scale, shift, weights, biases, like, on, eps, P, C: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
 
-    Chan et al. 1979: nothing cancels, as it does in a difference of sums. Grid: channels, groups.
+    Chan et al. 1979: nothing cancels, as it does in a difference of sums. Then scale and shift, which do what
+    the batch-norm does; where AFFINE, weights and biases are the addresses of its own.
+
+    Grid: channels, groups.
     """
     g = tl.program_id(1).to(tl.int64)
     if ON:
@@ -37,7 +40,14 @@ def moments(
         off += tl.load(place + C, mask=here, other=0.0) + count * away * away
     tl.store(mean + g * C + c, m, mask=here)
     tl.store(var + g * C + c, off / tl.maximum(P - 1, 1), mask=here)
-    tl.store(inv + g * C + c, 1.0 / tl.sqrt(off / P + eps), mask=here)
+    a = 1.0 / tl.sqrt(off / P + eps)
+    tl.store(inv + g * C + c, a, mask=here)
+    b = tl.zeros([BC], tl.float32)
+    if AFFINE:
+        a *= tl.load(tl.load(weights + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
+        b = tl.load(tl.load(biases + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
+    tl.store(scale + g * C + c, a, mask=here)
+    tl.store(shift + g * C + c, b - m * a, mask=here)
 
 
 @triton.jit
@@ -76,10 +86,10 @@ def sums(
 
 @triton.jit
 def norm_gradient(
-    grad, y, mean, inv, total, out, order, live, P, C: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr,
+    grad, y, mean, inv, scale, total, out, order, live, P, C: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out = inv (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
+    """out = scale (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
 
     Grid: pixels, channels, operations.
     """
@@ -99,5 +109,6 @@ def norm_gradient(
     b = tl.load(total + (g * 2 + 1) * C + c, mask=here, other=0.0) / P
     d = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32)
     v = (tl.load(y + place, mask=valid, other=0.0).to(tl.float32) - m[None, :]) * i[None, :]
-    v = (d - a[None, :] - v * b[None, :]) * i[None, :]
+    f = tl.load(scale + g * C + c, mask=here, other=0.0)
+    v = (d - a[None, :] - v * b[None, :]) * f[None, :]
     tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)

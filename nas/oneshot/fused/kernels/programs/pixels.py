@@ -25,10 +25,10 @@ def place(p, height: tl.constexpr, width: tl.constexpr):
 
 
 @triton.jit
-def ready(v, valid, mean, inv, PRE: tl.constexpr):
+def ready(v, valid, scale, shift, PRE: tl.constexpr):
     """Values as the layers before a convolution leave them; zero outside of the map."""
     if PRE == 2:
-        v = (v - mean[None, :]) * inv[None, :]
+        v = v * scale[None, :] + shift[None, :]
     if PRE >= 1:
         v = tl.maximum(v, 0.0)
     return tl.where(valid, v, 0.0)
