@@ -237,36 +237,37 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels import mixing_programs, programs
+from nas.oneshot.fused.kernels import dense_programs, depthwise_programs, mixing_programs, norm_programs
 
-WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2, "K": 3}
-DEPTHWISE = {"C": 20, **WINDOW, "DILATION": 2, "PRE": 2, "BP": 64, "BC": 32}
-DENSE = {"CI": 20, "CO": 40, **WINDOW, "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
+MODULES = (dense_programs, depthwise_programs, mixing_programs, norm_programs)
+WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
+DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 64, "BC": 32}
+DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
+SHARED = {"SHARED": True, "TOGETHER": 3}
 TILE = {"C": 20, "BP": 64, "BC": 32}
-POOLS = {**TILE, **{n: size for n, size in WINDOW.items() if n != "K"}}
 PROGRAMS = {
     "depthwise_forward": DEPTHWISE,
-    "depthwise_input_gradient": {"G": 3, **DEPTHWISE},
-    "depthwise_weight_gradient": {"LOOP": 8, **DEPTHWISE},
-    "convolve_forward": DENSE,
-    "convolve_input_gradient": {"G": 3, **DENSE},
-    "convolve_weight_gradient": {"LOOP": 8, **DENSE},
+    "depthwise_input_gradient": {**SHARED, **DEPTHWISE},
+    "depthwise_weight_gradient": {"MOST": 25, "LOOP": 8, **DEPTHWISE},
+    "convolve_forward": {"LAST": True, **DENSE},
+    "convolve_input_gradient": {"LAST": False, **SHARED, **DENSE},
+    "convolve_weight_gradient": {"LAST": True, "MOST": 9, "LOOP": 8, **DENSE},
     "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "BC": 32},
     "sums": {"LOOP": 8, **TILE},
     "norm_gradient": TILE,
     "node_forward": {"KEPT": 9, "MASKED": True, "REST": True, **TILE},
     "node_sums": {"ROW": 1, "LOOP": 8, **TILE},
     "branch_gradient": {"ROW": 2, **TILE},
-    "pool_forward": {"MAXIMA": 1, **POOLS},
+    "pool_forward": {"MAXIMA": 1, **WINDOW, **TILE},
     "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
-    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **POOLS},
+    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **WINDOW, **TILE},
 }
-INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept")
-TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen")
-TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8"}
+INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
+TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind")
+TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8", "addresses": "*i64"}
 for kind, on in (("*bf16", True), ("*fp32", False)):
     for name, constants in PROGRAMS.items():
-        program = getattr(programs, name, None) or getattr(mixing_programs, name)
+        program = next(getattr(module, name) for module in MODULES if hasattr(module, name))
         constants = constants | {"ON": on} if "ON" in program.arg_names else constants
         types = {n: "i32" if n in INTEGERS else TYPES.get(n, "*fp32") for n in program.arg_names}
         types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "pools") if n in types}

@@ -2,18 +2,20 @@
 
 All maps that are added up in nodes have one shape. What a branch brings into a node is a *contribution*.
 Those of convolutions and pools are kept in slots, [slots, P, C] for a whole cell, as they are before their
-batch-norm; those of identities are the states themselves.
+batch-norm; those of identities are the states themselves. Maps between the stages of a family have slots
+too, so that a launch writes them beside those of members that end there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.oneshot.fused.families import Family, families_of, kind_of
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.stages import Chain, Pool, Same, Shape, shape_after
 
@@ -38,28 +40,48 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Line:
+    """Where a family is in a level.
+
+    spans: [stages] its slots, counted from the first of the level; None where the maps of a stage are of
+      another shape. rows: [stages] those of `Layout.rows`. most: [stages] edges that the members are on.
+    kind, places: [steps][G] as in `nas.oneshot.fused.kernels.maps.Taps`.
+    """
+
+    family: Family
+    spans: tuple[tuple[int, int] | None, ...]
+    rows: tuple[int, ...]
+    most: tuple[int, ...]
+    kind: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Level:
     """What leaves one node by the kernels.
 
-    chains, pools, same: by what they are; pools of maxima come first. edges: that they are on.
-    chain: the number of the first chain among those of the cell; first: slot of its first branch; every
-      branch of a chain has one, then every pool.
-    chained: [chains][G] which contribution each branch is; pooled: the same of all pools, one after the
-      other, of which each begins at its number in bounds [pools + 1]; most: branches of a pool, at most;
-      passed: contributions of identities.
+    lines: of its families. pools, same: by what they are; pools of maxima come first. edges: that they are on.
+    line: the number of the first line among those of the cell; first: the first slot; lines have theirs one
+      after the other, then every pool has one; slots: how many they are.
+    ending: contributions of all members of families; pooled: the same of all pools, one after the other, of
+      which each begins at its number in bounds [pools + 1]; most: branches of a pool, at most; passed:
+      contributions of identities.
+    sizes: numbers of each weight of the families, line by line and step by step.
     """
 
-    chains: tuple[Group, ...]
+    lines: tuple[Line, ...]
     pools: tuple[Group, ...]
     same: tuple[Group, ...]
     edges: tuple[int, ...]
-    chain: int
+    line: int
     first: int
-    chained: tuple[Tensor, ...]
+    slots: int
+    ending: Tensor
     pooled: Tensor
     bounds: Tensor
     most: int
     passed: Tensor
+    sizes: tuple[int, ...]
 
     @property
     def maxima(self) -> int:
@@ -67,34 +89,28 @@ class Level:
         return sum(isinstance(group.form, Pool) and group.form.largest for group in self.pools)
 
     @property
-    def spans(self) -> list[tuple[int, int]]:
-        """Slots of each chain, then of each pool, counted from the first of the level."""
-        counts = [*(len(group.branches) for group in self.chains), *[1] * len(self.pools)]
-        stops = list(accumulate(counts))
-        return [(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
-
-    @property
-    def slots(self) -> int:
-        """How many there are."""
-        return sum(len(group.branches) for group in self.chains) + len(self.pools)
+    def convolutions(self) -> list[nn.Conv2d]:
+        """All of them, in the order of `sizes`."""
+        return [conv for line in self.lines for conv in line.family.convolutions]
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The whole cell.
 
-    shape: of the maps. order: the branch of each contribution, node by node. targets: the computed node that
-      each edge leads to.
+    shape: of the maps. lines: how many there are in all levels. order: the branch of each contribution, node
+      by node. targets: the computed node that each edge leads to.
     levels: [nodes]. sums: [computed nodes].
     table: [contributions, 4] slot (0 for a state), number of the node and of the edge, whether it is
       normalised. ones: a weight for each contribution, where the mixture has none.
-    owners: [2 * contributions] the slot of each, then the number of all slots and its chain's number; the
-      number of all slots and chains where it has none.
+    owners, owned: a contribution, and a slot that is filled in for it.
+    rows: [stages of all lines, members] the contributions of the members that have the stage, and then the
+      number of all contributions; the first stages of all lines come first.
     """
 
     shape: Shape
     slots: int
-    chains: int
+    lines: int
     order: tuple[Branch, ...]
     targets: tuple[int, ...]
     levels: tuple[Level | None, ...]
@@ -102,6 +118,8 @@ class Layout:
     table: Tensor
     ones: Tensor
     owners: Tensor
+    owned: Tensor
+    rows: Tensor
 
 
 def fitting(groups: list[list[Group]], edges: Edges, shapes: Sequence[Shape]) -> list[list[Group]]:
@@ -130,14 +148,53 @@ def _after(group: Group, before: Shape | None) -> Shape | None:
     return shape_after(group.form, group.first, before)
 
 
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A level before its tensors are made.
+
+    spans: [families][stages] as in `Line`. slots: all of each branch, by its identity; the last one holds what
+    it brings. count: slots in all.
+    """
+
+    families: list[Family]
+    pools: list[Group]
+    same: list[Group]
+    first: int
+    spans: list[tuple[tuple[int, int] | None, ...]]
+    slots: dict[int, list[int]]
+    count: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], before: Shape, first: int) -> _Draft:
+        """Of what reads a map of shape `before`; first: the next free slot."""
+        chains, pools, same = _sorted(groups)
+        families, at = families_of(chains, before), 0
+        spans: list[tuple[tuple[int, int] | None, ...]] = []
+        slots: dict[int, list[int]] = {}
+        for family in families:
+            own: list[tuple[int, int] | None] = []
+            for stage, count in enumerate(family.counts):
+                if family.apart and stage + 1 < len(family.counts):
+                    own.append(None)
+                    continue
+                own.append((at, at + count))
+                for member, branch in enumerate(family.branches[:count]):
+                    slots.setdefault(id(branch), []).append(first + at + member)
+                at += count
+            spans.append(tuple(own))
+        for group in pools:
+            slots |= {id(branch): [first + at] for branch in group.branches}  # all of a pool share one
+            at += 1
+        return cls(families, pools, same, first, spans, slots, at)
+
+
 @dataclass(frozen=True)
 class _Contribution:
-    """What a branch brings into a node. slot: where its map is; None where that is a state."""
+    """What a branch brings into a node. slots: its own; none where its map is a state."""
 
     branch: Branch
-    slot: int | None
+    slots: list[int]
     normed: bool
-    chain: int | None
 
 
 def lay_out(
@@ -149,34 +206,45 @@ def lay_out(
     shape = next((_after(group, shapes[src]) for src in range(inputs) for group in leaving[src]), None)
     if shape is None:
         return None
-    slots, chains = _slots(leaving), _chains(leaving)
+    drafts: list[_Draft] = []
+    for src, own in enumerate(leaving):
+        free = drafts[-1].first + drafts[-1].count if drafts else 0
+        drafts.append(_Draft.of(own, shapes[src] if src < inputs else shape, free))
     terms: list[_Contribution] = []
     sums = []
     for dst in range(inputs, len(groups)):
-        own = _into(dst, leaving, edges, slots, chains)
-        sums.append(_sum(own, len(terms), [e for e, (_, node, _) in enumerate(edges) if node == dst], edges))
-        terms += own
+        into = _into(dst, leaving, edges, drafts)
+        sums.append(_sum(into, len(terms), [e for e, (_, node, _) in enumerate(edges) if node == dst], edges))
+        terms += into
     places = {id(term.branch): place for place, term in enumerate(terms)}
     table = [
-        n for t in terms for n in (t.slot or 0, edges[t.branch.edge][1] - inputs, t.branch.edge, t.normed)
-    ]
-    numbers = [_numbers(own, places) for own in leaving]
-    count = sum(len(own) for own in slots.values())
-    none = count + len(chains)
-    owners = [none if t.slot is None else t.slot for t in terms]
-    owners += [none if t.chain is None else count + t.chain for t in terms]
-    packed = iter(_packed([table, owners, *(row for own in numbers for row in own)], device))
+        n
+        for term in terms
+        for n in (
+            term.slots[-1] if term.slots else 0, edges[term.branch.edge][1] - inputs, term.branch.edge,
+            term.normed,
+        )
+    ]  # fmt: skip
+    pairs = [(place, slot) for place, term in enumerate(terms) for slot in term.slots]
+    rows = _rows(drafts, places)
+    numbers = [
+        table, [place for place, _ in pairs], [slot for _, slot in pairs], [n for row in rows for n in row],
+    ]  # fmt: skip
+    packed = iter(_packed([*numbers, *(row for own in drafts for row in _numbers(own, places))], device))
+    ordered, owners, owned, in_rows = (next(packed) for _ in numbers)
     return Layout(
         shape,
-        count,
-        len(chains),
+        drafts[-1].first + drafts[-1].count,
+        sum(len(own.families) for own in drafts),
         tuple(term.branch for term in terms),
         tuple(dst - inputs for _, dst, _ in edges),
-        table=next(packed).view(-1, 4),
-        owners=next(packed),
-        levels=tuple(_level(own, slots, chains, packed) for own in leaving),
+        levels=_levels(drafts, packed),
         sums=tuple(sums),
+        table=ordered.view(-1, 4),
         ones=torch.ones(len(terms), device=device),
+        owners=owners,
+        owned=owned,
+        rows=in_rows.view(len(rows), -1) if rows else in_rows.view(0, 0),
     )
 
 
@@ -190,7 +258,7 @@ def _packed(rows: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]
 
 def _sum(terms: Sequence[_Contribution], start: int, among: Sequence[int], edges: Edges) -> Sum:
     """The sum in a node, of which the contributions begin at `start`. among: all edges that lead there."""
-    states = [term.branch.edge for term in terms if term.slot is None]
+    states = [term.branch.edge for term in terms if not term.slots]
     stop = start + len(terms)
     return Sum(
         start,
@@ -210,77 +278,106 @@ def _sorted(groups: Sequence[Group]) -> tuple[list[Group], list[Group], list[Gro
     return chains, pools, [group for group in groups if isinstance(group.form, Same)]
 
 
-def _slots(leaving: Sequence[Sequence[Group]]) -> dict[int, list[int | None]]:
-    """By the number of a group: the slots that are its own; nothing for identities."""
-    found: dict[int, list[int | None]] = {}
-    free = 0
-    for own in leaving:
-        chains, pools, _ = _sorted(own)
-        for group in chains + pools:
-            count = len(group.branches) if isinstance(group.form, Chain) else 1
-            found[group.number] = list(range(free, free + count))
-            free += count
-    return found
-
-
-def _chains(leaving: Sequence[Sequence[Group]]) -> dict[int, int]:
-    """The numbers of the chains of a cell, by those of their groups."""
-    chains = [group.number for own in leaving for group in _sorted(own)[0]]
-    return {group: number for number, group in enumerate(chains)}
-
-
 def _into(
-    dst: int,
-    leaving: Sequence[Sequence[Group]],
-    edges: Edges,
-    slots: dict[int, list[int | None]],
-    chains: dict[int, int],
+    dst: int, leaving: Sequence[Sequence[Group]], edges: Edges, drafts: Sequence[_Draft]
 ) -> list[_Contribution]:
     """What the kernels bring into a node, that from slots first."""
     found = []
-    for group in (group for own in leaving for group in own):
-        assert group.form is not None
-        own_slots = slots.get(group.number, [None])
-        for at, branch in enumerate(group.branches):
-            if edges[branch.edge][1] == dst:
-                slot = own_slots[min(at, len(own_slots) - 1)]  # all branches of a pool share one
-                found.append(_Contribution(branch, slot, bool(group.form.norms), chains.get(group.number)))
-    return sorted(found, key=lambda term: term.slot is None)
+    for own, draft in zip(leaving, drafts, strict=True):
+        for group in own:
+            assert group.form is not None
+            for branch in group.branches:
+                if edges[branch.edge][1] == dst:
+                    slots = draft.slots.get(id(branch), [])
+                    found.append(_Contribution(branch, slots, bool(group.form.norms)))
+    return sorted(found, key=lambda term: not term.slots)
 
 
-def _numbers(groups: Sequence[Group], places: dict[int, int]) -> list[list[int]]:
-    """What the kernels read of a level: `chained`, `pooled`, `bounds` and `passed`, one after the other."""
-    chains, pools, same = _sorted(groups)
+def _rows(drafts: Sequence[_Draft], places: dict[int, int]) -> list[list[int]]:
+    """`Layout.rows`."""
+    families = [family for draft in drafts for family in draft.families]
+    most = max((len(family.branches) for family in families), default=0)
+    found = []
+    for later in (False, True):
+        for family in families:
+            for count in family.counts[1:] if later else family.counts[:1]:
+                own = [places[id(branch)] for branch in family.branches[:count]]
+                found.append(own + [len(places)] * (most - count))
+    return found
 
-    def placed(groups: Sequence[Group]) -> list[int]:
-        return [places[id(branch)] for group in groups for branch in group.branches]
 
-    bounds = [0, *accumulate(len(group.branches) for group in pools)]
-    return [*(placed([group]) for group in chains), placed(pools), bounds, placed(same)]
+def _numbers(draft: _Draft, places: dict[int, int]) -> list[list[int]]:
+    """What the kernels read of a level: of each line, then `ending`, `pooled`, `bounds` and `passed`."""
+    found: list[list[int]] = []
+    begin = 0
+    for family in draft.families:
+        for step in family.steps:
+            stops = list(accumulate((conv.weight.numel() for conv in step.convolutions), initial=begin))
+            begin = stops[-1]
+            found += [[step.kinds.index(kind_of(conv)) for conv in step.convolutions], stops[:-1]]
+
+    def placed(branches: Iterable[Branch]) -> list[int]:
+        return [places[id(branch)] for branch in branches]
+
+    ending = [branch for family in draft.families for branch in family.branches]
+    bounds = [0, *accumulate(len(group.branches) for group in draft.pools)]
+    pooled = [branch for group in draft.pools for branch in group.branches]
+    same = [branch for group in draft.same for branch in group.branches]
+    return [*found, placed(ending), placed(pooled), bounds, placed(same)]
+
+
+def _levels(drafts: Sequence[_Draft], packed: Iterator[Tensor]) -> tuple[Level | None, ...]:
+    """packed: what `_numbers` gave of each, next."""
+    lines = sum(len(draft.families) for draft in drafts)
+    found: list[Level | None] = []
+    line, row = 0, lines  # the first stage of a line has its number for a row, later ones follow on all lines
+    for draft in drafts:
+        own = []
+        for family, spans in zip(draft.families, draft.spans, strict=True):
+            numbers = [(next(packed), next(packed)) for _ in family.steps]
+            later = len(family.counts) - 1
+            own.append(
+                Line(
+                    family,
+                    spans,
+                    (line + len(own), *range(row, row + later)),
+                    tuple(len({b.edge for b in family.branches[:count]}) for count in family.counts),
+                    tuple(kind for kind, _ in numbers),
+                    tuple(places for _, places in numbers),
+                )
+            )
+            row += later
+        ending, pooled, bounds, passed = (next(packed) for _ in range(4))
+        found.append(_level(draft, own, line, ending, pooled, bounds, passed))
+        line += len(own)
+    return tuple(found)
 
 
 def _level(
-    groups: Sequence[Group],
-    slots: dict[int, list[int | None]],
-    numbers: dict[int, int],
-    packed: Iterator[Tensor],
+    draft: _Draft,
+    lines: Sequence[Line],
+    line: int,
+    ending: Tensor,
+    pooled: Tensor,
+    bounds: Tensor,
+    passed: Tensor,
 ) -> Level | None:
-    """packed: what `_numbers` gave, next."""
-    chains, pools, same = _sorted(groups)
-    chained = tuple(next(packed) for _ in chains)
-    pooled, bounds, passed = next(packed), next(packed), next(packed)
-    if not groups:
+    members = [branch for family in draft.families for branch in family.branches]
+    members += [branch for group in (*draft.pools, *draft.same) for branch in group.branches]
+    if not members:
         return None
     return Level(
-        tuple(chains),
-        tuple(pools),
-        tuple(same),
-        edges=tuple(sorted({branch.edge for group in groups for branch in group.branches})),
-        chain=next((numbers[group.number] for group in chains), 0),
-        first=next((slots[group.number][0] or 0 for group in chains + pools), 0),
-        chained=chained,
+        tuple(lines),
+        tuple(draft.pools),
+        tuple(draft.same),
+        edges=tuple(sorted({branch.edge for branch in members})),
+        line=line,
+        first=draft.first,
+        slots=draft.count,
+        ending=ending,
         pooled=pooled,
         bounds=bounds,
-        most=max((len(group.branches) for group in pools), default=0),
+        most=max((len(group.branches) for group in draft.pools), default=0),
         passed=passed,
+        sizes=tuple(conv.weight.numel() for f in draft.families for conv in f.convolutions),
     )

@@ -62,7 +62,7 @@ class Taps:
       [O, I, K, K] of another.
     kinds: (side K, dilation) of each kind that is among them. kind: [G] int32 which of those each is.
     places: [G] int32 where the gradient of each begins in a row of parts of gradients.
-    inputs, outputs: channels.
+    inputs, outputs: channels. last: whether their channels in are last in memory, [O, K, K, I].
     """
 
     addresses: Tensor
@@ -72,6 +72,7 @@ class Taps:
     places: Tensor
     inputs: int
     outputs: int
+    last: bool = False
 
     @property
     def groups(self) -> int:
