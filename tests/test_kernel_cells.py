@@ -64,7 +64,8 @@ def pool(name, stride, channels, *, normed):
 
 def apart(ops, x, weights):
     layers = list(zip(*([layer for layer, _ in chain_of(op)] for op in ops), strict=True))
-    return passage.apart(passage.alike(ops, layers, form_of([row[0] for row in layers])), x, weights)
+    group = passage.alike(ops, layers, form_of([row[0] for row in layers]))
+    return passage.apart([group], x, weights)
 
 
 def plainly(ops, x, weights):

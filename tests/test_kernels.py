@@ -79,7 +79,7 @@ def plainly(ops, x, scale):
 def by_kernels(ops, x, scale):
     layers = layers_of(ops)
     form = form_of([row[0] for row in layers])
-    return apart(alike(ops, layers, form), x, scale)
+    return apart([alike(ops, layers, form)], x, scale)
 
 
 @pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (20, (4, 6))])

@@ -14,7 +14,7 @@ from typing import cast
 from torch import nn
 
 from nas.oneshot.fused.groups import Branch, Group
-from nas.oneshot.fused.stages import Chain, Shape
+from nas.oneshot.fused.stages import Chain
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,24 @@ def kind_of(conv: nn.Conv2d) -> tuple[int, int]:
     return conv.kernel_size[0], conv.dilation[0]
 
 
-def families_of(groups: Sequence[Group], before: Shape) -> list[Family]:
-    """Groups of chains on a map of shape `before`, in as few families as can be."""
-    longest = sorted(groups, key=lambda group: -len(_form(group).stages))
-    found: list[tuple[tuple[Hashable, ...], bool, list[Group]]] = []
-    for group in longest:
-        key, apart = _key(group), _inner_differ(group, before)
-        for theirs, other, members in found:
-            if apart == other and theirs[: len(key)] == key and not (apart and len(theirs) > len(key)):
-                members.append(group)
+def families_of(groups: Sequence[Group]) -> list[Family]:
+    """Groups of chains on one map, in as few families as can be."""
+    return [_family(kin, apart=_inner_differ(kin[0])) for kin in kin_of(groups)]
+
+
+def kin_of(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups of chains on one map by families; those with most stages come first."""
+    found: list[tuple[tuple[Hashable, ...], list[Group]]] = []
+    for group in sorted(groups, key=lambda group: -len(_form(group).stages)):
+        key, apart = _key(group), _inner_differ(group)
+        for theirs, kin in found:
+            shorter = len(theirs) > len(key)
+            if theirs[: len(key)] == key and not (shorter and (apart or _inner_differ(kin[0]))):
+                kin.append(group)
                 break
         else:
-            found.append((key, apart, [group]))
-    return [_family(members, apart=apart) for _, apart, members in found]
+            found.append((key, [group]))
+    return [kin for _, kin in found]
 
 
 def _form(group: Group) -> Chain:
@@ -85,20 +90,16 @@ def _key(group: Group) -> tuple[Hashable, ...]:
         convs = [cast(nn.Conv2d, group.first[at]) for at in stage.convolutions]
         sizes = tuple((conv.in_channels, conv.out_channels, conv.stride) for conv in convs)
         eps = cast(nn.BatchNorm2d, group.first[stage.norm]).eps
-        found.append((sizes, eps, {conv.weight.dtype for conv in convs} == {convs[0].weight.dtype}))
+        found.append((sizes, eps, convs[0].weight.dtype))
     return tuple(found)
 
 
-def _inner_differ(group: Group, before: Shape) -> bool:
+def _inner_differ(group: Group) -> bool:
     """Whether maps between stages are of another shape than those after the last one."""
-    _, *sides = before
-    shapes = []
-    for stage in _form(group).stages:
-        for at in stage.convolutions:
-            conv = cast(nn.Conv2d, group.first[at])
-            sides = [-(-side // conv.stride[0]) for side in sides]
-        shapes.append((conv.out_channels, *sides))
-    return len(set(shapes)) > 1
+    stages = _form(group).stages
+    ends = {cast(nn.Conv2d, group.first[stage.dense]).out_channels for stage in stages}
+    later = [cast(nn.Conv2d, group.first[at]) for stage in stages[1:] for at in stage.convolutions]
+    return len(ends) > 1 or any(conv.stride[0] > 1 for conv in later)
 
 
 def _family(groups: Sequence[Group], *, apart: bool) -> Family:

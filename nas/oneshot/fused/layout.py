@@ -165,10 +165,10 @@ class _Draft:
     count: int
 
     @classmethod
-    def of(cls, groups: Sequence[Group], before: Shape, first: int) -> _Draft:
-        """Of what reads a map of shape `before`; first: the next free slot."""
+    def of(cls, groups: Sequence[Group], first: int) -> _Draft:
+        """first: the next free slot."""
         chains, pools, same = _sorted(groups)
-        families, at = families_of(chains, before), 0
+        families, at = families_of(chains), 0
         spans: list[tuple[tuple[int, int] | None, ...]] = []
         slots: dict[int, list[int]] = {}
         for family in families:
@@ -207,9 +207,8 @@ def lay_out(
     if shape is None:
         return None
     drafts: list[_Draft] = []
-    for src, own in enumerate(leaving):
-        free = drafts[-1].first + drafts[-1].count if drafts else 0
-        drafts.append(_Draft.of(own, shapes[src] if src < inputs else shape, free))
+    for own in leaving:
+        drafts.append(_Draft.of(own, drafts[-1].first + drafts[-1].count if drafts else 0))
     terms: list[_Contribution] = []
     sums = []
     for dst in range(inputs, len(groups)):
