@@ -16,6 +16,9 @@ from torch import nn
 
 pytest.importorskip("triton")
 
+from kernels_by_torch import tape_launches
+from tape import Refusing
+
 from nas.cell import Cell
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.cells import run_by_kernels
@@ -163,6 +166,96 @@ def test_other_chains_are_left_to_the_batched_path(layers):
     assert form_of(layers) is None
 
 
+# -- families ---------------------------------------------------------------------------------------------
+
+DARTS = ["dil_conv_5x5", "sep_conv_3x3", "dil_conv_3x3", "sep_conv_5x5", "sep_conv_3x3"]
+DENSE = ["nor_conv_3x3", "nor_conv_1x1", "nor_conv_3x3"]
+
+
+def jointly(ops, x, scale):
+    """All of them by kernels, each kind a group of its own."""
+    groups = [
+        alike([op], [[layer] for layer in layers], form_of(layers), first=edge)
+        for edge, op in enumerate(ops)
+        for layers in [[layer for layer, _ in chain_of(op)]]
+    ]
+    return apart(groups, x, scale)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("names", "launches"),
+    [(DARTS, (2, 2)), (DENSE, (1, 0)), (DENSE + DARTS[1:3], (3, 2))],
+    ids=["darts", "dense", "both"],
+)
+def test_operations_of_all_kinds_in_one_launch_are_those_of_float64(
+    names, launches, stride, last, monkeypatch
+):
+    ops = [op for name in names for op in operations(name, 3, stride, count=1)]
+    if last:
+        ops = [op.to(memory_format=torch.channels_last) for op in ops]
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 3, 4, 5, device=DEVICE), torch.randn(len(ops), device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    own = worst(expected, outcomes(plainly, copy.deepcopy(ops), x, scale))
+    launched = tape_launches(monkeypatch, Refusing())
+    assert worst(expected, outcomes(jointly, ops, channels_last(x), scale)) < max(1e-5, 3 * own)
+    for a, b in zip(exact, ops, strict=True):
+        for ours, theirs in zip(a.buffers(), b.buffers(), strict=True):
+            assert difference(ours.double(), theirs) < 1e-5
+    assert (launched.count("convolve_forward"), launched.count("depthwise_forward")) == launches
+
+
+def test_maps_between_stages_may_be_of_another_shape():
+    def op(between):
+        return nn.Sequential(
+            nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.Conv2d(4, between, 1, bias=False),
+            nn.BatchNorm2d(between, affine=False), nn.ReLU(),
+            nn.Conv2d(between, between, 3, 2, 1, groups=between, bias=False), nn.Conv2d(between, 4, 1, bias=False),
+            nn.BatchNorm2d(4, affine=False),
+        ).to(DEVICE)  # fmt: skip
+
+    ops = [op(6), op(4), *operations("sep_conv_3x3", 4, 2, count=1), op(6)]
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 4, 5, 6, device=DEVICE), torch.randn(len(ops), device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    assert worst(expected, outcomes(jointly, ops, channels_last(x), scale)) < 1e-5
+
+
+def test_gradients_of_frozen_weights_are_none_beside_those_of_others():
+    ops = operations("sep_conv_3x3", 4, 1)
+    ops[0].requires_grad_(requires_grad=False)
+    x, scale = channels_last(torch.randn(2, 4, 4, 4, device=DEVICE)), torch.ones(2, device=DEVICE)
+    by_kernels(ops, x, scale).square().sum().backward()
+    assert all(p.grad is None for p in ops[0].parameters())
+    assert all(p.grad.any() for p in ops[1].parameters())
+
+
+def test_weights_that_have_been_moved_are_found():
+    ops = operations("dil_conv_3x3", 4, 1)
+    x, scale = channels_last(torch.randn(2, 4, 4, 4, device=DEVICE)), torch.ones(2, device=DEVICE)
+    layers = layers_of(ops)
+    group = alike(ops, layers, form_of([row[0] for row in layers]))
+    before = apart([group], x, scale)
+    for op in ops:
+        for parameter in op.parameters():
+            parameter.data = 2 * parameter.data + 0.1
+    exact = [copy.deepcopy(op).double() for op in ops]
+    assert difference(plainly(exact, x.double(), scale.double()), apart([group], x, scale)) < 1e-5
+    assert difference(before.double(), apart([group], x, scale)) > 1e-2
+
+
+def test_families_that_are_wrong_are_not_run_together(monkeypatch):
+    monkeypatch.setattr(trust, "_TRIED", {})
+    ops = [op for name in DENSE[:2] for op in operations(name, 4, 1, count=1)]
+    assert trust.joint(ops, on=torch.zeros(1, device=DEVICE))
+    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(passage, "apart", lambda *args: 1.01 * apart(*args))
+    with pytest.warns(UserWarning, match="is not kernels what it is alone .* do not run kernels"):
+        assert not trust.joint(ops, on=torch.zeros(1, device=DEVICE))
+
+
 # -- whole cells ------------------------------------------------------------------------------------------
 
 
@@ -237,9 +330,9 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels import dense_programs, depthwise_programs, mixing_programs, norm_programs
+from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms
 
-MODULES = (dense_programs, depthwise_programs, mixing_programs, norm_programs)
+MODULES = (dense, depthwise, nodes, norms)
 WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
 DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 64, "BC": 32}
 DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 64, "BI": 32, "BO": 64}

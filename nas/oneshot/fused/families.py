@@ -1,7 +1,7 @@
 """Families: chains of operations on one map that go in step, as they differ in nothing but their kernels.
 
-All of a family that have a stage do it in one launch for each convolution, whatever the sides and dilations of
-their kernels are. Those with most stages come first, so each stage is one of the first so many members.
+All of a family that have a stage do it in one launch for each convolution, whatever the sides and dilations
+of their kernels are. Those with most stages come first, so each stage is one of the first so many members.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _family(groups: Sequence[Group], *, apart: bool) -> Family:
         members = [group for group in groups if number < len(_form(group).stages)]
         for at in stage.convolutions:
             depthwise = at == stage.depthwise
-            convs = tuple(cast(nn.Conv2d, conv) for g in members for conv in _at(g, number, depthwise=depthwise))
+            convs = tuple(
+                cast(nn.Conv2d, conv) for g in members for conv in _at(g, number, depthwise=depthwise)
+            )
             steps.append(Step(number, depthwise, convs))
         norms.append(
             tuple(cast(nn.BatchNorm2d, n) for g in members for n in g.layers[_form(g).stages[number].norm])

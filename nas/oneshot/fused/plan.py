@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.oneshot.fused.families import kin_of
 from nas.oneshot.fused.groups import Branch, Group, Known, Layers
-from nas.oneshot.fused.layout import Layout, fitting, lay_out
+from nas.oneshot.fused.laying_out import fitting, lay_out
+from nas.oneshot.fused.layout import Layout
 from nas.oneshot.fused.rules import rule_of
 from nas.oneshot.fused.stack import Stack
 from nas.oneshot.fused.stages import Chain, Same, Shape

@@ -106,9 +106,9 @@ def _tried(key: tuple[Hashable, ...], ops: Sequence[nn.Module], like: Tensor, to
             problem = _without_native(problem, ops, like, together)
         _TRIED[key] = problem is None
         if problem is not None:
-            named = dict.fromkeys(_named(op) for op in ops)
+            layers = " beside ".join(dict.fromkeys(_named(op) for op in ops))
             warnings.warn(
-                f"execution: {' beside '.join(named)} on {like.device} is not {key[0]} what it is alone ({problem}); "
+                f"execution: {layers} on {like.device} is not {key[0]} what it is alone ({problem}); "
                 f"such operations do not run {key[0]}",
                 stacklevel=2,
             )
@@ -119,9 +119,7 @@ def _named(op: nn.Module) -> str:
     return ", ".join(type(layer).__name__ for layer, _ in chain_of(op) or ())
 
 
-def _without_native(
-    problem: str, ops: Sequence[nn.Module], like: Tensor, together: Together
-) -> str | None:
+def _without_native(problem: str, ops: Sequence[nn.Module], like: Tensor, together: Together) -> str | None:
     """What differs without kernels in CUDA C++ too; where nothing does, they are left alone from then on."""
     with native.switched_off():
         remaining = _problem(ops, like, together)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -97,36 +98,28 @@ def backward(
     wanted: Sequence[bool],
     part: Tensor | None,
 ) -> Tensor | None:
-    """The gradient [P, C] of the map, where it is asked for; where no member is computed, it is not filled in.
+    """The gradient [P, C] of the map, where it is asked for; not filled in where no member is computed.
 
     grads: [stages] of the rooms before their batch-norm, filled in for members that end there. wanted: [steps]
-    whether gradients of its weights are; part: where they are left, block by block.
+    whether gradients of the weights are asked for; part: where they are left, block by block.
     """
     made = list(kept)
     dx: Tensor | None = None
     for number in reversed(range(len(work.windows))):
         step = work.family.steps[number]
-        first = number == 0 or work.family.steps[number - 1].stage < step.stage
+        gradients, given = launch.convolve_gradients, grads[step.stage]
         if step.depthwise:
-            assert dx is not None
             made.pop()
-            grad = dx
-        elif dx is not None:
-            before = rooms[step.stage].first(len(dx))
-            launch.norm_gradients(
-                dx, before.raw, before.norm, grads[step.stage][: len(dx)], work.drawn[step.stage + 1]
-            )
-        source = work.source(step.stage, x, rooms) if first else Source(made[-1], drawn=work.drawn[step.stage])
-        gradients = choice.depthwise_gradients if step.depthwise else launch.convolve_gradients
+            gradients, given = choice.depthwise_gradients, cast(Tensor, dx)
+        elif dx is not None:  # from the next stage, through the batch-norm between
+            room, drawn = rooms[step.stage].first(len(dx)), work.drawn[step.stage + 1]
+            launch.norm_gradients(dx, room.raw, room.norm, given[: len(dx)], drawn)
+        source = work.source(step.stage, x, rooms)
+        if number and work.family.steps[number - 1].stage == step.stage:
+            source = Source(made[-1], drawn=source.drawn)
         below = for_x or any(wanted[:number])
-        dx = gradients(
-            grad if step.depthwise else grads[step.stage],
-            source,
-            work.taps[number],
-            work.windows[number],
-            for_x=below,
-            part=part if wanted[number] else None,
-        )
+        own = part if wanted[number] else None
+        dx = gradients(given, source, work.taps[number], work.windows[number], for_x=below, part=own)
         if not below:
             return None
     return None if dx is None else dx.view(-1, dx.shape[-1])

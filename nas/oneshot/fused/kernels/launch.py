@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels import dense_programs, depthwise_programs, norm_programs
 from nas.oneshot.fused.kernels.maps import Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.programs import dense as dense_programs
+from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
+from nas.oneshot.fused.kernels.programs import norms as norm_programs
 
 TILE = 2048
 """Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
@@ -26,8 +28,8 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     depthwise_programs.depthwise_forward[
         grid_of(window.outputs, channels, source.programs(taps.groups), tile)
     ](
-        source.x, source.group, mean, inv, taps.addresses, taps.like, taps.kind, out, *source.which(taps.kind),
-        window.outputs, channels, **_sizes(source, taps, window), **tile,
+        source.x, source.group, mean, inv, taps.addresses, taps.like, taps.kind, out,
+        *source.which(taps.kind), window.outputs, channels, **_sizes(source, taps, window), **tile,
     )  # fmt: skip
     return out
 

@@ -142,7 +142,7 @@ def _moments(line: Line, work: Work, rooms: Sequence[Room], part: Tensor, block:
 
 
 def _fill_in_statistics(level: Level, own: Slots, part: Tensor, block: int) -> None:
-    """Of what ends a family, and of pools: neighbours of equal eps in one launch. part: moments of the slots."""
+    """Of what ends a family, and of pools, neighbours of equal eps in one launch. part: moments of the slots."""
     runs: list[tuple[int, int, float]] = []
     ends = [(cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0]) for line in level.lines]
     for at, group in enumerate(level.pools, start=level.slots - len(level.pools)):
@@ -167,25 +167,29 @@ class _Leaving(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         level, slots, active = task.level, task.slots, task.leavings.active
         works, window = _works(level, x, weights, active), _pooling(level, x, slots)
-        read, own = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), slots.part(level.first, level.first + level.slots)
+        read, own = (
+            x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]),
+            slots.part(level.first, level.first + level.slots),
+        )
         _, pixels, channels = own.raw.shape
         block = _blocks(works, channels)
         part = launch.moments(level.slots, pixels, channels, block, x.device)
-        kept, inner = list[Tensor](), list[Tensor]()
+        kept = list[Tensor]()
         for line, work in zip(level.lines, works, strict=True):
             rooms = _rooms(line, work, own, active)
             kept += family.forward(work, read, rooms, _moments(line, work, rooms, part, block))
             task.rooms.append(rooms)
             apart = [room for room, span in zip(rooms, line.spans, strict=True) if span is None]
-            inner += [tensor for room in apart for tensor in (room.raw, room.norm.mean, room.norm.inv)]
+            kept += [tensor for room in apart for tensor in (room.raw, room.norm.mean, room.norm.inv)]
         index = None
         if level.pools:
             start = level.slots - len(level.pools)
-            last = {"out": own.raw[start:], "part": part[start:], "on": own.norm.part(start, level.slots).on}
-            index = mixing.pools(read, window, level.maxima, **last, block=block)
+            room = {"out": own.raw[start:], "part": part[start:]}
+            on = own.norm.part(start, level.slots).on
+            index = mixing.pools(read, window, level.maxima, **room, block=block, on=on)
         _fill_in_statistics(level, own, part, block)
         norm = slots.norm
-        saved = (read, task.weights, slots.raw, norm.mean, norm.inv, index, *weights, *kept, *inner)
+        saved = (read, task.weights, slots.raw, norm.mean, norm.inv, index, *weights, *kept)
         ctx.save_for_backward(*saved)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
         ctx.shape = x.shape
@@ -246,15 +250,23 @@ class _Back:
         _, pixels, channels = self.raw.shape
         ends = self.raw.new_empty(last, pixels, channels)
         mixing.branch_gradient(
-            self.raw, self.norm, self.mixture, level.ending, returned=self.returned, out=ends, first=level.first
+            self.raw,
+            self.norm,
+            self.mixture,
+            level.ending,
+            returned=self.returned,
+            out=ends,
+            first=level.first,
         )
         part = self._part(sum(level.sizes)) if any(wanted) else None
         left, asked, parts = iter(saved), iter(wanted), list[Tensor]()
-        depthwise = sum(step.depthwise for work in self.works for step in work.family.steps)
-        kept = [next(left) for _ in range(depthwise)]
         for line, work in zip(level.lines, self.works, strict=True):
-            rooms, own = self._rooms(line, left), [kept.pop(0) for s in work.family.steps if s.depthwise]
-            spread = [ends[s[0] : s[1]] if s else torch.empty_like(r.raw) for s, r in zip(line.spans, rooms)]
+            own = [next(left) for step in work.family.steps if step.depthwise]
+            rooms = self._rooms(line, left)
+            spread = [
+                torch.empty_like(room.raw) if span is None else ends[span[0] : span[1]]
+                for span, room in zip(line.spans, rooms, strict=True)
+            ]
             asking = [any([next(asked) for _ in step.convolutions]) for step in work.family.steps]
             if for_x or any(asking):
                 dx = family.backward(

@@ -46,7 +46,7 @@ class Drawn:
     """Which of G operations are computed, as the device alone knows.
 
     order: [G] int32 their numbers, those first that are computed. live: [G] int32 1 for as many places of
-      `order` as are computed, then 0. most: how many are computed at most, so that no more programs are begun.
+      `order` as are computed, then 0. most: how many are computed at most; no more programs are begun.
     """
 
     order: Tensor

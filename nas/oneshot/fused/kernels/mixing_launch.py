@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels import mixing_programs as programs
 from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, flags, grid_of, tile_of
 from nas.oneshot.fused.kernels.maps import Norm, Window
+from nas.oneshot.fused.kernels.programs import nodes as programs
 from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2
@@ -175,8 +175,8 @@ def leaving_gradient(
 ) -> Tensor:
     """Of the map `x` [P, C] that a level reads.
 
-    chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those of
-    which no member is computed; None where all are.
+    chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those
+    of which no member is computed; None where all are.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
     pixels, channels = x.shape

@@ -14,7 +14,8 @@ from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
 from nas.oneshot.fused.kernels.leaving import Seen, leave
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
-from nas.oneshot.fused.layout import Layout, lay_out
+from nas.oneshot.fused.laying_out import lay_out
+from nas.oneshot.fused.layout import Layout
 from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Form

@@ -16,7 +16,7 @@ from nas.oneshot.fused.layout import Layout, Sum
 class Active:
     """What of a cell is computed under a mixture that was drawn on the device, which alone knows.
 
-    chosen: [contributions] int32, 0 for all but what was drawn. slots: [slots] int32 whether a map is computed.
+    chosen: [contributions] int32, 0 for all but what was drawn. slots: [slots] int32 0 for those left empty.
     order, live: [rows of the layout] of the members of each stage, see `Drawn`. busy: [lines] int32 whether
     any member of a family is computed.
     """

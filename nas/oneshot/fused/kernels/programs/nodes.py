@@ -12,7 +12,7 @@ of which chosen[contribution] is not 0. Others are not read, whatever is there.
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.pixels import place as pixel
+from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 
 @triton.jit

@@ -6,7 +6,7 @@ See `pixels` for what their arguments are.
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.pixels import dilation_of, operation, place, ready, side_of
+from nas.oneshot.fused.kernels.programs.pixels import dilation_of, operation, place, ready, side_of
 
 
 @triton.jit
@@ -92,8 +92,8 @@ def _given(
 def depthwise_input_gradient(
     grad, addresses, like, kind, x, x_group, mean, out, order, live, P, PI, C: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    KINDS: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, SHARED: tl.constexpr, TOGETHER: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr,
+    KINDS: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, SHARED: tl.constexpr,
+    TOGETHER: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient [groups, PI, C] of what PRE=2 normalised or of x.
 
@@ -138,8 +138,8 @@ def depthwise_input_gradient(
 def depthwise_weight_gradient(
     x, x_group, mean, inv, grad, part, row_size, kind, places, order, live, P, C: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr,
+    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """part[block, places[g] + (c, tap)] = Σ_p x[g, p at tap, c] grad[g, p, c], over LOOP tiles of pixels.
 

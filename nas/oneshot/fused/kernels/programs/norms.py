@@ -6,7 +6,7 @@ See `pixels` for what their arguments are. Where ON, on[slot] of a map that is n
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.pixels import operation
+from nas.oneshot.fused.kernels.programs.pixels import operation
 
 
 @triton.jit
@@ -45,7 +45,10 @@ def sums(
     grad, y, mean, inv, part, order, live, P, C: tl.constexpr, blocks, ON: tl.constexpr, LOOP: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv. Grid: blocks, channels, operations."""
+    """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv.
+
+    Grid: blocks, channels, operations.
+    """
     z = tl.program_id(2)
     if ON:
         if tl.load(live + z) == 0:

@@ -7,7 +7,7 @@ else the weights are [O, I, K, K].
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.pixels import operation, place, ready, side_of
+from nas.oneshot.fused.kernels.programs.pixels import operation, place, ready, side_of
 
 
 @triton.jit
@@ -155,8 +155,8 @@ def convolve_input_gradient(
 def convolve_weight_gradient(
     x, x_group, grad, part, row_size, kind, places, order, live, P, CI: tl.constexpr, CO: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
-    BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr,
+    ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """part[block, places[g] + (o, i, tap)] = Σ_p x[g, p at tap, i] grad[g, p, o], over LOOP tiles of pixels.
 
