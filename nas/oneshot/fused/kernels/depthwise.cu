@@ -1,5 +1,5 @@
 // Depthwise convolutions of a group of operations, and their gradients: what the Triton programs of the same
-// names in programs.py compute, PRE included, in CUDA C++.
+// names in programs/depthwise.py compute, PRE included, in CUDA C++.
 //
 // A thread has V neighbouring channels (2 where they can be read at once, else 1) and a strip of pixels along a
 // row. It reads and converts a row of its map once and uses it for all taps of that row from registers. A block
