@@ -305,7 +305,7 @@ def test_a_chain_falls_back_to_triton_as_a_whole(triton, monkeypatch, right):
         known = native.depthwise
         monkeypatch.setattr(native, "depthwise", lambda *args: 1.01 * known(*args))
         monkeypatch.setattr(choice, "_difference", lambda *_: 0.0)
-    op = PRIMITIVES["dil_conv_3x3"](4, 4, 1).train()
+    op = PRIMITIVES["dil_conv_5x5"](4, 4, 1).train()
     as_searched(op, [""])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -1,5 +1,5 @@
 // Depthwise convolutions of a group of operations, and their gradients: what the Triton programs of the same
-// names in programs.py compute, PRE included, in CUDA C++.
+// names in programs/depthwise.py compute, PRE included, in CUDA C++.
 //
 // A thread has V neighbouring channels (2 where they can be read at once, else 1) and a strip of pixels along a
 // row. It reads and converts a row of its map once and uses it for all taps of that row from registers. A block
@@ -33,6 +33,13 @@ struct alignas(2 * V) Halves {
 };
 
 constexpr int THREADS = 128, TILE = 32;
+
+// The threads of a block: WIDE along the channels of a tile, HIGH along strips; whoever launches says the same.
+template <int V, int C>
+struct Block {
+  static constexpr int TILES = (C + V * TILE - 1) / (V * TILE);
+  static constexpr int WIDE = ((C + V - 1) / V + TILES - 1) / TILES, HIGH = THREADS / WIDE, SIZE = WIDE * HIGH;
+};
 
 // A kind of convolution, by 10 times the side of its kernel plus its dilation.
 template <int KIND>
@@ -142,7 +149,7 @@ template <int V, int C, int LENGTH>
 __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsigned height, unsigned width) {
   const unsigned across = (width + LENGTH - 1) / LENGTH;
   Place p;
-  p.c = (blockIdx.y * blockDim.x + threadIdx.x) * V;
+  p.c = (blockIdx.y * Block<V, C>::WIDE + threadIdx.x) * V;
   p.w = number % across * LENGTH;
   p.h = number / across % height;
   p.n = number / across / height;
@@ -154,12 +161,16 @@ __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsig
 // to the room; what is neighbouring there is read without conflicts of banks, since TAPS is odd.
 template <int V, int C, int TAPS>
 __device__ __forceinline__ const Floats<V>* taps_from(const float* weight, Floats<V>* room) {
-  const unsigned wide = blockDim.x * V, first = blockIdx.y * wide, left = C - first;
-  const unsigned count = (left < wide ? left : wide) * TAPS;
-  weight += first * TAPS;
-  for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < count; i += blockDim.x * blockDim.y) {
-    const unsigned c = i / TAPS;
-    room[c / V * TAPS + i % TAPS].at[c % V] = weight[i];
+  constexpr int WIDE = Block<V, C>::WIDE, SIZE = Block<V, C>::SIZE, AT_ONCE = 4;
+  const int first = blockIdx.y * WIDE * V, count = (C - first < WIDE * V ? C - first : WIDE * V) * TAPS;
+#pragma unroll 1
+  for (int own = threadIdx.y * WIDE + threadIdx.x; own < count; own += AT_ONCE * SIZE) {
+    float v[AT_ONCE];
+    EACH(i, AT_ONCE) v[i] = own + i * SIZE < count ? weight[first * TAPS + own + i * SIZE] : 0.0f;
+    EACH(i, AT_ONCE) {
+      const int at = own + i * SIZE, c = at / TAPS;
+      if (at < count) room[c / V * TAPS + at % TAPS].at[c % V] = v[i];
+    }
   }
   __syncthreads();
   return room + threadIdx.x * TAPS;
@@ -172,10 +183,10 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
     const float* const* __restrict__ weights, const int* __restrict__ kind, T* __restrict__ out,
     const int* __restrict__ order, const int* __restrict__ live, int batch, int hi, int wi, int ho, int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
-  __shared__ Floats<V> room[TILE * SIDE * SIDE];
+  __shared__ Floats<V> room[Block<V, C>::WIDE * SIDE * SIDE];
   const i64 g = operation(order, live, blockIdx.z);
   if (g < 0) return;
-  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, ho, wo);
+  const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, ho, wo);
   Floats<V> least = {}, total[S] = {};
   if (PRE == 2 && p.here) least = load<V>(mean + g * C + p.c);
   as<KINDS...>(kind[g], [&](auto own) {
@@ -216,10 +227,10 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
     int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
   // Taps of one operation while some threads still read those of the one before.
-  __shared__ Floats<V> room[2][TILE * SIDE * SIDE];
+  __shared__ Floats<V> room[2][Block<V, C>::WIDE * SIDE * SIDE];
   const int first = blockIdx.z, stop = first + (together > 0 ? together : 1);
   if (operation(order, live, first) < 0) return;
-  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, hi, wi);
+  const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, hi, wi);
   const Floats<V> none = {};
   Floats<V> total[S] = {};
 #pragma unroll 1
@@ -271,10 +282,11 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
     const int* __restrict__ places, const int* __restrict__ order, const int* __restrict__ live, int loop,
     int batch, int hi, int wi, int ho, int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
-  __shared__ float sums[THREADS * SIDE * V];
+  constexpr int WIDE = Block<V, C>::WIDE, HIGH = Block<V, C>::HIGH;
+  __shared__ float sums[HIGH * SIDE * WIDE * V];
   const i64 g = operation(order, live, blockIdx.z);
   if (g < 0) return;
-  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * V;
+  const int channel = (blockIdx.y * WIDE + threadIdx.x) * V;
   const Floats<V> none = {};
   Floats<V> least = {}, factor;
   EACH(c, V) factor.at[c] = 1.0f;
@@ -287,7 +299,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
     Floats<V> total[K * K] = {};
 #pragma unroll 1
     for (int step = 0; step < loop; step++) {
-      const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * blockDim.y + threadIdx.y, batch, ho, wo);
+      const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * HIGH + threadIdx.y, batch, ho, wo);
       if (!p.here) break;
       Floats<V> d[S];
       read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
@@ -302,18 +314,18 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
       }
     }
     // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
-    const unsigned wide = blockDim.x * V, size = K * wide, start = blockIdx.y * wide;
+    constexpr int LINE = K * WIDE * V;
     float* to = part + blockIdx.x * stride + places[g];
     EACH(kh, K) {
       __syncthreads();
       EACH(kw, K) EACH(c, V) {
-        sums[threadIdx.y * size + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c] * factor.at[c];
+        sums[threadIdx.y * LINE + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c] * factor.at[c];
       }
       __syncthreads();
-      for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < size; i += blockDim.x * blockDim.y) {
+      for (int i = threadIdx.y * WIDE + threadIdx.x; i < LINE; i += WIDE * HIGH) {
         float sum = 0.0f;
-        for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * size + i];
-        const unsigned c = start + i / K;
+        EACH(y, HIGH) sum += sums[y * LINE + i];
+        const int c = blockIdx.y * WIDE * V + i / K;
         if (c < C) to[(c * K + kh) * K + i % K] = sum;
       }
     }
