@@ -69,8 +69,9 @@ class Case:
         after = (-(-height // self.stride), -(-width // self.stride))
         window = Window(self.stride, self.sides, after, self.batch)
         x = normal(self.groups, window.inputs, self.channels).to(self.dtype)
-        mean, inv = normal(self.groups, self.channels), normal(self.groups, self.channels).abs() + 0.5
-        norm, drawn = Norm(mean, inv, inv) if self.pre == 2 else None, None
+        scale, shift = normal(self.groups, self.channels) + 0.1, normal(self.groups, self.channels)
+        # Nothing but what they are together is read.
+        norm, drawn = Norm(*3 * [scale / 0], scale, shift) if self.pre == 2 else None, None
         if self.drawn is not None:
             order = [*self.drawn, *(g for g in range(self.groups) if g not in self.drawn)]
             live = [int(place < len(self.drawn)) for place in range(self.groups)]
@@ -110,7 +111,7 @@ class Case:
         for g in self.computed_ones:
             read, (side, dilation) = x if self.shared else x[g], self.kinds[self.kind[g]]
             if source.norm is not None:
-                read = (read - source.norm.mean[g].double()) * source.norm.inv[g].double()
+                read = read * source.norm.scale[g].double() + source.norm.shift[g].double()
             maps = (read.relu() if self.pre else read).view(self.batch, *self.sides, -1).permute(0, 3, 1, 2)
             kernel = row[slice(*self.spans[g])].view(-1, 1, side, side)
             padding = side // 2 * dilation
@@ -119,7 +120,7 @@ class Case:
             out[g], total = y.detach(), total + (y * grad[g]).sum()
         dx, dw = torch.autograd.grad(total, [x, row])
         if source.norm is not None:
-            dx = dx / source.norm.inv.double()[:, None]
+            dx = dx / source.norm.scale.double()[:, None]
         dx = dx.view(-1, *dx.shape[-2:])
         lacking = out.isnan().all(2).all(1)
         lacking = lacking.all(0, keepdim=True) if self.shared else lacking

@@ -122,20 +122,40 @@ __device__ __forceinline__ void add_product(Floats<V>& sum, const Floats<V>& a, 
   EACH(c, V) sum.at[c] = fmaf(a.at[c], b.at[c], sum.at[c]);
 }
 
-// v[j] = pixel `first + j` of a row of a map as a convolution reads it, but for the factor of PRE = 2 that is
-// multiplied in at the end, since relu((v - mean) inv) = inv relu(v - mean). Zero outside of the row; FROM to
-// TO - 1 are known to be inside, as those of a strip are where WHOLE says that no strip is cut off.
+// What a batch-norm makes of v is scale v + shift.
+template <int V>
+struct Norm {
+  Floats<V> scale = {}, shift = {};
+
+  __device__ __forceinline__ Floats<V> operator()(const Floats<V>& v) const {
+    Floats<V> made = shift;
+    add_product(made, v, scale);
+    return made;
+  }
+};
+
+template <int PRE, int V>
+__device__ __forceinline__ Norm<V> norm_from(const float* scale, const float* shift, i64 at) {
+  if constexpr (PRE == 2) {
+    return {load<V>(scale + at), load<V>(shift + at)};
+  } else {
+    return {};
+  }
+}
+
+// v[j] = pixel `first + j` of a row of a map as a convolution reads it. Zero outside of the row; FROM to TO - 1
+// are known to be inside, as those of a strip are where WHOLE says that no strip is cut off.
 template <int PRE, int C, int FROM, int TO, class T, int V, int N>
 __device__ __forceinline__ void read_row(
-    Floats<V> (&v)[N], const T* row, int first, int width, const Floats<V>& mean) {
+    Floats<V> (&v)[N], const T* row, int first, int width, const Norm<V>& norm) {
   row += first * C;
   EACH(j, N) {
     const bool inside = (j >= FROM && j < TO) || unsigned(first + j) < unsigned(width);
-    v[j] = inside ? load<V>(row + j * C) : mean;
-    EACH(c, V) {
-      if (PRE == 2) v[j].at[c] -= mean.at[c];
-      if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
-    }
+    v[j] = {};
+    if (!inside) continue;
+    v[j] = load<V>(row + j * C);
+    if (PRE == 2) v[j] = norm(v[j]);
+    EACH(c, V) if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
   }
 }
 
@@ -179,7 +199,7 @@ __device__ __forceinline__ const Floats<V>* taps_from(const float* weight, Float
 // out[g, p, c] = sum over taps of weights[g][c, tap] x[g, p at tap, c]
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_forward(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
     const float* const* __restrict__ weights, const int* __restrict__ kind, T* __restrict__ out,
     const int* __restrict__ order, const int* __restrict__ live, int batch, int hi, int wi, int ho, int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
@@ -187,8 +207,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
   const i64 g = operation(order, live, blockIdx.z);
   if (g < 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, ho, wo);
-  Floats<V> least = {}, total[S] = {};
-  if (PRE == 2 && p.here) least = load<V>(mean + g * C + p.c);
+  Floats<V> total[S] = {};
+  const Norm<V> norm = norm_from<PRE, V>(scale, shift, p.here ? g * C + p.c : 0);
   as<KINDS...>(kind[g], [&](auto own) {
     constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
     const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room);
@@ -199,7 +219,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
       if (row < 0 || row >= hi) continue;
       Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
       read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
-          v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+          v, image + row * wi * C, p.w * STRIDE - PAD, wi, norm);
       EACH(kw, K) {
         const Floats<V> tap = taps[kh * K + kw];
         EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
@@ -207,14 +227,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
     }
   });
   if (!p.here) return;
-  Floats<V> factor;
-  EACH(c, V) factor.at[c] = 1.0f;
-  if (PRE == 2) factor = load<V>(inv + g * C + p.c);
   T* to = out + (((g * batch + p.n) * ho + p.h) * wo + p.w) * C + p.c;
-  EACH(i, S) {
-    EACH(c, V) total[i].at[c] *= factor.at[c];
-    if (WHOLE || p.w + i < wo) store(to + i * C, total[i]);
-  }
+  EACH(i, S) if (WHOLE || p.w + i < wo) store(to + i * C, total[i]);
 }
 
 // The gradient [pixels of the input, C] of what PRE = 2 normalised or of x: of each operation, or where they
@@ -222,8 +236,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
     const T* __restrict__ grad, const float* const* __restrict__ weights, const int* __restrict__ kind,
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, T* __restrict__ out,
-    const int* __restrict__ order, const int* __restrict__ live, int together, int batch, int hi, int wi, int ho,
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    T* __restrict__ out, const int* __restrict__ order, const int* __restrict__ live, int together, int batch, int hi, int wi, int ho,
     int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
   // Taps of one operation while some threads still read those of the one before.
@@ -231,7 +245,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
   const int first = blockIdx.z, stop = first + (together > 0 ? together : 1);
   if (operation(order, live, first) < 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, hi, wi);
-  const Floats<V> none = {};
+  const Norm<V> none;
   Floats<V> total[S] = {};
 #pragma unroll 1
   for (int place = first; place < stop; place++) {
@@ -260,14 +274,14 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
   }
   if (!p.here) return;
   const i64 q = together > 0 ? 0 : operation(order, live, first);
-  Floats<V> least = {};
-  if (PRE == 2) least = load<V>(mean + q * C + p.c);
+  const Norm<V> norm = norm_from<PRE, V>(scale, shift, q * C + p.c);
   const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
   EACH(i, S) {
     if (!WHOLE && p.w + i >= wi) continue;
     if (PRE >= 1) {
-      const Floats<V> v = load<V>(x + q * x_group + at + i * C);
-      EACH(c, V) total[i].at[c] = v.at[c] > least.at[c] ? total[i].at[c] : 0.0f;
+      Floats<V> v = load<V>(x + q * x_group + at + i * C);
+      if (PRE == 2) v = norm(v);
+      EACH(c, V) total[i].at[c] = v.at[c] > 0.0f ? total[i].at[c] : 0.0f;
     }
     store(out + q * batch * hi * wi * C + at + i * C, total[i]);
   }
@@ -277,7 +291,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
 // thread adds up `loop` strips, and rows of `part` are `stride` numbers apart.
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
     const T* __restrict__ grad, float* __restrict__ part, i64 stride, const int* __restrict__ kind,
     const int* __restrict__ places, const int* __restrict__ order, const int* __restrict__ live, int loop,
     int batch, int hi, int wi, int ho, int wo) {
@@ -287,13 +301,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
   const i64 g = operation(order, live, blockIdx.z);
   if (g < 0) return;
   const int channel = (blockIdx.y * WIDE + threadIdx.x) * V;
-  const Floats<V> none = {};
-  Floats<V> least = {}, factor;
-  EACH(c, V) factor.at[c] = 1.0f;
-  if (PRE == 2 && channel < C) {
-    least = load<V>(mean + g * C + channel);
-    factor = load<V>(inv + g * C + channel);
-  }
+  const Norm<V> none, norm = norm_from<PRE, V>(scale, shift, channel < C ? g * C + channel : 0);
   as<KINDS...>(kind[g], [&](auto own) {
     constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
     Floats<V> total[K * K] = {};
@@ -309,7 +317,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
         if (row < 0 || row >= hi) continue;
         Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
         read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
-            v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
+            v, image + row * wi * C, p.w * STRIDE - PAD, wi, norm);
         EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
       }
     }
@@ -319,7 +327,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
     EACH(kh, K) {
       __syncthreads();
       EACH(kw, K) EACH(c, V) {
-        sums[threadIdx.y * LINE + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c] * factor.at[c];
+        sums[threadIdx.y * LINE + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c];
       }
       __syncthreads();
       for (int i = threadIdx.y * WIDE + threadIdx.x; i < LINE; i += WIDE * HIGH) {

@@ -105,7 +105,7 @@ class Variant:
     def of(cls, window: Window, source: Source, taps: Taps, *maps: Tensor) -> Variant | None:
         """The one that reads a source and other maps; none where there is none, as for other types."""
         maps = (source.x, *maps)
-        norm = () if source.norm is None else (source.norm.mean, source.norm.inv)
+        norm = () if source.norm is None else (source.norm.scale, source.norm.shift)
         types, floats = {m.dtype for m in maps}, {f.dtype for f in (taps.like, *norm)}
         if len(types) > 1 or not types <= _TYPES.keys() or floats != {torch.float32}:
             return None
@@ -177,12 +177,11 @@ def _input_gradient(grad: Tensor, source: Source, taps: Taps, window: Window, va
     together = programs if source.group == 0 else 0
     dx = source.x.new_empty(1 if together else taps.groups, window.inputs, taps.inputs)
     blocks = variant.blocks(window.batch, window.before)
-    mean, _ = _statistics(source)
     _launch(
         "depthwise_input_gradient", variant, (blocks, variant.tiles, 1 if together else programs),
         [
-            grad, taps.addresses, taps.kind, source.x, np.int64(source.group), mean, dx, *_drawn(source),
-            np.int32(together), *_sizes(window),
+            grad, taps.addresses, taps.kind, source.x, np.int64(source.group), *_statistics(source), dx,
+            *_drawn(source), np.int32(together), *_sizes(window),
         ],
     )  # fmt: skip
     return dx
@@ -213,8 +212,8 @@ _NOWHERE = np.int64(0)
 
 
 def _statistics(source: Source) -> tuple[_Argument, _Argument]:
-    """Mean and scale of its batch-norm; no address where it has none."""
-    return (_NOWHERE, _NOWHERE) if source.norm is None else (source.norm.mean, source.norm.inv)
+    """Scale and shift of its batch-norm; no address where it has none."""
+    return (_NOWHERE, _NOWHERE) if source.norm is None else (source.norm.scale, source.norm.shift)
 
 
 def _drawn(source: Source) -> tuple[_Argument, _Argument]:
