@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nas.oneshot.fused.kernels import launch, mixing_launch
 
@@ -21,8 +22,9 @@ def read(source, g):
     return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
 
 
+@_disable_current_modes()
 def kernel(taps, g, *, depthwise):
-    """The weight of an operation, where its module keeps it."""
+    """The weight of an operation, where its module keeps it: a program reads that without waiting."""
     side, dilation = taps.kinds[int(taps.kind[g])]
     inputs = 1 if depthwise else taps.inputs
     count = taps.outputs * inputs * side * side
@@ -80,8 +82,9 @@ def gradients(grad, source, taps, window, *, for_x, part, depthwise):
         found.append(dx)
         if part is not None:
             dw = dw.permute(0, 2, 3, 1).flatten() if taps.last else dw.flatten()
-            place = int(taps.places[g])
-            part[:, place : place + len(dw)] = 0
+            with _disable_current_modes():
+                place = int(taps.places[g])
+            part[:, place : place + len(dw)].zero_()
             part[0, place : place + len(dw)] = dw
     if not for_x:
         return None
