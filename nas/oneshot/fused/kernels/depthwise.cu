@@ -151,11 +151,12 @@ __device__ __forceinline__ void read_row(
   row += first * C;
   EACH(j, N) {
     const bool inside = (j >= FROM && j < TO) || unsigned(first + j) < unsigned(width);
-    v[j] = {};
-    if (!inside) continue;
-    v[j] = load<V>(row + j * C);
+    v[j] = inside ? load<V>(row + j * C) : Floats<V>{};
     if (PRE == 2) v[j] = norm(v[j]);
-    EACH(c, V) if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
+    EACH(c, V) {
+      if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
+      if (PRE == 2 && !inside) v[j].at[c] = 0.0f;
+    }
   }
 }
 
