@@ -35,13 +35,13 @@ class Resting:
         yield
         slots = [optimizer.state[p].get("momentum_buffer") for p in moving]
         after = [*values, *(slot for slot in slots if slot is not None)]
-        moved = _shares(torch.stack(norms).ne(0), values)
+        moved = shares(torch.stack(norms).ne(0), values)
         # With a share of 0 or 1, an interpolation gives either end to the bit.
         torch._foreach_lerp_(before[: len(after)], after, [*moved, *moved][: len(after)])
         torch._foreach_copy_(after, before[: len(after)])
 
 
-def _shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
+def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
     """1 or 0 for every entry of some tensors, laid out as these are. moves: [tensors]."""
     sizes = [tensor.numel() for tensor in like]
     each = [share.expand(size) for share, size in zip(moves.to(like[0]).unbind(), sizes, strict=True)]
