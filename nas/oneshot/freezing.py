@@ -67,7 +67,7 @@ class Freezer:
 
     def watch(self) -> None:
         """Takes in one step, whose training gradients are in place; a full window is judged and ends."""
-        known = dict(zip(self.weights, self._validation, strict=True))
+        known: dict[Tensor, Tensor] = dict(zip(self.weights, self._validation, strict=True))
         matches = torch.stack([_cosine(weights, known) for weights in self.operations.values()])
         self._sums.add_(matches)
         self._steps.add_(1)
