@@ -15,7 +15,7 @@ from nas import loop as training
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
-from nas.oneshot import fewshot
+from nas.oneshot import fewshot, path_steps
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.workloads import noise
 from nas.oneshot.sampling import SAMPLINGS, UniformSampling
@@ -108,8 +108,10 @@ def test_the_architectures_are_those_of_a_run_without_kernels(monkeypatch, under
         torch.testing.assert_close(found[1].state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_stopped_training_goes_on_to_the_bit(under, task, tmp_path):
+def test_a_stopped_training_goes_on_to_the_bit(monkeypatch, under, task, tmp_path):
+    """However many architectures are drawn ahead."""
     whole = trained(under(Tape()), task)
+    monkeypatch.setattr(path_steps, "AHEAD", 2)
     asked = iter([False] * 3 + [True])
     with pytest.raises(Stopped):
         trained(under(Tape()), task, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked))
