@@ -23,6 +23,8 @@ from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
 from nas.oneshot.paths import accuracies
+from nas.oneshot.sampling import SAMPLINGS
+from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.recipe import compressed, preset
 from nas.registry import load
@@ -213,7 +215,7 @@ def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
     assert all(not parameter.is_cuda for parameter in result.network.parameters())
 
 
-@pytest.mark.parametrize("name", ["darts", "snas", "drnas", "pcdarts"])
+@pytest.mark.parametrize("name", ["darts", "snas", "drnas", "pcdarts", "oles"])
 def test_a_search_in_graphs_is_the_search(task, name):
     """Steps replayed as CUDA graphs leave what the same steps leave one launch at a time."""
     found = []
@@ -238,6 +240,22 @@ def test_a_training_in_graphs_is_the_training(task):
         recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
         train(net.cuda(), task, recipe, seed=0)
         found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_training_of_paths_in_graphs_is_the_training(task, sampling):
+    pytest.importorskip("triton")
+    found = []
+    for graph in (False, True):
+        recipe = dataclasses.replace(
+            compressed(preset("quick"), 2), graph=graph, precision="float32", execution="kernels"
+        )
+        with isolated(0, "graphs"):
+            space = load("nasbench201", {"in_channels": 1, "image_size": 8}, width=8, cells=1)
+            supernet = Supernet(space).cuda().train()
+        train_shared(supernet, task, recipe, seed=0, sampling=SAMPLINGS[sampling]())
+        found.append(torch.cat([w.detach().flatten() for w in supernet.weights()]))
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
 
 

@@ -74,8 +74,8 @@ LAYERS = [
     "oneshot.methods",
     # training and searching
     "loop searchers",
-    "accumulation searchers.named proxies.batch",
-    "easing proxies.measure proxies.ranks proxies.watch",
+    "accumulation searchers.named proxies.batch steps",
+    "easing oneshot.path_steps proxies.measure proxies.ranks proxies.watch",
     "proxies.activations proxies.gradients proxies.jacobian proxies.magnitude proxies.synflow proxies.zen",
     "needs proxies.zico",
     "proxies",

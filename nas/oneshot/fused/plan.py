@@ -83,9 +83,10 @@ class Plan:
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`at` and `edge_of` on a device."""
         if device not in self._tensors:
+            # Of a cell in which nothing runs both are empty.
             self._tensors[device] = (
-                torch.tensor(self.at, device=device),
-                torch.tensor(self.edge_of, device=device),
+                torch.tensor(self.at, dtype=torch.int64, device=device),
+                torch.tensor(self.edge_of, dtype=torch.int64, device=device),
             )
         return self._tensors[device]
 
