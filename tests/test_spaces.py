@@ -232,6 +232,13 @@ def test_auxiliary_heads_fit_every_image_they_accept(side):
     assert network(torch.randn(2, 3, side, side))[1].shape == (2, 10)
 
 
+@pytest.mark.parametrize("shape", [(32, 24), (24, 32), (64, 21)])
+def test_auxiliary_heads_fit_images_that_are_not_square(shape):
+    space = load("darts", width=4, cells=3, image_size=min(shape), auxiliary=True)
+    network = space.network(darts.from_literal(DARTS_V2))
+    assert network(torch.randn(2, 3, *shape))[1].shape == (2, 10)
+
+
 def test_too_few_cells_are_refused():
     with pytest.raises(SpaceError, match="cells is 2, but must be at least 3"):
         load("darts", cells=2)
