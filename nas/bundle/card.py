@@ -126,7 +126,8 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     }
     rows = [(words, f"{metrics[name]:.4f}") for name, words in names.items() if name in metrics]
     if "random_p" in metrics:
-        rows.append(("that the difference to random search is chance (p)", f"{metrics['random_p']:.2g}"))
+        words = "chance of so large a difference to random search, if both were equally good (p)"
+        rows.append((words, f"{metrics['random_p']:.2g}"))
     return rows
 
 
