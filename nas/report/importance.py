@@ -41,7 +41,8 @@ def importance(run: Run) -> Section | None:
     return Section(
         "importance",
         "What mattered",
-        f"From {whose} {len(trials)} finished trials, by {objective.name}; associations, not causes.{biased}",
+        f"From {whose} {len(trials)} finished trials, by {objective.name}; associations, not causes, and of "
+        f"twenty intervals one misses by chance.{biased}",
         template="importance",
         values={
             "operations": operations(past, trials, values),
