@@ -119,7 +119,7 @@ class Task:
             raise ConfigError(
                 f"task {self.name!r}: {images} images are too few for {self.num_classes} classes"
             )
-        train, val = (_first(split, max(2, round(share * len(split)))) for split in (self.train, self.val))
+        train, val = (first_of(split, max(2, round(share * len(split)))) for split in (self.train, self.val))
         return replace(self, train=train, val=val, fingerprint=f"{self.fingerprint}:{images}")
 
     def subset(self, share: float) -> Task:
@@ -137,7 +137,7 @@ class Task:
         keep = max(2, round(share * len(self.train)))
         if keep >= len(self.train):
             return self
-        train = _first(self.train, keep)
+        train = first_of(self.train, keep)
         return replace(self, train=train, fingerprint=f"{self.fingerprint}:train {keep}")
 
     def resized(self, side: int) -> Task:
@@ -296,7 +296,7 @@ def _split(samples: Samples) -> Split:
     return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y), torch.from_numpy(samples.origin))
 
 
-def _first(split: Split, keep: int) -> Split:
+def first_of(split: Split, keep: int) -> Split:
     """The first image of every class and then the first others, so many in all, in their order."""
     firsts = np.sort(np.unique(split.y.cpu().numpy(), return_index=True)[1])
     if firsts[-1] < keep:
