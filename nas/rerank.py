@@ -42,6 +42,7 @@ class Verdict:
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+      That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
     statements: the comparisons in words.
     """
 

@@ -119,8 +119,8 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         return []
     seeds = f"mean of {metrics.get('rerank_seeds', 1):.0f} seeds"
     names = {
-        "rerank_val_acc": f"validation accuracy of a short training, {seeds}",
-        "first_val_acc": "the same of the search's first choice",
+        "rerank_val_acc": f"validation accuracy of a short training, {seeds}, chosen as the highest",
+        "first_val_acc": "the same of the search's first choice, chosen before",
         "random_val_acc": "the same of random search at equal cost",
         "largest_val_acc": "the same of the largest of its architectures",
     }
