@@ -12,6 +12,7 @@ import pytest
 from browser import chromium
 from jobs import TINY, Recorder
 from markupsafe import escape
+from scipy.stats import ttest_ind
 from torch import nn
 from typer.testing import CliRunner
 
@@ -310,6 +311,16 @@ def test_a_decision_that_decides_everything_has_all_the_variance():
     rows = decisions(past_of(trials), trials, values, 100.0)
     assert [(row["name"], round(row["share"], 6)) for row in rows] == [("d0", 1.0), ("d1", 0.0)]
     assert rows[0]["best"] == ("b", "+10.00 ± 0.00")
+
+
+def test_the_interval_of_an_effect_is_welchs_however_few_trials_there_are():
+    values = np.array([0.61, 0.72, *np.linspace(0.4, 0.6, 10)])
+    trials = [trial(i, (int(i < 2), 0, 0), value) for i, value in enumerate(values)]
+    best = decisions(past_of(trials), trials, values, 100.0)[0]["best"]
+    interval = ttest_ind(values[:2], values[2:], equal_var=False).confidence_interval()
+    half = 50 * (interval.high - interval.low)
+    assert best == ("b", f"+16.50 ± {half:.2f}")
+    assert half > 30  # two trials alone prove nothing
 
 
 def test_an_operation_that_helps_has_a_positive_correlation():
