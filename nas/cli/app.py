@@ -46,7 +46,7 @@ MLflow = Annotated[
 SWITCHES = ("--tensorboard", "--mlflow")
 """Options whose value may be left out."""
 SPACE = "Name, module:function or file.py:function."
-TASK = "digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH."
+TASK = "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@SIZE to stretch all images to one size."
 
 
 @contextmanager
