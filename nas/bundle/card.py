@@ -126,7 +126,7 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     }
     rows = [(words, f"{metrics[name]:.4f}") for name, words in names.items() if name in metrics]
     if "random_p" in metrics:
-        rows.append(("that the difference to random search is chance (p)", f"{metrics['random_p']:.2g}"))
+        rows.append(("p-value of the difference to random search", f"{metrics['random_p']:.2g}"))
     return rows
 
 
