@@ -330,6 +330,8 @@ def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) 
     Raises:
         ConfigError: when a setting says something else than its argument.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings is a {type(settings).__name__}, wanted a mapping from names to values")
     for name, value in names.items():
         if settings and settings.get(name, value) != value:
             raise ConfigError(

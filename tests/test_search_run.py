@@ -28,6 +28,7 @@ from nas.result import load_result
 from nas.resumable import Stopped
 from nas.retrain_run import final_recipe, final_space
 from nas.search_run import run, search
+from nas.searchers import RandomSearch
 from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays
@@ -547,6 +548,23 @@ def test_of_trials_equal_in_the_first_objective_the_one_on_the_front_comes_first
     assert [t.number for t in front_first(ranked, goals)] == [2, 1, 0, 3]
     assert front_first(ranked, Goals(goals.objectives[:1])) == ranked
     assert front_first([], goals) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"space": Space}, r"space is a type, wanted a name, FILE.py:FUNCTION or a nas.Space"),
+        ({"task": (1, 2)}, r"task is a tuple, wanted a name or a nas.Task, as nas.task_from_arrays"),
+        (
+            {"method": RandomSearch()},
+            r"method is a RandomSearch, .* a searcher of your own runs in",
+        ),
+        ({"settings": ["trials"]}, r"settings is a list, wanted a mapping"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(wrong, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        search(**{"space": "toy", "task": "digits", "method": "random"} | wrong, out=tmp_path)
 
 
 def test_one_objective_has_no_front(tmp_path):
