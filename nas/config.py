@@ -37,6 +37,9 @@ OPTUNA = "optuna:"
 METHODS = (*BLACK_BOX, *SHARED, *DIFFERENTIABLE)
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100
+_BY_GRADIENTS = frozenset(
+    ("alphas", "alpha_speed", "search", "method_settings", "guard", "guards", "selection", "seed_alphas")
+) | {"memory"}
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -105,8 +108,11 @@ def size(value: object) -> object:
 
 
 def count(value: object) -> object:
-    """A number that may be spelt as text; anything else is left for the type to refuse."""
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
+    """A number of processes, which may be spelt as text, or `auto`."""
+    found = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
+    if found != "auto" and not (isinstance(found, int) and 1 <= found <= 1024):
+        raise ValueError("wanted a whole number from 1 to 1024, or auto")
+    return found
 
 
 def address(value: object) -> Address | None:
@@ -324,6 +330,8 @@ def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) 
     Raises:
         ConfigError: when a setting says something else than its argument.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings is a {type(settings).__name__}, wanted a mapping from names to values")
     for name, value in names.items():
         if settings and settings.get(name, value) != value:
             raise ConfigError(
@@ -396,9 +404,11 @@ def _refuse_unused(config: Config, where: str) -> None:
     }
     for name, is_used in used.items():
         if not is_used and getattr(config, name) != type(config).model_fields[name].default:
+            default = "" if "method" in config.model_fields_set else ", the default,"
             raise ConfigError(
-                f"{where}: {name} is set, but method {config.method!r} with evaluator {config.evaluator!r} "
-                f"and scheduler {config.scheduler!r} does not use it; remove it"
+                f"{where}: {name} is set, but method {config.method!r}{default} with evaluator "
+                f"{config.evaluator!r} and scheduler {config.scheduler!r} does not use it; remove it"
+                f"{_users(name, config)}"
             )
     if config.fidelity == "auto" and config.calibration is None:
         raise ConfigError(
@@ -407,8 +417,19 @@ def _refuse_unused(config: Config, where: str) -> None:
         )
 
 
+def _users(name: str, config: Config) -> str:
+    """Which other methods use a setting, where it is the method that speaks against it."""
+    if name in ("shared", "sharing"):
+        return ", or choose a method on shared weights, e.g. 'spos'"
+    if name in _BY_GRADIENTS:
+        return "" if config.is_differentiable else ", or choose a method by gradients, e.g. 'darts'"
+    return ", or choose a method by trials, e.g. 'evolution'" if config.is_differentiable else ""
+
+
 def _explain(problem: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+    known = Config.model_fields.get(str(problem["loc"][0]))
+    is_table = known is not None and isinstance(known.default, dict)  # elsewhere the rest names types
+    name = ".".join(str(part) for part in (problem["loc"] if is_table else problem["loc"][:1]))
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
     return f"{name} is {shown(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"

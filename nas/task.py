@@ -184,6 +184,8 @@ def load_task(
 ) -> Task:
     """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
 
+    `folder:PATH@64` or `@64x48` (width x height) stretches the images of a folder to one size.
+
     val_fraction: share of the training images held out for the search; 0.5 unless given, the even split
         between weights and alphas of DARTS (Liu et al. 2019, section 3).
     test_fraction: share held out for the final test when the source has no test part of its own.

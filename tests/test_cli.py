@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
+from nas.cli.app import ORDER, warned
 from nas.files import FolderLock
 from nas.result import load_result
 
@@ -437,6 +438,24 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "--deterministic",
         "--graph",
     }
+
+
+def test_the_command_alone_says_which_commands_there_are():
+    done = subprocess.run(PYTHON, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and "Commands:" in done.stdout + done.stderr
+
+
+def test_the_version_and_commands_in_the_order_of_their_use():
+    assert call("--version").stdout == f"nas-engine {nas.__version__}\n"
+    listed = call("--help").stdout.partition("Commands:")[2]
+    assert tuple(line.split()[0] for line in listed.splitlines() if line) == ORDER
+    assert "..." not in listed  # all fit on 80 columns
+
+
+def test_a_warning_is_told_without_the_source_that_gave_it(capsys):
+    warned("is it\x1b[2J so?", UserWarning, "trial_search.py", 97, line="study = Study(")
+    warned("old", DeprecationWarning, "x.py", 1)
+    assert capsys.readouterr().err == "WARNING: is it\\x1b[2J so?\nWARNING: DeprecationWarning: old\n"
 
 
 def test_help_is_quick():

@@ -29,6 +29,7 @@ from nas.report.importance import decisions, operations
 from nas.report.lineage import ancestors
 from nas.report.page import MOST_BYTES, render_run
 from nas.report.run import read
+from nas.report.words import metric, setting
 from nas.resumable import Stopped
 from nas.space import Space
 from nas.types import Decision, Trial
@@ -451,3 +452,31 @@ def test_in_a_browser_nothing_is_wider_than_the_screen(pages, opened, width, sch
             "[...document.querySelectorAll('p, td, dd, li')].map(e => getComputedStyle(e).fontSize)"
         )
         assert min(float(size.removesuffix("px")) for size in sizes) >= 12
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("val_acc", 0.5, "50.00 %"),
+        ("random_delta_low", -0.1148, "\u221211.48 points"),
+        ("latency_ms", 51.83, "51.8 ms"),
+        ("latency_p95_ms", 1560.0, "1.56 s"),
+        ("peak_bytes", 29248.0, "29.2 kB"),
+        ("params", 7226.0, "7.23 k"),
+        ("search_seconds", 94.0, "1 min 34 s"),
+        ("random_p", 0.39141, "0.3914"),
+    ],
+)
+def test_metrics_have_the_units_that_their_names_tell(name, value, words):
+    assert metric(name, value) == words
+
+
+def test_settings_are_shown_without_digits_that_nobody_set():
+    assert [setting(v) for v in (None, 2 / 15, 3e-4, 40, "x", True)] == [
+        "–",
+        "0.13333",
+        "0.0003",
+        "40",
+        "x",
+        "True",
+    ]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
@@ -401,6 +402,8 @@ def test_data_sets_may_have_a_test_part_and_tensor_labels():
     ("dataset", "match"),
     [
         ([], "empty"),
+        (iter(()), "is a tuple_iterator, wanted a data set with a length that is read by index"),
+        (DataLoader(pairs([np.zeros((8, 8))])), "of a DataLoader give its `dataset`"),
         ([np.zeros((8, 8))], "must be"),
         ([("image", 0)], "has a str as image"),
         (pairs([np.zeros((8, 8)), np.zeros((8, 9))]), r"item 0 is \(8, 8\), item 1 is \(8, 9\)"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 from nas.cli import audit, dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
-from nas.cli.app import Printable, app, spelt_out
+from nas.cli.app import ORDER, Printable, app, spelt_out, warned
 from nas.launch import follows
 
 __all__ = [
@@ -25,6 +26,10 @@ __all__ = [
     "workers",
 ]
 
+app.registered_commands.sort(
+    key=lambda command: ORDER.index(command.callback.__name__ if command.callback else "")
+)
+
 
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.
@@ -35,5 +40,6 @@ def main() -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(message)s"))
+    warnings.showwarning = warned
     logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
     app(spelt_out(sys.argv[1:]))

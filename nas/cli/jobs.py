@@ -102,16 +102,25 @@ def search(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
+        str | None,
+        typer.Option(
+            help="How long phases take and how large networks are: quick (minutes), standard (as published), "
+            "nasbench201 or nasbench201-12 (as for its table). [default: quick]"
+        ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials of random and evolution.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials, of methods by trials. [default: the preset's]")
+    ] = None,
     max_failures: Annotated[
         int | None,
         typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of a trial, of a shared supernet, or of a differentiable search."),
+        typer.Option(
+            help="Epochs of a trial, of a shared supernet, or of a search by gradients. [default: the "
+            "preset's]"
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -134,7 +143,8 @@ def search(
         typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
+        int | None,
+        typer.Option(help="How many of the best are trained again with fresh seeds. [default: the preset's]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
@@ -276,7 +286,7 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
     return tell
 
 
-@app.command()
+@app.command(short_help="Train a known architecture from scratch and test it.")
 def retrain(
     source: Annotated[
         str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
@@ -369,9 +379,10 @@ def show(result: Result, *, as_json: bool) -> None:
         return
     m = result.metrics
     model = f"model        {result.folder / 'model.safetensors'}"
-    found = result.space.notation.write(result.genotype) if result.space.notation else None
+    words = ", ".join(f"{name} {option}" for name, option in result.space.choices(result.genotype).items())
+    found = result.space.notation.write(result.genotype) if result.space.notation else words
     lines = [
-        f"found        {found or result.space.choices(result.genotype)}",
+        f"found        {found}",
         f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
         f"{m['test_acc_high']:.4f}), measured once",
         f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
