@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nas import devices
+from nas.batches import images_of
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.config import Config, make_config, with_names
@@ -24,7 +25,6 @@ from nas.graph import cell_graphs
 from nas.guard import user_errors
 from nas.inputs import Inputs
 from nas.latency import latency
-from nas.loop import images_of
 from nas.oneshot.fused.execution import resolve
 from nas.plan import Plan, change, make_plan
 from nas.progress import Progress, Silent

@@ -18,10 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas import devices, resumable
+from nas.arithmetic import precision, to_layout
 from nas.checkpoint import Checkpoints
+from nas.criterion import Output
+from nas.drop_path import set_drop_path
 from nas.errors import ConfigError, DataError, TrialError
 from nas.guard import memory_errors
-from nas.loop import Backward, Forward, Loop, Output, precision, set_drop_path, to_layout
+from nas.loop import Backward, Forward, Loop
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.seeding import isolated

@@ -9,10 +9,10 @@ import torch
 from depthwise_cases import Case, cases
 
 from nas.augment import Policy, mixup
+from nas.batches import Batches
 from nas.checkpoint import Checkpoints
 from nas.devices import exact as exact_products
 from nas.evaluate import Trained
-from nas.loop import Batches
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells

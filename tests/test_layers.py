@@ -34,8 +34,9 @@ LAYERS = [
     "serving.inputs serving.session",
     "serving.app",
     "serving.serve",
+    "arithmetic criterion descent",
     "calibration cell choosers checkpoint goals journal_file splits imagefolder draw.series draw.slots",
-    "draw.style journal storage.database storage.parked",
+    "draw.style drop_path journal storage.database storage.parked",
     "storage.patient",
     "storage.run salvage",
     "rebuild",
@@ -68,6 +69,7 @@ LAYERS = [
     "oneshot.method oneshot.sampling",
     "oneshot.methods",
     # training and searching
+    "batches",
     "loop searchers",
     "accumulation searchers.named proxies.batch",
     "easing proxies.measure proxies.ranks proxies.watch",

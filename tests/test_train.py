@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.augment import Policy
+from nas.batches import Batches
 from nas.cell import Cell
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError, TrialError
-from nas.loop import Batches
 from nas.recipe import Recipe, learning_rate
 from nas.task import Split, Task
 from nas.train import Stopped, evaluate, train

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.arithmetic import precision
 from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, unknown
-from nas.loop import Loop, precision
+from nas.loop import Loop
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
