@@ -24,9 +24,9 @@ from nas.oneshot.method import Method
 from nas.preparation import default_folder, prepare
 from nas.preview import Preview, comparison
 from nas.progress import Progress
+from nas.ranks import BEGIN, follow_to
 from nas.result import Result, is_finished, load_result
 from nas.resumable import Stopped
-from nas.retrain_run import BEGIN, follow_to
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.space import Space
 from nas.task import Task

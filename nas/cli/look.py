@@ -82,7 +82,7 @@ def validate(
         from nas import devices
         from nas.config import override
         from nas.registry import load
-        from nas.retrain_run import offer
+        from nas.suited import offer
         from nas.task import load_task
         from nas.validate import validate as check
 
