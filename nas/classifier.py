@@ -26,11 +26,12 @@ from nas.audit import AUDIT_FILES
 from nas.bundle.bundle import bundle
 from nas.calibrate_run import Settings, calibrate
 from nas.clock import Clock
-from nas.config import BLACK_BOX, OPTUNA, Config, make_config, seconds, with_names
+from nas.config import Config, make_config, with_names
 from nas.console import reporter
 from nas.errors import ConfigError, DataError, NoModelError, TrialError
 from nas.files import LOCK, read_json
 from nas.images import Images, layout, rows_of
+from nas.method_names import BLACK_BOX, OPTUNA
 from nas.pace import network_pace
 from nas.plan import UNBOUNDED
 from nas.preparation import prepare
@@ -40,6 +41,7 @@ from nas.resumable import Stopped
 from nas.search_run import run
 from nas.seeding import rng
 from nas.space import Space
+from nas.spellings import seconds
 from nas.task import Split, Task, task_from_arrays
 
 GRACE_S = 5.0

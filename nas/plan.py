@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.calibration import chosen_fidelity
-from nas.config import SHARED, Config
+from nas.config import Config
 from nas.errors import ConfigError, unknown
 from nas.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.goals import Goals, parse_goals
+from nas.method_names import SHARED
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS, make_method

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from nas import draw, failures
 from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
-from nas.config import DIFFERENTIABLE
 from nas.errors import ConfigError, SpaceError
 from nas.files import (
     MANIFEST,
@@ -33,6 +32,7 @@ from nas.files import (
 from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
+from nas.method_names import DIFFERENTIABLE
 from nas.paths import check_contents, exists, is_file
 from nas.records import ArchitectureRecord, MetricsRecord, checked
 from nas.registry import is_plugin, load

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nas import __version__, devices
-from nas.config import Config, write_toml
+from nas.config import Config
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
 from nas.paths import check_contents, check_name, is_file
@@ -26,6 +26,7 @@ from nas.registry import source_hash
 from nas.space import Space
 from nas.task import Task
 from nas.text import shown
+from nas.tomlfile import write_toml
 from nas.types import Genotype
 
 FORMAT = 1

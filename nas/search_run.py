@@ -57,8 +57,8 @@ def search(
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
-    method: one of `nas.config.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's name, or a
-      `Method` put together in Python.
+    method: one of `nas.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's
+      name, or a `Method` put together in Python.
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.

@@ -14,7 +14,7 @@ LAYERS = [
     "text",
     # plain values, errors, random streams
     "averaging captured errors strictjson types seeding progress signals console patience peak sealing",
-    "streams resting oneshot oneshot.gradients",
+    "streams resting method_names oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
@@ -25,7 +25,7 @@ LAYERS = [
     "oneshot.fused.groups",
     "oneshot.fused.layout",
     # files, arrays, settings, primitives
-    "paths records",
+    "paths records spellings tomlfile",
     "failures metrics files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe unpacking pictures",
@@ -156,6 +156,7 @@ NAMED = {
     "nas.cli.jobs": {"darts", "nasbench201"},
     "nas.cli.measure": {"darts", "nasbench101", "nasbench201"},
     "nas.config": {"darts"},
+    "nas.method_names": {"darts"},
     "nas.oneshot.method": {"darts"},
     "nas.oneshot.methods": {"darts"},
     "nas.presets": {"darts", "nasbench201"},

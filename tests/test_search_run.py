@@ -13,12 +13,13 @@ from killing import MODULES
 from torch import nn
 
 import nas
-from nas.config import DIFFERENTIABLE, make_config, read_toml
-from nas.config import METHODS as CONFIG_METHODS
+from nas.config import make_config
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.files import FolderLock, check_manifest
 from nas.final_network import final_recipe, final_space
 from nas.latency import LatencyTable
+from nas.method_names import DIFFERENTIABLE
+from nas.method_names import METHODS as CONFIG_METHODS
 from nas.plan import make_plan
 from nas.preparation import default_folder
 from nas.registry import load
@@ -28,6 +29,7 @@ from nas.search_run import run, search
 from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays
+from nas.tomlfile import read_toml
 from nas.train import evaluate
 
 TASK = load_task("digits")

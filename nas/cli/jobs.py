@@ -216,7 +216,8 @@ def search(
     }
 
     def settled() -> Config:
-        from nas.config import is_own, make_config
+        from nas.config import make_config
+        from nas.method_names import is_own
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)

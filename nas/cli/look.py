@@ -80,10 +80,10 @@ def validate(
     """Check a space against a task: does every part of it work, how large is it, what will it cost."""
     with errors():
         from nas import devices
-        from nas.config import override
         from nas.registry import load
         from nas.suited import offer
         from nas.task import load_task
+        from nas.tomlfile import override
         from nas.validate import validate as check
 
         announce(space)

@@ -68,10 +68,11 @@ def benchmark(
         from nas.benchmarks.contest import plan_contest
         from nas.benchmarks.outcome import lines, to_dict, write_outcome
         from nas.benchmarks.race import run_race
-        from nas.config import override, seconds
         from nas.console import reporter
         from nas.files import prepare_folder
         from nas.launch import refuse
+        from nas.spellings import seconds
+        from nas.tomlfile import override
 
         refuse("a benchmark")
         try:

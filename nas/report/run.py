@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.config import DIFFERENTIABLE, is_own
 from nas.errors import ConfigError, NasError
 from nas.files import MANIFEST, read_json, require_intact
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
+from nas.method_names import DIFFERENTIABLE, is_own
 from nas.paths import is_file
 from nas.records import (
     AlphasRecord,

@@ -25,7 +25,6 @@ from nas.benchmarks.nasbench201 import load_nasbench201
 from nas.calibration import read_calibration
 from nas.cell import Cell
 from nas.cli import app
-from nas.config import read_toml
 from nas.draw import draw_cells
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
 from nas.files import FolderLock, check_manifest, read_json, write_json, write_manifest
@@ -39,6 +38,7 @@ from nas.registry import load
 from nas.result import graphs_of, load_result, read_architecture, read_metrics, write_graphml
 from nas.run_folder import environment, open_folder, read_run
 from nas.study import Study
+from nas.tomlfile import read_toml
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))
