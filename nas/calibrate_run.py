@@ -9,21 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nas import draw
-from nas.calibration import (
-    FILE,
-    MIN_ARCHITECTURES,
-    Calibration,
-    Estimate,
-    choose,
-    estimate,
-    read_calibration,
-)
+from nas.calibration import FILE, MIN_ARCHITECTURES, Calibration, Estimate, choose, estimate, read_calibration
 from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluate import Trained
 from nas.failures import diagnosis
 from nas.fidelity import Fidelity, Ladder, scaled_space, scaled_task
-from nas.files import FolderLock, read_json, write_json
+from nas.files import read_json, write_json
+from nas.folder_lock import FolderLock
 from nas.goals import Goals
 from nas.job import Job
 from nas.laddered import Laddered

@@ -29,7 +29,8 @@ from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.console import reporter
 from nas.errors import ConfigError, DataError, NoModelError, TrialError
-from nas.files import LOCK, read_json
+from nas.files import read_json
+from nas.folder_lock import LOCK
 from nas.images import Images, layout, rows_of
 from nas.method_names import BLACK_BOX, OPTUNA
 from nas.pace import network_pace

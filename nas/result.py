@@ -19,19 +19,11 @@ from nas import draw, failures
 from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
 from nas.errors import ConfigError, SpaceError
-from nas.files import (
-    MANIFEST,
-    check_manifest,
-    damaged,
-    read_json,
-    replacing,
-    require_intact,
-    write_json,
-    write_manifest,
-)
+from nas.files import read_json, replacing, write_json
 from nas.goals import Goals
 from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
 from nas.inputs import Inputs
+from nas.manifest import MANIFEST, check_manifest, damaged, require_intact, write_manifest
 from nas.method_names import DIFFERENTIABLE
 from nas.paths import check_contents, exists, is_file
 from nas.records import ArchitectureRecord, MetricsRecord, checked

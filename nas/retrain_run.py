@@ -11,9 +11,9 @@ from nas import devices
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
 from nas.errors import ConfigError
-from nas.files import FolderLock
 from nas.final_network import final_recipe, final_space
 from nas.final_training import RETRAIN, help_to_retrain, train_final
+from nas.folder_lock import FolderLock
 from nas.graph import cell_graphs
 from nas.inputs import Inputs
 from nas.oneshot.fused.execution import resolve

@@ -18,7 +18,10 @@ import torch
 from nas import __version__, devices
 from nas.config import Config
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.files import TEMPORARY, read_json, write_json, write_text
+from nas.folder_lock import LOCK
+from nas.folders import prepare_folder
+from nas.manifest import MANIFEST
 from nas.paths import check_contents, check_name, is_file
 from nas.plan import Plan
 from nas.records import RunRecord, checked

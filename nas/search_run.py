@@ -17,7 +17,7 @@ from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
 from nas.errors import ConfigError, NasError
-from nas.files import FolderLock
+from nas.folder_lock import FolderLock
 from nas.following import follow
 from nas.job import Job
 from nas.oneshot.method import Method

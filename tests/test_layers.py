@@ -28,7 +28,7 @@ LAYERS = [
     "paths records spellings tomlfile",
     "failures metrics files arrays learning_curves comparison recipe config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
-    "workers.slots workers.probe unpacking pictures",
+    "workers.slots workers.probe unpacking pictures folder_lock folders manifest",
     "workers.pool",
     "serving serving.served serving.answers serving.page serving.queue",
     "serving.inputs serving.session",

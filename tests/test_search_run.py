@@ -15,9 +15,10 @@ from torch import nn
 import nas
 from nas.config import make_config
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
-from nas.files import FolderLock, check_manifest
 from nas.final_network import final_recipe, final_space
+from nas.folder_lock import FolderLock
 from nas.latency import LatencyTable
+from nas.manifest import check_manifest
 from nas.method_names import DIFFERENTIABLE
 from nas.method_names import METHODS as CONFIG_METHODS
 from nas.plan import make_plan

@@ -15,8 +15,8 @@ from nas.calibrate_run import USED
 from nas.cli import app
 from nas.config import make_config
 from nas.errors import ConfigError
-from nas.files import check_manifest
 from nas.journal import JOURNAL, journal_storage
+from nas.manifest import check_manifest
 from nas.progress import Silent
 from nas.registry import load
 from nas.resumable import Stopped

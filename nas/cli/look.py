@@ -25,7 +25,7 @@ def draw(
 ) -> None:
     """Draw the cells of an architecture as cells.svg and cells.png."""
     with errors():
-        from nas.files import prepare_folder
+        from nas.folders import prepare_folder
         from nas.paths import exists
         from nas.result import draw_architecture, graphs_of
 
@@ -102,7 +102,7 @@ def check(
 ) -> None:
     """Say which files of a finished run differ from what was recorded when it finished."""
     with errors():
-        from nas.files import check_manifest, damaged
+        from nas.manifest import check_manifest, damaged
 
         damage = check_manifest(folder)
         if as_json:

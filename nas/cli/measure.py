@@ -69,7 +69,7 @@ def benchmark(
         from nas.benchmarks.outcome import lines, to_dict, write_outcome
         from nas.benchmarks.race import run_race
         from nas.console import reporter
-        from nas.files import prepare_folder
+        from nas.folders import prepare_folder
         from nas.launch import refuse
         from nas.spellings import seconds
         from nas.tomlfile import override

@@ -20,8 +20,9 @@ import nas
 from nas.checkpoint import Checkpoints, load_tensors
 from nas.cli import app
 from nas.errors import ConfigError, DataError, NasError
-from nas.files import write_json, write_manifest
+from nas.files import write_json
 from nas.gradient_search import Study
+from nas.manifest import write_manifest
 from nas.registry import load
 from nas.result import describe_architecture, graphs_of, load_result, read_architecture
 

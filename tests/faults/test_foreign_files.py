@@ -27,12 +27,14 @@ from nas.cell import Cell
 from nas.cli import app
 from nas.draw import draw_cells
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
-from nas.files import FolderLock, check_manifest, read_json, write_json, write_manifest
+from nas.files import read_json, write_json
+from nas.folder_lock import FolderLock
 from nas.goals import Goals
 from nas.graph import cell_graphs, from_dict, merged, to_dict
 from nas.journal import JOURNAL
 from nas.journal_file import MAX_RECORD
 from nas.latency import LatencyTable
+from nas.manifest import check_manifest, write_manifest
 from nas.paths import check_contents, check_name
 from nas.registry import load
 from nas.result import graphs_of, load_result, read_architecture, read_metrics, write_graphml

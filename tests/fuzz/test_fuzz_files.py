@@ -25,9 +25,10 @@ from nas.calibration import Calibration, Estimate, chosen_fidelity, read_calibra
 from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
 from nas.draw import draw_cells
 from nas.errors import DataError, NasError
-from nas.files import MANIFEST, check_manifest, read_json, write_json, write_manifest
+from nas.files import read_json, write_json
 from nas.journal import JOURNAL
 from nas.latency import LatencyTable
+from nas.manifest import MANIFEST, check_manifest, write_manifest
 from nas.registry import load
 from nas.result import Result, graphs_of, load_architecture, load_result, read_architecture
 from nas.run_folder import read_run
