@@ -14,9 +14,9 @@ from nas.errors import TrialError
 from nas.evaluate import affordable
 from nas.guard import user_errors
 from nas.latency import latency
+from nas.metrics import wilson
 from nas.progress import Progress
 from nas.recipe import Recipe
-from nas.result import wilson
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Split, Task

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nas import devices
+from nas.architecture_file import read_architecture
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
 from nas.errors import ConfigError
@@ -16,13 +17,15 @@ from nas.final_training import RETRAIN, help_to_retrain, train_final
 from nas.folder_lock import FolderLock
 from nas.graph import cell_graphs
 from nas.inputs import Inputs
+from nas.metrics import rounded
 from nas.oneshot.fused.execution import resolve
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
 from nas.ranks import BEGIN, follow_to, help_all, team_notes
 from nas.recipe import Recipe
 from nas.registry import is_plugin, load
-from nas.result import Result, is_finished, load_result, read_architecture, rounded, to_cpu, write_result
+from nas.result import Result, is_finished, load_result, to_cpu
+from nas.result_files import write_result
 from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive
 from nas.space import Space

@@ -61,7 +61,7 @@ LAYERS = [
     "workers.claims",
     "guard oneshot.identities oneshot.watch distributed",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
-    "morph",
+    "alphas morph",
     "augment encodings fidelity latency skeleton searchers.bounded searchers.evolution searchers.local",
     "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2 searchers.generational",
     # the parts of a differentiable method
@@ -97,7 +97,7 @@ LAYERS = [
     "benchmarks.contest benchmarks.outcome",
     # whole jobs
     "evaluate plan inputs",
-    "run_folder suited validate measured laddered grown learned",
+    "architecture_file run_folder suited validate measured laddered grown learned",
     "report.words report.section report.embed report.history",
     "final_network report.run",
     "report.architecture report.curves report.oneshot report.lineage report.importance report.energy",
@@ -106,6 +106,7 @@ LAYERS = [
     "report.page",
     "report",
     "result",
+    "result_files",
     # the found model without the engine
     "bundle bundle.pieces bundle.layout bundle.run_form",
     "bundle.constructors",

@@ -10,10 +10,11 @@ from jobs import TINY, snapshot
 from typer.testing import CliRunner
 
 import nas
+from nas.architecture_file import ARCHITECTURE, read_architecture
 from nas.cli.app import app
 from nas.errors import ConfigError
 from nas.manifest import MANIFEST, check_manifest
-from nas.result import ARCHITECTURE, load_result, read_architecture
+from nas.result import load_result
 from nas.search_run import search
 
 FILES = {
