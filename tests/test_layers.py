@@ -141,7 +141,8 @@ LAYERS = [
     "dashboard dashboard.live dashboard.server",
     "cli.audit cli.dashboard cli.deploy cli.export cli.launch",
     "cli.look cli.measure cli.mend cli.report cli.workers",
-    "cli.jobs",
+    "cli.job",
+    "cli.retrain cli.search",
     "cli",
     "__main__",
 ]
@@ -154,7 +155,7 @@ NAMED = {
     "nas.benchmarks.nasbench101": {"nasbench101"},
     "nas.benchmarks.nasbench201": {"nasbench201"},
     "nas.classifier": {"nasbench201"},
-    "nas.cli.jobs": {"darts", "nasbench201"},
+    "nas.cli.search": {"darts", "nasbench201"},
     "nas.cli.measure": {"darts", "nasbench101", "nasbench201"},
     "nas.config": {"darts"},
     "nas.method_names": {"darts"},

@@ -5,7 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 
-from nas.cli import audit, dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
+from nas.cli import (
+    audit,
+    dashboard,
+    deploy,
+    export,
+    launch,
+    look,
+    measure,
+    mend,
+    report,
+    retrain,
+    search,
+    workers,
+)
 from nas.cli.app import Printable, app, spelt_out
 from nas.launch import follows
 
@@ -15,13 +28,14 @@ __all__ = [
     "dashboard",
     "deploy",
     "export",
-    "jobs",
     "launch",
     "look",
     "main",
     "measure",
     "mend",
     "report",
+    "retrain",
+    "search",
     "workers",
 ]
 

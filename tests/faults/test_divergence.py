@@ -13,7 +13,7 @@ from torch import nn
 
 import nas
 from nas.checkpoint import Checkpoints
-from nas.cli.jobs import show
+from nas.cli.job import show
 from nas.easing import EASED, Ease, begun, eased
 from nas.errors import NoModelError, TrialError
 from nas.evaluate import Trained
