@@ -78,6 +78,7 @@ LAYERS = [
     "proxies",
     "budget schedule halving train testing oneshot.bilevel",
     "oneshot.fused.workloads",
+    "ledger proposal",
     "study scored oneshot.paths oneshot.singlepath presets",
     "workers.rehearsal workers.coordinate",
     "oneshot.choosing oneshot.fewshot oneshot.health",
