@@ -17,7 +17,7 @@ from nas.job import Job
 from nas.oneshot.record import Epoch
 from nas.searchers import Searcher
 from nas.seeding import rng
-from nas.space import Size
+from nas.space_size import Size
 from nas.study import Evaluator
 from nas.tracking.points import of_trials
 from nas.trial_search import TrialSearch, trial_search, write_record

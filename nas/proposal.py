@@ -7,9 +7,9 @@ from numbers import Integral
 
 import numpy as np
 
-from nas.errors import ConfigError, NasError
+from nas.errors import ConfigError, NasError, describe
 from nas.schedule import Scheduler
-from nas.space import Space, describe
+from nas.space import Space
 from nas.types import Genotype, Trial
 from nas.workers.turns import NoTurnError
 

@@ -56,6 +56,7 @@ LAYERS = [
     "oneshot.fused.execution",
     "oneshot.fused.comparing",
     "oneshot.fused.floor",
+    "genotypes space_size",
     "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn_in_database",
     "workers.turn study_record clock images",
     "workers.claims",
