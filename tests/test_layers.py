@@ -128,6 +128,8 @@ LAYERS = [
     "gradient_search trial_setup",
     "pace",
     "preview",
+    "preview_phases",
+    "preview_run",
     "timing",
     "trial_search",
     "workers.start",

@@ -11,7 +11,8 @@ from nas.clock import Clock
 from nas.config import make_config
 from nas.console import LiveProgress
 from nas.preparation import prepare
-from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, preview, time_text
+from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.preview_run import preview
 from nas.search_run import look
 from tests.jobs import TINY, Recorder
 
