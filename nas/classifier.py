@@ -24,7 +24,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from nas.audit import AUDIT_FILES
 from nas.bundle.bundle import bundle
-from nas.calibrate_run import Settings, calibrate
+from nas.calibrate_run import calibrate
+from nas.calibration import Settings
 from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.console import reporter

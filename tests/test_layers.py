@@ -137,6 +137,7 @@ LAYERS = [
     "baselines rerank following",
     "preparation whole_job",
     "search_run",
+    "cheap_estimates",
     "calibrate_run workers.join workers.sample",
     # what users call
     "cli.app classifier",

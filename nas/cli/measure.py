@@ -134,8 +134,8 @@ def calibrate(
 
     given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
-        from nas.calibrate_run import Settings
         from nas.calibrate_run import calibrate as run
+        from nas.calibration import Settings
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))
