@@ -60,7 +60,7 @@ LAYERS = [
     "oneshot.keeping space resumable datasets mapdataset draw.cells workers.turn_in_database",
     "workers.turn study_record clock images",
     "workers.claims",
-    "guard oneshot.identities oneshot.watch distributed",
+    "guard oneshot.extraction oneshot.identities oneshot.watch distributed",
     "acquisition registry graph cost listing probing task oneshot.supernet searchers.searcher draw",
     "alphas morph",
     "augment encodings fidelity latency skeleton searchers.bounded searchers.evolution searchers.local",

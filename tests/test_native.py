@@ -22,11 +22,11 @@ pytest.importorskip("triton")
 
 from depthwise_cases import Case, cases
 
+from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.kernels import choice, launch, native
 from nas.oneshot.fused.kernels.maps import Norm, Source
 from nas.oneshot.fused.kernels.native import NativeError, Variant
-from nas.oneshot.supernet import as_searched
 from nas.ops import PRIMITIVES
 
 CASES = list(cases())
