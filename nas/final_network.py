@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nas.changing import change
 from nas.config import Config
 from nas.errors import ConfigError
-from nas.plan import Plan, change
+from nas.plan import Plan
 from nas.recipe import Recipe, compressed
 from nas.registry import load
 from nas.space import Space

@@ -14,7 +14,7 @@ LAYERS = [
     "text",
     # plain values, errors, random streams
     "averaging captured errors strictjson types seeding progress signals console patience peak sealing",
-    "streams resting method_names oneshot oneshot.gradients",
+    "streams resting method_names pixels oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
@@ -44,6 +44,7 @@ LAYERS = [
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
+    "changing",
     # spaces and data
     "oneshot.mixed",
     "oneshot.fused.plan oneshot.fused.kernels.launch",
