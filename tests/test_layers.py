@@ -141,7 +141,8 @@ LAYERS = [
     "cheap_estimates",
     "calibrate_run workers.join workers.sample",
     # what users call
-    "cli.app classifier",
+    "cli.app time_allowed",
+    "classifier",
     "cluster cluster.worker_command",
     "cluster.on_ray cluster.slurm",
     "dashboard dashboard.live dashboard.server",
