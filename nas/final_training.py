@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
+from nas.accuracy import evaluate
 from nas.checkpoint import Checkpoints
+from nas.curve import Curve, EpochReport
 from nas.easing import Ease, eased
 from nas.errors import TrialError
 from nas.evaluate import affordable
@@ -23,7 +25,7 @@ from nas.task import Split, Task
 from nas.team import ALONE, Team
 from nas.tracking.points import of_curve, of_report
 from nas.tracking.tracking import NO_TRACKING, Tracking
-from nas.train import Curve, EpochReport, evaluate, train
+from nas.train import train
 from nas.types import Genotype
 
 RETRAIN = "retrain"

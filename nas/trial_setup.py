@@ -11,6 +11,7 @@ from torch import nn
 
 from nas.checkpoint import Checkpoints
 from nas.cost import count_params
+from nas.curve import EpochReport
 from nas.easing import LR_FACTOR, Ease, eased
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import Inherited, Start, Trained
@@ -36,7 +37,6 @@ from nas.searchers.bounded import Bounded
 from nas.seeding import isolated
 from nas.study import Evaluator, Study
 from nas.tracking.points import of_report, of_trials
-from nas.train import EpochReport
 from nas.types import Genotype, Trial
 
 SHARED = "shared weights"

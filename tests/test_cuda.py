@@ -8,6 +8,7 @@ import pytest
 import torch
 from depthwise_cases import Case, cases
 
+from nas.accuracy import evaluate
 from nas.augment import Policy, mixup
 from nas.batches import Batches
 from nas.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from nas.search_run import search as whole_job
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import load_task
-from nas.train import evaluate, train
+from nas.train import train
 from nas.types import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,7 +14,7 @@ LAYERS = [
     "text",
     # plain values, errors, random streams
     "averaging captured errors strictjson types seeding progress signals console patience peak sealing",
-    "streams resting method_names pixels oneshot oneshot.gradients",
+    "streams resting curve method_names pixels oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack team launch",
@@ -71,7 +71,7 @@ LAYERS = [
     "oneshot.method oneshot.sampling",
     "oneshot.methods",
     # training and searching
-    "batches",
+    "accuracy batches",
     "loop ranks searchers",
     "accumulation searchers.named proxies.batch",
     "easing proxies.measure proxies.ranks proxies.watch",

@@ -13,6 +13,7 @@ from killing import MODULES
 from torch import nn
 
 import nas
+from nas.accuracy import evaluate
 from nas.config import make_config
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.final_network import final_recipe, final_space
@@ -31,7 +32,6 @@ from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays
 from nas.tomlfile import read_toml
-from nas.train import evaluate
 
 TASK = load_task("digits")
 METHODS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nas.arithmetic import precision
 from nas.checkpoint import Checkpoints
+from nas.curve import Curve, EpochReport
 from nas.errors import ConfigError, unknown
 from nas.loop import Loop
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
@@ -19,7 +20,7 @@ from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
 from nas.team import ALONE, Team
-from nas.train import Curve, EpochReport, train
+from nas.train import train
 from nas.types import Genotype
 
 

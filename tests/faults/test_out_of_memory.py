@@ -12,6 +12,7 @@ from torch import nn
 
 import nas
 from nas.accumulation import in_parts
+from nas.accuracy import evaluate, predictions
 from nas.easing import Ease, begun, eased
 from nas.errors import NoModelError, TrialError
 from nas.evaluate import Inherited, Trained
@@ -27,7 +28,7 @@ from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.search_run import search
 from nas.searchers import RandomSearch
-from nas.train import evaluate, predictions, train
+from nas.train import train
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")
