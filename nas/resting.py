@@ -28,20 +28,30 @@ class Resting:
             return
         norms = torch._foreach_norm([p.grad for p in moving if p.grad is not None], torch.inf)
         values = [p.detach() for p in moving]
-        slots = [optimizer.state[p].get("momentum_buffer") for p in moving]
-        # What a momentum begins with is the first gradient, as if it had been zero before.
-        held = [torch.zeros_like(p) if slot is None else slot for p, slot in zip(values, slots, strict=True)]
-        before = list(torch._foreach_add([*values, *held], 0))
+        kept = [*values, *_momenta(optimizer, moving)]
+        before = list(torch._foreach_add(kept, 0))
         yield
-        slots = [optimizer.state[p].get("momentum_buffer") for p in moving]
-        after = [*values, *(slot for slot in slots if slot is not None)]
-        moved = _shares(torch.stack(norms).ne(0), values)
+        moved = shares(torch.stack(norms).ne(0), values)
         # With a share of 0 or 1, an interpolation gives either end to the bit.
-        torch._foreach_lerp_(before[: len(after)], after, [*moved, *moved][: len(after)])
-        torch._foreach_copy_(after, before[: len(after)])
+        torch._foreach_lerp_(before, kept, [*moved, *moved][: len(kept)])
+        torch._foreach_copy_(kept, before)
 
 
-def _shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
+def _momenta(optimizer: torch.optim.SGD, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Those of some parameters, if there are any, which the step changes in place.
+
+    One begins with the first gradient, as if it had been zero before. A fused step has all of them or none.
+    """
+    group = optimizer.param_groups[0]
+    if not group["momentum"]:
+        return []
+    for p in group["params"]:
+        if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return [optimizer.state[p]["momentum_buffer"] for p in parameters]
+
+
+def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
     """1 or 0 for every entry of some tensors, laid out as these are. moves: [tensors]."""
     sizes = [tensor.numel() for tensor in like]
     each = [share.expand(size) for share, size in zip(moves.to(like[0]).unbind(), sizes, strict=True)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from nas.guard import memory_errors
 from nas.loop import Backward, Forward, Loop
 from nas.recipe import Recipe
 from nas.seeding import isolated
+from nas.steps import Steps
 from nas.task import Split, Task
 from nas.team import ALONE, Team
 
@@ -43,6 +45,7 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     forward: Forward | None = None,
     backward: Backward | None = None,
+    steps: Steps | None = None,
     stop: Callable[[], bool] | None = None,
     left_s: Callable[[], float] | None = None,
     team: Team = ALONE,
@@ -61,6 +64,7 @@ def train(
     on_epoch: called after each epoch, its checkpoint already written.
     forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
     backward: puts the gradients of a step in place and returns its loss; one pass by default.
+    steps: takes the place of `backward` where steps are prepared, and may be captured as CUDA graphs.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     left_s: seconds left, asked after every step; when there are none, that step was the last one, its epoch
       ends with it and the network stays as it is. Not for a team.
@@ -76,11 +80,16 @@ def train(
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
         )
+    if backward is not None and steps is not None:
+        raise ConfigError("train: got backward and steps, which has one of its own; give one of them")
 
     def whole(network: nn.Module, x: Tensor, _: int) -> Output:
         loop.apart()
         output: Output = network(x)
         return output
+
+    def plain() -> Hashable:
+        return () if forward is None and backward is None else None
 
     loop = Loop(
         network,
@@ -89,14 +98,17 @@ def train(
         seed=seed,
         split=task.train if split is None else split,
         forward=forward or whole,
-        backward=backward,
-        form=lambda: () if forward is None and backward is None else None,
+        backward=backward if steps is None else steps.backward,
+        form=plain if steps is None else steps.form,
         team=team,
     )
+    begin = _nothing if steps is None else partial(steps.begin, loop)
+    if steps is not None:
+        loop.resting = steps.resting(loop)
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    work = _Training(loop, evaluate_on, evaluate_every, last, left_s)
+    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, left_s=left_s)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
@@ -121,9 +133,11 @@ class _Training:
         evaluate_on: Split | None,
         evaluate_every: int | None,
         until: int,
+        *,
+        begin: Callable[[], None],
         left_s: Callable[[], float] | None,
     ) -> None:
-        self.loop, self.until, self.left_s = loop, until, left_s
+        self.loop, self.until, self.begin, self.left_s = loop, until, begin, left_s
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve, self.cut = Curve(), False
 
@@ -140,7 +154,7 @@ class _Training:
         return self.cut or self.loop.at_epoch_end
 
     def advance(self) -> None:
-        self.loop.advance()
+        self.loop.advance(self.begin)
         self.cut = self.left_s is not None and self.left_s() <= 0
 
     def end_epoch(self) -> EpochReport:
@@ -186,6 +200,10 @@ class _Training:
         if self.cut and every is not None:
             return True
         return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
+
+
+def _nothing() -> None:
+    """What most steps begin with, beside what the loop sets."""
 
 
 def _inherit(loop: Loop, start: Checkpoints) -> None:

@@ -3,71 +3,102 @@
 And the recording of launches, so that a `tape.Tape` does them again.
 """
 
+import ctypes
+from functools import partial
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nas.oneshot.fused.kernels import launch, mixing_launch
 
-
-def read(source):
-    """[G or 1, P, C], before a ReLU."""
-    x = source.x if source.x.dim() == 3 else source.x[None]
-    return x if source.norm is None else (x - source.norm.mean[:, None]) * source.norm.inv[:, None]
+PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
 
 
-def convolved(x, taps, window, *, relu):
-    groups, (height, width), kernel = len(taps), window.before, window.kernel
-    x = (x.relu() if relu else x).expand(groups, *x.shape[1:])
-    x = x.reshape(groups, window.batch, height, width, -1).permute(1, 0, 4, 2, 3).flatten(1, 2)
-    if taps.dim() == 3:
-        weight, each = taps.permute(0, 2, 1).reshape(-1, 1, kernel, kernel), x.shape[1]
-    else:
-        outputs, inputs = taps.shape[3], taps.shape[2]
-        weight, each = taps.permute(0, 3, 2, 1).reshape(groups * outputs, inputs, kernel, kernel), groups
-    padding = window.dilation * (kernel // 2)
-    y = F.conv2d(x, weight, None, window.stride, padding, window.dilation, each)
-    return y.unflatten(1, (groups, -1)).permute(1, 0, 3, 4, 2).reshape(groups, window.outputs, -1)
+def read(source, g):
+    """[P, C] of an operation, before a ReLU."""
+    x = source.x[g] if source.x.dim() == 3 else source.x
+    return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
 
 
-def depthwise(source, taps, window):
-    y = convolved(read(source), taps.to(source.x.dtype), window, relu=source.pre > 0)
+@_disable_current_modes()
+def kernel(taps, g, *, depthwise):
+    """The weight of an operation, where its module keeps it: a program reads that without waiting."""
+    side, dilation = taps.kinds[int(taps.kind[g])]
+    inputs = 1 if depthwise else taps.inputs
+    count = taps.outputs * inputs * side * side
+    numbers = (ctypes.c_float * count).from_address(int(taps.addresses[g]))
+    weight = torch.from_numpy(np.ctypeslib.as_array(numbers))
+    if taps.last:
+        return weight.view(taps.outputs, side, side, inputs).permute(0, 3, 1, 2), dilation
+    return weight.view(taps.outputs, inputs, side, side), dilation
+
+
+def convolved(x, weight, dilation, window, *, relu):
+    (height, width), groups = window.before, x.shape[1] // weight.shape[1]
+    x = (x.relu() if relu else x).view(window.batch, height, width, -1).permute(0, 3, 1, 2)
+    padding = dilation * (weight.shape[-1] // 2)
+    y = F.conv2d(x, weight, None, window.stride, padding, dilation, groups)
+    return y.permute(0, 2, 3, 1).reshape(window.outputs, -1)
+
+
+def made(source, taps, window, *, depthwise=True):
+    maps = [
+        convolved(read(source, g), weight.to(source.x.dtype), dilation, window, relu=source.pre > 0)
+        for g in range(taps.groups)
+        for weight, dilation in [kernel(taps, g, depthwise=depthwise)]
+    ]
     # What is not computed is not written, and what was there before may be anything.
-    return y if source.on is None else torch.where(computed(source), y, torch.nan)
+    return torch.where(computed(source, taps), torch.stack(maps), torch.nan)
 
 
-def computed(source):
-    return source.on.view(-1, 1, 1) != 0
+def computed(source, taps):
+    """[G, 1, 1] Which operations are."""
+    if source.drawn is None:
+        return torch.ones(taps.groups, 1, 1, dtype=torch.bool)
+    on = torch.zeros(taps.groups, dtype=torch.int32)
+    return on.index_copy(0, source.drawn.order.long(), source.drawn.live).ne(0).view(-1, 1, 1)
 
 
 def convolve(source, taps, window, *, out, part, block):
-    out.data.copy_(depthwise(source, taps, window))  # unseen by autograd, as what kernels write is
-    if source.on is not None:
-        part.fill_(torch.nan)
+    # Unseen by autograd, as what kernels write is.
+    out.data.copy_(made(source, taps, window, depthwise=False))
     for number, pixels in enumerate(out.float().split(block, dim=1)):
         mean = pixels.mean(1)
         part[:, number, 0], part[:, number, 1] = mean, (pixels - mean[:, None]).square().sum(1)
 
 
-def gradients(grad, source, taps, window, *, wanted):
-    x = read(source).detach()
-    if source.on is not None:
-        grad = torch.where(computed(source), grad, 0)
-        x = x if source.x.dim() == 2 else torch.where(computed(source), x, 0)
-    with torch.enable_grad():
-        inputs = [x.requires_grad_(), taps.detach().requires_grad_()]
-        y = convolved(inputs[0], inputs[1].to(grad.dtype), window, relu=source.pre > 0)
-        found = torch.autograd.grad(y, inputs, grad)
-    if source.on is not None and source.x.dim() == 3:
-        found = (torch.where(computed(source), found[0], torch.nan), found[1])
-    return tuple(g if asked else None for g, asked in zip(found, wanted, strict=True))
+def gradients(grad, source, taps, window, *, for_x, part, depthwise):
+    on, found = computed(source, taps), []
+    for g in range(taps.groups):
+        weight, dilation = kernel(taps, g, depthwise=depthwise)
+        own = torch.where(on[g], grad[g], 0)
+        x = torch.where(on[g], read(source, g).detach(), 0).requires_grad_()
+        with torch.enable_grad():
+            weight = weight.detach().clone().requires_grad_()
+            y = convolved(x, weight.to(grad.dtype), dilation, window, relu=source.pre > 0)
+            dx, dw = torch.autograd.grad(y, [x, weight], own)
+        found.append(dx)
+        if part is not None:
+            dw = dw.permute(0, 2, 3, 1).flatten() if taps.last else dw.flatten()
+            with _disable_current_modes():
+                place = int(taps.places[g])
+            part[:, place : place + len(dw)].zero_()
+            part[0, place : place + len(dw)] = dw
+    if not for_x:
+        return None
+    if source.x.dim() == 2:
+        return torch.where(on.any(), torch.stack(found).sum(0, keepdim=True), torch.nan)
+    return torch.where(on, torch.stack(found), torch.nan)
 
 
 def stand_in(monkeypatch):
     """Puts them in the place of the kernels."""
-    monkeypatch.setattr(launch, "depthwise", depthwise)
+    monkeypatch.setattr(launch, "depthwise", made)
     monkeypatch.setattr(launch, "convolve", convolve)
-    monkeypatch.setattr(launch, "depthwise_gradients", gradients)
-    monkeypatch.setattr(launch, "convolve_gradients", gradients)
+    monkeypatch.setattr(launch, "depthwise_gradients", partial(gradients, depthwise=True))
+    monkeypatch.setattr(launch, "convolve_gradients", partial(gradients, depthwise=False))
 
 
 class Taped:
@@ -98,6 +129,7 @@ class Program:
 def tape_launches(monkeypatch, tape):
     """Names of all launches to come, which the tape notes down."""
     launched = []
-    for module in (launch, mixing_launch):
-        monkeypatch.setattr(module, "programs", Taped(module.programs, tape, launched))
+    for module, names in ((launch, PROGRAMS), (mixing_launch, ["programs"])):
+        for name in names:
+            monkeypatch.setattr(module, name, Taped(getattr(module, name), tape, launched))
     return launched

@@ -10,7 +10,7 @@ from tape import Refusing, Tape
 
 import nas
 from nas import loop as training
-from nas.captured import Captured
+from nas.captured import Captured, tensors_in
 from nas.errors import TrialError
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
@@ -154,7 +154,7 @@ METHODS = {
     "darts": methods.darts, "snas": methods.snas, "drnas": methods.drnas, "pcdarts": methods.pcdarts,
     "fairdarts": methods.fairdarts, "beta-darts": methods.beta_darts, "gaea": methods.gaea,
     "is-darts": methods.is_darts, "darts2": methods.darts2, "sdarts-rs": methods.sdarts_rs,
-    "sdarts-adv": lambda: methods.sdarts_adv(steps=2),
+    "sdarts-adv": lambda: methods.sdarts_adv(steps=2), "oles": lambda: methods.oles(steps=2),
 }  # fmt: skip
 
 
@@ -250,11 +250,65 @@ def test_streams_in_graphs_give_the_numbers_of_steps_as_they_are(monkeypatch, ta
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gdas", "oles"])
-def test_what_reads_numbers_back_is_not_captured(monkeypatch, task, name):
+def freezing(monkeypatch, task, record):
+    """A search that freezes a few operations in every second step."""
+    monkeypatch.setattr(training, "recorder", lambda _: record)
+    recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, clip=5.0)
+    return bilevel(task, with_recipe(methods.oles(steps=2, threshold=-0.05), recipe))
+
+
+def test_one_capture_serves_while_more_and_more_operations_are_frozen(monkeypatch, task):
+    found, frozen = [], []
+    for record in (Refusing(), Tape()):
+        loop, counts = freezing(monkeypatch, task, record), []
+        for _ in range(8):
+            loop.advance()
+            counts.append(loop.frozen)
+        found.append([*loop._moved_by_both()])
+        frozen.append(counts)
+    assert (record.captured, record.replayed) == (1, 6)
+    assert frozen[0] == frozen[1]
+    assert frozen[1][2] < frozen[1][3] < frozen[1][5] < frozen[1][7]  # by replays
+    assert_equal(*found)
+
+
+def test_a_freezing_search_goes_on_where_it_was_restored(monkeypatch, task):
+    """In the middle of a window, before and after steps were captured."""
+    whole = freezing(monkeypatch, task, Tape())
+    for step in range(8):
+        if step == 5:
+            state = copy.deepcopy(whole.state())
+        whole.advance()
+    assert len(state["freezer"]["frozen"]) < whole.frozen and state["freezer"]["steps"] == 1
+    for earlier in (0, 4):
+        other = freezing(monkeypatch, task, Tape())
+        for _ in range(earlier):
+            other.advance()
+        other.restore(5, copy.deepcopy(state))
+        for _ in range(3):
+            other.advance()
+        assert other.state()["freezer"]["frozen"] == whole.state()["freezer"]["frozen"]
+        assert_equal(list(tensors_in(whole.state())), list(tensors_in(other.state())))
+
+
+def test_a_freezing_search_whose_steps_are_not_captured_in_one_counts_right(monkeypatch, task):
+    found = []
+    for record in (Refusing(), Apart()):
+        loop = freezing(monkeypatch, task, record)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for step in range(8):
+                loop.alphas_move = step not in (5, 6)
+                loop.advance()
+        found.append([*loop._moved_by_both()])
+    assert ["captured apart, not in one CUDA graph: it" in str(w.message) for w in said] == [True]
+    assert_equal(*found)
+
+
+def test_what_reads_numbers_back_is_not_captured(monkeypatch, task):
     tape = Tape()
     monkeypatch.setattr(training, "recorder", lambda _: tape)
-    method = with_recipe(getattr(methods, name)(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3))
+    method = with_recipe(methods.gdas(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3))
     loop = bilevel(task, method)
     for _ in range(4):
         loop.advance()

@@ -16,6 +16,9 @@ from torch import nn
 
 pytest.importorskip("triton")
 
+from kernels_by_torch import tape_launches
+from tape import Refusing
+
 from nas.cell import Cell
 from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import trust
@@ -49,10 +52,14 @@ def difference(exact, found):
     return float((exact - found).norm() / exact.norm().clamp_min(1e-9))
 
 
-def operations(name, channels, stride, *, count=2):
+def operations(name, channels, stride, *, count=2, affine=False):
     ops = [PRIMITIVES[name](channels, channels, stride).to(DEVICE).train() for _ in range(count)]
     for op in ops:
-        as_searched(op, [""])
+        if not affine:
+            as_searched(op, [""])
+        for norm in (layer for layer in op if isinstance(layer, nn.BatchNorm2d) and affine):
+            nn.init.uniform_(norm.weight, -1, 1)
+            nn.init.uniform_(norm.bias, -1, 1)
     return ops
 
 
@@ -80,7 +87,7 @@ def plainly(ops, x, scale):
 def by_kernels(ops, x, scale):
     layers = layers_of(ops)
     form = form_of([row[0] for row in layers])
-    return apart(alike(ops, layers, form), x, scale)
+    return apart([alike(ops, layers, form)], x, scale)
 
 
 @pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (20, (4, 6))])
@@ -150,7 +157,6 @@ def test_every_run_gives_the_same_bits():
 @pytest.mark.parametrize(
     "layers",
     [
-        [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)],
         [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4, affine=False)],
         [nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)],
         [nn.ReLU(), nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(4, affine=False)],
@@ -158,10 +164,108 @@ def test_every_run_gives_the_same_bits():
         [nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)],
         2 * [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, affine=False)],
     ],
-    ids=["affine", "bias", "unpadded", "oblong", "no norm", "no relu", "two dense"],
+    ids=["bias", "unpadded", "oblong", "no norm", "no relu", "two dense"],
 )
 def test_other_chains_are_left_to_the_batched_path(layers):
     assert form_of(layers) is None
+
+
+# -- families ---------------------------------------------------------------------------------------------
+
+DARTS = ["dil_conv_5x5", "sep_conv_3x3", "dil_conv_3x3", "sep_conv_5x5", "sep_conv_3x3"]
+DENSE = ["nor_conv_3x3", "nor_conv_1x1", "nor_conv_3x3"]
+
+
+def jointly(ops, x, scale):
+    """All of them by kernels, each kind a group of its own."""
+    groups = [
+        alike([op], [[layer] for layer in layers], form_of(layers), first=edge)
+        for edge, op in enumerate(ops)
+        for layers in [[layer for layer, _ in chain_of(op)]]
+    ]
+    return apart(groups, x, scale)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [(1, False, False), (2, True, True), (2, False, False), (1, True, True)],
+    ids=["plain", "all", "strided", "affine"],
+)
+@pytest.mark.parametrize(
+    ("names", "launches"),
+    [(DARTS, (2, 2)), (DENSE, (1, 0)), (DENSE + DARTS[1:3], (3, 2))],
+    ids=["darts", "dense", "both"],
+)
+def test_operations_of_all_kinds_in_one_launch_are_those_of_float64(form, names, launches, monkeypatch):
+    stride, last, affine = form
+    ops = [op for name in names for op in operations(name, 3, stride, count=1, affine=affine)]
+    if last:
+        ops = [op.to(memory_format=torch.channels_last) for op in ops]
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 3, 4, 5, device=DEVICE), torch.randn(len(ops), device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    own = worst(expected, outcomes(plainly, copy.deepcopy(ops), x, scale))
+    launched = tape_launches(monkeypatch, Refusing())
+    assert worst(expected, outcomes(jointly, ops, channels_last(x), scale)) < max(1e-5, 3 * own)
+    for a, b in zip(exact, ops, strict=True):
+        for ours, theirs in zip(a.buffers(), b.buffers(), strict=True):
+            assert difference(ours.double(), theirs) < 1e-5
+    assert (launched.count("convolve_forward"), launched.count("depthwise_forward")) == launches
+
+
+def test_maps_between_stages_may_be_of_another_shape():
+    def op(between):
+        def depthwise(stride):
+            own = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+            return [nn.ReLU(), own]
+
+        channels, first = 4, nn.Conv2d(4, between, 1, bias=False)
+        layers = [*depthwise(1), first, nn.BatchNorm2d(between, affine=False)]
+        channels, second = between, nn.Conv2d(between, 4, 1, bias=False)
+        return nn.Sequential(*layers, *depthwise(2), second, nn.BatchNorm2d(4)).to(DEVICE)
+
+    ops = [op(6), op(4), *operations("sep_conv_3x3", 4, 2, count=1), op(6)]
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, scale = torch.randn(2, 4, 5, 6, device=DEVICE), torch.randn(len(ops), device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), scale.double())
+    assert worst(expected, outcomes(jointly, ops, channels_last(x), scale)) < 1e-5
+
+
+@pytest.mark.parametrize("trained", ["0.1.weight", "0.3.weight", "1.2.weight", "1.7.bias"])
+def test_gradients_of_frozen_weights_are_none_beside_those_of_others(trained):
+    ops = nn.ModuleList(operations("sep_conv_3x3", 3, 1, affine=True))
+    for name, parameter in ops.named_parameters():
+        parameter.requires_grad = name == trained
+    exact = copy.deepcopy(ops).double()
+    x, scale = channels_last(torch.randn(2, 3, 4, 4, device=DEVICE)), torch.ones(2, device=DEVICE)
+    plainly(exact, x.double(), scale.double()).sin().sum().backward()
+    by_kernels(ops, x, scale).sin().sum().backward()
+    assert {name for name, p in ops.named_parameters() if p.grad is not None} == {trained}
+    assert difference(exact.get_parameter(trained).grad, ops.get_parameter(trained).grad) < 1e-5
+
+
+def test_weights_that_have_been_moved_are_found():
+    ops = operations("dil_conv_3x3", 4, 1)
+    x, scale = channels_last(torch.randn(2, 4, 4, 4, device=DEVICE)), torch.ones(2, device=DEVICE)
+    layers = layers_of(ops)
+    group = alike(ops, layers, form_of([row[0] for row in layers]))
+    before = apart([group], x, scale)
+    for op in ops:
+        for parameter in op.parameters():
+            parameter.data = 2 * parameter.data + 0.1
+    exact = [copy.deepcopy(op).double() for op in ops]
+    assert difference(plainly(exact, x.double(), scale.double()), apart([group], x, scale)) < 1e-5
+    assert difference(before.double(), apart([group], x, scale)) > 1e-2
+
+
+def test_families_that_are_wrong_are_not_run_together(monkeypatch):
+    monkeypatch.setattr(trust, "_TRIED", {})
+    ops = [op for name in DENSE[:2] for op in operations(name, 4, 1, count=1)]
+    assert trust.joint(ops, on=torch.zeros(1, device=DEVICE))
+    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(passage, "apart", lambda *args: 1.01 * apart(*args))
+    with pytest.warns(UserWarning, match="is not kernels what it is alone .* do not run kernels"):
+        assert not trust.joint(ops, on=torch.zeros(1, device=DEVICE))
 
 
 # -- whole cells ------------------------------------------------------------------------------------------
@@ -238,38 +342,40 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels import mixing_programs, programs
+from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms
 
-WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2, "K": 3}
-DEPTHWISE = {"C": 20, **WINDOW, "DILATION": 2, "PRE": 2, "BP": 64, "BC": 32}
-DENSE = {"CI": 20, "CO": 40, **WINDOW, "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
+MODULES = (dense, depthwise, nodes, norms)
+WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
+DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 64, "BC": 32}
+DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 64, "BI": 32, "BO": 64}
+SHARED = {"SHARED": True, "TOGETHER": 3}
 TILE = {"C": 20, "BP": 64, "BC": 32}
-POOLS = {**TILE, **{n: size for n, size in WINDOW.items() if n != "K"}}
 PROGRAMS = {
     "depthwise_forward": DEPTHWISE,
-    "depthwise_input_gradient": {"G": 3, **DEPTHWISE},
-    "depthwise_weight_gradient": {"LOOP": 8, **DEPTHWISE},
-    "convolve_forward": DENSE,
-    "convolve_input_gradient": {"G": 3, **DENSE},
-    "convolve_weight_gradient": {"LOOP": 8, **DENSE},
-    "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "BC": 32},
+    "depthwise_input_gradient": {**SHARED, **DEPTHWISE},
+    "depthwise_weight_gradient": {"MOST": 25, "LOOP": 8, **DEPTHWISE},
+    "convolve_forward": {"LAST": True, **DENSE},
+    "convolve_input_gradient": {"LAST": False, **SHARED, **DENSE},
+    "convolve_weight_gradient": {"LAST": True, "MOST": 9, "LOOP": 8, **DENSE},
+    "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "AFFINE": True, "BC": 32},
     "sums": {"LOOP": 8, **TILE},
     "norm_gradient": TILE,
     "node_forward": {"KEPT": 9, "MASKED": True, "REST": True, **TILE},
     "node_sums": {"ROW": 1, "LOOP": 8, **TILE},
     "branch_gradient": {"ROW": 2, **TILE},
-    "pool_forward": {"MAXIMA": 1, **POOLS},
+    "pool_forward": {"MAXIMA": 1, **WINDOW, **TILE},
     "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
-    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **POOLS},
+    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **WINDOW, **TILE},
 }
-INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept")
-TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen")
-TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8"}
+INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
+TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind")
+TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8", "addresses": "*i64"}
 for kind, on in (("*bf16", True), ("*fp32", False)):
     for name, constants in PROGRAMS.items():
-        program = getattr(programs, name, None) or getattr(mixing_programs, name)
+        program = next(getattr(module, name) for module in MODULES if hasattr(module, name))
         constants = constants | {"ON": on} if "ON" in program.arg_names else constants
         types = {n: "i32" if n in INTEGERS else TYPES.get(n, "*fp32") for n in program.arg_names}
+        types |= {n: "*i64" for n in ("weights", "biases") if name == "moments"}
         types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "pools") if n in types}
         types |= {n: (kind, kind) for n in ("states", "chains") if n in types}
         types |= dict.fromkeys(constants, "constexpr")

@@ -20,17 +20,16 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from depthwise_cases import Case, cases
+from depthwise_cases import ALL, cases
 
 from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.kernels import choice, launch, native
-from nas.oneshot.fused.kernels.maps import Norm, Source
 from nas.oneshot.fused.kernels.native import NativeError, Variant
 from nas.ops import PRIMITIVES
 
 CASES = list(cases())
-CASE = Case(3, 1, 1, 2, 4, shared=False, sides=(6, 9))
+CASE = next(c for c in CASES if (c.kinds, c.stride, c.pre, c.channels) == (ALL, 1, 2, 4))
 KERNELS = files("nas.oneshot.fused.kernels")
 SHIM = Path(__file__).parent / "cuda_on_cpu.h"
 LAUNCH = """
@@ -84,17 +83,21 @@ class Processor:
         source, library = folder / "kernels.cpp", folder / "kernels.so"
         parts = [f'#include "{SHIM}"', f'#include "{KERNELS / "depthwise.cu"}"', LAUNCH]
         source.write_text("\n".join(parts).format(cases="\n".join(lines)))
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O0",
-            "-Wall",
-            "-Werror",
-            "-Wno-unknown-pragmas",
-            "-fno-strict-aliasing",
-        ]
+        # What only generic lambdas use, GCC thinks unused.
+        warnings = ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-but-set-variable"]
         done = subprocess.run(
-            [*command, "-fno-strict-aliasing", "-shared", "-fPIC", source, "-o", library],
+            [
+                "g++",
+                "-std=c++17",
+                "-O0",
+                *warnings,
+                "-fno-strict-aliasing",
+                "-shared",
+                "-fPIC",
+                source,
+                "-o",
+                library,
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -130,9 +133,18 @@ def processor(compiled, monkeypatch):
 # -- numbers ----------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_kernel_gives_the_numbers_of_float64(processor):
+@pytest.fixture
+def poisoned():
+    """What is not written to is not a number."""
+    torch.set_deterministic_debug_mode("error")
+    yield
+    torch.set_deterministic_debug_mode("default")
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_every_kind_of_kernel_gives_the_numbers_of_float64_and_writes_nothing_else(processor):
     for case in CASES:
-        case.check(case.computed())
+        case.check(case.computed(), poisoned=True)
 
 
 def test_the_order_of_threads_does_not_matter(processor):
@@ -140,53 +152,45 @@ def test_the_order_of_threads_does_not_matter(processor):
         processor.backwards = False
         forwards = case.computed()
         processor.backwards = True
-        assert all(map(torch.equal, forwards, case.computed())), case
+        assert case.same(case.computed(), forwards), case
 
 
-def test_a_gradient_of_weights_in_several_blocks_of_several_strips(processor, monkeypatch):
-    monkeypatch.setattr(native, "BLOCKS", 6)
-    for case in CASES[-24:]:
-        case.check(case.computed())
+def test_operations_give_the_same_bits_apart_and_together(processor):
+    """And a kind the same beside others, where strips are as long."""
+    case = next(c for c in CASES if c.kinds == ALL and not c.shared and c.drawn is None and c.pre == 2)
+    together = case.computed()
+    for g, (start, stop) in enumerate(case.spans):
+        alone = replace(case, drawn=(g,)).computed()
+        assert torch.equal(alone[0][g], together[0][g])
+        assert torch.equal(alone[1][g], together[1][g])
+        assert torch.equal(alone[2][start:stop], together[2][start:stop])
 
 
 def test_bfloat16_is_rounded_to_the_nearest_with_ties_to_even(processor):
-    case = next(c for c in CASES if c.dtype == torch.bfloat16 and c.stride == 1 and c.kernel == 3)
-    source, weight, window, _ = case.given()
-    source.x.copy_(source.x.round().exp2())
-    weight.zero_()[:, 4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, torch.nan])[:, None]
-    exact = source.x.float() * weight[:, 4, None]
-    expected, found = exact.bfloat16(), native.depthwise(source, weight, window)
+    case = next(c for c in CASES if c.dtype == torch.bfloat16 and c.kinds == ((3, 1),))
+    case = replace(case, drawn=None)
+    source, taps, window, _ = case.given()
+    source.x.copy_(source.x.round().exp2())  # positive, so that a ReLU changes nothing
+    factors = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, torch.nan]).repeat(2)
+    for start, stop in case.spans:
+        taps.like[start:stop] = 0
+        taps.like[start:stop].view(6, 9)[:, 4] = factors
+    exact = source.x.float() * factors
+    found = native.depthwise(source, taps, window)
+    expected = exact.bfloat16().expand(found.shape)
     assert torch.equal(expected.isnan(), found.isnan())
     assert torch.equal(expected.nan_to_num(), found.nan_to_num())
 
 
 def test_only_what_kernels_know_has_a_variant():
-    source, weight, window, grad = CASE.given()
-    assert Variant.of(window, source, weight, grad) is not None
-    assert Variant.of(window, source, weight.half(), grad) is None
-    assert Variant.of(window, source, weight, grad.bfloat16()) is None
-    assert Variant.of(Case(9, 1, 1, 2, 4, shared=False, sides=(6, 9)).given()[2], source, weight) is None
+    source, taps, window, grad = CASE.given()
+    assert Variant.of(window, source, taps, grad) is not None
+    assert Variant.of(window, source, replace(taps, like=taps.like.half()), grad) is None
+    assert Variant.of(window, source, taps, grad.bfloat16()) is None
+    assert Variant.of(window, source, replace(taps, kinds=((3, 1), (9, 1)))) is None
+    assert Variant.of(replace(window, stride=3), source, taps) is None
     odd = torch.empty(source.x.numel() + 1)[1:].view_as(source.x)
-    assert (Variant.of(window, source, weight).lanes, Variant.of(window, source, weight, odd).lanes) == (2, 1)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_operations_that_are_not_on_are_not_computed(processor, shared):
-    case = next(c for c in CASES if c.shared == shared and c.kernel == 3 and c.dtype == torch.float32)
-    source, weight, window, grad = replace(case, groups=3).given()
-    some, on = torch.tensor([0, 2]), torch.tensor([1, 0, 1], dtype=torch.int32)
-    rest = Source(
-        source.x if shared else source.x[some], source.relu, None if source.norm is None else
-        Norm(*(t[some] for t in (source.norm.mean, source.norm.var, source.norm.inv)))
-    )  # fmt: skip
-    source = replace(source, on=on)
-    assert torch.equal(native.depthwise(source, weight, window)[some],
-                       native.depthwise(rest, weight[some], window))  # fmt: skip
-    dx, dw = native.depthwise_gradients(grad, source, weight, window, wanted=(True, True))
-    of_some = native.depthwise_gradients(grad[some], rest, weight[some], window, wanted=(True, True))
-    assert torch.equal(dx if shared else dx[some], of_some[0])
-    assert torch.equal(dw[some], of_some[1])
-    assert not dw[1].any()
+    assert (Variant.of(window, source, taps).lanes, Variant.of(window, source, taps, odd).lanes) == (2, 1)
 
 
 # -- what runs --------------------------------------------------------------------------------------------
@@ -201,54 +205,61 @@ def triton(processor, monkeypatch):
         asked.append("depthwise")
         return kernels(*args) * (1 + 1e-6)
 
-    def depthwise_gradients(*args, wanted):
+    def depthwise_gradients(*args, for_x, part):
         asked.append("gradients")
-        return tuple(d * (1 + 1e-6) for d in gradients(*args, wanted=wanted))
+        dx = gradients(*args, for_x=for_x, part=part)
+        part *= 1 + 1e-6
+        return dx * (1 + 1e-6)
 
     monkeypatch.setattr(launch, "depthwise", depthwise)
     monkeypatch.setattr(launch, "depthwise_gradients", depthwise_gradients)
     return asked
 
 
-def by_choice(case):
-    source, weight, window, grad = case.given()
-    out = choice.depthwise(source, weight, window)
-    return [out, *choice.depthwise_gradients(grad, source, weight, window, wanted=(True, True))]
-
-
-def by_triton(case):
-    source, weight, window, grad = case.given()
-    out = launch.depthwise(source, weight, window)
-    return [out, *launch.depthwise_gradients(grad, source, weight, window, wanted=(True, True))]
-
-
-def equal(ours, theirs):
-    return all(map(torch.equal, ours, theirs))
-
-
 def test_kernels_give_what_triton_gives(processor):
-    case = replace(CASE, groups=1, batch=1, sides=(3, 2))
-    case.check(by_choice(case))
+    case = replace(CASE, batch=1, sides=(3, 2))
+    case.check(case.computed(choice))
     assert native.problem(torch.device("cpu")) is None
     assert len(choice._RIGHT) == 2
 
 
 def test_kernels_are_compared_with_triton_once_and_give_the_same_bits_from_the_first_call(triton):
     expected = CASE.computed()
-    assert equal(by_choice(CASE), expected)
-    assert equal(by_choice(CASE), expected)
+    assert CASE.same(CASE.computed(choice), expected)
+    assert CASE.same(CASE.computed(choice), expected)
     assert triton == ["depthwise", "gradients"]
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])
-def test_kernels_that_are_wrong_are_not_used_again(triton, monkeypatch, wrong):
-    known = native.depthwise
-    monkeypatch.setattr(native, "depthwise", lambda *args: wrong * known(*args))
+@pytest.mark.parametrize("where", ["maps", "map", "kernels"])
+def test_kernels_that_are_wrong_are_not_used_again(triton, monkeypatch, wrong, where):
+    known, gradients = native.depthwise, native.depthwise_gradients
+
+    def scaled(tensor, what):
+        return tensor.mul_(wrong if what == where else 1)
+
+    def wrong_gradients(*args, for_x, part):
+        dx = gradients(*args, for_x=for_x, part=part)
+        scaled(part, "kernels")
+        return scaled(dx, "map")
+
+    monkeypatch.setattr(native, "depthwise", lambda *args: scaled(known(*args), "maps"))
+    monkeypatch.setattr(native, "depthwise_gradients", wrong_gradients)
     with pytest.warns(UserWarning, match="CUDA C\\+\\+ are not used .*differs from Triton by") as said:
-        found = by_choice(CASE)
+        found = CASE.computed(choice)
     assert len(said) == 1
-    assert equal(found, by_triton(CASE))
+    expected = CASE.computed(launch)
+    assert torch.equal(found[0], (expected if where == "maps" else CASE.computed())[0])
+    assert CASE.same([expected[0], *found[1:]], expected)
     assert "differs from Triton" in native.explain(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("drawn", [None, (2, 0), ()])
+def test_numbers_of_other_launches_are_left_alone(triton, drawn):
+    """While a call is compared with Triton, and what is not computed is not looked at."""
+    case = replace(CASE, drawn=drawn)
+    case.check(case.computed(choice))
+    assert len(choice._RIGHT) == 2 * (drawn != ())
 
 
 @pytest.mark.parametrize("calls", [0, 1])
@@ -262,24 +273,27 @@ def test_kernels_that_fail_sooner_or_later_are_not_used_again(triton, monkeypatc
 
     monkeypatch.setattr(native, "depthwise", fail)
     for _ in range(calls):
-        by_choice(CASE)
+        CASE.computed(choice)
     with pytest.warns(UserWarning, match="not used \\(no memory\\); those in Triton are"):
-        found = by_choice(CASE)
-    assert equal(found, by_triton(CASE))
-    assert equal(by_choice(CASE), found)
+        found = CASE.computed(choice)
+    assert CASE.same(found, CASE.computed(launch))
+    assert CASE.same(CASE.computed(choice), found)
 
 
 def test_zeros_tell_nothing(triton):
-    source, weight, window, _ = CASE.given()
-    choice.depthwise(source, torch.zeros_like(weight), window)
+    source, taps, window, _ = CASE.given()
+    numbers = taps.like.clone()
+    taps.like.zero_()
+    choice.depthwise(source, taps, window)
     assert not choice._RIGHT
-    choice.depthwise(source, weight, window)
+    taps.like.copy_(numbers)
+    choice.depthwise(source, taps, window)
     assert choice._RIGHT
 
 
 def test_nothing_new_is_tried_while_a_graph_is_captured(triton, monkeypatch):
     monkeypatch.setattr(choice, "_captured", lambda device: True)
-    assert equal(by_choice(CASE), by_triton(CASE))
+    assert CASE.same(CASE.computed(choice), CASE.computed(launch))
     assert not choice._RIGHT
 
 
@@ -291,7 +305,7 @@ def test_a_chain_falls_back_to_triton_as_a_whole(triton, monkeypatch, right):
         known = native.depthwise
         monkeypatch.setattr(native, "depthwise", lambda *args: 1.01 * known(*args))
         monkeypatch.setattr(choice, "_difference", lambda *_: 0.0)
-    op = PRIMITIVES["dil_conv_3x3"](4, 4, 1).train()
+    op = PRIMITIVES["dil_conv_5x5"](4, 4, 1).train()
     as_searched(op, [""])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -332,17 +346,33 @@ def launches(monkeypatch):
 def test_a_launch_is_what_cuda_core_takes(launches):
     from cuda.core import LaunchConfig, Stream
 
-    source, weight, window, _ = CASE.given()
-    out = native.depthwise(source, weight, window)
-    ((stream, config, kernel, *arguments),) = launches
+    source, taps, window, grad = CASE.given()
+    out, part = native.depthwise(source, taps, window), CASE.part()
+    dx = native.depthwise_gradients(grad, source, taps, window, for_x=True, part=part)
+    (stream, config, kernel, *arguments), of_kernels, of_maps = launches
     assert isinstance(stream, Stream)
     assert stream.__cuda_stream__() == (0, 1234)
-    # Two images of six rows of two strips; two pairs of channels, so that a block has 64 strips.
-    assert config == LaunchConfig(grid=(1, 1, 2), block=(2, 64))
-    assert kernel == ("depthwise_forward<float, 2, 4, 3, 1, 1, 2, false>", "sm_90")
-    pointers = [t.data_ptr() for t in (source.norm.mean, source.norm.inv, weight, out)]
-    assert arguments == [source.x.data_ptr(), np.int64(source.group), *pointers, 0, 2, 6, 9, 6, 9]
-    assert [type(a) for a in arguments] == [int, np.int64, *[int] * 4, np.int64, *[np.int32] * 5]
+    # Two images of five rows of two strips; two pairs of channels, so that a block has 64 strips.
+    assert config == LaunchConfig(grid=(1, 1, 5), block=(2, 64))
+    assert kernel == ("depthwise_forward<float, 2, 4, 1, 2, false, 31, 51, 32, 52>", "sm_90")
+    statistics = [source.norm.scale, source.norm.shift]
+    pointers = [t.data_ptr() for t in (*statistics, taps.addresses, taps.kind, out)]
+    assert arguments == [source.x.data_ptr(), np.int64(source.group), *pointers, 0, 0, 2, 5, 11, 5, 11]
+    assert [type(a) for a in arguments] == [int, np.int64, *[int] * 5, *[np.int64] * 2, *[np.int32] * 5]
+    assert part.data_ptr() in of_kernels
+    assert of_kernels[1] == LaunchConfig(grid=(1, 1, 5), block=(2, 64))
+    assert dx.data_ptr() in of_maps
+
+
+@pytest.mark.parametrize(("most", "programs"), [(1, 1), (2, 2), (5, 3)])
+def test_no_more_programs_are_begun_than_operations_can_be_drawn(launches, most, programs):
+    case = replace(CASE, groups=3, drawn=(2,), shared=True, pre=1)
+    source, taps, window, grad = case.given()
+    source = replace(source, drawn=replace(source.drawn, most=most))
+    native.depthwise(source, taps, window)
+    native.depthwise_gradients(grad, source, taps, window, for_x=True, part=case.part())
+    assert [given[1].grid for given in launches] == [(1, 1, programs), (1, 1, programs), (1, 1, 1)]
+    assert launches[2][-6] == programs
 
 
 def test_a_launch_that_fails_says_which(launches, monkeypatch):
@@ -370,11 +400,11 @@ def test_the_source_is_part_of_the_package():
 @pytest.mark.parametrize(
     "variant",
     [
-        Variant("bf16", 2, 16, 3, 1, 1, 1, whole=True),
-        Variant("bf16", 2, 64, 5, 1, 1, 2, whole=True),
-        Variant("bf16", 1, 5, 7, 2, 1, 1, whole=False),
-        Variant("float", 2, 36, 5, 2, 2, 1, whole=False),
-        Variant("float", 2, 16, 7, 2, 2, 2, whole=False),
+        Variant("bf16", 2, 16, 1, 1, whole=True, kinds=ALL),
+        Variant("bf16", 2, 64, 1, 2, whole=True, kinds=ALL[:2]),
+        Variant("bf16", 1, 5, 1, 1, whole=False, kinds=((7, 2),)),
+        Variant("float", 2, 36, 2, 1, whole=False, kinds=ALL),
+        Variant("float", 2, 16, 2, 2, whole=False, kinds=((3, 1), (7, 2))),
     ],
     ids=str,
 )

@@ -20,6 +20,7 @@ from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.fused.workloads import noise
+from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.relaxations import UniformPath
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
@@ -166,3 +167,10 @@ def test_a_supernet_of_a_bundled_space_is_not_asked():
         if isinstance(cell, Cell):
             cell.execute = execution.run_by_kernels
     assert unasked(network)
+
+
+def test_a_cell_in_which_nothing_was_drawn_gives_zeros():
+    mixture = {"d": Drawn(torch.tensor([1.0, 0.0]), lambda: 0)}
+    cell = Cell("c", 1, 1, lambda *_: MixedOp("d", candidates(["none", "nor_conv_1x1"], 4, 4), mixture))
+    cell.execute = execution.run
+    assert not cell(torch.ones(2, 4, 3, 3)).any()

@@ -68,6 +68,7 @@ class BilevelLoop:
     ) -> None:
         self.supernet, self.task, self.method, self.seed, self.over = supernet, task, method, seed, over
         self.alphas_move = method.learns_alphas
+        self._freezer: Freezer | None = None
         self.loop = Loop(
             supernet.network,
             task,
@@ -76,7 +77,7 @@ class BilevelLoop:
             split=task.train,
             forward=self._forward,
             backward=self._backward,
-            form=self._form,
+            form=self._weights_form,
             before=self._perturb,
             team=team,
         )
@@ -88,9 +89,7 @@ class BilevelLoop:
         self.team, self._validated = team, self._validation.size
         images_of(team, self._validated)
         self._mover = method.update.begin(supernet.architecture(), captured=self.loop.record is not None)
-        self._freezer = Freezer(supernet, method.freezing) if method.freezing is not None else None
         self._points: Sequence[Tensor] | None = None
-        self._matching: dict[Tensor, Tensor] = {}
         record = self.loop.record
         self._passes = perturbed_places(method)
         self._streams = Streams(record, (*ALPHA_PLACES, *STEP_PLACES, POINTS, *self._passes))
@@ -108,6 +107,9 @@ class BilevelLoop:
             otherwise="the steps of alphas and weights are captured apart, not in one CUDA graph",
         )
         self._batch: tuple[Tensor, Tensor] | None = None
+        if method.freezing is not None:
+            self._freezer = Freezer(supernet, method.freezing)
+            self.loop.resting = Resting(self._freezer.weights)
 
     @cached_property
     def _unasked(self) -> bool:
@@ -142,7 +144,6 @@ class BilevelLoop:
         with without_gradients(self.supernet.architecture()):
             self.loop.advance(self._begin_perturbation)
             self._points = None
-        self._matching.clear()
 
     def alpha_gradient(self) -> list[Tensor]:
         """The gradient of the alphas' loss, by the method's order, and of the regularisers.
@@ -218,11 +219,14 @@ class BilevelLoop:
             self.supernet.progress = torch.zeros((), dtype=torch.float64, device=self.loop.device)
         self.supernet.progress.fill_(self.progress)
 
+    @property
+    def _watching(self) -> Freezer | None:
+        """What compares the gradients of the coming step's two losses."""
+        return self._freezer if self.alphas_move else None
+
     def _form(self) -> Hashable:
-        """What a step of the weights reads of Python, see `Loop`."""
+        """What a step reads of Python, see `Loop`."""
         method = self.method
-        if method.freezing is not None:
-            return None
         if method.perturbation is not None and method.perturbation.passes is None:
             return None
         if method.relaxation.one_at_a_time and not self._unasked:
@@ -230,7 +234,12 @@ class BilevelLoop:
         if method.checkpointing:
             return None
         skips = tuple(mixed.skip_dropout for mixed in self.supernet.mixed())
-        return tuple(self.supernet.alive), skips
+        return tuple(self.supernet.alive), skips, self._watching is not None
+
+    def _weights_form(self) -> Hashable:
+        """The same of a step of the weights."""
+        # By itself, it would be compared without what the freezer has counted.
+        return None if self._watching is not None and not self._both.captures else self._form()
 
     def _alpha_form(self) -> Hashable:
         """The same of a step of the alphas."""
@@ -288,6 +297,8 @@ class BilevelLoop:
     def _moved(self) -> Iterator[Tensor]:
         yield from (*self.supernet.architecture(), *self.supernet.network.buffers())
         yield from tensors_in(self._mover.state())
+        if self._freezer is not None:
+            yield from self._freezer.moved()
 
     @property
     def _alpha_seed(self) -> int:
@@ -320,8 +331,8 @@ class BilevelLoop:
     def _backward(self, loop: Loop) -> Tensor:
         loss = one_pass(loop)
         if self._freezer is not None:
-            if self._matching:
-                self._freezer.watch(self._matching)
+            if self._watching is not None:
+                self._freezer.watch()
             self._freezer.hold()
         return loss
 
@@ -333,9 +344,8 @@ class BilevelLoop:
                 with without_gradients(self.loop.parameters.values()):
                     return self._gradients(self.validation_loss(), targets, self._validated)
             loss = self.validation_loss()
-            weights: list[Tensor] = list(self.loop.parameters.values())
-            found = self._gradients(loss, [*targets, *weights], self._validated)
-            self._matching = dict(zip(weights, found[len(targets) :], strict=True))
+            found = self._gradients(loss, [*targets, *self._freezer.weights], self._validated)
+            self._freezer.note(found[len(targets) :])
             return found[: len(targets)]
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nas.errors import ConfigError
 from nas.oneshot.gradients import flat
 from nas.oneshot.supernet import Supernet
+from nas.resting import shares
 
 
 @dataclass(frozen=True)
@@ -37,43 +38,65 @@ class Freezing:
 class Freezer:
     """The operations of a supernet, how well their gradients match, and which are frozen.
 
-    frozen: paths of the frozen ones inside the supernet's network.
+    All of this is kept on the device, and nothing waits for it, so that one CUDA graph holds every step of a
+    search: those in which operations are frozen, too.
+
+    operations: the weights of each, by its path inside the supernet's network.
     """
 
     def __init__(self, supernet: Supernet, settings: Freezing) -> None:
         self.settings = settings
         self.operations = operations(supernet)
-        self.frozen: list[str] = []
-        self.steps = 0
-        device = supernet.alphas[0].device
-        self._sums = torch.zeros(len(self.operations), device=device)
+        self.weights = [weight for weights in self.operations.values() for weight in weights]
+        device, count = supernet.alphas[0].device, len(self.operations)
+        owners = [i for i, weights in enumerate(self.operations.values()) for _ in weights]
+        self._owners = torch.tensor(owners, dtype=torch.int64, device=device)
+        self._validation = [torch.zeros_like(weight) for weight in self.weights]
+        self._sums = torch.zeros(count, device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._frozen = torch.zeros(count, dtype=torch.bool, device=device)
 
-    def watch(self, validation: Mapping[Tensor, Tensor]) -> None:
-        """Takes in one step: the weights' training gradients are in place, those of validation are given."""
-        self._sums += torch.stack([_cosine(weights, validation) for weights in self.operations.values()])
-        self.steps += 1
-        if self.steps < self.settings.steps:
-            return
-        matches = (self._sums / self.steps).tolist()
-        for (path, _), match in zip(self.operations.items(), matches, strict=True):
-            if match < self.settings.threshold and path not in self.frozen:
-                self.frozen.append(path)
-        self._sums.zero_()
-        self.steps = 0
+    @property
+    def frozen(self) -> list[str]:
+        """Paths of the frozen operations; waits for the device."""
+        return [path for path, frozen in zip(self.operations, self._frozen.tolist(), strict=True) if frozen]
+
+    def note(self, validation: Sequence[Tensor]) -> None:
+        """Keeps the gradients of the validation loss, one for each of `weights`, until the next `watch`."""
+        torch._foreach_copy_(self._validation, [gradient.detach() for gradient in validation])
+
+    def watch(self) -> None:
+        """Takes in one step, whose training gradients are in place; a full window is judged and ends."""
+        known: dict[Tensor, Tensor] = dict(zip(self.weights, self._validation, strict=True))
+        matches = torch.stack([_cosine(weights, known) for weights in self.operations.values()])
+        self._sums.add_(matches)
+        self._steps.add_(1)
+        full = self._steps >= self.settings.steps
+        self._frozen.logical_or_(full & (self._sums / self._steps < self.settings.threshold))
+        self._sums.masked_fill_(full, 0)
+        self._steps.masked_fill_(full, 0)
 
     def hold(self) -> None:
-        """Drops the gradients of what is frozen, so that no optimizer moves it."""
-        for path in self.frozen:
-            for weight in self.operations[path]:
-                weight.grad = None
+        """Makes the gradients of what is frozen zeros, whose weights then rest, see `nas.resting`."""
+        learning = self._frozen.logical_not().index_select(0, self._owners).unbind()
+        own = [(w.grad, one) for w, one in zip(self.weights, learning, strict=True) if w.grad is not None]
+        if own:
+            found = [gradient for gradient, _ in own]
+            torch._foreach_mul_(found, shares(torch.stack([one for _, one in own]), found))
+
+    def moved(self) -> Iterator[Tensor]:
+        """All tensors that `note` and `watch` change."""
+        yield from (*self._validation, self._sums, self._steps, self._frozen)
 
     def state(self) -> Mapping[str, Any]:
         """What the next step depends on."""
-        return {"frozen": list(self.frozen), "steps": self.steps, "sums": self._sums}
+        return {"frozen": self.frozen, "steps": int(self._steps), "sums": self._sums}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state."""
-        self.frozen, self.steps = list(state["frozen"]), state["steps"]
+        known = set(state["frozen"])
+        self._frozen.copy_(torch.tensor([path in known for path in self.operations]))
+        self._steps.fill_(state["steps"])
         self._sums.copy_(state["sums"])
 
 

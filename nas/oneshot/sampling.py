@@ -27,7 +27,7 @@ class Sampling(ABC):
 
     @abstractmethod
     def paths(self, space: Space, rng: np.random.Generator, image_shape: Sequence[int]) -> list[Genotype]:
-        """One or several architectures."""
+        """One or several architectures, as many in every step."""
 
 
 @dataclass(frozen=True)

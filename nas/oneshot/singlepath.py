@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from nas.arithmetic import precision
 from nas.checkpoint import Checkpoints
 from nas.curve import Curve, EpochReport
 from nas.errors import ConfigError, unknown
-from nas.loop import Loop
+from nas.oneshot.path_steps import PathSteps
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
@@ -70,7 +66,7 @@ def train_shared(
     """Trains the shared weights of `supernet` in place.
 
     Step s draws architectures as (seed, s) says, one after the other computes the gradients of their paths,
-    and then moves the weights once by the mean.
+    and then moves the weights once by the mean, see `nas.oneshot.path_steps`.
 
     sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
     until, team: see `nas.train.train`; the ranks of a team train the same paths.
@@ -78,11 +74,9 @@ def train_shared(
     sampling = sampling or UniformSampling()
     sampling.check(supernet.space)
 
-    def backward(loop: Loop) -> Tensor:
-        drawn = sampling.paths(supernet.space, rng(seed, "path", loop.step), task.image_shape)
-        paths = [within(genotype) for genotype in drawn] if within is not None else drawn
-        loop.team.note(paths)
-        return _accumulate(loop, supernet, paths, distils=sampling.distils)
+    def draw(step: int) -> list[Genotype]:
+        drawn = sampling.paths(supernet.space, rng(seed, "path", step), task.image_shape)
+        return [within(genotype) for genotype in drawn] if within is not None else drawn
 
     return train(
         supernet.network,
@@ -92,7 +86,7 @@ def train_shared(
         checkpoints=checkpoints,
         until=until,
         on_epoch=on_epoch,
-        backward=backward,
+        steps=PathSteps(supernet, draw, distils=sampling.distils, alone=team.size == 1),
         stop=stop,
         team=team,
     )
@@ -108,24 +102,3 @@ def counts(
             for row, option in zip(found, genotype, strict=True):
                 row[option] += 1
     return found
-
-
-def _accumulate(loop: Loop, supernet: Supernet, paths: list[Genotype], *, distils: bool) -> Tensor:
-    """The gradients of the mean loss of several paths, of which only one is in memory at a time."""
-    x, targets = loop.batch_of_step()
-    loop.apart()
-    total: Tensor | None = None
-    teacher: Tensor | None = None
-    for genotype in paths:
-        with precision(loop.device, loop.recipe.precision):
-            logits = supernet(x, genotype)
-        if teacher is None:
-            loss = loop.criterion(logits, targets)
-        else:
-            loss = F.cross_entropy(logits.float(), teacher)
-        (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
-        total = loss.detach() if total is None else total + loss.detach()
-        if distils and teacher is None:
-            teacher = logits.detach().float().softmax(-1)
-    assert total is not None
-    return loop.combined(total / len(paths))

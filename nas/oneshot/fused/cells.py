@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from nas.oneshot.fused.groups import Group, Known
 from nas.oneshot.fused.plan import Plan, make_plan
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
-from nas.oneshot.fused.trust import known
+from nas.oneshot.fused.trust import joint, known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
@@ -73,7 +74,8 @@ class _Memory:
                     self.ways[op, *kind] = known(op, on=x, kernels=kernels)
                 return self.ways[op, *kind]
 
-            self.plans[key] = make_plan(cell, terms, together, way, shapes=shapes, device=x.device)
+            agree = partial(joint, on=x)
+            self.plans[key] = make_plan(cell, terms, together, way, agree, shapes=shapes, device=x.device)
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             self.captured.add(self.plans[key])
         return self.plans[key]

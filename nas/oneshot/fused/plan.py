@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nas.cell import Cell
+from nas.oneshot.fused.families import kin_of
 from nas.oneshot.fused.groups import Branch, Group, Known, Layers
-from nas.oneshot.fused.layout import Layout, fitting, lay_out
+from nas.oneshot.fused.laying_out import fitting, lay_out
+from nas.oneshot.fused.layout import Layout
 from nas.oneshot.fused.rules import rule_of
 from nas.oneshot.fused.stack import Stack
-from nas.oneshot.fused.stages import Same, Shape
+from nas.oneshot.fused.stages import Chain, Same, Shape
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
@@ -81,9 +83,10 @@ class Plan:
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`at` and `edge_of` on a device."""
         if device not in self._tensors:
+            # Of a cell in which nothing runs both are empty.
             self._tensors[device] = (
-                torch.tensor(self.at, device=device),
-                torch.tensor(self.edge_of, device=device),
+                torch.tensor(self.at, dtype=torch.int64, device=device),
+                torch.tensor(self.edge_of, dtype=torch.int64, device=device),
             )
         return self._tensors[device]
 
@@ -93,13 +96,15 @@ def make_plan(
     terms: Sequence[Terms],
     together: int,
     known: Callable[[nn.Module], Known],
+    joint: Callable[[Sequence[nn.Module]], bool],
     *,
     shapes: Sequence[Shape],
     device: torch.device,
 ) -> Plan:
     """The plan of a cell under one structure of mixture.
 
-    together: branches in a stack, at most. known: how an operation can be run. shapes: of the inputs' maps.
+    together: branches in a stack, at most. known: how an operation can be run. joint: whether kernels run
+    operations of several kinds in one launch. shapes: of the inputs' maps.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
@@ -121,7 +126,7 @@ def make_plan(
             for part in group.split(together):
                 groups[-1].append(replace(part, number=number))
                 number += 1
-    groups = _for_kernels(groups, edges, shapes, alone)
+    groups = _for_kernels(groups, edges, _parts_of(shapes, alone), joint)
     layout = lay_out(groups, edges, _parts_of(shapes, alone), device)
     left = count()
     groups = [[g if g.form is not None else replace(g, number=next(left)) for g in own] for own in groups]
@@ -142,7 +147,7 @@ def _for_kernels(
     groups: list[list[Group]],
     edges: Sequence[tuple[int, int, nn.Module]],
     shapes: Sequence[Shape],
-    parts: int,
+    joint: Callable[[Sequence[nn.Module]], bool],
 ) -> list[list[Group]]:
     """The groups of each node, without a form where the kernels cannot run them after all."""
 
@@ -152,7 +157,19 @@ def _for_kernels(
         return isinstance(group.form, Same) and any(isinstance(o, MixedOp) and o.skip_dropout for o in ops)
 
     plain = [[replace(g, form=None) if dropped(g) else g for g in own] for own in groups]
-    return fitting(plain, edges, _parts_of(shapes, parts))
+    found = fitting(plain, edges, shapes)
+    refused = {id(group) for own in found for kin in _kin(own) if not _agree(kin, joint) for group in kin}
+    return [[replace(g, form=None) if id(g) in refused else g for g in own] for own in found]
+
+
+def _kin(groups: Sequence[Group]) -> list[list[Group]]:
+    return kin_of([group for group in groups if isinstance(group.form, Chain)])
+
+
+def _agree(kin: Sequence[Group], joint: Callable[[Sequence[nn.Module]], bool]) -> bool:
+    """Whether the kernels may run all of a family in one launch."""
+    kinds = {tuple(rule.key for rule in group.rules): group.branches[0].op for group in kin}
+    return len(kinds) == 1 or joint(list(kinds.values()))
 
 
 def _parts_of(shapes: Sequence[Shape], parts: int) -> list[Shape]:

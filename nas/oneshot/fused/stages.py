@@ -13,7 +13,7 @@ from nas.oneshot.fused.rules import is_depthwise, keeps_size, kind_of
 
 @dataclass(frozen=True)
 class Stage:
-    """ReLU, then a dense convolution, or a depthwise and a 1x1 one, and batch-norm without affine part.
+    """ReLU, then a dense convolution, or a depthwise and a 1x1 one, and batch-norm.
 
     depthwise, dense: positions of the convolutions among the layers; norm: of the batch-norm.
     """
@@ -97,7 +97,7 @@ def stages_of(layers: Sequence[nn.Module]) -> tuple[Stage, ...]:
     found: list[Stage] = []
     at = 0
     while at < len(layers):
-        kinds = [_kind(layer) for layer in layers[at : at + 4]]
+        kinds = ["norm" if kind == "affine" else kind for kind in map(_kind, layers[at : at + 4])]
         if kinds == ["relu", "depthwise", "pointwise", "norm"]:
             found.append(Stage(at + 1, at + 2, at + 3))
             at += 4
@@ -132,7 +132,7 @@ def _kind(layer: nn.Module) -> str:
         return "relu" if kind is nn.ReLU else "same"
     if kind is nn.BatchNorm2d:
         norm = cast(nn.BatchNorm2d, layer)
-        return "" if norm.affine or norm.momentum is None else "norm"
+        return "" if norm.momentum is None else "affine" if norm.affine else "norm"
     if kind in (nn.MaxPool2d, nn.AvgPool2d):
         return _kind_of_pool(cast(nn.MaxPool2d | nn.AvgPool2d, layer))
     return _kind_of_convolution(cast(nn.Conv2d, layer)) if kind is nn.Conv2d else ""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +44,26 @@ def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> 
     keys = [rule.key for _, rule in chain]
     if first is not None:
         key = ("batched", first.device.type, first.dtype, *keys)
-        if not _tried(key, op, first, _batched):
+        if not _tried(key, [op, op], first, _batched):
             return Known(None)
     form = form_of([layer for layer, _ in chain]) if kernels else None
     like = _in_float32(first if first is not None else on)
     if form is None or like is None:
         return Known(chain)
-    tried = _tried(("kernels", like.device.type, like.dtype, *keys), op, like, partial(_by_kernels, form))
+    key = ("kernels", like.device.type, like.dtype, *keys)
+    tried = _tried(key, [op, op], like, partial(_by_kernels, form))
     return Known(chain, form if tried else None)
+
+
+def joint(ops: Sequence[nn.Module], *, on: Tensor) -> bool:
+    """Whether kernels run operations that differ in their convolutions' kernels in one launch, and rightly.
+
+    Tried once for each such family on each device, like `known`. ops: one of each kind, all known. on: a map
+    of the kind that they get, where they have no weights.
+    """
+    like = _in_float32(next(itertools.chain.from_iterable(op.parameters() for op in ops), on))
+    keys = [tuple(rule.key for _, rule in chain_of(op) or ()) for op in ops]
+    return like is not None and _tried(("kernels", like.device.type, like.dtype, *keys), ops, like, _jointly)
 
 
 Together = Callable[[Sequence[nn.Module], Tensor, Tensor], Tensor]
@@ -66,7 +79,17 @@ def _by_kernels(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) 
     from nas.oneshot.fused.kernels.passage import alike, apart
 
     layers = list(zip(*([layer for layer, _ in chain_of(op) or ()] for op in ops), strict=True))
-    return apart(alike(ops, layers, form), x, scale)
+    return apart([alike(ops, layers, form)], x, scale)
+
+
+def _jointly(ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
+    from nas.oneshot.fused.kernels.passage import alike, apart
+
+    groups = []
+    for edge, op in enumerate(ops):
+        layers = [layer for layer, _ in chain_of(op) or ()]
+        groups.append(alike([op], [[layer] for layer in layers], cast(Form, form_of(layers)), first=edge))
+    return apart(groups, x, scale)
 
 
 def _in_float32(like: Tensor | None) -> Tensor | None:
@@ -76,14 +99,14 @@ def _in_float32(like: Tensor | None) -> Tensor | None:
     return like.new_empty((), dtype=torch.float32)
 
 
-def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Together) -> bool:
+def _tried(key: tuple[Hashable, ...], ops: Sequence[nn.Module], like: Tensor, together: Together) -> bool:
     if key not in _TRIED:
-        problem = _problem(op, like, together)
+        problem = _problem(ops, like, together)
         if problem is not None and key[0] == "kernels" and native.problem(like.device) is None:
-            problem = _without_native(problem, op, like, together)
+            problem = _without_native(problem, ops, like, together)
         _TRIED[key] = problem is None
         if problem is not None:
-            layers = ", ".join(type(layer).__name__ for layer, _ in chain_of(op) or ())
+            layers = " beside ".join(dict.fromkeys(_named(op) for op in ops))
             warnings.warn(
                 f"execution: {layers} on {like.device} is not {key[0]} what it is alone ({problem}); "
                 f"such operations do not run {key[0]}",
@@ -92,24 +115,28 @@ def _tried(key: tuple[Hashable, ...], op: nn.Module, like: Tensor, together: Tog
     return _TRIED[key]
 
 
-def _without_native(problem: str, op: nn.Module, like: Tensor, together: Together) -> str | None:
+def _named(op: nn.Module) -> str:
+    return ", ".join(type(layer).__name__ for layer, _ in chain_of(op) or ())
+
+
+def _without_native(problem: str, ops: Sequence[nn.Module], like: Tensor, together: Together) -> str | None:
     """What differs without kernels in CUDA C++ too; where nothing does, they are left alone from then on."""
     with native.switched_off():
-        remaining = _problem(op, like, together)
+        remaining = _problem(ops, like, together)
     if remaining is None:
         native.refuse(problem)
     return remaining
 
 
-def _problem(op: nn.Module, like: Tensor, together: Together) -> str | None:
-    """What differs between two copies of an operation apart and together."""
+def _problem(given: Sequence[nn.Module], like: Tensor, together: Together) -> str | None:
+    """What differs between copies of operations apart and together."""
     generator = torch_rng(0, "trust")
-    ops = [copy.deepcopy(op).train(), copy.deepcopy(op).train()]
+    ops = [copy.deepcopy(op).train() for op in given]
     with torch.no_grad():
-        for parameter in ops[1].parameters():
+        for parameter in (p for op in ops[1:] for p in op.parameters()):
             parameter.add_(0.1 * _normal(parameter.shape, like, generator))
-    x = channels_last(_normal((4, _channels(op), 6, 6), like, generator)).requires_grad_()
-    scale = (1 + 0.5 * _normal((2,), like, generator)).requires_grad_()
+    x = channels_last(_normal((4, _channels(ops[0]), 6, 6), like, generator)).requires_grad_()
+    scale = (1 + 0.5 * _normal((len(ops),), like, generator)).requires_grad_()
     inputs = [x, scale, *(p.requires_grad_() for o in ops for p in o.parameters())]
     try:
         with _apart_from_all(like.device):

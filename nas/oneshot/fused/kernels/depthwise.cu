@@ -1,13 +1,17 @@
 // Depthwise convolutions of a group of operations, and their gradients: what the Triton programs of the same
-// names in programs.py compute, PRE included, in CUDA C++.
+// names in programs/depthwise.py compute, PRE included, in CUDA C++.
 //
 // A thread has V neighbouring channels (2 where they can be read at once, else 1) and a strip of pixels along a
 // row. It reads and converts a row of its map once and uses it for all taps of that row from registers. A block
-// is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, groups. Sums over
+// is a tile of channels (x) by strips (y); the grid is blocks of strips, tiles of channels, operations. Sums over
 // pixels are written block by block and added by the caller: no atomics, so every run gives the same bits.
 //
-// Where `on` is given, operations of which on[g] is 0 are not computed: their blocks leave at once, and their
-// gradients of weights are zero.
+// KINDS are those of the convolutions, of which kind[g] says which operation g is; what registers and shared
+// memory a launch takes, the largest of its kinds decides. The kernels are read, and their gradients written, as
+// the modules have them: [C, K, K], at weights[g], and from number places[g] of a row of `part`.
+//
+// Where `order` is given, programs at place z of the grid compute operation order[z], and leave at once, writing
+// nothing, where live[z] is 0.
 //
 // Maps may be of any size, one image of fewer than 2^31 numbers. Nothing is included, so that a compiler needs no
 // headers.
@@ -28,10 +32,49 @@ struct alignas(2 * V) Halves {
   bf16 at[V];
 };
 
-constexpr int THREADS = 128;
+constexpr int THREADS = 128, TILE = 32;
 
-// Pixels in a strip, by the side of the kernel: as many as registers allow.
-__device__ constexpr int strip(int kernel) { return kernel > 5 ? 4 : 8; }
+// The threads of a block: WIDE along the channels of a tile, HIGH along strips; whoever launches says the same.
+template <int V, int C>
+struct Block {
+  static constexpr int TILES = (C + V * TILE - 1) / (V * TILE);
+  static constexpr int WIDE = ((C + V - 1) / V + TILES - 1) / TILES, HIGH = THREADS / WIDE, SIZE = WIDE * HIGH;
+};
+
+// A kind of convolution, by 10 times the side of its kernel plus its dilation.
+template <int KIND>
+struct Kind {
+  static constexpr int K = KIND / 10, DILATION = KIND % 10, PAD = K / 2 * DILATION;
+};
+
+// The largest side of a kernel.
+template <int... KINDS>
+__device__ constexpr int side() {
+  int most = 0;
+  ((most = KINDS / 10 > most ? KINDS / 10 : most), ...);
+  return most;
+}
+
+// Pixels in a strip: as many as registers allow.
+__device__ constexpr int strip(int side) { return side > 5 ? 4 : 8; }
+
+// Does a work as the number-th kind wants it.
+template <int FIRST, int... OTHERS, class Work>
+__device__ __forceinline__ void as(int number, const Work& work) {
+  if constexpr (sizeof...(OTHERS) == 0) {
+    work(Kind<FIRST>());
+  } else if (number == 0) {
+    work(Kind<FIRST>());
+  } else {
+    as<OTHERS...>(number - 1, work);
+  }
+}
+
+// The operation that programs at a place of the grid compute; -1 where none is left.
+__device__ __forceinline__ int operation(const int* order, const int* live, int place) {
+  if (order == nullptr) return place;
+  return live[place] != 0 ? order[place] : -1;
+}
 
 #define EACH(i, count) _Pragma("unroll") for (int i = 0; i < (count); i++)
 
@@ -79,19 +122,40 @@ __device__ __forceinline__ void add_product(Floats<V>& sum, const Floats<V>& a, 
   EACH(c, V) sum.at[c] = fmaf(a.at[c], b.at[c], sum.at[c]);
 }
 
-// v[j] = pixel `first + j` of a row of a map as a convolution reads it, but for the factor of PRE = 2 that is
-// multiplied in at the end, since relu((v - mean) inv) = inv relu(v - mean). Zero outside of the row; FROM to
-// TO - 1 are known to be inside, as those of a strip are where WHOLE says that no strip is cut off.
+// What a batch-norm makes of v is scale v + shift.
+template <int V>
+struct Norm {
+  Floats<V> scale = {}, shift = {};
+
+  __device__ __forceinline__ Floats<V> operator()(const Floats<V>& v) const {
+    Floats<V> made = shift;
+    add_product(made, v, scale);
+    return made;
+  }
+};
+
+template <int PRE, int V>
+__device__ __forceinline__ Norm<V> norm_from(const float* scale, const float* shift, i64 at) {
+  if constexpr (PRE == 2) {
+    return {load<V>(scale + at), load<V>(shift + at)};
+  } else {
+    return {};
+  }
+}
+
+// v[j] = pixel `first + j` of a row of a map as a convolution reads it. Zero outside of the row; FROM to TO - 1
+// are known to be inside, as those of a strip are where WHOLE says that no strip is cut off.
 template <int PRE, int C, int FROM, int TO, class T, int V, int N>
 __device__ __forceinline__ void read_row(
-    Floats<V> (&v)[N], const T* row, int first, int width, const Floats<V>& mean) {
+    Floats<V> (&v)[N], const T* row, int first, int width, const Norm<V>& norm) {
   row += first * C;
   EACH(j, N) {
     const bool inside = (j >= FROM && j < TO) || unsigned(first + j) < unsigned(width);
-    v[j] = inside ? load<V>(row + j * C) : mean;
+    v[j] = inside ? load<V>(row + j * C) : Floats<V>{};
+    if (PRE == 2) v[j] = norm(v[j]);
     EACH(c, V) {
-      if (PRE == 2) v[j].at[c] -= mean.at[c];
       if (PRE >= 1) v[j].at[c] = fmaxf(v[j].at[c], 0.0f);
+      if (PRE == 2 && !inside) v[j].at[c] = 0.0f;
     }
   }
 }
@@ -106,7 +170,7 @@ template <int V, int C, int LENGTH>
 __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsigned height, unsigned width) {
   const unsigned across = (width + LENGTH - 1) / LENGTH;
   Place p;
-  p.c = (blockIdx.y * blockDim.x + threadIdx.x) * V;
+  p.c = (blockIdx.y * Block<V, C>::WIDE + threadIdx.x) * V;
   p.w = number % across * LENGTH;
   p.h = number / across % height;
   p.n = number / across / height;
@@ -114,137 +178,165 @@ __device__ __forceinline__ Place place_of(unsigned number, unsigned batch, unsig
   return p;
 }
 
-// out[g, p, c] = sum over taps of weight[g, tap, c] x[g, p at tap, c]
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
+// The taps of a thread's channels, after all threads of the block have brought those of a tile [channels, TAPS]
+// to the room; what is neighbouring there is read without conflicts of banks, since TAPS is odd.
+template <int V, int C, int TAPS>
+__device__ __forceinline__ const Floats<V>* taps_from(const float* weight, Floats<V>* room) {
+  constexpr int WIDE = Block<V, C>::WIDE, SIZE = Block<V, C>::SIZE, AT_ONCE = 4;
+  const int first = blockIdx.y * WIDE * V, count = (C - first < WIDE * V ? C - first : WIDE * V) * TAPS;
+#pragma unroll 1
+  for (int own = threadIdx.y * WIDE + threadIdx.x; own < count; own += AT_ONCE * SIZE) {
+    float v[AT_ONCE];
+    EACH(i, AT_ONCE) v[i] = own + i * SIZE < count ? weight[first * TAPS + own + i * SIZE] : 0.0f;
+    EACH(i, AT_ONCE) {
+      const int at = own + i * SIZE, c = at / TAPS;
+      if (at < count) room[c / V * TAPS + at % TAPS].at[c % V] = v[i];
+    }
+  }
+  __syncthreads();
+  return room + threadIdx.x * TAPS;
+}
+
+// out[g, p, c] = sum over taps of weights[g][c, tap] x[g, p at tap, c]
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_forward(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const float* __restrict__ weight, T* __restrict__ out, const int* __restrict__ on, int batch, int hi, int wi,
-    int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION;
-  if (on != nullptr && on[blockIdx.z] == 0) return;
-  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, ho, wo);
-  if (!p.here) return;
-  const i64 g = blockIdx.z;
-  const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
-  const float* taps = weight + g * K * K * C + p.c;
-  Floats<V> least = {}, total[S] = {};
-  if (PRE == 2) least = load<V>(mean + g * C + p.c);
-  EACH(kh, K) {
-    const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
-    if (row < 0 || row >= hi) continue;
-    Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
-    read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
-    EACH(kw, K) {
-      const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
-      EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
-    }
-  }
-  Floats<V> factor;
-  EACH(c, V) factor.at[c] = 1.0f;
-  if (PRE == 2) factor = load<V>(inv + g * C + p.c);
-  T* to = out + (((g * batch + p.n) * ho + p.h) * wo + p.w) * C + p.c;
-  EACH(i, S) {
-    EACH(c, V) total[i].at[c] *= factor.at[c];
-    if (WHOLE || p.w + i < wo) store(to + i * C, total[i]);
-  }
-}
-
-// The gradient [groups, pixels of the input, C] of what PRE = 2 normalised or of x, summed over the operations
-// that share it.
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
-__global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
-    const T* __restrict__ grad, const float* __restrict__ weight, const T* __restrict__ x, i64 x_group,
-    const float* __restrict__ mean, T* __restrict__ out, const int* __restrict__ on, int together, int batch, int hi,
-    int wi, int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION, LEFT = PAD / STRIDE;
-  const Place p = place_of<V, C, S>(blockIdx.x * blockDim.y + threadIdx.y, batch, hi, wi);
-  if (!p.here) return;
-  const i64 q = blockIdx.z;
-  const Floats<V> none = {};
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    const float* const* __restrict__ weights, const int* __restrict__ kind, T* __restrict__ out,
+    const int* __restrict__ order, const int* __restrict__ live, int batch, int hi, int wi, int ho, int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  __shared__ Floats<V> room[Block<V, C>::WIDE * SIDE * SIDE];
+  const i64 g = operation(order, live, blockIdx.z);
+  if (g < 0) return;
+  const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, ho, wo);
   Floats<V> total[S] = {};
-  bool any = on == nullptr;
-#pragma unroll 1
-  for (i64 g = q * together; g < (q + 1) * together; g++) {
-    if (on != nullptr && on[g] == 0) continue;
-    any = true;
-    const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
-    const float* taps = weight + g * K * K * C + p.c;
-    EACH(kh, K) {
-      const int up = p.h - (kh - K / 2) * DILATION;
-      if (up < 0 || up % STRIDE != 0 || up / STRIDE >= ho) continue;
-      Floats<V> v[(S - 1 + PAD) / STRIDE + LEFT + 1];
-      read_row<0, C, LEFT, WHOLE ? LEFT + S / STRIDE : 0>(v, image + up / STRIDE * wo * C, p.w / STRIDE - LEFT, wo, none);
-      EACH(kw, K) {
-        const Floats<V> tap = load<V>(taps + (kh * K + kw) * C);
-        EACH(i, S) {
-          const int left = i - (kw - K / 2) * DILATION + LEFT * STRIDE;
-          if (left % STRIDE == 0) add_product(total[i], v[left / STRIDE], tap);
-        }
-      }
-    }
-  }
-  if (!any) return;
-  Floats<V> least = {};
-  if (PRE == 2) least = load<V>(mean + q * C + p.c);
-  const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
-  EACH(i, S) {
-    if (!WHOLE && p.w + i >= wi) continue;
-    if (PRE >= 1) {
-      const Floats<V> v = load<V>(x + q * x_group + at + i * C);
-      EACH(c, V) total[i].at[c] = v.at[c] > least.at[c] ? total[i].at[c] : 0.0f;
-    }
-    store(out + q * batch * hi * wi * C + at + i * C, total[i]);
-  }
-}
-
-// part[g, block, tap, c] = sum over the pixels of a block of x[g, p at tap, c] grad[g, p, c]; a thread adds up
-// `loop` strips.
-template <class T, int V, int C, int K, int DILATION, int STRIDE, int PRE, bool WHOLE>
-__global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ mean, const float* __restrict__ inv,
-    const T* __restrict__ grad, float* __restrict__ part, const int* __restrict__ on, int loop, int batch, int hi,
-    int wi, int ho, int wo) {
-  constexpr int S = strip(K), PAD = K / 2 * DILATION;
-  __shared__ float sums[THREADS * K * V];
-  const i64 g = blockIdx.z;
-  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * V;
-  const bool mine = channel < C;
-  const Floats<V> none = {};
-  Floats<V> least = {}, factor, total[K * K] = {};
-  EACH(c, V) factor.at[c] = 1.0f;
-  if (on != nullptr && on[g] == 0) loop = 0;
-  if (PRE == 2 && mine && loop > 0) {
-    least = load<V>(mean + g * C + channel);
-    factor = load<V>(inv + g * C + channel);
-  }
-#pragma unroll 1
-  for (int step = 0; step < loop; step++) {
-    const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * blockDim.y + threadIdx.y, batch, ho, wo);
-    if (!p.here) break;
-    Floats<V> d[S];
-    read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
+  const Norm<V> norm = norm_from<PRE, V>(scale, shift, p.here ? g * C + p.c : 0);
+  as<KINDS...>(kind[g], [&](auto own) {
+    constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
+    const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room);
+    if (!p.here) return;
     const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
     EACH(kh, K) {
       const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
       if (row < 0 || row >= hi) continue;
       Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
-      read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(v, image + row * wi * C, p.w * STRIDE - PAD, wi, least);
-      EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
+      read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
+          v, image + row * wi * C, p.w * STRIDE - PAD, wi, norm);
+      EACH(kw, K) {
+        const Floats<V> tap = taps[kh * K + kw];
+        EACH(i, S) add_product(total[i], v[i * STRIDE + kw * DILATION], tap);
+      }
     }
+  });
+  if (!p.here) return;
+  T* to = out + (((g * batch + p.n) * ho + p.h) * wo + p.w) * C + p.c;
+  EACH(i, S) if (WHOLE || p.w + i < wo) store(to + i * C, total[i]);
+}
+
+// The gradient [pixels of the input, C] of what PRE = 2 normalised or of x: of each operation, or where they
+// share a map the sum over those at `together` places of the grid, which is then 1 deep.
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
+__global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
+    const T* __restrict__ grad, const float* const* __restrict__ weights, const int* __restrict__ kind,
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    T* __restrict__ out, const int* __restrict__ order, const int* __restrict__ live, int together, int batch, int hi, int wi, int ho,
+    int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  // Taps of one operation while some threads still read those of the one before.
+  __shared__ Floats<V> room[2][Block<V, C>::WIDE * SIDE * SIDE];
+  const int first = blockIdx.z, stop = first + (together > 0 ? together : 1);
+  if (operation(order, live, first) < 0) return;
+  const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, hi, wi);
+  const Norm<V> none;
+  Floats<V> total[S] = {};
+#pragma unroll 1
+  for (int place = first; place < stop; place++) {
+    const i64 g = operation(order, live, place);
+    if (g < 0) break;
+    as<KINDS...>(kind[g], [&](auto own) {
+      constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD, LEFT = PAD / STRIDE;
+      const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room[place % 2]);
+      if (!p.here) return;
+      const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
+      EACH(kh, K) {
+        const int up = p.h - (kh - K / 2) * DILATION;
+        if (up < 0 || up % STRIDE != 0 || up / STRIDE >= ho) continue;
+        Floats<V> v[(S - 1 + PAD) / STRIDE + LEFT + 1];
+        read_row<0, C, LEFT, WHOLE ? LEFT + S / STRIDE : 0>(
+            v, image + up / STRIDE * wo * C, p.w / STRIDE - LEFT, wo, none);
+        EACH(kw, K) {
+          const Floats<V> tap = taps[kh * K + kw];
+          EACH(i, S) {
+            const int left = i - (kw - K / 2) * DILATION + LEFT * STRIDE;
+            if (left % STRIDE == 0) add_product(total[i], v[left / STRIDE], tap);
+          }
+        }
+      }
+    });
   }
-  // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
-  const unsigned wide = blockDim.x * V, size = K * wide;
-  EACH(kh, K) {
-    __syncthreads();
-    EACH(kw, K) EACH(c, V) {
-      sums[threadIdx.y * size + kw * wide + threadIdx.x * V + c] = total[kh * K + kw].at[c] * factor.at[c];
+  if (!p.here) return;
+  const i64 q = together > 0 ? 0 : operation(order, live, first);
+  const Norm<V> norm = norm_from<PRE, V>(scale, shift, q * C + p.c);
+  const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
+  EACH(i, S) {
+    if (!WHOLE && p.w + i >= wi) continue;
+    if (PRE >= 1) {
+      Floats<V> v = load<V>(x + q * x_group + at + i * C);
+      if (PRE == 2) v = norm(v);
+      EACH(c, V) total[i].at[c] = v.at[c] > 0.0f ? total[i].at[c] : 0.0f;
     }
-    __syncthreads();
-    for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < size; i += blockDim.x * blockDim.y) {
-      const unsigned kw = i / wide, c = blockIdx.y * wide + i % wide;
-      float sum = 0.0f;
-      for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * size + i];
-      if (c < C) part[(((g * gridDim.x + blockIdx.x) * K + kh) * K + kw) * C + c] = sum;
-    }
+    store(out + q * batch * hi * wi * C + at + i * C, total[i]);
   }
+}
+
+// part[block, places[g] + c K K + tap] = sum over the pixels of a block of x[g, p at tap, c] grad[g, p, c]; a
+// thread adds up `loop` strips, and rows of `part` are `stride` numbers apart.
+template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
+__global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
+    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    const T* __restrict__ grad, float* __restrict__ part, i64 stride, const int* __restrict__ kind,
+    const int* __restrict__ places, const int* __restrict__ order, const int* __restrict__ live, int loop,
+    int batch, int hi, int wi, int ho, int wo) {
+  constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
+  constexpr int WIDE = Block<V, C>::WIDE, HIGH = Block<V, C>::HIGH;
+  __shared__ float sums[HIGH * SIDE * WIDE * V];
+  const i64 g = operation(order, live, blockIdx.z);
+  if (g < 0) return;
+  const int channel = (blockIdx.y * WIDE + threadIdx.x) * V;
+  const Norm<V> none, norm = norm_from<PRE, V>(scale, shift, channel < C ? g * C + channel : 0);
+  as<KINDS...>(kind[g], [&](auto own) {
+    constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
+    Floats<V> total[K * K] = {};
+#pragma unroll 1
+    for (int step = 0; step < loop; step++) {
+      const Place p = place_of<V, C, S>((blockIdx.x * loop + step) * HIGH + threadIdx.y, batch, ho, wo);
+      if (!p.here) break;
+      Floats<V> d[S];
+      read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
+      const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+      EACH(kh, K) {
+        const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
+        if (row < 0 || row >= hi) continue;
+        Floats<V> v[(S - 1) * STRIDE + 1 + 2 * PAD];
+        read_row<PRE, C, PAD, WHOLE ? PAD + S * STRIDE : 0>(
+            v, image + row * wi * C, p.w * STRIDE - PAD, wi, norm);
+        EACH(kw, K) EACH(i, S) add_product(total[kh * K + kw], v[i * STRIDE + kw * DILATION], d[i]);
+      }
+    }
+    // A line of taps at a time, so that the shared memory is small; then each sum over y is one thread's.
+    constexpr int LINE = K * WIDE * V;
+    float* to = part + blockIdx.x * stride + places[g];
+    EACH(kh, K) {
+      __syncthreads();
+      EACH(kw, K) EACH(c, V) {
+        sums[threadIdx.y * LINE + (threadIdx.x * V + c) * K + kw] = total[kh * K + kw].at[c];
+      }
+      __syncthreads();
+      for (int i = threadIdx.y * WIDE + threadIdx.x; i < LINE; i += WIDE * HIGH) {
+        float sum = 0.0f;
+        EACH(y, HIGH) sum += sums[y * LINE + i];
+        const int c = blockIdx.y * WIDE * V + i / K;
+        if (c < C) to[(c * K + kh) * K + i % K] = sum;
+      }
+    }
+  });
 }

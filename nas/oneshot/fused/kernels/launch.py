@@ -1,4 +1,4 @@
-"""Launches of the programs: tiles, grids, and the sums over blocks that they leave to the caller."""
+"""Launches of convolutions, and of the batch-norms between them: tiles, grids, and room for outcomes."""
 
 from __future__ import annotations
 
@@ -7,67 +7,108 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels import programs
-from nas.oneshot.fused.kernels.maps import Norm, Source, Window
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.programs import dense as dense_programs
+from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
+from nas.oneshot.fused.kernels.programs import norms as norm_programs
 
 TILE = 2048
 """Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
 LOOP = 8
 """Tiles that one program of a sum over pixels adds up, at most."""
+SHARE, PARTS = 2**12, 64
+"""Numbers of a map for each part of a gradient of weights, about; parts, at most."""
 
 
-def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
-    """`weight` [G, K * K, C] to maps [G, P, C]."""
-    groups, _, channels = weight.shape
-    out = source.x.new_empty(groups, window.outputs, channels)
-    tile = tile_of(channels)
-    mean, inv = source.statistics(weight)
-    programs.depthwise_forward[grid_of(window.outputs, channels, groups, tile)](
-        source.x, source.group, mean, inv, weight, out, source.flags(out), window.outputs, channels,
-        **_sizes(source, window), DILATION=window.dilation, **tile,
+def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
+    """What depthwise convolutions make of maps, [G, P, C]."""
+    channels = taps.outputs
+    out = source.x.new_empty(taps.groups, window.outputs, channels)
+    tile, (scale, shift) = tile_of(channels), source.statistics(taps.like)
+    depthwise_programs.depthwise_forward[
+        grid_of(window.outputs, channels, source.programs(taps.groups), tile)
+    ](
+        source.x, source.group, scale, shift, taps.addresses, taps.like, taps.kind, out,
+        *source.which(taps.kind), window.outputs, channels, **_sizes(source, taps, window), **tile,
     )  # fmt: skip
     return out
 
 
 def depthwise_gradients(
-    grad: Tensor, source: Source, weight: Tensor, window: Window, *, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of what the source's ReLU or batch-norm gets, and of the kernels; as far as wanted."""
-    groups, taps, channels = weight.shape
-    tile, (mean, inv) = tile_of(channels), source.statistics(weight)
-    sizes = {**_sizes(source, window), "DILATION": window.dilation}
-    dx = dw = None
-    if wanted[0]:
-        together = groups if source.group == 0 else 1
-        dx = source.x.new_empty(groups // together, window.inputs, channels)
-        programs.depthwise_input_gradient[grid_of(window.inputs, channels, groups // together, tile)](
-            grad, weight, source.x, source.group, mean, dx, source.flags(dx), together, window.outputs,
-            window.inputs, channels, **sizes, **tile,
-        )  # fmt: skip
-    if wanted[1]:
-        blocks, loop = blocks_of(window.outputs, tile)
-        part = weight.new_empty(groups, blocks, taps, channels, dtype=torch.float32)
-        programs.depthwise_weight_gradient[blocks, taps * cdiv(channels, tile["BC"]), groups](
-            source.x, source.group, mean, inv, grad, part, source.flags(part), window.outputs, channels,
-            blocks, **sizes, LOOP=loop, **tile,
-        )  # fmt: skip
-        dw = part.sum(1)
-    return dx, dw
+    grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
+) -> Tensor | None:
+    """That of what the source's ReLU or batch-norm gets, [1 or G, P, C], where it is asked for.
 
-
-def convolve(
-    source: Source, weight: Tensor, window: Window, *, out: Tensor, part: Tensor, block: int
-) -> None:
-    """`weight` [G, K * K, I, O] to `out` [G, P, O], with the moments of each block of so many pixels.
-
-    part: [G, blocks, 2, O] of the moments.
+    part: [blocks, numbers] to be filled in with those of the weights, block by block of pixels.
     """
-    groups, _, inputs, outputs = weight.shape
-    tile = {**_dot_tile(inputs, outputs), "BP": block}
-    programs.convolve_forward[part.shape[1], cdiv(outputs, tile["BO"]), groups](
-        source.x, source.group, weight, out, part, source.flags(part), window.outputs, part.shape[1], inputs,
-        outputs, **_sizes(source, window), **tile,
+    channels, (scale, shift) = taps.outputs, source.statistics(taps.like)
+    tile, sizes = tile_of(channels), _sizes(source, taps, window)
+    programs, dx = source.programs(taps.groups), None
+    if for_x:
+        apart, together = (1, programs) if source.group == 0 else (programs, 1)
+        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, channels)
+        depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, apart, tile)](
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, scale, shift, dx,
+            *source.which(taps.kind), window.outputs, window.inputs, channels, **sizes,
+            SHARED=source.group == 0, TOGETHER=together, **tile,
+        )  # fmt: skip
+    if part is not None:
+        most = max(side * side for side, _ in taps.kinds)
+        depthwise_programs.depthwise_weight_gradient[
+            len(part), most * cdiv(channels, tile["BC"]), programs
+        ](
+            source.x, source.group, scale, shift, grad, part, part.shape[1], taps.kind, taps.places,
+            *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
+            LOOP=_loop(window, tile, part), **tile,
+        )  # fmt: skip
+    return dx
+
+
+def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, part: Tensor, block: int) -> None:
+    """What dense convolutions make of maps, to `out` [G, P, O], with the moments of each block of pixels.
+
+    part: [G, blocks, 2, O] of the moments. block: pixels in each.
+    """
+    tile = {**_dot_tile(taps), "BP": block}
+    dense_programs.convolve_forward[
+        part.shape[1], cdiv(taps.outputs, tile["BO"]), source.programs(taps.groups)
+    ](
+        source.x, source.group, taps.addresses, taps.like, taps.kind, out, part, *source.which(taps.kind),
+        window.outputs, part.shape[1], taps.inputs, taps.outputs, **_sizes(source, taps, window),
+        LAST=taps.last, **tile,
     )  # fmt: skip
+
+
+def convolve_gradients(
+    grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
+) -> Tensor | None:
+    """As `depthwise_gradients`, of dense convolutions; through a ReLU, if any."""
+    tile, sizes = _dot_tile(taps), {**_sizes(source, taps, window), "LAST": taps.last}
+    programs, dx = source.programs(taps.groups), None
+    if for_x:
+        apart, together = (1, programs) if source.group == 0 else (programs, 1)
+        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, taps.inputs)
+        dense_programs.convolve_input_gradient[
+            cdiv(window.inputs, tile["BP"]), cdiv(taps.inputs, tile["BI"]), apart
+        ](
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, dx, *source.which(taps.kind),
+            window.outputs, window.inputs, taps.inputs, taps.outputs, **sizes,
+            SHARED=source.group == 0, TOGETHER=together, **tile,
+        )  # fmt: skip
+    if part is not None:
+        most = max(side * side for side, _ in taps.kinds)
+        tiles = most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
+        dense_programs.convolve_weight_gradient[len(part), tiles, programs](
+            source.x, source.group, grad, part, part.shape[1], taps.kind, taps.places,
+            *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=most,
+            LOOP=_loop(window, tile, part), **tile,
+        )  # fmt: skip
+    return dx
+
+
+def parts_of(pixels: int, channels: int) -> int:
+    """In how many parts a gradient of weights is summed over so many pixels."""
+    return min(PARTS, cdiv(pixels * channels, SHARE))
 
 
 def moments(groups: int, pixels: int, channels: int, block: int, device: torch.device) -> Tensor:
@@ -76,63 +117,44 @@ def moments(groups: int, pixels: int, channels: int, block: int, device: torch.d
 
 
 def block_of(inputs: int, outputs: int) -> int:
-    """Pixels in a block of a convolution."""
-    return _dot_tile(inputs, outputs)["BP"]
+    """Pixels in a block of a dense convolution."""
+    wide = max(_power_of_dot(inputs), _power_of_dot(outputs))
+    return max(16, 2 * TILE // wide)
 
 
-def statistics(part: Tensor, pixels: int, block: int, eps: float, norm: Norm) -> Norm:
-    """Fills in `norm` [G, C] from the moments of all blocks."""
+def statistics(
+    part: Tensor, pixels: int, block: int, eps: float, *, norm: Norm, affine: Affine | None = None
+) -> None:
+    """Fills in `norm` [G, C] from the moments of all blocks. affine: weights and biases of batch-norms."""
     groups, blocks, _, channels = part.shape
     width = min(128, power(channels))
-    programs.moments[cdiv(channels, width), groups](
-        part, norm.mean, norm.var, norm.inv, flags(norm.on, part), eps, pixels, channels,
-        BLOCKS=blocks, BLOCK=block, ON=norm.on is not None, BC=width,
+    own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
+    norm_programs.moments[cdiv(channels, width), groups](
+        part, norm.mean, norm.var, norm.inv, norm.scale, norm.shift, *own, flags(norm.on, part), eps, pixels,
+        channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None, BC=width,
     )  # fmt: skip
-    return norm
 
 
-def convolve_gradients(
-    grad: Tensor, source: Source, weight: Tensor, window: Window, *, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of what the source's ReLU gets, and of the kernels; as far as wanted."""
-    groups, taps, inputs, outputs = weight.shape
-    tile = _dot_tile(inputs, outputs)
-    sizes = _sizes(source, window)
-    dx = dw = None
-    if wanted[0]:
-        together = groups if source.group == 0 else 1
-        dx = source.x.new_empty(groups // together, window.inputs, inputs)
-        grid = (cdiv(window.inputs, tile["BP"]), cdiv(inputs, tile["BI"]), groups // together)
-        programs.convolve_input_gradient[grid](
-            grad, weight, source.x, source.group, dx, source.flags(dx), together, window.outputs,
-            window.inputs, inputs, outputs, **sizes, **tile,
-        )  # fmt: skip
-    if wanted[1]:
-        blocks, loop = blocks_of(window.outputs, tile)
-        part = weight.new_empty(groups, blocks, taps, inputs, outputs, dtype=torch.float32)
-        tiles = taps * cdiv(inputs, tile["BI"]) * cdiv(outputs, tile["BO"])
-        programs.convolve_weight_gradient[blocks, tiles, groups](
-            source.x, source.group, grad, part, source.flags(part), window.outputs, blocks, inputs, outputs,
-            **sizes, LOOP=loop, **tile,
-        )  # fmt: skip
-        dw = part.sum(1)
-    return dx, dw
+def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Drawn | None) -> Tensor:
+    """Of `y` [G, P, C], to `out`. drawn: which of them are computed.
 
-
-def norm_gradients(grad: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """Of `y` [G, P, C]."""
+    Returns those of biases and weights, [G, 2, C].
+    """
     groups, pixels, channels = y.shape
-    tile, on = {"ON": norm.on is not None, **tile_of(channels)}, flags(norm.on, y)
+    source = Source(y, drawn=drawn)
+    tile, which = {"ON": drawn is not None, **tile_of(channels)}, source.which(y)
     blocks, loop = blocks_of(pixels, tile)
-    part = y.new_empty(groups, blocks, 2, channels, dtype=torch.float32)
-    programs.sums[blocks, cdiv(channels, tile["BC"]), groups](
-        grad, y, norm.mean, norm.inv, part, on, pixels, channels, blocks, LOOP=loop, **tile
+    make = torch.empty if drawn is None else torch.zeros
+    part = make(groups, blocks, 2, channels, device=y.device)
+    programs = source.programs(groups)
+    norm_programs.sums[blocks, cdiv(channels, tile["BC"]), programs](
+        grad, y, norm.mean, norm.inv, part, *which, pixels, channels, blocks, LOOP=loop, **tile
     )
-    out = torch.empty_like(y)
-    programs.norm_gradient[grid_of(pixels, channels, groups, tile)](
-        grad, y, norm.mean, norm.inv, part.sum(1), out, on, pixels, channels, **tile
+    total = part.sum(1)
+    norm_programs.norm_gradient[grid_of(pixels, channels, programs, tile)](
+        grad, y, norm.mean, norm.inv, norm.scale, total, out, *which, pixels, channels, **tile
     )
-    return out
+    return total
 
 
 def flags(on: Tensor | None, otherwise: Tensor) -> Tensor:
@@ -140,8 +162,9 @@ def flags(on: Tensor | None, otherwise: Tensor) -> Tensor:
     return otherwise if on is None else on
 
 
-def _sizes(source: Source, window: Window) -> dict[str, int]:
-    return {**window.sizes(), "PRE": source.pre, "ON": source.on is not None}
+def _sizes(source: Source, taps: Taps, window: Window) -> dict[str, Any]:
+    own = {"KINDS": taps.kinds, "PRE": source.pre, "ON": source.drawn is not None}
+    return {**window.sizes(), **own}
 
 
 def tile_of(channels: int, size: int = TILE) -> dict[str, int]:
@@ -150,10 +173,19 @@ def tile_of(channels: int, size: int = TILE) -> dict[str, int]:
     return {"BP": max(16, size // width), "BC": width}
 
 
-def _dot_tile(inputs: int, outputs: int) -> dict[str, int]:
+def _dot_tile(taps: Taps) -> dict[str, int]:
+    wide = _power_of_dot(taps.inputs), _power_of_dot(taps.outputs)
+    return {"BP": block_of(taps.inputs, taps.outputs), "BI": wide[0], "BO": wide[1]}
+
+
+def _power_of_dot(size: int) -> int:
     """Products of matrices want at least 16 in each direction."""
-    wide = [min(64, max(16, power(size))) for size in (inputs, outputs)]
-    return {"BP": max(16, 2 * TILE // max(wide)), "BI": wide[0], "BO": wide[1]}
+    return min(64, max(16, power(size)))
+
+
+def _loop(window: Window, tile: dict[str, int], part: Tensor) -> int:
+    """Tiles of pixels in each part of a gradient of weights."""
+    return cdiv(cdiv(window.outputs, tile["BP"]), len(part))
 
 
 def blocks_of(pixels: int, tile: dict[str, Any]) -> tuple[int, int]:

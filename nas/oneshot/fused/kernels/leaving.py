@@ -7,24 +7,23 @@ where all operations find it. So no gradient is copied for each of them. Not yet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.oneshot.fused.groups import Group
-from nas.oneshot.fused.kernels import chain, launch
+from nas.oneshot.fused.kernels import family, launch
 from nas.oneshot.fused.kernels import mixing_launch as mixing
-from nas.oneshot.fused.kernels.chain import Kept, Work
-from nas.oneshot.fused.kernels.maps import Norm, Window
-from nas.oneshot.fused.kernels.mixing_launch import Mixing, Returned
+from nas.oneshot.fused.kernels.backward import Backward
+from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Window
+from nas.oneshot.fused.kernels.parameters import affine_of, parameters_of, taps_of
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
-from nas.oneshot.fused.layout import Level
-from nas.oneshot.fused.stages import Chain, Pool
+from nas.oneshot.fused.layout import Level, Line
+from nas.oneshot.fused.stages import Pool
 
 Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | None]
 """Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same.
@@ -42,86 +41,120 @@ def leave(
     statistics have to follow.
     """
     task = _Task(level, slots, leavings, weights, [])
-    stacks = [taps for group in level.chains for taps in chain.by_taps(group)]
-    tokens = _Leaving.apply(x, task, *stacks)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, ...], tokens), _seen(level, slots, task.inner, leavings)
+    tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, ...], tokens), [*_seen(task), *_seen_by_pools(task)]
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One run of a level. inner: filled in with the statistics of each chain's norms but the last."""
+    """One run of a level. rooms: filled in with those of all stages, line by line."""
 
     level: Level
     slots: Slots
     leavings: Leavings
     weights: Tensor
-    inner: list[tuple[Norm, ...]]
+    rooms: list[list[Room]]
 
 
-def _seen(level: Level, slots: Slots, inner: Sequence[tuple[Norm, ...]], leavings: Leavings) -> list[Seen]:
-    """The batch-norms of a level. inner: of each chain, the statistics of all norms but the last."""
-    found: list[Seen] = []
-    on = [_chosen(leavings, places) for places in _places(level)]
-    groups = (*level.chains, *level.pools)
-    for group, (start, stop), before, own in zip(
-        groups, level.spans, [*inner, *[()] * len(level.pools)], on, strict=True
-    ):
-        assert group.form is not None
-        norms = [cast(Sequence[nn.BatchNorm2d], group.layers[at]) for at in group.form.norms]
-        last = slots.norm.part(level.first + start, level.first + stop)
-        # A pool may have no norm.
-        found += [(rows, norm, own) for rows, norm in zip(norms, [*before, last], strict=False)]
+def _seen(task: _Task) -> Iterator[Seen]:
+    """The batch-norms of families."""
+    active = task.leavings.active
+    for line, rooms in zip(task.level.lines, task.rooms, strict=True):
+        for norms, room, span in zip(line.family.norms, rooms, line.spans, strict=True):
+            # Where maps between stages are no slots, all members end together in slots that tell the same.
+            start = task.level.first + cast(tuple[int, int], span or line.spans[-1])[0]
+            on = None if active is None else active.slots[start : start + len(norms)]
+            yield norms, room.norm, on
+
+
+def _seen_by_pools(task: _Task) -> Iterator[Seen]:
+    """Those of pools, of which each may have one; all branches of a pool see one map."""
+    level, active = task.level, task.leavings.active
+    pooled = torch.split(level.pooled, [len(group.branches) for group in level.pools])
+    for number, (group, places) in enumerate(zip(level.pools, pooled if level.pools else (), strict=True)):
+        slot = level.first + level.slots - len(level.pools) + number
+        for at in group.form.norms if group.form is not None else ():
+            on = None if active is None else active.chosen.index_select(0, places)
+            yield cast(Sequence[nn.BatchNorm2d], group.layers[at]), task.slots.norm.part(slot, slot + 1), on
+
+
+def _works(level: Level, x: Tensor, parameters: Sequence[Tensor], active: Active | None) -> list[Work]:
+    """What each family does to maps such as `x` [B, C, H, W]."""
+    batch, _, height, width = x.shape
+    own = zip(level.lines, taps_of(level, parameters), affine_of(level, parameters), strict=True)
+    return [
+        Work(line.family, windows_of(line.family, batch, (height, width)), taps, affine, _drawn(line, active))
+        for line, taps, affine in own
+    ]
+
+
+def _drawn(line: Line, active: Active | None) -> tuple[Drawn | None, ...]:
+    if active is None:
+        return (None,) * len(line.rows)
+    return tuple(map(active.drawn, line.rows, line.family.counts, line.most))
+
+
+def _pooling(level: Level, x: Tensor, slots: Slots) -> Window:
+    """Where the pools of a level read."""
+    batch, _, height, width = x.shape
+    _, *after = slots.layout.shape
+    stride = cast(Pool, level.pools[0].form).stride if level.pools else 1
+    return Window(stride, (height, width), (after[0], after[1]), batch)
+
+
+def _blocks(works: Sequence[Work], channels: int) -> int:
+    """Pixels in a block of the moments of slots, which all that fill them in have in common."""
+    dense = [
+        taps
+        for work in works
+        for step, taps in zip(work.family.steps, work.taps, strict=True)
+        if not step.depthwise and taps.outputs == channels
+    ]
+    return min(launch.block_of(inputs, channels) for inputs in [channels, *(taps.inputs for taps in dense)])
+
+
+def _rooms(line: Line, work: Work, own: Slots, active: Active | None) -> list[Room]:
+    """Of all stages of a line; own: the slots of its level."""
+    found = []
+    ends = [number for number, step in enumerate(work.family.steps) if not step.depthwise]
+    for span, end in zip(line.spans, ends, strict=True):
+        if span is not None:
+            found.append(Room(own.raw[span[0] : span[1]], own.norm.part(*span)))
+            continue
+        taps, pixels = work.taps[end], work.windows[end].outputs
+        raw = own.raw.new_empty(taps.groups, pixels, taps.outputs)
+        start, stop = cast(tuple[int, int], line.spans[-1])
+        on = None if active is None else own.norm.part(start, stop).on
+        found.append(Room(raw, Norm.empty(taps.groups, taps.outputs, raw.device, on)))
     return found
 
 
-def _places(level: Level) -> list[Tensor]:
-    """Which contributions the branches of each chain are, then of each pool."""
-    pooled = torch.split(level.pooled, [len(group.branches) for group in level.pools])
-    return [*level.chained, *(pooled if level.pools else ())]
+def _moments(line: Line, work: Work, rooms: Sequence[Room], part: Tensor, block: int) -> list[Moments]:
+    """Of all stages of a line. part: of the slots of the level."""
+    found = []
+    for span, room in zip(line.spans, rooms, strict=True):
+        if span is not None:
+            found.append(Moments(part[span[0] : span[1]], block))
+            continue
+        groups, pixels, channels = room.raw.shape
+        own = min(launch.block_of(taps.inputs, channels) for taps in work.taps)
+        found.append(Moments(launch.moments(groups, pixels, channels, own, part.device), own))
+    return found
 
 
-def _chosen(leavings: Leavings, places: Tensor) -> Tensor | None:
-    """[G] whether each of some contributions is computed; None where all are."""
-    return None if leavings.active is None else leavings.active.chosen.index_select(0, places).ne(0)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a level does to maps of one size.
-
-    chains: of each. window: of the pools. block: pixels in a block of the slots' moments.
-    """
-
-    chains: tuple[Work, ...]
-    window: Window
-    block: int
-
-    @classmethod
-    def of(cls, level: Level, slots: Slots, x: Tensor) -> _Work:
-        batch, _, height, width = x.shape
-        channels, *after = slots.layout.shape
-        chains = tuple(Work.of(group, batch, (height, width)) for group in level.chains)
-        stride = cast(Pool, level.pools[0].form).stride if level.pools else 1
-        window = Window(3, stride, 1, (height, width), (after[0], after[1]), batch)
-        inputs = [channels, *(_last_convolution(group).in_channels for group in level.chains)]
-        return cls(chains, window, min(launch.block_of(count, channels) for count in inputs))
-
-
-def _last_convolution(group: Group) -> nn.Conv2d:
-    return cast(nn.Conv2d, group.first[cast(Chain, group.form).stages[-1].dense])
-
-
-def _fill_in_statistics(level: Level, own: Slots, part: Tensor, block: int) -> None:
-    """Of the slots of a level, those of equal eps in one launch. part: the moments of their blocks."""
-    eps: list[float | None] = []
-    for group, (start, stop) in zip((*level.chains, *level.pools), level.spans, strict=True):
-        norms = group.form.norms if group.form is not None else []
-        eps += (stop - start) * [cast(nn.BatchNorm2d, group.first[norms[-1]]).eps if norms else None]
-    for value, run in groupby(range(len(eps)), key=eps.__getitem__):
-        places = list(run)
-        first, last = places[0], places[-1] + 1
-        if value is not None:
-            launch.statistics(part[first:last], own.raw.shape[1], block, value, own.norm.part(first, last))
+def _fill_in_statistics(level: Level, works: Sequence[Work], own: Slots, *, part: Tensor, block: int) -> None:
+    """Of what ends a family, and of pools; of neighbours alike in one launch. part: moments of the slots."""
+    runs: list[tuple[int, int, float, Affine | None]] = []
+    for line, work in zip(level.lines, works, strict=True):
+        runs.append((*cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0].eps, work.affine[-1]))
+    for at, group in enumerate(level.pools, start=level.slots - len(level.pools)):
+        for place in group.form.norms if group.form is not None else ():
+            eps = cast(nn.BatchNorm2d, group.first[place]).eps
+            start = runs.pop()[0] if runs and runs[-1][1:] == (at, eps, None) else at
+            runs.append((start, at + 1, eps, None))
+    for start, stop, eps, affine in runs:
+        norm = own.norm.part(start, stop)
+        launch.statistics(part[start:stop], own.raw.shape[1], block, eps, norm=norm, affine=affine)
 
 
 class _Leaving(torch.autograd.Function):
@@ -130,29 +163,34 @@ class _Leaving(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - it has no type
         x: Tensor,
         task: _Task,
-        *stacks: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        level, slots = task.level, task.slots
-        work, read = _Work.of(level, slots, x), x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        own = slots.part(level.first, level.first + level.slots)
-        part = launch.moments(level.slots, own.raw.shape[1], own.raw.shape[2], work.block, x.device)
-        left, kept = iter(stacks), list[Tensor]()
-        for chained, (start, stop) in zip(work.chains, level.spans, strict=False):  # the last is of the pools
-            taps = [next(left) for _ in chained.windows]
-            room = {"out": own.raw[start:stop], "part": part[start:stop]}
-            on = own.norm.part(start, stop).on
-            found = chain.forward(chained, read, taps, **room, block=work.block, on=on)
-            task.inner.append(found.norms)
-            kept += found.tensors()
+        level, slots, active = task.level, task.slots, task.leavings.active
+        works, window = _works(level, x, parameters, active), _pooling(level, x, slots)
+        read, own = (
+            x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]),
+            slots.part(level.first, level.first + level.slots),
+        )
+        _, pixels, channels = own.raw.shape
+        block = _blocks(works, channels)
+        part = launch.moments(level.slots, pixels, channels, block, x.device)
+        kept = list[Tensor]()
+        for line, work in zip(level.lines, works, strict=True):
+            rooms = _rooms(line, work, own, active)
+            kept += family.forward(work, read, rooms, _moments(line, work, rooms, part, block))
+            task.rooms.append(rooms)
+            apart = [room for room, span in zip(rooms, line.spans, strict=True) if span is None]
+            kept += [tensor for room in apart for tensor in (room.raw, *room.norm.tensors)]
         index = None
         if level.pools:
             start = level.slots - len(level.pools)
             room = {"out": own.raw[start:], "part": part[start:]}
             on = own.norm.part(start, level.slots).on
-            index = mixing.pools(read, work.window, level.maxima, **room, block=work.block, on=on)
-        _fill_in_statistics(level, own, part, work.block)
-        ctx.save_for_backward(read, task.weights, own.raw, own.norm.mean, own.norm.inv, index, *kept)
-        ctx.level, ctx.work, ctx.leavings, ctx.shape = level, work, task.leavings, x.shape
+            index = mixing.pools(read, window, level.maxima, **room, block=block, on=on)
+        _fill_in_statistics(level, works, own, part=part, block=block)
+        ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
+        ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
+        ctx.shape = x.shape
         ctx.set_materialize_grads(False)
         channels, height, width = slots.layout.shape
         return tuple(x.new_empty(()).expand(len(x), height, width, channels) for _ in level.edges)
@@ -160,69 +198,20 @@ class _Leaving(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        read, weights, raw, mean, inv, index, *kept = ctx.saved_tensors
-        leavings = cast(Leavings, ctx.leavings)
-        for edge, grad in zip(ctx.level.edges, grads, strict=True):
+        read, mixture, raw, mean, var, inv, scale, shift, index, *rest = ctx.saved_tensors
+        leavings, level = cast(Leavings, ctx.leavings), cast(Level, ctx.level)
+        for edge, grad in zip(level.edges, grads, strict=True):
             if grad is None:
                 leavings.nothing(leavings.layout.targets[edge], raw)
-        active, level = leavings.active, ctx.level
-        norm = Norm(mean, mean, inv)
-        if active is not None:
-            norm = replace(norm, on=active.slots[level.first : level.first + level.slots])
-        back = _Back(level, ctx.work, raw, norm, leavings.mixing(weights), leavings.returned(raw), active)
-        for_x, for_stacks = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
-        parts, stacks = back.of_chains(read, kept, for_x=for_x, for_stacks=for_stacks)
+        active = leavings.active
+        norm = Norm(mean, var, inv, scale, shift, None if active is None else active.slots)
+        mixed, returned = leavings.mixing(mixture), leavings.returned(raw)
+        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active)
+        for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
+        parameters, saved = rest[: len(wanted)], rest[len(wanted) :]
+        parts, found = back.of_families(read, parameters, saved, for_x=for_x, wanted=wanted)
         dx = back.of_map(read, parts, index).view(_last(ctx.shape)).permute(0, 3, 1, 2) if for_x else None
-        return dx, None, *stacks
-
-
-@dataclass(frozen=True)
-class _Back:
-    """The backward pass of a level, of which `raw` and `norm` are the slots."""
-
-    level: Level
-    work: _Work
-    raw: Tensor
-    norm: Norm
-    mixture: Mixing
-    returned: Returned
-    active: Active | None
-
-    def of_chains(
-        self, read: Tensor, kept: Sequence[Tensor], *, for_x: bool, for_stacks: Sequence[bool]
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Parts of the gradient of the map, and the gradients of the taps, as far as wanted."""
-        left, asked = iter(kept), iter(for_stacks)
-        parts, stacks = list[Tensor](), list[Tensor | None]()
-        for work, (start, stop), places in zip(
-            self.work.chains, self.level.spans, self.level.chained, strict=False
-        ):
-            norm = self.norm.part(start, stop)
-            own, wanted = Kept.again(work, read, left, norm.on), [next(asked) for _ in work.windows]
-            if not (for_x or any(wanted)):
-                stacks += [None] * len(wanted)
-                continue
-            d = mixing.branch_gradient(self.raw[start:stop], norm, self.mixture, places, self.returned)
-            dx, found = chain.backward(work, own, d, for_x=for_x, for_weights=wanted, on=norm.on)
-            stacks += found
-            parts += [] if dx is None else [dx]
-        return parts, stacks
-
-    def of_map(self, read: Tensor, parts: Sequence[Tensor], index: Tensor | None) -> Tensor:
-        """The gradient of the map, from parts, pools and identities. index: where the maxima are."""
-        alone = len(parts) == 1 and not self.level.pools and not self.level.same
-        if alone and self.active is None:
-            return parts[0]
-        pooled, start = None, self.level.slots - len(self.level.pools)
-        if self.level.pools:
-            norm = self.norm.part(start, self.level.slots)
-            pooled = mixing.pool_gradient(self.raw[start:], norm, self.mixture, self.level, self.returned)
-        same, window = self.level.passed, self.work.window
-        pools = mixing.Pooled(pooled, index, window, self.norm.part(start, self.level.slots).on)
-        busy = None if self.active is None else self.active.chains[self.level.chain :]
-        return mixing.leaving_gradient(
-            read, parts, pools, same, self.mixture, returned=self.returned, busy=busy
-        )
+        return dx, None, *found
 
 
 def _last(shape: Sequence[int]) -> tuple[int, ...]:

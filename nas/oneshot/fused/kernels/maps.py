@@ -1,4 +1,4 @@
-"""What a convolution of a group of operations reads: which map, where, and through what."""
+"""What the convolutions of one launch read: which maps, where, through what, and by which kernels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """Where a convolution reads: kernel side, stride, dilation, and (height, width) before and after it.
+    """Where operations read: their stride, and (height, width) before and after it.
 
     batch: images.
     """
 
-    kernel: int
     stride: int
-    dilation: int
     before: tuple[int, int]
     after: tuple[int, int]
     batch: int
@@ -33,54 +31,120 @@ class Window:
         return self.batch * self.after[0] * self.after[1]
 
     def sizes(self) -> dict[str, int]:
-        """By the kernels' names, without the dilation that only depthwise ones have."""
+        """By the names that the programs give them."""
         return {
             "HI": self.before[0],
             "WI": self.before[1],
             "HO": self.after[0],
             "WO": self.after[1],
             "STRIDE": self.stride,
-            "K": self.kernel,
         }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which of G operations are computed, as the device alone knows.
+
+    order: [G] int32 their numbers, those first that are computed. live: [G] int32 1 for as many places of
+      `order` as are computed, then 0. most: how many are computed at most; no more programs are begun.
+    """
+
+    order: Tensor
+    live: Tensor
+    most: int
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The kernels of G convolutions, read where their modules keep them.
+
+    addresses: [G] int64 of contiguous tensors of the type of `like`: [C, 1, K, K] of a depthwise convolution,
+      [O, I, K, K] of another.
+    kinds: (side K, dilation) of each kind that is among them. kind: [G] int32 which of those each is.
+    places: [G] int32 where the gradient of each begins in a row of parts of gradients.
+    inputs, outputs: channels. last: whether their channels in are last in memory, [O, K, K, I].
+    """
+
+    addresses: Tensor
+    like: Tensor
+    kinds: tuple[tuple[int, int], ...]
+    kind: Tensor
+    places: Tensor
+    inputs: int
+    outputs: int
+    last: bool = False
+
+    @property
+    def groups(self) -> int:
+        """How many convolutions there are."""
+        return len(self.kind)
 
 
 @dataclass(frozen=True)
 class Norm:
     """Statistics of a batch-norm, [G, C] each: mean, unbiased variance, and one over the biased deviation.
 
+    scale, shift: what it makes of x is scale x + shift, its own weight and bias included.
     on: [G] 0 where nothing is computed, so that the statistics are zeros; None where all is.
     """
 
     mean: Tensor
     var: Tensor
     inv: Tensor
+    scale: Tensor
+    shift: Tensor
     on: Tensor | None = None
 
     @classmethod
     def empty(cls, groups: int, channels: int, device: torch.device, on: Tensor | None = None) -> Norm:
         """Statistics to be filled in."""
         make = torch.empty if on is None else torch.zeros
-        mean, var, inv = make(3, groups, channels, device=device)
-        return cls(mean, var, inv, on)
+        mean, var, inv, scale, shift = make(5, groups, channels, device=device)
+        return cls(mean, var, inv, scale, shift, on)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All five, in order."""
+        return [self.mean, self.var, self.inv, self.scale, self.shift]
+
+    @property
+    def weight(self) -> Tensor:
+        """[G, C] That of the batch-norms themselves; 0 where nothing is computed."""
+        return torch.where(self.inv > 0, self.scale / self.inv, 0.0)
+
+    @property
+    def bias(self) -> Tensor:
+        """[G, C] That of the batch-norms themselves."""
+        return self.shift + self.mean * self.scale
 
     def part(self, start: int, stop: int) -> Norm:
         """Those of some groups."""
         on = None if self.on is None else self.on[start:stop]
-        return Norm(self.mean[start:stop], self.var[start:stop], self.inv[start:stop], on)
+        mean, var, inv, scale, shift = (tensor[start:stop] for tensor in self.tensors)
+        return Norm(mean, var, inv, scale, shift, on)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Weights and biases of batch-norms that have them: addresses [G] int64 of tensors [C] as `like`."""
+
+    weights: Tensor
+    biases: Tensor
+    like: Tensor
 
 
 @dataclass(frozen=True)
 class Source:
-    """A map that a convolution reads, [P, C] for all groups or [G, P, C].
+    """The maps that convolutions read, [P, C] for all of them or [G, P, C].
 
-    norm: batch-norm that it is read through, and a ReLU after it. relu: whether it is read through a ReLU.
-    on: [G] 0 for the operations that are not computed; None where all are.
+    norm: batch-norm that they are read through, and a ReLU after it. relu: whether they are read through a
+    ReLU. drawn: which operations are computed; None where all are.
     """
 
     x: Tensor
     relu: bool = False
     norm: Norm | None = None
-    on: Tensor | None = None
+    drawn: Drawn | None = None
 
     @property
     def group(self) -> int:
@@ -89,13 +153,17 @@ class Source:
 
     @property
     def pre(self) -> int:
-        """What is done while it is read, see the kernels."""
+        """What is done while it is read, see the programs."""
         return 2 if self.norm is not None else int(self.relu)
 
-    def flags(self, otherwise: Tensor) -> Tensor:
-        """Which operations are computed; where all are, anything, for it is not read."""
-        return otherwise if self.on is None else self.on
+    def programs(self, groups: int) -> int:
+        """How many of G operations get programs."""
+        return groups if self.drawn is None else min(self.drawn.most, groups)
+
+    def which(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """Order and live of `drawn`; where all are computed, anything, for it is not read."""
+        return (otherwise, otherwise) if self.drawn is None else (self.drawn.order, self.drawn.live)
 
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale of its batch-norm; where it has none, anything, for it is not read."""
-        return (otherwise, otherwise) if self.norm is None else (self.norm.mean, self.norm.inv)
+        """Scale and shift of its batch-norm; where it has none, anything, for it is not read."""
+        return (otherwise, otherwise) if self.norm is None else (self.norm.scale, self.norm.shift)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels import mixing_programs as programs
 from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, flags, grid_of, tile_of
 from nas.oneshot.fused.kernels.maps import Norm, Window
+from nas.oneshot.fused.kernels.programs import nodes as programs
 from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2
@@ -88,7 +88,7 @@ def node(
     out, tile = raw.new_empty(pixels, channels), tile_of(channels, MANY)
     held, more = raw if masks is None else masks, raw if rest is None else rest
     programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
-        raw, norm.mean, norm.inv, mixing.weights, mixing.table, tuple(states),
+        raw, norm.scale, norm.shift, mixing.weights, mixing.table, tuple(states),
         held, more, out, mixing.flags, pixels, pixels // images, channels,
         KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, ON=mixing.on,
         **tile,
@@ -111,15 +111,19 @@ def node_sums(
     torch.sum(part, 1, out=sums)
 
 
-def branch_gradient(raw: Tensor, norm: Norm, mixing: Mixing, places: Tensor, returned: Returned) -> Tensor:
-    """Of maps `raw` [G, P, C] before their last batch-norm; places: [G] their contributions."""
-    groups, pixels, channels = raw.shape
-    out, tile = torch.empty_like(raw), tile_of(channels)
-    programs.branch_gradient[grid_of(pixels, channels, groups, tile)](
-        raw, norm.mean, norm.inv, mixing.weights, mixing.table, places, returned.sums, returned.rows, out,
-        mixing.flags, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
+def branch_gradient(
+    raw: Tensor, norm: Norm, mixing: Mixing, places: Tensor, *, returned: Returned, out: Tensor, first: int
+) -> None:
+    """Of the slots of some contributions before their last batch-norm, to `out`, whose first slot is `first`.
+
+    raw, norm: of all slots.
+    """
+    _, pixels, channels = raw.shape
+    tile = tile_of(channels)
+    programs.branch_gradient[grid_of(pixels, channels, len(places), tile)](
+        raw, norm.mean, norm.inv, norm.scale, mixing.weights, mixing.table, places, returned.sums,
+        returned.rows, out, mixing.flags, first, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
-    return out
 
 
 def pools(
@@ -141,7 +145,7 @@ def pools(
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
     width, blocks = tile_of(channels)["BC"], part.shape[1]
     programs.pool_forward[blocks, cdiv(channels, width), count](
-        x, out, index, part, flags(on, part), pixels, channels, blocks, **_sizes(window), MAXIMA=maxima,
+        x, out, index, part, flags(on, part), pixels, channels, blocks, **window.sizes(), MAXIMA=maxima,
         ON=on is not None, BP=block, BC=width,
     )  # fmt: skip
     return index
@@ -171,8 +175,8 @@ def leaving_gradient(
 ) -> Tensor:
     """Of the map `x` [P, C] that a level reads.
 
-    chains: the part of each, [P, C]. same: contributions of identities. busy: [chains] 0 for those of which
-    no operation is computed; None where all are.
+    chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those
+    of which no member is computed; None where all are.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
     pixels, channels = x.shape
@@ -180,12 +184,8 @@ def leaving_gradient(
     programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
         tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
         mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out), mixing.flags,
-        window.outputs, pixels, channels, **_sizes(window),
+        window.outputs, pixels, channels, **window.sizes(),
         MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
         ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
-
-
-def _sizes(window: Window) -> dict[str, int]:
-    return {name: size for name, size in window.sizes().items() if name != "K"}

@@ -1,13 +1,15 @@
 """Depthwise convolutions in CUDA C++: `depthwise.cu`, compiled when first used, with NVIDIA's cuda-core.
 
 They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
-a row of its map once for all taps. Checked without a GPU: the same source, compiled by a C++ compiler, gives
-the outcomes of float64, and NVRTC compiles it for sm_90 to at most 165 registers, of which at most 8 are
-spilled. Not yet run on a GPU; there each variant is compared with Triton before it is used, see `choice`.
+a row of its map once for all taps. Convolutions of all kinds are one launch, compiled for just those kinds.
+Checked without a GPU: the same source, compiled by a C++ compiler, gives the outcomes of float64, and NVRTC
+compiles it for sm_90 to at most 164 registers, of which at most 12 bytes are spilled. Not yet run on a GPU;
+there each variant is compared with Triton before it is used, see `choice`.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.maps import Source, Window
+from nas.oneshot.fused.kernels.maps import Source, Taps, Window
 
 if TYPE_CHECKING:
     from cuda.core import Kernel, ObjectCode
@@ -29,10 +31,9 @@ THREADS = 128
 """In a block, at most; the source says the same."""
 TILE = 32
 """Threads side by side along the channels, at most."""
-BLOCKS = 1024
-"""Blocks of a gradient of weights, about: enough to fill a GPU, few enough to be added up quickly."""
 
 _TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
+_KINDS = tuple(itertools.product((3, 5, 7), (1, 2)))
 _OFF: list[str] = []
 """Why these kernels are not used although they could be tried."""
 
@@ -88,37 +89,39 @@ def switched_off() -> Iterator[None]:
 class Variant:
     """What the kernels are compiled for: the parameters of the templates, in their order.
 
-    lanes: channels of a thread. whole: whether strips of pixels are cut off at no edge.
+    lanes: channels of a thread. whole: whether strips of pixels are cut off at no edge. kinds: (side,
+    dilation) of each kind of convolution.
     """
 
-    kind: str
+    type: str
     lanes: int
     channels: int
-    kernel: int
-    dilation: int
     stride: int
     pre: int
     whole: bool
+    kinds: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, window: Window, source: Source, weight: Tensor, *maps: Tensor) -> Variant | None:
+    def of(cls, window: Window, source: Source, taps: Taps, *maps: Tensor) -> Variant | None:
         """The one that reads a source and other maps; none where there is none, as for other types."""
-        if window.kernel not in (3, 5, 7) or window.stride not in (1, 2) or window.dilation not in (1, 2):
+        maps = (source.x, *maps)
+        norm = () if source.norm is None else (source.norm.scale, source.norm.shift)
+        types, floats = {m.dtype for m in maps}, {f.dtype for f in (taps.like, *norm)}
+        if len(types) > 1 or not types <= _TYPES.keys() or floats != {torch.float32}:
             return None
-        maps, floats = (source.x, *maps), (weight, *source.statistics(weight))
-        kinds, channels = {m.dtype for m in maps}, weight.shape[-1]
-        if len(kinds) > 1 or not kinds <= _TYPES.keys() or {f.dtype for f in floats} != {torch.float32}:
+        if window.stride not in (1, 2) or not {*taps.kinds} <= {*_KINDS}:
             return None
-        pairs = channels % 2 == 0 and all(t.data_ptr() % (2 * t.itemsize) == 0 for t in maps + floats)
+        pairs = taps.inputs % 2 == 0 and all(t.data_ptr() % (2 * t.itemsize) == 0 for t in maps + norm)
         (_, before), (_, after) = window.before, window.after
-        whole = before == after * window.stride and after % _strip(window.kernel) == 0
-        sizes = (window.kernel, window.dilation, window.stride, source.pre)
-        return cls(_TYPES[source.x.dtype], 2 if pairs else 1, channels, *sizes, whole)
+        whole = before == after * window.stride and after % _strip(taps.kinds) == 0
+        sizes = (taps.inputs, window.stride, source.pre)
+        return cls(_TYPES[source.x.dtype], 2 if pairs else 1, *sizes, whole, taps.kinds)
 
     def expression(self, function: str) -> str:
         """A kernel's name in C++."""
-        numbers = (self.lanes, self.channels, self.kernel, self.dilation, self.stride, self.pre)
-        return f"{function}<{self.kind}, {', '.join(map(str, numbers))}, {str(self.whole).lower()}>"
+        numbers = ", ".join(map(str, (self.lanes, self.channels, self.stride, self.pre)))
+        kinds = ", ".join(str(10 * side + dilation) for side, dilation in self.kinds)
+        return f"{function}<{self.type}, {numbers}, {str(self.whole).lower()}, {kinds}>"
 
     @property
     def tiles(self) -> int:
@@ -131,90 +134,91 @@ class Variant:
         wide = _cdiv(_cdiv(self.channels, self.lanes), self.tiles)
         return wide, THREADS // wide
 
-    def strips(self, batch: int, size: tuple[int, int]) -> int:
-        """Of all maps of a batch, one after the other along each row."""
-        return batch * size[0] * _cdiv(size[1], _strip(self.kernel))
+    def blocks(self, batch: int, size: tuple[int, int]) -> int:
+        """Of the strips of all maps of a batch, one after the other along each row."""
+        return _cdiv(batch * size[0] * _cdiv(size[1], _strip(self.kinds)), self.block[1])
 
 
-def depthwise(source: Source, weight: Tensor, window: Window) -> Tensor:
+def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     """As that of `launch`.
 
     Raises:
         NativeError: where it cannot be compiled or launched.
     """
-    groups, _, channels = weight.shape
-    out = source.x.new_empty(groups, window.outputs, channels)
-    variant = _variant(window, source, weight)
-    blocks = _cdiv(variant.strips(window.batch, window.after), variant.block[1])
+    variant = _variant(window, source, taps)
+    out = source.x.new_empty(taps.groups, window.outputs, taps.inputs)
+    blocks = variant.blocks(window.batch, window.after)
     _launch(
-        "depthwise_forward", variant, (blocks, variant.tiles, groups),
+        "depthwise_forward", variant, (blocks, variant.tiles, source.programs(taps.groups)),
         [
-            source.x, np.int64(source.group), *source.statistics(weight), weight, out, _on(source),
-            *_sizes(window),
+            source.x, np.int64(source.group), *_statistics(source), taps.addresses, taps.kind, out,
+            *_drawn(source), *_sizes(window),
         ],
     )  # fmt: skip
     return out
 
 
 def depthwise_gradients(
-    grad: Tensor, source: Source, weight: Tensor, window: Window, *, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+    grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
+) -> Tensor | None:
     """As those of `launch`.
 
     Raises:
         NativeError: where they cannot be compiled or launched.
     """
-    variant = _variant(window, source, weight, grad)
-    dx = _input_gradient(grad, source, weight, window, variant) if wanted[0] else None
-    dw = _weight_gradient(grad, source, weight, window, variant) if wanted[1] else None
-    return dx, dw
+    variant = _variant(window, source, taps, grad)
+    if part is not None:
+        _weight_gradients(grad, source, taps, window, variant, part=part)
+    return _input_gradient(grad, source, taps, window, variant) if for_x else None
 
 
-def _input_gradient(grad: Tensor, source: Source, weight: Tensor, window: Window, variant: Variant) -> Tensor:
-    groups, _, channels = weight.shape
-    together = groups if source.group == 0 else 1
-    dx = source.x.new_empty(groups // together, window.inputs, channels)
-    blocks = _cdiv(variant.strips(window.batch, window.before), variant.block[1])
-    mean, _ = source.statistics(weight)
+def _input_gradient(grad: Tensor, source: Source, taps: Taps, window: Window, variant: Variant) -> Tensor:
+    programs = source.programs(taps.groups)
+    together = programs if source.group == 0 else 0
+    dx = source.x.new_empty(1 if together else taps.groups, window.inputs, taps.inputs)
+    blocks = variant.blocks(window.batch, window.before)
     _launch(
-        "depthwise_input_gradient", variant, (blocks, variant.tiles, groups // together),
+        "depthwise_input_gradient", variant, (blocks, variant.tiles, 1 if together else programs),
         [
-            grad, weight, source.x, np.int64(source.group), mean, dx, _on(source), np.int32(together),
-            *_sizes(window),
+            grad, taps.addresses, taps.kind, source.x, np.int64(source.group), *_statistics(source), dx,
+            *_drawn(source), np.int32(together), *_sizes(window),
         ],
     )  # fmt: skip
     return dx
 
 
-def _weight_gradient(
-    grad: Tensor, source: Source, weight: Tensor, window: Window, variant: Variant
-) -> Tensor:
-    groups, taps, channels = weight.shape
-    strips, rows = variant.strips(window.batch, window.after), variant.block[1]
-    loop = _cdiv(strips * variant.tiles * groups, rows * BLOCKS)
-    blocks = _cdiv(strips, rows * loop)
-    part = weight.new_empty(groups, blocks, taps, channels, dtype=torch.float32)
-    statistics = source.statistics(weight)
+def _weight_gradients(
+    grad: Tensor, source: Source, taps: Taps, window: Window, variant: Variant, *, part: Tensor
+) -> None:
+    loop = _cdiv(variant.blocks(window.batch, window.after), len(part))
     _launch(
-        "depthwise_weight_gradient", variant, (blocks, variant.tiles, groups),
+        "depthwise_weight_gradient", variant, (len(part), variant.tiles, source.programs(taps.groups)),
         [
-            source.x, np.int64(source.group), *statistics, grad, part, _on(source), np.int32(loop),
-            *_sizes(window),
+            source.x, np.int64(source.group), *_statistics(source), grad, part, np.int64(part.stride(0)),
+            taps.kind, taps.places, *_drawn(source), np.int32(loop), *_sizes(window),
         ],
     )  # fmt: skip
-    return part.sum(1)
 
 
-def _variant(window: Window, source: Source, weight: Tensor, *others: Tensor) -> Variant:
-    variant = Variant.of(window, source, weight, *others)
+def _variant(window: Window, source: Source, taps: Taps, *others: Tensor) -> Variant:
+    variant = Variant.of(window, source, taps, *others)
     if variant is None:
-        raise NativeError(f"there is no kernel for {window} and maps of {source.x.dtype}")
+        raise NativeError(f"there is no kernel for {window}, {taps.kinds} and maps of {source.x.dtype}")
     return variant
 
 
-def _on(source: Source) -> Tensor | np.int64:
+_Argument = Tensor | np.integer
+_NOWHERE = np.int64(0)
+
+
+def _statistics(source: Source) -> tuple[_Argument, _Argument]:
+    """Scale and shift of its batch-norm; no address where it has none."""
+    return (_NOWHERE, _NOWHERE) if source.norm is None else (source.norm.scale, source.norm.shift)
+
+
+def _drawn(source: Source) -> tuple[_Argument, _Argument]:
     """Which operations are computed; no address where all are."""
-    return np.int64(0) if source.on is None else source.on
+    return (_NOWHERE, _NOWHERE) if source.drawn is None else (source.drawn.order, source.drawn.live)
 
 
 def _sizes(window: Window) -> list[np.int32]:
@@ -222,7 +226,7 @@ def _sizes(window: Window) -> list[np.int32]:
 
 
 def _launch(
-    function: str, variant: Variant, grid: tuple[int, int, int], arguments: Sequence[Tensor | np.integer]
+    function: str, variant: Variant, grid: tuple[int, int, int], arguments: Sequence[_Argument]
 ) -> None:
     """Puts a kernel on the current stream. arguments: cuda-core takes a pointer for what is an `int`."""
     from cuda.core import LaunchConfig, Stream, launch
@@ -257,9 +261,9 @@ def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> Ob
     return Program(source, "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
 
 
-def _strip(kernel: int) -> int:
+def _strip(kinds: Sequence[tuple[int, int]]) -> int:
     """Pixels of a thread along a row; the source says the same."""
-    return 4 if kernel > 5 else 8
+    return 4 if max(side for side, _ in kinds) > 5 else 8
 
 
 def _cdiv(size: int, part: int) -> int:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.kernels import mixing_launch as launch
 from nas.oneshot.fused.kernels.maps import Norm
+from nas.oneshot.fused.kernels.mixing_launch import Mixing
 from nas.oneshot.fused.kernels.slots import Leavings, Slots
 
 
@@ -70,15 +71,14 @@ class _Node(torch.autograd.Function):
             rest=None if rest is None else rest.permute(0, 2, 3, 1).reshape(-1, channels),
             images=slots.batch,
         )
-        norm = slots.norm
-        ctx.save_for_backward(weights, masks, slots.raw, norm.mean, norm.inv, *states)
+        ctx.save_for_backward(weights, masks, slots.raw, *slots.norm.tensors, *states)
         ctx.node, ctx.leavings, ctx.tokens = task.node, task.leavings, len(tokens)
         return out.view(slots.batch, height, width, channels).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        weights, masks, raw, mean, inv, *states = ctx.saved_tensors
+        weights, masks, raw, mean, var, inv, scale, shift, *states = ctx.saved_tensors
         leavings, own = ctx.leavings, ctx.leavings.layout.sums[ctx.node]
         returned, (first, stop) = leavings.returned(raw), leavings.rows(ctx.node)
         pixels = grad.permute(0, 2, 3, 1)
@@ -87,11 +87,26 @@ class _Node(torch.autograd.Function):
             rows.copy_(pixels)
         else:
             torch.mul(pixels, masks[first:stop, :, None, None, None], out=rows)
-        sums, norm = returned.sums[own.start : own.stop], Norm(mean, mean, inv)
-        launch.node_sums(raw, norm, leavings.mixing(weights, own), states, rows=returned.rows, sums=sums)
-        moved = sums[:, 1].sum(1).to(weights) if ctx.needs_input_grad[0] else None
+        sums, norm = returned.sums[own.start : own.stop], Norm(mean, var, inv, scale, shift)
+        mixing = leavings.mixing(weights, own)
+        launch.node_sums(raw, norm, mixing, states, rows=returned.rows, sums=sums)
+        moved = None
+        if ctx.needs_input_grad[0]:
+            moved = _of_weights(sums, norm, mixing) if leavings.layout.affine else sums[:, 1].sum(1)
+            moved = moved.to(weights)
         batch, height, width, channels = pixels.shape
         # Any gradient will do for a token: `leaving` reads them all where they were left.
         passed = returned.rows[first].view(batch, height, width, channels)
         rest = grad if ctx.needs_input_grad[1] else None
         return moved, rest, None, *[passed] * ctx.tokens
+
+
+def _of_weights(sums: Tensor, norm: Norm, mixing: Mixing) -> Tensor:
+    """Gradients [K] of the weights of contributions whose batch-norms have weights and biases of their own.
+
+    sums: [K, 2, C] of the gradient of the node, and of its product with the normalised map.
+    """
+    slot, normed = mixing.table[:, 0].long(), mixing.table[:, 3:].ne(0)
+    weight = torch.where(normed, norm.weight[slot], 1.0)
+    bias = torch.where(normed, norm.bias[slot], 0.0)
+    return (weight * sums[:, 1] + bias * sums[:, 0]).sum(1)

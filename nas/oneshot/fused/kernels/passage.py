@@ -14,7 +14,8 @@ from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
 from nas.oneshot.fused.kernels.leaving import Seen, leave
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
-from nas.oneshot.fused.layout import Layout, lay_out
+from nas.oneshot.fused.laying_out import lay_out
+from nas.oneshot.fused.layout import Layout
 from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Form
@@ -108,11 +109,14 @@ class Passage:
             follow(norms, list(means), list(variances), on=seen[key] or None)
 
 
-def apart(group: Group, x: Tensor, weights: Tensor) -> Tensor:
-    """What each of G operations makes of a map `[B, C, H, W]`, times its weight: `[G, B, C', H', W']`."""
-    edges = [(0, 1 + at, None) for at in range(len(group.branches))]
+def apart(groups: Sequence[Group], x: Tensor, weights: Tensor) -> Tensor:
+    """What each of G operations makes of a map `[B, C, H, W]`, times its weight: `[G, B, C', H', W']`.
+
+    groups: as from `alike`, of G operations in all whose edges are 0, 1, ... in order.
+    """
+    edges = [(0, 1 + branch.edge, None) for group in groups for branch in group.branches]
     _, channels, height, width = x.shape
-    layout = lay_out([[group], *[[] for _ in edges]], edges, [(channels, height, width)], x.device)
+    layout = lay_out([[*groups], *[[] for _ in edges]], edges, [(channels, height, width)], x.device)
     assert layout is not None
     passage = Passage(layout, [x], weights, {})
     passage.leave(0, x)
@@ -121,10 +125,12 @@ def apart(group: Group, x: Tensor, weights: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def alike(ops: Sequence[nn.Module], layers: Sequence[Sequence[nn.Module]], form: Form) -> Group:
-    """A group of operations of one form, each on an edge of its own. layers: [layers][G]."""
-    branches = tuple(Branch(edge, op, edge) for edge, op in enumerate(ops))
-    return Group(branches, (), tuple(map(tuple, layers)), weighed=True, form=form)
+def alike(
+    ops: Sequence[nn.Module], layers: Sequence[Sequence[nn.Module]], form: Form, *, first: int = 0
+) -> Group:
+    """A group of operations of one form, each on an edge of its own, from `first` on. layers: [layers][G]."""
+    branches = tuple(Branch(edge, op, edge) for edge, op in enumerate(ops, start=first))
+    return Group(branches, (), tuple(map(tuple, layers)), weighed=True, number=first, form=form)
 
 
 def _in_rows(masks: Mapping[int, Tensor], edges: int, images: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.maps import Norm
+from nas.oneshot.fused.kernels.maps import Drawn, Norm
 from nas.oneshot.fused.kernels.mixing_launch import EDGE, NODE, Mixing, Returned
 from nas.oneshot.fused.layout import Layout, Sum
 
@@ -16,20 +16,31 @@ from nas.oneshot.fused.layout import Layout, Sum
 class Active:
     """What of a cell is computed under a mixture that was drawn on the device, which alone knows.
 
-    chosen: [contributions] int32, 0 for all but what was drawn. slots: [slots] whether a map is computed;
-      chains: [chains] whether any operation of a chain is.
+    chosen: [contributions] int32, 0 for all but what was drawn. slots: [slots] int32 0 for those left empty.
+    order, live: [rows of the layout] of the members of each stage, see `Drawn`. busy: [lines] int32 whether
+    any member of a family is computed.
     """
 
     chosen: Tensor
     slots: Tensor
-    chains: Tensor
+    order: Tensor
+    live: Tensor
+    busy: Tensor
 
     @classmethod
     def of(cls, layout: Layout, chosen: Tensor) -> Active:
-        """Counts what was drawn in every slot and chain."""
-        counted = torch.zeros(layout.slots + layout.chains + 1, dtype=torch.int32, device=chosen.device)
-        counted.index_add_(0, layout.owners, torch.cat([chosen, chosen]))
-        return cls(chosen, counted[: layout.slots], counted[layout.slots : -1])
+        """Says of every slot whether it was drawn, and sorts the members of every stage by that."""
+        padded = torch.cat([chosen, chosen.new_zeros(1)])
+        slots = chosen.new_zeros(layout.slots)
+        slots.index_add_(0, layout.owned, chosen.index_select(0, layout.owners))
+        rows = padded.index_select(0, layout.rows.view(-1)).view(layout.rows.shape)
+        live, order = rows.sort(dim=1, descending=True, stable=True)
+        busy = live[: layout.lines].select(1, 0) if live.numel() else live.new_empty(0)
+        return cls(chosen, slots.clamp_(max=1), order.int(), live, busy.contiguous())
+
+    def drawn(self, row: int, count: int, most: int) -> Drawn:
+        """Which of the first members of a row of the layout are computed; at most so many are."""
+        return Drawn(self.order[row, :count], self.live[row, :count], most)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,27 +1,27 @@
 """Triton programs of nodes: sums of normalised maps, pools, and their gradients.
 
-Maps are [P, C] as in `programs`, one after the other in slots. A contribution is what one operation on one
+Maps are [P, C] as in `pixels`, one after the other in slots. A contribution is what one operation on one
 edge brings into a node; table[contribution, 0] is the slot of its map, [.., 1] and [.., 2] the number of the
 node and of the edge that it belongs to, which are the rows of gradients, [.., 3] whether it is normalised.
 Sums over pixels are written block by block and added by the caller (no atomics). Not yet run on a GPU.
 
-Where ON, only some maps are computed, as in `programs`: slots of which on[slot] is not 0, and contributions
+Where ON, only some maps are computed: slots of which on[slot] is not 0, and contributions
 of which chosen[contribution] is not 0. Others are not read, whatever is there.
 """
 
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.programs import _place
+from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 
 @triton.jit
 def node_forward(
-    raw, mean, inv, weights, table, states, masks, rest, out, chosen, P, size, C: tl.constexpr,
+    raw, scale, shift, weights, table, states, masks, rest, out, chosen, P, size, C: tl.constexpr,
     KEPT: tl.constexpr, MASKED: tl.constexpr, REST: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """out = Σ_k weights[k] masks (raw - mean) inv of KEPT slots + Σ_k weights[k] masks states + rest.
+    """out = Σ_k weights[k] masks (scale raw + shift) of KEPT slots + Σ_k weights[k] masks states + rest.
 
     masks[edge, image]: read where MASKED, for images of `size` pixels. rest, the sum of other maps, is read
     where REST, and has been masked. Grid: pixels, channels.
@@ -41,10 +41,10 @@ def node_forward(
             live = tl.load(chosen + k) != 0
             normed = normed & live
             read = read & live
-        m = tl.load(mean + slot * C + c, mask=normed, other=0.0)
-        f = tl.load(inv + slot * C + c, mask=normed, other=1.0) * tl.load(weights + k).to(tl.float32)
+        a = tl.load(scale + slot * C + c, mask=normed, other=1.0)
+        b = tl.load(shift + slot * C + c, mask=normed, other=0.0)
         v = tl.load(raw + slot * P * C + place, mask=read, other=0.0).to(tl.float32)
-        v = (v - m[None, :]) * f[None, :]
+        v = (v * a[None, :] + b[None, :]) * tl.load(weights + k).to(tl.float32)
         if MASKED:
             edge = tl.load(table + 4 * k + 2)
             v *= tl.load(masks + edge * (P // size) + image, mask=p < P, other=0.0)[:, None]
@@ -109,16 +109,16 @@ def node_sums(
 
 @triton.jit
 def branch_gradient(
-    raw, mean, inv, weights, table, places, sums, grad, out, chosen, P, C: tl.constexpr, ROW: tl.constexpr,
-    ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, scale, weights, table, places, sums, grad, out, chosen, first, P, C: tl.constexpr,
+    ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out[g] = weights[k] inv (grad - sums[k, 0] / P - x̂ sums[k, 1] / P) with k = places[g].
+    """out[slot - first] = weights[k] scale (grad - sums[k, 0] / P - x̂ sums[k, 1] / P), k = places[z].
 
-    All branches into a node read the one gradient of it; sums are those of `node_sums`; raw and statistics
-    are those of the G branches alone. Grid: pixels, channels, groups.
+    slot: that of contribution k. All branches into a node read the one gradient of it; sums are those of
+    `node_sums`. Grid: pixels, channels, places.
     """
-    g = tl.program_id(2).to(tl.int64)
-    k = tl.load(places + g)
+    k = tl.load(places + tl.program_id(2))
+    g = tl.load(table + 4 * k).to(tl.int64)
     if ON:
         if tl.load(chosen + k) == 0:
             return
@@ -132,11 +132,11 @@ def branch_gradient(
     i = tl.load(inv + g * C + c, mask=here, other=0.0)
     a = tl.load(sums + k * 2 * C + c, mask=here, other=0.0) / P
     b = tl.load(sums + (k * 2 + 1) * C + c, mask=here, other=0.0) / P
-    f = i * tl.load(weights + k).to(tl.float32)
+    f = tl.load(scale + g * C + c, mask=here, other=0.0) * tl.load(weights + k).to(tl.float32)
     d = tl.load(grad + row * P * C + place, mask=valid, other=0.0).to(tl.float32)
     v = tl.load(raw + g * P * C + place, mask=valid, other=0.0).to(tl.float32)
     v = (d - a[None, :] - (v - m[None, :]) * i[None, :] * b[None, :]) * f[None, :]
-    tl.store(out + g * P * C + place, v.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + (g - first) * P * C + place, v.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -158,7 +158,7 @@ def pool_forward(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
     valid = (p < P)[:, None] & here[None, :]
-    n, h, w = _place(p, HO, WO)
+    n, h, w = pixel(p, HO, WO)
     best = tl.full([BP, BC], float("-inf"), tl.float32)
     at = tl.full([BP, BC], 9, tl.int32)
     total = tl.zeros([BP, BC], tl.float32)
@@ -244,7 +244,7 @@ def leaving_gradient(
     here = c < C
     valid = (p < PI)[:, None] & here[None, :]
     place = p[:, None] * C + c[None, :]
-    n, h, w = _place(p, HI, WI)
+    n, h, w = pixel(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
     for i in tl.static_range(len(chains)):
         read = valid

@@ -1,0 +1,195 @@
+"""Triton programs of dense convolutions, 1x1 and larger ones in one launch, and of their gradients.
+
+See `pixels` for what their arguments are. LAST says that the channels in are last in memory, [O, K, K, I],
+else the weights are [O, I, K, K].
+"""
+
+import triton
+import triton.language as tl
+
+from nas.oneshot.fused.kernels.programs.pixels import operation, place, ready, side_of
+
+
+@triton.jit
+def _within(i, o, tap, taps, CI: tl.constexpr, LAST: tl.constexpr):
+    """Where a weight is among those of its convolution."""
+    if LAST:
+        return (o * taps + tap) * CI + i
+    return (o * CI + i) * taps + tap
+
+
+@triton.jit
+def _taken(
+    x, weight, p, P, o, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
+    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
+    LAST: tl.constexpr, PRE: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Σ_tap,i weight[o, i, tap] x[p at tap, i] of one operation."""
+    n, h, w = place(p, HO, WO)
+    none = tl.zeros([BI], tl.float32)
+    total = tl.zeros([BP, BO], tl.float32)
+    for tap in tl.static_range(SIDE * SIDE):
+        row, column = h * STRIDE + tap // SIDE - SIDE // 2, w * STRIDE + tap % SIDE - SIDE // 2
+        inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
+        for start in range(0, CI, BI):
+            i = start + tl.arange(0, BI)
+            valid = inside[:, None] & (i < CI)[None, :]
+            at = x + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
+            v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, none, none, PRE)
+            at = weight + _within(i[:, None], o[None, :], tap, SIDE * SIDE, CI, LAST)
+            taps = tl.load(at, mask=(i < CI)[:, None] & (o < CO)[None, :], other=0.0)
+            total += tl.dot(v.to(scalar), taps.to(scalar), input_precision="ieee")
+    return total
+
+
+@triton.jit
+def convolve_forward(
+    x, x_group, addresses, like, kind, out, part, order, live, P, blocks, CI: tl.constexpr, CO: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
+    BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """out[g, p, o] = Σ_tap,i weight[g, o, i, tap] x[g, p at tap, i], and moments of each block of pixels.
+
+    part[g, block, 0, o] is the mean, part[g, block, 1, o] the sum of squares around it. Grid: pixels,
+    channels out, operations.
+    """
+    z = tl.program_id(2)
+    if ON:
+        if tl.load(live + z) == 0:
+            return
+    g = operation(order, z, ON)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    o = tl.program_id(1) * BO + tl.arange(0, BO)
+    scalar: tl.constexpr = out.dtype.element_ty
+    weight = tl.load(addresses + g).to(like.dtype)
+    own = tl.load(kind + g)
+    total = tl.zeros([BP, BO], tl.float32)
+    for k in tl.static_range(len(KINDS)):
+        if len(KINDS) == 1 or own == k:
+            total = _taken(
+                x + g * x_group, weight, p, P, o, scalar, CI, CO, HI, WI, HO, WO, STRIDE, KINDS[k][0], LAST,
+                PRE, BP, BI, BO,
+            )  # fmt: skip
+    valid = (p < P)[:, None] & (o < CO)[None, :]
+    kept = total.to(scalar)
+    tl.store(out + (g * P + p[:, None]) * CO + o[None, :], kept, mask=valid)
+    v = tl.where(valid, kept.to(tl.float32), 0.0)
+    mean = tl.sum(v, 0) / tl.minimum(P - tl.program_id(0) * BP, BP)
+    off = tl.where(valid, v - mean[None, :], 0.0)
+    to = part + (g * blocks + tl.program_id(0)) * 2 * CO + o
+    tl.store(to, mean, mask=o < CO)
+    tl.store(to + CO, tl.sum(off * off, 0), mask=o < CO)
+
+
+@triton.jit
+def _given(
+    grad, weight, p, PI, i, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
+    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
+    LAST: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Σ_tap,o weight[o, i, tap] grad[the pixel that reads p at tap, o] of one operation."""
+    n, h, w = place(p, HI, WI)
+    total = tl.zeros([BP, BI], tl.float32)
+    for tap in tl.static_range(SIDE * SIDE):
+        up, left = h - (tap // SIDE - SIDE // 2), w - (tap % SIDE - SIDE // 2)
+        row, column = up // STRIDE, left // STRIDE
+        inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+        inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+        for start in range(0, CO, BO):
+            o = start + tl.arange(0, BO)
+            valid = inside[:, None] & (o < CO)[None, :]
+            at = grad + ((n * HO + row) * WO + column)[:, None] * CO + o[None, :]
+            d = tl.load(at, mask=valid, other=0.0)
+            at = weight + _within(i[None, :], o[:, None], tap, SIDE * SIDE, CI, LAST)
+            taps = tl.load(at, mask=(i < CI)[None, :] & (o < CO)[:, None], other=0.0)
+            total += tl.dot(d, taps.to(scalar), input_precision="ieee")
+    return total
+
+
+@triton.jit
+def convolve_input_gradient(
+    grad, addresses, like, kind, x, x_group, out, order, live, P, PI, CI: tl.constexpr,
+    CO: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
+    SHARED: tl.constexpr, TOGETHER: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """The gradient [groups, PI, CI] of x, summed over the operations that share it, all or none: TOGETHER.
+
+    Grid: pixels of the input, channels in, operations that share nothing.
+    """
+    first = tl.program_id(2) * TOGETHER
+    if ON:
+        if tl.load(live + first) == 0:
+            return
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    i = tl.program_id(1) * BI + tl.arange(0, BI)
+    scalar: tl.constexpr = grad.dtype.element_ty
+    total = tl.zeros([BP, BI], tl.float32)
+    for nth in range(TOGETHER):
+        z = first + nth
+        done = True
+        if ON:
+            done = tl.load(live + z) != 0
+        if done:
+            g = operation(order, z, ON)
+            weight = tl.load(addresses + g).to(like.dtype)
+            own = tl.load(kind + g)
+            for k in tl.static_range(len(KINDS)):
+                if len(KINDS) == 1 or own == k:
+                    total += _given(
+                        grad + g * P * CO, weight, p, PI, i, scalar, CI, CO, HI, WI, HO, WO, STRIDE,
+                        KINDS[k][0], LAST, BP, BI, BO,
+                    )  # fmt: skip
+    q = operation(order, first, ON)
+    if SHARED:
+        q = first.to(tl.int64)  # of which there is one
+    valid = (p < PI)[:, None] & (i < CI)[None, :]
+    if PRE == 1:
+        v = tl.load(x + q * x_group + p[:, None] * CI + i[None, :], mask=valid, other=0.0)
+        total = tl.where(v > 0, total, 0.0)
+    tl.store(out + (q * PI + p[:, None]) * CI + i[None, :], total.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def convolve_weight_gradient(
+    x, x_group, grad, part, row_size, kind, places, order, live, P, CI: tl.constexpr, CO: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr,
+    ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """part[block, places[g] + (o, i, tap)] = Σ_p x[g, p at tap, i] grad[g, p, o], over LOOP tiles of pixels.
+
+    MOST: taps of a kernel, at most. Grid: blocks, taps x channels in x channels out, operations.
+    """
+    z = tl.program_id(2)
+    if ON:
+        if tl.load(live + z) == 0:
+            return
+    g = operation(order, z, ON)
+    side = side_of(tl.load(kind + g), KINDS)
+    tap = tl.program_id(1) % MOST
+    if tap >= side * side:
+        return
+    block = tl.program_id(0)
+    tile = tl.program_id(1) // MOST
+    outs = tl.cdiv(CO, BO)
+    i = tile // outs * BI + tl.arange(0, BI)
+    o = tile % outs * BO + tl.arange(0, BO)
+    scalar: tl.constexpr = grad.dtype.element_ty
+    none = tl.zeros([BI], tl.float32)
+    total = tl.zeros([BI, BO], tl.float32)
+    for step in range(LOOP):
+        p = (block * LOOP + step) * BP + tl.arange(0, BP)
+        n, h, w = place(p, HO, WO)
+        row, column = h * STRIDE + tap // side - side // 2, w * STRIDE + tap % side - side // 2
+        inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
+        valid = inside[:, None] & (i < CI)[None, :]
+        at = x + g * x_group + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
+        v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, none, none, PRE)
+        at = grad + (g * P + p[:, None]) * CO + o[None, :]
+        d = tl.load(at, mask=(p < P)[:, None] & (o < CO)[None, :], other=0.0)
+        total += tl.dot(tl.trans(v.to(scalar)), d, input_precision="ieee")
+    at = block.to(tl.int64) * row_size + tl.load(places + g)
+    to = part + at + _within(i[:, None], o[None, :], tap, side * side, CI, LAST)
+    tl.store(to, total, mask=(i < CI)[:, None] & (o < CO)[None, :])

@@ -1,0 +1,114 @@
+"""Triton programs of batch-norm between two convolutions: statistics, and gradients.
+
+See `pixels` for what their arguments are. Where ON, on[slot] of a map that is not computed is 0.
+"""
+
+import triton
+import triton.language as tl
+
+from nas.oneshot.fused.kernels.programs.pixels import operation
+
+
+@triton.jit
+def moments(
+    part, mean, var, inv, scale, shift, weights, biases, like, on, eps, P, C: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
+
+    Chan et al. 1979: nothing cancels, as it does in a difference of sums. Then scale and shift, which do what
+    the batch-norm does; where AFFINE, weights and biases are the addresses of its own.
+
+    Grid: channels, groups.
+    """
+    g = tl.program_id(1).to(tl.int64)
+    if ON:
+        if tl.load(on + g) == 0:
+            return
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    here = c < C
+    total = tl.zeros([BC], tl.float32)
+    for block in range(BLOCKS):
+        count = tl.minimum(P - block * BLOCK, BLOCK)
+        total += count * tl.load(part + (g * BLOCKS + block) * 2 * C + c, mask=here, other=0.0)
+    m = total / P
+    off = tl.zeros([BC], tl.float32)
+    for block in range(BLOCKS):
+        count = tl.minimum(P - block * BLOCK, BLOCK)
+        place = part + (g * BLOCKS + block) * 2 * C + c
+        away = tl.load(place, mask=here, other=0.0) - m
+        off += tl.load(place + C, mask=here, other=0.0) + count * away * away
+    tl.store(mean + g * C + c, m, mask=here)
+    tl.store(var + g * C + c, off / tl.maximum(P - 1, 1), mask=here)
+    a = 1.0 / tl.sqrt(off / P + eps)
+    tl.store(inv + g * C + c, a, mask=here)
+    b = tl.zeros([BC], tl.float32)
+    if AFFINE:
+        a *= tl.load(tl.load(weights + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
+        b = tl.load(tl.load(biases + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
+    tl.store(scale + g * C + c, a, mask=here)
+    tl.store(shift + g * C + c, b - m * a, mask=here)
+
+
+@triton.jit
+def sums(
+    grad, y, mean, inv, part, order, live, P, C: tl.constexpr, blocks, ON: tl.constexpr, LOOP: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv.
+
+    Grid: blocks, channels, operations.
+    """
+    z = tl.program_id(2)
+    if ON:
+        if tl.load(live + z) == 0:
+            return
+    g = operation(order, z, ON)
+    block = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    m = tl.load(mean + g * C + c, mask=here, other=0.0)
+    i = tl.load(inv + g * C + c, mask=here, other=0.0)
+    first = tl.zeros([BC], tl.float32)
+    second = tl.zeros([BC], tl.float32)
+    for step in range(LOOP):
+        p = (block * LOOP + step) * BP + tl.arange(0, BP)
+        valid = (p < P)[:, None] & here[None, :]
+        place = (g * P + p[:, None]) * C + c[None, :]
+        d = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32)
+        v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
+        first += tl.sum(d, 0)
+        second += tl.sum(d * (v - m[None, :]) * i[None, :], 0)
+    place = part + (g * blocks + block) * 2 * C + c
+    tl.store(place, first, mask=here)
+    tl.store(place + C, second, mask=here)
+
+
+@triton.jit
+def norm_gradient(
+    grad, y, mean, inv, scale, total, out, order, live, P, C: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = scale (grad - total[0] / P - x̂ total[1] / P), with x̂ = (y - mean) inv and the sums of `sums`.
+
+    Grid: pixels, channels, operations.
+    """
+    z = tl.program_id(2)
+    if ON:
+        if tl.load(live + z) == 0:
+            return
+    g = operation(order, z, ON)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = (g * P + p[:, None]) * C + c[None, :]
+    m = tl.load(mean + g * C + c, mask=here, other=0.0)
+    i = tl.load(inv + g * C + c, mask=here, other=0.0)
+    a = tl.load(total + g * 2 * C + c, mask=here, other=0.0) / P
+    b = tl.load(total + (g * 2 + 1) * C + c, mask=here, other=0.0) / P
+    d = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32)
+    v = (tl.load(y + place, mask=valid, other=0.0).to(tl.float32) - m[None, :]) * i[None, :]
+    f = tl.load(scale + g * C + c, mask=here, other=0.0)
+    v = (d - a[None, :] - v * b[None, :]) * f[None, :]
+    tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
