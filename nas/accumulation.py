@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nas.arithmetic import precision
+from nas.criterion import Targets
 from nas.errors import TrialError
-from nas.loop import Backward, Loop, Targets, precision
+from nas.loop import Backward, Loop
 
 
 def in_parts(passes: int) -> Backward:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,16 @@ class Average:
         """Takes over the given averages as they are."""
         for name, value in state.items():
             self.state[name].copy_(value)
+
+    @contextmanager
+    def during(self, network: nn.Module) -> Iterator[None]:
+        """Runs a block on the averages, then gives the network its own weights back."""
+        own = copied(network.state_dict())
+        network.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            network.load_state_dict(own)
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

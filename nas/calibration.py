@@ -1,4 +1,4 @@
-"""How far a cheap estimate can be trusted: rank correlation with long training, and its uncertainty."""
+"""How far cheap estimates can be trusted: rank correlation with long training, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -20,6 +20,32 @@ from nas.text import shown
 FILE = "calibration.json"
 RESAMPLES = 1000
 MIN_ARCHITECTURES, CONVINCING = 5, 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration does.
+
+    architectures: random ones. epochs, seeds: of the long training that counts as the truth.
+    threshold: the rank correlation that a fidelity must surely exceed to be searched with.
+    """
+
+    architectures: int = 16
+    epochs: int = 12
+    seeds: int = 2
+    threshold: float = 0.4
+
+    def __post_init__(self) -> None:
+        if (
+            self.architectures < MIN_ARCHITECTURES
+            or self.epochs < 1
+            or self.seeds < 1
+            or not -1 < self.threshold < 1
+        ):
+            raise ConfigError(
+                f"calibrate: got {asdict(self)}, wanted at least {MIN_ARCHITECTURES} architectures, "
+                "1 epoch and 1 seed, and a threshold between -1 and 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,35 +24,27 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from nas.audit import AUDIT_FILES
 from nas.bundle.bundle import bundle
-from nas.calibrate_run import Settings, calibrate
 from nas.clock import Clock
-from nas.config import BLACK_BOX, OPTUNA, Config, make_config, seconds, with_names
+from nas.config import Config, make_config, with_names
 from nas.console import reporter
-from nas.errors import ConfigError, DataError, NoModelError, TrialError
-from nas.files import LOCK, read_json
+from nas.errors import ConfigError, DataError
+from nas.files import read_json
+from nas.folder_lock import LOCK
 from nas.images import Images, layout, rows_of
-from nas.pace import network_pace
+from nas.method_names import BLACK_BOX, OPTUNA
 from nas.plan import UNBOUNDED
-from nas.preparation import prepare
 from nas.registry import is_plugin
 from nas.result import Result, load_result
-from nas.resumable import Stopped
 from nas.search_run import run
-from nas.seeding import rng
 from nas.space import Space
+from nas.spellings import seconds
 from nas.task import Split, Task, task_from_arrays
+from nas.time_allowed import allowed_fidelity, allows_audit
 
 GRACE_S = 5.0
 """For the last training, after Ctrl-C."""
-CALIBRATED_S, CALIBRATED = 1800.0, 0.15
-"""From this time on so much of it may go to finding out how cheaply architectures can be compared."""
-AUDITED, AUDIT_S, AUDIT_PAIRS = 0.1, 0.004, 20_000
-"""Share of the time that an audit may take; its seconds for an image; so many images take twice as long."""
 LEAST = 3
 """Images of a class."""
-CALIBRATION = Settings(architectures=8, epochs=6, seeds=1)
-WORTH, MOST_EPOCHS = 12, 12
-"""So many trials should fit into half of the time, of so many epochs at most."""
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -217,55 +209,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
         base: dict[str, object] = {"seed": seed, "device": self.device}
         chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
-        chosen["audit"] = clock.decide("audit", lambda: self._has_time_to_audit(task, clock))
+        chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))
         if self.layout_.filled:  # what is no picture has no neighbours to be moved to
             chosen |= {"trial": {"crop": False}, "retrain": {"crop": False}}
         given = dict(self.settings or {})
         if self.method in BLACK_BOX or self.method.startswith(OPTUNA):
             chosen["trials"] = UNBOUNDED
             if not given.keys() & {"fidelity", "epochs", "scheduler", "evaluator", "trial"}:
-                chosen |= clock.decide("fidelity", lambda: self._fidelity(task, folder, clock, base | names))
-        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
-
-    def _has_time_to_audit(self, task: Task, clock: Clock) -> bool:
-        count = sum(len(split) for split in (task.train, task.val, task.test))
-        pixels = task.image_shape[1] * task.image_shape[2]
-        expected_s = AUDIT_S * count * (1 + count / AUDIT_PAIRS) * max(1.0, pixels / 28**2)
-        return expected_s <= AUDITED * (clock.budget_s or 0.0)
-
-    def _fidelity(
-        self, task: Task, folder: Path, clock: Clock, settings: Mapping[str, object]
-    ) -> dict[str, object]:
-        """What a trial may spend: calibrated where there is time for it, else epochs of which enough fit."""
-        budget_s, place = clock.budget_s or 0.0, folder.with_name(f"{folder.name}-calibration")
-        if budget_s >= CALIBRATED_S:
-            config = {name: value for name, value in settings.items() if name not in ("space", "task")}
-            try:
-                calibrate(
-                    self.space,
-                    task,
-                    CALIBRATION,
-                    out=place,
-                    config=config,
-                    stop=lambda: clock.late(CALIBRATED * budget_s),
+                settings = base | names
+                chosen |= clock.decide(
+                    "fidelity", lambda: allowed_fidelity(self.space, task, folder, clock, settings)
                 )
-            except (Stopped, NoModelError):  # too slow, or nothing to be told apart: then by steps
-                pass
-            else:
-                return {"fidelity": "auto", "calibration": str(place)}
-        job, _ = prepare(
-            make_config({**settings, "method": "random"}), folder, space=_made(self.space), task=task
-        )
-        try:
-            genotype = job.space.sample(rng(0, "classifier"))
-            step_s = network_pace(
-                job.space, genotype, job.search_task, job.plan.trial, limit_s=0.02 * budget_s
-            )
-        except TrialError:  # of one architecture; the search will meet others
-            return {}
-        steps = max(1, len(job.search_task.train) // job.plan.trial.batch)
-        epochs = round(budget_s / 2 / (WORTH * steps * step_s))
-        return {"epochs": min(MOST_EPOCHS, max(1, epochs))}
+        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
 
     def _folder(self) -> Path:
         """The user's folder, or a temporary one that goes with the estimator."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,126 +16,15 @@ from pydantic import (
 )
 
 from nas.errors import ConfigError, unknown
+from nas.method_names import DIFFERENTIABLE, METHODS, SHARED, is_own
+from nas.spellings import Count, Table, Text, Texts, address, count, number, seconds, size, switched
 from nas.storage.address import Address
 from nas.text import shown
 from nas.types import MOST
 
-DIFFERENTIABLE = (
-    *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
-    *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
-)
-BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
-SHARED = ("spos",)
-"""Methods that are black-box searches on shared weights only."""
-OPTUNA = "optuna:"
-"""What stands before the name of an Optuna sampler where that is the method."""
-METHODS = (*BLACK_BOX, *SHARED, *DIFFERENTIABLE)
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 100
 _BY_GRADIENTS = frozenset(
     ("alphas", "alpha_speed", "search", "method_settings", "guard", "guards", "selection", "seed_alphas")
 ) | {"memory"}
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def scalar(value: object) -> object:
-    """A setting inside a table: text, a finite number of at most 64 bits, true or false."""
-    if not isinstance(value, bool | int | float | str):
-        raise ValueError("wanted text, a number, true or false")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("wanted a finite number")
-    return value if isinstance(value, bool | str) else number(value)
-
-
-def number(value: object) -> object:
-    """A number that is not written as true or false and has at most the 64 bits that TOML grants."""
-    if isinstance(value, bool):
-        raise ValueError("wanted a number")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError("wanted a number of at most 64 bits")
-    return value
-
-
-def encodable(value: object) -> object:
-    """Text that can be written into a file; names of files that are no UTF-8 cannot."""
-    if isinstance(value, str) and not _is_utf8(value):
-        raise ValueError("wanted text that is UTF-8; rename the file")
-    return value
-
-
-def _is_utf8(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def texts(value: object) -> object:
-    """One text counts as a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-def seconds(value: object) -> object:
-    """`"90"`, `"30m"`, `"1.5h"` as seconds; anything else is left for the type to refuse."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
-    if isinstance(value, str) and match is None:
-        raise ValueError('wanted a time such as "90s", "30m" or "1.5h"')
-    return float(match[1]) * _UNITS[match[2]] if match else number(value)
-
-
-def size(value: object) -> object:
-    """`"8GiB"`, `"500MB"` or a number of bytes as bytes; anything else is left for the type to refuse."""
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.I)
-        if isinstance(value, str)
-        else None
-    )
-    if isinstance(value, str) and match is None:
-        raise ValueError('wanted a size such as "8GiB" or "500MB"')
-    if match is None:
-        return number(value)
-    step = 1024 if match[3] else 1000
-    found = float(match[1]) * step ** " KMGT".index(match[2].upper() or " ")
-    if not found < 2**63:
-        raise ValueError("wanted a size of at most 64 bits")
-    return round(found)
-
-
-def count(value: object) -> object:
-    """A number of processes, which may be spelt as text, or `auto`."""
-    found = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
-    if found != "auto" and not (isinstance(found, int) and 1 <= found <= 1024):
-        raise ValueError("wanted a whole number from 1 to 1024, or auto")
-    return found
-
-
-def address(value: object) -> Address | None:
-    """The URL of a database, which from here on shows its password to nobody."""
-    if value is None or isinstance(value, Address):
-        return value
-    if not isinstance(value, str):
-        raise ConfigError(f"storage is a {type(value).__name__}, wanted the URL of a database as text")
-    return Address(value)
-
-
-def switched(value: object) -> object:
-    """True as "auto" and false as nothing; anything else is left for the type to refuse."""
-    return ("auto" if value else None) if isinstance(value, bool) else value
-
-
-def is_own(path: str, *, optuna: bool = True) -> bool:
-    """Whether a method is a user's own function, or was given in Python.
-
-    optuna: whether the samplers of Optuna are not, as for methods; a space has no such names.
-    """
-    return ":" in path and not (optuna and path.startswith(OPTUNA))
-
-
-Text = Annotated[str, BeforeValidator(encodable)]
-Table = dict[Text, Annotated[Any, BeforeValidator(scalar), BeforeValidator(encodable)]]
-Count = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(number)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(texts)]
 
 
 class Config(BaseModel):
@@ -292,38 +176,6 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
     return config
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        ConfigError: naming the path tried, or line and column of what is wrong.
-    """
-    raw = _read(path)
-    try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if max(text.count("["), text.count("{")) > MAX_DEPTH * 10 or _depth(text) > MAX_DEPTH:
-        raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
-    try:
-        values = tomllib.loads(text)
-    except ValueError as error:  # also for an integer of thousands of digits
-        raise ConfigError(f"{path}: {error}{_yaml_hint(text)}") from error
-    if not values:
-        raise ConfigError(f"{path}: empty config")
-    return values
-
-
-def write_toml(values: Mapping[str, object]) -> str:
-    """Scalars first, then one table for each mapping; `None` is left out. The inverse of `read_toml`."""
-    plain = {k: v for k, v in values.items() if v not in (None, ()) and not isinstance(v, Mapping)}
-    lines = [f"{_key(k)} = {_literal(v)}" for k, v in plain.items()]
-    for name, table in values.items():
-        if isinstance(table, Mapping) and table:
-            lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_literal(v)}" for k, v in table.items())]
-    return "\n".join(lines) + "\n"
-
-
 def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) -> dict[str, object]:
     """Settings together with what a function's own arguments say.
 
@@ -338,35 +190,6 @@ def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) 
                 f"settings: {name} is {settings[name]!r}, but the argument says {value!r}; give one of them"
             )
     return {**(settings or {}), **names}
-
-
-def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """`values` with `key=value` or `table.key=value` assignments on top, written as in TOML or bare."""
-    merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        *tables, key = (part.strip() for part in path.split("."))
-        if not equals or not key or len(tables) > 1:
-            raise ConfigError(f"--set {shown(assignment)}: wanted KEY=VALUE or TABLE.KEY=VALUE")
-        target = merged
-        for table in tables:
-            target = merged.setdefault(table, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {shown(assignment)}: {shown(table)} is no table")
-        target[key] = _value(text.strip())
-    return merged
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise ConfigError(f"no config file {path} (looked for {Path.cwd() / path}, from {Path.cwd()})")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path}: {size:,} bytes, but a config has at most {MAX_BYTES:,}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {shown(str(path))}: {error.strerror}") from error
 
 
 def _refuse_unused(config: Config, where: str) -> None:
@@ -433,45 +256,3 @@ def _explain(problem: Mapping[str, Any]) -> str:
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
     return f"{name} is {shown(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
-
-
-def _depth(text: str) -> int:
-    """How deep brackets or the dots of a key nest, at most."""
-    depth, deepest = 0, max((line.count(".") for line in text.splitlines()), default=0)
-    for character in text:
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth = max(0, depth - 1)
-    return deepest
-
-
-def _yaml_hint(text: str) -> str:
-    looks_yaml = re.search(r"^[ \t]*[\w-]+:\s", text, re.MULTILINE) is not None
-    return "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
-
-
-def _value(text: str) -> object:
-    if "\n" in text or "\r" in text:  # what follows the line would be read as another setting
-        return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"got {value}, wanted a finite number")
-    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
-        return f"[{', '.join(map(_literal, value))}]"
-    if isinstance(value, bool | int | float | str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold DEL, TOML not
-    raise ConfigError(
-        f"got {shown(value)} of type {type(value).__name__}, wanted text, a number, true or false"
-    )

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from nas.errors import SpaceError, TrialError
+from nas.errors import SpaceError, TrialError, describe
 from nas.guard import reason_of
-from nas.space import Space, describe
+from nas.space import Space
 from nas.types import Genotype
 
 Args = tuple[object, ...]

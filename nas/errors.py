@@ -137,6 +137,11 @@ def check_length(what: str, text: str, most: int) -> None:
         raise ConfigError(f"{what} {shown(text)} has {len(text):,} characters, but at most {most:,} are read")
 
 
+def describe(error: BaseException) -> str:
+    """An exception in one line, with the line of the user's file that raised it."""
+    return f"{type(error).__name__}: {error}{user_line(error)}"
+
+
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]

@@ -17,6 +17,7 @@ from torch import nn
 
 from nas.checkpoint import Checkpoints, saved_steps
 from nas.cost import Cost, cost
+from nas.curve import Curve
 from nas.easing import Ease, eased
 from nas.errors import TrialError
 from nas.graph import architecture_hash
@@ -30,7 +31,7 @@ from nas.seeding import isolated
 from nas.space import Space
 from nas.study import Evaluator
 from nas.task import Task
-from nas.train import Curve, train
+from nas.train import train
 from nas.types import Genotype, Trial
 
 _log = logging.getLogger("nas")

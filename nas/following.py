@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nas.final_training import RETRAIN, help_to_retrain
 from nas.gradient_search import SEARCH, help_to_search
 from nas.job import Job
-from nas.retrain_run import RETRAIN, help_all, help_to_retrain
+from nas.ranks import help_all
 from nas.trial_setup import SHARED, help_with_weights
 from nas.types import Genotype
 

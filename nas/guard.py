@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from nas.errors import NasError, SpaceError, TrialError, user_line
+from nas.errors import NasError, SpaceError, TrialError, describe, user_line
 from nas.resumable import Stopped
-from nas.space import describe
 
 # Libraries report lack of memory by errors of several kinds, told apart by their words only.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")

@@ -14,6 +14,7 @@ import torch
 
 from nas.checkpoint import Checkpoints, saved_steps
 from nas.cost import Cost, cost
+from nas.curve import Curve
 from nas.easing import EASED, Ease, begun, eased
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import affordable
@@ -26,7 +27,7 @@ from nas.records import RungsRecord, checked
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
-from nas.train import Curve, train
+from nas.train import train
 from nas.types import Genotype, Trial
 
 RESULTS = "results.json"

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from nas.errors import NasError, SpaceError
-from nas.space import Space, describe
+from nas.errors import NasError, SpaceError, describe
+from nas.space import Space
 
 TRACES = 3
 

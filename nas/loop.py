@@ -1,4 +1,4 @@
-"""The steps of one training: batches, loss, descent averaged weights; step s draws only from (seed, s)."""
+"""The steps of one training; what is random about step s follows from (seed, s) alone."""
 
 from __future__ import annotations
 
@@ -6,40 +6,33 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.augment import Policy, augment, mixup
-from nas.averaging import Average, copied
-from nas.captured import Captured, recorder, tensors_in
-from nas.cell import Cell
+from nas.arithmetic import precision
+from nas.averaging import Average
+from nas.batches import Batch, Batches, images_of, mixed, policy_of
+from nas.captured import Captured, recorder
+from nas.criterion import Output, Targets, criterion
+from nas.descent import Descent
+from nas.drop_path import DropPath, set_drop_path
 from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
 from nas.resting import Resting
-from nas.seeding import derive, torch_rng
+from nas.seeding import derive
 from nas.streams import Streams
 from nas.task import Split, Task
 from nas.team import ALONE, Team
-
-Output = Tensor | tuple[Tensor, Tensor | None]
-"""Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
 
 Forward = Callable[[nn.Module, Tensor, int], Output]
 """How step s runs the network: `forward(network, x, s)`, for example the mixture of a supernet."""
 
 Backward = Callable[["Loop"], Tensor]
 """Puts the gradients of the coming step in place and returns its loss; `one_pass` unless given."""
-
-Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
-"""Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
-
-Batch = tuple[Tensor, Targets]
-"""Images `[B, C, H, W]` and their targets."""
 
 # Reading a number back from the device waits for it, so divergence is looked for only now and then.
 _CHECK_STEPS = 50
@@ -51,7 +44,6 @@ class Loop:
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
     seconds: time spent on the current epoch so far.
     weight_decay: the recipe's, unless it was changed on the way.
-    drop_path: the probability of the present epoch.
     images: how many images a step holds in this process; fewer than `batch` in a team.
     record: what captures steps, see `nas.captured`; None where nothing does.
     resting: which parameters stay as they are where their gradient is zeros; none unless set.
@@ -89,29 +81,21 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.weight_decay = recipe.weight_decay
-        self.drop_path = recipe.drop_path
-        set_drop_path(network, self.drop_path)
+        # Before `form` is asked, which may depend on how cells run.
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._average = Average(network, recipe.ema) if recipe.ema else None
         # What ranks say to each other in a step is not on the device, so that no graph could hold it.
         captures = recipe.graph and team.size == 1 and form() is not None
         self.record = recorder(self.device) if captures else None
+        captured = self.record is not None
+        self._drop_path = DropPath(network, recipe, self.device, captured=captured)
+        self._average = Average(network, recipe.ema) if recipe.ema else None
         self._form, self._before = form, before
         self._streams = Streams(self.record, ("step",))
         self._captured = Captured(self.do, self.moved, self.record, self.generators)
         self._batch: Batch | None = None
-        self._drops = torch.zeros((), device=self.device)
-        self._optimizer = torch.optim.SGD(
-            self.parameters.values(),
-            # A number would stay in a captured step what it was.
-            lr=recipe.lr if self.record is None else torch.tensor(recipe.lr, device=self.device),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-            fused=None if self.record is None else True,
-        )
+        self._descent = Descent(self.parameters, recipe, self.device, captured=captured)
         self.resting = Resting(())
         self._loss_sum = torch.zeros((), device=self.device)
 
@@ -128,21 +112,17 @@ class Loop:
     @property
     def rate(self) -> float | Tensor:
         """The same, of a step that may be captured as a scalar on the device; see `set_rates`."""
-        lr: float | Tensor = self._optimizer.param_groups[0]["lr"]
-        return lr if isinstance(lr, Tensor) else self.next_lr
+        rate = self._descent.rate
+        return rate if isinstance(rate, Tensor) else self.next_lr
+
+    @property
+    def drop_path(self) -> float:
+        """The drop-path probability of the present epoch."""
+        return self._drop_path.probability
 
     def descent(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Turns gradients in place into what the coming step would subtract per unit of learning rate.
-
-        gradients: one for each of `parameters`, unclipped. Momentum and weight decay are included, Nesterov's
-          look-ahead is not.
-        """
-        for gradient, parameter in zip(gradients, self.parameters.values(), strict=True):
-            gradient.add_(parameter.detach(), alpha=self.weight_decay)
-            slot = self._optimizer.state[parameter].get("momentum_buffer")
-            if slot is not None:
-                gradient.add_(slot, alpha=self.recipe.momentum)
-        return gradients
+        """Turns gradients in place into what the coming step would subtract, see `Descent.direction`."""
+        return self._descent.direction(gradients, self.weight_decay)
 
     @property
     def at_epoch_end(self) -> bool:
@@ -164,13 +144,8 @@ class Loop:
 
     def set_rates(self) -> None:
         """Sets what the coming step reads and follows a schedule."""
-        self._set_drop_path()
-        for group in self._optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.next_lr)
-            else:
-                group["lr"] = self.next_lr
-            group["weight_decay"] = self.weight_decay
+        self._drop_path.follow(self.step // self.steps_per_epoch)
+        self._descent.set(self.next_lr, self.weight_decay)
 
     def key(self) -> Hashable:
         """What the coming step reads of Python; None where it cannot be captured."""
@@ -202,26 +177,16 @@ class Loop:
         if self._average is not None:
             self.network.load_state_dict(self._average.state)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Runs a block on the averaged weights, where the recipe keeps any."""
-        if self._average is None:
-            yield
-            return
-        own = copied(self.network.state_dict())
-        self.network.load_state_dict(self._average.state)
-        try:
-            yield
-        finally:
-            self.network.load_state_dict(own)
+        return nullcontext() if self._average is None else self._average.during(self.network)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, beside the settings and `step`."""
-        slots = {n: self._optimizer.state[p].get("momentum_buffer") for n, p in self.parameters.items()}
         return {
             "network": self.network.state_dict(),
             "average": self._average.state if self._average is not None else {},
-            "momentum": {name: slot for name, slot in slots.items() if slot is not None},
+            "momentum": self._descent.momentum,
             "loss_sum": self._loss_sum,
             "seconds": self.seconds,
             "weight_decay": self.weight_decay,
@@ -256,10 +221,7 @@ class Loop:
         self.network.load_state_dict(state["network"])
         if self._average is not None:
             self._average.restore(state["average"])
-        self._optimizer.state.clear()
-        for name, slot in state["momentum"].items():
-            parameter = self.parameters[name]
-            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(slot)
+        self._descent.restore(state["momentum"])
 
     def inherit(self, state: Mapping[str, Any]) -> None:
         """Begins with the weights and the momentum of another training of the same network."""
@@ -285,7 +247,7 @@ class Loop:
         """The coming step's images and targets; torch's global stream is set to where the step begins."""
         if self._batch is not None:
             return self._batch
-        self._set_drop_path()
+        self._drop_path.follow(self.step // self.steps_per_epoch)
         torch.manual_seed(self.seed_of_step)
         self._batches.prepare(self.step)
         return self._drawn()
@@ -313,12 +275,7 @@ class Loop:
             self._batch = None
 
     def _drawn(self) -> Batch:
-        part = self.team.part
-        x, y = self._batches.draw()
-        if not self.recipe.mixup:
-            return to_layout(part(x)), (part(y), None)
-        x, partners, share = mixup(x, y, self.recipe.mixup, self._batches.generator)
-        return to_layout(part(x)), (part(y), (part(partners), share))
+        return mixed(self._batches, self.recipe.mixup, self.team)
 
     @property
     def seed_of_step(self) -> int:
@@ -340,63 +297,25 @@ class Loop:
         torch._foreach_copy_(found, means)
         return mean
 
-    def _set_drop_path(self) -> None:
-        epoch = self.step // self.steps_per_epoch
-        drop_path = self.recipe.drop_path * epoch / self.recipe.epochs
-        if drop_path == self.drop_path:
-            return
-        self.drop_path = drop_path
-        if self.record is None or not drop_path:
-            set_drop_path(self.network, drop_path)
-            return
-        # A number would stay in a captured step what it was.
-        self._drops.fill_(drop_path)
-        set_drop_path(self.network, self._drops)
-
     def do(self) -> None:
         """A step, once it has begun."""
-        self._optimizer.zero_grad()
+        self._descent.clear()
         with self.one_batch():
             self._before()
             with self._streams.at("step", self.seed_of_step):
                 loss = self._backward(self)
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
-        with self.resting.during(self._optimizer):
-            self._optimizer.step()
+        self._descent.step(self.resting)
         self._loss_sum += loss.detach()
 
     def moved(self) -> Iterator[Tensor]:
         """All tensors that a step changes."""
         yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
-        yield from tensors_in(list(self._optimizer.state.values()))
+        yield from self._descent.moved()
 
     def criterion(self, output: Output, targets: Targets) -> Tensor:
         """The recipe's loss of what the network gave."""
-        logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-        loss = self._cross_entropy(logits, targets)
-        if not self.recipe.auxiliary:
-            return loss
-        if auxiliary is None:
-            raise ConfigError(
-                f"recipe: auxiliary is {self.recipe.auxiliary}, but {type(self.network).__name__} has no "
-                "auxiliary head; set it to 0 or return (logits, auxiliary logits) in training mode"
-            )
-        return loss + self.recipe.auxiliary * self._cross_entropy(auxiliary, targets)
-
-    def _cross_entropy(self, logits: Tensor, targets: Targets) -> Tensor:
-        y, mixed = targets
-        wanted = (len(y), self.task.num_classes)
-        if tuple(logits.shape) != wanted:
-            raise TrialError(
-                "build", f"train: the network gave logits {tuple(logits.shape)}, wanted {wanted}"
-            )
-        logits, smoothing = logits.float(), self.recipe.label_smoothing
-        loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
-        if mixed is None:
-            return loss
-        partners, share = mixed
-        return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
+        name = type(self.network).__name__
+        return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
 
     def _check_finite(self) -> None:
         weights = nn.utils.get_total_norm(self.parameters.values())
@@ -416,92 +335,6 @@ def one_pass(loop: Loop) -> Tensor:
         raise TrialError("no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter")
     loss.backward()  # type: ignore[no-untyped-call]
     return loop.combined(loss)
-
-
-def images_of(team: Team, batch: int) -> int:
-    """How many images of a batch one process holds.
-
-    Raises:
-        ConfigError: when a rank would hold a single image, of which batch-norm can take no statistics.
-    """
-    if team.size > 1 and batch < 2 * team.size:
-        raise ConfigError(
-            f"train: a batch of {batch} leaves {team.size} ranks fewer than 2 images each; use a batch of at "
-            f"least {2 * team.size}, or fewer ranks"
-        )
-    return team.images(batch)
-
-
-def policy_of(recipe: Recipe, task: Task) -> Policy:
-    """The augmentation that a recipe asks for and the task's images allow."""
-    return Policy(pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout)
-
-
-class Batches:
-    """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
-
-    size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
-    generator: the stream of the prepared step.
-    """
-
-    def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
-        self.split, self.task, self.policy, self.seed = split, task, policy, seed
-        self.size = min(size, len(split))
-        self.per_epoch = len(split) // self.size
-        device = split.x.device
-        self.generator = torch.Generator(device)
-        self._epoch, self._order = -1, torch.empty(0)
-        self._index = torch.empty(self.size, dtype=torch.int64, device=device)
-
-    def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
-        self.prepare(step)
-        return *self.draw(), self.generator
-
-    def prepare(self, step: int) -> None:
-        """Sets what `draw` reads, in place: which images they are, and where the stream begins."""
-        epoch, position = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self.split.x.device)
-        self._index.copy_(self._order[position * self.size : (position + 1) * self.size])
-        self.generator.manual_seed(derive(self.seed, "augment", step))
-
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of the prepared step: the same work on the device, whichever step it is.
-
-        It waits for nothing and no shape depends on a value, so that a CUDA graph in which `generator` is
-        registered can hold it.
-        """
-        x, y = (tensor.index_select(0, self._index) for tensor in (self.split.x, self.split.y))
-        return augment(x, self.task, self.policy, self.generator), y
-
-
-def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
-    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
-    cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if not cells and (isinstance(probability, Tensor) or probability):
-        raise ConfigError(
-            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
-            "set it to 0"
-        )
-    for cell in cells:
-        cell.drop_path = probability
-
-
-def precision(device: torch.device, wanted: Precision = "auto") -> torch.autocast:
-    """The arithmetic of a forward pass: as wanted, or bfloat16 where safe on CUDA and float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half(device, wanted))
-
-
-def is_half(device: torch.device, wanted: Precision = "auto") -> bool:
-    """Whether that arithmetic is bfloat16."""
-    return device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
-
-
-def to_layout(x: Tensor) -> Tensor:
-    """A batch `[B, C, H, W]` in the memory layout that is computed fastest in, on CPUs too: channels last."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:

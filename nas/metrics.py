@@ -1,4 +1,4 @@
-"""What an evaluator returned, as plain finite numbers."""
+"""Metrics as plain finite numbers, and how exact they are."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def _as_float(number: Real) -> float:
         return float(number)
     except OverflowError:  # an integer beyond every float
         return math.inf
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share in [0, 1] seen on `count` images (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics with as many digits as mean something."""
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nas.alphas import Alphas
 from nas.clock import TimeUp
 from nas.errors import NoModelError
 from nas.failures import diagnosis
@@ -15,10 +16,9 @@ from nas.graph import architecture_hash
 from nas.halving import finalists
 from nas.job import Job
 from nas.oneshot.record import Epoch
-from nas.result import Alphas
 from nas.searchers import Searcher
 from nas.seeding import rng
-from nas.space import Size
+from nas.space_size import Size
 from nas.study import Evaluator
 from nas.tracking.points import of_trials
 from nas.trial_search import TrialSearch, trial_search, write_record

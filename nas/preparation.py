@@ -14,19 +14,21 @@ from nas.calibration import read_calibration
 from nas.clock import Clock
 from nas.config import Config
 from nas.errors import ConfigError, SpaceError, TrialError
+from nas.final_network import final_recipe, final_space
 from nas.guard import user_errors
 from nas.job import Job
 from nas.oneshot.fused.execution import resolve
 from nas.oneshot.method import Method
 from nas.plan import Plan, make_plan
 from nas.progress import Progress, Silent
+from nas.ranks import team_notes
 from nas.registry import is_plugin, load
 from nas.result import is_finished
-from nas.retrain_run import check_trial, final_recipe, final_space, offer, team_notes
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage
+from nas.suited import check_trial, offer
 from nas.suspects import without
 from nas.task import Task, load_task
 from nas.team import ALONE, Team

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.choosers import Candidates, Fixed, built
-from nas.errors import NasError, SpaceError
-from nas.space import Space, describe
+from nas.errors import NasError, SpaceError, describe
+from nas.space import Space
 from nas.types import Genotype
 
 

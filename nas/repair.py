@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import ConfigError
-from nas.files import FolderLock, replacing
+from nas.files import replacing
+from nas.folder_lock import FolderLock
 from nas.journal import JOURNAL, journal_storage
 from nas.journal_file import SafeJournalBackend
 from nas.rebuild import Loss, Rebuilding

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from nas.accuracy import predictions
 from nas.clock import TimeUp
 from nas.comparison import Paired, paired
 from nas.errors import NoModelError
@@ -28,7 +29,6 @@ from nas.run_folder import CHECKPOINT
 from nas.schedule import Listed
 from nas.study import Study
 from nas.tracking.points import of_trials
-from nas.train import predictions
 from nas.trial_setup import telling, with_costs
 from nas.types import Genotype, Trial
 from nas.unpacking import load_arrays

@@ -16,9 +16,12 @@ from typing import Any
 import torch
 
 from nas import __version__, devices
-from nas.config import Config, write_toml
+from nas.config import Config
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.files import LOCK, MANIFEST, TEMPORARY, prepare_folder, read_json, write_json, write_text
+from nas.files import TEMPORARY, read_json, write_json, write_text
+from nas.folder_lock import LOCK
+from nas.folders import prepare_folder
+from nas.manifest import MANIFEST
 from nas.paths import check_contents, check_name, is_file
 from nas.plan import Plan
 from nas.records import RunRecord, checked
@@ -26,6 +29,7 @@ from nas.registry import source_hash
 from nas.space import Space
 from nas.task import Task
 from nas.text import shown
+from nas.tomlfile import write_toml
 from nas.types import Genotype
 
 FORMAT = 1

@@ -17,16 +17,16 @@ from nas.clock import Clock
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
 from nas.errors import ConfigError, NasError
-from nas.files import FolderLock
+from nas.folder_lock import FolderLock
 from nas.following import follow
 from nas.job import Job
 from nas.oneshot.method import Method
 from nas.preparation import default_folder, prepare
 from nas.preview import Preview, comparison
 from nas.progress import Progress
+from nas.ranks import BEGIN, follow_to
 from nas.result import Result, is_finished, load_result
 from nas.resumable import Stopped
-from nas.retrain_run import BEGIN, follow_to
 from nas.run_folder import begin, clear_checkpoints, open_folder
 from nas.space import Space
 from nas.task import Task
@@ -62,8 +62,8 @@ def search(
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
-    method: one of `nas.config.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's name, or a
-      `Method` put together in Python.
+    method: one of `nas.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's
+      name, or a `Method` put together in Python.
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nas.choosers import Chooser, Fixed, Tracer
-from nas.errors import NasError, SpaceError, unknown, user_line
+from nas.errors import NasError, SpaceError, describe
+from nas.genotypes import check_genotype, from_words
+from nas.space_size import Size, estimate
 from nas.text import shown
 from nas.types import Decision, Genotype
 
@@ -36,21 +37,6 @@ MAX_TEXT = 5000
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
     """The default projection: every decision is free, so take its best option."""
     return tuple(int(np.argmax(row)) for row in scores)
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How many different architectures a space holds.
-
-    exact: whether `count` was counted or else estimated by sampling.
-    """
-
-    count: int
-    exact: bool
-
-    def __str__(self) -> str:
-        number = f"{self.count:,}" if self.count < 10**9 else f"{self.count:.3g}"
-        return number if self.exact else f"about {self.count:.1e} (estimated)"
 
 
 @dataclass(frozen=True)
@@ -260,36 +246,11 @@ class Space:
 
     def genotype(self, choices: Mapping[str, str]) -> Genotype:
         """The genotype of an architecture given in words; the inverse of `choices`."""
-        names = {d.name for d in self.decisions}
-        for name in choices:
-            if name not in names:
-                raise SpaceError(f"space {self.name!r}: {unknown('decision', str(name), names)}")
-        for d in self.decisions:
-            if d.name not in choices:
-                raise SpaceError(
-                    f"space {self.name!r}: decision {d.name!r} is not chosen; wanted one of {d.options}"
-                )
-            if choices[d.name] not in d.options:
-                raise SpaceError(f"decision {d.name!r}: {unknown('option', str(choices[d.name]), d.options)}")
-        return tuple(d.options.index(choices[d.name]) for d in self.decisions)
+        return from_words(choices, self.decisions, space=self.name)
 
     def check(self, genotype: Genotype) -> None:
         """Raises SpaceError unless `genotype` has one option index in range for every decision."""
-        if len(genotype) != len(self.decisions):
-            raise SpaceError(
-                f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
-            )
-        for d, option in zip(self.decisions, genotype, strict=True):
-            if isinstance(option, bool) or not isinstance(option, int | np.integer):
-                raise SpaceError(
-                    f"decision {d.name!r} got {shown(option)}, a {type(option).__name__}; a genotype has one "
-                    "option index for each decision, a whole number"
-                )
-            if not 0 <= option < len(d.options):
-                raise SpaceError(
-                    f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "
-                    f"{len(d.options) - 1}"
-                )
+        check_genotype(genotype, self.decisions, space=self.name)
 
     # -- networks -------------------------------------------------------------------------------------
 
@@ -348,27 +309,14 @@ class Space:
     def _noise(self, rng: np.random.Generator) -> list[NDArray[np.float64]]:
         return [rng.random(len(d.options)) for d in self.decisions]
 
-    def _estimate(self, draws: int = 400) -> int:
-        """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
-
-        Takes the projection of uniform noise to be uniform over the valid genotypes. A genotype with unasked
-        decisions counts as its share of all those that mean the same.
-        """
+    def _estimate(self) -> int:
         rng = np.random.default_rng(0)
-        prefix: list[int] = []
-        total = 1.0
-        for depth, decision in enumerate(self.decisions):
-            if self.project is argmax:
-                total *= len(decision.options)
-                continue
-            seen = [self._draw(prefix, rng)[depth] for _ in range(2 * draws)]
-            # Choosing and counting on the same draws would favour options that were drawn too often.
-            option = Counter(seen[:draws]).most_common(1)[0][0]
-            total *= draws / max(1, seen[draws:].count(option))
-            prefix.append(option)
-        if self.is_conditional:
-            total *= float(np.mean([1 / self._aliases(self._draw([], rng)) for _ in range(draws)]))
-        return round(total)
+        return estimate(
+            self.decisions,
+            lambda prefix: self._draw(prefix, rng),
+            free=self.project is argmax,
+            aliases=self._aliases if self.is_conditional else None,
+        )
 
     def _draw(self, prefix: Sequence[int], rng: np.random.Generator) -> Genotype:
         scores = self._noise(rng)
@@ -379,8 +327,3 @@ class Space:
     def _aliases(self, genotype: Genotype) -> int:
         asked = self._asked(genotype)
         return math.prod(len(d.options) for d in self.decisions if d.name not in asked)
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line, with the line of the user's file that raised it."""
-    return f"{type(error).__name__}: {error}{user_line(error)}"

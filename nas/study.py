@@ -8,28 +8,27 @@ import time
 from collections.abc import Callable, Container, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.errors import ConfigError, DeviceError, ExhaustedError, NasError, NoModelError, TrialError
+from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.failures import diagnosis
 from nas.goals import Goals
 from nas.guard import user_errors
+from nas.ledger import OVERDUE, Ledger
 from nas.metrics import check_metrics
 from nas.paths import check_contents, check_name, exists
+from nas.proposal import propose
 from nas.schedule import Listed, Scheduler
 from nas.seeding import rng
-from nas.space import Space, describe
-from nas.storage.finishing import finish_trial
+from nas.space import Space
 from nas.storage.run import past_storage
 from nas.study_record import Record, open_study, recorded_goals, warn_of_direction
-from nas.types import Genotype, Trial
+from nas.types import Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
 from nas.workers.turns import NoTurnError
@@ -38,9 +37,6 @@ _log = logging.getLogger("nas")
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
-
-OVERDUE = "overdue"
-"""The attribute of a trial that says how often it took too long."""
 
 
 class Study:
@@ -73,14 +69,21 @@ class Study:
         self.optuna_study = open_study(storage, name, goals or Goals())
         self.goals = recorded_goals(self.optuna_study, space, goals)
         warn_of_direction(self.goals, name)
-        self._record = Record(space, self.goals, name)
+        self.ledger = Ledger(self.optuna_study, storage, Record(space, self.goals, name))
         self.claims = claims(self.optuna_study)
         if self.claims.shared and not announce:
             raise ConfigError(f"study {name!r}: trials that are not announced cannot be shared")
-        self.history: list[Trial] = []
-        self.under_way: list[FrozenTrial] = []
-        self._ids: list[int] = []
         self.sync()
+
+    @property
+    def history(self) -> list[Trial]:
+        """Every trial so far, in order of their numbers."""
+        return self.ledger.trials
+
+    @property
+    def under_way(self) -> list[FrozenTrial]:
+        """The trials that had not ended when they were last seen."""
+        return self.ledger.under_way
 
     @classmethod
     def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
@@ -106,18 +109,7 @@ class Study:
 
     def sync(self) -> None:
         """Brings the history up to date with what other processes have written."""
-        try:
-            trials = self.optuna_study.get_trials(deepcopy=False)
-        except KeyError as error:
-            raise ConfigError(
-                f"study {self.name!r} was deleted or renamed while this process was at work on it"
-            ) from error
-        for frozen in trials[len(self.history) :]:
-            self._append(self._record.read(frozen), frozen._trial_id)
-        self.under_way = [frozen for frozen in trials if self.history[frozen.number].state == "running"]
-        for frozen in self.under_way:
-            self.history[frozen.number] = self._record.read(frozen)
-        self.under_way = [frozen for frozen in self.under_way if not frozen.state.is_finished()]
+        self.ledger.sync()
         self.claims.look(self.under_way)
 
     def sweep(self) -> None:
@@ -238,7 +230,7 @@ class Study:
                     return None
                 trial = self._proposed()
                 check()
-                return self._announced(trial) if self.announce else trial
+                return self.ledger.add(trial, self.claims.stamp()) if self.announce else trial
         except NoTurnError as error:
             _log.debug("%s", error)
             return None
@@ -255,53 +247,22 @@ class Study:
         return None
 
     def _proposed(self) -> Trial:
-        number = len(self.history)
-        proposal = self._proposal(number)
-        match proposal:
-            case (tuple() as genotype, int() as fidelity):
-                beside = tuple(frozen.number for frozen in self.under_way)
-                return Trial(number, self._checked(genotype), fidelity, beside=beside)
-        raise ConfigError(
-            f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposal}, wanted a "
-            "genotype and its epochs; Fixed(searcher, epochs) makes a scheduler of a searcher"
+        return propose(
+            self.scheduler,
+            self.space,
+            self.history,
+            self._rng(len(self.history), "ask"),
+            beside=tuple(frozen.number for frozen in self.under_way),
+            study=self.name,
         )
-
-    def _announced(self, trial: Trial) -> Trial:
-        frozen = self._frozen(trial)
-        frozen.user_attrs |= self.claims.stamp()
-        self._append(trial, self.storage.create_new_trial(self.optuna_study._study_id, frozen))
-        return trial
-
-    def _append(self, trial: Trial, trial_id: int) -> None:
-        self.history.append(trial)
-        self._ids.append(trial_id)
-
-    def _proposal(self, number: int) -> object:
-        try:
-            return self.scheduler.ask(self.space, self.history, self._rng(number, "ask"))
-        except (NasError, NoTurnError):
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"study {self.name!r}: {type(self.scheduler).__name__} failed to propose trial {number}: "
-                f"{describe(error)}; nas.testing.check_searcher checks a searcher"
-            ) from error
-
-    def _checked(self, proposed: tuple[object, ...]) -> Genotype:
-        """A proposed genotype of plain ints, each an option of its decision."""
-        if not all(isinstance(option, Integral) for option in proposed):
-            raise ConfigError(
-                f"study {self.name!r}: {type(self.scheduler).__name__} proposed {proposed}, wanted the "
-                "number of an option for each decision"
-            )
-        genotype = tuple(int(option) for option in proposed if isinstance(option, Integral))
-        self.space.check(genotype)
-        return genotype
 
     def _evaluate(self, trial: Trial, evaluate: Evaluator) -> None:
         start = time.perf_counter()
         try:
-            with self.claims.hold(self._ids[trial.number]) if self.announce else nullcontext(), user_errors():
+            with (
+                self.claims.hold(self.ledger.id_of(trial.number)) if self.announce else nullcontext(),
+                user_errors(),
+            ):
                 metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
             self.tell(trial, metrics, time.perf_counter() - start)
         except TrialError as error:
@@ -317,13 +278,10 @@ class Study:
 
     def _finish(self, trial: Trial) -> Trial:
         if not self.announce:
-            self._append(
-                trial, self.storage.create_new_trial(self.optuna_study._study_id, self._frozen(trial))
-            )
-            return trial
+            return self.ledger.add(trial)
         if trial.number >= len(self.history):
             self.sync()
-        if self.claims.owns(self._ids[trial.number]) and self._write(trial):
+        if self.claims.owns(self.ledger.id_of(trial.number)) and self.ledger.end(trial):
             return trial
         _log.warning(
             "study %r: trial %d was taken over by another worker; the late result is not recorded",
@@ -333,13 +291,6 @@ class Study:
         self.sync()
         return self.history[trial.number]
 
-    def _write(self, trial: Trial) -> bool:
-        """Records how a trial ended; False where another process was first."""
-        if not finish_trial(self.storage, self.optuna_study._study_id, trial.number, self._frozen(trial)):
-            return False
-        self.history[trial.number] = trial
-        return True
-
     def _requeue(self) -> None:
         """Lets what vanished workers left running wait for others, or fail when they always vanish."""
         self.sync()
@@ -347,9 +298,9 @@ class Study:
             return
         for frozen in left:
             if self.claims.verdict(frozen) == "lost":
-                self._record_failure(frozen, "lost: its workers vanished every time it was begun")
+                self.ledger.fail(frozen, "lost: its workers vanished every time it was begun")
             else:
-                self._set_waiting(frozen)
+                self.ledger.wait(frozen)
         self.sync()
 
     def _is_left(self, frozen: FrozenTrial) -> bool:
@@ -359,26 +310,10 @@ class Study:
     def _give_up(self, frozen: FrozenTrial, why: str) -> None:
         times = 1 + int(frozen.user_attrs.get(OVERDUE, 0))
         if times > 1:
-            self._record_failure(frozen, f"timeout: {why}")
+            self.ledger.fail(frozen, f"timeout: {why}")
         else:
-            self._set_waiting(frozen, overdue=times)
+            self.ledger.wait(frozen, overdue=times)
         self.sync()
-
-    def _set_waiting(self, frozen: FrozenTrial, *, overdue: int = 0) -> None:
-        try:
-            if overdue:
-                self.storage.set_trial_user_attr(frozen._trial_id, OVERDUE, overdue)
-            self.storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
-        except UpdateFinishedTrialError:  # it ended after all
-            return
-        _log.info("study %r: trial %d waits for another worker", self.name, frozen.number)
-
-    def _record_failure(self, frozen: FrozenTrial, reason: str) -> None:
-        _log.warning("study %r: trial %d failed, %s", self.name, frozen.number, reason)
-        self._write(replace(self.history[frozen.number], state="failed", reason=reason))
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self._record.write(trial)
 
     def check_failures(self, most: int) -> None:
         """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""

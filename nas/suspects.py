@@ -13,9 +13,10 @@ import torch
 
 from nas.errors import ConfigError, DataError
 from nas.files import read_json, sha256
+from nas.pixels import mean_and_std
 from nas.records import SuspectRecord, SuspectsRecord, checked
 from nas.splits import digest
-from nas.task import Split, Task, mean_and_std
+from nas.task import Split, Task
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

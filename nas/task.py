@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas import datasets
 from nas.arrays import Array, Source, as_numpy, images_as_numpy
 from nas.errors import ConfigError
 from nas.mapdataset import MapDataset, collect
+from nas.pixels import as_float, mean_and_std, shrunk, usual_padding
 from nas.splits import Samples, divide
-
-_FLAT_STD = 1e-6  # below it a channel is constant, and dividing by it would only enlarge rounding errors
-_PART = 4096  # images that are resized at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ class Task:
 
         uint8 is scaled to [0, 1] first, floats are taken as they are.
         """
-        return (_as_float(x) - self.mean[:, None, None]).div_(self.std[:, None, None])
+        return (as_float(x) - self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def to(self, device: torch.device | str) -> Task:
         """The same task with every tensor on `device`."""
@@ -156,14 +153,14 @@ class Task:
             return self
         size = side, max(1, round(width * side / height))
         train, val, test = (
-            Split(_shrunk(split.x, size), split.y) for split in (self.train, self.val, self.test)
+            Split(shrunk(split.x, size), split.y) for split in (self.train, self.val, self.test)
         )
         return replace(
             self,
             train=train,
             val=val,
             test=test,
-            pad=min(self.pad, _usual_padding(min(size))),
+            pad=min(self.pad, usual_padding(min(size))),
             fingerprint=f"{self.fingerprint}:{size[0]}x{size[1]}",
         )
 
@@ -286,7 +283,7 @@ def _task(
         std=std,
         fingerprint=parts.fingerprint,
         flip=source.flip,
-        pad=_usual_padding(min(train.x.shape[2:])),
+        pad=usual_padding(min(train.x.shape[2:])),
         skipped=source.skipped,
         notes=parts.notes,
         files=source.files,
@@ -306,25 +303,3 @@ def first_of(split: Split, keep: int) -> Split:
     others = np.setdiff1d(np.arange(len(split)), firsts)
     chosen = torch.from_numpy(np.sort(np.concatenate([firsts, others])[:keep])).to(split.y.device)
     return Split(split.x[chosen], split.y[chosen])
-
-
-def _as_float(x: Tensor) -> Tensor:
-    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.float()
-
-
-def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] at another size, same type, a part at a time to keep the float copy small."""
-    parts = [F.interpolate(part.float(), size, mode="area") for part in torch.split(x, _PART)]
-    return torch.cat([part.round().to(x.dtype) if x.dtype == torch.uint8 else part for part in parts])
-
-
-def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [C] of images [N, C, H, W], one channel at a time to keep the float copy small."""
-    moments = [torch.std_mean(_as_float(channel), correction=0) for channel in x.unbind(1)]
-    std, mean = (torch.stack(values) for values in zip(*moments, strict=True))
-    return mean, torch.where(std > _FLAT_STD, std, 1.0)
-
-
-def _usual_padding(side: int) -> int:
-    """4 from 32 pixels on, as usual for CIFAR; less for smaller images: 2 at 28, 1 at 8."""
-    return 4 if side >= 32 else max(1, side // 12)

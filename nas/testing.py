@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from nas.choosers import Chooser
-from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError
+from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError, describe
 from nas.listing import blaming, check_listing
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.probing import Probing, shapes, variants
 from nas.searchers import Searcher
 from nas.seeding import isolated, rng
-from nas.space import Space, describe
+from nas.space import Space
 from nas.types import Genotype, Trial
 
 MIXTURES = 5

@@ -16,7 +16,8 @@ from nas.graph import architecture_hash
 from nas.job import Job
 from nas.oneshot.differentiable import LOOKS
 from nas.pace import network_pace
-from nas.preview import Preview, preview, time_text
+from nas.preview import Preview, time_text
+from nas.preview_run import preview
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT

@@ -8,98 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas import devices, resumable
+from nas import resumable
+from nas.accuracy import evaluate
 from nas.checkpoint import Checkpoints
-from nas.errors import ConfigError, DataError, TrialError
+from nas.criterion import Output
+from nas.curve import Curve, EpochReport
+from nas.errors import ConfigError, TrialError
 from nas.guard import memory_errors
-from nas.loop import Backward, Forward, Loop, Output, precision, set_drop_path, to_layout
+from nas.loop import Backward, Forward, Loop
 from nas.recipe import Recipe
-from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.steps import Steps
 from nas.task import Split, Task
 from nas.team import ALONE, Team
-
-__all__ = [
-    "Curve",
-    "EpochReport",
-    "Forward",
-    "Output",
-    "Stopped",
-    "evaluate",
-    "predictions",
-    "set_drop_path",
-    "train",
-]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How a training went.
-
-    train_loss: [epochs] mean of the minimised loss (smoothing, mixup and auxiliary head included).
-    lr: [epochs] learning rate of each epoch's last step.
-    seconds: [epochs] time spent training, evaluation not included.
-    val_epochs: [evaluations] epochs, counted from 1, after which the network was evaluated.
-    val_loss, val_acc: [evaluations] mean cross-entropy in nats, and accuracy in [0, 1].
-    """
-
-    train_loss: tuple[float, ...] = ()
-    lr: tuple[float, ...] = ()
-    seconds: tuple[float, ...] = ()
-    val_epochs: tuple[int, ...] = ()
-    val_loss: tuple[float, ...] = ()
-    val_acc: tuple[float, ...] = ()
-
-    @property
-    def final_val_loss(self) -> float | None:
-        """The last evaluation's loss; None when nothing was evaluated."""
-        return self.val_loss[-1] if self.val_loss else None
-
-    @property
-    def final_val_acc(self) -> float | None:
-        """The last evaluation's accuracy in [0, 1]; None when nothing was evaluated."""
-        return self.val_acc[-1] if self.val_acc else None
-
-    def extended(self, report: EpochReport) -> Curve:
-        """This curve and one more epoch."""
-        longer = dataclasses.replace(
-            self,
-            train_loss=(*self.train_loss, report.train_loss),
-            lr=(*self.lr, report.lr),
-            seconds=(*self.seconds, report.seconds),
-        )
-        if report.val_loss is None or report.val_acc is None:
-            return longer
-        return dataclasses.replace(
-            longer,
-            val_epochs=(*self.val_epochs, report.epoch),
-            val_loss=(*self.val_loss, report.val_loss),
-            val_acc=(*self.val_acc, report.val_acc),
-        )
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One finished epoch, counted from 1 to `epochs`; the fields are those of `Curve`."""
-
-    epoch: int
-    epochs: int
-    train_loss: float
-    lr: float
-    seconds: float
-    val_loss: float | None = None
-    val_acc: float | None = None
 
 
 def train(
@@ -197,46 +124,6 @@ def train(
     return work.curve
 
 
-def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device.
-
-    batch: images at once; halved where memory runs out.
-    """
-    if not len(split):
-        raise DataError("evaluate: the split has no images")
-    loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    with evaluating(network), torch.no_grad():
-        for logits, y in _in_portions(network, task, split, batch):
-            loss += F.cross_entropy(logits, y, reduction="sum")
-            hits += (logits.argmax(1) == y).sum()
-        return loss.item() / len(split), hits.item() / len(split)
-
-
-def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
-    """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
-    with evaluating(network), torch.no_grad():
-        return torch.cat([logits.argmax(1) for logits, _ in _in_portions(network, task, split, batch)])
-
-
-def _in_portions(network: nn.Module, task: Task, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels, portion by portion; the portions halve where memory runs out."""
-    at = 0
-    while at < len(split):
-        x, y = split.x[at : at + batch], split.y[at : at + batch]
-        try:
-            with memory_errors(f"evaluating at batch {len(x)}"):
-                logits = _logits(network, task, x)
-        except TrialError as error:
-            if error.reason != "oom" or len(x) == 1:
-                raise
-            batch = len(x) // 2
-        else:
-            yield logits, y
-            at += len(x)
-            continue
-        devices.release()  # outside of the handler: what failed is kept alive by its traceback
-
-
 class _Training:
     """A loop with its curve and evaluations, as a `Resumable`."""
 
@@ -324,21 +211,3 @@ def _inherit(loop: Loop, start: Checkpoints) -> None:
     if saved is None:
         raise ConfigError("train: start has no checkpoint to begin with; finish that training first")
     loop.inherit(saved[1]["work"]["loop"])
-
-
-def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:
-    with precision(x.device):
-        output: Output = network(to_layout(task.normalise(x)))
-    return (output[0] if isinstance(output, tuple) else output).float()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Runs a block in evaluation mode, then gives every module its own mode back."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -11,10 +11,12 @@ from torch import nn
 
 from nas.checkpoint import Checkpoints
 from nas.cost import count_params
+from nas.curve import EpochReport
 from nas.easing import LR_FACTOR, Ease, eased
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import Inherited, Start, Trained
 from nas.fidelity import Fidelity
+from nas.final_training import epoch_line
 from nas.grown import Grown, from_supernet
 from nas.guard import user_errors
 from nas.halving import Hyperband, SuccessiveHalving
@@ -27,7 +29,6 @@ from nas.needs import memory_bytes, require_memory
 from nas.oneshot import fewshot
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.supernet import Supernet
-from nas.retrain_run import epoch_line
 from nas.run_folder import CHECKPOINT
 from nas.schedule import Fixed, Scheduler
 from nas.scored import Scored
@@ -36,7 +37,6 @@ from nas.searchers.bounded import Bounded
 from nas.seeding import isolated
 from nas.study import Evaluator, Study
 from nas.tracking.points import of_report, of_trials
-from nas.train import EpochReport
 from nas.types import Genotype, Trial
 
 SHARED = "shared weights"

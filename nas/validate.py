@@ -20,7 +20,8 @@ from nas.oneshot.supernet import Supernet
 from nas.probing import Probe, Probing, variants
 from nas.recipe import preset
 from nas.seeding import isolated, rng
-from nas.space import Size, Space
+from nas.space import Space
+from nas.space_size import Size
 from nas.task import Task
 from nas.testing import check_space
 from nas.types import Decision, Genotype

@@ -8,15 +8,17 @@ from nas import failures
 from nas.baselines import RANDOM, Baselines, run_baselines
 from nas.budget import Shares
 from nas.files import write_json
+from nas.final_training import RETRAIN, train_final
 from nas.gradient_search import write_health
 from nas.graph import cell_graphs
 from nas.inputs import Inputs
 from nas.job import Job
+from nas.metrics import rounded, wilson
 from nas.pareto import hypervolume
 from nas.phases import Found, find
 from nas.rerank import SEARCH, Verdict, rerank
-from nas.result import Result, baselines_of, rounded, to_cpu, wilson, write_result
-from nas.retrain_run import RETRAIN, train_final
+from nas.result import Result, baselines_of, to_cpu
+from nas.result_files import write_result
 from nas.run_folder import clear_checkpoints
 from nas.storage.run import keep_history
 from nas.task import Task

@@ -15,6 +15,7 @@ import optuna
 import torch
 
 import nas
+from nas.curve import Curve
 from nas.errors import ExhaustedError
 from nas.fidelity import geometric
 from nas.halving import SuccessiveHalving, epochs_granted, finalists
@@ -22,8 +23,7 @@ from nas.laddered import Laddered
 from nas.recipe import Recipe, preset, segmented
 from nas.searchers import RandomSearch
 from nas.seeding import derive, isolated
-from nas.study import Study
-from nas.train import Curve, train
+from nas.train import train
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main() -> None:
     scheduler, storage = SuccessiveHalving(Few(args.cells), ladder), optuna.storages.InMemoryStorage()
     with tempfile.TemporaryDirectory() as folder:
         made = Laddered(space, nas.load_task("digits"), recipe, ladder, Path(folder))
-        study = Study(space, scheduler, storage, name="bench")
+        study = nas.Study(space, scheduler, storage, name="bench")
         study.run(made, trials=10**6)
     trials, cells = study.history, {t.genotype for t in study.history}
     table = {f"trials of {epochs} epochs": n for epochs, n in Counter(t.fidelity for t in trials).items()}

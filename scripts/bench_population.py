@@ -14,13 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from nas.config import make_config, override
+from nas.config import make_config
 from nas.fidelity import scaled_space, scaled_task
 from nas.job import Job
 from nas.preparation import prepare
 from nas.recipe import compressed
 from nas.run_folder import begin
 from nas.seeding import rng
+from nas.tomlfile import override
 from nas.train import train
 from nas.workers.probe import Tried, probe
 from nas.workers.slots import gpus_of

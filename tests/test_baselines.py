@@ -10,7 +10,7 @@ from nas.baselines import LARGEST, RANDOM, run_baselines
 from nas.config import make_config
 from nas.cost import cost
 from nas.evaluate import Trained
-from nas.files import prepare_folder
+from nas.folders import prepare_folder
 from nas.graph import architecture_hash
 from nas.halving import epochs_granted
 from nas.phases import Found, find

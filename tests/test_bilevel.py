@@ -86,10 +86,10 @@ def exact(monkeypatch, *, order, steps):
 def unrolled_loss(loop):
     """L_val(w - ξ (momentum · buffer + ∇w L_train(w, α) + decay · w), α), straight from the definition."""
     recipe, rate = loop.method.weights, loop.loop.next_lr
-    parameters = list(loop.loop.parameters.values())
+    names, parameters = list(loop.loop.parameters), list(loop.loop.parameters.values())
     saved = [p.detach().clone() for p in parameters]
     gradient = torch.autograd.grad(loop.loop.loss(), parameters)
-    buffers = [loop.loop._optimizer.state[p].get("momentum_buffer", 0) for p in parameters]
+    buffers = [loop.loop.state()["momentum"].get(name, 0) for name in names]
     with torch.no_grad():
         for p, g, buffer in zip(parameters, gradient, buffers, strict=True):
             p.sub_(rate * (recipe.momentum * buffer + g + recipe.weight_decay * p))
@@ -256,7 +256,7 @@ def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
     loop = exact(monkeypatch, order=2, steps=2)
     names, weights = list(loop.loop.parameters), list(loop.loop.parameters.values())
     recipe, rate = loop.method.weights, loop.loop.next_lr
-    buffers = [loop.loop._optimizer.state[p]["momentum_buffer"] for p in weights]
+    buffers = [loop.loop.state()["momentum"][name] for name in names]
     found = loop.alpha_gradient()[0]
 
     def unrolled(alpha):

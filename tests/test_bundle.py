@@ -20,7 +20,8 @@ from nas.bundle.forms import Pixels
 from nas.bundle.proof import installed, pixels_of, prove
 from nas.cli import app
 from nas.errors import ConfigError, MismatchError
-from nas.files import FolderLock, check_manifest
+from nas.folder_lock import FolderLock
+from nas.manifest import check_manifest
 
 pytest.importorskip("onnxruntime", reason="the ONNX form needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")

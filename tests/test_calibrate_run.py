@@ -10,8 +10,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas.calibration
-from nas.calibrate_run import Settings, calibrate, fidelities
-from nas.calibration import FILE, Calibration, chosen_fidelity, read_calibration
+from nas.calibrate_run import calibrate
+from nas.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
+from nas.cheap_estimates import fidelities
 from nas.cli import app
 from nas.errors import ConfigError, NoModelError
 from nas.proxies import PROXIES

@@ -15,11 +15,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
+from nas.accuracy import evaluate
 from nas.bundle.bundle import record_of
-from nas.clock import Clock
 from nas.errors import ConfigError
 from nas.images import layout, rows_of
-from nas.train import evaluate
+from nas.time_allowed import allows_audit
 
 FAST = {
     "search_images": 100,
@@ -77,7 +77,7 @@ def test_images_are_audited_where_there_is_time(fitted):
     assert copies >= 5
     assert fitted.audit_ is None
     task = nas.load_task("digits")
-    assert not model._has_time_to_audit(task, Clock(20.0)) and model._has_time_to_audit(task, Clock(180.0))
+    assert not allows_audit(task, 20.0) and allows_audit(task, 180.0)
 
 
 def test_what_was_learned_is_kept(fitted):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.cli.app import ORDER, warned
-from nas.files import FolderLock
+from nas.folder_lock import FolderLock
 from nas.result import load_result
 
 PYTHON = [sys.executable, "-c", "from nas.cli import main; main()"]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from depthwise_cases import ALL, Case, cases
 
+from nas.accuracy import evaluate
 from nas.augment import Policy, mixup
+from nas.batches import Batches
 from nas.checkpoint import Checkpoints
 from nas.devices import exact as exact_products
 from nas.evaluate import Trained
-from nas.loop import Batches
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells
@@ -33,7 +34,7 @@ from nas.search_run import search as whole_job
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import load_task
-from nas.train import evaluate, train
+from nas.train import train
 from nas.types import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from nas.accuracy import predictions
 from nas.errors import ConfigError, TrialError
 from nas.evaluate import Cached, Inherited, Trained, affordable
 from nas.graph import architecture_hash
@@ -16,7 +17,6 @@ from nas.registry import load
 from nas.resumable import Stopped
 from nas.space import Space
 from nas.task import load_task
-from nas.train import predictions
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(128)

@@ -15,6 +15,7 @@ from torch import nn
 from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.depthwise import depthwise
 from nas.oneshot.fused.execution import execute_cells, explain, resolve
@@ -25,7 +26,7 @@ from nas.oneshot.mixed import MixedOp
 from nas.oneshot.paths import accuracies
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard, Softmax
-from nas.oneshot.supernet import Supernet, as_searched
+from nas.oneshot.supernet import Supernet
 from nas.ops import PRIMITIVES, candidates
 from nas.recipe import Recipe
 from nas.registry import load

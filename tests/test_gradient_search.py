@@ -8,11 +8,11 @@ from jobs import TINY, Recorder, outcome
 
 import nas
 from nas import gradient_search
-from nas.config import DIFFERENTIABLE, SHARED
 from nas.cost import cost
 from nas.errors import ConfigError
 from nas.gradient_search import health_series
 from nas.latency import LatencyTable
+from nas.method_names import DIFFERENTIABLE, SHARED
 from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
 from nas.oneshot.record import Epoch

@@ -37,10 +37,10 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
-    for name in ("nas.preview.network_pace", "nas.timing.network_pace"):
+    for name in ("nas.preview_run.network_pace", "nas.timing.network_pace"):
         monkeypatch.setattr(name, lambda *_, **__: 0.1)
     for name in ("gradient_pace", "shared_pace"):
-        monkeypatch.setattr(f"nas.preview.{name}", lambda *_, **__: 0.1)
+        monkeypatch.setattr(f"nas.preview_run.{name}", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):

@@ -20,6 +20,7 @@ from kernels_by_torch import tape_launches
 from tape import Refusing
 
 from nas.cell import Cell
+from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import passage
@@ -29,7 +30,7 @@ from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import form_of, stages_of
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.supernet import Supernet, as_searched
+from nas.oneshot.supernet import Supernet
 from nas.ops import PRIMITIVES, candidates
 from nas.space import Space
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from nas.config import DIFFERENTIABLE, make_config
+from nas.config import make_config
 from nas.errors import ConfigError
+from nas.method_names import DIFFERENTIABLE
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import Method

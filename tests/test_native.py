@@ -22,10 +22,10 @@ pytest.importorskip("triton")
 
 from depthwise_cases import ALL, cases
 
+from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.kernels import choice, launch, native
 from nas.oneshot.fused.kernels.native import NativeError, Variant
-from nas.oneshot.supernet import as_searched
 from nas.ops import PRIMITIVES
 
 CASES = list(cases())

@@ -3,9 +3,10 @@ import json
 
 import pytest
 
+from nas.changing import change
 from nas.config import Config, make_config
 from nas.errors import ConfigError
-from nas.plan import change, make_plan
+from nas.plan import make_plan
 from nas.presets import PRESETS, preset
 from nas.recipe import Recipe
 

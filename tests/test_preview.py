@@ -5,13 +5,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from nas.cli import jobs
+from nas.cli import search
 from nas.cli.app import app
 from nas.clock import Clock
 from nas.config import make_config
 from nas.console import LiveProgress
 from nas.preparation import prepare
-from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, preview, time_text
+from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.preview_run import preview
 from nas.search_run import look
 from tests.jobs import TINY, Recorder
 
@@ -94,19 +95,19 @@ class Bar(LiveProgress):
 )
 def test_it_asks_on_a_terminal_only_and_only_beyond_an_hour(monkeypatch, found, case):
     hours, terminal, yes, asked = case
-    monkeypatch.delenv(jobs.PREVIEW)
+    monkeypatch.delenv(search.PREVIEW)
     monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(type(found), "seconds", property(lambda _: hours * 3600))
     for answer in (True, False):
         bar = Bar(answer)
-        assert jobs.teller(bar, yes=yes)(found) == (answer or not asked)
+        assert search.teller(bar, yes=yes)(found) == (answer or not asked)
         assert bar.asked == asked and bar.lines
-    assert jobs.teller(Recorder(), yes=yes)(found)
+    assert search.teller(Recorder(), yes=yes)(found)
 
 
 def test_a_setting_leaves_it_out(monkeypatch):
-    monkeypatch.setenv(jobs.PREVIEW, "off")
-    assert jobs.teller(Recorder(), yes=False) is None
+    monkeypatch.setenv(search.PREVIEW, "off")
+    assert search.teller(Recorder(), yes=False) is None
 
 
 def test_times_in_words():

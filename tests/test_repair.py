@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nas.cli import app
 from nas.errors import ConfigError, TrialError
-from nas.files import FolderLock
+from nas.folder_lock import FolderLock
 from nas.journal import JOURNAL, journal_storage
 from nas.registry import load
 from nas.repair import repair

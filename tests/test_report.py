@@ -20,7 +20,8 @@ import nas
 from nas.cell import Cell
 from nas.cli import app
 from nas.errors import ConfigError
-from nas.files import check_manifest, update_manifest, write_json, write_manifest
+from nas.files import write_json
+from nas.manifest import check_manifest, update_manifest, write_manifest
 from nas.report import REPORT, render, write_report
 from nas.report.curves import order_statistics
 from nas.report.energy import assumed_watts

@@ -12,7 +12,7 @@ from killing import run_killed
 from nas.config import make_config
 from nas.errors import NoModelError
 from nas.evaluate import Trained
-from nas.files import prepare_folder
+from nas.folders import prepare_folder
 from nas.graph import architecture_hash
 from nas.preparation import prepare
 from nas.registry import load

@@ -7,8 +7,8 @@ import pytest
 from jobs import outcome, snapshot
 
 import nas
+from nas.architecture_file import describe_architecture
 from nas.errors import ConfigError
-from nas.result import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 

@@ -24,7 +24,7 @@ import nas
 from nas.bundle.forms import Pixels, exported, write_onnx
 from nas.cli import app
 from nas.errors import ConfigError, DataError
-from nas.files import update_manifest
+from nas.manifest import update_manifest
 from nas.pictures import fitted
 from nas.serving.answers import answers
 from nas.serving.inputs import array_pixels, pixels_of

@@ -280,11 +280,11 @@ def test_workers_take_one_number_each_and_one_connection(tmp_path, postgres, dat
 
     def work(worker):
         for _ in range(8):
-            trial = worker._frozen(Trial(0, CELLS.sample(rng(0)), 1))
+            trial = worker.ledger.frozen(Trial(0, CELLS.sample(rng(0)), 1))
             trial_id = worker.storage.create_new_trial(worker.optuna_study._study_id, trial)
             number = worker.storage.get_trial(trial_id).number
             told_by[number] = 1.0 * id(worker)
-            outcome = worker._frozen(
+            outcome = worker.ledger.frozen(
                 Trial(number, CELLS.sample(rng(0)), 1, "done", {"val_acc": told_by[number]})
             )
             assert finish_trial(worker.storage, worker.optuna_study._study_id, number, outcome)
@@ -331,9 +331,9 @@ def test_the_first_to_tell_wins_and_telling_again_changes_nothing(tmp_path, requ
     won = first.tell(trial, {"val_acc": 0.5}, 1.0)
     assert second.tell(trial, {"val_acc": 0.75}, 2.0) == won
     assert study(storage).history == first.history == second.history == [won]
-    outcome = first._frozen(won)
+    outcome = first.ledger.frozen(won)
     assert finish_trial(storage, first.optuna_study._study_id, 0, outcome)
-    assert not finish_trial(storage, first.optuna_study._study_id, 0, second._frozen(trial))
+    assert not finish_trial(storage, first.optuna_study._study_id, 0, second.ledger.frozen(trial))
 
 
 def test_two_journal_processes_that_tell_at_the_same_moment_agree(tmp_path):
@@ -360,7 +360,7 @@ def test_two_journal_processes_that_tell_at_the_same_moment_agree(tmp_path):
 def outcome_of(study, trial, value):
     from dataclasses import replace
 
-    return study._frozen(replace(trial, state="done", metrics={"val_acc": value}, cost_s=1.5))
+    return study.ledger.frozen(replace(trial, state="done", metrics={"val_acc": value}, cost_s=1.5))
 
 
 def test_parked_results_are_told_first(tmp_path, sqlite, caplog):

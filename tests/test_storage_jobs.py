@@ -13,16 +13,17 @@ from typer.testing import CliRunner
 import nas
 from nas.calibrate_run import USED
 from nas.cli import app
-from nas.config import make_config, read_toml, write_toml
+from nas.config import make_config
 from nas.errors import ConfigError
-from nas.files import check_manifest
 from nas.journal import JOURNAL, journal_storage
+from nas.manifest import check_manifest
 from nas.progress import Silent
 from nas.registry import load
 from nas.resumable import Stopped
 from nas.search_run import run
 from nas.storage.run import open_storage
 from nas.study import Study
+from nas.tomlfile import read_toml, write_toml
 
 __all__ = ["postgres"]
 JOB = {"space": "toy", "task": "digits", "method": "random"}

@@ -13,9 +13,10 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import SpaceError
+from nas.oneshot.extraction import used
 from nas.oneshot.mixed import MixedOp, Weighed
 from nas.oneshot.relaxations import GumbelHard, Relaxation
-from nas.oneshot.supernet import Supernet, used
+from nas.oneshot.supernet import Supernet
 from nas.ops import Zero, candidates
 from nas.registry import load
 from nas.space import Space

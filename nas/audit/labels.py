@@ -14,7 +14,7 @@ from nas.audit.findings import Confusion, Group, Labels
 from nas.audit.pool import Pool
 from nas.audit.predictions import FOLDS, out_of_fold
 from nas.errors import ConfigError, unknown
-from nas.result import wilson
+from nas.metrics import wilson
 from nas.suspects import Suspect
 
 Backend = Literal["own", "cleanlab"]

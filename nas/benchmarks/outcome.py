@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from nas import draw
 from nas.benchmarks.benchmark import Benchmark
 from nas.benchmarks.race import Race, Runs, exact_front
-from nas.files import prepare_folder, write_json
+from nas.files import write_json
+from nas.folders import prepare_folder
 from nas.goals import Goals
 from nas.types import Objective
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.bundle.bundle import CARD, bundle
 from nas.errors import MismatchError, NasError
-from nas.files import FolderLock
+from nas.folder_lock import FolderLock
 from nas.paths import is_file
 from nas.progress import Progress
 from nas.result import Result

@@ -6,7 +6,20 @@ import logging
 import sys
 import warnings
 
-from nas.cli import audit, dashboard, deploy, export, jobs, launch, look, measure, mend, report, workers
+from nas.cli import (
+    audit,
+    dashboard,
+    deploy,
+    export,
+    launch,
+    look,
+    measure,
+    mend,
+    report,
+    retrain,
+    search,
+    workers,
+)
 from nas.cli.app import ORDER, Printable, app, spelt_out, warned
 from nas.launch import follows
 
@@ -16,13 +29,14 @@ __all__ = [
     "dashboard",
     "deploy",
     "export",
-    "jobs",
     "launch",
     "look",
     "main",
     "measure",
     "mend",
     "report",
+    "retrain",
+    "search",
     "workers",
 ]
 

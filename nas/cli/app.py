@@ -128,7 +128,8 @@ def values(config: Path | None, given: Mapping[str, object], sets: list[str] | N
     Raises:
         ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
     """
-    from nas.config import is_own, override, read_toml
+    from nas.method_names import is_own
+    from nas.tomlfile import override, read_toml
 
     values = read_toml(config) if config is not None else {}
     asked = override({k: v for k, v in given.items() if v is not None}, sets or [])

@@ -29,7 +29,7 @@ def audit(
     with errors():
         from nas.audit import audit_task, write_audit
         from nas.audit.labels import named_backend
-        from nas.files import prepare_folder
+        from nas.folders import prepare_folder
         from nas.suspects import without
         from nas.task import load_task
 

@@ -30,7 +30,7 @@ def export(
     """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
     with errors():
         from nas.bundle.bundle import bundle, record_of
-        from nas.files import FolderLock
+        from nas.folder_lock import FolderLock
         from nas.result import load_result
         from nas.suspects import without
         from nas.task import load_task

@@ -68,10 +68,11 @@ def benchmark(
         from nas.benchmarks.contest import plan_contest
         from nas.benchmarks.outcome import lines, to_dict, write_outcome
         from nas.benchmarks.race import run_race
-        from nas.config import override, seconds
         from nas.console import reporter
-        from nas.files import prepare_folder
+        from nas.folders import prepare_folder
         from nas.launch import refuse
+        from nas.spellings import seconds
+        from nas.tomlfile import override
 
         refuse("a benchmark")
         try:
@@ -133,8 +134,8 @@ def calibrate(
 
     given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
-        from nas.calibrate_run import Settings
         from nas.calibrate_run import calibrate as run
+        from nas.calibration import Settings
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))

@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.arithmetic import precision, to_layout
+from nas.batches import Batches, images_of, policy_of
 from nas.captured import Captured, tensors_in
 from nas.devices import exact
-from nas.loop import Batches, Loop, images_of, one_pass, policy_of, precision, to_layout
+from nas.loop import Loop, one_pass
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.gradients import gradients

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas import resumable
+from nas.accuracy import evaluate
 from nas.checkpoint import Checkpoints
 from nas.guard import memory_errors
 from nas.oneshot import selection
@@ -30,7 +31,6 @@ from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
 from nas.team import ALONE, Team
-from nas.train import evaluate
 from nas.types import Genotype
 
 LOOKS = 6

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.checkpoint import Checkpoints
+from nas.curve import EpochReport
 from nas.errors import ConfigError
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.keeping import in_training, kept
@@ -23,7 +24,6 @@ from nas.seeding import derive, rng, torch_rng
 from nas.space import Space
 from nas.task import Task
 from nas.team import ALONE, Team
-from nas.train import EpochReport
 from nas.types import Genotype
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.loop import is_half, precision, to_layout
+from nas.arithmetic import is_half, precision, to_layout
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused.execution import twice_differentiable
 from nas.oneshot.gradients import flat, gradients

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.arithmetic import precision
 from nas.errors import ConfigError
-from nas.loop import Loop, precision
+from nas.loop import Loop
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.mixed import Drawn, Mixture
 from nas.oneshot.supernet import Supernet

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nas.checkpoint import Checkpoints
+from nas.curve import Curve, EpochReport
 from nas.errors import ConfigError, unknown
 from nas.oneshot.path_steps import PathSteps
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
@@ -15,7 +16,7 @@ from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
 from nas.team import ALONE, Team
-from nas.train import Curve, EpochReport, train
+from nas.train import train
 from nas.types import Genotype
 
 

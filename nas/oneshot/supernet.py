@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from typing import TypeVar, cast
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Candidates
 from nas.errors import SpaceError
+from nas.oneshot.extraction import as_searched, extracted, outermost
 from nas.oneshot.mixed import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.oneshot.relaxations import Relaxation, Softmax
-from nas.ops import MixtureNorm
 from nas.space import Space
 from nas.types import Genotype
 
@@ -54,7 +54,7 @@ class Supernet(nn.Module):
         self._constants: dict[tuple[torch.device, object], Tensor] = {}
         self._mixture: dict[str, Share] = {}
         self.network = space.supernet(_Mixing(self._mixture, parts))
-        as_searched(self.network, _outermost(self.network))
+        as_searched(self.network, outermost(self.network))
         self._names = [d.name for d in space.decisions]
         self._rows = _rows([len(d.options) for d in space.decisions])
         self.alphas = nn.ParameterList(
@@ -213,9 +213,6 @@ class Supernet(nn.Module):
     def extract(self, genotype: Genotype) -> nn.Module:
         """The stand-alone network of one architecture with a copy of its shared weights.
 
-        It is built by the space anew and given the supernet's form (no affine part), so that loading
-        the weights proves that both come from the same wiring.
-
         Raises:
             SpaceError: when only a part of the channels was computed on, so that the weights do not fit.
         """
@@ -224,19 +221,7 @@ class Supernet(nn.Module):
                 f"space {self.space.name!r}: the supernet computes on 1/{self.parts} of the channels, so no "
                 "stand-alone network has its weights; run supernet(x, genotype) instead"
             )
-        choices = self.space.choices(genotype)
-        state = self.network.state_dict()
-        shared = {to: state[key].clone() for key, to in used(self.network, choices) if key in state}
-        network = self.space.network(genotype, meta=True)
-        as_searched(network, _outermost(self.network))
-        expected = network.state_dict().keys()
-        if differing := sorted(shared.keys() ^ expected):
-            raise SpaceError(
-                f"space {self.space.name!r}: the supernet and the network of {choices} differ in "
-                f"{differing[:3]}; build must wire both alike"
-            )
-        network.load_state_dict(shared, assign=True)
-        return network.train(self.training)
+        return extracted(self.network, self.space, genotype).train(self.training)
 
     # -- helpers ---------------------------------------------------------------------------------------
 
@@ -284,21 +269,6 @@ class Supernet(nn.Module):
         return [found[i] for i in range(len(found))]
 
 
-def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
-    """Gives a network the form it has inside a supernet, in all its cells and at the paths in `places`.
-
-    Batch-norm loses its affine part, and the norms that exist only in a mixture are switched on.
-    """
-    cells = [module for module in network.modules() if isinstance(module, Cell)]
-    for root in [*cells, *(network.get_submodule(place) for place in places)]:
-        for module in root.modules():
-            if isinstance(module, MixtureNorm):
-                module.active = True
-            elif isinstance(module, nn.BatchNorm2d):
-                module.affine = False
-                module.weight = module.bias = None  # type: ignore[assignment]
-
-
 class _Mixing:
     """The chooser that answers every decision with a `MixedOp`."""
 
@@ -337,26 +307,3 @@ def _nodes(network: nn.Module, names: Sequence[str]) -> list[list[int]]:
                 found.append(members)
                 seen.update(members)
     return found
-
-
-def _outermost(network: nn.Module) -> list[str]:
-    """Paths of the mixed operations that lie in no other one."""
-    paths: list[str] = []
-    for path, module in network.named_modules():
-        if isinstance(module, MixedOp) and not any(path.startswith(f"{outer}.") for outer in paths):
-            paths.append(path)
-    return paths
-
-
-def used(
-    module: nn.Module, choices: Mapping[str, str], source: str = "", target: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Names of the tensors that one architecture uses: in the supernet, and in the network of its own."""
-    if isinstance(module, MixedOp):
-        chosen = module.options.index(choices[module.decision])
-        yield from used(module.ops[chosen], choices, f"{source}ops.{chosen}.", target)
-        return
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    yield from ((source + name, target + name) for name, _ in own)
-    for name, child in module.named_children():
-        yield from used(child, choices, f"{source}{name}.", f"{target}{name}.")

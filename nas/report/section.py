@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from nas.files import MANIFEST, check_manifest
+from nas.manifest import MANIFEST, check_manifest
 from nas.paths import is_file
 
 Tip = Sequence[tuple[str, str]]

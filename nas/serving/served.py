@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from nas.errors import ConfigError
-from nas.files import MANIFEST, read_json
+from nas.files import read_json
+from nas.manifest import MANIFEST
 from nas.paths import check_contents, is_file
 from nas.pictures import MOST_PIXELS
 from nas.records import RunRecord, checked

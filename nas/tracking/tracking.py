@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nas.files import MANIFEST, read_manifest
+from nas.manifest import MANIFEST, read_manifest
 from nas.resumable import Stopped
 from nas.tracking.feed import PATIENCE_S, Feed
 from nas.tracking.tracker import FINAL, Point, Status

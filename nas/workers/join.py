@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from nas import __version__, devices
 from nas.config import Config, make_config
 from nas.errors import ConfigError, SpaceError
-from nas.files import prepare_folder
+from nas.folders import prepare_folder
 from nas.job import Job
 from nas.preparation import prepare
 from nas.progress import Progress

@@ -18,6 +18,7 @@ from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
 from nas.evaluate import Trained
 from nas.fidelity import parse_ladder
+from nas.final_training import train_final
 from nas.grown import Grown
 from nas.laddered import Laddered
 from nas.oneshot import differentiable
@@ -26,7 +27,6 @@ from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.resumable import Stopped
-from nas.retrain_run import train_final
 from nas.run_folder import CHECKPOINT
 from nas.search_run import search
 from nas.seeding import isolated

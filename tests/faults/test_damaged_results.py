@@ -10,10 +10,11 @@ from jobs import TINY, snapshot
 from typer.testing import CliRunner
 
 import nas
+from nas.architecture_file import ARCHITECTURE, read_architecture
 from nas.cli.app import app
 from nas.errors import ConfigError
-from nas.files import MANIFEST, check_manifest
-from nas.result import ARCHITECTURE, load_result, read_architecture
+from nas.manifest import MANIFEST, check_manifest
+from nas.result import load_result
 from nas.search_run import search
 
 FILES = {
@@ -176,7 +177,7 @@ def test_a_result_of_an_earlier_version_is_read(copy):
         del record["config"][name]
     (folder / "run.json").write_text(json.dumps(record))
     manifest = json.loads((folder / MANIFEST).read_text())
-    from nas.files import write_manifest
+    from nas.manifest import write_manifest
 
     write_manifest(folder, manifest["files"])
     assert load_result(folder).metrics == json.loads((folder / "metrics.json").read_text())
@@ -197,7 +198,7 @@ def test_a_setting_that_came_later_does_not_stop_a_run_from_being_resumed(tmp_pa
 def test_a_pickle_in_place_of_a_file_is_never_executed(copy, name):
     folder = copy(name)
     DAMAGES["pickle"](folder / name)
-    from nas.files import write_manifest
+    from nas.manifest import write_manifest
 
     write_manifest(folder, json.loads((folder / MANIFEST).read_text())["files"])
     if name not in {"alphas.npz", "baselines.json"}:  # of which load_result reads nothing

@@ -103,7 +103,7 @@ time.sleep(600)
         assert other.storage.get_trial(other.under_way[0]._trial_id).state.name == "RUNNING"
         dying.kill()
     assert other.ask().number == 0
-    assert owner_of(other.storage.get_trial(other._ids[0]))[1] == 2
+    assert owner_of(other.storage.get_trial(other.ledger.id_of(0)))[1] == 2
     other.tell(other.history[0], {"val_acc": 1.0}, 0.0)
     assert worker(address).history == other.history
 

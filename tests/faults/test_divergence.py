@@ -13,15 +13,15 @@ from torch import nn
 
 import nas
 from nas.checkpoint import Checkpoints
-from nas.cli.jobs import show
+from nas.cli.job import show
 from nas.easing import EASED, Ease, begun, eased
 from nas.errors import NoModelError, TrialError
 from nas.evaluate import Trained
 from nas.fidelity import parse_ladder
+from nas.final_training import train_final
 from nas.laddered import Laddered
 from nas.recipe import Recipe
 from nas.resumable import Stopped
-from nas.retrain_run import train_final
 from nas.search_run import search
 from nas.types import Trial
 

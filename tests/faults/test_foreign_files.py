@@ -20,25 +20,34 @@ from typer.testing import CliRunner
 
 import nas
 from nas import datasets, unpacking
+from nas.architecture_file import (
+    describe_architecture,
+    graphs_of,
+    load_architecture,
+    read_architecture,
+    write_graphml,
+)
 from nas.benchmarks.nasbench101 import load_nasbench101
 from nas.benchmarks.nasbench201 import load_nasbench201
 from nas.calibration import read_calibration
 from nas.cell import Cell
 from nas.cli import app
-from nas.config import read_toml
 from nas.draw import draw_cells
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
-from nas.files import FolderLock, check_manifest, read_json, write_json, write_manifest
+from nas.files import read_json, write_json
+from nas.folder_lock import FolderLock
 from nas.goals import Goals
 from nas.graph import cell_graphs, from_dict, merged, to_dict
 from nas.journal import JOURNAL
 from nas.journal_file import MAX_RECORD
 from nas.latency import LatencyTable
+from nas.manifest import check_manifest, write_manifest
 from nas.paths import check_contents, check_name
 from nas.registry import load
-from nas.result import graphs_of, load_result, read_architecture, read_metrics, write_graphml
+from nas.result import load_result, read_metrics
 from nas.run_folder import environment, open_folder, read_run
 from nas.study import Study
+from nas.tomlfile import read_toml
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))
@@ -210,11 +219,11 @@ def test_committed_results_are_read_as_they_are(folder):
 
 def test_an_architecture_of_numpy_integers_is_written_down(tmp_path):
     genotype = tuple(np.array([0, 1, 2]))
-    write_json(tmp_path / "architecture.json", nas.result.describe_architecture(TOY, genotype, {}))
+    write_json(tmp_path / "architecture.json", describe_architecture(TOY, genotype, {}))
     assert read_architecture(tmp_path)["genotype"] == [0, 1, 2]
     for wrong in ((0, 1, 2.0), (0, 1, "2"), (0, 1, True), (0, 1, None), (0, 1, Path("2"))):
         with pytest.raises(SpaceError, match="a genotype has one option index for each decision"):
-            nas.result.describe_architecture(TOY, wrong, {})
+            describe_architecture(TOY, wrong, {})
 
 
 # -- names -------------------------------------------------------------------------------------------------
@@ -547,11 +556,11 @@ def test_a_downloaded_architecture_of_a_billion_cells_is_not_built(tmp_path, mon
     monkeypatch.setattr("nas.choosers.MAX_QUESTIONS", 1000)
     space = load("nasbench201", width=4, cells=1)
     genotype = (0,) * 6
-    data = nas.result.describe_architecture(space, genotype, {})
+    data = describe_architecture(space, genotype, {})
     data["settings"]["cells"] = 10**9
     write_json(tmp_path / "architecture.json", data)
     with in_time(), pytest.raises(SpaceError, match="asked more than 1000 times"):
-        nas.result.load_architecture(tmp_path)
+        load_architecture(tmp_path)
 
 
 def test_a_downloaded_model_that_does_not_fit_its_space_is_not_built(finished):

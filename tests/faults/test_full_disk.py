@@ -17,7 +17,8 @@ from nas import files
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
 from nas.evaluate import Trained
-from nas.files import MANIFEST, storage_errors, write_bytes
+from nas.files import storage_errors, write_bytes
+from nas.manifest import MANIFEST
 from nas.recipe import Recipe
 from nas.result import load_result
 from nas.search_run import search

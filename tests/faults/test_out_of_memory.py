@@ -12,10 +12,12 @@ from torch import nn
 
 import nas
 from nas.accumulation import in_parts
+from nas.accuracy import evaluate, predictions
 from nas.easing import Ease, begun, eased
 from nas.errors import NoModelError, TrialError
 from nas.evaluate import Inherited, Trained
 from nas.fidelity import parse_ladder
+from nas.final_training import train_final
 from nas.guard import memory_errors, reason_of
 from nas.laddered import Laddered
 from nas.learned import Fitting, Remembering
@@ -24,10 +26,9 @@ from nas.needs import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_
 from nas.oneshot.supernet import Supernet
 from nas.recipe import Recipe
 from nas.resumable import Stopped
-from nas.retrain_run import train_final
 from nas.search_run import search
 from nas.searchers import RandomSearch
-from nas.train import evaluate, predictions, train
+from nas.train import train
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

@@ -19,17 +19,19 @@ from safetensors.torch import save
 
 import nas
 from nas import datasets, strictjson
+from nas.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.arrays import Source
 from nas.benchmarks.nasbench201 import load_nasbench201
 from nas.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
 from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
 from nas.draw import draw_cells
 from nas.errors import DataError, NasError
-from nas.files import MANIFEST, check_manifest, read_json, write_json, write_manifest
+from nas.files import read_json, write_json
 from nas.journal import JOURNAL
 from nas.latency import LatencyTable
+from nas.manifest import MANIFEST, check_manifest, write_manifest
 from nas.registry import load
-from nas.result import Result, graphs_of, load_architecture, load_result, read_architecture
+from nas.result import Result, load_result
 from nas.run_folder import read_run
 from nas.serving.inputs import pixels_of
 from nas.serving.served import Served, read_served

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.loop import Batches, Loop, policy_of, to_layout
+from nas.arithmetic import to_layout
+from nas.batches import Batches, policy_of
+from nas.loop import Loop
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused.comparing import PATHS, Run, compare, paths_of, seconds_of
 from nas.oneshot.fused.floor import bytes_moved

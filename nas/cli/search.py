@@ -1,4 +1,4 @@
-"""Commands that train: `nas search` and `nas retrain`."""
+"""`nas search`: the whole job, with a look at what it would cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +26,7 @@ from nas.cli.app import (
     say,
     values,
 )
-from nas.cli.look import architecture
+from nas.cli.job import run_job
 from nas.launch import follows
 
 if TYPE_CHECKING:
@@ -226,7 +225,8 @@ def search(
     }
 
     def settled() -> Config:
-        from nas.config import is_own, make_config
+        from nas.config import make_config
+        from nas.method_names import is_own
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)
@@ -284,141 +284,3 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
         return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
 
     return tell
-
-
-@app.command(short_help="Train a known architecture from scratch and test it.")
-def retrain(
-    source: Annotated[
-        str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
-    ],
-    task: Annotated[str, typer.Option(help=TASK)],
-    out: Annotated[Path, typer.Option(help="Folder for the result.")],
-    space: Annotated[
-        str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
-    execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
-    graph: Annotated[bool | None, typer.Option(help="As in search. [default: graph]")] = None,
-    deterministic: Annotated[
-        bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
-    ] = None,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
-    exclude: Annotated[str | None, typer.Option(help="As in search. [default: nothing]")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
-    sets: Sets = None,
-    force: Force = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
-) -> None:
-    """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    given = {
-        "task": task,
-        "preset": preset,
-        "seed": seed,
-        "device": device,
-        "execution": execution,
-        "graph": graph,
-        "exclude": exclude,
-        "deterministic": deterministic,
-        "tensorboard": tensorboard,
-        "mlflow": mlflow,
-    }
-
-    def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.retrain_run import retrain as train_again
-
-        assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
-        if space is not None:
-            announce(space)
-        return train_again(
-            architecture(source, space),
-            task,
-            out=out,
-            space=space,
-            settings=values(config, given, assignments),
-            force=force,
-            progress=progress,
-            stop=stop,
-        )
-
-    run_job(job, as_json=as_json)
-
-
-def run_job(job: Callable[[Progress, StopRequest], Result], *, as_json: bool) -> None:
-    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
-    from nas.console import reporter
-    from nas.progress import Silent
-    from nas.resumable import Stopped
-    from nas.signals import StopRequest
-
-    teller: AbstractContextManager[Progress] = nullcontext(Silent()) if follows() else reporter(quiet=as_json)
-    with errors(), teller as progress, StopRequest() as stop:
-        try:
-            result = job(progress, stop)
-        except Stopped as stopped:
-            progress.note(f"{stopped}; the same command goes on from here")
-            raise typer.Exit(stop.exit_code) from stopped
-    if not follows():
-        show(result, as_json=as_json)
-
-
-def show(result: Result, *, as_json: bool) -> None:
-    """The result in a few lines, or as JSON."""
-    if as_json:
-        choices = result.space.choices(result.genotype)
-        answer = {
-            "folder": str(result.folder),
-            "choices": choices,
-            "metrics": dict(result.metrics),
-            "failures": result.failures,
-        }
-        say(json.dumps(answer))
-        return
-    m = result.metrics
-    model = f"model        {result.folder / 'model.safetensors'}"
-    words = ", ".join(f"{name} {option}" for name, option in result.space.choices(result.genotype).items())
-    found = result.space.notation.write(result.genotype) if result.space.notation else words
-    lines = [
-        f"found        {found}",
-        f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
-        f"{m['test_acc_high']:.4f}), measured once",
-        f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
-        f"{m['latency_ms']:.2f} ms an image",
-        model,
-    ]
-    if (result.folder / "cells.png").exists():
-        lines.append(f"pictures     {result.folder / 'cells.png'}")
-    if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
-        lines.insert(
-            3,
-            f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
-            f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
-        )
-    if troubles := _troubles(result):
-        lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")
-    others = (
-        "report.html",
-        "MODEL_CARD.md",
-        "network.png",
-        "search.png",
-        "front.png",
-        "alphas.png",
-        "health.png",
-    )
-    lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
-    say("\n".join(lines))
-
-
-def _troubles(result: Result) -> str:
-    """Failed trials by reason and those that learned nothing, in words; empty where there are none."""
-    failed = sum(result.failures.values())
-    kinds = ", ".join(f"{number} {reason}" for reason, number in result.failures.items())
-    idle = result.metrics.get("chance_trials", 0)
-    parts = [
-        *([f"{failed} failed ({kinds})"] if failed else []),
-        *([f"{idle:.0f} no better than guessing"] if idle else []),
-    ]
-    return ", ".join(parts)

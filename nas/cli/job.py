@@ -1,0 +1,95 @@
+"""How a command runs a job that can be stopped and resumed, and shows what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import typer
+
+from nas.cli.app import errors, say
+from nas.launch import follows
+
+if TYPE_CHECKING:
+    from nas.progress import Progress
+    from nas.result import Result
+    from nas.signals import StopRequest
+
+
+def run_job(job: Callable[[Progress, StopRequest], Result], *, as_json: bool) -> None:
+    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
+    from nas.console import reporter
+    from nas.progress import Silent
+    from nas.resumable import Stopped
+    from nas.signals import StopRequest
+
+    teller: AbstractContextManager[Progress] = nullcontext(Silent()) if follows() else reporter(quiet=as_json)
+    with errors(), teller as progress, StopRequest() as stop:
+        try:
+            result = job(progress, stop)
+        except Stopped as stopped:
+            progress.note(f"{stopped}; the same command goes on from here")
+            raise typer.Exit(stop.exit_code) from stopped
+    if not follows():
+        show(result, as_json=as_json)
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """The result in a few lines, or as JSON."""
+    if as_json:
+        choices = result.space.choices(result.genotype)
+        answer = {
+            "folder": str(result.folder),
+            "choices": choices,
+            "metrics": dict(result.metrics),
+            "failures": result.failures,
+        }
+        say(json.dumps(answer))
+        return
+    m = result.metrics
+    model = f"model        {result.folder / 'model.safetensors'}"
+    words = ", ".join(f"{name} {option}" for name, option in result.space.choices(result.genotype).items())
+    found = result.space.notation.write(result.genotype) if result.space.notation else words
+    lines = [
+        f"found        {found}",
+        f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
+        f"{m['test_acc_high']:.4f}), measured once",
+        f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
+        f"{m['latency_ms']:.2f} ms an image",
+        model,
+    ]
+    if (result.folder / "cells.png").exists():
+        lines.append(f"pictures     {result.folder / 'cells.png'}")
+    if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
+        lines.insert(
+            3,
+            f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
+            f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
+        )
+    if troubles := _troubles(result):
+        lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")
+    others = (
+        "report.html",
+        "MODEL_CARD.md",
+        "network.png",
+        "search.png",
+        "front.png",
+        "alphas.png",
+        "health.png",
+    )
+    lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
+    say("\n".join(lines))
+
+
+def _troubles(result: Result) -> str:
+    """Failed trials by reason and those that learned nothing, in words; empty where there are none."""
+    failed = sum(result.failures.values())
+    kinds = ", ".join(f"{number} {reason}" for reason, number in result.failures.items())
+    idle = result.metrics.get("chance_trials", 0)
+    parts = [
+        *([f"{failed} failed ({kinds})"] if failed else []),
+        *([f"{idle:.0f} no better than guessing"] if idle else []),
+    ]
+    return ", ".join(parts)

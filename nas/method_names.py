@@ -1,0 +1,22 @@
+"""The methods of search by name, and what each kind of them is."""
+
+from __future__ import annotations
+
+DIFFERENTIABLE = (
+    *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
+    *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
+)
+BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
+SHARED = ("spos",)
+"""Methods that are black-box searches on shared weights only."""
+OPTUNA = "optuna:"
+"""What stands before the name of an Optuna sampler where that is the method."""
+METHODS = (*BLACK_BOX, *SHARED, *DIFFERENTIABLE)
+
+
+def is_own(path: str, *, optuna: bool = True) -> bool:
+    """Whether a method is a user's own function, or was given in Python.
+
+    optuna: whether the samplers of Optuna are not, as for methods; a space has no such names.
+    """
+    return ":" in path and not (optuna and path.startswith(OPTUNA))

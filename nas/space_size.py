@@ -1,0 +1,58 @@
+"""How many architectures a space holds, counted or estimated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas.types import Decision, Genotype
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many different architectures a space holds.
+
+    exact: whether `count` was counted or else estimated by sampling.
+    """
+
+    count: int
+    exact: bool
+
+    def __str__(self) -> str:
+        number = f"{self.count:,}" if self.count < 10**9 else f"{self.count:.3g}"
+        return number if self.exact else f"about {self.count:.1e} (estimated)"
+
+
+def estimate(
+    decisions: Sequence[Decision],
+    draw: Callable[[Sequence[int]], Genotype],
+    *,
+    free: bool,
+    aliases: Callable[[Genotype], int] | None,
+    draws: int = 400,
+) -> int:
+    """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
+
+    Takes what is drawn to be uniform over the valid genotypes. A genotype with unasked decisions counts as
+    its share of all those that mean the same.
+
+    draw: a random genotype that begins with given options. free: whether every genotype is valid.
+    aliases: how many genotypes mean the same as one; None where every one means itself.
+    """
+    prefix: list[int] = []
+    total = 1.0
+    for depth, decision in enumerate(decisions):
+        if free:
+            total *= len(decision.options)
+            continue
+        seen = [draw(prefix)[depth] for _ in range(2 * draws)]
+        # Choosing and counting on the same draws would favour options that were drawn too often.
+        option = Counter(seen[:draws]).most_common(1)[0][0]
+        total *= draws / max(1, seen[draws:].count(option))
+        prefix.append(option)
+    if aliases is not None:
+        total *= float(np.mean([1 / aliases(draw([])) for _ in range(draws)]))
+    return round(total)
