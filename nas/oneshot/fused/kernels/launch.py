@@ -12,9 +12,9 @@ from nas.oneshot.fused.kernels.programs import dense as dense_programs
 from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
 from nas.oneshot.fused.kernels.programs import norms as norm_programs
 
-TILE = 2048
-"""Numbers of a map in a tile of a depthwise or pointwise kernel: pixels times channels."""
-LOOP = 8
+TILE = 1024
+"""Numbers of a map in a tile, pixels times channels: eight for each thread, which are read at once."""
+LOOP = 16
 """Tiles that one program of a sum over pixels adds up, at most."""
 SHARE, PARTS = 2**12, 64
 """Numbers of a map for each part of a gradient of weights, about; parts, at most."""
@@ -131,7 +131,8 @@ def statistics(
     own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
     norm_programs.moments[cdiv(channels, width), groups](
         part, norm.mean, norm.var, norm.inv, norm.scale, norm.shift, *own, flags(norm.on, part), eps, pixels,
-        channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None, BC=width,
+        channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None,
+        BB=TILE // width, BC=width,
     )  # fmt: skip
 
 
@@ -167,10 +168,10 @@ def _sizes(source: Source, taps: Taps, window: Window) -> dict[str, Any]:
     return {**window.sizes(), **own}
 
 
-def tile_of(channels: int, size: int = TILE) -> dict[str, int]:
-    """Pixels and channels of a kernel without products of matrices, in a tile of so many numbers."""
+def tile_of(channels: int) -> dict[str, int]:
+    """Pixels and channels in a tile of a kernel without products of matrices."""
     width = min(128, power(channels))
-    return {"BP": max(16, size // width), "BC": width}
+    return {"BP": max(16, TILE // width), "BC": width}
 
 
 def _dot_tile(taps: Taps) -> dict[str, int]:

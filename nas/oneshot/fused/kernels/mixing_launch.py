@@ -15,8 +15,6 @@ from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2
 """Columns of a table of contributions: the node, and the edge."""
-MANY = 1024
-"""Numbers in a tile of a kernel that reads many maps at once, so that their registers suffice."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def node(
     mixing: those of the node alone, from slots first, then the states. masks: [edges, B].
     """
     _, pixels, channels = raw.shape
-    out, tile = raw.new_empty(pixels, channels), tile_of(channels, MANY)
+    out, tile = raw.new_empty(pixels, channels), tile_of(channels)
     held, more = raw if masks is None else masks, raw if rest is None else rest
     programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
         raw, norm.scale, norm.shift, mixing.weights, mixing.table, tuple(states),
@@ -180,7 +178,7 @@ def leaving_gradient(
     """
     pooled, index, window = pools.maps, pools.index, pools.window
     pixels, channels = x.shape
-    out, tile = torch.empty_like(x), tile_of(channels, MANY)
+    out, tile = torch.empty_like(x), tile_of(channels)
     programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
         tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
         mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out), mixing.flags,

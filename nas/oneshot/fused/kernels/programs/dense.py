@@ -28,7 +28,7 @@ def _taken(
     n, h, w = place(p, HO, WO)
     none = tl.zeros([BI], tl.float32)
     total = tl.zeros([BP, BO], tl.float32)
-    for tap in tl.static_range(SIDE * SIDE):
+    for tap in tl.range(SIDE * SIDE, num_stages=1):
         row, column = h * STRIDE + tap // SIDE - SIDE // 2, w * STRIDE + tap % SIDE - SIDE // 2
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         for start in range(0, CI, BI):
@@ -91,7 +91,7 @@ def _given(
     """Σ_tap,o weight[o, i, tap] grad[the pixel that reads p at tap, o] of one operation."""
     n, h, w = place(p, HI, WI)
     total = tl.zeros([BP, BI], tl.float32)
-    for tap in tl.static_range(SIDE * SIDE):
+    for tap in tl.range(SIDE * SIDE, num_stages=1):
         up, left = h - (tap // SIDE - SIDE // 2), w - (tap % SIDE - SIDE // 2)
         row, column = up // STRIDE, left // STRIDE
         inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)

@@ -19,16 +19,13 @@ def _taken(
     n, h, w = place(p, HO, WO)
     here = c < C
     total = tl.zeros([BP, BC], tl.float32)
-    for kh in tl.static_range(K):
-        row = h * STRIDE + (kh - K // 2) * DILATION
-        for kw in tl.static_range(K):
-            column = w * STRIDE + (kw - K // 2) * DILATION
-            inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
-            valid = inside[:, None] & here[None, :]
-            at = x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
-            v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, scale, shift, PRE)
-            tap = tl.load(taps + c * (K * K) + kh * K + kw, mask=here, other=0.0)
-            total += v * tap.to(tl.float32)[None, :]
+    for tap in range(K * K):  # not unrolled, or all is loaded at once and registers do not suffice
+        row, column = h * STRIDE + (tap // K - K // 2) * DILATION, w * STRIDE + (tap % K - K // 2) * DILATION
+        inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
+        valid = inside[:, None] & here[None, :]
+        at = x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
+        v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, scale, shift, PRE)
+        total += v * tl.load(taps + c * (K * K) + tap, mask=here, other=0.0).to(tl.float32)[None, :]
     return total
 
 
@@ -72,19 +69,15 @@ def _given(
     n, h, w = place(p, HI, WI)
     here = c < C
     total = tl.zeros([BP, BC], tl.float32)
-    for kh in tl.static_range(K):
-        up = h - (kh - K // 2) * DILATION
-        for kw in tl.static_range(K):
-            left = w - (kw - K // 2) * DILATION
-            row, column = up // STRIDE, left // STRIDE
-            inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
-            inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
-            valid = inside[:, None] & here[None, :]
-            d = tl.load(
-                grad + ((n * HO + row) * WO + column)[:, None] * C + c[None, :], mask=valid, other=0.0
-            )
-            tap = tl.load(taps + c * (K * K) + kh * K + kw, mask=here, other=0.0)
-            total += d.to(tl.float32) * tap.to(tl.float32)[None, :]
+    for tap in range(K * K):  # not unrolled, as above
+        up, left = h - (tap // K - K // 2) * DILATION, w - (tap % K - K // 2) * DILATION
+        row, column = up // STRIDE, left // STRIDE
+        inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
+        inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+        valid = inside[:, None] & here[None, :]
+        at = grad + ((n * HO + row) * WO + column)[:, None] * C + c[None, :]
+        d = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        total += d * tl.load(taps + c * (K * K) + tap, mask=here, other=0.0).to(tl.float32)[None, :]
     return total
 
 

@@ -163,7 +163,7 @@ def pool_forward(
     at = tl.full([BP, BC], 9, tl.int32)
     total = tl.zeros([BP, BC], tl.float32)
     count = tl.zeros([BP], tl.float32)
-    for tap in tl.static_range(9):
+    for tap in range(9):
         row, column = h * STRIDE + tap // 3 - 1, w * STRIDE + tap % 3 - 1
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         seen = inside[:, None] & here[None, :]
@@ -255,7 +255,7 @@ def leaving_gradient(
         wanted = p < PI
         if ON:
             wanted = wanted & (tl.load(on + j) != 0)
-        for tap in tl.static_range(9):
+        for tap in range(9):
             up, left = h - (tap // 3 - 1), w - (tap % 3 - 1)
             row, column = up // STRIDE, left // STRIDE
             inside = wanted & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)

@@ -12,7 +12,8 @@ from nas.oneshot.fused.kernels.programs.pixels import operation
 @triton.jit
 def moments(
     part, mean, var, inv, scale, shift, weights, biases, like, on, eps, P, C: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BC: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BB: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
 
@@ -28,16 +29,21 @@ def moments(
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     here = c < C
     total = tl.zeros([BC], tl.float32)
-    for block in range(BLOCKS):
-        count = tl.minimum(P - block * BLOCK, BLOCK)
-        total += count * tl.load(part + (g * BLOCKS + block) * 2 * C + c, mask=here, other=0.0)
+    for start in range(0, BLOCKS, BB):
+        block = start + tl.arange(0, BB)
+        valid = (block < BLOCKS)[:, None] & here[None, :]
+        count = tl.minimum(P - block * BLOCK, BLOCK)[:, None]
+        place = part + (g * BLOCKS + block[:, None]) * 2 * C + c[None, :]
+        total += tl.sum(count * tl.load(place, mask=valid, other=0.0), 0)
     m = total / P
     off = tl.zeros([BC], tl.float32)
-    for block in range(BLOCKS):
-        count = tl.minimum(P - block * BLOCK, BLOCK)
-        place = part + (g * BLOCKS + block) * 2 * C + c
-        away = tl.load(place, mask=here, other=0.0) - m
-        off += tl.load(place + C, mask=here, other=0.0) + count * away * away
+    for start in range(0, BLOCKS, BB):
+        block = start + tl.arange(0, BB)
+        valid = (block < BLOCKS)[:, None] & here[None, :]
+        count = tl.minimum(P - block * BLOCK, BLOCK)[:, None]
+        place = part + (g * BLOCKS + block[:, None]) * 2 * C + c[None, :]
+        away = tl.where(valid, tl.load(place, mask=valid, other=0.0) - m[None, :], 0.0)
+        off += tl.sum(tl.load(place + C, mask=valid, other=0.0) + count * away * away, 0)
     tl.store(mean + g * C + c, m, mask=here)
     tl.store(var + g * C + c, off / tl.maximum(P - 1, 1), mask=here)
     a = 1.0 / tl.sqrt(off / P + eps)
