@@ -27,6 +27,9 @@ from nas.resumable import Stopped
 from nas.seeding import rng
 from nas.space import Space
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a tape stands in for a GPU's graphs; with one, see test_cuda"
+)
 RECIPE = Recipe(epochs=1, batch=4, lr=0.05, weight_decay=1e-2, clip=5.0, crop=False)
 STEPS = 5
 
