@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,11 @@ def call(*arguments):
 
 def search(out, *more, space="toy", method="random"):
     return call("search", "--space", space, "--method", method, *options(SMALL), "--out", out, *more)
+
+
+def test_help_begins_with_what_a_user_begins_with():
+    listed = re.findall(r"^  (\w+) ", call("--help").stdout.partition("Commands:")[2], re.MULTILINE)
+    assert listed[:2] == ["search", "retrain"] and len(listed) > 10
 
 
 def test_a_search_prints_where_everything_is(tmp_path):

@@ -39,6 +39,12 @@ __all__ = [
     "workers",
 ]
 
+FIRST = [search.search, retrain.retrain]
+"""The commands that help begins with; the others are in the order of their modules."""
+app.registered_commands.sort(
+    key=lambda command: FIRST.index(command.callback) if command.callback in FIRST else len(FIRST)
+)
+
 
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.

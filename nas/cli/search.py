@@ -103,7 +103,7 @@ def search(
     preset: Annotated[
         str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials of random and evolution.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Architectures that are measured by trials.")] = None,
     max_failures: Annotated[
         int | None,
         typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
