@@ -52,7 +52,7 @@ def image_tensor(x: Array, *, who: str) -> Array:
     if x.ndim not in (3, 4):
         raise DataError(f"{who} has shape {x.shape}, but must be [N, H, W] or [N, H, W, C]")
     if 0 in x.shape:
-        raise DataError(f"{who} is empty: its shape is {x.shape}; give at least two images of each class")
+        raise DataError(f"{who} is empty: its shape is {x.shape}; give it images")
     if x.ndim == 3:
         x = x[..., None]
     if x.shape[1] in (1, 3) and x.shape[3] > 4:

@@ -62,6 +62,11 @@ class Tracer:
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
         """Records the decision and, the first time, builds every candidate to learn what it is."""
+        if not isinstance(candidates, Mapping):
+            raise SpaceError(
+                f"decision {name!r}: the options of op are a {type(candidates).__name__}, wanted a mapping "
+                "from names to functions without arguments that build a module; plain values are for value"
+            )
         first = name not in self.decisions
         self._record(Decision(name, tuple(candidates)))
         if first:
@@ -148,6 +153,11 @@ class Fixed:
 
 def built(name: str, option: str, make: Callable[[], nn.Module]) -> nn.Module:
     """Builds one candidate and checks that it is a module."""
+    if isinstance(make, nn.Module):
+        raise SpaceError(
+            f"decision {name!r}, option {option!r} is a {type(make).__name__} that is built already, but "
+            "every network needs its own; give a function that builds it: lambda: ..., or functools.partial"
+        )
     module = make()
     if not isinstance(module, nn.Module):
         raise SpaceError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from nas.errors import ConfigError
 
@@ -22,6 +23,7 @@ class Paired:
       their noise is known, training seeds.
     p: chance of so large a difference, either way, if both were equally good.
     images, seeds: what the means are over.
+    seed_sd: the noise of training that was reckoned with; 0 where it is not known.
     """
 
     delta: float
@@ -30,10 +32,13 @@ class Paired:
     p: float
     images: int
     seeds: int
+    seed_sd: float = 0.0
 
     def statement(self, own: str, other: str) -> str:
         """The comparison in one sentence."""
         over = f"paired over {self.images:,} images, {self.seeds} seed{'s' if self.seeds > 1 else ''} each"
+        if not self.seed_sd:
+            over += ", the luck of training not counted"
         interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
         numbers = f"{100 * self.delta:+.2f} points ({interval}"
         if self.p >= LEVEL:
@@ -42,24 +47,34 @@ class Paired:
         return f"{own} {verb} {other}: {numbers}, p = {self.p:.2g}; {over})"
 
 
-def paired(own: NDArray[np.bool_], other: NDArray[np.bool_], *, seed_sd: float = 0.0) -> Paired:
+def paired(
+    own: NDArray[np.bool_],
+    other: NDArray[np.bool_],
+    *,
+    seed_sd: float = 0.0,
+    seed_degrees: float = math.inf,
+) -> Paired:
     """Compares two networks by which images `[S, N]` they got right under each of S training seeds.
 
     Images are the units: what both get right or wrong cancels, which makes small differences visible.
 
-    seed_sd: deviation of an accuracy from training to training, on the same images. It widens the normal
-      interval and raises p: the larger of a sign-flip test over images and a z-test with both noises.
+    seed_sd: deviation of an accuracy from training to training, on the same images. It widens the interval
+      and raises p: the larger of a sign-flip test over images and a t-test with both noises.
+    seed_degrees: degrees of freedom that it was estimated with. A few trainings tell little of their own
+      noise, so the interval is Student's, with the degrees of Welch (1947) and Satterthwaite (1946).
     """
     if own.shape != other.shape or own.ndim != 2 or own.shape[1] < 2:
         raise ConfigError(f"paired: got {own.shape} and {other.shape}, wanted two equal shapes [S, N]")
     difference = own.mean(0) - other.mean(0)
     count = len(difference)
     delta = float(difference.mean())
-    error = math.sqrt(float(difference.var(ddof=1)) / count + 2 * seed_sd**2 / len(own))
-    low, high = max(-1.0, delta - 1.959964 * error), min(1.0, delta + 1.959964 * error)
-    normal = math.erfc(abs(delta) / (error * math.sqrt(2))) if error and seed_sd else 0.0
-    p = max(normal, _sign_flips(own.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)))
-    return Paired(delta, low, high, p, count, len(own))
+    of_images, of_seeds = float(difference.var(ddof=1)) / count, 2 * seed_sd**2 / len(own)
+    error = math.sqrt(of_images + of_seeds)
+    degrees = seed_degrees * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
+    half = float(student.ppf(0.975, degrees)) * error
+    tail = 2 * float(student.sf(abs(delta) / error, degrees)) if of_seeds else 0.0
+    p = max(tail, _sign_flips(own.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)))
+    return Paired(delta, max(-1.0, delta - half), min(1.0, delta + half), p, count, len(own), seed_sd)
 
 
 def _sign_flips(difference: NDArray[np.int64]) -> float:

@@ -22,6 +22,10 @@ from nas.storage.address import Address
 from nas.text import shown
 from nas.types import MOST
 
+_BY_GRADIENTS = frozenset(
+    ("alphas", "alpha_speed", "search", "method_settings", "guard", "guards", "selection", "seed_alphas")
+) | {"memory"}
+
 
 class Config(BaseModel):
     """The settings of one job. `None` means the preset's value.
@@ -178,6 +182,8 @@ def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) 
     Raises:
         ConfigError: when a setting says something else than its argument.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings is a {type(settings).__name__}, wanted a mapping from names to values")
     for name, value in names.items():
         if settings and settings.get(name, value) != value:
             raise ConfigError(
@@ -221,9 +227,11 @@ def _refuse_unused(config: Config, where: str) -> None:
     }
     for name, is_used in used.items():
         if not is_used and getattr(config, name) != type(config).model_fields[name].default:
+            default = "" if "method" in config.model_fields_set else ", the default,"
             raise ConfigError(
-                f"{where}: {name} is set, but method {config.method!r} with evaluator {config.evaluator!r} "
-                f"and scheduler {config.scheduler!r} does not use it; remove it"
+                f"{where}: {name} is set, but method {config.method!r}{default} with evaluator "
+                f"{config.evaluator!r} and scheduler {config.scheduler!r} does not use it; remove it"
+                f"{_users(name, config)}"
             )
     if config.fidelity == "auto" and config.calibration is None:
         raise ConfigError(
@@ -232,8 +240,19 @@ def _refuse_unused(config: Config, where: str) -> None:
         )
 
 
+def _users(name: str, config: Config) -> str:
+    """Which other methods use a setting, where it is the method that speaks against it."""
+    if name in ("shared", "sharing"):
+        return ", or choose a method on shared weights, e.g. 'spos'"
+    if name in _BY_GRADIENTS:
+        return "" if config.is_differentiable else ", or choose a method by gradients, e.g. 'darts'"
+    return ", or choose a method by trials, e.g. 'evolution'" if config.is_differentiable else ""
+
+
 def _explain(problem: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+    known = Config.model_fields.get(str(problem["loc"][0]))
+    is_table = known is not None and isinstance(known.default, dict)  # elsewhere the rest names types
+    name = ".".join(str(part) for part in (problem["loc"] if is_table else problem["loc"][:1]))
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
     return f"{name} is {shown(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"

@@ -32,7 +32,8 @@ Kwargs = Mapping[str, object]
 class Cost:
     """Counted without running anything; bytes are those of float32 maps.
 
-    params: number of trainable parameters.
+    params: number of trainable parameters that a prediction uses; those of an auxiliary head, which training
+      alone needs, are left out as in published sizes.
     macs: multiply-accumulates of convolutions, linear layers and attention for one image, in eval mode.
     activation_bytes: what one training image makes autograd keep for the backward pass.
     peak_bytes: the largest sum of maps alive at once while one image passes in eval mode, the image included
@@ -68,10 +69,10 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
 def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     try:
         network = space.network(genotype, meta=True)
-        macs, peak = _deployed(network, torch.zeros(1, *image_shape, device="meta"))
+        params, macs, peak = _deployed(network, torch.zeros(1, *image_shape, device="meta"))
         # Batch-norm refuses to train on a single value.
         saved = _trained(network, torch.zeros(2, *image_shape, device="meta")) // 2
-        return Cost(count_params(network), macs, saved, peak)
+        return Cost(params, macs, saved, peak)
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -79,11 +80,12 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
         raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}") from error
 
 
-def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Multiply-accumulates and peak bytes of one pass over `x` in eval mode."""
+def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int, int]:
+    """Parameters, multiply-accumulates and peak bytes of one pass over `x` in eval mode."""
     with _Quick(), _Counting(x) as seen, torch.no_grad():
         output = network.eval()(x)
-    return seen.macs, seen.peak_bytes(output)
+    params = sum(p.numel() for p in network.parameters() if p.requires_grad and _storage(p) in seen.read)
+    return params, seen.macs, seen.peak_bytes(output)
 
 
 def _trained(network: nn.Module, x: Tensor) -> int:
@@ -125,12 +127,13 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators' work and records when each buffer is first and last in use.
 
     x: the image, which is there before the first operator.
-    macs: multiply-accumulates so far.
+    macs: multiply-accumulates so far. read: storages of all that operators took.
     """
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
+        self.read: set[int] = set()
         self._step = 0
         self._buffers: dict[int, Tensor] = {}
         self._born: dict[int, int] = {}
@@ -145,6 +148,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         taken = _tensors((args, kwargs))
         self._use(taken)
         known = {_storage(tensor) for tensor in taken}
+        self.read |= known
         for tensor in _tensors(output):
             if _storage(tensor) not in known:
                 self._make(tensor)

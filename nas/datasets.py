@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from nas.arrays import Array, Source
 from nas.errors import ConfigError, DataError, unknown
 from nas.imagefolder import read_folder
-from nas.paths import is_file
+from nas.paths import exists, is_file
 from nas.text import printable
 from nas.unpacking import load_arrays, read_bounded
 
@@ -33,11 +34,15 @@ _MAX_IDX = 64 << 20
 """Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_SIZED = re.compile(r"(.+)@([0-9]{1,9})(?:x([0-9]{1,9}))?")
+_LARGEST_SIDE = 4096
 _HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
 
 
 def read(name: str, *, lenient: bool = False) -> Source:
     """Reads the data called `name`: digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH.
+
+    `folder:PATH@64` and `folder:PATH@64x48` (width x height) stretch all images to one size.
 
     lenient: whether any number of images of a folder may be unusable, see `read_folder`.
     """
@@ -45,11 +50,23 @@ def read(name: str, *, lenient: bool = False) -> Source:
     if colon and kind in _BY_PATH:
         if not path:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        place = _expanded(path)
-        return read_folder(place, lenient=True) if lenient and kind == "folder" else _BY_PATH[kind](place)
+        return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
     if name not in _BY_NAME:
         raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
     return _BY_NAME[name]()
+
+
+def _folder(path: str, *, lenient: bool) -> Source:
+    """A folder of images; a size behind its name counts where no folder has that whole name."""
+    match, place = _SIZED.fullmatch(path), _expanded(path)
+    if match is None or exists(place):
+        return read_folder(place, lenient=lenient)
+    width, height = int(match[2]), int(match[3] or match[2])
+    if not 1 <= min(width, height) <= max(width, height) <= _LARGEST_SIDE:
+        raise ConfigError(
+            f"task 'folder:{path}': images of {width}x{height} pixels; wanted sides from 1 to {_LARGEST_SIDE}"
+        )
+    return read_folder(_expanded(match[1]), size=(width, height), lenient=lenient)
 
 
 def _expanded(path: str) -> Path:

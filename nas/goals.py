@@ -19,6 +19,7 @@ from nas.types import Constraint, Objective, Trial
 
 MAX_TEXT = 1000
 """Characters of an objective or a constraint; what reads them takes time by the square of it."""
+_SHARE = "val_acc"
 _NAME = r"[A-Za-z_]\w*"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
@@ -204,4 +205,10 @@ def parse_constraint(text: str) -> Constraint:
     match = _BOUND.fullmatch(text)
     if match is None or not math.isfinite(float(match[3])):
         raise ConfigError(f"constraint {text!r}: wanted METRIC<=NUMBER or METRIC>=NUMBER, e.g. 'params<=3e6'")
-    return Constraint(match[1], float(match[3]), at_most=match[2] == "<=")
+    bound = Constraint(match[1], float(match[3]), at_most=match[2] == "<=")
+    if bound.metric == _SHARE and not bound.at_most and bound.limit > 1:
+        raise ConfigError(
+            f"constraint {text!r}: {_SHARE} is a share of images, at most 1; for percent write "
+            f"'{_SHARE}>={bound.limit / 100:g}'"
+        )
+    return bound

@@ -12,7 +12,7 @@ import numpy as np
 from nas.arrays import Array, Source
 from nas.errors import DataError
 from nas.paths import exists
-from nas.pictures import DAMAGE, FORMATS, pil_pixels
+from nas.pictures import DAMAGE, DEEP, FORMATS, GREY, fitted, pil_pixels
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LARGEST_CORRUPT_SHARE = 0.01
@@ -22,10 +22,12 @@ _LARGEST_CORRUPT_SHARE = 0.01
 class _Reading:
     """Images read so far; the first one sets the shape that all must have.
 
+    into: (C, H, W) that every image is brought to, None for images that have one size as they are.
     lenient: whether an image of another shape is skipped, too, like one that cannot be read.
     """
 
     root: Path
+    into: tuple[int, int, int] | None = None
     lenient: bool = False
     first: tuple[Path, tuple[int, ...]] | None = None
     files: list[str] = field(default_factory=list)
@@ -36,7 +38,7 @@ class _Reading:
         """Pixels and class names of all images in the class folders of `folder`."""
         images, names = [], []
         for class_folder in _class_folders(folder):
-            files = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            files = _images(class_folder)
             if not files:
                 raise DataError(
                     f"folder:{class_folder} has no images ({', '.join(sorted(_SUFFIXES))}); "
@@ -53,7 +55,7 @@ class _Reading:
     def _read(self, file: Path) -> Array | None:
         self.seen += 1
         try:
-            pixels = _decode(file)
+            pixels = _decode(file) if self.into is None else _stretched(file, self.into)
         except DAMAGE as error:
             self.skipped.append(f"{file.relative_to(self.root)}: {error}")
             return None
@@ -68,7 +70,8 @@ class _Reading:
         if pixels.shape != shape:
             raise DataError(
                 f"folder:{self.root}: images differ in size or channels: {first_file} is {_size(shape)}, "
-                f"{file} is {_size(pixels.shape)}; bring all to one size and colour mode"
+                f"{file} is {_size(pixels.shape)}; bring all to one size and colour mode, or let them be "
+                f"stretched to one: folder:{self.root}@32"
             )
         return pixels
 
@@ -88,11 +91,32 @@ def _decode(file: Path) -> Array:
             raise ValueError(str(error)) from error
 
 
-def read_folder(root: Path, *, lenient: bool = False) -> Source:
+def _stretched(file: Path, shape: tuple[int, int, int]) -> Array:
+    """The image as `nas predict` takes it for a network of this shape (C, H, W)."""
+    if not file.is_file():  # a pipe would never end
+        raise ValueError("not a regular file")
+    pixels = fitted(file.read_bytes(), shape)
+    return pixels[0] if shape[0] == 1 else pixels.transpose(1, 2, 0)
+
+
+def _channels(root: Path) -> int:
+    """1 where no image has colours, else 3; only their heads are read."""
+    from PIL import Image
+
+    for file in _images(root):
+        with suppress(*DAMAGE, Image.DecompressionBombError), Image.open(file, formats=FORMATS) as image:
+            if image.mode not in GREY | DEEP:
+                return 3
+    return 1
+
+
+def read_folder(root: Path, *, size: tuple[int, int] | None = None, lenient: bool = False) -> Source:
     """Reads PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, with Pillow.
 
     Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
 
+    size: (width, height) that all images are stretched to, turned upright as their EXIF data say, and made
+        colour where any of them is; without it all must have one size and colour mode.
     lenient: leave out and list any number of them, and all images that differ from most in size or channels.
     """
     if not exists(root) or not root.is_dir():
@@ -100,7 +124,8 @@ def read_folder(root: Path, *, lenient: bool = False) -> Source:
     _require_pillow(root)
     divided = (root / "train").is_dir()
     train, test = (root / "train", root / "test") if divided else (root, None)
-    reading = _Reading(root, lenient, _commonest(root) if lenient else None)
+    into = None if size is None else (_channels(root), size[1], size[0])
+    reading = _Reading(root, into, lenient, _commonest(root) if lenient and into is None else None)
     x_train, y_train = reading.part(train)
     x_test, y_test = reading.part(test) if test is not None and test.is_dir() else (None, None)
     if not lenient or not reading.files:
@@ -121,7 +146,7 @@ def read_folder(root: Path, *, lenient: bool = False) -> Source:
 def _commonest(root: Path) -> tuple[Path, tuple[int, ...]] | None:
     """The shape that most of the images have, and the first of these."""
     found: dict[tuple[int, ...], list[Path]] = {}
-    for file in sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES):
+    for file in _images(root):
         with suppress(*DAMAGE):
             found.setdefault(_decode(file).shape, []).append(file)
     if not found:
@@ -146,6 +171,10 @@ def _check_skipped(reading: _Reading) -> None:
             f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(reading.skipped[:3])}); "
             "repair or remove them"
         )
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
 
 
 def _folders(path: Path) -> list[Path]:

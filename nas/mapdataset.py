@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,7 @@ from nas.errors import DataError, user_line
 from nas.pictures import pil_pixels
 
 
+@runtime_checkable
 class MapDataset(Protocol):
     """A map-style data set of (image, label), read by index from 0."""
 
@@ -23,6 +24,11 @@ class MapDataset(Protocol):
 
 def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
     """All images [N, H, W] or [N, H, W, C] and labels [N], read once in order."""
+    if not isinstance(dataset, MapDataset):
+        raise DataError(
+            f"{who} is a {type(dataset).__name__}, wanted a data set with a length that is read by index; of "
+            "a DataLoader give its `dataset`, of what can only be gone through, `list(...)` of it"
+        )
     images: list[Array] = []
     labels: list[object] = []
     for index in range(len(dataset)):

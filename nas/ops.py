@@ -161,10 +161,13 @@ def conv_7x1_1x7(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
 
 
 def skip_connect(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
-    """The identity where shapes allow it, else a `FactorizedReduce` or a 1x1 convolution."""
-    if stride == 1:
-        return nn.Identity() if c_in == c_out else relu_conv_bn(c_in, c_out)
-    return FactorizedReduce(c_in, c_out)
+    """The identity where shapes allow it, else a `FactorizedReduce` or a 1x1 convolution.
+
+    The former halves, and needs two channels to divide among its convolutions.
+    """
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    return FactorizedReduce(c_in, c_out) if stride == 2 and c_out > 1 else relu_conv_bn(c_in, c_out, stride)
 
 
 def _pool(pool: Callable[[int], nn.Module], c_in: int, c_out: int, stride: int = 1) -> nn.Module:

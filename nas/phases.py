@@ -10,6 +10,7 @@ from nas.alphas import Alphas
 from nas.clock import TimeUp
 from nas.errors import NoModelError
 from nas.failures import diagnosis
+from nas.goals import Goals
 from nas.gradient_search import search_by_gradients
 from nas.graph import architecture_hash
 from nas.halving import finalists
@@ -91,7 +92,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         reason, late = str(error), True
     if study.ended < job.plan.trials:
         job.progress.note(f"the search ends early, after {study.ended} trials: {reason}")
-    best = finalists(study.history, job.plan.lead)
+    best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
     if not best and late:
         job.progress.note("no trial was finished in time; the architecture that was tried first is taken")
         return Found(
@@ -104,6 +105,16 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     genotypes = _distinct(job, (t.genotype for t in best))
     seconds = search.prepared_s + study.spent_s
     return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
+
+
+def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """Trials, ranked by the first objective, with those of the front before all others.
+
+    Otherwise one that another beats could be trained, where both are equal in the first objective.
+    """
+    longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
+    best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
+    return sorted(ranked, key=lambda t: t.number not in best)
 
 
 def _run(search: TrialSearch, until_s: float | None) -> str:

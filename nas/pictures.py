@@ -20,14 +20,15 @@ DEEP = frozenset(("I", "I;16", "F"))
 """Modes of more than 8 bits a pixel: what to do with them is the user's choice."""
 MOST_PIXELS = 40_000_000
 """Of an image that is shrunk to what a network takes; its colours are 120 MB."""
-_GREY = frozenset(("1", "L", "LA"))
+GREY = frozenset(("1", "L", "LA"))
+"""Modes without colours, of up to 8 bits."""
 
 
 def pil_pixels(image: Image) -> Array:
     """Pixels of a Pillow image: [H, W] if grey, else [H, W, 3]; transparency is dropped."""
     if image.mode in DEEP:
         return np.asarray(image)
-    return np.asarray(_plain(image, "L" if image.mode in _GREY else "RGB"))
+    return np.asarray(_plain(image, "L" if image.mode in GREY else "RGB"))
 
 
 def fitted(data: bytes, shape: tuple[int, int, int]) -> Array:

@@ -111,6 +111,8 @@ _STANDARD = Preset(
 
 # Dong & Yang 2020, table 1 and §4: one recipe for 12 and 200 epochs, their settings of weight sharing.
 _SHARING = Recipe(epochs=50, batch=64, lr=0.025, lr_min=0.001, weight_decay=5e-4, clip=5.0, schedule="epoch")
+# The released codes of SDARTS, β-DARTS and DrNAS.
+_PLAIN_100 = MappingProxyType({"epochs": 100, "weight_decay": 3e-4, "nesterov": False})
 _NASBENCH201 = Preset(
     trial=RECIPES["nasbench201-12"],
     search=_SHARING,
@@ -118,10 +120,11 @@ _NASBENCH201 = Preset(
         {
             "gdas": Published({"epochs": 250}),
             "snas": Published({"epochs": 100}),
-            "drnas": Published(
-                {"epochs": 100, "weight_decay": 3e-4, "nesterov": False}, {"alpha_lr": 3e-4, "warmup": 0.2}
-            ),
-            "gaea": Published({"epochs": 25}, {"parts": 1}),
+            "drnas": Published(_PLAIN_100, {"alpha_lr": 3e-4, "warmup": 0.2}),
+            "sdarts-rs": Published(_PLAIN_100),
+            "sdarts-adv": Published(_PLAIN_100),
+            "beta-darts": Published(_PLAIN_100, {"end": 50.0}),
+            "gaea": Published({"epochs": 25, "weight_decay": 3e-4}, {"parts": 1}),
             "is-darts": Published({"epochs": 30}),
         }
     ),

@@ -1,7 +1,8 @@
 """The best of a search and of its baselines trained again with fresh seeds: who is best, and how sure is it.
 
 The best of many noisy scores is partly the luckiest one (the winner's curse). Fresh trainings are free of
-that luck, and on the same images they can be compared in pairs.
+the luck of training, and on the same images they can be compared in pairs. They are not free of the luck of
+the images, which search and random search went by already: only the test accuracy has no bias.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Verdict:
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+      That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
     statements: the comparisons in words.
     """
 
@@ -173,11 +175,15 @@ def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype)
         own_hits, rival_hits = (_hits(job, numbers[:most]) for numbers in done)
     except (KeyError, ValueError):
         return None
-    return paired(own_hits, rival_hits, seed_sd=_seed_sd(history))
+    seed_sd, degrees = _seed_sd(history)
+    return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
 
 
-def _seed_sd(history: Sequence[Trial]) -> float:
-    """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown."""
+def _seed_sd(history: Sequence[Trial]) -> tuple[float, int]:
+    """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown.
+
+    And the degrees of freedom of this estimate.
+    """
     by_genotype: dict[Genotype, list[float]] = {}
     for trial in history:
         if trial.state == "done":
@@ -185,7 +191,7 @@ def _seed_sd(history: Sequence[Trial]) -> float:
     repeated = [values for values in by_genotype.values() if len(values) > 1]
     degrees = sum(len(values) - 1 for values in repeated)
     squares = sum(float(np.var(values)) * len(values) for values in repeated)
-    return (squares / degrees) ** 0.5 if degrees else 0.0
+    return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees
 
 
 def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:

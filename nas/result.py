@@ -78,6 +78,16 @@ class Result:
         """All cells as one networkx graph, its nodes named `kind/node`."""
         return merged(self.graphs)
 
+    def __repr__(self) -> str:
+        """A line for people; the fields hold the rest."""
+        accuracy, params = self.metrics.get("test_acc"), self.metrics.get("params")
+        measured = [
+            *([] if accuracy is None else [f"test_acc {accuracy:.4f}"]),
+            *([] if params is None else [f"{params:,.0f} params"]),
+            f"{len(self.history)} trials",
+        ]
+        return f"<Result of {self.space.name!r} in {str(self.folder)!r}: {', '.join(measured)}>"
+
     def predict(self, images: Array | Tensor | Sequence[Any], *, batch: int = 512) -> NDArray[np.int64]:
         """The class number `[N]` of each raw image; `inputs.classes` names them.
 

@@ -37,6 +37,11 @@ from nas.whole_job import whole_job
 
 OWN = "own:"
 """What stands before the name of a method that was given in Python, in a run's record."""
+_WANTED = {
+    "space": "a name, FILE.py:FUNCTION or a nas.Space",
+    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
+    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
+}
 
 
 def search(
@@ -62,6 +67,7 @@ def search(
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.
+    progress: told what is done, nothing unless given; `nas.console.reporter` prints it.
     trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
       for; see `nas.tracking.tracker.Tracker`.
     stop: asked often; when true, the state is saved and `Stopped` raised.
@@ -70,9 +76,9 @@ def search(
         NasError: when a setting, the space or the data cannot be used, or no valid model was found.
     """
     names = {
-        "space": space if isinstance(space, str) else space.name,
-        "task": task if isinstance(task, str) else task.name,
-        "method": method if isinstance(method, str) else f"{OWN}{method.name}",
+        "space": _name("space", space, Space),
+        "task": _name("task", task, Task),
+        "method": method if isinstance(method, str) else f"{OWN}{_name('method', method, Method)}",
     }
     config = make_config(with_names(settings, names))
     return run(
@@ -86,6 +92,15 @@ def search(
         trackers=trackers,
         stop=stop,
     )
+
+
+def _name(role: str, given: object, kind: type[Space | Task | Method]) -> str:
+    """How a run records its space, task or method: what it was called, or the name that it has itself."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, kind):
+        raise ConfigError(f"search: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
+    return given.name
 
 
 def run(

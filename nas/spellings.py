@@ -80,8 +80,11 @@ def size(value: object) -> object:
 
 
 def count(value: object) -> object:
-    """A number that may be spelt as text; anything else is left for the type to refuse."""
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
+    """A number of processes, which may be spelt as text, or `auto`."""
+    found = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
+    if found != "auto" and not (isinstance(found, int) and 1 <= found <= 1024):
+        raise ValueError("wanted a whole number from 1 to 1024, or auto")
+    return found
 
 
 def address(value: object) -> Address | None:

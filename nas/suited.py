@@ -15,9 +15,9 @@ from nas.task import Task
 
 
 def offer(task: Task) -> dict[str, object]:
-    """What a task tells a space about its images."""
-    channels, height, _ = task.image_shape
-    return {"classes": task.num_classes, "in_channels": channels, "image_size": height}
+    """What a task tells a space about its images; their size is that of the shorter side."""
+    channels, *sides = task.image_shape
+    return {"classes": task.num_classes, "in_channels": channels, "image_size": min(sides)}
 
 
 def check_trial(plan: Plan, space: Space, task: Task) -> None:

@@ -60,7 +60,8 @@ def list_of(task: Task, suspects: Sequence[Suspect]) -> dict[str, object]:
 def without(task: Task, listed: str | Path) -> Task:
     """A task without the images that a list names, which leave the splits that they are in.
 
-    Mean and deviation are those of the training images that stay. The fingerprint changes with the list.
+    Mean and deviation are those of the training images that stay. The fingerprint changes with the list. A
+    test split without images that networks got wrong is easier than the whole one.
 
     task: as loaded, not cut. listed: a suspects.json, or `PATH:KINDS` for some kinds only, e.g.
       `suspects.json:mislabel,leak`.

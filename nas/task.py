@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +106,8 @@ class Task:
     def reduced(self, images: int) -> Task:
         """The same task with at most `images` for training and validation together, in their proportion.
 
-        Both are shuffled, so the first of each are kept. The test split stays whole.
+        Both are shuffled, so the first of each are kept, with one of every class among them while there is
+        room. The test split stays whole.
         """
         share = images / (len(self.train) + len(self.val))
         if share >= 1:
@@ -114,19 +116,15 @@ class Task:
             raise ConfigError(
                 f"task {self.name!r}: {images} images are too few for {self.num_classes} classes"
             )
-        train, val = (
-            Split(split.x[:keep], split.y[:keep])
-            for split in (self.train, self.val)
-            for keep in [max(2, round(share * len(split)))]
-        )
+        train, val = (first_of(split, max(2, round(share * len(split)))) for split in (self.train, self.val))
         return replace(self, train=train, val=val, fingerprint=f"{self.fingerprint}:{images}")
 
     def subset(self, share: float) -> Task:
         """The same task with the first `share` of the training images, in (0, 1], at least two of them.
 
-        They are shuffled, so the classes keep their proportions roughly, and a larger share holds a smaller
-        one. Validation and test stay whole. So do the statistics: a network that goes on with more images
-        must see them normalised alike.
+        They are shuffled, so the classes keep their proportions roughly, none is left out while there is room
+        for all, and a larger share holds a smaller one. Validation and test stay whole. So do the statistics:
+        a network that goes on with more images must see them normalised alike.
         """
         if not 0 < share <= 1:
             raise ConfigError(
@@ -136,7 +134,7 @@ class Task:
         keep = max(2, round(share * len(self.train)))
         if keep >= len(self.train):
             return self
-        train = Split(self.train.x[:keep], self.train.y[:keep])
+        train = first_of(self.train, keep)
         return replace(self, train=train, fingerprint=f"{self.fingerprint}:train {keep}")
 
     def resized(self, side: int) -> Task:
@@ -182,6 +180,8 @@ def load_task(
     lenient: bool = False,
 ) -> Task:
     """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
+
+    `folder:PATH@64` or `@64x48` (width x height) stretches the images of a folder to one size.
 
     val_fraction: share of the training images held out for the search; 0.5 unless given, the even split
         between weights and alphas of DARTS (Liu et al. 2019, section 3).
@@ -293,3 +293,13 @@ def _task(
 
 def _split(samples: Samples) -> Split:
     return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y), torch.from_numpy(samples.origin))
+
+
+def first_of(split: Split, keep: int) -> Split:
+    """The first image of every class and then the first others, so many in all, in their order."""
+    firsts = np.sort(np.unique(split.y.cpu().numpy(), return_index=True)[1])
+    if firsts[-1] < keep:
+        return Split(split.x[:keep], split.y[:keep])
+    others = np.setdiff1d(np.arange(len(split)), firsts)
+    chosen = torch.from_numpy(np.sort(np.concatenate([firsts, others])[:keep])).to(split.y.device)
+    return Split(split.x[chosen], split.y[chosen])

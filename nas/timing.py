@@ -21,7 +21,7 @@ from nas.preview_run import preview
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.run_folder import CHECKPOINT
-from nas.task import Split
+from nas.task import Split, first_of
 from nas.types import Genotype
 
 FILE = "preview.json"
@@ -159,5 +159,4 @@ def last_training(job: Job, genotype: Genotype, ahead: Ahead | None) -> Last:
     elif found.epochs < job.recipe.epochs:
         job.progress.note(f"budget: the last training takes {found.epochs} epochs, not {job.recipe.epochs}")
     name = f"retrain-{architecture_hash(job.final, genotype)[:8]}-{found.epochs}-{found.images}"
-    part = Split(split.x[: found.images], split.y[: found.images])
-    return Last(found.of(job.recipe), part, folder.with_name(name), left_s)
+    return Last(found.of(job.recipe), first_of(split, found.images), folder.with_name(name), left_s)

@@ -45,8 +45,9 @@ def darts(
     image_size: int = 32,
     auxiliary: bool = False,
 ) -> Space:
-    """Images `[B, in_channels, image_size, image_size]` to `[B, classes]`.
+    """Images `[B, in_channels, H, W]` to `[B, classes]`.
 
+    image_size: the shorter of H and W; only the auxiliary head depends on it.
     auxiliary: add a second classifier after the second reduction, used in training only.
     """
     reductions = {cells // 3, 2 * cells // 3}
@@ -120,7 +121,10 @@ def _normalised(pool: Primitive, c_in: int, c_out: int, stride: int) -> nn.Modul
 
 
 class AuxiliaryHead(nn.Module):
-    """A small classifier on an intermediate map, for images of 8x8 after two reductions of 32x32."""
+    """A small classifier on an intermediate map, for images of 8x8 after two reductions of 32x32.
+
+    Other maps need not be square: what the longer side has too much is averaged before the classifier.
+    """
 
     def __init__(self, c_in: int, classes: int, image_size: int) -> None:
         super().__init__()
@@ -141,6 +145,7 @@ class AuxiliaryHead(nn.Module):
             nn.Conv2d(128, 768, min(2, pooled), bias=False),
             nn.BatchNorm2d(768),
             nn.ReLU(),
+            nn.AdaptiveAvgPool2d(last),
         )
         self.classifier = nn.Linear(768 * last**2, classes)
 

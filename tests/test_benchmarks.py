@@ -110,7 +110,7 @@ def test_hardware_figures_are_of_the_data_set_and_of_what_runs(bench, folder):
     assert not [name for name in third if "latency" in name]
 
 
-@pytest.mark.parametrize(("dataset", "factor"), [("cifar10", 1), ("cifar100", 2), ("imagenet16", 3.034)])
+@pytest.mark.parametrize(("dataset", "factor"), [("cifar10", 1), ("cifar100", 2), ("imagenet16", 6.068)])
 def test_seconds_are_linear_in_epochs_and_grow_with_the_data_set(folder, dataset, factor):
     bench = load_benchmark("nasbench201", dataset=dataset, folder=folder)
     assert bench.seconds(SOME, 200) == pytest.approx(factor * 1700)
@@ -436,6 +436,16 @@ def test_marks_are_told_and_the_end():
     assert list(runs_of(np.zeros((1, 501))).table()) == [25, 50, 100, 150, 200, 300, 500, 501]
 
 
+def test_the_error_of_a_mean_needs_two_repeats(folder, bench):
+    errors = [
+        to_dict(bench, outcome_of(folder, ["random"], repeats=repeats, trials=5))["searchers"]["random"][
+            "standard_error"
+        ]
+        for repeats in (1, 2)
+    ]
+    assert errors[0] is None and errors[1] > 0
+
+
 def test_repeats_without_a_success_do_not_count():
     values = np.full((2, 30), np.nan)
     values[0, 26:] = 0.5
@@ -614,7 +624,7 @@ def test_an_outcome_is_numbers_words_and_pictures(folder, bench, tmp_path):
     assert (one["searcher"], one["repeats"], one["mean_evaluations"]) == ("evolution", 3, 60)
     assert list(one["at"]) == ["25", "50", "60"]
     assert one["at"]["60"] == {"mean": runs.at(60).mean(), "sd": runs.at(60).std()}
-    assert one["standard_error"] == pytest.approx(runs.at(60).std() / 3**0.5)
+    assert one["standard_error"] == pytest.approx(runs.at(60).std(ddof=1) / 3**0.5)
     assert {len(column) for column in one["curve"].values()} == {60}
     told = lines(races, bench)
     assert told[0] == describe(bench, races["random"][0])

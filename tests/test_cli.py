@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
+from nas.cli.app import ORDER, warned
 from nas.folder_lock import FolderLock
 from nas.result import load_result
 
@@ -28,11 +28,6 @@ def call(*arguments):
 
 def search(out, *more, space="toy", method="random"):
     return call("search", "--space", space, "--method", method, *options(SMALL), "--out", out, *more)
-
-
-def test_help_begins_with_what_a_user_begins_with():
-    listed = re.findall(r"^  (\w+) ", call("--help").stdout.partition("Commands:")[2], re.MULTILINE)
-    assert listed[:2] == ["search", "retrain"] and len(listed) > 10
 
 
 def test_a_search_prints_where_everything_is(tmp_path):
@@ -443,6 +438,24 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "--deterministic",
         "--graph",
     }
+
+
+def test_the_command_alone_says_which_commands_there_are():
+    done = subprocess.run(PYTHON, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and "Commands:" in done.stdout + done.stderr
+
+
+def test_the_version_and_commands_in_the_order_of_their_use():
+    assert call("--version").stdout == f"nas-engine {nas.__version__}\n"
+    listed = call("--help").stdout.partition("Commands:")[2]
+    assert tuple(line.split()[0] for line in listed.splitlines() if line) == ORDER
+    assert "..." not in listed  # all fit on 80 columns
+
+
+def test_a_warning_is_told_without_the_source_that_gave_it(capsys):
+    warned("is it\x1b[2J so?", UserWarning, "trial_search.py", 97, line="study = Study(")
+    warned("old", DeprecationWarning, "x.py", 1)
+    assert capsys.readouterr().err == "WARNING: is it\\x1b[2J so?\nWARNING: DeprecationWarning: old\n"
 
 
 def test_help_is_quick():

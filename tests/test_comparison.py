@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from nas.comparison import Paired, paired
 from nas.errors import ConfigError
@@ -111,13 +112,14 @@ def test_many_images_take_little_memory():
     ],
 )
 def test_the_statement_says_what_is_known(delta, p, words):
-    found = Paired(delta, delta - 0.005, delta + 0.005, p, images=1234, seeds=2)
+    found = Paired(delta, delta - 0.005, delta + 0.005, p, images=1234, seeds=2, seed_sd=0.01)
     assert found.statement("A", "B").startswith(words)
     assert found.statement("A", "B").endswith("paired over 1,234 images, 2 seeds each)")
 
 
 def test_one_seed_is_one_seed():
-    assert Paired(0, 0, 0, 1, images=2, seeds=1).statement("A", "B").endswith("1 seed each)")
+    said = Paired(0, 0, 0, 1, images=2, seeds=1).statement("A", "B")
+    assert said.endswith("1 seed each, the luck of training not counted)")
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,22 @@ def test_lucky_trainings_are_not_called_better_more_often_than_chance():
     honest = sum(paired(*pair, seed_sd=0.02).p < 0.05 for pair in pairs)
     assert naive > 0.1 * len(pairs)
     assert honest <= 0.07 * len(pairs)
+
+
+def test_a_noise_that_few_trainings_tell_of_is_not_taken_for_known():
+    found = []
+    for seed in range(400):
+        own, other = noisy(seed, images=300, sd=0.03)
+        sd = np.sqrt(np.var([own.mean(1), other.mean(1)], axis=1, ddof=1).mean())
+        found.append(paired(own, other, seed_sd=sd, seed_degrees=2))
+    assert np.mean([f.p < 0.05 for f in found]) <= 0.07
+    assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.93
+
+
+def test_degrees_of_freedom_by_hand():
+    own, other = hits("1111", "1110"), hits("1010", "0110")
+    of_images, of_seeds = np.var([0.5, 0.5, 0.0, 0.5], ddof=1) / 4, 0.2**2
+    degrees = (of_images + of_seeds) ** 2 / (of_seeds**2 / 3)
+    half = student.ppf(0.975, degrees) * np.sqrt(of_images + of_seeds)
+    found = paired(own, other, seed_sd=0.2, seed_degrees=3)
+    assert (found.low, found.high) == pytest.approx((0.375 - half, 0.375 + half))

@@ -39,6 +39,8 @@ def unreadable(tmp_path, content):
         ({"evaluator": "share", "method": "random"}, "evaluator is 'share'"),
         ({"epochs": 3.5}, "epochs is 3.5"),
         ({"epochs": 0}, "epochs is 0: input should be greater than or equal to 1"),
+        ({"workers": "lots"}, "settings: workers is 'lots': wanted a whole number from 1 to 1024, or auto"),
+        ({"workers": 0}, "workers is 0: wanted a whole number from 1 to 1024, or auto"),
         ({"epochs": -1}, "epochs is -1"),
         ({"epochs": True}, "epochs is True: wanted a number"),
         ({"epochs": float("nan")}, "epochs is nan"),
@@ -147,6 +149,14 @@ def test_spos_is_a_search_on_shared_weights_and_methods_of_ones_own_are_differen
     for own in ("mine.py:make", "package.module:make", "own:mine"):
         assert make_config({"method": own}).is_differentiable
     assert not make_config({"method": "optuna:TPESampler"}).is_differentiable
+
+
+def test_what_a_method_does_not_read_says_which_methods_do():
+    assert "method 'is-darts', the default, with" in refused({"trials": 3})
+    assert refused({"trials": 3}).endswith("choose a method by trials, e.g. 'evolution'")
+    assert refused({"guard": False, "method": "random"}).endswith("by gradients, e.g. 'darts'")
+    assert refused({"sharing": {"sampling": "fair"}, "method": "darts"}).endswith("weights, e.g. 'spos'")
+    assert refused({"guard": False, "guards": {"skip_cap": 1}, "method": "darts"}).endswith("remove it")
 
 
 def test_settings_that_say_nothing_are_not_refused():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from nas import datasets
 from nas.errors import ConfigError, DataError
+from nas.pictures import fitted
 from nas.seeding import rng
 from nas.task import load_task
 
@@ -324,6 +325,39 @@ def test_mixed_sizes_and_colours_name_two_files(tmp_path, odd, said):
     odd.save(tmp_path / "b" / "3.png")
     with pytest.raises(DataError, match=f"a/0.png is 8x6 colour, .*b/3.png is {said}"):
         load_task(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(("odd", "channels"), [(Image.new("L", (9, 5)), 1), (Image.new("P", (9, 5)), 3)])
+def test_a_size_behind_a_folder_stretches_and_one_colour_makes_all_colour(tmp_path, odd, channels):
+    write_folder(tmp_path, mode="L")
+    odd.save(tmp_path / "b" / "3.png")
+    task = load_task(f"folder:{tmp_path}@10x12")
+    assert task.image_shape == (channels, 12, 10) and task.name.endswith("@10x12")
+    assert sum(map(len, (task.train, task.val, task.test))) == 20 and len(task.files) == 20
+
+
+def test_a_stretched_image_is_what_predict_makes_of_its_file(tmp_path):
+    write_folder(tmp_path)
+    task = load_task(f"folder:{tmp_path}@7")
+    file = tmp_path / task.files[int(task.train.origin[0])]
+    assert np.array_equal(task.train.x[0].numpy(), fitted(file.read_bytes(), (3, 7, 7)))
+
+
+def test_a_folder_whose_name_ends_in_a_size_is_read_as_it_is(tmp_path):
+    write_folder(tmp_path / "photos@4")
+    assert load_task(f"folder:{tmp_path}/photos@4").image_shape == (3, 6, 8)
+    assert load_task(f"folder:{tmp_path}/photos@4@5").image_shape == (3, 5, 5)
+    with pytest.raises(ConfigError, match="0x0 pixels; wanted sides from 1 to 4096"):
+        load_task(f"folder:{tmp_path}/photos@0")
+
+
+def test_what_cannot_be_stretched_is_skipped_and_named(tmp_path):
+    write_folder(tmp_path, count=100)
+    (tmp_path / "a" / "7.png").write_bytes(b"not an image")
+    Image.fromarray(np.zeros((6, 8), np.uint16)).save(tmp_path / "b" / "9.png")
+    task = load_task(f"folder:{tmp_path}@4")
+    assert [line.split(":")[0] for line in task.skipped] == ["a/7.png", "b/9.png"]
+    assert "more than 8 bits" in task.skipped[1]
 
 
 def test_images_of_16_bits_are_refused_and_not_clipped(tmp_path):

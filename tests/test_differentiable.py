@@ -417,6 +417,21 @@ def test_selection_by_perturbation_fixes_every_decision_and_tunes_between():
     assert outcome.supernet.space.choices(outcome.selected[0]) == named
 
 
+def test_the_tuning_goes_from_a_share_of_the_learning_rate_down_to_its_minimum(monkeypatch):
+    recipes = []
+
+    class Spy(differentiable.BilevelLoop):
+        def __init__(self, supernet, task, method, **options):
+            recipes.append(method.weights)
+            super().__init__(supernet, task, method, **options)
+
+    monkeypatch.setattr(differentiable, "BilevelLoop", Spy)
+    run(method=Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32)))
+    searching, tuning = recipes
+    assert (searching.lr, searching.lr_min) == (0.025, 0.001)
+    assert (tuning.lr, tuning.lr_min) == (pytest.approx(0.0025), 0.001)
+
+
 def test_what_the_alphas_prefer_is_a_candidate_too():
     method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4))
     outcome = run(method=method)

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from nas.draw import draw_alpha_heatmap, draw_alphas, draw_cells, draw_network, draw_search, op_kind, save
+from nas.draw.curves import time_ticks
 from nas.draw.slots import layers
 from nas.draw.style import LOOKS, clean, fit, node_text, palette, text_size
 from nas.errors import ConfigError
@@ -456,3 +457,17 @@ def test_alphas_survive_missing_numbers():
 def test_alphas_refuse_what_does_not_fit(strengths, wanted):
     with pytest.raises(ConfigError, match=wanted):
         draw_alphas(strengths, decisions=("e",), options=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("span", "labels"),
+    [
+        (2.61, ["0 s", "0.5 s", "1 s", "1.5 s", "2 s", "2.5 s"]),
+        (99, ["0 min", "0.5 min", "1 min", "1.5 min"]),
+        (20_000, ["0 h", "1 h", "2 h", "3 h", "4 h", "5 h"]),
+        (0.001, ["0 s", "0.0002 s", "0.0004 s", "0.0006 s", "0.0008 s", "0.001 s"]),
+    ],
+)
+def test_times_are_marked_at_round_places(span, labels):
+    found = time_ticks(span, most=6)
+    assert [label for _, label in found] == labels and found[0][0] == 0 and found[-1][0] <= span

@@ -169,6 +169,13 @@ def test_anytime_names_every_strategy_clearly(count):
         assert drawn(figure, color)
 
 
+def test_anytime_takes_other_colours():
+    figure = anytime(2, colors=("#123456", "#654321"))
+    assert drawn(figure, "#123456") and drawn(figure, "#654321") and not drawn(figure, SERIES[0])
+    with pytest.raises(ConfigError, match="got 2 strategies, wanted 1 to 1"):
+        anytime(2, colors=("#123456",))
+
+
 def test_anytime_names_stand_in_the_order_of_the_ends():
     same = {name: band(top=0.9) for name in NAMES}
     apart = draw_anytime(same, xlabel="s", ylabel="y")

@@ -95,6 +95,12 @@ def test_what_is_no_bound_is_refused(text):
         parse_constraint(text)
 
 
+def test_an_accuracy_in_percent_is_refused_as_a_bound():
+    with pytest.raises(ConfigError, match=r"'val_acc >= 95': .*at most 1; for percent write 'val_acc>=0.95'"):
+        parse_constraint("val_acc >= 95")
+    assert parse_constraint("val_acc>=1").limit == 1
+
+
 def test_goals_of_nothing_are_the_defaults():
     assert parse_goals() == Goals() == Goals((Objective("val_acc"),), ())
     assert str(parse_goals(["val_acc", "-params"], ["macs<=5"])) == "max val_acc, min params, macs <= 5"

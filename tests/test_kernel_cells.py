@@ -17,7 +17,8 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from kernels_by_torch import PROGRAMS, stand_in
+from kernels_by_torch import PROGRAMS, stand_in, tape_launches
+from tape import Refusing
 
 from nas.cell import Cell
 from nas.oneshot.fused import trust
@@ -31,6 +32,7 @@ from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
 from nas.ops import PRIMITIVES, Candidate, MixtureNorm, candidates, relu_conv_bn
 from nas.registry import load
+from nas.seeding import rng
 from nas.space import Space
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -200,6 +202,7 @@ def small_darts(*, users=False):
 
 SPACES = {"darts": small_darts(), "nasbench201": load("nasbench201", width=4, cells=1, classes=5)}
 USERS = small_darts(users=True)
+DARTS = load("darts", width=4, cells=3, classes=5)
 
 
 def cells_of(network):
@@ -343,6 +346,41 @@ def test_half_precision_is_as_near_as_half_precision_can_be():
         theirs, found = outcome(plain, x, y), outcome(fast, x, y)
     for name in ("logits", "images", "mixture 0", "network.stem.weight"):
         assert difference(expected[name], found[name]) < 2 * difference(expected[name], theirs[name])
+
+
+# -- stand-alone networks ---------------------------------------------------------------------------------
+
+
+@library
+@pytest.mark.parametrize(
+    ("space", "dropped"), [(DARTS, 0.0), (SPACES["nasbench201"], 0.5)], ids=["darts", "nasbench201"]
+)
+def test_a_stand_alone_network_by_kernels_is_that_of_float64(space, dropped, monkeypatch):
+    plain = space.network(space.sample(rng(3))).to(DEVICE)
+    for norm in plain.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    x, y = images(8)
+    for cell in (*cells_of(plain), *cells_of(fast), *cells_of(exact)):
+        cell.drop_path = dropped
+    for cell in cells_of(fast):
+        cell.execute = run_by_kernels
+    launched = tape_launches(monkeypatch, Refusing())
+    expected, own, found = (trained(network, x, y) for network in (exact, plain, fast))
+    assert worst(expected, found) < max(1e-5, 3 * worst(expected, own))
+    assert "moments" in launched
+
+
+def trained(network, x, y):
+    """Logits, gradients, and what the statistics run to, after a step of training."""
+    torch.manual_seed(1)
+    logits = network.train()(x.to(next(network.parameters()).dtype))
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    F.cross_entropy(logits, y).backward()
+    moved = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return {"logits": logits, **moved, **dict(network.named_buffers())}
 
 
 # -- cells by themselves ----------------------------------------------------------------------------------

@@ -95,6 +95,9 @@ def test_the_published_settings_of_the_darts_space(name, epochs, batch, lr, alph
         ("darts", 50, 3e-4),
         ("gdas", 250, 3e-4),
         ("drnas", 100, 3e-4),
+        ("sdarts-rs", 100, 3e-4),
+        ("sdarts-adv", 100, 3e-4),
+        ("beta-darts", 100, 3e-4),
         ("is-darts", 30, 3e-4),
         ("gaea", 25, 0.1),
     ],
@@ -103,6 +106,12 @@ def test_the_published_settings_of_nasbench201(name, epochs, alpha_lr):
     method = published(name, "nasbench201")
     assert (method.weights.epochs, method.weights.batch, method.weights.lr) == (epochs, 64, 0.025)
     assert method.update.lr == pytest.approx(alpha_lr)
+
+
+def test_the_decay_of_beta_darts_grows_as_fast_in_both_spaces():
+    for preset in ("standard", "nasbench201"):
+        method = published("beta-darts", preset)
+        assert method.regularizers == (BetaDecay(method.weights.epochs / 2),)
 
 
 def test_short_searches_move_the_alphas_faster():

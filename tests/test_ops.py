@@ -22,6 +22,13 @@ def test_shapes(name):
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)
+def test_a_single_channel_and_a_stride_of_three(name):
+    for channels, stride in ((1, 1), (1, 2), (4, 3)):
+        y = PRIMITIVES[name](channels, channels, stride)(torch.randn(2, channels, 7, 10))
+        assert y.shape == (2, channels, -(-7 // stride), -(-10 // stride)), (channels, stride)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
 def test_only_operations_with_weights_have_any(name):
     assert (count_params(PRIMITIVES[name](C, C, 1)) == 0) == (name in WITHOUT_WEIGHTS)
 

@@ -12,6 +12,7 @@ import pytest
 from browser import chromium
 from jobs import TINY, Recorder
 from markupsafe import escape
+from scipy.stats import ttest_ind
 from torch import nn
 from typer.testing import CliRunner
 
@@ -29,6 +30,7 @@ from nas.report.importance import decisions, operations
 from nas.report.lineage import ancestors
 from nas.report.page import MOST_BYTES, render_run
 from nas.report.run import read
+from nas.report.words import metric, setting
 from nas.resumable import Stopped
 from nas.space import Space
 from nas.types import Decision, Trial
@@ -313,6 +315,16 @@ def test_a_decision_that_decides_everything_has_all_the_variance():
     assert rows[0]["best"] == ("b", "+10.00 ± 0.00")
 
 
+def test_the_interval_of_an_effect_is_welchs_however_few_trials_there_are():
+    values = np.array([0.61, 0.72, *np.linspace(0.4, 0.6, 10)])
+    trials = [trial(i, (int(i < 2), 0, 0), value) for i, value in enumerate(values)]
+    best = decisions(past_of(trials), trials, values, 100.0)[0]["best"]
+    interval = ttest_ind(values[:2], values[2:], equal_var=False).confidence_interval()
+    half = 50 * (interval.high - interval.low)
+    assert best == ("b", f"+16.50 ± {half:.2f}")
+    assert half > 30  # two trials alone prove nothing
+
+
 def test_an_operation_that_helps_has_a_positive_correlation():
     trials = [trial(i, (i % 2, i // 2 % 2, 2), 0.1 * (i % 2 + i // 2 % 2)) for i in range(12)]
     values = np.array([t.metrics["val_acc"] for t in trials])
@@ -441,3 +453,31 @@ def test_in_a_browser_nothing_is_wider_than_the_screen(pages, opened, width, sch
             "[...document.querySelectorAll('p, td, dd, li')].map(e => getComputedStyle(e).fontSize)"
         )
         assert min(float(size.removesuffix("px")) for size in sizes) >= 12
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("val_acc", 0.5, "50.00 %"),
+        ("random_delta_low", -0.1148, "\u221211.48 points"),
+        ("latency_ms", 51.83, "51.8 ms"),
+        ("latency_p95_ms", 1560.0, "1.56 s"),
+        ("peak_bytes", 29248.0, "29.2 kB"),
+        ("params", 7226.0, "7.23 k"),
+        ("search_seconds", 94.0, "1 min 34 s"),
+        ("random_p", 0.39141, "0.3914"),
+    ],
+)
+def test_metrics_have_the_units_that_their_names_tell(name, value, words):
+    assert metric(name, value) == words
+
+
+def test_settings_are_shown_without_digits_that_nobody_set():
+    assert [setting(v) for v in (None, 2 / 15, 3e-4, 40, "x", True)] == [
+        "–",
+        "0.13333",
+        "0.0003",
+        "40",
+        "x",
+        "True",
+    ]

@@ -19,8 +19,9 @@ from nas.architecture_file import (
 )
 from nas.errors import ConfigError
 from nas.graph import cell_graphs, merged
+from nas.inputs import Inputs
 from nas.metrics import wilson
-from nas.result import load_result
+from nas.result import Result, load_result
 
 HOSTILE = "<script>alert(1)</script> & '$x$'"
 
@@ -53,6 +54,14 @@ def test_an_architecture_is_drawn_and_built_again_from_its_file(found, tmp_path)
     assert same == genotype
     assert again.settings["width"] == 6
     assert again.settings["cells"] == 3
+
+
+def test_a_result_is_shown_in_a_line(found):
+    space, genotype = found
+    metrics = {"test_acc": 0.98765, "params": 12345.0}
+    inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,))
+    result = Result(space, genotype, {}, nn.Identity(), metrics, (), Path("results/run"), inputs)
+    assert repr(result) == "<Result of 'darts' in 'results/run': test_acc 0.9877, 12,345 params, 0 trials>"
 
 
 def test_graphml_holds_whatever_names_hold(tmp_path):

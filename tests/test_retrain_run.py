@@ -66,7 +66,8 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     space = nas.load("darts", width=4, cells=3, image_size=32)
     architecture = describe_architecture(space, space.sample(np.random.default_rng(0)), {})
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8), np.arange(40) % 2
+    # Not square: the auxiliary head has to fit both sides.
+    images, labels = rng.integers(0, 255, (40, 32, 24, 3), dtype=np.uint8), np.arange(40) % 2
     task = nas.task_from_arrays(images, labels)
     settings = {
         "preset": "standard",

@@ -18,20 +18,25 @@ from nas.config import make_config
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.final_network import final_recipe, final_space
 from nas.folder_lock import FolderLock
+from nas.goals import Goals, parse_goals
+from nas.halving import finalists
 from nas.latency import LatencyTable
 from nas.manifest import check_manifest
 from nas.method_names import DIFFERENTIABLE
 from nas.method_names import METHODS as CONFIG_METHODS
+from nas.phases import front_first
 from nas.plan import make_plan
 from nas.preparation import default_folder
 from nas.registry import load
 from nas.result import load_result
 from nas.resumable import Stopped
 from nas.search_run import run, search
+from nas.searchers import RandomSearch
 from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays
 from nas.tomlfile import read_toml
+from nas.types import Trial
 
 TASK = load_task("digits")
 METHODS = {
@@ -535,6 +540,34 @@ def test_two_objectives_leave_a_front_and_deliver_the_best_by_the_first(tmp_path
     for t in Study.read(tmp_path, "rerank", result.space):
         trained[t.genotype] = t.metrics["val_acc"]
     assert trained[result.genotype] == max(trained.values())
+
+
+def test_of_trials_equal_in_the_first_objective_the_one_on_the_front_comes_first():
+    goals = parse_goals(["val_acc", "-params"])
+    found = [(0.9, 50), (0.8, 10), (0.9, 40), (0.7, 20)]
+    trials = [Trial(i, (i,), 1, "done", {"val_acc": a, "params": float(p)}) for i, (a, p) in enumerate(found)]
+    ranked = finalists(trials, Goals(goals.objectives[:1]))
+    assert [t.number for t in ranked] == [0, 2, 1, 3]
+    assert [t.number for t in front_first(ranked, goals)] == [2, 1, 0, 3]
+    assert front_first(ranked, Goals(goals.objectives[:1])) == ranked
+    assert front_first([], goals) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"space": Space}, r"space is a type, wanted a name, FILE.py:FUNCTION or a nas.Space"),
+        ({"task": (1, 2)}, r"task is a tuple, wanted a name or a nas.Task, as nas.task_from_arrays"),
+        (
+            {"method": RandomSearch()},
+            r"method is a RandomSearch, .* a searcher of your own runs in",
+        ),
+        ({"settings": ["trials"]}, r"settings is a list, wanted a mapping"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(wrong, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        search(**{"space": "toy", "task": "digits", "method": "random"} | wrong, out=tmp_path)
 
 
 def test_one_objective_has_no_front(tmp_path):

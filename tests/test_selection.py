@@ -136,6 +136,14 @@ def test_connections_compete_where_the_space_wants_it():
     ]
 
 
+def test_the_alphas_decide_where_the_space_does_not_take_what_was_selected():
+    supernet, task = planted(one_of_two), bright_task()
+    supernet.keep([(0,), (2,), (1,)])
+    strengths = [np.array([0.5, 0.1, 0.4]), np.ones(3) / 3, np.ones(3) / 3]
+    assert supernet.space.nearest(connections(supernet, task, SETTINGS, strengths))[0] == 2
+    assert supernet.space.nearest(connections(supernet, task, SETTINGS))[0] == 1
+
+
 def test_removing_leaves_the_weight_of_an_edge_and_a_whole_edge_takes_its_bypass_along():
     """PC-DARTS: an edge's weight stays when an option goes; without the edge nothing of it is left."""
     space = load("nasbench201", width=8, cells=1, in_channels=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nas.cell import Cell
-from nas.cost import count_params
+from nas.cost import cost, count_params
 from nas.errors import SpaceError
 from nas.ops import MixtureNorm
 from nas.registry import bundled, load
@@ -119,8 +119,9 @@ def test_darts_v2_has_the_published_number_of_parameters():
 def test_the_full_size_is_the_published_one():
     space = load("darts")
     assert space.full_size == {"width": 36, "cells": 20, "auxiliary": True}
-    full = load("darts", **space.full_size)
-    assert count_params(full.network(darts.from_literal(DARTS_V2), meta=True)) == 3_825_768
+    full, genotype = load("darts", **space.full_size), darts.from_literal(DARTS_V2)
+    assert count_params(full.network(genotype, meta=True)) == 3_825_768
+    assert cost(full, genotype, (3, 32, 32)).params == 3_349_342
 
 
 def test_darts_literals_round_trip():
@@ -230,6 +231,13 @@ def test_auxiliary_heads_fit_every_image_they_accept(side):
     space = load("darts", width=4, cells=3, image_size=side, auxiliary=True)
     network = space.network(darts.from_literal(DARTS_V2))
     assert network(torch.randn(2, 3, side, side))[1].shape == (2, 10)
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (24, 32), (64, 21)])
+def test_auxiliary_heads_fit_images_that_are_not_square(shape):
+    space = load("darts", width=4, cells=3, image_size=min(shape), auxiliary=True)
+    network = space.network(darts.from_literal(DARTS_V2))
+    assert network(torch.randn(2, 3, *shape))[1].shape == (2, 10)
 
 
 def test_too_few_cells_are_refused():

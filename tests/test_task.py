@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
@@ -399,6 +402,8 @@ def test_data_sets_may_have_a_test_part_and_tensor_labels():
     ("dataset", "match"),
     [
         ([], "empty"),
+        (iter(()), "is a tuple_iterator, wanted a data set with a length that is read by index"),
+        (DataLoader(pairs([np.zeros((8, 8))])), "of a DataLoader give its `dataset`"),
         ([np.zeros((8, 8))], "must be"),
         ([("image", 0)], "has a str as image"),
         (pairs([np.zeros((8, 8)), np.zeros((8, 9))]), r"item 0 is \(8, 8\), item 1 is \(8, 9\)"),
@@ -474,3 +479,27 @@ def test_padding_shrinks_with_the_images():
 def test_images_can_only_shrink(side):
     with pytest.raises(ConfigError, match=f"side is {side}, but must be at least 1 and at most .* height, 8"):
         small().resized(side)
+
+
+def unequal():
+    """One class of 470 images and ten of three."""
+    y = np.concatenate([np.zeros(470, int), np.repeat(np.arange(1, 11), 3)])
+    x = np.random.default_rng(0).integers(0, 256, (500, 4, 4), dtype=np.uint8)
+    return task_from_arrays(x, y, x[:22], np.repeat(np.arange(11), 2), val_fraction=0.3)
+
+
+def test_a_reduced_task_keeps_an_image_of_every_class():
+    task = unequal()
+    reduced = task.reduced(60)
+    assert (len(reduced.train), len(reduced.val)) == (42, 18)
+    for split in (reduced.train, reduced.val):
+        assert len(split.y.unique()) == 11
+    assert torch.equal(task.reduced(499).train.y[:100], task.train.y[:100])
+
+
+def test_subsets_keep_every_class_and_hold_each_other():
+    task = unequal()
+    images = [{bytes(x.numpy()) for x in task.subset(share).train.x} for share in (0.01, 0.04, 0.1, 0.5)]
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(images))
+    assert len(task.subset(0.04).train.y.unique()) == 11
+    assert len(task.subset(0.01).train) == 4

@@ -134,9 +134,14 @@ def _record(race: Race, runs: Runs) -> dict[str, Any]:
         "repeats": len(runs.values),
         "mean_evaluations": float(runs.counts.mean()),
         "at": {str(mark): {"mean": mean, "sd": sd} for mark, (mean, sd) in runs.table().items()},
-        "standard_error": float(np.std(by_end) / np.sqrt(len(by_end))),
+        "standard_error": _standard_error(by_end),
         "curve": {name: _short(getattr(curve, name)) for name in ("x", "mean", "low", "high")},
     }
+
+
+def _standard_error(values: NDArray[np.float64]) -> float | None:
+    """Of the mean; None of a single repeat, which says nothing of its own spread."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def _short(values: NDArray[np.float64]) -> list[float]:

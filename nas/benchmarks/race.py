@@ -87,6 +87,7 @@ class Runs:
     def table(self) -> dict[int, tuple[float, float]]:
         """Mean and standard deviation over the repeats at every mark, and at the end.
 
+        The deviation is divided by the number of repeats, as in published tables, and not by one less.
         Only repeats with a success count; a mark before every success is left out.
         """
         last = self.values.shape[1]

@@ -119,14 +119,15 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         return []
     seeds = f"mean of {metrics.get('rerank_seeds', 1):.0f} seeds"
     names = {
-        "rerank_val_acc": f"validation accuracy of a short training, {seeds}",
-        "first_val_acc": "the same of the search's first choice",
+        "rerank_val_acc": f"validation accuracy of a short training, {seeds}, chosen as the highest",
+        "first_val_acc": "the same of the search's first choice, chosen before",
         "random_val_acc": "the same of random search at equal cost",
         "largest_val_acc": "the same of the largest of its architectures",
     }
     rows = [(words, f"{metrics[name]:.4f}") for name, words in names.items() if name in metrics]
     if "random_p" in metrics:
-        rows.append(("that the difference to random search is chance (p)", f"{metrics['random_p']:.2g}"))
+        words = "chance of so large a difference to random search, if both were equally good (p)"
+        rows.append((words, f"{metrics['random_p']:.2g}"))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 from nas.cli import (
     audit,
@@ -19,7 +20,7 @@ from nas.cli import (
     search,
     workers,
 )
-from nas.cli.app import Printable, app, spelt_out
+from nas.cli.app import ORDER, Printable, app, spelt_out, warned
 from nas.launch import follows
 
 __all__ = [
@@ -39,10 +40,8 @@ __all__ = [
     "workers",
 ]
 
-FIRST = [search.search, retrain.retrain]
-"""The commands that help begins with; the others are in the order of their modules."""
 app.registered_commands.sort(
-    key=lambda command: FIRST.index(command.callback) if command.callback in FIRST else len(FIRST)
+    key=lambda command: ORDER.index(command.callback.__name__ if command.callback else "")
 )
 
 
@@ -55,5 +54,6 @@ def main() -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(message)s"))
+    warnings.showwarning = warned
     logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
     app(spelt_out(sys.argv[1:]))

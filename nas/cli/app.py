@@ -7,13 +7,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
+from nas import __version__
 from nas.errors import ConfigError, DismissedError, NasError, StorageError
 from nas.launch import follows, launched
 from nas.text import SCREEN, printable
+
+ORDER = (
+    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
+    *("validate", "audit", "calibrate", "benchmark", "worker", "launch", "spaces", "doctor"),
+)
+"""The commands as help lists them: what is done with a run, what is done before one, helpers."""
 
 app = typer.Typer(
     help="Neural architecture search: from a data set to a found architecture and its trained model.",
@@ -46,7 +53,20 @@ MLflow = Annotated[
 SWITCHES = ("--tensorboard", "--mlflow")
 """Options whose value may be left out."""
 SPACE = "Name, module:function or file.py:function."
-TASK = "digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH."
+TASK = (
+    "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@64, which stretches its "
+    "images."
+)
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,  # noqa: FBT002
+) -> None:
+    """What is asked of the engine without a command."""
+    if version:
+        say(f"nas-engine {__version__}")
+        raise typer.Exit
 
 
 @contextmanager
@@ -80,6 +100,20 @@ def say(text: str, *, limit: int | None = None, err: bool = False) -> None:
     typer.echo(printable(text, limit=limit), err=err)
 
 
+def warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001 - the signature is that of warnings.showwarning
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """A warning for people: what it says, without the line of the source that said it."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    if not follows():
+        say(f"WARNING: {kind}{message}", err=True)
+
+
 class Printable(logging.Formatter):
     """Log lines for people, see `say`."""
 
@@ -111,7 +145,7 @@ def values(config: Path | None, given: Mapping[str, object], sets: list[str] | N
 
 def spelt_out(arguments: Sequence[str]) -> list[str]:
     """A command line in which the `SWITCHES` that stand alone have the value `auto`."""
-    following = [*arguments[1:], "-"]
+    following = [*arguments, "-"][1:]
     return [
         f"{word}=auto" if word in SWITCHES and after.startswith("-") else word
         for word, after in zip(arguments, following, strict=True)

@@ -11,7 +11,7 @@ import typer
 from nas.cli.app import TASK, Json, app, errors, say
 
 
-@app.command()
+@app.command(short_help="Look for copies, leaks, outliers and wrong labels in data.")
 def audit(
     task: Annotated[str, typer.Argument(help=TASK)],
     out: Annotated[Path | None, typer.Option(help="Folder. [default: results/audit-TASK]")] = None,

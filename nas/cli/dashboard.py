@@ -20,7 +20,7 @@ Browser = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Show a run as it goes, in a browser.")
 def dashboard(
     run: Annotated[Path, typer.Argument(help="A run's folder, finished or under way.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 for any free port.")] = 8080,

@@ -61,7 +61,7 @@ def _show(found: list[Any], troubles: list[str], served: Served, *, as_json: boo
         say(f"error: {trouble}", err=True)
 
 
-@app.command()
+@app.command(short_help="Answer images over HTTP, with a page to drop them on.")
 def serve(
     run: Annotated[Path, typer.Argument(help="A finished run's folder with its bundle.")],
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",

@@ -12,7 +12,7 @@ from nas.cli.app import TASK, announce, app, errors, say
 from nas.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Write model.py, model.pt2 and model.onnx of a finished run.")
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     task: Annotated[str | None, typer.Option(help=f"{TASK} [default: the run's]")] = None,

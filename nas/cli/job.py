@@ -50,9 +50,10 @@ def show(result: Result, *, as_json: bool) -> None:
         return
     m = result.metrics
     model = f"model        {result.folder / 'model.safetensors'}"
-    found = result.space.notation.write(result.genotype) if result.space.notation else None
+    words = ", ".join(f"{name} {option}" for name, option in result.space.choices(result.genotype).items())
+    found = result.space.notation.write(result.genotype) if result.space.notation else words
     lines = [
-        f"found        {found or result.space.choices(result.genotype)}",
+        f"found        {found}",
         f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
         f"{m['test_acc_high']:.4f}), measured once",
         f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "

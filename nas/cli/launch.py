@@ -10,7 +10,7 @@ import typer
 from nas.cli.app import app, errors
 
 
-@app.command()
+@app.command(short_help="Start workers on a cluster: SLURM or Ray.")
 def launch(
     run: Annotated[
         str | None, typer.Argument(help="A run's folder that all machines see; else --study and a storage.")

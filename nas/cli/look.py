@@ -67,7 +67,7 @@ def spaces(as_json: Json = False) -> None:  # noqa: FBT002
             say(f"{row['name']:14}{row['decisions']:>4} decisions  {row['size']:>10}  {settings}")
 
 
-@app.command()
+@app.command(short_help="Check a space: does it work, how large is it, what will it cost.")
 def validate(
     space: Annotated[str, typer.Argument(help=SPACE)],
     task: Annotated[str, typer.Option(help=TASK)] = "digits",
@@ -96,7 +96,7 @@ def validate(
         say(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))
 
 
-@app.command()
+@app.command(short_help="Say which files of a finished run were changed since.")
 def check(
     folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     as_json: Json = False,  # noqa: FBT002
@@ -114,7 +114,7 @@ def check(
             raise damaged(folder, damage)
 
 
-@app.command()
+@app.command(short_help="Say what this machine offers: versions, devices, data sets.")
 def doctor(as_json: Json = False) -> None:  # noqa: FBT002
     """Say what this machine offers: versions, devices, data sets that can be loaded."""
     with errors():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nas.progress import Progress
 
 
-@app.command()
+@app.command(short_help="Replay searches on a published table.")
 def benchmark(
     name: Annotated[str, typer.Argument(help="nasbench201 or nasbench101.")],
     searcher: Annotated[
@@ -107,7 +107,7 @@ def benchmark(
             say("\n".join([*lines(races, table), *map(str, paths)]))
 
 
-@app.command()
+@app.command(short_help="Measure which cheap estimates rank like long training.")
 def calibrate(
     space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
     task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,

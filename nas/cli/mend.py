@@ -11,7 +11,7 @@ import typer
 from nas.cli.app import Json, app, errors
 
 
-@app.command()
+@app.command(short_help="Save what can be read of a run's damaged journal.")
 def repair(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     as_json: Json = False,  # noqa: FBT002

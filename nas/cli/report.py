@@ -11,7 +11,7 @@ from nas.cli.app import announce, app, errors, say
 from nas.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Write report.html of a run, or of several side by side.")
 def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of runs, finished or not; several are compared.")

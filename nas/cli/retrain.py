@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nas.signals import StopRequest
 
 
-@app.command()
+@app.command(short_help="Train a known architecture from scratch and test it.")
 def retrain(
     source: Annotated[
         str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")

@@ -101,16 +101,25 @@ def search(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="quick, standard, nasbench201 or nasbench201-12. [default: quick]")
+        str | None,
+        typer.Option(
+            help="How long phases take and how large networks are: quick (minutes), standard (as published), "
+            "nasbench201 or nasbench201-12 (as for its table). [default: quick]"
+        ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Architectures that are measured by trials.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials, of methods by trials. [default: the preset's]")
+    ] = None,
     max_failures: Annotated[
         int | None,
         typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of a trial, of a shared supernet, or of a differentiable search."),
+        typer.Option(
+            help="Epochs of a trial, of a shared supernet, or of a search by gradients. [default: the "
+            "preset's]"
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -133,7 +142,8 @@ def search(
         typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="How many of the best are trained again with fresh seeds.")
+        int | None,
+        typer.Option(help="How many of the best are trained again with fresh seeds. [default: the preset's]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,

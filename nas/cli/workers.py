@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nas.workers.join import Home
 
 
-@app.command()
+@app.command(short_help="Help with the trials of a search that has begun.")
 def worker(
     folder: Annotated[Path | None, typer.Argument(help="The run's folder, where it can be reached.")] = None,
     storage: Annotated[

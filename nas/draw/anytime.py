@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +42,17 @@ def draw_anytime(
     title: str = "",
     subtitle: str = "",
     optimum: float | None = None,
+    colors: Sequence[str] = SERIES,
 ) -> Figure:
     """Draws 1 to 8 strategies as lines in shaded bands, each named at its end.
 
     The axis holds every end and the `optimum`, drawn dashed; a bad start that would flatten them is cut off.
     Curves that fall on the whole are read as something to minimise. A curve that ends before the others is
     joined to its name by a dotted line.
+
+    colors: of the strategies, in their order.
     """
-    bands = _checked(curves)
+    bands = _checked(curves, min(len(colors), len(SERIES)))
     best = None if optimum is None else float(finite(optimum, who="optimum", shape=()))
     heading = Heading(title, subtitle)
     names = [fit(clean(name) or "?", _SIZE, _LABEL, bold=True) for name in curves]
@@ -66,17 +69,17 @@ def draw_anytime(
     write(sheet, _LEFT + inner / 2, _FOOT - 0.48, across, size=11, color=MUTED)
     write(sheet, 0.24, _FOOT + _PLOT / 2, up, size=11, color=MUTED, angle=90)
     for rank, band in enumerate(bands):
-        _draw_band(axes, band, color=SERIES[rank], mark=_MARKS[rank], above=len(bands) - rank)
+        _draw_band(axes, band, color=colors[rank], mark=_MARKS[rank], above=len(bands) - rank)
     if best is not None:
         _draw_optimum(axes, best)
-    _draw_names(axes, names, bands)
+    _draw_names(axes, names, bands, colors)
     return figure
 
 
-def _checked(curves: Mapping[str, Bands]) -> list[Bands]:
-    if not 1 <= len(curves) <= len(SERIES):
+def _checked(curves: Mapping[str, Bands], most: int) -> list[Bands]:
+    if not 1 <= len(curves) <= most:
         raise ConfigError(
-            f"curves: got {len(curves)} strategies, wanted 1 to {len(SERIES)}; split them over pictures"
+            f"curves: got {len(curves)} strategies, wanted 1 to {most}; split them over pictures"
         )
     return [_checked_bands(f"curves[{name!r}]", band) for name, band in curves.items()]
 
@@ -143,7 +146,7 @@ def _draw_optimum(axes: Axes, optimum: float) -> None:
     note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 1.0})
 
 
-def _draw_names(axes: Axes, names: list[str], bands: list[Bands]) -> None:
+def _draw_names(axes: Axes, names: list[str], bands: list[Bands], colors: Sequence[str]) -> None:
     """Names right of the plot at the heights of the curves' ends, moved apart where these are close."""
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
@@ -154,8 +157,8 @@ def _draw_names(axes: Axes, names: list[str], bands: list[Bands]) -> None:
     for rank, (name, band, place) in enumerate(zip(names, bands, places, strict=True)):
         x, y = float(band.x[-1]), ends[rank]
         if x < right:
-            axes.plot([x, right], [y, y], color=SERIES[rank], linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.plot([x, right], [y, y], color=colors[rank], linewidth=1.0, linestyle=(0, (1, 2)))
         leader = [right, right + (_LEADER - 0.06) * width]
-        axes.plot(leader, [y, place], color=SERIES[rank], linewidth=1.0, clip_on=False)
-        color = shade(SERIES[rank], 0.25)
+        axes.plot(leader, [y, place], color=colors[rank], linewidth=1.0, clip_on=False)
+        color = shade(colors[rank], 0.25)
         write(axes, right + _LEADER * width, place, name, size=_SIZE, color=color, bold=True, ha="left")

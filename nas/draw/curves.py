@@ -16,25 +16,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nas.draw.series import bad_end
-from nas.draw.style import (
-    HAIR,
-    MUTED,
-    PAPER,
-    Heading,
-    Key,
-    Legend,
-    clean,
-    page,
-    plot_axes,
-    set_dash,
-    write,
-)
+from nas.draw.style import HAIR, MUTED, PAPER, Heading, Key, Legend, clean, page, plot_axes, set_dash, write
 from nas.errors import ConfigError
 from nas.types import Trial
 
 _WIDTH, _PLOT, _STRIP, _LEFT, _RIGHT = 10.0, 3.9, 0.32, 0.95, 0.35
-_BEST, _FAILED, _DOT = "#D55E00", "#A0307F", "#0072B2"
+BEST = "#D55E00"
+"""The search's own line."""
+_FAILED, _DOT = "#A0307F", "#0072B2"
 _MUTED_HUES = ("#5F7F9B", "#B58B4A", "#8B6F96", "#6E9A86", "#8C8C8C")
+BASELINE = _MUTED_HUES[0]
+"""The line of what a search is compared with first."""
 _MANY = 1500
 
 
@@ -185,7 +177,7 @@ def _keys(points: _Points, colors: dict[int, str], others: Sequence[_Baseline]) 
     if len(points.numbers):
         names = [_fidelity_name(f) for f in colors] if len(colors) > 1 else ["trial"]
         keys += [Key(name, color, mark="dot") for name, color in zip(names, colors.values(), strict=True)]
-        keys.append(Key("best so far", _BEST))
+        keys.append(Key("best so far", BEST))
     keys += [_LongKey(other.name, other.color, other.dash) for other in others]
     if len(points.failed):
         keys.append(Key("failed", _FAILED, mark="cross"))
@@ -253,17 +245,24 @@ def _draw_best(axes: Axes, points: _Points, *, maximize: bool) -> None:
     steps, bests = _improvements(points, maximize=maximize)
     numbers = [*steps, axes.get_xlim()[1]]
     heights = [*bests, bests[-1]]
-    axes.step(numbers, heights, where="post", color=_BEST, linewidth=2.4, solid_joinstyle="round", zorder=5)
+    axes.step(numbers, heights, where="post", color=BEST, linewidth=2.4, solid_joinstyle="round", zorder=5)
     x, y = steps[-1], bests[-1]
-    axes.plot([x], [y], "o", color=_BEST, markersize=9, markeredgecolor=PAPER, markeredgewidth=1.6, zorder=6)
+    axes.plot([x], [y], "o", color=BEST, markersize=9, markeredgecolor=PAPER, markeredgewidth=1.6, zorder=6)
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
     place = (x - left) / (right - left)
     text = f"best {y:.4g} · trial {x}"
     lift = 0.055 * (high - low) * (1 if maximize else -1)
-    note = write(axes, x, y + lift, text, size=11.5, bold=True, color=_BEST)
+    note = write(axes, x, y + lift, text, size=11.5, bold=True, color=BEST)
     note.set_horizontalalignment("left" if place < 0.2 else "right" if place > 0.8 else "center")
     note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1.5})
+
+
+def time_ticks(span_s: float, *, most: int) -> list[tuple[float, str]]:
+    """Round times from 0 to at most `span_s`, in seconds, each with its label in a unit that suits."""
+    unit, name = next((u, n) for u, n in _UNITS if span_s >= 1.5 * u or u == 1.0)
+    marks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, span_s / unit)
+    return [(float(m * unit), f"{m:g} {name}") for m in marks if 0 <= m * unit <= span_s]
 
 
 def _draw_time(axes: Axes, trials: Sequence[Trial], span: tuple[float, float]) -> None:
@@ -271,20 +270,15 @@ def _draw_time(axes: Axes, trials: Sequence[Trial], span: tuple[float, float]) -
     ordered = sorted(trials, key=lambda trial: trial.number)
     numbers = np.asarray([trial.number for trial in ordered], dtype=np.float64)
     seconds = np.cumsum([trial.cost_s for trial in ordered])
-    unit, name = next((u, n) for u, n in _UNITS if seconds[-1] >= 1.5 * u or u == 1.0)
-    marks = [
-        m
-        for m in MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(0, seconds[-1] / unit)
-        if 0 < m * unit <= seconds[-1]
-    ]
+    marks = [(at, label) for at, label in time_ticks(float(seconds[-1]), most=7) if at > 0]
     twin = axes.twiny()
     twin.set_xlim(*span)
     shown: list[tuple[float, str]] = []
-    for mark in marks:
+    for mark, label in marks:
         # The end of the trial during which the time was reached.
-        x = float(numbers[np.searchsorted(seconds, mark * unit)])
+        x = float(numbers[np.searchsorted(seconds, mark)])
         if not shown or x - shown[-1][0] > 0.07 * (span[1] - span[0]):
-            shown.append((x, f"{mark:g} {name}"))
+            shown.append((x, label))
     twin.set_xticks([x for x, _ in shown], [label for _, label in shown])
     twin.tick_params(colors=MUTED, labelsize=9.5, length=3, color=HAIR, labelfontfamily="DejaVu Sans")
     for spine in twin.spines.values():

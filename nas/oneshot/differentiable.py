@@ -367,7 +367,7 @@ class _Search:
         selected = []
         settings = self.method.selection
         if settings is not None and all(len(options) == 1 for options in self.supernet.alive):
-            scored = selection.connections(self.supernet, self.task, settings)
+            scored = selection.connections(self.supernet, self.task, settings, self.strengths)
             selected.append(self.space.nearest(scored))
         selected += [self.preferred, *(e.genotype for e in reversed(lasting(self.epochs)))]
         return Outcome(tuple(self.epochs), list(dict.fromkeys(selected)), self.strengths, self.supernet)
@@ -381,8 +381,9 @@ class _Search:
             settings = method.selection
             assert settings is not None
             lr = method.weights.lr * settings.lr_share
+            low = min(lr, method.weights.lr_min)
             recipe = dataclasses.replace(
-                method.weights, epochs=self.tuning, lr=lr, lr_min=lr, warmup_epochs=0.0, restarts=()
+                method.weights, epochs=self.tuning, lr=lr, lr_min=low, warmup_epochs=0.0, restarts=()
             )
             stage = self.stages[-1]
         else:

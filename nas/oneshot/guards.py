@@ -24,7 +24,7 @@ class Guards:
     decay_factor, decay_max: having gone back, the search goes on with so much more weight decay, up to a
       largest one, after which the stage ends where it went back to (RobustDARTS' adaptive variant: 3,
       2.43e-2; here 8.1e-3, beyond which its published searches got worse).
-    skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2).
+    skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2, in normal cells).
     """
 
     warmup: float = 0.3

@@ -100,15 +100,18 @@ def fairdarts(*, weight: float = 10.0) -> Method:
 
 
 def beta_darts(*, end: float = 25.0) -> Method:
-    """β-DARTS (Ye et al., CVPR 2022): the Beta-Decay loss, its weight growing from 0 to `end`."""
+    """β-DARTS (Ye et al., CVPR 2022): the Beta-Decay loss, its weight growing from 0 to `end`.
+
+    The released code goes from 0 to 50 in 100 epochs; the default is for 50 epochs of the same growth.
+    """
     return Method("beta-darts", regularizers=(BetaDecay(end),))
 
 
 def gaea(*, parts: int = 4) -> Method:
     """GAEA PC-DARTS (Li et al., ICLR 2021): exponentiated gradients on the simplex, partial channels.
 
-    The mixtures move from the first epoch on. Deviations: the edges' weights start almost equal and not
-    exactly; the weights' cosine ends with the search, where the code plans 50 epochs and stops after 25.
+    The mixtures move from the first epoch on. Deviations: mixtures and edges' weights start almost equal and
+    not exactly; the weights' cosine ends with the search, where the code plans 50 epochs and stops after 25.
     """
     return Method("gaea", update=ExponentiatedGradient(0.1), staging=Whole(parts), edge_norm=parts > 1)
 
@@ -121,7 +124,8 @@ def oles(*, steps: int = 20, threshold: float = 0.4) -> Method:
 def is_darts(*, every: float = 1 / 15) -> Method:
     """IS-DARTS (He et al., AAAI 2024): no alphas; options drop out one by one by their Fisher information.
 
-    Deviation: an even mixture divides by the number of options that are left, the code by that of all.
+    Deviations: an even mixture divides by the number of options that are left, the code by that of all;
+    weights and information come from the training split, in the code from all training images.
     """
     return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
 
@@ -130,7 +134,8 @@ def pdarts() -> Method:
     """P-DARTS (Chen et al., ICCV 2019): three stages, each deeper and with fewer options; dropout on skips.
 
     The depths are 5, 11 and 17 cells where the space has 8. Deviations: the dropout falls linearly over a
-    stage; the cap of two identities in a cell is that of the guards, and so off without them.
+    stage; the cap of two identities is that of the guards, and so off without them, and holds in every cell,
+    in the code in the normal one.
     """
     return Method(
         "pdarts",

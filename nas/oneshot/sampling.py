@@ -51,8 +51,9 @@ class UniformSampling(Sampling):
 class StrictlyFair(Sampling):
     """As many architectures as a decision has options, each option in one (Chu et al., ICCV 2021, FairNAS).
 
-    Deviation, where decisions differ in size: one with fewer options than the largest has each of them
-    equally often over the steps, its options drawn in blocks without repeats; the paper's all have as many.
+    Deviations: the gradients of a step are averaged, where the paper adds them up, so that its learning rate
+    is that many times ours. Where decisions differ in size, one with fewer options than the largest has each
+    of them equally often over the steps, drawn in blocks without repeats; the paper's all have as many.
     """
 
     def check(self, space: Space) -> None:

@@ -6,7 +6,7 @@ The size of an alpha says little about how much the supernet relies on an operat
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,9 +28,13 @@ class ByPerturbation:
     """Settings of the selection.
 
     tune: epochs of training between the selections, in all, as a share of the search's (published: 5 epochs
-      for each decision after a search of 50 to 100).
+      for each decision of a cell, those of both cells in step, after a search of 50 to 100).
     images: at most so many validation images are looked at for each removal.
-    lr_share: learning rate of the tuning, as a share of the search's first one.
+    lr_share: learning rate at the start of the tuning, as a share of the search's first one; a cosine takes
+      it down to the search's last one.
+
+    Deviation: the connections are chosen at once, by what the removal of each costs, and not one node after
+    the other with tuning between them, the worst leaving first.
     """
 
     tune: float = 0.5
@@ -85,11 +89,19 @@ def accuracy_without(
     return accuracy(supernet, {**mixture, name: left}, task, _first(task.val, settings.images))
 
 
-def connections(supernet: Supernet, task: Task, settings: ByPerturbation) -> list[NDArray[np.float64]]:
+def connections(
+    supernet: Supernet,
+    task: Task,
+    settings: ByPerturbation,
+    strengths: Sequence[NDArray[np.float64]] = (),
+) -> list[NDArray[np.float64]]:
     """What `project` decides by once every decision is fixed to an option.
 
     Where the space forbids combinations, connections whose removal hurts more score higher (the paper's
     selection of the topology).
+
+    strengths: of the options, when the alphas chose. They decide where the space does not take the option
+      that was selected, such as `none` on a connection that a node of DARTS cannot do without.
     """
     space = supernet.space
     hot = space.one_hot(tuple(options[0] for options in supernet.alive))
@@ -97,7 +109,8 @@ def connections(supernet: Supernet, task: Task, settings: ByPerturbation) -> lis
         return hot
     left = np.array([accuracy_without(supernet, task, settings, i) for i in range(len(hot))])
     rank = (-left).argsort(kind="stable").argsort()
-    return [row * (1 + rank[i] / len(hot)) for i, row in enumerate(hot)]
+    scored = [row * (1 + rank[i] / len(hot)) for i, row in enumerate(hot)]
+    return [row + 1e-6 * own for row, own in zip(scored, strengths, strict=True)] if strengths else scored
 
 
 def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split, *, batch: int = 256) -> float:

@@ -14,7 +14,7 @@ from nas.report.embed import inline
 from nas.report.run import Run
 from nas.report.section import Drawing, Section
 from nas.report.summary import facts
-from nas.report.words import metric
+from nas.report.words import metric, setting
 
 _MOST_CURVES = 8
 _MOST_CHANGES = 60
@@ -42,8 +42,8 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
     everywhere = dict.fromkeys(key for table in told for key in table)
     rows = [(key, [table.get(key, "–") for table in told]) for key in everywhere]
     keys = sorted({key for table in flat for key in table} - set(_TOLD))
-    differing = [(key, [str(table.get(key, "–")) for table in flat]) for key in keys]
-    rows += [row for row in differing if len(set(row[1])) > 1 and row[0] not in everywhere]
+    differing = [(key, [table.get(key) for table in flat]) for key in keys if key not in everywhere]
+    rows += [(key, [*map(setting, found)]) for key, found in differing if len(set(map(str, found))) > 1]
     return Section(
         "settings",
         "Settings",

@@ -12,6 +12,7 @@ from scipy.special import gammaln
 
 from nas import draw
 from nas.draw import Bands
+from nas.draw.curves import BASELINE, BEST
 from nas.report.embed import Spot, inline
 from nas.report.history import Past
 from nas.report.run import Run
@@ -46,7 +47,7 @@ def anytime(run: Run) -> Section | None:
     drawings = [Drawing(label, label, svg=svg, wide=True)]
     if len(curves := expected(run)) > 1:
         xlabel = "seconds of evaluation" if run.is_by_gradients else "evaluations"
-        figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective.name)
+        figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective.name, colors=(BEST, BASELINE))
         label = f"best {objective.name} so far of the search and of random search"
         drawings.append(Drawing(label, label, svg=inline(figure, name="expected", label=label), wide=True))
     return Section(

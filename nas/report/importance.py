@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from scipy.stats import t as student
 
 from nas.report.history import Past
 from nas.report.run import Run
@@ -40,7 +41,8 @@ def importance(run: Run) -> Section | None:
     return Section(
         "importance",
         "What mattered",
-        f"From {whose} {len(trials)} finished trials, by {objective.name}; associations, not causes.{biased}",
+        f"From {whose} {len(trials)} finished trials, by {objective.name}; associations, not causes, and of "
+        f"twenty intervals one misses by chance.{biased}",
         template="importance",
         values={
             "operations": operations(past, trials, values),
@@ -105,13 +107,19 @@ def decisions(
 
 
 def _effect(groups: Mapping[int, Values], option: int, scale: float) -> str:
-    """Mean with the option less mean without it, ± half of its 95 % interval by Welch's standard error."""
+    """Mean with the option less mean without it, ± half of its 95 % interval (Welch 1947).
+
+    With as many degrees of freedom as a few trials have: those of two trials tell little of their spread.
+    """
     own = scale * groups[option]
     other = scale * np.concatenate([g for o, g in groups.items() if o != option])
     difference = signed(float(own.mean() - other.mean()))
     if min(len(own), len(other)) < 2:
         return f"{difference} (one trial)"
-    return f"{difference} ± {_Z * math.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other)):.2f}"
+    errors = [group.var(ddof=1) / len(group) for group in (own, other)]
+    shares = sum(error**2 / (len(group) - 1) for error, group in zip(errors, (own, other), strict=True))
+    degrees = sum(errors) ** 2 / shares if shares else math.inf
+    return f"{difference} ± {student.ppf(0.975, degrees) * math.sqrt(sum(errors)):.2f}"
 
 
 def _interval(middle: float, low: float, high: float) -> str:

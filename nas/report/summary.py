@@ -66,7 +66,7 @@ def facts(run: Run) -> dict[str, str]:
     found["device"] = f"{environment.get('device', '?')} ({environment.get('hardware', '?')})"
     return found | {
         "seed": str(record["config"].get("seed", 0)),
-        "begun": run.told.begun or "unknown",
+        "begun": (run.told.begun or "unknown").replace("T", " "),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 
 MINUS = "\u2212"
@@ -31,22 +31,35 @@ def count(number: float) -> str:
     return f"{number:.4g}"
 
 
+def setting(value: object) -> str:
+    """A setting's value: a number without the digits that nobody set, a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
 def signed(number: float, digits: int = 2) -> str:
     """A difference; its sign always shows."""
     return "–" if not math.isfinite(number) else f"{number:+.{digits}f}".replace("-", MINUS)
 
 
+def milliseconds(value: float) -> str:
+    """A latency in the unit that suits it."""
+    return f"{value:.3g} ms" if value < 1000 else duration(value / 1000)
+
+
+_UNITS: tuple[tuple[tuple[str, ...], Callable[[float], str]], ...] = (
+    (("params", "macs"), count),
+    (("_bytes",), lambda value: f"{count(value)}B"),
+    (("_acc", "_acc_low", "_acc_high"), percent),
+    (("_delta", "_delta_low", "_delta_high"), lambda value: f"{signed(100 * value)} points"),
+    (("seconds", "cost_s"), duration),
+    (("_ms",), milliseconds),
+)
+"""Ends of metrics' names, and how what they name is written."""
+
+
 def metric(name: str, value: float) -> str:
     """A metric's value in its unit, as far as its name tells it."""
-    known: Mapping[str, Callable[[float], str]] = {
-        "params": count,
-        "macs": count,
-        "activation_bytes": lambda v: f"{count(v)}B",
-    }
-    if name in known:
-        return known[name](value)
-    if name.endswith(("_acc", "_acc_low", "_acc_high")):
-        return percent(value)
-    if name.endswith("seconds") or name == "cost_s":
-        return duration(value)
-    return f"{value:.3g} ms" if name.endswith("_ms") else f"{value:.4g}"
+    write = next((write for ends, write in _UNITS if name.endswith(ends)), "{:.4g}".format)
+    return write(value)

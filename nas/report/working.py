@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from nas import failures
+from nas.draw.curves import time_ticks
 from nas.report.history import Past, Work
 from nas.report.run import Run
 from nas.report.section import Section
@@ -70,7 +71,7 @@ def timeline(run: Run) -> Section | None:
         values={
             "bars": rects,
             "workers": [(name, place * _ROW) for place, name in enumerate(workers)],
-            "ticks": [(_LEFT + _INNER * i / _TICKS, duration(span * i / _TICKS)) for i in range(_TICKS + 1)],
+            "ticks": [(_LEFT + _INNER * at / span, label) for at, label in time_ticks(span, most=_TICKS)],
             "height": len(workers) * _ROW,
             "left": _LEFT,
             "inner": _INNER,

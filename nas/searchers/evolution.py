@@ -25,8 +25,9 @@ class RegularizedEvolution:
     morphism: probability in [0, 1] that a mutation is drawn among the parent's `nas.morph.additions`, where
       any is new, so that the child can go on from the parent's weights.
 
-    The defaults are the best for up to 500 trials on NAS-Bench-201; the paper's are 100 and 25. Unlike the
-    paper, a child that is already in the history is drawn again.
+    The defaults are the best for up to 500 trials on NAS-Bench-201; the paper's are 100 and 25. Deviations:
+    the tournament is drawn without repeats, in the paper with them, so that one of the whole population is
+    always won by its best; a child that is already in the history is drawn again.
     """
 
     population: int = 10

@@ -22,8 +22,9 @@ class LocalSearch:
     goals: what is better.
 
     The walk is read off the history: a finished trial better than where the walk stands moves it there. Where
-    every neighbour has been tried, a new walk starts at a random architecture. Deviation from the
-    paper: an architecture is never tried twice, so a walk does not come back to where another has been.
+    every neighbour has been tried, a new walk starts at a random architecture. Deviations: an architecture is
+    never tried twice, so a walk does not come back to where another has been; the released code draws `init`
+    architectures for every new walk.
     """
 
     init: int = 10

@@ -263,11 +263,21 @@ def _following(group: Group, on: Tensor | None) -> Iterator[None]:
     if on is None:
         yield
         return
-    buffers = [(buffer, at) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
-    before = [buffer.clone() for buffer, _ in buffers]
+    own = [(at, buffer) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
+    kinds = dict.fromkeys(buffer.dtype for _, buffer in own)
+    parts = [[(at, buffer) for at, buffer in own if buffer.dtype == kind] for kind in kinds]
+    before = [_flat([buffer for _, buffer in part]) for part in parts]
     yield
-    for (buffer, at), own in zip(buffers, before, strict=True):
-        buffer.copy_(torch.where(on[at] != 0, buffer, own))
+    live = on != 0
+    for part, kept in zip(parts, before, strict=True):
+        buffers = [buffer for _, buffer in part]
+        seen = torch.cat([live[at].expand(buffer.numel()) for at, buffer in part])
+        flat = torch.split(torch.where(seen, _flat(buffers), kept), [buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [x.view(y.shape) for x, y in zip(flat, buffers, strict=True)])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _passage(

@@ -133,7 +133,7 @@ def lay_out(
         sum(len(own.families) for own in drafts),
         tuple(term.branch for term in terms),
         tuple(dst - inputs for _, dst, _ in edges),
-        levels=_levels(drafts, packed),
+        levels=_levels(drafts, places, packed),
         sums=tuple(sums),
         table=ordered.view(-1, 4),
         ones=torch.ones(len(terms), device=device),
@@ -221,8 +221,10 @@ def _numbers(draft: _Draft, places: dict[int, int]) -> list[list[int]]:
     return [*found, placed(ending), placed(pooled), bounds, placed(same)]
 
 
-def _levels(drafts: Sequence[_Draft], packed: Iterator[Tensor]) -> tuple[Level | None, ...]:
-    """packed: what `_numbers` gave of each, next."""
+def _levels(
+    drafts: Sequence[_Draft], places: dict[int, int], packed: Iterator[Tensor]
+) -> tuple[Level | None, ...]:
+    """places: the contribution of each branch, by identity. packed: what `_numbers` gave, draft by draft."""
     line, row = 0, sum(len(draft.families) for draft in drafts)
     found = []
     for draft in drafts:
@@ -233,7 +235,8 @@ def _levels(drafts: Sequence[_Draft], packed: Iterator[Tensor]) -> tuple[Level |
             rows = (line + len(own), *range(row, row + later))
             own.append(_line(family, spans, rows, packed))
             row += later
-        found.append(_level(draft, own, line, packed))
+        branches = tuple(tuple(places[id(b)] for b in group.branches) for group in draft.pools)
+        found.append(_level(draft, own, line, branches, packed))
         line += len(own)
     return tuple(found)
 
@@ -247,7 +250,13 @@ def _line(
     return Line(family, spans, rows, most, kinds, places)
 
 
-def _level(draft: _Draft, lines: Sequence[Line], line: int, packed: Iterator[Tensor]) -> Level | None:
+def _level(
+    draft: _Draft,
+    lines: Sequence[Line],
+    line: int,
+    branches: tuple[tuple[int, ...], ...],
+    packed: Iterator[Tensor],
+) -> Level | None:
     ending, pooled, bounds, passed = (next(packed) for _ in range(4))
     members = [branch for family in draft.families for branch in family.branches]
     members += [branch for group in (*draft.pools, *draft.same) for branch in group.branches]
@@ -264,7 +273,7 @@ def _level(draft: _Draft, lines: Sequence[Line], line: int, packed: Iterator[Ten
         ending=ending,
         pooled=pooled,
         bounds=bounds,
-        most=max((len(group.branches) for group in draft.pools), default=0),
+        branches=branches,
         passed=passed,
         sizes=[conv.weight.numel() for family in draft.families for conv in family.convolutions],
     )

@@ -59,8 +59,8 @@ class Level:
     line: the number of the first line among those of the cell; first: the first slot; lines have theirs one
       after the other, then every pool has one; slots: how many they are.
     ending: contributions of all members of families; pooled: the same of all pools, one after the other, of
-      which each begins at its number in bounds [pools + 1]; most: branches of a pool, at most; passed:
-      contributions of identities.
+      which each begins at its number in bounds [pools + 1]; branches: the same numbers pool by pool, for
+      Python; passed: contributions of identities.
     sizes: numbers of each weight of the families, line by line and step by step.
     """
 
@@ -74,7 +74,7 @@ class Level:
     ending: Tensor
     pooled: Tensor
     bounds: Tensor
-    most: int
+    branches: tuple[tuple[int, ...], ...]
     passed: Tensor
     sizes: list[int]
 

@@ -25,7 +25,7 @@ from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Level, Line
 from nas.oneshot.fused.stages import Pool
 
-Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | None]
+Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | Sequence[Tensor] | None]
 """Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same.
 
 Then which of them have seen anything, [G]; None where all have.
@@ -70,11 +70,10 @@ def _seen(task: _Task) -> Iterator[Seen]:
 def _seen_by_pools(task: _Task) -> Iterator[Seen]:
     """Those of pools, of which each may have one; all branches of a pool see one map."""
     level, active = task.level, task.leavings.active
-    pooled = torch.split(level.pooled, [len(group.branches) for group in level.pools])
-    for number, (group, places) in enumerate(zip(level.pools, pooled if level.pools else (), strict=True)):
-        slot = level.first + level.slots - len(level.pools) + number
+    first = level.first + level.slots - len(level.pools)
+    for slot, (group, branches) in enumerate(zip(level.pools, level.branches, strict=True), start=first):
         for at in group.form.norms if group.form is not None else ():
-            on = None if active is None else active.chosen.index_select(0, places)
+            on = None if active is None else [active.chosen[place] for place in branches]
             yield cast(Sequence[nn.BatchNorm2d], group.layers[at]), task.slots.norm.part(slot, slot + 1), on
 
 

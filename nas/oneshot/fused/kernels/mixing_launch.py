@@ -158,7 +158,7 @@ def pool_gradient(raw: Tensor, norm: Norm, mixing: Mixing, level: Level, returne
     programs.pool_gradient[grid_of(pixels, channels, count, tile)](
         raw, norm.mean, norm.inv, mixing.weights, mixing.table, level.pooled, level.bounds, returned.sums,
         returned.rows, out, flags(norm.on, out), mixing.flags, pixels, channels, ROW=mixing.row,
-        MOST=level.most, ON=mixing.on, **tile,
+        MOST=max(map(len, level.branches)), ON=mixing.on, **tile,
     )  # fmt: skip
     return out
 

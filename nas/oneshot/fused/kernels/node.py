@@ -68,7 +68,7 @@ class _Node(torch.autograd.Function):
             task.leavings.mixing(weights, own),
             states,
             masks=masks,
-            rest=None if rest is None else rest.permute(0, 2, 3, 1).reshape(-1, channels),
+            rest=None if rest is None else _pixels(rest),
             images=slots.batch,
         )
         ctx.save_for_backward(weights, masks, slots.raw, *slots.norm.tensors, *states)
@@ -110,3 +110,8 @@ def _of_weights(sums: Tensor, norm: Norm, mixing: Mixing) -> Tensor:
     weight = torch.where(normed, norm.weight[slot], 1.0)
     bias = torch.where(normed, norm.bias[slot], 0.0)
     return (weight * sums[:, 1] + bias * sums[:, 0]).sum(1)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[P, C] of a map `[B, C, H, W]`, dense, as the programs read it; it may be a part of another map."""
+    return x.permute(0, 2, 3, 1).contiguous().view(-1, x.shape[1])
