@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from nas import devices
 from nas.architecture_file import read_architecture
+from nas.bundle.at_end import bundle_at_end, is_bundled
 from nas.config import Config, make_config, with_names
 from nas.distributed import joined
 from nas.errors import ConfigError
@@ -40,7 +41,7 @@ from nas.types import Genotype
 
 USED = (
     *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout", "exclude"),
-    *("space_settings", "final_settings", "retrain", "tensorboard", "mlflow"),
+    *("space_settings", "final_settings", "retrain", "export", "tensorboard", "mlflow"),
 )
 """The settings that a retraining reads, beside space and task."""
 
@@ -57,7 +58,7 @@ def retrain(
     trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
 ) -> Result:
-    """Trains a known architecture as the last phase of a search would; called again, it resumes.
+    """Trains a known architecture as the last phases of a search would; called again, it resumes.
 
     Under torchrun all ranks train it together, see docs/distributed.md.
 
@@ -69,6 +70,7 @@ def retrain(
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or training fails.
+        MismatchError: when a form of the bundle is not the scored model.
     """
     progress = progress or Silent()
     data = (
@@ -82,10 +84,15 @@ def retrain(
             follow_to(out, team)
         job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
         if team.leads:
-            return _lead(job, config, Path(out), progress, trackers=trackers, force=force)
-        with devices.repeatable(enabled=config.deterministic):
-            help_all(team, {RETRAIN: lambda _: job.help()})
-        return load_result(out, space=job.space)
+            result = _lead(job, config, Path(out), progress, trackers=trackers, force=force)
+        else:
+            with devices.repeatable(enabled=config.deterministic):
+                help_all(team, {RETRAIN: lambda _: job.help()})
+            return load_result(out, space=job.space)
+    # Without the other ranks, which would wait in vain.
+    if config.export and not is_bundled(result.folder):
+        bundle_at_end(result, job.task, progress)
+    return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -411,7 +411,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     used |= {"--config": tmp_path / "c.toml", "--tensorboard": "events", "--mlflow": "sqlite:///runs.db"}
     used |= {"--exclude": "s.json"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
-    switches = ("--force", "--deterministic", "--no-graph")
+    switches = ("--force", "--deterministic", "--no-graph", "--no-export")
     got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
     assert got["force"]
@@ -424,6 +424,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "exclude": "s.json",
         "deterministic": True,
         "graph": False,
+        "export": False,
         "tensorboard": "events",
         "mlflow": "sqlite:///runs.db",
         "retrain": {"epochs": 7, "lr": 0.5},
@@ -437,6 +438,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "--json",
         "--deterministic",
         "--graph",
+        "--export",
     }
 
 

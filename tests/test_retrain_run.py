@@ -7,6 +7,7 @@ import pytest
 from jobs import outcome, snapshot
 
 import nas
+from nas import retrain_run
 from nas.architecture_file import describe_architecture
 from nas.errors import ConfigError
 
@@ -80,3 +81,17 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert plan["final"]["drop_path"] == 0.2
     assert plan["final"]["auxiliary"] == 0.4
+
+
+def test_it_ends_with_the_bundle(architecture, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(retrain_run, "bundle_at_end", lambda result, task, _: written.append((result, task)))
+    for export in (False, True):
+        settings = {**SETTINGS, "retrain": {"epochs": 1}, "export": export}
+        result = nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)
+    ((bundled, task),) = written
+    assert bundled.metrics == result.metrics
+    assert task.name == "digits"
+    (tmp_path / "run" / "MODEL_CARD.md").write_text("there is one")
+    nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)
+    assert len(written) == 1

@@ -33,6 +33,7 @@ def retrain(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
     graph: Annotated[bool | None, typer.Option(help="As in search. [default: graph]")] = None,
+    export: Annotated[bool | None, typer.Option(help="As in search. [default: export]")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
     ] = None,
@@ -52,6 +53,7 @@ def retrain(
         "device": device,
         "execution": execution,
         "graph": graph,
+        "export": export,
         "exclude": exclude,
         "deterministic": deterministic,
         "tensorboard": tensorboard,
