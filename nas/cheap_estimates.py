@@ -22,8 +22,9 @@ from nas.schedule import Listed
 from nas.scored import Scored
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
+from nas.shared_weights import shared_weights
 from nas.study import Evaluator, Study
-from nas.trial_setup import shared_weights, trial_line
+from nas.trial_setup import trial_line
 from nas.types import Genotype, Objective, Trial
 
 

@@ -7,9 +7,9 @@ import os
 import torch
 
 from nas import datasets, devices
+from nas.environment import environment
 from nas.errors import NasError
 from nas.oneshot.fused import execution
-from nas.run_folder import environment
 
 
 def examine() -> dict[str, str]:

@@ -6,7 +6,7 @@ from nas.final_training import RETRAIN, help_to_retrain
 from nas.gradient_search import SEARCH, help_to_search
 from nas.job import Job
 from nas.ranks import help_all
-from nas.trial_setup import SHARED, help_with_weights
+from nas.shared_weights import SHARED, help_with_weights
 from nas.types import Genotype
 
 

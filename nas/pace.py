@@ -15,10 +15,10 @@ from nas.oneshot.singlepath import train_shared
 from nas.recipe import Recipe
 from nas.resumable import Stopped
 from nas.seeding import isolated
+from nas.shared_weights import fresh_supernet
 from nas.space import Space
 from nas.task import Split, Task
 from nas.train import train
-from nas.trial_setup import fresh_supernet
 from nas.types import Genotype
 
 STEPS = 2

@@ -15,6 +15,8 @@ from nas.text import shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 100
+_DOT = re.compile(r"""[\w"'-][ \t]*\.[ \t]*(?=[\w"'-])""")
+"""A dot between two parts of a key; not those of a row in a comment, nor of `../`."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def _read(path: Path) -> bytes:
 
 def _depth(text: str) -> int:
     """How deep brackets or the dots of a key nest, at most."""
-    depth, deepest = 0, max((line.count(".") for line in text.splitlines()), default=0)
+    depth, deepest = 0, max((len(_DOT.findall(line)) for line in text.splitlines()), default=0)
     for character in text:
         if character in "[{":
             depth += 1

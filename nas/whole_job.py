@@ -20,10 +20,10 @@ from nas.rerank import SEARCH, Verdict, rerank
 from nas.result import Result, baselines_of, to_cpu
 from nas.result_files import write_result
 from nas.run_folder import clear_checkpoints
+from nas.shared_weights import warm_start
 from nas.storage.run import keep_history
 from nas.task import Task
 from nas.timing import Ahead, estimated_s, last_training, within
-from nas.trial_setup import warm_start
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import nas
+from nas.environment import environment
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, training
 from nas.recipe import preset
-from nas.run_folder import environment
 from nas.seeding import isolated
 
 DARTS_V2 = (

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 import nas
+from nas.environment import environment
 from nas.oneshot.fused.comparing import difference_in_float64
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import Workload, measure, noise, searching
 from nas.oneshot.methods import METHODS
-from nas.run_folder import environment
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},

@@ -276,6 +276,12 @@ def test_marks_and_line_ends_of_other_systems_are_taken(tmp_path, text):
     assert read(tmp_path, text) == {"seed": 3, "trial": {"lr": 0.5}}
 
 
+def test_rows_of_dots_are_no_deep_keys(tmp_path):
+    assert read(tmp_path, f"# {'.' * 200}\nseed = 3\n") == {"seed": 3}
+    path = "../" * 60 + "space.py:make"
+    assert read(tmp_path, f'space = "{path}"') == {"space": path}
+
+
 SCALARS = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
 
 

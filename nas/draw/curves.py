@@ -16,19 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nas.draw.series import bad_end
-from nas.draw.style import (
-    HAIR,
-    MUTED,
-    PAPER,
-    Heading,
-    Key,
-    Legend,
-    clean,
-    page,
-    plot_axes,
-    set_dash,
-    write,
-)
+from nas.draw.style import HAIR, MUTED, PAPER, Heading, Key, Legend, clean, page, plot_axes, set_dash, write
 from nas.errors import ConfigError
 from nas.types import Trial
 

@@ -9,6 +9,7 @@ from torch import nn
 from nas.cell import Cell
 from nas.errors import SpaceError
 from nas.oneshot.mixed import MixedOp
+from nas.oneshot.places import outermost
 from nas.ops import MixtureNorm
 from nas.space import Space
 from nas.types import Genotype
@@ -50,15 +51,6 @@ def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
             elif isinstance(module, nn.BatchNorm2d):
                 module.affine = False
                 module.weight = module.bias = None  # type: ignore[assignment]
-
-
-def outermost(network: nn.Module) -> list[str]:
-    """Paths of the mixed operations that lie in no other one."""
-    paths: list[str] = []
-    for path, module in network.named_modules():
-        if isinstance(module, MixedOp) and not any(path.startswith(f"{outer}.") for outer in paths):
-            paths.append(path)
-    return paths
 
 
 def used(

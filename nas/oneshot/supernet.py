@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.cell import Cell
 from nas.choosers import Candidates
 from nas.errors import SpaceError
-from nas.oneshot.extraction import as_searched, extracted, outermost
+from nas.oneshot.extraction import as_searched, extracted
 from nas.oneshot.mixed import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
+from nas.oneshot.places import into_nodes, outermost
 from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.space import Space
 from nas.types import Genotype
@@ -60,7 +60,7 @@ class Supernet(nn.Module):
         self.alphas = nn.ParameterList(
             1e-3 * torch.randn(len(rows), options) for options, rows in self._rows.items()
         )
-        self._nodes = _nodes(self.network, self._names) if edge_norm else []
+        self._nodes = into_nodes(self.network, self._names) if edge_norm else []
         self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
         self._alive = [tuple(range(len(d.options))) for d in space.decisions]
         if not self.relaxation.competes:
@@ -292,18 +292,3 @@ def _rows(widths: Sequence[int]) -> dict[int, list[int]]:
     for i, width in enumerate(widths):
         rows.setdefault(width, []).append(i)
     return rows
-
-
-def _nodes(network: nn.Module, names: Sequence[str]) -> list[list[int]]:
-    """The decisions, by position, on the edges into each node of each kind of cell; each in one group."""
-    position = {name: i for i, name in enumerate(names)}
-    found: list[list[int]] = []
-    seen: set[int] = set()
-    for cell in network.modules():
-        for incoming in cell.incoming if isinstance(cell, Cell) else ():
-            ops = [op for op in cast(nn.ModuleList, incoming) if isinstance(op, MixedOp)]
-            members = list(dict.fromkeys(position[op.decision] for op in ops))
-            if members and seen.isdisjoint(members):
-                found.append(members)
-                seen.update(members)
-    return found

@@ -33,6 +33,7 @@ from nas.calibration import read_calibration
 from nas.cell import Cell
 from nas.cli import app
 from nas.draw import draw_cells
+from nas.environment import environment
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
 from nas.files import read_json, write_json
 from nas.folder_lock import FolderLock
@@ -45,7 +46,7 @@ from nas.manifest import check_manifest, write_manifest
 from nas.paths import check_contents, check_name
 from nas.registry import load
 from nas.result import load_result, read_metrics
-from nas.run_folder import environment, open_folder, read_run
+from nas.run_folder import open_folder, read_run
 from nas.study import Study
 from nas.tomlfile import read_toml
 
