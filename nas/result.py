@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas import draw, failures
+from nas import failures
 from nas.arrays import Array
 from nas.checkpoint import load_tensors, save_tensors
 from nas.config import DIFFERENTIABLE
@@ -36,7 +36,6 @@ from nas.inputs import Inputs
 from nas.paths import check_contents, exists, is_file
 from nas.records import ArchitectureRecord, MetricsRecord, checked
 from nas.registry import is_plugin, load
-from nas.report import REPORT, write_report
 from nas.run_folder import read_run
 from nas.skeleton import skeleton
 from nas.space import Space
@@ -142,12 +141,16 @@ def write_result(
     if alphas is not None:
         alphas.write(folder, pictures=pictures)
     if pictures:
+        from nas.report import REPORT, write_report  # and matplotlib, which workers can do without
+
         _draw(result, image_shape, title)
         write_report([folder], folder / REPORT, space=space)
     write_manifest(folder)
 
 
 def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
+    from nas import draw
+
     folder, space, genotype = result.folder, result.space, result.genotype
     draw_architecture(folder, result.graphs, title=title)
     outline = skeleton(space.network(genotype, meta=True), image_shape)
@@ -194,6 +197,8 @@ def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
     )
     if len(goals.objectives) != 2 or not pictures:
         return
+    from nas import draw
+
     first, second = goals.objectives
     done = [t for t in result.history if t.state == "done"]
     figure = draw.draw_front(
@@ -339,6 +344,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:
     """cells.svg and cells.png."""
+    from nas import draw
+
     values = next(iter(graphs.values())).graph.get("values", {})
     subtitle = "  ".join(f"{name}: {value}" for name, value in values.items())
     figure = draw.draw_cells(graphs, title=title, subtitle=subtitle)
@@ -382,6 +389,8 @@ class Alphas:
             np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
         if not pictures:
             return
+        from nas import draw
+
         figure = draw.draw_alphas(
             self.strengths,
             decisions=self.decisions,

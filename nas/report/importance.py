@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from nas.report.history import Past
 from nas.report.run import Run
@@ -56,6 +55,8 @@ def operations(past: Past, trials: Sequence[Trial], values: Values) -> list[Mapp
 
     The 95 % interval is tanh(atanh ρ ± 1.96 √((1 + ρ²/2) / (N - 3))) (Bonett and Wright 2000).
     """
+    from scipy.stats import spearmanr
+
     offered = Counter(option for d in past.decisions for option in set(d.options))
     chosen = np.array([t.genotype for t in trials])
     rows = []
