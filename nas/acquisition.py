@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, ndtri
-from scipy.stats import rankdata
 
 from nas.goals import Goals
 from nas.pareto import front, hypervolume
@@ -97,6 +96,8 @@ def volume_gain(scores: Matrix, candidates: Matrix) -> Vector:
 
 def normal_ranks(values: Vector) -> Vector:
     """The normal scores of the ranks (van der Waerden); ties share theirs."""
+    from scipy.stats import rankdata
+
     scores: Vector = ndtri(rankdata(values) / (len(values) + 1))
     return scores
 

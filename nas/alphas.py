@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nas import draw
 from nas.files import replacing
 from nas.space import Space
 
@@ -45,6 +44,8 @@ class Alphas:
             np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
         if not pictures:
             return
+        from nas import draw
+
         figure = draw.draw_alphas(
             self.strengths,
             decisions=self.decisions,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import kendalltau, rankdata
 
 from nas.errors import ConfigError
 from nas.files import read_json
@@ -186,11 +185,15 @@ def _around(value: float, resampled: Sequence[float]) -> tuple[float, float]:
 
 
 def _tau(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    from scipy.stats import kendalltau  # a third of a second that most commands can do without
+
     return float(np.clip(kendalltau(x, y).statistic, -1, 1))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's rank correlation of two rows `[m]`, in [-1, 1]; neither may be constant."""
+    from scipy.stats import rankdata
+
     return float(np.clip(np.corrcoef(rankdata(x), rankdata(y))[0, 1], -1, 1))
 
 

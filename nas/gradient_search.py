@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nas import draw
 from nas.checkpoint import Checkpoints
 from nas.clock import Clock
 from nas.cost import count_params
@@ -37,6 +37,9 @@ from nas.space import Space
 from nas.study import Study
 from nas.tracking.points import of_search
 from nas.types import Genotype, Trial
+
+if TYPE_CHECKING:  # the pictures' library is not for those who draw none
+    from nas.draw import HealthSeries
 
 SEARCH = "search"
 """What the phase is called between ranks."""
@@ -264,14 +267,18 @@ def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str, pictures:
     write_json(folder / "health.json", {"epochs": records})
     if not pictures:
         return
+    from nas import draw
+
     figure = draw.draw_health(health_series(epochs), title=title)
     draw.save(figure, folder / "health.svg", folder / "health.png")
 
 
-def health_series(epochs: Sequence[Epoch]) -> draw.HealthSeries:
+def health_series(epochs: Sequence[Epoch]) -> HealthSeries:
     """The record of a search as its picture wants it."""
+    from nas.draw import HealthSeries
+
     health = [e.health for e in epochs]
-    return draw.HealthSeries(
+    return HealthSeries(
         epochs=np.array([e.epoch for e in epochs]),
         skip_shares={kind: np.array([h.skip_shares[kind] for h in health]) for kind in health[0].skip_shares},
         entropy=np.array([h.entropy for h in health]),

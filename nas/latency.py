@@ -13,7 +13,6 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from nas import devices
@@ -229,6 +228,8 @@ def fit_table(
 
 
 def _fit(design: NDArray[np.float64], ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.optimize import nnls
+
     # Timing errors grow with the time: divided by it, every network counts the same.
     weights: NDArray[np.float64] = nnls(design / ms[:, None], np.ones(len(ms)))[0]
     return weights

@@ -23,7 +23,7 @@ from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.recipe import Precision, Recipe, learning_rate
 from nas.resting import Resting
-from nas.seeding import derive
+from nas.seeding import derive, seed_global
 from nas.streams import Streams
 from nas.task import Split, Task
 from nas.team import ALONE, Team
@@ -248,7 +248,7 @@ class Loop:
         if self._batch is not None:
             return self._batch
         self._drop_path.follow(self.step // self.steps_per_epoch)
-        torch.manual_seed(self.seed_of_step)
+        seed_global(self.seed_of_step)
         self._batches.prepare(self.step)
         return self._drawn()
 

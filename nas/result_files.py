@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nas import draw
 from nas.alphas import Alphas
 from nas.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
 from nas.checkpoint import save_tensors
 from nas.files import write_json
 from nas.graph import Graph
 from nas.manifest import write_manifest
-from nas.report import REPORT, write_report
 from nas.result import Result
 from nas.skeleton import skeleton
 from nas.types import Objective, Trial
@@ -40,12 +38,16 @@ def write_result(
     if alphas is not None:
         alphas.write(folder, pictures=pictures)
     if pictures:
+        from nas.report import REPORT, write_report  # and matplotlib, which workers can do without
+
         _draw(result, image_shape, title)
         write_report([folder], folder / REPORT, space=space)
     write_manifest(folder)
 
 
 def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
+    from nas import draw
+
     folder, space, genotype = result.folder, result.space, result.genotype
     draw_architecture(folder, result.graphs, title=title)
     outline = skeleton(space.network(genotype, meta=True), image_shape)
@@ -92,6 +94,8 @@ def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
     )
     if len(goals.objectives) != 2 or not pictures:
         return
+    from nas import draw
+
     first, second = goals.objectives
     done = [t for t in result.history if t.state == "done"]
     figure = draw.draw_front(
@@ -107,6 +111,8 @@ def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
 
 def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:
     """cells.svg and cells.png."""
+    from nas import draw
+
     values = next(iter(graphs.values())).graph.get("values", {})
     subtitle = "  ".join(f"{name}: {value}" for name, value in values.items())
     figure = draw.draw_cells(graphs, title=title, subtitle=subtitle)

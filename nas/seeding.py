@@ -26,6 +26,14 @@ def torch_rng(seed: int, *path: int | str, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(derive(seed, *path))
 
 
+def seed_global(seed: int) -> None:
+    """Seeds torch's global streams, of the CPU and of every accelerator."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # where there is none, torch would format the whole stack for each kind of it, several times a step
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def isolated(seed: int, *path: int | str) -> Iterator[None]:
     """Runs a block on torch's global streams seeded from `path`, then puts them back as they were.
@@ -35,5 +43,5 @@ def isolated(seed: int, *path: int | str) -> Iterator[None]:
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(derive(seed, *path))
+        seed_global(derive(seed, *path))
         yield

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from nas.captured import Recorder
+from nas.seeding import seed_global
 
 
 class Streams:
@@ -33,7 +34,7 @@ class Streams:
     def begin(self, place: str, seed: int) -> None:
         """Seeds a place; to be done for all before a step that may be replayed."""
         if self._record is None:
-            torch.manual_seed(seed)
+            seed_global(seed)
         else:
             self._own[place].manual_seed(seed)
 

@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nas.seeding import derive
+from nas.seeding import derive, seed_global
 
 Points = Sequence[Tensor]
 
@@ -39,7 +38,7 @@ class Team(ABC):
     def apart(self, seed: int) -> None:
         """From here on each rank draws its own numbers from torch's global stream, not those of rank 0."""
         if not self.leads:
-            torch.manual_seed(derive(seed, "rank", self.rank))
+            seed_global(derive(seed, "rank", self.rank))
 
     @abstractmethod
     def note(self, choices: object, values: Iterable[Tensor] = ()) -> None:

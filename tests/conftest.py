@@ -7,14 +7,22 @@ import pytest
 import torch
 
 from nas.config import Config
+from nas.seeding import seed_global
 
 # The same examples on every run and every machine, and none left behind.
 hypothesis.settings.register_profile("nas", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("nas")
 torch.set_num_threads(1)
-# A bundle takes seconds; the tests that are about one ask for it.
-Config.model_fields["export"].default = False
-Config.model_rebuild(force=True)
+
+
+def _by_default(**values):
+    for name, value in values.items():
+        Config.model_fields[name].default = value
+    Config.model_rebuild(force=True)
+
+
+# A bundle takes seconds and pictures one; the tests that are about them ask for them.
+_by_default(export=False, pictures=False)
 os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
 if not torch.cuda.is_available():
@@ -24,4 +32,12 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _fixed_streams():
     """Tests may draw from torch's global stream; each starts at the same place."""
-    torch.manual_seed(0)
+    seed_global(0)
+
+
+@pytest.fixture
+def drawn():
+    """Pictures for what takes no setting of them."""
+    _by_default(pictures=True)
+    yield
+    _by_default(pictures=False)

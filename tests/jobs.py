@@ -11,6 +11,7 @@ TINY = {
     "seeds": 1,
     "baselines": False,
     "export": False,
+    "pictures": False,
     "top_k_epochs": 1,
     "search_images": 200,
     "space_settings": {"width": 4},

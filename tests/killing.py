@@ -4,7 +4,13 @@ import multiprocessing
 import random
 import time
 
-MODULES = ["numpy", "torch", "torch._dynamo", "networkx", "optuna", "nas.study", "nas.oneshot.differentiable"]
+MODULES = [
+    *("numpy", "torch", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.distributed"),
+    *("networkx", "optuna", "scipy.optimize", "scipy.stats", "sklearn.datasets", "pytest", "typer.testing"),
+    *("nas.cli", "nas.distributed", "nas.oneshot.differentiable", "nas.search_run", "nas.calibrate_run"),
+    *("matplotlib.backends.backend_agg", "nas.report", "nas.workers.coordinate"),
+]
+"""All that any process imports: one server forks the processes of every test, and is started but once."""
 
 
 def run_killed(target, *args, kills, longest_s, seed):

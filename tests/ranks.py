@@ -46,7 +46,7 @@ def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
     store: that of an earlier start, as a launcher keeps it that starts the ranks for the `attempt`-th time.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*MODULES, "nas.distributed", "nas.search_run"])
+    context.set_forkserver_preload(MODULES)
     # As torchrun does, which outlives the ranks.
     store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []

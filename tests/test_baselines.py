@@ -31,6 +31,7 @@ SETTINGS = {
     "shared": SMALL | COMPARED | {"evaluator": "shared", "epochs": 2},
     "early": SMALL | COMPARED | {"trials": 5, "epochs": 4, "early_stop": 0.9},
 }
+DRAWN = {"pictures": True}
 
 
 def job(folder, method="evolution", *, space=None, task=TASK, progress=None, **settings):
@@ -240,7 +241,9 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_compared_job_says_how_it_did(tmp_path, name):
     progress = Recorder()
-    result = search("toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name], progress=progress)
+    result = search(
+        "toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name] | DRAWN, progress=progress
+    )
     for rival in (RANDOM, LARGEST):
         wanted = {f"{rival}_{part}" for part in ("val_acc", "delta", "delta_low", "delta_high", "p")}
         assert wanted <= result.metrics.keys()

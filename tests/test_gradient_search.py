@@ -32,8 +32,9 @@ def run(tmp_path, method="darts", *, space="nasbench201", progress=None, **setti
     )
 
 
+PICTURES = {"cells.svg", "cells.png", "network.svg", "search.svg"}
 FILES = {
-    *("architecture.json", "architecture.graphml", "cells.svg", "cells.png", "network.svg", "search.svg"),
+    *("architecture.json", "architecture.graphml"),
     *("model.safetensors", "metrics.json", "run.json", "config.toml", "study.log", "manifest.json"),
 }
 OF_GRADIENTS = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health.svg", "health.png"}
@@ -41,9 +42,11 @@ OF_GRADIENTS = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health
 
 @pytest.mark.parametrize("method", DIFFERENTIABLE)
 def test_every_method_leaves_a_finished_folder(tmp_path, method):
-    found = run(tmp_path, method)
+    found = run(tmp_path, method, pictures=True)
     names = {path.name for path in found.folder.iterdir()}
-    assert is_finished(found.folder) and names >= FILES | OF_GRADIENTS and "checkpoint" not in names
+    assert (
+        is_finished(found.folder) and names >= FILES | PICTURES | OF_GRADIENTS and "checkpoint" not in names
+    )
     assert 0 <= found.metrics["test_acc"] <= 1 and len(found.history) >= 5
     record = json.loads((found.folder / "health.json").read_text())["epochs"]
     assert len(record) == len(found.history)
@@ -58,8 +61,10 @@ def test_every_method_leaves_a_finished_folder(tmp_path, method):
 @pytest.mark.parametrize("sampling", ["uniform", "fair", "sandwich"])
 @pytest.mark.parametrize("method", SHARED)
 def test_evolution_on_shared_weights_leaves_a_finished_folder(tmp_path, method, sampling):
-    found = run(tmp_path, method, trials=60, top_k=3, sharing={"sampling": sampling})
-    assert is_finished(found.folder) and {p.name for p in found.folder.iterdir()} >= FILES
+    drawn = sampling == "uniform"
+    found = run(tmp_path, method, trials=60, top_k=3, sharing={"sampling": sampling}, pictures=drawn)
+    names = {p.name for p in found.folder.iterdir()}
+    assert is_finished(found.folder) and names >= FILES | (PICTURES if drawn else set())
     assert len(found.history) == 60 and len({t.genotype for t in found.history}) == 60
     assert found.metrics["trials"] == 60
 

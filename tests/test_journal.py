@@ -14,6 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from killing import MODULES
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -25,9 +26,9 @@ from nas.patience import PATIENT, Patience
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# Children are forked from a server that has loaded Optuna already: starting one takes milliseconds.
+# Children are forked from a server that has loaded everything already: starting one takes milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["optuna"])
+processes.set_forkserver_preload(MODULES)
 
 CHOICES = CategoricalDistribution(("conv", "skip"))
 

@@ -241,7 +241,7 @@ def test_without_the_predictions_there_is_no_comparison_and_the_job_goes_on(tmp_
 
 # -- whole jobs, killed ----------------------------------------------------------------------------------
 
-COMPARED = {"baselines": True, "seeds": 2}
+COMPARED = {"baselines": True, "seeds": 2, "pictures": True}
 KILLED = {
     "evolution": ("evolution", SMALL | COMPARED | {"searcher": {"population": 2}}),
     "halving": (

@@ -107,7 +107,7 @@ def test_an_unfinished_folder_has_no_result(tmp_path):
 
 @pytest.fixture
 def finished(tmp_path):
-    settings = SMALL | {"trials": 1}
+    settings = SMALL | {"trials": 1, "pictures": True}
     return nas.search("toy", "digits", "random", out=tmp_path / "run", settings=settings).folder
 
 

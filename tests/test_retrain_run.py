@@ -22,13 +22,14 @@ def architecture(tmp_path):
     return file
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_trains_that_architecture_and_a_second_call_only_answers(architecture, tmp_path):
     out = tmp_path / "run"
     result = nas.retrain(architecture, "digits", out=out, settings=SETTINGS)
     assert result.genotype == (2, 0, 2)
     assert result.space.settings["width"] == 4
     assert json.loads((out / "run.json").read_text())["architecture"] == [2, 0, 2]
-    assert not (out / "search.svg").exists()
+    assert (out / "cells.svg").exists() and not (out / "search.svg").exists()
     before = snapshot(out)
     assert outcome(nas.retrain(architecture, "digits", out=out, settings=SETTINGS)) == outcome(result)
     assert snapshot(out) == before

@@ -44,6 +44,7 @@ METHODS = {
     "shared": ("evolution", SMALL | {"evaluator": "shared", "epochs": 2}),
     "darts": ("darts", TINY | {"epochs": 2}),
 }
+DRAWN = {"pictures": True}
 FILES = {
     *("study.log", "config.toml", "run.json", "metrics.json", "manifest.json", "run.lock"),
     *("architecture.json", "architecture.graphml", "model.safetensors"),
@@ -59,7 +60,8 @@ def jobs(tmp_path_factory):
     def job(name):
         if name not in made:
             method, settings = METHODS[name]
-            made[name] = search("toy", "digits", method, out=tmp_path_factory.mktemp(name), settings=settings)
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = search("toy", "digits", method, out=folder, settings=settings | DRAWN)
         return made[name]
 
     return job
@@ -90,7 +92,7 @@ def test_the_folder_is_complete(jobs, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_config_reads_back(jobs, name):
     method, settings = METHODS[name]
-    asked = make_config({**settings, "space": "toy", "task": "digits", "method": method})
+    asked = make_config({**settings, **DRAWN, "space": "toy", "task": "digits", "method": method})
     assert make_config(read_toml(jobs(name).folder / "config.toml")) == asked
 
 
@@ -523,6 +525,7 @@ def test_a_cheap_fidelity_trains_a_narrower_network_for_fewer_epochs(tmp_path):
 
 def test_two_objectives_leave_a_front_and_deliver_the_best_by_the_first(tmp_path):
     settings = FOUR | {"trials": 8, "objective": ["val_acc", "-params"], "baselines": True, "top_k": 8}
+    settings |= DRAWN
     result = search("toy", TASK, "nsga2", out=tmp_path, settings=settings)
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"front.json", "front.svg", "front.png", "baselines.json"}
@@ -705,7 +708,7 @@ def _command_line(sender, arguments):
 
 def _start(arguments):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*MODULES, "nas.search_run", "nas.cli", "matplotlib.backends.backend_agg"])
+    context.set_forkserver_preload(MODULES)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_command_line, args=(sender, arguments))
     process.start()
@@ -723,7 +726,8 @@ def test_a_killed_job_goes_on_to_the_same_end(jobs, name, tmp_path):
     """SIGKILL at random moments over the whole length of a job, on its command line."""
     method, settings = METHODS[name]
     expected, delays = outcome(jobs(name)), random.Random(name)
-    arguments = ["search", "--space", "toy", "--method", method, *options(settings), "--out", str(tmp_path)]
+    arguments = ["search", "--space", "toy", "--method", method, *options(settings | DRAWN)]
+    arguments += ["--out", str(tmp_path)]
     for _ in range(KILLS):
         process = _start(arguments)
         time.sleep(delays.uniform(0, 0.7))

@@ -12,8 +12,6 @@ from nas.audit.findings import Audit
 from nas.audit.labels import mislabels, named_backend
 from nas.audit.outliers import outliers
 from nas.audit.pool import Pool
-from nas.audit.sheet import draw_sheet
-from nas.draw import save
 from nas.files import write_json
 from nas.suspects import KINDS, Suspect, list_of
 from nas.task import Task
@@ -68,6 +66,9 @@ def _corrupt(skipped: Sequence[str]) -> list[Suspect]:
 
 def write_audit(found: Audit, task: Task, folder: Path) -> list[Path]:
     """Writes audit.json, suspects.json and, where there are images to show, suspects.png."""
+    from nas.audit.sheet import draw_sheet
+    from nas.draw import save
+
     report, listed, picture = (folder / name for name in AUDIT_FILES)
     write_json(report, found.to_dict())
     write_json(listed, list_of(task, found.suspects))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from nas.errors import ConfigError
 
@@ -32,6 +31,8 @@ def log_rank(scores: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """Ascending ranks `[m]` from 1, equal values sharing the mean of theirs."""
+    from scipy.stats import rankdata
+
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise ConfigError(f"ranks: got nan at {np.flatnonzero(np.isnan(values)).tolist()}; leave these out")

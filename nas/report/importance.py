@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
-from scipy.stats import t as student
 
 from nas.report.history import Past
 from nas.report.run import Run
@@ -58,6 +56,8 @@ def operations(past: Past, trials: Sequence[Trial], values: Values) -> list[Mapp
 
     The 95 % interval is tanh(atanh ρ ± 1.96 √((1 + ρ²/2) / (N - 3))) (Bonett and Wright 2000).
     """
+    from scipy.stats import spearmanr
+
     offered = Counter(option for d in past.decisions for option in set(d.options))
     chosen = np.array([t.genotype for t in trials])
     rows = []
@@ -116,6 +116,8 @@ def _effect(groups: Mapping[int, Values], option: int, scale: float) -> str:
     difference = signed(float(own.mean() - other.mean()))
     if min(len(own), len(other)) < 2:
         return f"{difference} (one trial)"
+    from scipy.stats import t as student
+
     errors = [group.var(ddof=1) / len(group) for group in (own, other)]
     shares = sum(error**2 / (len(group) - 1) for error, group in zip(errors, (own, other), strict=True))
     degrees = sum(errors) ** 2 / shares if shares else math.inf

@@ -179,7 +179,7 @@ def coordinator(folder, *, workers, trials, lease_s, trial_timeout_s=None, **pac
 def begin(folder, target=coordinator, **settings):
     """Starts a coordinator, or a worker, from a server that has the libraries in memory."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*MODULES, "nas.workers.coordinate", "nas.journal"])
+    context.set_forkserver_preload(MODULES)
     process = context.Process(target=target, args=(folder,), kwargs=settings)
     process.start()
     return process

@@ -35,9 +35,9 @@ MADE = FILES - {"front.json"}
 def runs(tmp_path_factory):
     """A finished search by gradients, with baselines, and a Pareto search."""
     folder = tmp_path_factory.mktemp("runs")
-    settings = TINY | {"baselines": True}
+    settings = TINY | {"baselines": True, "pictures": True}
     search("toy", "digits", "darts", out=folder / "darts", settings=settings)
-    pareto = TINY | {"trials": 3, "objective": ("val_acc", "-params")}
+    pareto = TINY | {"pictures": True, "trials": 3, "objective": ("val_acc", "-params")}
     search("toy", "digits", "random", out=folder / "pareto", settings=pareto)
     return folder
 
@@ -137,7 +137,7 @@ def test_an_edited_copy_elsewhere_is_taken(copy, tmp_path):
 def test_the_command_that_made_a_run_refuses_it_when_it_is_damaged(copy):
     folder = copy("run.json")
     DAMAGES["middle"](folder / "model.safetensors")
-    settings = TINY | {"baselines": True}
+    settings = TINY | {"baselines": True, "pictures": True}
     with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors: differs"):
         search("toy", "digits", "darts", out=folder, settings=settings)
 

@@ -65,9 +65,8 @@ def original(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "DATABASE_URL", "nas_thing"):
             patch.setenv(name, f"hunter2-{name}")
-        done = call(
-            "search", "--space", "toy", "--method", "random", *options(SMALL | {"trials": 2}), "--out", out
-        )
+        settings = options(SMALL | {"trials": 2, "pictures": True})
+        done = call("search", "--space", "toy", "--method", "random", *settings, "--out", out)
     assert done.exit_code == 0, done.stderr
     (out.parent / "said").write_text(done.output)
     return out
@@ -338,7 +337,10 @@ def test_names_of_classes_and_tasks_come_back_but_steer_nothing(tmp_path):
     x = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
     classes = ("\x1b[31m<script>", "]]> \u202e $\\frac{1}{0}$")
     task = nas.task_from_arrays(x, [0, 1] * 6, name="\x1b]0;title\x07", classes=classes)
-    space, small = load("toy", width=4, classes=2), SMALL | {"trials": 1, "search_images": 0}
+    space, small = (
+        load("toy", width=4, classes=2),
+        SMALL | {"trials": 1, "search_images": 0, "pictures": True},
+    )
     result = nas.search(
         space,
         task,

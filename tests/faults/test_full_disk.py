@@ -210,7 +210,7 @@ def limited(out, limit):
 @pytest.mark.parametrize("limit", [3_000, 12_000])
 def test_a_real_limit_of_the_system_ends_a_job_that_can_be_resumed(tmp_path, wholes, limit):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*MODULES, "nas.search_run", "nas.cli", "matplotlib.backends.backend_agg"])
+    context.set_forkserver_preload(MODULES)
     process = context.Process(target=limited, args=(tmp_path, limit))
     process.start()
     process.join()
