@@ -198,7 +198,9 @@ def check_class_sizes(y: Labels, classes: Sequence[str], *, who: str, least: int
 def stratified(
     y: Labels, take: int, generator: np.random.Generator, *, least: int = 1, spare: int = 1
 ) -> tuple[Labels, Labels]:
-    """Indices of `take` samples in the class proportions of `y`, and of all the others, both shuffled.
+    """Indices of `take` samples in the class proportions of `y`, and of all the others, in random orders.
+
+    Not in all orders alike: the others begin with classes of which enough were taken first.
 
     least, spare: at least so many of each class are among the taken and among the others; `take` gives way.
     """

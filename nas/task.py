@@ -106,8 +106,8 @@ class Task:
     def reduced(self, images: int) -> Task:
         """The same task with at most `images` for training and validation together, in their proportion.
 
-        Both are shuffled, so the first of each are kept, with one of every class among them while there is
-        room. The test split stays whole.
+        The classes keep their proportions in each, and none is left out while there is room. The test split
+        stays whole.
         """
         share = images / (len(self.train) + len(self.val))
         if share >= 1:
@@ -120,11 +120,11 @@ class Task:
         return replace(self, train=train, val=val, fingerprint=f"{self.fingerprint}:{images}")
 
     def subset(self, share: float) -> Task:
-        """The same task with the first `share` of the training images, in (0, 1], at least two of them.
+        """The same task with a `share` of the training images, in (0, 1], at least two of them.
 
-        They are shuffled, so the classes keep their proportions roughly, none is left out while there is room
-        for all, and a larger share holds a smaller one. Validation and test stay whole. So do the statistics:
-        a network that goes on with more images must see them normalised alike.
+        The classes keep their proportions, none is left out while there is room for all, and a larger share
+        holds a smaller one. Validation and test stay whole. So do the statistics: a network that goes on with
+        more images must see them normalised alike.
         """
         if not 0 < share <= 1:
             raise ConfigError(
@@ -296,10 +296,17 @@ def _split(samples: Samples) -> Split:
 
 
 def first_of(split: Split, keep: int) -> Split:
-    """The first image of every class and then the first others, so many in all, in their order."""
-    firsts = np.sort(np.unique(split.y.cpu().numpy(), return_index=True)[1])
-    if firsts[-1] < keep:
-        return Split(split.x[:keep], split.y[:keep])
-    others = np.setdiff1d(np.arange(len(split)), firsts)
-    chosen = torch.from_numpy(np.sort(np.concatenate([firsts, others])[:keep])).to(split.y.device)
-    return Split(split.x[chosen], split.y[chosen])
+    """The same share of every class, each at least once while there is room; `keep` in all, in their order.
+
+    The i-th of n images of a class comes after i / n of all others. The order of a split alone would not do:
+    a stratified one begins with the classes whose share of the other part was full first.
+    """
+    if keep >= len(split):
+        return Split(split.x, split.y)
+    y = split.y.cpu().numpy()
+    by_class, counts = np.argsort(y, kind="stable"), np.bincount(y)
+    within = np.empty(len(y))
+    within[by_class] = np.concatenate([np.arange(count) / max(1, count) for count in counts])
+    chosen = np.sort(np.argsort(within, kind="stable")[:keep])
+    index = torch.from_numpy(chosen).to(split.y.device)
+    return Split(split.x[index], split.y[index])
