@@ -66,8 +66,8 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
 
 
 _WITHOUT_VALUES = (
-    "; costs are counted on maps without values: a network may not decide by them, nor read them (.item()), and "
-    "makes new tensors on the device of its input"
+    "; costs are counted on maps without values: a network may not decide by them nor read "
+    "them (.item()), and makes new tensors on the device of its input"
 )
 
 
