@@ -66,6 +66,12 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     return cast(Cost, space.memo[key])
 
 
+_WITHOUT_VALUES = (
+    "; costs are counted on maps without values: a network may not decide by them nor read "
+    "them (.item()), and makes new tensors on the device of its input"
+)
+
+
 def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     try:
         network = space.network(genotype, meta=True)
@@ -75,9 +81,10 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
         return Cost(params, macs, saved, peak)
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # a network is the user's code and may raise anything
         reason = "unsupported" if reason_of(error) == "unsupported" else "build"
-        raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}") from error
+        hint = _WITHOUT_VALUES if "meta" in str(error) else ""
+        raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}{hint}") from error
 
 
 def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int, int]:

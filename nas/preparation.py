@@ -29,8 +29,8 @@ from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage
 from nas.suited import check_trial, offer
-from nas.suspects import without
-from nas.task import Task, load_task
+from nas.suspects import load_without, without
+from nas.task import Task
 from nas.team import ALONE, Team
 from nas.trial_setup import check_search
 
@@ -62,8 +62,11 @@ def prepare(
     device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
-    task = task or load_task(config.task, seed=config.seed)
-    task = (task if config.exclude is None else without(task, config.exclude)).to(device)
+    if task is None:
+        task = load_without(config.task, config.exclude, seed=config.seed)
+    elif config.exclude is not None:
+        task = without(task, config.exclude)
+    task = task.to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
     elif config.space_settings:

@@ -31,8 +31,8 @@ from nas.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.seeding import derive
 from nas.space import Space
 from nas.suited import offer
-from nas.suspects import without
-from nas.task import Task, load_task
+from nas.suspects import load_without, without
+from nas.task import Task
 from nas.team import Team
 from nas.tracking.choice import check_trackers, open_tracking
 from nas.tracking.tracker import Tracker
@@ -124,8 +124,11 @@ class _Retraining:
         plan = replace(make_plan(config), final_size={})
         device = devices.resolve(config.device, local=team.local)
         resolve(plan.final.execution, device)
-        loaded = load_task(config.task, seed=config.seed) if isinstance(task, str) else task
-        loaded = (loaded if config.exclude is None else without(loaded, config.exclude)).to(device)
+        if isinstance(task, str):
+            loaded = load_without(config.task, config.exclude, seed=config.seed)
+        else:
+            loaded = task if config.exclude is None else without(task, config.exclude)
+        loaded = loaded.to(device)
         searched = space if isinstance(space, Space) else _space(data, config, loaded)
         final = final_space(config, plan, searched, loaded)
         recipe, notes = final_recipe(config, plan, final, loaded)

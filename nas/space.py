@@ -266,8 +266,9 @@ class Space:
         values = [d.name for d in self.decisions if not d.mixable]
         if values:
             raise SpaceError(
-                f"space {self.name!r} has no supernet: {', '.join(values)} choose values, not modules; "
-                "use a black-box method with --evaluator trained, or fix these values in the space"
+                f"space {self.name!r} has no supernet: it asks for values, which cannot be mixed "
+                f"({', '.join(values)}); use a method by trials, e.g. evolution, with --evaluator trained, "
+                "or fix these values in the space"
             )
         return self._build(chooser)
 

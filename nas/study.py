@@ -213,8 +213,15 @@ class Study:
         return sum(trial.cost_s for trial in self.history)
 
     def best(self, count: int = 1) -> list[Trial]:
-        """The best trials by the goals, best first; see `Goals.ordered`."""
-        return self.goals.ordered([t for t in self.history if t.state == "done"])[:count]
+        """The best trials by the goals, best first; see `Goals.ordered`. None before the first has ended.
+
+        Raises:
+            NoModelError: when all that have ended failed, with their reasons and what to do.
+        """
+        ended = [t for t in self.history if t.state != "running"]
+        if ended and all(t.state == "failed" for t in ended):
+            raise NoModelError(f"study {self.name!r}: all {len(ended)} trials failed:{diagnosis(ended)}")
+        return self.goals.ordered([t for t in ended if t.state == "done"])[:count]
 
     def _next(self, most: int | None = None) -> Trial | None:
         """The next of at most `most` trials; None when all that is left is in the hands of others."""

@@ -87,13 +87,18 @@ def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     if name in (study.study_name for study in storage.get_all_studies()):
         # Asking Optuna to create what exists would append to the journal.
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    return optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
-        sampler=sampler,
-        load_if_exists=True,
-    )
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it would announce a new study
+    try:
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
+            sampler=sampler,
+            load_if_exists=True,
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:

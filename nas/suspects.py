@@ -16,7 +16,7 @@ from nas.files import read_json, sha256
 from nas.pixels import mean_and_std
 from nas.records import SuspectRecord, SuspectsRecord, checked
 from nas.splits import digest
-from nas.task import Split, Task
+from nas.task import Split, Task, load_task
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -55,6 +55,25 @@ class Suspect:
 def list_of(task: Task, suspects: Sequence[Suspect]) -> dict[str, object]:
     """The content of a suspects.json."""
     return {"format": FORMAT, "task": task.name, "suspects": [asdict(suspect) for suspect in suspects]}
+
+
+def load_without(name: str, listed: str | Path | None, *, seed: int) -> Task:
+    """The task called `name` without the images that a list names, see `without`; all of it without a list.
+
+    Files that the list calls corrupt may be any number; another one that cannot be used is an error.
+    """
+    if listed is None:
+        return load_task(name, seed=seed)
+    path, kinds = _parsed(str(listed))
+    known = [f"{e.file}: " for e in _read(path).suspects if e.kind == "corrupt" and e.kind in kinds]
+    task = load_task(name, seed=seed, lenient=bool(known))
+    unknown = [line for line in task.skipped if not line.startswith(tuple(known))] if known else []
+    if unknown:
+        raise DataError(
+            f"{path} does not name {len(unknown)} files of {name} that cannot be used ({unknown[0]}); run "
+            "nas audit again"
+        )
+    return without(task, listed)
 
 
 def without(task: Task, listed: str | Path) -> Task:

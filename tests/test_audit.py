@@ -18,8 +18,9 @@ from nas.audit.outliers import outliers
 from nas.audit.pool import SIDE, Pool
 from nas.audit.predictions import FOLDS, deal
 from nas.cli import app
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DataError
 from nas.seeding import rng
+from nas.suspects import load_without
 from nas.task import Split, Task, load_task, task_from_arrays
 
 
@@ -290,6 +291,17 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
     assert corrupt == ["c0/00.png", "c0/02.png", "c1/03.png", "c1/05.png"]
     assert {s["file"] for s in listed if s["kind"] in ("leak", "duplicate")} <= {"c0/58.png", "c1/59.png"}
     assert CliRunner().invoke(app, ["audit", "folder:data", "--backend", "x"]).exit_code == 2
+
+    suspects = "results/audit-data/suspects.json"  # whoever excludes it has seen the damaged files
+    for seed in (0, 1):
+        task = load_without("folder:data", f"{suspects}:corrupt", seed=seed)
+        assert sum(map(len, (task.train, task.val, task.test))) == len(task.files) == 56
+        assert task.skipped and all(line.split(":")[0] in corrupt for line in task.skipped)
+    with pytest.raises(DataError, match=r"differ in size or channels"):
+        load_without("folder:data", f"{suspects}:leak", seed=0)
+    (data / "c0" / "04.png").write_bytes(b"damaged later")
+    with pytest.raises(DataError, match=r"does not name 1 files of folder:data .*c0/04.png"):
+        load_without("folder:data", suspects, seed=0)
 
 
 def test_the_command_answers_in_json_and_refuses_in_words(tmp_path):

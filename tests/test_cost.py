@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import gzip
+from functools import partial
 
 import numpy as np
 import pytest
@@ -269,6 +270,34 @@ def test_what_was_counted_is_remembered_by_image_shape():
 def test_a_network_that_rejects_the_images_fails_its_trial():
     with pytest.raises(TrialError, match=r"images of \(5, 8, 8\) fail: RuntimeError") as caught:
         cost(load("toy", in_channels=1), (0, 0, 0), (5, 8, 8))
+    assert caught.value.reason == "build"
+
+
+class Odd(nn.Module):
+    """Fails as a user's module may."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, x):
+        return self.fault(x)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda x: {}["absent"], "KeyError: 'absent'"),
+        (lambda x: x.missing, "AttributeError"),
+        (lambda x: x if x.mean() > 0 else -x, "counted on maps without values: a network may not decide by"),
+        (lambda x: x + torch.ones(1), "makes new tensors on the device of its input"),
+    ],
+)
+def test_whatever_a_users_module_raises_fails_its_trial(fault, words):
+    options = {"odd": partial(Odd, fault), "skip": nn.Identity}
+    space = Space("odd", lambda choose: nn.Sequential(choose.op("a", options)))
+    with pytest.raises(TrialError, match=words) as caught:
+        cost(space, (0,), (3, 8, 8))
     assert caught.value.reason == "build"
 
 

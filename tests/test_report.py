@@ -126,6 +126,11 @@ def test_a_search_by_gradients_shows_alphas_and_health(gradients):
     assert {"front", "failures", "lineage", "importance"} & set(found) == set()
 
 
+def test_the_summary_says_how_the_method_measures(pareto, gradients):
+    assert "by trained trials" in text_of(pareto) and "by gradients" not in text_of(pareto)
+    assert "by gradients" in text_of(gradients)
+
+
 def test_an_unfinished_run_shows_what_there_is(unfinished):
     text = render([unfinished])
     assert "has not finished" in text

@@ -447,7 +447,7 @@ def test_a_space_of_values_has_no_supernet_and_names_them(tmp_path):
         width = choose.value("width", [4, 8])
         return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
 
-    with pytest.raises(SpaceError, match="width choose values, not modules; use a black-box method"):
+    with pytest.raises(SpaceError, match=r"cannot be mixed \(.*width\); use a method by trials"):
         search(Space("values", build), TASK, "darts", out=tmp_path)
     result = search(
         Space("values", build), TASK, "random", out=tmp_path / "b", settings=SMALL | {"space_settings": {}}

@@ -173,6 +173,15 @@ def test_a_list_may_repeat_architectures(tmp_path):
     assert study.history[0].metrics["val_acc"] != study.history[2].metrics["val_acc"]
 
 
+def test_where_every_trial_failed_there_is_no_best_and_the_reasons_are_told(tmp_path, capfd):
+    study = make(tmp_path)
+    assert study.best() == []
+    study.run(lambda *_: {"val_acc": 1 / 0}, trials=3)
+    with pytest.raises(NoModelError, match=r"all 3 trials failed:\n  3 x error: ZeroDivisionError.*\n"):
+        study.best()
+    assert "A new study" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("maximize", [True, False])
 def test_the_best_trials(tmp_path, maximize):
     values = [3.0, 1.0, 2.0, 3.0, 1.0]

@@ -32,16 +32,14 @@ def export(
         from nas.bundle.bundle import bundle, record_of
         from nas.folder_lock import FolderLock
         from nas.result import load_result
-        from nas.suspects import without
-        from nas.task import load_task
+        from nas.suspects import load_without
 
         if space is not None:
             announce(space)
         result = load_result(run, space=space)
         config = record_of(run)["config"]
-        data = load_task(task or config["task"], seed=config["seed"])
-        if task is None and config.get("exclude") is not None:
-            data = without(data, config["exclude"])
+        listed = config.get("exclude") if task is None else None
+        data = load_without(task or config["task"], listed, seed=config["seed"])
         with FolderLock(result.folder):
             bundle(result, data, pythons=[_interpreter(path) for path in python or []], tell=say)
         say(f"{run / 'MODEL_CARD.md'}")

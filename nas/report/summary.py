@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from nas.config import SHARED
 from nas.goals import Goals
 from nas.paths import is_file
 from nas.registry import is_plugin
@@ -60,7 +61,9 @@ def facts(run: Run) -> dict[str, str]:
     }
     if run.method:
         goals = record["plan"].get("goals")
-        found["method"] = f"{run.method}, {record['config'].get('evaluator', 'trained')} evaluator"
+        shared = run.method in SHARED or record["config"].get("evaluator") == "shared"
+        trials = "trials on shared weights" if shared else "trained trials"
+        found["method"] = f"{run.method}, by {'gradients' if run.is_by_gradients else trials}"
         found["goals"] = str(Goals.from_dict(goals) if goals else Goals())
     environment = run.told.environment
     found["device"] = f"{environment.get('device', '?')} ({environment.get('hardware', '?')})"

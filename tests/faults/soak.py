@@ -283,7 +283,8 @@ def soak(
             seen = read(folder)
         if seen is not None:
             seen.sync()
-            if done := seen.best():
+            if any(trial.state == "done" for trial in seen.history):
+                done = seen.best()
                 assert done[0].metrics["val_acc"] >= best
                 best = done[0].metrics["val_acc"]
     process.join()
