@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from nas.config import SHARED
 from nas.goals import Goals
+from nas.method_names import SHARED
 from nas.paths import is_file
 from nas.registry import is_plugin
 from nas.report.run import Run
