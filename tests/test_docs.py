@@ -84,7 +84,8 @@ def test_methods_are_known_and_their_figures_are_those_of_the_results():
 
 
 def test_the_reference_is_up_to_date(monkeypatch):
-    monkeypatch.setattr(Config.model_fields["export"], "default", True)  # which the suite turns off
+    for name in ("export", "pictures"):  # which the suite turns off
+        monkeypatch.setattr(Config.model_fields[name], "default", True)
     Config.model_rebuild(force=True)
     made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["reference"]()
     assert made == (DOCS / "reference.md").read_text(), "run python scripts/reference.py"
