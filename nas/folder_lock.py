@@ -9,6 +9,7 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+from weakref import WeakSet
 
 from nas.errors import ConfigError
 from nas.files import read_json, write_all
@@ -43,8 +44,7 @@ class FolderLock:
             os.close(descriptor)
             raise ConfigError(self._refusal(error)) from error
         self._descriptor = descriptor
-        # A forked child shares the open file: it would keep the lock alive after its parent's death.
-        os.register_at_fork(after_in_child=self._close)
+        _HELD.add(self)
 
     def release(self) -> None:
         """Gives the lock back; without effect when it is not held."""
@@ -80,6 +80,18 @@ class FolderLock:
         if not isinstance(owner, dict):
             return "another process"
         return f"pid {owner.get('pid')} on host {owner.get('host')} since {owner.get('started')}"
+
+
+_HELD: WeakSet[FolderLock] = WeakSet()
+
+
+def _close_all() -> None:
+    for lock in _HELD:
+        lock._close()
+
+
+# A forked child shares the open files: it would keep locks alive after its parent's death.
+os.register_at_fork(after_in_child=_close_all)
 
 
 def _write_owner(descriptor: int) -> None:

@@ -64,7 +64,7 @@ def seconds(value: object) -> object:
 def size(value: object) -> object:
     """`"8GiB"`, `"500MB"` or a number of bytes as bytes; anything else is left for the type to refuse."""
     match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.I)
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", value, re.I)
         if isinstance(value, str)
         else None
     )
@@ -73,7 +73,7 @@ def size(value: object) -> object:
     if match is None:
         return number(value)
     step = 1024 if match[3] else 1000
-    found = float(match[1]) * step ** " KMGT".index(match[2].upper() or " ")
+    found = float(match[1]) * step ** " KMGT".index((match[2] or " ").upper())
     if not found < 2**63:
         raise ValueError("wanted a size of at most 64 bits")
     return round(found)
