@@ -9,7 +9,6 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
-from weakref import WeakSet
 
 from nas.errors import ConfigError
 from nas.files import read_json, write_all
@@ -63,6 +62,7 @@ class FolderLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            _HELD.discard(self)
 
     def _refusal(self, error: OSError) -> str:
         if not isinstance(error, BlockingIOError):
@@ -82,11 +82,11 @@ class FolderLock:
         return f"pid {owner.get('pid')} on host {owner.get('host')} since {owner.get('started')}"
 
 
-_HELD: WeakSet[FolderLock] = WeakSet()
+_HELD: set[FolderLock] = set()
 
 
 def _close_all() -> None:
-    for lock in _HELD:
+    for lock in [*_HELD]:
         lock._close()
 
 
