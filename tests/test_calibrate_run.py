@@ -23,7 +23,7 @@ from nas.task import load_task, task_from_arrays
 
 TASK = load_task("digits")
 FEW = Settings(architectures=5, epochs=1, seeds=2)
-CHEAP = {"epochs": 1, "evaluator": "shared", "search_images": 200, "trial": {"batch": 32}}
+CHEAP = {"epochs": 1, "evaluator": "shared", "search_images": 400, "trial": {"batch": 32}}
 TOY = CHEAP | {"space_settings": {"width": 4}}
 FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
 

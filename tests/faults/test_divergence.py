@@ -236,4 +236,4 @@ def test_a_finite_trial_at_chance_level_is_flagged_in_the_summary(tmp_path):
     assert result.metrics["chance_trials"] == 1
     assert result.genotype == (1,)
     (note,) = (n for n in progress.notes if "no better than guessing" in n)
-    assert "WARNING: 1 of 2 trials are no better than guessing (validation accuracy at most 0.2" in note
+    assert "WARNING: 1 of 2 trials are no better than guessing (validation accuracy at most 0.1" in note
