@@ -22,7 +22,7 @@ from nas.result_files import write_result
 from nas.run_folder import clear_checkpoints
 from nas.shared_weights import warm_start
 from nas.storage.run import keep_history
-from nas.task import Task
+from nas.task import Split
 from nas.timing import Ahead, estimated_s, last_training, within
 
 PICTURES_S = 2.0
@@ -59,6 +59,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         team=job.team,
         tracking=job.tracking,
     )
+    _warn_of_guessing(job, trained["test_acc"])
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics = {
         **trained,
@@ -143,7 +144,7 @@ def _failures(job: Job, found: Found) -> dict[str, float]:
     }
     if job.plan.searcher is None:
         return metrics
-    level = _chance(job.search_task)
+    level = _chance(job.search_task.val)
     idle = failures.at_chance(found.history, level)
     if idle:
         job.progress.note(
@@ -154,10 +155,21 @@ def _failures(job: Job, found: Found) -> dict[str, float]:
     return {**metrics, "chance_trials": idle}
 
 
-def _chance(task: Task) -> float:
-    """The validation accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
-    share = float(task.val.y.bincount().max()) / len(task.val)
-    return wilson(share, len(task.val))[1]
+def _warn_of_guessing(job: Job, accuracy: float) -> None:
+    """accuracy: of the delivered network on the test images."""
+    level = _chance(job.task.test)
+    if accuracy <= level:
+        job.progress.note(
+            f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
+            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the budget, or lower "
+            "retrain.lr"
+        )
+
+
+def _chance(split: Split) -> float:
+    """The accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
+    share = float(split.y.bincount().max()) / len(split)
+    return wilson(share, len(split))[1]
 
 
 def _tell(job: Job, verdict: Verdict) -> None:

@@ -859,3 +859,15 @@ def test_constraints_hold_for_the_last_network_not_for_the_searched_size(tmp_pat
     assert sum(p.numel() for p in network.parameters()) < result.metrics["params"]
     best = next(t for t in result.history if t.genotype == result.genotype)
     assert best.metrics["params"] == result.metrics["params"]
+
+
+def test_a_network_that_learned_nothing_is_told_of(tmp_path):
+    heard = {rate: Recorder() for rate in (1e-9, 0.1)}
+    for rate, progress in heard.items():
+        settings = {**TINY, "retrain": {"epochs": 2, "lr": rate}}
+        search("toy", "digits", "random", out=tmp_path / str(rate), settings=settings, progress=progress)
+    told = {
+        rate: [n for n in h.notes if "network is no better than guessing" in n] for rate, h in heard.items()
+    }
+    assert len(told[1e-9]) == 1
+    assert not told[0.1]
