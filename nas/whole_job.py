@@ -161,8 +161,8 @@ def _warn_of_guessing(job: Job, accuracy: float) -> None:
     if accuracy <= level:
         job.progress.note(
             f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
-            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the budget, or lower "
-            "retrain.lr"
+            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the "
+            "budget, or lower retrain.lr"
         )
 
 
