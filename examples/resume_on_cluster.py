@@ -22,7 +22,7 @@ SETTINGS = [
     *("--space", "toy", "--task", "digits", "--method", "evolution", "--no-baselines", "--top-k", "1"),
     *("--trials", "4" if TINY else "20", "--epochs", "2" if TINY else "15"),
     *("--set", f"retrain.epochs={1 if TINY else 30}"),
-    *(["--no-export"] if TINY else []),
+    *(["--no-export", "--set", "pictures=false"] if TINY else []),
     *("--set", "lease=5s"),  # a worker that is silent for so long has lost its trial; usually two minutes
 ]
 

@@ -36,7 +36,7 @@ def task():
 def exported(tmp_path_factory, task):
     """A finished search with its bundle, and what was told of it."""
     folder, heard, proofs = tmp_path_factory.mktemp("runs") / "run", Recorder(), []
-    settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True}
+    settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True, "pictures": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(at_end, "bundle", lambda *given, **named: proofs.extend(bundle(*given, **named)))
         result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)

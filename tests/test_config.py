@@ -258,9 +258,9 @@ def test_what_is_no_file_is_refused(tmp_path, name):
     ],
 )
 def test_a_file_that_is_no_toml_is_refused_with_the_place_in_bounded_time(tmp_path, content, words):
-    start = time.perf_counter()
+    start = time.process_time()
     assert words in unreadable(tmp_path, content)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_deep_table_is_refused_in_few_words(tmp_path):

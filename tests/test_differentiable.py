@@ -44,8 +44,10 @@ def run(space=None, *, recipe=RECIPE, order=1, seed=5, images=96, method=None, *
 
 def assert_same(a, b):
     """The same supernets, weights, alphas and all, at the end of two searches."""
-    for name, value in a.supernet.state_dict().items():
-        assert torch.equal(value, b.supernet.state_dict()[name]), name
+    ours, theirs = a.supernet.state_dict(), b.supernet.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
     assert a.supernet.alive == b.supernet.alive
     assert comparable(a.epochs) == comparable(b.epochs) and a.selected == b.selected
 

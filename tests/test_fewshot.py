@@ -130,8 +130,9 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
     resumed = fewshot.train(supernet(), TASK, RECIPE, Sharing(splits=1), seed=0, checkpoints=folder)
     assert resumed.split == whole.split
     for chosen, net in whole.supernets.items():
+        found = resumed.supernets[chosen].state_dict()
         for name, value in state(net).items():
-            assert torch.equal(value, resumed.supernets[chosen].state_dict()[name]), (chosen, name)
+            assert torch.equal(value, found[name]), (chosen, name)
 
 
 def test_parts_are_saved_by_what_they_were_split_by(tmp_path):

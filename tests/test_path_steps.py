@@ -113,8 +113,9 @@ def test_the_architectures_are_those_of_a_run_without_kernels(monkeypatch, under
     found = [under(None, path) for path in ("batched", "kernels")]
     for net in found:
         trained(net, task, within=connected)
+    theirs = found[1].state_dict()
     for name, tensor in found[0].state_dict().items():
-        torch.testing.assert_close(found[1].state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_stopped_training_goes_on_to_the_bit(monkeypatch, under, task, tmp_path):

@@ -134,9 +134,9 @@ def test_a_finished_job_answers_at_once_and_changes_nothing(jobs, name):
     method, settings = METHODS[name]
     result, progress = jobs(name), Recorder()
     before = snapshot(result.folder)
-    start = time.perf_counter()
+    start = time.process_time()  # what other processes do meanwhile does not count
     again = search("toy", "digits", method, out=result.folder, settings=settings, progress=progress)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert outcome(again) == outcome(result)
     assert snapshot(result.folder) == before
     assert progress.notes == [f"{result.folder} holds this run already, finished"]

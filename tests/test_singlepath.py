@@ -100,5 +100,6 @@ def test_a_stopped_training_goes_on_to_the_bit(tmp_path):
     resumed = supernet()
     again = train_shared(resumed, TASK, recipe, seed=1, checkpoints=Checkpoints(tmp_path))
     assert again.train_loss == curve.train_loss
+    found = resumed.state_dict()
     for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+        assert torch.equal(value, found[name]), name

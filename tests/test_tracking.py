@@ -76,7 +76,7 @@ def tracked(tmp_path_factory):
     keeper, out = Keeper(), tmp_path_factory.mktemp("tracked") / "run"
 
     def search(stop=None):
-        settings = SMALL | {"evaluator": "trained"}
+        settings = SMALL | {"evaluator": "trained", "pictures": True}
         return nas.search("toy", "digits", "random", out=out, settings=settings, trackers=[keeper], stop=stop)
 
     with pytest.raises(nas.Stopped):

@@ -28,7 +28,8 @@ DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
 TOY = nas.load("toy", width=4)
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05, weight_decay=1e-4)
-METHODS = {"random": SMALL | {"trials": 2}, "darts": TINY | {"epochs": 2}}
+DRAWN = {"pictures": True}  # pictures are files, too
+METHODS = {"random": SMALL | DRAWN | {"trials": 2}, "darts": TINY | DRAWN | {"epochs": 2}}
 
 
 @pytest.fixture(autouse=True)
