@@ -82,7 +82,8 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
     except Exception as error:  # a network is the user's code and may raise anything
-        reason = "unsupported" if reason_of(error) == "unsupported" else "build"
+        unfit = isinstance(error, RuntimeError | ValueError | TypeError)  # by layers, of maps
+        reason = "unsupported" if reason_of(error) == "unsupported" else "build" if unfit else "error"
         hint = _WITHOUT_VALUES if "meta" in str(error) else ""
         raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}{hint}") from error
 

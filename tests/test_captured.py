@@ -254,7 +254,7 @@ def freezing(monkeypatch, task, record):
     """A search that freezes a few operations in every second step."""
     monkeypatch.setattr(training, "recorder", lambda _: record)
     recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, clip=5.0)
-    return bilevel(task, with_recipe(methods.oles(steps=2, threshold=-0.05), recipe))
+    return bilevel(task, with_recipe(methods.oles(steps=2, threshold=-0.02), recipe))
 
 
 def test_one_capture_serves_while_more_and_more_operations_are_frozen(monkeypatch, task):
@@ -268,7 +268,7 @@ def test_one_capture_serves_while_more_and_more_operations_are_frozen(monkeypatc
         frozen.append(counts)
     assert (record.captured, record.replayed) == (1, 6)
     assert frozen[0] == frozen[1]
-    assert frozen[1][2] < frozen[1][3] < frozen[1][5] < frozen[1][7]  # by replays
+    assert frozen[1][2] < frozen[1][3] < frozen[1][5]  # by replays
     assert_equal(*found)
 
 
