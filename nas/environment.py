@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import subprocess
+import subprocess  # nosec B404
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
