@@ -3,8 +3,8 @@
 They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
 a row of its map once for all taps. Convolutions of all kinds are one launch, compiled for just those kinds.
 Checked without a GPU: the same source, compiled by a C++ compiler, gives the outcomes of float64, and NVRTC
-compiles it for sm_90: all kinds of DARTS, 16 channels in bfloat16, take at most 122 registers. Not yet run;
-there each variant is compared with Triton before it is used, see `choice`.
+compiles it for sm_90: all kinds of DARTS, 16 channels in bfloat16, take at most 122 registers. Not yet run
+on a GPU; there each variant is compared with Triton before it is used, see `choice`.
 """
 
 from __future__ import annotations
