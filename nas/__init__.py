@@ -12,68 +12,68 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nas.audit import Audit, audit_task
     from nas.benchmarks import Tabular, load_benchmark
-    from nas.calibrate_run import calibrate
-    from nas.calibration import Calibration
     from nas.cell import Cell, VertexCell
     from nas.choosers import Chooser
     from nas.classifier import ImageClassifier
-    from nas.config import Config, make_config
+    from nas.data.suspects import without
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
-    from nas.evaluate import Inherited, Trained
-    from nas.fidelity import Fidelity, Ladder
+    from nas.evaluation.calibrate_run import calibrate
+    from nas.evaluation.calibration import Calibration
+    from nas.evaluation.evaluate import Inherited, Trained
+    from nas.evaluation.fidelity import Fidelity, Ladder
+    from nas.evaluation.laddered import Laddered
+    from nas.evaluation.measured import Measured
     from nas.goals import Goals, parse_goals
-    from nas.halving import Hyperband, SuccessiveHalving
-    from nas.laddered import Laddered
+    from nas.job.config import Config, make_config
+    from nas.job.retrain_run import retrain
+    from nas.job.search_run import run, search
     from nas.latency import LatencyTable
-    from nas.measured import Measured
     from nas.oneshot.method import Method
     from nas.oneshot.supernet import Supernet
     from nas.ops import Candidate, candidates
     from nas.progress import Progress
-    from nas.recipe import Recipe
     from nas.registry import load
-    from nas.result import Result, load_result
-    from nas.resumable import Stopped
-    from nas.retrain_run import retrain
-    from nas.schedule import Fixed
-    from nas.search_run import run, search
+    from nas.results.result import Result, load_result
+    from nas.schedulers.halving import Hyperband, SuccessiveHalving
+    from nas.schedulers.schedule import Fixed
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
     from nas.searchers.named import make_searcher
     from nas.searchers.optuna_search import OptunaSearch
     from nas.space import Notation, Space
     from nas.study import Study
-    from nas.suspects import without
     from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
     from nas.tracking.tracker import Tracker
+    from nas.training.recipe import Recipe
+    from nas.training.resumable import Stopped
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
 __version__ = "0.5.0"
 
 _HOME = {
     "Audit": "nas.audit",
-    "Calibration": "nas.calibration",
+    "Calibration": "nas.evaluation.calibration",
     "Candidate": "nas.ops",
     "Cell": "nas.cell",
     "Chooser": "nas.choosers",
-    "Config": "nas.config",
+    "Config": "nas.job.config",
     "ConfigError": "nas.errors",
     "Constraint": "nas.types",
     "DataError": "nas.errors",
     "Decision": "nas.types",
-    "Fidelity": "nas.fidelity",
-    "Fixed": "nas.schedule",
+    "Fidelity": "nas.evaluation.fidelity",
+    "Fixed": "nas.schedulers.schedule",
     "Genotype": "nas.types",
     "Goals": "nas.goals",
     "Guided": "nas.searchers",
-    "Hyperband": "nas.halving",
+    "Hyperband": "nas.schedulers.halving",
     "ImageClassifier": "nas.classifier",
-    "Inherited": "nas.evaluate",
-    "Ladder": "nas.fidelity",
-    "Laddered": "nas.laddered",
+    "Inherited": "nas.evaluation.evaluate",
+    "Ladder": "nas.evaluation.fidelity",
+    "Laddered": "nas.evaluation.laddered",
     "LatencyTable": "nas.latency",
     "LocalSearch": "nas.searchers",
-    "Measured": "nas.measured",
+    "Measured": "nas.evaluation.measured",
     "Method": "nas.oneshot.method",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
@@ -83,40 +83,40 @@ _HOME = {
     "OptunaSearch": "nas.searchers.optuna_search",
     "Progress": "nas.progress",
     "RandomSearch": "nas.searchers",
-    "Recipe": "nas.recipe",
+    "Recipe": "nas.training.recipe",
     "RegularizedEvolution": "nas.searchers",
-    "Result": "nas.result",
+    "Result": "nas.results.result",
     "Space": "nas.space",
     "SpaceError": "nas.errors",
-    "Stopped": "nas.resumable",
+    "Stopped": "nas.training.resumable",
     "Study": "nas.study",
-    "SuccessiveHalving": "nas.halving",
+    "SuccessiveHalving": "nas.schedulers.halving",
     "Supernet": "nas.oneshot.supernet",
     "Tabular": "nas.benchmarks",
     "Task": "nas.task",
     "Tracker": "nas.tracking.tracker",
-    "Trained": "nas.evaluate",
+    "Trained": "nas.evaluation.evaluate",
     "Trial": "nas.types",
     "TrialError": "nas.errors",
     "VertexCell": "nas.cell",
     "audit_task": "nas.audit",
-    "calibrate": "nas.calibrate_run",
+    "calibrate": "nas.evaluation.calibrate_run",
     "candidates": "nas.ops",
     "check_searcher": "nas.testing",
     "check_space": "nas.testing",
     "load": "nas.registry",
     "load_benchmark": "nas.benchmarks",
-    "load_result": "nas.result",
+    "load_result": "nas.results.result",
     "load_task": "nas.task",
-    "make_config": "nas.config",
+    "make_config": "nas.job.config",
     "make_searcher": "nas.searchers.named",
     "parse_goals": "nas.goals",
-    "retrain": "nas.retrain_run",
-    "run": "nas.search_run",
-    "search": "nas.search_run",
+    "retrain": "nas.job.retrain_run",
+    "run": "nas.job.search_run",
+    "search": "nas.job.search_run",
     "task_from_arrays": "nas.task",
     "task_from_datasets": "nas.task",
-    "without": "nas.suspects",
+    "without": "nas.data.suspects",
 }
 __all__ = list(_HOME)
 

@@ -23,23 +23,23 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from nas.audit import AUDIT_FILES
+from nas.budget.clock import Clock
+from nas.budget.time_allowed import allowed_fidelity, allows_audit
 from nas.bundle.bundle import bundle
-from nas.clock import Clock
-from nas.config import Config, make_config, with_names
 from nas.console import reporter
+from nas.data.images import Images, layout, rows_of
 from nas.errors import ConfigError, DataError
-from nas.files import read_json
-from nas.folder_lock import LOCK
-from nas.images import Images, layout, rows_of
-from nas.method_names import BLACK_BOX, OPTUNA
-from nas.plan import UNBOUNDED
+from nas.files.atomic import read_json
+from nas.files.folder_lock import LOCK
+from nas.job.config import Config, make_config, with_names
+from nas.job.method_names import BLACK_BOX, OPTUNA
+from nas.job.plan import UNBOUNDED
+from nas.job.search_run import run
+from nas.job.spellings import seconds
 from nas.registry import is_plugin
-from nas.result import Result, load_result
-from nas.search_run import run
+from nas.results.result import Result, load_result
 from nas.space import Space
-from nas.spellings import seconds
 from nas.task import Split, Task, task_from_arrays
-from nas.time_allowed import allowed_fidelity, allows_audit
 
 GRACE_S = 5.0
 """For the last training, after Ctrl-C."""

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from nas.errors import SpaceError, TrialError, describe
-from nas.guard import reason_of
+from nas.evaluation.guard import reason_of
 from nas.space import Space
 from nas.types import Genotype
 

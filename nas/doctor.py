@@ -6,7 +6,8 @@ import os
 
 import torch
 
-from nas import datasets, devices
+from nas import devices
+from nas.data import datasets
 from nas.environment import environment
 from nas.errors import NasError
 from nas.oneshot.fused import execution

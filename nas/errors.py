@@ -86,7 +86,7 @@ class WorkersError(NasError):
 class TrialError(NasError):
     """One trial failed; the search goes on.
 
-    reason: a short code for counting, one of `nas.failures.ADVICE`, e.g. `"nan"`, `"oom"` or `"build"`.
+    reason: a short code for counting, one of `nas.evaluation.failures.ADVICE`, e.g. `"nan"` or `"oom"`.
     metrics: what was measured all the same.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas import devices
 from nas.errors import ConfigError, TrialError, unknown
-from nas.files import read_json, write_json
+from nas.files.atomic import read_json, write_json
 from nas.graph import architecture_hash
 from nas.seeding import isolated, rng, torch_rng
 from nas.space import Space

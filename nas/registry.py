@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import cast
 
 from nas.errors import ConfigError, NasError, SpaceError, unknown, user_line
-from nas.paths import is_file
+from nas.files.paths import is_file
 from nas.space import Space
 
 BUNDLED = "spaces"

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from nas.architectures.genotypes import check_genotype, from_words
+from nas.architectures.space_size import Size, estimate
 from nas.choosers import Chooser, Fixed, Tracer
 from nas.errors import NasError, SpaceError, describe
-from nas.genotypes import check_genotype, from_words
-from nas.space_size import Size, estimate
 from nas.text import shown
 from nas.types import Decision, Genotype
 

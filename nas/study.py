@@ -16,18 +16,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
-from nas.failures import diagnosis
+from nas.evaluation.failures import diagnosis
+from nas.evaluation.guard import user_errors
+from nas.evaluation.metrics import check_metrics
+from nas.files.paths import check_contents, check_name, exists
 from nas.goals import Goals
-from nas.guard import user_errors
-from nas.ledger import OVERDUE, Ledger
-from nas.metrics import check_metrics
-from nas.paths import check_contents, check_name, exists
-from nas.proposal import propose
-from nas.schedule import Listed, Scheduler
+from nas.schedulers.proposal import propose
+from nas.schedulers.schedule import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
+from nas.storage.ledger import OVERDUE, Ledger
 from nas.storage.run import past_storage
-from nas.study_record import Record, open_study, recorded_goals, warn_of_direction
+from nas.storage.study_record import Record, open_study, recorded_goals, warn_of_direction
 from nas.types import Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER

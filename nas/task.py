@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas import datasets
-from nas.arrays import Array, Source, as_numpy, images_as_numpy
+from nas.data import datasets
+from nas.data.arrays import Array, Source, as_numpy, images_as_numpy
+from nas.data.mapdataset import MapDataset, collect
+from nas.data.pixels import as_float, mean_and_std, shrunk, usual_padding
+from nas.data.splits import Samples, divide
 from nas.errors import ConfigError
-from nas.mapdataset import MapDataset, collect
-from nas.pixels import as_float, mean_and_std, shrunk, usual_padding
-from nas.splits import Samples, divide
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Task:
     notes: what the user should know about the data, one finding each.
     files: the file of each image by its `origin`, relative to the task's folder; empty where images do not
       lie in files of their own.
-    excluded: what was left out by a list of suspects, see `nas.suspects.without`; empty if nothing was.
+    excluded: what was left out by a list of suspects, see `nas.data.suspects.without`; empty if nothing was.
     """
 
     name: str

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.architectures.listing import blaming, check_listing
+from nas.architectures.probing import Probing, shapes, variants
 from nas.choosers import Chooser
 from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError, describe
-from nas.listing import blaming, check_listing
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
-from nas.probing import Probing, shapes, variants
 from nas.searchers import Searcher
 from nas.seeding import isolated, rng
 from nas.space import Space

@@ -15,15 +15,15 @@ import optuna
 import torch
 
 import nas
-from nas.curve import Curve
 from nas.errors import ExhaustedError
-from nas.fidelity import geometric
-from nas.halving import SuccessiveHalving, epochs_granted, finalists
-from nas.laddered import Laddered
-from nas.recipe import Recipe, preset, segmented
+from nas.evaluation.fidelity import geometric
+from nas.evaluation.laddered import Laddered
+from nas.schedulers.halving import SuccessiveHalving, epochs_granted, finalists
 from nas.searchers import RandomSearch
 from nas.seeding import derive, isolated
-from nas.train import train
+from nas.training.curve import Curve
+from nas.training.recipe import Recipe, preset, segmented
+from nas.training.train import train
 
 
 @dataclass(frozen=True)

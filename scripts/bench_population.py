@@ -14,15 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from nas.config import make_config
-from nas.fidelity import scaled_space, scaled_task
-from nas.job import Job
-from nas.preparation import prepare
-from nas.recipe import compressed
-from nas.run_folder import begin
+from nas.evaluation.fidelity import scaled_space, scaled_task
+from nas.files.tomlfile import override
+from nas.job.config import make_config
+from nas.job.job import Job
+from nas.job.preparation import prepare
+from nas.job.run_folder import begin
 from nas.seeding import rng
-from nas.tomlfile import override
-from nas.train import train
+from nas.training.recipe import compressed
+from nas.training.train import train
 from nas.workers.probe import Tried, probe
 from nas.workers.slots import gpus_of
 from nas.workers.start import crowd_of

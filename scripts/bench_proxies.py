@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import nas
-from nas.calibration import spearman
+from nas.evaluation.calibration import spearman
 from nas.proxies import PROXIES, Batch, draw_batch
 
 BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", Path(__file__).parents[2] / "shared" / "benchmarks"))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 import nas
-from nas.calibration import spearman
+from nas.evaluation.calibration import spearman
 from nas.oneshot import fewshot, paths
 from nas.oneshot.singlepath import Sharing
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.seeding import rng
+from nas.training.recipe import Recipe
 
 VARIANTS = {
     "one-shot": (Sharing(), 1),

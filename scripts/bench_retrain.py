@@ -14,8 +14,8 @@ import nas
 from nas.environment import environment
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, training
-from nas.recipe import preset
 from nas.seeding import isolated
+from nas.training.recipe import preset
 
 DARTS_V2 = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "

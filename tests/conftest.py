@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from nas.config import Config
+from nas.job.config import Config
 from nas.seeding import seed_global
 
 # The same examples on every run and every machine, and none left behind.

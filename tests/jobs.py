@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from nas.journal import JOURNAL
+from nas.storage.journal import JOURNAL
 
 TINY = {
     "epochs": 1,

@@ -7,8 +7,9 @@ import time
 MODULES = [
     *("numpy", "torch", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.distributed"),
     *("networkx", "optuna", "scipy.optimize", "scipy.stats", "sklearn.datasets", "pytest", "typer.testing"),
-    *("nas.cli", "nas.distributed", "nas.oneshot.differentiable", "nas.search_run", "nas.calibrate_run"),
-    *("matplotlib.backends.backend_agg", "nas.report", "nas.workers.coordinate"),
+    *("nas.cli", "nas.training.distributed", "nas.oneshot.differentiable", "nas.job.search_run"),
+    *("nas.evaluation.calibrate_run", "nas.report", "nas.workers.coordinate"),
+    "matplotlib.backends.backend_agg",
 ]
 """All that any process imports: one server forks the processes of every test, and is started but once."""
 

@@ -18,9 +18,9 @@ from nas.audit.outliers import outliers
 from nas.audit.pool import SIDE, Pool
 from nas.audit.predictions import FOLDS, deal
 from nas.cli import app
+from nas.data.suspects import load_without
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
-from nas.suspects import load_without
 from nas.task import Split, Task, load_task, task_from_arrays
 
 

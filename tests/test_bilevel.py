@@ -21,10 +21,10 @@ from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
 from nas.oneshot.updates import Adam, ExponentiatedGradient
 from nas.ops import Zero
-from nas.peak import peak_memory
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
+from nas.training.peak import peak_memory
 
 
 def make(*, order=1, task=None, recipe=RECIPE, space=None, **parts):

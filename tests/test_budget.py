@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from nas.budget import FINISH_S, Fit, Needs, divide, fit
-from nas.clock import SAVE_S, Clock, TimeUp
+from nas.budget.clock import SAVE_S, Clock, TimeUp
+from nas.budget.shares import FINISH_S, Fit, Needs, divide, fit
 from nas.errors import ConfigError
-from nas.recipe import Recipe
+from nas.training.recipe import Recipe
 
 NEEDS = Needs(search_s=100, baselines_s=100, rerank_s=40, retrain_s=60, training_s=4)
 RECIPE = Recipe(epochs=10, batch=10, lr=0.1, weight_decay=0.0, warmup_epochs=1.0)

@@ -20,8 +20,8 @@ from nas.bundle.forms import Pixels
 from nas.bundle.proof import installed, pixels_of, prove
 from nas.cli import app
 from nas.errors import ConfigError, MismatchError
-from nas.folder_lock import FolderLock
-from nas.manifest import check_manifest
+from nas.files.folder_lock import FolderLock
+from nas.files.manifest import check_manifest
 
 pytest.importorskip("onnxruntime", reason="the ONNX form needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
@@ -226,7 +226,7 @@ def test_a_mismatch_fails_the_search_and_leaves_the_run_whole(tmp_path, monkeypa
 
 
 def test_a_bundle_is_the_default_of_a_search():
-    code = "from nas.config import Config; print(Config().export)"  # not as the tests have it
+    code = "from nas.job.config import Config; print(Config().export)"  # not as the tests have it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 

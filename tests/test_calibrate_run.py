@@ -9,17 +9,17 @@ from killing import run_killed
 from torch import nn
 from typer.testing import CliRunner
 
-import nas.calibration
-from nas.calibrate_run import calibrate
-from nas.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
-from nas.cheap_estimates import fidelities
+import nas.evaluation.calibration
 from nas.cli import app
 from nas.errors import ConfigError, NoModelError
+from nas.evaluation.calibrate_run import calibrate
+from nas.evaluation.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
+from nas.evaluation.cheap_estimates import fidelities
+from nas.job.search_run import search
 from nas.proxies import PROXIES
-from nas.resumable import Stopped
-from nas.search_run import search
 from nas.space import Space
 from nas.task import load_task, task_from_arrays
+from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
 FEW = Settings(architectures=5, epochs=1, seeds=2)
@@ -30,7 +30,7 @@ FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr("nas.calibration.RESAMPLES", 20)
+    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 20)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def toy(tmp_path_factory):
     """A finished calibration and its folder; not to be written to."""
     folder = tmp_path_factory.mktemp("toy") / "c"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.calibration.RESAMPLES", 20)
+        patch.setattr("nas.evaluation.calibration.RESAMPLES", 20)
         return calibrate("toy", TASK, FEW, out=folder, config=TOY), folder
 
 
@@ -196,7 +196,7 @@ def test_a_finished_calibration_answers_at_once(toy):
 
 
 def small(folder):
-    nas.calibration.RESAMPLES = 20
+    nas.evaluation.calibration.RESAMPLES = 20
     calibrate("toy", "digits", FEW, out=folder, config=TOY)
 
 
@@ -307,8 +307,8 @@ def test_bad_input_is_one_message(tmp_path, arguments, code, words):
 
 
 def test_fidelities_are_those_that_apply(tmp_path):
-    from nas.config import make_config
-    from nas.preparation import prepare
+    from nas.job.config import make_config
+    from nas.job.preparation import prepare
 
     values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
     made, _ = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)

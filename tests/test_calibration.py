@@ -5,9 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from nas.calibration import FILE, Calibration, Estimate, choose, chosen_fidelity, estimate, read_calibration
 from nas.errors import ConfigError
-from nas.files import write_json
+from nas.evaluation.calibration import (
+    FILE,
+    Calibration,
+    Estimate,
+    choose,
+    chosen_fidelity,
+    estimate,
+    read_calibration,
+)
+from nas.files.atomic import write_json
 
 
 def planted(rho, *, count=16, seed=0):
@@ -66,7 +74,7 @@ def test_a_planted_correlation_is_found(rho):
 
 
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
-    monkeypatch.setattr("nas.calibration.RESAMPLES", 200)
+    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 200)
     true, inside = 2 / math.pi * math.asin(0.6), 0
     for seed in range(60):
         found = measured(*planted(0.6, count=30, seed=seed))
@@ -75,7 +83,7 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
 
 
 def test_the_interval_holds_the_estimate_however_few_resamples_there_are(monkeypatch):
-    monkeypatch.setattr("nas.calibration.RESAMPLES", 1)
+    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 1)
     for seed in range(30):
         found = measured(*planted(0.3, count=6, seed=seed))
         assert -1 <= found.tau_low <= found.tau <= found.tau_high <= 1

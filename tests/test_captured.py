@@ -9,8 +9,6 @@ import torch
 from tape import Refusing, Tape
 
 import nas
-from nas import loop as training
-from nas.captured import Captured, tensors_in
 from nas.errors import TrialError
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
@@ -18,9 +16,11 @@ from nas.oneshot.method import Method
 from nas.oneshot.regularizers import ZeroOne
 from nas.oneshot.relaxations import Dirichlet
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.seeding import rng
-from nas.train import train
+from nas.training import loop as training
+from nas.training.captured import Captured, tensors_in
+from nas.training.recipe import Recipe
+from nas.training.train import train
 
 
 def counting(record):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from nas.checkpoint import Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
 from nas.errors import ConfigError
+from nas.training.checkpoint import Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 states = st.recursive(

@@ -15,11 +15,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.accuracy import evaluate
+from nas.budget.time_allowed import allows_audit
 from nas.bundle.bundle import record_of
+from nas.data.images import layout, rows_of
 from nas.errors import ConfigError
-from nas.images import layout, rows_of
-from nas.time_allowed import allows_audit
+from nas.training.accuracy import evaluate
 
 FAST = {
     "search_images": 100,

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.cli.app import ORDER, warned
-from nas.folder_lock import FolderLock
-from nas.result import load_result
+from nas.files.folder_lock import FolderLock
+from nas.results.result import load_result
 
 PYTHON = [sys.executable, "-c", "from nas.cli import main; main()"]
 

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 import nas
-from nas.accuracy import evaluate
 from nas.cell import Cell
 from nas.oneshot.differentiable import search
 from nas.oneshot.guards import Guards
@@ -28,7 +27,8 @@ from nas.oneshot.updates import ExponentiatedGradient
 from nas.ops import candidates
 from nas.space import Space
 from nas.task import task_from_arrays
-from nas.train import train
+from nas.training.accuracy import evaluate
+from nas.training.train import train
 
 OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")
 SKIP, PLANTED = (0,), (2,)

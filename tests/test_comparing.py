@@ -15,7 +15,6 @@ from tape import Tape
 from torch import nn
 from torch.autograd import DeviceType
 
-from nas import loop
 from nas.errors import ConfigError
 from nas.oneshot.fused import comparing
 from nas.oneshot.fused.comparing import (
@@ -30,8 +29,9 @@ from nas.oneshot.fused.comparing import (
 from nas.oneshot.fused.floor import bytes_moved, copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, searching, training
 from nas.oneshot.methods import METHODS
-from nas.recipe import preset
 from nas.registry import load
+from nas.training import loop
+from nas.training.recipe import preset
 
 CPU = torch.device("cpu")
 SCRIPTS = Path(__file__).parents[1] / "scripts"

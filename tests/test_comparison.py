@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from nas.comparison import Paired, paired
 from nas.errors import ConfigError
+from nas.evaluation.comparison import Paired, paired
 
 
 def hits(*rows):

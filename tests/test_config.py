@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.config import Config, make_config, with_names
 from nas.errors import ConfigError
-from nas.tomlfile import MAX_BYTES, override, read_toml, write_toml
+from nas.files.tomlfile import MAX_BYTES, override, read_toml, write_toml
+from nas.job.config import Config, make_config, with_names
 
 
 def refused(values):

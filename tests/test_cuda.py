@@ -8,12 +8,10 @@ import pytest
 import torch
 from depthwise_cases import ALL, Case, cases
 
-from nas.accuracy import evaluate
-from nas.augment import Policy, mixup
-from nas.batches import Batches
-from nas.checkpoint import Checkpoints
+from nas.data.augment import Policy, mixup
 from nas.devices import exact as exact_products
-from nas.evaluate import Trained
+from nas.evaluation.evaluate import Trained
+from nas.job.search_run import search as whole_job
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused.execution import execute_cells
@@ -27,14 +25,16 @@ from nas.oneshot.paths import accuracies
 from nas.oneshot.sampling import SAMPLINGS
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.recipe import compressed, preset
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.search_run import search as whole_job
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import load_task
-from nas.train import train
+from nas.training.accuracy import evaluate
+from nas.training.batches import Batches
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import compressed, preset
+from nas.training.resumable import Stopped
+from nas.training.train import train
 from nas.types import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nas import datasets
+from nas.data import datasets
+from nas.data.pictures import fitted
 from nas.errors import ConfigError, DataError
-from nas.pictures import fitted
 from nas.seeding import rng
 from nas.task import load_task
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from killing import run_killed
 
-from nas.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.errors import ConfigError
 from nas.oneshot import differentiable
 from nas.oneshot.differentiable import search
@@ -19,10 +18,11 @@ from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
-from nas.recipe import Recipe
 from nas.registry import load
-from nas.resumable import Stopped
 from nas.task import task_from_arrays
+from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 
 RECIPE = dataclasses.replace(PUBLISHED, epochs=3, batch=16)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from ranks import make_plain_space, make_task, started, together
 
-from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, DataError
 from nas.oneshot import differentiable, fewshot
 from nas.oneshot.method import PUBLISHED
@@ -20,11 +19,12 @@ from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
 from nas.seeding import isolated
-from nas.team import ALONE, Alone
-from nas.train import train
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.team import ALONE, Alone
+from nas.training.train import train
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}

@@ -14,11 +14,11 @@ from ranks import started, together
 from typer.testing import CliRunner
 
 import nas
-from nas.checkpoint import Checkpoints
 from nas.cli import app, main
-from nas.distributed import joined
-from nas.result import load_result
-from nas.team import ALONE
+from nas.results.result import load_result
+from nas.training.checkpoint import Checkpoints
+from nas.training.distributed import joined
+from nas.training.team import ALONE
 
 SETTINGS = {**TINY, "epochs": 12, "top_k": 1, "search_images": 64}
 del SETTINGS["seeds"], SETTINGS["top_k_epochs"]

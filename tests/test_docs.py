@@ -9,8 +9,8 @@ import typer
 
 import nas
 from nas.cli import app
-from nas.config import Config
-from nas.method_names import METHODS
+from nas.job.config import Config
+from nas.job.method_names import METHODS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

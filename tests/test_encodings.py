@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas import encodings
+from nas.architectures import encodings
+from nas.architectures.encodings import crossover_groups, features, option_counts, path_counts
 from nas.cell import Cell
-from nas.encodings import crossover_groups, features, option_counts, path_counts
 from nas.graph import architecture_hash, cell_graphs
 from nas.registry import load
 from nas.seeding import rng

@@ -5,18 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from nas.accuracy import predictions
 from nas.errors import ConfigError, TrialError
-from nas.evaluate import Cached, Inherited, Trained, affordable
+from nas.evaluation.evaluate import Cached, Inherited, Trained, affordable
+from nas.evaluation.guard import user_errors
 from nas.graph import architecture_hash
-from nas.guard import user_errors
-from nas.needs import memory_bytes, require_memory
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
-from nas.resumable import Stopped
 from nas.space import Space
 from nas.task import load_task
+from nas.training.accuracy import predictions
+from nas.training.needs import memory_bytes, require_memory
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(128)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
 from nas.oneshot import fewshot
 from nas.oneshot.singlepath import Sharing
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
-from nas.resumable import Stopped
 from nas.task import load_task
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 
 NB201 = load("nasbench201", width=4, cells=1, in_channels=1)
 TASK = load_task("digits").reduced(96)

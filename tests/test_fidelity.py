@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas.errors import ConfigError, SpaceError
-from nas.fidelity import (
+from nas.evaluation.fidelity import (
     Fidelity,
     Ladder,
     channels_first,

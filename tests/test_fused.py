@@ -28,11 +28,11 @@ from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard, Softmax
 from nas.oneshot.supernet import Supernet
 from nas.ops import PRIMITIVES, candidates
-from nas.recipe import Recipe
 from nas.registry import load
 from nas.space import Space
 from nas.task import load_task
-from nas.train import train
+from nas.training.recipe import Recipe
+from nas.training.train import train
 
 CPU = torch.device("cpu")
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -7,20 +7,20 @@ import pytest
 from jobs import TINY, Recorder, outcome
 
 import nas
-from nas import gradient_search
 from nas.cost import cost
 from nas.errors import ConfigError
-from nas.gradient_search import health_series
+from nas.job import gradient_search
+from nas.job.gradient_search import health_series
+from nas.job.method_names import DIFFERENTIABLE, SHARED
+from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
-from nas.method_names import DIFFERENTIABLE, SHARED
 from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
 from nas.oneshot.record import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
-from nas.result import is_finished
-from nas.run_folder import read_run
+from nas.results.result import is_finished
 from nas.study import Study
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}

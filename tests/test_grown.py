@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from nas.checkpoint import Checkpoints
+from nas.architectures.morph import additions
 from nas.errors import ConfigError, SpaceError
-from nas.evaluate import Trained
-from nas.grown import Grown, from_supernet
-from nas.journal import journal_storage
-from nas.morph import additions
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.grown import Grown, from_supernet
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.schedule import Fixed
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RegularizedEvolution
+from nas.storage.journal import journal_storage
 from nas.study import Study
 from nas.task import load_task
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(96)

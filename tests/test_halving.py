@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.fidelity import Fidelity, Ladder, geometric
+from nas.evaluation.fidelity import Fidelity, Ladder, geometric
 from nas.goals import Goals, parse_goals
-from nas.halving import (
+from nas.registry import load
+from nas.schedulers.halving import (
     Hyperband,
     SuccessiveHalving,
     bracketed,
@@ -17,7 +18,6 @@ from nas.halving import (
     finalists,
     promotion,
 )
-from nas.registry import load
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
 from nas.types import Trial

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from nas import timing
-from nas.clock import Clock
-from nas.config import make_config
+from nas.budget.clock import Clock
+from nas.budget.shares import timing
 from nas.errors import ConfigError
-from nas.preparation import prepare
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.run_folder import read_run
+from nas.job.search_run import run
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.run_folder import read_run
-from nas.search_run import run
 from nas.task import load_task
-from nas.team import Alone
-from nas.train import train
+from nas.training.resumable import Stopped
+from nas.training.team import Alone
+from nas.training.train import train
 from tests.jobs import SMALL, TINY, Recorder
 
 TASK = load_task("digits").reduced(200)
@@ -37,10 +37,10 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
-    for name in ("nas.preview_run.network_pace", "nas.timing.network_pace"):
+    for name in ("nas.budget.preview_run.network_pace", "nas.budget.timing.network_pace"):
         monkeypatch.setattr(name, lambda *_, **__: 0.1)
     for name in ("gradient_pace", "shared_pace"):
-        monkeypatch.setattr(f"nas.preview_run.{name}", lambda *_, **__: 0.1)
+        monkeypatch.setattr(f"nas.budget.preview_run.{name}", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):
@@ -138,9 +138,9 @@ def test_several_ranks_have_no_budget(tmp_path):
 
 
 def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
-    from nas.checkpoint import Checkpoints
-    from nas.recipe import Recipe
     from nas.seeding import rng
+    from nas.training.checkpoint import Checkpoints
+    from nas.training.recipe import Recipe
 
     space, recipe = load("toy", width=4), Recipe(epochs=3, batch=20, lr=0.05, weight_decay=0.0)
     left = iter([1.0, 1.0, -1.0])

@@ -19,10 +19,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from nas.errors import ConfigError
-from nas.journal import journal_storage
-from nas.journal_file import SafeJournalBackend
-from nas.kernel_lock import KernelLock
+from nas.files.kernel_lock import KernelLock
 from nas.patience import PATIENT, Patience
+from nas.storage.journal import journal_storage
+from nas.storage.journal_file import SafeJournalBackend
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -10,22 +10,22 @@ import torch
 from killing import run_killed
 from torch import nn
 
-from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError, TrialError
-from nas.evaluate import affordable
-from nas.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
-from nas.halving import Hyperband, SuccessiveHalving, epochs_granted
-from nas.journal import journal_storage
-from nas.laddered import Laddered
-from nas.recipe import Recipe, segmented
+from nas.evaluation.evaluate import affordable
+from nas.evaluation.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
+from nas.evaluation.laddered import Laddered
 from nas.registry import load
-from nas.resumable import Stopped
+from nas.schedulers.halving import Hyperband, SuccessiveHalving, epochs_granted
 from nas.searchers import RandomSearch
 from nas.seeding import derive, isolated
 from nas.space import Space
+from nas.storage.journal import journal_storage
 from nas.study import Study
 from nas.task import load_task
-from nas.train import train
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe, segmented
+from nas.training.resumable import Stopped
+from nas.training.train import train
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(160)

@@ -4,9 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from nas import learning_curves
 from nas.errors import ConfigError
-from nas.learning_curves import Forecast, extrapolate, tse, tse_ema
+from nas.evaluation import learning_curves
+from nas.evaluation.learning_curves import Forecast, extrapolate, tse, tse_ema
 
 
 def power_law(epochs, *, a=0.93, b=0.5, c=0.4):

@@ -15,10 +15,10 @@ from nas.oneshot.methods import METHODS
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
-from nas.peak import peak_memory
 from nas.registry import load
-from nas.resumable import Stopped
 from nas.task import load_task
+from nas.training.peak import peak_memory
+from nas.training.resumable import Stopped
 
 SPACE = load("nasbench201", width=8, cells=1, in_channels=1)
 TASK = load_task("digits").reduced(200)

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from nas.config import make_config
 from nas.errors import ConfigError
-from nas.method_names import DIFFERENTIABLE
+from nas.job.config import make_config
+from nas.job.method_names import DIFFERENTIABLE
+from nas.job.plan import make_plan
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import Method
@@ -17,7 +18,6 @@ from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Softmax, Uniform
 from nas.oneshot.stages import OneByOne, Progressive, Whole
 from nas.oneshot.updates import Adam, ExponentiatedGradient
-from nas.plan import make_plan
 
 
 def published(name, preset, **settings):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.architectures.morph import additions, grow, is_addition, last_norm
 from nas.cell import Cell
 from nas.errors import ConfigError, SpaceError
-from nas.morph import additions, grow, is_addition, last_norm
 from nas.ops import PRIMITIVES, FactorizedReduce, Zero, candidates
 from nas.registry import load
 from nas.searchers import RegularizedEvolution

@@ -11,9 +11,7 @@ pytest.importorskip("triton")
 
 from kernels_by_torch import stand_in, tape_launches
 
-from nas import loop as training
 from nas.cell import Cell
-from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
 from nas.oneshot import fewshot, path_steps
 from nas.oneshot.fused import execution, trust
@@ -22,10 +20,12 @@ from nas.oneshot.sampling import SAMPLINGS, UniformSampling
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
-from nas.recipe import Recipe
-from nas.resumable import Stopped
 from nas.seeding import rng
 from nas.space import Space
+from nas.training import loop as training
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a tape stands in for a GPU's graphs; with one, see test_cuda"

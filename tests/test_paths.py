@@ -5,15 +5,15 @@ import torch
 from nested import nested_space
 from torch import nn
 
-from nas.accuracy import evaluate
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.paths import accuracies, scores
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
 from nas.seeding import rng, torch_rng
 from nas.task import load_task
+from nas.training.accuracy import evaluate
+from nas.training.recipe import Recipe
 
 TASK = load_task("digits").reduced(400)
 

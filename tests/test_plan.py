@@ -3,12 +3,12 @@ import json
 
 import pytest
 
-from nas.changing import change
-from nas.config import Config, make_config
 from nas.errors import ConfigError
-from nas.plan import make_plan
-from nas.presets import PRESETS, preset
-from nas.recipe import Recipe
+from nas.job.changing import change
+from nas.job.config import Config, make_config
+from nas.job.plan import make_plan
+from nas.job.presets import PRESETS, preset
+from nas.training.recipe import Recipe
 
 
 def plan(**values):

@@ -5,15 +5,15 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from nas.budget.clock import Clock
+from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.budget.preview_run import preview
 from nas.cli import search
 from nas.cli.app import app
-from nas.clock import Clock
-from nas.config import make_config
 from nas.console import LiveProgress
-from nas.preparation import prepare
-from nas.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
-from nas.preview_run import preview
-from nas.search_run import look
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.search_run import look
 from tests.jobs import TINY, Recorder
 
 VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}

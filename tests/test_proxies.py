@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from published import table
 from torch import nn
 
-from nas.calibration import spearman
 from nas.cost import cost
 from nas.errors import ConfigError, TrialError
+from nas.evaluation.calibration import spearman
 from nas.proxies import DEFAULT, PROXIES, Batch, draw_batch, log_rank
 from nas.proxies.ranks import ranks
 from nas.registry import load

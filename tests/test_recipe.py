@@ -8,7 +8,7 @@ import math
 import pytest
 
 from nas.errors import ConfigError
-from nas.recipe import PRESETS, Recipe, compressed, learning_rate, preset, segmented
+from nas.training.recipe import PRESETS, Recipe, compressed, learning_rate, preset, segmented
 
 PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
 

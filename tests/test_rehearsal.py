@@ -3,7 +3,7 @@
 import optuna
 
 from nas import Fixed, RegularizedEvolution, Study, load
-from nas.journal import journal_storage
+from nas.storage.journal import journal_storage
 from nas.workers.claims import leased, owner_of
 from nas.workers.rehearsal import Rehearsal
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from nas.cli import app
 from nas.errors import ConfigError, TrialError
-from nas.folder_lock import FolderLock
-from nas.journal import JOURNAL, journal_storage
+from nas.files.folder_lock import FolderLock
 from nas.registry import load
-from nas.repair import repair
-from nas.schedule import Fixed
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch
+from nas.storage.journal import JOURNAL, journal_storage
+from nas.storage.repair import repair
 from nas.study import Study
 
 CELLS = load("nasbench201")

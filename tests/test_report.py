@@ -20,8 +20,8 @@ import nas
 from nas.cell import Cell
 from nas.cli import app
 from nas.errors import ConfigError
-from nas.files import write_json
-from nas.manifest import check_manifest, update_manifest, write_manifest
+from nas.files.atomic import write_json
+from nas.files.manifest import check_manifest, update_manifest, write_manifest
 from nas.report import REPORT, render, write_report
 from nas.report.curves import order_statistics
 from nas.report.energy import assumed_watts
@@ -31,8 +31,8 @@ from nas.report.lineage import ancestors
 from nas.report.page import MOST_BYTES, render_run
 from nas.report.run import read
 from nas.report.words import metric, setting
-from nas.resumable import Stopped
 from nas.space import Space
+from nas.training.resumable import Stopped
 from nas.types import Decision, Trial
 
 EVIL = "<script>document.title='evil'</script>"

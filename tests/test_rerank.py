@@ -9,19 +9,19 @@ import torch
 from jobs import SMALL, TINY, Recorder, journal, outcome
 from killing import run_killed
 
-from nas.config import make_config
 from nas.errors import NoModelError
-from nas.evaluate import Trained
-from nas.folders import prepare_folder
+from nas.evaluation.evaluate import Trained
+from nas.files.folders import prepare_folder
 from nas.graph import architecture_hash
-from nas.preparation import prepare
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.rerank import SEARCH, rerank
+from nas.job.search_run import search
 from nas.registry import load
-from nas.rerank import SEARCH, rerank
-from nas.result import load_result
-from nas.resumable import Stopped
-from nas.search_run import search
+from nas.results.result import load_result
 from nas.study import Study
 from nas.task import load_task
+from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
 A, B, C = (2, 2, 2), (2, 0, 2), (0, 0, 1)
@@ -50,7 +50,7 @@ def scripted(monkeypatch, accuracies, *, failing=()):
         return split.y + wrong.long()
 
     monkeypatch.setattr(Trained, "__call__", call)
-    monkeypatch.setattr("nas.rerank.predictions", predictions)
+    monkeypatch.setattr("nas.job.rerank.predictions", predictions)
 
 
 # -- the trainings ---------------------------------------------------------------------------------------
@@ -147,8 +147,8 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
 
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
     notes = Recorder()
-    monkeypatch.setattr("nas.rerank._first_like", lambda job, rival, candidates: rival)
-    monkeypatch.setattr("nas.phases.finalists", lambda history, goals: [t for t in history[:1]])
+    monkeypatch.setattr("nas.job.rerank._first_like", lambda job, rival, candidates: rival)
+    monkeypatch.setattr("nas.job.phases.finalists", lambda history, goals: [t for t in history[:1]])
     settings = SMALL | {
         "baselines": True,
         "trials": 3,

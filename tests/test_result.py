@@ -10,18 +10,18 @@ from jobs import SMALL, snapshot
 from torch import nn
 
 import nas
-from nas.architecture_file import (
+from nas.data.inputs import Inputs
+from nas.errors import ConfigError
+from nas.evaluation.metrics import wilson
+from nas.graph import cell_graphs, merged
+from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,
     load_architecture,
     read_architecture,
     write_graphml,
 )
-from nas.errors import ConfigError
-from nas.graph import cell_graphs, merged
-from nas.inputs import Inputs
-from nas.metrics import wilson
-from nas.result import Result, load_result
+from nas.results.result import Result, load_result
 
 HOSTILE = "<script>alert(1)</script> & '$x$'"
 

@@ -7,9 +7,9 @@ import pytest
 from jobs import outcome, snapshot
 
 import nas
-from nas import retrain_run
-from nas.architecture_file import describe_architecture
 from nas.errors import ConfigError
+from nas.job.job import retrain_run
+from nas.results.architecture_file import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 

@@ -3,14 +3,14 @@ import json
 
 import pytest
 
-from nas.config import make_config
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.plan import make_plan
+from nas.files.tomlfile import read_toml
+from nas.job.config import make_config
+from nas.job.plan import make_plan
+from nas.job.run_folder import FORMAT, begin, open_folder, read_run
 from nas.registry import load
-from nas.run_folder import FORMAT, begin, open_folder, read_run
 from nas.space import Space
 from nas.task import load_task
-from nas.tomlfile import read_toml
 
 TASK = load_task("digits")
 SPACE = load("toy", width=4)

@@ -13,7 +13,6 @@ pytest.importorskip("triton")
 from kernels_by_torch import stand_in, tape_launches
 
 import nas
-from nas import loop as training
 from nas.cell import Cell
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
@@ -24,9 +23,10 @@ from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.relaxations import UniformPath
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
-from nas.recipe import Recipe
-from nas.resting import Resting
 from nas.space import Space
+from nas.training import loop as training
+from nas.training.recipe import Recipe
+from nas.training.resting import Resting
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a tape stands in for a GPU's graphs; with one, see test_cuda"

@@ -10,11 +10,11 @@ from nas.oneshot.sampling import SAMPLINGS, Sandwich, StrictlyFair, UniformSampl
 from nas.oneshot.singlepath import Sharing, counts, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
-from nas.recipe import Recipe
 from nas.registry import load
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import load_task
+from nas.training.recipe import Recipe
 
 NB201 = load("nasbench201", width=4, cells=1, in_channels=1)
 DARTS = load("darts", width=4, cells=3, in_channels=1)

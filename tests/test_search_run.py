@@ -13,29 +13,29 @@ from killing import MODULES
 from torch import nn
 
 import nas
-from nas.accuracy import evaluate
-from nas.config import make_config
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
-from nas.final_network import final_recipe, final_space
-from nas.folder_lock import FolderLock
+from nas.files.folder_lock import FolderLock
+from nas.files.manifest import check_manifest
+from nas.files.tomlfile import read_toml
 from nas.goals import Goals, parse_goals
-from nas.halving import finalists
+from nas.job.config import make_config
+from nas.job.final_network import final_recipe, final_space
+from nas.job.method_names import DIFFERENTIABLE
+from nas.job.method_names import METHODS as CONFIG_METHODS
+from nas.job.phases import front_first
+from nas.job.plan import make_plan
+from nas.job.preparation import default_folder
+from nas.job.search_run import run, search
 from nas.latency import LatencyTable
-from nas.manifest import check_manifest
-from nas.method_names import DIFFERENTIABLE
-from nas.method_names import METHODS as CONFIG_METHODS
-from nas.phases import front_first
-from nas.plan import make_plan
-from nas.preparation import default_folder
 from nas.registry import load
-from nas.result import load_result
-from nas.resumable import Stopped
-from nas.search_run import run, search
+from nas.results.result import load_result
+from nas.schedulers.halving import finalists
 from nas.searchers import RandomSearch
 from nas.space import Space
 from nas.study import Study
 from nas.task import load_task, task_from_arrays
-from nas.tomlfile import read_toml
+from nas.training.accuracy import evaluate
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits")
@@ -477,7 +477,7 @@ def test_divergence_of_a_whole_phase_is_an_error(tmp_path, where):
 
 
 def test_a_network_that_overflows_only_in_the_test_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.final_training.evaluate", lambda *_: (float("inf"), 0.1))
+    monkeypatch.setattr("nas.job.final_training.evaluate", lambda *_: (float("inf"), 0.1))
     with pytest.raises(TrialError, match="test loss is inf"):
         evolve(tmp_path)
     assert not (tmp_path / "metrics.json").exists()

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 import nas
 from nas.bundle.forms import Pixels, exported, write_onnx
 from nas.cli import app
+from nas.data.pictures import fitted
 from nas.errors import ConfigError, DataError
-from nas.manifest import update_manifest
-from nas.pictures import fitted
+from nas.files.manifest import update_manifest
 from nas.serving.answers import answers
 from nas.serving.inputs import array_pixels, pixels_of
 from nas.serving.served import Served, read_served
@@ -141,7 +141,7 @@ def test_what_cannot_be_taken_is_said(data, served, words):
 
 def test_a_pixel_bomb_is_not_decoded(monkeypatch):
     bomb = png(np.zeros((60, 50), np.uint8))
-    monkeypatch.setattr("nas.pictures.MOST_PIXELS", 2999)
+    monkeypatch.setattr("nas.data.pictures.MOST_PIXELS", 2999)
     with pytest.raises(ValueError, match="50x60 pixels, but at most 2,999"):
         fitted(bomb, (1, 8, 8))
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)

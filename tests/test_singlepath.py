@@ -4,15 +4,15 @@ import itertools
 import pytest
 import torch
 
-from nas.checkpoint import Checkpoints
 from nas.oneshot.mixed import MixedOp
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.registry import load
-from nas.resumable import Stopped
 from nas.seeding import rng
 from nas.task import load_task
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 
 TASK = load_task("digits").reduced(64)
 SPACE = load("toy", width=4)

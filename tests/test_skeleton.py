@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from nas.architectures.skeleton import skeleton
 from nas.registry import load
-from nas.skeleton import skeleton
 
 
 def network(name, **settings):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from nas.architectures.space_size import Size
 from nas.errors import SpaceError
 from nas.registry import load
 from nas.space import Space
-from nas.space_size import Size
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}
 

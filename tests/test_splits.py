@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas.data.splits import stratified
 from nas.seeding import rng
-from nas.splits import stratified
 
 
 @settings(max_examples=100, deadline=None)

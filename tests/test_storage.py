@@ -17,18 +17,18 @@ from postgres import PASSWORD, QUOTED, Proxy, postgres
 from sqlalchemy import event
 
 from nas.errors import ConfigError
-from nas.journal import JOURNAL, journal_storage
 from nas.patience import Patience
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.schedule import Fixed
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.seeding import rng
 from nas.storage.address import Address, check_writers, find_address, writers
 from nas.storage.finishing import finish_trial
+from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.parked import Park
 from nas.storage.run import keep_history, open_storage, run_storage
 from nas.study import Study
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 __all__ = ["postgres"]

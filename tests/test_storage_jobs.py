@@ -11,19 +11,19 @@ from postgres import PASSWORD, QUOTED, postgres
 from typer.testing import CliRunner
 
 import nas
-from nas.calibrate_run import USED
 from nas.cli import app
-from nas.config import make_config
 from nas.errors import ConfigError
-from nas.journal import JOURNAL, journal_storage
-from nas.manifest import check_manifest
+from nas.evaluation.calibrate_run import USED
+from nas.files.manifest import check_manifest
+from nas.files.tomlfile import read_toml, write_toml
+from nas.job.config import make_config
+from nas.job.search_run import run
 from nas.progress import Silent
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.search_run import run
+from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.run import open_storage
 from nas.study import Study
-from nas.tomlfile import read_toml, write_toml
+from nas.training.resumable import Stopped
 
 __all__ = ["postgres"]
 JOB = {"space": "toy", "task": "digits", "method": "random"}

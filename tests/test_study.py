@@ -9,13 +9,13 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
+from nas.evaluation.metrics import check_metrics
 from nas.goals import Goals
-from nas.journal import journal_storage
-from nas.metrics import check_metrics
 from nas.registry import load
-from nas.schedule import Fixed, Listed
+from nas.schedulers.schedule import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
+from nas.storage.journal import journal_storage
 from nas.study import Study
 from nas.types import Objective, Trial
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from jobs import SMALL, Recorder
 
+from nas.data.splits import digest
+from nas.data.suspects import Suspect, list_of, without
 from nas.errors import ConfigError, DataError
-from nas.search_run import search
-from nas.splits import digest
-from nas.suspects import Suspect, list_of, without
+from nas.job.search_run import search
 from nas.task import load_task
 
 TASK = load_task("digits", limit=300)
@@ -118,7 +118,7 @@ def test_a_search_audits_and_leaves_out(tmp_path):
 
 
 def test_a_retraining_leaves_out_too_and_refuses_to_audit(tmp_path):
-    from nas.retrain_run import retrain
+    from nas.job.retrain_run import retrain
 
     with pytest.raises(ConfigError, match="audit is set, but a retraining"):
         retrain(

@@ -9,14 +9,14 @@ from jobs import SMALL, TINY, Recorder
 
 import nas
 from nas.cli.app import spelt_out
-from nas.config import make_config
-from nas.curve import Curve
 from nas.errors import ConfigError
-from nas.preparation import prepare
+from nas.job.config import make_config
+from nas.job.preparation import prepare
 from nas.tracking import choice, feed
 from nas.tracking.points import of_curve, of_trials
 from nas.tracking.tracker import FINAL, Point, Run
 from nas.tracking.tracking import Tracking
+from nas.training.curve import Curve
 from nas.types import Trial
 
 RUN = Run("run-1", None, {"space": "toy"})

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.accuracy import evaluate
-from nas.augment import Policy
-from nas.batches import Batches
 from nas.cell import Cell
-from nas.checkpoint import Checkpoints
+from nas.data.augment import Policy
 from nas.errors import ConfigError, DataError, TrialError
-from nas.recipe import Recipe, learning_rate
-from nas.resumable import Stopped
 from nas.task import Split, Task
-from nas.train import train
+from nas.training.accuracy import evaluate
+from nas.training.batches import Batches
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe, learning_rate
+from nas.training.resumable import Stopped
+from nas.training.train import train
 
 PLAIN = Recipe(epochs=3, batch=8, lr=0.05, weight_decay=5e-4, crop=False, flip=False)
 RICH = dataclasses.replace(

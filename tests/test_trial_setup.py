@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.fidelity import geometric
+from nas.evaluation.fidelity import geometric
 from nas.goals import Goals
-from nas.halving import Hyperband, SuccessiveHalving
-from nas.schedule import Fixed
+from nas.job.trial_setup import scheduler
+from nas.schedulers.halving import Hyperband, SuccessiveHalving
+from nas.schedulers.schedule import Fixed
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
-from nas.trial_setup import scheduler
 
 
 def made(name, searcher):

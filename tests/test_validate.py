@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import nas.validate
+import nas.architectures.validate
+from nas.architectures.validate import Spread, validate
 from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.cost import cost, count_params
@@ -17,7 +18,6 @@ from nas.registry import load
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import load_task
-from nas.validate import Spread, validate
 
 TASK = load_task("digits", limit=200)
 TOY = load("toy")
@@ -153,7 +153,7 @@ def test_huge_feature_maps_are_refused_before_they_are_made():
 
 
 def test_the_batch_shrinks_to_the_memory(monkeypatch):
-    monkeypatch.setattr(nas.validate, "memory_bytes", lambda device: 1_200_000)
+    monkeypatch.setattr(nas.architectures.validate, "memory_bytes", lambda device: 1_200_000)
     report = validate(TOY, TASK, samples=20)
     assert report.batch == 32
     assert "more than 32 images" in report.warnings[-1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from nas.audit.pool import Pool
-from nas.suspects import SPLITS
+from nas.data.suspects import SPLITS
 
 UNEQUAL = 3.0
 """Ratio of the largest to the smallest class from which the audit speaks of it."""

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.arrays import Array, Labels
 from nas.audit.findings import Group
 from nas.audit.neighbours import nearest
 from nas.audit.pool import Pool
-from nas.suspects import SPLITS, Suspect
+from nas.data.arrays import Array, Labels
+from nas.data.suspects import SPLITS, Suspect
 
 CANDIDATES, SHIFT = 10, 1
 TAIL, LOCAL = 2.5, 0.2

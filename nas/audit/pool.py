@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.arrays import Array, Labels
-from nas.splits import digest
-from nas.suspects import SPLITS, Kind, Suspect
+from nas.data.arrays import Array, Labels
+from nas.data.splits import digest
+from nas.data.suspects import SPLITS, Kind, Suspect
 from nas.task import Split, Task
 
 SIDE = 32

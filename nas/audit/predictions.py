@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.arrays import Array, Labels
+from nas.data.arrays import Array, Labels
 from nas.seeding import derive, isolated, rng
 
 FOLDS, REPEATS = 5, 2

@@ -12,8 +12,8 @@ from nas.audit.findings import Audit
 from nas.audit.labels import mislabels, named_backend
 from nas.audit.outliers import outliers
 from nas.audit.pool import Pool
-from nas.files import write_json
-from nas.suspects import KINDS, Suspect, list_of
+from nas.data.suspects import KINDS, Suspect, list_of
+from nas.files.atomic import write_json
 from nas.task import Task
 
 AUDIT_FILES = ("audit.json", "suspects.json", "suspects.png")

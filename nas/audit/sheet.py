@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nas.arrays import Array
+from nas.data.arrays import Array
+from nas.data.suspects import Suspect
 from nas.draw.style import HAIR, INK, MUTED, Heading, clean, fit, page, text_size, write
-from nas.suspects import Suspect
 from nas.task import Task
 
 _THUMB, _GAP, _COLUMNS, _MARGIN = 0.86, 0.16, 10, 0.35

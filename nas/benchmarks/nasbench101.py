@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.data.unpacking import load_arrays
 from nas.errors import ConfigError, TrialError
 from nas.registry import load
 from nas.space import Space
 from nas.types import Genotype
-from nas.unpacking import load_arrays
 
 VERTICES, EDGES, EPOCHS = 7, 21, 108
 RUNS, TEST_IMAGES = 3, 9984

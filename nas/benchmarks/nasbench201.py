@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.data.unpacking import load_arrays, read_bounded
 from nas.errors import ConfigError, SpaceError, TrialError, unknown
 from nas.registry import load
 from nas.space import Space
 from nas.types import Genotype
-from nas.unpacking import load_arrays, read_bounded
 
 SIZES = ("params", "flops_c10_M")
 """Columns of the trainable parameters and of the millions of multiply-adds on CIFAR-10."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from nas import draw
 from nas.benchmarks.benchmark import Benchmark
 from nas.benchmarks.race import Race, Runs, exact_front
-from nas.files import write_json
-from nas.folders import prepare_folder
+from nas.files.atomic import write_json
+from nas.files.folders import prepare_folder
 from nas.goals import Goals
 from nas.types import Objective
 

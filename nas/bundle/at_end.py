@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nas.bundle.bundle import CARD, bundle
 from nas.errors import MismatchError, NasError
-from nas.folder_lock import FolderLock
-from nas.paths import is_file
+from nas.files.folder_lock import FolderLock
+from nas.files.paths import is_file
 from nas.progress import Progress
-from nas.result import Result
+from nas.results.result import Result
 from nas.task import Task
 
 

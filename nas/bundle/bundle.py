@@ -17,12 +17,12 @@ from nas.bundle.card import card, requirements
 from nas.bundle.forms import Pixels, exported, write_onnx, write_program, write_source
 from nas.bundle.proof import PACKAGES, Proof, installed, pixels_of, prove
 from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
-from nas.files import write_text
-from nas.guard import user_errors
-from nas.manifest import update_manifest
-from nas.records import ExportedRecord, ScoredRecord, checked
-from nas.result import Result
-from nas.run_folder import read_run
+from nas.evaluation.guard import user_errors
+from nas.files.atomic import write_text
+from nas.files.manifest import update_manifest
+from nas.job.run_folder import read_run
+from nas.results.records import ExportedRecord, ScoredRecord, checked
+from nas.results.result import Result
 from nas.task import Task
 
 SLACK = 0.005

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
-from nas.result import Result
+from nas.results.result import Result
 
 FILES = {
     "source": "model.py, with model.safetensors (eager)",

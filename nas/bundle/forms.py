@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.bundle.source import name_of, source_of
-from nas.files import replacing, write_text
-from nas.inputs import Inputs
+from nas.data.inputs import Inputs
+from nas.files.atomic import replacing, write_text
 
 BATCH = 64
 """Images in the example that a form is made with; any other number runs too."""

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nas.accuracy import evaluating
 from nas.bundle.constructors import constructor, is_torch
 from nas.bundle.pieces import Made, Piece, Whole, joined, made
 from nas.errors import SpaceError
+from nas.training.accuracy import evaluating
 
 _INFIX = {
     operator.add: "+", operator.iadd: "+", operator.mul: "*", operator.imul: "*", operator.sub: "-",

@@ -21,7 +21,7 @@ from nas.cli import (
     workers,
 )
 from nas.cli.app import ORDER, Printable, app, spelt_out, warned
-from nas.launch import follows
+from nas.training.launch import follows
 
 __all__ = [
     "app",

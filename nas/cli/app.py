@@ -13,8 +13,8 @@ import typer
 
 from nas import __version__
 from nas.errors import ConfigError, DismissedError, NasError, StorageError
-from nas.launch import follows, launched
 from nas.text import SCREEN, printable
+from nas.training.launch import follows, launched
 
 ORDER = (
     *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
@@ -128,8 +128,8 @@ def values(config: Path | None, given: Mapping[str, object], sets: list[str] | N
     Raises:
         ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
     """
-    from nas.method_names import is_own
-    from nas.tomlfile import override, read_toml
+    from nas.files.tomlfile import override, read_toml
+    from nas.job.method_names import is_own
 
     values = read_toml(config) if config is not None else {}
     asked = override({k: v for k, v in given.items() if v is not None}, sets or [])

@@ -29,8 +29,8 @@ def audit(
     with errors():
         from nas.audit import audit_task, write_audit
         from nas.audit.labels import named_backend
-        from nas.folders import prepare_folder
-        from nas.suspects import without
+        from nas.data.suspects import without
+        from nas.files.folders import prepare_folder
         from nas.task import load_task
 
         chosen = named_backend(backend)

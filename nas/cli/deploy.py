@@ -70,8 +70,8 @@ def serve(
 ) -> None:
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
     with errors():
+        from nas.job.spellings import size
         from nas.serving.serve import serve as run_server
-        from nas.spellings import size
 
         try:
             most = size(max_upload)

@@ -30,9 +30,9 @@ def export(
     """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
     with errors():
         from nas.bundle.bundle import bundle, record_of
-        from nas.folder_lock import FolderLock
-        from nas.result import load_result
-        from nas.suspects import load_without
+        from nas.data.suspects import load_without
+        from nas.files.folder_lock import FolderLock
+        from nas.results.result import load_result
 
         if space is not None:
             announce(space)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from nas.cli.app import errors, say
-from nas.launch import follows
+from nas.training.launch import follows
 
 if TYPE_CHECKING:
     from nas.progress import Progress
-    from nas.result import Result
+    from nas.results.result import Result
     from nas.signals import StopRequest
 
 
@@ -22,8 +22,8 @@ def run_job(job: Callable[[Progress, StopRequest], Result], *, as_json: bool) ->
     """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
     from nas.console import reporter
     from nas.progress import Silent
-    from nas.resumable import Stopped
     from nas.signals import StopRequest
+    from nas.training.resumable import Stopped
 
     teller: AbstractContextManager[Progress] = nullcontext(Silent()) if follows() else reporter(quiet=as_json)
     with errors(), teller as progress, StopRequest() as stop:

@@ -25,10 +25,10 @@ def draw(
 ) -> None:
     """Draw the cells of an architecture as cells.svg and cells.png."""
     with errors():
-        from nas.architecture_file import graphs_of
-        from nas.folders import prepare_folder
-        from nas.paths import exists
-        from nas.result_files import draw_architecture
+        from nas.files.folders import prepare_folder
+        from nas.files.paths import exists
+        from nas.results.architecture_file import graphs_of
+        from nas.results.result_files import draw_architecture
 
         if space is not None and exists(Path(source)):
             raise ConfigError(
@@ -81,11 +81,11 @@ def validate(
     """Check a space against a task: does every part of it work, how large is it, what will it cost."""
     with errors():
         from nas import devices
+        from nas.architectures.validate import validate as check
+        from nas.files.tomlfile import override
+        from nas.job.suited import offer
         from nas.registry import load
-        from nas.suited import offer
         from nas.task import load_task
-        from nas.tomlfile import override
-        from nas.validate import validate as check
 
         announce(space)
         data = load_task(task).to(devices.resolve(device))
@@ -103,7 +103,7 @@ def check(
 ) -> None:
     """Say which files of a finished run differ from what was recorded when it finished."""
     with errors():
-        from nas.manifest import check_manifest, damaged
+        from nas.files.manifest import check_manifest, damaged
 
         damage = check_manifest(folder)
         if as_json:
@@ -129,9 +129,9 @@ def doctor(as_json: Json = False) -> None:  # noqa: FBT002
 
 def architecture(source: str, space: str | None) -> Mapping[str, Any]:
     """A run's architecture, that of a file, or that of a genotype's text in a space."""
-    from nas.architecture_file import describe_architecture, read_architecture
-    from nas.paths import exists
+    from nas.files.paths import exists
     from nas.registry import load
+    from nas.results.architecture_file import describe_architecture, read_architecture
 
     if exists(Path(source)) or space is None:
         return read_architecture(Path(source))

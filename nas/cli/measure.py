@@ -69,10 +69,10 @@ def benchmark(
         from nas.benchmarks.outcome import lines, to_dict, write_outcome
         from nas.benchmarks.race import run_race
         from nas.console import reporter
-        from nas.folders import prepare_folder
-        from nas.launch import refuse
-        from nas.spellings import seconds
-        from nas.tomlfile import override
+        from nas.files.folders import prepare_folder
+        from nas.files.tomlfile import override
+        from nas.job.spellings import seconds
+        from nas.training.launch import refuse
 
         refuse("a benchmark")
         try:
@@ -129,13 +129,13 @@ def calibrate(
 ) -> None:
     """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
     from nas.console import reporter
-    from nas.resumable import Stopped
     from nas.signals import StopRequest
+    from nas.training.resumable import Stopped
 
     given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
-        from nas.calibrate_run import calibrate as run
-        from nas.calibration import Settings
+        from nas.evaluation.calibrate_run import calibrate as run
+        from nas.evaluation.calibration import Settings
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))

@@ -18,7 +18,7 @@ def repair(
 ) -> None:
     """Save what can be read of a run's damaged journal, and say what is lost. The damaged file is kept."""
     with errors():
-        from nas.repair import repair as mend
+        from nas.storage.repair import repair as mend
 
         report = mend(run)
         typer.echo(json.dumps(report.to_dict()) if as_json else "\n".join(report.lines()))

@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Write report.html: all that a run did and found, as one file that needs no network."""
     with errors():
-        from nas.manifest import MANIFEST, update_manifest
+        from nas.files.manifest import MANIFEST, update_manifest
         from nas.report import REPORT, write_report
         from nas.report.page import searched_space
 

@@ -13,7 +13,7 @@ from nas.cli.look import architecture
 
 if TYPE_CHECKING:
     from nas.progress import Progress
-    from nas.result import Result
+    from nas.results.result import Result
     from nas.signals import StopRequest
 
 
@@ -61,7 +61,7 @@ def retrain(
     }
 
     def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.retrain_run import retrain as train_again
+        from nas.job.retrain_run import retrain as train_again
 
         assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
         if space is not None:

@@ -27,15 +27,15 @@ from nas.cli.app import (
     values,
 )
 from nas.cli.job import run_job
-from nas.launch import follows
+from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.config import Config
-    from nas.preview import Preview
+    from nas.budget.preview import Preview
+    from nas.budget.timing import Tell
+    from nas.job.config import Config
     from nas.progress import Progress
-    from nas.result import Result
+    from nas.results.result import Result
     from nas.signals import StopRequest
-    from nas.timing import Tell
 
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
@@ -225,8 +225,8 @@ def search(
     }
 
     def settled() -> Config:
-        from nas.config import make_config
-        from nas.method_names import is_own
+        from nas.job.config import make_config
+        from nas.job.method_names import is_own
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)
@@ -235,8 +235,8 @@ def search(
         return settings
 
     def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.clock import Clock
-        from nas.search_run import run
+        from nas.budget.clock import Clock
+        from nas.job.search_run import run
 
         settings = settled()
         clock = Clock(settings.budget, since=since)
@@ -259,7 +259,7 @@ def search(
 def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
     """Shows what a search would cost."""
     with errors():
-        from nas.search_run import look
+        from nas.job.search_run import look
 
         found = look(settled())
         say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
@@ -270,8 +270,8 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
 
     None where $NAS_PREVIEW is off.
     """
+    from nas.budget.preview import HOUR_S
     from nas.console import LiveProgress
-    from nas.preview import HOUR_S
 
     if os.environ.get(PREVIEW) == "off" or follows():
         return None

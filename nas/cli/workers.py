@@ -43,8 +43,8 @@ def worker(
 ) -> None:
     """Do trials of a search that somebody has begun with `nas search`, here or on another machine."""
     from nas.console import reporter
-    from nas.resumable import Stopped
     from nas.signals import StopRequest
+    from nas.training.resumable import Stopped
 
     with errors(), reporter(quiet=pulse is not None) as progress, StopRequest() as stop:
         from nas.workers.pulse import Pulse

@@ -20,7 +20,7 @@ from nas.draw.network import draw_network
 from nas.draw.style import op_kind
 from nas.draw.trust import Trust, draw_trust
 from nas.errors import ConfigError
-from nas.files import replacing
+from nas.files.atomic import replacing
 
 __all__ = [
     "Bands",

@@ -20,11 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.arithmetic import precision, to_layout
-from nas.batches import Batches, images_of, policy_of
-from nas.captured import Captured, tensors_in
 from nas.devices import exact
-from nas.loop import Loop, one_pass
 from nas.oneshot.freezing import Freezer
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.gradients import gradients
@@ -34,12 +30,16 @@ from nas.oneshot.mixed import Share, chosen_of
 from nas.oneshot.perturbations import Perturbation
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Precision
-from nas.resting import Resting
 from nas.seeding import derive
-from nas.streams import Streams
 from nas.task import Task
-from nas.team import ALONE, Team
+from nas.training.arithmetic import precision, to_layout
+from nas.training.batches import Batches, images_of, policy_of
+from nas.training.captured import Captured, tensors_in
+from nas.training.loop import Loop, one_pass
+from nas.training.recipe import Precision
+from nas.training.resting import Resting
+from nas.training.streams import Streams
+from nas.training.team import ALONE, Team
 
 ALPHA_PLACES = ("alphas", "penalty")
 """Where a step of the alphas draws."""

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas import resumable
-from nas.accuracy import evaluate
-from nas.checkpoint import Checkpoints
-from nas.guard import memory_errors
+from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
@@ -26,11 +23,14 @@ from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
 from nas.oneshot.stages import Stage, ends
 from nas.oneshot.supernet import Supernet
 from nas.oneshot.watch import Moment, Watch
-from nas.recipe import compressed
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
-from nas.team import ALONE, Team
+from nas.training import resumable
+from nas.training.accuracy import evaluate
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import compressed
+from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
 LOOKS = 6
@@ -59,7 +59,7 @@ def search(
       step was the last one, and what the alphas prefer then is chosen. Not for a team.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
-    team: all of its ranks search together, see `nas.team`; rank 0 alone looks, selects and saves.
+    team: all of its ranks search together, see `nas.training.team`; rank 0 alone looks, selects and saves.
     """
     what = f"searching at batch {team.images(method.weights.batch)}"
     advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.checkpoint import Checkpoints
-from nas.curve import EpochReport
 from nas.errors import ConfigError
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.keeping import in_training, kept
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe, compressed
 from nas.seeding import derive, rng, torch_rng
 from nas.space import Space
 from nas.task import Task
-from nas.team import ALONE, Team
+from nas.training.checkpoint import Checkpoints
+from nas.training.curve import EpochReport
+from nas.training.recipe import Recipe, compressed
+from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
 
@@ -65,7 +65,7 @@ def train(
     random.
 
     checkpoints: where each part saves its state, by name.
-    team: see `nas.train.train`.
+    team: see `nas.training.train.train`.
     """
 
     def store(name: str) -> Checkpoints | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nas.errors import ConfigError
 from nas.oneshot.gradients import flat
 from nas.oneshot.supernet import Supernet
-from nas.resting import shares
+from nas.training.resting import shares
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Freezer:
         self._steps.masked_fill_(full, 0)
 
     def hold(self) -> None:
-        """Makes the gradients of what is frozen zeros, whose weights then rest, see `nas.resting`."""
+        """Makes the gradients of what is frozen zeros, so that its weights rest (`nas.training.resting`)."""
         learning = self._frozen.logical_not().index_select(0, self._owners).unbind()
         own = [(w.grad, one) for w, one in zip(self.weights, learning, strict=True) if w.grad is not None]
         if own:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.arithmetic import is_half, precision, to_layout
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused.execution import twice_differentiable
 from nas.oneshot.gradients import flat, gradients
@@ -20,6 +19,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.paths import accuracies
 from nas.seeding import derive, torch_rng
 from nas.task import Split
+from nas.training.arithmetic import is_half, precision, to_layout
 from nas.types import Genotype
 
 

@@ -15,12 +15,12 @@ from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
-from nas.peak import peak_memory
-from nas.recipe import Precision
-from nas.resumable import Stopped
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Task
+from nas.training.peak import peak_memory
+from nas.training.recipe import Precision
+from nas.training.resumable import Stopped
 
 PROBES = (16, 32)
 """Images of the two probes; memory is a straight line in them."""

@@ -16,7 +16,7 @@ from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Staging, Whole
 from nas.oneshot.updates import Adam, Update
-from nas.recipe import Recipe
+from nas.training.recipe import Recipe
 
 # Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.
 PUBLISHED = Recipe(

@@ -2,7 +2,7 @@
 
 A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
 regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
-rate of the weights) is in `nas.presets`.
+rate of the weights) is in `nas.job.presets`.
 """
 
 from __future__ import annotations

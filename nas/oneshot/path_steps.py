@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.arithmetic import precision
 from nas.errors import ConfigError
-from nas.loop import Loop
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.mixed import Drawn, Mixture
 from nas.oneshot.supernet import Supernet
-from nas.resting import Resting
 from nas.space import Space
-from nas.steps import Steps
+from nas.training.arithmetic import precision
+from nas.training.loop import Loop
+from nas.training.resting import Resting
+from nas.training.steps import Steps
 from nas.types import Genotype
 
 AHEAD = 64

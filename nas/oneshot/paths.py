@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas import devices
-from nas.accuracy import evaluating
-from nas.arithmetic import precision, to_layout
 from nas.errors import ConfigError, TrialError
-from nas.guard import memory_errors
+from nas.evaluation.guard import memory_errors
 from nas.oneshot.mixed import Many
 from nas.oneshot.supernet import Supernet
 from nas.seeding import torch_rng
 from nas.task import Split, Task
+from nas.training.accuracy import evaluating
+from nas.training.arithmetic import precision, to_layout
 from nas.types import Genotype
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nas.checkpoint import Checkpoints
-from nas.curve import Curve, EpochReport
 from nas.errors import ConfigError, unknown
 from nas.oneshot.path_steps import PathSteps
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
-from nas.team import ALONE, Team
-from nas.train import train
+from nas.training.checkpoint import Checkpoints
+from nas.training.curve import Curve, EpochReport
+from nas.training.recipe import Recipe
+from nas.training.team import ALONE, Team
+from nas.training.train import train
 from nas.types import Genotype
 
 
@@ -69,7 +69,7 @@ def train_shared(
     and then moves the weights once by the mean, see `nas.oneshot.path_steps`.
 
     sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
-    until, team: see `nas.train.train`; the ranks of a team train the same paths.
+    until, team: see `nas.training.train.train`; the ranks of a team train the same paths.
     """
     sampling = sampling or UniformSampling()
     sampling.check(supernet.space)

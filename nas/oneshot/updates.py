@@ -36,7 +36,7 @@ class Update(ABC):
     def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
         """A run of this rule.
 
-        captured: whether its steps may be captured, see `nas.captured`.
+        captured: whether its steps may be captured, see `nas.training.captured`.
         """
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from markupsafe import Markup
 
 from nas import draw
+from nas.architectures.skeleton import skeleton
 from nas.draw.layout import effort
 from nas.errors import NasError
 from nas.graph import Graph, from_dict, to_dict
@@ -16,7 +17,6 @@ from nas.report.embed import inline
 from nas.report.run import Run
 from nas.report.section import Drawing, Section, stored
 from nas.report.words import metric
-from nas.skeleton import skeleton
 from nas.types import Genotype, Trial
 
 MOST_FRAMES = 40

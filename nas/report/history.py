@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError
 from nas.goals import Goals
-from nas.records import StudyRecord, TrialRecord, checked
+from nas.results.records import StudyRecord, TrialRecord, checked
 from nas.storage.run import past_storage
 from nas.types import Decision, Genotype, Trial
 from nas.workers.claims import owner_of

@@ -8,10 +8,10 @@ import numpy as np
 
 from nas import draw
 from nas.draw import HealthSeries
-from nas.records import EpochRecord
 from nas.report.embed import inline
 from nas.report.run import Run
 from nas.report.section import Drawing, Section, stored
+from nas.results.records import EpochRecord
 
 
 def alphas(run: Run) -> Section | None:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from nas import __version__
 from nas.errors import ConfigError
-from nas.files import write_text
+from nas.files.atomic import write_text
+from nas.job.run_folder import read_run
 from nas.registry import load
 from nas.report import (
     architecture,
@@ -30,7 +31,6 @@ from nas.report import (
 )
 from nas.report.run import Run, read
 from nas.report.section import Section, Tip
-from nas.run_folder import read_run
 from nas.space import Space
 from nas.text import printable
 

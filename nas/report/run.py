@@ -12,14 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.data.unpacking import load_arrays
 from nas.errors import ConfigError, NasError
-from nas.files import read_json
+from nas.files.atomic import read_json
+from nas.files.manifest import MANIFEST, require_intact
+from nas.files.paths import is_file
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
-from nas.manifest import MANIFEST, require_intact
-from nas.method_names import DIFFERENTIABLE, is_own
-from nas.paths import is_file
-from nas.records import (
+from nas.job.method_names import DIFFERENTIABLE, is_own
+from nas.job.run_folder import read_run
+from nas.registry import is_plugin, load
+from nas.report.history import Past, read_studies
+from nas.results.records import (
     AlphasRecord,
     ComparedRecord,
     EpochRecord,
@@ -29,12 +33,8 @@ from nas.records import (
     ReportedRecord,
     checked,
 )
-from nas.registry import is_plugin, load
-from nas.report.history import Past, read_studies
-from nas.run_folder import read_run
 from nas.space import Space
 from nas.types import Genotype, Trial
-from nas.unpacking import load_arrays
 
 R = TypeVar("R")
 SEARCH, RANDOM = "search", "random"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from nas.manifest import MANIFEST, check_manifest
-from nas.paths import is_file
+from nas.files.manifest import MANIFEST, check_manifest
+from nas.files.paths import is_file
 
 Tip = Sequence[tuple[str, str]]
 """What is told of one spot of a picture: names and values, line by line."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from nas.files.paths import is_file
 from nas.goals import Goals
-from nas.method_names import SHARED
-from nas.paths import is_file
+from nas.job.method_names import SHARED
 from nas.registry import is_plugin
 from nas.report.run import Run
 from nas.report.section import Section

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from nas import failures
 from nas.draw.curves import time_ticks
+from nas.evaluation import failures
 from nas.report.history import Past, Work
 from nas.report.run import Run
 from nas.report.section import Section

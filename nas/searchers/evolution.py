@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nas.architectures.morph import additions
 from nas.errors import ConfigError
 from nas.goals import Goals
-from nas.morph import additions
 from nas.searchers.searcher import tried, unseen
 from nas.space import Space
 from nas.types import Genotype, Trial
@@ -22,8 +22,8 @@ class RegularizedEvolution:
     population: how many of the youngest finished trials are alive; the first ones are random.
     tournament: how many of them, drawn without repeats, compete to be the parent.
     goals: what decides a tournament.
-    morphism: probability in [0, 1] that a mutation is drawn among the parent's `nas.morph.additions`, where
-      any is new, so that the child can go on from the parent's weights.
+    morphism: probability in [0, 1] that a mutation is drawn among the parent's additions, where any is new
+      (`nas.architectures.morph.additions`), so that the child can go on from the parent's weights.
 
     The defaults are the best for up to 500 trials on NAS-Bench-201; the paper's are 100 and 25. Deviations:
     the tournament is drawn without repeats, in the paper with them, so that one of the whole population is

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.acquisition import normal_ranks, promise
+from nas.architectures.encodings import features
 from nas.cost import count_params
-from nas.encodings import features
 from nas.errors import ConfigError
 from nas.goals import Goals
 from nas.searchers.searcher import tried, unseen

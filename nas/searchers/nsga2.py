@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.encodings import crossover_groups
+from nas.architectures.encodings import crossover_groups
 from nas.errors import ConfigError
 from nas.goals import Goals, selection_order
 from nas.searchers.searcher import unseen

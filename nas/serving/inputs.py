@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.data.pictures import FORMATS, fitted
+from nas.data.unpacking import NPY, array_of
 from nas.errors import DataError
-from nas.pictures import FORMATS, fitted
 from nas.serving.served import Served
 from nas.text import printable
-from nas.unpacking import NPY, array_of
 
 Pixels = NDArray[np.float32]
 _BYTE = np.float32(255)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nas.data.pictures import MOST_PIXELS
 from nas.errors import ConfigError
-from nas.files import read_json
-from nas.manifest import MANIFEST
-from nas.paths import check_contents, is_file
-from nas.pictures import MOST_PIXELS
-from nas.records import RunRecord, checked
+from nas.files.atomic import read_json
+from nas.files.manifest import MANIFEST
+from nas.files.paths import check_contents, is_file
+from nas.results.records import RunRecord, checked
 
 FORMAT = 1
 """The newest `run.json` that this can read."""

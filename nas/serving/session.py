@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import ConfigError
-from nas.manifest import require_intact
-from nas.paths import is_file
+from nas.files.manifest import require_intact
+from nas.files.paths import is_file
 from nas.serving.served import Served
 from nas.text import printable
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError
-from nas.files import write_bytes
-from nas.sealing import seal, unsealed
+from nas.files.atomic import write_bytes
+from nas.storage.sealing import seal, unsealed
 
 PARKED = "parked"
 """The folder of parked results, inside a run's folder."""

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nas.config import Config
 from nas.errors import ConfigError
+from nas.job.config import Config
 from nas.tracking.feed import Feed
 from nas.tracking.mlflow import MLflow
 from nas.tracking.tensorboard import TensorBoard

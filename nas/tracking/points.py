@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nas.curve import Curve, EpochReport
 from nas.oneshot.record import Epoch
 from nas.space import Space
 from nas.tracking.tracker import Point
+from nas.training.curve import Curve, EpochReport
 from nas.types import Trial
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nas.manifest import MANIFEST, read_manifest
-from nas.resumable import Stopped
+from nas.files.manifest import MANIFEST, read_manifest
 from nas.tracking.feed import PATIENCE_S, Feed
 from nas.tracking.tracker import FINAL, Point, Status
+from nas.training.resumable import Stopped
 
 
 class Tracking:

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError
-from nas.resumable import Stopped
+from nas.training.resumable import Stopped
 from nas.workers.identity import Identity
 from nas.workers.silence import BEAT, OWNER, Silence
 from nas.workers.turn import turn_of

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
-from nas.resumable import Stopped
 from nas.study import Study
+from nas.training.resumable import Stopped
 from nas.types import Trial
 from nas.workers.claims import POLL_S, owner_of
 from nas.workers.identity import Identity, here

@@ -14,18 +14,18 @@ import torch
 from optuna.storages import BaseStorage
 
 from nas import __version__, devices
-from nas.config import Config, make_config
 from nas.errors import ConfigError, SpaceError
-from nas.folders import prepare_folder
-from nas.job import Job
-from nas.preparation import prepare
+from nas.files.folders import prepare_folder
+from nas.job.config import Config, make_config
+from nas.job.job import Job
+from nas.job.preparation import prepare
+from nas.job.run_folder import describe_run, read_run, refuse_another_job
+from nas.job.trial_search import RECORD, SEARCH, trial_search
+from nas.job.trial_setup import trial_line
 from nas.progress import Progress
 from nas.registry import is_plugin
-from nas.run_folder import describe_run, read_run, refuse_another_job
 from nas.storage.address import Address, find_address
 from nas.storage.run import RunStorage, open_storage, run_storage
-from nas.trial_search import RECORD, SEARCH, trial_search
-from nas.trial_setup import trial_line
 from nas.workers.identity import Identity
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from nas.config import make_config
-from nas.fidelity import scaled_space, scaled_task
-from nas.job import Job
-from nas.preparation import prepare
-from nas.recipe import compressed
-from nas.resumable import Stopped
-from nas.run_folder import read_run
+from nas.evaluation.fidelity import scaled_space, scaled_task
+from nas.job.config import make_config
+from nas.job.job import Job
+from nas.job.preparation import prepare
+from nas.job.run_folder import read_run
 from nas.seeding import isolated, rng
-from nas.train import train
+from nas.training.recipe import compressed
+from nas.training.resumable import Stopped
+from nas.training.train import train
 
 WARM_UP = 3
 """Steps before the first measurement."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage, JournalStorage
 
 from nas.errors import ConfigError
-from nas.journal_file import SafeJournalBackend
+from nas.storage.journal_file import SafeJournalBackend
 from nas.storage.run import RunStorage
 from nas.workers import turns
 from nas.workers.turns import CUT_OFF_S, NoTurnError, Turn

@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import optuna
 from killing import MODULES
 
-from nas.checkpoint import Checkpoints, saved_steps
-from nas.journal import journal_storage
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.schedule import Fixed
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RegularizedEvolution
 from nas.seeding import rng
 from nas.signals import StopRequest
+from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.training.checkpoint import Checkpoints, saved_steps
+from nas.training.resumable import Stopped
 from nas.workers.claims import Leased
 from nas.workers.coordinate import coordinate
 from nas.workers.identity import Identity

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, TrialError
-from nas.journal import journal_storage
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.schedule import Fixed
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.training.resumable import Stopped
 from nas.types import Trial
 from nas.workers.claims import ATTEMPTS, Leased, LostError, owner_of
 from nas.workers.identity import Identity

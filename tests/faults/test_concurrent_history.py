@@ -7,23 +7,23 @@ import pytest
 import torch
 from jobs import SMALL, Recorder
 
-from nas.config import make_config
-from nas.evaluate import Trained
-from nas.fidelity import geometric
-from nas.grown import Grown
-from nas.halving import Hyperband, SuccessiveHalving
-from nas.journal import JOURNAL, journal_storage
-from nas.measured import Stopwatch
-from nas.preparation import prepare
-from nas.recipe import Recipe
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.fidelity import geometric
+from nas.evaluation.grown import Grown
+from nas.evaluation.measured import Stopwatch
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.run_folder import begin
+from nas.job.trial_search import trial_search
 from nas.registry import load
-from nas.run_folder import begin
-from nas.schedule import Fixed
+from nas.schedulers.halving import Hyperband, SuccessiveHalving
+from nas.schedulers.schedule import Fixed
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.optuna_search import OptunaSearch
 from nas.seeding import rng
+from nas.storage.journal import JOURNAL, journal_storage
 from nas.task import load_task
-from nas.trial_search import trial_search
+from nas.training.recipe import Recipe
 from nas.types import Trial
 from nas.workers.identity import Identity
 

@@ -14,22 +14,22 @@ from damage import DAMAGES, Attack, witness
 from jobs import TINY, Recorder, outcome
 
 import nas
-from nas.checkpoint import Checkpoints
 from nas.errors import ConfigError
-from nas.evaluate import Trained
-from nas.fidelity import parse_ladder
-from nas.final_training import train_final
-from nas.grown import Grown
-from nas.laddered import Laddered
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.fidelity import parse_ladder
+from nas.evaluation.grown import Grown
+from nas.evaluation.laddered import Laddered
+from nas.job.final_training import train_final
+from nas.job.run_folder import CHECKPOINT
+from nas.job.search_run import search
 from nas.oneshot import differentiable
 from nas.oneshot.method import Method
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
-from nas.resumable import Stopped
-from nas.run_folder import CHECKPOINT
-from nas.search_run import search
 from nas.seeding import isolated
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

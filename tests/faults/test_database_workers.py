@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 
 from nas.cli import app
 from nas.errors import ConfigError
+from nas.job.search_run import search
 from nas.patience import Patience
 from nas.registry import load
-from nas.resumable import Stopped
-from nas.schedule import Fixed
-from nas.search_run import search
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.address import Address
 from nas.storage.run import RunStorage, open_storage
 from nas.study import Study
+from nas.training.resumable import Stopped
 from nas.workers.claims import Leased, owner_of
 from nas.workers.identity import Identity
 from nas.workers.turn import turn_of

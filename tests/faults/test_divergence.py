@@ -12,17 +12,17 @@ from jobs import SMALL, TINY, Recorder
 from torch import nn
 
 import nas
-from nas.checkpoint import Checkpoints
 from nas.cli.job import show
-from nas.easing import EASED, Ease, begun, eased
 from nas.errors import NoModelError, TrialError
-from nas.evaluate import Trained
-from nas.fidelity import parse_ladder
-from nas.final_training import train_final
-from nas.laddered import Laddered
-from nas.recipe import Recipe
-from nas.resumable import Stopped
-from nas.search_run import search
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.fidelity import parse_ladder
+from nas.evaluation.laddered import Laddered
+from nas.job.final_training import train_final
+from nas.job.search_run import search
+from nas.training.checkpoint import Checkpoints
+from nas.training.easing import EASED, Ease, begun, eased
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

@@ -17,15 +17,15 @@ from jobs import SMALL, options
 from typer.testing import CliRunner
 
 import nas
-from nas.architecture_file import describe_architecture, graphs_of, read_architecture
-from nas.checkpoint import Checkpoints, load_tensors
 from nas.cli import app
 from nas.errors import ConfigError, DataError, NasError
-from nas.files import write_json
-from nas.gradient_search import Study
-from nas.manifest import write_manifest
+from nas.files.atomic import write_json
+from nas.files.manifest import write_manifest
+from nas.job.gradient_search import Study
 from nas.registry import load
-from nas.result import load_result
+from nas.results.architecture_file import describe_architecture, graphs_of, read_architecture
+from nas.results.result import load_result
+from nas.training.checkpoint import Checkpoints, load_tensors
 
 ROOT = Path(nas.__file__).parent.parent
 SOURCES = sorted(path for folder in ("nas", "spaces", "scripts") for path in (ROOT / folder).rglob("*.py"))

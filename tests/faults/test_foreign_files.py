@@ -19,36 +19,36 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas import datasets, unpacking
-from nas.architecture_file import (
+from nas.benchmarks.nasbench101 import load_nasbench101
+from nas.benchmarks.nasbench201 import load_nasbench201
+from nas.cell import Cell
+from nas.cli import app
+from nas.data import datasets, unpacking
+from nas.draw import draw_cells
+from nas.environment import environment
+from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
+from nas.evaluation.calibration import read_calibration
+from nas.files.atomic import read_json, write_json
+from nas.files.folder_lock import FolderLock
+from nas.files.manifest import check_manifest, write_manifest
+from nas.files.paths import check_contents, check_name
+from nas.files.tomlfile import read_toml
+from nas.goals import Goals
+from nas.graph import cell_graphs, from_dict, merged, to_dict
+from nas.job.run_folder import open_folder, read_run
+from nas.latency import LatencyTable
+from nas.registry import load
+from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,
     load_architecture,
     read_architecture,
     write_graphml,
 )
-from nas.benchmarks.nasbench101 import load_nasbench101
-from nas.benchmarks.nasbench201 import load_nasbench201
-from nas.calibration import read_calibration
-from nas.cell import Cell
-from nas.cli import app
-from nas.draw import draw_cells
-from nas.environment import environment
-from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
-from nas.files import read_json, write_json
-from nas.folder_lock import FolderLock
-from nas.goals import Goals
-from nas.graph import cell_graphs, from_dict, merged, to_dict
-from nas.journal import JOURNAL
-from nas.journal_file import MAX_RECORD
-from nas.latency import LatencyTable
-from nas.manifest import check_manifest, write_manifest
-from nas.paths import check_contents, check_name
-from nas.registry import load
-from nas.result import load_result, read_metrics
-from nas.run_folder import open_folder, read_run
+from nas.results.result import load_result, read_metrics
+from nas.storage.journal import JOURNAL
+from nas.storage.journal_file import MAX_RECORD
 from nas.study import Study
-from nas.tomlfile import read_toml
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))

@@ -13,15 +13,14 @@ from killing import MODULES
 from typer.testing import CliRunner
 
 import nas
-from nas import files
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
-from nas.evaluate import Trained
-from nas.files import storage_errors, write_bytes
-from nas.manifest import MANIFEST
-from nas.recipe import Recipe
-from nas.result import load_result
-from nas.search_run import search
+from nas.evaluation.evaluate import Trained
+from nas.files.atomic import files, storage_errors, write_bytes
+from nas.files.manifest import MANIFEST
+from nas.job.search_run import search
+from nas.results.result import load_result
+from nas.training.recipe import Recipe
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
-from nas.config import make_config
 from nas.errors import ConfigError, NoModelError, WorkersError
-from nas.journal import JOURNAL, journal_storage
-from nas.preparation import prepare
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.search_run import search
 from nas.registry import load
-from nas.result import load_result
-from nas.resumable import Stopped
-from nas.search_run import search
+from nas.results.result import load_result
+from nas.storage.journal import JOURNAL, journal_storage
 from nas.study import Study
+from nas.training.resumable import Stopped
 from nas.workers.join import home_in, join
 from nas.workers.start import job_slots
 

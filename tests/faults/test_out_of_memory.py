@@ -11,24 +11,24 @@ from jobs import SMALL, Recorder
 from torch import nn
 
 import nas
-from nas.accumulation import in_parts
-from nas.accuracy import evaluate, predictions
-from nas.easing import Ease, begun, eased
 from nas.errors import NoModelError, TrialError
-from nas.evaluate import Inherited, Trained
-from nas.fidelity import parse_ladder
-from nas.final_training import train_final
-from nas.guard import memory_errors, reason_of
-from nas.laddered import Laddered
-from nas.learned import Fitting, Remembering
-from nas.loop import Loop
-from nas.needs import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
+from nas.evaluation.evaluate import Inherited, Trained
+from nas.evaluation.fidelity import parse_ladder
+from nas.evaluation.guard import memory_errors, reason_of
+from nas.evaluation.laddered import Laddered
+from nas.evaluation.learned import Fitting, Remembering
+from nas.job.final_training import train_final
+from nas.job.search_run import search
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
-from nas.resumable import Stopped
-from nas.search_run import search
 from nas.searchers import RandomSearch
-from nas.train import train
+from nas.training.accumulation import in_parts
+from nas.training.accuracy import evaluate, predictions
+from nas.training.easing import Ease, begun, eased
+from nas.training.loop import Loop
+from nas.training.needs import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
+from nas.training.train import train
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from jobs import SMALL, Recorder
 
-from nas.config import make_config
 from nas.errors import WorkersError
-from nas.preparation import prepare
-from nas.run_folder import begin
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.job.run_folder import begin
 from nas.workers import start
 from nas.workers.probe import Crowd, SampleProcess, Tried, probe
 from nas.workers.sample import Meter, memory, train_for_ever

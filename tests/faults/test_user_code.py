@@ -11,18 +11,18 @@ from torch import nn
 
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
-from nas.evaluate import Trained
-from nas.failures import ADVICE
-from nas.fidelity import parse_ladder
-from nas.guard import reason_of
-from nas.journal import journal_storage
-from nas.laddered import Laddered
-from nas.recipe import Recipe
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.failures import ADVICE
+from nas.evaluation.fidelity import parse_ladder
+from nas.evaluation.guard import reason_of
+from nas.evaluation.laddered import Laddered
+from nas.job.search_run import search
 from nas.registry import load
-from nas.schedule import Fixed
-from nas.search_run import search
+from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch
+from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.training.recipe import Recipe
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")
@@ -374,7 +374,7 @@ def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
 
 
 def test_messages_that_differ_in_numbers_only_count_as_one():
-    from nas.failures import count, diagnosis
+    from nas.evaluation.failures import count, diagnosis
 
     reasons = [
         "nan: loss at step 50",

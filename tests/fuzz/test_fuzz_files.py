@@ -18,24 +18,25 @@ from PIL import Image
 from safetensors.torch import save
 
 import nas
-from nas import datasets, strictjson
-from nas.architecture_file import graphs_of, load_architecture, read_architecture
-from nas.arrays import Source
 from nas.benchmarks.nasbench201 import load_nasbench201
-from nas.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
-from nas.checkpoint import Checkpoints, load_tensors, pack, unpack
+from nas.data import datasets
+from nas.data.arrays import Source
 from nas.draw import draw_cells
 from nas.errors import DataError, NasError
-from nas.files import read_json, write_json
-from nas.journal import JOURNAL
+from nas.evaluation.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
+from nas.files import strictjson
+from nas.files.atomic import read_json, write_json
+from nas.files.manifest import MANIFEST, check_manifest, write_manifest
+from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
-from nas.manifest import MANIFEST, check_manifest, write_manifest
 from nas.registry import load
-from nas.result import Result, load_result
-from nas.run_folder import read_run
+from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
+from nas.results.result import Result, load_result
 from nas.serving.inputs import pixels_of
 from nas.serving.served import Served, read_served
+from nas.storage.journal import JOURNAL
 from nas.study import Study
+from nas.training.checkpoint import Checkpoints, load_tensors, pack, unpack
 
 TOY = load("toy", width=4)
 

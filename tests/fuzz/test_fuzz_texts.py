@@ -11,18 +11,18 @@ from hostile import fuzzed, mutated_bytes, mutated_text, scalars, survived, text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.changing import change
-from nas.config import Config, make_config
 from nas.errors import NasError
-from nas.fidelity import Ladder, parse_fidelity, parse_ladder
+from nas.evaluation.fidelity import Ladder, parse_fidelity, parse_ladder
+from nas.files.paths import check_name
+from nas.files.tomlfile import override, read_toml, write_toml
 from nas.goals import Goals, parse_goals
-from nas.method_names import METHODS
-from nas.paths import check_name
-from nas.plan import make_plan
-from nas.recipe import PRESETS, Recipe
+from nas.job.changing import change
+from nas.job.config import Config, make_config
+from nas.job.method_names import METHODS
+from nas.job.plan import make_plan
 from nas.registry import bundled, load
 from nas.text import printable, shown
-from nas.tomlfile import override, read_toml, write_toml
+from nas.training.recipe import PRESETS, Recipe
 from nas.types import Genotype
 
 FILE = Path("fuzz.toml")

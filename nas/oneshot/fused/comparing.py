@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from nas.devices import synchronise
 from nas.oneshot.fused.execution import execute_cells
-from nas.peak import peak_memory
-from nas.recipe import Execution
 from nas.seeding import isolated
+from nas.training.peak import peak_memory
+from nas.training.recipe import Execution
 
 WARMING = {"cuda": 4}
 """Steps before those that are timed, 1 unless given: a step is captured as a graph, and trusted, in three."""

@@ -14,7 +14,7 @@ from nas.errors import ConfigError
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.kernels import native
 from nas.oneshot.mixed import MixedOp
-from nas.recipe import Execution
+from nas.training.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
 """Where operations run together unless asked otherwise."""

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.arithmetic import to_layout
-from nas.batches import Batches, policy_of
-from nas.loop import Loop
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused.comparing import PATHS, Run, compare, paths_of, seconds_of
 from nas.oneshot.fused.floor import bytes_moved
 from nas.oneshot.method import Method
 from nas.oneshot.supernet import Supernet
-from nas.recipe import Recipe
 from nas.seeding import isolated, rng
 from nas.space import Space
 from nas.task import Split, Task, task_from_arrays
+from nas.training.arithmetic import to_layout
+from nas.training.batches import Batches, policy_of
+from nas.training.loop import Loop
+from nas.training.recipe import Recipe
 
 CLASSES = 10
 ENDLESS = 10**6

@@ -1,0 +1,1 @@
+"""Architectures and spaces as numbers, graphs and words: counted, encoded, probed, changed."""

@@ -1,0 +1,286 @@
+"""What a search would face: how large a space is, what its networks cost on a task, and what looks wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.architectures.listing import blaming, check_listing
+from nas.architectures.probing import Probe, Probing, variants
+from nas.architectures.space_size import Size
+from nas.cost import Cost, cost, count_params
+from nas.errors import ConfigError, SpaceError, TrialError
+from nas.graph import architecture_hash
+from nas.oneshot.supernet import Supernet
+from nas.seeding import isolated, rng
+from nas.space import Space
+from nas.task import Task
+from nas.testing import check_space
+from nas.training.loop import Loop
+from nas.training.needs import memory_bytes
+from nas.training.recipe import preset
+from nas.types import Decision, Genotype
+
+CHECKED, CHECK_BATCH = 3, 4
+BATCH, STEPS = 64, 3
+PARAMETER_SHARE, BATCH_SHARE = 0.1, 0.5
+TRAINING_COPIES = 3
+"""Of the parameters: themselves, their gradients and the momentum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How one cost varies over the sampled architectures."""
+
+    least: int
+    median: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `validate` found.
+
+    samples: number of random architectures behind `params`, `macs` (of one image) and `activation_bytes`
+      (kept for the backward pass of one image).
+    batch: images per training step of the median network, to which `step_s` and `step_bytes` belong.
+    step_s, epoch_s: measured seconds of one training step, and those of a whole epoch that follow from it.
+    step_bytes: estimated memory of parameters, gradients, momentum and activations.
+    supernet_params: number of shared weights; None where there is no supernet, and `no_supernet` says why.
+    warnings: what is allowed but probably not meant, one finding each.
+    """
+
+    space: str
+    task: str
+    device: str
+    size: Size
+    decisions: tuple[Decision, ...]
+    samples: int
+    params: Spread
+    macs: Spread
+    activation_bytes: Spread
+    batch: int
+    step_s: float
+    step_bytes: int
+    epoch_s: float
+    supernet_params: int | None
+    no_supernet: str
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The findings as text for a terminal."""
+        rows = [
+            ("space", f"{self.space}, on {self.task}: every check passed"),
+            ("size", f"{self.size} architectures"),
+            *(("decisions", text) for text in _groups(self.decisions)),
+            ("sampled", f"{self.samples} random architectures: least, median, most"),
+            ("parameters", _row(self.params)),
+            ("MACs", f"{_row(self.macs)} for one image"),
+            ("activations", f"{_row(self.activation_bytes)} bytes for one training image"),
+            ("step", f"{1e3 * self.step_s:.3g} ms for {self.batch} images on {self.device}, median network"),
+            ("epoch", f"about {self.epoch_s:.3g} s"),
+            ("memory", f"about {_short(self.step_bytes)} bytes for that step"),
+            ("supernet", self.no_supernet or f"{_short(self.supernet_params or 0)} parameters"),
+            *(("warning", text) for text in self.warnings),
+        ]
+        return [f"{name:<12} {text}" for name, text in rows]
+
+    def to_dict(self) -> dict[str, object]:
+        """The findings as plain values for JSON."""
+        return asdict(self)
+
+
+def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> Report:
+    """Checks that `space` can be searched on `task`, and measures what that would take on the task's device.
+
+    samples: number of random architectures to count the costs of.
+
+    Raises:
+        SpaceError: when a promise is broken, or a network is too large for the device; that is found out
+          before anything is allocated.
+        TrialError: when a network does not fit the task's images or classes.
+    """
+    if samples < 1:
+        raise ConfigError(f"validate: samples is {samples}, but must be at least 1")
+    check_listing(space)
+    draw = rng(seed, "validate")
+    genotypes = [space.sample(draw) for _ in range(samples)]
+    warnings = [*_check_parameters(space, genotypes, task), *_size_warnings(space, genotypes)]
+    x = task.normalise(task.train.x[:CHECK_BATCH])
+    costs = _costs(space, genotypes, task, x)
+    batch = _affordable_batch(space, costs, task)
+    check_space(space, x, samples=CHECKED, seed=seed)
+    median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
+    step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
+    supernet_params, no_supernet = _supernet(space)
+    if batch < min(BATCH, len(task.train)):
+        warnings.append(f"a batch of more than {batch} images takes over half of the device's memory")
+    return Report(
+        space=space.name,
+        task=task.name,
+        device=str(task.train.x.device),
+        size=space.size,
+        decisions=space.decisions,
+        samples=samples,
+        params=_spread(c.params for c in costs),
+        macs=_spread(c.macs for c in costs),
+        activation_bytes=_spread(c.activation_bytes for c in costs),
+        batch=batch,
+        step_s=step_s,
+        step_bytes=_step_bytes(costs[median], batch),
+        epoch_s=step_s * (len(task.train) // batch),
+        supernet_params=supernet_params,
+        no_supernet=no_supernet,
+        warnings=tuple(warnings),
+    )
+
+
+# -- before anything is allocated ---------------------------------------------------------------------
+
+
+def _check_parameters(space: Space, genotypes: Sequence[Genotype], task: Task) -> list[str]:
+    """Refuses what is too large to be built even once; returns what looks like a slip of the pen."""
+    valued = not all(d.mixable for d in space.decisions)
+    alike: dict[str, None] = {}
+    for genotype in dict.fromkeys([*variants(space), *(genotypes if valued else [])]):
+        choices = space.choices(genotype)
+        with blaming(space), torch.device("meta"):
+            network = space.build(Probing(choices, {}))
+        for probe in (m for m in network.modules() if isinstance(m, Probe)):
+            for option, op in zip(probe.options, probe.ops, strict=True):
+                _check_bytes(space, f"decision {probe.decision!r}, option {option!r}", op, task)
+            alike |= dict.fromkeys(_look_alikes(probe))
+        values = {d.name: choices[d.name] for d in space.decisions if not d.mixable}
+        _check_bytes(space, f"all candidates together{f' at {values}' if values else ''}", network, task)
+    return list(alike)
+
+
+def _check_bytes(space: Space, what: str, module: nn.Module, task: Task) -> None:
+    tensors = [*module.parameters(), *module.buffers()]
+    needed, memory = sum(t.nbytes for t in tensors), memory_bytes(task.train.x.device)
+    if needed > PARAMETER_SHARE * memory:
+        raise SpaceError(
+            f"space {space.name!r}, {what}: {_short(sum(t.numel() for t in tensors))} parameters take "
+            f"{_short(needed)} bytes, more than {PARAMETER_SHARE:.0%} of the {_short(memory)} bytes of "
+            f"{task.train.x.device}; make it narrower"
+        )
+
+
+def _look_alikes(probe: Probe) -> list[str]:
+    first: dict[str, str] = {}
+    found = []
+    for option, op in zip(probe.options, probe.ops, strict=True):
+        other = first.setdefault(repr(op), option)
+        if other != option:
+            found.append(
+                f"decision {probe.decision!r}: options {other!r} and {option!r} build modules that look "
+                "the same; does a lambda in a loop see only the last value?"
+            )
+    return found
+
+
+def _costs(space: Space, genotypes: Sequence[Genotype], task: Task, x: Tensor) -> list[Cost]:
+    try:
+        return [cost(space, genotype, task.image_shape) for genotype in genotypes]
+    except TrialError:
+        check_space(space, x, samples=CHECKED)  # It says which option is to blame, where one alone is.
+        raise
+
+
+def _affordable_batch(space: Space, costs: Sequence[Cost], task: Task) -> int:
+    """The largest halving of `BATCH` with which every sampled network can take a training step."""
+    memory = BATCH_SHARE * memory_bytes(task.train.x.device)
+    batch = min(BATCH, len(task.train))
+    while max(_step_bytes(c, batch) for c in costs) > memory:
+        batch //= 2
+        if batch < CHECK_BATCH:
+            needed = max(_step_bytes(c, CHECK_BATCH) for c in costs)
+            raise SpaceError(
+                f"space {space.name!r}: a training step of {CHECK_BATCH} images takes "
+                f"{_short(needed)} bytes, more than half of the memory of {task.train.x.device}; "
+                "make its feature maps smaller"
+            )
+    return batch
+
+
+def _step_bytes(counted: Cost, batch: int) -> int:
+    return 4 * TRAINING_COPIES * counted.params + batch * counted.activation_bytes
+
+
+def _supernet(space: Space) -> tuple[int | None, str]:
+    try:
+        with torch.device("meta"):
+            return count_params(Supernet(space).network), ""
+    except SpaceError as error:
+        return None, str(error)
+
+
+def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:
+    different = set(genotypes)
+    graphs = {architecture_hash(space, genotype) for genotype in different}
+    found = []
+    if space.size.count == 1:
+        found.append("the space holds a single architecture, so there is nothing to search")
+    elif space.size.count < len(genotypes):
+        found.append(f"the space holds only {space.size} architectures; a longer search ends early")
+    if len(graphs) < 0.9 * len(different):
+        found.append(
+            f"{len(different)} sampled architectures are only {len(graphs)} different graphs; "
+            "many architectures are one and the same network"
+        )
+    return found
+
+
+# -- measuring and telling ----------------------------------------------------------------------------
+
+
+def _step_seconds(space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int) -> float:
+    """The median time of a training step by the recipe `quick`, after one to warm up."""
+    device = task.train.x.device
+    recipe = replace(preset("quick"), batch=batch)
+    times = []
+    with isolated(seed, "validate"):
+        network = space.network(genotype).to(device)
+        loop = Loop(network, task, recipe, seed=seed, split=task.train, forward=lambda net, x, _: net(x))
+        for _ in range(1 + STEPS):
+            start = time.perf_counter()
+            loop.advance()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def _spread(values: Iterable[int]) -> Spread:
+    ordered = sorted(values)
+    return Spread(ordered[0], ordered[len(ordered) // 2], ordered[-1])
+
+
+def _groups(decisions: Sequence[Decision]) -> list[str]:
+    """The decisions that share their options, in one line each."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for d in decisions:
+        names.setdefault(d.options, []).append(d.name)
+    return [
+        f"{len(same)} with {len(options)} options ({', '.join(options)}): "
+        + (", ".join(same) if len(same) <= 6 else f"{same[0]} to {same[-1]}")
+        for options, same in names.items()
+    ]
+
+
+def _row(spread: Spread) -> str:
+    return ", ".join(map(_short, (spread.least, spread.median, spread.most)))
+
+
+def _short(number: float) -> str:
+    """A count with a unit of thousands: `12.3 k`, `1.93 M`."""
+    for unit in ("", " k", " M", " G", " T"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} P"

@@ -1,0 +1,1 @@
+"""The time of a job: measured ahead, divided, kept to."""

@@ -1,0 +1,91 @@
+"""The phases of a job and how long they take, from the seconds of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
+from nas.evaluation.fidelity import Fidelity
+from nas.job.job import Job
+from nas.oneshot.differentiable import LOOKS
+from nas.workers.slots import cores
+
+FORWARD = 0.4
+"""Of a step, that evaluating as many images takes."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of a step of a trial, of the last network, and of a supernet, searched or shared."""
+
+    trial: float
+    final: float
+    search: float
+    shared: float
+
+
+def searches(job: Job) -> bool:
+    """Whether there is anything to choose from."""
+    return not (job.space.size.exact and job.space.size.count == 1)
+
+
+def one_training_s(job: Job, steps: Steps) -> float:
+    """Seconds of one training of the re-evaluation."""
+    per_epoch = max(1, len(job.search_task.train) // job.plan.trial.batch)
+    validated = FORWARD * len(job.search_task.val) / job.plan.trial.batch
+    return (job.plan.top_k_epochs * per_epoch + validated) * steps.trial
+
+
+def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> list[Phase]:
+    """All phases in order. finish_s: what the last of them takes."""
+    plan = job.plan
+    planned, search_s = _search(job, steps)
+    found = [Phase(SEARCH, planned, search_s)]
+    compares = plan.baselines and searches(job)
+    is_own = job.config.method == "random" and plan.scheduler == "fixed"
+    if compares and not is_own:
+        found.append(Phase(BASELINES, "random search at equal cost", search_s))
+    networks = plan.top_k + 2 * compares
+    if networks > 1:
+        words = f"{networks} networks, {plan.seeds} seeds, {plan.top_k_epochs} epochs"
+        found.append(Phase(RERANK, words, networks * plan.seeds * training_s))
+    images = len(job.task.train) + len(job.task.val)
+    per_epoch = max(1, images // job.recipe.batch)
+    seconds = job.recipe.epochs * per_epoch * steps.final
+    found.append(Phase(RETRAIN, f"{job.recipe.epochs} epochs of {images:,} images", seconds))
+    found.append(Phase(FINISH, "test accuracy, files and pictures", finish_s))
+    return found
+
+
+def _search(job: Job, steps: Steps) -> tuple[str, float]:
+    plan, images = job.plan, len(job.search_task.train)
+    if not searches(job):
+        return "nothing: there is one architecture", 0.0
+    if plan.searcher is None:
+        epochs = plan.search.weights.epochs
+        per_epoch = max(1, images // plan.search.weights.batch)
+        looks = LOOKS + FORWARD * len(job.search_task.val) / plan.search.weights.batch
+        return f"{epochs} epochs of a supernet", epochs * (per_epoch + looks) * steps.search
+    if job.config.shares_weights:
+        epochs = plan.shared.epochs
+        per_epoch = max(1, images // plan.shared.batch)
+        validated = plan.trials * steps.shared * FORWARD * len(job.search_task.val) / plan.shared.batch
+        words = f"{epochs} epochs of a supernet, {plan.trials} trials"
+        return words, epochs * per_epoch * steps.shared + validated
+    epochs_each = _epochs(plan.ladder.rungs, plan.eta)
+    per_epoch = max(1, images // plan.trial.batch)
+    workers = cores() if job.config.workers == "auto" else job.config.workers
+    validated = FORWARD * len(job.search_task.val) / plan.trial.batch
+    seconds = plan.trials * (epochs_each * per_epoch + validated) * steps.trial / workers
+    count = "trials" if plan.planned_trials is None else f"{plan.trials} trials"
+    each = f"{plan.ladder.granted[-1]} epochs each" if len(plan.ladder) == 1 else f"on {plan.ladder}"
+    return f"{count}, {each}", seconds
+
+
+def _epochs(rungs: Sequence[Fidelity], eta: int) -> float:
+    """Epochs of full size that a trial takes on average: of `eta` on a rung one climbs."""
+    shares = [float(eta) ** -i for i in range(len(rungs))]
+    work = [r.epochs * r.images * r.width**2 * r.cells * r.image_size**2 for r in rungs]
+    added = [now - before for before, now in zip([0.0, *work], work, strict=False)]
+    return sum(s * max(a, 0.0) for s, a in zip(shares, added, strict=True)) / sum(shares)

@@ -1,0 +1,1 @@
+"""Images and labels: read, checked, divided and augmented."""

@@ -1,0 +1,112 @@
+"""`nas calibrate`: a few architectures are trained for long, and cheap estimates are compared with that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from nas import draw
+from nas.errors import ConfigError
+from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibration
+from nas.evaluation.cheap_estimates import compare_estimates
+from nas.files.atomic import read_json, write_json
+from nas.files.folder_lock import FolderLock
+from nas.job.config import Config, make_config, with_names
+from nas.job.preparation import prepare
+from nas.job.run_folder import begin, clear_checkpoints, open_folder
+from nas.progress import Progress
+from nas.space import Space
+from nas.task import Task
+from nas.training.launch import refuse
+
+SETTINGS = "settings.json"
+USED = (
+    *("space", "task", "method", "evaluator", "preset", "seed", "device"),
+    *("space_settings", "epochs", "trial", "shared", "sharing", "search_images"),
+    *("storage", "storage_patience"),
+)
+"""The settings of a job that a calibration reads."""
+
+
+def calibrate(
+    space: str | Space,
+    task: str | Task,
+    settings: Settings | None = None,
+    *,
+    out: str | Path | None = None,
+    config: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Calibration:
+    """Measures how well every fidelity, shared weights and every proxy rank architectures on this task.
+
+    Called again with the same folder and settings, it resumes. config: settings of `nas.Config` in `USED`;
+    `trial` is the recipe, `epochs` those of a trial, from which the fidelities are derived; with evaluator
+    `shared`, `shared` and `epochs` are those of the supernet.
+
+    Raises:
+        NasError: when a setting, the space or the data cannot be used, or too few architectures train.
+    """
+    refuse("a calibration")
+    settings = settings or Settings()
+    names = {
+        "space": space if isinstance(space, str) else space.name,
+        "task": task if isinstance(task, str) else task.name,
+        "method": "random",
+    }
+    made = make_config(with_names(config, names))
+    for name, value in Config():
+        if name not in USED and getattr(made, name) != value:
+            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
+    place = Path(out) if out is not None else Path("results") / _folder_name(made)
+    job, notes = prepare(
+        made,
+        place,
+        space=space if isinstance(space, Space) else None,
+        task=task if isinstance(task, Task) else None,
+        progress=progress,
+        stop=stop,
+    )
+    if settings.epochs <= job.plan.trial.epochs:
+        notes.append(
+            f"WARNING: the truth has {settings.epochs} epochs, a trial {job.plan.trial.epochs}: a truth "
+            "that is no longer says little; raise --epochs"
+        )
+    folder = open_folder(place)
+    job = dataclasses.replace(job, folder=folder)
+    with FolderLock(folder):
+        begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
+        _keep(folder / SETTINGS, settings)
+        if (folder / FILE).exists():
+            job.progress.note(f"{folder} holds this calibration already, finished")
+            clear_checkpoints(folder)
+            return Calibration.from_dict(read_calibration(folder))
+        for note in notes:
+            job.progress.note(note)
+        found = compare_estimates(job, settings)
+        rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
+        title = f"What can be trusted: {job.space.name} on {job.task.name}"
+        figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=settings.threshold)
+        draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+        write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
+        clear_checkpoints(folder)
+    return found
+
+
+def _keep(path: Path, settings: Settings) -> None:
+    """Writes the settings down, or checks that a resumed calibration has the same."""
+    now = asdict(settings)
+    if not path.exists():
+        write_json(path, now)
+    elif (before := read_json(path)) != now:
+        raise ConfigError(
+            f"{path.parent} holds a calibration with other settings, {before}, not {now}; repeat its command "
+            "to resume it, or choose another --out folder"
+        )
+
+
+def _folder_name(config: Config) -> str:
+    parts = ("calibrate", config.space, config.task)
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in Path(p).name) for p in parts)

@@ -1,0 +1,234 @@
+"""Evaluators: how good an architecture is, by training it a little or by weights taken from a supernet."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from torch import nn
+
+from nas.cost import Cost, cost
+from nas.errors import TrialError
+from nas.evaluation.guard import build_errors, user_errors
+from nas.graph import architecture_hash
+from nas.oneshot.fewshot import Shared
+from nas.oneshot.paths import scores
+from nas.oneshot.supernet import Supernet
+from nas.seeding import isolated
+from nas.space import Space
+from nas.study import Evaluator
+from nas.task import Task
+from nas.training.checkpoint import Checkpoints, saved_steps
+from nas.training.curve import Curve
+from nas.training.easing import Ease, eased
+from nas.training.needs import noting, require_memory, training_bytes
+from nas.training.recipe import Recipe, compressed
+from nas.training.train import train
+from nas.types import Genotype, Trial
+
+_log = logging.getLogger("nas")
+
+Start = Callable[[Trial, nn.Module], nn.Module]
+"""The network that a trial's training begins with, from a freshly initialised one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Trains each architecture for its fidelity's epochs and validates it.
+
+    A training that diverges or runs out of memory has a second chance, see `nas.training.easing`.
+
+    recipe: everything but the epochs; its schedule is compressed to them.
+    folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
+    hopeless: told the validation accuracies so far and the epochs granted, says whether to train no further.
+    judge: told of every trained network.
+    stop: see `nas.training.train.train`.
+    start: gives the network that training begins with, from a freshly initialised one, and may draw from
+      torch's global stream; asked again when a trial is resumed. From scratch by default.
+    """
+
+    space: Space
+    task: Task
+    recipe: Recipe
+    folder: Path | None = None
+    hopeless: Callable[[Sequence[float], int], bool] | None = None
+    judge: Callable[[Trial, nn.Module], None] | None = None
+    stop: Callable[[], bool] | None = None
+    start: Start | None = None
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
+
+        And `lr_factor` or `passes_per_step`, where it took them to train at all.
+        """
+        seed = int(rng.integers(2**62))
+        with self._place(trial) as folder, user_errors():
+            counted = affordable(self.space, trial.genotype, self.task)
+            with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
+                (network, curve), ease = eased(
+                    partial(self._attempt, trial, seed, folder),
+                    folder=folder,
+                    batch=self._batch,
+                    note=partial(_log.warning, "trial %d: %s", trial.number),
+                )
+            if self.judge is not None:
+                self.judge(trial, network)
+        return {
+            "val_acc": curve.val_acc[-1],
+            "val_loss": curve.val_loss[-1],
+            "train_loss": curve.train_loss[-1],
+            "params": counted.params,
+            "macs": counted.macs,
+            "epochs_trained": len(curve.train_loss),
+            **ease.metrics,
+        }
+
+    def needed_bytes(self, trial: Trial) -> int:
+        """What the training is estimated to need of memory at least, see `nas.training.needs`."""
+        counted = cost(self.space, trial.genotype, self.task.image_shape)
+        return training_bytes(counted, self._batch)
+
+    def saved_steps(self, trial: Trial) -> int:
+        """How far the training of a trial that was interrupted got, by its checkpoints; 0 without any."""
+        return 0 if self.folder is None else saved_steps(self.folder / f"trial-{trial.number}")
+
+    @property
+    def _batch(self) -> int:
+        return min(self.recipe.batch, len(self.task.train))
+
+    def _attempt(self, trial: Trial, seed: int, folder: Path | None, ease: Ease) -> tuple[nn.Module, Curve]:
+        with isolated(seed, "init"):
+            network = self._begin(trial).to(self.task.train.x.device)
+        place = None if folder is None else ease.place(folder)
+        return network, self._train(network, trial.fidelity, seed, ease, place)
+
+    def _begin(self, trial: Trial) -> nn.Module:
+        with build_errors():
+            network = self.space.network(trial.genotype)
+        return network if self.start is None else self.start(trial, network)
+
+    def _train(self, network: nn.Module, epochs: int, seed: int, ease: Ease, folder: Path | None) -> Curve:
+        """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
+        first = epochs if self.hopeless is None or folder is None else self._begun(folder)
+        for epoch in range(first, epochs + 1):
+            curve = train(
+                network,
+                self.task,
+                ease.of(compressed(self.recipe, epochs)),
+                seed=seed,
+                evaluate_on=self.task.val,
+                evaluate_every=epochs if self.hopeless is None else 1,
+                until=epoch,
+                checkpoints=Checkpoints(folder) if folder is not None else None,
+                backward=ease.backward,
+                stop=self.stop,
+            )
+            if self.hopeless is not None and epoch < epochs and self.hopeless(curve.val_acc, epochs):
+                break
+        return curve
+
+    def _begun(self, folder: Path) -> int:
+        """The epoch that a checkpoint was written in or at the end of; 1 without one."""
+        saved = Checkpoints(folder).load()
+        steps_per_epoch = len(self.task.train) // self._batch
+        return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
+
+    @contextmanager
+    def _place(self, trial: Trial) -> Iterator[Path | None]:
+        """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
+        if self.folder is None:
+            if self.hopeless is None:
+                yield None
+                return
+            with TemporaryDirectory() as temporary:
+                yield Path(temporary)
+            return
+        folder = self.folder / f"trial-{trial.number}"
+        try:
+            yield folder
+        except TrialError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Inherited:
+    """Validates each architecture with weights taken from trained supernets, its batch-norm re-estimated.
+
+    Guo et al. 2020 (SPOS), §3.4; see `nas.oneshot.paths`.
+
+    shared: one supernet, or several of which each architecture has one.
+    calibration: training images for the statistics.
+    """
+
+    shared: Supernet | Shared
+    task: Task
+    calibration: int = 1024
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """`val_acc`, `val_loss`, `params` and `macs`."""
+        seed = int(rng.integers(2**62))
+        supernet = self.shared if isinstance(self.shared, Supernet) else self.shared.of(trial.genotype)
+        with user_errors():
+            counted = affordable(supernet.space, trial.genotype, self.task)
+            score = scores(supernet, [trial.genotype], self.task, calibration=self.calibration, seed=seed)[0]
+        if not math.isfinite(score.loss):
+            raise TrialError("nan", f"the validation loss on shared weights is {score.loss}")
+        return {
+            "val_acc": score.accuracy,
+            "val_loss": score.loss,
+            "params": counted.params,
+            "macs": counted.macs,
+        }
+
+
+class Cached:
+    """Answers from the history where an isomorphic architecture was already measured at the same fidelity.
+
+    history: the study's own list, which grows with it; what was done before a trial was proposed counts.
+    others: what was measured elsewhere before.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        space: Space,
+        history: Sequence[Trial],
+        *,
+        others: Sequence[Trial] = (),
+    ) -> None:
+        self.evaluate, self.space, self.history = evaluate, space, history
+        self._others = {self._key(t): t.metrics for t in reversed(others) if t.state == "done"}
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """The first measurement's metrics, else a new measurement."""
+        key = self._key(trial)
+        if key in self._others:
+            return self._others[key]
+        known = (t.metrics for t in trial.known(self.history) if self._key(t) == key)
+        found = next(known, None)
+        return self.evaluate(trial, rng) if found is None else found
+
+    def _key(self, trial: Trial) -> tuple[str, int]:
+        return architecture_hash(self.space, trial.genotype), trial.fidelity
+
+
+def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
+    """The architecture's cost, counted on the meta device before any memory is taken.
+
+    Raises:
+        TrialError: with reason `build` when it cannot be built, `oom` when its weights and the momentum and
+          gradients that training adds cannot fit in the device's memory.
+    """
+    counted = cost(space, genotype, task.image_shape)
+    require_memory(counted.params, task.train.x.device)
+    return counted

@@ -1,0 +1,79 @@
+"""A bound learned from failures: what needs as much memory as an architecture that ran out is not tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas.errors import TrialError
+from nas.evaluation.guard import user_errors
+from nas.searchers import Searcher
+from nas.searchers.bounded import Bounded
+from nas.space import Space
+from nas.study import Evaluator
+from nas.training.needs import NEEDED, failed_for_memory
+from nas.types import Genotype, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Remembering:
+    """Fails a trial without training it where it needs at least as much as an earlier one that ran out.
+
+    needed_bytes: the estimate for a trial, see `nas.training.needs.training_bytes`.
+    memory: of the device in bytes.
+    history: the study's own list, which grows with it; `earlier`: trials of another study on this device.
+    """
+
+    evaluate: Evaluator
+    needed_bytes: Callable[[Trial], int]
+    memory: int
+    history: Sequence[Trial]
+    earlier: Sequence[Trial] = ()
+
+    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+        """The evaluator's metrics.
+
+        Raises:
+            TrialError: with reason `oom`, its text beginning with `learned`.
+        """
+        before = [t for t in self.history if t.number < trial.number and t.number not in trial.beside]
+        failed = failed_for_memory([*self.earlier, *before], self.memory)
+        if failed is not None:
+            with user_errors():
+                needed = self.needed_bytes(trial)
+            if needed >= failed.metrics[NEEDED]:
+                raise TrialError(
+                    "oom",
+                    f"learned: it needs at least {needed / 2**20:,.0f} MiB to train, no less than trial "
+                    f"{failed.number}, which ran out of memory at {failed.metrics[NEEDED] / 2**20:,.0f} MiB",
+                )
+        return self.evaluate(trial, rng)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Asks another searcher again while its proposal needs as much as a trial that ran out of memory.
+
+    needed_bytes: the estimate for an architecture at the fidelity where new ones begin.
+    """
+
+    searcher: Searcher
+    needed_bytes: Callable[[Genotype], int]
+    memory: int
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """The first proposal that fits, as `Bounded` finds it; simply the first as long as nothing failed."""
+        failed = failed_for_memory(history, self.memory)
+        if failed is None:
+            return self.searcher.ask(space, history, rng)
+        limit = failed.metrics[NEEDED]
+        return Bounded(self.searcher, lambda genotype: self._fits(genotype, limit)).ask(space, history, rng)
+
+    def _fits(self, genotype: Genotype, limit: float) -> bool:
+        try:
+            with user_errors():
+                return self.needed_bytes(genotype) < limit
+        except TrialError:  # its trial will fail for this reason, and say so
+            return True

@@ -1,0 +1,1 @@
+"""Files and folders that survive kills, and texts from outside."""

@@ -1,0 +1,1 @@
+"""The whole job: settings, phases, the last training."""

@@ -1,0 +1,120 @@
+"""What a search must beat: random search at equal cost, and simply the largest network that it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas.budget.clock import TimeUp
+from nas.evaluation.evaluate import Cached, Trained
+from nas.job.job import Job
+from nas.job.phases import Found
+from nas.job.run_folder import CHECKPOINT
+from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
+from nas.schedulers.halving import epochs_granted, finalists
+from nas.schedulers.schedule import Fixed
+from nas.searchers import RandomSearch
+from nas.study import Evaluator, Study
+from nas.tracking.points import of_trials
+from nas.training.resumable import Stopped
+from nas.types import Genotype, Trial
+
+UNBOUNDED = 10**6
+RANDOM, LARGEST = "random", "largest"
+"""Names of the baselines in metrics and pictures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """The trials of random search, and the architecture that each baseline would have chosen, by name."""
+
+    history: Sequence[Trial]
+    choices: dict[str, Genotype]
+
+
+def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Baselines:
+    """Random search at the cost of the search, in a study of its own next to it.
+
+    Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
+    different numbers of them, and as many seconds of all ranks where gradients searched. What the search has
+    measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
+
+    The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
+
+    until_s: when it has to be over, by the job's clock; a random search that was cut off had not the same
+      cost, so that nothing is compared with it.
+    """
+    is_random = job.config.method == "random" and job.plan.scheduler == "fixed"
+    try:
+        history = found.history if is_random else _random(job.until(until_s), found)
+    except TimeUp as error:
+        job.progress.note(
+            f"random search was not done at equal cost, so nothing is compared with it: {error}"
+        )
+        return Baselines((), {})
+    done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+    if not done:
+        job.progress.note(
+            "random search found no architecture to compare with: all its trials failed or broke a constraint"
+        )
+        return Baselines(history, {})
+    largest = max(done, key=lambda t: t.metrics["macs"])
+    return Baselines(history, {RANDOM: finalists(done, job.plan.lead)[0].genotype, LARGEST: largest.genotype})
+
+
+def _random(job: Job, found: Found) -> list[Trial]:
+    measure = _evaluator(job, found)
+    epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
+    study = Study(
+        job.space,
+        Fixed(fitting(job, bounded(job, RandomSearch()), measure), epochs),
+        job.storage,
+        name=RANDOM,
+        seed=job.seed(RANDOM),
+        goals=job.plan.goals,
+        announce=not job.config.shares_weights,
+    )
+    trials = _equal_trials(job, found)
+    job.tracking.tell(of_trials(study.name, study.history))
+    job.progress.phase("random search at equal cost", trials, done=study.ended)
+
+    def enough() -> bool:
+        if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
+            return True
+        if job.stop():
+            raise Stopped(f"random search stopped after {study.ended} trials")
+        return False
+
+    most = trials if trials is not None else UNBOUNDED
+    others = found.history if found.measure is not None else ()
+    measured = with_costs(job, measure, study.history, others=others)
+    fitted = remembering(job, measured, measure, study.history, found.history)
+    study.run(
+        Cached(fitted, job.space, study.history, others=others),
+        trials=most,
+        stop=enough,
+        on_trial=telling(job, study.name),
+        max_failures=most + 1,  # what fails here must not end a job whose search went well
+    )
+    return study.history
+
+
+def _evaluator(job: Job, found: Found) -> Evaluator:
+    """That of the search; training from scratch keeps its checkpoints apart from those of the search."""
+    if found.measure is not None and not isinstance(found.measure, Trained):
+        return found.measure
+    folder = job.folder / CHECKPOINT / RANDOM
+    return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+
+
+def _equal_trials(job: Job, found: Found) -> int | None:
+    """The number of random trials of equal cost, None where it is counted in seconds."""
+    if found.measure is None:
+        return None
+    if job.plan.early_stop:
+        trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
+        return max(1, round(trained / found.fidelity))
+    if len(job.plan.ladder) == 1 or job.config.shares_weights:
+        return len(found.history)
+    granted = job.plan.ladder.granted
+    return max(1, round(epochs_granted(found.history, granted) / granted[-1]))

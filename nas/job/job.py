@@ -1,0 +1,77 @@
+"""A job as its phases see it: settings, space, data, and where everything goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from nas.budget.clock import Clock
+from nas.job.config import Config
+from nas.job.plan import Plan
+from nas.job.run_folder import read_run
+from nas.latency import LatencyTable
+from nas.patience import Patience
+from nas.progress import Progress
+from nas.seeding import derive
+from nas.space import Space
+from nas.storage.run import run_storage
+from nas.task import Task
+from nas.tracking.tracking import NO_TRACKING, Tracking
+from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
+from nas.training.team import ALONE, Team
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything the phases need.
+
+    task: all images; `search_task` has what the phases before the last training may use.
+    final: the space at the size of the last network. recipe: of the last training.
+    team: the processes that train together. clock: how long the job has been at work.
+    tracking: what is told to experiment trackers.
+    """
+
+    config: Config
+    plan: Plan
+    space: Space
+    task: Task
+    search_task: Task
+    final: Space
+    recipe: Recipe
+    folder: Path
+    progress: Progress
+    stop: Callable[[], bool]
+    team: Team = ALONE
+    clock: Clock = field(default_factory=Clock)
+    tracking: Tracking = NO_TRACKING
+
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """The table that latencies are looked up in, if one was named."""
+        path = self.config.latency_table
+        return None if path is None else LatencyTable.read(Path(path))
+
+    @cached_property
+    def storage(self) -> BaseStorage:
+        """Where the trials are written; for a database the folder must hold the record of the run."""
+        address = self.config.storage
+        patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
+        run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
+        return run_storage(self.folder, address, run=run, patience=patience)
+
+    def until(self, at_s: float | None) -> Job:
+        """The job, stopped by TimeUp when its clock is at `at_s`; None is never."""
+        return self if at_s is None else replace(self, stop=self.clock.until(at_s, self.stop))
+
+    def _stop_waiting(self) -> None:
+        if self.stop():
+            raise Stopped("stopped while the storage could not be used")
+
+    def seed(self, phase: str) -> int:
+        """The root of one phase's random streams."""
+        return derive(self.config.seed, phase)

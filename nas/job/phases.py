@@ -1,0 +1,155 @@
+"""The search phase of a job: by gradients or by trials, up to a list of candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nas.architectures.space_size import Size
+from nas.budget.clock import TimeUp
+from nas.errors import NoModelError
+from nas.evaluation.failures import diagnosis
+from nas.goals import Goals
+from nas.graph import architecture_hash
+from nas.job.gradient_search import search_by_gradients
+from nas.job.job import Job
+from nas.job.trial_search import TrialSearch, trial_search, write_record
+from nas.job.trial_setup import bounded, telling
+from nas.oneshot.record import Epoch
+from nas.results.alphas import Alphas
+from nas.schedulers.halving import finalists
+from nas.searchers import Searcher
+from nas.seeding import rng
+from nas.study import Evaluator
+from nas.tracking.points import of_trials
+from nas.types import Genotype, Trial
+from nas.workers.identity import Identity
+from nas.workers.start import describe_job, job_slots, work_together
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found.
+
+    candidates: the best architectures, best first, no two isomorphic.
+    history: its trials. seconds: what they and their supernet took.
+    alphas, epochs: of a differentiable search.
+    measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
+    """
+
+    candidates: Sequence[Genotype]
+    history: Sequence[Trial]
+    seconds: float
+    measure: Evaluator | None = None
+    fidelity: int = 0
+    alphas: Alphas | None = None
+    epochs: Sequence[Epoch] = ()
+
+
+def find(job: Job, *, until_s: float | None = None) -> Found:
+    """Searches, by gradients or by trials, as the plan says.
+
+    until_s: when it has to be over, by the job's clock; what was found by then counts.
+    """
+    searcher = job.plan.searcher
+    if searcher is None:
+        return _differentiable(job, until_s)
+    return _black_box(job.until(until_s), searcher, until_s)
+
+
+def _differentiable(job: Job, until_s: float | None) -> Found:
+    if job.config.workers != 1:
+        job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
+    if job.space.size == Size(1, exact=True):
+        return Found([job.space.sample(rng(0))], (), 0.0)
+    found = search_by_gradients(job, until_s=until_s)
+    if found.epochs[-1].epoch < job.plan.search.weights.epochs:
+        job.progress.note(f"the search ends early, after epoch {found.epochs[-1].epoch}")
+    alphas = Alphas.of(job.space, [epoch.strengths for epoch in found.epochs])
+    return Found(
+        _distinct(job, found.candidates), found.trials, found.seconds, alphas=alphas, epochs=found.epochs
+    )
+
+
+def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
+    """Candidates: the best trials of the longest training."""
+    try:
+        search = trial_search(
+            job,
+            searcher,
+            job.storage,
+            identity=Identity.of_this_process(leads=True),
+            heir=job.config.storage is None,
+        )
+    except TimeUp as error:  # while a supernet was trained
+        job.progress.note(f"the search ends before its first trial: {error}")
+        return Found([_untried(job, searcher, ())], (), job.clock.elapsed_s)
+    study, late = search.study, False
+    try:
+        reason = _run(search, until_s)
+    except TimeUp as error:
+        reason, late = str(error), True
+    if study.ended < job.plan.trials:
+        job.progress.note(f"the search ends early, after {study.ended} trials: {reason}")
+    best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
+    if not best and late:
+        job.progress.note("no trial was finished in time; the architecture that was tried first is taken")
+        return Found(
+            [_untried(job, searcher, study.history)], study.history, 0.0, search.measure, search.fidelity
+        )
+    if not best:
+        raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
+    if job.plan.goals.violation(best[0].metrics) > 0:
+        job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
+    genotypes = _distinct(job, (t.genotype for t in best))
+    seconds = search.prepared_s + study.spent_s
+    return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
+
+
+def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """Trials, ranked by the first objective, with those of the front before all others.
+
+    Otherwise one that another beats could be trained, where both are equal in the first objective.
+    """
+    longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
+    best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
+    return sorted(ranked, key=lambda t: t.number not in best)
+
+
+def _run(search: TrialSearch, until_s: float | None) -> str:
+    """Runs the trials, by workers where the job has any; why they came to an end."""
+    job, study = search.job, search.study
+    places = job_slots(job) if study.ended < job.plan.trials else []
+    if until_s is not None:  # also for workers that join from elsewhere
+        search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
+    job.progress.phase("search", job.plan.planned_trials, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
+    if study.claims.shared:
+        write_record(study, describe_job(job), spend_s=search.spend_s)
+    if places:
+        work_together(search, places)
+    # What the workers have left, for whatever reason, is done here.
+    return study.run(
+        search.evaluate,
+        trials=job.plan.trials,
+        stop=search.enough,
+        on_trial=telling(job, study.name),
+        max_failures=job.config.max_failures,
+    )
+
+
+def _untried(job: Job, searcher: Searcher, history: Sequence[Trial]) -> Genotype:
+    """What to train when no trial was finished in time: the first that was begun, or would have been."""
+    begun = [trial.genotype for trial in history if trial.state == "running"]
+    return begun[0] if begun else bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
+
+
+def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
+    """The first `top_k` that are not isomorphic to one before."""
+    found: dict[str, Genotype] = {}
+    for genotype in genotypes:
+        found.setdefault(architecture_hash(job.space, genotype), genotype)
+        if len(found) == job.plan.top_k:
+            break
+    return list(found.values())

@@ -1,0 +1,157 @@
+"""What a search needs, made of its configuration and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import torch
+
+from nas import devices
+from nas.budget.clock import Clock
+from nas.data.suspects import load_without, without
+from nas.errors import ConfigError, SpaceError, TrialError
+from nas.evaluation.calibration import read_calibration
+from nas.evaluation.guard import user_errors
+from nas.job.config import Config
+from nas.job.final_network import final_recipe, final_space
+from nas.job.job import Job
+from nas.job.plan import Plan, make_plan
+from nas.job.ranks import team_notes
+from nas.job.suited import check_trial, offer
+from nas.job.trial_setup import check_search
+from nas.oneshot.fused.execution import resolve
+from nas.oneshot.method import Method
+from nas.progress import Progress, Silent
+from nas.registry import is_plugin, load
+from nas.results.result import is_finished
+from nas.seeding import rng
+from nas.space import Space
+from nas.storage.address import find_address
+from nas.storage.run import check_storage
+from nas.task import Task
+from nas.training.team import ALONE, Team
+
+
+def prepare(
+    config: Config,
+    folder: Path,
+    *,
+    space: Space | None = None,
+    task: Task | None = None,
+    method: Method | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
+    clock: Clock | None = None,
+) -> tuple[Job, list[str]]:
+    """All that a job needs, checked before anything is written, and what the user should know of it."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    config = config.model_copy(update={"storage": find_address(config.storage)})
+    if config.storage is not None and not is_finished(folder):
+        check_storage(config.storage)
+    plan = make_plan(config, method)
+    if space is not None or is_plugin(config.space):
+        # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
+        plan = dataclasses.replace(plan, size={}, final_size={})
+    if team.size > 1:
+        _refuse_trials(config)
+        _refuse_budget(config)
+    device = devices.resolve(config.device, local=team.local)
+    for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
+        resolve(recipe.execution, device)
+    if task is None:
+        task = load_without(config.task, config.exclude, seed=config.seed)
+    elif config.exclude is not None:
+        task = without(task, config.exclude)
+    task = task.to(device)
+    if space is None:
+        space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
+    elif config.space_settings:
+        raise ConfigError(
+            "space_settings are given, but the space is made already; make it with these settings"
+        )
+    # What the last phase would refuse is refused before the first.
+    final = final_space(config, plan, space, task)
+    recipe, notes = final_recipe(config, plan, final, task)
+    check_trial(plan, space, task)
+    check_fit(space, task)
+    search_task = task.reduced(plan.search_images) if plan.search_images else task
+    job = Job(
+        config,
+        plan,
+        space,
+        task,
+        search_task,
+        final,
+        recipe,
+        folder,
+        progress or Silent(),
+        stop or (lambda: False),
+        team,
+        clock or Clock(),
+    )
+    check_search(job)
+    about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
+    batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
+    notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
+    return job, [about, *task.notes, *notes]
+
+
+def _refuse_trials(config: Config) -> None:
+    """Trials that are trained one after the other gain nothing from many ranks."""
+    if not config.is_differentiable and not config.shares_weights:
+        raise ConfigError(
+            f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
+            "it without torchrun and with --workers (its winner can be trained over all ranks by nas "
+            "retrain), or search by gradients or with evaluator shared"
+        )
+
+
+def _refuse_budget(config: Config) -> None:
+    if config.budget is not None:
+        raise ConfigError(
+            "budget is set, but several ranks would have to agree on the time in every step; start without "
+            "torchrun, or bound the work by epochs and retrain.epochs"
+        )
+
+
+def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
+    """What a calibration means for the trials."""
+    if config.fidelity != "auto":
+        return []
+    record = read_calibration(Path(str(config.calibration)))
+    changed = record.get("fingerprint") != task.fingerprint
+    notes = ["WARNING: the calibration was made on other images of this task"] if changed else []
+    if record["chosen"] is not None:
+        return [*notes, f"fidelity of the trials, by calibration: {plan.ladder}"]
+    return [*notes, f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder}"]
+
+
+def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
+    """Raises SpaceError when none of a few random architectures turns the task's images into its classes."""
+    draw, wanted = rng(0, "fit"), (2, task.num_classes)
+    for _ in range(samples):
+        try:
+            with user_errors():
+                network = space.network(space.sample(draw), meta=True).eval()
+                logits = network(torch.zeros(2, *task.image_shape, device="meta"))
+        except (SpaceError, TrialError) as error:
+            reason = str(error)
+            continue
+        if tuple(logits.shape) == wanted:
+            return
+        reason = f"a batch of 2 gives {tuple(logits.shape)}, wanted {wanted}"
+    raise SpaceError(
+        f"space {space.name!r} does not fit task {task.name!r}, images {task.image_shape} of "
+        f"{task.num_classes} classes: {reason}"
+    )
+
+
+def default_folder(config: Config) -> Path:
+    """results/SPACE-TASK-METHOD, made of harmless characters."""
+    parts = [config.space, config.task, config.method, *(["shared"] if config.evaluator == "shared" else [])]
+    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
+    return Path("results") / "-".join(names)

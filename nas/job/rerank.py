@@ -1,0 +1,212 @@
+"""The best of a search and of its baselines trained again with fresh seeds: who is best, and how sure is it.
+
+The best of many noisy scores is partly the luckiest one (the winner's curse). Fresh trainings are free of
+the luck of training, and on the same images they can be compared in pairs. They are not free of the luck of
+the images, which search and random search went by already: only the test accuracy has no bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.budget.clock import TimeUp
+from nas.data.unpacking import load_arrays
+from nas.errors import NoModelError
+from nas.evaluation.comparison import Paired, paired
+from nas.evaluation.evaluate import Start, Trained
+from nas.evaluation.failures import diagnosis
+from nas.files.atomic import replacing
+from nas.graph import architecture_hash
+from nas.job.job import Job
+from nas.job.run_folder import CHECKPOINT
+from nas.job.trial_setup import telling, with_costs
+from nas.schedulers.schedule import Listed
+from nas.study import Study
+from nas.tracking.points import of_trials
+from nas.training.accuracy import predictions
+from nas.training.resumable import Stopped
+from nas.types import Genotype, Trial
+
+SEARCH = "search"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The outcome of the fresh trainings.
+
+    best: the architecture to train in full; found_by: `search`, or the baseline that did better.
+    metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+      That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
+    statements: the comparisons in words.
+    """
+
+    best: Genotype
+    found_by: str
+    metrics: Mapping[str, float]
+    statements: tuple[str, ...] = ()
+
+
+def rerank(
+    job: Job,
+    candidates: Sequence[Genotype],
+    rivals: Mapping[str, Genotype],
+    *,
+    start: Start | None = None,
+    until_s: float | None = None,
+) -> Verdict:
+    """Trains candidates and rivals, as often each as there are seeds, and compares them.
+
+    The best of all is chosen for the last training. Compared with each rival is the candidate that the search
+    itself ranks first, not the best by the same fresh scores: that one would be partly the luckiest again.
+
+    start: what each training begins with; from scratch unless given.
+    until_s: when it has to be over, by the job's clock; of what was trained by then the best is chosen.
+    """
+    if len(candidates) == 1 and not rivals:
+        return Verdict(candidates[0], SEARCH, {})
+    rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
+    genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
+    study = _train(job.until(until_s), genotypes, start)
+    means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
+    if not means and study.ended < len(genotypes) and until_s is not None:
+        return Verdict(candidates[0], SEARCH, {})
+    if not means:
+        raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(study.history)}")
+    best = job.plan.lead.ordered(list(means.values()))[0].genotype
+    own = next((g for g in candidates if g in means), None)
+    metrics: dict[str, float] = {
+        "rerank_seconds": study.spent_s,
+        "rerank_seeds": job.plan.seeds,
+        "rerank_val_acc": means[best].metrics["val_acc"],
+    }
+    statements: list[str] = []
+    if own is not None:
+        metrics["first_val_acc"] = means[own].metrics["val_acc"]
+    for name, rival in rivals.items():
+        if rival in means and own is not None:
+            metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
+            compared = _compare(job, study.history, own, rival)
+            if compared is None:
+                gone = "the predictions of earlier trainings are gone"
+                statements.append(f"{_FIRST} and {_WORDS[name]} are not compared: {gone}")
+                continue
+            metrics |= _numbers(name, compared)
+            same = f"{_FIRST} is {_WORDS[name]}, too"
+            different = compared.statement(_FIRST, _WORDS[name])
+            statements.append(same if rival == own else different)
+    found_by = SEARCH if best in candidates else next(n for n, g in rivals.items() if g == best)
+    return Verdict(best, found_by, metrics, tuple(statements))
+
+
+_FIRST = "the first choice of the search"
+_WORDS = {"random": "that of random search at equal cost", "largest": "the largest of the random ones"}
+
+
+def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) -> Genotype:
+    """The candidate that is isomorphic to an architecture, else the architecture itself."""
+    name = architecture_hash(job.space, genotype)
+    return next((g for g in candidates if architecture_hash(job.space, g) == name), genotype)
+
+
+def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> Study:
+    study = Study(
+        job.space,
+        Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
+        job.storage,
+        name="rerank",
+        seed=job.seed("rerank"),
+        goals=job.plan.goals,
+    )
+    trainings = len(genotypes) * job.plan.seeds
+    job.progress.phase("re-evaluation", trainings, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
+
+    def stop() -> bool:
+        if job.stop():
+            raise Stopped("re-evaluation stopped")
+        return False
+
+    def judge(trial: Trial, network: nn.Module) -> None:
+        hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
+        # Opened here, because numpy would add an ending to the temporary name.
+        with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits.cpu().numpy())
+
+    folder = job.folder / CHECKPOINT / "rerank"
+    folder.mkdir(parents=True, exist_ok=True)
+    measure = Trained(
+        job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
+    )
+    try:
+        study.run(
+            with_costs(job, measure, study.history),
+            trials=trainings,
+            stop=stop,
+            on_trial=telling(job, study.name),
+            max_failures=trainings + 1,
+        )
+    except TimeUp as error:
+        job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
+    return study
+
+
+def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
+    """One trial with the mean metrics of an architecture's trainings; None where one of them failed."""
+    own = [t for t in history if t.genotype == genotype and t.state != "running"]
+    if not own or any(t.state != "done" for t in own):
+        return None
+    # What only some trainings have (a second chance, say) has no mean.
+    common = [name for name in own[0].metrics if all(name in t.metrics for t in own)]
+    metrics = {name: float(np.mean([t.metrics[name] for t in own])) for name in common}
+    return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
+
+
+def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
+    """The two in pairs; None where predictions are damaged, or were cleared because the data changed."""
+    done = [[t.number for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
+    most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
+    try:
+        own_hits, rival_hits = (_hits(job, numbers[:most]) for numbers in done)
+    except (KeyError, ValueError):
+        return None
+    seed_sd, degrees = _seed_sd(history)
+    return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
+
+
+def _seed_sd(history: Sequence[Trial]) -> tuple[float, int]:
+    """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown.
+
+    And the degrees of freedom of this estimate.
+    """
+    by_genotype: dict[Genotype, list[float]] = {}
+    for trial in history:
+        if trial.state == "done":
+            by_genotype.setdefault(trial.genotype, []).append(trial.metrics["val_acc"])
+    repeated = [values for values in by_genotype.values() if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in repeated)
+    squares = sum(float(np.var(values)) * len(values) for values in repeated)
+    return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees
+
+
+def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
+    rows = [load_arrays(_hits_path(job, number), ["hits"])[0]["hits"] for number in numbers]
+    return np.stack(rows).astype(bool)
+
+
+def _hits_path(job: Job, number: int) -> Path:
+    return job.folder / CHECKPOINT / "rerank" / f"hits-{number}.npz"
+
+
+def _numbers(name: str, compared: Paired) -> dict[str, float]:
+    return {
+        f"{name}_delta": compared.delta,
+        f"{name}_delta_low": compared.low,
+        f"{name}_delta_high": compared.high,
+        f"{name}_p": compared.p,
+    }

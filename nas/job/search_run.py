@@ -1,0 +1,218 @@
+"""The whole job: search, train the best again with fresh seeds, train the winner in full, write the result.
+
+Every phase can be killed at any moment; the same call goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nas import devices
+from nas.audit import AUDIT_FILES, audit_task, write_audit
+from nas.budget.clock import Clock
+from nas.budget.preview import Preview, comparison
+from nas.budget.shares import EXPORT_S
+from nas.budget.timing import Tell, estimated_s, look_ahead, measured
+from nas.bundle.at_end import bundle_at_end, is_bundled
+from nas.errors import ConfigError, NasError
+from nas.files.folder_lock import FolderLock
+from nas.job.config import Config, make_config, with_names
+from nas.job.following import follow
+from nas.job.job import Job
+from nas.job.preparation import default_folder, prepare
+from nas.job.ranks import BEGIN, follow_to
+from nas.job.run_folder import begin, clear_checkpoints, open_folder
+from nas.job.whole_job import whole_job
+from nas.oneshot.method import Method
+from nas.progress import Progress
+from nas.results.result import Result, is_finished, load_result
+from nas.space import Space
+from nas.task import Task
+from nas.tracking.choice import check_trackers, open_tracking
+from nas.tracking.tracker import Tracker
+from nas.training.distributed import joined
+from nas.training.resumable import Stopped
+
+OWN = "own:"
+"""What stands before the name of a method that was given in Python, in a run's record."""
+_WANTED = {
+    "space": "a name, FILE.py:FUNCTION or a nas.Space",
+    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
+    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
+}
+
+
+def search(
+    space: str | Space = "darts",
+    task: str | Task = "digits",
+    method: str | Method = "is-darts",
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
+
+    Under torchrun all ranks train supernets and the last network together, see docs/distributed.md.
+
+    space: a name, `module:function`, `file.py:function`, or a `Space`.
+    task: a name that `load_task` knows, or a `Task`.
+    method: one of `nas.job.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's
+      name, or a `Method` put together in Python.
+    out: the run's folder, by default `results/SPACE-TASK-METHOD`.
+    settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
+    force: go on although the data are no longer those that the run began with.
+    progress: told what is done, nothing unless given; `nas.console.reporter` prints it.
+    trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
+      for; see `nas.tracking.tracker.Tracker`.
+    stop: asked often; when true, the state is saved and `Stopped` raised.
+
+    Raises:
+        NasError: when a setting, the space or the data cannot be used, or no valid model was found.
+    """
+    names = {
+        "space": _name("space", space, Space),
+        "task": _name("task", task, Task),
+        "method": method if isinstance(method, str) else f"{OWN}{_name('method', method, Method)}",
+    }
+    config = make_config(with_names(settings, names))
+    return run(
+        config,
+        out=out,
+        space=space if isinstance(space, Space) else None,
+        task=task if isinstance(task, Task) else None,
+        method=method if isinstance(method, Method) else None,
+        force=force,
+        progress=progress,
+        trackers=trackers,
+        stop=stop,
+    )
+
+
+def _name(role: str, given: object, kind: type[Space | Task | Method]) -> str:
+    """How a run records its space, task or method: what it was called, or the name that it has itself."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, kind):
+        raise ConfigError(f"search: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
+    return given.name
+
+
+def run(
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    space: Space | None = None,
+    task: Task | None = None,
+    method: Method | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop: Callable[[], bool] | None = None,
+    clock: Clock | None = None,
+    tell: Tell | None = None,
+) -> Result:
+    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
+
+    clock: counts its time and holds its budget; begun now with that of the configuration unless given.
+    tell: is shown what the job will cost before anything is trained, and says whether to go on.
+    """
+    clock = clock or Clock(config.budget)
+    place = Path(out) if out is not None else default_folder(config)
+    if (config.workers != 1 or config.trial_timeout is not None) and (space, task) != (None, None):
+        raise ConfigError(
+            "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
+            "or a task that was made in Python; give their names"
+        )
+    with joined(limit_s=config.rank_timeout, stop=stop) as team:
+        if team.leads:
+            check_trackers(config)
+        else:
+            follow_to(place, team)
+        job, notes = prepare(
+            config,
+            place,
+            space=space,
+            task=task,
+            method=method,
+            progress=progress if team.leads else None,
+            stop=stop,
+            team=team,
+            clock=clock,
+        )
+        if not team.leads:
+            with devices.repeatable(enabled=config.deterministic):
+                follow(job)
+            return load_result(place, space=job.final)
+        result = _lead(job, notes, trackers, force=force, tell=tell)
+    # Without the other ranks, which would wait in vain.
+    if config.export and not is_bundled(result.folder):
+        if clock.left_s < EXPORT_S:
+            job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+        else:
+            bundle_at_end(result, job.task, job.progress)
+    return result
+
+
+def look(config: Config, *, progress: Progress | None = None) -> Preview:
+    """What the job of a configuration would cost on its device; nothing is written."""
+    job, _ = prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget))
+    return measured(job)
+
+
+def _lead(
+    job: Job, notes: Sequence[str], trackers: Sequence[Tracker], *, force: bool, tell: Tell | None
+) -> Result:
+    folder = open_folder(job.folder)
+    job = dataclasses.replace(job, folder=folder)
+    with FolderLock(folder, otherwise=_how_to_join(job)):
+        record = begin(
+            folder, job.config, job.plan, space=job.space, task=job.task, ranks=job.team.size, force=force
+        )
+        job.team.call(BEGIN)
+        note = job.progress.note
+        with open_tracking(job.config, folder, record, own=trackers, note=note) as tracking:
+            result = _result(dataclasses.replace(job, tracking=tracking), notes, tell)
+            tracking.finish(result.metrics, folder)
+    return result
+
+
+def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
+    if is_finished(job.folder):
+        job.progress.note(f"{job.folder} holds this run already, finished")
+        clear_checkpoints(job.folder)
+        return load_result(job.folder, space=job.final)
+    for note in [*notes, *_audited(job)]:
+        job.progress.note(note)
+    if tell is not None or job.clock.budget_s is not None:
+        job.clock.open(job.folder)
+    with devices.repeatable(enabled=job.config.deterministic):
+        try:
+            ahead = look_ahead(job, tell)
+            result = whole_job(job, ahead)
+        except (NasError, Stopped):
+            job.clock.save()
+            raise
+    if ahead is not None:
+        job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
+    return result
+
+
+def _audited(job: Job) -> list[str]:
+    """Audits the task where the job wants that, leaves the findings in its folder, and tells them."""
+    if not job.config.audit or (job.folder / AUDIT_FILES[0]).is_file():
+        return []
+    job.progress.note("auditing images and labels")
+    found = audit_task(job.task, seed=job.config.seed)
+    paths = write_audit(found, job.task, job.folder)
+    return [*found.summary(), f"suspect images: {paths[1]}"]
+
+
+def _how_to_join(job: Job) -> str:
+    shared = job.plan.searcher is not None and not job.config.shares_weights
+    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""

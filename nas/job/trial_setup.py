@@ -1,0 +1,207 @@
+"""How the trials of a job are proposed, scheduled and measured, as its plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nas.errors import ConfigError, TrialError
+from nas.evaluation.evaluate import Trained
+from nas.evaluation.fidelity import Fidelity
+from nas.evaluation.grown import Grown
+from nas.evaluation.guard import user_errors
+from nas.evaluation.laddered import Laddered
+from nas.evaluation.learned import Fitting, Remembering
+from nas.evaluation.learning_curves import extrapolate
+from nas.evaluation.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
+from nas.evaluation.scored import Scored
+from nas.job.job import Job
+from nas.job.run_folder import CHECKPOINT
+from nas.job.shared_weights import shared_weights
+from nas.schedulers.halving import Hyperband, SuccessiveHalving
+from nas.schedulers.schedule import Fixed, Scheduler
+from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
+from nas.searchers.bounded import Bounded
+from nas.study import Evaluator, Study
+from nas.tracking.points import of_trials
+from nas.training.easing import LR_FACTOR
+from nas.training.needs import memory_bytes
+from nas.types import Genotype, Trial
+
+
+def check_search(job: Job) -> None:
+    """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
+    if job.plan.searcher is not None:
+        informed(job, job.plan.searcher)
+    with_costs(job, _trained(job), ())
+
+
+def bounded(job: Job, searcher: Searcher) -> Searcher:
+    """The searcher kept to architectures whose last networks keep the constraints on costs."""
+    table = job.latency_table
+    free = {*COUNTED, *([LATENCY] if table is not None else [])}
+    bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
+    if not bounds:
+        return searcher
+
+    def holds(genotype: Genotype) -> bool:
+        try:
+            with user_errors():
+                costs = free_metrics(job.final, genotype, job.task.image_shape, table)
+        except TrialError:  # its trial will fail for this reason, and say so
+            return True
+        return all(bound.excess(costs) == 0 for bound in bounds)
+
+    return Bounded(searcher, holds)
+
+
+def fitting(job: Job, searcher: Searcher, measure: Evaluator | None) -> Searcher:
+    """The searcher kept below what ran out of memory before it, where trials are trained."""
+    if not isinstance(measure, Trained | Laddered):
+        return searcher
+    needed, first = measure.needed_bytes, job.plan.ladder.granted[0]
+    device = job.task.train.x.device
+    return Fitting(searcher, lambda genotype: needed(Trial(0, genotype, first)), memory_bytes(device))
+
+
+def remembering(
+    job: Job,
+    evaluate: Evaluator,
+    measure: Evaluator | None,
+    history: Sequence[Trial],
+    earlier: Sequence[Trial] = (),
+) -> Evaluator:
+    """The evaluator that does not train what is known to run out of memory; `measure` is its innermost part.
+
+    history: of the study, which grows. earlier: of the study before it.
+    """
+    if not isinstance(measure, Trained | Laddered):
+        return evaluate
+    memory = memory_bytes(job.task.train.x.device)
+    return Remembering(evaluate, measure.needed_bytes, memory, history, earlier)
+
+
+def with_costs(
+    job: Job, measure: Evaluator, history: Sequence[Trial], *, others: Sequence[Trial] = ()
+) -> Evaluator:
+    """The evaluator and the costs that the goals need: those of the last network, which may be larger.
+
+    history: that of the trials' own study, which grows. others: trials that were measured before it began.
+    """
+    wanted = job.plan.goals.metrics
+    if not set(wanted) - set(TRAINED):
+        return measure
+    shape, device = job.task.image_shape, job.task.train.x.device
+    table = job.latency_table
+    return Measured(measure, job.final, shape, device, wanted, table=table, history=history, others=others)
+
+
+def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
+    """Decides how long each trial trains; `fidelity` is that of the fixed one."""
+    plan = job.plan
+    match plan.scheduler:
+        case "successive-halving":
+            return SuccessiveHalving(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+        case "hyperband":
+            return Hyperband(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+    return Fixed(searcher, fidelity)
+
+
+def _enough(searcher: Searcher) -> int:
+    """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
+    match searcher:
+        case Bounded() | Fitting():
+            return _enough(searcher.searcher)
+        case RegularizedEvolution() | Nsga2():
+            return max(SuccessiveHalving.enough, searcher.population)
+        case Guided() | LocalSearch():
+            return max(SuccessiveHalving.enough, searcher.init)
+    return SuccessiveHalving.enough
+
+
+def informed(job: Job, searcher: Searcher) -> Searcher:
+    """A guided searcher with the earlier run and the proxies that it was promised."""
+    if not isinstance(searcher, Guided):
+        return searcher
+    if job.plan.earlier:
+        trials = Study.read(Path(job.plan.earlier), "search", job.space)
+        if not any(trial.state == "done" for trial in trials):
+            raise ConfigError(f"searcher.earlier: {job.plan.earlier} holds no finished trial to learn from")
+        for trial in trials:
+            if trial.state == "done":
+                job.plan.goals.check(trial)
+        searcher = dataclasses.replace(searcher, earlier=tuple(trials))
+    if job.plan.proxies:
+        scored = Scored(job.space, job.search_task, job.plan.proxies)
+        searcher = dataclasses.replace(searcher, describe=scored)
+    return searcher
+
+
+def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+    """The evaluator, giving up trials that will hardly beat the best one so far."""
+    chance = job.plan.early_stop
+    if not chance or not isinstance(measure, Trained):
+        return measure
+
+    def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
+        kept = [t for t in study.history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+        done = [t.metrics["val_acc"] for t in kept]
+        if len(accuracies) < 2 or not done:
+            return False
+        return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance
+
+    return dataclasses.replace(measure, hopeless=hopeless)
+
+
+def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+    """The evaluator whose trials begin with the weights of an earlier one, where the job wants that."""
+    if job.config.warm_start != "parent":
+        return measure
+    if not isinstance(measure, Trained):
+        raise ConfigError(
+            "warm_start is parent, but trials on a ladder continue their own training; remove it"
+        )
+    return Grown(measure, job.folder / CHECKPOINT / "weights", study.history)
+
+
+def evaluator(job: Job) -> tuple[Evaluator, float]:
+    """The evaluator of the trials, and the seconds it took to prepare."""
+    return shared_weights(job) if job.config.shares_weights else (_trained(job), 0.0)
+
+
+def _trained(job: Job) -> Evaluator:
+    """From scratch for one rung of all images at full size, else up the ladder."""
+    ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
+    if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):
+        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    return Laddered(
+        job.space,
+        job.search_task,
+        job.plan.trial,
+        ladder,
+        folder / "ladder",
+        seed=job.seed("search"),
+        stop=job.stop,
+    )
+
+
+def telling(job: Job, study: str) -> Callable[[Trial], None]:
+    """What hears of every ended trial of a study: the user, and the trackers."""
+
+    def told(trial: Trial) -> None:
+        job.progress.advance(trial_line(trial))
+        job.tracking.tell(of_trials(study, [trial]))
+
+    return told
+
+
+def trial_line(trial: Trial) -> str:
+    """One ended trial in words."""
+    if trial.state == "failed":
+        return f"trial {trial.number}: failed, {trial.reason}"
+    metrics = trial.metrics
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
+    accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
+    return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"

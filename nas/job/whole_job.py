@@ -1,0 +1,198 @@
+"""From a prepared job to its written result: the phases in their order, and what is told of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nas.budget.shares import Shares
+from nas.budget.timing import Ahead, estimated_s, last_training, within
+from nas.data.inputs import Inputs
+from nas.evaluation import failures
+from nas.evaluation.metrics import rounded, wilson
+from nas.files.atomic import write_json
+from nas.graph import cell_graphs
+from nas.job.baselines import RANDOM, Baselines, run_baselines
+from nas.job.final_training import RETRAIN, train_final
+from nas.job.gradient_search import write_health
+from nas.job.job import Job
+from nas.job.phases import Found, find
+from nas.job.rerank import SEARCH, Verdict, rerank
+from nas.job.run_folder import clear_checkpoints
+from nas.job.shared_weights import warm_start
+from nas.pareto import hypervolume
+from nas.results.result import Result, baselines_of, to_cpu
+from nas.results.result_files import write_result
+from nas.storage.run import keep_history
+from nas.task import Split
+
+PICTURES_S = 2.0
+"""Pictures are left out where less of a budget is left."""
+
+
+def whole_job(job: Job, ahead: Ahead | None) -> Result:
+    """Searches, compares, trains the winner, and writes the result.
+
+    ahead: what was measured before it began, where anybody wants to know.
+    """
+    size = job.space.size
+    job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
+    if size.exact and size.count == 1:
+        job.progress.note("the space holds a single architecture, so there is nothing to search")
+    planned, shares = job, None
+    if ahead is not None and job.clock.budget_s is not None:
+        job, shares = within(job, ahead)
+    found = find(job, until_s=None if shares is None else shares.search_s)
+    baselines, verdict = _compared(job, found, shares)
+    _tell(job, verdict)
+    best, last = verdict.best, last_training(planned, verdict.best, ahead)
+    network, trained = train_final(
+        job.final,
+        best,
+        job.task,
+        last.recipe,
+        seed=job.seed(RETRAIN),
+        folder=last.folder,
+        progress=job.progress,
+        stop=job.stop,
+        split=last.split,
+        left_s=last.left_s,
+        team=job.team,
+        tracking=job.tracking,
+    )
+    _warn_of_guessing(job, trained["test_acc"])
+    searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
+    metrics = {
+        **trained,
+        **({"search_val_acc": searched[-1]} if searched else {}),
+        **verdict.metrics,
+        **_volumes(job, found, baselines),
+        "search_seconds": found.seconds,
+        "trials": len(found.history),
+        **_failures(job, found),
+        **_times(job, ahead),
+    }
+    graphs = cell_graphs(job.final, best)
+    result = Result(
+        job.final,
+        best,
+        graphs,
+        to_cpu(network),
+        rounded(metrics),
+        found.history,
+        job.folder,
+        Inputs.of(job.task),
+        baselines_of(baselines.history, job.plan.goals, method=job.config.method),
+        job.plan.goals,
+    )
+    if baselines.choices:
+        compared = {
+            "found_by": verdict.found_by,
+            "choices": {name: job.space.choices(g) for name, g in baselines.choices.items()},
+            "statements": list(verdict.statements),
+        }
+        write_json(job.folder / "baselines.json", compared)
+    title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
+    if job.config.storage is not None:
+        keep_history(job.storage, job.folder)
+    pictures = job.config.pictures and job.clock.left_s > PICTURES_S
+    job.clock.save()  # the manifest will hold it
+    if job.config.pictures and not pictures:
+        job.progress.note("budget: no time for pictures; nas draw makes them")
+    if found.epochs:
+        write_health(job.folder, found.epochs, title=f"Health of the search: {title}", pictures=pictures)
+    write_result(
+        result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
+    )
+    clear_checkpoints(job.folder)
+    return result
+
+
+def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
+    """The baselines and the fresh trainings, as far as there is time for them."""
+    size = job.space.size
+    compares = job.plan.baselines and not (size.exact and size.count == 1) and bool(found.history)
+    own = job.config.method == "random" and job.plan.scheduler == "fixed"
+    if shares is not None and shares.rerank_s is None:
+        return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
+    if shares is not None and shares.baselines_s is None and not own:
+        compares = False
+    until_s = None if shares is None else shares.baselines_s
+    baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
+    verdict = rerank(
+        job,
+        found.candidates,
+        baselines.choices,
+        start=warm_start(job, found.measure),
+        until_s=None if shares is None else shares.rerank_s,
+    )
+    return baselines, verdict
+
+
+def _times(job: Job, ahead: Ahead | None) -> dict[str, float]:
+    """What was estimated, and what the job has taken up to the writing of its result."""
+    if ahead is None:
+        return {}
+    return {"estimated_seconds": estimated_s(job, ahead), "job_seconds": job.clock.elapsed_s}
+
+
+def _failures(job: Job, found: Found) -> dict[str, float]:
+    """How many trials failed, for each reason too, and how many learned nothing."""
+    counts = failures.count(found.history)
+    metrics: dict[str, float] = {
+        "failed_trials": sum(counts.values()),
+        **{f"failed_{k}": v for k, v in counts.items()},
+    }
+    if job.plan.searcher is None:
+        return metrics
+    level = _chance(job.search_task.val)
+    idle = failures.at_chance(found.history, level)
+    if idle:
+        job.progress.note(
+            f"WARNING: {idle} of {len(found.history)} trials are no better than guessing (validation "
+            f"accuracy at most {level:.3f}): they diverged, or learned too little; lower trial.lr or raise "
+            "the epochs"
+        )
+    return {**metrics, "chance_trials": idle}
+
+
+def _warn_of_guessing(job: Job, accuracy: float) -> None:
+    """accuracy: of the delivered network on the test images."""
+    level = _chance(job.task.test)
+    if accuracy <= level:
+        job.progress.note(
+            f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
+            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the "
+            "budget, or lower retrain.lr"
+        )
+
+
+def _chance(split: Split) -> float:
+    """The accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
+    share = float(split.y.bincount().max()) / len(split)
+    return wilson(share, len(split))[1]
+
+
+def _tell(job: Job, verdict: Verdict) -> None:
+    for statement in verdict.statements:
+        job.progress.note(statement)
+    if verdict.found_by != SEARCH:
+        job.progress.note(f"the architecture of baseline {verdict.found_by!r} did better and is taken")
+
+
+def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
+    """With several objectives, the hypervolumes of search and random search above their common worst."""
+    goals = job.plan.goals
+    kept = {
+        name: [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
+        for name, history in (("", found.history), (f"{RANDOM}_", baselines.history))
+    }
+    if len(goals.objectives) == 1 or not kept[""]:
+        return {}
+    scores = {name: goals.table(trials)[0] for name, trials in kept.items() if trials}
+    worst = np.min([table.min(0) for table in scores.values()], axis=0)
+    best = np.max([table.max(0) for table in scores.values()], axis=0)
+    scale = np.where(best > worst, best - worst, 1.0)
+    return {
+        f"{name}hypervolume": hypervolume((table - worst) / scale, np.full(len(worst), -0.05))
+        for name, table in scores.items()
+    }

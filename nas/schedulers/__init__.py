@@ -1,0 +1,1 @@
+"""How long each trial is trained, and which go on."""

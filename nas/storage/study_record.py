@@ -1,0 +1,137 @@
+"""How a study and its trials are written in Optuna's terms, and read back."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from nas.errors import ConfigError
+from nas.goals import Goals
+from nas.results.records import TrialRecord, checked
+from nas.space import Space
+from nas.types import Trial
+
+_STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
+    TrialState.COMPLETE: "done",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "running",  # begun, and given back
+    TrialState.RUNNING: "running",
+}
+_WRITTEN = {name: state for state, name in _STATES.items()}
+_LOSSES = ("loss", "error", "latency", "cost")
+_GAINS = ("acc", "score", "auc", "f1")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Turns the trials of one study into Optuna's and back. name: of the study."""
+
+    space: Space
+    goals: Goals
+    name: str
+
+    def write(self, trial: Trial) -> FrozenTrial:
+        """A trial as Optuna keeps it."""
+        record = {
+            "fidelity": trial.fidelity,
+            "metrics": dict(trial.metrics),
+            "cost_s": trial.cost_s,
+            "reason": trial.reason,
+            **({"beside": list(trial.beside)} if trial.beside else {}),
+        }
+        done = trial.state == "done"
+        bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
+        return create_trial(
+            state=_WRITTEN[trial.state],
+            values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
+            constraints=bounds or None,
+            params=self.space.choices(trial.genotype),
+            distributions={d.name: CategoricalDistribution(d.options) for d in self.space.decisions},
+            user_attrs={"nas": record},
+        )
+
+    def read(self, frozen: FrozenTrial) -> Trial:
+        """The inverse of `write`.
+
+        Raises:
+            ConfigError: when the trial was not written by this engine.
+        """
+        if "nas" not in frozen.user_attrs or frozen.state not in _STATES:
+            raise ConfigError(
+                f"study {self.name!r}: trial {frozen.number} was not written by this engine; "
+                "only its own studies can be continued"
+            )
+        source = f"study {self.name!r}, trial {frozen.number}"
+        record = checked(TrialRecord, frozen.user_attrs["nas"], source, "record of a trial")
+        return Trial(
+            number=frozen.number,
+            genotype=self.space.genotype(frozen.params),
+            fidelity=record.fidelity,
+            state=_STATES[frozen.state],
+            metrics=record.metrics,
+            cost_s=record.cost_s,
+            reason=record.reason,
+            beside=tuple(record.beside),
+        )
+
+
+def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
+    """The study of that name, which is made where there is none."""
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    if name in (study.study_name for study in storage.get_all_studies()):
+        # Asking Optuna to create what exists would append to the journal.
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it would announce a new study
+    try:
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
+            sampler=sampler,
+            load_if_exists=True,
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:
+    """Writes down what the study is for, or checks that it still is; returns the goals.
+
+    Raises:
+        ConfigError: when it was made for another space or other goals.
+    """
+    wanted, name = goals or Goals(), study.study_name
+    decisions = [[d.name, list(d.options)] for d in space.decisions]
+    known = study.user_attrs.get("nas")
+    if known is None:
+        study.set_user_attr("nas", {"decisions": decisions, **wanted.to_dict()})
+        return wanted
+    if not isinstance(known, dict) or known.get("decisions") != decisions:
+        raise ConfigError(
+            f"study {name!r} was made for a space with other decisions than {space.name!r}; "
+            "use another name or another folder"
+        )
+    before = Goals.from_dict(known)
+    if goals not in (None, before):
+        raise ConfigError(
+            f"study {name!r} was made for {before}, not for {goals}; use another name or folder"
+        )
+    return before
+
+
+def warn_of_direction(goals: Goals, name: str) -> None:
+    """Warns where a metric is optimised in a direction that its name speaks against."""
+    for objective in goals.objectives:
+        words = _LOSSES if objective.maximize else _GAINS
+        if not objective.added and any(word in objective.metric for word in words):
+            verb = "maximises" if objective.maximize else "minimises"
+            warnings.warn(
+                f"study {name!r} {verb} {objective.metric!r}; is that the right direction?", stacklevel=3
+            )

@@ -1,0 +1,1 @@
+"""Training one network: recipes, steps, checkpoints, one process or many."""

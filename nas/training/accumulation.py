@@ -1,0 +1,48 @@
+"""The gradients of one batch from several passes, each over a part of it, to need less memory at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nas.errors import TrialError
+from nas.training.arithmetic import precision
+from nas.training.criterion import Targets
+from nas.training.loop import Backward, Loop
+
+
+def in_parts(passes: int) -> Backward:
+    """A training step in so many passes forward and backward: the same mean loss and its gradient.
+
+    Not the same: batch-norm normalises each part by its own statistics, and its running ones move once for
+    each part; what a network draws at random (paths to drop, dropout) is drawn in another order.
+
+    passes: at most as many as there are images.
+    """
+
+    def backward(loop: Loop) -> Tensor:
+        x, targets = loop.batch_of_step()
+        total = torch.zeros((), device=x.device)
+        for rows in torch.arange(len(x)).tensor_split(passes):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            with precision(loop.device, loop.recipe.precision):
+                output = loop.forward(loop.network, x[part], loop.step)
+            loss = loop.criterion(output, _of(targets, part))
+            if not loss.requires_grad:
+                raise TrialError(
+                    "no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter"
+                )
+            share = len(rows) / len(x)
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+            total += share * loss.detach()
+        return total
+
+    return backward
+
+
+def _of(targets: Targets, part: slice) -> Targets:
+    labels, mixed = targets
+    if mixed is None:
+        return labels[part], None
+    partners, share = mixed
+    return labels[part], (partners[part], share)

@@ -1,0 +1,75 @@
+"""What a trained network says of images, in evaluation mode: loss, accuracy, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas import devices
+from nas.errors import DataError, TrialError
+from nas.evaluation.guard import memory_errors
+from nas.task import Split, Task
+from nas.training.arithmetic import precision, to_layout
+from nas.training.criterion import Output
+
+
+def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device.
+
+    batch: images at once; halved where memory runs out.
+    """
+    if not len(split):
+        raise DataError("evaluate: the split has no images")
+    loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
+    with evaluating(network), torch.no_grad():
+        for logits, y in _in_portions(network, task, split, batch):
+            loss += F.cross_entropy(logits, y, reduction="sum")
+            hits += (logits.argmax(1) == y).sum()
+        return loss.item() / len(split), hits.item() / len(split)
+
+
+def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
+    """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
+    with evaluating(network), torch.no_grad():
+        return torch.cat([logits.argmax(1) for logits, _ in _in_portions(network, task, split, batch)])
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Runs a block in evaluation mode, then gives every module its own mode back."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _in_portions(network: nn.Module, task: Task, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, portion by portion; the portions halve where memory runs out."""
+    at = 0
+    while at < len(split):
+        x, y = split.x[at : at + batch], split.y[at : at + batch]
+        try:
+            with memory_errors(f"evaluating at batch {len(x)}"):
+                logits = _logits(network, task, x)
+        except TrialError as error:
+            if error.reason != "oom" or len(x) == 1:
+                raise
+            batch = len(x) // 2
+        else:
+            yield logits, y
+            at += len(x)
+            continue
+        devices.release()  # outside of the handler: what failed is kept alive by its traceback
+
+
+def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:
+    with precision(x.device):
+        output: Output = network(to_layout(task.normalise(x)))
+    return (output[0] if isinstance(output, tuple) else output).float()

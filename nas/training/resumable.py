@@ -1,0 +1,140 @@
+"""Drives a long computation step by step, so that killing it at any moment loses nothing but time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from nas.errors import ConfigError, RankError
+from nas.training.checkpoint import Checkpoints
+from nas.training.team import ALONE, Team
+
+Report_co = TypeVar("Report_co", covariant=True)
+R = TypeVar("R")
+
+
+class Stopped(Exception):
+    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
+
+
+class Resumable(Protocol, Generic[Report_co]):
+    """A computation of `steps` steps in epochs; what step s does depends on the state and s alone."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step done was the last of its epoch."""
+
+    def advance(self) -> None:
+        """Does one step."""
+
+    def end_epoch(self) -> Report_co:
+        """Sums up the epoch that just ended."""
+
+    def state(self) -> Mapping[str, Any]:
+        """All that the rest depends on, beside the settings and the step."""
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state` was taken."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What must be the same for a checkpoint to be taken up again."""
+
+    def replicas(self) -> Iterable[Tensor]:
+        """What every process of a team has the same of, to the bit."""
+
+
+def run(
+    work: Resumable[R],
+    *,
+    what: str,
+    checkpoints: Checkpoints | None,
+    checkpoint_seconds: float,
+    on_epoch: Callable[[R], None] | None,
+    stop: Callable[[], bool] | None,
+    team: Team = ALONE,
+) -> None:
+    """Brings `work` to its end, from its newest checkpoint where there is one.
+
+    In a team all ranks call this with the same work; rank 0 alone has checkpoints and sums up epochs, and the
+    others go on from the state that it hands them at the start and after every epoch.
+
+    checkpoints: written after each epoch and every `checkpoint_seconds`.
+    on_epoch: called after each epoch, its checkpoint already written.
+    stop: asked before every step; when true, a checkpoint is written.
+
+    Raises:
+        Stopped: when `stop` said so.
+        ConfigError: when the checkpoint was written with other settings; nothing is loaded then.
+        RankError: when the ranks of a team differ, or one of them is lost.
+    """
+
+    def packed() -> dict[str, Any]:
+        return {"settings": dict(work.settings()), "work": dict(work.state())}
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoints.save(work.step, packed())
+
+    def hand_out() -> None:
+        handed = team.handed(lambda: {"step": work.step, **packed()})
+        if handed is not None:
+            _take_over(work, what, handed, team)
+
+    _resume(work, what, checkpoints)
+    hand_out()
+    saved_at = time.monotonic()
+    while work.step < work.steps:
+        if team.any(stop):
+            save()
+            raise Stopped(f"{what} stopped after step {work.step} of {work.steps}")
+        work.advance()
+        ended = work.at_epoch_end
+        if ended:
+            team.same(f"{what}, after step {work.step}", work.replicas())
+        report = work.end_epoch() if ended and team.leads else None
+        if ended or time.monotonic() - saved_at >= checkpoint_seconds:
+            save()
+            saved_at = time.monotonic()
+        if ended:
+            hand_out()
+        if report is not None and on_epoch is not None:
+            on_epoch(report)
+
+
+def _resume(work: Resumable[R], what: str, checkpoints: Checkpoints | None) -> None:
+    saved = checkpoints.load() if checkpoints is not None else None
+    if saved is None:
+        return
+    step, state = saved
+    if differing := _differing(work, state.get("settings", {})):
+        raise ConfigError(
+            f"{what}: the checkpoint was written with another {', '.join(differing)}; "
+            "resume with the same settings, or clear the checkpoints to start anew"
+        )
+    work.restore(step, state["work"])
+
+
+def _take_over(work: Resumable[R], what: str, handed: Mapping[str, Any], team: Team) -> None:
+    """Goes to where rank 0 is."""
+    if differing := _differing(work, handed["settings"]):
+        raise RankError(
+            f"{what}: rank {team.rank} has another {', '.join(differing)} than rank 0; give all ranks the "
+            "same command and the same data"
+        )
+    work.restore(handed["step"], handed["work"])
+
+
+def _differing(work: Resumable[R], found: Mapping[str, object]) -> list[str]:
+    settings = work.settings()
+    return [name for name in settings if settings[name] != found.get(name)]

@@ -1,0 +1,214 @@
+"""Training one network by a recipe, exact to the step: everything random about step s follows from (seed, s).
+
+A checkpoint therefore holds no generator state, and a killed and resumed training equals the uninterrupted
+one bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from nas.errors import ConfigError, TrialError
+from nas.evaluation.guard import memory_errors
+from nas.seeding import isolated
+from nas.task import Split, Task
+from nas.training import resumable
+from nas.training.accuracy import evaluate
+from nas.training.checkpoint import Checkpoints
+from nas.training.criterion import Output
+from nas.training.curve import Curve, EpochReport
+from nas.training.loop import Backward, Forward, Loop
+from nas.training.recipe import Recipe
+from nas.training.steps import Steps
+from nas.training.team import ALONE, Team
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    seed: int,
+    split: Split | None = None,
+    evaluate_on: Split | None = None,
+    evaluate_every: int | None = 1,
+    until: int | None = None,
+    start: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    forward: Forward | None = None,
+    backward: Backward | None = None,
+    steps: Steps | None = None,
+    stop: Callable[[], bool] | None = None,
+    left_s: Callable[[], float] | None = None,
+    team: Team = ALONE,
+) -> Curve:
+    """Trains `network` in place, where its parameters are, and returns its curve.
+
+    split: the images to learn from, `task.train` by default. A last partial batch is left out.
+    evaluate_on: evaluated every `evaluate_every` epochs, unless that is None, at the recipe's restarts and
+      after the last epoch.
+    until: pauses after so many epochs, its checkpoint kept: a later call with the same recipe, seed and
+      checkpoints goes on, and in the end equals one call bit for bit on the CPU. A pause evaluates nothing of
+      its own.
+    start: those of another training of the same network, whose last weights and momentum this one begins
+      with, e.g. on more or larger images.
+    checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
+    on_epoch: called after each epoch, its checkpoint already written.
+    forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
+    backward: puts the gradients of a step in place and returns its loss; one pass by default.
+    steps: takes the place of `backward` where steps are prepared, and may be captured as CUDA graphs.
+    stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+    left_s: seconds left, asked after every step; when there are none, that step was the last one, its epoch
+      ends with it and the network stays as it is. Not for a team.
+    team: all of its ranks train the same network together, see `nas.training.team`; rank 0 alone evaluates
+      and saves.
+
+    On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
+    With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
+    training mode.
+    """
+    if evaluate_every is not None and evaluate_every < 1:
+        raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
+    if until is not None and not 1 <= until <= recipe.epochs:
+        raise ConfigError(
+            f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
+        )
+    if backward is not None and steps is not None:
+        raise ConfigError("train: got backward and steps, which has one of its own; give one of them")
+
+    def whole(network: nn.Module, x: Tensor, _: int) -> Output:
+        loop.apart()
+        output: Output = network(x)
+        return output
+
+    def plain() -> Hashable:
+        return () if forward is None and backward is None else None
+
+    loop = Loop(
+        network,
+        task,
+        recipe,
+        seed=seed,
+        split=task.train if split is None else split,
+        forward=forward or whole,
+        backward=backward if steps is None else steps.backward,
+        form=plain if steps is None else steps.form,
+        team=team,
+    )
+    begin = _nothing if steps is None else partial(steps.begin, loop)
+    if steps is not None:
+        loop.resting = steps.resting(loop)
+    if start is not None:
+        _inherit(loop, start)
+    last = recipe.epochs if until is None else until
+    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, left_s=left_s)
+    with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
+        network.train()
+        resumable.run(
+            work,
+            what="train",
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            on_epoch=on_epoch,
+            stop=stop,
+            team=team,
+        )
+        loop.finish()
+    return work.curve
+
+
+class _Training:
+    """A loop with its curve and evaluations, as a `Resumable`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        evaluate_on: Split | None,
+        evaluate_every: int | None,
+        until: int,
+        *,
+        begin: Callable[[], None],
+        left_s: Callable[[], float] | None,
+    ) -> None:
+        self.loop, self.until, self.begin, self.left_s = loop, until, begin, left_s
+        self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
+        self.curve, self.cut = Curve(), False
+
+    @property
+    def step(self) -> int:
+        return self.loop.step
+
+    @property
+    def steps(self) -> int:
+        return self.loop.step if self.cut else self.until * self.loop.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.cut or self.loop.at_epoch_end
+
+    def advance(self) -> None:
+        self.loop.advance(self.begin)
+        self.cut = self.left_s is not None and self.left_s() <= 0
+
+    def end_epoch(self) -> EpochReport:
+        loop = self.loop
+        epoch, epochs, lr = -(-loop.step // loop.steps_per_epoch), loop.recipe.epochs, loop.lr
+        loss, seconds = loop.end_epoch()
+        report = EpochReport(epoch, epochs, loss, lr, seconds)
+        if self.evaluate_on is not None and self._is_evaluated(epoch):
+            with loop.averaged():
+                val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
+            if not math.isfinite(val_loss):
+                raise TrialError(
+                    "nan",
+                    f"train: validation loss is {val_loss} after epoch {epoch}; lower the learning rate",
+                )
+            report = dataclasses.replace(report, val_loss=val_loss, val_acc=val_acc)
+        self.curve = self.curve.extended(report)
+        return report
+
+    def state(self) -> Mapping[str, Any]:
+        curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
+        return {"loop": self.loop.state(), "curve": curve, "cut": self.cut}
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        if step > self.steps:
+            raise ConfigError(
+                f"train: the checkpoint is after step {step}, but until is {self.until}, which ends at step "
+                f"{self.steps}; ask for more epochs, or clear the checkpoints to start anew"
+            )
+        self.loop.restore(step, state["loop"])
+        self.cut = bool(state.get("cut", False))
+        self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
+
+    def settings(self) -> Mapping[str, Any]:
+        evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]
+        return {**self.loop.settings(), "evaluation": evaluation}
+
+    def replicas(self) -> Iterable[Tensor]:
+        return self.loop.parameters.values()
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        every = self.evaluate_every
+        if self.cut and every is not None:
+            return True
+        return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
+
+
+def _nothing() -> None:
+    """What most steps begin with, beside what the loop sets."""
+
+
+def _inherit(loop: Loop, start: Checkpoints) -> None:
+    saved = start.load()
+    if saved is None:
+        raise ConfigError("train: start has no checkpoint to begin with; finish that training first")
+    loop.inherit(saved[1]["work"]["loop"])
