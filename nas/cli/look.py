@@ -115,12 +115,17 @@ def check(
 
 
 @app.command(short_help="Say what this machine offers: versions, devices, data sets.")
-def doctor(as_json: Json = False) -> None:  # noqa: FBT002
+def doctor(
+    as_json: Json = False,  # noqa: FBT002
+    try_kernels: Annotated[  # noqa: FBT002
+        bool, typer.Option("--try-kernels", help="Try the kernels on the GPU, anew; takes minutes.")
+    ] = False,
+) -> None:
     """Say what this machine offers: versions, devices, data sets that can be loaded."""
     with errors():
         from nas.doctor import examine
 
-        findings = examine()
+        findings = examine(try_kernels=try_kernels)
         if as_json:
             say(json.dumps(findings))
         else:

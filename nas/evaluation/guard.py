@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from nas.errors import NasError, SpaceError, TrialError, describe, user_line
+from nas.oneshot.fused import verdict
 from nas.training.resumable import Stopped
 
 # Libraries report lack of memory by errors of several kinds, told apart by their words only.
@@ -55,7 +56,8 @@ def user_errors() -> Iterator[None]:
     except (NasError, Stopped):
         raise
     except Exception as error:
-        raise TrialError(reason_of(error), describe(error)) from error
+        reason, words = reason_of(error), describe(error)
+        raise TrialError(reason, words + (verdict.blame(words) if reason == "device" else "")) from error
 
 
 @contextmanager

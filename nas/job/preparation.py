@@ -22,7 +22,7 @@ from nas.job.plan import Plan, make_plan
 from nas.job.ranks import team_notes
 from nas.job.suited import check_trial, offer
 from nas.job.trial_setup import check_search
-from nas.oneshot.fused.execution import resolve
+from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.oneshot.method import Method
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
@@ -94,6 +94,8 @@ def prepare(
         clock or Clock(),
     )
     check_search(job)
+    if config.execution == "auto":
+        try_kernels(device, job.progress, stop=job.stop, budget_s=config.budget)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
     batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]

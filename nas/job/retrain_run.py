@@ -22,7 +22,7 @@ from nas.job.plan import Plan, make_plan
 from nas.job.ranks import BEGIN, follow_to, help_all, team_notes
 from nas.job.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.job.suited import offer
-from nas.oneshot.fused.execution import resolve
+from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
 from nas.results.architecture_file import read_architecture
@@ -83,6 +83,8 @@ def retrain(
         else:
             follow_to(out, team)
         job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
+        if config.execution == "auto":
+            try_kernels(job.task.train.x.device, progress, stop=job.stop)
         if team.leads:
             result = _lead(job, config, Path(out), progress, trackers=trackers, force=force)
         else:

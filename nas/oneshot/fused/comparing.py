@@ -75,12 +75,15 @@ def paths_of(device: torch.device) -> list[str]:
     return [name for name, path in PATHS.items() if path.execution != "kernels" or triton]
 
 
-def compare(runs: Mapping[str, Run], *, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
+def compare(
+    runs: Mapping[str, Run], *, steps: int, device: torch.device, counts: bool = True
+) -> dict[str, dict[str, float]]:
     """For each run: milliseconds of a step (median), and what else can be told of it.
 
     ratio: how many times faster than the first run. peak_MiB: of tensors that the first steps make, gradients
     and the optimizer's included. kernels_launched: on the GPU in a step; elsewhere calls: of the library's
-    operations on maps. loss_difference: the largest from the first run's losses.
+    operations on maps; of one more step, where it `counts`. loss_difference: the largest from the first
+    run's losses.
     """
     losses: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -102,7 +105,7 @@ def compare(runs: Mapping[str, Run], *, steps: int, device: torch.device) -> dic
             "ms": 1e3 * medians[name],
             "ratio": medians[first] / medians[name],
             "peak_MiB": peaks[name] / 2**20,
-            **_launches(run, device),
+            **(_launches(run, device) if counts else {}),
             "loss_last": losses[name][-1],
             "loss_difference": _farthest(losses[first], losses[name]),
         }

@@ -2,56 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
+from nas.oneshot.fused import verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.kernels import native
+from nas.oneshot.fused.verdict import Kind
 from nas.oneshot.mixed import MixedOp
+from nas.progress import Progress
 from nas.training.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
 """Where operations run together unless asked otherwise."""
+PATIENT_S = 3600.0
 _RUNS = {"plain": None, "batched": run, "kernels": run_by_kernels}
 
 
-def resolve(wanted: Execution, device: torch.device) -> Execution:
-    """`plain`, `batched` or `kernels`: as wanted, or the faster one where it is known.
+def resolve(wanted: Execution, device: torch.device, kind: Kind = "search") -> Execution:
+    """`plain`, `batched` or `kernels`: as wanted, or the faster one where it is known (see `verdict`).
 
     Raises:
         ConfigError: when kernels are wanted where they cannot run.
     """
-    if wanted == "kernels" and (device.type != "cuda" or find_spec("triton") is None):
-        lacking = f"the device is {device}" if device.type != "cuda" else "Triton is not installed"
+    lacking = verdict.lacking(device)
+    if wanted == "kernels" and lacking is not None:
         raise ConfigError(f"execution: kernels need CUDA and Triton, but {lacking}; choose batched or auto")
     if wanted != "auto":
         return wanted
+    if verdict.uses_kernels(device, kind):
+        return "kernels"
     return "batched" if device.type in DEVICES else "plain"
 
 
 def explain(device: torch.device) -> str:
     """Which path runs on a device unless another is asked for, and why."""
-    if resolve("auto", device) == "plain":
+    if device.type not in DEVICES:
         return f"plain: one operation after the other, since nothing else was tried on {device.type}"
-    arithmetic = "bfloat16, steps as CUDA graphs where they can be" if device.type == "cuda" else "float32"
-    found = f"batched: operations of one kind that leave a node in one call, channels last, {arithmetic}"
+    together = "operations of one kind that leave a node in one call, channels last"
     if device.type != "cuda":
-        return f"{found}; kernels need CUDA"
-    if find_spec("triton") is None:
-        return f"{found}; kernels need Triton, which is not installed"
-    found += "; kernels only where asked for, as their speed was not measured yet"
-    return f"{found}; depthwise ones in {native.explain(device)}"
+        return f"batched: {together}, float32; kernels need CUDA"
+    found = f"{together}, bfloat16, steps as CUDA graphs where they can be"
+    if (lacking := verdict.lacking(device)) is not None:
+        return f"batched: {found}; kernels need Triton, but {lacking}"
+    known = verdict.remembered(device)
+    if known is None:
+        return f"batched: {found}; a first job tries kernels on this GPU, as does nas doctor --try-kernels"
+    return f"{known}; batched: {found}; depthwise kernels in {native.explain(device)}"
+
+
+def try_kernels(
+    device: torch.device, progress: Progress, *, stop: Callable[[], bool], budget_s: float | None = None
+) -> None:
+    """Tries kernels on a GPU where nobody has, see `verdict`; for that, a budget must be an hour at least."""
+    if verdict.lacking(device) is not None or verdict.remembered(device) is not None:
+        return
+    if budget_s is not None and budget_s < PATIENT_S:
+        progress.note("kernels are not tried in so short a budget; nas doctor --try-kernels does it once")
+        return
+    found = verdict.settle(device, note=progress.note, stop=stop)
+    if found is not None:
+        progress.note(f"kernels: {found}")
 
 
 def execute_cells(network: nn.Module, wanted: Execution, device: torch.device) -> None:
     """Makes all cells of a network run so."""
-    path = resolve(wanted, device)
+    mixed = any(isinstance(module, MixedOp) for module in network.modules())
+    path = resolve(wanted, device, "search" if mixed else "training")
     for cell in network.modules():
         if isinstance(cell, Cell):
             cell.execute = _RUNS[path]

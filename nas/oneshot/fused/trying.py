@@ -1,0 +1,105 @@
+"""Tries kernels on a GPU, as a program: `python -m nas.oneshot.fused.trying cuda:0 OUTCOME.json`.
+
+Steps of a small search and of a small training are done batched and by kernels: in float32 from the same
+start, to compare their losses, and as a job does them, to time them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nas.cell import Cell
+from nas.choosers import Chooser
+from nas.devices import exact
+from nas.files.atomic import write_json
+from nas.oneshot.fused.comparing import compare
+from nas.oneshot.fused.verdict import BUSY, KINDS, Kind, Tried, Verdict
+from nas.oneshot.fused.workloads import Workload, noise, searching, training
+from nas.oneshot.method import PUBLISHED, Method
+from nas.ops import candidates
+from nas.seeding import isolated
+from nas.space import Space
+from nas.task import Task
+from nas.training.recipe import Precision
+
+OPTIONS = (
+    *("none", "skip_connect", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5"),
+    *("dil_conv_3x3", "dil_conv_5x5", "nor_conv_1x1", "nor_conv_3x3"),
+)
+"""All that there are kernels for."""
+EVERY = (*range(1, len(OPTIONS)), 4, 5, 9)
+"""An architecture of the small space in which each stands."""
+WIDTH, SIDE, BATCH = 16, 32, 64
+COMPARED = 3
+"""Steps whose losses are compared, before rounding has grown."""
+TIMED = 10
+
+
+def find_out(
+    device: torch.device, *, ways: tuple[str, str] = ("batched", "kernels"), timed: str = "{}, graph"
+) -> Verdict:
+    """Steps of both kinds on a device.
+
+    ways: two names of `nas.oneshot.fused.comparing.PATHS`. timed: what is timed of a way.
+    """
+    task = noise(channels=3, side=SIDE, images=8 * BATCH, device=device)
+    return Verdict({kind: _tried(kind, task, ways, timed) for kind in KINDS})
+
+
+def _tried(kind: Kind, task: Task, ways: tuple[str, str], timed: str) -> Tried:
+    with exact():
+        alike = _steps(_work(kind, task, "float32"), ways, COMPARED)
+    slow, fast = (timed.format(way) for way in ways)
+    rows = _steps(_work(kind, task, "auto"), (slow, fast), TIMED)
+    return Tried(rows[slow]["ms"], rows[fast]["ms"], alike[ways[1]]["loss_difference"])
+
+
+def _work(kind: Kind, task: Task, precision: Precision) -> Workload:
+    recipe = replace(PUBLISHED, batch=BATCH, precision=precision)
+    if kind == "search":
+        return searching(small_space(), task, Method(weights=recipe))
+    with isolated(0, "trying"):
+        return training(small_space().network(EVERY), task, recipe)
+
+
+def _steps(work: Workload, ways: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
+    runs = {way: work.begin(way) for way in ways}
+    return compare(runs, steps=steps, device=work.device, counts=False)
+
+
+def small_space(width: int = WIDTH) -> Space:
+    """Three cells, the second of which halves the maps; images `[B, 3, H, W]` to 10 classes."""
+
+    def build(choose: Chooser) -> nn.Module:
+        def cell(kind: str, stride: int) -> Cell:
+            def edge(src: int, dst: int) -> nn.Module:
+                options = candidates(OPTIONS, width, width, stride if src == 0 else 1)
+                return choose.op(f"{kind}/{src}->{dst}", options)
+
+            return Cell(kind, 1, 3, edge)
+
+        stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        return nn.Sequential(stem, cell("normal", 1), cell("reduce", 2), cell("normal", 1), head)
+
+    return Space("trying", build)
+
+
+def main(device: str, outcome: str) -> None:
+    """Writes what was found out; ends with `BUSY` where the GPU has no memory left for it."""
+    try:
+        found = find_out(torch.device(device))
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(BUSY)
+    write_json(Path(outcome), asdict(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,249 @@
+"""Whether kernels run on a GPU unless something else is asked for: tried there once, and remembered.
+
+A kernel that is wrong for a card may end the process that launches it. So another process does steps of a
+small search and of a small training, batched and by kernels (`nas.oneshot.fused.trying`), and what came of it
+is kept for this card and these versions in `$XDG_CACHE_HOME/nas`, by default `~/.cache/nas`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess  # nosec B404
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nas.errors import ConfigError, StorageError
+from nas.files.atomic import read_json, write_json
+from nas.files.kernel_lock import KernelLock
+
+Kind = Literal["search", "training"]
+"""Steps of a supernet, and of a stand-alone network."""
+KINDS: tuple[Kind, ...] = ("search", "training")
+GAIN = 1.05
+"""Kernels are used where a step is so many times as fast by them."""
+NEAR = 0.02
+"""The largest difference of losses in float32 of a few steps from the same start; of some 2.3."""
+LIMIT_S = 600.0
+"""For compiling and trying."""
+BUSY = 75
+"""Exit status of a try that tells nothing, since the GPU had no memory left for it."""
+_BY_VERDICT: set[torch.device] = set()
+"""Where kernels run in this process because of a verdict."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Steps of one kind, both ways.
+
+    batched_ms, kernels_ms: of a step, as a CUDA graph where it can be. difference: of losses in float32.
+    """
+
+    batched_ms: float
+    kernels_ms: float
+    difference: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether kernels are right and worth it."""
+        return self.difference <= NEAR and self.batched_ms >= GAIN * self.kernels_ms
+
+    def __str__(self) -> str:
+        wrong = "" if self.difference <= NEAR else f", but losses differ by {self.difference:.2g}"
+        return f"{self.kernels_ms:.1f} ms a step by kernels, {self.batched_ms:.1f} batched{wrong}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of kernels on a card.
+
+    tried: what was measured, by kind of step. failed: why nothing could be measured; empty otherwise.
+    """
+
+    tried: Mapping[Kind, Tried] = field(default_factory=dict)
+    failed: str = ""
+
+    def kernels(self, kind: Kind) -> bool:
+        """Whether they are used."""
+        return not self.failed and kind in self.tried and self.tried[kind].passed
+
+    def __str__(self) -> str:
+        if self.failed:
+            return f"kernels are not used, as trying them failed ({self.failed})"
+        ways = {kind: "by kernels" if tried.passed else "batched" for kind, tried in self.tried.items()}
+        return "; ".join(f"{kind} {ways[kind]} ({tried})" for kind, tried in self.tried.items())
+
+
+def uses_kernels(device: torch.device, kind: Kind) -> bool:
+    """Whether kernels run steps on a device unless something else is asked for, by what was found out."""
+    found = remembered(device)
+    used = found is not None and found.kernels(kind)
+    if used:
+        _BY_VERDICT.add(device)
+    return used
+
+
+def remembered(device: torch.device) -> Verdict | None:
+    """What was found out; None where nothing was, or where it cannot be read any more."""
+    return _read(place_of(device)) if lacking(device) is None else None
+
+
+def settle(
+    device: torch.device,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+    anew: bool = False,
+) -> Verdict | None:
+    """Tries kernels on a device where that has not been done, and remembers what came of it.
+
+    note: is told before it begins, as it takes minutes. stop: asked meanwhile; a try that was stopped tells
+    nothing. anew: forget what is known.
+    """
+    if lacking(device) is not None:
+        return None
+    place = place_of(device)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_suffix(".lock")
+        lock.touch()
+        holder = KernelLock(str(lock), patience_s=2 * LIMIT_S)
+        holder.acquire()
+    except (OSError, ConfigError) as error:
+        note(f"WARNING: kernels are not tried, since that cannot be remembered: {error}")
+        return None
+    try:
+        # Another process may have tried them while this one waited.
+        found = None if anew else _read(place)
+        if found is None:
+            note("trying kernels on this GPU once, which takes minutes (not with --execution batched)")
+            found = attempt(device, stop=stop)
+            if found is not None:
+                _keep(place, found, note)
+    finally:
+        holder.release()
+    return found
+
+
+def attempt(
+    device: torch.device,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    program: Sequence[str] = (sys.executable, "-P", "-m", "nas.oneshot.fused.trying"),
+    limit_s: float = LIMIT_S,
+) -> Verdict | None:
+    """What a process of its own finds out; None where that tells nothing.
+
+    program: is given the device and the file to write.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        outcome, words = Path(folder, "outcome.json"), Path(folder, "words")
+        with words.open("wb") as file:
+            # A program of the engine's own, without a shell; a session of its own, so that an interruption of
+            # this process is not taken for a failure of that one.
+            child = subprocess.Popen(  # nosec B603
+                [*program, str(device), str(outcome)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+        try:
+            status = _wait(child, stop, time.monotonic() + limit_s)
+        finally:
+            child.kill()
+            child.wait()
+        if status == BUSY or (status is None and stop()):
+            return None
+        if status is None:
+            return Verdict(failed=f"it did not end in {limit_s:g} s")
+        if status != 0:
+            return Verdict(failed=f"it ended with {_meaning(status)}: {_last_line(words)}")
+        found = _read(outcome)
+        return Verdict(failed="it wrote no outcome") if found is None else found
+
+
+def blame(why: str) -> str:
+    """Takes kernels for the cause of a fault of a GPU where they ran by a verdict, and uses them no more.
+
+    Returns what to say of it; nothing where they did not run.
+    """
+    said = ""
+    for device in _BY_VERDICT:
+        _keep(place_of(device), Verdict(failed=f"a job ended with {why}"), lambda _: None)
+        said = "; kernels ran, and do so no more on this GPU until nas doctor --try-kernels finds them right"
+    _BY_VERDICT.clear()
+    return said
+
+
+@cache
+def place_of(device: torch.device) -> Path:
+    """The file that remembers: one for each kind of card and versions of what compiles and runs."""
+    card = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    versions = [_version(name) for name in ("nas-engine", "torch", "triton", "cuda-core")]
+    key = repr((card, torch.version.cuda, *versions))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "nas" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def lacking(device: torch.device) -> str | None:
+    """Why a device has no kernels, in words; None where it has."""
+    if device.type != "cuda":
+        return f"the device is {device}"
+    return None if find_spec("triton") is not None else "Triton is not installed"
+
+
+def _wait(child: subprocess.Popen[bytes], stop: Callable[[], bool], until: float) -> int | None:
+    """Its exit status, None where it was not waited for any longer."""
+    while time.monotonic() < until and not stop():
+        try:
+            return child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+    return None
+
+
+def _meaning(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _read(path: Path) -> Verdict | None:
+    if not path.is_file():
+        return None
+    try:
+        data = read_json(path, max_bytes=1 << 16)
+        assert isinstance(data, dict)
+        tried = {kind: Tried(**data["tried"][kind]) for kind in KINDS if kind in data["tried"]}
+        return Verdict(tried, str(data["failed"]))
+    except (ConfigError, AssertionError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, found: Verdict, note: Callable[[str], None]) -> None:
+    try:
+        write_json(path, asdict(found))
+    except StorageError as error:
+        note(f"WARNING: what came of trying kernels is not remembered: {error}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,296 @@
+"""Whether kernels run unasked: tried in another process, remembered, and taken back after a fault."""
+
+import json
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+
+from nas.cell import Cell
+from nas.errors import ConfigError, TrialError
+from nas.evaluation.guard import user_errors
+from nas.oneshot.fused import execution, trying, verdict
+from nas.oneshot.fused.cells import run, run_by_kernels
+from nas.oneshot.fused.verdict import Tried, Verdict, attempt
+from nas.oneshot.supernet import Supernet
+from nas.progress import Silent
+from nas.seeding import isolated
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+FASTER = Tried(batched_ms=10.0, kernels_ms=2.0, difference=1e-4)
+SLOWER = Tried(batched_ms=2.0, kernels_ms=2.0, difference=0.0)
+WRONG = Tried(batched_ms=10.0, kernels_ms=2.0, difference=0.5)
+
+
+class Told(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A machine that has a GPU and Triton, for all that is asked of it here."""
+    path = tmp_path / "cache" / "kernels.json"
+    monkeypatch.setattr(verdict, "lacking", lambda device: None if device.type == "cuda" else "it is no GPU")
+    monkeypatch.setattr(verdict, "place_of", lambda device: path)
+    monkeypatch.setattr(verdict, "_BY_VERDICT", set())
+    return path
+
+
+def finds(monkeypatch, *outcomes):
+    """What trying will find out, one after the other; the calls are in the list returned."""
+    calls, rest = [], list(outcomes)
+
+    def attempt(device, *, stop):
+        calls.append(device)
+        return rest.pop(0)
+
+    monkeypatch.setattr(verdict, "attempt", attempt)
+    return calls
+
+
+# -- what a verdict means ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tried", "passed"), [(FASTER, True), (SLOWER, False), (WRONG, False)])
+def test_kernels_are_used_where_they_are_right_and_faster(tried, passed):
+    found = Verdict({"search": tried})
+    assert found.kernels("search") == passed
+    assert not found.kernels("training")
+    assert ("by kernels (" in str(found)) == passed
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf")])
+def test_losses_that_are_no_numbers_are_wrong(difference):
+    assert not Tried(10.0, 2.0, difference).passed
+
+
+def test_what_failed_is_not_used():
+    found = Verdict({"search": FASTER}, failed="it ended with signal 6: abort")
+    assert not found.kernels("search")
+    assert "signal 6: abort" in str(found)
+
+
+# -- one process tries, all others remember ---------------------------------------------------------------
+
+
+def test_a_try_is_remembered(place, monkeypatch):
+    calls, told = finds(monkeypatch, Verdict({"search": FASTER, "training": SLOWER})), Told()
+    for _ in range(2):
+        execution.try_kernels(GPU, told, stop=lambda: False)
+    assert (len(calls), len(told.notes)) == (1, 2)
+    assert "2.0 ms a step by kernels, 10.0 batched" in told.notes[1]
+    assert execution.resolve("auto", GPU, "search") == "kernels"
+    assert execution.resolve("auto", GPU, "training") == "batched"
+    assert execution.resolve("auto", CPU, "search") == "batched"
+    assert "search by kernels" in execution.explain(GPU)
+    verdict.settle(GPU)
+    assert len(calls) == 1
+
+
+def test_a_network_without_mixtures_goes_by_trainings(place):
+    place.parent.mkdir()
+    verdict._keep(place, Verdict({"search": FASTER, "training": SLOWER}), None)
+    space = trying.small_space(4)
+    with isolated(0, "test"):
+        mixed, alone = Supernet(space), space.network(trying.EVERY)
+    for network, runs in ((mixed, run_by_kernels), (alone, run)):
+        execution.execute_cells(network, "auto", GPU)
+        assert {cell.execute for cell in network.modules() if isinstance(cell, Cell)} == {runs}
+
+
+def test_nothing_is_known_before_a_try(place):
+    assert verdict.remembered(GPU) is None
+    assert execution.resolve("auto", GPU) == "batched"
+    assert "--try-kernels" in execution.explain(GPU)
+
+
+def test_a_try_that_tells_nothing_is_made_again(place, monkeypatch):
+    calls = finds(monkeypatch, None, Verdict({"search": FASTER}))
+    assert verdict.settle(GPU) is None
+    assert not place.exists()
+    assert verdict.settle(GPU).kernels("search")
+    assert len(calls) == 2
+
+
+def test_kernels_can_be_tried_anew(place, monkeypatch):
+    finds(monkeypatch, Verdict(failed="it hung"), Verdict({"search": FASTER}))
+    assert not verdict.settle(GPU).kernels("search")
+    assert verdict.settle(GPU, anew=True).kernels("search")
+    assert verdict.remembered(GPU).kernels("search")
+
+
+def test_a_short_budget_is_not_spent_on_a_try(place, monkeypatch):
+    calls, told = finds(monkeypatch, Verdict({"search": FASTER})), Told()
+    execution.try_kernels(GPU, told, stop=lambda: False, budget_s=600.0)
+    assert (calls, len(told.notes)) == ([], 1)
+    execution.try_kernels(GPU, told, stop=lambda: False, budget_s=7200.0)
+    assert calls == [GPU]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"tried": {"search": {"ms": 1}}, "failed": ""}', "\x00"])
+def test_a_damaged_memory_is_none(place, text):
+    place.parent.mkdir()
+    place.write_text(text)
+    assert verdict.remembered(GPU) is None
+
+
+def test_where_nothing_can_be_kept_nothing_is_tried(place, monkeypatch):
+    calls, notes = finds(monkeypatch, Verdict({"search": FASTER})), []
+    place.parent.write_text("a file")
+    assert verdict.settle(GPU, note=notes.append) is None
+    assert (calls, len(notes)) == ([], 1)
+    assert notes[0].startswith("WARNING: ")
+
+
+def test_without_a_gpu_nothing_is_tried(place, monkeypatch):
+    calls = finds(monkeypatch)
+    assert verdict.settle(CPU) is None
+    execution.try_kernels(CPU, Told(), stop=lambda: False)
+    assert calls == []
+
+
+def test_doctor_tries_only_where_it_can(monkeypatch):
+    from nas.doctor import examine
+
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="kernels cannot be tried: the device is cpu"):
+            examine(try_kernels=True)
+
+
+def test_the_memory_is_of_a_card_and_of_versions(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    verdict.place_of.cache_clear()
+    places = set()
+    for name, torch_version in (("H100", "2.11"), ("H100", "2.12"), ("A100", "2.11")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        monkeypatch.setattr(verdict, "_version", lambda _, found=torch_version: found)
+        places.add(verdict.place_of(GPU))
+        verdict.place_of.cache_clear()
+    assert len(places) == 3
+    assert {path.parent for path in places} == {tmp_path / "nas"}
+
+
+# -- a fault of the GPU -----------------------------------------------------------------------------------
+
+
+def fault():
+    with user_errors():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_fault_ends_the_use_of_kernels(place):
+    place.parent.mkdir()
+    verdict._keep(place, Verdict({"search": FASTER}), None)
+    assert execution.resolve("auto", GPU) == "kernels"
+    with pytest.raises(TrialError, match="nas doctor --try-kernels") as caught:
+        fault()
+    assert caught.value.reason == "device"
+    assert execution.resolve("auto", GPU) == "batched"
+    assert "illegal memory access" in str(verdict.remembered(GPU))
+
+
+def test_a_fault_without_kernels_blames_nothing(place):
+    with pytest.raises(TrialError) as caught:
+        fault()
+    assert "kernels" not in str(caught.value)
+    assert not place.exists()
+
+
+# -- the process that tries -------------------------------------------------------------------------------
+
+
+def tries(code, **how):
+    return attempt(CPU, program=(sys.executable, "-c", code), **how)
+
+
+def test_what_the_other_process_finds_is_read():
+    kept = {
+        "tried": {"search": {"batched_ms": 3.0, "kernels_ms": 1.0, "difference": 0.0}},
+        "failed": "",
+    }
+    found = tries(f"import sys; open(sys.argv[2], 'w').write({json.dumps(kept)!r})")
+    assert found == Verdict({"search": Tried(3.0, 1.0, 0.0)})
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.abort()", "signal 6"),
+        ("raise RuntimeError('no kernel image')", "status 1: RuntimeError: no kernel image"),
+        ("pass", "it wrote no outcome"),
+        ("import sys; open(sys.argv[2], 'w').write('{')", "it wrote no outcome"),
+    ],
+)
+def test_whatever_happens_to_it_is_a_verdict(code, words):
+    assert words in tries(code).failed
+
+
+def test_one_that_hangs_is_ended():
+    started = time.monotonic()
+    assert "did not end in 0.3 s" in tries("import time; time.sleep(60)", limit_s=0.3).failed
+    assert time.monotonic() - started < 20
+
+
+def test_one_that_is_stopped_or_has_no_memory_tells_nothing():
+    assert tries("import time; time.sleep(60)", stop=lambda: True) is None
+    assert tries(f"import sys; sys.exit({verdict.BUSY})") is None
+
+
+# -- what it does -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(trying, "SIDE", 4)
+    monkeypatch.setattr(trying, "BATCH", 4)
+    monkeypatch.setattr(trying, "TIMED", 1)
+    monkeypatch.setattr(trying, "COMPARED", 1)
+
+
+def test_it_times_and_compares_both_kinds_of_steps(few):
+    found = trying.find_out(CPU, ways=("plain, channels last", "batched"), timed="{}")
+    assert set(found.tried) == set(verdict.KINDS)
+    for tried in found.tried.values():
+        assert tried.difference < verdict.NEAR
+        assert min(tried.batched_ms, tried.kernels_ms) > 0
+
+
+def test_it_sees_what_is_wrong(few, monkeypatch):
+    def wrong(cell, states):
+        return [1.5 * state for state in cell.plain(states)]
+
+    monkeypatch.setitem(execution._RUNS, "batched", wrong)
+    found = trying.find_out(CPU, ways=("plain, channels last", "batched"), timed="{}")
+    assert not any(tried.passed for tried in found.tried.values())
+
+
+def test_it_writes_its_outcome(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(trying, "find_out", lambda device: Verdict({"search": FASTER}))
+    trying.main("cpu", str(tmp_path / "outcome.json"))
+    assert verdict._read(tmp_path / "outcome.json") == Verdict({"search": FASTER})
+
+
+def test_it_says_when_the_gpu_is_full(tmp_path, monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trying, "find_out", full)
+    with pytest.raises(SystemExit) as ended:
+        trying.main("cpu", str(tmp_path / "outcome.json"))
+    assert ended.value.code == verdict.BUSY
+
+
+def test_every_operation_with_kernels_stands_in_its_architecture():
+    space = trying.small_space()
+    chosen = {space.decisions[i].options[o] for i, o in enumerate(trying.EVERY)}
+    assert chosen == {*trying.OPTIONS} - {"none"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert space.network(trying.EVERY, meta=True) is not None
