@@ -46,7 +46,7 @@ class Recipe:
     precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
       weights and their updates are float32 always.
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
-      (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest that is known
+      (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest one known
       (`auto`, see `nas.oneshot.fused.verdict`); with equal outcomes but for rounding.
     graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.captured`.
     """
