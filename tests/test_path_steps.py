@@ -62,7 +62,7 @@ def under(monkeypatch, tried):
 
     def make(record, path="kernels", space=SPACE):
         monkeypatch.setattr(training, "recorder", lambda _: record)
-        monkeypatch.setattr(execution, "resolve", lambda wanted, device: path)
+        monkeypatch.setattr(execution, "resolve", lambda wanted, device, *__: path)
         if isinstance(record, Tape):
             make.launched = tape_launches(monkeypatch, record)
         torch.manual_seed(0)

@@ -56,7 +56,7 @@ def searching(monkeypatch, task):
 
     def make(record, path, method):
         monkeypatch.setattr(training, "recorder", lambda _: record)
-        monkeypatch.setattr(execution, "resolve", lambda wanted, device: path)
+        monkeypatch.setattr(execution, "resolve", lambda wanted, device, *__: path)
         torch.manual_seed(0)
         supernet = Supernet(Space("small", build), relaxation=method.relaxation)
         return BilevelLoop(supernet.train(), task, dataclasses.replace(method, weights=RECIPE), seed=3)

@@ -12,6 +12,8 @@ from nas.training.recipe import Recipe
 from nas.training.resting import Resting
 
 MOMENTUM = "momentum_buffer"
+FUSED = ("cpu", "cuda")
+"""Devices that move all parameters in one call."""
 
 
 class Descent:
@@ -31,7 +33,7 @@ class Descent:
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
-            fused=True if captured else None,
+            fused=device.type in FUSED or None,
         )
 
     @property
