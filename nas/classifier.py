@@ -108,7 +108,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = self._task(images, labels, seed)
         folder = self._folder()
         clock.recall(folder)
-        with reporter(quiet=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
+        with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
             config = self._config(task, folder, clock, seed)
             self.result_: Result = run(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock

@@ -12,6 +12,9 @@ from rich.console import Console
 
 from nas.text import printable
 
+WARNING = "WARNING"
+"""What a note begins with that people should not miss."""
+
 
 class LiveProgress:
     """A bar that stays at the bottom while finished units scroll by above it."""
@@ -98,10 +101,38 @@ class PlainProgress:
         """Leaves nothing to clean up."""
 
 
-def reporter(*, quiet: bool) -> LiveProgress | PlainProgress:
-    """The progress that suits where standard error goes; with `quiet`, plain lines there."""
+class QuietProgress:
+    """Warnings alone."""
+
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
+        """Ignores the phase."""
+
+    def advance(self, text: str, *, done: int | None = None) -> None:
+        """Ignores the unit."""
+
+    def note(self, text: str) -> None:
+        """Prints a warning, ignores any other note."""
+        if text.startswith(WARNING):
+            _say(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves nothing to clean up."""
+
+
+def reporter(*, plain: bool = False, quiet: bool = False) -> LiveProgress | PlainProgress | QuietProgress:
+    """The progress that suits where standard error goes: a bar on a terminal, else lines.
+
+    plain: lines on a terminal, too. quiet: warnings alone, wherever it goes.
+    """
+    if quiet:
+        return QuietProgress()
     console = Console(stderr=True)
-    return LiveProgress(console) if console.is_terminal and not quiet else PlainProgress()
+    return LiveProgress(console) if console.is_terminal and not plain else PlainProgress()
 
 
 def _say(text: str) -> None:

@@ -287,6 +287,8 @@ def test_the_command_prints_json_or_a_table(tmp_path):
     assert table.exit_code == 0
     assert table.stdout.splitlines() == Calibration.from_dict(answer).lines()
     assert "holds this calibration already, finished" in table.stderr
+    quiet = command(*arguments, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == (table.stdout, "")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,18 @@ def test_a_search_prints_where_everything_is(tmp_path):
     assert "seed 0" in done.stderr
 
 
+def test_a_quiet_search_says_its_result_and_what_went_wrong(tmp_path):
+    loud = search(tmp_path / "loud")
+    done = search(tmp_path / "run", "--quiet", "--constraint", "params<=1")
+    assert done.exit_code == 0, done.stderr
+    warnings = done.stderr.splitlines()
+    unkept = "WARNING: no architecture keeps all constraints (max val_acc, params <= 1); the nearest is taken"
+    assert unkept in warnings
+    assert all(line.startswith("WARNING: ") for line in warnings)
+    kinds = [[line.split("  ")[0] for line in text.stdout.splitlines()] for text in (done, loud)]
+    assert kinds[0] == kinds[1]
+
+
 def test_json_is_one_object_and_nothing_else(tmp_path):
     answer = json.loads(search(tmp_path / "run", "--json").stdout)
     assert answer["metrics"]["trials"] == 3
@@ -357,7 +369,16 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic", "--export", "--graph", "--trial-timeout"),
+        *(
+            "--force",
+            "--json",
+            "--quiet",
+            "--baselines",
+            "--deterministic",
+            "--export",
+            "--graph",
+            "--trial-timeout",
+        ),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
         *("--storage", "--preview", "--yes"),
         *("--storage", "--tensorboard", "--mlflow"),
@@ -441,6 +462,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "--set",
         "--force",
         "--json",
+        "--quiet",
         "--deterministic",
         "--graph",
         "--export",

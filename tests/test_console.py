@@ -35,7 +35,19 @@ def test_a_terminal_gets_a_bar_and_what_names_hold_is_not_markup():
 
 
 def test_a_pipe_gets_plain_lines(capsys):
-    assert isinstance(reporter(quiet=False), PlainProgress)
+    assert isinstance(reporter(), PlainProgress)
+
+
+def test_quiet_says_warnings_alone_wherever_it_goes(capsys, monkeypatch):
+    monkeypatch.setattr("nas.console.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    assert isinstance(reporter(), LiveProgress)
+    assert isinstance(reporter(plain=True), PlainProgress)
+    with reporter(quiet=True) as progress:
+        progress.phase("search", 2)
+        progress.advance("trial 0")
+        progress.note("space toy: 3 decisions")
+        progress.note("WARNING: the network is no better than guessing")
+    assert capsys.readouterr().err == "WARNING: the network is no better than guessing\n"
 
 
 def test_a_resumed_phase_says_the_true_number(capsys):

@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
 Sets = Annotated[
     list[str] | None,

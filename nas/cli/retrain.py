@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import TASK, Force, Json, MLflow, Sets, TensorBoard, announce, app, values
+from nas.cli.app import TASK, Force, Json, MLflow, Quiet, Sets, TensorBoard, announce, app, values
 from nas.cli.job import run_job
 from nas.cli.look import architecture
 
@@ -43,6 +43,7 @@ def retrain(
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
@@ -77,4 +78,4 @@ def retrain(
             stop=stop,
         )
 
-    run_job(job, as_json=as_json)
+    run_job(job, quiet=quiet, as_json=as_json)
