@@ -63,7 +63,8 @@ def describe(device: torch.device) -> str:
     """The hardware behind a device, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def synchronise(device: torch.device) -> None:
