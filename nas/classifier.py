@@ -59,7 +59,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
     settings: further ones of `nas.Config`, which come before what is chosen here.
-    verbose: whether progress is told on standard error.
+    verbose: whether progress is told, in lines on standard error.
 
     X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
       a square number of features is a square image, others are filled up with zeros to the next square.
