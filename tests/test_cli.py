@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.cli.app import ORDER, warned
+from nas.doctor import EXTRAS
 from nas.files.folder_lock import FolderLock
 from nas.results.result import load_result
 
@@ -154,9 +159,56 @@ def test_a_retraining_from_the_command_line(tmp_path):
 
 
 def test_spaces_lists_every_space():
-    lines = call("spaces").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["darts", "nasbench101", "nasbench201", "toy"]
-    assert "15,625" in lines[2]
+    shown = call("spaces").stdout
+    names = [line.split()[0] for line in shown.splitlines()[:12] if not line.startswith(" ")]
+    assert names == ["darts", "nasbench101", "nasbench201", "toy"] == [r["name"] for r in spaces_as_json()]
+    for row in spaces_as_json():
+        assert f"{row['name']:12}  {row['decisions']} decisions, {row['size']} architectures\n" in shown
+        assert row["about"].endswith(".") and row["about"] in shown
+    assert "6 decisions, 15,625 architectures" in shown and "settings: width=16  cells=5\n" in shown
+    assert "--set space_settings.NAME=VALUE" in shown
+
+
+def spaces_as_json():
+    return json.loads(call("spaces", "--json").stdout)
+
+
+def test_the_doctor_says_what_there_is_and_what_to_do_where_it_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("NAS_BENCHMARKS", str(tmp_path))
+    (tmp_path / "nasbench101.npz").write_bytes(b"")
+
+    def read(name):
+        if name != "digits":
+            raise nas.DataError(f"{name}: no folder of it; get it")
+        return SimpleNamespace(x_train=range(1797))
+
+    monkeypatch.setattr("nas.doctor.datasets.read", read)
+    monkeypatch.setattr("nas.doctor._installed", lambda package: package != "onnx")
+    monkeypatch.setattr("torch.version.cuda", None)
+    found = json.loads(call("doctor", "--json").stdout)
+    assert found["devices"] == "cpu; auto takes cpu"
+    assert found["gpu"].endswith("is built without CUDA; an NVIDIA GPU needs a build with it")
+    assert found["task digits"] == "yes, 1,797 training images"
+    assert found["task cifar10"] == "no: no folder of it; get it"
+    assert found["table nasbench101"] == f"yes, {tmp_path / 'nasbench101.npz'}"
+    assert found["table nasbench201"].startswith("no: no table nasbench201.csv.gz (looked for ")
+    assert "onnx" not in found["extras"].split(", ") and "serve" in found["extras"].split(", ")
+    assert found["extras lacking"] == "onnx (without onnx); e.g. pip install 'nas-engine[onnx]'"
+    shown = call("doctor").stdout.splitlines()
+    assert [line[:19].rstrip() for line in shown] == list(found)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu = json.loads(call("doctor", "--json").stdout)["gpu"]
+    assert "sees no GPU (does nvidia-smi?); CUDA_VISIBLE_DEVICES is ''" in gpu
+
+
+def test_the_doctor_knows_every_extra():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    declared = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = {
+        extra: tuple(re.match(r"[\w-]+", p)[0] for p in packages) for extra, packages in declared.items()
+    }
+    assert names.pop("dev") and names.pop("audit") and names == EXTRAS
 
 
 def test_validate_says_what_a_space_costs_and_what_is_wrong(tmp_path):

@@ -14,12 +14,14 @@ from nas.cli.app import TASK, Json, Quiet, app, errors, say
 @app.command(short_help="Look for copies, leaks, outliers and wrong labels in data.")
 def audit(
     task: Annotated[str, typer.Argument(help=TASK)],
-    out: Annotated[Path | None, typer.Option(help="Folder. [default: results/audit-TASK]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the findings. [default: results/audit-TASK]")
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="What names wrong labels: own, or cleanlab (an extra).")
     ] = "own",
     seed: Annotated[int, typer.Option(help="Of the splits, as in search, and of the predictions.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many training images. [default: all]")] = None,
     exclude: Annotated[
         str | None, typer.Option(help="A suspects.json, or PATH:KINDS, of images to leave out before.")
     ] = None,

@@ -22,7 +22,10 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="nasbench201 or nasbench101.")],
     searcher: Annotated[
         list[str] | None,
-        typer.Option(help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME; may be repeated."),
+        typer.Option(
+            metavar="<str>",
+            help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME; may be repeated.",
+        ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations of each search. [default: 100]")] = None,
     repeats: Annotated[int, typer.Option(help="Searches with different seeds.")] = 100,
@@ -39,10 +42,12 @@ def benchmark(
     ] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="What is optimised, e.g. -test_err; two of them make a Pareto search."),
+        typer.Option(
+            metavar="<str>", help="What is optimised, e.g. -test_err; two of them make a Pareto search."
+        ),
     ] = None,
     constraint: Annotated[
-        list[str] | None, typer.Option(help='E.g. "params<=0.5e6"; may be repeated.')
+        list[str] | None, typer.Option(metavar="<str>", help='E.g. "params<=0.5e6"; may be repeated.')
     ] = None,
     reference: Annotated[
         str | None,

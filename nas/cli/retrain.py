@@ -28,7 +28,7 @@ def retrain(
         str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: the preset's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,

@@ -74,12 +74,13 @@ def search(
     objective: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="<str>",
             help="What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; "
-            "several make a Pareto search. [default: val_acc]"
+            "several make a Pareto search. [default: val_acc]",
         ),
     ] = None,
     constraint: Annotated[
-        list[str] | None, typer.Option(help='A bound, e.g. "params<=3e6"; may be repeated.')
+        list[str] | None, typer.Option(metavar="<str>", help='A bound, e.g. "params<=3e6"; may be repeated.')
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="fixed, successive-halving or hyperband. [default: fixed]")
