@@ -22,6 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import nas
+from nas.bundle import predicting
 from nas.bundle.forms import Pixels, exported, write_onnx
 from nas.bundle.predicting import _files_of
 from nas.cli import app
@@ -223,6 +224,23 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
     refused, image = _files_of(str(tmp_path))
     assert str(refused) == f"{tmp_path / 'closed'} cannot be read: Permission denied"
     assert image == str(tmp_path / "a.png")
+
+
+def test_many_files_are_answered_in_batches_as_each_alone(run, digits, tmp_path, monkeypatch):
+    for number, image in enumerate(digits):
+        (tmp_path / f"{number}.png").write_bytes(png(image))
+    np.save(tmp_path / "3b.npy", digits[:2])
+    (tmp_path / "5b.png").write_bytes(b"nothing")
+    alone = [json.loads(predict(run.folder, file, "--json").stdout) for file in sorted(tmp_path.iterdir())]
+    sizes = []
+    real = predicting._logits
+    monkeypatch.setattr(predicting, "_logits", lambda model, x: sizes.append(len(x)) or real(model, x))
+    monkeypatch.setattr(predicting, "BATCH", 5)
+    told = json.loads(predict(run.folder, tmp_path, "--json").stdout)
+    assert sizes == [6, 5, 1]
+    wanted = [(a["name"], a["class"]) for answer in alone for a in answer["answers"]]
+    assert [(a["name"], a["class"]) for a in told["answers"]] == wanted
+    assert told["errors"] == [text for answer in alone for text in answer["errors"]]
 
 
 def test_predict_writes_a_table(run, digits, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nas.bundle.forms import Pixels
@@ -55,15 +56,34 @@ def predicted(
         if npz is not None:
             yield str(npz), _unpacked(npz, served)
 
-    for name, pixels in images():
+    for group in _groups(images(), troubles):
+        together = [pixels for _, pixels in group]
+        logits = _logits(model, np.concatenate(together) if len(group) > 1 else together[0])
+        ends = np.cumsum([len(pixels) for pixels in together])
+        for (name, pixels), rows in zip(group, np.split(logits, ends[:-1]), strict=True):
+            try:
+                found += answers(numbered(name, len(pixels)), rows, served.classes, top=top)
+            except DataError as error:
+                troubles.append(str(error))
+    return found, troubles
+
+
+def _groups(
+    images: Iterator[tuple[str, Images | DataError]], troubles: list[str]
+) -> Iterator[list[tuple[str, Images]]]:
+    """Files whose images fill a batch together; what is wrong with the others is put into `troubles`."""
+    group, size = list[tuple[str, Images]](), 0
+    for name, pixels in images:
         if isinstance(pixels, DataError):
             troubles.append(str(pixels))
             continue
-        try:
-            found += answers(numbered(name, len(pixels)), _logits(model, pixels), served.classes, top=top)
-        except DataError as error:
-            troubles.append(str(error))
-    return found, troubles
+        group.append((name, pixels))
+        size += len(pixels)
+        if size >= BATCH:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _files_of(given: str) -> list[str | DataError]:
