@@ -35,7 +35,7 @@ GAIN = 1.05
 """Kernels are used where a step is so many times as fast by them."""
 NEAR = 0.02
 """The largest difference of losses in float32 of a few steps from the same start; of some 2.3."""
-LIMIT_S = 1800.0
+LIMIT_S = 1200.0
 """For compiling and trying: hundreds of programs, each of which a slow processor takes a second for."""
 PATIENCE_S = 0.5
 """After which one that waits for another's try asks whether it has to stop."""
