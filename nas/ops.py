@@ -81,13 +81,16 @@ class FactorizedReduce(nn.Module, Batched):
         reduces = cast(Sequence[FactorizedReduce], modules)
         x = F.relu(stack.x if stack.shared else stack.apart())
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        kernels = [
-            kernel
-            for reduce in reduces
-            for kernel in (F.pad(reduce.even.weight, (0, 1, 0, 1)), F.pad(reduce.odd.weight, (1, 0, 1, 0)))
-        ]
-        y = F.conv2d(x, joined(kernels), stride=2, groups=1 if stack.shared else len(reduces))
+        even, odd = ([getattr(reduce, name).weight for reduce in reduces] for name in ("even", "odd"))
+        kernels = [_stacked(even, (0, 1, 0, 1)), _stacked(odd, (1, 0, 1, 0))]
+        weight = torch.cat(kernels, dim=1).flatten(0, 1)
+        y = F.conv2d(x, weight, stride=2, groups=1 if stack.shared else len(reduces))
         return normalise([reduce.norm for reduce in reduces], Stack(y, len(reduces), shared=False))
+
+
+def _stacked(kernels: Sequence[Tensor], zeros: tuple[int, ...]) -> Tensor:
+    """[G, O, I, K, K] Kernels of equal shape, with zeros around them."""
+    return F.pad(torch.unflatten(joined(kernels), 0, (len(kernels), -1)), zeros)
 
 
 class MixtureNorm(nn.BatchNorm2d, Batched):

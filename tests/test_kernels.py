@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-pytest.importorskip("triton")
+TritonError = pytest.importorskip("triton").TritonError
 
 from kernels_by_torch import tape_launches
 from tape import Refusing
 
 from nas.cell import Cell
 from nas.oneshot.extraction import as_searched
-from nas.oneshot.fused import trust
+from nas.oneshot.fused import cells, trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import passage
 from nas.oneshot.fused.kernels.passage import alike, apart
@@ -334,6 +334,76 @@ def test_kernels_that_are_wrong_are_not_used(monkeypatch):
         found = trust.known(op, kernels=True)
     assert found.chain is not None
     assert found.form is None
+
+
+class TooLarge(TritonError):
+    """What Triton raises of a program that does not fit a GPU is no RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TooLarge("out of resource: shared memory, Required: 120000, Hardware limit: 101376"),
+        PermissionError(13, "Permission denied"),
+        AssertionError(),
+        subprocess.CalledProcessError(1, ["gcc"]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_kernels_that_cannot_be_compiled_are_not_used(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(passage, "apart", fail)
+    (op,) = operations("nor_conv_1x1", 4, 1, count=1)
+    with pytest.warns(UserWarning, match="do not run kernels"):
+        assert trust.known(op, kernels=True).form is None
+
+
+def test_a_lack_of_memory_says_nothing_of_kernels(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(passage, "apart", fail)
+    (op,) = operations("nor_conv_1x1", 4, 1, count=1)
+    with pytest.raises(torch.OutOfMemoryError):
+        trust.known(op, kernels=True)
+    assert ("kernels",) not in {key[:1] for key in trust._TRIED}
+
+
+def test_kernels_are_launched_on_the_device_of_the_maps(monkeypatch):
+    """Triton asks for the present device, not where its arguments are."""
+    at = ["cuda:0"]
+
+    class On:
+        def __init__(self, device):
+            self.device = str(device)
+
+        def __enter__(self):
+            at.append(self.device)
+
+        def __exit__(self, *_):
+            at.pop()
+
+    class Map:
+        device = torch.device("cuda:1")
+
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(cells, "run", lambda cell, states, *, kernels: (at[-1], kernels))
+    assert run_by_kernels(None, [Map()]) == ("cuda:1", True)
+    assert at == ["cuda:0"]
+
+
+def test_maps_of_more_numbers_than_kernels_count_are_left_to_the_batched_path(monkeypatch):
+    monkeypatch.setattr(cells, "LARGEST", 2 * 4 * 4 * 4)
+    launched = tape_launches(monkeypatch, Refusing())
+    supernet = Supernet(small_space()).train()
+    for cell in (module for module in supernet.modules() if isinstance(module, Cell)):
+        cell.execute = run_by_kernels
+    supernet(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert not launched
 
 
 # -- compilation ------------------------------------------------------------------------------------------

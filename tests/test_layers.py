@@ -14,8 +14,10 @@ LAYERS = [
     "architectures budget data evaluation files job results schedulers training",
     "text",
     # plain values, errors, random streams
-    "training.averaging training.captured errors files.strictjson types seeding progress signals "
+    "training.averaging errors files.strictjson types seeding progress signals "
     "patience training.peak storage.sealing",
+    "devices",
+    "training.captured",
     "training.streams training.resting training.curve job.method_names data.pixels oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
     "files.kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
@@ -34,7 +36,7 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files.paths results.records job.spellings files.tomlfile console",
     "evaluation.failures evaluation.metrics files.atomic data.arrays evaluation.learning_curves "
-    "evaluation.comparison training.recipe job.config devices ops pareto surrogate",
+    "evaluation.comparison training.recipe job.config ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe data.unpacking data.pictures files.folder_lock files.folders files.manifest",
     "workers.pool",

@@ -376,12 +376,15 @@ def test_no_more_programs_are_begun_than_operations_can_be_drawn(launches, most,
     assert launches[2][-6] == programs
 
 
-def test_a_launch_that_fails_says_which(launches, monkeypatch):
+@pytest.mark.parametrize("kind", ["CUDAError", "ValueError", "TypeError"])
+def test_a_launch_that_fails_says_which(launches, monkeypatch, kind):
     import cuda.core
     from cuda.core._utils.cuda_utils import CUDAError
 
     def fail(*given):
-        raise CUDAError("out of resources")
+        raise {"CUDAError": CUDAError, "ValueError": ValueError, "TypeError": TypeError}[kind](
+            "out of resources"
+        )
 
     monkeypatch.setattr(cuda.core, "launch", fail)
     with pytest.raises(NativeError, match=r"depthwise_forward<float, 2, .*: out of resources"):

@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nas.cost import count_params
 from nas.errors import SpaceError
+from nas.oneshot.fused.stack import Stack
 from nas.ops import PRIMITIVES, FactorizedReduce, MixtureNorm, Zero, candidates
 
 C = 6
@@ -124,3 +126,15 @@ def test_candidates_accept_a_generator():
 def test_an_unknown_primitive_is_refused_with_the_nearest():
     with pytest.raises(SpaceError, match="no primitive 'sep_conv3x3'; did you mean 'sep_conv_3x3'"):
         candidates(["sep_conv3x3"], 4, 4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_kernels_of_many_reductions_are_padded_at_once(shared, monkeypatch):
+    reduces, pads, pad = [FactorizedReduce(4, 6) for _ in range(3)], [], F.pad
+    x = torch.randn(2, 4 if shared else 12, 5, 5)
+    parts = [x] * 3 if shared else x.chunk(3, dim=1)
+    apart = [reduce(part) for reduce, part in zip(reduces, parts, strict=True)]
+    monkeypatch.setattr(F, "pad", lambda *given: pads.append(1) or pad(*given))
+    found = FactorizedReduce.batch(reduces, Stack(x, 3, shared=shared))
+    torch.testing.assert_close(found.x, torch.cat(apart, dim=1))
+    assert len(pads) == 3

@@ -82,3 +82,35 @@ def test_saved_and_restored_is_uninterrupted(rule):
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class Capturing:
+    """A stream of a GPU on which a graph is captured."""
+
+    def is_capturing(self):
+        return True
+
+
+def test_a_step_of_adam_may_be_captured(monkeypatch):
+    """On a GPU torch's Adam looks whether a graph is captured, and refuses unless it was told before."""
+    movers = [Adam(0.01).begin(parameters(), captured=captured) for captured in (True, False)]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", Capturing)
+    movers[0].step(gradients(0))
+    with pytest.raises(RuntimeError, match="capturable is False"):
+        movers[1].step(gradients(0))
+
+
+def test_captured_steps_go_on_from_steps_that_were_not():
+    whole, parts = parameters(), parameters()
+    one, before, after = (
+        Adam(0.05).begin(p, captured=c) for p, c in [(whole, False), (parts, False), (parts, True)]
+    )
+    for seed in range(4):
+        one.step(gradients(seed))
+        if seed == 2:
+            after.restore(before.state())
+        (before if seed < 2 else after).step(gradients(seed))
+    (group,) = after.adam.param_groups
+    assert group["fused"] and group["capturable"]
+    torch.testing.assert_close(whole, parts)

@@ -11,9 +11,10 @@ import torch
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
 from nas.evaluation.guard import user_errors
+from nas.files.kernel_lock import KernelLock
 from nas.oneshot.fused import execution, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
-from nas.oneshot.fused.verdict import Tried, Verdict, attempt
+from nas.oneshot.fused.verdict import Tried, Verdict, attempt, remembered, settle
 from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
@@ -55,6 +56,30 @@ def finds(monkeypatch, *outcomes):
 
 
 # -- what a verdict means ---------------------------------------------------------------------------------
+
+
+def test_a_user_without_a_home_has_no_memory_and_no_error(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(verdict, "lacking", lambda device: None)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(verdict.Path, "home", nowhere)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card without a home")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    verdict.place_of.cache_clear()
+    notes = []
+    assert remembered(GPU) is None
+    assert settle(GPU, note=notes.append) is None
+    assert "set HOME or XDG_CACHE_HOME" in notes[0]
+
+
+def test_a_memory_in_a_folder_of_somebody_else_is_none(place, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(verdict.Path, "is_file", refuse)
+    assert remembered(GPU) is None
 
 
 @pytest.mark.parametrize(("tried", "passed"), [(FASTER, True), (SLOWER, False), (WRONG, False)])
@@ -243,6 +268,42 @@ def test_one_that_is_stopped_or_has_no_memory_tells_nothing():
     assert tries(f"import sys; sys.exit({verdict.BUSY})") is None
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_one_that_is_ended_from_outside_tells_nothing(name):
+    default = "" if name == "SIGKILL" else f"signal.signal(signal.{name}, signal.SIG_DFL); "
+    code = f"import os, signal; {default}os.kill(os.getpid(), signal.{name})"
+    assert tries(code) is None
+
+
+def test_another_process_that_cannot_be_begun_is_no_error(place, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    notes = []
+    monkeypatch.setattr(verdict.subprocess, "Popen", refuse)
+    assert settle(GPU, note=notes.append) is None
+    assert "kernels cannot be tried: [Errno 12]" in notes[-1]
+    assert not place.exists()
+
+
+def test_who_is_stopped_waits_no_longer_for_the_try_of_another(place, monkeypatch):
+    monkeypatch.setattr(verdict, "PATIENCE_S", 0.01)
+    place.parent.mkdir(parents=True)
+    other = KernelLock(str(place.with_suffix(".lock")))
+    place.with_suffix(".lock").touch()
+    other.acquire()
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 3
+
+    calls = finds(monkeypatch)
+    assert settle(GPU, stop=stop) is None
+    other.release()
+    assert calls == []
+
+
 # -- what it does -----------------------------------------------------------------------------------------
 
 
@@ -285,6 +346,25 @@ def test_it_says_when_the_gpu_is_full(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         trying.main("cpu", str(tmp_path / "outcome.json"))
     assert ended.value.code == verdict.BUSY
+
+
+@pytest.mark.parametrize(
+    ("words", "busy"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_gpu_that_others_use_tells_nothing(tmp_path, monkeypatch, words, busy):
+    def fails(device):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(trying, "find_out", fails)
+    with pytest.raises(SystemExit if busy else RuntimeError) as ended:
+        trying.main("cpu", str(tmp_path / "outcome.json"))
+    assert getattr(ended.value, "code", None) == (verdict.BUSY if busy else None)
 
 
 def test_every_operation_with_kernels_stands_in_its_architecture():

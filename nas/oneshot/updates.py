@@ -76,7 +76,7 @@ class Adam(Update):
 
     def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
         """Adam with fresh moments."""
-        return _AdamMover(self, alphas, fused=captured)
+        return _AdamMover(self, alphas, captured=captured)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ExponentiatedGradient(Update):
 
 
 class _AdamMover(Mover):
-    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter], *, fused: bool) -> None:
+    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter], *, captured: bool) -> None:
         self.rule, self.alphas = rule, list(alphas)
         self.adam = torch.optim.Adam(
             self.alphas,
@@ -109,8 +109,11 @@ class _AdamMover(Mover):
             betas=rule.betas,
             weight_decay=rule.weight_decay,
             # Otherwise Python counts the steps, and a captured one would not.
-            fused=True if fused else None,
+            fused=True if captured else None,
+            # Without it, Adam refuses to be captured.
+            capturable=captured,
         )
+        self._way = {name: self.adam.param_groups[0][name] for name in ("fused", "capturable")}
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
@@ -124,7 +127,10 @@ class _AdamMover(Mover):
         return {"adam": self.adam.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.adam.load_state_dict(dict(state["adam"]))
+        # How the steps are done is this run's own; the saved one may not have been captured.
+        saved = dict(state["adam"])
+        saved["param_groups"] = [{**group, **self._way} for group in saved["param_groups"]]
+        self.adam.load_state_dict(saved)
 
 
 class _ExponentiatedMover(Mover):

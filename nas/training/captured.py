@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from nas.devices import release
+
 LIMIT = 0.05
 """Largest difference of a replay from the step itself, in the norm, as a share of what the step changes."""
+LIMIT_OF_ONE = 0.25
+"""The same of each parameter by itself, so that large changes of others do not hide what one lacks."""
+ROUNDING = 1e-3
+"""A parameter that changes less, as a share of what half of them do, changes by rounding errors."""
+
+
+_Pool = Any
+"""What torch knows the memory of graphs by."""
 
 
 class Recorder(Protocol):
@@ -48,27 +59,63 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: _Pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
         """On that stream, after what came before and before what comes after."""
         own = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(own)
-        with torch.cuda.stream(self._stream):
-            yield
-        own.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            # Also of a step that failed, whose memory what comes after will get.
+            own.wait_stream(self._stream)
 
     def capture(self, run: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
         """Captures, which does nothing yet, and replays."""
+        if not self._graphs:
+            # A pool that no graph uses any more must not be used again while any of its memory is in use.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        # Around torch's own, which leaves that stream the current one where a capture fails.
+        with torch.cuda.stream(self._stream):
+            try:
+                self._capture(graph, self._pool, run, generators)
+            except BaseException:
+                self._recover(generators)
+                raise
+        graph.replay()
+        self._graphs.add(graph)
+        return graph.replay
+
+    def _capture(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        pool: _Pool | None,
+        run: Callable[[], object],
+        generators: Sequence[torch.Generator],
+    ) -> None:
         for generator in generators:
             graph.register_generator_state(generator)
         # Threads of our own, as one that shows progress, must not break a capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             run()
-        graph.replay()
-        return graph.replay
+
+    def _recover(self, generators: Sequence[torch.Generator]) -> None:
+        """Ends what a capture that failed has left as if it still went on.
+
+        The allocator would keep memory for the pool, and the generators would refuse to draw; for these it is
+        ended by a capture that does not fail.
+        """
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
+            torch._C._cuda_releasePool(self._stream.device.index, self._pool)
+        with suppress(RuntimeError):
+            number = torch.zeros((), device=self._device)
+            self._capture(torch.cuda.CUDAGraph(), None, number.zero_, generators)
 
     def stream(self) -> torch.Generator:
         """On that device."""
@@ -139,43 +186,65 @@ class Captured:
         elif self._replay is None:
             self._capture(self._record, begin)
         elif not self._trusted:
-            self._compare(self._record, self._replay, begin)
+            self._compare(self._record, begin)
         else:
             self._replay()
 
     def forget(self) -> None:
         """Forgets what was captured, as is needed when tensors have been moved to other places."""
-        self._key, self._replay = None, None
+        self._key, self._replay, self._trusted = None, None, False
 
     def _plainly(self, record: Recorder) -> None:
         with record.beside():
             self._step()
 
     def _capture(self, record: Recorder, begin: Callable[[], None]) -> None:
-        try:
-            self._replay = record.capture(self._step, self._generators)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        why = self._why_not(record)
+        if why:
+            release()
             begin()
             self._plainly(record)
-            self._give_up(f"it cannot be captured: {str(error).splitlines()[0]}")
+            self._give_up(f"it cannot be captured: {why}")
 
-    def _compare(self, record: Recorder, replay: Callable[[], None], begin: Callable[[], None]) -> None:
+    def _why_not(self, record: Recorder) -> str:
+        """Captures; returns why that failed, if it did."""
+        try:
+            self._replay = record.capture(self._step, self._generators)
+        except RuntimeError as error:
+            return _first_line(error)
+        return ""
+
+    def _compare(self, record: Recorder, begin: Callable[[], None]) -> None:
         """Does the step both ways from the same state; what it leaves is the step's own outcome."""
-        moved = [tensor.detach() for tensor in self._moved()]
+        changed = list(self._moved())
+        moved, trained = [tensor.detach() for tensor in changed], [tensor.requires_grad for tensor in changed]
         before = [tensor.clone() for tensor in moved]
-        replay()
+        assert self._replay is not None
+        self._replay()
         replayed = [tensor.clone() for tensor in moved]
-        with torch.no_grad():
-            for tensor, value in zip(moved, before, strict=True):
-                tensor.copy_(value)
+        _set(moved, before)
         begin()
-        self._plainly(record)
-        away, change = _distance(replayed, moved), _distance(before, moved)
-        if not away <= LIMIT * change:
-            self._give_up(f"its replay differs by {away / change if change else away:.1e} of what it changes")
+        if not self._fits(record):
+            # There is memory for one of the two only.
+            self.forget()
+            release()
+            _set(moved, before)
+            begin()
+            self._plainly(record)
+            self._give_up("there is no memory for it beside a step as it is")
+            return
+        why = _difference(before, moved, replayed, trained)
+        if why:
+            self._give_up(why)
         self._trusted = True
+
+    def _fits(self, record: Recorder) -> bool:
+        """Does a step as it is; false where memory runs out."""
+        try:
+            self._plainly(record)
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def _give_up(self, why: str) -> None:
         warnings.warn(f"{self._otherwise}: {why}", stacklevel=4)
@@ -195,7 +264,44 @@ def tensors_in(state: object) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
-def _distance(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.is_floating_point()]
-    squares = [(a - b).double().square().sum() for a, b in pairs]
-    return float(torch.stack(squares).sum().sqrt())
+def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong first: the end of a capture in which anything did fails, too."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _difference(
+    before: Sequence[Tensor], after: Sequence[Tensor], replayed: Sequence[Tensor], trained: Sequence[bool]
+) -> str:
+    """In what a replay differs too much from the step itself; empty where in nothing.
+
+    trained: which of the tensors are parameters.
+    """
+    real = [i for i, tensor in enumerate(after) if tensor.is_floating_point()]
+    away, change = _distances(replayed, after, real), _distances(before, after, real)
+    total, whole = float(away.square().sum().sqrt()), float(change.square().sum().sqrt())
+    if not total <= LIMIT * whole:
+        return f"its replay differs by {total / whole if whole else total:.1e} of what it changes"
+    own = [at for at, i in enumerate(real) if trained[i]]
+    if not own:
+        return ""
+    roots = torch.tensor([after[real[at]].numel() for at in own], dtype=torch.float64).sqrt()
+    most = torch.maximum(change, _distances(before, replayed, real))[own]
+    notable = most / roots > ROUNDING * (most / roots).median()
+    shares = torch.where(notable, away[own] / most.clamp_min(1e-300), 0.0)
+    if not shares.max() <= LIMIT_OF_ONE:
+        return f"its replay of a parameter differs by {float(shares.max()):.1e} of what it changes"
+    return ""
+
+
+def _distances(one: Sequence[Tensor], other: Sequence[Tensor], of: Sequence[int]) -> Tensor:
+    """[of] The norms of differences, on the CPU."""
+    norms = [(one[i] - other[i]).double().norm() for i in of]
+    return torch.stack(norms).cpu() if norms else torch.zeros(0, dtype=torch.float64)

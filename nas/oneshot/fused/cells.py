@@ -7,7 +7,7 @@ edges that leave a node, and the weight of an operation is the scale of its last
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CACHED = 2**20
 """Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
 KNOWN_PLANS = 64
+LARGEST = 2**30
+"""Numbers in a map that kernels read, at most: Triton counts those of a map in 32 bits."""
 
 _WHOLE = Terms((0,))
 
@@ -92,7 +94,10 @@ def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
     every draw; what they do not know, as strided identities, is then computed for all edges. Not yet run on a
     GPU.
     """
-    return run(cell, states, kernels=True)
+    device = states[0].device
+    # Triton launches on the present device, wherever the tensors are.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return run(cell, states, kernels=True)
 
 
 def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tensor]:
@@ -107,7 +112,7 @@ def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tens
         memory = _MEMORY[cell] = _Memory([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
     if any(_is_hooked(module) for module in memory.modules):
         return cell.plain(states)
-    kernels = kernels and cell.training
+    kernels = kernels and cell.training and all(state.numel() < LARGEST for state in states)
     given = _terms(memory.edges, unasked=kernels)
     if given is None:
         return cell.plain(states)

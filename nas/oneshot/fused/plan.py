@@ -40,7 +40,7 @@ class Plan:
     at: list[int]
     edge_of: list[int]
     layout: Layout | None
-    _tensors: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def norms(self) -> list[nn.Module]:
@@ -58,9 +58,9 @@ class Plan:
             return ()
         flat = self._rows(terms, x)
         if any(edge is not None for edge in edges):
-            one = flat.new_ones(1)
+            _, edge_of, one = self._places(x.device)
             each = torch.cat([one if edge is None else edge.view(1) for edge in edges])
-            flat = flat * each.index_select(0, self._places(x.device)[1])
+            flat = flat * each.index_select(0, edge_of)
         return torch.split(flat, self.sizes)
 
     def chosen(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
@@ -77,16 +77,17 @@ class Plan:
     def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
         """The weights of operations, without those of edges."""
         rows = [term.row for term in terms if term.row is not None]
-        one = (rows[0] if rows else x).new_ones(1)
-        return torch.cat([*rows, one]).index_select(0, self._places(x.device)[0])
+        at, _, one = self._places(x.device)
+        return torch.cat([*rows, one]).index_select(0, at)
 
-    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`at` and `edge_of` on a device."""
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """`at`, `edge_of` and a one on a device."""
         if device not in self._tensors:
             # Of a cell in which nothing runs both are empty.
             self._tensors[device] = (
                 torch.tensor(self.at, dtype=torch.int64, device=device),
                 torch.tensor(self.edge_of, dtype=torch.int64, device=device),
+                torch.ones(1, device=device),
             )
         return self._tensors[device]
 

@@ -6,8 +6,9 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from subprocess import SubprocessError  # nosec B404
 from typing import cast
 
 import torch
@@ -145,10 +146,23 @@ def _problem(given: Sequence[nn.Module], like: Tensor, together: Together) -> st
             expected = [alone, *gradients((alone * along).sum(), inputs)]
             joint = together(ops, x, scale)
             found = [joint, *gradients((joint * along).sum(), inputs)]
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except _failures() as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
     limit = TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)
     return _difference(expected, found, limit)
+
+
+@cache
+def _failures() -> tuple[type[Exception], ...]:
+    """What PyTorch and Triton raise where something cannot be compiled or run."""
+    found: list[type[Exception]] = [RuntimeError, AssertionError, OSError, SubprocessError]
+    with suppress(ImportError):
+        from triton import TritonError
+
+        found.append(TritonError)
+    return tuple(found)
 
 
 @contextmanager

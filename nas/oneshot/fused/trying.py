@@ -39,6 +39,8 @@ WIDTH, SIDE, BATCH = 16, 32, 64
 COMPARED = 3
 """Steps whose losses are compared, before rounding has grown."""
 TIMED = 10
+BUSY_WORDS = ("out of memory", "ALLOC_FAILED", "busy or unavailable")
+"""Of errors that come of others who use the GPU, and not of kernels."""
 
 
 def find_out(
@@ -92,13 +94,20 @@ def small_space(width: int = WIDTH) -> Space:
 
 
 def main(device: str, outcome: str) -> None:
-    """Writes what was found out; ends with `BUSY` where the GPU has no memory left for it."""
+    """Writes what was found out; ends with `BUSY` where the GPU is not free, or has no memory left for it."""
     try:
         found = find_out(torch.device(device))
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_busy(error):
+            raise
         sys.stderr.write(f"{error}\n")
         sys.exit(BUSY)
     write_json(Path(outcome), asdict(found))
+
+
+def _is_busy(error: RuntimeError) -> bool:
+    """Whether an error comes of others that use the GPU; not only PyTorch, CUDA and its libraries say so."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in BUSY_WORDS)
 
 
 if __name__ == "__main__":

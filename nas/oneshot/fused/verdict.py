@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess  # nosec B404
 import sys
 import tempfile
@@ -34,10 +35,14 @@ GAIN = 1.05
 """Kernels are used where a step is so many times as fast by them."""
 NEAR = 0.02
 """The largest difference of losses in float32 of a few steps from the same start; of some 2.3."""
-LIMIT_S = 600.0
-"""For compiling and trying."""
+LIMIT_S = 1200.0
+"""For compiling and trying: hundreds of programs, each of which a slow processor takes a second for."""
+PATIENCE_S = 0.5
+"""After which one that waits for another's try asks whether it has to stop."""
 BUSY = 75
-"""Exit status of a try that tells nothing, since the GPU had no memory left for it."""
+"""Exit status of a try that tells nothing, since the GPU was not free or had no memory left for it."""
+_FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+"""Signals by which no kernel ends a process, but users, batch systems and a machine without memory do."""
 _BY_VERDICT: set[torch.device] = set()
 """Where kernels run in this process because of a verdict."""
 
@@ -95,7 +100,12 @@ def uses_kernels(device: torch.device, kind: Kind) -> bool:
 
 def remembered(device: torch.device) -> Verdict | None:
     """What was found out; None where nothing was, or where it cannot be read any more."""
-    return _read(place_of(device)) if lacking(device) is None else None
+    if lacking(device) is not None:
+        return None
+    try:
+        return _read(place_of(device))
+    except ConfigError:
+        return None
 
 
 def settle(
@@ -112,15 +122,14 @@ def settle(
     """
     if lacking(device) is not None:
         return None
-    place = place_of(device)
     try:
+        place = place_of(device)
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = place.with_suffix(".lock")
-        lock.touch()
-        holder = KernelLock(str(lock), patience_s=2 * LIMIT_S)
-        holder.acquire()
+        holder = _held(place.with_suffix(".lock"), stop)
     except (OSError, ConfigError) as error:
         note(f"WARNING: kernels are not tried, since that cannot be remembered: {error}")
+        return None
+    if holder is None:
         return None
     try:
         # Another process may have tried them while this one waited.
@@ -130,6 +139,9 @@ def settle(
             found = attempt(device, stop=stop)
             if found is not None:
                 _keep(place, found, note)
+    except OSError as error:  # no room for a temporary folder, or for another process
+        note(f"WARNING: kernels cannot be tried: {error}")
+        return None
     finally:
         holder.release()
     return found
@@ -166,6 +178,8 @@ def attempt(
             child.wait()
         if status == BUSY or (status is None and stop()):
             return None
+        if status is not None and -status in _FROM_OUTSIDE:
+            return None
         if status is None:
             return Verdict(failed=f"it did not end in {limit_s:g} s")
         if status != 0:
@@ -189,11 +203,18 @@ def blame(why: str) -> str:
 
 @cache
 def place_of(device: torch.device) -> Path:
-    """The file that remembers: one for each kind of card and versions of what compiles and runs."""
+    """The file that remembers: one for each kind of card and versions of what compiles and runs.
+
+    Raises:
+        ConfigError: where the user has no folder for it.
+    """
     card = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     versions = [_version(name) for name in ("nas-engine", "torch", "triton", "cuda-core")]
     key = repr((card, torch.version.cuda, *versions))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # of a user without a name, as in containers
+        raise ConfigError(f"kernels: {error}; set HOME or XDG_CACHE_HOME") from error
     return home / "nas" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -202,6 +223,26 @@ def lacking(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the device is {device}"
     return None if find_spec("triton") is not None else "Triton is not installed"
+
+
+def _held(path: Path, stop: Callable[[], bool]) -> KernelLock | None:
+    """The lock of a file, once nobody else has it; None where it was not waited for any longer.
+
+    Raises:
+        ConfigError: where somebody has it for longer than a try takes.
+    """
+    path.touch()
+    until = time.monotonic() + 2 * LIMIT_S
+    while not stop():
+        holder = KernelLock(str(path), patience_s=PATIENCE_S)
+        try:
+            holder.acquire()
+        except ConfigError:
+            if time.monotonic() > until:
+                raise
+            continue
+        return holder
+    return None
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Callable[[], bool], until: float) -> int | None:
@@ -224,14 +265,14 @@ def _last_line(file: Path) -> str:
 
 
 def _read(path: Path) -> Verdict | None:
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         data = read_json(path, max_bytes=1 << 16)
         assert isinstance(data, dict)
         tried = {kind: Tried(**data["tried"][kind]) for kind in KINDS if kind in data["tried"]}
         return Verdict(tried, str(data["failed"]))
-    except (ConfigError, AssertionError, KeyError, TypeError):
+    except (ConfigError, OSError, AssertionError, KeyError, TypeError):
         return None
 
 

@@ -62,7 +62,7 @@ def _import_problem() -> str | None:
     try:
         import cuda.core
         import cuda.core._utils.cuda_utils  # noqa: F401
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         return f"cuda-core cannot be imported ({error}); pip install cuda-core"
     return None
 
@@ -240,7 +240,7 @@ def _launch(
         with torch.cuda.device(device):
             stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
             launch(stream, LaunchConfig(grid=grid, block=variant.block), kernel, *values)
-    except (CUDAError, RuntimeError) as error:
+    except (CUDAError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise NativeError(f"{expression}: {error}") from error
 
 

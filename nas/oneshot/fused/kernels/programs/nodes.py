@@ -73,7 +73,7 @@ def node_sums(
 
     grad is that of the node or edge in column ROW of the table. Grid: blocks, channels, contributions.
     """
-    k = tl.program_id(2)
+    k = tl.program_id(2).to(tl.int64)
     block = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
