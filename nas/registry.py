@@ -50,9 +50,15 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
     """
     make = _function(path)
     accepted = _parameters(path, make)
-    for name in settings:
+    for name, value in settings.items():
         if name not in accepted:
             raise SpaceError(f"space {path!r}: {unknown('setting', name, accepted)}")
+        default = accepted[name]
+        if type(default) in (int, float) and isinstance(value, str):
+            raise SpaceError(
+                f"space {path!r}: the setting {name} is {value!r}, wanted a number like its default, "
+                f"{default}"
+            )
     resolved = accepted | {k: v for k, v in (offer or {}).items() if k in accepted} | settings
     missing = [name for name, value in resolved.items() if value is inspect.Parameter.empty]
     if missing:

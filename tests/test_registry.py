@@ -186,7 +186,8 @@ def test_a_function_that_raises_is_reported_with_the_users_line(plugin):
 
 
 def test_a_setting_of_the_wrong_kind_is_reported():
-    assert "TypeError" in refusal("darts", cells="eight")
+    message = "space 'darts': the setting cells is 'eight', wanted a number like its default, 8"
+    assert refusal("darts", cells="eight") == message
 
 
 def test_something_that_cannot_be_called(plugin):
