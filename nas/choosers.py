@@ -155,8 +155,9 @@ def built(name: str, option: str, make: Callable[[], nn.Module]) -> nn.Module:
     """Builds one candidate and checks that it is a module."""
     if isinstance(make, nn.Module):
         raise SpaceError(
-            f"decision {name!r}, option {option!r} is a {type(make).__name__} that is built already, but "
-            "every network needs its own; give a function that builds it: lambda: ..., or functools.partial"
+            f"decision {name!r}, option {option!r} is a module that is built already "
+            f"({type(make).__name__}), but every network needs its own; give a function that builds "
+            "it: lambda: ..., or functools.partial"
         )
     module = make()
     if not isinstance(module, nn.Module):
@@ -176,6 +177,11 @@ def role(module: nn.Module) -> Role:
 
 def labels(name: str, options: Sequence[object]) -> tuple[str, ...]:
     """The names of plain values; they must differ."""
+    if isinstance(options, str | Mapping) or not hasattr(options, "__getitem__"):
+        raise SpaceError(
+            f"decision {name!r}: the options of value are of type {type(options).__name__}, wanted a list of "
+            "plain values, e.g. [2, 3, 4]; what maps names to modules is for op"
+        )
     texts = tuple(map(str, options))
     if len(set(texts)) < len(texts):
         raise SpaceError(f"decision {name!r}: two options have the same name in {texts}")

@@ -55,9 +55,15 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
     """
     make = _function(path)
     accepted = _parameters(path, make)
-    for name in settings:
+    for name, value in settings.items():
         if name not in accepted:
             raise SpaceError(f"space {path!r}: {unknown('setting', name, accepted)}")
+        default = accepted[name]
+        if type(default) in (int, float) and isinstance(value, str):
+            raise SpaceError(
+                f"space {path!r}: the setting {name} is {value!r}, wanted a number like its default, "
+                f"{default}"
+            )
     resolved = accepted | {k: v for k, v in (offer or {}).items() if k in accepted} | settings
     missing = [name for name, value in resolved.items() if value is inspect.Parameter.empty]
     if missing:
@@ -101,12 +107,22 @@ def own_function(path: str, what: str = "method") -> Callable[..., object]:
 def _function(path: str) -> Callable[..., object]:
     if not is_plugin(path):
         if path not in bundled():
+            if path.endswith(".py"):
+                raise SpaceError(
+                    f"space {path!r} is a file; name the function in it, too, as FILE.py:FUNCTION"
+                )
             hint = " or give your own as FILE.py:FUNCTION or module:FUNCTION"
             raise SpaceError(unknown("search space", path, bundled()) + hint)
         return cast(Callable[..., object], getattr(importlib.import_module(f"{BUNDLED}.{path}"), path))
     source, _, name = path.rpartition(":")
+    if not source or not name:
+        raise SpaceError(f"space {path!r}: wanted FILE.py:FUNCTION or module:FUNCTION")
     module = _from_file(Path(source), path) if source.endswith(".py") else _from_module(source, path)
     functions = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
+    if isinstance(vars(module).get(name), Space):
+        raise SpaceError(
+            f"space {path!r}: {name!r} is a space, wanted a function that makes one: def make(): return ..."
+        )
     if name not in functions:
         own = [k for k, v in functions.items() if getattr(v, "__module__", None) == module.__name__]
         raise SpaceError(f"space {path!r}: " + unknown(f"function in {source}", name, own or functions))

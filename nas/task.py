@@ -35,6 +35,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        """A line for people."""
+        return f"<Split of {len(self)} images {tuple(self.x.shape[1:])} of {self.x.dtype}>"
+
     def to(self, device: torch.device | str) -> Split:
         """The same images on `device`."""
         return Split(self.x.to(device), self.y.to(device), self.origin)
@@ -84,6 +88,11 @@ class Task:
         """(C, H, W) of every image."""
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
+
+    def __repr__(self) -> str:
+        """A line for people; the fields hold the rest."""
+        sizes = f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
+        return f"<Task {self.name!r}: {self.num_classes} classes, images {self.image_shape}, {sizes}>"
 
     def normalise(self, x: Tensor) -> Tensor:
         """Raw pixels [B, C, H, W] as float32 of about zero mean and unit variance.
@@ -221,9 +230,9 @@ def task_from_arrays(
     """
     source = Source(
         images_as_numpy(x_train, who=f"{name}: x_train"),
-        as_numpy(y_train),
+        as_numpy(y_train, who=f"{name}: y_train"),
         None if x_test is None else images_as_numpy(x_test, who=f"{name}: x_test"),
-        None if y_test is None else as_numpy(y_test),
+        None if y_test is None else as_numpy(y_test, who=f"{name}: y_test"),
         classes=None if classes is None else tuple(classes),
         flip=flip,
     )

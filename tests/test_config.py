@@ -52,6 +52,10 @@ def unreadable(tmp_path, content):
         ({"budget": 0}, "budget is 0"),
         ({"budget": "soon"}, 'wanted a time such as "90s", "30m" or "1.5h"'),
         ({"budget": "-5m"}, "wanted a time"),
+        (
+            {"memory": "lots", "method": "darts"},
+            'memory is \'lots\': wanted a size such as "8GiB" or "500MB"',
+        ),
         ({"budget": float("inf")}, "budget is inf"),
         ({"budget": False}, "budget is False: wanted a number"),
         ({"search_images": -1}, "search_images is -1"),

@@ -204,6 +204,13 @@ def test_anytime_draws_the_data():
     assert corners[:, 1].max() == curve.high.max() and corners[:, 1].min() == curve.low.min()
 
 
+@pytest.mark.parametrize(("step", "whole"), [(1.0, True), (0.75, False)])
+def test_anytime_counts_evaluations_in_whole_numbers(step, whole):
+    x = np.arange(1.0, 5.0) * step
+    ticks = plot(draw_anytime({"a": Bands(x, x, x, x)}, xlabel="evaluations", ylabel="y")).get_xticks()
+    assert len(ticks) > 1 and all(tick == round(tick) for tick in ticks) == whole
+
+
 def test_anytime_reads_falling_curves_as_something_to_minimise():
     errors = {n: Bands(b.x, 1 - b.mean, 1 - b.high, 1 - b.low) for n, b in strategies(4).items()}
     figure = draw_anytime(errors, xlabel="s", ylabel="error", optimum=0.05)

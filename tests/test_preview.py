@@ -36,6 +36,7 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
     assert "7 trials, 1 epochs each" in text and "27 architectures" in text and "on a device" in text
+    assert "random architectures at final size" in text
 
 
 def test_its_times_follow_from_the_steps(found):

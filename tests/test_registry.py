@@ -107,6 +107,16 @@ def test_a_missing_module():
     assert "(at " not in message  # no line of the user's is to blame
 
 
+def test_a_file_without_its_function():
+    assert "is a file; name the function in it, too" in refusal("my_space.py")
+    assert "wanted FILE.py:FUNCTION" in refusal("my_space.py:")
+
+
+def test_a_space_where_a_function_is_wanted(plugin):
+    path = plugin("import nas\n\nmake = nas.Space('mine', lambda choose: None)\n")
+    assert "'make' is a space, wanted a function that makes one" in refusal(path)
+
+
 def test_a_syntax_error(plugin):
     path = plugin("x = 1\n\ndef make(:\n    pass\n")
     message = refusal(path)
@@ -176,7 +186,8 @@ def test_a_function_that_raises_is_reported_with_the_users_line(plugin):
 
 
 def test_a_setting_of_the_wrong_kind_is_reported():
-    assert "TypeError" in refusal("darts", cells="eight")
+    message = "space 'darts': the setting cells is 'eight', wanted a number like its default, 8"
+    assert refusal("darts", cells="eight") == message
 
 
 def test_something_that_cannot_be_called(plugin):
@@ -184,7 +195,7 @@ def test_something_that_cannot_be_called(plugin):
 
 
 def test_an_empty_module_name():
-    assert "ValueError" in refusal(":make")
+    assert "wanted FILE.py:FUNCTION" in refusal(":make")
 
 
 def test_another_package_of_that_name_is_named(tmp_path, monkeypatch):

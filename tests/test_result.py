@@ -101,6 +101,10 @@ def test_a_plug_in_is_never_run_unasked(found, tmp_path):
 
 
 def test_an_unfinished_folder_has_no_result(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"no folder .*gone \(looked from .*\); wanted that of a finished run"
+    ):
+        load_result(tmp_path / "gone")
     with pytest.raises(ConfigError, match="holds no finished run"):
         load_result(tmp_path)
 

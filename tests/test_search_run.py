@@ -816,6 +816,16 @@ def test_a_changed_space_file_is_not_mixed_into_a_run(tmp_path):
         search(path, TASK, "random", out=tmp_path / "r", settings=BRIEF)
 
 
+def test_of_a_space_that_does_not_fit_the_option_at_fault_is_named(tmp_path):
+    def build(choose):
+        options = {"half": lambda: nn.Conv2d(1, 2, 1), "other": lambda: nn.Conv2d(1, 3, 1)}
+        return nn.Sequential(choose.op("a", options), nn.Flatten(), nn.Linear(64, 10))
+
+    message = r"does not fit task 'digits', .*: decision 'a', option 'other': input .* all options of"
+    with pytest.raises(SpaceError, match=message):
+        search(Space("mine", build), "digits", "random", out=tmp_path / "r", settings=BRIEF)
+
+
 def test_a_space_that_does_not_fit_the_images_is_refused_at_once(tmp_path):
     with pytest.raises(SpaceError, match=r"space 'toy' does not fit task 'digits', images \(1, 8, 8\)"):
         search(load("toy", in_channels=3), TASK, "random", out=tmp_path / "r", settings=BRIEF)

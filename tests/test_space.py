@@ -378,6 +378,15 @@ def test_no_options():
         listed(lambda choose: nn.Linear(1, choose.value("d", ())))
 
 
+@pytest.mark.parametrize("options", [5, "345", {"a": nn.Identity}, {1, 2}])
+def test_values_that_are_no_list(options):
+    message = (
+        f"decision 'd': the options of value are of type {type(options).__name__}, wanted a list of plain"
+    )
+    with pytest.raises(SpaceError, match=message):
+        listed(lambda choose: nn.Linear(1, choose.value("d", options)))
+
+
 def test_two_values_of_one_name():
     with pytest.raises(SpaceError, match=r"decision 'd': two options have the same name in \('1', '1'\)"):
         listed(lambda choose: nn.Linear(1, int(choose.value("d", (1, "1")))))
@@ -424,7 +433,7 @@ def test_a_candidate_that_builds_no_module():
 
 
 def test_a_candidate_that_is_a_built_module():
-    message = "decision 'x', option 'bad' is a Conv2d that is built already, .* give a function"
+    message = "decision 'x', option 'bad' is a module that is built already \\(Conv2d\\), .* give a function"
     with pytest.raises(SpaceError, match=message):
         listed(lambda choose: choose.op("x", {"bad": nn.Conv2d(1, 1, 1)}))
 

@@ -27,6 +27,22 @@ def rows(x: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in x}
 
 
+def test_it_is_told_in_a_line():
+    task = small()
+    assert repr(task) == "<Task 'arrays': 4 classes, images (3, 8, 8), 32 train, 32 val, 16 test>"
+    assert repr(task.test) == "<Split of 16 images (3, 8, 8) of torch.uint8>"
+
+
+def test_a_list_of_images_of_different_sizes_is_named():
+    ragged = [image[: 4 + i % 2] for i, image in enumerate(random_images(80, 8, 8))]
+    with pytest.raises(
+        DataError, match="arrays: x_train is a list whose 80 parts differ in shape, but all must"
+    ):
+        task_from_arrays(ragged, labels(80))
+    with pytest.raises(DataError, match="arrays: y_train is a list whose 2 parts differ in shape"):
+        task_from_arrays(random_images(2, 8, 8), [[0], [0, 1]])
+
+
 # Splits
 
 

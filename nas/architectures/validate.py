@@ -101,9 +101,9 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     samples: number of random architectures to count the costs of.
 
     Raises:
-        SpaceError: when a promise is broken, or a network is too large for the device; that is found out
-          before anything is allocated.
-        TrialError: when a network does not fit the task's images or classes.
+        SpaceError: when a promise is broken, a network does not fit the task's classes, or is too large for
+          the device; that is found out before anything is allocated.
+        TrialError: when costs cannot be counted.
     """
     if samples < 1:
         raise ConfigError(f"validate: samples is {samples}, but must be at least 1")
@@ -116,7 +116,8 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     batch = _affordable_batch(space, costs, task)
     check_space(space, x, samples=CHECKED, seed=seed)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
-    step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
+    with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
+        step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
     supernet_params, no_supernet = _supernet(space)
     if batch < min(BATCH, len(task.train)):
         warnings.append(f"a batch of more than {batch} images takes over half of the device's memory")

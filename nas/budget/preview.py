@@ -89,7 +89,9 @@ class Preview:
             for name, label, unit in _SHOWN
             if name in self.ranges
         ]
-        rows.append(f"             over {self.sample} random architectures, latency of {self.timed}")
+        rows.append(
+            f"             over {self.sample} random architectures at final size, latency of {self.timed}"
+        )
         rows.append(f"memory       training takes {_short(self.memory_bytes)}B at least")
         rows += [
             f"{phase.name:<13}{phase.planned:<44} {time_text(phase.seconds):>9}" for phase in self.phases

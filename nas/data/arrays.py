@@ -150,10 +150,20 @@ def _tally(numbers: Labels, *, most: int = 5) -> str:
     return text if len(values) <= most else f"{text}, and {len(values) - most} more values"
 
 
-def as_numpy(values: Array | Tensor | Sequence[Any]) -> Array:
-    """A tensor, array or list as a numpy array of the same layout."""
+def as_numpy(values: Array | Tensor | Sequence[Any], *, who: str = "arrays") -> Array:
+    """A tensor, array or list as a numpy array of the same layout.
+
+    Raises:
+        DataError: when the parts of a list differ in shape.
+    """
     if not isinstance(values, Tensor):
-        return np.asarray(values)
+        try:
+            return np.asarray(values)
+        except ValueError as error:
+            raise DataError(
+                f"{who} is a {type(values).__name__} whose {len(values)} parts differ in shape, but all must "
+                "have one; resize or crop the images first, or put them into folders and give folder:DIR@64"
+            ) from error
     values = values.detach().cpu()
     # numpy has no bfloat16 and no 8-bit floats.
     return (values.float() if values.is_floating_point() else values).numpy()
@@ -162,10 +172,10 @@ def as_numpy(values: Array | Tensor | Sequence[Any]) -> Array:
 def images_as_numpy(x: Array | Tensor | Sequence[Any], *, who: str) -> Array:
     """Images in numpy's layout, [N, H, W] or [N, H, W, C]; a tensor comes as [N, H, W] or [N, C, H, W]."""
     if not isinstance(x, Tensor) or x.ndim != 4:
-        return as_numpy(x)
+        return as_numpy(x, who=who)
     if x.shape[3] in (1, 3) and x.shape[1] > 4:
         raise DataError(
             f"{who} has shape {tuple(x.shape)}, which looks like [N, H, W, C], but image tensors are "
             "[N, C, H, W]; use x.permute(0, 3, 1, 2) or pass a numpy array"
         )
-    return as_numpy(x.permute(0, 2, 3, 1))
+    return as_numpy(x.permute(0, 2, 3, 1), who=who)

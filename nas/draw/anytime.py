@@ -64,7 +64,7 @@ def draw_anytime(
     heading.draw(sheet, _MARGIN, height - _MARGIN)
     axes = plot_axes(figure, _LEFT, _FOOT, inner, _PLOT)
     axes.set(xlim=_span(bands), ylim=_limits(bands, best))
-    tidy_ticks(axes, most=8)
+    tidy_ticks(axes, most=8, whole=all((band.x == band.x.round()).all() for band in bands))
     across, up = fit(clean(xlabel, limit=80), 11, inner), fit(clean(ylabel, limit=80), 11, _PLOT)
     write(sheet, _LEFT + inner / 2, _FOOT - 0.48, across, size=11, color=MUTED)
     write(sheet, 0.24, _FOOT + _PLOT / 2, up, size=11, color=MUTED, angle=90)

@@ -44,12 +44,16 @@ def padded(low: float, high: float, *, below: float, above: float) -> tuple[floa
     return low - below * spread, high + above * spread
 
 
-def tidy_ticks(axes: Axes, *, most: int) -> None:
-    """About `most` round ticks an axis: plain numbers, or such as `"1.5M"` where those would be long."""
+def tidy_ticks(axes: Axes, *, most: int, whole: bool = False) -> None:
+    """About `most` round ticks an axis: plain numbers, or such as `"1.5M"` where those would be long.
+
+    whole: the horizontal axis counts something, of which there are no halves.
+    """
     # In the corner an upright axis's label would touch that of the other axis.
     for axis, corner in ((axes.xaxis, 0.0), (axes.yaxis, 0.03)):
         low, high = axis.get_view_interval()
-        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        integer = whole and axis is axes.xaxis
+        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
         axis.set_ticks([tick for tick in ticks if low + corner * (high - low) <= tick <= high])
         plain = ScalarFormatter(useOffset=False)
         # Powers of ten would be written beside the axis, where other words are.

@@ -255,4 +255,5 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in (problem["loc"] if is_table else problem["loc"][:1]))
     got = problem["input"]
     hint = "; write text in quotes" if isinstance(got, bool) and "string" in problem["msg"] else ""
-    return f"{name} is {shown(got)}: {problem['msg'].removeprefix('Value error, ').lower()}{hint}"
+    words = problem["msg"].removeprefix("Value error, ")
+    return f"{name} is {shown(got)}: {words[:1].lower()}{words[1:]}{hint}"

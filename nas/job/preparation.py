@@ -32,6 +32,7 @@ from nas.space import Space
 from nas.storage.address import find_address
 from nas.storage.run import check_storage
 from nas.task import Task
+from nas.testing import check_space
 from nas.training.team import ALONE, Team
 
 
@@ -148,8 +149,19 @@ def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
         reason = f"a batch of 2 gives {tuple(logits.shape)}, wanted {wanted}"
     raise SpaceError(
         f"space {space.name!r} does not fit task {task.name!r}, images {task.image_shape} of "
-        f"{task.num_classes} classes: {reason}"
+        f"{task.num_classes} classes: {_blamed(space, task) or reason}"
     )
+
+
+def _blamed(space: Space, task: Task) -> str:
+    """Which decision and option of a space are at fault, where one alone is; else nothing."""
+    try:
+        check_space(space, task.normalise(task.train.x[:4]), samples=1)
+    except SpaceError as error:
+        return str(error).removeprefix(f"space {space.name!r}").lstrip(",: ")
+    except ConfigError:  # of fewer than two images nothing can be said
+        return ""
+    return ""
 
 
 def default_folder(config: Config) -> Path:

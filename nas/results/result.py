@@ -123,6 +123,8 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     space: must be given where the run used a user's own space.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {folder} (looked from {Path.cwd()}); wanted that of a finished run")
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
     check_contents(folder)
