@@ -87,8 +87,9 @@ LAYERS = [
     # training and searching
     "training.accuracy training.batches",
     "training.loop job.ranks searchers",
-    "training.accumulation searchers.named proxies.batch training.steps",
-    "training.easing oneshot.path_steps proxies.measure proxies.ranks proxies.watch",
+    "training.accumulation searchers.named proxies.batch training.steps oneshot.bilevel_passes",
+    "training.easing oneshot.path_steps oneshot.bilevel_gradients",
+    "proxies.measure proxies.ranks proxies.watch",
     "proxies.activations proxies.gradients proxies.jacobian proxies.magnitude proxies.synflow proxies.zen",
     "training.needs proxies.zico",
     "proxies",
@@ -100,6 +101,7 @@ LAYERS = [
     "workers.rehearsal workers.coordinate",
     "oneshot.choosing oneshot.fewshot oneshot.health",
     "oneshot.memory oneshot.record oneshot.shrinking",
+    "oneshot.course",
     "oneshot.differentiable",
     # what is told to experiment trackers
     "tracking tracking.tracker",
