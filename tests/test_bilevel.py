@@ -491,6 +491,8 @@ def test_looking_for_the_worst_mixture_leaves_the_statistics_alone():
     ("parts", "message"),
     [
         ({"order": 3}, "order is 3, but must be 0, 1 or 2"),
+        ({"weights": dataclasses.replace(RECIPE, ema=0.9)}, "ema of the weights is 0.9, but a supernet"),
+        ({"weights": dataclasses.replace(RECIPE, auxiliary=0.4)}, "auxiliary of the weights is 0.4"),
         ({"warmup": 1.0}, r"warmup is 1.0, but must be a share in \[0, 1\)"),
         ({"relaxation": GumbelHard(), "perturbation": RandomPerturbation()}, "runs one option at a time"),
         ({"relaxation": Dirichlet(), "update": ExponentiatedGradient()}, "must be Softmax, not Dirichlet"),

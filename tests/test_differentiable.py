@@ -432,6 +432,21 @@ def test_the_tuning_goes_from_a_share_of_the_learning_rate_down_to_its_minimum(m
     assert (tuning.lr, tuning.lr_min) == (pytest.approx(0.0025), 0.001)
 
 
+def test_a_finished_search_weighs_its_connections_as_before(tmp_path, monkeypatch):
+    """What candidates draw there is the same, whatever was drawn before."""
+    begun, real = [], selection.connections
+
+    def connections(*args):
+        begun.append(torch.get_rng_state())
+        return real(*args)
+
+    monkeypatch.setattr(selection, "connections", connections)
+    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32))
+    for _ in range(2):
+        run(method=method, checkpoints=Checkpoints(tmp_path))
+    assert torch.equal(*begun)
+
+
 def test_what_the_alphas_prefer_is_a_candidate_too():
     method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4))
     outcome = run(method=method)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError
+from nas.oneshot.keeping import copied
 from nas.oneshot.updates import Adam, ExponentiatedGradient
 
 
@@ -76,9 +77,27 @@ def test_saved_and_restored_is_uninterrupted(rule):
         (lambda: Adam(float("nan")), "lr is nan"),
         (lambda: Adam(weight_decay=-1.0), "weight_decay is -1.0"),
         (lambda: Adam(clip=float("inf")), "clip is inf"),
+        (lambda: Adam(betas=(1.0, 0.999)), r"betas are \(1.0, 0.999\), but must be in \[0, 1\)"),
         (lambda: ExponentiatedGradient(-0.1), "lr is -0.1"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_moments_are_taken_up_where_steps_are_captured_and_where_not(captured):
+    """A search that began on a CPU goes on on a GPU, where Python must not count the steps."""
+    mine, theirs = parameters(), parameters()
+    saving, restored = Adam().begin(theirs, captured=not captured), Adam().begin(mine, captured=captured)
+    saving.step(gradients(0))
+    restored.restore(copied(saving.state()))
+    assert restored.adam.param_groups[0]["fused"] is (True if captured else None)
+    with torch.no_grad():
+        for ours, other in zip(mine, theirs, strict=True):
+            ours.copy_(other)
+    for mover in (saving, restored):
+        mover.step(gradients(1))
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other)

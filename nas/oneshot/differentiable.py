@@ -154,7 +154,8 @@ class _Search:
         course, selected = self.course, list[Genotype]()
         settings, supernet = course.method.selection, course.supernet
         if settings is not None and all(len(options) == 1 for options in supernet.alive):
-            scored = selection.connections(supernet, course.task, settings, course.strengths)
+            with isolated(course.seed, "connections"):  # the same when a search that is over is asked again
+                scored = selection.connections(supernet, course.task, settings, course.strengths)
             selected.append(course.space.nearest(scored))
         selected += [course.preferred, *(e.genotype for e in reversed(lasting(self.epochs)))]
         return Outcome(tuple(self.epochs), list(dict.fromkeys(selected)), course.strengths, supernet)

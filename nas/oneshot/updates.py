@@ -68,6 +68,8 @@ class Adam(Update):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"alphas: betas are {self.betas}, but must be in [0, 1)")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(
@@ -124,7 +126,11 @@ class _AdamMover(Mover):
         return {"adam": self.adam.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.adam.load_state_dict(dict(state["adam"]))
+        saved = dict(state["adam"])
+        # Whether moments are kept for a captured step is this device's business, not that of who saved them.
+        own = {name: self.adam.param_groups[0][name] for name in ("fused", "foreach", "capturable")}
+        saved["param_groups"] = [group | own for group in saved["param_groups"]]
+        self.adam.load_state_dict(saved)
 
 
 class _ExponentiatedMover(Mover):
