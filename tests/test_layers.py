@@ -85,7 +85,7 @@ LAYERS = [
     "oneshot.method oneshot.sampling",
     "oneshot.methods",
     # training and searching
-    "training.accuracy training.batches",
+    "training.accuracy training.batches training.soundness",
     "training.loop job.ranks searchers",
     "training.accumulation searchers.named proxies.batch training.steps oneshot.bilevel_passes",
     "training.easing oneshot.path_steps oneshot.bilevel_gradients",
