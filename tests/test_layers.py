@@ -100,8 +100,8 @@ LAYERS = [
     "study evaluation.scored oneshot.paths oneshot.singlepath job.presets",
     "workers.rehearsal workers.coordinate",
     "oneshot.choosing oneshot.fewshot oneshot.health",
-    "oneshot.memory oneshot.record oneshot.shrinking",
-    "oneshot.course",
+    "oneshot.record oneshot.shrinking",
+    "oneshot.course oneshot.memory",
     "oneshot.differentiable",
     # what is told to experiment trackers
     "tracking tracking.tracker",
