@@ -176,9 +176,8 @@ def _probe(space: Space, task: Task, method: Method, batch: int) -> tuple[int, i
     forms: dict[tuple[float, int], Stage] = {}
     for stage in stages:  # of equal stages the first one has the most options
         forms.setdefault((stage.depth, stage.parts), stage)
-    steps, looks = zip(
-        *(_probe_stage(space, task, method, stage, batch) for stage in forms.values()), strict=True
-    )
+    found = [_probe_stage(space, task, method, stage, batch) for stage in forms.values()]
+    steps, looks = zip(*found, strict=True)
     return max(steps), max(looks)
 
 
