@@ -75,7 +75,7 @@ def exact(monkeypatch, *, order, steps):
     """A loop that computes in float64 throughout, after a few steps, so that momentum is not zero."""
     loop = make(order=order, space=smooth())
     loop.supernet.double()
-    loop.loop._batches, loop._validation = Doubles(loop.loop._batches), Doubles(loop._validation)
+    loop.loop._batches, loop.passes.validation = Doubles(loop.loop._batches), Doubles(loop.passes.validation)
     # The losses are taken of `logits.float()`, which would round what is differentiated here.
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     for _ in range(steps):
@@ -93,7 +93,7 @@ def unrolled_loss(loop):
     with torch.no_grad():
         for p, g, buffer in zip(parameters, gradient, buffers, strict=True):
             p.sub_(rate * (recipe.momentum * buffer + g + recipe.weight_decay * p))
-        value = loop.validation_loss().item()
+        value = loop.passes.validation_loss().item()
         for p, old in zip(parameters, saved, strict=True):
             p.copy_(old)
     return value
@@ -134,7 +134,7 @@ def test_the_first_order_is_the_gradient_of_the_validation_loss(monkeypatch):
         for shift in (1e-5, -2e-5):
             with torch.no_grad():
                 loop.supernet.alphas[0][row, column] += shift
-            sides.append(loop.validation_loss().item())
+            sides.append(loop.passes.validation_loss().item())
         with torch.no_grad():
             loop.supernet.alphas[0][row, column] += 1e-5
         assert gradient[row, column].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
@@ -161,7 +161,7 @@ def test_a_failure_in_the_second_order_leaves_the_weights_too(monkeypatch):
     def fail(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "validation_loss", fail)
+    monkeypatch.setattr(loop.passes, "validation_loss", fail)
     with pytest.raises(KeyboardInterrupt):
         loop.alpha_gradient()
     assert equal(weights(loop), before)
@@ -274,7 +274,7 @@ def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
             w - rate * (recipe.momentum * b + g + recipe.weight_decay * w)
             for w, g, b in zip(weights, gradients, buffers, strict=True)
         ]
-        return at(moved, loop._validation, loop.loop.step)
+        return at(moved, loop.passes.validation, loop.loop.step)
 
     alpha = loop.supernet.alphas[0].detach().clone().requires_grad_()
     (wanted,) = torch.autograd.grad(unrolled(alpha), alpha)
@@ -491,6 +491,8 @@ def test_looking_for_the_worst_mixture_leaves_the_statistics_alone():
     ("parts", "message"),
     [
         ({"order": 3}, "order is 3, but must be 0, 1 or 2"),
+        ({"weights": dataclasses.replace(RECIPE, ema=0.9)}, "ema of the weights is 0.9, but a supernet"),
+        ({"weights": dataclasses.replace(RECIPE, auxiliary=0.4)}, "auxiliary of the weights is 0.4"),
         ({"warmup": 1.0}, r"warmup is 1.0, but must be a share in \[0, 1\)"),
         ({"relaxation": GumbelHard(), "perturbation": RandomPerturbation()}, "runs one option at a time"),
         ({"relaxation": Dirichlet(), "update": ExponentiatedGradient()}, "must be Softmax, not Dirichlet"),

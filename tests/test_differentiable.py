@@ -10,7 +10,7 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError
-from nas.oneshot import differentiable
+from nas.oneshot import course, selection
 from nas.oneshot.differentiable import search
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
@@ -182,17 +182,17 @@ def test_options_drop_out_one_by_one_by_their_fisher_information():
 def test_progressive_stages_widen_the_supernet_and_keep_its_weights():
     method = Method("test", SIX, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), warmup=0.5)
     seen = []
-    before = differentiable.inherit
+    before = course.inherit
 
     def watched(new, old):
         before(new, old)
         seen.append((old.parts, new.parts, [len(o) for o in new.alive]))
 
-    differentiable.inherit, restore = watched, before
+    course.inherit, restore = watched, before
     try:
         outcome = run(make_space(**NB201), method=method)
     finally:
-        differentiable.inherit = restore
+        course.inherit = restore
     assert seen == [(4, 2, [3] * 6)] and outcome.supernet.parts == 2
     moved = [not np.array_equal(a.strengths, b.strengths) for a, b in itertools.pairwise(outcome.epochs)]
     # Three epochs a stage, in the first two of which the alphas rest; between them options drop out.
@@ -228,12 +228,12 @@ def test_alphas_rest_while_the_weights_warm_up():
 def alarmed(monkeypatch, eigenvalues):
     """Searches whose eigenvalues are given, epoch by epoch."""
     told = iter(eigenvalues)
-    real = differentiable.Examiner.examine
+    real = course.Examiner.examine
 
     def examine(self, loop, genotype, before, val_acc):
         return dataclasses.replace(real(self, loop, genotype, before, val_acc), eigenvalue=next(told))
 
-    monkeypatch.setattr(differentiable.Examiner, "examine", examine)
+    monkeypatch.setattr(course.Examiner, "examine", examine)
 
 
 TEN = dataclasses.replace(RECIPE, epochs=10)
@@ -305,17 +305,15 @@ def test_the_last_alarm_of_a_stage_leads_to_the_next_under_the_same_weight_decay
     method = dataclasses.replace(
         ENDING, weights=twenty, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), guards=ENDING.guards
     )
-    decays, looked = [], differentiable.Watch.look
+    decays, looked = [], course.Watch.look
 
     def look(self, epoch, *rest):
         decays.append((epoch, work[-1].loop.loop.weight_decay))
         return looked(self, epoch, *rest)
 
-    work, begin = [], differentiable._Search._begin_epoch
-    monkeypatch.setattr(
-        differentiable._Search, "_begin_epoch", lambda self: (work.append(self), begin(self))[1]
-    )
-    monkeypatch.setattr(differentiable.Watch, "look", look)
+    work, begin = [], course.Course.begin_epoch
+    monkeypatch.setattr(course.Course, "begin_epoch", lambda self: (work.append(self), begin(self))[1])
+    monkeypatch.setattr(course.Watch, "look", look)
     outcome = run(make_space(**NB201), method=method)
     events = [event for e in outcome.epochs for event in e.events]
     assert events[0].endswith("weight decay 0.0003 -> 0.0009")
@@ -345,17 +343,17 @@ def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning():
         selection=ByPerturbation(tune=0.2, images=32),
     )
     frozen = []
-    begin = differentiable._Search._begin_epoch
+    begin = course.Course.begin_epoch
 
     def watched(self):
         frozen.append((self.stage, set(self.loop._freezer.frozen)))
         return begin(self)
 
-    differentiable._Search._begin_epoch = watched
+    course.Course.begin_epoch = watched
     try:
         run(make_space(**NB201), method=method)
     finally:
-        differentiable._Search._begin_epoch = begin
+        course.Course.begin_epoch = begin
     for (_, before), (_, after) in itertools.pairwise(frozen):
         assert before <= after
     assert frozen[-1][0] == 2 and len(frozen[-1][1]) >= len(frozen[3][1]) > 0
@@ -363,12 +361,12 @@ def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning():
 
 def test_a_guarded_selection_by_perturbation_keeps_the_cap_too(monkeypatch):
     """Removing an identity is made to look worst everywhere; still only one of three is chosen."""
-    real = differentiable.selection.accuracy_without
+    real = selection.accuracy_without
 
     def biased(supernet, task, settings, decision, option=None):
         return 0.0 if option == 0 else real(supernet, task, settings, decision, option)
 
-    monkeypatch.setattr(differentiable.selection, "accuracy_without", biased)
+    monkeypatch.setattr(selection, "accuracy_without", biased)
     method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4), guards=Guards(skip_cap=1, ratio=1e9))
     assert sum(o == 0 for o in run(method=method).selected[0]) == 1
     assert run(method=dataclasses.replace(method, guards=None)).selected[0] == (0, 0, 0)
@@ -422,16 +420,31 @@ def test_selection_by_perturbation_fixes_every_decision_and_tunes_between():
 def test_the_tuning_goes_from_a_share_of_the_learning_rate_down_to_its_minimum(monkeypatch):
     recipes = []
 
-    class Spy(differentiable.BilevelLoop):
+    class Spy(course.BilevelLoop):
         def __init__(self, supernet, task, method, **options):
             recipes.append(method.weights)
             super().__init__(supernet, task, method, **options)
 
-    monkeypatch.setattr(differentiable, "BilevelLoop", Spy)
+    monkeypatch.setattr(course, "BilevelLoop", Spy)
     run(method=Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32)))
     searching, tuning = recipes
     assert (searching.lr, searching.lr_min) == (0.025, 0.001)
     assert (tuning.lr, tuning.lr_min) == (pytest.approx(0.0025), 0.001)
+
+
+def test_a_finished_search_weighs_its_connections_as_before(tmp_path, monkeypatch):
+    """What candidates draw there is the same, whatever was drawn before."""
+    begun, real = [], selection.connections
+
+    def connections(*args):
+        begun.append(torch.get_rng_state())
+        return real(*args)
+
+    monkeypatch.setattr(selection, "connections", connections)
+    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32))
+    for _ in range(2):
+        run(method=method, checkpoints=Checkpoints(tmp_path))
+    assert torch.equal(*begun)
 
 
 def test_what_the_alphas_prefer_is_a_candidate_too():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from smooth import RECIPE, make_task, smooth
+from torch import nn
 
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
@@ -11,6 +12,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.seeding import isolated
+from nas.space import Space
 
 
 def supernet(space=None):
@@ -96,3 +98,10 @@ def test_the_search_really_freezes_what_overfits():
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match="wanted at least 1 and a cosine"):
         Freezing(**change)
+
+
+def test_a_space_in_which_nothing_could_be_frozen_is_refused():
+    options = {"max": lambda: nn.MaxPool2d(3, 1, 1), "avg": lambda: nn.AvgPool2d(3, 1, 1)}
+    space = Space("pools", lambda choose: nn.Sequential(choose.op("pool", options), nn.Flatten()))
+    with pytest.raises(ConfigError, match="no option of space 'pools' has weights that could stop learning"):
+        Freezer(Supernet(space), Freezing())

@@ -13,7 +13,8 @@ from nas.oneshot.memory import Change, Needs, _probe, fit, gib
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.stages import Whole
+from nas.oneshot.shrinking import deepened
+from nas.oneshot.stages import Progressive, Whole
 from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.task import load_task
@@ -127,6 +128,18 @@ def test_methods_keep_what_they_are_made_of():
         fit(load("toy", width=8), TASK, METHODS["sdarts-rs"](), 1000)
     with pytest.raises(ConfigError, match=r"a step of drnas needs at least 0.[1-9]"):
         fit(load("toy", width=8), TASK, METHODS["drnas"](), 1000)
+
+
+def test_a_deeper_stage_is_foretold_too():
+    staging = Progressive(keep=(1.0, 0.4), depth=(1.0, 3.0), anew=True)
+    method = dataclasses.replace(METHOD, staging=staging)
+    supernet = Supernet(deepened(SPACE, 3.0)).train()
+    supernet.keep([(2, 3)] * 6)  # the convolutions
+    loop = BilevelLoop(supernet, TASK, method, seed=0)
+    loop.advance()
+    with peak_memory(torch.device("cpu")) as peak:
+        loop.advance()
+    assert peak.bytes <= Needs.probed(SPACE, TASK, method).bytes(64)
 
 
 def test_it_can_be_stopped_between_measurements():

@@ -9,8 +9,10 @@ from nas.errors import ConfigError, SpaceError
 from nas.oneshot.paths import accuracies, scores
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
+from nas.ops import MixtureNorm
 from nas.registry import load
 from nas.seeding import rng, torch_rng
+from nas.space import Space
 from nas.task import load_task
 from nas.training.accuracy import evaluate
 from nas.training.recipe import Recipe
@@ -54,6 +56,18 @@ def test_each_architecture_scores_as_its_own_network_would(space, images):
         loss, accuracy = one_by_one(supernet, genotype, seed=3, calibration=100)
         assert score.accuracy == pytest.approx(accuracy, abs=1 / len(TASK.val) + 1e-6)
         assert score.loss == pytest.approx(loss, rel=2e-3)
+
+
+def test_a_norm_for_mixtures_passes_through_where_nothing_is_mixed():
+    def build(choose):
+        stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), MixtureNorm(4))
+        options = {"one": lambda: nn.Conv2d(4, 4, 1), "three": lambda: nn.Conv2d(4, 4, 3, padding=1)}
+        return nn.Sequential(stem, choose.op("conv", options), nn.Flatten(), nn.Linear(64, 10))
+
+    supernet = trained(Space("pooled", build))
+    (found,) = scores(supernet, [(1,)], TASK, calibration=100, seed=3)
+    loss, _ = evaluate(supernet.extract((1,)), TASK, TASK.val)
+    assert found.loss == pytest.approx(loss, rel=2e-3)
 
 
 def test_statistics_of_the_mixture_would_fit_worse():

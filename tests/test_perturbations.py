@@ -87,3 +87,9 @@ def test_a_row_of_which_nothing_is_left_becomes_its_largest_entry():
 def test_impossible_radii_are_refused(bounds):
     with pytest.raises(ConfigError, match="the radius goes from"):
         RandomPerturbation(*bounds)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_an_ascent_of_no_steps_is_refused(steps):
+    with pytest.raises(ConfigError, match=f"AdversarialPerturbation: steps is {steps}, but must be at least"):
+        AdversarialPerturbation(steps=steps)

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.errors import ConfigError
 from nas.oneshot.regularizers import BetaDecay, DirichletKL, Entropy, ExpectedCost, PullBack, ZeroOne
 
 
@@ -22,6 +24,16 @@ def value(regularizer, alphas, progress=0.5, relax=None):
 
 COSTS = [torch.arange(6.0).view(2, 3), torch.arange(5.0).view(1, 5)]
 ALL = [BetaDecay(), ZeroOne(), PullBack(), DirichletKL(), Entropy(), ExpectedCost(COSTS, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(BetaDecay, "end"), (ZeroOne, "weight"), (PullBack, "scale"), (DirichletKL, "scale"), (Entropy, "end")],
+)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(make, name, number):
+    with pytest.raises(ConfigError, match=f"{make.__name__}: {name} is {number}, but must be finite"):
+        make(number)
 
 
 @pytest.mark.parametrize("regularizer", ALL, ids=lambda r: type(r).__name__)
@@ -101,3 +113,23 @@ def test_the_expected_cost_is_the_mean_of_the_options():
 def test_what_is_cheap_enough_is_not_punished():
     weights = [torch.softmax(torch.randn(2, 3, requires_grad=True), -1), torch.full((1, 5), 1 / 5)]
     assert ExpectedCost(COSTS, 1.0, 1000.0)([], weights, 0.0).item() == 0
+
+
+def test_costs_are_brought_to_a_device_once():
+    """A step that is captured as a CUDA graph must not copy from the host."""
+    penalty = ExpectedCost(COSTS, 1.0, 2.0)
+    weights = [torch.ones(shape, device="meta") for shape in ((2, 3), (1, 5))]
+    copies = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+            copies.append(call in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
+            return call(*args, **(kwargs or {}))
+
+    found = []
+    for _ in range(2):
+        copies.clear()
+        with Watched():
+            penalty.expected(weights)
+        found.append(sum(copies))
+    assert found == [2, 0]

@@ -154,3 +154,8 @@ def test_every_sampling_trains_and_repeats_itself(name):
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         Sharing(**change)
+
+
+def test_a_sandwich_has_no_negative_filling():
+    with pytest.raises(ConfigError, match="random is -1, but must be at least 0"):
+        Sandwich(random=-1)

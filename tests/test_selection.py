@@ -189,7 +189,7 @@ def test_no_more_images_than_wanted_are_looked_at():
     assert sum(seen) == 10
 
 
-@pytest.mark.parametrize("change", [{"tune": -1.0}, {"images": 1}, {"lr_share": 0.0}])
+@pytest.mark.parametrize("change", [{"tune": -1.0}, {"tune": float("inf")}, {"images": 1}, {"lr_share": 0.0}])
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match="selection: got"):
         ByPerturbation(**change)

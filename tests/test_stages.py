@@ -58,12 +58,27 @@ def test_with_fewer_epochs_than_stages_the_last_ones_remain():
         ({"keep": (0.5, 1.0)}, "keep is"),
         ({"keep": (1.0, 0.0)}, "keep is"),
         ({"keep": (1.0, 0.5), "parts": (2,)}, "parts is"),
+        ({"keep": (1.0, 0.5), "parts": (2, 0)}, "parts is .* must be at least 1"),
+        ({"keep": (1.0, 0.5), "depth": (1.0, -2.0), "anew": True}, "depth is .* above 0"),
+        ({"keep": (1.0, 0.5), "skip_dropout": (0.0, 1.0)}, r"skip_dropout is .* in \[0, 1\)"),
         ({"keep": (1.0, 0.5), "depth": (1.0, 2.0)}, "the depth can change only where stages start anew"),
     ],
 )
 def test_impossible_stages_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Progressive(**settings)
+
+
+@pytest.mark.parametrize("parts", [0, -2])
+def test_channels_are_divided_into_at_least_one_part(parts):
+    with pytest.raises(ConfigError, match=f"parts is {parts}, but must be at least 1"):
+        Whole(parts)
+
+
+@pytest.mark.parametrize("every", [-1.0, 7.0, float("nan")])
+def test_drops_are_a_share_of_the_search_apart(every):
+    with pytest.raises(ConfigError, match=f"every is {every}, but must be a share"):
+        OneByOne(every)
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (7, 7), (100, 9), (5, 2)])

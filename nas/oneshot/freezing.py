@@ -48,6 +48,11 @@ class Freezer:
         self.settings = settings
         self.operations = operations(supernet)
         self.weights = [weight for weights in self.operations.values() for weight in weights]
+        if not self.weights:
+            raise ConfigError(
+                f"freezing: no option of space {supernet.space.name!r} has weights that could stop learning; "
+                "choose another method, or leave freezing out"
+            )
         device, count = supernet.alphas[0].device, len(self.operations)
         owners = [i for i, weights in enumerate(self.operations.values()) for _ in weights]
         self._owners = torch.tensor(owners, dtype=torch.int64, device=device)

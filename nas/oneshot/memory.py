@@ -13,7 +13,8 @@ from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.health import Examiner, curvature_images
 from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.stages import Whole
+from nas.oneshot.shrinking import deepened
+from nas.oneshot.stages import Stage, Whole
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space import Space
@@ -167,13 +168,30 @@ class _Line:
 
 
 def _probe(space: Space, task: Task, method: Method, batch: int) -> tuple[int, int]:
-    """Peak bytes of one step that moves alphas and weights, and of an eigenvalue, of so many images."""
-    weights = dataclasses.replace(method.weights, batch=batch)
-    device = task.train.x.device
-    stages = method.staging.stages(weights.epochs, max(len(d.options) for d in space.decisions))
-    parts = min(stage.parts for stage in stages)
+    """Peak bytes of one step that moves alphas and weights, and of an eigenvalue, of so many images.
+
+    Those of the stage that needs most, where stages differ in depth or channels.
+    """
+    stages = method.staging.stages(method.weights.epochs, max(len(d.options) for d in space.decisions))
+    forms: dict[tuple[float, int], Stage] = {}
+    for stage in stages:  # of equal stages the first one has the most options
+        forms.setdefault((stage.depth, stage.parts), stage)
+    found = [_probe_stage(space, task, method, stage, batch) for stage in forms.values()]
+    steps, looks = zip(*found, strict=True)
+    return max(steps), max(looks)
+
+
+def _probe_stage(space: Space, task: Task, method: Method, stage: Stage, batch: int) -> tuple[int, int]:
+    """The same of one stage, whose options are those with the most weights."""
+    weights, device = dataclasses.replace(method.weights, batch=batch), task.train.x.device
     with isolated(0, "probe"):
-        supernet = Supernet(space, relaxation=method.relaxation, parts=parts, edge_norm=method.edge_norm)
+        supernet = Supernet(
+            deepened(space, stage.depth),
+            relaxation=method.relaxation,
+            parts=stage.parts,
+            edge_norm=method.edge_norm,
+        )
+        supernet.keep(_heaviest(supernet, stage))
         loop = BilevelLoop(
             supernet.to(device).train(), task, dataclasses.replace(method, weights=weights), seed=0
         )
@@ -187,6 +205,19 @@ def _probe(space: Space, task: Task, method: Method, batch: int) -> tuple[int, i
     # From the second step on the momentum is there, and the gradients of the step before.
     fixed = kept + 2 * weights_bytes
     return step.bytes + fixed, look.bytes + fixed
+
+
+def _heaviest(supernet: Supernet, stage: Stage) -> list[list[int]]:
+    """For each decision, the options in the race that have the most weights, as many as a stage has."""
+    places = {mixed.decision: mixed for mixed in supernet.mixed()}
+    kept = []
+    for decision, alive in zip(supernet.space.decisions, supernet.alive, strict=True):
+        ops = places[decision.name].ops
+        # What has no weights keeps the less for the backward pass, the fewer modules it is made of.
+        sizes = {o: (sum(p.numel() for p in ops[o].parameters()), len(list(ops[o].modules()))) for o in alive}
+        order = sorted(alive, key=lambda o, sizes=sizes: sizes[o], reverse=True)  # type: ignore[misc]
+        kept.append(order[: stage.options(len(decision.options))])
+    return kept
 
 
 def _variants(method: Method) -> Iterator[Change]:

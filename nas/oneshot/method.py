@@ -70,6 +70,12 @@ class Method:
     def __post_init__(self) -> None:
         if self.order not in (0, 1, 2):
             raise ConfigError(f"{self.name}: order is {self.order!r}, but must be 0, 1 or 2")
+        for name in ("ema", "auxiliary"):
+            if getattr(self.weights, name):
+                raise ConfigError(
+                    f"{self.name}: {name} of the weights is {getattr(self.weights, name)}, but a supernet is "
+                    "searched with its weights as they are and without auxiliary heads; set it to 0"
+                )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"{self.name}: warmup is {self.warmup}, but must be a share in [0, 1)")
         if self.relaxation.one_at_a_time and (self.perturbation is not None or self.update.on_simplex):

@@ -22,6 +22,7 @@ from nas.errors import ConfigError, TrialError
 from nas.evaluation.guard import memory_errors
 from nas.oneshot.mixed import Many
 from nas.oneshot.supernet import Supernet
+from nas.ops import MixtureNorm
 from nas.seeding import torch_rng
 from nas.task import Split, Task
 from nas.training.accuracy import evaluating
@@ -167,7 +168,9 @@ class _Groups:
 def _grouped(supernet: Supernet) -> Iterator[_Groups]:
     """Inside this block the batch-norm layers of the supernet normalise group by group."""
     groups = _Groups()
-    norms = [module for module in supernet.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module for module in supernet.modules() if isinstance(module, _BatchNorm) and _normalises(module)
+    ]
     for norm in norms:
         norm.forward = partial(groups.normalise, norm)  # type: ignore[method-assign]
     try:
@@ -175,3 +178,7 @@ def _grouped(supernet: Supernet) -> Iterator[_Groups]:
     finally:
         for norm in norms:
             del norm.forward
+
+
+def _normalises(norm: _BatchNorm) -> bool:
+    return norm.active if isinstance(norm, MixtureNorm) else True

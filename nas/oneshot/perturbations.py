@@ -90,6 +90,11 @@ class AdversarialPerturbation(Perturbation):
 
     steps: int = 7
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ConfigError(f"{type(self).__name__}: steps is {self.steps}, but must be at least 1")
+
     @property
     def passes(self) -> int:
         """In every step, and for both mixtures at the end."""

@@ -6,13 +6,17 @@ weights `[E, O]` that they give, and of the progress of the search in [0, 1].
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nas.errors import ConfigError
 
 Rows = Sequence[Tensor]
 Progress = float | Tensor
@@ -21,7 +25,13 @@ Progress = float | Tensor
 
 @dataclass(frozen=True)
 class Regularizer(ABC):
-    """A term of the alphas' loss."""
+    """A term of the alphas' loss, whose numbers are finite."""
+
+    def __post_init__(self) -> None:
+        for name in (own.name for own in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not math.isfinite(value):
+                raise ConfigError(f"{type(self).__name__}: {name} is {value}, but must be finite")
 
     @property
     def reads_mixture(self) -> bool:
@@ -136,14 +146,21 @@ class ExpectedCost(Regularizer):
     target: float
     weight: float = 1.0
     metric: str = "macs"
+    _placed: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def expected(self, weights: Rows) -> Tensor:
         """`fixed + Σ over decisions Σ over options p · cost`, in the metric's unit."""
         parts = [
-            (row / row.sum(-1, keepdim=True) * cost.to(row.device)).sum()
-            for row, cost in zip(weights, self.costs, strict=True)
+            (row / row.sum(-1, keepdim=True) * cost).sum()
+            for row, cost in zip(weights, self._on(weights[0].device), strict=True)
         ]
         return self.fixed + torch.stack(parts).sum()
+
+    def _on(self, device: torch.device) -> list[Tensor]:
+        """The costs on a device, brought there once: a copy in every step would wait, and not be captured."""
+        if device not in self._placed:
+            self._placed[device] = [cost.to(device) for cost in self.costs]
+        return self._placed[device]
 
     def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """`weight · max(0, expected / target - 1)`."""

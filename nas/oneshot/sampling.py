@@ -92,6 +92,10 @@ class Sandwich(Sampling):
     random: int = 2
     distils: bool = field(default=True, init=False)
 
+    def __post_init__(self) -> None:
+        if self.random < 0:
+            raise ConfigError(f"sandwich: random is {self.random}, but must be at least 0")
+
     def paths(self, space: Space, rng: np.random.Generator, image_shape: Sequence[int]) -> list[Genotype]:
         """Largest first, then smallest, then random ones."""
         return [*extremes(space, image_shape), *(space.sample(rng) for _ in range(self.random))]

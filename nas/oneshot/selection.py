@@ -6,6 +6,7 @@ The size of an alpha says little about how much the supernet relies on an operat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -42,10 +43,10 @@ class ByPerturbation:
     lr_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (self.tune >= 0 and self.images >= 2 and 0 < self.lr_share <= 1):
+        if not (0 <= self.tune < math.inf and self.images >= 2 and 0 < self.lr_share <= 1):
             raise ConfigError(
                 f"selection: got tune {self.tune}, {self.images} images and lr_share {self.lr_share}; wanted "
-                "at least 0, at least 2, and a share in (0, 1]"
+                "a finite number of at least 0, at least 2, and a share in (0, 1]"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Whole(Staging):
 
     parts: int = 1
 
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ConfigError(f"stages: parts is {self.parts}, but must be at least 1")
+
     def stages(self, epochs: int, options: int) -> list[Stage]:  # noqa: ARG002 - a staging's signature
         """The whole search."""
         return [Stage(epochs, parts=self.parts)]
@@ -91,6 +96,13 @@ class Progressive(Staging):
                     f"stages: {name} is {getattr(self, name)}, but must have one entry for each of the "
                     f"{len(self.keep)} stages"
                 )
+        for name, wanted, holds in (
+            ("parts", "at least 1", lambda entry: entry >= 1),
+            ("depth", "finite and above 0", lambda entry: 0 < entry < math.inf),
+            ("skip_dropout", "in [0, 1)", lambda entry: 0 <= entry < 1),
+        ):
+            if not all(map(holds, getattr(self, name))):
+                raise ConfigError(f"stages: {name} is {getattr(self, name)}, but must be {wanted}")
         if not self.anew and any(share != 1 for share in self.depth):
             raise ConfigError("stages: the depth can change only where stages start anew; set anew")
 
@@ -132,6 +144,10 @@ class OneByOne(Staging):
     """
 
     every: float = 1 / 15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.every <= 1:
+            raise ConfigError(f"stages: every is {self.every}, but must be a share in [0, 1]")
 
     @property
     def by(self) -> Literal["alphas", "fisher"]:

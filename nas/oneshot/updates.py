@@ -68,6 +68,8 @@ class Adam(Update):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"alphas: betas are {self.betas}, but must be in [0, 1)")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(
@@ -113,7 +115,6 @@ class _AdamMover(Mover):
             # Without it, Adam refuses to be captured.
             capturable=captured,
         )
-        self._way = {name: self.adam.param_groups[0][name] for name in ("fused", "capturable")}
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
@@ -127,9 +128,10 @@ class _AdamMover(Mover):
         return {"adam": self.adam.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        # How the steps are done is this run's own; the saved one may not have been captured.
         saved = dict(state["adam"])
-        saved["param_groups"] = [{**group, **self._way} for group in saved["param_groups"]]
+        # Whether moments are kept for a captured step is this device's business, not that of who saved them.
+        own = {name: self.adam.param_groups[0][name] for name in ("fused", "foreach", "capturable")}
+        saved["param_groups"] = [group | own for group in saved["param_groups"]]
         self.adam.load_state_dict(saved)
 
 

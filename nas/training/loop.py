@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import ConfigError, DataError, TrialError
 from nas.oneshot.fused.execution import execute_cells
 from nas.seeding import derive, seed_global
 from nas.task import Split, Task
@@ -25,6 +22,7 @@ from nas.training.descent import Descent
 from nas.training.drop_path import DropPath, set_drop_path
 from nas.training.recipe import Precision, Recipe, learning_rate
 from nas.training.resting import Resting
+from nas.training.soundness import CHECK_STEPS, check_depends, check_finite, described, shared_device
 from nas.training.streams import Streams
 from nas.training.team import ALONE, Team
 
@@ -33,9 +31,6 @@ Forward = Callable[[nn.Module, Tensor, int], Output]
 
 Backward = Callable[["Loop"], Tensor]
 """Puts the gradients of the coming step in place and returns its loss; `one_pass` unless given."""
-
-# Reading a number back from the device waits for it, so divergence is looked for only now and then.
-_CHECK_STEPS = 50
 
 
 class Loop:
@@ -73,7 +68,7 @@ class Loop:
         self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
         self.split, self.forward, self._backward = split, forward, backward or one_pass
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.device = _shared_device(self.parameters, split)
+        self.device = shared_device(self.parameters, split)
         self._batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
         self.batch, self.steps_per_epoch = self._batches.size, self._batches.per_epoch
         self.team, self.images = team, images_of(team, self.batch)
@@ -157,7 +152,7 @@ class Loop:
         if self._average is not None:
             self._average.update(self.network, self.step)
         self.step += 1
-        if self.step % _CHECK_STEPS == 0:
+        if self.step % CHECK_STEPS == 0:
             self._check_finite()
 
     def end_epoch(self) -> tuple[float, float]:
@@ -194,14 +189,7 @@ class Loop:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a saved state to be taken up again."""
-        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.network.state_dict().items()]
-        return {
-            "recipe": dataclasses.asdict(self.recipe),
-            "seed": self.seed,
-            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
-            "data": self.task.fingerprint,
-            "split": len(self.split),
-        }
+        return described(self.network, self.task, self.split, self.recipe, seed=self.seed)
 
     def draws_from(self, generators: Sequence[torch.Generator]) -> None:
         """Says what else than `generators` its steps draw from."""
@@ -318,34 +306,13 @@ class Loop:
         return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
 
     def _check_finite(self) -> None:
-        weights = nn.utils.get_total_norm(self.parameters.values())
-        if not (self._loss_sum + weights).isfinite():
-            raise TrialError(
-                "nan",
-                f"train: loss or weights are not finite at step {self.step}, "
-                f"epoch {(self.step - 1) // self.steps_per_epoch + 1}, lr {self.lr:.3g}; "
-                "lower the learning rate",
-            )
+        epoch = (self.step - 1) // self.steps_per_epoch + 1
+        check_finite(self._loss_sum, self.parameters, step=self.step, epoch=epoch, lr=self.lr)
 
 
 def one_pass(loop: Loop) -> Tensor:
     """One pass forward and backward."""
     loss = loop.loss()
-    if not loss.requires_grad:
-        raise TrialError("no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter")
+    check_depends(loss, loop.step)
     loss.backward()  # type: ignore[no-untyped-call]
     return loop.combined(loss)
-
-
-def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:
-    if not parameters:
-        raise TrialError("no-grad", "train: the network has no trainable parameter")
-    if len(split) < 2:
-        raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
-    device = next(iter(parameters.values())).device
-    if split.x.device != device:
-        raise ConfigError(
-            f"train: the network is on {device}, the images on {split.x.device}; "
-            f"call task.to({str(device)!r})"
-        )
-    return device
