@@ -22,6 +22,7 @@ from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
+from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
 from nas.task import Split
 
@@ -180,10 +181,13 @@ def _tell(job: Job, verdict: Verdict) -> None:
 
 
 def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
-    """With several objectives, the hypervolumes of search and random search above their common worst."""
+    """With several objectives, the hypervolumes of search and random search above their common worst.
+
+    Each is that of the trials of its longest training.
+    """
     goals = job.plan.goals
     kept = {
-        name: [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
+        name: longest(history, goals)
         for name, history in (("", found.history), (f"{RANDOM}_", baselines.history))
     }
     if len(goals.objectives) == 1 or not kept[""]:

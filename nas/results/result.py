@@ -26,6 +26,7 @@ from nas.job.method_names import DIFFERENTIABLE
 from nas.job.run_folder import read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
+from nas.schedulers.halving import longest
 from nas.space import Space
 from nas.study import Study
 from nas.training.checkpoint import load_tensors
@@ -64,9 +65,7 @@ class Result:
     @property
     def front(self) -> list[Trial]:
         """The trials of the longest training that no other one dominates, and that keep all constraints."""
-        done = [t for t in self.history if t.state == "done"]
-        longest = max((t.fidelity for t in done), default=0)
-        return self.goals.front([t for t in done if t.fidelity == longest])
+        return self.goals.front(longest(self.history, self.goals))
 
     @property
     def failures(self) -> dict[str, int]:
