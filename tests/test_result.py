@@ -13,7 +13,7 @@ import nas
 from nas.data.inputs import Inputs
 from nas.errors import ConfigError
 from nas.evaluation.metrics import wilson
-from nas.goals import parse_goals
+from nas.goals import Goals, parse_goals
 from nas.graph import cell_graphs, merged
 from nas.results.architecture_file import (
     describe_architecture,
@@ -22,7 +22,7 @@ from nas.results.architecture_file import (
     read_architecture,
     write_graphml,
 )
-from nas.results.result import Result, load_result
+from nas.results.result import BASELINES, Result, baselines_of, load_result
 from nas.results.result_files import write_front
 from nas.types import Trial
 
@@ -82,6 +82,13 @@ def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
     assert drawn["points"].tolist() == [[0.5, 40], [0.6, 60], [0.4, 70]] and drawn["chosen"] == [1]
     assert drawn["subtitle"] == "2 of 3 architectures are on it"
     assert [entry["trial"] for entry in json.loads((tmp_path / "front.json").read_text())["front"]] == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["darts", "own:mine", "my_method.py:make"])
+def test_baselines_of_a_search_by_gradients_say_that_they_were_trained_alone(method):
+    history = [Trial(0, (0,), 1, "done", {"val_acc": 0.5, "macs": 1.0})]
+    assert all(name.endswith(", trained alone") for name in baselines_of(history, Goals(), method=method))
+    assert set(baselines_of(history, Goals(), method="evolution")) == set(BASELINES)
 
 
 def test_graphml_holds_whatever_names_hold(tmp_path):

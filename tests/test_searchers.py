@@ -655,6 +655,15 @@ def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
         assert min(sum(a != b for a, b in zip(child.genotype, g, strict=True)) for g in best) <= 3
 
 
+def test_what_a_bound_turns_down_takes_no_place_in_a_generation(monkeypatch):
+    made = watched_children(monkeypatch)
+    searcher = Bounded(Generational(population=10, parents=3), lambda genotype: genotype[0] == 0)
+    history = simulate(searcher, CELLS, planted, trials=10)
+    assert made["sample"] > 20 and not made["cross"] and not made["_mutated"]
+    made.clear()
+    assert searcher.ask(CELLS, history, rng(0))[0] == 0 and not made["cross"]
+
+
 def test_generations_climb_to_a_planted_optimum_better_than_random():
     for seed in range(3):
         found = {

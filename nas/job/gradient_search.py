@@ -28,6 +28,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
 from nas.results.records import NeededRecord, checked
+from nas.schedulers.halving import finalists
 from nas.schedulers.schedule import Listed
 from nas.seeding import rng
 from nas.space import Space
@@ -247,10 +248,10 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     folder = job.config.seed_alphas
     if folder is None:
         return None
-    trials = [t for t in Study.read(Path(folder), "search", job.space) if t.state == "done"]
-    if not trials:
+    tried = finalists(Study.read(Path(folder), "search", job.space), job.plan.goals)
+    if not tried:
         raise ConfigError(f"seed_alphas: {folder} holds no finished trial of space {job.space.name!r}")
-    best = job.plan.goals.ordered(trials)[: max(1, len(trials) // 5)]
+    best = tried[: max(1, len(tried) // 5)]
 
     def prepare(supernet: Supernet) -> None:
         supernet.prefer([trial.genotype for trial in best])

@@ -19,7 +19,7 @@ from nas.files.manifest import MANIFEST, require_intact
 from nas.files.paths import is_file
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
-from nas.job.method_names import DIFFERENTIABLE, is_own
+from nas.job.method_names import by_gradients
 from nas.job.run_folder import read_run
 from nas.registry import is_plugin, load
 from nas.report.history import Past, read_studies
@@ -111,7 +111,7 @@ class Run:
     @property
     def is_by_gradients(self) -> bool:
         """Whether its trials are the epochs of a supernet."""
-        return self.method in DIFFERENTIABLE or is_own(self.method)
+        return by_gradients(self.method)
 
     @cached_property
     def final(self) -> Space | None:

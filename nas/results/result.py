@@ -22,7 +22,7 @@ from nas.files.manifest import MANIFEST, check_manifest, damaged
 from nas.files.paths import check_contents, is_file
 from nas.goals import Goals
 from nas.graph import Graph, merged
-from nas.job.method_names import DIFFERENTIABLE
+from nas.job.method_names import by_gradients
 from nas.job.run_folder import read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
@@ -106,7 +106,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
     done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
     if not done:
         return {}
-    note = ", trained alone" if method in DIFFERENTIABLE else ""
+    note = ", trained alone" if by_gradients(method) else ""
     random, largest = (name + note for name in BASELINES)
     return {random: history, largest: [max(done, key=lambda t: t.metrics["macs"])]}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.errors import ExhaustedError
-from nas.searchers.searcher import Searcher
+from nas.searchers.searcher import TURNED_DOWN, Searcher
 from nas.space import Space
 from nas.types import Genotype, Trial
 
@@ -40,5 +40,5 @@ class Bounded:
                 break
             if self.holds(genotype):
                 return genotype
-            known.append(Trial(len(known), genotype, state="failed", reason="bound"))
+            known.append(Trial(len(known), genotype, state="failed", reason=TURNED_DOWN))
         return known[-1].genotype
