@@ -8,7 +8,7 @@ from functools import partial
 
 from nas.budget.pace import gradient_pace, network_pace, shared_pace
 from nas.budget.preview import Preview, Range
-from nas.budget.preview_phases import Steps, one_training_s, phases_of, searches
+from nas.budget.preview_phases import Steps, one_training_s, phases_of
 from nas.budget.shares import EXPORT_S, EXPORTED_S, FINISH_S
 from nas.cost import Cost, cost
 from nas.errors import TrialError
@@ -92,7 +92,7 @@ def _network_paces(
 
 def _supernet_paces(job: Job, *, limit_s: float) -> tuple[float, float]:
     """Seconds of a step of a supernet searched by gradients, and of one that trials share; 0 for none."""
-    if job.plan.searcher is None and searches(job):
+    if job.plan.searcher is None and job.has_choice:
         return _or_zero(lambda: gradient_pace(job, limit_s=limit_s)), 0.0
     if job.config.shares_weights:
         return 0.0, _or_zero(lambda: shared_pace(job, limit_s=limit_s))

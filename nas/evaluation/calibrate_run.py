@@ -14,7 +14,7 @@ from nas.evaluation.cheap_estimates import compare_estimates
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
 from nas.job.config import Config, make_config, with_names
-from nas.job.preparation import prepare
+from nas.job.preparation import folder_of, prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
 from nas.space import Space
@@ -60,7 +60,7 @@ def calibrate(
     for name, value in Config():
         if name not in USED and getattr(made, name) != value:
             raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
-    place = Path(out) if out is not None else Path("results") / _folder_name(made)
+    place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
     job, notes = prepare(
         made,
         place,
@@ -105,8 +105,3 @@ def _keep(path: Path, settings: Settings) -> None:
             f"{path.parent} holds a calibration with other settings, {before}, not {now}; repeat its command "
             "to resume it, or choose another --out folder"
         )
-
-
-def _folder_name(config: Config) -> str:
-    parts = ("calibrate", config.space, config.task)
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in Path(p).name) for p in parts)

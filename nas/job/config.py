@@ -164,7 +164,7 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
     for key in values:
         if key not in Config.model_fields:
             raise ConfigError(f"{where}: {unknown('setting', str(key), Config.model_fields)}")
-    method = str(values.get("method", "darts"))
+    method = str(values.get("method", Config.model_fields["method"].default))
     if method not in METHODS and ":" not in method:
         raise ConfigError(f"{where}: {unknown('method', method, METHODS)}")
     try:

@@ -19,7 +19,7 @@ from nas.evaluation.scored import Scored
 from nas.files.paths import is_file
 from nas.job.job import Job
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import CHECKPOINT, read_run
+from nas.job.run_folder import CHECKPOINT, SEARCH, read_run
 from nas.job.shared_weights import shared_weights
 from nas.oneshot.expected import check_bound
 from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
@@ -141,7 +141,7 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
 def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
     """The trials of an earlier run; of one on a ladder those of one rung, for values must be comparable."""
     folder = Path(job.plan.earlier)
-    trials = Study.read(folder, "search", job.space)
+    trials = Study.read(folder, SEARCH, job.space)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         raise ConfigError(f"searcher.earlier: {folder} holds no finished trial to learn from")
@@ -198,7 +198,7 @@ def _trained(job: Job) -> Evaluator:
         job.plan.trial,
         ladder,
         folder / "ladder",
-        seed=job.seed("search"),
+        seed=job.seed(SEARCH),
         stop=job.stop,
     )
 

@@ -11,13 +11,13 @@ from nas.evaluation import failures
 from nas.evaluation.metrics import rounded, wilson
 from nas.files.atomic import write_json
 from nas.graph import cell_graphs
-from nas.job.baselines import RANDOM, Baselines, run_baselines
+from nas.job.baselines import Baselines, run_baselines
 from nas.job.final_training import RETRAIN, train_final
 from nas.job.gradient_search import write_health
 from nas.job.job import Job
 from nas.job.phases import Found, find
-from nas.job.rerank import SEARCH, Verdict, rerank
-from nas.job.run_folder import clear_checkpoints
+from nas.job.rerank import Verdict, rerank
+from nas.job.run_folder import RANDOM, SEARCH, clear_checkpoints
 from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
 from nas.results.result import Result, baselines_of, to_cpu
@@ -37,7 +37,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     """
     size = job.space.size
     job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
-    if size.exact and size.count == 1:
+    if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
     planned, shares = job, None
     if ahead is not None and job.clock.budget_s is not None:
@@ -110,12 +110,10 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
 
 def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
     """The baselines and the fresh trainings, as far as there is time for them."""
-    size = job.space.size
-    compares = job.plan.baselines and not (size.exact and size.count == 1) and bool(found.history)
-    own = job.config.method == "random" and job.plan.scheduler == "fixed"
+    compares = job.plan.baselines and job.has_choice and bool(found.history)
     if shares is not None and shares.rerank_s is None:
         return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
-    if shares is not None and shares.baselines_s is None and not own:
+    if shares is not None and shares.baselines_s is None and not job.is_own_baseline:
         compares = False
     until_s = None if shares is None else shares.baselines_s
     baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})

@@ -23,7 +23,7 @@ from nas.files.paths import check_contents, is_file
 from nas.goals import Goals
 from nas.graph import Graph, merged
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import read_run
+from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
 from nas.schedulers.halving import longest
@@ -140,7 +140,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     metrics = read_metrics(folder)
     record = read_run(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
-    history = Study.read(folder, "search", found)
+    history = Study.read(folder, SEARCH, found)
     method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
     own = history if (folder / "baselines.json").is_file() else []
@@ -153,7 +153,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, "random", found) or own, goals, method=method),
+        baselines_of(Study.read(folder, RANDOM, found) or own, goals, method=method),
         goals,
     )
 
