@@ -12,6 +12,7 @@ import torch
 
 import nas
 from nas.environment import environment
+from nas.oneshot.fused.comparing import COMPILED
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, training
 from nas.seeding import isolated
@@ -43,7 +44,8 @@ def bench(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -> 
     # Without what only some of the epochs have, or only a network with a second head.
     own = {"auxiliary": 0.0, "drop_path": 0.0, "cutout": preset(recipe).cutout * side // 32}
     asked = replace(preset(recipe), batch=batch, precision=args.precision, **own)
-    return measure(training(network, task, asked), steps=args.steps, bandwidth=bandwidth)
+    also = [COMPILED] if args.compile else []
+    return measure(training(network, task, asked), steps=args.steps, bandwidth=bandwidth, also=also)
 
 
 def main() -> None:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--batch", action="append", type=int, help="the network's own unless given")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)

@@ -18,6 +18,7 @@ from torch.autograd import DeviceType
 from nas.errors import ConfigError
 from nas.oneshot.fused import comparing
 from nas.oneshot.fused.comparing import (
+    COMPILED,
     PATHS,
     WARMING,
     Run,
@@ -114,9 +115,9 @@ def test_steps_as_graphs_are_those_of_the_same_path(monkeypatch, network, task, 
 
 
 def test_a_gpu_has_all_paths(monkeypatch):
-    assert paths_of(torch.device("cuda")) == list(PATHS)
+    assert paths_of(torch.device("cuda")) == [name for name in PATHS if name != COMPILED]
     monkeypatch.setattr(comparing, "find_spec", lambda name: None)
-    assert paths_of(torch.device("cuda")) == [name for name in PATHS if "kernels" not in name]
+    assert not any("kernels" in name for name in paths_of(torch.device("cuda")))
 
 
 def test_paths_that_differ_are_seen_to(network, task):
@@ -145,6 +146,20 @@ def test_runs_take_turns_and_the_losses_are_those_of_the_timed_steps():
     assert done[:6] == ["one", "other"] * 3
     assert rows["one"]["loss_last"] == rows["other"]["loss_last"] == 3
     assert rows["other"]["loss_difference"] == 0.5
+
+
+def test_compiling_is_timed_apart(task, monkeypatch):
+    compiled = []
+
+    def compiles(network):
+        compiled.append(network)
+
+    monkeypatch.setattr(nn.Module, "compile", compiles)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    rows = measure(training(network, task, RECIPE), steps=1, bandwidth=1e9, also=[COMPILED])
+    assert [*rows] == [*paths_of(CPU), COMPILED]
+    assert len(compiled) == 1
+    assert [name for name, row in rows.items() if "first_s" in row] == [COMPILED]
 
 
 def test_the_noise_has_a_trace_of_its_class(task):

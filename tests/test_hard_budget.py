@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from nas.budget import timing
 from nas.budget.clock import Clock
-from nas.budget.shares import timing
 from nas.errors import ConfigError
 from nas.job.config import make_config
 from nas.job.preparation import prepare

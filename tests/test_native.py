@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 from depthwise_cases import ALL, cases
 
 from nas.oneshot.extraction import as_searched
-from nas.oneshot.fused import execution, trust
+from nas.oneshot.fused import execution, trust, verdict
 from nas.oneshot.fused.kernels import choice, launch, native
 from nas.oneshot.fused.kernels.native import NativeError, Variant
 from nas.ops import PRIMITIVES
@@ -317,6 +317,7 @@ def test_a_chain_falls_back_to_triton_as_a_whole(triton, monkeypatch, right):
 def test_why_triton_runs_is_explained(monkeypatch):
     cuda = torch.device("cuda")
     assert native.problem(torch.device("cpu")) == "the device is cpu"
+    monkeypatch.setattr(verdict, "remembered", lambda device: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(native, "_import_problem", lambda: None)
     assert "depthwise ones in CUDA C++" in execution.explain(cuda)

@@ -8,7 +8,7 @@ from jobs import outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
-from nas.job.job import retrain_run
+from nas.job import retrain_run
 from nas.results.architecture_file import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}

@@ -26,7 +26,7 @@ from nas.ops import candidates
 from nas.space import Space
 from nas.training import loop as training
 from nas.training.recipe import Recipe
-from nas.training.resting import Resting
+from nas.training.resting import Resting, begin_momenta
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a tape stands in for a GPU's graphs; with one, see test_cuda"
@@ -153,6 +153,7 @@ def test_parameters_without_a_gradient_rest_as_if_they_had_none(momentum):
                 if rests and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
             if rests:
+                begin_momenta(sgd)
                 with resting.during(sgd):
                     sgd.step()
             else:

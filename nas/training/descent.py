@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from nas.training.captured import tensors_in
 from nas.training.recipe import Recipe
-from nas.training.resting import Resting
+from nas.training.resting import MOMENTUM, Resting, begin_momenta
 
-MOMENTUM = "momentum_buffer"
 FUSED = ("cpu", "cuda")
 """Devices that move all parameters in one call."""
 
@@ -65,6 +64,7 @@ class Descent:
         """Clips the gradients as the recipe says and moves all parameters but those that rest."""
         if self._recipe.clip:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip)
+        begin_momenta(self._optimizer)
         with resting.during(self._optimizer):
             self._optimizer.step()
 

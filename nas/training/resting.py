@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = "momentum_buffer"
+
 
 class Resting:
     """Lets parameters whose gradient is nothing but zeros rest, as those do that have none.
@@ -21,14 +23,15 @@ class Resting:
 
     @contextmanager
     def during(self, optimizer: torch.optim.SGD) -> Iterator[None]:
-        """Runs a step of an optimizer, whose only state is a momentum."""
+        """Runs a step of an optimizer, whose only state is a momentum (see `begin_momenta`)."""
         moving = [p for p in self._parameters if p.grad is not None]
         if not moving:
             yield
             return
         norms = torch._foreach_norm([p.grad for p in moving if p.grad is not None], torch.inf)
         values = [p.detach() for p in moving]
-        kept = [*values, *_momenta(optimizer, moving)]
+        momenta = [optimizer.state[p].get(MOMENTUM) for p in moving]
+        kept = [*values, *(momentum for momentum in momenta if momentum is not None)]
         before = list(torch._foreach_add(kept, 0))
         yield
         moved = shares(torch.stack(norms).ne(0), values)
@@ -37,18 +40,12 @@ class Resting:
         torch._foreach_copy_(kept, before)
 
 
-def _momenta(optimizer: torch.optim.SGD, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Those of some parameters, if there are any, which the step changes in place.
-
-    One begins with the first gradient, as if it had been zero before. A fused step has all of them or none.
-    """
-    group = optimizer.param_groups[0]
-    if not group["momentum"]:
-        return []
-    for p in group["params"]:
-        if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return [optimizer.state[p]["momentum_buffer"] for p in parameters]
+def begin_momenta(optimizer: torch.optim.SGD) -> None:
+    """Gives what has its first gradient a momentum of zeros; a fused step takes those of all or of none."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group["momentum"] else ():
+            if p.grad is not None and optimizer.state[p].get(MOMENTUM) is None:
+                optimizer.state[p][MOMENTUM] = torch.zeros_like(p)
 
 
 def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:

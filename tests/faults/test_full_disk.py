@@ -16,7 +16,8 @@ import nas
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
 from nas.evaluation.evaluate import Trained
-from nas.files.atomic import files, storage_errors, write_bytes
+from nas.files import atomic as files
+from nas.files.atomic import storage_errors, write_bytes
 from nas.files.manifest import MANIFEST
 from nas.job.search_run import search
 from nas.results.result import load_result

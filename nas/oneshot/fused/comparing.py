@@ -38,13 +38,17 @@ class Path:
     """A way to run steps.
 
     channels_last: where maps have their channels in memory. graph: whether steps are replayed as CUDA graphs.
+    compiled: whether the network is run by `torch.compile`, which the engine itself does nowhere: what a step
+      gains by it is small beside the minutes that compiling takes (results/README.md).
     """
 
     execution: Execution
     channels_last: bool = True
     graph: bool = False
+    compiled: bool = False
 
 
+COMPILED = "plain, compiled"
 PATHS = {
     "plain": Path("plain", channels_last=False),
     "plain, channels last": Path("plain"),
@@ -52,27 +56,33 @@ PATHS = {
     "batched, graph": Path("batched", graph=True),
     "kernels": Path("kernels"),
     "kernels, graph": Path("kernels", graph=True),
+    COMPILED: Path("plain", compiled=True),
 }
-"""The first is how published code runs."""
+"""The first is how published code runs; the last one is timed only where it is asked for."""
 
 
 @dataclass(frozen=True)
 class Run:
     """Steps that can be done one after the other.
 
-    advance: does the next one. loss: that of the step done last.
+    advance: does the next one. loss: that of the step done last. compiles: whether the first one compiles, so
+    that it must not be watched.
     """
 
     advance: Callable[[], None]
     loss: Callable[[], float]
+    compiles: bool = False
 
 
 def paths_of(device: torch.device) -> list[str]:
     """The paths that a device has."""
-    if device.type != "cuda":
-        return [name for name, path in PATHS.items() if path.execution != "kernels" and not path.graph]
-    triton = find_spec("triton") is not None
-    return [name for name, path in PATHS.items() if path.execution != "kernels" or triton]
+    cuda = device.type == "cuda"
+    kernels = cuda and find_spec("triton") is not None
+    return [
+        name
+        for name, path in PATHS.items()
+        if not path.compiled and (cuda or not path.graph) and (kernels or path.execution != "kernels")
+    ]
 
 
 def compare(
@@ -81,16 +91,19 @@ def compare(
     """For each run: milliseconds of a step (median), and what else can be told of it.
 
     ratio: how many times faster than the first run. peak_MiB: of tensors that the first steps make, gradients
-    and the optimizer's included. kernels_launched: on the GPU in a step; elsewhere calls: of the library's
-    operations on maps; of one more step, where it `counts`. loss_difference: the largest from the first
-    run's losses.
+    and the optimizer's included; where the first one compiles, which takes first_s, those after it.
+    kernels_launched: on the GPU in a step; elsewhere calls: of the library's operations on maps; of one more
+    step, where it `counts`. loss_difference: the largest from the first run's losses.
     """
     losses: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    peaks = {}
+    peaks, firsts = dict[str, int](), dict[str, float]()
     for name, run in runs.items():
+        if run.compiles:
+            firsts[name] = seconds_of(run.advance, device)
+            losses[name].append(run.loss())
         with peak_memory(device) as peak:
-            for _ in range(WARMING.get(device.type, 1)):
+            for _ in range(WARMING.get(device.type, 1) - len(losses[name])):
                 run.advance()
                 losses[name].append(run.loss())
         peaks[name] = peak.bytes
@@ -105,6 +118,7 @@ def compare(
             "ms": 1e3 * medians[name],
             "ratio": medians[first] / medians[name],
             "peak_MiB": peaks[name] / 2**20,
+            **({"first_s": firsts[name]} if name in firsts else {}),
             **(_launches(run, device) if counts else {}),
             "loss_last": losses[name][-1],
             "loss_difference": _farthest(losses[first], losses[name]),

@@ -51,9 +51,9 @@ def explain(device: torch.device) -> str:
     if (lacking := verdict.lacking(device)) is not None:
         return f"batched: {found}; kernels need Triton, but {lacking}"
     known = verdict.remembered(device)
-    if known is None:
-        return f"batched: {found}; a first job tries kernels on this GPU, as does nas doctor --try-kernels"
-    return f"{known}; batched: {found}; depthwise kernels in {native.explain(device)}"
+    untried = "kernels are tried by a first job, or by nas doctor --try-kernels"
+    kernels = f"depthwise ones in {native.explain(device)}"
+    return f"batched: {found}; {untried if known is None else known}; {kernels}"
 
 
 def try_kernels(

@@ -95,17 +95,20 @@ def training(network: nn.Module, task: Task, recipe: Recipe) -> Workload:
     return Workload(network, begin, [_batches(task, recipe, task.train)])
 
 
-def measure(work: Workload, *, steps: int, bandwidth: float) -> dict[str, dict[str, float]]:
+def measure(
+    work: Workload, *, steps: int, bandwidth: float, also: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """For each path that the device has, what `compare` tells of a step, and these.
 
     images_per_s: that are trained on. GiB: that a step has to move (see `nas.oneshot.fused.floor`).
     floor_ms, floor_share: in which this could be moved, and which share of the step that is.
     input_ms, input_share: in which the batches are drawn, augmented and laid out; likewise.
 
-    bandwidth: bytes a second that the device can move.
+    bandwidth: bytes a second that the device can move. also: more of `PATHS`.
     """
     device = work.device
-    rows = compare({path: work.begin(path) for path in paths_of(device)}, steps=steps, device=device)
+    paths = [*paths_of(device), *also]
+    rows = compare({path: work.begin(path) for path in paths}, steps=steps, device=device)
     moved = _bytes_of_a_step(work, steps)
     floor_ms, input_ms = 1e3 * moved / bandwidth, _input_ms(work)
     return {
@@ -146,8 +149,14 @@ def _run(advance: Callable[[], None], loop: Loop, path: str) -> Run:
     if not PATHS[path].channels_last:
         loop.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         loop.network.register_forward_pre_hook(_channels_first)
+    if PATHS[path].compiled:
+        loop.network.compile()
     # To ask for an epoch's mean loss is to begin another one, so this is the loss of one step.
-    return Run(advance, lambda: loop.end_epoch()[0] * loop.steps_per_epoch)
+    return Run(
+        advance,
+        lambda: loop.end_epoch()[0] * loop.steps_per_epoch,
+        compiles=PATHS[path].compiled,
+    )
 
 
 def _channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
