@@ -56,10 +56,7 @@ def calibrate(
         "task": task if isinstance(task, str) else task.name,
         "method": "random",
     }
-    made = make_config(with_names(config, names))
-    for name, value in Config():
-        if name not in USED and getattr(made, name) != value:
-            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
+    made = _checked(make_config(with_names(config, names)))
     place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
     job, notes = prepare(
         made,
@@ -86,13 +83,24 @@ def calibrate(
         for note in notes:
             job.progress.note(note)
         found = compare_estimates(job, settings)
-        rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
         title = f"What can be trusted: {job.space.name} on {job.task.name}"
-        figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=settings.threshold)
-        draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+        _draw(found, folder, title=title)
         write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
         clear_checkpoints(folder)
     return found
+
+
+def _draw(found: Calibration, folder: Path, *, title: str) -> None:
+    rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
+    figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=found.threshold)
+    draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+
+
+def _checked(config: Config) -> Config:
+    for name, value in Config():
+        if name not in USED and getattr(config, name) != value:
+            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
+    return config
 
 
 def _keep(path: Path, settings: Settings) -> None:

@@ -72,11 +72,10 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         **_failures(job, found),
         **_times(job, ahead),
     }
-    graphs = cell_graphs(job.final, best)
     result = Result(
         job.final,
         best,
-        graphs,
+        cell_graphs(job.final, best),
         to_cpu(network),
         rounded(metrics),
         found.history,
@@ -85,6 +84,12 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         baselines_of(baselines.history, job.plan.goals, method=job.config.method),
         job.plan.goals,
     )
+    _write(job, result, found, baselines, verdict)
+    return result
+
+
+def _write(job: Job, result: Result, found: Found, baselines: Baselines, verdict: Verdict) -> None:
+    """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
     if baselines.choices:
         compared = {
             "found_by": verdict.found_by,
@@ -105,7 +110,6 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
     )
     clear_checkpoints(job.folder)
-    return result
 
 
 def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
