@@ -434,6 +434,11 @@ def test_a_bound_that_nothing_keeps_shows():
     assert len(simulate(searcher, TOY, sum, trials=27)) == 27
 
 
+def test_a_bound_has_to_be_tried():
+    with pytest.raises(ConfigError, match="tries is 0, but must be at least 1"):
+        Bounded(RandomSearch(), bool, tries=0)
+
+
 def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
     history = simulate(RegularizedEvolution(5, 3), CELLS, planted, trials=30)
     for seed in range(5):

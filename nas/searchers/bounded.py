@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.errors import ExhaustedError
+from nas.errors import ConfigError, ExhaustedError
 from nas.searchers.searcher import TURNED_DOWN, Searcher
 from nas.space import Space
 from nas.types import Genotype, Trial
@@ -27,6 +27,10 @@ class Bounded:
     searcher: Searcher
     holds: Callable[[Genotype], bool]
     tries: int = 100
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ConfigError(f"bounded: tries is {self.tries}, but must be at least 1")
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """The first proposal that holds, from one stream of random numbers."""
