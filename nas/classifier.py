@@ -60,7 +60,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
     settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
-    verbose: whether progress is told on standard error.
+    verbose: whether progress is told, in lines on standard error.
 
     X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
       a square number of features is a square image, others are filled up with zeros to the next square.
@@ -109,7 +109,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = self._task(images, labels, seed)
         folder = self._folder()
         clock.recall(folder)
-        with reporter(quiet=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
+        with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
             config = self._config(task, folder, clock, seed)
             self.result_: Result = run(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock

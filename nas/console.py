@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich import progress
 from rich.console import Console
 
-from nas.text import printable
+from nas.errors import ConfigError
+from nas.progress import Progress, Silent, Wanted
+from nas.text import printable, shown
+from nas.training.launch import follows
+
+WARNING = "WARNING"
+"""What a note begins with that people should not miss."""
 
 
 class LiveProgress:
@@ -98,10 +106,62 @@ class PlainProgress:
         """Leaves nothing to clean up."""
 
 
-def reporter(*, quiet: bool) -> LiveProgress | PlainProgress:
-    """The progress that suits where standard error goes; with `quiet`, plain lines there."""
+class QuietProgress:
+    """Warnings alone."""
+
+    def phase(self, name: str, total: int | None, *, done: int = 0) -> None:
+        """Ignores the phase."""
+
+    def advance(self, text: str, *, done: int | None = None) -> None:
+        """Ignores the unit."""
+
+    def note(self, text: str) -> None:
+        """Prints a warning, ignores any other note."""
+        if text.startswith(WARNING):
+            _say(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves nothing to clean up."""
+
+
+def reporter(*, plain: bool = False, quiet: bool = False) -> LiveProgress | PlainProgress | QuietProgress:
+    """The progress that suits where standard error goes: a bar on a terminal, else lines, as in a notebook.
+
+    plain: lines on a terminal, too. quiet: warnings alone, wherever it goes.
+    """
+    if quiet:
+        return QuietProgress()
     console = Console(stderr=True)
-    return LiveProgress(console) if console.is_terminal and not quiet else PlainProgress()
+    live = console.is_terminal and not console.is_jupyter and not plain
+    return LiveProgress(console) if live else PlainProgress()
+
+
+@contextmanager
+def telling(progress: Wanted) -> Iterator[Progress]:
+    """The progress that a caller in Python wants: True is that of `reporter`, False and None are silent.
+
+    Of several ranks only rank 0 has one of its own.
+
+    Raises:
+        ConfigError: when it is none of these and has not the methods of `nas.Progress`.
+    """
+    if progress is None or progress is False or (progress is True and follows()):
+        yield Silent()
+    elif progress is True:
+        with reporter() as told:
+            yield told
+    elif all(callable(getattr(progress, name, None)) for name in ("phase", "advance", "note")):
+        yield progress
+    else:
+        raise ConfigError(
+            f"progress is {shown(progress)}, wanted True for lines or a bar on standard error, or an object "
+            "with the methods of nas.Progress"
+        )
 
 
 def _say(text: str) -> None:

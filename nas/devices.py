@@ -59,11 +59,21 @@ def available() -> list[str]:
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+def without_cuda() -> str:
+    """Why there is no CUDA device, as far as torch knows."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; an NVIDIA GPU needs a build with it"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hint = f"; CUDA_VISIBLE_DEVICES is {visible!r}" if visible is not None else ""
+    return f"torch is built for CUDA {torch.version.cuda}, but sees no GPU (does nvidia-smi?){hint}"
+
+
 def describe(device: torch.device) -> str:
     """The hardware behind a device, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def synchronise(device: torch.device) -> None:

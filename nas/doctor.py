@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from nas import devices
+from nas.benchmarks.benchmark import LOADERS, table_file
 from nas.data import datasets
 from nas.environment import environment
 from nas.errors import ConfigError, NasError
 from nas.oneshot.fused import execution, verdict
 
+EXTRAS = {
+    "vision": ("torchvision", "pillow"),
+    "dashboard": ("optuna-dashboard",),
+    "serve": ("fastapi", "uvicorn", "python-multipart", "onnxruntime", "pillow"),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow-skinny",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "postgres": ("psycopg",),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
+    "cleanlab": ("cleanlab",),
+    "cuda": ("cuda-core",),
+}
+"""What `pip install 'nas-engine[EXTRA]'` adds."""
+
 
 def examine(*, try_kernels: bool = False) -> dict[str, str]:
-    """Versions, devices, memory, and which data sets can be loaded, each finding in words.
+    """Versions, devices, memory, data sets and tables that can be loaded, and extras, each in words.
 
     try_kernels: whether kernels are tried on the GPU now, and anew.
     """
     device = devices.resolve("auto")
-    findings = {name: str(value) for name, value in environment(device).items() if value is not None}
-    findings["cores"] = str(os.cpu_count())
-    findings["devices"] = ", ".join(devices.available())
+    known = environment(device)
+    threads = known.pop("threads")
+    used = known.pop("device")
+    findings = {name: str(value) for name, value in known.items() if value is not None}
+    findings["cores"] = f"{os.cpu_count()}; torch computes with {threads} thread{'' if threads == 1 else 's'}"
+    findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
+    if device.type != "cuda":
+        findings["gpu"] = f"no: {devices.without_cuda()}"
     if try_kernels and verdict.settle(device, anew=True) is None:
         why = verdict.lacking(device) or "the GPU has no memory left, or what comes of it cannot be kept"
         raise ConfigError(f"kernels cannot be tried: {why}")
@@ -30,13 +53,37 @@ def examine(*, try_kernels: bool = False) -> dict[str, str]:
         free, total = torch.cuda.mem_get_info(device)
         findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     for name in ("digits", "fashion_mnist", "cifar10", "cifar100"):
-        findings[f"task {name}"] = _readable(name)
-    return findings
+        findings[f"task {name}"] = _tried(name, _images)
+    for name in LOADERS:
+        findings[f"table {name}"] = _tried(name, lambda name: str(table_file(name)))
+    return findings | _extras()
 
 
-def _readable(name: str) -> str:
+def _tried(name: str, look: Callable[[str], str]) -> str:
+    """Whether there is what `look` looks for, and else what to do."""
     try:
-        source = datasets.read(name)
+        return f"yes, {look(name)}"
     except NasError as error:
-        return f"no: {error}"
-    return f"yes, {len(source.x_train)} training images"
+        return f"no: {str(error).removeprefix(f'{name}: ')}"
+
+
+def _images(name: str) -> str:
+    return f"{len(datasets.read(name).x_train):,} training images"
+
+
+def _extras() -> dict[str, str]:
+    missing = {extra: [p for p in packages if not _installed(p)] for extra, packages in EXTRAS.items()}
+    found = {"extras": ", ".join(extra for extra, packages in missing.items() if not packages) or "none"}
+    lacking = {extra: packages for extra, packages in missing.items() if packages}
+    if lacking:
+        words = ", ".join(f"{extra} (without {', '.join(packages)})" for extra, packages in lacking.items())
+        found["extras lacking"] = f"{words}; e.g. pip install 'nas-engine[{next(iter(lacking))}]'"
+    return found
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

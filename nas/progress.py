@@ -21,6 +21,10 @@ class Progress(Protocol):
         """Something the user should know."""
 
 
+Wanted = Progress | bool | None
+"""What a caller in Python may ask for; True is the console's, see `nas.console.telling`."""
+
+
 class Silent:
     """Says nothing."""
 

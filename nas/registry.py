@@ -33,6 +33,11 @@ def bundled() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
 
 
+def about(name: str) -> str:
+    """What a space that comes with the engine is, in a sentence."""
+    return (inspect.getdoc(importlib.import_module(f"{BUNDLED}.{name}")) or "").partition("\n")[0]
+
+
 def is_plugin(path: str) -> bool:
     """Whether loading `path` runs code from outside the engine."""
     return ":" in path

@@ -309,6 +309,9 @@ def test_the_command_answers_in_json_and_refuses_in_words(tmp_path):
     np.savez(tmp_path / "few.npz", x_train=x, y_train=y)
     few = ["audit", f"npz:{tmp_path / 'few.npz'}", "--out", str(tmp_path / "out"), "--json"]
     answer = json.loads(CliRunner().invoke(app, few).output)
+    quiet = CliRunner().invoke(app, [*few[:-1], "--quiet"])
+    assert next(line.split("/")[-1] for line in quiet.output.splitlines()) == "audit.json"
+    assert len(quiet.output.splitlines()) < 4
     assert answer["counts"]["test"] == {"0": 1, "1": 1} and answer["folder"] == str(tmp_path / "out")
     assert CliRunner().invoke(app, [*few, "--backend", "x"]).exit_code == 2
     assert CliRunner().invoke(app, [*few, "--exclude", "none.json"]).exit_code == 2

@@ -720,6 +720,13 @@ def test_the_command_prints_one_json_object(folder, tmp_path):
     assert answer["searchers"]["random"]["at"]["30"]["mean"] == runs.at(30).mean()
 
 
+def test_a_quiet_command_prints_the_table_alone(folder, tmp_path):
+    given = ["--trials", 30, "--repeats", 4, "--workers", 1, "--tables", folder, "--out", tmp_path, "--quiet"]
+    done = call("nasbench201", "--searcher", "random", *given)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "anytime.png")
+
+
 def test_the_command_prints_a_table_and_where_files_are(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NAS_BENCHMARKS", str(folder))

@@ -187,12 +187,15 @@ def test_a_folder_of_other_settings_is_refused(toy):
 # -- resuming --------------------------------------------------------------------------------------------
 
 
-def test_a_finished_calibration_answers_at_once(toy):
+def test_a_finished_calibration_answers_at_once(toy, capsys):
     progress = Recorder()
     again = calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=progress)
     assert again == toy[0]
     assert progress.phases == []
     assert progress.notes == [f"{toy[1]} holds this calibration already, finished"]
+    assert capsys.readouterr().err == ""
+    calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=True)
+    assert capsys.readouterr().err == f"{toy[1]} holds this calibration already, finished\n"
 
 
 def small(folder):
@@ -287,6 +290,8 @@ def test_the_command_prints_json_or_a_table(tmp_path):
     assert table.exit_code == 0
     assert table.stdout.splitlines() == Calibration.from_dict(answer).lines()
     assert "holds this calibration already, finished" in table.stderr
+    quiet = command(*arguments, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == (table.stdout, "")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.cli.app import ORDER, warned
+from nas.doctor import EXTRAS
 from nas.files.folder_lock import FolderLock
 from nas.results.result import load_result
 
@@ -37,6 +42,18 @@ def test_a_search_prints_where_everything_is(tmp_path):
     assert "95 % interval" in done.stdout
     assert "search 3/3  trial 2: validation accuracy" in done.stderr
     assert "seed 0" in done.stderr
+
+
+def test_a_quiet_search_says_its_result_and_what_went_wrong(tmp_path):
+    loud = search(tmp_path / "loud")
+    done = search(tmp_path / "run", "--quiet", "--constraint", "params<=1")
+    assert done.exit_code == 0, done.stderr
+    warnings = done.stderr.splitlines()
+    unkept = "WARNING: no architecture keeps all constraints (max val_acc, params <= 1); the nearest is taken"
+    assert unkept in warnings
+    assert all(line.startswith("WARNING: ") for line in warnings)
+    kinds = [[line.split("  ")[0] for line in text.stdout.splitlines()] for text in (done, loud)]
+    assert kinds[0] == kinds[1]
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path):
@@ -142,9 +159,56 @@ def test_a_retraining_from_the_command_line(tmp_path):
 
 
 def test_spaces_lists_every_space():
-    lines = call("spaces").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["darts", "nasbench101", "nasbench201", "toy"]
-    assert "15,625" in lines[2]
+    shown = call("spaces").stdout
+    names = [line.split()[0] for line in shown.splitlines()[:12] if not line.startswith(" ")]
+    assert names == ["darts", "nasbench101", "nasbench201", "toy"] == [r["name"] for r in spaces_as_json()]
+    for row in spaces_as_json():
+        assert f"{row['name']:12}  {row['decisions']} decisions, {row['size']} architectures\n" in shown
+        assert row["about"].endswith(".") and row["about"] in shown
+    assert "6 decisions, 15,625 architectures" in shown and "settings: width=16  cells=5\n" in shown
+    assert "--set space_settings.NAME=VALUE" in shown
+
+
+def spaces_as_json():
+    return json.loads(call("spaces", "--json").stdout)
+
+
+def test_the_doctor_says_what_there_is_and_what_to_do_where_it_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("NAS_BENCHMARKS", str(tmp_path))
+    (tmp_path / "nasbench101.npz").write_bytes(b"")
+
+    def read(name):
+        if name != "digits":
+            raise nas.DataError(f"{name}: no folder of it; get it")
+        return SimpleNamespace(x_train=range(1797))
+
+    monkeypatch.setattr("nas.doctor.datasets.read", read)
+    monkeypatch.setattr("nas.doctor._installed", lambda package: package != "onnx")
+    monkeypatch.setattr("torch.version.cuda", None)
+    found = json.loads(call("doctor", "--json").stdout)
+    assert found["devices"] == "cpu; auto takes cpu"
+    assert found["gpu"].endswith("is built without CUDA; an NVIDIA GPU needs a build with it")
+    assert found["task digits"] == "yes, 1,797 training images"
+    assert found["task cifar10"] == "no: no folder of it; get it"
+    assert found["table nasbench101"] == f"yes, {tmp_path / 'nasbench101.npz'}"
+    assert found["table nasbench201"].startswith("no: no table nasbench201.csv.gz (looked for ")
+    assert "onnx" not in found["extras"].split(", ") and "serve" in found["extras"].split(", ")
+    assert found["extras lacking"] == "onnx (without onnx); e.g. pip install 'nas-engine[onnx]'"
+    shown = call("doctor").stdout.splitlines()
+    assert [line[:19].rstrip() for line in shown] == list(found)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu = json.loads(call("doctor", "--json").stdout)["gpu"]
+    assert "sees no GPU (does nvidia-smi?); CUDA_VISIBLE_DEVICES is ''" in gpu
+
+
+def test_the_doctor_knows_every_extra():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    declared = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = {
+        extra: tuple(re.match(r"[\w-]+", p)[0] for p in packages) for extra, packages in declared.items()
+    }
+    assert names.pop("dev") and names.pop("audit") and names == EXTRAS
 
 
 def test_validate_says_what_a_space_costs_and_what_is_wrong(tmp_path):
@@ -346,7 +410,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     lists = {"--objective": ("val_acc", "-params"), "--constraint": ("params<=3e6", "macs<=1e9")}
     given += [word for name, texts in lists.items() for text in texts for word in (name, text)]
     switches = ("--no-baselines", "--deterministic", "--no-graph")
-    got = heard(monkeypatch, "search_run", "run", "search", *given, *others, *switches)
+    got = heard(monkeypatch, "job.search_run", "run", "search", *given, *others, *switches)
     config = got[0].model_dump()
     assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
     assert {name: config[name.strip("-")] for name in lists} == lists
@@ -357,7 +421,16 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
         *SEARCH,
         *lists,
         *others[::2],
-        *("--force", "--json", "--baselines", "--deterministic", "--export", "--graph", "--trial-timeout"),
+        *(
+            "--force",
+            "--json",
+            "--quiet",
+            "--baselines",
+            "--deterministic",
+            "--export",
+            "--graph",
+            "--trial-timeout",
+        ),
         *("--scheduler", "--fidelity", "--calibration", "--guard", "--selection", "--memory"),
         *("--storage", "--preview", "--yes"),
         *("--storage", "--tensorboard", "--mlflow"),
@@ -382,7 +455,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     ],
 )
 def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):
-    got = heard(monkeypatch, "search_run", "run", "search", "--method", "evolution", *given)
+    got = heard(monkeypatch, "job.search_run", "run", "search", "--method", "evolution", *given)
     assert got[0].model_dump()[field] == value
 
 
@@ -396,7 +469,7 @@ def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, val
     ],
 )
 def test_options_of_gradients_reach_a_search(monkeypatch, given, field, value):
-    got = heard(monkeypatch, "search_run", "run", "search", *given)
+    got = heard(monkeypatch, "job.search_run", "run", "search", *given)
     assert got[0].model_dump()[field] == value
 
 
@@ -417,7 +490,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     used |= {"--exclude": "s.json"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     switches = ("--force", "--deterministic", "--no-graph", "--no-export")
-    got = heard(monkeypatch, "retrain_run", "retrain", "retrain", text, *given, *switches)
+    got = heard(monkeypatch, "job.retrain_run", "retrain", "retrain", text, *given, *switches)
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
     assert got["force"]
     assert got["settings"] == {
@@ -441,6 +514,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
         "--set",
         "--force",
         "--json",
+        "--quiet",
         "--deterministic",
         "--graph",
         "--export",

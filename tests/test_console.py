@@ -2,9 +2,14 @@
 
 import io
 
+import pytest
+from jobs import SMALL
 from rich.console import Console
 
-from nas.console import LiveProgress, PlainProgress, reporter
+import nas
+from nas.console import LiveProgress, PlainProgress, reporter, telling
+from nas.errors import ConfigError
+from nas.progress import Wanted
 
 
 def test_plain_lines_count_from_where_a_resumed_phase_begins(capsys):
@@ -35,7 +40,70 @@ def test_a_terminal_gets_a_bar_and_what_names_hold_is_not_markup():
 
 
 def test_a_pipe_gets_plain_lines(capsys):
-    assert isinstance(reporter(quiet=False), PlainProgress)
+    assert isinstance(reporter(), PlainProgress)
+
+
+def test_quiet_says_warnings_alone_wherever_it_goes(capsys, monkeypatch):
+    monkeypatch.setattr("nas.console.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    assert isinstance(reporter(), LiveProgress)
+    assert isinstance(reporter(plain=True), PlainProgress)
+    with reporter(quiet=True) as progress:
+        progress.phase("search", 2)
+        progress.advance("trial 0")
+        progress.note("space toy: 3 decisions")
+        progress.note("WARNING: the network is no better than guessing")
+    assert capsys.readouterr().err == "WARNING: the network is no better than guessing\n"
+
+
+def test_a_notebook_gets_plain_lines_though_it_says_that_it_is_a_terminal(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, force_jupyter=True)
+    monkeypatch.setattr("nas.console.Console", lambda **_: console)
+    assert isinstance(reporter(), PlainProgress)
+
+
+YES: Wanted = True
+
+
+class Own:
+    """A user's progress."""
+
+    phase = advance = note = staticmethod(print)
+
+
+def test_a_caller_in_python_may_ask_for_progress(capsys, monkeypatch):
+    for wanted in (None, False):
+        with telling(wanted) as progress:
+            progress.note("hello")
+    assert capsys.readouterr().err == ""
+    with telling(YES) as progress:
+        progress.note("hello")
+    assert capsys.readouterr().err == "hello\n"
+    own = Own()
+    with telling(own) as progress:
+        assert progress is own
+    monkeypatch.setattr("nas.console.follows", lambda: True)  # another rank speaks
+    with telling(YES) as progress:
+        progress.note("hello")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("wanted", ["console", 1, Own.note])
+def test_what_is_no_progress_is_named(wanted):
+    with pytest.raises(ConfigError, match=r"progress is .*, wanted True for lines or a bar"), telling(wanted):
+        pass
+
+
+def test_public_functions_tell_when_asked(tmp_path, capsys):
+    result = nas.search("toy", "digits", "random", out=tmp_path / "a", settings=SMALL, progress=True)
+    assert "search 3/3  trial 2" in capsys.readouterr().err
+    nas.search("toy", "digits", "random", out=tmp_path / "a", settings=SMALL)
+    assert capsys.readouterr().err == ""
+    config = nas.make_config({**SMALL, "space": "toy", "task": "digits", "method": "random"})
+    nas.run(config, out=tmp_path / "a", progress=True)
+    assert "holds this run already, finished" in capsys.readouterr().err
+    settings = {"retrain": {"epochs": 1}, "export": False}
+    nas.retrain(result.folder, "digits", out=tmp_path / "b", settings=settings, progress=True)
+    assert "retrain 1/1" in capsys.readouterr().err
 
 
 def test_a_resumed_phase_says_the_true_number(capsys):

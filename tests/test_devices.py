@@ -53,8 +53,10 @@ def test_a_refusal_names_the_variable_that_hides_gpus(no_gpu, value, monkeypatch
     assert f"CUDA_VISIBLE_DEVICES is {value!r}" in str(caught.value)
 
 
-def test_the_cpu_is_described_in_words():
-    assert "threads" in devices.describe(torch.device("cpu"))
+@pytest.mark.parametrize(("number", "words"), [(1, ", 1 thread"), (2, ", 2 threads")])
+def test_the_cpu_is_described_in_words(monkeypatch, number, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    assert devices.describe(torch.device("cpu")).endswith(words)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

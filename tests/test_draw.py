@@ -436,6 +436,21 @@ def test_alphas_mark_the_winner_of_every_decision():
     assert bold == ["0.60", "0.60"]
 
 
+@pytest.mark.parametrize(("strongest", "top"), [(0.387, 0.4), (0.4, 0.4), (0.41, 0.5), (1.0, 1.0)])
+def test_alphas_fill_their_panels(strongest, top):
+    strengths = np.full((4, 1, 2), 0.1)
+    strengths[2, 0, 1] = strongest
+    _, panel = draw_alphas(strengths, decisions=("e",), options=("a", "b")).axes
+    assert panel.get_ylim() == (0, pytest.approx(top))
+
+
+def test_a_single_epoch_shows_every_option():
+    strengths = np.array([[[0.2, 0.3, 0.5]]])
+    _, panel = draw_alphas(strengths, decisions=("e",), options=("a", "b", "c")).axes
+    seen = {float(line.get_ydata()[0]) for line in panel.lines if line.get_marker() == "o"}
+    assert seen == {0.2, 0.3, 0.5}
+
+
 def test_alphas_survive_missing_numbers():
     strengths = np.full((2, 1, 2), np.nan)
     draw_alphas(strengths, decisions=("e",), options=("a", "b"))

@@ -14,7 +14,7 @@ LAYERS = [
     "architectures budget data evaluation files job results schedulers training",
     "text",
     # plain values, errors, random streams
-    "training.averaging training.captured errors files.strictjson types seeding progress signals console "
+    "training.averaging training.captured errors files.strictjson types seeding progress signals "
     "patience training.peak storage.sealing",
     "training.streams training.resting training.curve job.method_names data.pixels oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
@@ -32,7 +32,7 @@ LAYERS = [
     "oneshot.fused.layout",
     "oneshot.fused.laying_out",
     # files, arrays, settings, primitives
-    "files.paths results.records job.spellings files.tomlfile",
+    "files.paths results.records job.spellings files.tomlfile console",
     "evaluation.failures evaluation.metrics files.atomic data.arrays evaluation.learning_curves "
     "evaluation.comparison training.recipe job.config devices ops pareto surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
@@ -160,13 +160,12 @@ LAYERS = [
     "evaluation.calibrate_run workers.join workers.sample",
     # what users call
     "cli.app budget.time_allowed",
-    "classifier",
+    "classifier cli.job",
     "cluster cluster.worker_command",
     "cluster.on_ray cluster.slurm",
     "dashboard dashboard.live dashboard.server",
     "cli.audit cli.dashboard cli.deploy cli.export cli.launch",
     "cli.look cli.measure cli.mend cli.report cli.workers",
-    "cli.job",
     "cli.retrain cli.search",
     "cli",
     "__main__",

@@ -1,6 +1,7 @@
 """A found model on files and over HTTP: answers, bounds and faults, by a real server, client and browser."""
 
 import asyncio
+import csv
 import io
 import json
 import os
@@ -21,7 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import nas
+from nas.bundle import predicting
 from nas.bundle.forms import Pixels, exported, write_onnx
+from nas.bundle.predicting import _files_of
 from nas.cli import app
 from nas.data.pictures import fitted
 from nas.errors import ConfigError, DataError
@@ -187,6 +190,82 @@ def test_predict_in_words(run, digits, tmp_path):
     assert done.exit_code == 0
     assert done.stdout.startswith(f"{tmp_path / 'a.png'}: {run.inputs.classes[run.predict(digits[4:5])[0]]} ")
     assert done.stdout.count("%") == 3
+
+
+def test_predict_takes_folders_beside_files_and_names_what_it_skips(run, digits, tmp_path):
+    for name in ("b/2.PNG", "b/10.png", "a.png", ".hidden/3.png", "b/.4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(png(digits[1]))
+    (tmp_path / "in/b/bad.jpg").write_bytes(b"nothing")
+    (tmp_path / "in/notes.txt").write_text("no image")
+    np.save(tmp_path / "in/z.npy", digits[:2])
+    (tmp_path / "one.png").write_bytes(png(digits[7]))
+    (tmp_path / "empty").mkdir()
+    done = predict(run.folder, tmp_path / "one.png", tmp_path / "in", tmp_path / "empty", "--json")
+    answer = json.loads(done.stdout)
+    names = [found["name"].removeprefix(f"{tmp_path}/") for found in answer["answers"]]
+    assert names == ["one.png", "in/a.png", "in/b/10.png", "in/b/2.PNG", "in/z.npy[0]", "in/z.npy[1]"]
+    assert [text.split()[0] for text in answer["errors"]] == [f"{tmp_path}/in/b/bad.jpg", f"{tmp_path}/empty"]
+    assert "has no images in it; wanted files that end in .bmp" in answer["errors"][1]
+    assert done.exit_code == 3
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path):  # permissions say nothing to root
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    refused, image = _files_of(str(tmp_path))
+    assert str(refused) == f"{tmp_path / 'closed'} cannot be read: Permission denied"
+    assert image == str(tmp_path / "a.png")
+
+
+def test_many_files_are_answered_in_batches_as_each_alone(run, digits, tmp_path, monkeypatch):
+    for number, image in enumerate(digits):
+        (tmp_path / f"{number}.png").write_bytes(png(image))
+    np.save(tmp_path / "3b.npy", digits[:2])
+    (tmp_path / "5b.png").write_bytes(b"nothing")
+    alone = [json.loads(predict(run.folder, file, "--json").stdout) for file in sorted(tmp_path.iterdir())]
+    sizes = []
+    real = predicting._logits
+    monkeypatch.setattr(predicting, "_logits", lambda model, x: sizes.append(len(x)) or real(model, x))
+    monkeypatch.setattr(predicting, "BATCH", 5)
+    told = json.loads(predict(run.folder, tmp_path, "--json").stdout)
+    assert sizes == [6, 5, 1]
+    wanted = [(a["name"], a["class"]) for answer in alone for a in answer["answers"]]
+    assert [(a["name"], a["class"]) for a in told["answers"]] == wanted
+    assert told["errors"] == [text for answer in alone for text in answer["errors"]]
+
+
+def test_predict_writes_a_table(run, digits, tmp_path):
+    names = ["a, b.png", "c.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(png(digits[5]))
+    (tmp_path / "d.png").write_bytes(b"nothing")
+    done = predict(run.folder, tmp_path, "--csv", tmp_path / "new" / "out.csv", "--top", 2)
+    assert done.exit_code == 3 and f"{tmp_path / 'new' / 'out.csv'}  2 answers\n" == done.stdout
+    with (tmp_path / "new" / "out.csv").open(newline="") as file:
+        first, *rows = csv.reader(file)
+    assert first == ["name", "class", "probability", "class_2", "probability_2"]
+    assert [row[0] for row in rows] == [str(tmp_path / name) for name in names]
+    assert rows[0][1] == run.inputs.classes[run.predict(digits[5:6])[0]]
+    assert 1 >= float(rows[0][2]) >= float(rows[0][4]) >= 0
+
+
+def test_a_table_never_takes_the_place_of_an_image(run, digits, tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(png(digits[5]))
+    done = predict(run.folder, "--csv", image, image)
+    assert done.exit_code == 2 and "wanted the name of a file that ends in .csv" in done.stderr
+    assert image.read_bytes() == png(digits[5])
+    (tmp_path / "a.csv").mkdir()
+    assert "a folder; name a file in it" in predict(run.folder, "--csv", tmp_path / "a.csv", image).stderr
 
 
 @pytest.mark.parametrize(

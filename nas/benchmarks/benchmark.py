@@ -75,10 +75,8 @@ def load_benchmark(name: str, *, dataset: str | None = None, folder: Path | None
     Raises:
         ConfigError: naming every place that was looked at.
     """
-    if name not in LOADERS:
-        raise ConfigError(unknown("benchmark", name, LOADERS))
-    file, read = LOADERS[name]
-    path = _find(file, folder)
+    path = table_file(name, folder)
+    _, read = LOADERS[name]
     if name == "nasbench201":
         return load_nasbench201(path, dataset=dataset or "cifar10")
     if dataset is not None:
@@ -102,7 +100,15 @@ class Tabular:
         return self.benchmark.metrics(trial.genotype, trial.fidelity)
 
 
-def _find(file: str, folder: Path | None) -> Path:
+def table_file(name: str, folder: Path | None = None) -> Path:
+    """Where the file of a benchmark lies; folder as of `load_benchmark`.
+
+    Raises:
+        ConfigError: naming every place that was looked at.
+    """
+    if name not in LOADERS:
+        raise ConfigError(unknown("benchmark", name, LOADERS))
+    file, _ = LOADERS[name]
     named = folder or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     places = (named,) if named is not None else FOLDERS
     for place in places:

@@ -23,7 +23,12 @@ ORDER = (
 """The commands as help lists them: what is done with a run, what is done before one, helpers."""
 
 app = typer.Typer(
-    help="Neural architecture search: from a data set to a found architecture and its trained model.",
+    help="""Neural architecture search: from a data set to a found architecture and its trained model.
+
+\b
+nas search --preview    say what a first search, on digits, would cost
+nas search              begin it; the same command resumes it
+nas COMMAND --help      say what a command does, and all its options""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +36,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
 Sets = Annotated[
     list[str] | None,
@@ -52,7 +58,7 @@ MLflow = Annotated[
 ]
 SWITCHES = ("--tensorboard", "--mlflow")
 """Options whose value may be left out."""
-SPACE = "Name, module:function or file.py:function."
+SPACE = "A name (see nas spaces), module:function or file.py:function."
 TASK = (
     "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@64, which stretches its "
     "images."

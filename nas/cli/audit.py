@@ -8,21 +8,24 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import TASK, Json, app, errors, say
+from nas.cli.app import TASK, Json, Quiet, app, errors, say
 
 
 @app.command(short_help="Look for copies, leaks, outliers and wrong labels in data.")
 def audit(
     task: Annotated[str, typer.Argument(help=TASK)],
-    out: Annotated[Path | None, typer.Option(help="Folder. [default: results/audit-TASK]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the findings. [default: results/audit-TASK]")
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="What names wrong labels: own, or cleanlab (an extra).")
     ] = "own",
     seed: Annotated[int, typer.Option(help="Of the splits, as in search, and of the predictions.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many training images. [default: all]")] = None,
     exclude: Annotated[
         str | None, typer.Option(help="A suspects.json, or PATH:KINDS, of images to leave out before.")
     ] = None,
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Look for unequal classes, copies, leaks between splits, outliers, wrong labels and damaged files."""
@@ -42,7 +45,8 @@ def audit(
         if as_json:
             say(json.dumps({"folder": str(paths[0].parent), **found.to_dict()}))
             return
-        say("\n".join(found.summary()))
+        if not quiet:
+            say("\n".join(found.summary()))
         say("\n".join(f"{'' if number else 'written':<30} {path}" for number, path in enumerate(paths)))
 
 

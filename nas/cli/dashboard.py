@@ -25,7 +25,8 @@ def dashboard(
     run: Annotated[Path, typer.Argument(help="A run's folder, finished or under way.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 for any free port.")] = 8080,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's are seen.")
+        str,
+        typer.Option(help="Address to listen on; at any but this machine's own, others can read the run."),
     ] = "127.0.0.1",
     space: Annotated[
         str | None, typer.Option(help="The run's space, where it is your own code: FILE.py:FUNCTION.")

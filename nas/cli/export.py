@@ -22,8 +22,9 @@ def export(
     python: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="<path>",
             help="Interpreter of a clean environment to prove the forms in, those that it has torch or "
-            "onnxruntime for; may be repeated. [default: this one]"
+            "onnxruntime for; may be repeated. [default: this one]",
         ),
     ] = None,
 ) -> None:

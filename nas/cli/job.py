@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,20 +18,36 @@ if TYPE_CHECKING:
     from nas.signals import StopRequest
 
 
-def run_job(job: Callable[[Progress, StopRequest], Result], *, as_json: bool) -> None:
-    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
+@contextmanager
+def stoppable(
+    *, quiet: bool, plain: bool, afterwards: str = "the same command goes on from here"
+) -> Iterator[tuple[Progress, StopRequest]]:
+    """Errors, progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
+
+    quiet, plain: as `nas.console.reporter` takes them. afterwards: what is said where it was stopped.
+    """
     from nas.console import reporter
     from nas.progress import Silent
     from nas.signals import StopRequest
     from nas.training.resumable import Stopped
 
-    teller: AbstractContextManager[Progress] = nullcontext(Silent()) if follows() else reporter(quiet=as_json)
-    with errors(), teller as progress, StopRequest() as stop:
+    teller: AbstractContextManager[Progress] = (
+        nullcontext(Silent()) if follows() else reporter(plain=plain, quiet=quiet)
+    )
+    with errors(), StopRequest() as stop:
         try:
-            result = job(progress, stop)
+            with teller as progress:
+                yield progress, stop
         except Stopped as stopped:
-            progress.note(f"{stopped}; the same command goes on from here")
+            if not follows():
+                say(f"{stopped}; {afterwards}", err=True)
             raise typer.Exit(stop.exit_code) from stopped
+
+
+def run_job(job: Callable[[Progress, StopRequest], Result], *, quiet: bool, as_json: bool) -> None:
+    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        result = job(progress, stop)
     if not follows():
         show(result, as_json=as_json)
 

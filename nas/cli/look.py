@@ -47,24 +47,31 @@ def draw(
 def spaces(as_json: Json = False) -> None:  # noqa: FBT002
     """List the search spaces that come with the engine."""
     with errors():
-        from nas.registry import bundled, load
+        from nas.registry import about, bundled, load
 
-        found = [load(name) for name in bundled()]
-        rows = [
-            {
-                "name": space.name,
-                "decisions": len(space.decisions),
-                "size": str(space.size),
-                "settings": {k: v for k, v in space.settings.items() if k not in ("classes", "in_channels")},
-            }
-            for space in found
-        ]
+        rows: list[dict[str, Any]] = []
+        for name in bundled():
+            space = load(name)
+            settings = {k: v for k, v in space.settings.items() if k not in ("classes", "in_channels")}
+            rows.append(
+                {
+                    "name": name,
+                    "about": about(name),
+                    "decisions": len(space.decisions),
+                    "size": str(space.size),
+                    "settings": settings,
+                }
+            )
         if as_json:
             say(json.dumps(rows))
             return
         for row in rows:
-            settings = "  ".join(f"{k}={v}" for k, v in row["settings"].items())  # type: ignore[attr-defined]
-            say(f"{row['name']:14}{row['decisions']:>4} decisions  {row['size']:>10}  {settings}")
+            pairs = "  ".join(f"{name}={value}" for name, value in row["settings"].items())
+            say(f"{row['name']:12}  {row['decisions']} decisions, {row['size']} architectures")
+            say(f"{'':12}  {row['about']}\n{'':12}  settings: {pairs}")
+        say(
+            "\nChange a setting by --set space_settings.NAME=VALUE. Your own space: --space FILE.py:FUNCTION."
+        )
 
 
 @app.command(short_help="Check a space: does it work, how large is it, what will it cost.")
@@ -114,14 +121,14 @@ def check(
             raise damaged(folder, damage)
 
 
-@app.command(short_help="Say what this machine offers: versions, devices, data sets.")
+@app.command(short_help="Say what this machine offers: versions, devices, data, extras.")
 def doctor(
     as_json: Json = False,  # noqa: FBT002
     try_kernels: Annotated[  # noqa: FBT002
         bool, typer.Option("--try-kernels", help="Try the kernels on the GPU, anew; takes minutes.")
     ] = False,
 ) -> None:
-    """Say what this machine offers: versions, devices, data sets that can be loaded."""
+    """Say what this machine offers: versions, devices, data sets and tables that can be loaded, extras."""
     with errors():
         from nas.doctor import examine
 
@@ -129,7 +136,7 @@ def doctor(
         if as_json:
             say(json.dumps(findings))
         else:
-            say("\n".join(f"{name:20}{value}" for name, value in findings.items()))
+            say("\n".join(f"{name:19} {value}" for name, value in findings.items()))
 
 
 def architecture(source: str, space: str | None) -> Mapping[str, Any]:

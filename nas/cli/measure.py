@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Json, Sets, announce, app, errors, say, values
+from nas.cli.app import SPACE, TASK, Json, Quiet, Sets, announce, app, errors, say, values
+from nas.cli.job import stoppable
 from nas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="nasbench201 or nasbench101.")],
     searcher: Annotated[
         list[str] | None,
-        typer.Option(help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME; may be repeated."),
+        typer.Option(
+            metavar="<str>",
+            help="random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME; may be repeated.",
+        ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations of each search. [default: 100]")] = None,
     repeats: Annotated[int, typer.Option(help="Searches with different seeds.")] = 100,
@@ -38,10 +42,12 @@ def benchmark(
     ] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="What is optimised, e.g. -test_err; two of them make a Pareto search."),
+        typer.Option(
+            metavar="<str>", help="What is optimised, e.g. -test_err; two of them make a Pareto search."
+        ),
     ] = None,
     constraint: Annotated[
-        list[str] | None, typer.Option(help='E.g. "params<=0.5e6"; may be repeated.')
+        list[str] | None, typer.Option(metavar="<str>", help='E.g. "params<=0.5e6"; may be repeated.')
     ] = None,
     reference: Annotated[
         str | None,
@@ -61,6 +67,7 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome. [default: results/benchmark-NAME]")
     ] = None,
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
@@ -95,7 +102,7 @@ def benchmark(
         )
         folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
         races = {}
-        with reporter(quiet=as_json) as progress:
+        with reporter(plain=as_json, quiet=quiet) as progress:
             for race in planned:
                 progress.phase(race.searcher, min(10, repeats))
                 runs = run_race(race, repeats=repeats, workers=workers, on_repeat=_tell(progress, repeats))
@@ -125,34 +132,27 @@ def calibrate(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings of a job.")] = None,
     sets: Sets = None,
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
-    from nas.console import reporter
-    from nas.signals import StopRequest
-    from nas.training.resumable import Stopped
-
     given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
-    with errors(), reporter(quiet=as_json) as progress, StopRequest() as stop:
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
         from nas.evaluation.calibrate_run import calibrate as run
         from nas.evaluation.calibration import Settings
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))
-        try:
-            found = run(
-                str(settings["space"]),
-                str(settings["task"]),
-                Settings(architectures, epochs, seeds, threshold),
-                out=out,
-                config=settings,
-                progress=progress,
-                stop=stop,
-            )
-        except Stopped as stopped:
-            progress.note(f"{stopped}; the same command goes on from here")
-            raise typer.Exit(stop.exit_code) from stopped
-        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+        found = run(
+            str(settings["space"]),
+            str(settings["task"]),
+            Settings(architectures, epochs, seeds, threshold),
+            out=out,
+            config=settings,
+            progress=progress,
+            stop=stop,
+        )
+    say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 
 
 def _tell(progress: Progress, repeats: int) -> Callable[[int], None]:

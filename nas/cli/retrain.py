@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import TASK, Force, Json, MLflow, Sets, TensorBoard, announce, app, values
+from nas.cli.app import TASK, Force, Json, MLflow, Quiet, Sets, TensorBoard, announce, app, values
 from nas.cli.job import run_job
 from nas.cli.look import architecture
 
@@ -28,7 +28,7 @@ def retrain(
         str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: the preset's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
@@ -43,6 +43,7 @@ def retrain(
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
@@ -77,4 +78,4 @@ def retrain(
             stop=stop,
         )
 
-    run_job(job, as_json=as_json)
+    run_job(job, quiet=quiet, as_json=as_json)

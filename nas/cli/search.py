@@ -18,6 +18,7 @@ from nas.cli.app import (
     Force,
     Json,
     MLflow,
+    Quiet,
     Sets,
     TensorBoard,
     announce,
@@ -73,12 +74,13 @@ def search(
     objective: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="<str>",
             help="What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; "
-            "several make a Pareto search. [default: val_acc]"
+            "several make a Pareto search. [default: val_acc]",
         ),
     ] = None,
     constraint: Annotated[
-        list[str] | None, typer.Option(help='A bound, e.g. "params<=3e6"; may be repeated.')
+        list[str] | None, typer.Option(metavar="<str>", help='A bound, e.g. "params<=3e6"; may be repeated.')
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="fixed, successive-halving or hyperband. [default: fixed]")
@@ -185,6 +187,7 @@ def search(
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
     force: Force = False,  # noqa: FBT002 - a switch of the command line
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Search, train the best again, train the winner in full. The same command resumes a run."""
@@ -253,7 +256,7 @@ def search(
     if preview:
         look_only(settled, as_json=as_json)
     else:
-        run_job(job, as_json=as_json)
+        run_job(job, quiet=quiet, as_json=as_json)
 
 
 def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, announce, app, errors
+from nas.cli.app import SPACE, TASK, Quiet, announce, app, say
+from nas.cli.job import stoppable
 from nas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,15 +39,13 @@ def worker(
         Path | None,
         typer.Option(help="Where trials are saved meanwhile, without a folder. [default: a temporary one]"),
     ] = None,
+    quiet: Quiet = False,  # noqa: FBT002
     pulse: Annotated[int | None, typer.Option(hidden=True)] = None,
     grace: Annotated[float, typer.Option(hidden=True)] = 10.0,
 ) -> None:
     """Do trials of a search that somebody has begun with `nas search`, here or on another machine."""
-    from nas.console import reporter
-    from nas.signals import StopRequest
-    from nas.training.resumable import Stopped
-
-    with errors(), reporter(quiet=pulse is not None) as progress, StopRequest() as stop:
+    ending = "its trial is left to others"
+    with stoppable(quiet=quiet, plain=pulse is not None, afterwards=ending) as (progress, stop):
         from nas.workers.pulse import Pulse
 
         signs = nullcontext() if pulse is None else Pulse(pulse, ask_to_stop=stop.ask, grace_s=grace)
@@ -56,14 +55,10 @@ def worker(
             if space is not None:
                 announce(space)
             home = _home(folder, storage, study, scratch)
-            try:
-                reason = join(
-                    home, progress=progress, stop=stop, space=space, task=task, device=device, scratch=scratch
-                )
-            except Stopped as stopped:
-                progress.note(f"{stopped}; its trial is left to others")
-                raise typer.Exit(stop.exit_code) from stopped
-            progress.note(f"nothing is left to do: {reason}")
+            reason = join(
+                home, progress=progress, stop=stop, space=space, task=task, device=device, scratch=scratch
+            )
+    say(f"nothing is left to do: {reason}", err=True)
 
 
 def _home(folder: Path | None, storage: str | None, study: str | None, scratch: Path | None) -> Home:

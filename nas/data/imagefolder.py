@@ -14,7 +14,8 @@ from nas.data.pictures import DAMAGE, DEEP, FORMATS, GREY, fitted, pil_pixels
 from nas.errors import DataError
 from nas.files.paths import exists
 
-_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""What the names of image files in a folder end in."""
 _LARGEST_CORRUPT_SHARE = 0.01
 
 
@@ -41,7 +42,7 @@ class _Reading:
             files = _images(class_folder)
             if not files:
                 raise DataError(
-                    f"folder:{class_folder} has no images ({', '.join(sorted(_SUFFIXES))}); "
+                    f"folder:{class_folder} has no images ({', '.join(sorted(SUFFIXES))}); "
                     "add some or remove the folder"
                 )
             for file in files:
@@ -174,7 +175,7 @@ def _check_skipped(reading: _Reading) -> None:
 
 
 def _images(root: Path) -> list[Path]:
-    return sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def _folders(path: Path) -> list[Path]:

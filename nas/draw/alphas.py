@@ -68,7 +68,7 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
         write(sheet, _MARGIN, foot + pitch / 2, "nothing was recorded", color=MUTED, size=12, ha="left")
         return figure
     write(sheet, _MARGIN + 0.42 + across / 2, foot - 0.42, "epoch", size=11, color=MUTED)
-    peak = min(1.0, ceil(10.5 * float(np.nanmax(strengths, initial=0.1))) / 10)
+    peak = min(1.0, ceil(round(10 * float(np.nanmax(strengths, initial=0.1)), 3)) / 10)
     # Few enough points a line that a whole page of panels stays a small file.
     points = max(8, _VERTICES // sum(map(len, names)))
     for i, name in enumerate(decisions):
@@ -123,6 +123,9 @@ def _draw_panel(axes: Axes, strengths: Floats, looks: Sequence[Look], *, points:
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
     if best is None:
         return None
+    if len(epochs) == 1:  # of which no line is left to see
+        for option, look in enumerate(looks):
+            axes.plot(epochs, strengths[:, option], "o", color=look.color, markersize=4, alpha=0.8, zorder=3)
     end = (epochs[-1:], strengths[-1:, best])
     axes.plot(
         *end, "o", color=looks[best].color, markersize=7, markeredgecolor=PAPER, zorder=5, clip_on=False

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nas import draw
+from nas.console import telling
 from nas.errors import ConfigError
 from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibration
 from nas.evaluation.cheap_estimates import compare_estimates
@@ -37,14 +38,14 @@ def calibrate(
     *,
     out: str | Path | None = None,
     config: Mapping[str, object] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Calibration:
     """Measures how well every fidelity, shared weights and every proxy rank architectures on this task.
 
     Called again with the same folder and settings, it resumes. config: settings of `nas.Config` in `USED`;
     `trial` is the recipe, `epochs` those of a trial, from which the fidelities are derived; with evaluator
-    `shared`, `shared` and `epochs` are those of the supernet.
+    `shared`, `shared` and `epochs` are those of the supernet. progress, stop: as of `nas.search`.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or too few architectures train.
@@ -58,36 +59,36 @@ def calibrate(
     }
     made = _checked(make_config(with_names(config, names)))
     place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
-    job, notes = prepare(
-        made,
-        place,
-        space=space if isinstance(space, Space) else None,
-        task=task if isinstance(task, Task) else None,
-        progress=progress,
-        stop=stop,
-    )
-    if settings.epochs <= job.plan.trial.epochs:
-        notes.append(
-            f"WARNING: the truth has {settings.epochs} epochs, a trial {job.plan.trial.epochs}: a truth "
-            "that is no longer says little; raise --epochs"
+    with telling(progress) as told:
+        job, notes = prepare(
+            made,
+            place,
+            space=space if isinstance(space, Space) else None,
+            task=task if isinstance(task, Task) else None,
+            progress=told,
+            stop=stop,
         )
-    folder = open_folder(place)
-    job = dataclasses.replace(job, folder=folder)
-    with FolderLock(folder):
-        begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
-        _keep(folder / SETTINGS, settings)
-        if (folder / FILE).exists():
-            job.progress.note(f"{folder} holds this calibration already, finished")
+        if settings.epochs <= job.plan.trial.epochs:
+            notes.append(
+                f"WARNING: the truth has {settings.epochs} epochs, a trial {job.plan.trial.epochs}: a truth "
+                "that is no longer says little; raise --epochs"
+            )
+        folder = open_folder(place)
+        job = dataclasses.replace(job, folder=folder)
+        with FolderLock(folder):
+            begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
+            _keep(folder / SETTINGS, settings)
+            if (folder / FILE).exists():
+                job.progress.note(f"{folder} holds this calibration already, finished")
+                clear_checkpoints(folder)
+                return Calibration.from_dict(read_calibration(folder))
+            for note in notes:
+                job.progress.note(note)
+            found = compare_estimates(job, settings)
+            _draw(found, folder, title=f"What can be trusted: {job.space.name} on {job.task.name}")
+            write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
             clear_checkpoints(folder)
-            return Calibration.from_dict(read_calibration(folder))
-        for note in notes:
-            job.progress.note(note)
-        found = compare_estimates(job, settings)
-        title = f"What can be trusted: {job.space.name} on {job.task.name}"
-        _draw(found, folder, title=title)
-        write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
-        clear_checkpoints(folder)
-    return found
+        return found
 
 
 def _draw(found: Calibration, folder: Path, *, title: str) -> None:

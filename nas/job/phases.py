@@ -94,14 +94,18 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         job.progress.note(f"the search ends early, after {study.ended} trials: {reason}")
     best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
     if not best and late:
-        job.progress.note("no trial was finished in time; the architecture that was tried first is taken")
+        job.progress.note(
+            "WARNING: no trial was finished in time; the architecture that was tried first is taken"
+        )
         return Found(
             [_untried(job, searcher, study.history)], study.history, 0.0, search.measure, search.fidelity
         )
     if not best:
         raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
-        job.progress.note(f"no architecture keeps all constraints ({job.plan.goals}); the nearest is taken")
+        job.progress.note(
+            f"WARNING: no architecture keeps all constraints ({job.plan.goals}); the nearest is taken"
+        )
     genotypes = _distinct(job, (t.genotype for t in best))
     seconds = search.prepared_s + study.spent_s
     return Found(genotypes, study.history, seconds, search.measure, search.fidelity)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from nas import devices
 from nas.bundle.at_end import bundle_at_end, is_bundled
+from nas.console import telling
 from nas.data.inputs import Inputs
 from nas.data.suspects import load_without, without
 from nas.errors import ConfigError
@@ -23,7 +24,7 @@ from nas.job.ranks import BEGIN, follow_to, help_all, team_notes
 from nas.job.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
 from nas.job.suited import offer
 from nas.oneshot.fused.execution import resolve, try_kernels
-from nas.progress import Progress, Silent
+from nas.progress import Progress
 from nas.registry import is_plugin, load
 from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, is_finished, load_result, to_cpu
@@ -54,7 +55,7 @@ def retrain(
     space: str | Space | None = None,
     settings: Mapping[str, object] | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -66,35 +67,35 @@ def retrain(
       and `choices`.
     space: must name the user's own space, or be it, where the architecture came from one.
     settings: those of `nas.Config` in `USED`, e.g. `{"preset": "standard", "retrain": {"epochs": 100}}`.
-    trackers: told of every epoch, see `nas.search`.
+    progress: as of `nas.search`. trackers: told of every epoch, see there.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or training fails.
         MismatchError: when a form of the bundle is not the scored model.
     """
-    progress = progress or Silent()
     data = (
         _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     )
     config = _config(data, space, task, settings)
-    with joined(limit_s=config.rank_timeout, stop=stop) as team:
-        if team.leads:
-            check_trackers(config)
-        else:
-            follow_to(out, team)
-        job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
-        if config.execution == "auto":
-            try_kernels(job.task.train.x.device, progress, stop=job.stop)
-        if team.leads:
-            result = _lead(job, config, Path(out), progress, trackers=trackers, force=force)
-        else:
-            with devices.repeatable(enabled=config.deterministic):
-                help_all(team, {RETRAIN: lambda _: job.help()})
-            return load_result(out, space=job.space)
-    # Without the other ranks, which would wait in vain.
-    if config.export and not is_bundled(result.folder):
-        bundle_at_end(result, job.task, progress)
-    return result
+    with telling(progress) as told:
+        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+            if team.leads:
+                check_trackers(config)
+            else:
+                follow_to(out, team)
+            job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
+            if config.execution == "auto":
+                try_kernels(job.task.train.x.device, told, stop=job.stop)
+            if team.leads:
+                result = _lead(job, config, Path(out), told, trackers=trackers, force=force)
+            else:
+                with devices.repeatable(enabled=config.deterministic):
+                    help_all(team, {RETRAIN: lambda _: job.help()})
+                return load_result(out, space=job.space)
+        # Without the other ranks, which would wait in vain.
+        if config.export and not is_bundled(result.folder):
+            bundle_at_end(result, job.task, told)
+        return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from nas.budget.preview import Preview, comparison
 from nas.budget.shares import EXPORT_S
 from nas.budget.timing import Tell, estimated_s, look_ahead, measured
 from nas.bundle.at_end import bundle_at_end, is_bundled
+from nas.console import telling
 from nas.errors import ConfigError, NasError
 from nas.files.folder_lock import FolderLock
 from nas.job.config import Config, make_config, with_names
@@ -52,7 +53,7 @@ def search(
     out: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -67,7 +68,7 @@ def search(
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.
-    progress: told what is done, nothing unless given; `nas.console.reporter` prints it.
+    progress: told what is done; True prints it on standard error, and nothing is said unless given.
     trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
       for; see `nas.tracking.tracker.Tracker`.
     stop: asked often; when true, the state is saved and `Stopped` raised.
@@ -111,7 +112,7 @@ def run(
     task: Task | None = None,
     method: Method | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
@@ -119,6 +120,7 @@ def run(
 ) -> Result:
     """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
 
+    force, progress, trackers, stop: as of `nas.search`.
     clock: counts its time and holds its budget; begun now with that of the configuration unless given.
     tell: is shown what the job will cost before anything is trained, and says whether to go on.
     """
@@ -129,34 +131,35 @@ def run(
             "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
             "or a task that was made in Python; give their names"
         )
-    with joined(limit_s=config.rank_timeout, stop=stop) as team:
-        if team.leads:
-            check_trackers(config)
-        else:
-            follow_to(place, team)
-        job, notes = prepare(
-            config,
-            place,
-            space=space,
-            task=task,
-            method=method,
-            progress=progress if team.leads else None,
-            stop=stop,
-            team=team,
-            clock=clock,
-        )
-        if not team.leads:
-            with devices.repeatable(enabled=config.deterministic):
-                follow(job)
-            return load_result(place, space=job.final)
-        result = _lead(job, notes, trackers, force=force, tell=tell)
-    # Without the other ranks, which would wait in vain.
-    if config.export and not is_bundled(result.folder):
-        if clock.left_s < EXPORT_S:
-            job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
-        else:
-            bundle_at_end(result, job.task, job.progress)
-    return result
+    with telling(progress) as told:
+        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+            if team.leads:
+                check_trackers(config)
+            else:
+                follow_to(place, team)
+            job, notes = prepare(
+                config,
+                place,
+                space=space,
+                task=task,
+                method=method,
+                progress=told if team.leads else None,
+                stop=stop,
+                team=team,
+                clock=clock,
+            )
+            if not team.leads:
+                with devices.repeatable(enabled=config.deterministic):
+                    follow(job)
+                return load_result(place, space=job.final)
+            result = _lead(job, notes, trackers, force=force, tell=tell)
+        # Without the other ranks, which would wait in vain.
+        if config.export and not is_bundled(result.folder):
+            if clock.left_s < EXPORT_S:
+                job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+            else:
+                bundle_at_end(result, job.task, job.progress)
+        return result
 
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:

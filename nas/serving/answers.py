@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import ConfigError, DataError
+from nas.text import printable
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ def answers(
         best = np.argsort(-row, kind="stable")[:top]
         found.append(Answer(name, tuple((classes[i], float(f"{row[i]:.6f}")) for i in best)))
     return found
+
+
+def as_csv(found: Sequence[Answer]) -> str:
+    """The answers as lines of a CSV file: name, class, probability, then class_2, probability_2 and so on."""
+    most = max((len(answer.top) for answer in found), default=1)
+    ends = ["", *(f"_{place}" for place in range(2, most + 1))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *(f"{column}{end}" for end in ends for column in ("class", "probability"))])
+    for answer in found:
+        cells = (cell for name, probability in answer.top for cell in (printable(name), f"{probability:.6f}"))
+        writer.writerow([printable(answer.name), *cells])
+    return text.getvalue()
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

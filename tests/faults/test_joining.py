@@ -99,6 +99,7 @@ def test_a_worker_goes_on_with_a_run_whose_coordinator_is_gone(tmp_path, whole):
         whole
     )
     assert "nothing is left to do" in call("worker", tmp_path / "run").stderr
+    assert call("worker", tmp_path / "run", "--quiet").stderr.startswith("nothing is left to do: ")
 
 
 def test_a_worker_needs_no_folder_but_the_journal(tmp_path, whole):
