@@ -70,7 +70,7 @@ def promise(
 
 
 def expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
-    """The mean of `max(0, Y - best)` for normal Y (Jones et al. 1998, eq. 15), never quite 0."""
+    """The mean of `max(0, Y - best)` for normal Y (Jones et al. 1998, eq. 15), above 0 as floats go."""
     sd = np.maximum(sd, 1e-9)
     z = (mean - best) / sd
     gain: Vector = sd * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))

@@ -29,11 +29,12 @@ from nas.bundle.bundle import bundle
 from nas.console import reporter
 from nas.data.images import Images, layout, rows_of
 from nas.errors import ConfigError, DataError
+from nas.evaluation.calibrate_run import USED
 from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
 from nas.job.config import Config, make_config, with_names
 from nas.job.method_names import BLACK_BOX, OPTUNA
-from nas.job.plan import UNBOUNDED
+from nas.job.plan import UNBOUNDED, make_plan
 from nas.job.search_run import run
 from nas.job.spellings import seconds
 from nas.registry import is_plugin
@@ -58,7 +59,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     device: `auto`, `cpu`, `cuda`, ...
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
-    settings: further ones of `nas.Config`, which come before what is chosen here.
+    settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
     verbose: whether progress is told, in lines on standard error.
 
     X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
@@ -115,9 +116,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         path = folder / AUDIT_FILES[0]
         self.audit_ = read_json(path) if path.is_file() else None
-        # Export needs the test images alone.
-        few = Split(task.train.x[:0], task.train.y[:0])
-        self.task_ = replace(task, train=few, val=few)
+        self.task_ = _tested(task)
         return self
 
     def predict(self, X: object) -> NDArray[Any]:
@@ -142,8 +141,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "result_")
         target = Path(folder)
-        if target.exists() and any(target.iterdir()):
-            raise ConfigError(f"export: {target} is not empty; name a new folder")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise ConfigError(f"export: {target} is not empty, or a file; name a new folder")
         shutil.copytree(self.result_.folder, target, dirs_exist_ok=True)
         bundle(load_result(target, space=_code(self.space)), self.task_)
         return target
@@ -210,17 +209,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         base: dict[str, object] = {"seed": seed, "device": self.device}
         chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))
-        if self.layout_.filled:  # what is no picture has no neighbours to be moved to
-            chosen |= {"trial": {"crop": False}, "retrain": {"crop": False}}
         given = dict(self.settings or {})
+        if "budget" in given:
+            raise ConfigError("settings: budget is given, but fit keeps to time_budget; set that")
         if self.method in BLACK_BOX or self.method.startswith(OPTUNA):
             chosen["trials"] = UNBOUNDED
             if not given.keys() & {"fidelity", "epochs", "scheduler", "evaluator", "trial"}:
-                settings = base | names
+                own = {name: given[name] for name in USED if name in given and name != "method"}
+                settings = base | own | names
                 chosen |= clock.decide(
                     "fidelity", lambda: allowed_fidelity(self.space, task, folder, clock, settings)
                 )
-        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
+        made = with_names({**chosen, **given}, names | {"method": self.method})
+        config = make_config(made)
+        if not self.layout_.filled:
+            return config
+        # What is no picture has no neighbours to be moved to.
+        uncropped = {phase: {"crop": False, **getattr(config, phase)} for phase in _trainings(config)}
+        return make_config(made | uncropped)
 
     def _folder(self) -> Path:
         """The user's folder, or a temporary one that goes with the estimator."""
@@ -244,6 +250,23 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             self.result_ = load_result(folder, space=_code(self.space))
+
+
+def _trainings(config: Config) -> list[str]:
+    """The phases of a job that train anything, as their recipes are called."""
+    by_others = config.is_differentiable or config.shares_weights
+    trains = {
+        "search": config.is_differentiable,
+        "shared": config.shares_weights,
+        "trial": not by_others or config.baselines or make_plan(config).top_k > 1,
+    }
+    return ["retrain", *(phase for phase, is_trained in trains.items() if is_trained)]
+
+
+def _tested(task: Task) -> Task:
+    """The task with its test images alone, which is what an export needs; views would hold the others."""
+    few = Split(task.train.x[:0].clone(), task.train.y[:0].clone())
+    return replace(task, train=few, val=few)
 
 
 def _temporary(owner: object) -> Path:

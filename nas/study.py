@@ -176,9 +176,12 @@ class Study:
         max_failures: this many failures in a row end the study.
 
         Raises:
+            ConfigError: when `max_failures` is below 1.
             NoModelError: after `max_failures` failures in a row, with their reasons and what to do.
             DeviceError: when the GPU fails for good; the trial in which it did is recorded as failed.
         """
+        if max_failures < 1:
+            raise ConfigError(f"study {self.name!r}: max_failures is {max_failures}, but must be at least 1")
         told = {trial.number for trial in self.history if trial.state != "running"}
         while self.ended < trials:
             if stop():

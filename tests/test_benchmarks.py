@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nas.benchmarks import Tabular, load_benchmark
 from nas.benchmarks.nasbench201 import DATASETS, load_nasbench201
 from nas.benchmarks.outcome import bands, describe, lines, to_dict, write_outcome
-from nas.benchmarks.race import Race, Runs, check_race, exact_front, reference_point, run_race
+from nas.benchmarks.race import Race, Runs, _volumes, check_race, exact_front, reference_point, run_race
 from nas.benchmarks.simulate import UNBOUNDED, Protocol, incumbents, looked_up, simulate
 from nas.cli import app
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
@@ -364,6 +364,15 @@ def test_incumbents_by_hand():
     assert values.tolist()[1:] == [0.9, 0.9, 0.1, 0.1, 0.1, 0.3]
     assert math.isnan(values[0])
     assert incumbents([], VAL, "test_acc").shape == (0,)
+
+
+def test_volumes_by_hand():
+    goals = parse_goals(["val_acc", "-params"], ["params<=4"])
+    rows = [(0.9, 5), (0.5, 3), (0.1, 4), (0.6, 1)]
+    history = [told(0), *(told(i + 1, val, params=p) for i, (val, p) in enumerate(rows))]
+    values = _volumes(history, goals, (0.0, 4.0), 2.0)
+    assert math.isnan(values[0])
+    assert values[1:] == pytest.approx([0, 0.25, 0.25, 0.9])
 
 
 def test_incumbents_keep_constraints_first():

@@ -86,6 +86,9 @@ def test_what_was_learned_is_kept(fitted):
         assert (same.predict_proba(IMAGES[:9]) == wanted).all()
         assert same.result_.folder != fitted.result_.folder
         assert same.result_.metrics == fitted.result_.metrics and len(same.result_.history) == 1
+        assert len(same.task_.test) == 20 and not len(same.task_.train) and not len(same.task_.val)
+        for split in (fitted.task_.train, fitted.task_.val):
+            assert split.x.untyped_storage().nbytes() == split.y.untyped_storage().nbytes() == 0
     assert not hasattr(clone(fitted), "result_") and clone(fitted).get_params() == fitted.get_params()
 
 
@@ -107,6 +110,9 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
     assert evaluate(result.network, task, task.test)[1] == pytest.approx(result.metrics["test_acc"], abs=1e-5)
     with pytest.raises(ConfigError, match="is not empty"):
         fitted.export(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="or a file"):
+        fitted.export(tmp_path / "file")
 
 
 def test_a_folder_of_its_own_stays_and_is_gone_on_with(tmp_path):
@@ -160,6 +166,51 @@ def test_a_time_that_is_none_is_refused(budget):
 def test_settings_that_contradict_are_refused():
     with pytest.raises(ConfigError, match="method is 'darts'"):
         classifier(settings={"method": "darts"}).fit(IMAGES, NAMES)
+
+
+def test_a_budget_beside_the_time_is_refused():
+    with pytest.raises(ConfigError, match="budget is given, but fit keeps to time_budget"):
+        classifier(settings={"budget": "1h"}).fit(IMAGES, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "phases"),
+    [
+        ("random", {"trial": {"epochs": 1}}, {"retrain", "trial"}),
+        ("darts", {"top_k": 1}, {"retrain", "search"}),
+        ("darts", {"top_k": 2, "search": {"flip": False}}, {"retrain", "search", "trial"}),
+        ("spos", {"top_k": 1}, {"retrain", "shared"}),
+    ],
+)
+def test_what_is_filled_up_to_a_square_is_cropped_in_no_training(monkeypatch, method, settings, phases):
+    made = []
+
+    def caught(config, **_):
+        made.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr("nas.classifier.run", caught)
+    model = ImageClassifier("1m", space="toy", method=method, settings=settings | {"audit": False})
+    with pytest.raises(InterruptedError):
+        model.fit(X[:90, :63], NUMBERS[:90])
+    tables = {phase: getattr(made[0], phase) for phase in ("retrain", "search", "shared", "trial")}
+    assert {phase for phase, table in tables.items() if table.get("crop") is False} == phases
+    for phase in ("trial", "search"):
+        assert tables[phase].items() >= settings.get(phase, {}).items()
+
+
+def test_what_a_trial_may_spend_is_found_out_with_the_settings(monkeypatch):
+    asked = []
+
+    def caught(space, task, folder, clock, settings):
+        asked.append(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr("nas.classifier.allowed_fidelity", caught)
+    with pytest.raises(InterruptedError):
+        classifier(settings={"searcher": {}, "seed": 3, "method": "random"}).fit(IMAGES, NAMES)
+    assert asked[0]["space_settings"] == {"width": 4} and asked[0]["seed"] == 3
+    assert not {"searcher", "trials", "method"} & asked[0].keys()
 
 
 def test_which_axis_is_that_of_the_channels():

@@ -11,9 +11,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.evaluation.fidelity import (
     Fidelity,
     Ladder,
-    channels_first,
     geometric,
-    ladder_over,
     parse_fidelity,
     parse_ladder,
     scaled_space,
@@ -123,20 +121,6 @@ def test_geometric_rungs_begin_and_end_where_asked(least, more, eta):
 def test_impossible_geometric_rungs_are_refused(numbers):
     with pytest.raises(ConfigError, match=r"got \d to \d epochs by factors of \d"):
         geometric(*numbers)
-
-
-@pytest.mark.parametrize("what", ["images", "width", "cells", "image_size"])
-def test_a_ladder_over_anything(what):
-    ladder = ladder_over(what, (1, 1, 4), eta=2)
-    assert ladder == Ladder((Fidelity(1, **{what: 0.25}), Fidelity(1, **{what: 0.5}), Fidelity(4)))
-    assert parse_ladder(str(ladder_over(what, (1, 2), eta=3))) == ladder_over(what, (1, 2), eta=3)
-    with pytest.raises(ConfigError, match="eta is 1"):
-        ladder_over(what, (1, 1), eta=1)
-
-
-def test_channels_are_cut_before_data():
-    assert str(channels_first(1, 9)) == "epochs=1,width=0.5; epochs=2; epochs=6"
-    assert str(channels_first(2, 8, 4, width=0.25)) == "epochs=2,width=0.25; epochs=6"
 
 
 # -- spaces ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole jobs by gradients and on shared weights: every method, constraints, memory, weights that flow."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from jobs import TINY, Recorder, outcome
 import nas
 from nas.cost import cost
 from nas.errors import ConfigError
+from nas.goals import Goals
 from nas.job import gradient_search
 from nas.job.gradient_search import health_series
 from nas.job.method_names import DIFFERENTIABLE, SHARED
@@ -21,7 +23,10 @@ from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
 from nas.results.result import is_finished
+from nas.schedulers.schedule import Listed
+from nas.storage.run import run_storage
 from nas.study import Study
+from nas.types import Trial
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
 
@@ -150,6 +155,9 @@ def test_a_bound_on_latency_measures_what_each_option_takes(tmp_path):
 def test_a_lower_bound_and_a_method_without_alpha_loss_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="only keep costs below a bound"):
         run(tmp_path, constraint="params>=100")
+    with pytest.raises(ConfigError, match="val_acc cannot be told from the parts"):
+        run(tmp_path, constraint="val_acc<=0.9")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="constraint is set, but method 'is-darts' learns no alphas"):
         run(tmp_path / "other", "is-darts", constraint="params<=100")
 
@@ -180,6 +188,19 @@ def test_a_finished_evolution_seeds_the_alphas(tmp_path):
     assert all(o in {t.genotype[i] for t in top} for i, o in enumerate(first)) and best is not None
     with pytest.raises(ConfigError, match="holds no finished trial"):
         run(tmp_path / "none", seed_alphas=str(tmp_path / "nowhere"))
+
+
+def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
+    space = load("toy")
+    genotypes = sorted(space.enumerate())
+    study = Study(space, Listed((), 0), run_storage(tmp_path, None, run=""), name="search", announce=False)
+    for number, (architecture, epochs, accuracy) in enumerate([(0, 1, 0.9), (1, 1, 0.8), (1, 3, 0.7)]):
+        study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
+    config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())
+    preferred = []
+    prepare = gradient_search._seeded(SimpleNamespace(config=config, plan=plan, space=space))
+    prepare(SimpleNamespace(prefer=preferred.extend))
+    assert preferred == [genotypes[1]]
 
 
 def test_children_begin_with_their_parents_weights(tmp_path):

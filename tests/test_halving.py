@@ -16,6 +16,7 @@ from nas.schedulers.halving import (
     comparable,
     epochs_granted,
     finalists,
+    longest,
     promotion,
 )
 from nas.searchers import RandomSearch, RegularizedEvolution
@@ -314,6 +315,20 @@ def test_finalists_are_ordered_by_rung_and_then_by_the_goals():
     found = [(GENOTYPES.index(t.genotype), t.fidelity) for t in finalists(trials, BEST)]
     assert found == [(1, 3), (0, 3), (2, 1)]
     assert finalists([], BEST) == []
+
+
+def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
+    goals = parse_goals(["val_acc"], ["params<=100"])
+    rows = [(0, 1, 0.9, 300), (0, 3, 0.95, 300), (1, 1, 0.5, 90), (2, 1, 0.6, 80)]
+    trials = [trial(n, a, f, accuracy, params=size) for n, (a, f, accuracy, size) in enumerate(rows)]
+    assert [t.number for t in finalists(trials, goals)] == [3, 2, 1]
+    assert [t.number for t in longest(trials, goals)] == [2, 3]
+
+
+def test_the_longest_training_is_that_of_the_highest_finished_rung():
+    trials = history((0, 1, 0.5), (1, 1, 0.6), (1, 3, 0.7), (0, 3, 0.4), (1, 9, "running"), (0, 9, "failed"))
+    assert [t.number for t in longest(trials, BEST)] == [2, 3]
+    assert longest([], BEST) == []
 
 
 def test_epochs_are_those_of_the_rungs():

@@ -6,7 +6,7 @@ import pytest
 
 from nas.errors import ConfigError
 from nas.evaluation import learning_curves
-from nas.evaluation.learning_curves import Forecast, extrapolate, tse, tse_ema
+from nas.evaluation.learning_curves import Forecast, extrapolate, tse
 
 
 def power_law(epochs, *, a=0.93, b=0.5, c=0.4):
@@ -25,13 +25,6 @@ def test_tse_is_minus_the_sum_of_the_last_losses():
     assert tse([1.0, 0.2]) > tse([1.0, 0.3])
 
 
-def test_tse_ema_is_minus_the_discounted_sum():
-    losses = [4.0, 2.0, 1.0]
-    assert tse_ema(losses, decay=0.5) == pytest.approx(-(0.25 * 4 + 0.5 * 2 + 1))
-    assert tse_ema(losses, decay=1.0) == tse(losses, last=3)
-    assert tse_ema(losses) == pytest.approx(-(0.999**2 * 4 + 0.999 * 2 + 1))
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -39,8 +32,6 @@ def test_tse_ema_is_minus_the_discounted_sum():
         (lambda: tse([1.0], last=2), "last is 2"),
         (lambda: tse([1.0], last=0), "last is 0"),
         (lambda: tse([1.0, float("nan")]), "train_losses: epoch 2"),
-        (lambda: tse_ema([1.0], decay=0.0), "decay is 0"),
-        (lambda: tse_ema([1.0], decay=1.5), "decay is 1.5"),
         (lambda: extrapolate([0.5], at=3), "values: .* 2 or more"),
         (lambda: extrapolate([], at=3), "values"),
         (lambda: extrapolate([0.5, float("inf")], at=3), "values: epoch 2"),

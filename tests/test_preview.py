@@ -1,5 +1,6 @@
 """What a search is said to cost before it begins."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,6 +38,11 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     text = "\n".join(found.lines())
     assert "7 trials, 1 epochs each" in text and "27 architectures" in text and "on a device" in text
     assert "random architectures at final size" in text
+
+
+def test_an_estimated_size_is_told_as_one(found):
+    many = dataclasses.replace(found, architectures=2**2000, exact=False)
+    assert many.lines()[0].endswith("3 decisions, about 1.1e+602 (estimated) architectures")
 
 
 def test_its_times_follow_from_the_steps(found):

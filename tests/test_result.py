@@ -13,6 +13,7 @@ import nas
 from nas.data.inputs import Inputs
 from nas.errors import ConfigError
 from nas.evaluation.metrics import wilson
+from nas.goals import Goals, parse_goals
 from nas.graph import cell_graphs, merged
 from nas.results.architecture_file import (
     describe_architecture,
@@ -21,7 +22,9 @@ from nas.results.architecture_file import (
     read_architecture,
     write_graphml,
 )
-from nas.results.result import Result, load_result
+from nas.results.result import BASELINES, Result, baselines_of, load_result
+from nas.results.result_files import write_front
+from nas.types import Trial
 
 HOSTILE = "<script>alert(1)</script> & '$x$'"
 
@@ -62,6 +65,30 @@ def test_a_result_is_shown_in_a_line(found):
     inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,))
     result = Result(space, genotype, {}, nn.Identity(), metrics, (), Path("results/run"), inputs)
     assert repr(result) == "<Result of 'darts' in 'results/run': test_acc 0.9877, 12,345 params, 0 trials>"
+
+
+def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
+    space, goals = nas.load("toy"), parse_goals(["val_acc", "-params"], ["params<=100"])
+    rows = [(1, 0.99, 50), (3, 0.5, 40), (3, 0.6, 60), (3, 0.9, 200), (3, 0.4, 70)]
+    history = [
+        Trial(i, space.sample(np.random.default_rng(i)), epochs, "done", {"val_acc": a, "params": float(p)})
+        for i, (epochs, a, p) in enumerate(rows)
+    ]
+    found = Result(space, history[2].genotype, {}, nn.Identity(), {}, history, tmp_path, None, {}, goals)
+    drawn = {}
+    monkeypatch.setattr("nas.draw.draw_front", lambda points, **more: drawn.update(points=points, **more))
+    monkeypatch.setattr("nas.draw.save", lambda *_: None)
+    write_front(found, title="toy")
+    assert drawn["points"].tolist() == [[0.5, 40], [0.6, 60], [0.4, 70]] and drawn["chosen"] == [1]
+    assert drawn["subtitle"] == "2 of 3 architectures are on it"
+    assert [entry["trial"] for entry in json.loads((tmp_path / "front.json").read_text())["front"]] == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["darts", "own:mine", "my_method.py:make"])
+def test_baselines_of_a_search_by_gradients_say_that_they_were_trained_alone(method):
+    history = [Trial(0, (0,), 1, "done", {"val_acc": 0.5, "macs": 1.0})]
+    assert all(name.endswith(", trained alone") for name in baselines_of(history, Goals(), method=method))
+    assert set(baselines_of(history, Goals(), method="evolution")) == set(BASELINES)
 
 
 def test_graphml_holds_whatever_names_hold(tmp_path):

@@ -664,9 +664,13 @@ def test_a_guided_search_learns_from_an_earlier_run_and_from_proxies(tmp_path):
     [
         ({"earlier": "nowhere"}, "searcher.earlier: nowhere holds no finished trial to learn from"),
         ({"proxies": "parms"}, "no proxy 'parms'; did you mean 'params'"),
+        ({"earlier": "darts"}, "darts searched by gradients, .* name a run by trials"),
     ],
 )
-def test_what_a_guided_search_cannot_learn_from_is_refused_before_anything(tmp_path, searcher, words):
+def test_what_a_guided_search_cannot_learn_from_is_refused_before_anything(tmp_path, jobs, searcher, words):
+    if searcher.get("earlier") in METHODS:
+        searcher = {"earlier": str(jobs(searcher["earlier"]).folder)}
+        words = words.removeprefix("darts")
     with pytest.raises(ConfigError, match=words):
         search("toy", TASK, "guided", out=tmp_path / "r", settings=FOUR | {"searcher": searcher})
     assert not (tmp_path / "r").exists()

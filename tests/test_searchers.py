@@ -18,7 +18,7 @@ from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedE
 from nas.searchers.bounded import Bounded
 from nas.searchers.generational import Generational
 from nas.searchers.named import SEARCHERS as NAMES
-from nas.searchers.named import is_searcher, make_searcher, settings_of
+from nas.searchers.named import make_searcher, settings_of
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
 from nas.seeding import rng
 from nas.space import Space
@@ -434,6 +434,11 @@ def test_a_bound_that_nothing_keeps_shows():
     assert len(simulate(searcher, TOY, sum, trials=27)) == 27
 
 
+def test_a_bound_has_to_be_tried():
+    with pytest.raises(ConfigError, match="tries is 0, but must be at least 1"):
+        Bounded(RandomSearch(), bool, tries=0)
+
+
 def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
     history = simulate(RegularizedEvolution(5, 3), CELLS, planted, trials=30)
     for seed in range(5):
@@ -458,7 +463,6 @@ def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
     ],
 )
 def test_searchers_by_name(name, searcher):
-    assert is_searcher(name)
     assert make_searcher(name, goals=parse_goals(["-loss"])) == searcher
 
 
@@ -653,6 +657,15 @@ def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
     best = {t.genotype for t in sorted(history, key=lambda t: -t.metrics["val_acc"])[:3]}
     for child in drawn[:6]:
         assert min(sum(a != b for a, b in zip(child.genotype, g, strict=True)) for g in best) <= 3
+
+
+def test_what_a_bound_turns_down_takes_no_place_in_a_generation(monkeypatch):
+    made = watched_children(monkeypatch)
+    searcher = Bounded(Generational(population=10, parents=3), lambda genotype: genotype[0] == 0)
+    history = simulate(searcher, CELLS, planted, trials=10)
+    assert made["sample"] > 20 and not made["cross"] and not made["_mutated"]
+    made.clear()
+    assert searcher.ask(CELLS, history, rng(0))[0] == 0 and not made["cross"]
 
 
 def test_generations_climb_to_a_planted_optimum_better_than_random():

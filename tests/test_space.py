@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.architectures.space_size import Size
+from nas.architectures.space_size import Size, estimate
 from nas.errors import SpaceError
 from nas.registry import load
 from nas.space import Space
+from nas.types import Decision
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}
 
@@ -267,6 +268,25 @@ def test_a_decision_asked_from_two_candidates_counts_while_either_is_chosen():
     assert space.canonical((0, 1, 1)) == (0, 1, 1)
     assert space.canonical((1, 1, 0)) == (1, 1, 0)
     assert space.size == Size(7, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (Size(15_625, exact=True), "15,625"),
+        (Size(10**18, exact=True), "1e+18"),
+        (Size(123_456 * 10**400, exact=True), "1.23e+405"),
+        (Size(2 * 10**400, exact=False), "about 2.0e+400 (estimated)"),
+    ],
+)
+def test_a_size_is_told_that_no_float_holds(size, words):
+    assert str(size) == words
+
+
+def test_sizes_beyond_every_float_are_estimated():
+    decisions = [Decision(str(i), ("a", "b")) for i in range(1100)]
+    found = estimate(decisions, lambda prefix: (*prefix, 0), free=True, aliases=lambda genotype: 2)
+    assert found == 2**1099
 
 
 @each_space

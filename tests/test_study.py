@@ -152,6 +152,11 @@ def test_too_many_failures_in_a_row_end_the_search_with_counts(tmp_path):
     assert study.ended == 8
 
 
+def test_no_failure_at_all_cannot_be_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match="max_failures is 0, but must be at least 1"):
+        make(tmp_path).run(scored, trials=1, max_failures=0)
+
+
 def test_stop_is_asked_before_every_trial(tmp_path):
     told = []
     study = make(tmp_path)
@@ -342,6 +347,13 @@ def test_the_objective_is_kept_with_the_study(tmp_path):
         assert Study(space, Fixed(RandomSearch()), storage, name="s").goals == asked
     with pytest.raises(ConfigError, match="was made for min score, not for max score"):
         Study(space, Fixed(RandomSearch()), storage, name="s", goals=Goals((Objective("score"),)))
+
+
+@pytest.mark.parametrize("epochs", [-1, True, 1.5])
+def test_epochs_that_are_no_number_of_epochs_are_refused(tmp_path, epochs):
+    study = make(tmp_path, space=TOY, scheduler=Listed(((0, 1, 2),), epochs=epochs))
+    with pytest.raises(ConfigError, match="wanted a genotype and its epochs"):
+        study.ask()
 
 
 def test_a_searcher_without_a_scheduler_is_named(tmp_path):

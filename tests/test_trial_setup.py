@@ -6,11 +6,37 @@ import pytest
 
 from nas.evaluation.fidelity import geometric
 from nas.goals import Goals
-from nas.job.trial_setup import scheduler
+from nas.job.trial_setup import informed, scheduler
+from nas.registry import load
 from nas.schedulers.halving import Hyperband, SuccessiveHalving
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.schedule import Fixed, Listed
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
+from nas.storage.run import run_storage
+from nas.study import Study
+from nas.types import Trial
+
+
+def earlier(tmp_path, *rows):
+    """What a guided search learns from a run with these trials: option, epochs and accuracy of each."""
+    space = load("toy")
+    genotypes = sorted(space.enumerate())
+    tmp_path.mkdir()
+    storage = run_storage(tmp_path, None, run="")
+    study = Study(space, Listed((), 0), storage, name="search", announce=False)
+    for number, (architecture, epochs, accuracy) in enumerate(rows):
+        study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
+    plan = SimpleNamespace(earlier=str(tmp_path), proxies=(), goals=Goals())
+    learned = informed(SimpleNamespace(plan=plan, space=space), Guided(init=2)).earlier
+    return {(genotypes.index(t.genotype), t.fidelity) for t in learned if t.state == "done"}
+
+
+def test_what_is_learned_from_an_earlier_run_was_trained_equally_long(tmp_path):
+    low = [(i, 1, i / 50) for i in range(22)]
+    found = earlier(tmp_path / "few", *low, (21, 3, 0.9), (20, 3, 0.8))
+    assert found == {(i, 1) for i in range(22)}
+    found = earlier(tmp_path / "many", *low, *((i, 3, 0.9) for i in range(20)))
+    assert found == {(i, 3) for i in range(20)}
 
 
 def made(name, searcher):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 
@@ -22,8 +24,10 @@ class Size:
     exact: bool
 
     def __str__(self) -> str:
-        number = f"{self.count:,}" if self.count < 10**9 else f"{self.count:.3g}"
-        return number if self.exact else f"about {self.count:.1e} (estimated)"
+        large = Decimal(self.count)  # which no float may hold: 2,000 decisions between two are 1e602
+        if not self.exact:
+            return f"about {large:.1e} (estimated)"
+        return f"{self.count:,}" if self.count < 10**9 else f"{large.normalize():.3g}"
 
 
 def estimate(
@@ -43,7 +47,7 @@ def estimate(
     aliases: how many genotypes mean the same as one; None where every one means itself.
     """
     prefix: list[int] = []
-    total = 1.0
+    total = Fraction(1)
     for depth, decision in enumerate(decisions):
         if free:
             total *= len(decision.options)
@@ -51,8 +55,8 @@ def estimate(
         seen = [draw(prefix)[depth] for _ in range(2 * draws)]
         # Choosing and counting on the same draws would favour options that were drawn too often.
         option = Counter(seen[:draws]).most_common(1)[0][0]
-        total *= draws / max(1, seen[draws:].count(option))
+        total *= Fraction(draws, max(1, seen[draws:].count(option)))
         prefix.append(option)
     if aliases is not None:
-        total *= float(np.mean([1 / aliases(draw([])) for _ in range(draws)]))
+        total *= Fraction(float(np.mean([1 / aliases(draw([])) for _ in range(draws)])))
     return round(total)

@@ -234,11 +234,13 @@ def _repeat(race: Race, seed: int, *, first: int, exact: float) -> Outcome:
 def _volumes(
     history: Sequence[Trial], goals: Goals, reference: Sequence[float], exact: float
 ) -> NDArray[np.float64]:
-    """The share `[T]` of the exact front's hypervolume after 1 to T trials."""
+    """The share `[T]` of the exact front's hypervolume after 1 to T trials; NaN before the first success."""
     point = _turned(reference, goals)
-    found, share = np.empty((0, len(point))), 0.0
+    found, share = np.empty((0, len(point))), np.nan
     values = np.empty(len(history))
     for position, trial in enumerate(history):
+        if trial.state == "done" and np.isnan(share):
+            share = 0.0  # until one of the successes keeps all bounds and is beyond the reference
         if trial.state == "done" and goals.violation(trial.metrics) == 0:
             scores = np.array([goals.scores(trial.metrics)])
             if not dominates(found, scores).any():

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nas.architectures.space_size import Size
 from nas.budget.shares import Needs
 
 HOUR_S = 3600.0
@@ -32,8 +33,8 @@ class Phase:
 class Preview:
     """What a search will cost.
 
-    decisions, architectures: of the space; `exact` is False where there are at least so many.
-    sample: how many architectures the ranges are of; timed: how many of them were trained for a few steps.
+    decisions, architectures: of the space; `exact` is False where they are estimated.
+    sample: how many architectures the ranges are of; timed: of how many of them latency was measured.
     ranges: of params, macs, peak_bytes, latency_ms (the last network's) and of step_s (of a trial).
     memory_bytes: what training needs at least, counted.
     phases: in order. device: in words. measured_s: what the measuring took.
@@ -81,9 +82,8 @@ class Preview:
 
     def lines(self) -> list[str]:
         """A short table."""
-        count = f"{self.architectures:,}" if self.architectures < 10**9 else f"{self.architectures:.1e}"
-        least = "" if self.exact else "at least "
-        rows = [f"space        {self.space}: {self.decisions} decisions, {least}{count} architectures"]
+        size = Size(self.architectures, self.exact)
+        rows = [f"space        {self.space}: {self.decisions} decisions, {size} architectures"]
         rows += [
             f"{label:<13}{_span(self.ranges[name], unit)}"
             for name, label, unit in _SHOWN

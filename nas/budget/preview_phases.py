@@ -25,11 +25,6 @@ class Steps:
     shared: float
 
 
-def searches(job: Job) -> bool:
-    """Whether there is anything to choose from."""
-    return not (job.space.size.exact and job.space.size.count == 1)
-
-
 def one_training_s(job: Job, steps: Steps) -> float:
     """Seconds of one training of the re-evaluation."""
     per_epoch = max(1, len(job.search_task.train) // job.plan.trial.batch)
@@ -42,9 +37,8 @@ def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> lis
     plan = job.plan
     planned, search_s = _search(job, steps)
     found = [Phase(SEARCH, planned, search_s)]
-    compares = plan.baselines and searches(job)
-    is_own = job.config.method == "random" and plan.scheduler == "fixed"
-    if compares and not is_own:
+    compares = plan.baselines and job.has_choice
+    if compares and not job.is_own_baseline:
         found.append(Phase(BASELINES, "random search at equal cost", search_s))
     networks = plan.top_k + 2 * compares
     if networks > 1:
@@ -60,7 +54,7 @@ def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> lis
 
 def _search(job: Job, steps: Steps) -> tuple[str, float]:
     plan, images = job.plan, len(job.search_task.train)
-    if not searches(job):
+    if not job.has_choice:
         return "nothing: there is one architecture", 0.0
     if plan.searcher is None:
         epochs = plan.search.weights.epochs

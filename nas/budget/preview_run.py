@@ -8,7 +8,7 @@ from functools import partial
 
 from nas.budget.pace import gradient_pace, network_pace, shared_pace
 from nas.budget.preview import Preview, Range
-from nas.budget.preview_phases import Steps, one_training_s, phases_of, searches
+from nas.budget.preview_phases import Steps, one_training_s, phases_of
 from nas.budget.shares import EXPORT_S, EXPORTED_S, FINISH_S
 from nas.cost import Cost, cost
 from nas.errors import TrialError
@@ -38,38 +38,21 @@ def preview(job: Job, *, device: str) -> Preview:
     budget_s = job.clock.budget_s
     limit_s = LIMIT_S if budget_s is None else min(LIMIT_S, SHARE * budget_s)
 
-    def left_s() -> float:
-        return limit_s - (time.perf_counter() - began)
+    def left() -> float:
+        return 1 - (time.perf_counter() - began) / limit_s
 
-    counted = _counted(job, lambda: left_s() > 0.8 * limit_s)
-    timed = list(counted)[:TIMED]
-    trial = _paces(
-        timed,
-        lambda g: network_pace(job.space, g, job.search_task, job.plan.trial, limit_s=0.1 * limit_s),
-        lambda: left_s() > 0.6 * limit_s,
-    )
-    split = job.task.train_and_val()
-    final = _paces(
-        timed,
-        lambda g: network_pace(job.final, g, job.task, job.recipe, split=split, limit_s=0.1 * limit_s),
-        lambda: left_s() > 0.4 * limit_s,
-    )
-    search_step = shared_step = 0.0
-    if job.plan.searcher is None and searches(job):
-        search_step = _or_zero(lambda: gradient_pace(job, limit_s=0.2 * limit_s))
-    elif job.config.shares_weights:
-        shared_step = _or_zero(lambda: shared_pace(job, limit_s=0.2 * limit_s))
-    ranges = _ranges(counted) | _latency(job.final, job, timed[: len(final) or 1])
+    counted = _counted(job, lambda: left() > 0.8)
+    trial, final = _network_paces(job, list(counted)[:TIMED], left, limit_s=0.1 * limit_s)
+    search_step, shared_step = _supernet_paces(job, limit_s=0.2 * limit_s)
+    timed = list(counted)[: len(final) or 1]
+    ranges = _ranges(counted) | _latency(job.final, job, timed)
     if trial:
         ranges["step_s"] = Range(min(trial), max(trial))
     steps = Steps(_mean(trial), _mean(final), search_step, shared_step)
     training_s = one_training_s(job, steps)
     # What of its time the process was kept from computing, it will be kept from writing, too.
     busy = (time.perf_counter() - began) / max(time.process_time() - computed, 1e-3)
-    finish_s = FINISH_S * min(max(busy, 1.0), MOST_BUSY)
-    if budget_s is not None:
-        finish_s = min(finish_s, max(FINISH_S, FINISH_SHARE * budget_s))
-        finish_s += EXPORT_S if job.config.export and budget_s >= EXPORTED_S else 0.0
+    finish_s = _finish_s(busy, budget_s, exports=job.config.export)
     return Preview(
         job.space.name,
         len(job.space.decisions),
@@ -87,6 +70,42 @@ def preview(job: Job, *, device: str) -> Preview:
         search_step,
         steps.final,
     )
+
+
+def _network_paces(
+    job: Job, genotypes: Sequence[Genotype], left: Callable[[], float], *, limit_s: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of a step of each architecture as a trial, and as the last network, while there is time."""
+    split = job.task.train_and_val()
+    trial = _paces(
+        genotypes,
+        lambda g: network_pace(job.space, g, job.search_task, job.plan.trial, limit_s=limit_s),
+        lambda: left() > 0.6,
+    )
+    final = _paces(
+        genotypes,
+        lambda g: network_pace(job.final, g, job.task, job.recipe, split=split, limit_s=limit_s),
+        lambda: left() > 0.4,
+    )
+    return trial, final
+
+
+def _supernet_paces(job: Job, *, limit_s: float) -> tuple[float, float]:
+    """Seconds of a step of a supernet searched by gradients, and of one that trials share; 0 for none."""
+    if job.plan.searcher is None and job.has_choice:
+        return _or_zero(lambda: gradient_pace(job, limit_s=limit_s)), 0.0
+    if job.config.shares_weights:
+        return 0.0, _or_zero(lambda: shared_pace(job, limit_s=limit_s))
+    return 0.0, 0.0
+
+
+def _finish_s(busy: float, budget_s: float | None, *, exports: bool) -> float:
+    """Seconds to set aside for the writing, on a machine where everything takes `busy` times as long."""
+    needed_s = FINISH_S * min(max(busy, 1.0), MOST_BUSY)
+    if budget_s is None:
+        return needed_s
+    bundle_s = EXPORT_S if exports and budget_s >= EXPORTED_S else 0.0
+    return min(needed_s, max(FINISH_S, FINISH_SHARE * budget_s)) + bundle_s
 
 
 def _counted(job: Job, goes_on: Callable[[], bool]) -> dict[Genotype, Cost]:

@@ -15,7 +15,7 @@ from nas.evaluation.cheap_estimates import compare_estimates
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
 from nas.job.config import Config, make_config, with_names
-from nas.job.preparation import prepare
+from nas.job.preparation import folder_of, prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
 from nas.space import Space
@@ -57,11 +57,8 @@ def calibrate(
         "task": task if isinstance(task, str) else task.name,
         "method": "random",
     }
-    made = make_config(with_names(config, names))
-    for name, value in Config():
-        if name not in USED and getattr(made, name) != value:
-            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
-    place = Path(out) if out is not None else Path("results") / _folder_name(made)
+    made = _checked(make_config(with_names(config, names)))
+    place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
     with telling(progress) as told:
         job, notes = prepare(
             made,
@@ -88,17 +85,23 @@ def calibrate(
             for note in notes:
                 job.progress.note(note)
             found = compare_estimates(job, settings)
-            rows = [
-                draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates
-            ]
-            title = f"What can be trusted: {job.space.name} on {job.task.name}"
-            figure = draw.draw_trust(
-                rows, title=title, subtitle=found.lines()[0], threshold=settings.threshold
-            )
-            draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+            _draw(found, folder, title=f"What can be trusted: {job.space.name} on {job.task.name}")
             write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
             clear_checkpoints(folder)
         return found
+
+
+def _draw(found: Calibration, folder: Path, *, title: str) -> None:
+    rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
+    figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=found.threshold)
+    draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
+
+
+def _checked(config: Config) -> Config:
+    for name, value in Config():
+        if name not in USED and getattr(config, name) != value:
+            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
+    return config
 
 
 def _keep(path: Path, settings: Settings) -> None:
@@ -111,8 +114,3 @@ def _keep(path: Path, settings: Settings) -> None:
             f"{path.parent} holds a calibration with other settings, {before}, not {now}; repeat its command "
             "to resume it, or choose another --out folder"
         )
-
-
-def _folder_name(config: Config) -> str:
-    parts = ("calibrate", config.space, config.task)
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in Path(p).name) for p in parts)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
-from typing import Literal
 
 from nas.errors import ConfigError, SpaceError, check_length, unknown
 from nas.registry import load
@@ -17,8 +15,6 @@ from nas.types import MOST
 
 MAX_TEXT = 10_000
 """Characters of a ladder."""
-Share = Literal["images", "width", "cells", "image_size"]
-"""What can be cut beside the epochs."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +133,6 @@ def parse_ladder(text: str) -> Ladder:
     return Ladder(tuple(parse_fidelity(part) for part in text.split(";")))
 
 
-# -- ladders worth having ------------------------------------------------------------------------------
-
-
 def geometric(least: int, most: int, eta: int = 3) -> Ladder:
     """Rungs of epochs alone that end after `least`, `least * eta`, `least * eta²`, ..., `most` epochs.
 
@@ -153,26 +146,6 @@ def geometric(least: int, most: int, eta: int = 3) -> Ladder:
     steps = max(1, round(math.log(most / least, eta)))
     granted = sorted({round(least * (most / least) ** (i / steps)) for i in range(steps + 1)})
     return Ladder(tuple(Fidelity(high - low) for low, high in pairwise([0, *granted])))
-
-
-def ladder_over(what: Share, epochs: Sequence[int], *, eta: int = 2) -> Ladder:
-    """Rungs of the given `epochs` each, whose share of `what` grows by `eta` up to 1 in the last."""
-    if eta < 2:
-        raise ConfigError(f"ladder: eta is {eta}, but must be at least 2")
-    shares = [1 / eta**i for i in reversed(range(len(epochs)))]
-    return Ladder(
-        tuple(Fidelity(count, **{what: share}) for count, share in zip(epochs, shares, strict=True))
-    )
-
-
-def channels_first(least: int, most: int, eta: int = 3, *, width: float = 0.5) -> Ladder:
-    """The `geometric` ladder with fewer channels in its lowest rung, and all images everywhere.
-
-    What a cheap rung cuts must not change the order of the architectures. Fewer channels and epochs keep it
-    better than smaller or fewer images do (Zhou et al. 2020, EcoNAS, CVPR, section 3).
-    """
-    lowest, *others = geometric(least, most, eta).rungs
-    return Ladder((Fidelity(lowest.epochs, width=width), *others))
 
 
 # -- what a rung means ---------------------------------------------------------------------------------

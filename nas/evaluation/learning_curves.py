@@ -36,21 +36,6 @@ def tse(train_losses: Sequence[float], *, last: int = 1) -> float:
     return -float(losses[-last:].sum())
 
 
-def tse_ema(train_losses: Sequence[float], *, decay: float = 0.999) -> float:
-    """The training speed of all epochs, later ones counting more; larger is better.
-
-    TSE-EMA of Ru et al. 2021, `sum of decay^(T-t) l_t over t = 1..T`, with its sign turned as in `tse`.
-    Compare only trainings of equally many epochs: every further epoch adds to the sum.
-
-    train_losses: [T] mean training loss of each epoch.
-    decay: weight of an epoch relative to the next, in (0, 1].
-    """
-    losses = _finite(train_losses, who="train_losses", least=1)
-    if not 0 < decay <= 1:
-        raise ConfigError(f"tse_ema: decay is {decay:g}, but must be above 0 and at most 1")
-    return -float(losses @ decay ** np.arange(len(losses) - 1, -1, -1))
-
-
 @dataclass(frozen=True)
 class Forecast:
     """A normal belief about an accuracy not yet measured.

@@ -9,7 +9,8 @@ from nas.budget.clock import TimeUp
 from nas.evaluation.evaluate import Cached, Trained
 from nas.job.job import Job
 from nas.job.phases import Found
-from nas.job.run_folder import CHECKPOINT
+from nas.job.plan import UNBOUNDED
+from nas.job.run_folder import CHECKPOINT, RANDOM
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.schedule import Fixed
@@ -19,9 +20,8 @@ from nas.tracking.points import of_trials
 from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
 
-UNBOUNDED = 10**6
-RANDOM, LARGEST = "random", "largest"
-"""Names of the baselines in metrics and pictures."""
+LARGEST = "largest"
+"""The name of the second baseline in metrics and pictures; that of the first is that of its study."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,8 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
     until_s: when it has to be over, by the job's clock; a random search that was cut off had not the same
       cost, so that nothing is compared with it.
     """
-    is_random = job.config.method == "random" and job.plan.scheduler == "fixed"
     try:
-        history = found.history if is_random else _random(job.until(until_s), found)
+        history = found.history if job.is_own_baseline else _random(job.until(until_s), found)
     except TimeUp as error:
         job.progress.note(
             f"random search was not done at equal cost, so nothing is compared with it: {error}"

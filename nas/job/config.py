@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from nas.errors import ConfigError, unknown
-from nas.job.method_names import DIFFERENTIABLE, METHODS, SHARED, is_own
+from nas.job.method_names import METHODS, SHARED, by_gradients
 from nas.job.spellings import Count, Table, Text, Texts, address, count, number, seconds, size, switched
 from nas.storage.address import Address
 from nas.text import shown
@@ -147,7 +147,7 @@ class Config(BaseModel):
     @property
     def is_differentiable(self) -> bool:
         """Whether the method searches by gradients."""
-        return self.method in DIFFERENTIABLE or is_own(self.method)
+        return by_gradients(self.method)
 
     @property
     def shares_weights(self) -> bool:
@@ -164,7 +164,7 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
     for key in values:
         if key not in Config.model_fields:
             raise ConfigError(f"{where}: {unknown('setting', str(key), Config.model_fields)}")
-    method = str(values.get("method", "darts"))
+    method = str(values.get("method", Config.model_fields["method"].default))
     if method not in METHODS and ":" not in method:
         raise ConfigError(f"{where}: {unknown('method', method, METHODS)}")
     try:

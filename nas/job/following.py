@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nas.job.final_training import RETRAIN, help_to_retrain
-from nas.job.gradient_search import SEARCH, help_to_search
+from nas.job.gradient_search import help_to_search
 from nas.job.job import Job
 from nas.job.ranks import help_all
+from nas.job.run_folder import SEARCH
 from nas.job.shared_weights import SHARED, help_with_weights
 from nas.types import Genotype
 

@@ -19,7 +19,7 @@ from nas.evaluation.guard import user_errors
 from nas.evaluation.measured import LATENCY, free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT
+from nas.job.run_folder import CHECKPOINT, SEARCH
 from nas.latency import LatencyTable, measure_table
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
@@ -28,6 +28,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
 from nas.results.records import NeededRecord, checked
+from nas.schedulers.halving import finalists
 from nas.schedulers.schedule import Listed
 from nas.seeding import rng
 from nas.space import Space
@@ -41,8 +42,6 @@ from nas.types import Genotype, Trial
 if TYPE_CHECKING:  # the pictures' library is not for those who draw none
     from nas.draw import HealthSeries
 
-SEARCH = "search"
-"""What the phase is called between ranks."""
 DRAWS = 2000
 PENALTY = 10.0
 """Loss of an expected cost twice as high as its bound."""
@@ -70,16 +69,16 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
     method, costs = _constrained(job, job.plan.search), _costs(job)
-    study = Study(job.space, Listed((), 0), job.storage, name="search", announce=False)
+    study = Study(job.space, Listed((), 0), job.storage, name=SEARCH, announce=False)
     method = _within_memory(job, method)
     outcome, _ = eased(
         lambda ease: _attempt(job, method, study, costs, ease=ease, until_s=until_s),
-        folder=job.folder / CHECKPOINT / "search",
+        folder=job.folder / CHECKPOINT / SEARCH,
         batch=1,  # what a step of a supernet takes is the business of `memory`
         note=job.progress.note,
         alone=job.team.size == 1,
     )
-    likely = _likely(job.space, outcome.strengths, rng(job.seed("search"), "likely"))
+    likely = _likely(job.space, outcome.strengths, rng(job.seed(SEARCH), "likely"))
     candidates = list(dict.fromkeys([*outcome.selected, *likely]))
     bounds, guards = job.plan.goals.constraints, method.guards
 
@@ -95,7 +94,7 @@ def help_to_search(job: Job) -> None:
     method = _within_memory(job, _constrained(job, job.plan.search))
     with user_errors():
         differentiable.search(
-            job.space, job.search_task, method, seed=job.seed("search"), stop=job.stop, team=job.team
+            job.space, job.search_task, method, seed=job.seed(SEARCH), stop=job.stop, team=job.team
         )
 
 
@@ -110,7 +109,7 @@ def _attempt(
 ) -> Outcome:
     """Searches at the learning rate that is left, and writes down every epoch as a trial."""
     tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
-    job.progress.phase("search", method.weights.epochs, done=len(study.history) - len(tried))
+    job.progress.phase(SEARCH, method.weights.epochs, done=len(study.history) - len(tried))
     job.team.call(SEARCH)
 
     def record(epochs: Sequence[Epoch]) -> None:
@@ -128,9 +127,9 @@ def _attempt(
         job.space,
         job.search_task,
         dataclasses.replace(method, weights=ease.of(method.weights)),
-        seed=job.seed("search"),
+        seed=job.seed(SEARCH),
         prepare=_seeded(job),
-        checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / "search")),
+        checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / SEARCH)),
         left_s=None if until_s is None else partial(_left_s, job.clock, until_s),
         on_epoch=record,
         stop=job.stop,
@@ -247,10 +246,10 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     folder = job.config.seed_alphas
     if folder is None:
         return None
-    trials = [t for t in Study.read(Path(folder), "search", job.space) if t.state == "done"]
-    if not trials:
+    tried = finalists(Study.read(Path(folder), SEARCH, job.space), job.plan.goals)
+    if not tried:
         raise ConfigError(f"seed_alphas: {folder} holds no finished trial of space {job.space.name!r}")
-    best = job.plan.goals.ordered(trials)[: max(1, len(trials) // 5)]
+    best = tried[: max(1, len(tried) // 5)]
 
     def prepare(supernet: Supernet) -> None:
         supernet.prefer([trial.genotype for trial in best])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
+from nas.architectures.space_size import Size
 from nas.budget.clock import Clock
 from nas.job.config import Config
 from nas.job.plan import Plan
@@ -63,6 +64,16 @@ class Job:
         patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
         run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
         return run_storage(self.folder, address, run=run, patience=patience)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is anything to search: more than one architecture."""
+        return self.space.size != Size(1, exact=True)
+
+    @property
+    def is_own_baseline(self) -> bool:
+        """Whether the search is a random one itself, which needs none beside it to be compared with."""
+        return self.config.method == "random" and self.plan.scheduler == "fixed"
 
     def until(self, at_s: float | None) -> Job:
         """The job, stopped by TimeUp when its clock is at `at_s`; None is never."""

@@ -20,3 +20,8 @@ def is_own(path: str, *, optuna: bool = True) -> bool:
     optuna: whether the samplers of Optuna are not, as for methods; a space has no such names.
     """
     return ":" in path and not (optuna and path.startswith(OPTUNA))
+
+
+def by_gradients(method: str) -> bool:
+    """Whether a method, of the engine's or a user's own, searches by gradients, so that trials are epochs."""
+    return method in DIFFERENTIABLE or is_own(method)

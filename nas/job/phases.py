@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nas.architectures.space_size import Size
 from nas.budget.clock import TimeUp
 from nas.errors import NoModelError
 from nas.evaluation.failures import diagnosis
@@ -14,6 +13,7 @@ from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.gradient_search import search_by_gradients
 from nas.job.job import Job
+from nas.job.run_folder import SEARCH
 from nas.job.trial_search import TrialSearch, trial_search, write_record
 from nas.job.trial_setup import bounded, telling
 from nas.oneshot.record import Epoch
@@ -61,7 +61,7 @@ def find(job: Job, *, until_s: float | None = None) -> Found:
 def _differentiable(job: Job, until_s: float | None) -> Found:
     if job.config.workers != 1:
         job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
-    if job.space.size == Size(1, exact=True):
+    if not job.has_choice:
         return Found([job.space.sample(rng(0))], (), 0.0)
     found = search_by_gradients(job, until_s=until_s)
     if found.epochs[-1].epoch < job.plan.search.weights.epochs:
@@ -127,7 +127,7 @@ def _run(search: TrialSearch, until_s: float | None) -> str:
     places = job_slots(job) if study.ended < job.plan.trials else []
     if until_s is not None:  # also for workers that join from elsewhere
         search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
-    job.progress.phase("search", job.plan.planned_trials, done=study.ended)
+    job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
     job.tracking.tell(of_trials(study.name, study.history))
     if study.claims.shared:
         write_record(study, describe_job(job), spend_s=search.spend_s)

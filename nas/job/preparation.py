@@ -166,6 +166,11 @@ def _blamed(space: Space, task: Task) -> str:
 
 def default_folder(config: Config) -> Path:
     """results/SPACE-TASK-METHOD, made of harmless characters."""
-    parts = [config.space, config.task, config.method, *(["shared"] if config.evaluator == "shared" else [])]
+    shared = ["shared"] if config.evaluator == "shared" else []
+    return folder_of(config.space, config.task, config.method, *shared)
+
+
+def folder_of(*parts: str) -> Path:
+    """The folder in `results` that is named by the last parts of these paths, made of harmless characters."""
     names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
     return Path("results") / "-".join(names)

@@ -37,7 +37,7 @@ class Preset:
     final: recipe of the last training, on training and validation images together.
     trials: number of black-box trials; shared_trials: of those on shared weights by their own method.
     top_k, top_k_epochs, seeds: how many of the best are trained again, for how long, with how many seeds.
-    shared_top_k: how many where trials were ranked by shared weights, which filter and cannot select.
+    shared_top_k: how many after a method on shared weights alone, which filter and cannot select.
     search_images: at most so many images, training and validation together, before the last training.
     final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
     size: settings offered to a space of the engine's own while searching, `final_size` for the last training.

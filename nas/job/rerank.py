@@ -24,7 +24,7 @@ from nas.evaluation.failures import diagnosis
 from nas.files.atomic import replacing
 from nas.graph import architecture_hash
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT
+from nas.job.run_folder import CHECKPOINT, RERANK, SEARCH
 from nas.job.trial_setup import telling, with_costs
 from nas.schedulers.schedule import Listed
 from nas.study import Study
@@ -32,8 +32,6 @@ from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions
 from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
-
-SEARCH = "search"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +117,8 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
         job.space,
         Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
         job.storage,
-        name="rerank",
-        seed=job.seed("rerank"),
+        name=RERANK,
+        seed=job.seed(RERANK),
         goals=job.plan.goals,
     )
     trainings = len(genotypes) * job.plan.seeds
@@ -138,7 +136,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
         with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, hits=hits.cpu().numpy())
 
-    folder = job.folder / CHECKPOINT / "rerank"
+    folder = job.folder / CHECKPOINT / RERANK
     folder.mkdir(parents=True, exist_ok=True)
     measure = Trained(
         job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
@@ -200,7 +198,7 @@ def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _hits_path(job: Job, number: int) -> Path:
-    return job.folder / CHECKPOINT / "rerank" / f"hits-{number}.npz"
+    return job.folder / CHECKPOINT / RERANK / f"hits-{number}.npz"
 
 
 def _numbers(name: str, compared: Paired) -> dict[str, float]:

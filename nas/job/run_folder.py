@@ -39,6 +39,8 @@ FREE = (
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20
 """Differences that are listed."""
+SEARCH, RANDOM, RERANK = "search", "random", "rerank"
+"""The studies of a run: its search, random search at equal cost, and the best of both trained again."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
 

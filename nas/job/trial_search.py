@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from nas.evaluation.evaluate import Cached, Trained
 from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
+from nas.job.run_folder import SEARCH
 from nas.job.trial_setup import (
     bounded,
     early_stopped,
@@ -32,8 +33,6 @@ from nas.training.resumable import Stopped
 from nas.workers.claims import Alone, Claims, Leased, leased
 from nas.workers.identity import Identity
 
-SEARCH = "search"
-"""The name of the study."""
 RECORD = "job"
 """The attribute of the study that says what the job is, for workers that join."""
 

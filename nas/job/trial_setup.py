@@ -16,10 +16,13 @@ from nas.evaluation.learned import Fitting, Remembering
 from nas.evaluation.learning_curves import extrapolate
 from nas.evaluation.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
 from nas.evaluation.scored import Scored
+from nas.files.paths import is_file
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT
+from nas.job.method_names import by_gradients
+from nas.job.run_folder import CHECKPOINT, SEARCH, read_run
 from nas.job.shared_weights import shared_weights
-from nas.schedulers.halving import Hyperband, SuccessiveHalving
+from nas.oneshot.expected import check_bound
+from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
 from nas.schedulers.schedule import Fixed, Scheduler
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.bounded import Bounded
@@ -31,9 +34,12 @@ from nas.types import Genotype, Trial
 
 
 def check_search(job: Job) -> None:
-    """Raises ConfigError when a metric, a latency table or an earlier run cannot be used, before any work."""
+    """Raises ConfigError when a metric, a bound, a latency table or an earlier run cannot be used."""
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)
+    else:
+        for bound in job.plan.goals.constraints:
+            check_bound(bound, job.latency_table)
     with_costs(job, _trained(job), ())
 
 
@@ -125,17 +131,28 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
     if not isinstance(searcher, Guided):
         return searcher
     if job.plan.earlier:
-        trials = Study.read(Path(job.plan.earlier), "search", job.space)
-        if not any(trial.state == "done" for trial in trials):
-            raise ConfigError(f"searcher.earlier: {job.plan.earlier} holds no finished trial to learn from")
-        for trial in trials:
-            if trial.state == "done":
-                job.plan.goals.check(trial)
-        searcher = dataclasses.replace(searcher, earlier=tuple(trials))
+        searcher = dataclasses.replace(searcher, earlier=_earlier(job, enough=_enough(searcher)))
     if job.plan.proxies:
         scored = Scored(job.space, job.search_task, job.plan.proxies)
         searcher = dataclasses.replace(searcher, describe=scored)
     return searcher
+
+
+def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
+    """The trials of an earlier run; of one on a ladder those of one rung, for values must be comparable."""
+    folder = Path(job.plan.earlier)
+    trials = Study.read(folder, SEARCH, job.space)
+    done = [trial for trial in trials if trial.state == "done"]
+    if not done:
+        raise ConfigError(f"searcher.earlier: {folder} holds no finished trial to learn from")
+    if is_file(folder / "run.json") and by_gradients(str(read_run(folder)["config"].get("method"))):
+        raise ConfigError(
+            f"searcher.earlier: {folder} searched by gradients, and its accuracies are those of a supernet; "
+            "name a run by trials"
+        )
+    for trial in done:
+        job.plan.goals.check(trial)
+    return tuple(comparable(trials, sorted({trial.fidelity for trial in done}), enough=enough))
 
 
 def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
@@ -181,7 +198,7 @@ def _trained(job: Job) -> Evaluator:
         job.plan.trial,
         ladder,
         folder / "ladder",
-        seed=job.seed("search"),
+        seed=job.seed(SEARCH),
         stop=job.stop,
     )
 

@@ -11,17 +11,18 @@ from nas.evaluation import failures
 from nas.evaluation.metrics import rounded, wilson
 from nas.files.atomic import write_json
 from nas.graph import cell_graphs
-from nas.job.baselines import RANDOM, Baselines, run_baselines
+from nas.job.baselines import Baselines, run_baselines
 from nas.job.final_training import RETRAIN, train_final
 from nas.job.gradient_search import write_health
 from nas.job.job import Job
 from nas.job.phases import Found, find
-from nas.job.rerank import SEARCH, Verdict, rerank
-from nas.job.run_folder import clear_checkpoints
+from nas.job.rerank import Verdict, rerank
+from nas.job.run_folder import RANDOM, SEARCH, clear_checkpoints
 from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
+from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
 from nas.task import Split
 
@@ -36,7 +37,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     """
     size = job.space.size
     job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
-    if size.exact and size.count == 1:
+    if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
     planned, shares = job, None
     if ahead is not None and job.clock.budget_s is not None:
@@ -71,11 +72,10 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         **_failures(job, found),
         **_times(job, ahead),
     }
-    graphs = cell_graphs(job.final, best)
     result = Result(
         job.final,
         best,
-        graphs,
+        cell_graphs(job.final, best),
         to_cpu(network),
         rounded(metrics),
         found.history,
@@ -84,6 +84,12 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         baselines_of(baselines.history, job.plan.goals, method=job.config.method),
         job.plan.goals,
     )
+    _write(job, result, found, baselines, verdict)
+    return result
+
+
+def _write(job: Job, result: Result, found: Found, baselines: Baselines, verdict: Verdict) -> None:
+    """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
     if baselines.choices:
         compared = {
             "found_by": verdict.found_by,
@@ -104,17 +110,14 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
     )
     clear_checkpoints(job.folder)
-    return result
 
 
 def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
     """The baselines and the fresh trainings, as far as there is time for them."""
-    size = job.space.size
-    compares = job.plan.baselines and not (size.exact and size.count == 1) and bool(found.history)
-    own = job.config.method == "random" and job.plan.scheduler == "fixed"
+    compares = job.plan.baselines and job.has_choice and bool(found.history)
     if shares is not None and shares.rerank_s is None:
         return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
-    if shares is not None and shares.baselines_s is None and not own:
+    if shares is not None and shares.baselines_s is None and not job.is_own_baseline:
         compares = False
     until_s = None if shares is None else shares.baselines_s
     baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
@@ -180,10 +183,13 @@ def _tell(job: Job, verdict: Verdict) -> None:
 
 
 def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
-    """With several objectives, the hypervolumes of search and random search above their common worst."""
+    """With several objectives, the hypervolumes of search and random search above their common worst.
+
+    Each is that of the trials of its longest training.
+    """
     goals = job.plan.goals
     kept = {
-        name: [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
+        name: longest(history, goals)
         for name, history in (("", found.history), (f"{RANDOM}_", baselines.history))
     }
     if len(goals.objectives) == 1 or not kept[""]:

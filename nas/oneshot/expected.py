@@ -37,17 +37,32 @@ def expected_cost(
     Raises:
         ConfigError: when the bound is a lower one, or its metric does not add up over decisions.
     """
+    check_bound(bound, table)
+    if bound.metric != LATENCY:
+        return _penalty(space, *option_costs(space, image_shape, bound.metric), bound, weight)
+    if table is None:
+        raise ConfigError(
+            f"constraint {bound}: no latency table is given; nas.latency.measure_table makes one"
+        )
+    rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
+    assert table.base is not None, "wanted by check_bound"
+    return _penalty(space, table.base, rows, bound, weight)
+
+
+def check_bound(bound: Constraint, table: LatencyTable | None = None) -> None:
+    """Raises ConfigError for a lower bound, a metric that does not add up, or a table of whole networks."""
     if not bound.at_most:
         raise ConfigError(f"constraint {bound}: a differentiable search can only keep costs below a bound")
-    if bound.metric == LATENCY and table is not None:
-        return _of_table(space, table, bound, weight)
-    if bound.metric not in ADDITIVE:
+    if bound.metric not in (*ADDITIVE, LATENCY):
         raise ConfigError(
             f"constraint {bound}: a differentiable search can bound {', '.join(ADDITIVE)} and {LATENCY}, "
             f"whose parts add up; {bound.metric} cannot be told from the parts"
         )
-    fixed, rows = option_costs(space, image_shape, bound.metric)
-    return _penalty(space, fixed, rows, bound, weight)
+    if bound.metric == LATENCY and table is not None and table.base is None:
+        raise ConfigError(
+            f"constraint {bound}: the latency table names whole architectures; a differentiable search needs "
+            "one by options, e.g. of nas.latency.measure_table"
+        )
 
 
 def option_costs(space: Space, image_shape: Sequence[int], metric: str) -> tuple[float, list[list[float]]]:
@@ -62,16 +77,6 @@ def option_costs(space: Space, image_shape: Sequence[int], metric: str) -> tuple
         for i, d in enumerate(space.decisions)
     ]
     return counted(base), rows
-
-
-def _of_table(space: Space, table: LatencyTable, bound: Constraint, weight: float) -> ExpectedCost:
-    if table.base is None:
-        raise ConfigError(
-            f"constraint {bound}: the latency table names whole architectures; a differentiable search needs "
-            "one by options, e.g. of nas.latency.measure_table"
-        )
-    rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
-    return _penalty(space, table.base, rows, bound, weight)
 
 
 def _penalty(

@@ -19,8 +19,8 @@ from nas.files.manifest import MANIFEST, require_intact
 from nas.files.paths import is_file
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
-from nas.job.method_names import DIFFERENTIABLE, is_own
-from nas.job.run_folder import read_run
+from nas.job.method_names import by_gradients
+from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.registry import is_plugin, load
 from nas.report.history import Past, read_studies
 from nas.results.records import (
@@ -37,8 +37,6 @@ from nas.space import Space
 from nas.types import Genotype, Trial
 
 R = TypeVar("R")
-SEARCH, RANDOM = "search", "random"
-"""The studies of a run: its search, and the random search that it is compared with."""
 _READ = (
     *("run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"),
     *("alphas.npz", "config.toml"),
@@ -111,7 +109,7 @@ class Run:
     @property
     def is_by_gradients(self) -> bool:
         """Whether its trials are the epochs of a supernet."""
-        return self.method in DIFFERENTIABLE or is_own(self.method)
+        return by_gradients(self.method)
 
     @cached_property
     def final(self) -> Space | None:

@@ -22,10 +22,11 @@ from nas.files.manifest import MANIFEST, check_manifest, damaged
 from nas.files.paths import check_contents, is_file
 from nas.goals import Goals
 from nas.graph import Graph, merged
-from nas.job.method_names import DIFFERENTIABLE
-from nas.job.run_folder import read_run
+from nas.job.method_names import by_gradients
+from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
+from nas.schedulers.halving import longest
 from nas.space import Space
 from nas.study import Study
 from nas.training.checkpoint import load_tensors
@@ -64,9 +65,7 @@ class Result:
     @property
     def front(self) -> list[Trial]:
         """The trials of the longest training that no other one dominates, and that keep all constraints."""
-        done = [t for t in self.history if t.state == "done"]
-        longest = max((t.fidelity for t in done), default=0)
-        return self.goals.front([t for t in done if t.fidelity == longest])
+        return self.goals.front(longest(self.history, self.goals))
 
     @property
     def failures(self) -> dict[str, int]:
@@ -107,7 +106,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
     done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
     if not done:
         return {}
-    note = ", trained alone" if method in DIFFERENTIABLE else ""
+    note = ", trained alone" if by_gradients(method) else ""
     random, largest = (name + note for name in BASELINES)
     return {random: history, largest: [max(done, key=lambda t: t.metrics["macs"])]}
 
@@ -143,7 +142,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     metrics = read_metrics(folder)
     record = read_run(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
-    history = Study.read(folder, "search", found)
+    history = Study.read(folder, SEARCH, found)
     method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
     own = history if (folder / "baselines.json").is_file() else []
@@ -156,7 +155,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, "random", found) or own, goals, method=method),
+        baselines_of(Study.read(folder, RANDOM, found) or own, goals, method=method),
         goals,
     )
 

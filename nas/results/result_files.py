@@ -15,6 +15,7 @@ from nas.graph import Graph
 from nas.results.alphas import Alphas
 from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
 from nas.results.result import Result
+from nas.schedulers.halving import longest
 from nas.training.checkpoint import save_tensors
 from nas.types import Objective, Trial
 
@@ -75,7 +76,10 @@ def _valued(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
-    """front.json, and with two objectives and pictures front.svg and front.png."""
+    """front.json, and with two objectives and pictures front.svg and front.png.
+
+    The picture shows what can be on the front: trials of the longest training that keep all constraints.
+    """
     goals, best = result.goals, result.front
     write_json(
         result.folder / "front.json",
@@ -97,14 +101,14 @@ def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
     from nas import draw
 
     first, second = goals.objectives
-    done = [t for t in result.history if t.state == "done"]
+    allowed = longest(result.history, goals)
     figure = draw.draw_front(
-        np.array([[first.value(t.metrics), second.value(t.metrics)] for t in done]),
+        np.array([[first.value(t.metrics), second.value(t.metrics)] for t in allowed]).reshape(-1, 2),
         names=(first.name, second.name),
         maximize=(first.maximize, second.maximize),
-        chosen=[i for i, t in enumerate(done) if t.genotype == result.genotype][:1],
+        chosen=[i for i, t in enumerate(allowed) if t.genotype == result.genotype][:1],
         title=f"Pareto front: {title}",
-        subtitle=f"{len(best)} of {len(done)} architectures are on it",
+        subtitle=f"{len(best)} of {len(allowed)} architectures are on it",
     )
     draw.save(figure, result.folder / "front.svg", result.folder / "front.png")
 

@@ -158,8 +158,18 @@ def epochs_granted(trials: Sequence[Trial], granted: Sequence[int]) -> int:
     return sum(t.fidelity - (0 if t.number == first[t.genotype] else before[t.fidelity]) for t in trials)
 
 
+def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
+    kept = [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
+    most = max((t.fidelity for t in kept), default=0)
+    return [t for t in kept if t.fidelity == most]
+
+
 def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:
-    """Each architecture's highest finished trial, best first: the higher rung, then the goals, decide."""
+    """Each architecture's highest finished trial, best first: the higher rung, then the goals, decide.
+
+    What breaks a constraint comes after all that keep them, however high it climbed while there was no other.
+    """
     highest: dict[Genotype, Trial] = {}
     for trial in history:
         if trial.state == "done" and (
@@ -167,4 +177,7 @@ def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:
         ):
             highest[trial.genotype] = trial
     rungs = sorted({t.fidelity for t in highest.values()}, reverse=True)
-    return [t for rung in rungs for t in goals.ordered([h for h in highest.values() if h.fidelity == rung])]
+    climbed = [
+        t for rung in rungs for t in goals.ordered([h for h in highest.values() if h.fidelity == rung])
+    ]
+    return sorted(climbed, key=lambda t: goals.violation(t.metrics) > 0)

@@ -42,7 +42,7 @@ def propose(
             "nas.testing.check_searcher checks a searcher"
         ) from error
     match proposal:
-        case (tuple() as genotype, int() as fidelity):
+        case (tuple() as genotype, int() as fidelity) if fidelity >= 0 and not isinstance(fidelity, bool):
             return Trial(
                 number, _checked(genotype, space, f"study {study!r}: {name}"), fidelity, beside=beside
             )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.errors import ExhaustedError
-from nas.searchers.searcher import Searcher
+from nas.errors import ConfigError, ExhaustedError
+from nas.searchers.searcher import TURNED_DOWN, Searcher
 from nas.space import Space
 from nas.types import Genotype, Trial
 
@@ -28,6 +28,10 @@ class Bounded:
     holds: Callable[[Genotype], bool]
     tries: int = 100
 
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ConfigError(f"bounded: tries is {self.tries}, but must be at least 1")
+
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """The first proposal that holds, from one stream of random numbers."""
         known = list(history)
@@ -40,5 +44,5 @@ class Bounded:
                 break
             if self.holds(genotype):
                 return genotype
-            known.append(Trial(len(known), genotype, state="failed", reason="bound"))
+            known.append(Trial(len(known), genotype, state="failed", reason=TURNED_DOWN))
         return known[-1].genotype

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nas.errors import ConfigError
 from nas.goals import Goals
-from nas.searchers.searcher import unseen
+from nas.searchers.searcher import TURNED_DOWN, unseen
 from nas.space import Space
 from nas.types import Genotype, Trial
 
@@ -50,8 +50,10 @@ class Generational:
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """The next child."""
-        generation, place = divmod(len(history), self.population)
-        earlier = [t for t in history[: generation * self.population] if t.state == "done"]
+        # What a bound turned down took no place in a generation.
+        tried = [t for t in history if t.reason != TURNED_DOWN]
+        generation, place = divmod(len(tried), self.population)
+        earlier = [t for t in tried[: generation * self.population] if t.state == "done"]
         best = self.goals.ordered(earlier)[: self.parents]
         return unseen(space, history, rng, propose=lambda: self._child(space, best, place, rng))
 

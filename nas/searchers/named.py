@@ -34,11 +34,6 @@ SEARCHERS = (*_CLASSES, *ALIASES)
 """Every name that is not an Optuna sampler's own."""
 
 
-def is_searcher(name: str) -> bool:
-    """Whether `make_searcher` knows the name."""
-    return name in SEARCHERS or name.startswith(OPTUNA)
-
-
 def settings_of(name: str) -> dict[str, object]:
     """The settings that a searcher takes as plain values, with their defaults; Optuna's are not known."""
     if name not in _CLASSES:

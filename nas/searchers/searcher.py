@@ -12,6 +12,8 @@ from nas.space import ENUMERABLE, Space
 from nas.types import Genotype, Trial
 
 TRIES = 100
+TURNED_DOWN = "bound"
+"""Reason of a stand-in for what a bound turned down, which is no trial of the study."""
 
 
 class Searcher(Protocol):

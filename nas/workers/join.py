@@ -19,8 +19,8 @@ from nas.files.folders import prepare_folder
 from nas.job.config import Config, make_config
 from nas.job.job import Job
 from nas.job.preparation import prepare
-from nas.job.run_folder import describe_run, read_run, refuse_another_job
-from nas.job.trial_search import RECORD, SEARCH, trial_search
+from nas.job.run_folder import SEARCH, describe_run, read_run, refuse_another_job
+from nas.job.trial_search import RECORD, trial_search
 from nas.job.trial_setup import trial_line
 from nas.progress import Progress
 from nas.registry import is_plugin
