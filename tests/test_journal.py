@@ -496,6 +496,28 @@ def test_concurrent_writers_lose_nothing(path):
     assert [t.number for t in trials] == list(range(100))
 
 
+def test_of_two_ends_told_at_the_same_moment_the_first_counts(path, monkeypatch):
+    """Each has seen the trial running when it writes."""
+    study = open_study(path)
+    study.ask({"op": CHOICES})
+    one, two = journal_storage(path), journal_storage(path)
+    first, second = finished(0.25), finished(0.75)
+    append, told = one._backend.append_logs, []
+
+    def late(logs):
+        told.append(two.finish_trial(0, 0, first))
+        append(logs)
+
+    monkeypatch.setattr(one._backend, "append_logs", late)
+    assert one.finish_trial(0, 0, second) is False and told == [True]
+    assert values(path) == [0.25]
+    monkeypatch.undo()
+    size = path.stat().st_size
+    assert one.finish_trial(0, 0, first) is True  # told again, as after a doubtful first time
+    assert one.finish_trial(0, 0, second) is False
+    assert path.stat().st_size == size
+
+
 # -- writers that are stopped ---------------------------------------------------------------------------
 
 
