@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from multiprocessing.connection import Connection
@@ -202,6 +203,22 @@ def test_manifest_lists_results_only(tmp_path):
 def test_known_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_manifest_takes_no_notice_of_what_others_remove_meanwhile(tmp_path, monkeypatch):
+    for name in ("checkpoint/trial-1/step", "figures/old/cell.svg", "model.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    scan = os.scandir
+
+    def late(folder):
+        if str(folder).endswith(("trial-1", "old")):
+            shutil.rmtree(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", late)
+    write_manifest(tmp_path)
+    assert list(read_json(tmp_path / "manifest.json")["files"]) == ["model.bin"]
 
 
 def test_manifest_finds_a_flipped_bit_and_a_missing_file(tmp_path):
