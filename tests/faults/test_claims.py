@@ -299,7 +299,9 @@ def test_a_worker_known_to_be_dead_loses_its_trial_at_once(worker):
     other.sweep()
     assert other.storage.get_trial(0).state == optuna.trial.TrialState.RUNNING
     child.kill()
+    limit = time.monotonic() + 60
     while not identity.is_gone():  # a zombie is dead, too
+        assert time.monotonic() < limit
         time.sleep(0.01)
     assert other.ask() == left
     child.communicate()

@@ -210,7 +210,10 @@ with Pulse(int(sys.argv[1]), ask_to_stop=lambda: print("asked", flush=True), gra
         assert os.read(reading, 1) == b"."
         os.close(reading)
         assert orphan.stdout.readline() == "asked\n"
-        assert orphan.wait() == 143
+        try:
+            assert orphan.wait(60) == 143
+        finally:
+            orphan.kill()
 
 
 def test_a_reader_that_is_frozen_does_not_hold_up_the_worker():
