@@ -553,6 +553,8 @@ def until(condition):
 @pytest.fixture
 def stopped(path):
     """A process that was stopped with half of a record written, and the end of a pipe to it."""
+    if not Path("/proc/locks").exists():
+        pytest.skip("the system does not tell who has a lock")
     SafeJournalBackend(path).append_logs([record(0)])
     told, teller = processes.Pipe()
     writer = processes.Process(target=stop_while_writing, args=(path, teller))
@@ -564,7 +566,6 @@ def stopped(path):
     writer.join()
 
 
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell who has a lock")
 def test_a_writer_that_was_stopped_finishes_what_it_writes_and_is_stopped_again(path, stopped, caplog):
     writer, told = stopped
     backend = SafeJournalBackend(path)
