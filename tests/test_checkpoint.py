@@ -3,6 +3,7 @@ import hashlib
 import logging
 import math
 import os
+import shutil
 import struct
 from collections import OrderedDict
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from nas.errors import ConfigError
-from nas.training.checkpoint import Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
+from nas.errors import ConfigError, StorageError
+from nas.training.checkpoint import TRIES, Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 states = st.recursive(
@@ -313,3 +314,21 @@ def test_loading_what_is_not_safetensors_names_the_file(tmp_path, data):
     path.unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors: No such file"):
         load_tensors(path)
+
+
+def test_one_that_another_process_removes_while_it_is_written_is_written_again(tmp_path, monkeypatch):
+    """A worker that lost its trial without knowing may still tidy up where its successor writes."""
+    checkpoints, replace, left = Checkpoints(tmp_path / "trial"), os.replace, [2]
+
+    def late(source, target):
+        if left[0] > 0:
+            left[0] -= 1
+            shutil.rmtree(tmp_path / "trial")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    checkpoints.save(3, {"n": 3})
+    assert left == [0] and checkpoints.load() == (3, {"n": 3})
+    left[0] = TRIES
+    with pytest.raises(StorageError, match="No such file"):
+        checkpoints.save(4, {"n": 4})

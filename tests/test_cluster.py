@@ -155,3 +155,9 @@ def test_workers_run_as_actors():
     assert told[0].startswith("2 workers on Ray")
     with pytest.raises(ConfigError, match="a worker wants 1000 GPU, but Ray has 0"):
         on_ray.run(["--help"], 1, gpus=1000)
+
+
+def test_a_worker_whose_time_is_over_before_it_was_started_is_queued_again():
+    pytest.importorskip("submitit")
+    worker = Saving(["nothing"])
+    assert worker.checkpoint().function.arguments == worker.arguments

@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from multiprocessing.connection import Connection
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import ConfigError
-from nas.files.atomic import read_json, replacing, sha256, write_bytes, write_json, write_text
+from nas.files.atomic import TEMPORARY, read_json, replacing, sha256, write_bytes, write_json, write_text
 from nas.files.folder_lock import FolderLock
 from nas.files.folders import prepare_folder
 from nas.files.manifest import check_manifest, write_manifest
@@ -81,6 +82,24 @@ def test_failing_system_call_keeps_the_old_file(tmp_path, monkeypatch, call):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_it_counts(tmp_path, monkeypatch):
+    """What a power loss leaves cannot be seen in a test; the order of the calls can."""
+    calls = []
+
+    def noted(call, real):
+        def noting(what, *arguments):
+            path = Path(f"/proc/self/fd/{what}").readlink() if call == "fsync" else Path(what)
+            calls.append((call, "temporary" if path.name.startswith(TEMPORARY) else path.name))
+            return real(what, *arguments)
+
+        return noting
+
+    for call in ("fsync", "replace"):
+        monkeypatch.setattr(os, call, noted(call, getattr(os, call)))
+    write_bytes(tmp_path / "a", b"new")
+    assert calls == [("fsync", "temporary"), ("replace", "temporary"), ("fsync", tmp_path.name)]
 
 
 def test_replacing_keeps_the_suffix_and_the_old_file_on_failure(tmp_path):
@@ -184,6 +203,22 @@ def test_manifest_lists_results_only(tmp_path):
 def test_known_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_manifest_takes_no_notice_of_what_others_remove_meanwhile(tmp_path, monkeypatch):
+    for name in ("checkpoint/trial-1/step", "figures/old/cell.svg", "model.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    scan = os.scandir
+
+    def late(folder):
+        if str(folder).endswith(("trial-1", "old")):
+            shutil.rmtree(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", late)
+    write_manifest(tmp_path)
+    assert list(read_json(tmp_path / "manifest.json")["files"]) == ["model.bin"]
 
 
 def test_manifest_finds_a_flipped_bit_and_a_missing_file(tmp_path):

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ from optuna.trial import TrialState, create_trial
 
 from nas.errors import ConfigError
 from nas.files.kernel_lock import KernelLock
+from nas.files.stopped_holder import holders, wake
 from nas.patience import PATIENT, Patience
 from nas.storage.journal import journal_storage
 from nas.storage.journal_file import SafeJournalBackend
@@ -226,6 +228,22 @@ def test_full_disk_undoes_the_append(path, monkeypatch, call):
     assert path.read_bytes() == before
     study.add_trial(finished(0.75))
     assert values(path) == [0.5, 0.75]
+
+
+def test_what_was_appended_is_on_the_disk_before_it_counts(path, monkeypatch):
+    """What a power loss leaves cannot be seen in a test; the order of the calls can."""
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        real(descriptor)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((name, path.read_bytes() if path.exists() else b""))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    backend = SafeJournalBackend(path)
+    assert synced[0][0] == path.parent  # a new file is lost without its folder
+    backend.append_logs([record(0), record(1)])
+    assert synced[-1] == (path, path.read_bytes()) and path.read_bytes().count(b"\n") == 2
 
 
 # -- faults that pass -----------------------------------------------------------------------------------
@@ -476,3 +494,164 @@ def test_concurrent_writers_lose_nothing(path):
     assert sorted(t.value for t in trials) == [1000 * worker + n for worker in (0, 1) for n in range(50)]
     assert {t.state for t in trials} == {TrialState.COMPLETE}
     assert [t.number for t in trials] == list(range(100))
+
+
+def test_of_two_ends_told_at_the_same_moment_the_first_counts(path, monkeypatch):
+    """Each has seen the trial running when it writes."""
+    study = open_study(path)
+    study.ask({"op": CHOICES})
+    one, two = journal_storage(path), journal_storage(path)
+    first, second = finished(0.25), finished(0.75)
+    append, told = one._backend.append_logs, []
+
+    def late(logs):
+        told.append(two.finish_trial(0, 0, first))
+        append(logs)
+
+    monkeypatch.setattr(one._backend, "append_logs", late)
+    assert one.finish_trial(0, 0, second) is False and told == [True]
+    assert values(path) == [0.25]
+    monkeypatch.undo()
+    size = path.stat().st_size
+    assert one.finish_trial(0, 0, first) is True  # told again, as after a doubtful first time
+    assert one.finish_trial(0, 0, second) is False
+    assert path.stat().st_size == size
+
+
+# -- writers that are stopped ---------------------------------------------------------------------------
+
+
+def stop_while_writing(path: Path, told: Connection) -> None:
+    backend = SafeJournalBackend(path)
+    write = os.write
+
+    def half(descriptor, data):
+        os.write = write
+        written = write(descriptor, bytes(data[:20]))
+        told.send_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return written
+
+    os.write = half
+    backend.append_logs([record(7)])
+    told.send_bytes(b"whole")
+    assert told.recv_bytes() == b"go on"
+    backend.append_logs([record(8)])
+
+
+def state(process):
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def until(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def stopped(path):
+    """A process that was stopped with half of a record written, and the end of a pipe to it."""
+    if not Path("/proc/locks").exists():
+        pytest.skip("the system does not tell who has a lock")
+    SafeJournalBackend(path).append_logs([record(0)])
+    told, teller = processes.Pipe()
+    writer = processes.Process(target=stop_while_writing, args=(path, teller))
+    writer.start()
+    assert told.recv_bytes() == b"half"
+    until(lambda: state(writer) == "T")
+    yield writer, told
+    writer.kill()
+    writer.join()
+
+
+def test_a_writer_that_was_stopped_finishes_what_it_writes_and_is_stopped_again(path, stopped, caplog):
+    writer, told = stopped
+    backend = SafeJournalBackend(path)
+    start = time.monotonic()
+    backend.append_logs([record(1)])
+    assert time.monotonic() - start < 30
+    assert numbers(path) == [0, 7, 1] and not path.with_name("study.log.torn").exists()
+    assert f"process {writer.pid} was stopped while it was writing" in caplog.text
+    until(lambda: state(writer) == "T")
+    backend.append_logs([record(2)])
+    os.kill(writer.pid, signal.SIGCONT)
+    assert told.recv_bytes() == b"whole"
+    told.send_bytes(b"go on")
+    writer.join(30)
+    assert writer.exitcode == 0
+    assert numbers(path) == [0, 7, 1, 2, 8]
+
+
+def test_many_wait_for_a_writer_that_was_stopped(path, stopped):
+    threads = [
+        threading.Thread(target=SafeJournalBackend(path).append_logs, args=([record(number)],))
+        for number in range(1, 6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert numbers(path)[:2] == [0, 7] and sorted(numbers(path)) == [0, 1, 2, 3, 4, 5, 7]
+    until(lambda: state(stopped[0]) == "T")
+
+
+def test_whoever_has_the_lock_for_too_long_is_named(path, stopped):
+    with pytest.raises(ConfigError, match=f"locked by process {stopped[0].pid} for 0.05 s"):
+        KernelLock(str(path), patience_s=0.05).acquire()
+
+
+def test_nobody_is_woken_who_has_not_the_lock_or_is_not_stopped(path, stopped):
+    writer, told = stopped
+    path.with_name("other").touch()
+    with path.with_name("other").open("rb") as file:
+        assert holders(file.fileno()) == [] and wake(file.fileno()) is None
+    with path.open("rb") as file:
+        assert holders(file.fileno()) == [writer.pid]
+        os.kill(writer.pid, signal.SIGCONT)
+        assert told.recv_bytes() == b"whole"
+        assert holders(file.fileno()) == [] and wake(file.fileno()) is None
+    lock = KernelLock(str(path))
+    lock.acquire()
+    with path.open("rb") as file:
+        assert wake(file.fileno()) is None
+    lock.release()
+
+
+# -- journals that are replaced -------------------------------------------------------------------------
+
+
+def test_a_journal_that_was_replaced_by_a_longer_one_is_noticed(path):
+    backend = SafeJournalBackend(path)
+    backend.append_logs([record(0), record(1)])
+    assert len(list(backend.read_logs(0))) == 2
+    other = path.with_name("other.log")
+    SafeJournalBackend(other).append_logs([record(10 + n) for n in range(20)])
+    before = other.read_bytes()
+    other.replace(path)
+    for use in (lambda: list(backend.read_logs(2)), lambda: backend.append_logs([record(2)])):
+        with pytest.raises(ConfigError, match=r"cut or replaced while in use; start this process again"):
+            use()
+    assert path.read_bytes() == before
+
+
+def test_whoever_waits_while_a_journal_is_replaced_writes_to_the_new_one(path):
+    backend = SafeJournalBackend(path)
+    backend.append_logs([record(0)])
+    lock = KernelLock(str(path))
+    lock.acquire()
+    writer = threading.Thread(target=backend.append_logs, args=([record(1)],))
+    writer.start()
+    time.sleep(0.05)
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+    second = KernelLock(str(path), patience_s=0.05)
+    second.acquire()  # of the new file
+    lock.release()
+    writer.join(0.2)
+    assert writer.is_alive() and numbers(path) == [0]
+    second.release()
+    writer.join()
+    assert numbers(path) == [0, 1]

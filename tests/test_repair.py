@@ -5,11 +5,14 @@ import json
 import os
 import random
 import re
+import threading
+import time
 
 import optuna
 import pytest
 from typer.testing import CliRunner
 
+import nas.storage.repair as module
 from nas.cli import app
 from nas.errors import ConfigError, TrialError
 from nas.files.folder_lock import FolderLock
@@ -310,3 +313,26 @@ def test_the_command(short, tmp_path, monkeypatch):
     assert json.loads(done.output)["original"] is None
     done = CliRunner().invoke(app, ["repair", "absent"])
     assert done.exit_code == 2 and "absent holds no journal" in done.output
+
+
+def test_a_worker_that_has_joined_writes_to_the_new_journal_or_is_told_to_start_again(tmp_path, monkeypatch):
+    """Such a worker holds no lock on the folder: what it writes meanwhile must not go to the old file."""
+    path = make(tmp_path / "run", trials=6, announce=True)
+    near, far = study(path), study(path)
+    far.run(measure, trials=8)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], b"#\n"]))
+    replace = module._replace
+    telling = threading.Thread(target=near.storage.set_study_user_attr, args=(0, "a", 1))
+
+    def slow(path, records):
+        telling.start()
+        time.sleep(0.1)
+        return replace(path, records)
+
+    monkeypatch.setattr(module, "_replace", slow)
+    assert repair(path.parent).original is not None
+    telling.join()
+    assert study(path).optuna_study.user_attrs["a"] == 1
+    with pytest.raises(ConfigError, match="start this process again"):
+        far.sync()

@@ -400,6 +400,17 @@ def test_parked_results_of_a_study_that_is_gone_are_kept(tmp_path, sqlite):
         park.drop(name, number)
 
 
+def test_a_result_that_its_own_process_tells_meanwhile_is_no_longer_parked(tmp_path, sqlite):
+    before = study(run_of(tmp_path, sqlite))
+    park = Park(tmp_path / "parked")
+    for number in range(3):
+        park.put("s", number, outcome_of(before, before.ask(), 0.25))
+    found = iter(park)
+    assert next(found).number == 0
+    park.drop("s", 1)
+    assert [parked.number for parked in found] == [2]
+
+
 def test_a_parked_result_with_a_flipped_bit_is_not_believed(tmp_path, sqlite):
     before = study(run_of(tmp_path, sqlite))
     park = Park(tmp_path / "parked")

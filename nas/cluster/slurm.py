@@ -70,7 +70,8 @@ class SlurmWorker(Worker):
         """Called by submitit when the time is over: stops the worker, and says what is queued again."""
         from submitit.helpers import DelayedSubmission
 
-        stop(self._child)
+        if (child := getattr(self, "_child", None)) is not None:  # the time may be over before it was started
+            stop(child)
         return DelayedSubmission(type(self)(self.arguments, self.environment))
 
 

@@ -19,7 +19,7 @@ from nas.text import shown
 TEMPORARY = ".tmp-"
 """How the name of a file that is still being written begins."""
 
-_PASSING = (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
+PASSING = (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
 """Faults of a file server that may be over in a moment."""
 _PAUSES_S = (0.1, 0.5)
 
@@ -62,7 +62,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             _write_once(path, data)
         except StorageError as error:
-            if error.errno not in _PASSING:
+            if error.errno not in PASSING:
                 raise
             time.sleep(pause_s)
         else:

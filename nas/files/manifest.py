@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from nas.files.atomic import TEMPORARY, read_json, sha256, write_json
 from nas.files.paths import is_inside
 
 MANIFEST = "manifest.json"
+_WORKING = ("checkpoint", "parked", "tensorboard")
+"""Folders inside a run's that hold no results."""
 
 
 def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
@@ -72,14 +75,16 @@ def damaged(folder: Path, damage: Iterable[str]) -> ConfigError:
 
 
 def _results(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        working = name.parts[0] in ("checkpoint", "parked", "tensorboard") or str(name).startswith(
-            "study.log"
-        )
-        unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
-        if path.is_file() and not (path.is_symlink() or working or unfinished or str(name) == MANIFEST):
-            yield name.as_posix()
+    # Not rglob, which fails when another process removes a folder meanwhile.
+    for place, below, names in os.walk(folder):
+        if Path(place) == folder:
+            below[:] = [name for name in below if name not in _WORKING]
+        for path in (Path(place, name) for name in names):
+            name = path.relative_to(folder).as_posix()
+            unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
+            history = name.startswith("study.log")
+            if path.is_file() and not (path.is_symlink() or unfinished or history or name == MANIFEST):
+                yield name
 
 
 def _fingerprint(path: Path) -> dict[str, object]:

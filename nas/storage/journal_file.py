@@ -24,8 +24,11 @@ from nas.storage.sealing import Place, place_of, seal, study_begun_in, unsealed
 _log = logging.getLogger("nas")
 T = TypeVar("T")
 _BLOCK = 1 << 16
+_TAIL = 64
 MAX_RECORD = 16 << 20
 """Bytes of one record; ours have a few thousand."""
+WAKE_S = 1.0
+"""Seconds after which a writer that was stopped in the middle is let finish; it takes milliseconds."""
 _PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
@@ -34,11 +37,16 @@ _PASSING = {
 
 
 class Mark(NamedTuple):
-    """A place between two records. trials: how many were begun before it, by study."""
+    """A place between two records.
+
+    trials: how many were begun before it, by study. tail: the bytes before it, by which the file is known
+      again: they hold the last seal.
+    """
 
     number: int = 0
     trials: Mapping[int, int] = {}
     offset: int = 0
+    tail: bytes = b""
 
     def place(self, text: bytes) -> Place:
         """What the seal of a record here must say."""
@@ -51,7 +59,7 @@ class Mark(NamedTuple):
         study, trials = study_begun_in(line), self.trials
         if study is not None:
             trials = {**trials, study: trials.get(study, 0) + 1}
-        return Mark(self.number + 1, trials, self.offset + len(line))
+        return Mark(self.number + 1, trials, self.offset + len(line), line[-_TAIL:])
 
 
 class SafeJournalBackend(JournalFileBackend):
@@ -69,7 +77,7 @@ class SafeJournalBackend(JournalFileBackend):
 
     def __init__(self, path: Path, *, patience: Patience = PATIENT) -> None:
         self._path = os.path.realpath(path)
-        self._kernel_lock = KernelLock(self._path)
+        self._kernel_lock = KernelLock(self._path, wake_s=WAKE_S)
         self._patience = patience
         # Optuna reads on from where it last ended; an append counts from the furthest place known.
         self._read = self._known = Mark()
@@ -93,7 +101,7 @@ class SafeJournalBackend(JournalFileBackend):
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The records from number `log_number_from` on; a last line still being written is left out."""
         mark = self._read if log_number_from == self._read.number else Mark()
-        start = mark.offset
+        start = mark
         for line in self._outlast(lambda: self._rest(start)):
             if len(line) > MAX_RECORD:
                 raise ConfigError(self._damage(mark, f"the line is longer than {MAX_RECORD} bytes"))
@@ -132,17 +140,17 @@ class SafeJournalBackend(JournalFileBackend):
     def _counted(self, descriptor: int, size: int) -> Mark:
         """The place at the end of the file, which others may have written to."""
         known = self._known
-        self._check_size(size, known.offset)
+        self._check_same(descriptor, known)
         for line in os.pread(descriptor, size - known.offset, known.offset).split(b"\n")[:-1]:
             known = known.beyond(line + b"\n")
         return known
 
-    def _rest(self, offset: int) -> list[bytes]:
+    def _rest(self, mark: Mark) -> list[bytes]:
         """The lines from a place on, up to one that is too long to be read."""
         lines = list[bytes]()
         with Path(self._path).open("rb") as file:
-            self._check_size(os.fstat(file.fileno()).st_size, offset)
-            file.seek(offset)
+            self._check_same(file.fileno(), mark)
+            file.seek(mark.offset)
             while line := file.readline(MAX_RECORD + 1):
                 lines.append(line)
                 if len(line) > MAX_RECORD:
@@ -217,10 +225,11 @@ class SafeJournalBackend(JournalFileBackend):
             f"`nas repair {Path(self._path).parent}` saves the records before and after the damage"
         )
 
-    def _check_size(self, size: int, offset: int) -> None:
-        if size < offset:
+    def _check_same(self, descriptor: int, mark: Mark) -> None:
+        """Refuses a file of which what was read up to a mark is not there any more."""
+        if os.pread(descriptor, len(mark.tail), mark.offset - len(mark.tail)) != mark.tail:
             raise ConfigError(
-                f"journal {self._path} has {size} bytes, but {offset} were already read: it was cut or "
+                f"journal {self._path} is not the one of which {mark.offset} bytes were read: it was cut or "
                 "replaced while in use; start this process again"
             )
 
@@ -277,7 +286,7 @@ def _end_of_records(descriptor: int, size: int) -> int:
 
 
 def _append(path: str, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)

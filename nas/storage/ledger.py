@@ -59,10 +59,18 @@ class Ledger:
         return self._record.write(trial)
 
     def add(self, trial: Trial, attributes: Mapping[str, object] | None = None) -> Trial:
-        """Writes down a trial that is not there yet. attributes: what else is to be known of it."""
+        """Writes down a trial that is not there yet; returns it under the number that it got.
+
+        attributes: what else is to be known of it where other processes write down trials, too.
+        """
         frozen = self.frozen(trial)
         frozen.user_attrs |= attributes or {}
-        self._append(trial, self._storage.create_new_trial(self._study._study_id, frozen))
+        trial_id = self._storage.create_new_trial(self._study._study_id, frozen)
+        if attributes and self._storage.get_trial_number_from_id(trial_id) != trial.number:
+            # A process that was frozen just now has lost its turn, and another one has used the number.
+            self.sync()
+            return self.trials[self._ids.index(trial_id)]
+        self._append(trial, trial_id)
         return trial
 
     def end(self, trial: Trial) -> bool:

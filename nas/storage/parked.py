@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -68,13 +69,15 @@ class Park:
             ConfigError: for a file that is not as it was written.
         """
         for path in sorted(self.folder.glob("*-trial-*.json"), key=lambda p: (len(p.name), p.name)):
-            yield _read(path)
+            with suppress(FileNotFoundError):  # its own process has just told it
+                yield _read(path)
 
     def _path(self, study: str, number: int) -> Path:
         return self.folder / f"{quote(study, safe='')}-trial-{number}.json"
 
 
 def _read(path: Path) -> Parked:
+    """A parked result; FileNotFoundError where it is no longer parked."""
     try:
         record: dict[str, Any] = unsealed(path.read_bytes())
         outcome = create_trial(
@@ -84,6 +87,8 @@ def _read(path: Path) -> Parked:
             system_attrs=record["system_attrs"],
         )
         return Parked(record["study"], record["number"], outcome)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ConfigError(f"cannot read the parked result {path}: {error.strerror}") from error
     except (KeyError, ValueError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from nas.errors import ConfigError
 from nas.files.atomic import replacing
 from nas.files.folder_lock import FolderLock
+from nas.files.kernel_lock import KernelLock
 from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.journal_file import SafeJournalBackend
 from nas.storage.rebuild import Loss, Rebuilding
@@ -68,7 +70,8 @@ def repair(folder: Path) -> Repair:
     if not path.is_file():
         raise ConfigError(f"{folder} holds no journal, {JOURNAL}; a history in a database is repaired there")
     try:
-        with FolderLock(folder):
+        # Workers that joined hold no lock on the folder; they write once the new journal is in place.
+        with FolderLock(folder), _writing_to(path):
             data = path.read_bytes()
             found, mended = pieces(data)
             built = Rebuilding(found)
@@ -77,6 +80,17 @@ def repair(folder: Path) -> Repair:
     except OSError as error:
         raise ConfigError(f"cannot repair {path}: {error.strerror}") from error
     return Repair(path, len(built.records), mended, built.losses, built.affected, original)
+
+
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    """Keeps all others from writing to a journal."""
+    lock = KernelLock(str(path))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _replace(path: Path, records: list[dict[str, Any]]) -> Path:

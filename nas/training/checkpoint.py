@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, StorageError
 from nas.files.atomic import TEMPORARY, storage_errors, write_bytes
 from nas.text import shown
 
@@ -227,8 +228,8 @@ class Checkpoints:
             try:
                 write_bytes(path, data)
                 return
-            except FileNotFoundError:  # removed under our hands, as in `_found`
-                if again == TRIES - 1:
+            except StorageError as error:  # removed under our hands, as in `_found`
+                if error.errno != errno.ENOENT or again == TRIES - 1:
                     raise
 
     def _found(self) -> list[_Found]:

@@ -195,6 +195,7 @@ class Leased:
             yield
         except Stopped:
             ended.set()
+            thread.join()  # two threads at one storage could take what the other looks at from under it
             self._give_back(trial_id)
             raise
         finally:

@@ -21,19 +21,31 @@ _log = logging.getLogger("nas")
 
 
 class Stopwatch:
-    """Since when trials run, by this process's own clock."""
+    """For how long trials have run, by this process's own clock.
 
-    def __init__(self, limit_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_s, self._clock = limit_s, clock
-        self._since: dict[tuple[int, Identity | None, int, int], float] = {}
+    A process that was frozen itself, and its machine perhaps with it, has seen nothing meanwhile: between two
+    looks no more than `longest_s` counts.
+    """
+
+    def __init__(
+        self,
+        limit_s: float | None,
+        *,
+        longest_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit_s, self._longest_s, self._clock = limit_s, longest_s, clock
+        self._looked = clock()
+        self._ran: dict[tuple[int, Identity | None, int, int], float] = {}
 
     def late(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials under way that have run for more than the limit since they were begun last."""
         running = {(t.number, *owner_of(t)): t for t in trials if t.state == TrialState.RUNNING}
         now = self._clock()
-        self._since = {key: self._since.get(key, now) for key in running}
+        passed, self._looked = min(self._longest_s, now - self._looked), now
+        self._ran = {key: self._ran[key] + passed if key in self._ran else 0.0 for key in running}
         limit_s = self._limit_s
-        return [t for key, t in running.items() if limit_s is not None and now - self._since[key] > limit_s]
+        return [t for key, t in running.items() if limit_s is not None and self._ran[key] > limit_s]
 
 
 def coordinate(

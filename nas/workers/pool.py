@@ -46,6 +46,7 @@ class _Post:
     """A slot and the process that is at work there now.
 
     silent_s: seconds since its last sign of life. heard: whether there was one. killed: whether by us.
+    code: with which it has ended.
     """
 
     slot: Slot
@@ -54,6 +55,17 @@ class _Post:
     silent_s: float = 0.0
     heard: bool = False
     killed: bool = False
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code once the process has ended; whatever children it has left are killed at that moment.
+
+        Later on its number may mean another process, or another group.
+        """
+        if self.code is None and (code := self.child.poll()) is not None:
+            _signal(self, signal.SIGKILL)
+            self.code = code
+        return self.code
 
 
 class Pool:
@@ -130,8 +142,7 @@ class Pool:
         # A coordinator that was frozen itself has heard nothing meanwhile.
         passed, self._looked = min(self._quiet_s / 4, now - self._looked), now
         for post in list(self._posts):
-            code = post.child.poll()
-            if code is not None:
+            if (code := post.poll()) is not None:
                 self._posts.remove(post)
                 self._bury(post, code)
         silent = [post for post in self._posts if self._is_silent(post, passed) and not post.killed]
@@ -146,38 +157,46 @@ class Pool:
             if post.child.pid == pid:
                 post.killed = True
                 _signal(post, signal.SIGKILL)
-                while post.child.poll() is None:
+                while post.poll() is None:
                     time.sleep(0.01)
 
     def drain(self) -> None:
         """Asks all workers to save and end, and kills those that have not done so in the time of grace."""
-        for post in self._posts:
+        for post in self._alive():
             with suppress(ProcessLookupError):
                 os.kill(post.child.pid, signal.SIGTERM)
                 # One that was stopped hears nothing before it goes on.
                 os.kill(post.child.pid, signal.SIGCONT)
         deadline = self._clock() + self._grace_s
-        while any(post.child.poll() is None for post in self._posts) and self._clock() < deadline:
+        while self._alive() and self._clock() < deadline:
             time.sleep(0.02)
         self.kill_all()
 
     def kill_all(self) -> None:
         """Kills all workers and their children at once."""
-        for post in self._posts:
+        for post in self._alive():
             _signal(post, signal.SIGKILL)
-        while any(post.child.poll() is None for post in self._posts):
+        while self._alive():
             time.sleep(0.01)
         for post in self._posts:
             os.close(post.pulse)
         self._posts.clear()
 
+    def _alive(self) -> list[_Post]:
+        return [post for post in self._posts if post.poll() is None]
+
     def _begin(self, slot: Slot) -> _Post:
-        reading, writing = os.pipe()
+        try:
+            reading, writing = os.pipe()
+        except OSError as error:
+            raise _not_started(slot, error) from error
         os.set_blocking(reading, False)
         try:
             return _Post(slot, self._start(slot, writing), reading)
-        except BaseException:
+        except BaseException as error:
             os.close(reading)
+            if isinstance(error, OSError):
+                raise _not_started(slot, error) from error
             raise
         finally:
             os.close(writing)
@@ -191,7 +210,6 @@ class Pool:
 
     def _bury(self, post: _Post, code: int) -> None:
         """Draws the conclusions from a worker's end."""
-        _signal(post, signal.SIGKILL)  # whatever children it has left
         os.close(post.pulse)
         if code in _DONE:
             return
@@ -222,7 +240,7 @@ class Pool:
             self._slots = self._slots[: len(self._slots) // 2]
             self._note(f"memory ran out twice, so that {len(self._slots)} workers must do")
             for post in self._posts:
-                if post.slot not in self._slots:
+                if post.slot not in self._slots and post.poll() is None:
                     with suppress(ProcessLookupError):
                         os.kill(post.child.pid, signal.SIGTERM)
 
@@ -250,6 +268,13 @@ def memory_kills() -> int | None:
 def _signal(post: _Post, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(post.child.pid, number)
+
+
+def _not_started(slot: Slot, error: OSError) -> WorkersError:
+    return WorkersError(
+        f"{slot} cannot be started: {error.strerror}; raise the limits on processes and open files "
+        "(ulimit -u, ulimit -n), free some memory, or use fewer --workers"
+    )
 
 
 def _ending(code: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess  # nosec B404
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ GAIN = 1.1
 """More workers must bring at least so many times the throughput."""
 ROOM = 0.8
 """The share of the free memory that more workers may take; candidates are not all of one size."""
+LIMIT_S = 300.0
+"""Seconds for an answer; the first one takes as long as loading libraries and data does."""
 SECONDS = 2.0
 """How long each number of workers is tried."""
 
@@ -89,9 +92,10 @@ class Crowd:
 
     def __call__(self, workers: int) -> Tried:
         """Trains with so many at a time."""
-        new = [self._start() for _ in range(len(self._samples), workers)]
-        self._samples += new
-        for sample in new:  # all must be ready before any begins
+        known = len(self._samples)
+        while len(self._samples) < workers:  # each is ended in the end, also when the next cannot be started
+            self._samples.append(self._start())
+        for sample in self._samples[known:]:  # all must be ready before any begins
             sample.run(0.0, 1)
             sample.result()
         for sample in self._samples:
@@ -112,21 +116,30 @@ class Crowd:
 class SampleProcess:
     """A sample that is told what to do in lines on its standard input; see `nas.workers.sample`.
 
+    limit_s: it is killed when an answer takes longer.
+
     Raises:
         WorkersError: when the process ends before its time, with what it said.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, limit_s: float = LIMIT_S
+    ) -> None:
+        self._limit_s = limit_s
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process is
-        self._process = subprocess.Popen(  # nosec B603
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env=environment,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(  # nosec B603
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env=environment,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._said.close()
+            raise WorkersError(f"no process can be started to try a candidate: {error.strerror}") from error
 
     def run(self, seconds: float, threads: int) -> None:
         """Begins to train for so long."""
@@ -137,7 +150,13 @@ class SampleProcess:
 
     def result(self) -> tuple[float, int, int]:
         """Steps a second, bytes of memory taken, and bytes that are left."""
-        line = cast(IO[str], self._process.stdout).readline()
+        # One that hangs would be waited for for ever.
+        limit = threading.Timer(self._limit_s, self._process.kill)
+        limit.start()
+        try:
+            line = cast(IO[str], self._process.stdout).readline()
+        finally:
+            limit.cancel()
         if not line:
             raise self._failure()
         rate, taken, free = line.split()

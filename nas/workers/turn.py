@@ -7,12 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, StorageError
+from nas.files.atomic import PASSING, storage_errors
 from nas.storage.journal_file import SafeJournalBackend
 from nas.storage.run import RunStorage
 from nas.workers import turns
@@ -61,7 +62,7 @@ class FileTurn:
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[], None]]:
-        """Waits `turns.PATIENCE_S` for it; NoTurnError then."""
+        """Waits `turns.PATIENCE_S` for it; NoTurnError then, or StorageError when the file system refuses."""
         descriptor = self._acquire()
         try:
             yield lambda: self._check(descriptor)
@@ -72,7 +73,7 @@ class FileTurn:
 
     def _acquire(self) -> int:
         deadline, pause_s = time.monotonic() + turns.PATIENCE_S, 0.0005
-        while (descriptor := self._tried()) is None:
+        while (descriptor := self._tried_again(deadline)) is None:
             if time.monotonic() > deadline:
                 self._look_at_holder()
                 raise NoTurnError(f"{self._path} has been locked for {turns.PATIENCE_S:g} s")
@@ -80,17 +81,28 @@ class FileTurn:
             pause_s = min(2 * pause_s, 0.005)
         return descriptor
 
+    def _tried_again(self, deadline: float) -> int | None:
+        """The same; a fault of a file server that may pass is waited for, too."""
+        try:
+            return self._tried()
+        except StorageError as error:
+            if error.errno not in PASSING or time.monotonic() > deadline:
+                raise
+        return None
+
     def _tried(self) -> int | None:
         """The descriptor of the file, locked; None when another one has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._check(descriptor)
-        except (BlockingIOError, NoTurnError):
-            os.close(descriptor)
-            return None
-        os.utime(descriptor)  # tells one holder from the next
-        return descriptor
+        with storage_errors(self._path), ExitStack() as on_failure:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            on_failure.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._check(descriptor)
+            except (BlockingIOError, NoTurnError):
+                return None
+            os.utime(descriptor)  # tells one holder from the next
+            on_failure.pop_all()
+            return descriptor
 
     def _look_at_holder(self) -> None:
         """Ends the turn of a holder that has been the same for too long."""

@@ -1,6 +1,9 @@
 """Who has which trial: leases by the observer's clock, late results refused, nothing asked for twice."""
 
 import dataclasses
+import errno
+import fcntl
+import inspect
 import json
 import os
 import subprocess
@@ -14,7 +17,7 @@ import optuna
 import pytest
 import torch
 
-from nas.errors import ConfigError, DeviceError, ExhaustedError, TrialError
+from nas.errors import ConfigError, DeviceError, ExhaustedError, StorageError, TrialError
 from nas.registry import load
 from nas.schedulers.schedule import Fixed
 from nas.searchers import RandomSearch, RegularizedEvolution
@@ -23,7 +26,9 @@ from nas.study import Study
 from nas.training.resumable import Stopped
 from nas.types import Trial
 from nas.workers.claims import ATTEMPTS, Leased, LostError, owner_of
+from nas.workers.coordinate import Stopwatch
 from nas.workers.identity import Identity
+from nas.workers.pool import Pool
 from nas.workers.silence import OWNER, Silence
 from nas.workers.turn import FileTurn, turn_of
 from nas.workers.turns import NoTurnError
@@ -247,6 +252,27 @@ def test_wall_clocks_that_jump_or_differ_change_nothing(worker, monkeypatch):
     assert other.ask().number == 1
 
 
+@pytest.mark.parametrize("kind", [Silence, Leased, Stopwatch, Pool, FileTurn])
+def test_leases_count_by_a_clock_that_nobody_sets(kind):
+    """Tests give all of these clocks of their own, so that what they have without is looked at here."""
+    assert inspect.signature(kind).parameters["clock"].default is time.monotonic
+
+
+def test_a_coordinator_that_was_frozen_calls_no_trial_late(worker):
+    one, clock = worker(), Clock()
+    watch = Stopwatch(100.0, clock=clock)
+    one.ask()
+    one.sync()
+    assert watch.late(one.under_way) == []
+    clock.now += 1e5  # with its machine, perhaps, so that the trial has not run either
+    assert watch.late(one.under_way) == []
+    for _ in range(7):
+        clock.now += 10
+        assert watch.late(one.under_way) == []
+    clock.now += 10
+    assert [trial.number for trial in watch.late(one.under_way)] == [0]
+
+
 def test_a_worker_known_to_be_dead_loses_its_trial_at_once(worker):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = Identity.of_this_process()
@@ -256,7 +282,9 @@ def test_a_worker_known_to_be_dead_loses_its_trial_at_once(worker):
     other.sweep()
     assert other.storage.get_trial(0).state == optuna.trial.TrialState.RUNNING
     child.kill()
+    limit = time.monotonic() + 60
     while not identity.is_gone():  # a zombie is dead, too
+        assert time.monotonic() < limit
         time.sleep(0.01)
     assert other.ask() == left
     child.communicate()
@@ -553,6 +581,66 @@ def test_a_proposal_whose_turn_was_lost_is_not_written(worker, tmp_path):
     assert one._next(5) is None
     assert [t.number for t in worker().history] == [0]
     assert one._next(5).number == 1
+
+
+def test_a_trial_whose_number_another_one_got_is_told_under_its_own(worker, tmp_path, monkeypatch):
+    """As if the process had been frozen between its last look at the turn and the writing."""
+    one, other = worker(), worker(searcher=RandomSearch())
+    create, taken = one.storage.create_new_trial, []
+
+    def late(study_id, template):
+        if not taken:
+            (tmp_path / "study.log.lock").unlink()  # as others do after a while
+            taken.append(other.ask())
+        return create(study_id, template)
+
+    monkeypatch.setattr(one.storage, "create_new_trial", late)
+    trial = one.ask()
+    assert (taken[0].number, trial.number) == (0, 1)
+    one.tell(trial, {"val_acc": 0.75}, 1.0)
+    other.tell(taken[0], {"val_acc": 0.25}, 1.0)
+    assert [(t.genotype, t.metrics["val_acc"]) for t in worker().history] == [
+        (taken[0].genotype, 0.25),
+        (trial.genotype, 0.75),
+    ]
+    one.sync()
+    assert one.history == worker().history
+
+
+@pytest.mark.parametrize("call", ["flock", "utime"])
+def test_a_turn_that_the_file_system_refuses_is_an_error_that_names_the_mount(tmp_path, monkeypatch, call):
+    monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.5)
+    turn, left = FileTurn(tmp_path / "x.lock"), [2]
+    place = fcntl if call == "flock" else os
+    real = getattr(place, call)
+
+    def fail(*arguments):
+        if left[0] == 0:
+            return real(*arguments)
+        left[0] -= 1
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(place, call, fail)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with turn():  # after a fault that passed
+        assert left == [0]
+    left[0] = 10**6
+    with pytest.raises(StorageError, match=r"x\.lock: No locks available; check the file system /"), turn():
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    left[0] = 0
+    with turn():
+        pass
+
+
+def test_a_turn_follows_no_link(tmp_path):
+    (tmp_path / "x.lock").symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(StorageError, match=r"x\.lock: Too many levels of symbolic links"),
+        FileTurn(tmp_path / "x.lock")(),
+    ):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_storage_without_turns_is_refused():

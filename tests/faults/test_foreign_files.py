@@ -545,10 +545,14 @@ def test_members_of_an_archive_are_never_written_to_disk(tmp_path):
 def test_a_packed_file_that_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "_MAX_IDX", 1 << 20)
     (tmp_path / "images.gz").write_bytes(
-        gzip.compress(bytes((0, 0, 8, 1, 255, 255, 255, 255)) + bytes(2 << 20))
+        gzip.compress(bytes((0, 0, 8, 1, 255, 255, 255, 255)) + bytes(32 << 20))
     )
+    tracemalloc.start()
     with pytest.raises(DataError, match="more than the 1,048,576 bytes that are allowed"):
         datasets.read_idx(tmp_path / "images.gz")
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 8 << 20  # it is not unpacked first and refused afterwards
     monkeypatch.setattr("nas.benchmarks.nasbench201.MAX_BYTES", 1 << 20)
     (tmp_path / "nasbench201.csv.gz").write_bytes(gzip.compress(bytes(2 << 20)))
     with pytest.raises(ConfigError, match=r"is damaged: .*more than the 1,048,576 bytes"):

@@ -34,7 +34,7 @@ METHODS = {"random": SMALL | DRAWN | {"trials": 2}, "darts": TINY | DRAWN | {"ep
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(files, "_PAUSES_S", tuple(0.0 for _ in files._PAUSES_S))
 
 
 class FailingDisk:

@@ -1,5 +1,6 @@
 """The pool of workers: signs of life, replacements, memory, broken GPUs, grace."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from nas.workers.pulse import Pulse
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda *_: asked.append(1))
-with Pulse(int(sys.argv[1]), ask_to_stop=lambda: asked.append(1), grace_s=60):
+with Pulse(int(sys.argv[1]), ask_to_stop=lambda: asked.append(1), grace_s=600):
     {body}
     while not asked:
         time.sleep(0.01)
@@ -209,7 +210,10 @@ with Pulse(int(sys.argv[1]), ask_to_stop=lambda: print("asked", flush=True), gra
         assert os.read(reading, 1) == b"."
         os.close(reading)
         assert orphan.stdout.readline() == "asked\n"
-        assert orphan.wait() == 143
+        try:
+            assert orphan.wait(60) == 143
+        finally:
+            orphan.kill()
 
 
 def test_a_reader_that_is_frozen_does_not_hold_up_the_worker():
@@ -364,3 +368,36 @@ def test_workers_get_the_gpus_that_this_process_sees(monkeypatch):
     monkeypatch.setattr("nas.devices.available", lambda: ["cpu", "mps"])
     with pytest.raises(ConfigError, match="workers compute on cpu or cuda, got device 'mps'"):
         gpus_of("mps")
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EMFILE])
+def test_workers_that_cannot_be_started_end_the_search_in_words(monkeypatch, code):
+    first = running()
+
+    def start(slot, descriptor):
+        if slot.number == 1:
+            raise OSError(code, os.strerror(code))
+        return first(slot, descriptor)
+
+    with (
+        pytest.raises(WorkersError, match=rf"worker 1 cannot be started: {os.strerror(code)}; raise the l"),
+        Pool(slots(2), start, lease_s=600),
+    ):
+        pass
+    assert [child.poll() for _, child in first.started] == [-signal.SIGKILL]
+
+
+def test_nobody_gets_a_signal_who_has_the_number_of_a_worker_that_ended_before(monkeypatch):
+    sent = []
+    monkeypatch.setattr(module, "_signal", lambda post, number: sent.append((post.child.pid, number)))
+    monkeypatch.setattr(module.os, "kill", lambda pid, number: sent.append((pid, number)))
+    first, second = Ended(0), Alive()
+    second.pid += 1
+    children = [first, second]
+    with Pool(slots(2), lambda *_: children.pop(0), lease_s=600, grace_s=0.0) as pool:
+        pool._posts[0].poll()
+        assert sent == [(first.pid, signal.SIGKILL)]  # the children that it left
+        second.code = 143
+        pool.drain()
+        assert pool.finished
+    assert sent == [(first.pid, signal.SIGKILL), (second.pid, signal.SIGKILL)]

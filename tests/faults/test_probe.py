@@ -171,3 +171,32 @@ def test_a_file_database_takes_one_worker(tmp_path):
     assert any("takes no more" in note for note in asked.progress.notes)
     with pytest.raises(Exception, match="takes 1 worker, not 2"):
         start.job_slots(job(tmp_path, workers=2, storage=f"sqlite:///{tmp_path / 'x.db'}"))
+
+
+def test_a_sample_that_hangs_is_killed():
+    code = "import time; time.sleep(600)"
+    sample = SampleProcess([sys.executable, "-c", code], os.environ, limit_s=0.2)
+    with pytest.raises(WorkersError, match="cannot be trained to find the number of workers"):
+        sample.result()
+    sample.close()
+
+
+def test_samples_are_ended_where_the_next_cannot_be_started():
+    ended = []
+
+    class Sleeping:
+        def close(self):
+            ended.append(self)
+
+    def start():
+        if len(started) == 2:
+            raise WorkersError("no more")
+        started.append(Sleeping())
+        return started[-1]
+
+    started = []
+    with pytest.raises(WorkersError, match="no more"), Crowd(start, lambda _: 1) as crowd:
+        crowd(4)
+    assert ended == started and len(ended) == 2
+    with pytest.raises(WorkersError, match="no process can be started to try a candidate: No such file"):
+        SampleProcess(["/absent/program"], {})
