@@ -76,8 +76,8 @@ def _second_order(passes: Passes, targets: Sequence[Tensor]) -> list[Tensor]:
     w' = w - ξ (momentum buffer + ∇w L_train + weight decay), with ξ the current learning rate, as in the
     released code; the product is a central difference of ∇α L_train at w ± ε ∇w' L_val, with
     ε = 0.01 / ‖∇w' L_val‖ (footnote 2). Four passes one after the other: at no time are there more
-    activations than at first order; beside them two copies of the weights. In float32 whatever the
-    recipe says, since the difference of the last two passes is smaller than what bfloat16 rounds off.
+    activations than at first order; beside them two copies of the weights. The last two are in float32
+    whatever the recipe says, since their difference is smaller than what bfloat16 rounds off.
     """
     loop, buffers = passes.loop, passes.supernet.network.buffers()
     weights: list[Tensor] = list(loop.parameters.values())
@@ -85,7 +85,7 @@ def _second_order(passes: Passes, targets: Sequence[Tensor]) -> list[Tensor]:
     if passes.drawn is None:  # asked for outside of a step
         loop.set_rates()
         loop.begin()
-    with exact(), loop.one_batch(), kept(buffers), kept(weights) as back:
+    with loop.one_batch(), kept(buffers), kept(weights) as back:
         trained = _averaged(passes, passes.training_loss("unrolled"), weights, loop.batch)
         step = loop.descent(trained)
         with torch.no_grad():
@@ -93,8 +93,7 @@ def _second_order(passes: Passes, targets: Sequence[Tensor]) -> list[Tensor]:
                 torch._foreach_mul_([*step], rate)
             torch._foreach_sub_(weights, [*step], alpha=1.0 if isinstance(rate, Tensor) else rate)
         del step, trained
-        loss = passes.validation_loss("float32")
-        found = _averaged(passes, loss, [*targets, *weights], passes.validation.size)
+        found = _averaged(passes, passes.validation_loss(), [*targets, *weights], passes.validation.size)
         direct, vector = found[: len(targets)], found[len(targets) :]
         epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
         torch._foreach_mul_(vector, epsilon)
@@ -103,8 +102,9 @@ def _second_order(passes: Passes, targets: Sequence[Tensor]) -> list[Tensor]:
             back()
             with torch.no_grad():
                 torch._foreach_add_(weights, vector, alpha=side)
-            with without_gradients(loop.parameters.values()):
-                sides.append(_averaged(passes, passes.training_loss(place), targets, loop.batch))
+            with exact(), without_gradients(loop.parameters.values()):
+                loss = passes.training_loss(place, "float32")
+                sides.append(_averaged(passes, loss, targets, loop.batch))
     product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
     return [d - rate * p for d, p in zip(direct, product, strict=True)]
 

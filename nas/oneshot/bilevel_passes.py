@@ -117,23 +117,23 @@ class Passes:
         finally:
             self.drawn = None
 
-    def validation_loss(self, wanted: Precision | None = None) -> Tensor:
-        """The cross-entropy on the coming step's validation batch.
-
-        wanted: arithmetic, the recipe's unless given.
-        """
+    def validation_loss(self) -> Tensor:
+        """The cross-entropy on the coming step's validation batch."""
         x, y = self.drawn or self._mine(*self.validation.at(self.loop.step)[:2])
-        arithmetic = precision(x.device, wanted or self.method.weights.precision)
+        arithmetic = precision(x.device, self.method.weights.precision)
         with self._streams.at("alphas", self._alpha_seed), arithmetic:
             mixture = self._mixture()
             self.team.apart(self._alpha_seed)
             logits = self.supernet.mix(to_layout(x), mixture)
         return F.cross_entropy(logits.float(), y)
 
-    def training_loss(self, place: str) -> Tensor:
-        """Of the coming step's training batch in float32, in a pass with a place of its own."""
+    def training_loss(self, place: str, wanted: Precision | None = None) -> Tensor:
+        """Of the coming step's training batch, in a pass with a place of its own.
+
+        wanted: arithmetic, the recipe's unless given.
+        """
         with self._streams.at(place, self.loop.seed_of_step):
-            return self.loop.loss("float32")
+            return self.loop.loss(wanted)
 
     def trained(self, x: Tensor) -> Tensor:
         """The logits that the weights are trained on."""
