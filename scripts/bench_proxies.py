@@ -21,7 +21,7 @@ import nas
 from nas.evaluation.calibration import spearman
 from nas.proxies import PROXIES, Batch, draw_batch
 
-BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", Path(__file__).parents[2] / "shared" / "benchmarks"))
+BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", "benchmarks"))
 OTHERS = {"epe": "naslib_epe_nas", "logsynflow": "logsynflow", "zen": "zen"}
 PUBLISHED = {name: f"cifar10|{OTHERS.get(name, f'naslib_{name}')}" for name in PROXIES}
 COUNTED = {"params": "params", "macs": "flops_c10_M", "accuracy": "c10_test_200_nats"}

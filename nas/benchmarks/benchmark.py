@@ -17,7 +17,7 @@ from nas.space import Space
 from nas.types import Genotype, Trial
 
 VARIABLE = "NAS_BENCHMARKS"
-FOLDERS = (Path("benchmarks"), Path("../shared/benchmarks"))
+FOLDER = Path("benchmarks")
 """Where tables are looked for when the variable is not set, from the working directory."""
 
 
@@ -70,7 +70,7 @@ def load_benchmark(name: str, *, dataset: str | None = None, folder: Path | None
     """A published table by name: `nasbench201` or `nasbench101`.
 
     dataset: of NAS-Bench-201, `cifar10` (default), `cifar100` or `imagenet16`.
-    folder: where its file lies; else `$NAS_BENCHMARKS`, `benchmarks/` or `../shared/benchmarks/`.
+    folder: where its file lies; else `$NAS_BENCHMARKS` or `benchmarks/`.
 
     Raises:
         ConfigError: naming every place that was looked at.
@@ -104,15 +104,13 @@ def table_file(name: str, folder: Path | None = None) -> Path:
     """Where the file of a benchmark lies; folder as of `load_benchmark`.
 
     Raises:
-        ConfigError: naming every place that was looked at.
+        ConfigError: naming the place that was looked at.
     """
     if name not in LOADERS:
         raise ConfigError(unknown("benchmark", name, LOADERS))
     file, _ = LOADERS[name]
-    named = folder or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    places = (named,) if named is not None else FOLDERS
-    for place in places:
-        if (place / file).is_file():
-            return place / file
-    looked = ", ".join(str((place / file).resolve()) for place in places)
+    place = folder or Path(os.environ.get(VARIABLE) or FOLDER)
+    if (place / file).is_file():
+        return place / file
+    looked = (place / file).resolve()
     raise ConfigError(f"no table {file} (looked for {looked}); set {VARIABLE} to the folder that holds it")
