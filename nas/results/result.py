@@ -19,7 +19,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.evaluation import failures
 from nas.files.atomic import read_json
 from nas.files.manifest import MANIFEST, check_manifest, damaged
-from nas.files.paths import check_contents, is_file
+from nas.files.paths import check_contents, is_file, is_folder
 from nas.goals import Goals
 from nas.graph import Graph, merged
 from nas.job.method_names import by_gradients
@@ -122,7 +122,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     space: must be given where the run used a user's own space.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(f"no folder {folder} (looked from {Path.cwd()}); wanted that of a finished run")
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
