@@ -38,8 +38,8 @@ class Path:
     """A way to run steps.
 
     channels_last: where maps have their channels in memory. graph: whether steps are replayed as CUDA graphs.
-    compiled: whether the network is run by `torch.compile`, which the engine itself does nowhere: on two cores
-      a step is slower by it than batched, and compiling takes a minute (results/README.md).
+    compiled: whether the network is run by `torch.compile`, which the engine itself does nowhere: on a CPU a
+      step is slower by it than batched, and compiling takes a minute (results/README.md).
     """
 
     execution: Execution
