@@ -21,6 +21,7 @@ from nas.training.recipe import Execution
 DEVICES = ("cpu", "cuda")
 """Where operations run together unless asked otherwise."""
 PATIENT_S = 3600.0
+"""A job of a shorter budget does not try kernels."""
 _RUNS = {"plain": None, "batched": run, "kernels": run_by_kernels}
 
 
@@ -51,9 +52,12 @@ def explain(device: torch.device) -> str:
     if (lacking := verdict.lacking(device)) is not None:
         return f"batched: {found}; kernels need Triton, but {lacking}"
     known = verdict.remembered(device)
-    untried = "kernels are tried by a first job, or by nas doctor --try-kernels"
-    kernels = f"depthwise ones in {native.explain(device)}"
-    return f"batched: {found}; {untried if known is None else known}; {kernels}"
+    chosen = (
+        "batched until a first job, or nas doctor --try-kernels, has tried kernels"
+        if known is None
+        else known
+    )
+    return f"{chosen}; batched: {found}; kernels: depthwise ones in {native.explain(device)}"
 
 
 def try_kernels(
