@@ -7,6 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from postgres import postgres
+from sqlalchemy import event
 
 from nas.storage.address import Address
 from nas.storage.run import open_storage
@@ -70,6 +71,7 @@ def test_readers_see_the_same_whatever_they_have_read_before(url):
             assert [t.number for t in seen] == list(range(len(seen)))
             if new is not None:
                 assert [vars(t) for t in seen] == [vars(t) for t in new]
+                assert [vars(t) for t in writer.get_all_trials(study_id)] == [vars(t) for t in new]
     seen = reader.get_all_trials(study_id)
     assert [vars(t) for t in seen] == [vars(t) for t in open_storage(url).get_all_trials(study_id)]
     assert len({t.state for t in seen}) > 1
@@ -92,3 +94,33 @@ def test_of_known_trials_under_way_only_state_and_attributes_are_read(tmp_path):
         reader.get_all_trials(study_id, deepcopy=False)[0]
         is reader.get_all_trials(study_id, deepcopy=False)[0]
     )
+
+
+def test_a_trial_that_was_ended_here_is_not_read_again(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    writer = open_storage(url)
+    study_id = writer.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    draw, whole = random.Random(1), []
+    trial_id = writer.create_new_trial(study_id, template(draw, TrialState.RUNNING, nas={}))
+    writer.get_all_trials(study_id)
+    writer.set_trial_user_attr(trial_id, "beat", 7)
+    writer.database._build_frozen_trial_from_trial_model = lambda trial: whole.append(trial) or 1 / 0
+    told = template(draw, TrialState.COMPLETE, nas={"metrics": {"x": 0.5}, "beside": (1, 2)})
+    assert writer.finish_trial(study_id, 0, told)
+    seen = writer.get_all_trials(study_id)
+    assert not whole
+    assert [vars(t) for t in seen] == [vars(t) for t in open_storage(url).get_all_trials(study_id)]
+    assert seen[0].user_attrs == {"nas": {"metrics": {"x": 0.5}, "beside": [1, 2]}, "beat": 7}
+
+
+def test_the_storage_is_asked_few_questions_about_a_trial(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+    draw, asked = random.Random(1), []
+    event.listen(storage.database.engine, "before_cursor_execute", lambda *about: asked.append(about[2]))
+    trial_id = storage.create_new_trial(study_id, template(draw, TrialState.RUNNING, nas={}, owner={}))
+    made, known = len(asked), storage.get_trial_id_from_study_id_trial_number(study_id, 0)
+    assert known == trial_id and made == len(asked) <= 7
+    assert storage.finish_trial(study_id, 0, template(draw, TrialState.COMPLETE, nas={"metrics": {}}))
+    storage.get_all_trials(study_id)
+    assert len(asked) - made <= 12

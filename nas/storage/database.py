@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import weakref
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -23,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from nas.errors import ConfigError
 from nas.storage.address import Address
-from nas.storage.finishing import Finisher, same_outcome
+from nas.storage.finishing import same_outcome
 from nas.storage.under_way import OWN, UnderWay
 
 POOL = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "pool_timeout": 30}
@@ -58,7 +59,7 @@ _HINTS = {
 }
 
 
-class Database(RDBStorage, Finisher):
+class Database(RDBStorage):
     """Optuna's storage in a database, of which every call may be repeated when its outcome is not known.
 
     A connection that breaks during a commit leaves open whether it took place. Optuna then makes a trial
@@ -92,14 +93,14 @@ class Database(RDBStorage, Finisher):
         self.names[study_id] = study_name
         return study_id
 
-    def finish_trial(self, study_id: int, number: int, outcome: FrozenTrial) -> bool:
+    def end_trial(self, study_id: int, trial_id: int, outcome: FrozenTrial) -> bool:
         """Ends a running trial in one transaction; false when it had ended already, in another way."""
-        trial_id = self.get_trial_id_from_study_id_trial_number(study_id, number)
         with _create_scoped_session(self.scoped_session) as session:
             self._check_name(study_id, session)
             trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             if trial.state.is_finished():
                 return same_outcome(self._build_frozen_trial_from_trial_model(trial), outcome)
+            before = self._under_way.read_one(session, trial_id)
             for name, value in outcome.user_attrs.items():
                 self._set_trial_attr_without_commit(
                     session, models.TrialUserAttributeModel, trial_id, name, value
@@ -111,7 +112,9 @@ class Database(RDBStorage, Finisher):
             for objective, value in enumerate(outcome.values or ()):
                 self._set_trial_value_without_commit(session, trial, objective, value)
             trial.state = outcome.state
-            trial.datetime_complete = datetime.now()
+            trial.datetime_complete = at = datetime.now()
+        if before is not None:
+            self._under_way.end(before, outcome, at)
         return True
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -153,6 +156,7 @@ class Database(RDBStorage, Finisher):
         """A new trial; called again with the same template after a failure, the one it made then."""
         made: FrozenTrial = super()._create_new_trial(study_id, template_trial)
         self._unconfirmed.pop(id(template_trial), None)
+        self._under_way.remember([made])
         return made
 
     def _get_prepared_new_trial(
@@ -185,10 +189,34 @@ class Database(RDBStorage, Finisher):
 
         Those of this engine's trials are the study's: the space was compared when that was opened.
         """
-        known = distribution if self._is_own else previous_distribution
-        super()._set_trial_param_without_commit(
-            session, trial_id, param_name, param_value_internal, distribution, known
+        if not self._is_own:
+            super()._set_trial_param_without_commit(
+                session, trial_id, param_name, param_value_internal, distribution, previous_distribution
+            )
+            return
+        text = distribution_to_json(distribution)
+        session.add(
+            models.TrialParamModel(
+                trial_id=trial_id,
+                param_name=param_name,
+                param_value=param_value_internal,
+                distribution_json=text,
+            )
         )
+
+    def _set_trial_attr_without_commit(
+        self,
+        session: Session,
+        model_cls: type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel],
+        trial_id: int,
+        key: str,
+        value: object,
+    ) -> None:
+        """Called by Optuna for each attribute, which a trial that is being made does not have yet."""
+        if not self._is_own:
+            super()._set_trial_attr_without_commit(session, model_cls, trial_id, key, value)
+            return
+        session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
 
     def _made(self, study_id: int, template: FrozenTrial, session: Session) -> models.TrialModel | None:
         """The trial that began at the template's microsecond with its parameters."""

@@ -65,8 +65,9 @@ class Ledger:
         """
         frozen = self.frozen(trial)
         frozen.user_attrs |= attributes or {}
-        trial_id = self._storage.create_new_trial(self._study._study_id, frozen)
-        if attributes and self._storage.get_trial_number_from_id(trial_id) != trial.number:
+        study_id, storage = self._study._study_id, self._storage
+        trial_id = storage.create_new_trial(study_id, frozen)
+        if attributes and storage.get_trial_id_from_study_id_trial_number(study_id, trial.number) != trial_id:
             # A process that was frozen just now has lost its turn, and another one has used the number.
             self.sync()
             return self.trials[self._ids.index(trial_id)]

@@ -93,7 +93,12 @@ class PatientStorage(Forwarding, Finisher):
 
     def finish_trial(self, study_id: int, number: int, outcome: FrozenTrial) -> bool:
         """Ends a running trial; false when it had ended already, in another way."""
-        return self._call(lambda: self.database.finish_trial(study_id, number, outcome))
+
+        def end() -> bool:
+            trial_id = self.inner.get_trial_id_from_study_id_trial_number(study_id, number)
+            return self.database.end_trial(study_id, trial_id, outcome)
+
+        return self._call(end)
 
     def _call(self, work: Callable[[], T]) -> T:
         failures = (SQLAlchemyError, StorageInternalError)

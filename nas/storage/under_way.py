@@ -7,6 +7,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial, TrialState
@@ -50,12 +52,14 @@ class UnderWay:
     """
 
     _known: dict[int, _Known] = field(default_factory=dict)
+    _ended: dict[int, FrozenTrial] = field(default_factory=dict)
 
     def read(
         self, session: Session, study_id: int, among: Iterable[int], above: int
     ) -> tuple[list[FrozenTrial], set[int]]:
         """Trials under way as they are now, and the ids of those of which all must be read.
 
+        Those that were ended here are given once more, without being read.
         among, above: which trials are looked for: these ids, and all above that one.
         """
         asked = or_(TrialModel.trial_id.in_(set(among)), TrialModel.trial_id > above)
@@ -65,6 +69,7 @@ class UnderWay:
         texts = self._texts(session, study_id) if known else {}
         found = {i: self._now(i, states[i], texts.get(i, {})) for i in known}
         same = {i: trial for i, trial in found.items() if trial is not None}
+        same |= {i: self._ended.pop(i) for i in states.keys() & self._ended.keys()}
         return [*same.values()], states.keys() - same.keys()
 
     def read_one(self, session: Session, trial_id: int) -> FrozenTrial | None:
@@ -83,19 +88,32 @@ class UnderWay:
     def remember(self, trials: Iterable[FrozenTrial]) -> None:
         """Takes note of trials that were read whole."""
         for trial in trials:
+            self._ended.pop(trial._trial_id, None)
             if trial.state in _UNFINISHED and OWN in trial.user_attrs:
                 texts = {name: json.dumps(value) for name, value in trial.user_attrs.items() if name != OWN}
                 self._known[trial._trial_id] = _Known(trial, texts)
             else:
                 self._known.pop(trial._trial_id, None)
 
+    def end(self, trial: FrozenTrial, outcome: FrozenTrial, at: datetime) -> None:
+        """Takes note of the end of a trial that was recorded here, after which nobody can change it."""
+        ended = copy.copy(trial)
+        ended.state, ended.values, ended.datetime_complete = outcome.state, outcome.values, at
+        ended.user_attrs = {**trial.user_attrs, **_as_read(outcome.user_attrs)}
+        ended.system_attrs = {**trial.system_attrs, **_as_read(outcome.system_attrs)}
+        self._known.pop(trial._trial_id, None)
+        self._ended[trial._trial_id] = ended
+
     def _now(self, trial_id: int, state: TrialState, texts: Mapping[str, str]) -> FrozenTrial | None:
-        """A known trial as it is now; None where it has ended, waits, or has begun again."""
-        known = self._known[trial_id]
-        if state != known.trial.state or known.begun_again(texts):
+        """A known trial as it is now; None where it has ended, waits, or has begun again.
+
+        A thread that shows signs of life may have forgotten it meanwhile.
+        """
+        known = self._known.get(trial_id)
+        if known is None or state != known.trial.state or known.begun_again(texts):
             return None
-        self._known[trial_id] = known.now(texts)
-        return self._known[trial_id].trial
+        self._known[trial_id] = known = known.now(texts)
+        return known.trial
 
     def _texts(self, session: Session, study_id: int) -> dict[int, dict[str, str]]:
         """The attributes that may change of all trials under way of a study."""
@@ -109,3 +127,8 @@ class UnderWay:
         for trial_id, name, text in rows:
             found[trial_id][name] = text
         return found
+
+
+def _as_read(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as a database gives them back."""
+    return {name: json.loads(json.dumps(value)) for name, value in attributes.items()}
