@@ -121,6 +121,8 @@ def test_the_storage_is_asked_few_questions_about_a_trial(tmp_path):
     trial_id = storage.create_new_trial(study_id, template(draw, TrialState.RUNNING, nas={}, owner={}))
     made, known = len(asked), storage.get_trial_id_from_study_id_trial_number(study_id, 0)
     assert known == trial_id and made == len(asked) <= 9
+    storage.get_all_trials(study_id)  # the first time, all are read
+    begun = len(asked)
     assert storage.finish_trial(study_id, 0, template(draw, TrialState.COMPLETE, nas={"metrics": {}}))
     storage.get_all_trials(study_id)
-    assert len(asked) - made <= 12
+    assert len(asked) - begun <= 10
