@@ -82,7 +82,7 @@ def outcomes(run, ops, x, weights):
     return [y, *torch.autograd.grad(y, [x, weights], along)]
 
 
-@pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (70, (9, 8)), (4, (1, 2))])
+@pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (70, (4, 5)), (4, (1, 2))])
 @pytest.mark.parametrize("normed", [True, False], ids=["normed", "bare"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["max", "avg"])
