@@ -213,7 +213,7 @@ def test_what_a_worker_cannot_do_is_told_with_its_words(tmp_path):
             "digits",
             "random",
             out=tmp_path / "run",
-            settings=brief | {"workers": 2},
+            settings=brief | {"trial_timeout": "1h"},
         )
 
 
