@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from one_stage import one_stage
 from smooth import RECIPE, make_task, smooth
 from torch import nn
 
@@ -31,12 +32,17 @@ def make(*, order=1, task=None, recipe=RECIPE, space=None, **parts):
     method = Method("test", weights=recipe, order=order, **parts)
     with isolated(0, "test"):
         supernet = Supernet(
-            space or load("nasbench201", width=4, cells=1, in_channels=1, classes=3),
+            space or one_stage(classes=3),
             relaxation=method.relaxation,
             parts=method.staging.stages(4, 5)[0].parts,
             edge_norm=method.edge_norm,
         )
     return BilevelLoop(supernet.train(), task or make_task(), method, seed=3)
+
+
+def three_stages():
+    """Where feature maps outweigh the weights."""
+    return load("nasbench201", width=4, cells=1, in_channels=1, classes=3)
 
 
 def alphas(loop):
@@ -284,7 +290,7 @@ def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
 def test_the_second_order_needs_the_memory_of_the_first_and_some_copies_of_the_weights():
     peaks = {}
     for order in (1, 2):
-        loop = make(order=order, recipe=dataclasses.replace(RECIPE, batch=32))
+        loop = make(order=order, recipe=dataclasses.replace(RECIPE, batch=32), space=three_stages())
         loop.advance()
         with peak_memory(torch.device("cpu")) as peak:
             loop.alpha_gradient()
@@ -453,7 +459,7 @@ def test_an_exponentiated_gradient_is_that_of_the_mixture(monkeypatch):
 
 def test_recomputing_cells_changes_nothing_but_the_memory():
     recipe = dataclasses.replace(RECIPE, batch=32)
-    plain, again = make(recipe=recipe), make(recipe=recipe, checkpointing=True)
+    plain, again = (make(recipe=recipe, space=three_stages(), checkpointing=c) for c in (False, True))
     for _ in range(3):
         plain.advance()
         again.advance()

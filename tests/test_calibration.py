@@ -74,7 +74,7 @@ def test_a_planted_correlation_is_found(rho):
 
 
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
-    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 200)
+    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 100)
     true, inside = 2 / math.pi * math.asin(0.6), 0
     for seed in range(60):
         found = measured(*planted(0.6, count=30, seed=seed))

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from one_stage import one_stage
 from tape import Refusing, Tape
 
 import nas
@@ -158,11 +159,12 @@ METHODS = {
 }  # fmt: skip
 
 
-def bilevel(task, method):
+def bilevel(task, method, space=None):
     torch.manual_seed(0)
-    space = nas.load("nasbench201", in_channels=1, classes=10, width=8, cells=1)
-    supernet = Supernet(space, relaxation=method.relaxation, parts=2 if method.edge_norm else 1,
-                        edge_norm=method.edge_norm)  # fmt: skip
+    parts = 2 if method.edge_norm else 1
+    supernet = Supernet(
+        space or one_stage(8), relaxation=method.relaxation, parts=parts, edge_norm=method.edge_norm
+    )
     return BilevelLoop(supernet, task, method, seed=3)
 
 
@@ -254,7 +256,8 @@ def freezing(monkeypatch, task, record):
     """A search that freezes a few operations in every second step."""
     monkeypatch.setattr(training, "recorder", lambda _: record)
     recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, clip=5.0)
-    return bilevel(task, with_recipe(methods.oles(steps=2, threshold=-0.02), recipe))
+    space = nas.load("nasbench201", in_channels=1, classes=10, width=8, cells=1)
+    return bilevel(task, with_recipe(methods.oles(steps=2, threshold=-0.02), recipe), space)
 
 
 def test_one_capture_serves_while_more_and_more_operations_are_frozen(monkeypatch, task):

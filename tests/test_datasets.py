@@ -63,6 +63,18 @@ def write_fashion(folder: Path, *, gz: bool = False, train: int = 60, test: int 
     return x_test
 
 
+def test_digits_are_read_without_an_import_of_scikit_learn_or_by_it(monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "sklearn.datasets", None)
+        own = datasets.digits()
+    monkeypatch.setattr(datasets, "find_spec", lambda _: None)
+    theirs = datasets.digits()
+    assert own.x_train.shape == (1797, 8, 8) and own.x_train.max() == 255
+    for ours, wanted in ((own.x_train, theirs.x_train), (own.y_train, theirs.y_train)):
+        assert ours.dtype == wanted.dtype
+        np.testing.assert_array_equal(ours, wanted)
+
+
 def test_fashion_mnist_as_installed_here():
     if not OFFICIAL_FASHION.is_file():
         pytest.skip(f"{OFFICIAL_FASHION} is not on this machine")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from one_stage import one_stage
 
 from nas.errors import ConfigError
 from nas.oneshot import fewshot
@@ -13,12 +14,12 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 
-NB201 = load("nasbench201", width=4, cells=1, in_channels=1)
+SPACE = one_stage()
 TASK = load_task("digits").reduced(96)
 RECIPE = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-4)
 
 
-def supernet(space=NB201):
+def supernet(space=SPACE):
     torch.manual_seed(0)
     return Supernet(space).train()
 
@@ -50,7 +51,7 @@ def test_each_part_trains_its_own_option_only():
         return fewshot.train(net, TASK, RECIPE, Sharing(splits=1), seed=0)
 
     shared = until_split(supernet())
-    name = NB201.decisions[shared.split[0]].name
+    name = SPACE.decisions[shared.split[0]].name
     for option in (2, 3):
         part = shared.supernets[(option,)]
         trained[option] = [
@@ -145,7 +146,7 @@ def test_parts_are_saved_by_what_they_were_split_by(tmp_path):
 
 def test_what_cannot_be_split_is_refused_before_anything_is_trained():
     told = []
-    with pytest.raises(ConfigError, match="splits is 7, but space 'nasbench201' has 6 decisions"):
+    with pytest.raises(ConfigError, match="splits is 7, but space 'one_stage' has 6 decisions"):
         fewshot.train(supernet(), TASK, RECIPE, Sharing(splits=7), seed=0, on_epoch=told.append)
     assert told == []
 
@@ -153,5 +154,5 @@ def test_what_cannot_be_split_is_refused_before_anything_is_trained():
 def test_what_cannot_be_split_is_refused():
     with pytest.raises(ConfigError, match=r"forbids some combinations; set sharing\.splits to 0"):
         fewshot.choose_split(supernet(load("darts", width=4, cells=3, in_channels=1)), TASK, 1, seed=0)
-    with pytest.raises(ConfigError, match="splits is 7, but space 'nasbench201' has 6 decisions"):
+    with pytest.raises(ConfigError, match="splits is 7, but space 'one_stage' has 6 decisions"):
         fewshot.choose_split(supernet(), TASK, 7, seed=0)

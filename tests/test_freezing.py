@@ -29,6 +29,20 @@ def test_operations_are_the_candidates_with_weights_at_every_place():
     assert inside == {id(p) for mixed in net.mixed() for p in mixed.parameters()}
 
 
+def test_operations_are_found_in_one_walk(monkeypatch):
+    """A supernet has thousands of modules; a walk for each of them took seconds."""
+    net = supernet()
+    walks, walk = [], torch.nn.Module.named_modules
+
+    def counted(self, *args, **options):
+        walks.append(self)
+        return walk(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    operations(net)
+    assert sum(module is net.network for module in walks) == 1
+
+
 def seen(freezer, validation):
     freezer.note([validation[weight] for weight in freezer.weights])
     freezer.watch()

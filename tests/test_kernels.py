@@ -4,6 +4,7 @@ They are also compiled for sm_90, which needs no GPU.
 """
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -90,9 +91,23 @@ def by_kernels(ops, x, scale):
     return apart([alike(ops, layers, form)], x, scale)
 
 
-@pytest.mark.parametrize(("channels", "sides"), [(3, (5, 4)), (20, (4, 6))])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("name", KNOWN)
+MANY = [
+    ("nor_conv_3x3", 1),
+    ("nor_conv_3x3", 2),
+    ("sep_conv_3x3", 1),
+    ("sep_conv_3x3", 2),
+    ("dil_conv_5x5", 1),
+]
+"""What is tried with many channels, too: a window of any size reads them the same way."""
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "channels", "sides"),
+    [
+        *((name, stride, 3, (5, 4)) for name, stride in itertools.product(KNOWN, (1, 2))),
+        *((name, stride, 20, (4, 6)) for name, stride in MANY),
+    ],
+)
 def test_a_chain_is_that_of_float64(name, stride, channels, sides):
     ops = operations(name, channels, stride)
     assert len(stages_of([row[0] for row in layers_of(ops)])) == KNOWN[name]
@@ -109,7 +124,7 @@ def test_a_chain_is_that_of_float64(name, stride, channels, sides):
 def test_more_pixels_and_channels_than_a_tile_holds():
     ops = operations("dil_conv_3x3", 70, 1)
     exact = [copy.deepcopy(op).double() for op in ops]
-    x, scale = torch.randn(3, 70, 9, 8, device=DEVICE), torch.randn(2, device=DEVICE)
+    x, scale = torch.randn(2, 70, 5, 4, device=DEVICE), torch.randn(2, device=DEVICE)
     expected = outcomes(plainly, exact, x.double(), scale.double())
     assert worst(expected, outcomes(by_kernels, ops, channels_last(x), scale)) < 1e-5
 
@@ -186,18 +201,19 @@ def jointly(ops, x, scale):
     return apart(groups, x, scale)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [(1, False, False), (2, True, True), (2, False, False), (1, True, True)],
-    ids=["plain", "all", "strided", "affine"],
-)
-@pytest.mark.parametrize(
-    ("names", "launches"),
-    [(DARTS, (2, 2)), (DENSE, (1, 0)), (DENSE + DARTS[1:3], (3, 2))],
-    ids=["darts", "dense", "both"],
-)
-def test_operations_of_all_kinds_in_one_launch_are_those_of_float64(form, names, launches, monkeypatch):
-    stride, last, affine = form
+FAMILIES = {"darts": (DARTS, (2, 2)), "dense": (DENSE, (1, 0)), "both": (DENSE + DARTS[1:3], (3, 2))}
+FORMS = {
+    "plain": (1, False, False),
+    "all": (2, True, True),
+    "strided": (2, False, False),
+    "affine": (1, True, True),
+}
+EACH = [*itertools.product(FAMILIES, ("plain", "all")), ("both", "strided"), ("dense", "affine")]
+
+
+@pytest.mark.parametrize(("family", "form"), EACH)
+def test_operations_of_all_kinds_in_one_launch_are_those_of_float64(family, form, monkeypatch):
+    (names, launches), (stride, last, affine) = FAMILIES[family], FORMS[form]
     ops = [op for name in names for op in operations(name, 3, stride, count=1, affine=affine)]
     if last:
         ops = [op.to(memory_format=torch.channels_last) for op in ops]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import one_stage
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from nas.task import load_task
 from nas.training.peak import peak_memory
 from nas.training.resumable import Stopped
 
-SPACE = load("nasbench201", width=8, cells=1, in_channels=1)
+SPACE = load(one_stage.PATH, width=8)
 TASK = load_task("digits").reduced(200)
 METHOD = Method("test", weights=dataclasses.replace(Method().weights, batch=64))
 

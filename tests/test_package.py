@@ -3,11 +3,14 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import nas
 
@@ -71,18 +74,26 @@ def test_the_rule_for_scripts_finds_what_it_should():
     assert not list(forbidden(ast.parse("import nas\nprint(nas.__version__)\n"), parts=True))
 
 
-def test_the_scripts_work_together(tmp_path):
-    def run(name, *arguments):
-        command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
-        )
-        return done.stdout
-
+def test_the_scripts_work_together(tmp_path, monkeypatch, capsys):
+    """One as a process of its own, in another folder."""
     small = {"trials": 2, "epochs": 1, "search_images": 200, "top_k": 1, "retrain": {"epochs": 1}}
     space = {"space_settings": {"width": 4}}
     found = nas.search("toy", "digits", "random", out=tmp_path / "found", settings=small | space)
-    assert str(tmp_path / "pictures" / "cells.png") in run("plot.py", found.folder, tmp_path / "pictures")
-    accuracy = float(run("retrain.py", found.folder, "digits", tmp_path / "again"))
-    assert accuracy > found.metrics["test_acc"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "plot.py"), str(found.folder), str(tmp_path / "pictures")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert str(tmp_path / "pictures" / "cells.png") in done.stdout
+    x, y = load_digits(return_X_y=True)
+    few = x[:300].reshape(-1, 8, 8).astype(np.uint8)
+    np.savez(tmp_path / "few.npz", x_train=few, y_train=y[:300])
+    script = str(ROOT / "scripts" / "retrain.py")
+    monkeypatch.setattr(
+        sys, "argv", [script, str(found.folder), f"npz:{tmp_path}/few.npz", str(tmp_path / "again")]
+    )
+    runpy.run_path(script, run_name="__main__")
+    assert float(capsys.readouterr().out) > found.metrics["test_acc"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.oneshot.gradients import flat
+from nas.oneshot.mixed import MixedOp
 from nas.oneshot.supernet import Supernet
 from nas.training.resting import shares
 
@@ -109,7 +110,7 @@ def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
     """The weights of every candidate that has any, by its path; each place of a decision counts by itself."""
     found = {}
     for place, mixed in supernet.network.named_modules():
-        if mixed in set(supernet.mixed()):
+        if isinstance(mixed, MixedOp):
             for i, op in enumerate(mixed.ops):
                 if weights := list(op.parameters()):
                     found[f"{place}.ops.{i}"] = weights

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from forked import forked
 from jobs import SMALL, Recorder
 from postgres import PASSWORD, postgres
 from typer.testing import CliRunner
@@ -31,7 +32,7 @@ from nas.workers.turn import turn_of
 from nas.workers.turn_in_database import PostgresTurn
 from nas.workers.turns import NoTurnError
 
-__all__ = ["postgres"]
+__all__ = ["forked", "postgres"]
 CELLS = load("nasbench201")
 HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -197,7 +198,7 @@ def test_a_worker_joins_by_the_folder_and_finds_the_database(tmp_path, address, 
     assert "nothing is left to do: 5 trials done" in done.stderr
 
 
-def test_a_job_with_workers_on_a_database(tmp_path, address):
+def test_a_job_with_workers_on_a_database(tmp_path, address, forked):
     settings = SETTINGS | {"storage": address, "workers": 2}
     result = search("toy", "digits", "random", out=tmp_path / "run", settings=settings)
     alone = search("toy", "digits", "random", out=tmp_path / "alone", settings=SETTINGS)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import forked
 from jobs import SMALL, TINY, Recorder, options, outcome
 from soak import alive, children, until
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ from nas.training.resumable import Stopped
 from nas.workers.join import home_in, join
 from nas.workers.start import job_slots
 
+__all__ = ["forked"]
 SETTINGS = {k: v for k, v in SMALL.items() if k not in ("top_k_epochs", "seeds")} | {"trials": 5, "top_k": 1}
 SLOW = """
 import time
@@ -189,7 +191,7 @@ def test_objects_cannot_be_given_to_other_processes(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_one_worker_is_watched_where_trials_may_take_only_so_long(tmp_path):
+def test_one_worker_is_watched_where_trials_may_take_only_so_long(tmp_path, forked):
     (tmp_path / "hangs.py").write_text(SLOW.replace("0.02", "600"))
     brief = {k: v for k, v in SETTINGS.items() if k != "space_settings"} | {"trials": 1}
     with pytest.raises(nas.NasError, match=r"timeout: longer than 0\.5 s"):
@@ -204,7 +206,7 @@ def test_one_worker_is_watched_where_trials_may_take_only_so_long(tmp_path):
     assert [t.state.name for t in storage.get_all_trials(0)] == ["FAIL"]
 
 
-def test_what_a_worker_cannot_do_is_told_with_its_words(tmp_path):
+def test_what_a_worker_cannot_do_is_told_with_its_words(tmp_path, forked):
     (tmp_path / "here.py").write_text("import sys\nassert 'worker' not in sys.argv, 'not here'\n" + SLOW)
     brief = {k: v for k, v in SETTINGS.items() if k != "space_settings"}
     with pytest.raises(WorkersError, match=r"worker \d ended: (?s:.*)on import: AssertionError: not here"):
@@ -245,7 +247,7 @@ def test_a_finished_result_says_nothing_of_workers(whole):
     assert json.loads((whole.folder / "run.json").read_text())["config"]["workers"] == 1
 
 
-def test_a_search_whose_trials_all_fail_ends_as_it_does_with_one_worker(tmp_path):
+def test_a_search_whose_trials_all_fail_ends_as_it_does_with_one_worker(tmp_path, forked):
     with pytest.raises(NoModelError, match="the last 10 trials failed"):
         search(
             "toy",
