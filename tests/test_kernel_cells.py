@@ -146,6 +146,31 @@ def test_other_pools_are_left_to_the_batched_path(layers):
     assert form_of(layers) is None
 
 
+@pytest.mark.parametrize(
+    ("make", "apart"),
+    [
+        (lambda: channels_last(torch.randn(2, 12, 3, 5))[:, 4:8], 12),
+        (lambda: channels_last(torch.randn(2, 4, 3, 5)), 4),
+        (lambda: channels_last(torch.randn(2, 12, 1, 5))[:, :4], 12),
+        (lambda: channels_last(torch.randn(3, 12, 1, 1))[:, :4], 12),
+        (lambda: torch.randn(2, 4, 3, 5), 4),
+        (lambda: torch.randn(2, 4, 1, 1).expand(2, 4, 3, 5), 4),
+        (lambda: channels_last(torch.randn(2, 4, 6, 5))[:, :, ::2], 4),
+    ],
+)
+def test_a_part_of_a_map_is_read_where_it_is(make, apart):
+    x = make()
+    own, found = mixing_launch.rows_of(x)
+    assert found == apart
+    flat = torch.as_strided(
+        own,
+        (2 if len(x) == 2 else 3, x[0, 0].numel(), 4),
+        (x[0, 0].numel() * apart, apart, 1),
+        own.storage_offset(),
+    )
+    assert torch.equal(flat, x.flatten(2).mT)
+
+
 # -- whole cells ------------------------------------------------------------------------------------------
 
 

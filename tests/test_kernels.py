@@ -440,9 +440,9 @@ PROGRAMS = {
     "branch_gradient": {"ROW": 2, **TILE},
     "pool_forward": {"MAXIMA": 1, **WINDOW, **TILE},
     "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
-    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "ROW": 1, **WINDOW, **TILE},
+    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "OTHER": True, "ROW": 1, **WINDOW, **TILE},
 }
-INTEGERS = ("x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
+INTEGERS = ("apart", "x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
 TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind")
 TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8", "addresses": "*i64"}
 for kind, on in (("*bf16", True), ("*fp32", False)):
@@ -451,7 +451,7 @@ for kind, on in (("*bf16", True), ("*fp32", False)):
         constants = constants | {"ON": on} if "ON" in program.arg_names else constants
         types = {n: "i32" if n in INTEGERS else TYPES.get(n, "*fp32") for n in program.arg_names}
         types |= {n: "*i64" for n in ("weights", "biases") if name == "moments"}
-        types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "pools") if n in types}
+        types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "other", "pools") if n in types}
         types |= {n: (kind, kind) for n in ("states", "chains") if n in types}
         types |= dict.fromkeys(constants, "constexpr")
         values = {(program.arg_names.index(n),): v for n, v in constants.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
-from nas.oneshot.fused.plan import Plan, make_plan
+from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
 from nas.oneshot.fused.trust import joint, known
@@ -59,9 +59,8 @@ class _Memory:
         """
         x = states[0]
         together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
-        structure = [
-            (t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None, t.drawn) for t in terms
-        ]
+        table = table_of(terms)
+        structure = [(t.options, t.at, *extent_of(t.row, table), t.edge is None, t.drawn) for t in terms]
         shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
         kind = (kernels, x.device, x.dtype)
         # What entries are dropped from is left to the batched path.
@@ -216,7 +215,9 @@ class _Run:
         if self.plan.parts > 1:
             x = channels_last(x[:, : x.shape[1] // self.plan.parts])
         if self.kernels is not None:
-            self.kernels.leave(src, x)
+            x = self.kernels.leave(src, x)
+            if self.plan.parts == 1:
+                self.states[src] = x
         known: dict[Hashable, Tensor] = {}
         apart: dict[tuple[int, ...], _Sum] = {}
         shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}

@@ -108,10 +108,22 @@ class Backward:
                 found.append(Room(self.raw[start:stop], self.norm.part(start, stop)))
         return found
 
-    def of_map(self, read: Tensor, parts: Sequence[Tensor], index: Tensor | None) -> Tensor:
-        """The gradient of the map, from parts, pools and identities. index: where the maxima are."""
+    def of_map(
+        self,
+        read: Tensor,
+        parts: Sequence[Tensor],
+        index: Tensor | None,
+        *,
+        other: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
+        """The gradient [P, C] of the map, from parts, pools and identities.
+
+        index: where the maxima are. other: [B, C, H, W] from what else has read the map, if anything. out:
+        where it goes, if that matters.
+        """
         level = self.level
-        alone = len(parts) == 1 and not level.pools and not level.same
+        alone = len(parts) == 1 and not level.pools and not level.same and other is None
         if alone and self.active is None:
             return parts[0]
         pooled, stop = None, level.first + level.slots
@@ -122,8 +134,9 @@ class Backward:
         pools = mixing.Pooled(pooled, index, self.window, norm.on)
         busy = None if self.active is None else self.active.busy[level.line :]
         return mixing.leaving_gradient(
-            read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy
-        )
+            read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy,
+            other=other, out=out,
+        )  # fmt: skip
 
 
 def _asked(level: Level, wanted: Sequence[bool]) -> list[list[bool]]:

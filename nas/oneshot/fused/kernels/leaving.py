@@ -2,7 +2,9 @@
 
 Their maps go to slots, where `node` adds them up. What autograd sees of an edge is a *token*: it has the
 shape of a map but no numbers, and shows that the gradient of the node that the edge leads to has been left
-where all operations find it. So no gradient is copied for each of them. Not yet run on a GPU.
+where all operations find it. So no gradient is copied for each of them. What else reads the node's map gets
+it from here, so that its gradient is added where those of the operations are, and the sum is left where the
+operations that lead to the node look for it. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -33,16 +35,17 @@ Then which of them have seen anything, [G]; None where all have.
 
 
 def leave(
-    level: Level, x: Tensor, slots: Slots, leavings: Leavings, weights: Tensor
-) -> tuple[tuple[Tensor, ...], list[Seen]]:
+    level: Level, x: Tensor, slots: Slots, leavings: Leavings, weights: Tensor, *, node: int | None
+) -> tuple[Tensor, Sequence[Tensor], list[Seen]]:
     """Fills in the slots of a level from a map `[B, C, H, W]`, channels last.
 
-    weights: of all contributions of the cell. Returns the tokens of the level's edges, and what running
-    statistics have to follow.
+    weights: of all contributions of the cell. node: which computed one the map is of; None for an input.
+    Returns the map for what else reads it, the tokens of the level's edges, and what running statistics have
+    to follow.
     """
-    task = _Task(level, slots, leavings, weights, [])
-    tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, ...], tokens), [*_seen(task), *_seen_by_pools(task)]
+    task = _Task(level, node, slots, leavings, weights, [])
+    passed, *tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
+    return passed if x.requires_grad else x, tokens, [*_seen(task), *_seen_by_pools(task)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class _Task:
     """One run of a level. rooms: filled in with those of all stages, line by line."""
 
     level: Level
+    node: int | None
     slots: Slots
     leavings: Leavings
     weights: Tensor
@@ -189,14 +193,18 @@ class _Leaving(torch.autograd.Function):
         _fill_in_statistics(level, works, own, part=part, block=block)
         ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
-        ctx.shape = x.shape
+        ctx.node, ctx.shape = task.node, x.shape
         ctx.set_materialize_grads(False)
         channels, height, width = slots.layout.shape
-        return tuple(x.new_empty(()).expand(len(x), height, width, channels) for _ in level.edges)
+        return x, *(x.new_empty(()).expand(len(x), height, width, channels) for _ in level.edges)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(
+        ctx: Any,  # noqa: ANN401 - it has no type
+        other: Tensor | None,
+        *grads: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         read, mixture, raw, mean, var, inv, scale, shift, index, *rest = ctx.saved_tensors
         leavings, level = cast(Leavings, ctx.leavings), cast(Level, ctx.level)
         for edge, grad in zip(level.edges, grads, strict=True):
@@ -209,8 +217,11 @@ class _Leaving(torch.autograd.Function):
         for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
         parameters, saved = rest[: len(wanted)], rest[len(wanted) :]
         parts, found = back.of_families(read, parameters, saved, for_x=for_x, wanted=wanted)
-        dx = back.of_map(read, parts, index).view(_last(ctx.shape)).permute(0, 3, 1, 2) if for_x else None
-        return dx, None, *found
+        if not for_x:
+            return None, None, *found
+        out = None if ctx.node is None else leavings.room(ctx.node, raw)
+        dx = back.of_map(read, parts, index, other=other, out=out)
+        return dx.view(_last(ctx.shape)).permute(0, 3, 1, 2), None, *found
 
 
 def _last(shape: Sequence[int]) -> tuple[int, ...]:

@@ -170,20 +170,37 @@ def leaving_gradient(
     *,
     returned: Returned,
     busy: Tensor | None = None,
+    other: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Of the map `x` [P, C] that a level reads.
+    """Of the map `x` [P, C] that a level reads, to `out` [P, C] where that is given.
 
     chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those
-    of which no member is computed; None where all are.
+    of which no member is computed; None where all are. other: [B, C, H, W] what is added.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
     pixels, channels = x.shape
-    out, tile = torch.empty_like(x), tile_of(channels)
+    out, tile = torch.empty_like(x) if out is None else out, tile_of(channels)
+    more, apart = (x, channels) if other is None else rows_of(other)
     programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
-        tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
-        mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out), mixing.flags,
-        window.outputs, pixels, channels, **window.sizes(),
+        tuple(chains), more, apart, x if pooled is None else pooled, x if index is None else index,
+        mixing.weights, mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out),
+        mixing.flags, window.outputs, pixels, channels, **window.sizes(),
         MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
-        ROW=mixing.row, ON=mixing.on, **tile,
+        OTHER=other is not None, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
+
+
+def rows_of(x: Tensor) -> tuple[Tensor, int]:
+    """A map `[B, C, H, W]` whose channels are together, and how far it is from one pixel to the next.
+
+    So are those of a part of a map with its channels last.
+    """
+    _, channels, height, width = x.shape
+    apart = x.stride(3) if width > 1 else x.stride(2) if height > 1 else x.stride(0)
+    wanted = (height * width * apart, 1, width * apart, apart)
+    sizes = zip(x.shape, x.stride(), wanted, strict=True)
+    if all(size == 1 or own == one for size, own, one in sizes):
+        return x, apart
+    return x.contiguous(memory_format=torch.channels_last), channels

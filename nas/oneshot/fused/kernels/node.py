@@ -84,7 +84,9 @@ class _Node(torch.autograd.Function):
         pixels = grad.permute(0, 2, 3, 1)
         rows = returned.rows[first:stop].view(-1, *pixels.shape)
         if masks is None:
-            rows.copy_(pixels)
+            # `leaving` has left it there, unless nothing leaves the node by the kernels.
+            if pixels.data_ptr() != rows.data_ptr():
+                rows.copy_(pixels)
         else:
             torch.mul(pixels, masks[first:stop, :, None, None, None], out=rows)
         sums, norm = returned.sums[own.start : own.stop], Norm(mean, var, inv, scale, shift)

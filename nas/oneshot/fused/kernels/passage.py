@@ -60,16 +60,22 @@ class Passage:
         self._tokens: dict[int, Tensor] = {}
         self._seen: list[Seen] = []
 
-    def leave(self, src: int, x: Tensor) -> None:
-        """Computes what leaves a node with the map `[B, C, H, W]`, as far as the kernels know it."""
+    def leave(self, src: int, x: Tensor) -> Tensor:
+        """Computes what leaves a node with the map `[B, C, H, W]`, as far as the kernels know it.
+
+        Returns the map for whatever else reads it.
+        """
         level = self._layout.levels[src]
         if level is None:
-            return
-        x = channels_last(x.to(self._dtype))
-        tokens, seen = leave(level, x, self._slots, self._leavings, self._all)
+            return x
+        own = channels_last(x.to(self._dtype))
+        number = src - (len(self._layout.levels) - len(self._layout.sums))
+        node = None if number < 0 else number
+        passed, tokens, seen = leave(level, own, self._slots, self._leavings, self._all, node=node)
         self._tokens |= dict(zip(level.edges, tokens, strict=True))
-        self._states[src] = x.detach().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        self._states[src] = own.detach().permute(0, 2, 3, 1).reshape(-1, own.shape[1])
         self._seen += seen
+        return passed if own is x else x
 
     def node(self, number: int, rest: Tensor | None) -> Tensor | None:
         """The sum in a computed node of all that leads there, None where nothing does.

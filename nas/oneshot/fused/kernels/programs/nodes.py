@@ -229,15 +229,16 @@ def pool_gradient(
 
 @triton.jit
 def leaving_gradient(
-    chains, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI, C: tl.constexpr,
-    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    chains, other, apart, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI,
+    C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    STRIDE: tl.constexpr, MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, OTHER: tl.constexpr,
+    ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out = the gradient of a map: that of each chain, of each pool from `pool_gradient`, and of identities.
 
     members: the contributions of SAME identities. on: of the pools; busy: of the chains, whether any of their
-    operations is computed. Grid: pixels of the map, channels.
+    operations is computed. other: what is added where OTHER, its pixels `apart` numbers from each other.
+    Grid: pixels of the map, channels.
     """
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -246,6 +247,9 @@ def leaving_gradient(
     place = p[:, None] * C + c[None, :]
     n, h, w = pixel(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
+    if OTHER:
+        at = other + p[:, None].to(tl.int64) * apart + c[None, :]
+        total += tl.load(at, mask=valid, other=0.0).to(tl.float32)
     for i in tl.static_range(len(chains)):
         read = valid
         if ON:
