@@ -514,6 +514,32 @@ def test_norms_that_do_not_train_are_left_to_the_batched_path(monkeypatch):
         assert difference(a, b) < 1e-5
 
 
+@library
+@pytest.mark.parametrize(("needs", "levels"), [((True, True), 1), ((False, False), 1), ((False, True), 2)])
+def test_inputs_are_a_level_where_all_or_none_need_gradients(needs, levels, monkeypatch):
+    """So nothing is computed for an input that needs none."""
+    cell = Cell("c", 2, 1, lambda i, j: bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1))).to(DEVICE)
+    plain, cell.execute = copy.deepcopy(cell), run_by_kernels
+    cell(*torch.randn(2, 3, 4, 4, 4, device=DEVICE))  # what is run is tried first
+    asked, known = [], launch.convolve_gradients
+
+    def gradients(*args, for_x, **kwargs):
+        asked.append(for_x)
+        return known(*args, for_x=for_x, **kwargs)
+
+    monkeypatch.setattr(launch, "convolve_gradients", gradients)
+    found = []
+    for run in (plain, cell):
+        torch.manual_seed(0)
+        maps = [channels_last(torch.randn(3, 4, 4, 4, device=DEVICE)).requires_grad_(need) for need in needs]
+        run(*maps).sin().sum().backward()
+        found.append([tensor.grad for tensor in (*maps, *run.parameters()) if tensor.grad is not None])
+    assert len(asked) == levels
+    assert sum(asked) == any(needs)
+    for a, b in zip(*found, strict=True):
+        assert difference(a, b) < 1e-5
+
+
 class Counted:
     """Programs, of which each launch is counted."""
 
@@ -534,7 +560,7 @@ def test_a_cell_takes_few_launches(monkeypatch):
         for name in names:
             monkeypatch.setattr(module, name, Counted(getattr(module, name), counts))
     outcome(fast, x, y)
-    nodes, sources = 2 + 1, 3 + 2
+    nodes, sources = 2 + 1, 2 + 1  # both inputs count as one
     assert counts == {
         "pool_forward": sources,
         "moments": 2 * sources,

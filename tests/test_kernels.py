@@ -28,6 +28,7 @@ from nas.oneshot.fused.kernels.passage import alike, apart
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import form_of, stages_of
+from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
@@ -313,7 +314,7 @@ def test_a_cell_by_kernels_is_that_of_float64(settings, recomputed):
 def test_the_kernels_are_run_and_only_while_training(monkeypatch):
     supernet, calls = Supernet(small_space()).to(DEVICE), []
     known = passage.leave
-    monkeypatch.setattr(passage, "leave", lambda *args: calls.append(1) or known(*args))
+    monkeypatch.setattr(passage, "leave", lambda *args, **kw: calls.append(1) or known(*args, **kw))
     for cell in supernet.modules():
         if isinstance(cell, Cell):
             cell.execute = run_by_kernels
@@ -406,6 +407,62 @@ def test_maps_of_more_numbers_than_kernels_count_are_left_to_the_batched_path(mo
     assert not launched
 
 
+# -- cells of two inputs ----------------------------------------------------------------------------------
+
+LEAVING = ["max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_3x3"]
+
+
+def two_inputs(stride):
+    """A cell of two nodes, whose inputs both nodes read."""
+
+    def edge(src, dst):
+        options = candidates(LEAVING, 3, 3, stride if src < 2 else 1)
+        return MixedOp(f"{src}->{dst}", options, mixture)
+
+    mixture = {}
+    return Cell("c", 2, 2, edge, concat=True).to(DEVICE)
+
+
+def gradients_of(cell, mixed, first, second):
+    """Of both maps, of weights and of the mixture, after the outcome."""
+    dtype = next(cell.parameters()).dtype
+    given = [tensor.detach().to(dtype).requires_grad_() for tensor in (mixed, first, second)]
+    for row, (_, _, op) in zip(given[0], cell.edges(), strict=True):
+        live = int(row.ne(0).sum())
+        op._mixture[op.decision] = row if live > 1 else Drawn(row, partial(int, row.argmax()))
+    y = cell(*given[1:])
+    along = torch.linspace(-2, 2, y.numel(), device=DEVICE, dtype=dtype).view(y.shape).sin()
+    moved = [p for p in cell.parameters() if p.requires_grad]
+    found = torch.autograd.grad(y, [*given, *moved], along, allow_unused=True)
+    # What only the device knows not to be run has a gradient, of zeros.
+    return [y, *(g for g in found if g is not None and g.any())], list(cell.buffers())
+
+
+@pytest.mark.parametrize(
+    ("stride", "drawn"),
+    [(1, None), (2, None), (2, (3, 4, 0, 2, 5)), (1, (3, 1, 4, 1, 2))],
+    ids=["mixed", "strided", "drawn", "one side"],
+)
+def test_what_leaves_both_inputs_is_one_launch(stride, drawn, monkeypatch):
+    """drawn: of each edge; in the last case nothing of the second input but pools."""
+    plain, mixed = two_inputs(stride), 0.5 + torch.rand(5, len(LEAVING), device=DEVICE)
+    if drawn is not None:
+        mixed = F.one_hot(torch.tensor(drawn, device=DEVICE), len(LEAVING)).float()
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    fast.execute = run_by_kernels
+    maps = [channels_last(torch.randn(2, 3, 4, 5, device=DEVICE)) for _ in "12"]
+    gradients_of(copy.deepcopy(fast), mixed, *maps)  # what is run is tried first
+    launched = tape_launches(monkeypatch, Refusing())
+    (expected, theirs), (found, ours) = (gradients_of(cell, mixed, *maps) for cell in (exact, fast))
+    assert len(expected) == len(found) > 3
+    assert worst(expected, found) < 1e-5
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-4, atol=1e-6)
+    # Both inputs, and the node between.
+    assert launched.count("pool_forward") == launched.count("leaving_gradient") == 2
+    assert launched.count("depthwise_input_gradient") == 4
+
+
 # -- compilation ------------------------------------------------------------------------------------------
 
 COMPILE = """
@@ -422,8 +479,9 @@ MODULES = (dense, depthwise, nodes, norms)
 WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
 DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 32, "BC": 32}
 DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 32, "BI": 32, "BO": 64}
-SHARED = {"SHARED": True, "TOGETHER": 3}
+SHARED = {"SHARED": 2, "TOGETHER": 6}
 TILE = {"C": 20, "BP": 32, "BC": 32}
+NODES = {"ROW": 1, **TILE}
 MOST_SPILLED = 64
 PROGRAMS = {
     "depthwise_forward": DEPTHWISE,
@@ -440,9 +498,9 @@ PROGRAMS = {
     "branch_gradient": {"ROW": 2, **TILE},
     "pool_forward": {"MAXIMA": 1, **WINDOW, **TILE},
     "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
-    "leaving_gradient": {"MAXIMA": 1, "POOLS": 2, "SAME": 3, "OTHER": True, "ROW": 1, **WINDOW, **TILE},
+    "leaving_gradient": {"MAXIMA": 2, "POOLS": 4, "SAME": 4, "MAPS": 2, "OTHER": True, **WINDOW, **NODES},
 }
-INTEGERS = ("apart", "x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
+INTEGERS = ("apart", "maps", "x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
 TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind")
 TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8", "addresses": "*i64"}
 for kind, on in (("*bf16", True), ("*fp32", False)):

@@ -127,12 +127,14 @@ def make_plan(
     joint: Callable[[Sequence[nn.Module]], bool],
     *,
     shapes: Sequence[Shape],
+    alike: bool,
     device: torch.device,
 ) -> Plan:
     """The plan of a cell under one structure of mixture.
 
     together: branches in a stack, at most. known: how an operation can be run. joint: whether kernels run
-    operations of several kinds in one launch. shapes: of the inputs' maps.
+    operations of several kinds in one launch. shapes: of the inputs' maps; alike: whether those are one, and
+    all or none of them need gradients.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
@@ -158,7 +160,7 @@ def make_plan(
                 groups[-1].append(replace(part, number=number))
                 number += 1
     groups = _for_kernels(groups, edges, _parts_of(shapes, alone), joint)
-    layout = lay_out(groups, edges, _parts_of(shapes, alone), device)
+    layout = lay_out(groups, edges, _parts_of(shapes, alone), device, alike=alike)
     left = count()
     groups = [[g if g.form is not None else replace(g, number=next(left)) for g in own] for own in groups]
     apart = [group.branches for own in groups for group in own if group.form is None]

@@ -117,10 +117,10 @@ class Backward:
         other: Tensor | None,
         out: Tensor | None,
     ) -> Tensor:
-        """The gradient [P, C] of the map, from parts, pools and identities.
+        """The gradient of the maps as `read` has them, from parts, pools and identities.
 
-        index: where the maxima are. other: [B, C, H, W] from what else has read the map, if anything. out:
-        where it goes, if that matters.
+        index: where the maxima are. other: [B, C, H, W] from what else has read the one map, if anything.
+        out: where it goes, if that matters.
         """
         level = self.level
         alone = len(parts) == 1 and not level.pools and not level.same and other is None
@@ -135,7 +135,7 @@ class Backward:
         busy = None if self.active is None else self.active.busy[level.line :]
         return mixing.leaving_gradient(
             read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy,
-            other=other, out=out,
+            maps=level.maps, other=other, out=out,
         )  # fmt: skip
 
 

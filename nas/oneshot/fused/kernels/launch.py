@@ -28,7 +28,7 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     depthwise_programs.depthwise_forward[
         grid_of(window.outputs, channels, source.programs(taps.groups), tile)
     ](
-        source.x, source.group, scale, shift, taps.addresses, taps.like, taps.kind, out,
+        source.x, source.size, source.maps, scale, shift, taps.addresses, taps.like, taps.kind, out,
         *source.which(taps.kind), window.outputs, channels, **_sizes(source, taps, window), **tile,
     )  # fmt: skip
     return out
@@ -37,7 +37,7 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
 def depthwise_gradients(
     grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
 ) -> Tensor | None:
-    """That of what the source's ReLU or batch-norm gets, [1 or G, P, C], where it is asked for.
+    """That of what the source's ReLU or batch-norm gets, [M, P, C] of its M maps, where it is asked for.
 
     part: [blocks, numbers] to be filled in with those of the weights, block by block of pixels.
     """
@@ -45,20 +45,20 @@ def depthwise_gradients(
     tile, sizes = tile_of(channels), _sizes(source, taps, window)
     programs, dx = source.programs(taps.groups), None
     if for_x:
-        apart, together = (1, programs) if source.group == 0 else (programs, 1)
-        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, channels)
-        depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, apart, tile)](
-            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, scale, shift, dx,
+        grid, together = (programs, 1) if source.apart else (source.maps, programs)
+        dx = source.x.new_empty(source.maps, window.inputs, channels)
+        depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, grid, tile)](
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.size, scale, shift, dx,
             *source.which(taps.kind), window.outputs, window.inputs, channels, **sizes,
-            SHARED=source.group == 0, TOGETHER=together, **tile,
+            SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
         most = max(side * side for side, _ in taps.kinds)
         depthwise_programs.depthwise_weight_gradient[
             len(part), most * cdiv(channels, tile["BC"]), programs
         ](
-            source.x, source.group, scale, shift, grad, part, part.shape[1], taps.kind, taps.places,
-            *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
+            source.x, source.size, source.maps, scale, shift, grad, part, part.shape[1], taps.kind,
+            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
@@ -73,9 +73,9 @@ def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, part: T
     dense_programs.convolve_forward[
         part.shape[1], cdiv(taps.outputs, tile["BO"]), source.programs(taps.groups)
     ](
-        source.x, source.group, taps.addresses, taps.like, taps.kind, out, part, *source.which(taps.kind),
-        window.outputs, part.shape[1], taps.inputs, taps.outputs, **_sizes(source, taps, window),
-        LAST=taps.last, **tile,
+        source.x, source.size, source.maps, taps.addresses, taps.like, taps.kind, out, part,
+        *source.which(taps.kind), window.outputs, part.shape[1], taps.inputs, taps.outputs,
+        **_sizes(source, taps, window), LAST=taps.last, **tile,
     )  # fmt: skip
 
 
@@ -86,20 +86,20 @@ def convolve_gradients(
     tile, sizes = _dot_tile(taps), {**_sizes(source, taps, window), "LAST": taps.last}
     programs, dx = source.programs(taps.groups), None
     if for_x:
-        apart, together = (1, programs) if source.group == 0 else (programs, 1)
-        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, taps.inputs)
+        grid, together = (programs, 1) if source.apart else (source.maps, programs)
+        dx = source.x.new_empty(source.maps, window.inputs, taps.inputs)
         dense_programs.convolve_input_gradient[
-            cdiv(window.inputs, tile["BP"]), cdiv(taps.inputs, tile["BI"]), apart
+            cdiv(window.inputs, tile["BP"]), cdiv(taps.inputs, tile["BI"]), grid
         ](
-            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, dx, *source.which(taps.kind),
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.size, dx, *source.which(taps.kind),
             window.outputs, window.inputs, taps.inputs, taps.outputs, **sizes,
-            SHARED=source.group == 0, TOGETHER=together, **tile,
+            SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
         most = max(side * side for side, _ in taps.kinds)
         tiles = most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
         dense_programs.convolve_weight_gradient[len(part), tiles, programs](
-            source.x, source.group, grad, part, part.shape[1], taps.kind, taps.places,
+            source.x, source.size, source.maps, grad, part, part.shape[1], taps.kind, taps.places,
             *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip

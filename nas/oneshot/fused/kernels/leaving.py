@@ -37,9 +37,9 @@ Then which of them have seen anything, [G]; None where all have.
 def leave(
     level: Level, x: Tensor, slots: Slots, leavings: Leavings, weights: Tensor, *, node: int | None
 ) -> tuple[Tensor, Sequence[Tensor], list[Seen]]:
-    """Fills in the slots of a level from a map `[B, C, H, W]`, channels last.
+    """Fills in the slots of a level from its maps `[maps * B, C, H, W]`, channels last.
 
-    weights: of all contributions of the cell. node: which computed one the map is of; None for an input.
+    weights: of all contributions of the cell. node: which computed one the map is of; None for inputs.
     Returns the map for what else reads it, the tokens of the level's edges, and what running statistics have
     to follow.
     """
@@ -82,11 +82,18 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
 
 
 def _works(level: Level, x: Tensor, parameters: Sequence[Tensor], active: Active | None) -> list[Work]:
-    """What each family does to maps such as `x` [B, C, H, W]."""
-    batch, _, height, width = x.shape
+    """What each family does to the maps `x` [maps * B, C, H, W]."""
+    _, _, height, width = x.shape
     own = zip(level.lines, taps_of(level, parameters), affine_of(level, parameters), strict=True)
     return [
-        Work(line.family, windows_of(line.family, batch, (height, width)), taps, affine, _drawn(line, active))
+        Work(
+            line.family,
+            windows_of(line.family, len(x) // level.maps, (height, width)),
+            taps,
+            affine,
+            _drawn(line, active),
+            level.maps,
+        )
         for line, taps, affine in own
     ]
 
@@ -99,10 +106,10 @@ def _drawn(line: Line, active: Active | None) -> tuple[Drawn | None, ...]:
 
 def _pooling(level: Level, x: Tensor, slots: Slots) -> Window:
     """Where the pools of a level read."""
-    batch, _, height, width = x.shape
+    _, _, height, width = x.shape
     _, *after = slots.layout.shape
     stride = cast(Pool, level.pools[0].form).stride if level.pools else 1
-    return Window(stride, (height, width), (after[0], after[1]), batch)
+    return Window(stride, (height, width), (after[0], after[1]), slots.batch)
 
 
 def _blocks(works: Sequence[Work], channels: int) -> int:
@@ -189,14 +196,14 @@ class _Leaving(torch.autograd.Function):
             start = level.slots - len(level.pools)
             room = {"out": own.raw[start:], "part": part[start:]}
             on = own.norm.part(start, level.slots).on
-            index = mixing.pools(read, window, level.maxima, **room, block=block, on=on)
+            index = mixing.pools(read, window, level.maxima, **room, block=block, maps=level.maps, on=on)
         _fill_in_statistics(level, works, own, part=part, block=block)
         ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
         ctx.node, ctx.shape = task.node, x.shape
         ctx.set_materialize_grads(False)
         channels, height, width = slots.layout.shape
-        return x, *(x.new_empty(()).expand(len(x), height, width, channels) for _ in level.edges)
+        return x, *(x.new_empty(()).expand(slots.batch, height, width, channels) for _ in level.edges)
 
     @staticmethod
     @once_differentiable

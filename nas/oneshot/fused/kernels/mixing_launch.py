@@ -132,19 +132,20 @@ def pools(
     out: Tensor,
     part: Tensor,
     block: int,
+    maps: int = 1,
     on: Tensor | None = None,
 ) -> Tensor:
-    """Pools of `x` [P, C] to `out` [pools, P', C], with the moments of each block of so many pixels.
+    """Pools, those of each map of `x` [maps * P, C] in turns, to `out` [pools, P', C].
 
-    part: [pools, blocks, 2, C] of the moments. on: [pools] which are computed, all where None. Returns where
-    the maxima are, of the pools that come first.
+    part: [pools, blocks, 2, C] of the moments of each block of so many pixels. on: [pools] which are
+    computed, all where None. Returns where the maxima are, of the pools that come first.
     """
     count, pixels, channels = out.shape
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
     width, blocks = tile_of(channels)["BC"], part.shape[1]
     programs.pool_forward[blocks, cdiv(channels, width), count](
-        x, out, index, part, flags(on, part), pixels, channels, blocks, **window.sizes(), MAXIMA=maxima,
-        ON=on is not None, BP=block, BC=width,
+        x, x.numel() // maps, maps, out, index, part, flags(on, part), pixels, channels, blocks,
+        **window.sizes(), MAXIMA=maxima, ON=on is not None, BP=block, BC=width,
     )  # fmt: skip
     return index
 
@@ -170,24 +171,25 @@ def leaving_gradient(
     *,
     returned: Returned,
     busy: Tensor | None = None,
+    maps: int = 1,
     other: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Of the map `x` [P, C] that a level reads, to `out` [P, C] where that is given.
+    """Of the maps `x` [maps * P, C] that a level reads, to `out` where that is given.
 
-    chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those
-    of which no member is computed; None where all are. other: [B, C, H, W] what is added.
+    chains: the part of each family, as `x`. same: contributions of identities. busy: [families] 0 for those
+    of which no member is computed; None where all are. other: [B, C, H, W] what is added to that of one map.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
-    pixels, channels = x.shape
+    pixels, channels = len(x) // maps, x.shape[1]
     out, tile = torch.empty_like(x) if out is None else out, tile_of(channels)
     more, apart = (x, channels) if other is None else rows_of(other)
-    programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
+    programs.leaving_gradient[grid_of(pixels, channels, maps, tile)](
         tuple(chains), more, apart, x if pooled is None else pooled, x if index is None else index,
         mixing.weights, mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out),
         mixing.flags, window.outputs, pixels, channels, **window.sizes(),
         MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
-        OTHER=other is not None, ROW=mixing.row, ON=mixing.on, **tile,
+        MAPS=maps, OTHER=other is not None, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
 

@@ -60,22 +60,29 @@ class Passage:
         self._tokens: dict[int, Tensor] = {}
         self._seen: list[Seen] = []
 
-    def leave(self, src: int, x: Tensor) -> Tensor:
-        """Computes what leaves a node with the map `[B, C, H, W]`, as far as the kernels know it.
+    def read_from(self, src: int) -> tuple[int, ...]:
+        """The nodes whose maps `leave` reads for what leaves one; none where it is not to be asked."""
+        level = self._layout.levels[src]
+        return () if level is None else level.sources
 
-        Returns the map for whatever else reads it.
+    def leave(self, src: int, maps: Sequence[Tensor]) -> Tensor | None:
+        """Computes what leaves a node, or all inputs, as far as the kernels know it.
+
+        maps: `[B, C, H, W]` of the nodes that `read_from` tells. Returns the map of the node for whatever
+        else reads it; None where it may as well read what it has.
         """
         level = self._layout.levels[src]
-        if level is None:
-            return x
-        own = channels_last(x.to(self._dtype))
+        assert level is not None
+        own = [channels_last(x.to(self._dtype)) for x in maps]
+        x = own[0] if len(own) == 1 else torch.cat(own)
         number = src - (len(self._layout.levels) - len(self._layout.sums))
         node = None if number < 0 else number
-        passed, tokens, seen = leave(level, own, self._slots, self._leavings, self._all, node=node)
+        passed, tokens, seen = leave(level, x, self._slots, self._leavings, self._all, node=node)
         self._tokens |= dict(zip(level.edges, tokens, strict=True))
-        self._states[src] = own.detach().permute(0, 2, 3, 1).reshape(-1, own.shape[1])
+        rows = x.detach().permute(0, 2, 3, 1).reshape(len(own), -1, x.shape[1])
+        self._states |= dict(zip(level.sources, rows, strict=True))
         self._seen += seen
-        return passed if own is x else x
+        return passed if len(own) == 1 and own[0] is maps[0] else None
 
     def node(self, number: int, rest: Tensor | None) -> Tensor | None:
         """The sum in a computed node of all that leads there, None where nothing does.
@@ -125,7 +132,7 @@ def apart(groups: Sequence[Group], x: Tensor, weights: Tensor) -> Tensor:
     layout = lay_out([[*groups], *[[] for _ in edges]], edges, [(channels, height, width)], x.device)
     assert layout is not None
     passage = Passage(layout, [x], weights, {})
-    passage.leave(0, x)
+    passage.leave(0, [x])
     maps = [cast(Tensor, passage.node(number, None)) for number in range(len(edges))]
     passage.follow()
     return torch.stack(maps)

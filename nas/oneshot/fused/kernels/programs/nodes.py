@@ -141,14 +141,15 @@ def branch_gradient(
 
 @triton.jit
 def pool_forward(
-    x, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
+    x, x_group, maps, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, ON: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g] = the largest of 3x3 where g < MAXIMA, else their average; moments as in `convolve_forward`.
 
-    index[g, p, c]: which of the nine is the largest, the first of equal ones; not a number beats all, as in
-    PyTorch. Grid: blocks of pixels, channels, pools.
+    Pool g reads map g % maps, which are x_group numbers apart. index[g, p, c]: which of the nine is the
+    largest, the first of equal ones; not a number beats all, as in PyTorch. Grid: blocks of pixels, channels,
+    pools.
     """
     g = tl.program_id(2).to(tl.int64)
     if ON:
@@ -167,7 +168,8 @@ def pool_forward(
         row, column = h * STRIDE + tap // 3 - 1, w * STRIDE + tap % 3 - 1
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         seen = inside[:, None] & here[None, :]
-        v = tl.load(x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :], mask=seen, other=0.0)
+        at_tap = x + g % maps * x_group + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
+        v = tl.load(at_tap, mask=seen, other=0.0)
         v = v.to(tl.float32)
         better = seen & ((at == 9) | (v > best) | (v != v))
         best = tl.where(better, v, best)
@@ -231,20 +233,21 @@ def pool_gradient(
 def leaving_gradient(
     chains, other, apart, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI,
     C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    STRIDE: tl.constexpr, MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, OTHER: tl.constexpr,
-    ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    STRIDE: tl.constexpr, MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, MAPS: tl.constexpr,
+    OTHER: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out = the gradient of a map: that of each chain, of each pool from `pool_gradient`, and of identities.
+    """out = the gradient of each map: that of chains, of its pools from `pool_gradient`, and of identities.
 
-    members: the contributions of SAME identities. on: of the pools; busy: of the chains, whether any of their
-    operations is computed. other: what is added where OTHER, its pixels `apart` numbers from each other.
-    Grid: pixels of the map, channels.
+    members: the contributions of SAME identities; of pools and identities, those of the maps take turns. on:
+    of the pools; busy: of the chains, whether any of their operations is computed. other: what is added where
+    OTHER, its pixels `apart` numbers from each other. Grid: pixels of a map, channels, maps.
     """
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
     valid = (p < PI)[:, None] & here[None, :]
     place = p[:, None] * C + c[None, :]
+    own = tl.program_id(2).to(tl.int64) * PI * C + place
     n, h, w = pixel(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
     if OTHER:
@@ -254,8 +257,9 @@ def leaving_gradient(
         read = valid
         if ON:
             read = read & (tl.load(busy + i) != 0)
-        total += tl.load(chains[i] + place, mask=read, other=0.0).to(tl.float32)
-    for j in tl.static_range(POOLS):
+        total += tl.load(chains[i] + own, mask=read, other=0.0).to(tl.float32)
+    for turn in tl.static_range(POOLS // MAPS):
+        j = turn * MAPS + tl.program_id(2).to(tl.int64)
         wanted = p < PI
         if ON:
             wanted = wanted & (tl.load(on + j) != 0)
@@ -267,19 +271,19 @@ def leaving_gradient(
             seen = inside[:, None] & here[None, :]
             q = j * P * C + ((n * HO + row) * WO + column)[:, None] * C + c[None, :]
             d = tl.load(pools + q, mask=seen, other=0.0).to(tl.float32)
-            if j < MAXIMA:
+            if turn * MAPS < MAXIMA:
                 d = tl.where(tl.load(index + q, mask=seen, other=9) == tap, d, 0.0)
             else:
                 high = tl.minimum(row * STRIDE + 2, HI) - tl.maximum(row * STRIDE - 1, 0)
                 wide = tl.minimum(column * STRIDE + 2, WI) - tl.maximum(column * STRIDE - 1, 0)
                 d = d / tl.where(inside, high * wide, 1).to(tl.float32)[:, None]
             total += d
-    for e in range(SAME):
-        k = tl.load(members + e)
+    for turn in range(SAME // MAPS):
+        k = tl.load(members + turn * MAPS + tl.program_id(2))
         node = tl.load(table + 4 * k + ROW).to(tl.int64)
         read = valid
         if ON:
             read = read & (tl.load(chosen + k) != 0)
         d = tl.load(grad + node * P * C + place, mask=read, other=0.0).to(tl.float32)
         total += tl.load(weights + k).to(tl.float32) * d
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + own, total.to(out.dtype.element_ty), mask=valid)

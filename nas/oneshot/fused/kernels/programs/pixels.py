@@ -1,7 +1,8 @@
 """What the Triton programs have in common: where a pixel is, how it is read, which operation a program does.
 
 Maps are [P, C], row after row, with P = B * H * W pixels (channels last); those of G operations one after the
-other, [G, P, C]. A map that all operations share has a group stride of 0. Sums are in float32; maps are in
+other, [G, P, C]. Where they share maps, operation g reads that of number g % maps; they are x_group numbers
+apart, and SHARED says how many there are, 0 where each has its own. Sums are in float32; maps are in
 the type they have. Channels are tiles of a power of two, some of it unused. Sums over pixels are written
 block by block and added by the caller, so that they are the same on every run (no atomics).
 
