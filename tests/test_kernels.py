@@ -23,7 +23,9 @@ from nas.cell import Cell
 from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import cells, trust
 from nas.oneshot.fused.cells import run_by_kernels
-from nas.oneshot.fused.kernels import passage
+from nas.oneshot.fused.kernels import launch, passage
+from nas.oneshot.fused.kernels.maps import Drawn as Some
+from nas.oneshot.fused.kernels.maps import Norm
 from nas.oneshot.fused.kernels.passage import alike, apart
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
@@ -169,6 +171,31 @@ def test_every_run_gives_the_same_bits():
 )
 def test_other_chains_are_left_to_the_batched_path(layers):
     assert form_of(layers) is None
+
+
+@pytest.mark.parametrize("drawn", [None, (2, 0)])
+def test_sums_over_many_blocks_are_added_by_the_program_that_is_done_last(drawn):
+    groups, pixels, channels = 3, 600, 70
+    grad, y = torch.randn(2, groups, pixels, channels, device=DEVICE)
+    exact, given = y.double().requires_grad_(), grad.double()
+    deviation, mean = torch.std_mean(exact, 1, correction=0, keepdim=True)
+    normal = (exact - mean) / deviation
+    (expected,) = torch.autograd.grad(normal, exact, given)
+    total = torch.stack([given.sum(1), (given * normal).sum(1)], dim=1)
+    inv = (1 / deviation).float().squeeze(1).contiguous()
+    norm = Norm(mean.float().squeeze(1).contiguous(), inv, inv, inv, inv)
+    some = [*range(groups)] if drawn is None else sorted(drawn)
+    if drawn is not None:
+        order = torch.tensor([*drawn, 1], dtype=torch.int32, device=DEVICE)
+        drawn = Some(order, torch.tensor([1, 1, 0], dtype=torch.int32, device=DEVICE), 3)
+    tickets, found = torch.zeros(groups, dtype=torch.int32, device=DEVICE), []
+    for _ in "12":
+        out = torch.zeros_like(y)
+        own = launch.norm_gradients(grad, y, norm, out=out, drawn=drawn, tickets=tickets)
+        found.append([own[some], out[some]])
+        assert not tickets.any()
+    assert worst([total[some], expected[some]], found[0]) < 1e-5
+    assert all(map(torch.equal, *found))
 
 
 # -- families ---------------------------------------------------------------------------------------------
@@ -482,6 +509,7 @@ DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP"
 SHARED = {"SHARED": 2, "TOGETHER": 6}
 TILE = {"C": 20, "BP": 32, "BC": 32}
 NODES = {"ROW": 1, **TILE}
+SUMS = {"BLOCKS": 40, "BB": 32}
 MOST_SPILLED = 64
 PROGRAMS = {
     "depthwise_forward": DEPTHWISE,
@@ -491,17 +519,17 @@ PROGRAMS = {
     "convolve_input_gradient": {"LAST": False, **SHARED, **DENSE},
     "convolve_weight_gradient": {"LAST": True, "MOST": 9, "LOOP": 8, **DENSE},
     "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "AFFINE": True, "BB": 32, "BC": 32},
-    "sums": {"LOOP": 8, **TILE},
+    "sums": {"LOOP": 8, **SUMS, **TILE},
     "norm_gradient": TILE,
     "node_forward": {"KEPT": 9, "MASKED": True, "REST": True, **TILE},
-    "node_sums": {"ROW": 1, "LOOP": 8, **TILE},
+    "node_sums": {"ROW": 1, "LOOP": 8, **SUMS, **TILE},
     "branch_gradient": {"ROW": 2, **TILE},
     "pool_forward": {"MAXIMA": 1, **WINDOW, **TILE},
     "pool_gradient": {"ROW": 1, "MOST": 4, **TILE},
     "leaving_gradient": {"MAXIMA": 2, "POOLS": 4, "SAME": 4, "MAPS": 2, "OTHER": True, **WINDOW, **NODES},
 }
 INTEGERS = ("apart", "maps", "x_group", "P", "PI", "blocks", "size", "kept", "first", "row_size")
-TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind")
+TABLES = ("table", "places", "members", "bounds", "on", "busy", "chosen", "order", "live", "kind", "tickets")
 TYPES = dict.fromkeys(TABLES, "*i32") | {"eps": "fp32", "index": "*i8", "addresses": "*i64"}
 for kind, on in (("*bf16", True), ("*fp32", False)):
     for name, constants in PROGRAMS.items():
@@ -514,6 +542,9 @@ for kind, on in (("*bf16", True), ("*fp32", False)):
         types |= dict.fromkeys(constants, "constexpr")
         values = {(program.arg_names.index(n),): v for n, v in constants.items()}
         made = compile(ASTSource(program, types, values), target=GPUTarget("cuda", 90, 32))
+        if "tickets" in types:  # what is read after a ticket has been stored before it
+            before, _, _ = made.asm["ptx"].partition("atom.global.gpu.acq_rel")
+            assert before.rindex("bar.sync") > before.rindex("st.global"), name
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
             file.write(made.asm["ptx"])
             file.flush()

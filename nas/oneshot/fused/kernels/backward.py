@@ -20,7 +20,7 @@ from nas.oneshot.fused.layout import Level, Line
 
 @dataclass(frozen=True)
 class Backward:
-    """The backward pass of a level. raw, norm: of all slots of the cell."""
+    """The backward pass of a level. raw, norm: of all slots of the cell. tickets: see `Layout`."""
 
     level: Level
     works: Sequence[Work]
@@ -30,6 +30,7 @@ class Backward:
     mixture: Mixing
     returned: Returned
     active: Active | None
+    tickets: Tensor
 
     def of_families(
         self,
@@ -72,8 +73,9 @@ class Backward:
             inner: list[Tensor] = []
             if for_x or any(asking):
                 dx, inner = family.backward(
-                    work, read, rooms, own, grads=given, for_x=for_x, wanted=asking, part=kernels
-                )
+                    work, read, rooms, own, grads=given, for_x=for_x, wanted=asking, part=kernels,
+                    tickets=self.tickets,
+                )  # fmt: skip
                 parts += [] if dx is None else [dx]
             if ending is not None:
                 totals += _totals(line, inner, next(ending))

@@ -100,6 +100,7 @@ def backward(
     for_x: bool,
     wanted: Sequence[bool],
     part: Tensor | None,
+    tickets: Tensor,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradient of `x` [maps * P, C], where it is asked for; not filled in where no member is computed.
 
@@ -108,6 +109,7 @@ def backward(
 
     grads: [stages] of the rooms before their batch-norm, filled in for members that end there. wanted:
     [steps] whether gradients of the weights are asked for; part: where they are left, block by block.
+    tickets: see `Layout`.
     """
     made = list(kept)
     dx: Tensor | None = None
@@ -120,7 +122,11 @@ def backward(
             gradients, given = choice.depthwise_gradients, cast(Tensor, dx)
         elif dx is not None:  # from the next stage, through the batch-norm between
             room, drawn = rooms[step.stage].first(len(dx)), work.drawn[step.stage + 1]
-            totals.append(launch.norm_gradients(dx, room.raw, room.norm, given[: len(dx)], drawn))
+            totals.append(
+                launch.norm_gradients(
+                    dx, room.raw, room.norm, out=given[: len(dx)], drawn=drawn, tickets=tickets
+                )
+            )
         source = work.source(step.stage, x, rooms)
         if number and work.family.steps[number - 1].stage == step.stage:
             source = Source(made[-1], drawn=source.drawn)

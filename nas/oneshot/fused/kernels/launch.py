@@ -136,8 +136,10 @@ def statistics(
     )  # fmt: skip
 
 
-def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Drawn | None) -> Tensor:
-    """Of `y` [G, P, C], to `out`. drawn: which of them are computed.
+def norm_gradients(
+    grad: Tensor, y: Tensor, norm: Norm, *, out: Tensor, drawn: Drawn | None, tickets: Tensor
+) -> Tensor:
+    """Of `y` [G, P, C], to `out`. drawn: which of them are computed. tickets: see `Layout`.
 
     Returns those of biases and weights, [G, 2, C].
     """
@@ -146,12 +148,13 @@ def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Draw
     tile, which = {"ON": drawn is not None, **tile_of(channels)}, source.which(y)
     blocks, loop = blocks_of(pixels, tile)
     make = torch.empty if drawn is None else torch.zeros
-    part = make(groups, blocks, 2, channels, device=y.device)
+    part = torch.empty(groups, blocks, 2, channels, device=y.device)
+    total = make(groups, 2, channels, device=y.device)
     programs = source.programs(groups)
     norm_programs.sums[blocks, cdiv(channels, tile["BC"]), programs](
-        grad, y, norm.mean, norm.inv, part, *which, pixels, channels, blocks, LOOP=loop, **tile
-    )
-    total = part.sum(1)
+        grad, y, norm.mean, norm.inv, part, total, tickets, *which, pixels, channels, BLOCKS=blocks,
+        LOOP=loop, BB=TILE // tile["BC"], **tile,
+    )  # fmt: skip
     norm_programs.norm_gradient[grid_of(pixels, channels, programs, tile)](
         grad, y, norm.mean, norm.inv, norm.scale, total, out, *which, pixels, channels, **tile
     )

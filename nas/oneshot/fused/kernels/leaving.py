@@ -220,7 +220,8 @@ class _Leaving(torch.autograd.Function):
         active = leavings.active
         norm = Norm(mean, var, inv, scale, shift, None if active is None else active.slots)
         mixed, returned = leavings.mixing(mixture), leavings.returned(raw)
-        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active)
+        tickets = leavings.layout.tickets
+        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active, tickets)
         for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
         parameters, saved = rest[: len(wanted)], rest[len(wanted) :]
         parts, found = back.of_families(read, parameters, saved, for_x=for_x, wanted=wanted)

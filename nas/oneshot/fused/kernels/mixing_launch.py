@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, flags, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import TILE, blocks_of, cdiv, flags, grid_of, tile_of
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.programs import nodes as programs
 from nas.oneshot.fused.layout import Level
@@ -95,18 +95,28 @@ def node(
 
 
 def node_sums(
-    raw: Tensor, norm: Norm, mixing: Mixing, states: Sequence[Tensor], *, rows: Tensor, sums: Tensor
+    raw: Tensor,
+    norm: Norm,
+    mixing: Mixing,
+    states: Sequence[Tensor],
+    *,
+    rows: Tensor,
+    sums: Tensor,
+    tickets: Tensor,
 ) -> None:
-    """Fills in the sums [K, 2, C] of a node's contributions from its gradients, which are among `rows`."""
+    """Fills in the sums [K, 2, C] of a node's contributions from its gradients, which are among `rows`.
+
+    tickets: see `Layout`.
+    """
     _, pixels, channels = raw.shape
     tile, count = tile_of(channels), len(mixing.table)
     blocks, loop = blocks_of(pixels, tile)
     part = sums.new_empty(count, blocks, 2, channels)
     programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
-        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, mixing.flags, pixels,
-        count - len(states), channels, blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop, **tile,
+        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, sums, tickets, mixing.flags,
+        pixels, count - len(states), channels, BLOCKS=blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop,
+        BB=TILE // tile["BC"], **tile,
     )  # fmt: skip
-    torch.sum(part, 1, out=sums)
 
 
 def branch_gradient(

@@ -91,7 +91,8 @@ class _Node(torch.autograd.Function):
             torch.mul(pixels, masks[first:stop, :, None, None, None], out=rows)
         sums, norm = returned.sums[own.start : own.stop], Norm(mean, var, inv, scale, shift)
         mixing = leavings.mixing(weights, own)
-        launch.node_sums(raw, norm, mixing, states, rows=returned.rows, sums=sums)
+        tickets = leavings.layout.tickets
+        launch.node_sums(raw, norm, mixing, states, rows=returned.rows, sums=sums, tickets=tickets)
         moved = None
         if ctx.needs_input_grad[0]:
             moved = _of_weights(sums, norm, mixing) if leavings.layout.affine else sums[:, 1].sum(1)

@@ -3,7 +3,7 @@
 Maps are [P, C] as in `pixels`, one after the other in slots. A contribution is what one operation on one
 edge brings into a node; table[contribution, 0] is the slot of its map, [.., 1] and [.., 2] the number of the
 node and of the edge that it belongs to, which are the rows of gradients, [.., 3] whether it is normalised.
-Sums over pixels are written block by block and added by the caller (no atomics). Not yet run on a GPU.
+Not yet run on a GPU.
 
 Where ON, only some maps are computed: slots of which on[slot] is not 0, and contributions
 of which chosen[contribution] is not 0. Others are not read, whatever is there.
@@ -12,6 +12,7 @@ of which chosen[contribution] is not 0. Others are not read, whatever is there.
 import triton
 import triton.language as tl
 
+from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last
 from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 
@@ -66,12 +67,14 @@ def node_forward(
 
 @triton.jit
 def node_sums(
-    raw, mean, inv, table, states, grad, part, chosen, P, kept, C: tl.constexpr, blocks, ROW: tl.constexpr,
-    ON: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, table, states, grad, part, total, tickets, chosen, P, kept, C: tl.constexpr,
+    BLOCKS: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part[k, block, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
+    """total[k, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
 
-    grad is that of the node or edge in column ROW of the table. Grid: blocks, channels, contributions.
+    part[k, block, ..] are those of blocks; grad is that of the node or edge in column ROW of the table. Grid:
+    blocks, channels, contributions.
     """
     k = tl.program_id(2).to(tl.int64)
     block = tl.program_id(0)
@@ -79,7 +82,7 @@ def node_sums(
     here = c < C
     if ON:
         if tl.load(chosen + k) == 0:
-            place = part + (k * blocks + block) * 2 * C + c
+            place = total + k * 2 * C + c
             tl.store(place, tl.zeros([BC], tl.float32), mask=here)
             tl.store(place + C, tl.zeros([BC], tl.float32), mask=here)
             return
@@ -102,9 +105,11 @@ def node_sums(
         v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
         first += tl.sum(d, 0)
         second += tl.sum(d * (v - m[None, :]) * f[None, :], 0)
-    place = part + (k * blocks + block) * 2 * C + c
+    place = part + (k * BLOCKS + block) * 2 * C + c
     tl.store(place, first, mask=here)
     tl.store(place + C, second, mask=here)
+    if done_last(tickets + k * tl.cdiv(C, BC) + tl.program_id(1), BLOCKS):
+        add_blocks(part + k * BLOCKS * 2 * C, BLOCKS, total + k * 2 * C, c, C, BB, BC)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ See `pixels` for what their arguments are. Where ON, on[slot] of a map that is n
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.programs.pixels import operation
+from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last, operation
 
 
 @triton.jit
@@ -58,10 +58,10 @@ def moments(
 
 @triton.jit
 def sums(
-    grad, y, mean, inv, part, order, live, P, C: tl.constexpr, blocks, ON: tl.constexpr, LOOP: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    grad, y, mean, inv, part, total, tickets, order, live, P, C: tl.constexpr, ON: tl.constexpr,
+    BLOCKS: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv.
+    """total[g, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv, and part[g, block, ..] those of blocks.
 
     Grid: blocks, channels, operations.
     """
@@ -85,9 +85,11 @@ def sums(
         v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
         first += tl.sum(d, 0)
         second += tl.sum(d * (v - m[None, :]) * i[None, :], 0)
-    place = part + (g * blocks + block) * 2 * C + c
+    place = part + (g * BLOCKS + block) * 2 * C + c
     tl.store(place, first, mask=here)
     tl.store(place + C, second, mask=here)
+    if done_last(tickets + g * tl.cdiv(C, BC) + tl.program_id(1), BLOCKS):
+        add_blocks(part + g * BLOCKS * 2 * C, BLOCKS, total + g * 2 * C, c, C, BB, BC)
 
 
 @triton.jit
