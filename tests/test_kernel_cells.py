@@ -27,6 +27,7 @@ from nas.oneshot.fused.kernels import launch, mixing_launch, passage
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Pool, Same, form_of
+from nas.oneshot.mixed import MixedOp
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
@@ -451,6 +452,27 @@ def test_nodes_that_no_gradient_reaches_and_graphs_that_are_kept():
         alone = torch.autograd.grad((first * along).sum(), [x, *cell.parameters()], allow_unused=True)
         found.append([*both, *(g for g in alone if g is not None and g.any())])
     assert len(found[0]) == len(found[1]) == 6
+    assert max(map(difference, *found)) < 1e-5
+
+
+@library
+@pytest.mark.parametrize("bare", [False, True])
+def test_weights_into_nodes_that_no_gradient_reaches_get_zeros(bare):
+    def edge(src, dst):
+        return MixedOp(f"{src}->{dst}", candidates(["nor_conv_1x1", "skip_connect"], 4, 4), {})
+
+    plain, fast = twins((lambda *at: bare_norms(edge(*at))) if bare else edge)
+    x, found = channels_last(torch.randn(3, 4, 4, 4, device=DEVICE)), []
+    values = torch.rand(3, 2, device=DEVICE)
+    for cell in (plain, fast):
+        rows = values.clone().requires_grad_()
+        for row, (_, _, op) in zip(rows, cell.edges(), strict=True):
+            op._mixture[op.decision] = row
+        first, second = maps(cell, x)
+        both = torch.autograd.grad(second.sin().sum(), rows, retain_graph=True)
+        found.append([*both, *torch.autograd.grad(first.sin().sum(), rows)])
+    assert found[0][1][0].all()
+    assert not found[1][1][1:].any()
     assert max(map(difference, *found)) < 1e-5
 
 

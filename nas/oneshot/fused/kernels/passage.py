@@ -54,7 +54,7 @@ class Passage:
         self._leavings = Leavings(layout, masked=bool(masks), active=active)
         weights = layout.ones if weights is None else weights
         self._all = weights.detach()
-        self._weights = torch.split(weights, [own.stop - own.start for own in layout.sums])
+        self._shares = node.shares(weights, self._slots, self._leavings)
         self._masks = _in_rows(masks, len(layout.targets), len(first)) if masks else None
         self._states: dict[int, Tensor] = {}
         self._tokens: dict[int, Tensor] = {}
@@ -96,7 +96,8 @@ class Passage:
             number,
             self._slots,
             self._leavings,
-            self._weights[number],
+            self._all[own.start : own.stop],
+            share=self._shares[number],
             states=[self._states[src] for src in own.sources],
             masks=self._masks,
             rest=rest,
