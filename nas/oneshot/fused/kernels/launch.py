@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
 from nas.oneshot.fused.kernels.programs import dense as dense_programs
@@ -133,6 +133,20 @@ def statistics(
         part, norm.mean, norm.var, norm.inv, norm.scale, norm.shift, *own, flags(norm.on, part), eps, pixels,
         channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None,
         BB=TILE // width, BC=width,
+    )  # fmt: skip
+
+
+def follow(where: Tensor, norm: Norm, momentum: float, *, like: nn.BatchNorm2d) -> None:
+    """Moves running statistics towards some of `norm` [S, C].
+
+    where: [N, 4] int64 addresses of mean, variance and count of each batch-norm, and the row of what it has
+    seen. like: any of them.
+    """
+    channels = norm.mean.shape[1]
+    width = min(128, power(channels))
+    norm_programs.follow[cdiv(channels, width), len(where)](
+        where, norm.mean, norm.var, like.running_mean, like.num_batches_tracked, float(momentum), channels,
+        BC=width,
     )  # fmt: skip
 
 

@@ -23,15 +23,10 @@ from nas.oneshot.fused.kernels.backward import Backward
 from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
 from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Window
 from nas.oneshot.fused.kernels.parameters import affine_of, parameters_of, taps_of
+from nas.oneshot.fused.kernels.running import Seen
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Level, Line
 from nas.oneshot.fused.stages import Pool
-
-Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | Sequence[Tensor] | None]
-"""Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same.
-
-Then which of them have seen anything, [G]; None where all have.
-"""
 
 
 def leave(
@@ -68,7 +63,7 @@ def _seen(task: _Task) -> Iterator[Seen]:
             # Where maps between stages are no slots, all members end together in slots that tell the same.
             start = task.level.first + cast(tuple[int, int], span or line.spans[-1])[0]
             on = None if active is None else active.slots[start : start + len(norms)]
-            yield norms, room.norm, on
+            yield Seen(norms, room.norm, on, None if span is None else start)
 
 
 def _seen_by_pools(task: _Task) -> Iterator[Seen]:
@@ -78,7 +73,8 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
     for slot, (group, branches) in enumerate(zip(level.pools, level.branches, strict=True), start=first):
         for at in group.form.norms if group.form is not None else ():
             on = None if active is None else [active.chosen[place] for place in branches]
-            yield cast(Sequence[nn.BatchNorm2d], group.layers[at]), task.slots.norm.part(slot, slot + 1), on
+            norms = cast(Sequence[nn.BatchNorm2d], group.layers[at])
+            yield Seen(norms, task.slots.norm.part(slot, slot + 1), on, slot)
 
 
 def _works(level: Level, x: Tensor, parameters: Sequence[Tensor], active: Active | None) -> list[Work]:

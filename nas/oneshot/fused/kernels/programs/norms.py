@@ -120,3 +120,27 @@ def norm_gradient(
     f = tl.load(scale + g * C + c, mask=here, other=0.0)
     v = (d - a[None, :] - v * b[None, :]) * f[None, :]
     tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def follow(where, mean, var, like, tracked, momentum, C, BC: tl.constexpr):
+    """Running statistics of norms go towards mean and var of a slot each, and batches are counted.
+
+    where[n] = addresses of the running mean and variance, as `like`, and of the count, as `tracked`; then the
+    slot. Grid: channels, norms.
+    """
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    here = c < C
+    own = where + 4 * tl.program_id(1)
+    slot = tl.load(own + 3)
+    at = tl.load(own).to(like.dtype) + c
+    before = tl.load(at, mask=here, other=0.0)
+    now = tl.load(mean + slot * C + c, mask=here, other=0.0)
+    tl.store(at, before + momentum * (now - before), mask=here)
+    at = tl.load(own + 1).to(like.dtype) + c
+    before = tl.load(at, mask=here, other=0.0)
+    now = tl.load(var + slot * C + c, mask=here, other=0.0)
+    tl.store(at, before + momentum * (now - before), mask=here)
+    if tl.program_id(0) == 0:
+        count = tl.load(own + 2).to(tracked.dtype)
+        tl.store(count, tl.load(count) + 1)
