@@ -80,7 +80,9 @@ class FactorizedReduce(nn.Module, Batched):
         """One convolution of stride 2 whose 2x2 kernels look at the even, and others at the odd pixel."""
         reduces = cast(Sequence[FactorizedReduce], modules)
         x = F.relu(stack.x if stack.shared else stack.apart())
-        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        odd_sides = (x.shape[3] % 2, x.shape[2] % 2)
+        if any(odd_sides):  # to pad by nothing would copy the map
+            x = F.pad(x, (0, odd_sides[0], 0, odd_sides[1]))
         even, odd = ([getattr(reduce, name).weight for reduce in reduces] for name in ("even", "odd"))
         kernels = [_stacked(even, (0, 1, 0, 1)), _stacked(odd, (1, 0, 1, 0))]
         weight = torch.cat(kernels, dim=1).flatten(0, 1)

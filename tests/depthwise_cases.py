@@ -19,6 +19,7 @@ class Case:
 
     kinds: (side, dilation) of each kind, in turns those of the operations. sides: (height, width) of the maps
     that are read. drawn: the operations that are computed, all where None. blocks: of a sum over pixels.
+    maps: how many they share.
     """
 
     kinds: tuple[tuple[int, int], ...]
@@ -33,6 +34,7 @@ class Case:
     drawn: tuple[int, ...] | None = None
     blocks: int = 3
     device: str = "cpu"
+    maps: int = 1
 
     @property
     def computed_ones(self):
@@ -77,7 +79,8 @@ class Case:
             live = [int(place < len(self.drawn)) for place in range(self.groups)]
             # One program more than is needed, where there is one.
             drawn = Drawn(whole(order), whole(live), len(self.drawn) + 1)
-        source = Source(x[0] if self.shared else x, relu=self.pre == 1, norm=norm, drawn=drawn)
+        read = x if not self.shared else x[0] if self.maps == 1 else x[: self.maps]
+        source = Source(read, relu=self.pre == 1, norm=norm, drawn=drawn, shared=self.shared)
         row, starts = normal(self.row), [start for start, _ in self.spans]
         addresses = torch.tensor([row[start:].data_ptr() for start in starts], device=self.device)
         kind, places = whole(self.kind), whole(starts)
@@ -109,7 +112,7 @@ class Case:
         out = torch.full(grad.shape, torch.nan, dtype=torch.float64, device=self.device)
         total = 0 * (x.sum() + row.sum())
         for g in self.computed_ones:
-            read, (side, dilation) = x if self.shared else x[g], self.kinds[self.kind[g]]
+            read, (side, dilation) = x.view(-1, *x.shape[-2:])[g % source.maps], self.kinds[self.kind[g]]
             if source.norm is not None:
                 read = read * source.norm.scale[g].double() + source.norm.shift[g].double()
             maps = (read.relu() if self.pre else read).view(self.batch, *self.sides, -1).permute(0, 3, 1, 2)
@@ -137,7 +140,7 @@ class Case:
     def _written(self, found):
         out, dx, row = found
         ones = self.computed_ones
-        dx = dx[: len(ones)] if self.shared else dx[ones]
+        dx = dx[: self.maps * min(1, len(ones))] if self.shared else dx[ones]
         return [out[ones], dx, *(row[slice(*self.spans[g])] for g in ones)]
 
     def check(self, found, *, poisoned=False):
@@ -168,6 +171,9 @@ def cases(device="cpu"):
         # Strips that end with the row, more channels than a tile, more strips than a block; bfloat16.
         plain = Case(kinds, stride, 1, 6, shared=True, sides=(4, 16), groups=5, device=device)
         yield plain
+        yield replace(plain, maps=2, groups=6, sides=(5, 7))
+        # Of the map that comes second nothing is drawn.
+        yield replace(plain, maps=2, groups=4, sides=(5, 7), pre=0, drawn=(2, 0))
         yield replace(plain, pre=2, channels=70, shared=False, sides=(8, 8), groups=2, batch=5, blocks=4)
         yield replace(plain, sides=(5, 11), dtype=torch.bfloat16, drawn=(3, 0, 4))
         yield replace(plain, channels=37, sides=(5, 11), shared=False, dtype=torch.bfloat16, drawn=(4, 1))

@@ -18,7 +18,7 @@ PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
 
 def read(source, g):
     """[P, C] of an operation, before a ReLU."""
-    x = source.x[g] if source.x.dim() == 3 else source.x
+    x = source.x[g % source.maps] if source.x.dim() == 3 else source.x
     return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
 
 
@@ -88,8 +88,9 @@ def gradients(grad, source, taps, window, *, for_x, part, depthwise):
             part[0, place : place + len(dw)] = dw
     if not for_x:
         return None
-    if source.x.dim() == 2:
-        return torch.where(on.any(), torch.stack(found).sum(0, keepdim=True), torch.nan)
+    if not source.apart:
+        of_maps = [sum(found[m :: source.maps]) for m in range(source.maps)]
+        return torch.where(on.any(), torch.stack(of_maps), torch.nan)
     return torch.where(on, torch.stack(found), torch.nan)
 
 

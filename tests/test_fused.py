@@ -19,10 +19,10 @@ from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.depthwise import depthwise
 from nas.oneshot.fused.execution import execute_cells, explain, resolve
-from nas.oneshot.fused.plan import chain_of, outcome_of
+from nas.oneshot.fused.plan import chain_of, outcome_of, table_of
 from nas.oneshot.fused.stack import Batched, Stack, channels_last
 from nas.oneshot.methods import METHODS
-from nas.oneshot.mixed import MixedOp
+from nas.oneshot.mixed import MixedOp, Terms
 from nas.oneshot.paths import accuracies
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard, Softmax
@@ -369,6 +369,24 @@ def test_what_leaves_a_node_runs_in_few_calls(monkeypatch):
         counts.append(len(calls))
     plain, batched = counts
     assert batched < plain / 2
+
+
+def test_rows_of_one_table_are_read_from_it_and_others_as_they_are():
+    """A supernet's mixture, in an order of its own, as rows of the table and as so many tensors."""
+    _, batched = twins(SPACES["darts"])
+    x, y = images(torch.float64)
+    table = batched.points()[0].detach()
+    order = torch.randperm(len(table))
+    names, found = [decision.name for decision in SPACES["darts"].decisions], []
+    for apart in (False, True):
+        whole = table.clone().requires_grad_()
+        own = [row.clone() if apart else row for row in whole]
+        mixture = {name: own[at] for name, at in zip(names, order.tolist(), strict=True)}
+        assert (table_of([Terms((0,), row) for row in mixture.values()]) is None) == apart
+        loss = F.cross_entropy(batched.mix(x, mixture), y)
+        found.append((loss, *torch.autograd.grad(loss, whole)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_losses_of_many_steps_are_the_same():

@@ -28,6 +28,7 @@ from nas.oneshot.fused.kernels import launch, mixing_launch, passage
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Pool, Same, form_of
+from nas.oneshot.mixed import MixedOp
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
@@ -145,6 +146,31 @@ def test_what_the_kernels_know():
 )
 def test_other_pools_are_left_to_the_batched_path(layers):
     assert form_of(layers) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "apart"),
+    [
+        (lambda: channels_last(torch.randn(2, 12, 3, 5))[:, 4:8], 12),
+        (lambda: channels_last(torch.randn(2, 4, 3, 5)), 4),
+        (lambda: channels_last(torch.randn(2, 12, 1, 5))[:, :4], 12),
+        (lambda: channels_last(torch.randn(3, 12, 1, 1))[:, :4], 12),
+        (lambda: torch.randn(2, 4, 3, 5), 4),
+        (lambda: torch.randn(2, 4, 1, 1).expand(2, 4, 3, 5), 4),
+        (lambda: channels_last(torch.randn(2, 4, 6, 5))[:, :, ::2], 4),
+    ],
+)
+def test_a_part_of_a_map_is_read_where_it_is(make, apart):
+    x = make()
+    own, found = mixing_launch.rows_of(x)
+    assert found == apart
+    flat = torch.as_strided(
+        own,
+        (2 if len(x) == 2 else 3, x[0, 0].numel(), 4),
+        (x[0, 0].numel() * apart, apart, 1),
+        own.storage_offset(),
+    )
+    assert torch.equal(flat, x.flatten(2).mT)
 
 
 # -- whole cells ------------------------------------------------------------------------------------------
@@ -430,6 +456,27 @@ def test_nodes_that_no_gradient_reaches_and_graphs_that_are_kept():
 
 
 @library
+@pytest.mark.parametrize("bare", [False, True])
+def test_weights_into_nodes_that_no_gradient_reaches_get_zeros(bare):
+    def edge(src, dst):
+        return MixedOp(f"{src}->{dst}", candidates(["nor_conv_1x1", "skip_connect"], 4, 4), {})
+
+    plain, fast = twins((lambda *at: bare_norms(edge(*at))) if bare else edge)
+    x, found = channels_last(torch.randn(3, 4, 4, 4, device=DEVICE)), []
+    values = torch.rand(3, 2, device=DEVICE)
+    for cell in (plain, fast):
+        rows = values.clone().requires_grad_()
+        for row, (_, _, op) in zip(rows, cell.edges(), strict=True):
+            op._mixture[op.decision] = row
+        first, second = maps(cell, x)
+        both = torch.autograd.grad(second.sin().sum(), rows, retain_graph=True)
+        found.append([*both, *torch.autograd.grad(first.sin().sum(), rows)])
+    assert found[0][1][0].all()
+    assert not found[1][1][1:].any()
+    assert max(map(difference, *found)) < 1e-5
+
+
+@library
 def test_nodes_of_different_sizes():
     def edge(src, dst):
         if (src, dst) == (0, 1):
@@ -457,13 +504,13 @@ def test_a_node_that_only_a_users_operation_leads_to():
 
 @library
 def test_a_module_that_stands_on_several_edges_follows_each_time(monkeypatch):
-    known = passage.follow
+    known = launch.follow
 
-    def follow(norms, *statistics, on):
-        assert len({*norms}) == len(norms)  # on CUDA all of them move at once
-        known(norms, *statistics, on=on)
+    def follow(where, *args, **kwargs):
+        assert len(where[:, 0].unique()) == len(where)  # on CUDA all of them move at once
+        known(where, *args, **kwargs)
 
-    monkeypatch.setattr(passage, "follow", follow)
+    monkeypatch.setattr(launch, "follow", follow)
     shared = bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1))
     plain, fast = twins(lambda i, j: shared if i == 0 else nn.Identity())
     x = channels_last(torch.randn(3, 4, 4, 4, device=DEVICE))
@@ -489,6 +536,32 @@ def test_norms_that_do_not_train_are_left_to_the_batched_path(monkeypatch):
         assert difference(a, b) < 1e-5
 
 
+@library
+@pytest.mark.parametrize(("needs", "levels"), [((True, True), 1), ((False, False), 1), ((False, True), 2)])
+def test_inputs_are_a_level_where_all_or_none_need_gradients(needs, levels, monkeypatch):
+    """So nothing is computed for an input that needs none."""
+    cell = Cell("c", 2, 1, lambda i, j: bare_norms(PRIMITIVES["nor_conv_1x1"](4, 4, 1))).to(DEVICE)
+    plain, cell.execute = copy.deepcopy(cell), run_by_kernels
+    cell(*torch.randn(2, 3, 4, 4, 4, device=DEVICE))  # what is run is tried first
+    asked, known = [], launch.convolve_gradients
+
+    def gradients(*args, for_x, **kwargs):
+        asked.append(for_x)
+        return known(*args, for_x=for_x, **kwargs)
+
+    monkeypatch.setattr(launch, "convolve_gradients", gradients)
+    found = []
+    for run in (plain, cell):
+        torch.manual_seed(0)
+        maps = [channels_last(torch.randn(3, 4, 4, 4, device=DEVICE)).requires_grad_(need) for need in needs]
+        run(*maps).sin().sum().backward()
+        found.append([tensor.grad for tensor in (*maps, *run.parameters()) if tensor.grad is not None])
+    assert len(asked) == levels
+    assert sum(asked) == any(needs)
+    for a, b in zip(*found, strict=True):
+        assert difference(a, b) < 1e-5
+
+
 class Counted:
     """Programs, of which each launch is counted."""
 
@@ -509,7 +582,7 @@ def test_a_cell_takes_few_launches(monkeypatch):
         for name in names:
             monkeypatch.setattr(module, name, Counted(getattr(module, name), counts))
     outcome(fast, x, y)
-    nodes, sources = 2 + 1, 3 + 2
+    nodes, sources = 2 + 1, 2 + 1  # both inputs count as one
     assert counts == {
         "pool_forward": sources,
         "moments": 2 * sources,
@@ -520,6 +593,7 @@ def test_a_cell_takes_few_launches(monkeypatch):
         "leaving_gradient": sources,
         "sums": sources,
         "norm_gradient": sources,
+        "follow": 2,
     }
 
 

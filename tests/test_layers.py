@@ -62,6 +62,7 @@ LAYERS = [
     "oneshot.fused.plan oneshot.fused.kernels.launch",
     "oneshot.fused.kernels.mixing_launch oneshot.fused.kernels.choice",
     "oneshot.fused.kernels.slots oneshot.fused.kernels.family oneshot.fused.kernels.parameters",
+    "oneshot.fused.kernels.running",
     "oneshot.fused.kernels.backward",
     "oneshot.fused.kernels.node oneshot.fused.kernels.leaving",
     "oneshot.fused.kernels.passage",

@@ -358,8 +358,10 @@ def test_a_launch_is_what_cuda_core_takes(launches):
     assert kernel == ("depthwise_forward<float, 2, 4, 1, 2, false, 31, 51, 32, 52>", "sm_90")
     statistics = [source.norm.scale, source.norm.shift]
     pointers = [t.data_ptr() for t in (*statistics, taps.addresses, taps.kind, out)]
-    assert arguments == [source.x.data_ptr(), np.int64(source.group), *pointers, 0, 0, 2, 5, 11, 5, 11]
-    assert [type(a) for a in arguments] == [int, np.int64, *[int] * 5, *[np.int64] * 2, *[np.int32] * 5]
+    read = [source.x.data_ptr(), source.size, 5]
+    assert arguments == [*read, *pointers, 0, 0, 2, 5, 11, 5, 11]
+    whole = [np.int64, np.int32, *[int] * 5, *[np.int64] * 2, *[np.int32] * 5]
+    assert [type(a) for a in arguments] == [int, *whole]
     assert part.data_ptr() in of_kernels
     assert of_kernels[1] == LaunchConfig(grid=(1, 1, 5), block=(2, 64))
     assert dx.data_ptr() in of_maps

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
-from nas.oneshot.fused.plan import Plan, make_plan
+from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last
 from nas.oneshot.fused.trust import joint, known
@@ -59,14 +59,14 @@ class _Memory:
         """
         x = states[0]
         together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
-        structure = [
-            (t.options, t.at, -1 if t.row is None else len(t.row), t.edge is None, t.drawn) for t in terms
-        ]
+        table = table_of(terms)
+        structure = [(t.options, t.at, *extent_of(t.row, table), t.edge is None, t.drawn) for t in terms]
         shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
+        alike = len({(*shape, s.requires_grad) for shape, s in zip(shapes, states, strict=True)}) == 1
         kind = (kernels, x.device, x.dtype)
         # What entries are dropped from is left to the batched path.
         dropping = kernels and any(isinstance(op, MixedOp) and op.skip_dropout > 0 for op in self.edges)
-        key = (*structure, *(shapes if kernels else ()), dropping, together, *kind)
+        key = (*structure, *((*shapes, alike) if kernels else ()), dropping, together, *kind)
         if key not in self.plans:
             if len(self.plans) >= KNOWN_PLANS:
                 self.plans.pop(next(iter(self.plans)))
@@ -77,7 +77,9 @@ class _Memory:
                 return self.ways[op, *kind]
 
             agree = partial(joint, on=x)
-            self.plans[key] = make_plan(cell, terms, together, way, agree, shapes=shapes, device=x.device)
+            self.plans[key] = make_plan(
+                cell, terms, together, way, agree, shapes=shapes, alike=alike, device=x.device
+            )
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             self.captured.add(self.plans[key])
         return self.plans[key]
@@ -159,6 +161,7 @@ class _Run:
     def __init__(self, cell: Cell, plan: Plan, terms: Sequence[Terms], states: list[Tensor]) -> None:
         self.cell, self.plan, self.terms = cell, plan, terms
         self.states = [channels_last(state) for state in states]
+        self.computed: dict[int, Tensor] = {}
         self.weights = plan.weights(terms, states[0])
         self.totals = [_Sum() for _ in cell.incoming]
         self.masks: dict[int, Tensor] = {}
@@ -212,11 +215,11 @@ class _Run:
 
     def _leave(self, src: int) -> None:
         """Adds to the later nodes what the edges that leave a node carry there."""
-        x = self.states[src]
-        if self.plan.parts > 1:
-            x = channels_last(x[:, : x.shape[1] // self.plan.parts])
         if self.kernels is not None:
-            self.kernels.leave(src, x)
+            self._leave_by(self.kernels, src)
+            if all(group.form is not None for group in self.plan.groups[src]):
+                return
+        x = self._computed(src)
         known: dict[Hashable, Tensor] = {}
         apart: dict[tuple[int, ...], _Sum] = {}
         shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
@@ -242,6 +245,24 @@ class _Run:
             self._add(edges, total.total.chunk(len(edges), dim=1))
         for edges, terms in shared.items():
             self._add(edges, _mixed(terms, len(edges)))
+
+    def _leave_by(self, kernels: Passage, src: int) -> None:
+        """The same of what the kernels know."""
+        sources = kernels.read_from(src)
+        if not sources:
+            return
+        x = kernels.leave(src, [self._computed(source) for source in sources])
+        if x is not None:
+            self.computed[src] = x
+            if self.plan.parts == 1:
+                self.states[src] = x
+
+    def _computed(self, src: int) -> Tensor:
+        """The channels of a state that are computed on."""
+        if src not in self.computed:
+            x, parts = self.states[src], self.plan.parts
+            self.computed[src] = x if parts == 1 else channels_last(x[:, : x.shape[1] // parts])
+        return self.computed[src]
 
     def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
         """Adds what each edge carries, or a part of it; paths are dropped as a whole, image by image."""

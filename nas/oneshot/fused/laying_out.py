@@ -48,10 +48,12 @@ def _after(group: Group, before: Shape | None) -> Shape | None:
 class _Draft:
     """A level before its tensors are made.
 
+    sources: the nodes whose maps it reads.
     spans: [families][stages] as in `Line`. slots: all of each branch, by its identity; what it brings is in
     the last one. count: slots in all.
     """
 
+    sources: tuple[int, ...]
     families: list[Family]
     pools: list[Group]
     same: list[Group]
@@ -61,8 +63,8 @@ class _Draft:
     count: int
 
     @classmethod
-    def of(cls, groups: Sequence[Group], first: int) -> _Draft:
-        """first: the next free slot."""
+    def of(cls, sources: tuple[int, ...], groups: Sequence[Group], first: int) -> _Draft:
+        """groups: that leave the sources, in turns where those are several. first: the next free slot."""
         chains, pools, same = _sorted(groups)
         families, at = families_of(chains), 0
         spans: list[tuple[tuple[int, int] | None, ...]] = []
@@ -81,7 +83,7 @@ class _Draft:
         for group in pools:
             slots |= {id(branch): [first + at] for branch in group.branches}  # all of a pool share one
             at += 1
-        return cls(families, pools, same, first, spans, slots, at)
+        return cls(sources, families, pools, same, first, spans, slots, at)
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,29 @@ class _Contribution:
 
 
 def lay_out(
-    groups: Sequence[Sequence[Group]], edges: Edges, shapes: Sequence[Shape], device: torch.device
+    groups: Sequence[Sequence[Group]],
+    edges: Edges,
+    shapes: Sequence[Shape],
+    device: torch.device,
+    *,
+    alike: bool = False,
 ) -> Layout | None:
-    """The layout of groups of which those with a form fit; None where there is none."""
+    """The layout of groups of which those with a form fit; None where there is none.
+
+    alike: whether all inputs are of one shape and in the same need of gradients.
+    """
     inputs = len(shapes)
     leaving = [[group for group in own if group.form is not None] for own in groups]
     shape = next((_after(group, shapes[src]) for src in range(inputs) for group in leaving[src]), None)
     if shape is None:
         return None
+    joint = _in_turns(leaving[:inputs]) if alike and inputs > 1 else None
+    if joint is not None:
+        leaving[:inputs] = [joint, *[[] for _ in range(inputs - 1)]]
     drafts: list[_Draft] = []
-    for own in leaving:
-        drafts.append(_Draft.of(own, drafts[-1].first + drafts[-1].count if drafts else 0))
+    for src, own in enumerate(leaving):
+        sources = (src,) if joint is None or src > 0 else tuple(range(inputs))
+        drafts.append(_Draft.of(sources, own, drafts[-1].first + drafts[-1].count if drafts else 0))
     terms: list[_Contribution] = []
     sums = []
     for dst in range(inputs, len(groups)):
@@ -140,7 +154,39 @@ def lay_out(
         owners=owners,
         owned=owned,
         rows=in_rows.view(len(rows), -1) if rows else in_rows.view(0, 0),
+        tickets=torch.zeros(_most_sums(drafts, len(terms), shape), dtype=torch.int32, device=device),
     )
+
+
+def _most_sums(drafts: Sequence[_Draft], terms: int, shape: Shape) -> int:
+    """How many tiles of channels of all operations there are, at most, of which a launch may make sums."""
+    inner = [conv.out_channels for own in drafts for family in own.families for conv in family.convolutions]
+    slots = drafts[-1].first + drafts[-1].count
+    return max(terms, slots) * (max([shape[0], *inner]) // 128 + 1)
+
+
+def _in_turns(leaving: Sequence[Sequence[Group]]) -> list[Group] | None:
+    """What leaves several nodes, so that it can be one level; None where it is not the same of each.
+
+    Branches of convolutions and identities take turns in one group, pools one after the other.
+    """
+    kinds = [[(tuple(rule.key for rule in g.rules), g.form, len(g.branches)) for g in own] for own in leaving]
+    if any(own != kinds[0] for own in kinds):
+        return None
+    found: list[Group] = []
+    for kin in zip(*leaving, strict=True):
+        found += kin if isinstance(kin[0].form, Pool) else [_merged(kin)]
+    return found
+
+
+def _merged(groups: Sequence[Group]) -> Group:
+    """Groups of equal size in one, their branches in turns."""
+    branches = tuple(branch for turn in zip(*(g.branches for g in groups), strict=True) for branch in turn)
+    layers = [
+        tuple(layer for turn in zip(*own, strict=True) for layer in turn)
+        for own in zip(*(g.layers for g in groups), strict=True)
+    ]
+    return replace(groups[0], branches=branches, layers=tuple(layers))
 
 
 def _packed(rows: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
@@ -263,6 +309,7 @@ def _level(
     if not members:
         return None
     return Level(
+        draft.sources,
         tuple(lines),
         tuple(draft.pools),
         tuple(draft.same),

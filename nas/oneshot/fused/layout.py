@@ -52,8 +52,10 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """What leaves one node by the kernels.
+    """What leaves one node by the kernels, or all inputs where the same leaves each.
 
+    sources: the nodes. Then members of families, pools and identities are in turns those of each, so that
+      number n of a kind reads the map of sources[n % maps].
     lines: of its families. pools, same: by what they are; pools of maxima come first. edges: that all these
       are on.
     line: the number of the first line among those of the cell; first: the first slot; lines have theirs one
@@ -64,6 +66,7 @@ class Level:
     sizes: numbers of each weight of the families, line by line and step by step.
     """
 
+    sources: tuple[int, ...]
     lines: tuple[Line, ...]
     pools: tuple[Group, ...]
     same: tuple[Group, ...]
@@ -77,6 +80,11 @@ class Level:
     branches: tuple[tuple[int, ...], ...]
     passed: Tensor
     sizes: list[int]
+
+    @property
+    def maps(self) -> int:
+        """How many it reads."""
+        return len(self.sources)
 
     @property
     def maxima(self) -> int:
@@ -105,10 +113,11 @@ class Layout:
 
     shape: of the maps. lines: how many there are in all levels. order: the branch of each contribution, node
       by node. targets: the computed node that each edge leads to.
-    levels: [nodes]. sums: [computed nodes].
+    levels: [nodes], that of all inputs at the first. sums: [computed nodes].
     table: [contributions, 4] slot (0 for a state), number of the node and of the edge, whether it is
       normalised. ones: a weight for each contribution, where the mixture has none.
     owners, owned: a contribution, and a slot that is filled in for it.
+    tickets: zeros, which programs count on how many of them are done, and set back.
     rows: [stages of all lines, members] the contributions of the members that have the stage, and then the
       number of all contributions; the first stages of all lines come first.
     """
@@ -125,6 +134,7 @@ class Layout:
     owners: Tensor
     owned: Tensor
     rows: Tensor
+    tickets: Tensor
 
     @property
     def affine(self) -> bool:

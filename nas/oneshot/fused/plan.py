@@ -29,7 +29,8 @@ class Plan:
     edges: (src, dst, module). groups: [nodes] what runs on each node. parts: of the channels, of which one is
       computed on; 0 where this differs between edges. sizes: branches of each group that the kernels do not
       run, by its number, and last the contributions of those that they run.
-    at: where their weights are, the last being that of what has none; edge_of: the edges.
+    at: where their weights are in what `table_of` gives, or else in the rows of the mixture, one after the
+      other, of which the last is that of what has none; edge_of: the edges.
     layout: of what the kernels run; None where they run nothing.
     """
 
@@ -76,8 +77,11 @@ class Plan:
 
     def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
         """The weights of operations, without those of edges."""
-        rows = [term.row for term in terms if term.row is not None]
         at, _, one = self._places(x.device)
+        table = table_of(terms)
+        if table is not None:
+            return table.view(-1).index_select(0, at)
+        rows = [term.row for term in terms if term.row is not None]
         return torch.cat([*rows, one]).index_select(0, at)
 
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +96,29 @@ class Plan:
         return self._tensors[device]
 
 
+def table_of(terms: Sequence[Terms]) -> Tensor | None:
+    """What the rows of all terms are views of, as those of a supernet are; None where any is none.
+
+    To read it whole, once for each cell, saves a call for each row: its gradient is added up by itself.
+    """
+    rows = [term.row for term in terms]
+    table = None if rows[0] is None else rows[0]._base
+    if table is None or not table.is_contiguous():
+        return None
+    same = (table.requires_grad, table.dtype, (1,))
+    for row in rows:
+        if row is None or row._base is not table or (row.requires_grad, row.dtype, row.stride()) != same:
+            return None
+    return table
+
+
+def extent_of(row: Tensor | None, table: Tensor | None) -> tuple[int, int]:
+    """How many weights a row has, and where it begins in the table that it is a view of; -1 for nothing."""
+    if row is None:
+        return 0, -1
+    return len(row), -1 if table is None else int(row.storage_offset() - table.storage_offset())
+
+
 def make_plan(
     cell: Cell,
     terms: Sequence[Terms],
@@ -100,20 +127,25 @@ def make_plan(
     joint: Callable[[Sequence[nn.Module]], bool],
     *,
     shapes: Sequence[Shape],
+    alike: bool,
     device: torch.device,
 ) -> Plan:
     """The plan of a cell under one structure of mixture.
 
     together: branches in a stack, at most. known: how an operation can be run. joint: whether kernels run
-    operations of several kinds in one launch. shapes: of the inputs' maps.
+    operations of several kinds in one launch. shapes: of the inputs' maps; alike: whether those are one, and
+    all or none of them need gradients.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
-    offset, idle = 0, False
+    offset, idle, table = 0, False, table_of(terms)
     for edge, ((src, _, op), term) in enumerate(zip(edges, terms, strict=True)):
         ops = [op.ops[o] for o in term.options] if isinstance(op, MixedOp) else [op]
-        places = [offset + at for at in term.at] if term.row is not None else [None] * len(ops)
-        offset += 0 if term.row is None else len(term.row)
+        places: list[int | None] = [None] * len(ops)
+        if term.row is not None:
+            length, start = extent_of(term.row, table)
+            places = [(offset if table is None else start) + at for at in term.at]
+            offset += length
         live = [(o, place) for o, place in zip(ops, places, strict=True) if not isinstance(o, Zero)]
         idle = idle or not live
         leaving[src] += [Branch(edge, o, place) for o, place in live]
@@ -128,7 +160,7 @@ def make_plan(
                 groups[-1].append(replace(part, number=number))
                 number += 1
     groups = _for_kernels(groups, edges, _parts_of(shapes, alone), joint)
-    layout = lay_out(groups, edges, _parts_of(shapes, alone), device)
+    layout = lay_out(groups, edges, _parts_of(shapes, alone), device, alike=alike)
     left = count()
     groups = [[g if g.form is not None else replace(g, number=next(left)) for g in own] for own in groups]
     apart = [group.branches for own in groups for group in own if group.form is None]

@@ -20,7 +20,7 @@ from nas.oneshot.fused.layout import Level, Line
 
 @dataclass(frozen=True)
 class Backward:
-    """The backward pass of a level. raw, norm: of all slots of the cell."""
+    """The backward pass of a level. raw, norm: of all slots of the cell. tickets: see `Layout`."""
 
     level: Level
     works: Sequence[Work]
@@ -30,6 +30,7 @@ class Backward:
     mixture: Mixing
     returned: Returned
     active: Active | None
+    tickets: Tensor
 
     def of_families(
         self,
@@ -72,8 +73,9 @@ class Backward:
             inner: list[Tensor] = []
             if for_x or any(asking):
                 dx, inner = family.backward(
-                    work, read, rooms, own, grads=given, for_x=for_x, wanted=asking, part=kernels
-                )
+                    work, read, rooms, own, grads=given, for_x=for_x, wanted=asking, part=kernels,
+                    tickets=self.tickets,
+                )  # fmt: skip
                 parts += [] if dx is None else [dx]
             if ending is not None:
                 totals += _totals(line, inner, next(ending))
@@ -108,10 +110,22 @@ class Backward:
                 found.append(Room(self.raw[start:stop], self.norm.part(start, stop)))
         return found
 
-    def of_map(self, read: Tensor, parts: Sequence[Tensor], index: Tensor | None) -> Tensor:
-        """The gradient of the map, from parts, pools and identities. index: where the maxima are."""
+    def of_map(
+        self,
+        read: Tensor,
+        parts: Sequence[Tensor],
+        index: Tensor | None,
+        *,
+        other: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
+        """The gradient of the maps as `read` has them, from parts, pools and identities.
+
+        index: where the maxima are. other: [B, C, H, W] from what else has read the one map, if anything.
+        out: where it goes, if that matters.
+        """
         level = self.level
-        alone = len(parts) == 1 and not level.pools and not level.same
+        alone = len(parts) == 1 and not level.pools and not level.same and other is None
         if alone and self.active is None:
             return parts[0]
         pooled, stop = None, level.first + level.slots
@@ -122,8 +136,9 @@ class Backward:
         pools = mixing.Pooled(pooled, index, self.window, norm.on)
         busy = None if self.active is None else self.active.busy[level.line :]
         return mixing.leaving_gradient(
-            read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy
-        )
+            read, parts, pools, level.passed, self.mixture, returned=self.returned, busy=busy,
+            maps=level.maps, other=other, out=out,
+        )  # fmt: skip
 
 
 def _asked(level: Level, wanted: Sequence[bool]) -> list[list[bool]]:

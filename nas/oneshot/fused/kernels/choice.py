@@ -42,7 +42,7 @@ def depthwise_gradients(
     part: [blocks, numbers] float32, to be added up over blocks of pixels; `taps.places` says which numbers of
     each row are an operation's. Those of operations that are not drawn are not written.
 
-    Returns `[1, P, C]`, summed over the operations, where they share a map, else `[G, P, C]`.
+    Returns `[M, P, C]` of each of the source's maps, summed over the operations that share it.
     """
     call = _Call((for_x, part is not None), Variant.of(window, source, taps, grad), source, taps)
     return call.right(

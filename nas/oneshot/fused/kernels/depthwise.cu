@@ -10,6 +10,8 @@
 // memory a launch takes, the largest of its kinds decides. The kernels are read, and their gradients written, as
 // the modules have them: [C, K, K], at weights[g], and from number places[g] of a row of `part`.
 //
+// Operation g reads map g % maps, of which each is x_group numbers from the one before.
+//
 // Where `order` is given, programs at place z of the grid compute operation order[z], and leave at once, writing
 // nothing, where live[z] is 0.
 //
@@ -200,7 +202,8 @@ __device__ __forceinline__ const Floats<V>* taps_from(const float* weight, Float
 // out[g, p, c] = sum over taps of weights[g][c, tap] x[g, p at tap, c]
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_forward(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    const T* __restrict__ x, i64 x_group, int maps, const float* __restrict__ scale,
+    const float* __restrict__ shift,
     const float* const* __restrict__ weights, const int* __restrict__ kind, T* __restrict__ out,
     const int* __restrict__ order, const int* __restrict__ live, int batch, int hi, int wi, int ho, int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
     constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD;
     const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room);
     if (!p.here) return;
-    const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+    const T* image = x + g % maps * x_group + i64(p.n) * hi * wi * C + p.c;
     EACH(kh, K) {
       const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
       if (row < 0 || row >= hi) continue;
@@ -233,28 +236,33 @@ __global__ void __launch_bounds__(THREADS) depthwise_forward(
 }
 
 // The gradient [pixels of the input, C] of what PRE = 2 normalised or of x: of each operation, or where they
-// share a map the sum over those at `together` places of the grid, which is then 1 deep.
+// share maps that of each map, the sum over those of the first `together` operations that read it; the grid is
+// then as deep as there are maps.
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
     const T* __restrict__ grad, const float* const* __restrict__ weights, const int* __restrict__ kind,
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    const T* __restrict__ x, i64 x_group, int maps, const float* __restrict__ scale,
+    const float* __restrict__ shift,
     T* __restrict__ out, const int* __restrict__ order, const int* __restrict__ live, int together, int batch, int hi, int wi, int ho,
     int wo) {
   constexpr int SIDE = side<KINDS...>(), S = strip(SIDE);
   // Taps of one operation while some threads still read those of the one before.
   __shared__ Floats<V> room[2][Block<V, C>::WIDE * SIDE * SIDE];
-  const int first = blockIdx.z, stop = first + (together > 0 ? together : 1);
+  const int first = together > 0 ? 0 : blockIdx.z, stop = together > 0 ? together : first + 1;
   if (operation(order, live, first) < 0) return;
   const Place p = place_of<V, C, S>(blockIdx.x * Block<V, C>::HIGH + threadIdx.y, batch, hi, wi);
   const Norm<V> none;
   Floats<V> total[S] = {};
+  int turn = 0;
 #pragma unroll 1
   for (int place = first; place < stop; place++) {
     const i64 g = operation(order, live, place);
     if (g < 0) break;
+    if (together > 0 && g % maps != blockIdx.z) continue;
+    turn ^= 1;
     as<KINDS...>(kind[g], [&](auto own) {
       constexpr int K = own.K, DILATION = own.DILATION, PAD = own.PAD, LEFT = PAD / STRIDE;
-      const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room[place % 2]);
+      const Floats<V>* taps = taps_from<V, C, K * K>(weights[g], room[turn]);
       if (!p.here) return;
       const T* image = grad + (g * batch + p.n) * ho * wo * C + p.c;
       EACH(kh, K) {
@@ -274,7 +282,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
     });
   }
   if (!p.here) return;
-  const i64 q = together > 0 ? 0 : operation(order, live, first);
+  const i64 q = together > 0 ? i64(blockIdx.z) : operation(order, live, first);
   const Norm<V> norm = norm_from<PRE, V>(scale, shift, q * C + p.c);
   const i64 at = ((i64(p.n) * hi + p.h) * wi + p.w) * C + p.c;
   EACH(i, S) {
@@ -292,7 +300,8 @@ __global__ void __launch_bounds__(THREADS) depthwise_input_gradient(
 // thread adds up `loop` strips, and rows of `part` are `stride` numbers apart.
 template <class T, int V, int C, int STRIDE, int PRE, bool WHOLE, int... KINDS>
 __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
-    const T* __restrict__ x, i64 x_group, const float* __restrict__ scale, const float* __restrict__ shift,
+    const T* __restrict__ x, i64 x_group, int maps, const float* __restrict__ scale,
+    const float* __restrict__ shift,
     const T* __restrict__ grad, float* __restrict__ part, i64 stride, const int* __restrict__ kind,
     const int* __restrict__ places, const int* __restrict__ order, const int* __restrict__ live, int loop,
     int batch, int hi, int wi, int ho, int wo) {
@@ -312,7 +321,7 @@ __global__ void __launch_bounds__(THREADS) depthwise_weight_gradient(
       if (!p.here) break;
       Floats<V> d[S];
       read_row<0, C, 0, WHOLE ? S : 0>(d, grad + ((g * batch + p.n) * ho + p.h) * wo * C + p.c, p.w, wo, none);
-      const T* image = x + g * x_group + i64(p.n) * hi * wi * C + p.c;
+      const T* image = x + g % maps * x_group + i64(p.n) * hi * wi * C + p.c;
       EACH(kh, K) {
         const int row = p.h * STRIDE + (kh - K / 2) * DILATION;
         if (row < 0 || row >= hi) continue;

@@ -37,6 +37,7 @@ class Moments:
 class Work:
     """What a family does to maps of one size.
 
+    maps: of how many; those that begin with each are in turns.
     windows: [steps]. taps: [steps] the kernels. affine: [stages] weights and biases of the batch-norms; None
     where they have none. drawn: [stages] which members are computed; None where all are.
     """
@@ -46,12 +47,13 @@ class Work:
     taps: tuple[Taps, ...]
     affine: tuple[Affine | None, ...]
     drawn: tuple[Drawn | None, ...]
+    maps: int = 1
 
     def source(self, stage: int, x: Tensor, rooms: Sequence[Room]) -> Source:
         """What the first convolution of a stage reads: `x` through a ReLU, or the stage before."""
         drawn = self.drawn[stage]
         if stage == 0:
-            return Source(x, relu=True, drawn=drawn)
+            return Source(x.view(self.maps, -1, x.shape[-1]), relu=True, drawn=drawn, shared=True)
         before = rooms[stage - 1].first(self.family.counts[stage])
         return Source(before.raw, norm=before.norm, drawn=drawn)
 
@@ -68,7 +70,7 @@ def windows_of(family: Family, batch: int, sides: tuple[int, int]) -> tuple[Wind
 
 
 def forward(work: Work, x: Tensor, rooms: Sequence[Room], moments: Sequence[Moments]) -> list[Tensor]:
-    """Fills in the rooms of all stages from a map [P, C]; the statistics of the last stage are left open.
+    """Fills in the rooms of all stages from `x` [maps * P, C]; statistics of the last stage are left open.
 
     moments: [stages]. Returns what depthwise convolutions have made, as the backward pass needs it.
     """
@@ -98,14 +100,16 @@ def backward(
     for_x: bool,
     wanted: Sequence[bool],
     part: Tensor | None,
+    tickets: Tensor,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradient [P, C] of the map, where it is asked for; not filled in where no member is computed.
+    """The gradient of `x` [maps * P, C], where it is asked for; not filled in where no member is computed.
 
     And for each stage but the last, as far as needed, the last one first: the gradients [G, 2, C] of biases
     and weights of its batch-norms, of members that go on.
 
     grads: [stages] of the rooms before their batch-norm, filled in for members that end there. wanted:
     [steps] whether gradients of the weights are asked for; part: where they are left, block by block.
+    tickets: see `Layout`.
     """
     made = list(kept)
     dx: Tensor | None = None
@@ -118,7 +122,11 @@ def backward(
             gradients, given = choice.depthwise_gradients, cast(Tensor, dx)
         elif dx is not None:  # from the next stage, through the batch-norm between
             room, drawn = rooms[step.stage].first(len(dx)), work.drawn[step.stage + 1]
-            totals.append(launch.norm_gradients(dx, room.raw, room.norm, given[: len(dx)], drawn))
+            totals.append(
+                launch.norm_gradients(
+                    dx, room.raw, room.norm, out=given[: len(dx)], drawn=drawn, tickets=tickets
+                )
+            )
         source = work.source(step.stage, x, rooms)
         if number and work.family.steps[number - 1].stage == step.stage:
             source = Source(made[-1], drawn=source.drawn)

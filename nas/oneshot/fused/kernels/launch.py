@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
 from nas.oneshot.fused.kernels.programs import dense as dense_programs
@@ -28,7 +28,7 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     depthwise_programs.depthwise_forward[
         grid_of(window.outputs, channels, source.programs(taps.groups), tile)
     ](
-        source.x, source.group, scale, shift, taps.addresses, taps.like, taps.kind, out,
+        source.x, source.size, source.maps, scale, shift, taps.addresses, taps.like, taps.kind, out,
         *source.which(taps.kind), window.outputs, channels, **_sizes(source, taps, window), **tile,
     )  # fmt: skip
     return out
@@ -37,7 +37,7 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
 def depthwise_gradients(
     grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
 ) -> Tensor | None:
-    """That of what the source's ReLU or batch-norm gets, [1 or G, P, C], where it is asked for.
+    """That of what the source's ReLU or batch-norm gets, [M, P, C] of its M maps, where it is asked for.
 
     part: [blocks, numbers] to be filled in with those of the weights, block by block of pixels.
     """
@@ -45,20 +45,20 @@ def depthwise_gradients(
     tile, sizes = tile_of(channels), _sizes(source, taps, window)
     programs, dx = source.programs(taps.groups), None
     if for_x:
-        apart, together = (1, programs) if source.group == 0 else (programs, 1)
-        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, channels)
-        depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, apart, tile)](
-            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, scale, shift, dx,
+        grid, together = (programs, 1) if source.apart else (source.maps, programs)
+        dx = source.x.new_empty(source.maps, window.inputs, channels)
+        depthwise_programs.depthwise_input_gradient[grid_of(window.inputs, channels, grid, tile)](
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.size, scale, shift, dx,
             *source.which(taps.kind), window.outputs, window.inputs, channels, **sizes,
-            SHARED=source.group == 0, TOGETHER=together, **tile,
+            SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
         most = max(side * side for side, _ in taps.kinds)
         depthwise_programs.depthwise_weight_gradient[
             len(part), most * cdiv(channels, tile["BC"]), programs
         ](
-            source.x, source.group, scale, shift, grad, part, part.shape[1], taps.kind, taps.places,
-            *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
+            source.x, source.size, source.maps, scale, shift, grad, part, part.shape[1], taps.kind,
+            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
@@ -73,9 +73,9 @@ def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, part: T
     dense_programs.convolve_forward[
         part.shape[1], cdiv(taps.outputs, tile["BO"]), source.programs(taps.groups)
     ](
-        source.x, source.group, taps.addresses, taps.like, taps.kind, out, part, *source.which(taps.kind),
-        window.outputs, part.shape[1], taps.inputs, taps.outputs, **_sizes(source, taps, window),
-        LAST=taps.last, **tile,
+        source.x, source.size, source.maps, taps.addresses, taps.like, taps.kind, out, part,
+        *source.which(taps.kind), window.outputs, part.shape[1], taps.inputs, taps.outputs,
+        **_sizes(source, taps, window), LAST=taps.last, **tile,
     )  # fmt: skip
 
 
@@ -86,20 +86,20 @@ def convolve_gradients(
     tile, sizes = _dot_tile(taps), {**_sizes(source, taps, window), "LAST": taps.last}
     programs, dx = source.programs(taps.groups), None
     if for_x:
-        apart, together = (1, programs) if source.group == 0 else (programs, 1)
-        dx = source.x.new_empty(1 if source.group == 0 else taps.groups, window.inputs, taps.inputs)
+        grid, together = (programs, 1) if source.apart else (source.maps, programs)
+        dx = source.x.new_empty(source.maps, window.inputs, taps.inputs)
         dense_programs.convolve_input_gradient[
-            cdiv(window.inputs, tile["BP"]), cdiv(taps.inputs, tile["BI"]), apart
+            cdiv(window.inputs, tile["BP"]), cdiv(taps.inputs, tile["BI"]), grid
         ](
-            grad, taps.addresses, taps.like, taps.kind, source.x, source.group, dx, *source.which(taps.kind),
+            grad, taps.addresses, taps.like, taps.kind, source.x, source.size, dx, *source.which(taps.kind),
             window.outputs, window.inputs, taps.inputs, taps.outputs, **sizes,
-            SHARED=source.group == 0, TOGETHER=together, **tile,
+            SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
         most = max(side * side for side, _ in taps.kinds)
         tiles = most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
         dense_programs.convolve_weight_gradient[len(part), tiles, programs](
-            source.x, source.group, grad, part, part.shape[1], taps.kind, taps.places,
+            source.x, source.size, source.maps, grad, part, part.shape[1], taps.kind, taps.places,
             *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
@@ -136,8 +136,24 @@ def statistics(
     )  # fmt: skip
 
 
-def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Drawn | None) -> Tensor:
-    """Of `y` [G, P, C], to `out`. drawn: which of them are computed.
+def follow(where: Tensor, norm: Norm, momentum: float, *, like: nn.BatchNorm2d) -> None:
+    """Moves running statistics towards some of `norm` [S, C].
+
+    where: [N, 4] int64 addresses of mean, variance and count of each batch-norm, and the row of what it has
+    seen. like: any of them.
+    """
+    channels = norm.mean.shape[1]
+    width = min(128, power(channels))
+    norm_programs.follow[cdiv(channels, width), len(where)](
+        where, norm.mean, norm.var, like.running_mean, like.num_batches_tracked, float(momentum), channels,
+        BC=width,
+    )  # fmt: skip
+
+
+def norm_gradients(
+    grad: Tensor, y: Tensor, norm: Norm, *, out: Tensor, drawn: Drawn | None, tickets: Tensor
+) -> Tensor:
+    """Of `y` [G, P, C], to `out`. drawn: which of them are computed. tickets: see `Layout`.
 
     Returns those of biases and weights, [G, 2, C].
     """
@@ -146,12 +162,13 @@ def norm_gradients(grad: Tensor, y: Tensor, norm: Norm, out: Tensor, drawn: Draw
     tile, which = {"ON": drawn is not None, **tile_of(channels)}, source.which(y)
     blocks, loop = blocks_of(pixels, tile)
     make = torch.empty if drawn is None else torch.zeros
-    part = make(groups, blocks, 2, channels, device=y.device)
+    part = torch.empty(groups, blocks, 2, channels, device=y.device)
+    total = make(groups, 2, channels, device=y.device)
     programs = source.programs(groups)
     norm_programs.sums[blocks, cdiv(channels, tile["BC"]), programs](
-        grad, y, norm.mean, norm.inv, part, *which, pixels, channels, blocks, LOOP=loop, **tile
-    )
-    total = part.sum(1)
+        grad, y, norm.mean, norm.inv, part, total, tickets, *which, pixels, channels, BLOCKS=blocks,
+        LOOP=loop, BB=TILE // tile["BC"], **tile,
+    )  # fmt: skip
     norm_programs.norm_gradient[grid_of(pixels, channels, programs, tile)](
         grad, y, norm.mean, norm.inv, norm.scale, total, out, *which, pixels, channels, **tile
     )

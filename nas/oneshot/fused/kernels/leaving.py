@@ -2,7 +2,9 @@
 
 Their maps go to slots, where `node` adds them up. What autograd sees of an edge is a *token*: it has the
 shape of a map but no numbers, and shows that the gradient of the node that the edge leads to has been left
-where all operations find it. So no gradient is copied for each of them. Not yet run on a GPU.
+where all operations find it. So no gradient is copied for each of them. What else reads the node's map gets
+it from here, so that its gradient is added where those of the operations are, and the sum is left where the
+operations that lead to the node look for it. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -21,28 +23,24 @@ from nas.oneshot.fused.kernels.backward import Backward
 from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
 from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Window
 from nas.oneshot.fused.kernels.parameters import affine_of, parameters_of, taps_of
+from nas.oneshot.fused.kernels.running import Seen
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Level, Line
 from nas.oneshot.fused.stages import Pool
 
-Seen = tuple[Sequence[nn.BatchNorm2d], Norm, Tensor | Sequence[Tensor] | None]
-"""Batch-norms, and the statistics of what they have seen: [G, C], or [1, C] where all have seen the same.
-
-Then which of them have seen anything, [G]; None where all have.
-"""
-
 
 def leave(
-    level: Level, x: Tensor, slots: Slots, leavings: Leavings, weights: Tensor
-) -> tuple[tuple[Tensor, ...], list[Seen]]:
-    """Fills in the slots of a level from a map `[B, C, H, W]`, channels last.
+    level: Level, x: Tensor, slots: Slots, leavings: Leavings, weights: Tensor, *, node: int | None
+) -> tuple[Tensor, Sequence[Tensor], list[Seen]]:
+    """Fills in the slots of a level from its maps `[maps * B, C, H, W]`, channels last.
 
-    weights: of all contributions of the cell. Returns the tokens of the level's edges, and what running
-    statistics have to follow.
+    weights: of all contributions of the cell. node: which computed one the map is of; None for inputs.
+    Returns the map for what else reads it, the tokens of the level's edges, and what running statistics have
+    to follow.
     """
-    task = _Task(level, slots, leavings, weights, [])
-    tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, ...], tokens), [*_seen(task), *_seen_by_pools(task)]
+    task = _Task(level, node, slots, leavings, weights, [])
+    passed, *tokens = _Leaving.apply(x, task, *parameters_of(level))  # type: ignore[no-untyped-call]
+    return passed if x.requires_grad else x, tokens, [*_seen(task), *_seen_by_pools(task)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class _Task:
     """One run of a level. rooms: filled in with those of all stages, line by line."""
 
     level: Level
+    node: int | None
     slots: Slots
     leavings: Leavings
     weights: Tensor
@@ -64,7 +63,7 @@ def _seen(task: _Task) -> Iterator[Seen]:
             # Where maps between stages are no slots, all members end together in slots that tell the same.
             start = task.level.first + cast(tuple[int, int], span or line.spans[-1])[0]
             on = None if active is None else active.slots[start : start + len(norms)]
-            yield norms, room.norm, on
+            yield Seen(norms, room.norm, on, None if span is None else start)
 
 
 def _seen_by_pools(task: _Task) -> Iterator[Seen]:
@@ -74,15 +73,23 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
     for slot, (group, branches) in enumerate(zip(level.pools, level.branches, strict=True), start=first):
         for at in group.form.norms if group.form is not None else ():
             on = None if active is None else [active.chosen[place] for place in branches]
-            yield cast(Sequence[nn.BatchNorm2d], group.layers[at]), task.slots.norm.part(slot, slot + 1), on
+            norms = cast(Sequence[nn.BatchNorm2d], group.layers[at])
+            yield Seen(norms, task.slots.norm.part(slot, slot + 1), on, slot)
 
 
 def _works(level: Level, x: Tensor, parameters: Sequence[Tensor], active: Active | None) -> list[Work]:
-    """What each family does to maps such as `x` [B, C, H, W]."""
-    batch, _, height, width = x.shape
+    """What each family does to the maps `x` [maps * B, C, H, W]."""
+    _, _, height, width = x.shape
     own = zip(level.lines, taps_of(level, parameters), affine_of(level, parameters), strict=True)
     return [
-        Work(line.family, windows_of(line.family, batch, (height, width)), taps, affine, _drawn(line, active))
+        Work(
+            line.family,
+            windows_of(line.family, len(x) // level.maps, (height, width)),
+            taps,
+            affine,
+            _drawn(line, active),
+            level.maps,
+        )
         for line, taps, affine in own
     ]
 
@@ -95,10 +102,10 @@ def _drawn(line: Line, active: Active | None) -> tuple[Drawn | None, ...]:
 
 def _pooling(level: Level, x: Tensor, slots: Slots) -> Window:
     """Where the pools of a level read."""
-    batch, _, height, width = x.shape
+    _, _, height, width = x.shape
     _, *after = slots.layout.shape
     stride = cast(Pool, level.pools[0].form).stride if level.pools else 1
-    return Window(stride, (height, width), (after[0], after[1]), batch)
+    return Window(stride, (height, width), (after[0], after[1]), slots.batch)
 
 
 def _blocks(works: Sequence[Work], channels: int) -> int:
@@ -185,18 +192,22 @@ class _Leaving(torch.autograd.Function):
             start = level.slots - len(level.pools)
             room = {"out": own.raw[start:], "part": part[start:]}
             on = own.norm.part(start, level.slots).on
-            index = mixing.pools(read, window, level.maxima, **room, block=block, on=on)
+            index = mixing.pools(read, window, level.maxima, **room, block=block, maps=level.maps, on=on)
         _fill_in_statistics(level, works, own, part=part, block=block)
         ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
-        ctx.shape = x.shape
+        ctx.node, ctx.shape = task.node, x.shape
         ctx.set_materialize_grads(False)
         channels, height, width = slots.layout.shape
-        return tuple(x.new_empty(()).expand(len(x), height, width, channels) for _ in level.edges)
+        return x, *(x.new_empty(()).expand(slots.batch, height, width, channels) for _ in level.edges)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(
+        ctx: Any,  # noqa: ANN401 - it has no type
+        other: Tensor | None,
+        *grads: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         read, mixture, raw, mean, var, inv, scale, shift, index, *rest = ctx.saved_tensors
         leavings, level = cast(Leavings, ctx.leavings), cast(Level, ctx.level)
         for edge, grad in zip(level.edges, grads, strict=True):
@@ -205,12 +216,16 @@ class _Leaving(torch.autograd.Function):
         active = leavings.active
         norm = Norm(mean, var, inv, scale, shift, None if active is None else active.slots)
         mixed, returned = leavings.mixing(mixture), leavings.returned(raw)
-        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active)
+        tickets = leavings.layout.tickets
+        back = Backward(level, ctx.works, ctx.window, raw, norm, mixed, returned, active, tickets)
         for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
         parameters, saved = rest[: len(wanted)], rest[len(wanted) :]
         parts, found = back.of_families(read, parameters, saved, for_x=for_x, wanted=wanted)
-        dx = back.of_map(read, parts, index).view(_last(ctx.shape)).permute(0, 3, 1, 2) if for_x else None
-        return dx, None, *found
+        if not for_x:
+            return None, None, *found
+        out = None if ctx.node is None else leavings.room(ctx.node, raw)
+        dx = back.of_map(read, parts, index, other=other, out=out)
+        return dx.view(_last(ctx.shape)).permute(0, 3, 1, 2), None, *found
 
 
 def _last(shape: Sequence[int]) -> tuple[int, ...]:

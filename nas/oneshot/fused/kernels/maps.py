@@ -135,21 +135,33 @@ class Affine:
 
 @dataclass(frozen=True)
 class Source:
-    """The maps that convolutions read, [P, C] for all of them or [G, P, C].
+    """The maps that G convolutions read: [P, C] for all of them, one of each own [G, P, C], or `shared`.
 
     norm: batch-norm that they are read through, and a ReLU after it. relu: whether they are read through a
-    ReLU. drawn: which operations are computed; None where all are.
+    ReLU. drawn: which operations are computed; None where all are. shared: whether there are M maps
+    [M, P, C], of which operation g reads that of number g % M.
     """
 
     x: Tensor
     relu: bool = False
     norm: Norm | None = None
     drawn: Drawn | None = None
+    shared: bool = False
 
     @property
-    def group(self) -> int:
-        """Numbers from one group's map to the next."""
-        return 0 if self.x.dim() == 2 else self.x.shape[1] * self.x.shape[2]
+    def size(self) -> int:
+        """Numbers from one map to the next."""
+        return self.x.shape[-2] * self.x.shape[-1]
+
+    @property
+    def maps(self) -> int:
+        """How many there are."""
+        return 1 if self.x.dim() == 2 else len(self.x)
+
+    @property
+    def apart(self) -> bool:
+        """Whether each operation has a map of its own."""
+        return self.x.dim() == 3 and not self.shared
 
     @property
     def pre(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.launch import blocks_of, cdiv, flags, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import TILE, blocks_of, cdiv, flags, grid_of, tile_of
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.programs import nodes as programs
 from nas.oneshot.fused.layout import Level
@@ -95,18 +95,28 @@ def node(
 
 
 def node_sums(
-    raw: Tensor, norm: Norm, mixing: Mixing, states: Sequence[Tensor], *, rows: Tensor, sums: Tensor
+    raw: Tensor,
+    norm: Norm,
+    mixing: Mixing,
+    states: Sequence[Tensor],
+    *,
+    rows: Tensor,
+    sums: Tensor,
+    tickets: Tensor,
 ) -> None:
-    """Fills in the sums [K, 2, C] of a node's contributions from its gradients, which are among `rows`."""
+    """Fills in the sums [K, 2, C] of a node's contributions from its gradients, which are among `rows`.
+
+    tickets: see `Layout`.
+    """
     _, pixels, channels = raw.shape
     tile, count = tile_of(channels), len(mixing.table)
     blocks, loop = blocks_of(pixels, tile)
     part = sums.new_empty(count, blocks, 2, channels)
     programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
-        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, mixing.flags, pixels,
-        count - len(states), channels, blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop, **tile,
+        raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, sums, tickets, mixing.flags,
+        pixels, count - len(states), channels, BLOCKS=blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop,
+        BB=TILE // tile["BC"], **tile,
     )  # fmt: skip
-    torch.sum(part, 1, out=sums)
 
 
 def branch_gradient(
@@ -132,19 +142,20 @@ def pools(
     out: Tensor,
     part: Tensor,
     block: int,
+    maps: int = 1,
     on: Tensor | None = None,
 ) -> Tensor:
-    """Pools of `x` [P, C] to `out` [pools, P', C], with the moments of each block of so many pixels.
+    """Pools, those of each map of `x` [maps * P, C] in turns, to `out` [pools, P', C].
 
-    part: [pools, blocks, 2, C] of the moments. on: [pools] which are computed, all where None. Returns where
-    the maxima are, of the pools that come first.
+    part: [pools, blocks, 2, C] of the moments of each block of so many pixels. on: [pools] which are
+    computed, all where None. Returns where the maxima are, of the pools that come first.
     """
     count, pixels, channels = out.shape
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
     width, blocks = tile_of(channels)["BC"], part.shape[1]
     programs.pool_forward[blocks, cdiv(channels, width), count](
-        x, out, index, part, flags(on, part), pixels, channels, blocks, **window.sizes(), MAXIMA=maxima,
-        ON=on is not None, BP=block, BC=width,
+        x, x.numel() // maps, maps, out, index, part, flags(on, part), pixels, channels, blocks,
+        **window.sizes(), MAXIMA=maxima, ON=on is not None, BP=block, BC=width,
     )  # fmt: skip
     return index
 
@@ -170,20 +181,38 @@ def leaving_gradient(
     *,
     returned: Returned,
     busy: Tensor | None = None,
+    maps: int = 1,
+    other: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Of the map `x` [P, C] that a level reads.
+    """Of the maps `x` [maps * P, C] that a level reads, to `out` where that is given.
 
-    chains: the part of each family, [P, C]. same: contributions of identities. busy: [families] 0 for those
-    of which no member is computed; None where all are.
+    chains: the part of each family, as `x`. same: contributions of identities. busy: [families] 0 for those
+    of which no member is computed; None where all are. other: [B, C, H, W] what is added to that of one map.
     """
     pooled, index, window = pools.maps, pools.index, pools.window
-    pixels, channels = x.shape
-    out, tile = torch.empty_like(x), tile_of(channels)
-    programs.leaving_gradient[grid_of(pixels, channels, 1, tile)[:2]](
-        tuple(chains), x if pooled is None else pooled, x if index is None else index, mixing.weights,
-        mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out), mixing.flags,
-        window.outputs, pixels, channels, **window.sizes(),
+    pixels, channels = len(x) // maps, x.shape[1]
+    out, tile = torch.empty_like(x) if out is None else out, tile_of(channels)
+    more, apart = (x, channels) if other is None else rows_of(other)
+    programs.leaving_gradient[grid_of(pixels, channels, maps, tile)](
+        tuple(chains), more, apart, x if pooled is None else pooled, x if index is None else index,
+        mixing.weights, mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out),
+        mixing.flags, window.outputs, pixels, channels, **window.sizes(),
         MAXIMA=0 if index is None else len(index), POOLS=0 if pooled is None else len(pooled), SAME=len(same),
-        ROW=mixing.row, ON=mixing.on, **tile,
+        MAPS=maps, OTHER=other is not None, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
     return out
+
+
+def rows_of(x: Tensor) -> tuple[Tensor, int]:
+    """A map `[B, C, H, W]` whose channels are together, and how far it is from one pixel to the next.
+
+    So are those of a part of a map with its channels last.
+    """
+    _, channels, height, width = x.shape
+    apart = x.stride(3) if width > 1 else x.stride(2) if height > 1 else x.stride(0)
+    wanted = (height * width * apart, 1, width * apart, apart)
+    sizes = zip(x.shape, x.stride(), wanted, strict=True)
+    if all(size == 1 or own == one for size, own, one in sizes):
+        return x, apart
+    return x.contiguous(memory_format=torch.channels_last), channels

@@ -151,8 +151,8 @@ def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
     _launch(
         "depthwise_forward", variant, (blocks, variant.tiles, source.programs(taps.groups)),
         [
-            source.x, np.int64(source.group), *_statistics(source), taps.addresses, taps.kind, out,
-            *_drawn(source), *_sizes(window),
+            source.x, np.int64(source.size), np.int32(source.maps), *_statistics(source), taps.addresses,
+            taps.kind, out, *_drawn(source), *_sizes(window),
         ],
     )  # fmt: skip
     return out
@@ -174,14 +174,14 @@ def depthwise_gradients(
 
 def _input_gradient(grad: Tensor, source: Source, taps: Taps, window: Window, variant: Variant) -> Tensor:
     programs = source.programs(taps.groups)
-    together = programs if source.group == 0 else 0
-    dx = source.x.new_empty(1 if together else taps.groups, window.inputs, taps.inputs)
+    together = 0 if source.apart else programs
+    dx = source.x.new_empty(source.maps, window.inputs, taps.inputs)
     blocks = variant.blocks(window.batch, window.before)
     _launch(
-        "depthwise_input_gradient", variant, (blocks, variant.tiles, 1 if together else programs),
+        "depthwise_input_gradient", variant, (blocks, variant.tiles, source.maps if together else programs),
         [
-            grad, taps.addresses, taps.kind, source.x, np.int64(source.group), *_statistics(source), dx,
-            *_drawn(source), np.int32(together), *_sizes(window),
+            grad, taps.addresses, taps.kind, source.x, np.int64(source.size), np.int32(source.maps),
+            *_statistics(source), dx, *_drawn(source), np.int32(together), *_sizes(window),
         ],
     )  # fmt: skip
     return dx
@@ -194,8 +194,9 @@ def _weight_gradients(
     _launch(
         "depthwise_weight_gradient", variant, (len(part), variant.tiles, source.programs(taps.groups)),
         [
-            source.x, np.int64(source.group), *_statistics(source), grad, part, np.int64(part.stride(0)),
-            taps.kind, taps.places, *_drawn(source), np.int32(loop), *_sizes(window),
+            source.x, np.int64(source.size), np.int32(source.maps), *_statistics(source), grad, part,
+            np.int64(part.stride(0)), taps.kind, taps.places, *_drawn(source), np.int32(loop),
+            *_sizes(window),
         ],
     )  # fmt: skip
 

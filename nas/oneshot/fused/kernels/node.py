@@ -20,12 +20,21 @@ from nas.oneshot.fused.kernels.mixing_launch import Mixing
 from nas.oneshot.fused.kernels.slots import Leavings, Slots
 
 
+def shares(weights: Tensor, slots: Slots, leavings: Leavings) -> tuple[Tensor, ...]:
+    """A token for each computed node, by which the weights [K] of all contributions get their gradients.
+
+    So these are made at once, when all nodes have left their sums.
+    """
+    return cast(tuple[Tensor, ...], _Shares.apply(weights, slots, leavings))  # type: ignore[no-untyped-call]
+
+
 def total(
     node: int,
     slots: Slots,
     leavings: Leavings,
     weights: Tensor,
     *,
+    share: Tensor,
     states: Sequence[Tensor],
     masks: Tensor | None,
     rest: Tensor | None,
@@ -33,11 +42,12 @@ def total(
 ) -> Tensor:
     """The map `[B, C, H, W]` of a computed node, channels last.
 
-    weights: [K] of its contributions. states: [P, C] those that are contributions. masks: [edges, B] factors
-    of images, or None. rest: [B, C, H, W] what the kernels do not know, masked already. tokens: of the edges.
+    weights: [K] of its contributions. share: its token from `shares`. states: [P, C] those that are
+    contributions. masks: [edges, B] factors of images, or None. rest: [B, C, H, W] what the kernels do not
+    know, masked already. tokens: of the edges.
     """
-    task = _Task(node, slots, leavings, states, masks)
-    out = _Node.apply(weights, rest, task, *tokens)  # type: ignore[no-untyped-call]
+    task = _Task(node, slots, leavings, weights, states, masks)
+    out = _Node.apply(share, rest, task, *tokens)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
@@ -46,20 +56,48 @@ class _Task:
     node: int
     slots: Slots
     leavings: Leavings
+    weights: Tensor
     states: Sequence[Tensor]
     masks: Tensor | None
+
+
+class _Shares(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - it has no type
+        weights: Tensor,
+        slots: Slots,
+        leavings: Leavings,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weights, slots.raw, *slots.norm.tensors)
+        ctx.leavings = leavings
+        ctx.set_materialize_grads(False)
+        return tuple(weights.new_empty(()) for _ in leavings.layout.sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        weights, raw, *norm = ctx.saved_tensors
+        leavings = cast(Leavings, ctx.leavings)
+        sums = leavings.returned(raw).sums
+        for own, grad in zip(leavings.layout.sums, grads, strict=True):
+            if grad is None:
+                sums[own.start : own.stop].zero_()
+        affine = leavings.layout.affine
+        moved = _of_weights(sums, Norm(*norm), leavings.mixing(weights)) if affine else sums[:, 1].sum(1)
+        return moved.to(weights), None, None
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - it has no type
-        weights: Tensor,
+        _: Tensor,
         rest: Tensor | None,
         task: _Task,
         *tokens: Tensor,
     ) -> Tensor:
-        slots, masks, states = task.slots, task.masks, task.states
+        slots, masks, states, weights = task.slots, task.masks, task.states, task.weights
         channels, height, width = slots.layout.shape
         own = slots.layout.sums[task.node]
         out = launch.node(
@@ -84,21 +122,21 @@ class _Node(torch.autograd.Function):
         pixels = grad.permute(0, 2, 3, 1)
         rows = returned.rows[first:stop].view(-1, *pixels.shape)
         if masks is None:
-            rows.copy_(pixels)
+            # `leaving` has left it there, unless nothing leaves the node by the kernels.
+            if pixels.data_ptr() != rows.data_ptr():
+                rows.copy_(pixels)
         else:
             torch.mul(pixels, masks[first:stop, :, None, None, None], out=rows)
         sums, norm = returned.sums[own.start : own.stop], Norm(mean, var, inv, scale, shift)
         mixing = leavings.mixing(weights, own)
-        launch.node_sums(raw, norm, mixing, states, rows=returned.rows, sums=sums)
-        moved = None
-        if ctx.needs_input_grad[0]:
-            moved = _of_weights(sums, norm, mixing) if leavings.layout.affine else sums[:, 1].sum(1)
-            moved = moved.to(weights)
+        tickets = leavings.layout.tickets
+        launch.node_sums(raw, norm, mixing, states, rows=returned.rows, sums=sums, tickets=tickets)
+        share = weights.new_empty(()) if ctx.needs_input_grad[0] else None
         batch, height, width, channels = pixels.shape
         # Any gradient will do for a token: `leaving` reads them all where they were left.
         passed = returned.rows[first].view(batch, height, width, channels)
         rest = grad if ctx.needs_input_grad[1] else None
-        return moved, rest, None, *[passed] * ctx.tokens
+        return share, rest, None, *[passed] * ctx.tokens
 
 
 def _of_weights(sums: Tensor, norm: Norm, mixing: Mixing) -> Tensor:

@@ -1,8 +1,14 @@
-"""One pass through a cell by the kernels: level by level, node by node. Not yet run on a GPU."""
+"""One pass through a cell by the kernels: level by level, node by node. Not yet run on a GPU.
+
+Each level and each node is a node of autograd of its own, so that operations without kernels may stand
+between them. A single one for all cells would spare little: of 1,294 launches and 791 calls of the library in
+a step of DARTS (8 cells, weights and alphas) about 80, which add up gradients of cells' outputs and parts of
+gradients of weights, and copy maps to where others are. Most other calls are of what is no edge:
+preprocessing, strided identities, images, loss, optimizers.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import cast
@@ -12,11 +18,11 @@ from torch import Tensor, nn
 
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
-from nas.oneshot.fused.kernels.leaving import Seen, leave
+from nas.oneshot.fused.kernels.leaving import leave
+from nas.oneshot.fused.kernels.running import Seen, follow_all
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.laying_out import lay_out
 from nas.oneshot.fused.layout import Layout
-from nas.oneshot.fused.rules import follow
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Form
 
@@ -54,22 +60,35 @@ class Passage:
         self._leavings = Leavings(layout, masked=bool(masks), active=active)
         weights = layout.ones if weights is None else weights
         self._all = weights.detach()
-        self._weights = torch.split(weights, [own.stop - own.start for own in layout.sums])
+        self._shares = node.shares(weights, self._slots, self._leavings)
         self._masks = _in_rows(masks, len(layout.targets), len(first)) if masks else None
         self._states: dict[int, Tensor] = {}
         self._tokens: dict[int, Tensor] = {}
         self._seen: list[Seen] = []
 
-    def leave(self, src: int, x: Tensor) -> None:
-        """Computes what leaves a node with the map `[B, C, H, W]`, as far as the kernels know it."""
+    def read_from(self, src: int) -> tuple[int, ...]:
+        """The nodes whose maps `leave` reads for what leaves one; none where it is not to be asked."""
         level = self._layout.levels[src]
-        if level is None:
-            return
-        x = channels_last(x.to(self._dtype))
-        tokens, seen = leave(level, x, self._slots, self._leavings, self._all)
+        return () if level is None else level.sources
+
+    def leave(self, src: int, maps: Sequence[Tensor]) -> Tensor | None:
+        """Computes what leaves a node, or all inputs, as far as the kernels know it.
+
+        maps: `[B, C, H, W]` of the nodes that `read_from` tells. Returns the map of the node for whatever
+        else reads it; None where it may as well read what it has.
+        """
+        level = self._layout.levels[src]
+        assert level is not None
+        own = [channels_last(x.to(self._dtype)) for x in maps]
+        x = own[0] if len(own) == 1 else torch.cat(own)
+        number = src - (len(self._layout.levels) - len(self._layout.sums))
+        node = None if number < 0 else number
+        passed, tokens, seen = leave(level, x, self._slots, self._leavings, self._all, node=node)
         self._tokens |= dict(zip(level.edges, tokens, strict=True))
-        self._states[src] = x.detach().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        rows = x.detach().permute(0, 2, 3, 1).reshape(len(own), -1, x.shape[1])
+        self._states |= dict(zip(level.sources, rows, strict=True))
         self._seen += seen
+        return passed if len(own) == 1 and own[0] is maps[0] else None
 
     def node(self, number: int, rest: Tensor | None) -> Tensor | None:
         """The sum in a computed node of all that leads there, None where nothing does.
@@ -83,7 +102,8 @@ class Passage:
             number,
             self._slots,
             self._leavings,
-            self._weights[number],
+            self._all[own.start : own.stop],
+            share=self._shares[number],
             states=[self._states[src] for src in own.sources],
             masks=self._masks,
             rest=rest,
@@ -92,21 +112,7 @@ class Passage:
 
     def follow(self) -> None:
         """Running statistics go towards those that were seen; once, at the end."""
-        times: Counter[nn.Module] = Counter()
-        calls: dict[tuple[float, int], list[tuple[nn.BatchNorm2d, Tensor, Tensor]]] = {}
-        seen: dict[tuple[float, int], list[Tensor]] = {}
-        for norms, found, on in self._seen:
-            for at, norm in enumerate(norms):
-                if norm.track_running_stats:
-                    row = min(at, len(found.mean) - 1)
-                    # A module that stands on several edges follows one after the other.
-                    key = (cast(float, norm.momentum), times[norm])
-                    calls.setdefault(key, []).append((norm, found.mean[row], found.var[row]))
-                    seen.setdefault(key, []).extend([] if on is None else [on[at]])
-                    times[norm] += 1
-        for key, rows in calls.items():
-            norms, means, variances = zip(*rows, strict=True)
-            follow(norms, list(means), list(variances), on=seen[key] or None)
+        follow_all(self._seen, self._layout, self._slots.norm)
 
 
 def apart(groups: Sequence[Group], x: Tensor, weights: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ def apart(groups: Sequence[Group], x: Tensor, weights: Tensor) -> Tensor:
     layout = lay_out([[*groups], *[[] for _ in edges]], edges, [(channels, height, width)], x.device)
     assert layout is not None
     passage = Passage(layout, [x], weights, {})
-    passage.leave(0, x)
+    passage.leave(0, [x])
     maps = [cast(Tensor, passage.node(number, None)) for number in range(len(edges))]
     passage.follow()
     return torch.stack(maps)

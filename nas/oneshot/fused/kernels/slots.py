@@ -107,6 +107,10 @@ class Leavings:
             self._found = Returned(rows, sums)
         return self._found
 
+    def room(self, node: int, like: Tensor) -> Tensor | None:
+        """Where the gradient [P, C] of a computed node is; None where each edge has one of its own."""
+        return None if self.masked else self.returned(like).rows[node]
+
     def nothing(self, node: int, like: Tensor) -> None:
         """Says that no gradient has reached a computed node."""
         returned, own = self.returned(like), self.layout.sums[node]

@@ -44,10 +44,10 @@ def _taken(
 
 @triton.jit
 def convolve_forward(
-    x, x_group, addresses, like, kind, out, part, order, live, P, blocks, CI: tl.constexpr, CO: tl.constexpr,
-    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr,
-    BI: tl.constexpr, BO: tl.constexpr,
+    x, x_group, maps, addresses, like, kind, out, part, order, live, P, blocks, CI: tl.constexpr,
+    CO: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
+    BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """out[g, p, o] = Σ_tap,i weight[g, o, i, tap] x[g, p at tap, i], and moments of each block of pixels.
 
@@ -68,8 +68,8 @@ def convolve_forward(
     for k in tl.static_range(len(KINDS)):
         if len(KINDS) == 1 or own == k:
             total = _taken(
-                x + g * x_group, weight, p, P, o, scalar, CI, CO, HI, WI, HO, WO, STRIDE, KINDS[k][0], LAST,
-                PRE, BP, BI, BO,
+                x + g % maps * x_group, weight, p, P, o, scalar, CI, CO, HI, WI, HO, WO, STRIDE, KINDS[k][0],
+                LAST, PRE, BP, BI, BO,
             )  # fmt: skip
     valid = (p < P)[:, None] & (o < CO)[None, :]
     kept = total.to(scalar)
@@ -114,11 +114,13 @@ def convolve_input_gradient(
     STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
     SHARED: tl.constexpr, TOGETHER: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """The gradient [groups, PI, CI] of x, summed over the operations that share it, all or none: TOGETHER.
+    """The gradient [maps, PI, CI] of x, summed over operations where those share them: so many TOGETHER.
 
-    Grid: pixels of the input, channels in, operations that share nothing.
+    Grid: pixels of the input, channels in, maps.
     """
-    first = tl.program_id(2) * TOGETHER
+    first = tl.program_id(2)
+    if SHARED > 0:
+        first = 0
     if ON:
         if tl.load(live + first) == 0:
             return
@@ -131,8 +133,10 @@ def convolve_input_gradient(
         done = True
         if ON:
             done = tl.load(live + z) != 0
+        g = operation(order, z, ON)
+        if SHARED > 1:
+            done = done & (g % SHARED == tl.program_id(2))
         if done:
-            g = operation(order, z, ON)
             weight = tl.load(addresses + g).to(like.dtype)
             own = tl.load(kind + g)
             for k in tl.static_range(len(KINDS)):
@@ -142,8 +146,8 @@ def convolve_input_gradient(
                         KINDS[k][0], LAST, BP, BI, BO,
                     )  # fmt: skip
     q = operation(order, first, ON)
-    if SHARED:
-        q = first.to(tl.int64)  # of which there is one
+    if SHARED > 0:
+        q = tl.program_id(2).to(tl.int64)
     valid = (p < PI)[:, None] & (i < CI)[None, :]
     if PRE == 1:
         v = tl.load(x + q * x_group + p[:, None] * CI + i[None, :], mask=valid, other=0.0)
@@ -153,7 +157,7 @@ def convolve_input_gradient(
 
 @triton.jit
 def convolve_weight_gradient(
-    x, x_group, grad, part, row_size, kind, places, order, live, P, CI: tl.constexpr, CO: tl.constexpr,
+    x, x_group, maps, grad, part, row_size, kind, places, order, live, P, CI: tl.constexpr, CO: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr,
     ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
@@ -185,7 +189,7 @@ def convolve_weight_gradient(
         row, column = h * STRIDE + tap // side - side // 2, w * STRIDE + tap % side - side // 2
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         valid = inside[:, None] & (i < CI)[None, :]
-        at = x + g * x_group + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
+        at = x + g % maps * x_group + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
         v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, none, none, PRE)
         at = grad + (g * P + p[:, None]) * CO + o[None, :]
         d = tl.load(at, mask=(p < P)[:, None] & (o < CO)[None, :], other=0.0)

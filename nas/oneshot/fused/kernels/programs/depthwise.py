@@ -31,9 +31,9 @@ def _taken(
 
 @triton.jit
 def depthwise_forward(
-    x, x_group, scale, shift, addresses, like, kind, out, order, live, P, C: tl.constexpr, HI: tl.constexpr,
-    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, KINDS: tl.constexpr,
-    PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    x, x_group, maps, scale, shift, addresses, like, kind, out, order, live, P, C: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    KINDS: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g, p, c] = Σ_tap weight[g, c, tap] x[g, p at tap, c]. Grid: pixels, channels, operations."""
     z = tl.program_id(2)
@@ -52,8 +52,8 @@ def depthwise_forward(
     for k in tl.static_range(len(KINDS)):
         if len(KINDS) == 1 or own == k:
             total = _taken(
-                x + g * x_group, taps, a, b, p, P, c, C, HI, WI, HO, WO, STRIDE, KINDS[k][0], KINDS[k][1],
-                PRE, BP, BC,
+                x + g % maps * x_group, taps, a, b, p, P, c, C, HI, WI, HO, WO, STRIDE, KINDS[k][0],
+                KINDS[k][1], PRE, BP, BC,
             )  # fmt: skip
     at = out + (g * P + p[:, None]) * C + c[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(p < P)[:, None] & here[None, :])
@@ -90,10 +90,12 @@ def depthwise_input_gradient(
 ):  # fmt: skip
     """The gradient [groups, PI, C] of what PRE=2 normalised or of x.
 
-    It is summed over the operations that share a map, which are all or none: so many TOGETHER. Grid: pixels
-    of the input, channels, operations that share nothing.
+    Where operations share maps, it is that of each map, summed over them: so many TOGETHER. Grid: pixels of
+    the input, channels, maps.
     """
-    first = tl.program_id(2) * TOGETHER
+    first = tl.program_id(2)
+    if SHARED > 0:
+        first = 0
     if ON:
         if tl.load(live + first) == 0:
             return
@@ -106,8 +108,10 @@ def depthwise_input_gradient(
         done = True
         if ON:
             done = tl.load(live + z) != 0
+        g = operation(order, z, ON)
+        if SHARED > 1:
+            done = done & (g % SHARED == tl.program_id(2))
         if done:
-            g = operation(order, z, ON)
             taps = tl.load(addresses + g).to(like.dtype)
             own = tl.load(kind + g)
             for k in tl.static_range(len(KINDS)):
@@ -117,8 +121,8 @@ def depthwise_input_gradient(
                         BP, BC,
                     )  # fmt: skip
     q = operation(order, first, ON)
-    if SHARED:
-        q = first.to(tl.int64)  # of which there is one
+    if SHARED > 0:
+        q = tl.program_id(2).to(tl.int64)
     valid = (p < PI)[:, None] & here[None, :]
     if PRE >= 1:
         v = tl.load(x + q * x_group + p[:, None] * C + c[None, :], mask=valid, other=0.0).to(tl.float32)
@@ -131,7 +135,7 @@ def depthwise_input_gradient(
 
 @triton.jit
 def depthwise_weight_gradient(
-    x, x_group, scale, shift, grad, part, row_size, kind, places, order, live, P, C: tl.constexpr,
+    x, x_group, maps, scale, shift, grad, part, row_size, kind, places, order, live, P, C: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
@@ -164,7 +168,7 @@ def depthwise_weight_gradient(
         row, column = h * STRIDE + down, w * STRIDE + right
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         valid = inside[:, None] & here[None, :]
-        at = x + g * x_group + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
+        at = x + g % maps * x_group + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
         v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, a, b, PRE)
         d = tl.load(grad + (g * P + p[:, None]) * C + c[None, :], mask=valid, other=0.0).to(tl.float32)
         total += tl.sum(v * d, 0)

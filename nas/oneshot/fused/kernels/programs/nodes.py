@@ -3,7 +3,7 @@
 Maps are [P, C] as in `pixels`, one after the other in slots. A contribution is what one operation on one
 edge brings into a node; table[contribution, 0] is the slot of its map, [.., 1] and [.., 2] the number of the
 node and of the edge that it belongs to, which are the rows of gradients, [.., 3] whether it is normalised.
-Sums over pixels are written block by block and added by the caller (no atomics). Not yet run on a GPU.
+Not yet run on a GPU.
 
 Where ON, only some maps are computed: slots of which on[slot] is not 0, and contributions
 of which chosen[contribution] is not 0. Others are not read, whatever is there.
@@ -12,6 +12,7 @@ of which chosen[contribution] is not 0. Others are not read, whatever is there.
 import triton
 import triton.language as tl
 
+from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last
 from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 
@@ -66,12 +67,14 @@ def node_forward(
 
 @triton.jit
 def node_sums(
-    raw, mean, inv, table, states, grad, part, chosen, P, kept, C: tl.constexpr, blocks, ROW: tl.constexpr,
-    ON: tl.constexpr, LOOP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    raw, mean, inv, table, states, grad, part, total, tickets, chosen, P, kept, C: tl.constexpr,
+    BLOCKS: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part[k, block, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
+    """total[k, 0 and 1, c] = Σ_p grad and Σ_p grad x̂, with x̂ = (raw - mean) inv, or the state.
 
-    grad is that of the node or edge in column ROW of the table. Grid: blocks, channels, contributions.
+    part[k, block, ..] are those of blocks; grad is that of the node or edge in column ROW of the table. Grid:
+    blocks, channels, contributions.
     """
     k = tl.program_id(2).to(tl.int64)
     block = tl.program_id(0)
@@ -79,7 +82,7 @@ def node_sums(
     here = c < C
     if ON:
         if tl.load(chosen + k) == 0:
-            place = part + (k * blocks + block) * 2 * C + c
+            place = total + k * 2 * C + c
             tl.store(place, tl.zeros([BC], tl.float32), mask=here)
             tl.store(place + C, tl.zeros([BC], tl.float32), mask=here)
             return
@@ -102,9 +105,11 @@ def node_sums(
         v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
         first += tl.sum(d, 0)
         second += tl.sum(d * (v - m[None, :]) * f[None, :], 0)
-    place = part + (k * blocks + block) * 2 * C + c
+    place = part + (k * BLOCKS + block) * 2 * C + c
     tl.store(place, first, mask=here)
     tl.store(place + C, second, mask=here)
+    if done_last(tickets + k * tl.cdiv(C, BC) + tl.program_id(1), BLOCKS):
+        add_blocks(part + k * BLOCKS * 2 * C, BLOCKS, total + k * 2 * C, c, C, BB, BC)
 
 
 @triton.jit
@@ -141,14 +146,15 @@ def branch_gradient(
 
 @triton.jit
 def pool_forward(
-    x, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
+    x, x_group, maps, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, ON: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """out[g] = the largest of 3x3 where g < MAXIMA, else their average; moments as in `convolve_forward`.
 
-    index[g, p, c]: which of the nine is the largest, the first of equal ones; not a number beats all, as in
-    PyTorch. Grid: blocks of pixels, channels, pools.
+    Pool g reads map g % maps, which are x_group numbers apart. index[g, p, c]: which of the nine is the
+    largest, the first of equal ones; not a number beats all, as in PyTorch. Grid: blocks of pixels, channels,
+    pools.
     """
     g = tl.program_id(2).to(tl.int64)
     if ON:
@@ -167,7 +173,8 @@ def pool_forward(
         row, column = h * STRIDE + tap // 3 - 1, w * STRIDE + tap % 3 - 1
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         seen = inside[:, None] & here[None, :]
-        v = tl.load(x + ((n * HI + row) * WI + column)[:, None] * C + c[None, :], mask=seen, other=0.0)
+        at_tap = x + g % maps * x_group + ((n * HI + row) * WI + column)[:, None] * C + c[None, :]
+        v = tl.load(at_tap, mask=seen, other=0.0)
         v = v.to(tl.float32)
         better = seen & ((at == 9) | (v > best) | (v != v))
         best = tl.where(better, v, best)
@@ -229,29 +236,35 @@ def pool_gradient(
 
 @triton.jit
 def leaving_gradient(
-    chains, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI, C: tl.constexpr,
-    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    chains, other, apart, pools, index, weights, table, members, grad, out, on, busy, chosen, P, PI,
+    C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    STRIDE: tl.constexpr, MAXIMA: tl.constexpr, POOLS: tl.constexpr, SAME: tl.constexpr, MAPS: tl.constexpr,
+    OTHER: tl.constexpr, ROW: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out = the gradient of a map: that of each chain, of each pool from `pool_gradient`, and of identities.
+    """out = the gradient of each map: that of chains, of its pools from `pool_gradient`, and of identities.
 
-    members: the contributions of SAME identities. on: of the pools; busy: of the chains, whether any of their
-    operations is computed. Grid: pixels of the map, channels.
+    members: the contributions of SAME identities; of pools and identities, those of the maps take turns. on:
+    of the pools; busy: of the chains, whether any of their operations is computed. other: what is added where
+    OTHER, its pixels `apart` numbers from each other. Grid: pixels of a map, channels, maps.
     """
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = c < C
     valid = (p < PI)[:, None] & here[None, :]
     place = p[:, None] * C + c[None, :]
+    own = tl.program_id(2).to(tl.int64) * PI * C + place
     n, h, w = pixel(p, HI, WI)
     total = tl.zeros([BP, BC], tl.float32)
+    if OTHER:
+        at = other + p[:, None].to(tl.int64) * apart + c[None, :]
+        total += tl.load(at, mask=valid, other=0.0).to(tl.float32)
     for i in tl.static_range(len(chains)):
         read = valid
         if ON:
             read = read & (tl.load(busy + i) != 0)
-        total += tl.load(chains[i] + place, mask=read, other=0.0).to(tl.float32)
-    for j in tl.static_range(POOLS):
+        total += tl.load(chains[i] + own, mask=read, other=0.0).to(tl.float32)
+    for turn in tl.static_range(POOLS // MAPS):
+        j = turn * MAPS + tl.program_id(2).to(tl.int64)
         wanted = p < PI
         if ON:
             wanted = wanted & (tl.load(on + j) != 0)
@@ -263,19 +276,19 @@ def leaving_gradient(
             seen = inside[:, None] & here[None, :]
             q = j * P * C + ((n * HO + row) * WO + column)[:, None] * C + c[None, :]
             d = tl.load(pools + q, mask=seen, other=0.0).to(tl.float32)
-            if j < MAXIMA:
+            if turn * MAPS < MAXIMA:
                 d = tl.where(tl.load(index + q, mask=seen, other=9) == tap, d, 0.0)
             else:
                 high = tl.minimum(row * STRIDE + 2, HI) - tl.maximum(row * STRIDE - 1, 0)
                 wide = tl.minimum(column * STRIDE + 2, WI) - tl.maximum(column * STRIDE - 1, 0)
                 d = d / tl.where(inside, high * wide, 1).to(tl.float32)[:, None]
             total += d
-    for e in range(SAME):
-        k = tl.load(members + e)
+    for turn in range(SAME // MAPS):
+        k = tl.load(members + turn * MAPS + tl.program_id(2))
         node = tl.load(table + 4 * k + ROW).to(tl.int64)
         read = valid
         if ON:
             read = read & (tl.load(chosen + k) != 0)
         d = tl.load(grad + node * P * C + place, mask=read, other=0.0).to(tl.float32)
         total += tl.load(weights + k).to(tl.float32) * d
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + own, total.to(out.dtype.element_ty), mask=valid)

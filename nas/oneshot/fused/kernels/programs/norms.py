@@ -6,7 +6,7 @@ See `pixels` for what their arguments are. Where ON, on[slot] of a map that is n
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.programs.pixels import operation
+from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last, operation
 
 
 @triton.jit
@@ -58,10 +58,10 @@ def moments(
 
 @triton.jit
 def sums(
-    grad, y, mean, inv, part, order, live, P, C: tl.constexpr, blocks, ON: tl.constexpr, LOOP: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    grad, y, mean, inv, part, total, tickets, order, live, P, C: tl.constexpr, ON: tl.constexpr,
+    BLOCKS: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part[g, block, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv.
+    """total[g, 0 and 1, c] = Σ_p grad and Σ_p grad (y - mean) inv, and part[g, block, ..] those of blocks.
 
     Grid: blocks, channels, operations.
     """
@@ -85,9 +85,11 @@ def sums(
         v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32)
         first += tl.sum(d, 0)
         second += tl.sum(d * (v - m[None, :]) * i[None, :], 0)
-    place = part + (g * blocks + block) * 2 * C + c
+    place = part + (g * BLOCKS + block) * 2 * C + c
     tl.store(place, first, mask=here)
     tl.store(place + C, second, mask=here)
+    if done_last(tickets + g * tl.cdiv(C, BC) + tl.program_id(1), BLOCKS):
+        add_blocks(part + g * BLOCKS * 2 * C, BLOCKS, total + g * 2 * C, c, C, BB, BC)
 
 
 @triton.jit
@@ -118,3 +120,27 @@ def norm_gradient(
     f = tl.load(scale + g * C + c, mask=here, other=0.0)
     v = (d - a[None, :] - v * b[None, :]) * f[None, :]
     tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def follow(where, mean, var, like, tracked, momentum, C, BC: tl.constexpr):
+    """Running statistics of norms go towards mean and var of a slot each, and batches are counted.
+
+    where[n] = addresses of the running mean and variance, as `like`, and of the count, as `tracked`; then the
+    slot. Grid: channels, norms.
+    """
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    here = c < C
+    own = where + 4 * tl.program_id(1)
+    slot = tl.load(own + 3)
+    at = tl.load(own).to(like.dtype) + c
+    before = tl.load(at, mask=here, other=0.0)
+    now = tl.load(mean + slot * C + c, mask=here, other=0.0)
+    tl.store(at, before + momentum * (now - before), mask=here)
+    at = tl.load(own + 1).to(like.dtype) + c
+    before = tl.load(at, mask=here, other=0.0)
+    now = tl.load(var + slot * C + c, mask=here, other=0.0)
+    tl.store(at, before + momentum * (now - before), mask=here)
+    if tl.program_id(0) == 0:
+        count = tl.load(own + 2).to(tracked.dtype)
+        tl.store(count, tl.load(count) + 1)

@@ -1,9 +1,11 @@
 """What the Triton programs have in common: where a pixel is, how it is read, which operation a program does.
 
 Maps are [P, C], row after row, with P = B * H * W pixels (channels last); those of G operations one after the
-other, [G, P, C]. A map that all operations share has a group stride of 0. Sums are in float32; maps are in
+other, [G, P, C]. Where they share maps, operation g reads that of number g % maps; they are x_group numbers
+apart, and SHARED says how many there are, 0 where each has its own. Sums are in float32; maps are in
 the type they have. Channels are tiles of a power of two, some of it unused. Sums over pixels are written
-block by block and added by the caller, so that they are the same on every run (no atomics).
+block by block, and added in their order by the caller or by the program that is done last, so that they are
+the same on every run.
 
 PRE says what is done to a map while it is read: nothing (0), ReLU (1), or batch-norm and ReLU (2).
 
@@ -58,3 +60,31 @@ def dilation_of(kind, KINDS: tl.constexpr):
     for k in tl.static_range(1, len(KINDS)):
         dilation = tl.where(kind == k, KINDS[k][1], dilation)
     return dilation
+
+
+@triton.jit
+def done_last(ticket, programs):
+    """Whether this is the last of so many programs that ask; it then reads what the others have stored.
+
+    The ticket is 0 before they ask, and after it.
+    """
+    tl.debug_barrier()  # what any thread has stored comes before the ticket that one of them takes
+    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(ticket, 0)
+    return last
+
+
+@triton.jit
+def add_blocks(part, BLOCKS: tl.constexpr, total, c, C: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr):
+    """total[0 and 1, c] = Σ_block part[block, 0 and 1, c]."""
+    first = tl.zeros([BC], tl.float32)
+    second = tl.zeros([BC], tl.float32)
+    for start in range(0, BLOCKS, BB):
+        block = start + tl.arange(0, BB)
+        valid = (block < BLOCKS)[:, None] & (c < C)[None, :]
+        at = part + block[:, None] * 2 * C + c[None, :]
+        first += tl.sum(tl.load(at, mask=valid, other=0.0), 0)
+        second += tl.sum(tl.load(at + C, mask=valid, other=0.0), 0)
+    tl.store(total + c, first, mask=c < C)
+    tl.store(total + C + c, second, mask=c < C)

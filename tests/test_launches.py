@@ -1,0 +1,98 @@
+"""How many launches of kernels and calls of the library a step of DARTS by kernels takes.
+
+In a CUDA graph each costs some microseconds, of which a step of small maps mostly consists. The kernels
+compute nothing here.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from tape import MADE, Refusing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton")
+
+from kernels_by_torch import PROGRAMS
+
+import nas
+from nas.oneshot import methods
+from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.fused import execution, trust
+from nas.oneshot.fused.kernels import launch, mixing_launch
+from nas.oneshot.fused.workloads import noise
+from nas.oneshot.supernet import Supernet
+from nas.training import loop as training
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="counts programs of Triton; on a GPU depthwise ones are CUDA C++"
+)
+NO_WORK = (*MADE, "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::as_strided_")
+
+
+class Idle:
+    """Programs that do nothing, of which each launch is counted."""
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def __getattr__(self, name):
+        return _Launch(name, self.counts)
+
+
+class _Launch:
+    def __init__(self, name, counts):
+        self.name, self.counts = name, counts
+
+    def __getitem__(self, _):
+        return lambda *_, **__: self.counts.update([self.name])
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of the library that are work for a GPU: neither views nor memory without values."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        name, schema = call._schema.name, call._schema
+        view = not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+        if name.startswith("aten::") and name not in NO_WORK and not view:
+            self.counts[name] += 1
+        return call(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """A step of DARTS, of the alphas and then of the weights, as it is captured on a GPU, and its counts."""
+    launched, calls = Counter(), Calls()
+    for module, names in ((launch, PROGRAMS), (mixing_launch, ["programs"])):
+        for name in names:
+            monkeypatch.setattr(module, name, Idle(launched))
+    monkeypatch.setattr(trust, "_tried", lambda *_: True)
+    monkeypatch.setattr(execution, "resolve", lambda *_: "kernels")
+    monkeypatch.setattr(training, "recorder", lambda _: Refusing())
+    task = noise(channels=3, side=32, images=16, device=torch.device("cpu"))
+    space, method = nas.load("darts", in_channels=3, classes=10, width=16, cells=8), methods.darts()
+    method = replace(method, weights=replace(method.weights, batch=4, precision="bfloat16"))
+    supernet = Supernet(space, relaxation=method.relaxation).to(memory_format=torch.channels_last)
+    loop = BilevelLoop(supernet.train(), task, method, seed=0)
+    loop.advance()  # momenta and plans are made
+
+    def counted():
+        loop.passes.follow()
+        loop._begin_both()
+        launched.clear()
+        with calls:
+            loop._move_both()
+        return launched, calls.counts
+
+    return counted
+
+
+def test_a_step_takes_few_launches_and_calls(step):
+    launched, calls = step()
+    assert launched.total() == 1294
+    assert calls.total() <= 791, calls
