@@ -22,7 +22,7 @@ from nas.evaluation.metrics import check_metrics
 from nas.files.paths import check_contents, check_name, exists
 from nas.goals import Goals
 from nas.schedulers.proposal import propose
-from nas.schedulers.schedule import Listed, Scheduler
+from nas.schedulers.scheduler import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.ledger import OVERDUE, Ledger

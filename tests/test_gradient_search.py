@@ -23,7 +23,7 @@ from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
 from nas.results.result import is_finished
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.storage.run import run_storage
 from nas.study import Study
 from nas.types import Trial

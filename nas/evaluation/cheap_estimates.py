@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluation.calibration import MIN_ARCHITECTURES, Calibration, Estimate, Settings, choose, estimate
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import diagnosis
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluation.laddered import Laddered
@@ -20,7 +20,7 @@ from nas.job.run_folder import CHECKPOINT
 from nas.job.shared_weights import shared_weights
 from nas.job.trial_setup import trial_line
 from nas.proxies import DEFAULT, PROXIES, log_rank
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.study import Evaluator, Study

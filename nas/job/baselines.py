@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.budget.clock import TimeUp
-from nas.evaluation.evaluate import Cached, Trained
+from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.phases import Found
 from nas.job.plan import UNBOUNDED
 from nas.job.run_folder import CHECKPOINT, RANDOM
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
 from nas.schedulers.halving import epochs_granted, finalists
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
 from nas.tracking.points import of_trials

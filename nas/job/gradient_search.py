@@ -29,7 +29,7 @@ from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
 from nas.results.records import NeededRecord, checked
 from nas.schedulers.halving import finalists
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.seeding import rng
 from nas.space import Space
 from nas.study import Study

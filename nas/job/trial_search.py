@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from nas.evaluation.evaluate import Cached, Trained
+from nas.evaluation.evaluators import Cached, Trained
 from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
 from nas.job.run_folder import SEARCH

@@ -11,14 +11,14 @@ from torch import nn
 
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import ADVICE
 from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.guard import reason_of
 from nas.evaluation.laddered import Laddered
 from nas.job.search_run import search
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.journal import journal_storage
 from nas.study import Study
