@@ -18,7 +18,7 @@ from nas.evaluation.fidelity import Ladder
 from nas.goals import Goals
 from nas.searchers import Searcher
 from nas.space import Space
-from nas.types import Genotype, Trial
+from nas.types import Genotype, Trial, of_longest_training
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,7 @@ def epochs_granted(trials: Sequence[Trial], granted: Sequence[int]) -> int:
 
 def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
     """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
-    kept = [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
-    most = max((t.fidelity for t in kept), default=0)
-    return [t for t in kept if t.fidelity == most]
+    return of_longest_training(t for t in history if t.state == "done" and goals.violation(t.metrics) == 0)
 
 
 def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:
