@@ -12,7 +12,7 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     "architectures budget data evaluation files job results schedulers training",
-    "text",
+    "text dispatch",
     # plain values, errors, random streams
     "training.averaging errors files.strictjson types seeding progress signals "
     "patience training.peak storage.sealing",
