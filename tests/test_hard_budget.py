@@ -6,6 +6,8 @@ import pytest
 
 from nas.budget import timing
 from nas.budget.clock import Clock
+from nas.budget.shares import Needs
+from nas.budget.timing import Ahead
 from nas.errors import ConfigError
 from nas.job.config import make_config
 from nas.job.preparation import prepare
@@ -13,6 +15,7 @@ from nas.job.run_folder import read_run
 from nas.job.search_run import run
 from nas.registry import load
 from nas.task import load_task
+from nas.training.accuracy import FORWARD
 from nas.training.resumable import Stopped
 from nas.training.team import Alone
 from nas.training.train import train
@@ -93,6 +96,18 @@ def test_the_last_training_is_compressed_and_not_cut(tmp_path):
     record = json.loads((tmp_path / "time.json").read_text())["decided"]
     decided = next(value for name, value in record.items() if name.startswith("retrain"))["value"]
     assert decided["epochs"] == result.metrics["retrain_epochs"]
+
+
+def test_the_last_training_ends_in_time_for_the_test(tmp_path, monkeypatch):
+    """As a step now takes a second, the test of 359 images will take 2.2, whatever was expected before."""
+    monkeypatch.setattr("nas.budget.timing.network_pace", lambda *_, **__: 1.0)
+    values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0}
+    made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
+    last = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0, test_s=40.0), 0.0, 0.0))
+    tested_s = FORWARD * 359 / 64
+    assert last.left_s() == pytest.approx(57.0 - tested_s)
+    again = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0), 0.0, 0.0))
+    assert again.left_s() == last.left_s()
 
 
 def test_a_resumed_job_goes_on_as_it_was_divided(tmp_path):

@@ -15,6 +15,7 @@ from nas.console import LiveProgress
 from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.job.search_run import look
+from nas.training.accuracy import FORWARD
 from tests.jobs import TINY, Recorder
 
 VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}
@@ -49,6 +50,8 @@ def test_its_times_follow_from_the_steps(found):
     seconds = {phase.name: phase.seconds for phase in found.phases}
     assert seconds[SEARCH] == seconds[BASELINES] and found.seconds == sum(seconds.values())
     assert seconds[RETRAIN] == pytest.approx(found.final_step_s * (1438 // 64))
+    assert found.needs.test_s == pytest.approx(found.final_step_s * FORWARD * 359 / 64)
+    assert found.needs.test_s + found.needs.finish_s == pytest.approx(seconds[FINISH])
     assert found.needs.search_s == seconds[SEARCH] and found.needs.total_s == pytest.approx(found.seconds)
 
 

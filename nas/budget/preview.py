@@ -38,7 +38,7 @@ class Preview:
     ranges: of params, macs, peak_bytes, latency_ms (the last network's) and of step_s (of a trial).
     memory_bytes: what training needs at least, counted.
     phases: in order. device: in words. measured_s: what the measuring took.
-    training_s: one training of the re-evaluation.
+    training_s: one training of the re-evaluation. test_s: testing the last network, part of the last phase.
     shared_step_s, search_step_s, final_step_s: seconds of a step of a supernet and of the last network.
     """
 
@@ -57,6 +57,7 @@ class Preview:
     shared_step_s: float = 0.0
     search_step_s: float = 0.0
     final_step_s: float = 0.0
+    test_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -73,7 +74,8 @@ class Preview:
             seconds.get(RERANK, 0.0),
             seconds[RETRAIN],
             self.training_s,
-            seconds[FINISH],
+            seconds[FINISH] - self.test_s,
+            self.test_s,
         )
 
     def to_dict(self) -> dict[str, object]:

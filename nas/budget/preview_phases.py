@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
 from nas.evaluation.fidelity import Fidelity
 from nas.job.job import Job
-from nas.oneshot.differentiable import LOOKS
+from nas.oneshot.differentiable import looks
+from nas.training.accuracy import FORWARD
 from nas.workers.slots import cores
-
-FORWARD = 0.4
-"""Of a step, that evaluating as many images takes."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,13 @@ def one_training_s(job: Job, steps: Steps) -> float:
     return (job.plan.top_k_epochs * per_epoch + validated) * steps.trial
 
 
+def testing_s(job: Job, step_s: float) -> float:
+    """Seconds that testing the last network takes, of which a step of its training takes so long."""
+    return FORWARD * len(job.task.test) / job.recipe.batch * step_s
+
+
 def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> list[Phase]:
-    """All phases in order. finish_s: what the last of them takes."""
+    """All phases in order. finish_s: what the last of them takes beside the test."""
     plan = job.plan
     planned, search_s = _search(job, steps)
     found = [Phase(SEARCH, planned, search_s)]
@@ -48,7 +51,7 @@ def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> lis
     per_epoch = max(1, images // job.recipe.batch)
     seconds = job.recipe.epochs * per_epoch * steps.final
     found.append(Phase(RETRAIN, f"{job.recipe.epochs} epochs of {images:,} images", seconds))
-    found.append(Phase(FINISH, "test accuracy, files and pictures", finish_s))
+    found.append(Phase(FINISH, "test accuracy, files and pictures", testing_s(job, steps.final) + finish_s))
     return found
 
 
@@ -59,8 +62,8 @@ def _search(job: Job, steps: Steps) -> tuple[str, float]:
     if plan.searcher is None:
         epochs = plan.search.weights.epochs
         per_epoch = max(1, images // plan.search.weights.batch)
-        looks = LOOKS + FORWARD * len(job.search_task.val) / plan.search.weights.batch
-        return f"{epochs} epochs of a supernet", epochs * (per_epoch + looks) * steps.search
+        looking = looks(job.search_task, plan.search.weights.batch)
+        return f"{epochs} epochs of a supernet", epochs * (per_epoch + looking) * steps.search
     if job.config.shares_weights:
         epochs = plan.shared.epochs
         per_epoch = max(1, images // plan.shared.batch)

@@ -11,6 +11,7 @@ from pathlib import Path
 from nas import devices
 from nas.budget.pace import network_pace
 from nas.budget.preview import Preview, time_text
+from nas.budget.preview_phases import testing_s
 from nas.budget.preview_run import preview
 from nas.budget.shares import Fit, Needs, Shares, divide, fit
 from nas.errors import TrialError
@@ -18,7 +19,7 @@ from nas.files.atomic import write_json
 from nas.graph import architecture_hash
 from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT
-from nas.oneshot.differentiable import LOOKS
+from nas.oneshot.differentiable import looks
 from nas.task import Split, first_of
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -95,7 +96,8 @@ def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
     if plan.searcher is None:
         weights = plan.search.weights
         per_epoch = max(1, images // weights.batch)
-        step_s = ahead.search_step_s * (per_epoch + LOOKS) / per_epoch
+        looking = looks(job.search_task, weights.batch)
+        step_s = ahead.search_step_s * (per_epoch + looking) / per_epoch
         method = dataclasses.replace(plan.search, weights=epochs("search", weights, step_s, left_s))
         plan = dataclasses.replace(plan, search=method)
     elif job.config.shares_weights:
@@ -134,26 +136,33 @@ class Last:
 
 
 def last_training(job: Job, genotype: Genotype, ahead: Ahead | None) -> Last:
-    """As planned, or where there is a budget as much of it as fits by a few steps of this very network."""
+    """As planned, or where there is a budget as much of it as fits by a few steps of this very network.
+
+    They also tell how long its test will take, on the machine as it is now.
+    """
     split, folder = job.task.train_and_val(), job.folder / CHECKPOINT / "retrain"
     if job.clock.budget_s is None or ahead is None:
         return Last(job.recipe, split, folder)
-    finish_s, clock = ahead.needs.finish_s, job.clock
-
-    def left_s() -> float:
-        clock.tick()
-        return clock.left_s - finish_s
+    clock, writing_s = job.clock, ahead.needs.finish_s
 
     def choose() -> dict[str, object]:
         try:
-            step_s = network_pace(
-                job.final, genotype, job.task, job.recipe, split=split, limit_s=0.03 * max(0.0, left_s())
-            )
+            limit_s = 0.03 * max(0.0, clock.left_s - writing_s - ahead.needs.test_s)
+            step_s = network_pace(job.final, genotype, job.task, job.recipe, split=split, limit_s=limit_s)
         except TrialError:  # which the training itself will raise
             step_s = 0.0
-        return dataclasses.asdict(fit(job.recipe, len(split), step_s, left_s()))
+        tested_s = testing_s(job, step_s)
+        found = fit(job.recipe, len(split), step_s, clock.left_s - writing_s - tested_s)
+        return {**dataclasses.asdict(found), "test_s": tested_s}
 
-    found = Fit(**clock.decide(f"retrain {list(genotype)}", choose))
+    decided = dict(clock.decide(f"retrain {list(genotype)}", choose))
+    reserved_s: float = writing_s + decided.pop("test_s", 0.0)
+    found = Fit(**decided)
+
+    def left_s() -> float:
+        clock.tick()
+        return clock.left_s - reserved_s
+
     if found.images < len(split):
         job.progress.note(f"budget: the last training sees {found.images:,} of {len(split):,} images, once")
     elif found.epochs < job.recipe.epochs:
