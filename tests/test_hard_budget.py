@@ -1,6 +1,7 @@
 """Whole jobs within a time: they always end with a tested network, and decide the same when resumed."""
 
 import json
+import time
 
 import pytest
 
@@ -175,6 +176,15 @@ def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
     assert len(curve.train_loss) == len(curve.val_acc) == 1
     again = trained(left_s=lambda: pytest.fail("it had ended"))
     assert again == curve
+
+
+def test_the_estimate_begins_where_the_job_did(tmp_path):
+    """Loading libraries and data takes seconds, too, before anything can be measured."""
+    clock = Clock(since=time.monotonic() - 1000)
+    config = make_config({**SMALL, "space": "toy", "method": "random"})
+    found = run(config, out=tmp_path, clock=clock, tell=lambda _: True)
+    needed_s = json.loads((tmp_path / "preview.json").read_text())["seconds"]
+    assert 1000 < found.metrics["estimated_seconds"] - needed_s < found.metrics["job_seconds"]
 
 
 def test_a_preview_is_shown_once_and_may_be_declined(tmp_path):

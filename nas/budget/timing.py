@@ -35,11 +35,15 @@ Tell = Callable[[Preview], bool]
 
 @dataclass(frozen=True)
 class Ahead:
-    """What was measured before a job began: seconds that it needs, and those of a step of its supernet."""
+    """What was measured before a job began: seconds that it needs, and those of a step of its supernet.
+
+    spent_s: what it had taken by then, for loading libraries and data and for the measuring.
+    """
 
     needs: Needs
     search_step_s: float
     shared_step_s: float
+    spent_s: float = 0.0
 
 
 def look_ahead(job: Job, tell: Tell | None) -> Ahead | None:
@@ -53,10 +57,11 @@ def look_ahead(job: Job, tell: Tell | None) -> Ahead | None:
 
     def measure() -> dict[str, object]:
         found = measured(job)
+        spent_s = job.clock.elapsed_s  # without the time that it takes somebody to answer
         write_json(job.folder / FILE, found.to_dict())
         if tell is not None and not tell(found):
             raise Stopped("nothing was trained")
-        ahead = Ahead(found.needs, found.search_step_s, found.shared_step_s)
+        ahead = Ahead(found.needs, found.search_step_s, found.shared_step_s, spent_s)
         return dataclasses.asdict(ahead)
 
     known = job.clock.decide("ahead", measure, lasting=True)
@@ -69,8 +74,8 @@ def measured(job: Job) -> Preview:
 
 
 def estimated_s(job: Job, ahead: Ahead) -> float:
-    """Seconds that the whole job was estimated to take, at most its budget."""
-    return min(ahead.needs.total_s, job.clock.budget_s or math.inf)
+    """Seconds that the whole job was estimated to take, from its beginning; at most its budget."""
+    return min(ahead.spent_s + ahead.needs.total_s, job.clock.budget_s or math.inf)
 
 
 def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
