@@ -37,7 +37,7 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
     assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
-    assert "7 trials, 1 epochs each" in text and "27 architectures" in text and "on a device" in text
+    assert "7 trials, 1 epoch each" in text and "27 architectures" in text and "on a device" in text
     assert "random architectures at final size" in text
 
 
@@ -58,8 +58,8 @@ def test_its_times_follow_from_the_steps(found):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "darts"}, "1 epochs of a supernet"),
-        ({"method": "spos"}, "1 epochs of a supernet, 7 trials"),
+        ({"method": "darts"}, "1 epoch of a supernet"),
+        ({"method": "spos"}, "1 epoch of a supernet, 7 trials"),
         ({"method": "random"}, "7 trials"),
         ({"scheduler": "hyperband", "ladder": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
     ],

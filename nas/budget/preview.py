@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nas.architectures.space_size import Size
 from nas.budget.shares import Needs
+from nas.text import counted
 
 HOUR_S = 3600.0
 
@@ -85,14 +86,15 @@ class Preview:
     def lines(self) -> list[str]:
         """A short table."""
         size = Size(self.architectures, self.exact)
-        rows = [f"space        {self.space}: {self.decisions} decisions, {size} architectures"]
+        rows = [f"space        {self.space}: {counted(self.decisions, 'decision')}, {size} architectures"]
         rows += [
             f"{label:<13}{_span(self.ranges[name], unit)}"
             for name, label, unit in _SHOWN
             if name in self.ranges
         ]
         rows.append(
-            f"             over {self.sample} random architectures at final size, latency of {self.timed}"
+            f"             over {counted(self.sample, 'random architecture')} at final size, latency of "
+            f"{self.timed}"
         )
         rows.append(f"memory       training takes {_short(self.memory_bytes)}B at least")
         rows += [

@@ -21,6 +21,7 @@ from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT
 from nas.oneshot.differentiable import looks
 from nas.task import Split, first_of
+from nas.text import counted
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.types import Genotype
@@ -94,7 +95,7 @@ def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
         found = Fit(**clock.decide(name, choose, lasting=True))
         if found.epochs < recipe.epochs:
             job.progress.note(
-                f"budget: the supernet is trained for {found.epochs} epochs, not {recipe.epochs}"
+                f"budget: the supernet is trained for {counted(found.epochs, 'epoch')}, not {recipe.epochs}"
             )
         return found.of(recipe)
 
@@ -171,6 +172,8 @@ def last_training(job: Job, genotype: Genotype, ahead: Ahead | None) -> Last:
     if found.images < len(split):
         job.progress.note(f"budget: the last training sees {found.images:,} of {len(split):,} images, once")
     elif found.epochs < job.recipe.epochs:
-        job.progress.note(f"budget: the last training takes {found.epochs} epochs, not {job.recipe.epochs}")
+        job.progress.note(
+            f"budget: the last training takes {counted(found.epochs, 'epoch')}, not {job.recipe.epochs}"
+        )
     name = f"retrain-{architecture_hash(job.final, genotype)[:8]}-{found.epochs}-{found.images}"
     return Last(found.of(job.recipe), first_of(split, found.images), folder.with_name(name), left_s)

@@ -16,6 +16,7 @@ from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
+from nas.text import counted
 from nas.tracking.points import of_trials
 from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
@@ -81,7 +82,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
             return True
         if job.stop():
-            raise Stopped(f"random search stopped after {study.ended} trials")
+            raise Stopped(f"random search stopped after {counted(study.ended, 'trial')}")
         return False
 
     most = trials if trials is not None else UNBOUNDED

@@ -18,6 +18,7 @@ from nas.evaluation.fidelity import Ladder
 from nas.goals import Goals
 from nas.searchers import Searcher
 from nas.space import Space
+from nas.text import counted
 from nas.types import Genotype, Trial, of_longest_training
 
 
@@ -138,7 +139,9 @@ def comparable(history: Sequence[Trial], granted: Sequence[int], *, enough: int)
 
 
 def _unmeasured(trial: Trial, fidelity: int) -> Trial:
-    return replace(trial, state="failed", metrics={}, reason=f"unmeasured: after {fidelity} epochs")
+    return replace(
+        trial, state="failed", metrics={}, reason=f"unmeasured: after {counted(fidelity, 'epoch')}"
+    )
 
 
 def bracketed(history: Sequence[Trial], granted: Sequence[int]) -> list[list[Trial]]:

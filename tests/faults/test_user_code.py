@@ -364,7 +364,7 @@ def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
         **{f"raises{i}": lambda: Raising(KeyError("k")) for i in range(3)}, sound=lambda: nn.Linear(64, 10)
     )
     settings = SETTINGS | {"trials": 4}
-    with pytest.raises(NoModelError, match="the last 1 trials failed"):
+    with pytest.raises(NoModelError, match="the last 1 trial failed"):
         search(space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 1})
     progress = Recorder()
     resumed = search(
