@@ -123,4 +123,6 @@ def test_a_setting_leaves_it_out(monkeypatch):
 def test_times_in_words():
     assert [time_text(s) for s in (5, 119, 600, 7300)] == ["5 s", "119 s", "10 min", "2.0 h"]
     assert comparison(100, 125) == "the job took 2 min, estimated were 100 s: 25% longer"
+    told = comparison(42, 33, before_s=23)
+    assert told == "the job took 33 s (23 s of it until the preview), estimated were 42 s: 21% less"
     assert comparison(100, 80) == "the job took 80 s, estimated were 100 s: 20% less"

@@ -136,8 +136,13 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR_S else f"{seconds / HOUR_S:.1f} h"
 
 
-def comparison(estimated_s: float, took_s: float) -> str:
-    """The estimate beside what it took."""
+def comparison(estimated_s: float, took_s: float, *, before_s: float = 0.0) -> str:
+    """The estimate beside what it took, both from the beginning of the job.
+
+    before_s: of them, until the preview, which tells only what comes after it.
+    """
     off = abs(took_s / estimated_s - 1) if estimated_s else 0.0
     more = "longer" if took_s >= estimated_s else "less"
-    return f"the job took {time_text(took_s)}, estimated were {time_text(estimated_s)}: {off:.0%} {more}"
+    before = f" ({time_text(before_s)} of it until the preview)" if before_s >= 1 else ""
+    took, estimated = time_text(took_s), time_text(estimated_s)
+    return f"the job took {took}{before}, estimated were {estimated}: {off:.0%} {more}"
