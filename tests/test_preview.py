@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from nas.budget.clock import Clock
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.budget.preview_phases import Steps, phases_of
 from nas.budget.preview_run import preview
 from nas.cli import search
 from nas.cli.app import app
@@ -15,6 +16,7 @@ from nas.console import LiveProgress
 from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.job.search_run import look
+from nas.oneshot.differentiable import CURVATURE
 from nas.training.accuracy import FORWARD
 from tests.jobs import TINY, Recorder
 
@@ -53,6 +55,19 @@ def test_its_times_follow_from_the_steps(found):
     assert found.needs.test_s == pytest.approx(found.final_step_s * FORWARD * 359 / 64)
     assert found.needs.test_s + found.needs.finish_s == pytest.approx(seconds[FINISH])
     assert found.needs.search_s == seconds[SEARCH] and found.needs.total_s == pytest.approx(found.seconds)
+
+
+def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
+    """It has no direction to begin in: ten iterations, not two."""
+    steps = Steps(0.1, 0.1, search=1.0, shared=0.0)
+
+    def seconds(epochs):
+        values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
+        return phases_of(prepare(make_config(values), tmp_path)[0], steps, 1.0, 1.0)[0].seconds
+
+    one, two, three = map(seconds, (1, 2, 3))
+    assert three - two == pytest.approx(two - one)
+    assert one - (two - one) == pytest.approx(8 * CURVATURE)
 
 
 @pytest.mark.parametrize(

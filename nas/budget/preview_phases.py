@@ -66,8 +66,9 @@ def _search(job: Job, steps: Steps) -> tuple[str, float]:
     if plan.searcher is None:
         epochs = plan.search.weights.epochs
         per_epoch = max(1, images // plan.search.weights.batch)
-        looking = looks(job.search_task, plan.search.weights.batch)
-        return f"{counted(epochs, 'epoch')} of a supernet", epochs * (per_epoch + looking) * steps.search
+        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        seconds = (epochs * (per_epoch + later) + first - later) * steps.search
+        return f"{counted(epochs, 'epoch')} of a supernet", seconds
     if job.config.shares_weights:
         epochs = plan.shared.epochs
         per_epoch = max(1, images // plan.shared.batch)

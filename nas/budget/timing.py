@@ -102,8 +102,9 @@ def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
     if plan.searcher is None:
         weights = plan.search.weights
         per_epoch = max(1, images // weights.batch)
-        looking = looks(job.search_task, weights.batch)
-        step_s = ahead.search_step_s * (per_epoch + looking) / per_epoch
+        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        step_s = ahead.search_step_s * (per_epoch + later) / per_epoch
+        left_s -= ahead.search_step_s * (first - later)
         method = dataclasses.replace(plan.search, weights=epochs("search", weights, step_s, left_s))
         plan = dataclasses.replace(plan, search=method)
     elif job.config.shares_weights:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.course import Course
-from nas.oneshot.health import Health, images_at_once, preferred_accuracy
+from nas.oneshot.health import ITERATIONS, Health, continued, images_at_once, preferred_accuracy
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, lasting
@@ -26,13 +26,18 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
-LOOKS = 6
-"""Steps that looking at a search after an epoch takes about as long as, beside validating it."""
+LOOKS, CURVATURE = 3.0, 1.2
+"""Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""
+PASSES = 2
+"""Of as many images, to train the weights and the alphas, are a step."""
 
 
-def looks(task: Task, batch: int) -> float:
+def looks(task: Task, method: Method, *, first: bool) -> float:
     """Steps that all which is done after an epoch takes about as long as, before it was timed."""
-    return LOOKS + FORWARD * len(task.val) / batch
+    batch = method.weights.batch
+    later = min(ITERATIONS, continued(len(task.train) // batch))
+    iterations = (ITERATIONS if first else later) if method.learns_alphas else 0
+    return LOOKS + CURVATURE * iterations + FORWARD / PASSES * len(task.val) / batch
 
 
 def search(
@@ -111,7 +116,7 @@ class _Search:
         self.course.loop.advance()
         if self.left_s is not None:
             self.step_s = time.perf_counter() - started
-            looks_s = self.looked_s or self.step_s * looks(self.course.task, self.course.loop.loop.images)
+            looks_s = self.looked_s or self.step_s * looks(self.course.task, self.course.method, first=True)
             self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
@@ -179,7 +184,7 @@ class _Search:
         val, portion = self.course.task.val, images_at_once(self.course.loop)
         if not self.cut or self.left_s is None:
             return val
-        portion_s = max(1e-9, self.step_s * FORWARD * portion / self.course.loop.loop.images)
+        portion_s = max(1e-9, self.step_s * FORWARD / PASSES * portion / self.course.loop.loop.images)
         return first_of(val, portion * max(1, int(self.left_s() / portion_s)))
 
     def _examine(self, genotype: Genotype, val_acc: float) -> Health:
