@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
     from nas.evaluation.calibrate_run import calibrate
     from nas.evaluation.calibration import Calibration
-    from nas.evaluation.evaluate import Inherited, Trained
+    from nas.evaluation.evaluators import Inherited, Trained
     from nas.evaluation.fidelity import Fidelity, Ladder
     from nas.evaluation.laddered import Laddered
     from nas.evaluation.measured import Measured
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nas.registry import load
     from nas.results.result import Result, load_result
     from nas.schedulers.halving import Hyperband, SuccessiveHalving
-    from nas.schedulers.schedule import Fixed
+    from nas.schedulers.scheduler import Fixed
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
     from nas.searchers.named import make_searcher
     from nas.searchers.optuna_search import OptunaSearch
@@ -62,13 +62,13 @@ _HOME = {
     "DataError": "nas.errors",
     "Decision": "nas.types",
     "Fidelity": "nas.evaluation.fidelity",
-    "Fixed": "nas.schedulers.schedule",
+    "Fixed": "nas.schedulers.scheduler",
     "Genotype": "nas.types",
     "Goals": "nas.goals",
     "Guided": "nas.searchers",
     "Hyperband": "nas.schedulers.halving",
     "ImageClassifier": "nas.classifier",
-    "Inherited": "nas.evaluation.evaluate",
+    "Inherited": "nas.evaluation.evaluators",
     "Ladder": "nas.evaluation.fidelity",
     "Laddered": "nas.evaluation.laddered",
     "LatencyTable": "nas.latency",
@@ -95,7 +95,7 @@ _HOME = {
     "Tabular": "nas.benchmarks",
     "Task": "nas.task",
     "Tracker": "nas.tracking.tracker",
-    "Trained": "nas.evaluation.evaluate",
+    "Trained": "nas.evaluation.evaluators",
     "Trial": "nas.types",
     "TrialError": "nas.errors",
     "VertexCell": "nas.cell",

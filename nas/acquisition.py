@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
 from nas.goals import Goals
 from nas.pareto import front, hypervolume
@@ -18,6 +18,9 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 CAUTION = 0.5
 """Share of the deviation in draws of a Pareto search; on NAS-Bench-201 better than the whole."""
+ROOT_2PI = np.sqrt(2 * np.pi)
+CANCELLED = -1e4
+"""Below it, `1 - |z| Phi(z) / phi(z)` is less exact than its limit, `1 / z^2`."""
 Kind = Literal["ei", "thompson"]
 
 
@@ -58,24 +61,25 @@ def promise(
         if kind == "thompson":
             draw = mean + sd * rng.standard_normal(len(mean))
             return chance + _log(draw - draw.min() + 1e-9)
-        gain = expected_improvement(mean, sd, target[feasible].max(initial=target.min()))
-        return chance + _log(gain)
+        return chance + log_expected_improvement(mean, sd, target[feasible].max(initial=target.min()))
     targets = np.stack([_tamed(column) for column in scores.T], axis=1)
     moments = [fit(known, target, rng)(new) for target in targets.T]
     noise = CAUTION * rng.standard_normal((len(moments), len(chance)))
     draws = np.stack([mean + sd * z for (mean, sd), z in zip(moments, noise, strict=True)], axis=1)
     gain = volume_gain(targets[feasible], draws)
     # Where no draw reaches beyond the front, the one that comes nearest on the whole.
-    return chance + _log(gain if gain.any() else ndtr(draws.sum(1)))
+    return chance + (_log(gain) if gain.any() else log_ndtr(draws.sum(1)))
 
 
-def expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
-    """The mean of `max(0, Y - best)` for normal Y (Jones et al. 1998, eq. 15), above 0 as floats go."""
+def log_expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
+    """The logarithm of the mean of `max(0, Y - best)` for normal Y (Jones et al. 1998, eq. 15).
+
+    Finite however far below the best the mean is (LogEI, Ament et al. 2023, "Unexpected improvements to
+    expected improvement for Bayesian optimization", eqs. 8 and 9). Deviations count as 1e-9 at least.
+    """
     sd = np.maximum(sd, 1e-9)
-    z = (mean - best) / sd
-    gain: Vector = sd * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
-    never_zero: Vector = np.maximum(gain, 0.0) + 1e-12 * ndtr(z)
-    return never_zero
+    logarithm: Vector = np.log(sd) + _log_h((mean - best) / sd)
+    return logarithm
 
 
 def volume_gain(scores: Matrix, candidates: Matrix) -> Vector:
@@ -116,6 +120,23 @@ def _strips(best: Matrix, candidates: Matrix, reference: Vector) -> Vector:
 def _log(values: Vector) -> Vector:
     logarithms: Vector = np.log(np.maximum(values, np.finfo(np.float64).tiny))
     return logarithms
+
+
+def _log_h(z: Vector) -> Vector:
+    """`log(phi(z) + z Phi(z))` of the standard normal density and distribution (Ament et al. 2023, eq. 9).
+
+    Below -1 the two terms cancel, and what they have in common, `exp(-z^2 / 2)`, is taken out first; where
+    their difference is lost to rounding all the same, it is `1 / z^2`.
+    """
+    result = np.empty_like(z)
+    near = z > -1
+    far = z <= CANCELLED
+    between = ~near & ~far
+    result[near] = np.log(np.exp(-0.5 * z[near] ** 2) / ROOT_2PI + z[near] * ndtr(z[near]))
+    scaled = -z[between] * erfcx(-z[between] / np.sqrt(2)) * ROOT_2PI / 2
+    result[between] = -0.5 * z[between] ** 2 - np.log(ROOT_2PI) + np.log1p(-scaled)
+    result[far] = -0.5 * z[far] ** 2 - np.log(ROOT_2PI) - 2 * np.log(-z[far])
+    return result
 
 
 def _standardised(block: Matrix, count: int) -> Matrix:

@@ -6,7 +6,7 @@ image through the network as it is deployed, and a batch of two as it is trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
 from nas.errors import SpaceError, TrialError, describe
 from nas.evaluation.guard import reason_of
 from nas.space import Space
 from nas.types import Genotype
-
-Args = tuple[object, ...]
-Kwargs = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +87,10 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
 
 def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int, int]:
     """Parameters, multiply-accumulates and peak bytes of one pass over `x` in eval mode."""
-    with _Quick(), _Counting(x) as seen, torch.no_grad():
+    seen = _Counting(x)
+    with _Quick(), Seeing(seen.see), torch.no_grad():
         output = network.eval()(x)
-    params = sum(p.numel() for p in network.parameters() if p.requires_grad and _storage(p) in seen.read)
+    params = sum(p.numel() for p in network.parameters() if p.requires_grad and storage_of(p) in seen.read)
     return params, seen.macs, seen.peak_bytes(output)
 
 
@@ -131,7 +129,7 @@ class _Quick(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run(*args, **(kwargs or {}))
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counting:
     """Counts the operators' work and records when each buffer is first and last in use.
 
     x: the image, which is there before the first operator.
@@ -139,7 +137,6 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
         self.read: set[int] = set()
         self._step = 0
@@ -148,25 +145,21 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._used: dict[int, int] = {}
         self._make(x)
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
-    ) -> object:
-        output: object = func(*args, **(kwargs or {}))
+    def see(self, operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:
         self._step += 1
-        taken = _tensors((args, kwargs))
+        taken = tensors((args, kwargs))
         self._use(taken)
-        known = {_storage(tensor) for tensor in taken}
+        known = {storage_of(tensor) for tensor in taken}
         self.read |= known
-        for tensor in _tensors(output):
-            if _storage(tensor) not in known:
+        for tensor in tensors(output):
+            if storage_of(tensor) not in known:
                 self._make(tensor)
-        if (packet := func.overloadpacket) in flop_registry:
-            self.macs += flop_registry[packet](*args, **(kwargs or {}), out_val=output) // 2
-        return output
+        if (packet := operator.overloadpacket) in flop_registry:
+            self.macs += flop_registry[packet](*args, **kwargs, out_val=output) // 2
 
     def peak_bytes(self, output: object) -> int:
         """The largest sum of buffers alive at one operator; the network's output lives to the end."""
-        self._use(_tensors(output))
+        self._use(tensors(output))
         change = np.zeros(self._step + 2, dtype=np.int64)
         for storage, tensor in self._buffers.items():
             nbytes = tensor.untyped_storage().nbytes()
@@ -175,13 +168,13 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return int(change.cumsum().max())
 
     def _make(self, tensor: Tensor) -> None:
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         self._buffers[storage] = tensor  # a buffer that is kept does not give its address to another
         self._born[storage] = self._used[storage] = self._step
 
     def _use(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            if (storage := _storage(tensor)) in self._buffers:
+            if (storage := storage_of(tensor)) in self._buffers:
                 self._used[storage] = self._step
 
 
@@ -191,21 +184,13 @@ def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
 
     By storage, because a linear layer keeps a view of its weight.
     """
-    own = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    own = {storage_of(tensor) for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            saved[_storage(tensor)] = tensor
+        if storage_of(tensor) not in own:
+            saved[storage_of(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

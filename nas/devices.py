@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nas.errors import ConfigError
+from nas.text import counted
 
 
 def resolve(name: str, *, local: int | None = None) -> torch.device:
@@ -73,7 +74,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{platform.processor() or platform.machine()}, {counted(threads, 'thread')}"
 
 
 def synchronise(device: torch.device) -> None:

@@ -22,12 +22,13 @@ from nas.evaluation.metrics import check_metrics
 from nas.files.paths import check_contents, check_name, exists
 from nas.goals import Goals
 from nas.schedulers.proposal import propose
-from nas.schedulers.schedule import Listed, Scheduler
+from nas.schedulers.scheduler import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
 from nas.storage.ledger import OVERDUE, Ledger
 from nas.storage.run import past_storage
 from nas.storage.study_record import Record, open_study, recorded_goals, warn_of_direction
+from nas.text import counted
 from nas.types import Trial
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
@@ -185,7 +186,7 @@ class Study:
         told = {trial.number for trial in self.history if trial.state != "running"}
         while self.ended < trials:
             if stop():
-                return f"stopped after {self.ended} trials"
+                return f"stopped after {counted(self.ended, 'trial')}"
             try:
                 trial = self._next(trials)
             except ExhaustedError as error:
@@ -196,7 +197,7 @@ class Study:
                 self._evaluate(trial, evaluate)
             told |= self.tell_of(on_trial, told)
             self.check_failures(max_failures)
-        return f"{trials} trials done"
+        return f"{counted(trials, 'trial')} done"
 
     def tell_of(self, on_trial: Callable[[Trial], None], told: Container[int]) -> set[int]:
         """Calls `on_trial` with every ended trial whose number is not among `told`; returns their numbers."""
@@ -223,7 +224,9 @@ class Study:
         """
         ended = [t for t in self.history if t.state != "running"]
         if ended and all(t.state == "failed" for t in ended):
-            raise NoModelError(f"study {self.name!r}: all {len(ended)} trials failed:{diagnosis(ended)}")
+            raise NoModelError(
+                f"study {self.name!r}: all {counted(len(ended), 'trial')} failed:{diagnosis(ended)}"
+            )
         return self.goals.ordered([t for t in ended if t.state == "done"])[:count]
 
     def _next(self, most: int | None = None) -> Trial | None:
@@ -330,7 +333,7 @@ class Study:
         last = [t for t in self.history if t.state != "running"][-most:]
         if len(last) == most and all(t.state == "failed" for t in last):
             raise NoModelError(
-                f"study {self.name!r}: the last {most} trials failed, so the search stops here:"
+                f"study {self.name!r}: the last {counted(most, 'trial')} failed, so the search stops here:"
                 f"{diagnosis(last)}"
             )
 

@@ -1,4 +1,4 @@
-"""Foreign text made fit to be shown: nothing in it can steer a terminal, and it comes to an end."""
+"""Text fit to be shown: foreign text that cannot steer a terminal and comes to an end, counted nouns."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def printable(text: str, *, limit: int | None = None) -> str:
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}... ({len(text) - limit:,} more characters)"
     return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def counted(number: float, noun: str) -> str:
+    """A number of things in words: `1 epoch`, `1,438 images`, `2 classes`."""
+    several = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,.0f} {noun}{several}"
 
 
 def _escaped(character: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 MOST = 10**9
@@ -58,6 +58,13 @@ class Trial:
         return [t for t in own if t.number not in self.beside]
 
 
+def of_longest_training(trials: Iterable[Trial]) -> list[Trial]:
+    """Those of the highest fidelity among them: their values can be compared."""
+    trials = list(trials)
+    most = max((t.fidelity for t in trials), default=0)
+    return [t for t in trials if t.fidelity == most]
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """What a study optimises: one metric, or a weighted sum of several.
@@ -92,6 +99,12 @@ class Objective:
     def score(self, metrics: Mapping[str, float]) -> float:
         """The value turned so that larger is better."""
         return self.better(self.value(metrics))
+
+    def with_value(self, trial: Trial) -> Trial:
+        """The trial with the value among its metrics, under its name, where it has one."""
+        if trial.state != "done" or not set(self.metrics) <= trial.metrics.keys():
+            return trial
+        return replace(trial, metrics={**trial.metrics, self.name: self.value(trial.metrics)})
 
 
 @dataclass(frozen=True, slots=True)

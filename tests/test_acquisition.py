@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from nas.acquisition import expected_improvement, normal_ranks, promise, volume_gain
+from nas.acquisition import log_expected_improvement, normal_ranks, promise, volume_gain
 from nas.goals import Goals, parse_goals
 from nas.pareto import front, hypervolume
 from nas.surrogate import SURROGATES, gaussian_process
@@ -28,18 +28,42 @@ def planted(x, goals, candidates, *, kind="ei", fit=gaussian_process, seed=0, **
 def test_expected_improvement_against_sampling(mean, sd):
     draws = np.random.default_rng(0).normal(mean, sd, 400_000)
     sampled = np.maximum(0, draws - 0.4).mean()
-    found = expected_improvement(np.array([mean]), np.array([sd]), 0.4)
+    found = np.exp(log_expected_improvement(np.array([mean]), np.array([sd]), 0.4))
     assert found[0] == pytest.approx(sampled, abs=0.01 * sd)
 
 
 def test_expected_improvement_without_doubt_is_the_improvement():
-    found = expected_improvement(np.array([1.0, 3.0]), np.zeros(2), 2.0)
+    found = np.exp(log_expected_improvement(np.array([1.0, 3.0]), np.zeros(2), 2.0))
     assert found == pytest.approx([0.0, 1.0], abs=1e-8)
 
 
-def test_hopeless_candidates_are_still_told_apart():
-    gain = expected_improvement(np.array([-7.0, -6.5]), np.array([1.0, 1.0]), 0.0)
-    assert 0 < gain[0] < gain[1]
+def test_the_logarithm_is_that_of_the_formula_where_this_does_not_underflow():
+    z = np.linspace(-6, 6, 1201)
+    formula = 0.3 * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
+    found = log_expected_improvement(0.3 * z + 2, np.full_like(z, 0.3), 2.0)
+    assert found == pytest.approx(np.log(formula), rel=1e-6)
+    assert np.argsort(found).tolist() == np.argsort(formula).tolist()
+
+
+def test_hopeless_candidates_are_told_apart_however_far_from_the_best():
+    """By what improvement they promise, though that is 0 in floating point."""
+    mean = -np.logspace(0, 8, 400)
+    gain = log_expected_improvement(mean, np.ones_like(mean), 0.0)
+    assert np.isfinite(gain).all()
+    assert (np.diff(gain) < 0).all()
+
+
+def test_the_logarithm_far_from_the_best_is_that_of_exact_arithmetic():
+    """Values of `log(phi(z) + z Phi(z))` by arithmetic of 80 digits."""
+    exact = {
+        -1.5: -3.529935921,
+        -10: -55.55312204,
+        -38: -730.1961834,
+        -1000: -500014.73445,
+        -20000: -2.0000002073e8,
+    }
+    found = log_expected_improvement(np.array([*exact], dtype=float), np.ones(len(exact)), 0.0)
+    assert found == pytest.approx([*exact.values()], rel=1e-9)
 
 
 def test_normal_scores_of_ranks():
@@ -149,6 +173,18 @@ def test_the_nearer_to_a_bound_that_seems_out_of_reach_comes_first(objectives):
     metrics = {"a": x[:, 0], "b": -x[:, 0], "lift": 10 * x[:, 0] + 20}
     worth = planted(x, goals, np.array([[0.8], [0.2]]), **metrics)
     assert worth[1] > worth[0] + 1
+
+
+@pytest.mark.parametrize("objectives", [["val_acc"], ["val_acc", "-loss"]])
+def test_of_candidates_far_behind_all_the_nearest_comes_first(objectives):
+    """So far that neither improvements nor probabilities are above 0 in floating point."""
+    behind = np.array([-60.0, -50.0, -70.0])
+
+    def fit(blocks, target, rng):
+        return lambda new: (behind, np.full(3, 0.1))
+
+    worth = planted(X, parse_goals(objectives), np.zeros((3, 1)), fit=fit, val_acc=X[:, 0], loss=1 - X[:, 0])
+    assert np.argsort(worth).tolist() == [2, 0, 1]
 
 
 def test_all_equal_trials_break_nothing():

@@ -7,7 +7,7 @@ import pytest
 from jobs import SMALL, TINY, Recorder
 
 from nas.cost import cost
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.files.folders import prepare_folder
 from nas.graph import architecture_hash
 from nas.job.baselines import LARGEST, RANDOM, run_baselines

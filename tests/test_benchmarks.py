@@ -23,7 +23,7 @@ from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
 from nas.files.atomic import read_json
 from nas.goals import Goals, parse_goals
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
 from nas.searchers.named import make_searcher
 from nas.study import Study

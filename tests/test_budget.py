@@ -1,5 +1,6 @@
 """How time is divided, what fits into it, and the clock that holds a job to it."""
 
+import dataclasses
 import json
 import math
 
@@ -43,6 +44,13 @@ def test_a_shorter_budget_keeps_time_for_the_last_training_and_shares_the_rest()
         10 + 2 * half,
         10 + 2 * half + rerank,
     )
+
+
+def test_the_test_of_the_network_is_set_aside_like_the_writing():
+    tested = dataclasses.replace(NEEDS, test_s=40.0)
+    assert tested.total_s == NEEDS.total_s + 40
+    for budget_s in (30.0, 150.0, 213.0, 600.0):
+        assert divide(tested, 0.0, budget_s + 40) == divide(NEEDS, 0.0, budget_s)
 
 
 @pytest.mark.parametrize(("budget_s", "left"), [(103.0, (False, True)), (53.0, (False, False))])

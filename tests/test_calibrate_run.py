@@ -66,7 +66,7 @@ def test_every_group_is_there(toy):
     groups = {}
     for e in found.estimates:
         groups.setdefault(e.group, []).append(e.name)
-    assert groups["ceiling"] == ["1 epochs again (ceiling)"]
+    assert groups["ceiling"] == ["1 epoch again (ceiling)"]
     assert {"epochs=1", "epochs=3", "epochs=3,images=0.25", "epochs=3,width=0.5"} <= set(groups["trained"])
     assert set(groups["speed"]) == {f"TSE-E, {name}" for name in groups["trained"]}
     assert groups["shared"] == ["shared weights"]

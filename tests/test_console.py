@@ -10,6 +10,7 @@ import nas
 from nas.console import LiveProgress, PlainProgress, reporter, telling
 from nas.errors import ConfigError
 from nas.progress import Wanted
+from nas.text import counted
 
 
 def test_plain_lines_count_from_where_a_resumed_phase_begins(capsys):
@@ -123,3 +124,10 @@ def test_how_many_there_will_be_may_be_unknown(capsys):
         live.phase("random search", None)
         live.advance("trial 0")
     assert "1/?" in out.getvalue()
+
+
+def test_one_of_anything_is_no_plural():
+    said = [
+        counted(number, noun) for number, noun in ((1, "epoch"), (0, "trial"), (1438, "image"), (2, "class"))
+    ]
+    assert said == ["1 epoch", "0 trials", "1,438 images", "2 classes"]

@@ -10,7 +10,7 @@ from depthwise_cases import ALL, Case, cases
 
 from nas.data.augment import Policy, mixup
 from nas.devices import exact as exact_products
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.job.search_run import search as whole_job
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search

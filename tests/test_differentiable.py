@@ -11,7 +11,7 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError
-from nas.oneshot import course, selection
+from nas.oneshot import course, differentiable, selection
 from nas.oneshot.differentiable import search
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
@@ -132,6 +132,35 @@ def test_a_spent_budget_makes_the_step_in_progress_the_last(tmp_path):
     assert [e.epoch for e in outcome.epochs] == [1]
     assert outcome.epochs[0].events == ("the budget is spent",)
     assert_same(run(left_s=lambda: 0.0, checkpoints=Checkpoints(tmp_path)), outcome)
+
+
+def steps_of_a_second(monkeypatch):
+    timed = property(lambda _: 1.0, lambda *_: None)
+    monkeypatch.setattr(differentiable._Search, "step_s", timed, raising=False)
+
+
+@pytest.mark.parametrize(("left_s", "seen"), [(0.0, 12), (0.4, 24), (60.0, 48)])
+def test_a_spent_budget_leaves_no_time_to_validate_on_all_images(monkeypatch, left_s, seen):
+    """48 of them, in portions of 12; a step takes 1 s, and so an image 0.0125 s."""
+    monkeypatch.setattr(differentiable, "images_at_once", lambda _: 12)
+    steps_of_a_second(monkeypatch)
+    counts, left = [], iter([0.0, left_s])
+    evaluate = differentiable.evaluate
+
+    def noting(network, task, split, *, batch):
+        counts.append(len(split))
+        return evaluate(network, task, split, batch=batch)
+
+    monkeypatch.setattr(differentiable, "evaluate", noting)
+    outcome = run(left_s=lambda: next(left, 0.0))
+    assert len(outcome.epochs) == 1 and counts == [seen]
+
+
+def test_what_comes_after_an_epoch_is_reckoned_with_before_the_first(monkeypatch):
+    """A step takes 1 s; with the first eigenvalue and 48 images the rest takes as long as 15.6 steps."""
+    steps_of_a_second(monkeypatch)
+    assert run(left_s=lambda: 15.7).epochs[0].events == ()
+    assert run(left_s=lambda: 15.5).epochs[0].events == ("the budget is spent",)
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):

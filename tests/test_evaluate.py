@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluate import Cached, Inherited, Trained, affordable
+from nas.evaluation.evaluators import Cached, Inherited, Trained, affordable
 from nas.evaluation.guard import user_errors
 from nas.graph import architecture_hash
 from nas.oneshot.supernet import Supernet

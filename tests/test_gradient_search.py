@@ -23,8 +23,10 @@ from nas.oneshot.record import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
+from nas.report import render
+from nas.results.alphas import Alphas
 from nas.results.result import is_finished
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.storage.run import run_storage
 from nas.study import Study
 from nas.types import Trial
@@ -228,6 +230,23 @@ def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
     cold = run(tmp_path / "cold", "spos", **settings)
     assert warm.genotype in {t.genotype for t in warm.history}
     assert warm.metrics["first_val_acc"] > cold.metrics["first_val_acc"]
+
+
+def test_a_search_under_way_shows_its_alphas_in_the_report(tmp_path):
+    """As of the last epoch; the dashboard shows this report."""
+    recorder = Recorder()
+    with pytest.raises(nas.Stopped):
+        nas.search(
+            *("toy", "digits", "darts"),
+            out=tmp_path,
+            settings={**SMALL, "space_settings": {"width": 4}},
+            progress=recorder,
+            stop=lambda: len(recorder.lines) >= 2,
+        )
+    assert Alphas.read(tmp_path / "alphas.npz").strengths.shape[0] == 2
+    page = render([tmp_path])
+    assert 'id="alphas"' in page
+    assert "heat map of the strengths after the last epoch" in page
 
 
 def test_runs_repeat_themselves(tmp_path):

@@ -8,11 +8,11 @@ import torch
 
 from nas.architectures.morph import additions
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.grown import Grown, from_supernet
 from nas.oneshot.supernet import Supernet
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
 from nas.storage.journal import journal_storage
 from nas.study import Study

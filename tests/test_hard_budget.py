@@ -1,11 +1,14 @@
 """Whole jobs within a time: they always end with a tested network, and decide the same when resumed."""
 
 import json
+import time
 
 import pytest
 
 from nas.budget import timing
 from nas.budget.clock import Clock
+from nas.budget.shares import Needs
+from nas.budget.timing import Ahead
 from nas.errors import ConfigError
 from nas.job.config import make_config
 from nas.job.preparation import prepare
@@ -13,6 +16,7 @@ from nas.job.run_folder import read_run
 from nas.job.search_run import run
 from nas.registry import load
 from nas.task import load_task
+from nas.training.accuracy import FORWARD
 from nas.training.resumable import Stopped
 from nas.training.team import Alone
 from nas.training.train import train
@@ -95,6 +99,18 @@ def test_the_last_training_is_compressed_and_not_cut(tmp_path):
     assert decided["epochs"] == result.metrics["retrain_epochs"]
 
 
+def test_the_last_training_ends_in_time_for_the_test(tmp_path, monkeypatch):
+    """As a step now takes a second, the test of 359 images will take 2.2, whatever was expected before."""
+    monkeypatch.setattr("nas.budget.timing.network_pace", lambda *_, **__: 1.0)
+    values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0}
+    made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
+    last = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0, test_s=40.0), 0.0, 0.0))
+    tested_s = FORWARD * 359 / 64
+    assert last.left_s() == pytest.approx(57.0 - tested_s)
+    again = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0), 0.0, 0.0))
+    assert again.left_s() == last.left_s()
+
+
 def test_a_resumed_job_goes_on_as_it_was_divided(tmp_path):
     asked = iter(range(10**6))
     with pytest.raises(Stopped):
@@ -160,6 +176,15 @@ def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
     assert len(curve.train_loss) == len(curve.val_acc) == 1
     again = trained(left_s=lambda: pytest.fail("it had ended"))
     assert again == curve
+
+
+def test_the_estimate_begins_where_the_job_did(tmp_path):
+    """Loading libraries and data takes seconds, too, before anything can be measured."""
+    clock = Clock(since=time.monotonic() - 1000)
+    config = make_config({**SMALL, "space": "toy", "method": "random"})
+    found = run(config, out=tmp_path, clock=clock, tell=lambda _: True)
+    needed_s = json.loads((tmp_path / "preview.json").read_text())["seconds"]
+    assert 1000 < found.metrics["estimated_seconds"] - needed_s < found.metrics["job_seconds"]
 
 
 def test_a_preview_is_shown_once_and_may_be_declined(tmp_path):

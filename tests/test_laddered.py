@@ -11,7 +11,7 @@ from killing import run_killed
 from torch import nn
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluate import affordable
+from nas.evaluation.evaluators import affordable
 from nas.evaluation.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
 from nas.evaluation.laddered import Laddered
 from nas.registry import load

@@ -12,7 +12,7 @@ from nas.registry import bundled
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     "architectures budget data evaluation files job results schedulers training",
-    "text",
+    "text dispatch",
     # plain values, errors, random streams
     "training.averaging errors files.strictjson types seeding progress signals "
     "patience training.peak storage.sealing",
@@ -97,7 +97,7 @@ LAYERS = [
     "proxies.activations proxies.gradients proxies.jacobian proxies.magnitude proxies.synflow proxies.zen",
     "training.needs proxies.zico",
     "proxies",
-    "budget.shares schedulers.schedule schedulers.halving training.train testing oneshot.bilevel",
+    "budget.shares schedulers.scheduler schedulers.halving training.train testing oneshot.bilevel",
     "oneshot.fused.workloads",
     "oneshot.fused.trying",
     "storage.ledger schedulers.proposal",
@@ -120,9 +120,9 @@ LAYERS = [
     "benchmarks.race",
     "benchmarks.contest benchmarks.outcome",
     # whole jobs
-    "evaluation.evaluate job.plan data.inputs",
+    "evaluation.evaluators job.plan data.inputs",
     "results.architecture_file environment job.suited architectures.validate evaluation.measured "
-    "evaluation.laddered evaluation.grown evaluation.learned",
+    "evaluation.laddered evaluation.grown evaluation.memory_bound",
     "job.run_folder",
     "report.words report.section report.embed report.history",
     "job.final_network report.run",

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from nas.budget.clock import Clock
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.budget.preview_phases import Steps, phases_of
 from nas.budget.preview_run import preview
 from nas.cli import search
 from nas.cli.app import app
@@ -15,6 +16,8 @@ from nas.console import LiveProgress
 from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.job.search_run import look
+from nas.oneshot.differentiable import CURVATURE
+from nas.training.accuracy import FORWARD
 from tests.jobs import TINY, Recorder
 
 VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}
@@ -36,7 +39,7 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
     assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
-    assert "7 trials, 1 epochs each" in text and "27 architectures" in text and "on a device" in text
+    assert "7 trials, 1 epoch each" in text and "27 architectures" in text and "on a device" in text
     assert "random architectures at final size" in text
 
 
@@ -49,14 +52,29 @@ def test_its_times_follow_from_the_steps(found):
     seconds = {phase.name: phase.seconds for phase in found.phases}
     assert seconds[SEARCH] == seconds[BASELINES] and found.seconds == sum(seconds.values())
     assert seconds[RETRAIN] == pytest.approx(found.final_step_s * (1438 // 64))
+    assert found.needs.test_s == pytest.approx(found.final_step_s * FORWARD * 359 / 64)
+    assert found.needs.test_s + found.needs.finish_s == pytest.approx(seconds[FINISH])
     assert found.needs.search_s == seconds[SEARCH] and found.needs.total_s == pytest.approx(found.seconds)
+
+
+def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
+    """It has no direction to begin in: ten iterations, not two."""
+    steps = Steps(0.1, 0.1, search=1.0, shared=0.0)
+
+    def seconds(epochs):
+        values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
+        return phases_of(prepare(make_config(values), tmp_path)[0], steps, 1.0, 1.0)[0].seconds
+
+    one, two, three = map(seconds, (1, 2, 3))
+    assert three - two == pytest.approx(two - one)
+    assert one - (two - one) == pytest.approx(8 * CURVATURE)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "darts"}, "1 epochs of a supernet"),
-        ({"method": "spos"}, "1 epochs of a supernet, 7 trials"),
+        ({"method": "darts"}, "1 epoch of a supernet"),
+        ({"method": "spos"}, "1 epoch of a supernet, 7 trials"),
         ({"method": "random"}, "7 trials"),
         ({"scheduler": "hyperband", "ladder": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
     ],
@@ -120,4 +138,6 @@ def test_a_setting_leaves_it_out(monkeypatch):
 def test_times_in_words():
     assert [time_text(s) for s in (5, 119, 600, 7300)] == ["5 s", "119 s", "10 min", "2.0 h"]
     assert comparison(100, 125) == "the job took 2 min, estimated were 100 s: 25% longer"
+    told = comparison(42, 33, before_s=23)
+    assert told == "the job took 33 s (23 s of it until the preview), estimated were 42 s: 21% less"
     assert comparison(100, 80) == "the job took 80 s, estimated were 100 s: 20% less"

@@ -17,7 +17,7 @@ from nas.cli import app
 from nas.errors import ConfigError, TrialError
 from nas.files.folder_lock import FolderLock
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.repair import repair

@@ -22,13 +22,15 @@ from nas.cli import app
 from nas.errors import ConfigError
 from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
+from nas.goals import parse_goals
 from nas.report import REPORT, render, write_report
-from nas.report.curves import order_statistics
+from nas.report.curves import expected, order_statistics
 from nas.report.energy import assumed_watts
 from nas.report.history import Past, Work, read_studies
 from nas.report.importance import decisions, operations
 from nas.report.lineage import ancestors
 from nas.report.page import MOST_BYTES, render_run
+from nas.report.pareto import front
 from nas.report.run import read
 from nas.report.words import metric, setting
 from nas.space import Space
@@ -311,6 +313,23 @@ def test_order_statistics_are_those_of_all_orders():
     assert middle.tolist() == [0.2, 0.3, 0.4, 0.4]
     assert low.tolist() == [0.1, 0.2, 0.3, 0.4]
     assert high.tolist() == [0.4, 0.4, 0.4, 0.4]
+
+
+def test_what_breaks_a_constraint_is_neither_on_the_front_nor_the_best_so_far(unfinished):
+    """Though it was trained for longer and is better; the front is that of `Result.front`."""
+    goals = parse_goals(["val_acc", "-params"], ["params<=5"])
+    trials = [
+        Trial(i, (i % 3, 0, 0), epochs, "done", {"val_acc": value, "params": params})
+        for i, (epochs, value, params) in enumerate(
+            [(1, 0.5, 4.0), (1, 0.6, 5.0), (1, 0.9, 9.0), (3, 0.95, 8.0)]
+        )
+    ]
+    past = dataclasses.replace(past_of(trials), goals=goals)
+    assert [t.number for t in past.longest] == [3]
+    assert [t.number for t in past.allowed] == [0, 1]
+    run = dataclasses.replace(read(unfinished), search=past)
+    assert [row[0] for row in front(run).values["rows"]] == ["1", "0"]
+    assert expected(run)["search"].mean.tolist() == [0.5, 0.6]
 
 
 def test_a_decision_that_decides_everything_has_all_the_variance():

@@ -10,7 +10,7 @@ from jobs import SMALL, TINY, Recorder, journal, outcome
 from killing import run_killed
 
 from nas.errors import NoModelError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.files.folders import prepare_folder
 from nas.graph import architecture_hash
 from nas.job.config import make_config

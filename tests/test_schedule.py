@@ -5,7 +5,7 @@ import pytest
 
 from nas.errors import ExhaustedError
 from nas.registry import load
-from nas.schedulers.schedule import Fixed, Listed
+from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import RandomSearch
 from nas.seeding import rng
 from nas.types import Trial

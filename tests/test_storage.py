@@ -19,7 +19,7 @@ from sqlalchemy import event
 from nas.errors import ConfigError
 from nas.patience import Patience
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.seeding import rng
 from nas.storage.address import Address, check_writers, find_address, writers

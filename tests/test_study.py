@@ -12,7 +12,7 @@ from nas.errors import ConfigError, NoModelError, TrialError
 from nas.evaluation.metrics import check_metrics
 from nas.goals import Goals
 from nas.registry import load
-from nas.schedulers.schedule import Fixed, Listed
+from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
 from nas.storage.journal import journal_storage

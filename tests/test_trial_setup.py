@@ -9,7 +9,7 @@ from nas.goals import Goals
 from nas.job.trial_setup import informed, scheduler
 from nas.registry import load
 from nas.schedulers.halving import Hyperband, SuccessiveHalving
-from nas.schedulers.schedule import Fixed, Listed
+from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
 from nas.storage.run import run_storage

@@ -1,6 +1,9 @@
 """Whether kernels run unasked: tried in another process, remembered, and taken back after a fault."""
 
 import json
+import os
+import select
+import subprocess
 import sys
 import time
 import warnings
@@ -266,6 +269,33 @@ def test_one_that_hangs_is_ended():
 def test_one_that_is_stopped_or_has_no_memory_tells_nothing():
     assert tries("import time; time.sleep(60)", stop=lambda: True) is None
     assert tries(f"import sys; sys.exit({verdict.BUSY})") is None
+
+
+def test_it_ends_with_the_process_that_waits_for_it_however_that_one_ends(tmp_path):
+    os.mkfifo(tmp_path / "life")
+    child = f"""
+import sys, time
+from nas.oneshot.fused import trying
+def forever(device):
+    with open({str(tmp_path / "life")!r}, "w") as life:
+        print("begun", file=life, flush=True)
+        time.sleep(600)
+trying.find_out = forever
+trying.awaited(*sys.argv[1:])
+"""
+    code = f"""
+import sys, torch
+from nas.oneshot.fused.verdict import attempt
+attempt(torch.device("cpu"), program=(sys.executable, "-c", {child!r}))
+"""
+    life = os.open(tmp_path / "life", os.O_RDONLY | os.O_NONBLOCK)
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        try:
+            assert select.select([life], [], [], 60)[0] and os.read(life, 100) == b"begun\n"
+        finally:
+            parent.kill()
+    assert select.select([life], [], [], 60)[0] and os.read(life, 100) == b""
+    os.close(life)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from nas.audit.pool import Pool
 from nas.data.suspects import SPLITS
+from nas.text import counted
 
 UNEQUAL = 3.0
 """Ratio of the largest to the smallest class from which the audit speaks of it."""
@@ -38,7 +39,7 @@ def remarks(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     """What the user should know of the classes."""
     for name, part in counts.items():
         if missing := [label for label, count in part.items() if not count]:
-            yield f"{name} has no image of {len(missing)} classes: {', '.join(missing[:10])}"
+            yield f"{name} has no image of {counted(len(missing), 'class')}: {', '.join(missing[:10])}"
     if sum(any(part[label] for part in counts.values()) for label in counts[SPLITS[0]]) < 2:
         yield "all images are of one class, so there is nothing to tell apart"
     if (ratio := imbalance(counts)) >= UNEQUAL:

@@ -16,6 +16,7 @@ from nas.benchmarks.race import Race, Runs, exact_front
 from nas.files.atomic import write_json
 from nas.files.folders import prepare_folder
 from nas.goals import Goals
+from nas.text import counted
 from nas.types import Objective
 
 BAND = (0.1, 0.9)
@@ -51,11 +52,11 @@ def write_outcome(folder: Path, benchmark: Benchmark, races: Mapping[str, tuple[
 def describe(benchmark: Benchmark, race: Race) -> str:
     """What was selected by what, in one line."""
     if len(race.goals.objectives) > 1:
-        return f"{race.goals}, {race.protocol.fidelity} epochs"
+        return f"{race.goals}, {counted(race.protocol.fidelity, 'epoch')}"
     if race.goals != Goals((Objective(benchmark.signal),)):
-        wanted = f"selected by {race.goals} after {race.protocol.fidelity} epochs"
+        wanted = f"selected by {race.goals} after {counted(race.protocol.fidelity, 'epoch')}"
         return f"{wanted}, reported by {benchmark.report}"
-    return f"{benchmark.note} ({race.protocol.fidelity} epochs for selection)"
+    return f"{benchmark.note} ({counted(race.protocol.fidelity, 'epoch')} for selection)"
 
 
 def lines(races: Mapping[str, tuple[Race, Runs]], benchmark: Benchmark) -> list[str]:
@@ -160,7 +161,8 @@ def _front(goals: Goals, race: Race, runs: Runs, exact: NDArray[np.float64], *, 
         reference=(race.reference[0], race.reference[1]),
         exact=exact * signs,
         title=title,
-        subtitle=f"{len(runs.history)} evaluations, {len(done)} of them successful and within all bounds",
+        subtitle=f"{counted(len(runs.history), 'evaluation')}, {len(done)} of them successful and within all "
+        "bounds",
     )
 
 

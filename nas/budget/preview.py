@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nas.architectures.space_size import Size
 from nas.budget.shares import Needs
+from nas.text import counted
 
 HOUR_S = 3600.0
 
@@ -38,7 +39,7 @@ class Preview:
     ranges: of params, macs, peak_bytes, latency_ms (the last network's) and of step_s (of a trial).
     memory_bytes: what training needs at least, counted.
     phases: in order. device: in words. measured_s: what the measuring took.
-    training_s: one training of the re-evaluation.
+    training_s: one training of the re-evaluation. test_s: testing the last network, part of the last phase.
     shared_step_s, search_step_s, final_step_s: seconds of a step of a supernet and of the last network.
     """
 
@@ -57,6 +58,7 @@ class Preview:
     shared_step_s: float = 0.0
     search_step_s: float = 0.0
     final_step_s: float = 0.0
+    test_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -73,7 +75,8 @@ class Preview:
             seconds.get(RERANK, 0.0),
             seconds[RETRAIN],
             self.training_s,
-            seconds[FINISH],
+            seconds[FINISH] - self.test_s,
+            self.test_s,
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -83,14 +86,15 @@ class Preview:
     def lines(self) -> list[str]:
         """A short table."""
         size = Size(self.architectures, self.exact)
-        rows = [f"space        {self.space}: {self.decisions} decisions, {size} architectures"]
+        rows = [f"space        {self.space}: {counted(self.decisions, 'decision')}, {size} architectures"]
         rows += [
             f"{label:<13}{_span(self.ranges[name], unit)}"
             for name, label, unit in _SHOWN
             if name in self.ranges
         ]
         rows.append(
-            f"             over {self.sample} random architectures at final size, latency of {self.timed}"
+            f"             over {counted(self.sample, 'random architecture')} at final size, latency of "
+            f"{self.timed}"
         )
         rows.append(f"memory       training takes {_short(self.memory_bytes)}B at least")
         rows += [
@@ -132,8 +136,13 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR_S else f"{seconds / HOUR_S:.1f} h"
 
 
-def comparison(estimated_s: float, took_s: float) -> str:
-    """The estimate beside what it took."""
+def comparison(estimated_s: float, took_s: float, *, before_s: float = 0.0) -> str:
+    """The estimate beside what it took, both from the beginning of the job.
+
+    before_s: of them, until the preview, which tells only what comes after it.
+    """
     off = abs(took_s / estimated_s - 1) if estimated_s else 0.0
     more = "longer" if took_s >= estimated_s else "less"
-    return f"the job took {time_text(took_s)}, estimated were {time_text(estimated_s)}: {off:.0%} {more}"
+    before = f" ({time_text(before_s)} of it until the preview)" if before_s >= 1 else ""
+    took, estimated = time_text(took_s), time_text(estimated_s)
+    return f"the job took {took}{before}, estimated were {estimated}: {off:.0%} {more}"

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
 from nas.evaluation.fidelity import Fidelity
 from nas.job.job import Job
-from nas.oneshot.differentiable import LOOKS
+from nas.oneshot.differentiable import looks
+from nas.text import counted
+from nas.training.accuracy import FORWARD
 from nas.workers.slots import cores
-
-FORWARD = 0.4
-"""Of a step, that evaluating as many images takes."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,13 @@ def one_training_s(job: Job, steps: Steps) -> float:
     return (job.plan.top_k_epochs * per_epoch + validated) * steps.trial
 
 
+def testing_s(job: Job, step_s: float) -> float:
+    """Seconds that testing the last network takes, of which a step of its training takes so long."""
+    return FORWARD * len(job.task.test) / job.recipe.batch * step_s
+
+
 def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> list[Phase]:
-    """All phases in order. finish_s: what the last of them takes."""
+    """All phases in order. finish_s: what the last of them takes beside the test."""
     plan = job.plan
     planned, search_s = _search(job, steps)
     found = [Phase(SEARCH, planned, search_s)]
@@ -42,13 +46,16 @@ def phases_of(job: Job, steps: Steps, training_s: float, finish_s: float) -> lis
         found.append(Phase(BASELINES, "random search at equal cost", search_s))
     networks = plan.top_k + 2 * compares
     if networks > 1:
-        words = f"{networks} networks, {plan.seeds} seeds, {plan.top_k_epochs} epochs"
+        each = f"{counted(plan.seeds, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}"
+        words = f"{counted(networks, 'network')}, {each}"
         found.append(Phase(RERANK, words, networks * plan.seeds * training_s))
     images = len(job.task.train) + len(job.task.val)
     per_epoch = max(1, images // job.recipe.batch)
     seconds = job.recipe.epochs * per_epoch * steps.final
-    found.append(Phase(RETRAIN, f"{job.recipe.epochs} epochs of {images:,} images", seconds))
-    found.append(Phase(FINISH, "test accuracy, files and pictures", finish_s))
+    found.append(
+        Phase(RETRAIN, f"{counted(job.recipe.epochs, 'epoch')} of {counted(images, 'image')}", seconds)
+    )
+    found.append(Phase(FINISH, "test accuracy, files and pictures", testing_s(job, steps.final) + finish_s))
     return found
 
 
@@ -59,21 +66,24 @@ def _search(job: Job, steps: Steps) -> tuple[str, float]:
     if plan.searcher is None:
         epochs = plan.search.weights.epochs
         per_epoch = max(1, images // plan.search.weights.batch)
-        looks = LOOKS + FORWARD * len(job.search_task.val) / plan.search.weights.batch
-        return f"{epochs} epochs of a supernet", epochs * (per_epoch + looks) * steps.search
+        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        seconds = (epochs * (per_epoch + later) + first - later) * steps.search
+        return f"{counted(epochs, 'epoch')} of a supernet", seconds
     if job.config.shares_weights:
         epochs = plan.shared.epochs
         per_epoch = max(1, images // plan.shared.batch)
         validated = plan.trials * steps.shared * FORWARD * len(job.search_task.val) / plan.shared.batch
-        words = f"{epochs} epochs of a supernet, {plan.trials} trials"
+        words = f"{counted(epochs, 'epoch')} of a supernet, {counted(plan.trials, 'trial')}"
         return words, epochs * per_epoch * steps.shared + validated
     epochs_each = _epochs(plan.ladder.rungs, plan.eta)
     per_epoch = max(1, images // plan.trial.batch)
     workers = cores() if job.config.workers == "auto" else job.config.workers
     validated = FORWARD * len(job.search_task.val) / plan.trial.batch
     seconds = plan.trials * (epochs_each * per_epoch + validated) * steps.trial / workers
-    count = "trials" if plan.planned_trials is None else f"{plan.trials} trials"
-    each = f"{plan.ladder.granted[-1]} epochs each" if len(plan.ladder) == 1 else f"on {plan.ladder}"
+    count = "trials" if plan.planned_trials is None else counted(plan.trials, "trial")
+    each = (
+        f"{counted(plan.ladder.granted[-1], 'epoch')} each" if len(plan.ladder) == 1 else f"on {plan.ladder}"
+    )
     return f"{count}, {each}", seconds
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from nas.budget.pace import gradient_pace, network_pace, shared_pace
 from nas.budget.preview import Preview, Range
-from nas.budget.preview_phases import Steps, one_training_s, phases_of
+from nas.budget.preview_phases import Steps, one_training_s, phases_of, testing_s
 from nas.budget.shares import EXPORT_S, EXPORTED_S, FINISH_S
 from nas.cost import Cost, cost
 from nas.errors import TrialError
@@ -69,6 +69,7 @@ def preview(job: Job, *, device: str) -> Preview:
         shared_step,
         search_step,
         steps.final,
+        testing_s(job, steps.final),
     )
 
 

@@ -12,7 +12,7 @@ RETRAIN, RERANK = 0.4, 0.15
 LEAST = 0.25
 """A search shortened to less than this share of what was planned is not also compared with random search."""
 FINISH_S = 3.0
-"""Set aside for measuring and writing the result."""
+"""Set aside for writing the result."""
 EXPORT_S, EXPORTED_S = 30.0, 600.0
 """Set aside for the bundle, where a budget is at least as long as the second; else there is none."""
 TIGHT = 0.9
@@ -23,7 +23,7 @@ TIGHT = 0.9
 class Needs:
     """Seconds that the phases of a job are estimated to take in full; 0 where there is no such phase.
 
-    training_s: one training of the re-evaluation. finish_s: measuring and writing the result.
+    training_s: one training of the re-evaluation. finish_s: writing the result. test_s: testing the network.
     """
 
     search_s: float = 0.0
@@ -32,11 +32,17 @@ class Needs:
     retrain_s: float = 0.0
     training_s: float = 0.0
     finish_s: float = FINISH_S
+    test_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """Of all phases."""
-        return self.search_s + self.baselines_s + self.rerank_s + self.retrain_s + self.finish_s
+        return self.work_s + self.test_s + self.finish_s
+
+    @property
+    def work_s(self) -> float:
+        """Of all that a budget divides."""
+        return self.search_s + self.baselines_s + self.rerank_s + self.retrain_s
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ def divide(needs: Needs, now_s: float, budget_s: float) -> Shares:
     enough for two trainings. Random search at equal cost gets as much as the search, and is left out where
     this would leave less than `LEAST` of the planned search, or there is no re-evaluation to compare them.
     """
-    usable_s = max(0.0, budget_s - now_s - needs.finish_s)
-    work_s = needs.total_s - needs.finish_s
+    usable_s = max(0.0, budget_s - now_s - needs.test_s - needs.finish_s)
+    work_s = needs.work_s
     if work_s <= usable_s:
         scale = usable_s / work_s if work_s else 0.0
         search, baselines, rerank = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from nas import devices
 from nas.budget.pace import network_pace
 from nas.budget.preview import Preview, time_text
+from nas.budget.preview_phases import testing_s
 from nas.budget.preview_run import preview
 from nas.budget.shares import Fit, Needs, Shares, divide, fit
 from nas.errors import TrialError
@@ -18,8 +19,9 @@ from nas.files.atomic import write_json
 from nas.graph import architecture_hash
 from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT
-from nas.oneshot.differentiable import LOOKS
+from nas.oneshot.differentiable import looks
 from nas.task import Split, first_of
+from nas.text import counted
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.types import Genotype
@@ -34,11 +36,15 @@ Tell = Callable[[Preview], bool]
 
 @dataclass(frozen=True)
 class Ahead:
-    """What was measured before a job began: seconds that it needs, and those of a step of its supernet."""
+    """What was measured before a job began: seconds that it needs, and those of a step of its supernet.
+
+    spent_s: what it had taken by then, for loading libraries and data and for the measuring.
+    """
 
     needs: Needs
     search_step_s: float
     shared_step_s: float
+    spent_s: float = 0.0
 
 
 def look_ahead(job: Job, tell: Tell | None) -> Ahead | None:
@@ -52,10 +58,11 @@ def look_ahead(job: Job, tell: Tell | None) -> Ahead | None:
 
     def measure() -> dict[str, object]:
         found = measured(job)
+        spent_s = job.clock.elapsed_s  # without the time that it takes somebody to answer
         write_json(job.folder / FILE, found.to_dict())
         if tell is not None and not tell(found):
             raise Stopped("nothing was trained")
-        ahead = Ahead(found.needs, found.search_step_s, found.shared_step_s)
+        ahead = Ahead(found.needs, found.search_step_s, found.shared_step_s, spent_s)
         return dataclasses.asdict(ahead)
 
     known = job.clock.decide("ahead", measure, lasting=True)
@@ -68,8 +75,8 @@ def measured(job: Job) -> Preview:
 
 
 def estimated_s(job: Job, ahead: Ahead) -> float:
-    """Seconds that the whole job was estimated to take, at most its budget."""
-    return min(ahead.needs.total_s, job.clock.budget_s or math.inf)
+    """Seconds that the whole job was estimated to take, from its beginning; at most its budget."""
+    return min(ahead.spent_s + ahead.needs.total_s, job.clock.budget_s or math.inf)
 
 
 def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
@@ -88,14 +95,16 @@ def within(job: Job, ahead: Ahead) -> tuple[Job, Shares]:
         found = Fit(**clock.decide(name, choose, lasting=True))
         if found.epochs < recipe.epochs:
             job.progress.note(
-                f"budget: the supernet is trained for {found.epochs} epochs, not {recipe.epochs}"
+                f"budget: the supernet is trained for {counted(found.epochs, 'epoch')}, not {recipe.epochs}"
             )
         return found.of(recipe)
 
     if plan.searcher is None:
         weights = plan.search.weights
         per_epoch = max(1, images // weights.batch)
-        step_s = ahead.search_step_s * (per_epoch + LOOKS) / per_epoch
+        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        step_s = ahead.search_step_s * (per_epoch + later) / per_epoch
+        left_s -= ahead.search_step_s * (first - later)
         method = dataclasses.replace(plan.search, weights=epochs("search", weights, step_s, left_s))
         plan = dataclasses.replace(plan, search=method)
     elif job.config.shares_weights:
@@ -134,29 +143,38 @@ class Last:
 
 
 def last_training(job: Job, genotype: Genotype, ahead: Ahead | None) -> Last:
-    """As planned, or where there is a budget as much of it as fits by a few steps of this very network."""
+    """As planned, or where there is a budget as much of it as fits by a few steps of this very network.
+
+    They also tell how long its test will take, on the machine as it is now.
+    """
     split, folder = job.task.train_and_val(), job.folder / CHECKPOINT / "retrain"
     if job.clock.budget_s is None or ahead is None:
         return Last(job.recipe, split, folder)
-    finish_s, clock = ahead.needs.finish_s, job.clock
-
-    def left_s() -> float:
-        clock.tick()
-        return clock.left_s - finish_s
+    clock, writing_s = job.clock, ahead.needs.finish_s
 
     def choose() -> dict[str, object]:
         try:
-            step_s = network_pace(
-                job.final, genotype, job.task, job.recipe, split=split, limit_s=0.03 * max(0.0, left_s())
-            )
+            limit_s = 0.03 * max(0.0, clock.left_s - writing_s - ahead.needs.test_s)
+            step_s = network_pace(job.final, genotype, job.task, job.recipe, split=split, limit_s=limit_s)
         except TrialError:  # which the training itself will raise
             step_s = 0.0
-        return dataclasses.asdict(fit(job.recipe, len(split), step_s, left_s()))
+        tested_s = testing_s(job, step_s)
+        found = fit(job.recipe, len(split), step_s, clock.left_s - writing_s - tested_s)
+        return {**dataclasses.asdict(found), "test_s": tested_s}
 
-    found = Fit(**clock.decide(f"retrain {list(genotype)}", choose))
+    decided = dict(clock.decide(f"retrain {list(genotype)}", choose))
+    reserved_s: float = writing_s + decided.pop("test_s", 0.0)
+    found = Fit(**decided)
+
+    def left_s() -> float:
+        clock.tick()
+        return clock.left_s - reserved_s
+
     if found.images < len(split):
         job.progress.note(f"budget: the last training sees {found.images:,} of {len(split):,} images, once")
     elif found.epochs < job.recipe.epochs:
-        job.progress.note(f"budget: the last training takes {found.epochs} epochs, not {job.recipe.epochs}")
+        job.progress.note(
+            f"budget: the last training takes {counted(found.epochs, 'epoch')}, not {job.recipe.epochs}"
+        )
     name = f"retrain-{architecture_hash(job.final, genotype)[:8]}-{found.epochs}-{found.images}"
     return Last(found.of(job.recipe), first_of(split, found.images), folder.with_name(name), left_s)

@@ -7,6 +7,7 @@ from typing import Any
 
 from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
 from nas.results.result import Result
+from nas.text import counted
 
 FILES = {
     "source": "model.py, with model.safetensors (eager)",
@@ -34,7 +35,7 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 (
                     "test accuracy, measured once",
                     f"{metrics['test_acc']:.4f} (95 % interval {metrics['test_acc_low']:.4f} to "
-                    f"{metrics['test_acc_high']:.4f}, {task['images']['test']:,} images)",
+                    f"{metrics['test_acc_high']:.4f}, {counted(task['images']['test'], 'image')})",
                 ),
                 *_seeds(metrics),
                 ("latency where it was trained, one image", f"{metrics['latency_ms']:.2f} ms"),
@@ -70,9 +71,9 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 ("data", f"{_text(task['name'])}, fingerprint `{_text(task['fingerprint'])}`"),
                 ("images", ", ".join(f"{name} {count:,}" for name, count in task["images"].items())),
                 ("classes", _text(", ".join(result.inputs.classes))),
-                ("search", f"{metrics.get('trials', 0):,.0f} trials, "
+                ("search", f"{counted(metrics.get('trials', 0), 'trial')}, "
                            f"{metrics.get('failed_trials', 0):,.0f} of them failed"),
-                ("last training", f"{metrics['retrain_epochs']:,.0f} epochs, seed {config['seed']}"),
+                ("last training", f"{counted(metrics['retrain_epochs'], 'epoch')}, seed {config['seed']}"),
                 ("cost", _seconds(metrics)),
                 ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in record["plan"]["final"].items())),
                 ("machine", _text(record["environment"].get("hardware", "not recorded"))),
@@ -117,7 +118,7 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """What it was compared with, by trainings alike."""
     if "rerank_val_acc" not in metrics:
         return []
-    seeds = f"mean of {metrics.get('rerank_seeds', 1):.0f} seeds"
+    seeds = f"mean of {counted(metrics.get('rerank_seeds', 1), 'seed')}"
     names = {
         "rerank_val_acc": f"validation accuracy of a short training, {seeds}, chosen as the highest",
         "first_val_acc": "the same of the search's first choice, chosen before",

@@ -10,6 +10,7 @@ import typer
 
 from nas.cli.app import Json, announce, app, errors, say
 from nas.errors import ConfigError, DataError
+from nas.text import counted
 
 if TYPE_CHECKING:
     from nas.serving.answers import Answer
@@ -86,7 +87,7 @@ def _show(
         for answer in found:
             say(str(answer))
     else:
-        say(f"{csv}  {len(found)} answer{'' if len(found) == 1 else 's'}")
+        say(f"{csv}  {counted(len(found), 'answer')}")
     for trouble in troubles:
         say(f"error: {trouble}", err=True)
 

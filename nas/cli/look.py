@@ -11,6 +11,7 @@ import typer
 
 from nas.cli.app import SPACE, TASK, Json, announce, app, errors, say
 from nas.errors import ConfigError
+from nas.text import counted
 
 
 @app.command()
@@ -67,7 +68,7 @@ def spaces(as_json: Json = False) -> None:  # noqa: FBT002
             return
         for row in rows:
             pairs = "  ".join(f"{name}={value}" for name, value in row["settings"].items())
-            say(f"{row['name']:12}  {row['decisions']} decisions, {row['size']} architectures")
+            say(f"{row['name']:12}  {counted(row['decisions'], 'decision')}, {row['size']} architectures")
             say(f"{'':12}  {row['about']}\n{'':12}  settings: {pairs}")
         say(
             "\nChange a setting by --set space_settings.NAME=VALUE. Your own space: --space FILE.py:FUNCTION."

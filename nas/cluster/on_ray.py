@@ -8,6 +8,7 @@ from typing import Any
 
 from nas.cluster.worker_command import Worker, stop
 from nas.errors import ConfigError
+from nas.text import counted
 
 
 class _Actor:
@@ -58,7 +59,10 @@ def run(
                 )
         make = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=-1, max_task_retries=-1)(_Actor)
         actors = [make.remote() for _ in range(workers)]
-        tell(f"{workers} workers on Ray with {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs")
+        tell(
+            f"{counted(workers, 'worker')} on Ray with {has.get('CPU', 0):g} cores and "
+            f"{has.get('GPU', 0):g} GPUs"
+        )
         given = dict(environment or {})
         codes: list[int] = ray.get([actor.work.remote(list(arguments), given) for actor in actors])
         return codes

@@ -17,6 +17,7 @@ from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
 from nas.results.records import SuspectRecord, SuspectsRecord, checked
 from nas.task import Split, Task, load_task
+from nas.text import counted
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -70,8 +71,8 @@ def load_without(name: str, listed: str | Path | None, *, seed: int) -> Task:
     unknown = [line for line in task.skipped if not line.startswith(tuple(known))] if known else []
     if unknown:
         raise DataError(
-            f"{path} does not name {len(unknown)} files of {name} that cannot be used ({unknown[0]}); run "
-            "nas audit again"
+            f"{path} does not name {counted(len(unknown), 'file')} of {name} that cannot be used "
+            f"({unknown[0]}); run nas audit again"
         )
     return without(task, listed)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nas.draw.series import bad_end
 from nas.draw.style import HAIR, MUTED, PAPER, Heading, Key, Legend, clean, page, plot_axes, set_dash, write
 from nas.errors import ConfigError
+from nas.text import counted
 from nas.types import Trial
 
 _WIDTH, _PLOT, _STRIP, _LEFT, _RIGHT = 10.0, 3.9, 0.32, 0.95, 0.35
@@ -185,7 +186,7 @@ def _keys(points: _Points, colors: dict[int, str], others: Sequence[_Baseline]) 
 
 
 def _fidelity_name(fidelity: int) -> str:
-    return "untrained" if fidelity == 0 else f"{fidelity} epoch{'s' if fidelity > 1 else ''}"
+    return "untrained" if fidelity == 0 else counted(fidelity, "epoch")
 
 
 def _draw_values(axes: Axes, points: _Points, colors: dict[int, str], *, maximize: bool) -> None:

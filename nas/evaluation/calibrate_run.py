@@ -20,6 +20,7 @@ from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
 from nas.space import Space
 from nas.task import Task
+from nas.text import counted
 from nas.training.launch import refuse
 
 SETTINGS = "settings.json"
@@ -70,8 +71,8 @@ def calibrate(
         )
         if settings.epochs <= job.plan.trial.epochs:
             notes.append(
-                f"WARNING: the truth has {settings.epochs} epochs, a trial {job.plan.trial.epochs}: a truth "
-                "that is no longer says little; raise --epochs"
+                f"WARNING: the truth has {counted(settings.epochs, 'epoch')}, a trial "
+                f"{job.plan.trial.epochs}: a truth that is no longer says little; raise --epochs"
             )
         folder = open_folder(place)
         job = dataclasses.replace(job, folder=folder)

@@ -14,7 +14,7 @@ from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.paths import is_file
 from nas.results.records import checked
-from nas.text import shown
+from nas.text import counted, shown
 
 FILE = "calibration.json"
 RESAMPLES = 1000
@@ -137,8 +137,8 @@ class Calibration:
             for e in sorted((e for e in self.estimates if e.group == group), key=lambda e: e.cost_s)
         ]
         truth = (
-            f"{self.space} on {self.task}: rank correlation with {self.epochs} epochs of training "
-            f"({self.architectures} architectures, mean of {self.seeds} seeds)"
+            f"{self.space} on {self.task}: rank correlation with {counted(self.epochs, 'epoch')} of training "
+            f"({counted(self.architectures, 'architecture')}, mean of {counted(self.seeds, 'seed')})"
         )
         if self.chosen is None:
             verdict = (

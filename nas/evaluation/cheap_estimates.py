@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluation.calibration import MIN_ARCHITECTURES, Calibration, Estimate, Settings, choose, estimate
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import diagnosis
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluation.laddered import Laddered
@@ -20,10 +20,11 @@ from nas.job.run_folder import CHECKPOINT
 from nas.job.shared_weights import shared_weights
 from nas.job.trial_setup import trial_line
 from nas.proxies import DEFAULT, PROXIES, log_rank
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.study import Evaluator, Study
+from nas.text import counted
 from nas.training.resumable import Stopped
 from nas.types import Genotype, Objective, Trial
 
@@ -46,7 +47,7 @@ def compare_estimates(job: Job, settings: Settings) -> Calibration:
     if settings.seeds > 1:
         others = [_mean(values[1:]) for values in truth]
         cost_s = _cost(trials) / settings.seeds
-        name = f"{settings.epochs} epochs again (ceiling)"
+        name = f"{counted(settings.epochs, 'epoch')} again (ceiling)"
         found.append(estimate(name, "ceiling", [v[0] for v in truth], others, cost_s=cost_s))
     for fidelity in fidelities(job):
         found += _trained(job, genotypes, means, fidelity)
@@ -55,8 +56,8 @@ def compare_estimates(job: Job, settings: Settings) -> Calibration:
     estimates = tuple(e for e in found if e is not None)
     if not estimates:
         raise NoModelError(
-            f"calibrate: after {settings.epochs} epochs all architectures are equally accurate; train for "
-            "longer, or on more images"
+            f"calibrate: after {counted(settings.epochs, 'epoch')} all architectures are equally accurate; "
+            "train for longer, or on more images"
         )
     chosen = choose(estimates, settings.threshold)
     return Calibration(

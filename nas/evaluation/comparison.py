@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from nas.errors import ConfigError
+from nas.text import counted
 
 LEVEL = 0.05
 FLIPS = 10_000
@@ -36,7 +37,7 @@ class Paired:
 
     def statement(self, own: str, other: str) -> str:
         """The comparison in one sentence."""
-        over = f"paired over {self.images:,} images, {self.seeds} seed{'s' if self.seeds > 1 else ''} each"
+        over = f"paired over {counted(self.images, 'image')}, {counted(self.seeds, 'seed')} each"
         if not self.seed_sd:
             over += ", the luck of training not counted"
         interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"

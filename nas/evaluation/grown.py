@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nas.architectures.morph import graft, is_addition, mismatch
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.evaluate import Start, Trained
+from nas.evaluation.evaluators import Start, Trained
 from nas.oneshot.supernet import Supernet
 from nas.training.checkpoint import Checkpoints
 from nas.types import Genotype, Trial

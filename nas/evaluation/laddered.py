@@ -14,7 +14,7 @@ import torch
 
 from nas.cost import Cost, cost
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluate import affordable
+from nas.evaluation.evaluators import affordable
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluation.guard import build_errors, user_errors
 from nas.files.atomic import read_json, write_json

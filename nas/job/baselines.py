@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.budget.clock import TimeUp
-from nas.evaluation.evaluate import Cached, Trained
+from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.phases import Found
 from nas.job.plan import UNBOUNDED
 from nas.job.run_folder import CHECKPOINT, RANDOM
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
 from nas.schedulers.halving import epochs_granted, finalists
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
+from nas.text import counted
 from nas.tracking.points import of_trials
 from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
@@ -81,7 +82,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
             return True
         if job.stop():
-            raise Stopped(f"random search stopped after {study.ended} trials")
+            raise Stopped(f"random search stopped after {counted(study.ended, 'trial')}")
         return False
 
     most = trials if trials is not None else UNBOUNDED

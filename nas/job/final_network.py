@@ -10,6 +10,7 @@ from nas.job.suited import offer, unsuited
 from nas.registry import load
 from nas.space import Space
 from nas.task import Task
+from nas.text import counted
 from nas.training.recipe import Recipe, compressed
 
 
@@ -46,7 +47,7 @@ def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[
     if plan.final_images is not None and recipe.epochs * images > plan.final_images:
         epochs = max(1, round(plan.final_images / images))
         notes.append(
-            f"last training: {epochs} epochs, not {recipe.epochs}, for {images:,} images "
+            f"last training: {counted(epochs, 'epoch')}, not {recipe.epochs}, for {counted(images, 'image')} "
             f"(preset {config.preset}; --set retrain.epochs={recipe.epochs} trains longer)"
         )
         recipe = compressed(recipe, epochs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from nas.errors import TrialError
-from nas.evaluation.evaluate import affordable
+from nas.evaluation.evaluators import affordable
 from nas.evaluation.guard import user_errors
 from nas.evaluation.metrics import wilson
 from nas.latency import latency

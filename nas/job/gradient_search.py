@@ -27,9 +27,10 @@ from nas.oneshot.identities import keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
+from nas.results.alphas import Alphas
 from nas.results.records import NeededRecord, checked
 from nas.schedulers.halving import finalists
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.seeding import rng
 from nas.space import Space
 from nas.study import Study
@@ -107,7 +108,7 @@ def _attempt(
     ease: Ease,
     until_s: float | None,
 ) -> Outcome:
-    """Searches at the learning rate that is left, and writes down every epoch as a trial."""
+    """Searches at the learning rate that is left, and writes down every epoch: a trial, and the strengths."""
     tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
     job.progress.phase(SEARCH, method.weights.epochs, done=len(study.history) - len(tried))
     job.team.call(SEARCH)
@@ -120,6 +121,7 @@ def _attempt(
             job.progress.advance(_line(epoch), done=epoch.epoch)
             for event in epoch.events:
                 job.progress.note(f"epoch {epoch.epoch}: {event}")
+        Alphas.of(job.space, [epoch.strengths for epoch in epochs]).write(job.folder, pictures=False)
         measured = [_metrics(epoch) for epoch in epochs]
         job.tracking.tell(of_search(study.name, job.space, epochs, measured, after=len(tried)))
 

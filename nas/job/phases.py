@@ -22,6 +22,7 @@ from nas.schedulers.halving import finalists
 from nas.searchers import Searcher
 from nas.seeding import rng
 from nas.study import Evaluator
+from nas.text import counted
 from nas.tracking.points import of_trials
 from nas.types import Genotype, Trial
 from nas.workers.identity import Identity
@@ -91,7 +92,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     except TimeUp as error:
         reason, late = str(error), True
     if study.ended < job.plan.trials:
-        job.progress.note(f"the search ends early, after {study.ended} trials: {reason}")
+        job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
     best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
     if not best and late:
         job.progress.note(
@@ -101,7 +102,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
             [_untried(job, searcher, study.history)], study.history, 0.0, search.measure, search.fidelity
         )
     if not best:
-        raise NoModelError(f"all {study.ended} trials failed:{diagnosis(study.history)}")
+        raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
         job.progress.note(
             f"WARNING: no architecture keeps all constraints ({job.plan.goals}); the nearest is taken"

@@ -19,14 +19,14 @@ from nas.budget.clock import TimeUp
 from nas.data.unpacking import load_arrays
 from nas.errors import NoModelError
 from nas.evaluation.comparison import Paired, paired
-from nas.evaluation.evaluate import Start, Trained
+from nas.evaluation.evaluators import Start, Trained
 from nas.evaluation.failures import diagnosis
 from nas.files.atomic import replacing
 from nas.graph import architecture_hash
 from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT, RERANK, SEARCH
 from nas.job.trial_setup import telling, with_costs
-from nas.schedulers.schedule import Listed
+from nas.schedulers.scheduler import Listed
 from nas.study import Study
 from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions

@@ -202,7 +202,8 @@ def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
             job.clock.save()
             raise
     if ahead is not None:
-        job.progress.note(comparison(estimated_s(job, ahead), job.clock.elapsed_s))
+        took_s = job.clock.elapsed_s
+        job.progress.note(comparison(estimated_s(job, ahead), took_s, before_s=ahead.spent_s))
     return result
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nas.cost import count_params
-from nas.evaluation.evaluate import Inherited, Start
+from nas.evaluation.evaluators import Inherited, Start
 from nas.evaluation.grown import from_supernet
 from nas.evaluation.guard import user_errors
 from nas.job.final_training import epoch_line

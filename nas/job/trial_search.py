@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from nas.evaluation.evaluate import Cached, Trained
+from nas.evaluation.evaluators import Cached, Trained
 from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
 from nas.job.run_folder import SEARCH
@@ -29,6 +29,7 @@ from nas.searchers import Searcher
 from nas.storage.address import writers
 from nas.storage.study_record import Record
 from nas.study import Evaluator, Study
+from nas.text import counted
 from nas.training.resumable import Stopped
 from nas.workers.claims import Alone, Claims, Leased, leased
 from nas.workers.identity import Identity
@@ -61,7 +62,7 @@ class TrialSearch:
             Stopped: when the job was asked to stop.
         """
         if self.job.stop():
-            raise Stopped(f"search stopped after {self.study.ended} trials")
+            raise Stopped(f"search stopped after {counted(self.study.ended, 'trial')}")
         return self.spend_s is not None and self.study.ended > 0 and self.study.spent_s >= self.spend_s
 
 

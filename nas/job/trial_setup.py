@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import Fidelity
 from nas.evaluation.grown import Grown
 from nas.evaluation.guard import user_errors
 from nas.evaluation.laddered import Laddered
-from nas.evaluation.learned import Fitting, Remembering
 from nas.evaluation.learning_curves import extrapolate
 from nas.evaluation.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
+from nas.evaluation.memory_bound import Fitting, Remembering
 from nas.evaluation.scored import Scored
 from nas.files.paths import is_file
 from nas.job.job import Job
@@ -23,7 +23,7 @@ from nas.job.run_folder import CHECKPOINT, SEARCH, read_run
 from nas.job.shared_weights import shared_weights
 from nas.oneshot.expected import check_bound
 from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
-from nas.schedulers.schedule import Fixed, Scheduler
+from nas.schedulers.scheduler import Fixed, Scheduler
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.bounded import Bounded
 from nas.study import Evaluator, Study

@@ -25,6 +25,7 @@ from nas.results.result_files import write_result
 from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
 from nas.task import Split
+from nas.text import counted
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
@@ -36,7 +37,9 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     ahead: what was measured before it began, where anybody wants to know.
     """
     size = job.space.size
-    job.progress.note(f"space {job.space.name}: {len(job.space.decisions)} decisions, {size} architectures")
+    job.progress.note(
+        f"space {job.space.name}: {counted(len(job.space.decisions), 'decision')}, {size} architectures"
+    )
     if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
     planned, shares = job, None

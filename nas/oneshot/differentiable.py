@@ -12,22 +12,32 @@ from torch import Tensor
 from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.course import Course
-from nas.oneshot.health import Health, images_at_once, preferred_accuracy
+from nas.oneshot.health import ITERATIONS, Health, continued, images_at_once, preferred_accuracy
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, lasting
 from nas.oneshot.supernet import Supernet
 from nas.seeding import derive, isolated
 from nas.space import Space
-from nas.task import Task
+from nas.task import Split, Task, first_of
 from nas.training import resumable
-from nas.training.accuracy import evaluate
+from nas.training.accuracy import FORWARD, evaluate
 from nas.training.checkpoint import Checkpoints
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
-LOOKS = 6
-"""Steps that looking at a search after an epoch takes about as long as, before it was timed."""
+LOOKS, CURVATURE = 3.0, 1.2
+"""Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""
+PASSES = 2
+"""Of as many images, to train the weights and the alphas, are a step."""
+
+
+def looks(task: Task, method: Method, *, first: bool) -> float:
+    """Steps that all which is done after an epoch takes about as long as, before it was timed."""
+    batch = method.weights.batch
+    later = min(ITERATIONS, continued(len(task.train) // batch))
+    iterations = (ITERATIONS if first else later) if method.learns_alphas else 0
+    return LOOKS + CURVATURE * iterations + FORWARD / PASSES * len(task.val) / batch
 
 
 def search(
@@ -49,7 +59,8 @@ def search(
     prepare: changes the first supernet before it is trained, e.g. its alphas.
     checkpoints: where to resume from, exactly to the step, and where to save to.
     left_s: seconds left, asked after every step; when they are no more than looking took the last time, the
-      step was the last one, and what the alphas prefer then is chosen. Not for a team.
+      step was the last one, and what the alphas prefer then is chosen. Where there is no time to validate on
+      all images, some tell the accuracy. Not for a team.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     team: all of its ranks search together, see `nas.training.team`; rank 0 alone looks, selects and saves.
@@ -76,13 +87,14 @@ def search(
 class _Search:
     """The course of a search with the record of its epochs, as a `Resumable`.
 
-    cut: whether the time is over. looked_s: what looking after the last epoch took; 0 before the first.
+    cut: whether the time is over. step_s: what the last step took. looked_s: what looking after the last
+      epoch took; 0 before the first.
     """
 
     def __init__(self, course: Course, left_s: Callable[[], float] | None) -> None:
         self.course, self.left_s = course, left_s
         self.epochs: list[Epoch] = []
-        self.cut, self.looked_s = False, 0.0
+        self.cut, self.step_s, self.looked_s = False, 0.0, 0.0
         self._settings = {**course.loop.loop.settings(), "method": course.method.describe()}
         course.begin_epoch()
 
@@ -103,7 +115,8 @@ class _Search:
         started = time.perf_counter()
         self.course.loop.advance()
         if self.left_s is not None:
-            looks_s = self.looked_s or LOOKS * (time.perf_counter() - started)
+            self.step_s = time.perf_counter() - started
+            looks_s = self.looked_s or self.step_s * looks(self.course.task, self.course.method, first=True)
             self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
@@ -164,7 +177,15 @@ class _Search:
         course, loop = self.course, self.course.loop
         if course.supernet.relaxation.one_at_a_time:
             return preferred_accuracy(loop, genotype, derive(course.seed, "validate", course.done))
-        return evaluate(course.supernet, course.task, course.task.val, batch=images_at_once(loop))[1]
+        return evaluate(course.supernet, course.task, self._validated(), batch=images_at_once(loop))[1]
+
+    def _validated(self) -> Split:
+        """The images to validate on: all, or where the time is over, as many as there is time for."""
+        val, portion = self.course.task.val, images_at_once(self.course.loop)
+        if not self.cut or self.left_s is None:
+            return val
+        portion_s = max(1e-9, self.step_s * FORWARD / PASSES * portion / self.course.loop.loop.images)
+        return first_of(val, portion * max(1, int(self.left_s() / portion_s)))
 
     def _examine(self, genotype: Genotype, val_acc: float) -> Health:
         course, before = self.course, self.epochs[-1].genotype if self.epochs else None

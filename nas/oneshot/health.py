@@ -54,6 +54,10 @@ class Health:
         return max(self.skip_shares.values(), default=0.0)
 
 
+ITERATIONS = 10
+"""Of the dominant eigenvalue, at most."""
+
+
 class Examiner:
     """Measures the health of a search, the same whenever it is asked.
 
@@ -61,7 +65,7 @@ class Examiner:
       for each six steps of an epoch will do, at least two, so that looking takes a fraction of it.
     """
 
-    def __init__(self, *, iterations: int = 10) -> None:
+    def __init__(self, *, iterations: int = ITERATIONS) -> None:
         self.iterations = iterations
         self.direction: list[Tensor] = []
 
@@ -94,7 +98,7 @@ class Examiner:
         x, y = _batch(loop, loop.task.val, seed, wanted)
         iterations = self.iterations
         if self.direction:
-            iterations = min(iterations, max(2, loop.loop.steps_per_epoch // 6))
+            iterations = min(iterations, continued(loop.loop.steps_per_epoch))
         network = supernet.network
         unmoved, twice = without_gradients(network.parameters()), twice_differentiable(network)
         with kept(network.buffers()), in_training(supernet), unmoved, twice:
@@ -104,6 +108,11 @@ class Examiner:
                 loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed
             )
         return value
+
+
+def continued(steps_per_epoch: int) -> int:
+    """Iterations that do for an eigenvalue that begins in the direction of the one before."""
+    return max(2, steps_per_epoch // 6)
 
 
 def curvature_images(method: Method, batch: int, device: torch.device) -> int:

@@ -78,8 +78,8 @@ def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
-    objectives = {run.search.goals.objectives[0].name for run in runs if run.search.longest}
-    kinds = {run.is_by_gradients for run in runs if run.search.longest}
+    objectives = {run.search.goals.objectives[0].name for run in runs if run.search.allowed}
+    kinds = {run.is_by_gradients for run in runs if run.search.allowed}
     if len(objectives) != 1:
         return None
     curves: dict[str, Bands] = {}
@@ -105,7 +105,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
 
 def _timed(run: Run, band: Bands) -> Bands:
     """A curve over seconds, for runs whose evaluations are not of one kind."""
-    seconds = np.cumsum([max(t.cost_s, 1e-9) for t in run.search.longest])
+    seconds = np.cumsum([max(t.cost_s, 1e-9) for t in run.search.allowed])
     return Bands(seconds, band.mean, band.low, band.high)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from nas.report.history import Past
 from nas.report.run import Run
 from nas.report.section import Drawing, Section, Tip, stored
 from nas.report.words import duration, metric
-from nas.types import Objective, Trial
+from nas.types import Trial
 
 RANDOM, LARGEST = "random search", "largest of these by MACs"
 MOST_DOTS = 1000
@@ -36,7 +35,7 @@ def anytime(run: Run) -> Section | None:
         return Section("anytime", "Anytime curve", _PLAIN, drawings=drawings) if drawings else None
     objective = past.goals.objectives[0]
     shown = thinned(past, MOST_DOTS)
-    valued = [with_value(objective, trial) for trial in shown]
+    valued = [objective.with_value(trial) for trial in shown]
     figure = draw.draw_search(
         valued, metric=objective.name, maximize=objective.maximize, baselines=_baselines(run)
     )
@@ -86,20 +85,13 @@ def _left_out(shown: Sequence[Trial], past: Past) -> str:
     )
 
 
-def with_value(objective: Objective, trial: Trial) -> Trial:
-    """The trial with the objective's value among its metrics, where it has one."""
-    if trial.state != "done" or not set(objective.metrics) <= trial.metrics.keys():
-        return trial
-    return replace(trial, metrics={**trial.metrics, objective.name: objective.value(trial.metrics)})
-
-
 def thinned(past: Past, most: int) -> list[Trial]:
     """At most about `most` trials: all that improved on those before or are on the front, then evenly."""
     usable = {t.number for t in past.done}
     trials = [t for t in past.trials if t.state != "done" or t.number in usable]
     if len(trials) <= most:
         return trials
-    best, kept = -math.inf, {t.number for t in past.goals.front(past.longest)}
+    best, kept = -math.inf, {t.number for t in past.goals.front(past.allowed)}
     for trial in past.done:
         score = past.goals.objectives[0].score(trial.metrics)
         if score > best:
@@ -133,23 +125,24 @@ def _baselines(run: Run) -> Mapping[str, Sequence[Trial]]:
     note = ", trained alone" if run.is_by_gradients else ""
     largest = [max(done, key=lambda t: t.metrics["macs"])] if all("macs" in t.metrics for t in done) else []
     found = {f"{RANDOM} at equal cost{note}": done, LARGEST + note: largest}
-    return {name: [with_value(objective, t) for t in trials] for name, trials in found.items() if trials}
+    return {name: [objective.with_value(t) for t in trials] for name, trials in found.items() if trials}
 
 
 def expected(run: Run, name: str = "search") -> dict[str, Bands]:
     """The best so far of the search, and what random search is expected to have found after as much work.
 
-    With evaluations on the horizontal axis, or seconds where gradients searched.
+    Without what breaks a constraint. With evaluations on the horizontal axis, or seconds where gradients
+    searched.
     """
     curves = {}
     objective = run.search.goals.objectives[0]
     turn = 1.0 if objective.maximize else -1.0
-    if run.search.longest:
-        best = turn * np.maximum.accumulate([objective.score(t.metrics) for t in run.search.longest])
-        seconds = np.cumsum([max(t.cost_s, 1e-9) for t in run.search.longest])
+    if run.search.allowed:
+        best = turn * np.maximum.accumulate([objective.score(t.metrics) for t in run.search.allowed])
+        seconds = np.cumsum([max(t.cost_s, 1e-9) for t in run.search.allowed])
         work = seconds if run.is_by_gradients else np.arange(1.0, len(best) + 1)
         curves[name] = Bands(work, best, best, best)
-    if others := run.random.longest:
+    if others := run.random.allowed:
         sizes, *rows = order_statistics(np.array([objective.score(t.metrics) for t in others]))
         middle, low, high = (turn * row for row in rows)
         each = max(float(np.mean([t.cost_s for t in others])), 1e-9) if run.is_by_gradients else 1.0

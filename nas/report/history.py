@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.errors import ConfigError
 from nas.goals import Goals
 from nas.results.records import StudyRecord, TrialRecord, checked
+from nas.schedulers.halving import longest
 from nas.storage.run import past_storage
-from nas.types import Decision, Genotype, Trial
+from nas.types import Decision, Genotype, Trial, of_longest_training
 from nas.workers.claims import owner_of
 
 _STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
@@ -54,8 +55,12 @@ class Past:
     @cached_property
     def longest(self) -> list[Trial]:
         """The finished trials of the longest training: their values can be compared."""
-        most = max((t.fidelity for t in self.done), default=0)
-        return [t for t in self.done if t.fidelity == most]
+        return of_longest_training(self.done)
+
+    @cached_property
+    def allowed(self) -> list[Trial]:
+        """The finished trials that keep all constraints, those of the longest training."""
+        return longest(self.done, self.goals)
 
     @property
     def names(self) -> list[str]:

@@ -18,7 +18,7 @@ def alphas(run: Run) -> Section | None:
     """How strong every operation was at the end, and on the way there."""
     reading = (
         "Every decision's row holds the strength (the mixture weight that its alphas give) of each operation "
-        "at the end of the search, from 0 to 1; outlined is the strongest. Rows without a clear favourite "
+        "after the last epoch, from 0 to 1; outlined is the strongest. Rows without a clear favourite "
         "are close decisions. The panels show the same over the epochs; dotted is an even mixture."
     )
     drawings = _alphas(run) or stored(run.folder, "alphas.svg", "strengths over the search")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nas.data.unpacking import load_arrays
-from nas.errors import ConfigError, NasError
+from nas.errors import NasError
 from nas.files.atomic import read_json
 from nas.files.manifest import MANIFEST, require_intact
 from nas.files.paths import is_file
@@ -23,8 +18,8 @@ from nas.job.method_names import by_gradients
 from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.registry import is_plugin, load
 from nas.report.history import Past, read_studies
+from nas.results.alphas import Alphas
 from nas.results.records import (
-    AlphasRecord,
     ComparedRecord,
     EpochRecord,
     HealthRecord,
@@ -41,17 +36,7 @@ _READ = (
     *("run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"),
     *("alphas.npz", "config.toml"),
 )
-_MOST_ALPHAS = 256 << 20
 _EMPTY = Past((), Goals(), (), ())
-
-
-@dataclass(frozen=True, eq=False)
-class Alphas:
-    """The strengths of all operations: [T, E, O], NaN where a decision has fewer options, and their names."""
-
-    strengths: NDArray[np.float64]
-    decisions: Sequence[str]
-    options: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +135,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
         require_intact(folder, *(name for name in _READ if is_file(folder / name)))
     studies = read_studies(folder)
     architecture, metrics = folder / "architecture.json", folder / "metrics.json"
+    alphas = folder / "alphas.npz"
     if (found := _json(architecture)) is not None:
         checked(ReportedArchitectureRecord, found, architecture, "architecture")
     numbers = _json(metrics)
@@ -164,7 +150,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
         {} if numbers is None else checked(MetricsRecord, {"metrics": numbers}, metrics, "metrics").metrics,
         checked(ComparedRecord, _json(compared), compared, "comparison") if is_file(compared) else None,
         checked(HealthRecord, health, folder / "health.json", "record of health").epochs if health else (),
-        _alphas(folder / "alphas.npz"),
+        Alphas.read(alphas) if is_file(alphas) else None,
         space
         if space is not None
         else _space(record["space"].get("origin"), record["space"].get("settings")),
@@ -183,18 +169,3 @@ def _space(origin: object, settings: object) -> Space | None:
         return load(origin, **settings)
     except NasError:  # one of another version
         return None
-
-
-def _alphas(path: Path) -> Alphas | None:
-    if not is_file(path):
-        return None
-    try:
-        arrays, _ = load_arrays(path, ("strengths", "names"), max_bytes=_MOST_ALPHAS)
-        names = checked(AlphasRecord, json.loads(arrays["names"].tobytes()), path, "table of alphas")
-        strengths = np.asarray(arrays["strengths"], dtype=float)
-        most = max(map(len, names.options), default=0)
-        if strengths.shape[1:] != (len(names.decisions), most) or len(names.options) != len(names.decisions):
-            raise ValueError(f"its strengths are {strengths.shape}, which do not fit its names")
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
-    return Alphas(strengths, names.decisions, names.options)

@@ -29,6 +29,7 @@ from nas.results.records import MetricsRecord, checked
 from nas.schedulers.halving import longest
 from nas.space import Space
 from nas.study import Study
+from nas.text import counted
 from nas.training.checkpoint import load_tensors
 from nas.types import Genotype, Trial
 
@@ -83,7 +84,7 @@ class Result:
         measured = [
             *([] if accuracy is None else [f"test_acc {accuracy:.4f}"]),
             *([] if params is None else [f"{params:,.0f} params"]),
-            f"{len(self.history)} trials",
+            f"{counted(len(self.history), 'trial')}",
         ]
         return f"<Result of {self.space.name!r} in {str(self.folder)!r}: {', '.join(measured)}>"
 

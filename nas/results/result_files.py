@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from nas.results.architecture_file import ARCHITECTURE, describe_architecture, w
 from nas.results.result import Result
 from nas.schedulers.halving import longest
 from nas.training.checkpoint import save_tensors
-from nas.types import Objective, Trial
 
 
 def write_result(
@@ -56,23 +54,13 @@ def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
     if result.history:
         first = result.goals.objectives[0]
         figure = draw.draw_search(
-            _valued(first, result.history),
+            [*map(first.with_value, result.history)],
             metric=first.name,
             maximize=first.maximize,
             title=f"Search: {title}",
-            baselines={name: _valued(first, trials) for name, trials in result.baselines.items()},
+            baselines={name: [*map(first.with_value, trials)] for name, trials in result.baselines.items()},
         )
         draw.save(figure, folder / "search.svg", folder / "search.png")
-
-
-def _valued(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials with the objective's value among their metrics, under its name."""
-
-    def valued(trial: Trial) -> Trial:
-        value = {objective.name: objective.value(trial.metrics)}
-        return replace(trial, metrics={**trial.metrics, **value})
-
-    return [valued(trial) if trial.state == "done" else trial for trial in trials]
 
 
 def write_front(result: Result, *, title: str, pictures: bool = True) -> None:

@@ -18,7 +18,8 @@ from nas.evaluation.fidelity import Ladder
 from nas.goals import Goals
 from nas.searchers import Searcher
 from nas.space import Space
-from nas.types import Genotype, Trial
+from nas.text import counted
+from nas.types import Genotype, Trial, of_longest_training
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def comparable(history: Sequence[Trial], granted: Sequence[int], *, enough: int)
 
 
 def _unmeasured(trial: Trial, fidelity: int) -> Trial:
-    return replace(trial, state="failed", metrics={}, reason=f"unmeasured: after {fidelity} epochs")
+    return replace(
+        trial, state="failed", metrics={}, reason=f"unmeasured: after {counted(fidelity, 'epoch')}"
+    )
 
 
 def bracketed(history: Sequence[Trial], granted: Sequence[int]) -> list[list[Trial]]:
@@ -160,9 +163,7 @@ def epochs_granted(trials: Sequence[Trial], granted: Sequence[int]) -> int:
 
 def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
     """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
-    kept = [t for t in history if t.state == "done" and goals.violation(t.metrics) == 0]
-    most = max((t.fidelity for t in kept), default=0)
-    return [t for t in kept if t.fidelity == most]
+    return of_longest_training(t for t in history if t.state == "done" and goals.violation(t.metrics) == 0)
 
 
 def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:

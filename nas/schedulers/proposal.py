@@ -8,7 +8,7 @@ from numbers import Integral
 import numpy as np
 
 from nas.errors import ConfigError, NasError, describe
-from nas.schedulers.schedule import Scheduler
+from nas.schedulers.scheduler import Scheduler
 from nas.space import Space
 from nas.types import Genotype, Trial
 from nas.workers.turns import NoTurnError

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from nas.storage.salvage import Gap, Line
 from nas.storage.sealing import study_begun_in
+from nas.text import counted
 
 _REASON = "lost: its record in the journal was damaged"
 _UNUSABLE = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -36,7 +37,7 @@ class Loss:
     records: int
 
     def __str__(self) -> str:
-        many = f"{self.records} records from number {self.first}"
+        many = f"{counted(self.records, 'record')} from number {self.first}"
         which = f"record {self.first}" if self.records == 1 else many if self.records else "no record"
         return f"byte {self.offset}: {which}, {self.size} bytes"
 

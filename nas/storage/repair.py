@@ -17,6 +17,7 @@ from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.journal_file import SafeJournalBackend
 from nas.storage.rebuild import Loss, Rebuilding
 from nas.storage.salvage import pieces
+from nas.text import counted
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Repair:
     def lines(self) -> list[str]:
         """The report."""
         if self.original is None:
-            return [f"{self.path} is whole: {self.records} records"]
+            return [f"{self.path} is whole: {counted(self.records, 'record')}"]
         return [
-            f"{self.path}: {self.records} records, {self.mended} of them put right by a bit",
+            f"{self.path}: {counted(self.records, 'record')}, {self.mended} of them put right by a bit",
             *(f"lost at {loss}" for loss in self.losses),
             *self.affected,
             f"the damaged file is kept as {self.original}",

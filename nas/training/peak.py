@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
 
 
 @dataclass
@@ -36,32 +36,23 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         torch.cuda.synchronize(device)
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    with _Following(peak):
+    with Seeing(_Following(peak).see):
         yield peak
 
 
-class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Following:
     """Adds up storages from when they are made until they die."""
 
     def __init__(self, peak: Peak) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = peak
         self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
         self._total = 0
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        known = {_storage(tensor) for tensor in _tensors((args, kwargs))}
-        output: object = func(*args, **(kwargs or {}))
-        for tensor in _tensors(output):
-            if _storage(tensor) not in known:
+    def see(self, operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG002 - a `See`
+        known = {storage_of(tensor) for tensor in tensors((args, kwargs))}
+        for tensor in tensors(output):
+            if storage_of(tensor) not in known:
                 self._add(tensor)
-        return output
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -76,11 +67,3 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[key] = weakref.ref(storage, died)
         self._total += size
         self.peak.bytes = max(self.peak.bytes, self._total)
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

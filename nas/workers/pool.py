@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from nas.errors import ConfigError, DeviceError, NoModelError, SpaceError, StorageError, WorkersError
+from nas.text import counted
 from nas.workers.slots import Slot
 
 GRACE_S = 20.0
@@ -238,7 +239,7 @@ class Pool:
         self._memory_deaths += 1
         if self._memory_deaths % 2 == 0 and len(self._slots) > 1:
             self._slots = self._slots[: len(self._slots) // 2]
-            self._note(f"memory ran out twice, so that {len(self._slots)} workers must do")
+            self._note(f"memory ran out twice, so that {counted(len(self._slots), 'worker')} must do")
             for post in self._posts:
                 if post.slot not in self._slots and post.poll() is None:
                     with suppress(ProcessLookupError):

@@ -23,7 +23,7 @@ import optuna
 from killing import MODULES
 
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
 from nas.seeding import rng
 from nas.signals import StopRequest

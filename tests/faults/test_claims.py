@@ -19,7 +19,7 @@ import torch
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, StorageError, TrialError
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.storage.journal import journal_storage
 from nas.study import Study

@@ -7,7 +7,7 @@ import pytest
 import torch
 from jobs import SMALL, Recorder
 
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import geometric
 from nas.evaluation.grown import Grown
 from nas.evaluation.measured import Stopwatch
@@ -17,7 +17,7 @@ from nas.job.run_folder import begin
 from nas.job.trial_search import trial_search
 from nas.registry import load
 from nas.schedulers.halving import Hyperband, SuccessiveHalving
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.optuna_search import OptunaSearch
 from nas.seeding import rng

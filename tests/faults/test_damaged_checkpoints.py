@@ -15,7 +15,7 @@ from jobs import TINY, Recorder, outcome
 
 import nas
 from nas.errors import ConfigError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.grown import Grown
 from nas.evaluation.laddered import Laddered

@@ -20,7 +20,7 @@ from nas.errors import ConfigError
 from nas.job.search_run import search
 from nas.patience import Patience
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.address import Address
 from nas.storage.run import RunStorage, open_storage

@@ -14,7 +14,7 @@ from torch import nn
 import nas
 from nas.cli.job import show
 from nas.errors import NoModelError, TrialError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.laddered import Laddered
 from nas.job.final_training import train_final

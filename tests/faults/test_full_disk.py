@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.files import atomic as files
 from nas.files.atomic import storage_errors, write_bytes
 from nas.files.manifest import MANIFEST

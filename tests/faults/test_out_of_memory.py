@@ -12,11 +12,11 @@ from torch import nn
 
 import nas
 from nas.errors import NoModelError, TrialError
-from nas.evaluation.evaluate import Inherited, Trained
+from nas.evaluation.evaluators import Inherited, Trained
 from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.guard import memory_errors, reason_of
 from nas.evaluation.laddered import Laddered
-from nas.evaluation.learned import Fitting, Remembering
+from nas.evaluation.memory_bound import Fitting, Remembering
 from nas.job.final_training import train_final
 from nas.job.search_run import search
 from nas.oneshot.supernet import Supernet

@@ -11,14 +11,14 @@ from torch import nn
 
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
-from nas.evaluation.evaluate import Trained
+from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import ADVICE
 from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.guard import reason_of
 from nas.evaluation.laddered import Laddered
 from nas.job.search_run import search
 from nas.registry import load
-from nas.schedulers.schedule import Fixed
+from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.journal import journal_storage
 from nas.study import Study
@@ -364,7 +364,7 @@ def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
         **{f"raises{i}": lambda: Raising(KeyError("k")) for i in range(3)}, sound=lambda: nn.Linear(64, 10)
     )
     settings = SETTINGS | {"trials": 4}
-    with pytest.raises(NoModelError, match="the last 1 trials failed"):
+    with pytest.raises(NoModelError, match="the last 1 trial failed"):
         search(space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 1})
     progress = Recorder()
     resumed = search(

@@ -14,14 +14,14 @@ or above.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.dispatch import Args, Kwargs, Seeing
 from nas.errors import ConfigError
 from nas.oneshot.fused.comparing import seconds_of
 
@@ -67,7 +67,7 @@ def bytes_moved(work: Callable[[], object]) -> int:
         ConfigError: when it holds a convolution, norm or pool that is not known here.
     """
     moving = _Moving()
-    with moving:
+    with Seeing(moving.see):
         work()
     return moving.bytes
 
@@ -89,26 +89,17 @@ def copy_bandwidth(device: torch.device, *, size: int = COPIED, repeats: int = 1
     return 2 * COPIES * source.nbytes / best
 
 
-class _Moving(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Moving:
     """Adds up the passes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        output: object = func(*args, **(kwargs or {}))
-        read = _read(func._schema.name.removeprefix("aten::"), args)
+    def see(self, operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG002 - a `See`
+        read = _read(operator._schema.name.removeprefix("aten::"), args)
         if read is not None:
             written = output if isinstance(output, tuple) else (output,)
             self.bytes += sum(map(_map_bytes, (*read, *written)))
-        return output
 
 
 def _read(name: str, args: Sequence[object]) -> Sequence[object] | None:

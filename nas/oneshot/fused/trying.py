@@ -1,4 +1,4 @@
-"""Tries kernels on a GPU, as a program: `python -m nas.oneshot.fused.trying cuda:0 OUTCOME.json`.
+"""Tries kernels on a GPU, as a program: `python -m nas.oneshot.fused.trying cuda:0 OUTCOME.json DESCRIPTOR`.
 
 Steps of a small search and of a small training are done batched and by kernels: in float32 from the same
 start, to compare their losses, and as a job does them, to time them.
@@ -27,6 +27,7 @@ from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Task
 from nas.training.recipe import Precision
+from nas.workers.pulse import Pulse
 
 OPTIONS = (
     *("none", "skip_connect", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5"),
@@ -119,5 +120,11 @@ def _is_busy(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in BUSY_WORDS)
 
 
+def awaited(device: str, outcome: str, descriptor: str) -> None:
+    """The same, as long as somebody reads from the pipe: whoever was killed has no use for the outcome."""
+    with Pulse(int(descriptor), ask_to_stop=lambda: None, grace_s=0):
+        main(device, outcome)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    awaited(*sys.argv[1:])

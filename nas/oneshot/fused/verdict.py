@@ -14,7 +14,8 @@ import subprocess  # nosec B404
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -156,19 +157,20 @@ def attempt(
 ) -> Verdict | None:
     """What a process of its own finds out; None where that tells nothing.
 
-    program: is given the device and the file to write.
+    program: is given the device, the file to write, and a pipe that breaks when this process has ended.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _pipe() as pulse:
         outcome, words = Path(folder, "outcome.json"), Path(folder, "words")
         with words.open("wb") as file:
             # A program of the engine's own, without a shell; a session of its own, so that an interruption of
             # this process is not taken for a failure of that one.
             child = subprocess.Popen(  # nosec B603
-                [*program, str(device), str(outcome)],
+                [*program, str(device), str(outcome), str(pulse)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                pass_fds=(pulse,),
                 start_new_session=True,
             )
         try:
@@ -243,6 +245,17 @@ def _held(path: Path, stop: Callable[[], bool]) -> KernelLock | None:
             continue
         return holder
     return None
+
+
+@contextmanager
+def _pipe() -> Iterator[int]:
+    """Where to write to somebody who need not read, see `nas.workers.pulse`."""
+    reading, writing = os.pipe()
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Callable[[], bool], until: float) -> int | None:
