@@ -300,7 +300,7 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"differ in size or channels"):
         load_without("folder:data", f"{suspects}:leak", seed=0)
     (data / "c0" / "04.png").write_bytes(b"damaged later")
-    with pytest.raises(DataError, match=r"does not name 1 files of folder:data .*c0/04.png"):
+    with pytest.raises(DataError, match=r"does not name 1 file of folder:data .*c0/04.png"):
         load_without("folder:data", suspects, seed=0)
 
 

@@ -27,8 +27,8 @@ from nas.storage.address import Address
 from nas.storage.finishing import same_outcome
 from nas.storage.under_way import OWN, UnderWay
 
-POOL = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "pool_timeout": 30}
-"""A worker needs one connection, for a moment two; each one costs the server memory."""
+POOL = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0, "pool_timeout": 30}
+"""A worker needs one connection, and a second for its turns; each one costs the server memory."""
 CONNECT: dict[str, dict[str, object]] = {
     "sqlite": {"timeout": 30},
     "postgresql+psycopg": {
@@ -48,7 +48,7 @@ _LONGEST_MS = 60_000
 _ATTEMPTS = 5
 _HINTS = {
     "too many clients|too many connections|connection slots": (
-        "the server has no connection left; each worker keeps one and for moments a second: raise its "
+        "the server has no connection left; each worker needs one and for its turns a second: raise its "
         "max_connections, or put pgbouncer between"
     ),
     "password authentication failed|no password supplied": (

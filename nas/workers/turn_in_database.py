@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,9 @@ from nas.storage.patient import PatientStorage
 from nas.workers import turns
 from nas.workers.turns import CUT_OFF_S, NoTurnError
 
+KEPT_S = 30.0
+"""A worker whose turns come as often keeps a connection for them, which takes longer to open than to use."""
+
 
 def database_turn(storage: BaseStorage, study_id: int) -> PostgresTurn | None:
     """The turns of a study in a database; None where it has none."""
@@ -25,8 +30,16 @@ def database_turn(storage: BaseStorage, study_id: int) -> PostgresTurn | None:
 class PostgresTurn:
     """Turns by an advisory lock of a transaction that does nothing else."""
 
-    def __init__(self, storage: PatientStorage, key: int, *, cut_off_s: float = CUT_OFF_S) -> None:
+    def __init__(
+        self,
+        storage: PatientStorage,
+        key: int,
+        *,
+        cut_off_s: float = CUT_OFF_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine, self._key, self._cut_off_s = storage.database.engine, key, cut_off_s
+        self._clock, self._last = clock, -math.inf
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[], None]]:
@@ -41,6 +54,13 @@ class PostgresTurn:
                 yield lambda: _check(connection)
             finally:
                 _unlock(connection)
+                if self._is_seldom():
+                    connection.invalidate()
+
+    def _is_seldom(self) -> bool:
+        """Whether turns come so seldom that a connection kept for them would mostly be in the server's way."""
+        before, self._last = self._last, self._clock()
+        return self._last - before > KEPT_S
 
     def _lock(self, connection: Connection) -> None:
         limits = {"idle_in_transaction_session_timeout": self._cut_off_s, "lock_timeout": turns.PATIENCE_S}

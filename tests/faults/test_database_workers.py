@@ -137,6 +137,27 @@ def test_turns_of_other_studies_are_others(address):
         pass
 
 
+def test_a_connection_is_kept_for_turns_that_come_often_and_for_no_others(address):
+    storage, now = open_storage(address), 0.0
+    pool = storage.database.engine.pool
+    turn = PostgresTurn(storage, 7, clock=lambda: now)
+
+    def open_after(seconds):
+        """How many connections are open after a trial that took so long."""
+        nonlocal now
+        now += seconds
+        with turn():
+            storage.get_all_studies()
+            most.append(pool.checkedout())
+        return sum(
+            not record.dbapi_connection.closed for record in pool._pool.queue if record.dbapi_connection
+        )
+
+    most = []
+    assert [open_after(s) for s in (600, 600, 1, 1, 600, 1)] == [1, 1, 2, 2, 1, 2]
+    assert max(most) <= 2
+
+
 def test_asking_outlasts_a_server_that_restarts(postgres, address):
     study = worker(address)
     study.run(scored, trials=2)
