@@ -58,7 +58,7 @@ class PostgresTurn:
                     connection.invalidate()
 
     def _is_seldom(self) -> bool:
-        """Whether turns come so seldom that a connection kept for them would mostly be in the server's way."""
+        """Whether turns come so seldom that a connection kept for them would only cost the server memory."""
         before, self._last = self._last, self._clock()
         return self._last - before > KEPT_S
 
