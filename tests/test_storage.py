@@ -296,7 +296,9 @@ def test_workers_take_one_number_each_and_one_connection(tmp_path, postgres, dat
         thread.join()
     history = study(run_of(tmp_path, database, "many")).history
     assert {t.number: t.metrics["val_acc"] for t in history} == told_by and len(told_by) == 24
-    assert [worker.storage.inner.database.engine.pool.size() for worker in workers] == [1, 1, 1]
+    pools = [worker.storage.inner.database.engine.pool for worker in workers]
+    assert [pool.checkedin() + pool.checkedout() for pool in pools] == [1, 1, 1]
+    assert {pool.size() + pool._max_overflow for pool in pools} == {2}  # with that for turns
     with workers[0].storage.inner.database.engine.connect() as connection:
         shown = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
     assert shown == "1min"  # a frozen worker does not hold up the others for ever
