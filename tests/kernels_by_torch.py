@@ -22,14 +22,17 @@ def read(source, g):
     return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
 
 
+def numbers(address, count):
+    """float32, where a module keeps them."""
+    return torch.from_numpy(np.ctypeslib.as_array((ctypes.c_float * count).from_address(int(address))))
+
+
 @_disable_current_modes()
 def kernel(taps, g, *, depthwise):
     """The weight of an operation, where its module keeps it: a program reads that without waiting."""
     side, dilation = taps.kinds[int(taps.kind[g])]
     inputs = 1 if depthwise else taps.inputs
-    count = taps.outputs * inputs * side * side
-    numbers = (ctypes.c_float * count).from_address(int(taps.addresses[g]))
-    weight = torch.from_numpy(np.ctypeslib.as_array(numbers))
+    weight = numbers(taps.addresses[g], taps.outputs * inputs * side * side)
     if taps.last:
         return weight.view(taps.outputs, side, side, inputs).permute(0, 3, 1, 2), dilation
     return weight.view(taps.outputs, inputs, side, side), dilation
@@ -61,12 +64,24 @@ def computed(source, taps):
     return on.index_copy(0, source.drawn.order.long(), source.drawn.live).ne(0).view(-1, 1, 1)
 
 
-def convolve(source, taps, window, *, out, part, block):
+def convolve(source, taps, window, *, out, after):
     # Unseen by autograd, as what kernels write is.
     out.data.copy_(made(source, taps, window, depthwise=False))
-    for number, pixels in enumerate(out.float().split(block, dim=1)):
-        mean = pixels.mean(1)
-        part[:, number, 0], part[:, number, 1] = mean, (pixels - mean[:, None]).square().sum(1)
+    var, mean = torch.var_mean(out.float(), 1, correction=0)
+    inv = 1 / (var + after.eps).sqrt()
+    weight, bias = (1, 0) if after.affine is None else factors(after.affine, *mean.shape)
+    more = window.outputs / max(window.outputs - 1, 1)
+    found = [mean, more * var, inv, weight * inv, bias - weight * inv * mean]
+    on = computed(source, taps).squeeze(1)
+    for own, now in zip(after.norm.tensors, found, strict=True):
+        own.data.copy_(torch.where(on, now, own))
+
+
+@_disable_current_modes()
+def factors(affine, groups, channels):
+    """[G, C] Weights and biases of batch-norms, where their modules keep them: as `kernel`."""
+    both = affine.weights, affine.biases
+    return [torch.stack([numbers(own[g], channels) for g in range(groups)]) for own in both]
 
 
 def gradients(grad, source, taps, window, *, for_x, part, depthwise):
