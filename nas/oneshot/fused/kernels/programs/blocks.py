@@ -1,10 +1,10 @@
 """What Triton programs that sum over pixels have in common: blocks, which the program that is done last adds.
 
-Each program stores the sums of its block and counts itself on a ticket; whichever of a tile of channels is the
-last adds them up in their order, so the outcome does not depend on which it is. On a GPU it sees what the
-others have stored: they count with *release*, after a barrier of all their threads; it goes on with *acquire*,
-before a barrier of its own, and reads past the cache of its multiprocessor (`.cg`). To acquire empties that
-cache, in which programs beside it keep their maps, so no others do.
+Each program stores the sums of its block and counts itself on a ticket; whichever is the last of a tile of
+channels adds them up in their order, so the outcome does not depend on which it is. On a GPU it sees what the
+others have stored: they count with *release*, after a barrier of all their threads; it goes on with
+*acquire*, before a barrier of its own, and reads past the cache of its multiprocessor (`.cg`). To acquire
+empties that cache, in which programs beside it keep their maps, so no others do.
 
 It sets the ticket back to 0, for the next launch or the replay of a graph. Launches that use the same tickets
 have to follow each other, as those of one stream do.
