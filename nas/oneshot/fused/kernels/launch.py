@@ -16,6 +16,8 @@ TILE = 1024
 """Numbers of a map in a tile, pixels times channels: eight for each thread, which are read at once."""
 LOOP = 16
 """Tiles that one program of a sum over pixels adds up, at most."""
+WIDEST = 64
+"""Channels in a tile of a product of matrices, at most; `Layout.tickets` are for tiles of so many."""
 SHARE, PARTS = 2**12, 64
 """Numbers of a map for each part of a gradient of weights, about; parts, at most."""
 
@@ -174,7 +176,7 @@ def _dot_tile(taps: Taps) -> dict[str, int]:
 
 def _power_of_dot(size: int) -> int:
     """Products of matrices want at least 16 in each direction."""
-    return min(64, max(16, power(size)))
+    return min(WIDEST, max(16, power(size)))
 
 
 def _loop(window: Window, tile: dict[str, int], part: Tensor) -> int:
