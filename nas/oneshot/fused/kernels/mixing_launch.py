@@ -153,7 +153,7 @@ def pools(
     count, pixels, channels = out.shape
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
     width = tile_of(channels)["BC"]
-    block = max(16, 2 * TILE // width)
+    block = 2 * TILE // max(16, width)
     blocks = cdiv(pixels, block)
     part = tickets if eps is None else norm.mean.new_empty(count, blocks, 2, channels)
     programs.pool_forward[blocks, cdiv(channels, width), count](
