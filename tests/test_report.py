@@ -24,7 +24,7 @@ from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
 from nas.goals import parse_goals
 from nas.report import REPORT, render, write_report
-from nas.report.curves import expected, order_statistics
+from nas.report.curves import anytime, expected, order_statistics, thinned
 from nas.report.energy import assumed_watts
 from nas.report.history import Past, Work, read_studies
 from nas.report.importance import decisions, operations
@@ -330,6 +330,17 @@ def test_what_breaks_a_constraint_is_neither_on_the_front_nor_the_best_so_far(un
     run = dataclasses.replace(read(unfinished), search=past)
     assert [row[0] for row in front(run).values["rows"]] == ["1", "0"]
     assert expected(run)["search"].mean.tolist() == [0.5, 0.6]
+    assert "best 0.6 · trial 1<" in anytime(run).drawings[0].svg
+
+
+def test_a_long_history_keeps_what_improved_on_all_that_keep_the_constraints():
+    pairs = [(0.9, 9.0), (0.3, 1.0), (0.2, 1.0), (0.5, 1.0), (0.4, 1.0)]
+    trials = [
+        Trial(i, (i % 3, 0, 0), 1, "done", {"val_acc": value, "params": params})
+        for i, (value, params) in enumerate(pairs)
+    ]
+    past = dataclasses.replace(past_of(trials), goals=parse_goals([], ["params<=5"]))
+    assert {1, 3} <= {t.number for t in thinned(past, 2)}
 
 
 def test_a_decision_that_decides_everything_has_all_the_variance():

@@ -156,6 +156,13 @@ def test_a_lost_picture_is_no_reason_to_refuse_a_model(finished):
     assert load_result(finished).metrics["trials"] == 1
 
 
+@pytest.mark.parametrize(("constraint", "broken"), [([], False), (["params<=1"], True)])
+def test_the_picture_of_a_search_shows_what_breaks_a_constraint(tmp_path, constraint, broken):
+    settings = SMALL | {"trials": 1, "pictures": True, "constraint": constraint}
+    folder = nas.search("toy", "digits", "random", out=tmp_path / "run", settings=settings).folder
+    assert ("breaks a constraint" in (folder / "search.svg").read_text()) == broken
+
+
 def test_reading_a_result_writes_nothing(finished):
     before = snapshot(finished)
     load_result(finished)
