@@ -68,7 +68,7 @@ class Inputs:
                 "predict: images are integers, but the network was trained on floats; "
                 "give floats of that scale"
             )
-        low, high = float(raw.min()), float(raw.max())
+        low, high = float(raw.min()), float(raw.max()) + 0.0  # no -0
         if self.pixels == "uint8" and raw.dtype != torch.uint8 and (low < 0 or high > 1):
             raise DataError(
                 f"predict: images are floats from {low:g} to {high:g}, but the network was trained on bytes; "
