@@ -78,6 +78,8 @@ def test_images_are_audited_where_there_is_time(fitted):
     assert fitted.audit_ is None
     task = nas.load_task("digits")
     assert not allows_audit(task, 20.0) and allows_audit(task, 180.0)
+    few = nas.task_from_arrays(IMAGES[:90], NUMBERS[:90], flip=False)
+    assert not allows_audit(few, 20.0) and allows_audit(few, 60.0)
 
 
 def test_what_was_learned_is_kept(fitted):
