@@ -234,6 +234,20 @@ def test_two_runs_are_compared(comparison):
     assert EVIL not in text
 
 
+def test_settings_that_a_run_has_no_use_for_are_not_compared(pareto, gradients, place):
+    folder = place / "trained again"
+    nas.retrain(gradients, "digits", out=folder, settings={"retrain": {"epochs": 2}})
+
+    def rows(*runs):
+        return set(re.findall(r'<th scope="row">([^<]*)</th>', render(runs)))
+
+    assert "final.epochs" in rows(folder, pareto) & rows(folder, gradients)
+    assert {"searcher.population", "trial.epochs"} <= rows(folder, pareto)
+    assert not {name for name in rows(folder, pareto) if name.startswith(("search.", "shared.", "sharing."))}
+    assert "search.name" in rows(folder, gradients)
+    assert not {name for name in rows(folder, gradients) if name.startswith(("searcher.", "shared."))}
+
+
 def test_runs_of_one_name_are_told_apart(gradients, tmp_path):
     other = shutil.copytree(gradients, tmp_path / "other" / gradients.name)
     text = render([gradients, other])
