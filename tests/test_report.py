@@ -227,6 +227,11 @@ def test_a_changed_file_of_a_finished_run_is_refused(gradients, tmp_path):
         render([copy])
 
 
+def test_the_size_of_the_trained_network_is_told_beside_that_of_the_search(pytestconfig):
+    text = render([pytestconfig.rootpath / "results" / "reference-evolution-nasbench201-digits"])
+    assert "of the trained network</dt><dd><code>width 16</code></dd>" in text
+
+
 def test_two_runs_are_compared(comparison):
     text = comparison.read_text()
     assert SECTIONS.findall(text) == ["settings", "metrics", "curves", "cells"]

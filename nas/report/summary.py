@@ -105,6 +105,7 @@ def reproduce(run: Run) -> Section:
             config = opened.read(_MOST_CONFIG)
     rows: dict[str, str] = {
         "settings of the space": _table(record["space"].get("settings")),
+        "of the trained network": _table(record["plan"].get("final_size")),
         "fingerprint of the images": record["task"]["fingerprint"],
         "hash of the space's file": str(record["space"].get("file_sha256") or ""),
         "hash of the architecture": str((run.architecture or {}).get("hash", "")),
