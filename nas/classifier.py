@@ -41,6 +41,7 @@ from nas.registry import is_plugin
 from nas.results.result import Result, load_result
 from nas.space import Space
 from nas.task import Split, Task, task_from_arrays
+from nas.text import counted
 
 GRACE_S = 5.0
 """For the last training, after Ctrl-C."""
@@ -162,13 +163,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y has one class, {self.classes_[0]!r}; a classifier needs at least two classes"
+                f"y has one class, {str(self.classes_[0])!r}; a classifier needs at least two classes"
             )
-        fewest = int(np.bincount(numbers).min())
-        if fewest < LEAST:
+        counts = np.bincount(numbers)
+        if counts.min() < LEAST:
             raise ValueError(
-                f"a class has {fewest} images, wanted at least {LEAST}: one each to learn from, to select by "
-                "and to test with"
+                f"class {str(self.classes_[counts.argmin()])!r} has {counted(int(counts.min()), 'image')}, "
+                f"wanted at least {LEAST}: one each to learn from, to select by and to test with"
             )
         return images, numbers.astype(np.int64)
 
@@ -185,6 +186,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         elif shape is not None and shape != self.layout_.shape:
             raise ValueError(
                 f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
+            )
+        if self.bytes_ and (flat.min() < 0 or flat.max() > 255):
+            raise ValueError(
+                f"X has pixels from {flat.min():g} to {flat.max():g}, but ImageClassifier is expecting "
+                "bytes, 0 to 255, as it was fitted on"
             )
         if not (self.bytes_ and flat.dtype == np.uint8):
             flat = flat.astype(np.float32) / (255 if self.bytes_ else 1)

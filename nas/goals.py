@@ -100,6 +100,10 @@ class Goals:
         order = selection_order(scores, violations)
         return [trials[i] for i in order]
 
+    def broken_by(self, trials: Sequence[Trial]) -> set[int]:
+        """The numbers of the finished trials that break a constraint."""
+        return {t.number for t in trials if t.state == "done" and self.violation(t.metrics) > 0}
+
     def front(self, trials: Sequence[Trial]) -> list[Trial]:
         """The finished trials that keep all constraints and that none dominates, in their order."""
         scores, violations = self.table(trials)

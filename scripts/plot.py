@@ -12,7 +12,8 @@ def main(found: str, out: str = ".") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     nas.draw.save(nas.draw.draw_cells(result.graphs), folder / "cells.png")
     if result.history:
-        nas.draw.save(nas.draw.draw_search(result.history), folder / "search.png")
+        broken = result.goals.broken_by(result.history)
+        nas.draw.save(nas.draw.draw_search(result.history, broken=broken), folder / "search.png")
     print(*sorted(folder.glob("*.png")), sep="\n")
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import nas
 from nas.bundle import at_end, proof
-from nas.bundle.bundle import _written, bundle
-from nas.bundle.card import _text
+from nas.bundle.bundle import _written, bundle, record_of
+from nas.bundle.card import _text, card, origin
 from nas.bundle.forms import Pixels
 from nas.bundle.proof import installed, pixels_of, prove
 from nas.cli import app
@@ -60,10 +60,38 @@ def test_every_form_is_the_scored_model(exported):
 
 def test_the_card_says_how_good_and_of_what(exported):
     result, _, _ = exported
-    card = (result.folder / "MODEL_CARD.md").read_text()
-    assert f"{result.metrics['test_acc']:.4f} (95 % interval" in card
-    assert "fingerprint" in card and "Limits" in card
+    written = (result.folder / "MODEL_CARD.md").read_text()
+    assert f"{result.metrics['test_acc']:.4f} (95 % interval" in written
+    assert "fingerprint" in written and "Limits" in written
+    assert "found by neural architecture search (method `random`" in written
+    assert "flip False" in written, "a mirrored digit is another one"
     assert "onnxruntime>=" in (result.folder / "requirements.txt").read_text()
+
+
+def test_a_card_of_a_retraining_names_no_search(exported):
+    result, proofs, _ = exported
+    record = record_of(result.folder) | {"architecture": list(result.genotype)}
+    metrics = {k: v for k, v in result.metrics.items() if k not in ("search_seconds", "rerank_seconds")}
+    text = card(replace(result, metrics=metrics), record, proofs, [])
+    assert "an architecture that was known, trained again from scratch (nas-engine" in text
+    assert not any(words in text for words in ("found by", "| search |", "search 0 s"))
+    assert "found by random" in (result.folder / "model.py").read_text()
+    assert origin(record) == "trained again from scratch"
+
+
+def test_each_form_is_told_of_when_it_is_proven(exported, task, tmp_path, monkeypatch):
+    result, _, _ = exported
+    folder, pixels, begun, told = copied(result, tmp_path), pixels_of(task.test.x), [], []
+    ran = proof._ran
+
+    def watched(form, *given, **named):
+        begun.append((form, len(told)))
+        return ran(form, *given, **named)
+
+    monkeypatch.setattr(proof, "_ran", watched)
+    for found in prove(folder, ["source", "onnx"], pixels, task.test.y, logits(result, pixels)):
+        told.append(found)
+    assert begun == [("source", 0), ("onnx", 1)]
 
 
 def test_names_cannot_break_out_of_the_card():
@@ -89,7 +117,7 @@ def test_another_weight_is_another_model(exported, task, tmp_path):
         next(changed.network.parameters()).mul_(1.01)
         wanted = changed(pixels)
     with pytest.raises(ConfigError, match=r"source: logits differ by .* so this form is not the model"):
-        prove(folder, ["source"], pixels, task.test.y, wanted)
+        list(prove(folder, ["source"], pixels, task.test.y, wanted))
 
 
 def test_a_form_that_imports_the_engine_is_refused(exported, task, tmp_path):
@@ -98,7 +126,7 @@ def test_a_form_that_imports_the_engine_is_refused(exported, task, tmp_path):
     source = folder / "model.py"
     source.write_text(source.read_text().replace("import torch\n", "import torch\nimport nas.types\n", 1))
     with pytest.raises(ConfigError, match="source imports the engine"):
-        prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels))
+        list(prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels)))
 
 
 def test_a_form_that_does_not_run_says_why(exported, task, tmp_path):
@@ -106,7 +134,7 @@ def test_a_form_that_does_not_run_says_why(exported, task, tmp_path):
     folder, pixels = copied(result, tmp_path), pixels_of(task.test.x[:8])
     (folder / "model.py").write_text("import no_such_package\n")
     with pytest.raises(ConfigError, match=r"ModuleNotFoundError.*no_such_package.*; install torch there"):
-        prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels))
+        list(prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels)))
 
 
 def test_other_images_are_not_what_was_scored(exported):
@@ -186,7 +214,7 @@ def test_a_form_that_does_not_end_is_stopped(exported, task, tmp_path):
     pixels = pixels_of(task.test.x[:8])
     (tmp_path / "model.py").write_text("import time\ntime.sleep(60)\n")
     with pytest.raises(ConfigError, match="source did not end within 1 s"):
-        prove(tmp_path, ["source"], pixels, task.test.y[:8], logits(result, pixels), limit_s=1)
+        list(prove(tmp_path, ["source"], pixels, task.test.y[:8], logits(result, pixels), limit_s=1))
 
 
 def found(folder, **settings):

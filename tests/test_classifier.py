@@ -78,6 +78,8 @@ def test_images_are_audited_where_there_is_time(fitted):
     assert fitted.audit_ is None
     task = nas.load_task("digits")
     assert not allows_audit(task, 20.0) and allows_audit(task, 180.0)
+    few = nas.task_from_arrays(IMAGES[:90], NUMBERS[:90], flip=False)
+    assert not allows_audit(few, 20.0) and allows_audit(few, 60.0)
 
 
 def test_what_was_learned_is_kept(fitted):
@@ -137,8 +139,8 @@ def test_ctrl_c_delivers_what_there_is(monkeypatch):
 @pytest.mark.parametrize(
     ("x", "y", "words"),
     [
-        (IMAGES[:20], ["a"] * 20, "y has one class"),
-        (IMAGES[:4], ["a", "a", "a", "b"], "a class has 1 images, wanted at least 3"),
+        (IMAGES[:20], ["a"] * 20, "y has one class, 'a'"),
+        (IMAGES[:4], ["a", "a", "a", "b"], "class 'b' has 1 image, wanted at least 3"),
         (np.zeros((9, 8, 8, 8, 8)), [0] * 9, "dim 5"),
         (np.zeros((9, 7, 8, 9)), [0] * 9, "wanted images"),
         (IMAGES[:9], [0] * 8, "inconsistent numbers of samples"),
@@ -155,6 +157,8 @@ def test_other_images_than_those_of_fit_are_refused(fitted):
         fitted.predict(IMAGES[:3].reshape(3, 16, 4))
     with pytest.raises(ValueError, match="63 features"):
         fitted.predict(X[:3, :63])
+    with pytest.raises(ValueError, match=r"pixels from -1 to .* expecting bytes, 0 to 255"):
+        fitted.predict(IMAGES[:3].astype(np.float32) - 1)
 
 
 @pytest.mark.parametrize("budget", [0, -1, "soon", float("nan"), float("inf"), True])

@@ -96,6 +96,11 @@ def test_bad_input_is_one_message_before_anything_starts(arguments, code, words,
     assert not (tmp_path / "run").exists()
 
 
+def test_checking_what_is_no_run_says_so(tmp_path):
+    done = call("check", tmp_path)
+    assert done.stderr == f"error: {tmp_path} holds no finished run: there is no manifest.json in it\n"
+
+
 def test_an_unknown_option_names_the_nearest():
     done = call("search", "--trails", "3")
     assert done.exit_code == 2

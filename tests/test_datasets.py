@@ -391,6 +391,8 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
 def test_folder_faults(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no such folder .looked from"):
         load_task(f"folder:{tmp_path}/absent")
+    with pytest.raises(DataError, match=r"no such folder .*; a size to stretch images to is written as @64"):
+        load_task(f"folder:{tmp_path}@big")
     with pytest.raises(DataError, match="has no sub-folders"):
         load_task(f"folder:{tmp_path}")
     write_folder(tmp_path, classes="a")

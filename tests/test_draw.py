@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 from nas.draw import draw_alpha_heatmap, draw_alphas, draw_cells, draw_network, draw_search, op_kind, save
 from nas.draw.curves import time_ticks
 from nas.draw.slots import layers
-from nas.draw.style import LOOKS, clean, fit, node_text, palette, text_size
+from nas.draw.style import LOOKS, PAPER, clean, fit, node_text, palette, text_size
 from nas.errors import ConfigError
 from nas.types import Trial
 
@@ -399,6 +399,28 @@ def test_search_names_the_best_trial(maximize, best, number):
     figure = draw_search(trials, maximize=maximize)
     assert f"best {best} · trial {number}" in texts(figure)
     assert {"failed", "best so far"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.9, 0.6), (0.5, 0.9, 0.4), (0.1, 0.9, 0.91, 0.92, 0.93, 0.94)])
+def test_what_breaks_a_constraint_is_a_ring_and_never_the_best(values):
+    trials = [Trial(i, (i,), 1, "done", {"val_acc": value}) for i, value in enumerate(values)]
+    broken = {i for i, value in enumerate(values) if value > 0.8}
+    figure = draw_search(trials, broken=broken)
+    best = max(range(len(values)), key=lambda i: (i not in broken, values[i]))
+    assert f"best {values[best]} · trial {best}" in texts(figure)
+    assert "breaks a constraint" in texts(figure)
+    axes = figure.axes[1]
+    low, high = axes.get_ylim()
+    assert low < values[best] < high
+    rings = [line for line in axes.lines if line.get_markerfacecolor() == PAPER and len(line.get_xdata())]
+    assert [x for line in rings for x in line.get_xdata()] == sorted(broken)
+
+
+def test_a_search_in_which_all_break_a_constraint_has_no_best():
+    trials = [Trial(i, (i,), 1, "done", {"val_acc": 0.5}) for i in range(2)]
+    shown = texts(draw_search(trials, broken={0, 1}))
+    assert "breaks a constraint" in shown
+    assert not any("best" in text for text in shown)
 
 
 def test_search_shows_time_and_fidelities_only_when_there_are_any():

@@ -24,7 +24,7 @@ from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
 from nas.goals import parse_goals
 from nas.report import REPORT, render, write_report
-from nas.report.curves import expected, order_statistics
+from nas.report.curves import anytime, expected, order_statistics, thinned
 from nas.report.energy import assumed_watts
 from nas.report.history import Past, Work, read_studies
 from nas.report.importance import decisions, operations
@@ -227,11 +227,30 @@ def test_a_changed_file_of_a_finished_run_is_refused(gradients, tmp_path):
         render([copy])
 
 
+def test_the_size_of_the_trained_network_is_told_beside_that_of_the_search(pytestconfig):
+    text = render([pytestconfig.rootpath / "results" / "reference-evolution-nasbench201-digits"])
+    assert "of the trained network</dt><dd><code>width 16</code></dd>" in text
+
+
 def test_two_runs_are_compared(comparison):
     text = comparison.read_text()
     assert SECTIONS.findall(text) == ["settings", "metrics", "curves", "cells"]
     assert '<tr class="differs"><th scope="row">method</th>' in text
     assert EVIL not in text
+
+
+def test_settings_that_a_run_has_no_use_for_are_not_compared(pareto, gradients, place):
+    folder = place / "trained again"
+    nas.retrain(gradients, "digits", out=folder, settings={"retrain": {"epochs": 2}})
+
+    def rows(*runs):
+        return set(re.findall(r'<th scope="row">([^<]*)</th>', render(runs)))
+
+    assert "final.epochs" in rows(folder, pareto) & rows(folder, gradients)
+    assert {"searcher.population", "trial.epochs"} <= rows(folder, pareto)
+    assert not {name for name in rows(folder, pareto) if name.startswith(("search.", "shared.", "sharing."))}
+    assert "search.name" in rows(folder, gradients)
+    assert not {name for name in rows(folder, gradients) if name.startswith(("searcher.", "shared."))}
 
 
 def test_runs_of_one_name_are_told_apart(gradients, tmp_path):
@@ -330,6 +349,17 @@ def test_what_breaks_a_constraint_is_neither_on_the_front_nor_the_best_so_far(un
     run = dataclasses.replace(read(unfinished), search=past)
     assert [row[0] for row in front(run).values["rows"]] == ["1", "0"]
     assert expected(run)["search"].mean.tolist() == [0.5, 0.6]
+    assert "best 0.6 · trial 1<" in anytime(run).drawings[0].svg
+
+
+def test_a_long_history_keeps_what_improved_on_all_that_keep_the_constraints():
+    pairs = [(0.9, 9.0), (0.3, 1.0), (0.2, 1.0), (0.5, 1.0), (0.4, 1.0)]
+    trials = [
+        Trial(i, (i % 3, 0, 0), 1, "done", {"val_acc": value, "params": params})
+        for i, (value, params) in enumerate(pairs)
+    ]
+    past = dataclasses.replace(past_of(trials), goals=parse_goals([], ["params<=5"]))
+    assert {1, 3} <= {t.number for t in thinned(past, 2)}
 
 
 def test_a_decision_that_decides_everything_has_all_the_variance():

@@ -11,7 +11,7 @@ from torch import nn
 
 import nas
 from nas.data.inputs import Inputs
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DataError
 from nas.evaluation.metrics import wilson
 from nas.goals import Goals, parse_goals
 from nas.graph import cell_graphs, merged
@@ -65,6 +65,38 @@ def test_a_result_is_shown_in_a_line(found):
     inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,))
     result = Result(space, genotype, {}, nn.Identity(), metrics, (), Path("results/run"), inputs)
     assert repr(result) == "<Result of 'darts' in 'results/run': test_acc 0.9877, 12,345 params, 0 trials>"
+
+
+PIXELS = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "images", [PIXELS, PIXELS.astype(np.int64), PIXELS / 255, PIXELS.astype(np.float32) / 255]
+)
+def test_bytes_may_be_given_as_such_and_from_0_to_1(images):
+    inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,), "uint8")
+    assert np.allclose(inputs.prepare(images)[:, 0].numpy(), PIXELS / 255)
+
+
+@pytest.mark.parametrize(
+    ("images", "pixels", "words"),
+    [
+        (PIXELS.astype(np.float32), "uint8", "floats from 0 to 127, but the network was trained on bytes"),
+        (-(PIXELS / 255), "uint8", "floats from -0.498039 to 0, but"),
+        (PIXELS, "float32", "integers, but the network was trained on floats"),
+        ("cat.png", "uint8", "got 'cat.png', wanted an array of images; nas predict reads files"),
+    ],
+)
+def test_images_of_another_scale_are_refused_in_place_of_wrong_answers(images, pixels, words):
+    with pytest.raises(DataError, match=words):
+        Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,), pixels).prepare(images)
+
+
+def test_inputs_know_of_what_type_the_images_were():
+    task = nas.load_task("digits")
+    told = {"classes": ["a"], "image_shape": [1, 8, 8], "mean": [0.0], "std": [1.0]}
+    assert Inputs.of(task).pixels == Inputs.of_record(told | {"pixels": "uint8"}).pixels == "uint8"
+    assert Inputs.of_record(told).pixels is None
 
 
 def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
@@ -154,6 +186,13 @@ def test_one_flipped_bit_is_noticed(finished, name):
 def test_a_lost_picture_is_no_reason_to_refuse_a_model(finished):
     (finished / "cells.png").unlink()
     assert load_result(finished).metrics["trials"] == 1
+
+
+@pytest.mark.parametrize(("constraint", "broken"), [([], False), (["params<=1"], True)])
+def test_the_picture_of_a_search_shows_what_breaks_a_constraint(tmp_path, constraint, broken):
+    settings = SMALL | {"trials": 1, "pictures": True, "constraint": constraint}
+    folder = nas.search("toy", "digits", "random", out=tmp_path / "run", settings=settings).folder
+    assert ("breaks a constraint" in (folder / "search.svg").read_text()) == broken
 
 
 def test_reading_a_result_writes_nothing(finished):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from jobs import outcome, snapshot
+from jobs import SMALL, outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
@@ -57,6 +57,18 @@ def test_another_architecture_in_the_same_folder_is_refused(architecture, tmp_pa
     other["choices"]["0->1"] = "skip_connect"
     with pytest.raises(ConfigError, match=r"architecture: \[2, 0, 2\] in the folder, \[0, 0, 2\] now"):
         nas.retrain(other, "digits", out=tmp_path / "run", settings=SETTINGS)
+
+
+def test_the_folder_of_a_search_is_refused_as_such(architecture, tmp_path):
+    settings = SMALL | {"trials": 1}
+    found = nas.search("toy", "digits", "random", out=tmp_path / "run", settings=settings)
+    with pytest.raises(
+        ConfigError, match="run holds a search, and this is a retraining; choose another --out"
+    ):
+        nas.retrain(found.folder, "digits", out=found.folder, settings=SETTINGS)
+    nas.retrain(architecture, "digits", out=tmp_path / "again", settings=SETTINGS)
+    with pytest.raises(ConfigError, match="again holds a retraining, and this is a search; choose another"):
+        nas.search("toy", "digits", "random", out=tmp_path / "again", settings=settings)
 
 
 def test_settings_of_a_search_are_refused(architecture, tmp_path):

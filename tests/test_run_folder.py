@@ -77,7 +77,7 @@ def test_another_method_is_another_run(tmp_path):
 def test_another_architecture_is_another_run(tmp_path):
     start(tmp_path, genotype=(1, 1, 1))
     assert "architecture: [1, 1, 1] in the folder, [1, 1, 2] now" in refused(tmp_path, genotype=(1, 1, 2))
-    assert "architecture: [1, 1, 1] in the folder, None now" in refused(tmp_path)
+    assert "holds a retraining, and this is a search; choose another --out folder" in refused(tmp_path)
 
 
 def test_another_space_under_the_same_name_is_another_run(tmp_path):

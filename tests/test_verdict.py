@@ -243,7 +243,7 @@ def test_what_the_other_process_finds_is_read():
         "tried": {"search": {"batched_ms": 3.0, "kernels_ms": 1.0, "difference": 0.0}},
         "failed": "",
     }
-    found = tries(f"import sys; open(sys.argv[2], 'w').write({json.dumps(kept)!r})")
+    found = tries(f"import sys; open(int(sys.argv[2]), 'w').write({json.dumps(kept)!r})")
     assert found == Verdict({"search": Tried(3.0, 1.0, 0.0)})
 
 
@@ -253,7 +253,7 @@ def test_what_the_other_process_finds_is_read():
         ("import os; os.abort()", "signal 6"),
         ("raise RuntimeError('no kernel image')", "status 1: RuntimeError: no kernel image"),
         ("pass", "it wrote no outcome"),
-        ("import sys; open(sys.argv[2], 'w').write('{')", "it wrote no outcome"),
+        ("import sys; open(int(sys.argv[2]), 'w').write('{')", "it wrote no outcome"),
     ],
 )
 def test_whatever_happens_to_it_is_a_verdict(code, words):
@@ -272,7 +272,9 @@ def test_one_that_is_stopped_or_has_no_memory_tells_nothing():
 
 
 def test_it_ends_with_the_process_that_waits_for_it_however_that_one_ends(tmp_path):
+    """And nothing is left of its files."""
     os.mkfifo(tmp_path / "life")
+    (tmp_path / "temporary").mkdir()
     child = f"""
 import sys, time
 from nas.oneshot.fused import trying
@@ -289,13 +291,15 @@ from nas.oneshot.fused.verdict import attempt
 attempt(torch.device("cpu"), program=(sys.executable, "-c", {child!r}))
 """
     life = os.open(tmp_path / "life", os.O_RDONLY | os.O_NONBLOCK)
-    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
         try:
             assert select.select([life], [], [], 60)[0] and os.read(life, 100) == b"begun\n"
         finally:
             parent.kill()
     assert select.select([life], [], [], 60)[0] and os.read(life, 100) == b""
     os.close(life)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
@@ -364,7 +368,8 @@ def test_it_sees_what_is_wrong(few, monkeypatch):
 
 def test_it_writes_its_outcome(few, tmp_path, monkeypatch):
     monkeypatch.setattr(trying, "find_out", lambda device: Verdict({"search": FASTER}))
-    trying.main("cpu", str(tmp_path / "outcome.json"))
+    with (tmp_path / "outcome.json").open("wb") as file:
+        trying.main("cpu", str(os.dup(file.fileno())))
     assert verdict._read(tmp_path / "outcome.json") == Verdict({"search": FASTER})
 
 
@@ -374,7 +379,7 @@ def test_it_says_when_the_gpu_is_full(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trying, "find_out", full)
     with pytest.raises(SystemExit) as ended:
-        trying.main("cpu", str(tmp_path / "outcome.json"))
+        trying.main("cpu", "0")
     assert ended.value.code == verdict.BUSY
 
 
@@ -393,7 +398,7 @@ def test_a_gpu_that_others_use_tells_nothing(tmp_path, monkeypatch, words, busy)
 
     monkeypatch.setattr(trying, "find_out", fails)
     with pytest.raises(SystemExit if busy else RuntimeError) as ended:
-        trying.main("cpu", str(tmp_path / "outcome.json"))
+        trying.main("cpu", "0")
     assert getattr(ended.value, "code", None) == (verdict.BUSY if busy else None)
 
 

@@ -21,6 +21,8 @@ CALIBRATED_S, CALIBRATED = 1800.0, 0.15
 """From this time on so much of it may go to finding out how cheaply architectures can be compared."""
 AUDITED, AUDIT_S, AUDIT_PAIRS = 0.1, 0.004, 20_000
 """Share of the time that an audit may take; its seconds for an image; so many images take twice as long."""
+AUDIT_LEAST_S = 3.0
+"""Of an audit of however few images: its networks are trained for a least number of steps."""
 CALIBRATION = Settings(architectures=8, epochs=6, seeds=1)
 WORTH, MOST_EPOCHS = 12, 12
 """So many trials should fit into half of the time, of so many epochs at most."""
@@ -31,7 +33,7 @@ def allows_audit(task: Task, budget_s: float) -> bool:
     count = sum(len(split) for split in (task.train, task.val, task.test))
     pixels = task.image_shape[1] * task.image_shape[2]
     expected_s = AUDIT_S * count * (1 + count / AUDIT_PAIRS) * max(1.0, pixels / 28**2)
-    return expected_s <= AUDITED * budget_s
+    return max(AUDIT_LEAST_S, expected_s) <= AUDITED * budget_s
 
 
 def allowed_fidelity(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.bundle.card import card, requirements
+from nas.bundle.card import card, origin, requirements
 from nas.bundle.forms import Pixels, exported, write_onnx, write_program, write_source
 from nas.bundle.proof import PACKAGES, Proof, installed, pixels_of, prove
 from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
@@ -61,7 +61,7 @@ def bundle(
             f"export: {folder} was scored on other images than {task.name!r} now has; restore the data, or "
             "name the task with --task"
         )
-    title = f"{record['space']['name']} on {record['task']['name']}, found by {record['config']['method']}."
+    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record)}."
     model = Pixels(result.network, result.inputs)
     forms, notes = _written(folder, model, result, title)
     for note in notes:
@@ -88,7 +88,7 @@ def bundle(
     unproven = [form for form in forms if form not in {proof.form for proof in proofs}]
     notes += [f"{FILES[form]} was not run: no {PACKAGES[form]} where the forms were run" for form in unproven]
     write_text(folder / "requirements.txt", requirements(proofs))
-    write_text(folder / CARD, card(result, record, proofs, notes))
+    write_text(folder / CARD, card(result, record, proofs, notes, mirrors=task.flip))
     update_manifest(folder, [*FILES.values(), "requirements.txt", CARD])
     return proofs
 

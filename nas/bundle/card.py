@@ -16,15 +16,34 @@ FILES = {
 }
 
 
-def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], notes: Sequence[str]) -> str:
-    """Markdown. record: the run's run.json. notes: which forms are missing, and why."""
+def origin(record: Mapping[str, Any]) -> str:
+    """Where the architecture of a run is from, as its run.json says."""
+    known = record.get("architecture") is not None
+    return "trained again from scratch" if known else f"found by {record['config']['method']}"
+
+
+def card(
+    result: Result,
+    record: Mapping[str, Any],
+    proofs: Sequence[Proof],
+    notes: Sequence[str],
+    *,
+    mirrors: bool = True,
+) -> str:
+    """Markdown.
+
+    record: the run's run.json. notes: which forms are missing, and why. mirrors: whether the images could be
+    mirrored in training.
+    """
     metrics, task, config = result.metrics, record["task"], record["config"]
+    searched = record.get("architecture") is None
+    recipe = record["plan"]["final"]
+    recipe = {**recipe, "flip": recipe.get("flip", False) and mirrors}
     lines = [
         f"# {_text(record['space']['name'])} on {_text(task['name'])}",
         "",
         f"An image classifier of {metrics['params']:,.0f} parameters and {metrics['macs']:,.0f} "
-        f"multiply-accumulates an image, found by neural architecture search "
-        f"(method `{_text(config['method'])}`, nas-engine {_text(record['environment']['nas-engine'])}).",
+        f"multiply-accumulates an image, {_made_by(record)}.",
         "",
         *_use(result, notes),
         "## How good",
@@ -71,11 +90,11 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
                 ("data", f"{_text(task['name'])}, fingerprint `{_text(task['fingerprint'])}`"),
                 ("images", ", ".join(f"{name} {count:,}" for name, count in task["images"].items())),
                 ("classes", _text(", ".join(result.inputs.classes))),
-                ("search", f"{counted(metrics.get('trials', 0), 'trial')}, "
-                           f"{metrics.get('failed_trials', 0):,.0f} of them failed"),
+                *([("search", f"{counted(metrics.get('trials', 0), 'trial')}, "
+                              f"{metrics.get('failed_trials', 0):,.0f} of them failed")] if searched else []),
                 ("last training", f"{counted(metrics['retrain_epochs'], 'epoch')}, seed {config['seed']}"),
                 ("cost", _seconds(metrics)),
-                ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in record["plan"]["final"].items())),
+                ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in recipe.items())),
                 ("machine", _text(record["environment"].get("hardware", "not recorded"))),
             ],
         ),
@@ -87,6 +106,14 @@ def card(result: Result, record: Mapping[str, Any], proofs: Sequence[Proof], not
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _made_by(record: Mapping[str, Any]) -> str:
+    engine = f"nas-engine {_text(record['environment']['nas-engine'])}"
+    if record.get("architecture") is not None:
+        return f"an architecture that was known, trained again from scratch ({engine})"
+    method = _text(record["config"]["method"])
+    return f"found by neural architecture search (method `{method}`, {engine})"
 
 
 def _use(result: Result, notes: Sequence[str]) -> list[str]:
@@ -138,8 +165,8 @@ def _bytes(metrics: Mapping[str, float]) -> str:
 
 def _seconds(metrics: Mapping[str, float]) -> str:
     names = {"search": "search", "rerank": "training the best again", "retrain": "last training"}
-    times = {words: metrics.get(f"{name}_seconds", 0.0) for name, words in names.items()}
-    return ", ".join(f"{words} {time:,.0f} s" for words, time in times.items())
+    times = {words: metrics.get(f"{name}_seconds") for name, words in names.items()}
+    return ", ".join(f"{words} {time:,.0f} s" for words, time in times.items() if time is not None)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import subprocess  # nosec B404
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ def prove(
     *,
     python: Path | str = sys.executable,
     limit_s: float = LIMIT_S,
-) -> list[Proof]:
-    """Runs forms in clean processes and compares them with the scored model.
+) -> Iterator[Proof]:
+    """Runs forms in clean processes, one after the other, and compares them with the scored model.
 
     pixels: `[N, C, H, W]` as the forms take them. labels: `[N]`. logits: `[N, classes]`, the scored model's.
     python: an interpreter whose environment has what the forms need, and need have nothing else.
@@ -75,15 +75,9 @@ def prove(
     with tempfile.TemporaryDirectory() as place:
         images = Path(place) / "images"
         images.write_bytes(_framed(pixels))
-        return [
-            _compared(
-                form,
-                _ran(form, folder, images, Path(place) / form, python=str(python), limit_s=limit_s),
-                labels,
-                logits,
-            )
-            for form in forms
-        ]
+        for form in forms:
+            outcome = _ran(form, folder, images, Path(place) / form, python=str(python), limit_s=limit_s)
+            yield _compared(form, outcome, labels, logits)
 
 
 def installed(python: Path | str) -> list[str]:

@@ -41,6 +41,7 @@ def export(
         config = record_of(run)["config"]
         listed = config.get("exclude") if task is None else None
         data = load_without(task or config["task"], listed, seed=config["seed"])
+        say("writing model.py, model.pt2 and model.onnx, and proving each", err=True)
         with FolderLock(result.folder):
             bundle(result, data, pythons=[_interpreter(path) for path in python or []], tell=say)
         say(f"{run / 'MODEL_CARD.md'}")

@@ -62,7 +62,7 @@ def benchmark(
     seed: Annotated[int, typer.Option(help="Root of all randomness.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes. [default: one for each core]")] = None,
     tables: Annotated[
-        Path | None, typer.Option(help="Folder of the tables. [default: $NAS_BENCHMARKS]")
+        Path | None, typer.Option(help="Folder of the tables. [default: $NAS_BENCHMARKS, else benchmarks]")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome. [default: results/benchmark-NAME]")

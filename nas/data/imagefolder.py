@@ -121,7 +121,8 @@ def read_folder(root: Path, *, size: tuple[int, int] | None = None, lenient: boo
     lenient: leave out and list any number of them, and all images that differ from most in size or channels.
     """
     if not exists(root) or not root.is_dir():
-        raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()})")
+        sized = "; a size to stretch images to is written as @64 or @64x48" if "@" in root.name else ""
+        raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()}){sized}")
     _require_pillow(root)
     divided = (root / "train").is_dir()
     train, test = (root / "train", root / "test") if divided else (root, None)

@@ -57,6 +57,8 @@ def load_arrays(
             if size > limit:
                 raise ValueError(f"its arrays unpack to {size:,} bytes, but at most {limit:,} are allowed")
             return {name: _array(archive, info) for name, info in wanted.items()}, list(members)
+    except FileNotFoundError as error:
+        raise ValueError(f"no such file (looked from {Path.cwd()})") from error
     except _DAMAGE as error:
         raise ValueError(_words(error)) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import isfinite
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -33,11 +34,15 @@ _MANY = 1500
 
 @dataclass(frozen=True, slots=True)
 class _Points:
-    """The trials as columns: numbers, values and fidelities of those that count, numbers of the failed."""
+    """The trials as columns: numbers, values and fidelities of those with a value, numbers of the failed.
+
+    kept: [N] whether each keeps all constraints; others are never the best.
+    """
 
     numbers: NDArray[np.int64]
     values: NDArray[np.float64]
     fidelities: NDArray[np.int64]
+    kept: NDArray[np.bool_]
     failed: NDArray[np.int64]
 
 
@@ -72,6 +77,7 @@ def draw_search(
     maximize: bool = True,
     title: str = "",
     baselines: Mapping[str, Sequence[Trial]] | None = None,
+    broken: Collection[int] = (),
 ) -> Figure:
     """Draws every finished trial as a dot and the best value so far, over trial number and evaluation time.
 
@@ -81,8 +87,9 @@ def draw_search(
 
     baselines: other searches by name, such as `"random search at equal cost"`; the best so far of each is a
         thin line, or a dashed level when it is a single trial.
+    broken: numbers of the trials that break a constraint; they are rings, and never the best.
     """
-    points = _points(trials, metric)
+    points = _points(trials, metric, broken)
     runs = {} if baselines is None else baselines
     others = _baselines(runs, metric, maximize=maximize)
     colors = _fidelity_colors(points.fidelities)
@@ -103,7 +110,9 @@ def draw_search(
     write(sheet, _LEFT + inner / 2, bottom - 0.48, "trial", size=11, color=MUTED)
     write(sheet, 0.27, bottom + strip + _PLOT / 2, clean(metric), size=11, color=MUTED, angle=90)
     if len(points.numbers) or others:
-        main.set_ylim(*_limits(points.values, [other.values[-1] for other in others], maximize=maximize))
+        best = _improvements(points, maximize=maximize)[1]
+        ends = [*best[-1:], *(other.values[-1] for other in others)]
+        main.set_ylim(*_limits(points.values, ends, maximize=maximize))
     else:
         main.set_yticks([])
     for other in others:
@@ -129,7 +138,7 @@ def draw_search(
     return figure
 
 
-def _points(trials: Sequence[Trial], metric: str) -> _Points:
+def _points(trials: Sequence[Trial], metric: str, broken: Collection[int] = ()) -> _Points:
     done, failed = [], []
     for trial in trials:
         value = trial.metrics.get(metric, float("nan"))
@@ -143,6 +152,7 @@ def _points(trials: Sequence[Trial], metric: str) -> _Points:
         np.asarray(numbers, dtype=np.int64),
         np.asarray(values, dtype=np.float64),
         np.asarray(fidelities, dtype=np.int64),
+        np.asarray([number not in broken for number in numbers], dtype=np.bool_),
         np.asarray(failed, dtype=np.int64),
     )
 
@@ -178,7 +188,11 @@ def _keys(points: _Points, colors: dict[int, str], others: Sequence[_Baseline]) 
     if len(points.numbers):
         names = [_fidelity_name(f) for f in colors] if len(colors) > 1 else ["trial"]
         keys += [Key(name, color, mark="dot") for name, color in zip(names, colors.values(), strict=True)]
-        keys.append(Key("best so far", BEST))
+        if not points.kept.all():
+            color = next(iter(colors.values())) if len(colors) == 1 else MUTED
+            keys.append(Key("breaks a constraint", color, mark="ring"))
+        if points.kept.any():
+            keys.append(Key("best so far", BEST))
     keys += [_LongKey(other.name, other.color, other.dash) for other in others]
     if len(points.failed):
         keys.append(Key("failed", _FAILED, mark="cross"))
@@ -193,20 +207,24 @@ def _draw_values(axes: Axes, points: _Points, colors: dict[int, str], *, maximiz
     low, high = axes.get_ylim()
     edge = low + 0.025 * (high - low) if maximize else high - 0.025 * (high - low)
     inside = (points.values >= low) & (points.values <= high)
+    heights = np.where(inside, points.values, edge)
     for fidelity, color in colors.items():
-        mine = points.fidelities == fidelity
-        for chosen, marker, size in (
-            (mine & inside, "o", 5.5),
-            (mine & ~inside, "v" if maximize else "^", 5.0),
-        ):
-            heights = np.where(inside, points.values, edge)[chosen]
-            (dots,) = axes.plot(points.numbers[chosen], heights, marker, color=color, markersize=size)
-            dots.set(markeredgecolor=PAPER, markeredgewidth=0.5)
-            dots.set_alpha(0.75)
-            if len(points.numbers) > _MANY:
-                # One picture of the dots is a smaller file than the dots, flat ones above all.
-                dots.set(alpha=1.0, rasterized=True, markersize=0.5 * size, markeredgewidth=0)
-    _draw_best(axes, points, maximize=maximize)
+        for within, marker, size in ((inside, "o", 5.5), (~inside, "v" if maximize else "^", 5.0)):
+            for kept in (False, True):
+                chosen = (points.fidelities == fidelity) & within & (points.kept == kept)
+                (dots,) = axes.plot(points.numbers[chosen], heights[chosen], marker, markersize=size)
+                _paint(dots, color, hollow=not kept, many=len(points.numbers) > _MANY)
+    if points.kept.any():
+        _draw_best(axes, points, maximize=maximize)
+
+
+def _paint(dots: Line2D, color: str, *, hollow: bool, many: bool) -> None:
+    dots.set(markerfacecolor=PAPER if hollow else color, markeredgecolor=color if hollow else PAPER)
+    dots.set(markeredgewidth=1.1 if hollow else 0.5, alpha=0.75)
+    if many:
+        # One picture of the dots is a smaller file than the dots, flat ones above all.
+        size = 0.5 * float(dots.get_markersize())
+        dots.set(alpha=1.0, rasterized=True, markersize=size, markeredgewidth=0.6 if hollow else 0)
 
 
 def _limits(
@@ -214,7 +232,7 @@ def _limits(
 ) -> tuple[float, float]:
     """Axis limits with headroom at the good end; the bad end cuts off what is far below the rest.
 
-    ends: the baselines' best, all of which are shown.
+    ends: the best of the search and of the baselines, all of which are shown.
     """
     sign = 1 if maximize else -1
     others = sign * np.asarray(ends, dtype=np.float64)
@@ -228,9 +246,9 @@ def _limits(
 
 def _improvements(points: _Points, *, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """[K] the trials at which there was a new best, and that best."""
-    running = (np.maximum if maximize else np.minimum).accumulate(points.values)
+    running = (np.maximum if maximize else np.minimum).accumulate(points.values[points.kept])
     steps = np.flatnonzero(np.diff(running, prepend=np.nan) != 0)
-    return points.numbers[steps], running[steps]
+    return points.numbers[points.kept][steps], running[steps]
 
 
 def _draw_baseline(axes: Axes, other: _Baseline) -> None:

@@ -23,7 +23,7 @@ FONT = "DejaVu Sans"
 INK, MUTED, HAIR, PANEL, PAPER = "#1B2733", "#667380", "#D5DBE1", "#F6F8FA", "#FFFFFF"
 TEXT_LIMIT = 24
 
-Mark = Literal["line", "dot", "cross", "box"]
+Mark = Literal["line", "dot", "ring", "cross", "box"]
 HorizontalAlign = Literal["left", "center", "right"]
 VerticalAlign = Literal["bottom", "center", "top"]
 
@@ -277,9 +277,11 @@ def _draw_mark(sheet: Axes, x: float, y: float, key: Key) -> None:
         (line,) = sheet.plot([x, x + 0.32], [y, y], color=key.color, linewidth=2.4)
         set_dash(line, key.dash)
         return
-    marker = {"dot": "o", "cross": "x", "box": "s"}[key.mark]
-    size = {"dot": 7.0, "cross": 6.0, "box": 10.0}[key.mark]
-    sheet.plot([x + 0.08], [y], marker, color=key.color, markersize=size, markeredgewidth=1.6)
+    marker = {"dot": "o", "ring": "o", "cross": "x", "box": "s"}[key.mark]
+    size = {"dot": 7.0, "ring": 6.0, "cross": 6.0, "box": 10.0}[key.mark]
+    (drawn,) = sheet.plot([x + 0.08], [y], marker, color=key.color, markersize=size, markeredgewidth=1.6)
+    if key.mark == "ring":
+        drawn.set_markerfacecolor(PAPER)
 
 
 def set_dash(artist: Line2D | Patch, dash: tuple[float, ...]) -> None:

@@ -42,7 +42,13 @@ def update_manifest(folder: Path, names: Iterable[str]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
-    """What the manifest of a folder says of each file."""
+    """What the manifest of a folder says of each file.
+
+    Raises:
+        ConfigError: when there is none, or it is damaged.
+    """
+    if not (folder / MANIFEST).exists():
+        raise ConfigError(f"{folder} holds no finished run: there is no {MANIFEST} in it")
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):

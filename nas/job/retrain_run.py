@@ -219,7 +219,10 @@ def _config(
 ) -> Config:
     origin = str(architecture["space"]) if space is None else space if isinstance(space, str) else space.name
     if space is None and is_plugin(origin):
-        raise ConfigError(f"the architecture's space {origin!r} is code of your own; name it with --space")
+        raise ConfigError(
+            f"the architecture's space {origin!r} is code of your own; name it with --space to run it, "
+            "in Python with space="
+        )
     names = {"space": origin, "task": task if isinstance(task, str) else task.name}
     config = make_config(with_names(settings, names))
     for name, value in Config():

@@ -104,6 +104,7 @@ def begin(
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)
     record = read_run(folder)
+    _refuse_another_kind(folder, record, now)
     # The plan is compared too: a preset may mean something else in another version.
     _refuse_changes(folder, record, now, ("config", "architecture", "plan"))
     if record["task"]["fingerprint"] != task.fingerprint:
@@ -134,6 +135,12 @@ def refuse_another_job(record: Mapping[str, Any], now: Mapping[str, Any], *, ign
             + "\n".join(changes)
             + "\nuse the same version, images and code of your own"
         )
+
+
+def _refuse_another_kind(folder: Path, record: Mapping[str, object], now: Mapping[str, object]) -> None:
+    kinds = ["a search" if run.get("architecture") is None else "a retraining" for run in (record, now)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"{folder} holds {kinds[0]}, and this is {kinds[1]}; choose another --out folder")
 
 
 def _refuse_changes(

@@ -28,6 +28,11 @@ _TOLD = (
     "goals.constraints",
 )
 """Settings that say nothing of the outcome, or stand in the table in words."""
+_RETRAINED = (
+    *("final", "full_size", "preset", "retrain", "space_settings", "final_settings", "deterministic"),
+    *("execution", "graph", "exclude"),
+)
+"""The settings of a retraining."""
 
 
 def compare(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
@@ -37,7 +42,7 @@ def compare(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
 
 
 def _settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
-    flat = [_flat(run.record["plan"], "") | _flat(run.record["config"], "") for run in runs]
+    flat = [_used(run) for run in runs]
     told = [facts(run) for run in runs]
     everywhere = dict.fromkeys(key for table in told for key in table)
     rows = [(key, [table.get(key, "–") for table in told]) for key in everywhere]
@@ -56,6 +61,19 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
             "more": max(0, len(rows) - _MOST_CHANGES),
         },
     )
+
+
+def _used(run: Run) -> dict[str, object]:
+    """The settings that a run had any use for: its record holds those of other kinds of runs, too."""
+    plan, config = run.record["plan"], run.record["config"]
+    if not run.method:
+        plan, config = ({k: v for k, v in table.items() if k in _RETRAINED} for table in (plan, config))
+    elif run.is_by_gradients:
+        plan = {k: v for k, v in plan.items() if k not in ("searcher", "shared", "sharing")}
+    else:
+        idle = ("search",) if run.shares_weights else ("search", "shared", "sharing")
+        plan = {k: v for k, v in plan.items() if k not in idle}
+    return _flat(plan, "") | _flat(config, "")
 
 
 def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Section | None:

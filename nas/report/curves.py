@@ -37,7 +37,11 @@ def anytime(run: Run) -> Section | None:
     shown = thinned(past, MOST_DOTS)
     valued = [objective.with_value(trial) for trial in shown]
     figure = draw.draw_search(
-        valued, metric=objective.name, maximize=objective.maximize, baselines=_baselines(run)
+        valued,
+        metric=objective.name,
+        maximize=objective.maximize,
+        baselines=_baselines(run),
+        broken=past.broken,
     )
     done = [trial for trial in shown if trial.state == "done"]
     spots = [Spot(t.number, objective.value(t.metrics), t.number, f"trial {t.number}") for t in done]
@@ -52,13 +56,14 @@ def anytime(run: Run) -> Section | None:
     return Section(
         "anytime",
         "Anytime curve",
-        _PLAIN + _reading(run, len(curves) > 1) + _left_out(shown, past),
+        _PLAIN + _BROKEN * bool(past.broken) + _reading(run, len(curves) > 1) + _left_out(shown, past),
         drawings=drawings,
         tips={"trials": {trial.number: tip(past, trial) for trial in done}},
     )
 
 
 _PLAIN = "Each dot is a trial, the line the best value found so far."
+_BROKEN = " Rings are trials that break a constraint; they are not among the best."
 
 
 def _reading(run: Run, banded: bool) -> str:  # noqa: FBT001 - of one caller
@@ -94,7 +99,7 @@ def thinned(past: Past, most: int) -> list[Trial]:
     best, kept = -math.inf, {t.number for t in past.goals.front(past.allowed)}
     for trial in past.done:
         score = past.goals.objectives[0].score(trial.metrics)
-        if score > best:
+        if score > best and trial.number not in past.broken:
             best = score
             kept.add(trial.number)
     step = math.ceil(len(trials) / most)
@@ -118,8 +123,7 @@ def tip(past: Past, trial: Trial) -> Tip:
 
 def _baselines(run: Run) -> Mapping[str, Sequence[Trial]]:
     objective, done = run.search.goals.objectives[0], run.random.done
-    goals = run.random.goals
-    done = [t for t in done if goals.violation(t.metrics) == 0]
+    done = [t for t in done if t.number not in run.random.broken]
     if not done:
         return {}
     note = ", trained alone" if run.is_by_gradients else ""

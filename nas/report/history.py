@@ -62,6 +62,11 @@ class Past:
         """The finished trials that keep all constraints, those of the longest training."""
         return longest(self.done, self.goals)
 
+    @cached_property
+    def broken(self) -> set[int]:
+        """The numbers of the finished trials that break a constraint."""
+        return self.goals.broken_by(self.done)
+
     @property
     def names(self) -> list[str]:
         """Those of the decisions."""

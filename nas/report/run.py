@@ -14,7 +14,7 @@ from nas.files.manifest import MANIFEST, require_intact
 from nas.files.paths import is_file
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
-from nas.job.method_names import by_gradients
+from nas.job.method_names import SHARED, by_gradients
 from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.registry import is_plugin, load
 from nas.report.history import Past, read_studies
@@ -95,6 +95,13 @@ class Run:
     def is_by_gradients(self) -> bool:
         """Whether its trials are the epochs of a supernet."""
         return by_gradients(self.method)
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether its trials are evaluated on the weights of a supernet."""
+        return bool(self.method) and (
+            self.method in SHARED or self.record["config"].get("evaluator") == "shared"
+        )
 
     @cached_property
     def final(self) -> Space | None:

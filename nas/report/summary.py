@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from nas.files.paths import is_file
 from nas.goals import Goals
-from nas.job.method_names import SHARED
 from nas.registry import is_plugin
 from nas.report.run import Run
 from nas.report.section import Section
@@ -61,8 +60,7 @@ def facts(run: Run) -> dict[str, str]:
     }
     if run.method:
         goals = record["plan"].get("goals")
-        shared = run.method in SHARED or record["config"].get("evaluator") == "shared"
-        trials = "trials on shared weights" if shared else "trained trials"
+        trials = "trials on shared weights" if run.shares_weights else "trained trials"
         found["method"] = f"{run.method}, by {'gradients' if run.is_by_gradients else trials}"
         found["goals"] = str(Goals.from_dict(goals) if goals else Goals())
     environment = run.told.environment
@@ -107,6 +105,7 @@ def reproduce(run: Run) -> Section:
             config = opened.read(_MOST_CONFIG)
     rows: dict[str, str] = {
         "settings of the space": _table(record["space"].get("settings")),
+        "of the trained network": _table(record["plan"].get("final_size")),
         "fingerprint of the images": record["task"]["fingerprint"],
         "hash of the space's file": str(record["space"].get("file_sha256") or ""),
         "hash of the architecture": str((run.architecture or {}).get("hash", "")),

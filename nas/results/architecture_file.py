@@ -88,7 +88,7 @@ def load_architecture(path: Path, *, space: str | None = None, **settings: objec
     if space is None and is_plugin(origin):
         raise ConfigError(
             f"{path} was found in the space {origin!r}, which is code of your own; "
-            "name it with --space to run it"
+            "name it with --space to run it, in Python with space="
         )
     loaded = load(space or origin, **{**data["settings"], **settings})
     return loaded, loaded.genotype(data["choices"])

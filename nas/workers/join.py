@@ -68,7 +68,9 @@ def home_at(where: str, run: str | None) -> Home:
             raise ConfigError(f"there is no journal {journal} (looked for {journal.resolve()})")
         return Home(RunStorage(open_storage(journal)))
     if run is None:
-        raise ConfigError("a database holds many runs; name yours with --study, as run.json says it: run")
+        raise ConfigError(
+            'a database holds many runs; name yours with --study, by its name under "run" in run.json'
+        )
     address = Address(where)
     # Results that wait for the database to come back have no folder of the run to wait in.
     return Home(RunStorage(open_storage(address), run=run.removesuffix(f"/{SEARCH}")), address)

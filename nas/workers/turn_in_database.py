@@ -56,11 +56,11 @@ class PostgresTurn:
                 _unlock(connection)
                 if self._is_seldom():
                     connection.invalidate()
+                self._last = self._clock()
 
     def _is_seldom(self) -> bool:
         """Whether turns come so seldom that a connection kept for them would only cost the server memory."""
-        before, self._last = self._last, self._clock()
-        return self._last - before > KEPT_S
+        return self._clock() - self._last > KEPT_S
 
     def _lock(self, connection: Connection) -> None:
         limits = {"idle_in_transaction_session_timeout": self._cut_off_s, "lock_timeout": turns.PATIENCE_S}

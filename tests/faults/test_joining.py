@@ -161,7 +161,7 @@ def test_what_cannot_be_joined_says_why(tmp_path):
         ([tmp_path / "run", "--scratch", "x"], "--scratch is for workers without the run's folder"),
         (["--storage", tmp_path / "none.log"], "there is no journal"),
         (["--storage", tmp_path / "run" / JOURNAL, "--study", "x"], "is the name of a run in a database"),
-        (["--storage", "postgresql+psycopg://h/d"], "name yours with --study, as run.json says it"),
+        (["--storage", "postgresql+psycopg://h/d"], "name yours with --study, by its name under"),
         ([tmp_path / "run", "--space", "a.py:make"], "but the study searches 'toy'; remove it"),
         ([tmp_path / "run", "--device", "cuda:7"], "no device 'cuda:7'"),
         ([tmp_path / "run", "--task", "digit"], "did you mean 'digits'"),

@@ -1,15 +1,16 @@
-"""Tries kernels on a GPU, as a program: `python -m nas.oneshot.fused.trying cuda:0 OUTCOME.json DESCRIPTOR`.
+"""Tries kernels on a GPU, as a program: `python -m nas.oneshot.fused.trying cuda:0 OUTCOME PULSE`.
 
 Steps of a small search and of a small training are done batched and by kernels: in float32 from the same
-start, to compare their losses, and as a job does them, to time them.
+start, to compare their losses, and as a job does them, to time them. OUTCOME and PULSE are descriptors.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.devices import exact
-from nas.files.atomic import write_json
 from nas.oneshot.fused.comparing import compare
 from nas.oneshot.fused.verdict import BUSY, KINDS, Kind, Tried, Verdict
 from nas.oneshot.fused.workloads import Workload, noise, searching, training
@@ -104,7 +104,10 @@ class _Chain(nn.Sequential):
 
 
 def main(device: str, outcome: str) -> None:
-    """Writes what was found out; ends with `BUSY` where the GPU is not free, or has no memory left for it."""
+    """Writes what was found out; ends with `BUSY` where the GPU is not free, or has no memory left for it.
+
+    outcome: the number of a descriptor.
+    """
     try:
         found = find_out(torch.device(device))
     except RuntimeError as error:
@@ -112,7 +115,9 @@ def main(device: str, outcome: str) -> None:
             raise
         sys.stderr.write(f"{error}\n")
         sys.exit(BUSY)
-    write_json(Path(outcome), asdict(found))
+    text = json.dumps(asdict(found), allow_nan=False)
+    with os.fdopen(int(outcome), "w") as file:
+        file.write(text)
 
 
 def _is_busy(error: RuntimeError) -> bool:

@@ -21,11 +21,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import torch
 
 from nas.errors import ConfigError, StorageError
+from nas.files import strictjson
 from nas.files.atomic import read_json, write_json
 from nas.files.kernel_lock import KernelLock
 
@@ -157,22 +158,21 @@ def attempt(
 ) -> Verdict | None:
     """What a process of its own finds out; None where that tells nothing.
 
-    program: is given the device, the file to write, and a pipe that breaks when this process has ended.
+    program: is given the device, and descriptors of a file to write and of a pipe that breaks when this
+        process has ended. The files have no names, so that nothing is left of them however this one ends.
     """
-    with tempfile.TemporaryDirectory() as folder, _pipe() as pulse:
-        outcome, words = Path(folder, "outcome.json"), Path(folder, "words")
-        with words.open("wb") as file:
-            # A program of the engine's own, without a shell; a session of its own, so that an interruption of
-            # this process is not taken for a failure of that one.
-            child = subprocess.Popen(  # nosec B603
-                [*program, str(device), str(outcome), str(pulse)],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                pass_fds=(pulse,),
-                start_new_session=True,
-            )
+    with tempfile.TemporaryFile() as outcome, tempfile.TemporaryFile() as words, _pipe() as pulse:
+        # A program of the engine's own, without a shell; a session of its own, so that an interruption of
+        # this process is not taken for a failure of that one.
+        child = subprocess.Popen(  # nosec B603
+            [*program, str(device), str(outcome.fileno()), str(pulse)],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            pass_fds=(outcome.fileno(), pulse),
+            start_new_session=True,
+        )
         try:
             status = _wait(child, stop, time.monotonic() + limit_s)
         finally:
@@ -186,7 +186,7 @@ def attempt(
             return Verdict(failed=f"it did not end in {limit_s:g} s")
         if status != 0:
             return Verdict(failed=f"it ended with {_meaning(status)}: {_last_line(words)}")
-        found = _read(outcome)
+        found = _written(outcome)
         return Verdict(failed="it wrote no outcome") if found is None else found
 
 
@@ -272,8 +272,9 @@ def _meaning(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"status {status}"
 
 
-def _last_line(file: Path) -> str:
-    lines = file.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()
+def _last_line(file: BinaryIO) -> str:
+    file.seek(0)
+    lines = file.read()[-2000:].decode(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "it said nothing"
 
 
@@ -281,11 +282,25 @@ def _read(path: Path) -> Verdict | None:
     try:
         if not path.is_file():
             return None
-        data = read_json(path, max_bytes=1 << 16)
+        return _verdict(read_json(path, max_bytes=1 << 16))
+    except (ConfigError, OSError):
+        return None
+
+
+def _written(file: BinaryIO) -> Verdict | None:
+    file.seek(0)
+    try:
+        return _verdict(strictjson.loads(file.read().decode()))
+    except ValueError:
+        return None
+
+
+def _verdict(data: object) -> Verdict | None:
+    try:
         assert isinstance(data, dict)
         tried = {kind: Tried(**data["tried"][kind]) for kind in KINDS if kind in data["tried"]}
         return Verdict(tried, str(data["failed"]))
-    except (ConfigError, OSError, AssertionError, KeyError, TypeError):
+    except (AssertionError, KeyError, TypeError):
         return None
 
 
