@@ -100,7 +100,9 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, what)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", card.release, raising=False)
-    return card
+    captured._stream_of.cache_clear()
+    yield card
+    captured._stream_of.cache_clear()
 
 
 @pytest.fixture
@@ -165,6 +167,13 @@ def test_graphs_share_memory_as_long_as_one_of_them_is_there(card, recorder):
     gc.collect()
     recorder.capture(lambda: None, [])
     assert recorder._pool != first
+
+
+def test_all_trainings_of_a_process_are_on_one_stream(card, recorder):
+    """Libraries keep memory for each."""
+    own = card.own
+    assert recorder._stream is own
+    assert CudaRecorder(torch.device("cpu"))._stream is card.own is own
 
 
 def test_what_follows_a_step_that_fails_waits_for_it(card, recorder):
