@@ -1,6 +1,7 @@
 """The recorder of CUDA graphs, on what stands in for torch's own: what it does where a capture fails."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -240,6 +241,19 @@ class Lacking:
     def capture(self, run, generators=()):
         run()
         return self.replay
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_memory_of_the_way_that_is_not_taken_is_given_back(monkeypatch, right):
+    total, released = torch.zeros(3), []
+    monkeypatch.setattr(captured, "release", lambda: released.append(total[0].item()))
+    steps = Captured(lambda: total.add_(1), lambda: [total], Lacking(lambda: total.add_(1 if right else 9)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            steps.run("key", lambda: None)
+    assert released == [3.0]
+    assert len(said) == (not right)
 
 
 @pytest.mark.parametrize("lacks", [True, False])

@@ -248,6 +248,9 @@ class Captured:
         if why:
             self._give_up(why)
         self._trusted = True
+        # Of the graph, or of the steps as they are: one of the two will not be asked for again.
+        del before, replayed, moved, changed
+        release()
 
     def _fits(self, record: Recorder) -> bool:
         """Does a step as it is; false where memory runs out."""
