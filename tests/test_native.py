@@ -1,5 +1,6 @@
 """Depthwise kernels in CUDA C++, without a GPU: a C++ compiler gives their numbers, NVRTC their registers."""
 
+import builtins
 import ctypes
 import io
 import re
@@ -378,15 +379,13 @@ def test_no_more_programs_are_begun_than_operations_can_be_drawn(launches, most,
     assert launches[2][-6] == programs
 
 
-@pytest.mark.parametrize("kind", ["CUDAError", "ValueError", "TypeError"])
+@pytest.mark.parametrize("kind", ["CUDAError", "ValueError", "TypeError", "AttributeError", "SystemError"])
 def test_a_launch_that_fails_says_which(launches, monkeypatch, kind):
     import cuda.core
     from cuda.core._utils.cuda_utils import CUDAError
 
     def fail(*given):
-        raise {"CUDAError": CUDAError, "ValueError": ValueError, "TypeError": TypeError}[kind](
-            "out of resources"
-        )
+        raise getattr(builtins, kind, CUDAError)("out of resources")
 
     monkeypatch.setattr(cuda.core, "launch", fail)
     with pytest.raises(NativeError, match=r"depthwise_forward<float, 2, .*: out of resources"):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,17 @@ from nas.oneshot.fused.kernels.maps import Source, Taps, Window
 if TYPE_CHECKING:
     from cuda.core import Kernel, ObjectCode
 
+_FAILURES = (
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    SystemError,
+)
+"""What comes of a cuda-core that is not as ours, or does not fit the driver, beside its own errors."""
 THREADS = 128
 """In a block, at most; the source says the same."""
 TILE = 32
@@ -230,19 +241,26 @@ def _launch(
     function: str, variant: Variant, grid: tuple[int, int, int], arguments: Sequence[_Argument]
 ) -> None:
     """Puts a kernel on the current stream. arguments: cuda-core takes a pointer for what is an `int`."""
-    from cuda.core import LaunchConfig, Stream, launch
-    from cuda.core._utils.cuda_utils import CUDAError
-
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     expression, capability = variant.expression(function), torch.cuda.get_device_capability(device)
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     try:
+        from cuda.core import LaunchConfig, Stream, launch
+
         kernel = _kernel(expression, "sm_{}{}".format(*capability))
         with torch.cuda.device(device):
             stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
             launch(stream, LaunchConfig(grid=grid, block=variant.block), kernel, *values)
-    except (CUDAError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (_cuda_error(), *_FAILURES) as error:
         raise NativeError(f"{expression}: {error}") from error
+
+
+@cache
+def _cuda_error() -> type[Exception]:
+    """What cuda-core raises of the driver and of NVRTC."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    return cast(type[Exception], CUDAError)
 
 
 @cache
