@@ -217,6 +217,12 @@ def triton(processor, monkeypatch):
     return asked
 
 
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="Triton's interpreter stands in for a GPU; with one, see test_cuda"
+)
+
+
+@interpreted
 def test_kernels_give_what_triton_gives(processor):
     case = replace(CASE, batch=1, sides=(3, 2))
     case.check(case.computed(choice))
@@ -298,6 +304,7 @@ def test_nothing_new_is_tried_while_a_graph_is_captured(triton, monkeypatch):
     assert not choice._RIGHT
 
 
+@interpreted
 @pytest.mark.parametrize("right", [True, False])
 def test_a_chain_falls_back_to_triton_as_a_whole(triton, monkeypatch, right):
     """Where kernels are wrong in a way that the comparison of one call does not see."""
