@@ -39,7 +39,7 @@ def _fixed_streams():
 
 @pytest.fixture(autouse=True)
 def _float32():
-    """Float32 is what it says on a GPU, too, where torch rounds convolutions to TensorFloat-32 unless told."""
+    """Float32 is what it says on a GPU, too, where torch rounds convolutions to TensorFloat-32 by itself."""
     with exact() if torch.cuda.is_available() else nullcontext():
         yield
 
