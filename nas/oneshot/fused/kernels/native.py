@@ -1,5 +1,7 @@
 """Depthwise convolutions in CUDA C++: `depthwise.cu`, compiled when first used, with NVIDIA's cuda-core.
 
+What was compiled is kept, see `cubins`.
+
 They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
 a row of its map once for all taps. Convolutions of all kinds are one launch, compiled for just those kinds.
 Checked without a GPU: the same source, compiled by a C++ compiler, gives the outcomes of float64, and NVRTC
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas.oneshot.fused.kernels.cubins import Cubin, kept
 from nas.oneshot.fused.kernels.maps import Source, Taps, Window
 
 if TYPE_CHECKING:
@@ -265,7 +269,26 @@ def _cuda_error() -> type[Exception]:
 
 @cache
 def _kernel(expression: str, arch: str) -> Kernel:
-    return compiled([expression], arch).get_kernel(expression)
+    from cuda.core import ObjectCode
+
+    def make() -> Cubin:
+        made = compiled([expression], arch)
+        return Cubin(made.symbol_mapping[expression], made.code)
+
+    cubin = kept([expression, arch, _source(), *_compilers()], make)
+    return ObjectCode.from_cubin(cubin.code, symbol_mapping={expression: cubin.symbol}).get_kernel(expression)
+
+
+@cache
+def _source() -> str:
+    return files(__package__).joinpath("depthwise.cu").read_text(encoding="utf-8")
+
+
+def _compilers() -> list[str]:
+    """The versions of what compiles."""
+    from cuda.bindings import nvrtc
+
+    return [version("cuda-core"), str(nvrtc.nvrtcVersion()[1:])]
 
 
 def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> ObjectCode:
@@ -275,9 +298,8 @@ def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> Ob
     """
     from cuda.core import Program, ProgramOptions
 
-    source = files(__package__).joinpath("depthwise.cu").read_text(encoding="utf-8")
     options = ProgramOptions(arch=arch, std="c++17", ptxas_options=None if log is None else ["-v"])
-    return Program(source, "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
+    return Program(_source(), "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
 
 
 def _strip(kinds: Sequence[tuple[int, int]]) -> int:
