@@ -42,7 +42,7 @@ def convolved(x, weight, dilation, window, *, relu):
     (height, width), groups = window.before, x.shape[1] // weight.shape[1]
     x = (x.relu() if relu else x).view(window.batch, height, width, -1).permute(0, 3, 1, 2)
     padding = dilation * (weight.shape[-1] // 2)
-    y = F.conv2d(x, weight, None, window.stride, padding, dilation, groups)
+    y = F.conv2d(x.to(weight), weight, None, window.stride, padding, dilation, groups)
     return y.permute(0, 2, 3, 1).reshape(window.outputs, -1)
 
 

@@ -10,7 +10,6 @@ preprocessing, strided identities, images, loss, optimizers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import cast
 
 import torch
@@ -23,7 +22,7 @@ from nas.oneshot.fused.kernels.running import Seen, follow_all
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.laying_out import lay_out
 from nas.oneshot.fused.layout import Layout
-from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stack import channels_last, type_of_maps
 from nas.oneshot.fused.stages import Form
 
 
@@ -47,12 +46,7 @@ class Passage:
         chosen: Tensor | None = None,
     ) -> None:
         first = states[0]
-        on = torch.is_autocast_enabled(first.device.type)
-        self._dtype = (
-            torch.get_autocast_dtype(first.device.type)
-            if on
-            else reduce(torch.promote_types, [state.dtype for state in states])
-        )
+        self._dtype = type_of_maps(states)
         self._layout = layout
         active = None if chosen is None else Active.of(layout, chosen)
         filled = None if active is None else active.slots
