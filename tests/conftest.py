@@ -1,8 +1,11 @@
 """One thread everywhere: results must not depend on how many cores there are."""
 
+import importlib.util
 import os
+import sys
 
 import hypothesis
+import interpreter
 import pytest
 import torch
 
@@ -24,9 +27,14 @@ def _by_default(**values):
 # A bundle takes seconds and pictures one; the tests that are about them ask for them.
 _by_default(export=False, pictures=False)
 os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
+# Tests start dozens of processes, each of which would compile all modules again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    if importlib.util.find_spec("triton"):
+        interpreter.hasten()
 
 
 @pytest.fixture(autouse=True)
