@@ -46,14 +46,13 @@ def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
     `graph.graph["values"]`.
     """
     choices = space.choices(space.canonical(genotype))
-    cells = distinct_cells(_outline(space, choices))
+    outline = _outline(space, choices)
+    cells, inside = _cells(space)
+    if outline is not space.outline:
+        cells = distinct_cells(outline)
+        inside = inside.union(*map(_decisions, cells.values()))
     roles = space.trace.roles
     graphs = {kind: prune(_graph(kind, cell, choices, roles)) for kind, cell in cells.items()}
-    inside = {
-        decision
-        for cell in (*distinct_cells(space.outline).values(), *cells.values())
-        for decision in _decisions(cell)
-    }
     outside = {name: option for name, option in choices.items() if name not in inside}
     values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
     if outside or not graphs:
@@ -174,6 +173,16 @@ def _outline(space: Space, choices: Mapping[str, str]) -> nn.Module:
         return space.outline
     with torch.device("meta"):
         return space.build(Fixed(choices, outline=True, nested=frozenset(space.trace.nested)))
+
+
+def _cells(space: Space) -> tuple[dict[str, AnyCell], frozenset[str]]:
+    """The cells of the outline, and all decisions in them; looked for once, since that takes longest."""
+    key = ("cells", ())
+    if key not in space.memo:
+        cells = distinct_cells(space.outline)
+        inside = frozenset(decision for cell in cells.values() for decision in _decisions(cell))
+        space.memo[key] = cells, inside
+    return cast("tuple[dict[str, AnyCell], frozenset[str]]", space.memo[key])
 
 
 def distinct_cells(outline: nn.Module) -> dict[str, AnyCell]:

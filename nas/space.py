@@ -237,7 +237,11 @@ class Space:
     def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
         """One row `[O]` per decision, 1.0 at the chosen option."""
         self.check(genotype)
-        return [np.eye(len(d.options))[i] for d, i in zip(self.decisions, genotype, strict=True)]
+        return [rows[i].copy() for rows, i in zip(self._rows, genotype, strict=True)]
+
+    @cached_property
+    def _rows(self) -> list[NDArray[np.float64]]:
+        return [np.eye(len(d.options)) for d in self.decisions]
 
     def choices(self, genotype: Genotype) -> dict[str, str]:
         """The genotype in words: decision name to option name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -43,7 +44,8 @@ def gaussian_process(blocks: Sequence[Matrix], y: Matrix, rng: np.random.Generat
     coordinate at a time over a grid; the signal's variance is then known in closed form.
     """
     settings = _tuned(blocks, y, rng)
-    lower, weights, scale = _solved(_kernel(blocks, blocks, settings.lengths), y, settings.noise)
+    lower, half, scale = _solved(_kernel(blocks, blocks, settings.lengths), y, settings.noise)
+    weights = solve_triangular(lower.T, half)
 
     def predict(candidates: Sequence[Matrix]) -> tuple[Matrix, Matrix]:
         cross = _kernel(candidates, blocks, settings.lengths)
@@ -112,24 +114,23 @@ def _squared_distances(a: Matrix, b: Matrix) -> Matrix:
 
 
 def _solved(kernel: Matrix, y: Matrix, noise: float) -> tuple[Matrix, Matrix, float]:
-    """The Cholesky factor of kernel plus noise, the weights of the mean, and the signal's variance."""
+    """The Cholesky factor L of kernel plus noise, L⁻¹ y, and the signal's variance."""
     lower = cholesky(kernel + noise * np.eye(len(y)), lower=True)
     half = solve_triangular(lower, y, lower=True)
-    return lower, solve_triangular(lower.T, half), max(1e-9, float(half @ half) / len(y))
+    return lower, half, max(1e-9, float(half @ half) / len(y))
 
 
 def _tuned(blocks: Sequence[Matrix], y: Matrix, rng: np.random.Generator) -> _Settings:
     """The settings of the largest marginal likelihood, each tried in turn, twice over."""
     rows = np.arange(len(y)) if len(y) <= TUNED_ON else np.sort(rng.choice(len(y), TUNED_ON, replace=False))
     squares = [_squared_distances(block[rows], block[rows]) for block in blocks]
+    likelihood = cache(partial(_log_likelihood, squares, y[rows]))
     best = _Settings((1.0,) * len(blocks), 0.1)
-    highest = _log_likelihood(squares, y[rows], best)
     for _ in range(2):
         for position in range(len(blocks) + 1):
             for changed in _variants(best, position):
-                likelihood = _log_likelihood(squares, y[rows], changed)
-                if likelihood > highest:
-                    highest, best = likelihood, changed
+                if likelihood(changed) > likelihood(best):
+                    best = changed
     return best
 
 

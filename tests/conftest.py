@@ -1,9 +1,13 @@
 """One thread everywhere: results must not depend on how many cores there are."""
 
+import gc
+import importlib.util
 import os
+import sys
 from contextlib import nullcontext
 
 import hypothesis
+import interpreter
 import pytest
 import torch
 
@@ -23,12 +27,37 @@ def _by_default(**values):
     Config.model_rebuild(force=True)
 
 
+def _in_memory(folder="/dev/shm"):
+    """Lets tests write where nothing waits for a disk; the engine asks for that thousands of times."""
+    if not os.access(folder, os.W_OK):
+        return
+    found = os.statvfs(folder)
+    if found.f_bavail * found.f_frsize > 4 * 2**30 and not found.f_flag & os.ST_NOEXEC:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)
+
+
+_in_memory()
 # A bundle takes seconds and pictures one; the tests that are about them ask for them.
 _by_default(export=False, pictures=False)
 os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
+# Tests start dozens of processes, each of which would compile all modules again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    if importlib.util.find_spec("triton"):
+        interpreter.hasten()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """A million objects are made while tests are collected, none of them garbage, and all stay."""
+    gc.disable()
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 @pytest.fixture(autouse=True)

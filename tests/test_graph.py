@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from nas import graph as graph_module
 from nas.cell import Cell, VertexCell
 from nas.graph import (
     architecture_hash,
@@ -329,3 +330,15 @@ def test_graphs_with_operations_on_vertices_survive_json_and_graphml(tmp_path):
     nx.write_graphml(merged(graphs), tmp_path / "a.graphml")
     read = nx.read_graphml(tmp_path / "a.graphml")
     assert read.nodes["cell/2"]["op"] == "nor_conv_3x3" and "op" not in read.nodes["cell/out"]
+
+
+def test_the_cells_of_a_space_are_looked_for_once(monkeypatch):
+    space, looked, real = load("nasbench201", width=4, cells=1), [], graph_module.distinct_cells
+    monkeypatch.setattr(graph_module, "distinct_cells", lambda outline: looked.append(1) or real(outline))
+    found = [cell_graphs(space, (i, 1, 2, 3, 4, 0)) for i in range(5)]
+    assert len(looked) == 1
+    for i, graphs in enumerate(found):
+        afresh = cell_graphs(load("nasbench201", width=4, cells=1), (i, 1, 2, 3, 4, 0))
+        assert {kind: to_dict(graph) for kind, graph in graphs.items()} == {
+            kind: to_dict(graph) for kind, graph in afresh.items()
+        }

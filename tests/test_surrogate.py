@@ -44,6 +44,20 @@ def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
     assert sd == pytest.approx(deviation, abs=1e-6)
 
 
+def test_no_settings_are_tried_twice_and_none_nearby_are_better(monkeypatch):
+    (x, y), tried, real = data(30, width=2), [], module._log_likelihood
+
+    def likelihood(squares, y, settings):
+        tried.append(settings)
+        return real(squares, y, settings)
+
+    monkeypatch.setattr(module, "_log_likelihood", likelihood)
+    best = module._tuned([x, x[:, :1] ** 2], y, np.random.default_rng(0))
+    assert len(tried) == len(set(tried)) > 10
+    squares = [module._squared_distances(block, block) for block in (x, x[:, :1] ** 2)]
+    assert real(squares, y, best) == max(real(squares, y, settings) for settings in tried)
+
+
 def test_the_likelihood_is_that_of_scikit_learn():
     """Up to a constant, and with the best variance of the signal, which no other variance beats."""
     x, y = data(20, width=2)

@@ -18,6 +18,8 @@ from nas.draw.slots import Edge, Grid, Order, Size, crossings, expand, layers, o
 
 Point = tuple[float, float]
 Run = tuple[float, float, float]
+_Held = tuple[int, float, float, list[tuple[int, float]]]
+"""A vertex of a column, its offset there, the sum of its links' weights, and the links."""
 
 _PORT_STEP, ARROW = 0.13, 0.19
 _SETTLE, _FINALISTS = 24, 4
@@ -91,26 +93,34 @@ def _heights(grid: Grid, order: Order) -> list[float]:
             weight = stiffness / max(abs(heights[a] - heights[b]), floor)
             links[a].append((b, weight))
             links[b].append((a, weight))
+        columns = [
+            [(v, o, sum(w for _, w in links[v]), links[v]) for v, o in zip(column, offset, strict=True)]
+            for column, offset in zip(order, offsets, strict=True)
+        ]
         for _ in range(_SETTLE):
-            for column, offset in zip(order, offsets, strict=True):
-                _settle(heights, column, offset, links)
-            for column, offset in zip(order[::-1], offsets[::-1], strict=True):
-                _settle(heights, column, offset, links)
+            before = heights.copy()
+            for column in itertools.chain(columns, reversed(columns)):
+                _settle(heights, column)
+            if heights == before:
+                break
     return heights
 
 
-def _settle(
-    heights: list[float], column: Sequence[int], offset: Sequence[float], links: list[list[tuple[int, float]]]
-) -> None:
+def _settle(heights: list[float], column: Sequence[_Held]) -> None:
     """Moves one column to its best heights, the neighbours held."""
-    weights = [sum(w for _, w in links[v]) for v in column]
-    targets = [
-        sum(heights[n] * w for n, w in links[v]) / weight - o if weight else heights[v] - o
-        for v, weight, o in zip(column, weights, offset, strict=True)
-    ]
-    settled = _isotonic(targets, [weight or 1e-6 for weight in weights])
-    for v, z, o in zip(column, settled, offset, strict=True):
-        heights[v] = z + o
+    targets = []
+    for v, offset, weight, links in column:
+        if weight:
+            pulled = 0.0
+            for neighbour, stiffness in links:
+                pulled += heights[neighbour] * stiffness
+            targets.append(pulled / weight - offset)
+        else:
+            targets.append(heights[v] - offset)
+    if any(a >= b for a, b in itertools.pairwise(targets)):
+        targets = _isotonic(targets, [weight or 1e-6 for _, _, weight, _ in column])
+    for (v, offset, _, _), height in zip(column, targets, strict=True):
+        heights[v] = height + offset
 
 
 def _stack(grid: Grid, column: Sequence[int]) -> list[float]:

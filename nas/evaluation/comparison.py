@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from nas.errors import ConfigError
 from nas.text import counted
@@ -72,8 +72,8 @@ def paired(
     of_images, of_seeds = float(difference.var(ddof=1)) / count, 2 * seed_sd**2 / len(own)
     error = math.sqrt(of_images + of_seeds)
     degrees = seed_degrees * (error**2 / of_seeds) ** 2 if of_seeds else math.inf
-    half = float(student.ppf(0.975, degrees)) * error
-    tail = 2 * float(student.sf(abs(delta) / error, degrees)) if of_seeds else 0.0
+    half = float(stdtrit(degrees, 0.975)) * error
+    tail = 2 * float(stdtr(degrees, -abs(delta) / error)) if of_seeds else 0.0
     p = max(tail, _sign_flips(own.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)))
     return Paired(delta, max(-1.0, delta - half), min(1.0, delta + half), p, count, len(own), seed_sd)
 
