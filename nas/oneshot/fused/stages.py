@@ -39,6 +39,11 @@ class Chain:
         """Positions of the batch-norms among the layers."""
         return [stage.norm for stage in self.stages]
 
+    @property
+    def dense(self) -> bool:
+        """Whether it is one stage without a depthwise convolution."""
+        return len(self.stages) == 1 and self.stages[0].depthwise is None
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -19,7 +19,7 @@ from nas.oneshot.fused.groups import Known
 from nas.oneshot.fused.kernels import native
 from nas.oneshot.fused.plan import chain_of, outcome_of
 from nas.oneshot.fused.stack import channels_last
-from nas.oneshot.fused.stages import Form, form_of
+from nas.oneshot.fused.stages import Chain, Form, form_of
 from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
 
@@ -56,6 +56,19 @@ def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> 
     return Known(chain, form if tried else None)
 
 
+def prepared(op: nn.Module) -> Known:
+    """How a module that preprocesses an input of a cell runs: with a form where kernels do that, and rightly.
+
+    Tried once for each kind on each device, like `known`.
+    """
+    chain, first = chain_of(op), next(op.parameters(), None)
+    form, like = form_of([layer for layer, _ in chain or ()]), _in_float32(first)
+    if chain is None or like is None or like.is_meta or not (isinstance(form, Chain) and form.dense):
+        return Known(chain)
+    key = ("kernels", like.device.type, like.dtype, "prepared", *(rule.key for _, rule in chain))
+    return Known(chain, form if _tried(key, [op, op], like, partial(_by_preparing, form)) else None)
+
+
 def joint(ops: Sequence[nn.Module], *, on: Tensor) -> bool:
     """Whether kernels run operations that differ in their convolutions' kernels in one launch, and rightly.
 
@@ -81,6 +94,14 @@ def _by_kernels(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) 
 
     layers = list(zip(*([layer for layer, _ in chain_of(op) or ()] for op in ops), strict=True))
     return apart([alike(ops, layers, form)], x, scale)
+
+
+def _by_preparing(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
+    from nas.oneshot.fused.kernels.preparing import Preparation
+
+    layers = [[layer for layer, _ in chain_of(op) or ()] for op in ops]
+    states = Preparation.of(layers, [form] * len(ops), x.device).prepare([x] * len(ops))
+    return torch.stack([weight * state for weight, state in zip(scale, states, strict=True)])
 
 
 def _jointly(ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:

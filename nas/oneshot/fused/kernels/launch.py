@@ -136,6 +136,15 @@ def statistics(
     )  # fmt: skip
 
 
+def normalise(y: Tensor, norm: Norm, *, out: Tensor) -> None:
+    """What batch-norms make of `y` [G, P, C], to `out`, which has as many numbers in that order."""
+    groups, pixels, channels = y.shape
+    tile = tile_of(channels)
+    norm_programs.norm_forward[grid_of(pixels, channels, groups, tile)](
+        y, norm.scale, norm.shift, out, pixels, channels, **tile
+    )
+
+
 def follow(where: Tensor, norm: Norm, momentum: float, *, like: nn.BatchNorm2d) -> None:
     """Moves running statistics towards some of `norm` [S, C].
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -179,3 +181,29 @@ class Source:
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of its batch-norm; where it has none, anything, for it is not read."""
         return (otherwise, otherwise) if self.norm is None else (self.norm.scale, self.norm.shift)
+
+
+def type_of(maps: Sequence[Tensor]) -> torch.dtype:
+    """The type that what is made of maps is kept in: theirs, or that of autocast where it is on."""
+    device = maps[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return reduce(torch.promote_types, [x.dtype for x in maps])
+
+
+def adjacent(maps: Sequence[Tensor]) -> Tensor | None:
+    """Maps `[B, C, H, W]` of one size, channels last, as one `[M * B, C, H, W]`; None where they are not so.
+
+    That is where each begins in memory where the one before ends. Autograd does not see it.
+    """
+    first, size = maps[0], maps[0].numel()
+    memory = first.untyped_storage().data_ptr()
+    for at, x in enumerate(maps):
+        alike = x.shape == first.shape and x.dtype == first.dtype
+        here = x.untyped_storage().data_ptr() == memory
+        here = here and x.storage_offset() == first.storage_offset() + at * size
+        if not (alike and here and x.is_contiguous(memory_format=torch.channels_last)):
+            return None
+    batch, channels, height, width = first.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return first.detach().as_strided((len(maps) * batch, channels, height, width), strides)

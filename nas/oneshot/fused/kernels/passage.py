@@ -10,7 +10,6 @@ preprocessing, strided identities, images, loss, optimizers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import cast
 
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
+from nas.oneshot.fused.kernels.joining import one_of
 from nas.oneshot.fused.kernels.leaving import leave
+from nas.oneshot.fused.kernels.maps import type_of
 from nas.oneshot.fused.kernels.running import Seen, follow_all
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.laying_out import lay_out
@@ -47,12 +48,7 @@ class Passage:
         chosen: Tensor | None = None,
     ) -> None:
         first = states[0]
-        on = torch.is_autocast_enabled(first.device.type)
-        self._dtype = (
-            torch.get_autocast_dtype(first.device.type)
-            if on
-            else reduce(torch.promote_types, [state.dtype for state in states])
-        )
+        self._dtype = type_of(states)
         self._layout = layout
         active = None if chosen is None else Active.of(layout, chosen)
         filled = None if active is None else active.slots
@@ -80,7 +76,7 @@ class Passage:
         level = self._layout.levels[src]
         assert level is not None
         own = [channels_last(x.to(self._dtype)) for x in maps]
-        x = own[0] if len(own) == 1 else torch.cat(own)
+        x = own[0] if len(own) == 1 else one_of(own)
         number = src - (len(self._layout.levels) - len(self._layout.sums))
         node = None if number < 0 else number
         passed, tokens, seen = leave(level, x, self._slots, self._leavings, self._all, node=node)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from nas.oneshot.fused.kernels import launch
 from nas.oneshot.fused.kernels.maps import Norm
-from nas.oneshot.fused.layout import Layout
+from nas.oneshot.fused.layout import Layout, Level
 from nas.oneshot.fused.rules import follow
 
 _Key = tuple[float, int]
-_KNOWN: WeakKeyDictionary[Layout, dict[_Key, tuple[list[int], Tensor]]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Layout | Level, dict[_Key, tuple[list[int], Tensor]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class _One:
         return self.seen.slot is not None and self.on is None and kind == torch.float32
 
 
-def follow_all(seen: Sequence[Seen], layout: Layout, norm: Norm) -> None:
-    """Moves the running statistics. norm: the statistics of all slots of the cell."""
+def follow_all(seen: Sequence[Seen], layout: Layout | Level, norm: Norm) -> None:
+    """Moves the running statistics. norm: the statistics of all slots of the cell, or of a level."""
     times: Counter[nn.Module] = Counter()
     found: dict[_Key, list[_One]] = {}
     for own in seen:
@@ -70,7 +70,7 @@ def follow_all(seen: Sequence[Seen], layout: Layout, norm: Norm) -> None:
         _by_library([one for one in ones if not one.by_program])
 
 
-def _by_program(key: _Key, ones: Sequence[_One], layout: Layout, norm: Norm) -> None:
+def _by_program(key: _Key, ones: Sequence[_One], layout: Layout | Level, norm: Norm) -> None:
     if not ones:
         return
     now = []

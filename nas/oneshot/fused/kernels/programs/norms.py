@@ -57,6 +57,21 @@ def moments(
 
 
 @triton.jit
+def norm_forward(y, scale, shift, out, P, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    """out = scale y + shift, of [G, P, C]. Grid: pixels, channels, groups."""
+    g = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = (g * P + p[:, None]) * C + c[None, :]
+    a = tl.load(scale + g * C + c, mask=here, other=0.0)
+    b = tl.load(shift + g * C + c, mask=here, other=0.0)
+    v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
+    tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
 def sums(
     grad, y, mean, inv, part, total, tickets, order, live, P, C: tl.constexpr, ON: tl.constexpr,
     BLOCKS: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
