@@ -96,7 +96,8 @@ def run_by_kernels(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
     They also preprocess the inputs (`nas.oneshot.fused.kernels.preparing`) and add up the nodes
     (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn and all have a rule, they
     look up on the device which it is, so that nothing waits and a CUDA graph serves every draw; what they do
-    not know, as strided identities, is then computed for all edges. Not yet run on a GPU.
+    not know, as pools of the channels of a 1x1 convolution, is then computed for all edges. Not yet run on a
+    GPU.
     """
     device = inputs[0].device
     # Triton launches on the present device, wherever the tensors are.

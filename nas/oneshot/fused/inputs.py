@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell
 from nas.oneshot.fused.groups import Known
+from nas.oneshot.fused.rules import pieces_of
 from nas.oneshot.fused.stages import Chain, shape_after
 from nas.oneshot.fused.trust import prepared
 
@@ -52,10 +53,10 @@ class Inputs:
         way = self._way(pre)
         if way.form is None or any(map(hooked, pre.modules())):
             return None
-        layers = [layer for layer, _ in way.chain or ()]
+        pieces = pieces_of([layer for layer, _ in way.chain or ()])
         (at,) = way.form.norms
-        norm = cast(nn.BatchNorm2d, layers[at])
-        after = shape_after(way.form, layers, (x.shape[1], x.shape[2], x.shape[3]))
+        norm = cast(nn.BatchNorm2d, pieces[at])
+        after = shape_after(way.form, pieces, (x.shape[1], x.shape[2], x.shape[3]))
         if after is None or not norm.training:
             return None
         needs = x.requires_grad or any(p.requires_grad for p in pre.parameters())

@@ -53,12 +53,11 @@ def depthwise_gradients(
             SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
-        most = max(side * side for side, _ in taps.kinds)
         depthwise_programs.depthwise_weight_gradient[
-            len(part), most * cdiv(channels, tile["BC"]), programs
+            len(part), taps.most * cdiv(channels, tile["BC"]), programs
         ](
             source.x, source.size, source.maps, scale, shift, grad, part, part.shape[1], taps.kind,
-            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
+            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=taps.most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
@@ -75,7 +74,7 @@ def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, part: T
     ](
         source.x, source.size, source.maps, taps.addresses, taps.like, taps.kind, out, part,
         *source.which(taps.kind), window.outputs, part.shape[1], taps.inputs, taps.outputs,
-        **_sizes(source, taps, window), LAST=taps.last, **tile,
+        **_sizes(source, taps, window), LAST=taps.last, HALF=taps.half, **tile,
     )  # fmt: skip
 
 
@@ -83,7 +82,8 @@ def convolve_gradients(
     grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
 ) -> Tensor | None:
     """As `depthwise_gradients`, of dense convolutions; through a ReLU, if any."""
-    tile, sizes = _dot_tile(taps), {**_sizes(source, taps, window), "LAST": taps.last}
+    tile, sizes = _dot_tile(taps), _sizes(source, taps, window)
+    sizes |= {"LAST": taps.last, "HALF": taps.half}
     programs, dx = source.programs(taps.groups), None
     if for_x:
         grid, together = (programs, 1) if source.apart else (source.maps, programs)
@@ -96,11 +96,10 @@ def convolve_gradients(
             SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
-        most = max(side * side for side, _ in taps.kinds)
-        tiles = most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
+        tiles = taps.most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
         dense_programs.convolve_weight_gradient[len(part), tiles, programs](
             source.x, source.size, source.maps, grad, part, part.shape[1], taps.kind, taps.places,
-            *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=most,
+            *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=taps.most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx

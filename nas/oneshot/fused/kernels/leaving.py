@@ -73,7 +73,7 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
     for slot, (group, branches) in enumerate(zip(level.pools, level.branches, strict=True), start=first):
         for at in group.form.norms if group.form is not None else ():
             on = None if active is None else [active.chosen[place] for place in branches]
-            norms = cast(Sequence[nn.BatchNorm2d], group.layers[at])
+            norms = cast(Sequence[nn.BatchNorm2d], group.pieces[at])
             yield Seen(norms, task.slots.norm.part(slot, slot + 1), on, slot)
 
 
@@ -155,7 +155,7 @@ def _fill_in_statistics(level: Level, works: Sequence[Work], own: Slots, *, part
         runs.append((*cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0].eps, work.affine[-1]))
     for at, group in enumerate(level.pools, start=level.slots - len(level.pools)):
         for place in group.form.norms if group.form is not None else ():
-            eps = cast(nn.BatchNorm2d, group.first[place]).eps
+            eps = cast(nn.BatchNorm2d, group.pieces[place][0]).eps
             start = runs.pop()[0] if runs and runs[-1][1:] == (at, eps, None) else at
             runs.append((start, at + 1, eps, None))
     for start, stop, eps, affine in runs:

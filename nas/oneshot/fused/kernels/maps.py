@@ -65,6 +65,8 @@ class Taps:
     kinds: (side K, dilation) of each kind that is among them. kind: [G] int32 which of those each is.
     places: [G] int32 where the gradient of each begins in a row of parts of gradients.
     inputs, outputs: channels. last: whether their channels in are last in memory, [O, K, K, I].
+    half: 0, or how many channels the first of two 1x1 kernels makes that each convolution then has, one after
+      the other in all of these tensors; the second reads the pixel below and to the right.
     """
 
     addresses: Tensor
@@ -75,11 +77,17 @@ class Taps:
     inputs: int
     outputs: int
     last: bool = False
+    half: int = 0
 
     @property
     def groups(self) -> int:
         """How many convolutions there are."""
-        return len(self.kind)
+        return len(self.kind) // (2 if self.half else 1)
+
+    @property
+    def most(self) -> int:
+        """Taps of a kernel, at most."""
+        return 2 if self.half else max(side * side for side, _ in self.kinds)
 
 
 @dataclass(frozen=True)
