@@ -594,7 +594,7 @@ def test_a_cell_takes_few_launches(monkeypatch):
         "sums": sources + cells,
         "norm_forward": cells,
         "norm_gradient": sources + cells,
-        "follow": 2 * cells,
+        "follow": cells,
     }
 
 

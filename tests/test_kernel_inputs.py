@@ -156,11 +156,18 @@ def test_only_wanted_gradients_are_computed(frozen, needs, launches, launched):
     assert not gradients & (set(launched) - set(launches))
 
 
-def test_a_module_that_stands_before_both_inputs_follows_twice(launched):
-    shared = relu_conv_bn(3, 4)
-    cell, exact = twins(shared, shared)
+@pytest.mark.parametrize("different", ["one module", "momenta", "untracked"])
+def test_running_statistics_follow_each_in_its_way(different, launched):
+    first = relu_conv_bn(3, 4)
+    second = first if different == "one module" else relu_conv_bn(3, 4)
+    if different == "momenta":
+        second[2].momentum = 0.5
+    if different == "untracked":
+        second[2].track_running_stats = False
+    cell, exact = twins(first, second)
     assert_alike(cell, exact, maps(*ALIKE[1]))
-    assert int(shared[2].num_batches_tracked) == 2
+    assert launched.count("follow") == (1 if different == "untracked" else 2)
+    assert int(first[2].num_batches_tracked) == (2 if different == "one module" else 1)
 
 
 def test_preparation_that_is_wrong_is_not_used(monkeypatch):

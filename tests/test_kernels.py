@@ -560,7 +560,7 @@ PROGRAMS = {
     "convolve_weight_gradient halves": {"LAST": False, "MOST": 2, "LOOP": 8, **DENSE, **HALVES},
     "moments": {"C": 20, "BLOCKS": 9, "BLOCK": 64, "AFFINE": True, "BB": 32, "BC": 32},
     "sums": {"LOOP": 8, **SUMS, **TILE},
-    "norm_forward": TILE,
+    "norm_forward": {"FOLLOW": True, **TILE},
     "norm_gradient": TILE,
     "follow": {"BC": 32},
     "node_forward": {"KEPT": 9, "MASKED": True, "REST": True, **TILE},
@@ -580,7 +580,8 @@ for kind, on in (("*bf16", True), ("*fp32", False)):
         constants = constants | {"ON": on} if "ON" in program.arg_names else constants
         types = {n: "i32" if n in INTEGERS else TYPES.get(n, "*fp32") for n in program.arg_names}
         types |= {n: "*i64" for n in ("weights", "biases") if name == "moments"}
-        types |= {"where": "*i64", "tracked": "*i64", "momentum": "fp32"} if name == "follow" else {}
+        types |= {n: "*i64" for n in ("where", "tracked") if n in types}
+        types |= {"momentum": "fp32"} if "momentum" in types else {}
         types |= {n: kind for n in ("x", "grad", "out", "y", "raw", "rest", "other", "pools") if n in types}
         types |= {n: (kind, kind) for n in ("states", "chains") if n in types}
         types |= dict.fromkeys(constants, "constexpr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,13 +135,18 @@ def statistics(
     )  # fmt: skip
 
 
-def normalise(y: Tensor, norm: Norm, *, out: Tensor) -> None:
-    """What batch-norms make of `y` [G, P, C], to `out`, which has as many numbers in that order."""
+def normalise(y: Tensor, norm: Norm, *, out: Tensor, where: Tensor | None, like: nn.BatchNorm2d) -> None:
+    """What batch-norms make of `y` [G, P, C], to `out`, which has as many numbers in that order.
+
+    where: as in `follow`, which is then done too; None where it is not. like: any of the batch-norms.
+    """
     groups, pixels, channels = y.shape
-    tile = tile_of(channels)
+    tile, momentum = tile_of(channels), float(cast(float, like.momentum))
+    moved = (y if where is None else where, like.running_mean, like.num_batches_tracked, momentum)
     norm_programs.norm_forward[grid_of(pixels, channels, groups, tile)](
-        y, norm.scale, norm.shift, out, pixels, channels, **tile
-    )
+        y, norm.mean, norm.var, norm.scale, norm.shift, out, *moved, pixels, channels,
+        FOLLOW=where is not None, **tile,
+    )  # fmt: skip
 
 
 def follow(where: Tensor, norm: Norm, momentum: float, *, like: nn.BatchNorm2d) -> None:

@@ -25,7 +25,7 @@ from nas.oneshot.fused.kernels.parameters import (
     parameters_of,
     taps_of,
 )
-from nas.oneshot.fused.kernels.running import Seen, follow_all
+from nas.oneshot.fused.kernels.running import Seen, follow_all, where_of
 from nas.oneshot.fused.laying_out import lay_out_each
 from nas.oneshot.fused.layout import Level
 from nas.oneshot.fused.stack import channels_last
@@ -58,20 +58,22 @@ class Preparation:
     def prepare(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """What each module makes of its map `[B, C, H, W]`; the running statistics follow."""
         dtype, level = type_of(maps), self.level
-        own, task = [channels_last(x.to(dtype)) for x in maps], _Task(self, [])
+        norms = [line.family.norms[0][0] for line in level.lines]
+        own, task = [channels_last(x.to(dtype)) for x in maps], _Task(self, where_of(norms, level), [])
         states = _Preparing.apply(task, *own, *parameters_of(level))  # type: ignore[no-untyped-call]
-        (norm,) = task.norm
-        lines = enumerate(level.lines)
-        seen = [Seen(line.family.norms[0], norm.part(at, at + 1), None, at) for at, line in lines]
-        follow_all(seen, level, norm)
+        if task.where is None:
+            (norm,) = task.norm
+            seen = [Seen([own], norm.part(at, at + 1), None, at) for at, own in enumerate(norms)]
+            follow_all(seen, level, norm)
         return cast(Sequence[Tensor], states)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One run. norm: filled in with the statistics of all maps."""
+    """One run. where: see `where_of`. norm: filled in with the statistics of all maps."""
 
     preparation: Preparation
+    where: Tensor | None
     norm: list[Norm]
 
 
@@ -94,7 +96,8 @@ class _Preparing(torch.autograd.Function):
             family.forward(work, _rows(x), [_room(raw, norm, at)], [Moments(part[at : at + 1], block)])
         _fill_in_statistics(level, works, part, norm, block)
         states = raw.new_empty(level.slots * after.batch, *after.after, channels)
-        launch.normalise(raw, norm, out=states)
+        like = level.lines[0].family.norms[0][0]
+        launch.normalise(raw, norm, out=states, where=task.where, like=like)
         ctx.save_for_backward(*tensors, raw, *norm.tensors)
         ctx.preparation, ctx.works = task.preparation, works
         task.norm.append(norm)
