@@ -24,6 +24,8 @@ from nas.oneshot.fused.stack import channels_last
 from nas.ops import FactorizedReduce, relu_conv_bn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+"""The interpreter multiplies no matrices of bfloat16."""
 
 
 def difference(exact, found):
@@ -94,6 +96,21 @@ def test_both_inputs_are_preprocessed_together(case, affine, launched):
     cell, exact = twins(*(make() for make in makers), affine=affine)
     assert_alike(cell, exact, maps(*shapes))
     assert launched.count("norm_forward") == launched.count("norm_gradient") == 1
+
+
+def test_half_precision_is_as_near_as_half_precision_can_be(launched):
+    makers, shapes = SHRUNK
+    cell, exact = twins(*(make() for make in makers))
+    plain, inputs = copy.deepcopy(cell), maps(*shapes)
+    plain.execute = None
+    expected = outcome(exact, inputs)
+    with torch.autocast(DEVICE.type, dtype=HALF):
+        theirs, found = outcome(plain, inputs), outcome(cell, inputs)
+    assert found["y"].dtype == HALF
+    assert found.keys() == expected.keys() == theirs.keys()
+    for name in ("y", "input 0", "input 1", "preprocess.0.odd.weight", "preprocess.1.1.weight"):
+        wanted = expected[name].double()
+        assert difference(wanted, found[name]) < 2 * difference(wanted, theirs[name]), name
 
 
 class Doubled(nn.Module):

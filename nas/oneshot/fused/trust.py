@@ -157,7 +157,7 @@ def _problem(given: Sequence[nn.Module], like: Tensor, together: Together) -> st
     with torch.no_grad():
         for parameter in (p for op in ops[1:] for p in op.parameters()):
             parameter.add_(0.1 * _normal(parameter.shape, like, generator))
-    x = channels_last(_normal((4, _channels(ops[0]), 6, 6), like, generator)).requires_grad_()
+    x = channels_last(_normal((4, _channels(ops[0]), 6, 5), like, generator)).requires_grad_()
     scale = (1 + 0.5 * _normal((len(ops),), like, generator)).requires_grad_()
     inputs = [x, scale, *(p.requires_grad_() for o in ops for p in o.parameters())]
     try:
