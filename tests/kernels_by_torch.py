@@ -39,6 +39,7 @@ def kernel(taps, g, *, depthwise):
 
 
 def numbers(address, *shape):
+    """float32, where a module keeps them."""
     found = (ctypes.c_float * math.prod(shape)).from_address(int(address))
     return torch.from_numpy(np.ctypeslib.as_array(found)).view(shape)
 
@@ -71,12 +72,24 @@ def computed(source, taps):
     return on.index_copy(0, source.drawn.order.long(), source.drawn.live).ne(0).view(-1, 1, 1)
 
 
-def convolve(source, taps, window, *, out, part, block):
+def convolve(source, taps, window, *, out, after):
     # Unseen by autograd, as what kernels write is.
     out.data.copy_(made(source, taps, window, depthwise=False))
-    for number, pixels in enumerate(out.float().split(block, dim=1)):
-        mean = pixels.mean(1)
-        part[:, number, 0], part[:, number, 1] = mean, (pixels - mean[:, None]).square().sum(1)
+    var, mean = torch.var_mean(out.float(), 1, correction=0)
+    inv = 1 / (var + after.eps).sqrt()
+    weight, bias = (1, 0) if after.affine is None else factors(after.affine, *mean.shape)
+    more = window.outputs / max(window.outputs - 1, 1)
+    found = [mean, more * var, inv, weight * inv, bias - weight * inv * mean]
+    on = computed(source, taps).squeeze(1)
+    for own, now in zip(after.norm.tensors, found, strict=True):
+        own.data.copy_(torch.where(on, now, own))
+
+
+@_disable_current_modes()
+def factors(affine, groups, channels):
+    """[G, C] Weights and biases of batch-norms, where their modules keep them: as `kernel`."""
+    both = affine.weights, affine.biases
+    return [torch.stack([numbers(own[g], channels) for g in range(groups)]) for own in both]
 
 
 def gradients(grad, source, taps, window, *, for_x, part, depthwise):

@@ -173,10 +173,10 @@ def lay_out_each(groups: Sequence[Group], device: torch.device) -> Level:
 
 
 def _most_sums(drafts: Sequence[_Draft], terms: int, shape: Shape) -> int:
-    """How many tiles of channels of all operations there are, at most, of which a launch may make sums."""
+    """How many tiles of 64 channels of all operations there are, at most, of which a launch may make sums."""
     inner = [conv.out_channels for own in drafts for family in own.families for conv in family.convolutions]
     slots = drafts[-1].first + drafts[-1].count
-    return max(terms, slots) * (max([shape[0], *inner]) // 128 + 1)
+    return max(terms, slots) * (max([shape[0], *inner]) // 64 + 1)
 
 
 def _in_turns(leaving: Sequence[Sequence[Group]]) -> list[Group] | None:

@@ -117,7 +117,7 @@ class Layout:
     table: [contributions, 4] slot (0 for a state), number of the node and of the edge, whether it is
       normalised. ones: a weight for each contribution, where the mixture has none.
     owners, owned: a contribution, and a slot that is filled in for it.
-    tickets: zeros, which programs count on how many of them are done, and set back.
+    tickets: zeros, which programs count on how many of them are done, and set back; for one launch at a time.
     rows: [stages of all lines, members] the contributions of the members that have the stage, and then the
       number of all contributions; the first stages of all lines come first.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas.oneshot.fused.families import Family
 from nas.oneshot.fused.kernels import choice, launch
-from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Normed, Source, Taps, Window
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,6 @@ class Room:
     def first(self, count: int) -> Room:
         """Those of the first so many members."""
         return Room(self.raw[:count], self.norm.part(0, count))
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Where a stage leaves the moments of blocks of `block` pixels, [G, blocks, 2, C]."""
-
-    part: Tensor
-    block: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,10 @@ class Work:
         before = rooms[stage - 1].first(self.family.counts[stage])
         return Source(before.raw, norm=before.norm, drawn=drawn)
 
+    def normed(self, stage: int, norm: Norm, tickets: Tensor) -> Normed:
+        """The batch-norms at the end of a stage. tickets: see `Layout`."""
+        return Normed(norm, self.family.norms[stage][0].eps, self.affine[stage], tickets)
+
 
 def windows_of(family: Family, batch: int, sides: tuple[int, int]) -> tuple[Window, ...]:
     """[steps] Where each reads, in maps of (height, width)."""
@@ -69,10 +65,10 @@ def windows_of(family: Family, batch: int, sides: tuple[int, int]) -> tuple[Wind
     return tuple(found)
 
 
-def forward(work: Work, x: Tensor, rooms: Sequence[Room], moments: Sequence[Moments]) -> list[Tensor]:
-    """Fills in the rooms of all stages from `x` [maps * P, C]; statistics of the last stage are left open.
+def forward(work: Work, x: Tensor, rooms: Sequence[Room], tickets: Tensor) -> list[Tensor]:
+    """Fills in the rooms of all stages from `x` [maps * P, C]. tickets: see `Layout`.
 
-    moments: [stages]. Returns what depthwise convolutions have made, as the backward pass needs it.
+    Returns what depthwise convolutions have made, as the backward pass needs it.
     """
     kept: list[Tensor] = []
     source = work.source(0, x, rooms)
@@ -81,11 +77,10 @@ def forward(work: Work, x: Tensor, rooms: Sequence[Room], moments: Sequence[Mome
             kept.append(choice.depthwise(source, taps, window))
             source = Source(kept[-1], drawn=source.drawn)
             continue
-        room, own = rooms[step.stage], moments[step.stage]
-        launch.convolve(source, taps, window, out=room.raw, part=own.part, block=own.block)
+        room = rooms[step.stage]
+        after = work.normed(step.stage, room.norm, tickets)
+        launch.convolve(source, taps, window, out=room.raw, after=after)
         if step.stage + 1 < len(rooms):
-            eps, affine = work.family.norms[step.stage][0].eps, work.affine[step.stage]
-            launch.statistics(own.part, window.outputs, own.block, eps, norm=room.norm, affine=affine)
             source = work.source(step.stage + 1, x, rooms)
     return kept
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Source, Taps, Window
+from nas.oneshot.fused.kernels.maps import Drawn, Norm, Normed, Source, Taps, Window
 from nas.oneshot.fused.kernels.programs import dense as dense_programs
 from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
 from nas.oneshot.fused.kernels.programs import norms as norm_programs
@@ -16,6 +16,8 @@ TILE = 1024
 """Numbers of a map in a tile, pixels times channels: eight for each thread, which are read at once."""
 LOOP = 16
 """Tiles that one program of a sum over pixels adds up, at most."""
+WIDEST = 64
+"""Channels in a tile of a product of matrices, at most; `Layout.tickets` are for tiles of so many."""
 SHARE, PARTS = 2**12, 64
 """Numbers of a map for each part of a gradient of weights, about; parts, at most."""
 
@@ -63,18 +65,19 @@ def depthwise_gradients(
     return dx
 
 
-def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, part: Tensor, block: int) -> None:
-    """What dense convolutions make of maps, to `out` [G, P, O], with the moments of each block of pixels.
-
-    part: [G, blocks, 2, O] of the moments. block: pixels in each.
-    """
-    tile = {**_dot_tile(taps), "BP": block}
+def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, after: Normed) -> None:
+    """What dense convolutions make of maps, to `out` [G, P, O], and the statistics of what comes `after`."""
+    tile, affine = _dot_tile(taps), after.affine
+    blocks = cdiv(window.outputs, tile["BP"])
+    part = torch.empty(taps.groups, blocks, 2, taps.outputs, device=out.device)
+    own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
     dense_programs.convolve_forward[
-        part.shape[1], cdiv(taps.outputs, tile["BO"]), source.programs(taps.groups)
+        blocks, cdiv(taps.outputs, tile["BO"]), source.programs(taps.groups)
     ](
         source.x, source.size, source.maps, taps.addresses, taps.like, taps.kind, out, part,
-        *source.which(taps.kind), window.outputs, part.shape[1], taps.inputs, taps.outputs,
-        **_sizes(source, taps, window), LAST=taps.last, HALF=taps.half, **tile,
+        *after.norm.tensors, *own, after.eps, after.tickets, *source.which(taps.kind), window.outputs,
+        taps.inputs, taps.outputs, **_sizes(source, taps, window), LAST=taps.last, HALF=taps.half,
+        AFFINE=affine is not None, BLOCKS=blocks, BB=TILE // tile["BO"], **tile,
     )  # fmt: skip
 
 
@@ -108,31 +111,6 @@ def convolve_gradients(
 def parts_of(pixels: int, channels: int) -> int:
     """In how many parts a gradient of weights is summed over so many pixels."""
     return min(PARTS, cdiv(pixels * channels, SHARE))
-
-
-def moments(groups: int, pixels: int, channels: int, block: int, device: torch.device) -> Tensor:
-    """Room for the moments of each block of so many pixels, `[G, blocks, 2, C]`."""
-    return torch.empty(groups, cdiv(pixels, block), 2, channels, device=device)
-
-
-def block_of(inputs: int, outputs: int) -> int:
-    """Pixels in a block of a dense convolution."""
-    wide = max(_power_of_dot(inputs), _power_of_dot(outputs))
-    return max(16, 2 * TILE // wide)
-
-
-def statistics(
-    part: Tensor, pixels: int, block: int, eps: float, *, norm: Norm, affine: Affine | None = None
-) -> None:
-    """Fills in `norm` [G, C] from the moments of all blocks. affine: weights and biases of batch-norms."""
-    groups, blocks, _, channels = part.shape
-    width = min(128, power(channels))
-    own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
-    norm_programs.moments[cdiv(channels, width), groups](
-        part, norm.mean, norm.var, norm.inv, norm.scale, norm.shift, *own, flags(norm.on, part), eps, pixels,
-        channels, BLOCKS=blocks, BLOCK=block, AFFINE=affine is not None, ON=norm.on is not None,
-        BB=TILE // width, BC=width,
-    )  # fmt: skip
 
 
 def normalise(y: Tensor, norm: Norm, *, out: Tensor, where: Tensor | None, like: nn.BatchNorm2d) -> None:
@@ -206,12 +184,12 @@ def tile_of(channels: int) -> dict[str, int]:
 
 def _dot_tile(taps: Taps) -> dict[str, int]:
     wide = _power_of_dot(taps.inputs), _power_of_dot(taps.outputs)
-    return {"BP": block_of(taps.inputs, taps.outputs), "BI": wide[0], "BO": wide[1]}
+    return {"BP": max(16, 2 * TILE // max(wide)), "BI": wide[0], "BO": wide[1]}
 
 
 def _power_of_dot(size: int) -> int:
     """Products of matrices want at least 16 in each direction."""
-    return min(64, max(16, power(size)))
+    return min(WIDEST, max(16, power(size)))
 
 
 def _loop(window: Window, tile: dict[str, int], part: Tensor) -> int:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.oneshot.fused.kernels import family, launch
+from nas.oneshot.fused.kernels import family
 from nas.oneshot.fused.kernels import mixing_launch as mixing
 from nas.oneshot.fused.kernels.backward import Backward
-from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
-from nas.oneshot.fused.kernels.maps import Affine, Drawn, Norm, Window
-from nas.oneshot.fused.kernels.parameters import affine_of, parameters_of, taps_of
+from nas.oneshot.fused.kernels.family import Room, Work, windows_of
+from nas.oneshot.fused.kernels.maps import Drawn, Norm, Window
+from nas.oneshot.fused.kernels.parameters import affine_of, eps_of_pools, parameters_of, taps_of
 from nas.oneshot.fused.kernels.running import Seen
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.layout import Level, Line
@@ -108,17 +108,6 @@ def _pooling(level: Level, x: Tensor, slots: Slots) -> Window:
     return Window(stride, (height, width), (after[0], after[1]), slots.batch)
 
 
-def _blocks(works: Sequence[Work], channels: int) -> int:
-    """Pixels in a block of the moments of slots, which all that fill them in have in common."""
-    dense = [
-        taps
-        for work in works
-        for step, taps in zip(work.family.steps, work.taps, strict=True)
-        if not step.depthwise and taps.outputs == channels
-    ]
-    return min(launch.block_of(inputs, channels) for inputs in [channels, *(taps.inputs for taps in dense)])
-
-
 def _rooms(line: Line, work: Work, own: Slots, active: Active | None) -> list[Room]:
     """Of all stages of a line; own: the slots of its level."""
     found = []
@@ -135,34 +124,6 @@ def _rooms(line: Line, work: Work, own: Slots, active: Active | None) -> list[Ro
     return found
 
 
-def _moments(line: Line, work: Work, rooms: Sequence[Room], part: Tensor, block: int) -> list[Moments]:
-    """Of all stages of a line. part: of the slots of the level."""
-    found = []
-    for span, room in zip(line.spans, rooms, strict=True):
-        if span is not None:
-            found.append(Moments(part[span[0] : span[1]], block))
-            continue
-        groups, pixels, channels = room.raw.shape
-        own = min(launch.block_of(taps.inputs, channels) for taps in work.taps)
-        found.append(Moments(launch.moments(groups, pixels, channels, own, part.device), own))
-    return found
-
-
-def _fill_in_statistics(level: Level, works: Sequence[Work], own: Slots, *, part: Tensor, block: int) -> None:
-    """Of what ends a family, and of pools; of neighbours alike in one launch. part: moments of the slots."""
-    runs: list[tuple[int, int, float, Affine | None]] = []
-    for line, work in zip(level.lines, works, strict=True):
-        runs.append((*cast(tuple[int, int], line.spans[-1]), line.family.norms[-1][0].eps, work.affine[-1]))
-    for at, group in enumerate(level.pools, start=level.slots - len(level.pools)):
-        for place in group.form.norms if group.form is not None else ():
-            eps = cast(nn.BatchNorm2d, group.pieces[place][0]).eps
-            start = runs.pop()[0] if runs and runs[-1][1:] == (at, eps, None) else at
-            runs.append((start, at + 1, eps, None))
-    for start, stop, eps, affine in runs:
-        norm = own.norm.part(start, stop)
-        launch.statistics(part[start:stop], own.raw.shape[1], block, eps, norm=norm, affine=affine)
-
-
 class _Leaving(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -177,23 +138,21 @@ class _Leaving(torch.autograd.Function):
             x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]),
             slots.part(level.first, level.first + level.slots),
         )
-        _, pixels, channels = own.raw.shape
-        block = _blocks(works, channels)
-        part = launch.moments(level.slots, pixels, channels, block, x.device)
-        kept = list[Tensor]()
+        tickets, kept = slots.layout.tickets, list[Tensor]()
         for line, work in zip(level.lines, works, strict=True):
             rooms = _rooms(line, work, own, active)
-            kept += family.forward(work, read, rooms, _moments(line, work, rooms, part, block))
+            kept += family.forward(work, read, rooms, tickets)
             task.rooms.append(rooms)
             apart = [room for room, span in zip(rooms, line.spans, strict=True) if span is None]
             kept += [tensor for room in apart for tensor in (room.raw, *room.norm.tensors)]
         index = None
         if level.pools:
             start = level.slots - len(level.pools)
-            room = {"out": own.raw[start:], "part": part[start:]}
-            on = own.norm.part(start, level.slots).on
-            index = mixing.pools(read, window, level.maxima, **room, block=block, maps=level.maps, on=on)
-        _fill_in_statistics(level, works, own, part=part, block=block)
+            norm, eps = own.norm.part(start, level.slots), eps_of_pools(level, x.device)
+            index = mixing.pools(
+                read, window, level.maxima, out=own.raw[start:], norm=norm, eps=eps, tickets=tickets,
+                maps=level.maps,
+            )  # fmt: skip
         ctx.save_for_backward(read, task.weights, slots.raw, *slots.norm.tensors, index, *parameters, *kept)
         ctx.level, ctx.works, ctx.window, ctx.leavings = level, works, window, task.leavings
         ctx.node, ctx.shape = task.node, x.shape

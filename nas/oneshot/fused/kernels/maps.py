@@ -144,6 +144,19 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Normed:
+    """Batch-norms after convolutions: where their statistics go, and what these depend on.
+
+    affine: None where they have no weights and biases. tickets: see `Layout`.
+    """
+
+    norm: Norm
+    eps: float
+    affine: Affine | None
+    tickets: Tensor
+
+
+@dataclass(frozen=True)
 class Source:
     """The maps that G convolutions read: [P, C] for all of them, one of each own [G, P, C], or `shared`.
 

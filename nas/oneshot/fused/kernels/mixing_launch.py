@@ -140,22 +140,26 @@ def pools(
     maxima: int,
     *,
     out: Tensor,
-    part: Tensor,
-    block: int,
+    norm: Norm,
+    eps: Tensor | None,
+    tickets: Tensor,
     maps: int = 1,
-    on: Tensor | None = None,
 ) -> Tensor:
     """Pools, those of each map of `x` [maps * P, C] in turns, to `out` [pools, P', C].
 
-    part: [pools, blocks, 2, C] of the moments of each block of so many pixels. on: [pools] which are
-    computed, all where None. Returns where the maxima are, of the pools that come first.
+    norm: filled in where a batch-norm follows. eps: [pools] of those, below 0 where none does; None where
+    none does at all. tickets: see `Layout`. Returns where the maxima are, of the pools that come first.
     """
     count, pixels, channels = out.shape
     index = torch.empty(maxima, pixels, channels, dtype=torch.int8, device=x.device)
-    width, blocks = tile_of(channels)["BC"], part.shape[1]
+    width = tile_of(channels)["BC"]
+    block = 2 * TILE // max(16, width)
+    blocks = cdiv(pixels, block)
+    part = tickets if eps is None else norm.mean.new_empty(count, blocks, 2, channels)
     programs.pool_forward[blocks, cdiv(channels, width), count](
-        x, x.numel() // maps, maps, out, index, part, flags(on, part), pixels, channels, blocks,
-        **window.sizes(), MAXIMA=maxima, ON=on is not None, BP=block, BC=width,
+        x, x.numel() // maps, maps, out, index, part, *norm.tensors, part if eps is None else eps, tickets,
+        flags(norm.on, tickets), pixels, channels, **window.sizes(), MAXIMA=maxima, NORMED=eps is not None,
+        ON=norm.on is not None, BLOCKS=blocks, BB=TILE // width, BP=block, BC=width,
     )  # fmt: skip
     return index
 

@@ -1,22 +1,25 @@
 """The parameters of a level as the programs read them, where their modules keep them; and their gradients.
 
 They are the weights of all convolutions, line by line and step by step, and then for each stage whose
-batch-norms have any, their weights and then their biases.
+batch-norms have any, their weights and then their biases. And the eps of the batch-norms after pools, which
+have neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.oneshot.fused.kernels.maps import Affine, Taps
 from nas.oneshot.fused.layout import Level
 
 _KNOWN: WeakKeyDictionary[Level, tuple[list[int], Tensor]] = WeakKeyDictionary()
+_EPS: WeakKeyDictionary[Level, tuple[list[float], Tensor]] = WeakKeyDictionary()
 
 
 def parameters_of(level: Level) -> list[Tensor]:
@@ -71,6 +74,23 @@ def affine_of(level: Level, parameters: Sequence[Tensor]) -> list[tuple[Affine |
             at += 2 * count
         found.append(tuple(own))
     return found
+
+
+def eps_of_pools(level: Level, device: torch.device) -> Tensor | None:
+    """[pools] float32 of the batch-norm after each, -1 where none is; None where none is at all.
+
+    On the device already unless one has been changed.
+    """
+    now = [-1.0] * len(level.pools)
+    for at, group in enumerate(level.pools):
+        for place in group.form.norms if group.form is not None else ():
+            now[at] = cast(nn.BatchNorm2d, group.first[place]).eps
+    if max(now, default=-1.0) < 0:
+        return None
+    known = _EPS.get(level)
+    if known is None or known[0] != now:
+        known = _EPS[level] = (now, torch.tensor(now, dtype=torch.float32, device=device))
+    return known[1]
 
 
 def gradients_of_kernels(level: Level, part: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 Each level and each node is a node of autograd of its own, so that operations without kernels may stand
 between them; so is the preprocessing of inputs (`preparing`). A single one for all cells would spare little:
-of 1,449 launches and 255 calls of the library in a step of DARTS (8 cells, weights and alphas) about 80,
+of 1,298 launches and 255 calls of the library in a step of DARTS (8 cells, weights and alphas) about 80,
 which add up gradients of cells' outputs and parts of gradients of weights, and copy maps to where others are.
 Most other calls are of what is no cell: images, mixtures, loss, optimizers.
 """

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import family, launch
-from nas.oneshot.fused.kernels.family import Moments, Room, Work, windows_of
+from nas.oneshot.fused.kernels.family import Room, Work, windows_of
 from nas.oneshot.fused.kernels.maps import Norm, adjacent, type_of
 from nas.oneshot.fused.kernels.parameters import (
     affine_of,
@@ -53,7 +53,7 @@ class Preparation:
         ]
         level = lay_out_each(groups, device)
         channels = level.lines[0].family.norms[0][0].num_features
-        return cls(level, torch.zeros(len(groups) * (channels // 128 + 1), dtype=torch.int32, device=device))
+        return cls(level, torch.zeros(len(groups) * (channels // 64 + 1), dtype=torch.int32, device=device))
 
     def prepare(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """What each module makes of its map `[B, C, H, W]`; the running statistics follow."""
@@ -90,11 +90,8 @@ class _Preparing(torch.autograd.Function):
         after, channels = works[0].windows[0], works[0].taps[0].outputs
         raw = maps[0].new_empty(level.slots, after.outputs, channels)
         norm = Norm.empty(level.slots, channels, raw.device)
-        block = min(launch.block_of(work.taps[0].inputs, channels) for work in works)
-        part = launch.moments(level.slots, after.outputs, channels, block, raw.device)
         for at, (x, work) in enumerate(zip(maps, works, strict=True)):
-            family.forward(work, _rows(x), [_room(raw, norm, at)], [Moments(part[at : at + 1], block)])
-        _fill_in_statistics(level, works, part, norm, block)
+            family.forward(work, _rows(x), [_room(raw, norm, at)], task.preparation.tickets)
         states = raw.new_empty(level.slots * after.batch, *after.after, channels)
         like = level.lines[0].family.norms[0][0]
         launch.normalise(raw, norm, out=states, where=task.where, like=like)
@@ -141,17 +138,6 @@ def _works(level: Level, maps: Sequence[Tensor], parameters: Sequence[Tensor]) -
 
 def _room(raw: Tensor, norm: Norm, at: int) -> Room:
     return Room(raw[at : at + 1], norm.part(at, at + 1))
-
-
-def _fill_in_statistics(level: Level, works: Sequence[Work], part: Tensor, norm: Norm, block: int) -> None:
-    """Of all maps; in one launch where batch-norms have neither weights nor biases."""
-    pixels, eps = works[0].windows[0].outputs, works[0].family.norms[0][0].eps
-    if not level.affine:
-        launch.statistics(part, pixels, block, eps, norm=norm)
-        return
-    for at, work in enumerate(works):
-        own, affine = norm.part(at, at + 1), work.affine[0]
-        launch.statistics(part[at : at + 1], pixels, block, eps, norm=own, affine=affine)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ places; they count as taps, of which the second reads the pixel below and to the
 import triton
 import triton.language as tl
 
+from nas.oneshot.fused.kernels.programs.blocks import done_last, leave_moments, normalise
 from nas.oneshot.fused.kernels.programs.pixels import operation, place, ready, side_of
 
 
@@ -79,15 +80,16 @@ def _taken(
 
 @triton.jit
 def convolve_forward(
-    x, x_group, maps, addresses, like, kind, out, part, order, live, P, blocks, CI: tl.constexpr,
-    CO: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr, PRE: tl.constexpr,
-    ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    x, x_group, maps, addresses, like, kind, out, part, mean, var, inv, scale, shift, weights, biases,
+    norm_like, eps, tickets, order, live, P, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
+    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, KINDS: tl.constexpr,
+    LAST: tl.constexpr, HALF: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr,
+    BLOCKS: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """out[g, p, o] = Σ_tap,i weight[g, o, i, tap] x[g, p at tap, i], and moments of each block of pixels.
+    """out[g, p, o] = Σ_tap,i weight[g, o, i, tap] x[g, p at tap, i], and the statistics of its batch-norm.
 
-    part[g, block, 0, o] is the mean, part[g, block, 1, o] the sum of squares around it. Grid: pixels,
-    channels out, operations.
+    part[g, block, ..] are moments of a block of pixels. Where AFFINE, weights and biases are the addresses of
+    those of the batch-norms, of the type of norm_like. Grid: blocks of pixels, channels out, operations.
     """
     z = tl.program_id(2)
     if ON:
@@ -108,12 +110,17 @@ def convolve_forward(
     valid = (p < P)[:, None] & (o < CO)[None, :]
     kept = total.to(scalar)
     tl.store(out + (g * P + p[:, None]) * CO + o[None, :], kept, mask=valid)
-    v = tl.where(valid, kept.to(tl.float32), 0.0)
-    mean = tl.sum(v, 0) / tl.minimum(P - tl.program_id(0) * BP, BP)
-    off = tl.where(valid, v - mean[None, :], 0.0)
-    to = part + (g * blocks + tl.program_id(0)) * 2 * CO + o
-    tl.store(to, mean, mask=o < CO)
-    tl.store(to + CO, tl.sum(off * off, 0), mask=o < CO)
+    own_part = part + g * BLOCKS * 2 * CO
+    pixels = tl.minimum(P - tl.program_id(0) * BP, BP)
+    leave_moments(kept.to(tl.float32), valid, pixels, own_part + tl.program_id(0) * 2 * CO, o, CO)
+    if done_last(tickets + g * tl.cdiv(CO, BO) + tl.program_id(1), BLOCKS):
+        factor = tl.load(weights + g).to(norm_like.dtype) if AFFINE else norm_like
+        bias = tl.load(biases + g).to(norm_like.dtype) if AFFINE else norm_like
+        row = g * CO
+        normalise(
+            own_part, BLOCKS, mean + row, var + row, inv + row, scale + row, shift + row, factor, bias, eps,
+            P, o, CO, BP, AFFINE, BB, BO,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -12,7 +12,7 @@ of which chosen[contribution] is not 0. Others are not read, whatever is there.
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last
+from nas.oneshot.fused.kernels.programs.blocks import add_blocks, done_last, leave_moments, normalise
 from nas.oneshot.fused.kernels.programs.pixels import place as pixel
 
 
@@ -146,15 +146,16 @@ def branch_gradient(
 
 @triton.jit
 def pool_forward(
-    x, x_group, maps, out, index, part, on, P, C: tl.constexpr, blocks, HI: tl.constexpr, WI: tl.constexpr,
-    HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, MAXIMA: tl.constexpr, ON: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
+    x, x_group, maps, out, index, part, mean, var, inv, scale, shift, eps, tickets, on, P,
+    C: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    STRIDE: tl.constexpr, MAXIMA: tl.constexpr, NORMED: tl.constexpr, ON: tl.constexpr,
+    BLOCKS: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out[g] = the largest of 3x3 where g < MAXIMA, else their average; moments as in `convolve_forward`.
+    """out[g] = the largest of 3x3 where g < MAXIMA, else their average; statistics as in `convolve_forward`.
 
     Pool g reads map g % maps, which are x_group numbers apart. index[g, p, c]: which of the nine is the
-    largest, the first of equal ones; not a number beats all, as in PyTorch. Grid: blocks of pixels, channels,
-    pools.
+    largest, the first of equal ones; not a number beats all, as in PyTorch. Where NORMED, a pool has a
+    batch-norm if eps[g] is not below 0. Grid: blocks of pixels, channels, pools.
     """
     g = tl.program_id(2).to(tl.int64)
     if ON:
@@ -186,12 +187,18 @@ def pool_forward(
         tl.store(index + place, at.to(tl.int8), mask=valid & (g < MAXIMA))
     kept = tl.where(g < MAXIMA, best, total / tl.maximum(count, 1.0)[:, None]).to(out.dtype.element_ty)
     tl.store(out + place, kept, mask=valid)
-    v = tl.where(valid, kept.to(tl.float32), 0.0)
-    middle = tl.sum(v, 0) / tl.minimum(P - tl.program_id(0) * BP, BP)
-    off = tl.where(valid, v - middle[None, :], 0.0)
-    place = part + (g * blocks + tl.program_id(0)) * 2 * C + c
-    tl.store(place, middle, mask=here)
-    tl.store(place + C, tl.sum(off * off, 0), mask=here)
+    if NORMED:
+        own = tl.load(eps + g)
+        if own >= 0:
+            own_part = part + g * BLOCKS * 2 * C
+            pixels = tl.minimum(P - tl.program_id(0) * BP, BP)
+            leave_moments(kept.to(tl.float32), valid, pixels, own_part + tl.program_id(0) * 2 * C, c, C)
+            if done_last(tickets + g * tl.cdiv(C, BC) + tl.program_id(1), BLOCKS):
+                row = g * C
+                normalise(
+                    own_part, BLOCKS, mean + row, var + row, inv + row, scale + row, shift + row, eps, eps,
+                    own, P, c, C, BP, AFFINE=False, BB=BB, BC=BC,
+                )  # fmt: skip
 
 
 @triton.jit

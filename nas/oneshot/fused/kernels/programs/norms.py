@@ -1,59 +1,13 @@
-"""Triton programs of batch-norm between two convolutions: statistics, and gradients.
+"""Triton programs of batch-norm: gradients between two convolutions, and running statistics.
 
-See `pixels` for what their arguments are. Where ON, on[slot] of a map that is not computed is 0.
+See `pixels` for what their arguments are.
 """
 
 import triton
 import triton.language as tl
 
-from nas.oneshot.fused.kernels.programs.pixels import add_blocks, done_last, operation
-
-
-@triton.jit
-def moments(
-    part, mean, var, inv, scale, shift, weights, biases, like, on, eps, P, C: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BB: tl.constexpr,
-    BC: tl.constexpr,
-):  # fmt: skip
-    """Mean, unbiased variance and 1 / √(biased variance + eps) of all pixels from those of blocks of BLOCK.
-
-    Chan et al. 1979: nothing cancels, as it does in a difference of sums. Then scale and shift, which do what
-    the batch-norm does; where AFFINE, weights and biases are the addresses of its own.
-
-    Grid: channels, groups.
-    """
-    g = tl.program_id(1).to(tl.int64)
-    if ON:
-        if tl.load(on + g) == 0:
-            return
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    here = c < C
-    total = tl.zeros([BC], tl.float32)
-    for start in range(0, BLOCKS, BB):
-        block = start + tl.arange(0, BB)
-        valid = (block < BLOCKS)[:, None] & here[None, :]
-        count = tl.minimum(P - block * BLOCK, BLOCK)[:, None]
-        place = part + (g * BLOCKS + block[:, None]) * 2 * C + c[None, :]
-        total += tl.sum(count * tl.load(place, mask=valid, other=0.0), 0)
-    m = total / P
-    off = tl.zeros([BC], tl.float32)
-    for start in range(0, BLOCKS, BB):
-        block = start + tl.arange(0, BB)
-        valid = (block < BLOCKS)[:, None] & here[None, :]
-        count = tl.minimum(P - block * BLOCK, BLOCK)[:, None]
-        place = part + (g * BLOCKS + block[:, None]) * 2 * C + c[None, :]
-        away = tl.where(valid, tl.load(place, mask=valid, other=0.0) - m[None, :], 0.0)
-        off += tl.sum(tl.load(place + C, mask=valid, other=0.0) + count * away * away, 0)
-    tl.store(mean + g * C + c, m, mask=here)
-    tl.store(var + g * C + c, off / tl.maximum(P - 1, 1), mask=here)
-    a = 1.0 / tl.sqrt(off / P + eps)
-    tl.store(inv + g * C + c, a, mask=here)
-    b = tl.zeros([BC], tl.float32)
-    if AFFINE:
-        a *= tl.load(tl.load(weights + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
-        b = tl.load(tl.load(biases + g).to(like.dtype) + c, mask=here, other=0.0).to(tl.float32)
-    tl.store(scale + g * C + c, a, mask=here)
-    tl.store(shift + g * C + c, b - m * a, mask=here)
+from nas.oneshot.fused.kernels.programs.blocks import add_blocks, done_last
+from nas.oneshot.fused.kernels.programs.pixels import operation
 
 
 @triton.jit

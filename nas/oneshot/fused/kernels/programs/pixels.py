@@ -60,31 +60,3 @@ def dilation_of(kind, KINDS: tl.constexpr):
     for k in tl.static_range(1, len(KINDS)):
         dilation = tl.where(kind == k, KINDS[k][1], dilation)
     return dilation
-
-
-@triton.jit
-def done_last(ticket, programs):
-    """Whether this is the last of so many programs that ask; it then reads what the others have stored.
-
-    The ticket is 0 before they ask, and after it.
-    """
-    tl.debug_barrier()  # what any thread has stored comes before the ticket that one of them takes
-    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if last:
-        tl.store(ticket, 0)
-    return last
-
-
-@triton.jit
-def add_blocks(part, BLOCKS: tl.constexpr, total, c, C: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr):
-    """total[0 and 1, c] = Σ_block part[block, 0 and 1, c]."""
-    first = tl.zeros([BC], tl.float32)
-    second = tl.zeros([BC], tl.float32)
-    for start in range(0, BLOCKS, BB):
-        block = start + tl.arange(0, BB)
-        valid = (block < BLOCKS)[:, None] & (c < C)[None, :]
-        at = part + block[:, None] * 2 * C + c[None, :]
-        first += tl.sum(tl.load(at, mask=valid, other=0.0), 0)
-        second += tl.sum(tl.load(at + C, mask=valid, other=0.0), 0)
-    tl.store(total + c, first, mask=c < C)
-    tl.store(total + C + c, second, mask=c < C)
