@@ -25,6 +25,8 @@ from nas.cell import Cell
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import launch, mixing_launch, passage
+from nas.oneshot.fused.kernels.parameters import eps_of_pools
+from nas.oneshot.fused.laying_out import lay_out
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import Pool, Same, form_of
@@ -98,6 +100,42 @@ def test_pools_are_those_of_float64(name, stride, normed, channels, sides):
     for a, b in zip(exact, ops, strict=True):
         for ours, theirs in zip(a.buffers(), b.buffers(), strict=True):
             assert difference(ours, theirs, 1e-2) < 1e-5
+
+
+def alone(ops):
+    """Each in a group of its own."""
+    chains = [[layer for layer, _ in chain_of(op)] for op in ops]
+    return [
+        passage.alike([op], [[layer] for layer in layers], form_of(layers), first=edge)
+        for edge, (op, layers) in enumerate(zip(ops, chains, strict=True))
+    ]
+
+
+def test_each_pool_has_a_norm_of_its_own_or_none():
+    ops = [pool(name, 1, 3, normed=name != "avg") for name in ("max", "avg", "max")]
+    ops.append(pool("avg", 1, 3, normed=True))
+    for op, eps in zip(ops, (0.3, 0.2, 0.02, 0.1), strict=True):
+        op[1].eps = eps
+    exact = [copy.deepcopy(op).double() for op in ops]
+    x, weights = torch.randn(2, 3, 5, 4, device=DEVICE), torch.randn(4, device=DEVICE)
+    expected = outcomes(plainly, exact, x.double(), weights.double())
+    found = outcomes(
+        lambda ops, x, scale: passage.apart(alone(ops), x, scale), ops, channels_last(x), weights
+    )
+    assert max(map(difference, expected, found)) < 1e-5
+
+
+def test_a_changed_eps_of_a_pool_is_found():
+    ops = [pool("avg", 1, 3, normed=True), pool("avg", 1, 3, normed=False)]
+    edges = [(0, 1, None), (0, 2, None)]
+    level = lay_out([alone(ops), [], []], edges, [(3, 4, 5)], DEVICE).levels[0]
+    before = eps_of_pools(level, DEVICE)
+    assert before.tolist() == pytest.approx([1e-5, -1])
+    assert eps_of_pools(level, DEVICE) is before
+    ops[0][1].eps = 0.5
+    assert eps_of_pools(level, DEVICE).tolist() == [0.5, -1]
+    bare = lay_out([alone(ops[1:]), []], edges[:1], [(3, 4, 5)], DEVICE).levels[0]
+    assert eps_of_pools(bare, DEVICE) is None
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's, of infinite maps
