@@ -2,7 +2,8 @@
 
 python scripts/bench_population.py --set space=darts --set space_settings.width=4 --set trial.batch=64
 
-The first two rows train in this process, on all its threads; the others in processes of their own, on one
+The first rows train in this process, on all its threads, by each path; the first of all is the reference, one
+operation after the other, on a GPU one launch at a time. The others train in processes of their own, on one
 device, which share the cores. The last number is what `--workers auto` would take.
 """
 
@@ -20,6 +21,7 @@ from nas.job.config import make_config
 from nas.job.job import Job
 from nas.job.preparation import prepare
 from nas.job.run_folder import begin
+from nas.oneshot.fused import verdict
 from nas.seeding import rng
 from nas.training.recipe import compressed
 from nas.training.train import train
@@ -32,7 +34,8 @@ def in_turn(job: Job, execution: str, *, candidates: int, epochs: int) -> float:
     """Steps a second of candidates that are trained one after the other; a first one warms up."""
     rung = job.plan.ladder.rungs[0]
     space, task = scaled_space(job.space, rung), scaled_task(job.search_task, rung)
-    recipe = dataclasses.replace(compressed(job.plan.trial, epochs), execution=execution)
+    way = {"execution": execution, "graph": execution != "plain"}
+    recipe = dataclasses.replace(compressed(job.plan.trial, epochs), **way)
     draw, begun, steps = rng(0, "population"), 0.0, 0
     for number in range(candidates + 1):
         if number == 1:
@@ -56,7 +59,8 @@ def main() -> None:
         job, notes = prepare(config, Path(folder))
         begin(Path(folder), config, job.plan, space=job.space, task=job.task, force=False)
         found: dict[str, object] = {"job": str(job.space.name), "machine": notes[0]}
-        for execution in ("plain", "batched"):
+        kernels = verdict.lacking(job.task.train.x.device) is None
+        for execution in ("plain", "batched", *(["kernels"] if kernels else [])):
             rate = in_turn(job, execution, candidates=options.candidates, epochs=options.epochs)
             found[f"one after the other, {execution}"] = rate
         tried: dict[int, Tried] = {}

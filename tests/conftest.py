@@ -1,11 +1,13 @@
 """One thread everywhere: results must not depend on how many cores there are."""
 
 import os
+from contextlib import nullcontext
 
 import hypothesis
 import pytest
 import torch
 
+from nas.devices import exact
 from nas.job.config import Config
 from nas.seeding import seed_global
 
@@ -33,6 +35,13 @@ if not torch.cuda.is_available():
 def _fixed_streams():
     """Tests may draw from torch's global stream; each starts at the same place."""
     seed_global(0)
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    """Float32 is what it says on a GPU, too, where torch rounds convolutions to TensorFloat-32 by itself."""
+    with exact() if torch.cuda.is_available() else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from smooth import RECIPE, make_task, smooth
 from torch import nn
 
 from nas.cell import Cell
+from nas.dispatch import Seeing
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.freezing import Freezing
-from nas.oneshot.keeping import copied
+from nas.oneshot.keeping import copied, kept
 from nas.oneshot.method import Method
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
 from nas.oneshot.regularizers import BetaDecay, DirichletKL, Entropy, ExpectedCost, PullBack
@@ -157,6 +159,25 @@ def test_the_second_order_leaves_weights_and_statistics_as_they_were():
     assert equal(weights(loop), before)
     assert equal(loop.loop.state()["momentum"], momentum)
     assert equal([p.grad for p in loop.supernet.weights()], gradients)
+
+
+def test_what_the_second_order_does_to_all_weights_is_a_few_calls():
+    """On a GPU each call is a launch; by the tensor, those would be more than all others of a step."""
+    loop = make(order=2, space=three_stages())
+    for _ in range(2):
+        loop.advance()
+    calls = Counter()
+    gradients = [torch.ones_like(p) for p in loop.loop.parameters.values()]
+    with Seeing(lambda call, *_: calls.update([call._schema.name])), torch.no_grad():
+        tensors = [*loop.supernet.network.parameters(), *loop.supernet.network.buffers()]
+        with kept(tensors) as back:
+            back()
+        loop.loop.descent(gradients)
+    kinds = {tensor.dtype for tensor in tensors}
+    assert len(tensors) > 50
+    assert calls["aten::_foreach_copy_"] == 3 * len(kinds)
+    assert calls["aten::_foreach_add_"] == 2
+    assert not {"aten::copy_", "aten::clone", "aten::add_"} & calls.keys()
 
 
 def test_a_failure_in_the_second_order_leaves_the_weights_too(monkeypatch):

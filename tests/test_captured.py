@@ -192,6 +192,23 @@ def test_a_captured_search_is_the_search(monkeypatch, task, name):
     assert_equal(*found)
 
 
+@pytest.mark.parametrize("name", ["darts", "darts2", "sdarts-adv", "oles"])
+def test_a_replayed_step_looks_through_no_modules(monkeypatch, task, name):
+    """Of a supernet there are thousands, which takes Python longer than a GPU takes for the step."""
+    monkeypatch.setattr(training, "recorder", lambda _: Tape())
+    recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3)
+    loop = bilevel(task, with_recipe(METHODS[name](), recipe))
+    for _ in range(3):
+        loop.advance()
+
+    def refuse(*_, **__):
+        raise AssertionError("modules were looked through")
+
+    for walk in ("named_modules", "named_parameters", "named_buffers", "state_dict"):
+        monkeypatch.setattr(torch.nn.Module, walk, refuse)
+    loop.advance()
+
+
 def test_a_captured_search_goes_on_where_it_was_restored(monkeypatch, task):
     monkeypatch.setattr(training, "recorder", lambda _: Tape())
     method = with_recipe(methods.darts(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3))

@@ -114,6 +114,18 @@ def test_steps_as_graphs_are_those_of_the_same_path(monkeypatch, network, task, 
     assert (tape.captured, tape.replayed) == (1, WARMING["cuda"] - 1)
 
 
+def test_the_loss_of_a_run_is_that_of_its_last_step(network, task):
+    """Wherever in an epoch that is."""
+    work, beside = training(network, task, RECIPE), copy.deepcopy(network)
+    twin = loop.Loop(beside, task, RECIPE, seed=0, split=task.train, forward=lambda net, x, _: net(x))
+    run = work.begin("batched")
+    for _ in range(3):
+        expected = twin.loss().item()
+        twin.advance()
+        run.advance()
+        assert run.loss() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_gpu_has_all_paths(monkeypatch):
     assert paths_of(torch.device("cuda")) == [name for name in PATHS if name != COMPILED]
     monkeypatch.setattr(comparing, "find_spec", lambda name: None)

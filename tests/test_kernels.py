@@ -467,6 +467,33 @@ def test_kernels_that_are_wrong_are_not_used(monkeypatch):
     assert found.form is None
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_kernels_are_tried_on_maps_of_the_type_that_they_compute(right, monkeypatch):
+    """For which they are compiled anew, so that what is right in float32 may be wrong there."""
+
+    def half_wrong(groups, x, weights):
+        return apart(groups, x, weights) * (1 if right or x.dtype == torch.float32 else 2)
+
+    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(passage, "apart", half_wrong)
+    (op,) = operations("sep_conv_3x3", 4, 1, count=1)
+    x = torch.randn(1, 4, 2, 2, device=DEVICE, dtype=HALF)
+    if right:
+        assert trust.known(op, on=x, kernels=True).form is not None
+    else:
+        with pytest.warns(UserWarning, match="the output differs by"):
+            assert trust.known(op, on=x, kernels=True).form is None
+    assert [key[2] for key in trust._TRIED if key[0] == "kernels"] == [torch.float32, HALF]
+
+
+def test_the_type_of_autocast_is_tried(monkeypatch):
+    monkeypatch.setattr(trust, "_TRIED", {})
+    (op,) = operations("nor_conv_1x1", 4, 1, count=1)
+    with torch.autocast(DEVICE.type, HALF):
+        assert trust.known(op, on=torch.randn(1, 4, 2, 2, device=DEVICE), kernels=True).form is not None
+    assert [key[2] for key in trust._TRIED if key[0] == "kernels"] == [torch.float32, HALF]
+
+
 class TooLarge(TritonError):
     """What Triton raises of a program that does not fit a GPU is no RuntimeError."""
 

@@ -24,7 +24,8 @@ LAYERS = [
     "files.kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack training.team "
     "training.launch",
-    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps",
+    "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps "
+    "oneshot.fused.kernels.cubins",
     "oneshot.fused.kernels.programs.blocks",
     "oneshot.fused.kernels.programs.pixels oneshot.fused.kernels.native",
     "oneshot.fused.kernels.programs.dense oneshot.fused.kernels.programs.depthwise",

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.dispatch import Seeing
 from nas.errors import SpaceError
 from nas.oneshot.mixed import Chosen, Many, MixedOp, shuffled
 from nas.ops import Candidate, Zero, candidates
@@ -104,6 +105,15 @@ def test_each_group_runs_its_own_option(options):
     mixture["d"] = Many(options)
     wanted = torch.cat([op.ops[o](batch[2 * g : 2 * g + 2]) for g, o in enumerate(options)])
     torch.testing.assert_close(op(batch), wanted)
+
+
+def test_groups_wait_for_no_copy_from_the_host():
+    """As an index that Python has made would have to be on a GPU."""
+    op, mixture = mixed()
+    mixture["d"], seen = Many((2, 1, 2)), set()
+    with Seeing(lambda call, *_: seen.add(call._schema.name)):
+        op.eval()(x(batch=6))
+    assert not seen & {"aten::lift_fresh", "aten::index", "aten::_to_copy", "aten::argsort", "aten::sort"}
 
 
 # -- dropout on identities ----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Depthwise kernels in CUDA C++, without a GPU: a C++ compiler gives their numbers, NVRTC their registers."""
 
+import builtins
 import ctypes
 import io
 import re
@@ -24,7 +25,8 @@ from depthwise_cases import ALL, cases
 
 from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust, verdict
-from nas.oneshot.fused.kernels import choice, launch, native
+from nas.oneshot.fused.kernels import choice, cubins, launch, native
+from nas.oneshot.fused.kernels.cubins import Cubin
 from nas.oneshot.fused.kernels.native import NativeError, Variant
 from nas.ops import PRIMITIVES
 
@@ -216,6 +218,12 @@ def triton(processor, monkeypatch):
     return asked
 
 
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="Triton's interpreter stands in for a GPU; with one, see test_cuda"
+)
+
+
+@interpreted
 def test_kernels_give_what_triton_gives(processor):
     case = replace(CASE, batch=1, sides=(3, 2))
     case.check(case.computed(choice))
@@ -297,6 +305,7 @@ def test_nothing_new_is_tried_while_a_graph_is_captured(triton, monkeypatch):
     assert not choice._RIGHT
 
 
+@interpreted
 @pytest.mark.parametrize("right", [True, False])
 def test_a_chain_falls_back_to_triton_as_a_whole(triton, monkeypatch, right):
     """Where kernels are wrong in a way that the comparison of one call does not see."""
@@ -378,19 +387,90 @@ def test_no_more_programs_are_begun_than_operations_can_be_drawn(launches, most,
     assert launches[2][-6] == programs
 
 
-@pytest.mark.parametrize("kind", ["CUDAError", "ValueError", "TypeError"])
+@pytest.mark.parametrize("kind", ["CUDAError", "ValueError", "TypeError", "AttributeError", "SystemError"])
 def test_a_launch_that_fails_says_which(launches, monkeypatch, kind):
     import cuda.core
     from cuda.core._utils.cuda_utils import CUDAError
 
     def fail(*given):
-        raise {"CUDAError": CUDAError, "ValueError": ValueError, "TypeError": TypeError}[kind](
-            "out of resources"
-        )
+        raise getattr(builtins, kind, CUDAError)("out of resources")
 
     monkeypatch.setattr(cuda.core, "launch", fail)
     with pytest.raises(NativeError, match=r"depthwise_forward<float, 2, .*: out of resources"):
         native.depthwise(*CASE.given()[:3])
+
+
+# -- what was compiled is kept ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def making(tmp_path, monkeypatch):
+    """A folder for kernels, and what makes one; how often is counted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def make():
+        made.append(1)
+        return Cubin(b"_Z1f", b"\x7fELF\n\n" + bytes(len(made)))
+
+    return tmp_path / "nas" / "cubins", make, made
+
+
+def test_a_kernel_is_compiled_once_for_a_source_and_a_compiler(making):
+    folder, make, made = making
+    first = cubins.kept(["f", "sm_90"], make)
+    assert cubins.kept(["f", "sm_90"], make) == first == Cubin(b"_Z1f", b"\x7fELF\n\n\0")
+    assert cubins.kept(["f", "sm_100"], make) != first
+    assert len(made) == len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"no such thing", b"a\nb\nc"])
+def test_a_torn_kernel_is_compiled_again(making, damage):
+    folder, make, made = making
+    for _ in range(2):
+        cubins.kept(["f"], make)
+        (file,) = folder.iterdir()
+        file.write_bytes(file.read_bytes()[:-1] if damage == b"" else damage)
+    assert len(made) == 2
+    assert cubins.kept(["f"], make) == Cubin.unpacked(file.read_bytes())
+
+
+def test_a_kernel_that_cannot_be_kept_is_compiled(making, monkeypatch):
+    folder, make, made = making
+    folder.parent.write_text("a file")
+    assert cubins.kept(["f"], make) and cubins.kept(["f"], make)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(cubins.Path, "home", nowhere)
+    assert cubins.kept(["f"], make)
+    assert len(made) == 3
+
+
+def test_another_process_loads_what_was_compiled(making, monkeypatch):
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    loaded, compiled = [], []
+
+    class Code:
+        def from_cubin(code, *, symbol_mapping):
+            loaded.append((code, symbol_mapping))
+            return SimpleNamespace(get_kernel=symbol_mapping.get)
+
+    def compile_(expressions, arch):
+        compiled.append(arch)
+        return SimpleNamespace(symbol_mapping={expressions[0]: b"_Z1f"}, code=b"code")
+
+    monkeypatch.setattr(core, "ObjectCode", Code)
+    monkeypatch.setattr(native, "compiled", compile_)
+    monkeypatch.setattr(native, "_compilers", lambda: ["1.2.2"])
+    for _ in range(2):
+        native._kernel.cache_clear()
+        assert native._kernel("f<2>", "sm_90") == b"_Z1f"
+    native._kernel.cache_clear()
+    assert compiled == ["sm_90"]
+    assert loaded == [(b"code", {"f<2>": b"_Z1f"})] * 2
 
 
 # -- compilation ------------------------------------------------------------------------------------------

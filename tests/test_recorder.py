@@ -1,6 +1,7 @@
 """The recorder of CUDA graphs, on what stands in for torch's own: what it does where a capture fails."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -100,7 +101,9 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, what)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", card.release, raising=False)
-    return card
+    captured._stream_of.cache_clear()
+    yield card
+    captured._stream_of.cache_clear()
 
 
 @pytest.fixture
@@ -167,6 +170,13 @@ def test_graphs_share_memory_as_long_as_one_of_them_is_there(card, recorder):
     assert recorder._pool != first
 
 
+def test_all_trainings_of_a_process_are_on_one_stream(card, recorder):
+    """Libraries keep memory for each."""
+    own = card.own
+    assert recorder._stream is own
+    assert CudaRecorder(torch.device("cpu"))._stream is card.own is own
+
+
 def test_what_follows_a_step_that_fails_waits_for_it(card, recorder):
     with pytest.raises(ValueError, match="no"), recorder.beside():
         raise ValueError("no")
@@ -231,6 +241,19 @@ class Lacking:
     def capture(self, run, generators=()):
         run()
         return self.replay
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_memory_of_the_way_that_is_not_taken_is_given_back(monkeypatch, right):
+    total, released = torch.zeros(3), []
+    monkeypatch.setattr(captured, "release", lambda: released.append(total[0].item()))
+    steps = Captured(lambda: total.add_(1), lambda: [total], Lacking(lambda: total.add_(1 if right else 9)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            steps.run("key", lambda: None)
+    assert released == [3.0]
+    assert len(said) == (not right)
 
 
 @pytest.mark.parametrize("lacks", [True, False])

@@ -18,9 +18,12 @@ from nas.files.kernel_lock import KernelLock
 from nas.oneshot.fused import execution, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.verdict import Tried, Verdict, attempt, remembered, settle
+from nas.oneshot.fused.workloads import noise
 from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
+from nas.training import loop as training
+from nas.training.recipe import Recipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 FASTER = Tried(batched_ms=10.0, kernels_ms=2.0, difference=1e-4)
@@ -130,6 +133,21 @@ def test_a_network_without_mixtures_goes_by_trainings(place):
     for network, runs in ((mixed, run_by_kernels), (alone, run)):
         execution.execute_cells(network, "auto", GPU)
         assert {cell.execute for cell in network.modules() if isinstance(cell, Cell)} == {runs}
+
+
+def test_a_short_training_is_not_worth_the_compilation(place, monkeypatch):
+    place.parent.mkdir()
+    verdict._keep(place, Verdict({"search": FASTER, "training": FASTER}), None)
+    found = [execution.resolve("auto", GPU, "training", steps) for steps in (None, 1999, 2000)]
+    assert found == ["kernels", "batched", "kernels"]
+    assert execution.resolve("kernels", GPU, "training", 1) == "kernels"
+    asked = []
+    monkeypatch.setattr(training, "execute_cells", lambda *given: asked.append(given))
+    task = noise(channels=3, side=8, images=32, device=CPU)
+    network = trying.small_space(4).network(trying.EVERY)
+    recipe = Recipe(epochs=3, batch=8, lr=0.1, weight_decay=0.0)
+    loop = training.Loop(network, task, recipe, seed=0, split=task.train, forward=lambda net, x, _: net(x))
+    assert asked == [(network, "auto", CPU, loop.steps)]
 
 
 def test_nothing_is_known_before_a_try(place):

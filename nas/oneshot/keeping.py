@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,24 @@ from nas.oneshot.mixed import MixedOp
 def kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
     """Runs a block, then gives the tensors back their values; so does calling what the block is given."""
     own = [tensor.detach() for tensor in tensors]
-    saved = [tensor.clone() for tensor in own]
+    saved = [torch.empty_like(tensor) for tensor in own]
+    _put(saved, own)
 
     def back() -> None:
-        with torch.no_grad():
-            for tensor, value in zip(own, saved, strict=True):
-                tensor.copy_(value)
+        _put(own, saved)
 
     try:
         yield back
     finally:
         back()
+
+
+@torch.no_grad()
+def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Gives tensors values, all of a type in one call: a supernet has thousands, each a launch of its own."""
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        pairs = [(a, b) for a, b in zip(tensors, values, strict=True) if a.dtype == kind]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 
 @contextmanager

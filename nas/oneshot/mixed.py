@@ -181,14 +181,13 @@ class MixedOp(nn.Module):
         """Every option once, on all groups that chose it."""
         if len(distinct := sorted(set(options))) == 1:
             return self._run(distinct[0], x)
-        groups = x.view(len(options), -1, *x.shape[1:])
-        members = {o: [g for g, chosen in enumerate(options) if chosen == o] for o in distinct}
-        parts = [self._on(rows, o, groups[rows].flatten(0, 1)) for o, rows in members.items()]
-        shaped = [
-            y.view(len(rows), -1, *y.shape[1:]) for y, rows in zip(parts, members.values(), strict=True)
-        ]
-        order = torch.tensor([g for rows in members.values() for g in rows]).argsort()
-        return torch.cat(shaped)[order].flatten(0, 1)
+        groups, found = x.chunk(len(options)), dict[int, Tensor]()
+        for option in distinct:
+            rows = [g for g, chosen in enumerate(options) if chosen == option]
+            # Not by an index, which would be copied to the device and waited for.
+            y = self._on(rows, option, torch.cat([groups[row] for row in rows]))
+            found |= zip(rows, y.chunk(len(rows)), strict=True)
+        return torch.cat([found[g] for g in range(len(options))])
 
     def _on(self, rows: list[int], option: int, x: Tensor) -> Tensor:
         """One option on some groups; decisions inside of it see these groups only."""

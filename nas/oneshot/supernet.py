@@ -54,6 +54,8 @@ class Supernet(nn.Module):
         self._constants: dict[tuple[torch.device, object], Tensor] = {}
         self._mixture: dict[str, Share] = {}
         self.network = space.supernet(_Mixing(self._mixture, parts))
+        # A step asks for them; to look for them among all modules takes longer than a GPU does for the step.
+        self._mixed = [module for module in self.network.modules() if isinstance(module, MixedOp)]
         as_searched(self.network, outermost(self.network))
         self._names = [d.name for d in space.decisions]
         self._rows = _rows([len(d.options) for d in space.decisions])
@@ -197,7 +199,7 @@ class Supernet(nn.Module):
 
     def mixed(self) -> Iterator[MixedOp]:
         """Every mixed operation; a decision that is asked at several places has several."""
-        yield from (module for module in self.network.modules() if isinstance(module, MixedOp))
+        yield from self._mixed
 
     def drop_skips(self, probability: float) -> None:
         """Sets the dropout on identities, in [0, 1)."""

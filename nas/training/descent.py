@@ -73,11 +73,14 @@ class Descent:
 
         gradients: one for each parameter, unclipped. Momentum is included, Nesterov's look-ahead is not.
         """
-        for gradient, parameter in zip(gradients, self._parameters.values(), strict=True):
-            gradient.add_(parameter.detach(), alpha=weight_decay)
-            slot = self._optimizer.state[parameter].get(MOMENTUM)
-            if slot is not None:
-                gradient.add_(slot, alpha=self._recipe.momentum)
+        # All in one call: a supernet has thousands, each a launch of its own.
+        values = [parameter.detach() for parameter in self._parameters.values()]
+        torch._foreach_add_([*gradients], values, alpha=weight_decay)
+        slots = [self._optimizer.state[parameter].get(MOMENTUM) for parameter in self._parameters.values()]
+        moving = [(own, slot) for own, slot in zip(gradients, slots, strict=True) if slot is not None]
+        if moving:
+            own, momenta = zip(*moving, strict=True)
+            torch._foreach_add_([*own], [*momenta], alpha=self._recipe.momentum)
         return gradients
 
     def restore(self, momentum: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from nas.oneshot.fused.groups import Group, Known
 from nas.oneshot.fused.inputs import Inputs, hooked
 from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
-from nas.oneshot.fused.stack import Stack, channels_last
+from nas.oneshot.fused.stack import Stack, channels_last, type_of_maps
 from nas.oneshot.fused.trust import joint, known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
@@ -65,7 +65,7 @@ class _Memory:
         structure = [(t.options, t.at, *extent_of(t.row, table), t.edge is None, t.drawn) for t in terms]
         shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
         alike = len({(*shape, s.requires_grad) for shape, s in zip(shapes, states, strict=True)}) == 1
-        kind = (kernels, x.device, x.dtype)
+        kind = (kernels, x.device, x.dtype, type_of_maps(states))
         # What entries are dropped from is left to the batched path.
         dropping = kernels and any(isinstance(op, MixedOp) and op.skip_dropout > 0 for op in self.edges)
         key = (*structure, *((*shapes, alike) if kernels else ()), dropping, together, *kind)

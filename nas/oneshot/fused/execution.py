@@ -25,8 +25,12 @@ PATIENT_S = 3600.0
 _RUNS = {"plain": None, "batched": run, "kernels": run_by_kernels}
 
 
-def resolve(wanted: Execution, device: torch.device, kind: Kind = "search") -> Execution:
+def resolve(
+    wanted: Execution, device: torch.device, kind: Kind = "search", steps: int | None = None
+) -> Execution:
     """`plain`, `batched` or `kernels`: as wanted, or the faster one where it is known (see `verdict`).
+
+    steps: how many will be done; enough for kernels to be worth their compilation unless given.
 
     Raises:
         ConfigError: when kernels are wanted where they cannot run.
@@ -36,7 +40,7 @@ def resolve(wanted: Execution, device: torch.device, kind: Kind = "search") -> E
         raise ConfigError(f"execution: kernels need CUDA and Triton, but {lacking}; choose batched or auto")
     if wanted != "auto":
         return wanted
-    if verdict.uses_kernels(device, kind):
+    if verdict.uses_kernels(device, kind, steps):
         return "kernels"
     return "batched" if device.type in DEVICES else "plain"
 
@@ -57,7 +61,8 @@ def explain(device: torch.device) -> str:
         if known is None
         else known
     )
-    return f"{chosen}; batched: {found}; kernels: depthwise ones in {native.explain(device)}"
+    kernels = f"from {verdict.ENOUGH:,} steps on, depthwise ones in {native.explain(device)}"
+    return f"{chosen}; batched: {found}; kernels: {kernels}"
 
 
 def try_kernels(
@@ -74,10 +79,12 @@ def try_kernels(
         progress.note(f"kernels: {found}")
 
 
-def execute_cells(network: nn.Module, wanted: Execution, device: torch.device) -> None:
-    """Makes all cells of a network run so."""
+def execute_cells(
+    network: nn.Module, wanted: Execution, device: torch.device, steps: int | None = None
+) -> None:
+    """Makes all cells of a network run so. steps: see `resolve`."""
     mixed = any(isinstance(module, MixedOp) for module in network.modules())
-    path = resolve(wanted, device, "search" if mixed else "training")
+    path = resolve(wanted, device, "search" if mixed else "training", steps)
     for cell in network.modules():
         if isinstance(cell, Cell):
             cell.execute = _RUNS[path]

@@ -6,12 +6,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from nas.cell import Cell
 from nas.oneshot.fused.groups import Known
 from nas.oneshot.fused.rules import pieces_of
+from nas.oneshot.fused.stack import type_of_maps
 from nas.oneshot.fused.stages import Chain, shape_after
 from nas.oneshot.fused.trust import prepared
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Inputs:
     """What is remembered of the modules that preprocess the inputs of a cell.
 
-    ways: how each can be run, by device and type of its weights. preparations: of those that run together.
+    ways: how each can be run, by the device and types of weights and maps. preparations: of those that run
+      together.
     """
 
     ways: dict[Hashable, Known] = field(default_factory=dict)
@@ -45,12 +46,12 @@ class Inputs:
                 together.setdefault(key, []).append(at)
         for members in together.values():
             ops, maps = [cell.preprocess[at] for at in members], [inputs[at] for at in members]
-            found |= zip(members, self._preparation(ops, maps[0].device).prepare(maps), strict=True)
+            found |= zip(members, self._preparation(ops, maps).prepare(maps), strict=True)
         return [found[at] for at in range(len(inputs))]
 
     def _key(self, pre: nn.Module, x: Tensor) -> Hashable:
         """What modules that run together have in common; None of one that runs by itself."""
-        way = self._way(pre)
+        way = self._way(pre, x)
         if way.form is None or any(map(hooked, pre.modules())):
             return None
         pieces = pieces_of([layer for layer, _ in way.chain or ()])
@@ -62,19 +63,20 @@ class Inputs:
         needs = x.requires_grad or any(p.requires_grad for p in pre.parameters())
         return (*after, len(x), x.dtype, norm.eps, norm.affine, needs)
 
-    def _way(self, pre: nn.Module) -> Known:
+    def _way(self, pre: nn.Module, x: Tensor) -> Known:
         first = next(pre.parameters(), None)
-        key = (pre, None if first is None else (first.device, first.dtype))
+        key = (pre, None if first is None else (first.device, first.dtype), x.dtype, type_of_maps([x]))
         if key not in self.ways:
-            self.ways[key] = prepared(pre)
+            self.ways[key] = prepared(pre, on=x)
         return self.ways[key]
 
-    def _preparation(self, ops: Sequence[nn.Module], device: torch.device) -> Preparation:
+    def _preparation(self, ops: Sequence[nn.Module], maps: Sequence[Tensor]) -> Preparation:
         from nas.oneshot.fused.kernels.preparing import Preparation
 
+        device = maps[0].device
         key = (*ops, device)
         if key not in self.preparations:
-            ways = [self._way(op) for op in ops]
+            ways = [self._way(op, x) for op, x in zip(ops, maps, strict=True)]
             layers = [[layer for layer, _ in way.chain or ()] for way in ways]
             forms = [cast(Chain, way.form) for way in ways]
             self.preparations[key] = Preparation.of(layers, forms, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,14 @@ def side_by_side(maps: Sequence[Tensor]) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """The same map with its channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def type_of_maps(states: Sequence[Tensor]) -> torch.dtype:
+    """The type that kernels keep maps in: that of the states, or of autocast where it is on."""
+    device = states[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return reduce(torch.promote_types, [state.dtype for state in states])
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from nas.devices import exact
 from nas.oneshot.fused.groups import Known
 from nas.oneshot.fused.kernels import native
 from nas.oneshot.fused.plan import chain_of, outcome_of
-from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stack import channels_last, type_of_maps
 from nas.oneshot.fused.stages import Chain, Form, form_of
 from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
@@ -27,6 +27,10 @@ TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
 """Largest relative difference, in the norm, of outputs and gradients."""
 OTHERWISE = 1e-2
 """On other devices."""
+ROUNDED = 0.5
+"""Of maps in half precision: behind a batch-norm, rounding moves numbers from one side of a ReLU to the
+other, and that the gradients of a kernel by up to a third; what is wrong is farther away."""
+HALVES = (torch.float16, torch.bfloat16)
 
 _TRIED: dict[Hashable, bool] = {}
 
@@ -34,7 +38,8 @@ _TRIED: dict[Hashable, bool] = {}
 def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> Known:
     """How an operation can be run together with others: as far as two of them then are what each is alone.
 
-    Each kind is tried once on each device, on random maps; where one fails, a warning says so.
+    Each kind is tried once on each device, on random maps; where one fails, a warning says so. Kernels are
+    other programs for each type of maps: what is to compute in half precision is tried in both.
 
     on: a map of the kind that it gets, where it has neither weights nor statistics. kernels: whether they may
     run it.
@@ -48,25 +53,24 @@ def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> 
         if not _tried(key, [op, op], first, _batched):
             return Known(None)
     form = form_of([layer for layer, _ in chain]) if kernels else None
-    like = _in_float32(first if first is not None else on)
-    if form is None or like is None:
+    if form is None:
         return Known(chain)
-    key = ("kernels", like.device.type, like.dtype, *keys)
-    tried = _tried(key, [op, op], like, partial(_by_kernels, form))
+    tried = _tried_by_kernels(keys, [op, op], first, on, partial(_by_kernels, form))
     return Known(chain, form if tried else None)
 
 
-def prepared(op: nn.Module) -> Known:
+def prepared(op: nn.Module, *, on: Tensor) -> Known:
     """How a module that preprocesses an input of a cell runs: with a form where kernels do that, and rightly.
 
-    Tried once for each kind on each device, like `known`.
+    Tried once for each kind on each device, like `known`. on: a map that it gets.
     """
     chain, first = chain_of(op), next(op.parameters(), None)
-    form, like = form_of([layer for layer, _ in chain or ()]), _in_float32(first)
-    if chain is None or like is None or like.is_meta or not (isinstance(form, Chain) and form.dense):
+    form = form_of([layer for layer, _ in chain or ()])
+    if chain is None or first is None or first.is_meta or not (isinstance(form, Chain) and form.dense):
         return Known(chain)
-    key = ("kernels", like.device.type, like.dtype, "prepared", *(rule.key for _, rule in chain))
-    return Known(chain, form if _tried(key, [op, op], like, partial(_by_preparing, form)) else None)
+    keys = ["prepared", *(rule.key for _, rule in chain)]
+    tried = _tried_by_kernels(keys, [op, op], first, on, partial(_by_preparing, form))
+    return Known(chain, form if tried else None)
 
 
 def joint(ops: Sequence[nn.Module], *, on: Tensor) -> bool:
@@ -75,9 +79,9 @@ def joint(ops: Sequence[nn.Module], *, on: Tensor) -> bool:
     Tried once for each such family on each device, like `known`. ops: one of each kind, all known. on: a map
     of the kind that they get, where they have no weights.
     """
-    like = _in_float32(next(itertools.chain.from_iterable(op.parameters() for op in ops), on))
+    first = next(itertools.chain.from_iterable(op.parameters() for op in ops), None)
     keys = [tuple(rule.key for _, rule in chain_of(op) or ()) for op in ops]
-    return like is not None and _tried(("kernels", like.device.type, like.dtype, *keys), ops, like, _jointly)
+    return _tried_by_kernels(keys, ops, first, on, _jointly)
 
 
 Together = Callable[[Sequence[nn.Module], Tensor, Tensor], Tensor]
@@ -114,11 +118,32 @@ def _jointly(ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
     return apart(groups, x, scale)
 
 
-def _in_float32(like: Tensor | None) -> Tensor | None:
-    """A tensor like another, that the kernels may be tried on; none where they do not compute such maps."""
-    if like is None or like.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return None
-    return like.new_empty((), dtype=torch.float32)
+def _tried_by_kernels(
+    keys: Sequence[Hashable],
+    ops: Sequence[nn.Module],
+    first: Tensor | None,
+    on: Tensor | None,
+    together: Together,
+) -> bool:
+    """Whether kernels are right on maps of all types that they would compute here, if there are any.
+
+    first: any of the operations' tensors, if they have some.
+    """
+    likes = _likes(first, on)
+    return bool(likes) and all(
+        _tried(("kernels", like.device.type, like.dtype, *keys), ops, like, together) for like in likes
+    )
+
+
+def _likes(first: Tensor | None, on: Tensor | None) -> list[Tensor]:
+    """Tensors that kernels are tried on maps like; none where they do not compute such maps."""
+    like = first if first is not None else on
+    if like is None or like.dtype not in (torch.float32, *HALVES):
+        return []
+    kinds = [torch.float32]
+    if on is not None and (own := type_of_maps([on])) in HALVES:
+        kinds.append(own)
+    return [like.new_empty((), dtype=kind) for kind in kinds]
 
 
 def _tried(key: tuple[Hashable, ...], ops: Sequence[nn.Module], like: Tensor, together: Together) -> bool:
@@ -154,24 +179,26 @@ def _problem(given: Sequence[nn.Module], like: Tensor, together: Together) -> st
     """What differs between copies of operations apart and together."""
     generator = torch_rng(0, "trust")
     ops = [copy.deepcopy(op).train() for op in given]
+    half = like.dtype in HALVES
+    full = like.float() if half else like
     with torch.no_grad():
         for parameter in (p for op in ops[1:] for p in op.parameters()):
-            parameter.add_(0.1 * _normal(parameter.shape, like, generator))
-    x = channels_last(_normal((4, _channels(ops[0]), 6, 5), like, generator)).requires_grad_()
-    scale = (1 + 0.5 * _normal((len(ops),), like, generator)).requires_grad_()
+            parameter.add_(0.1 * _normal(parameter.shape, full, generator))
+    x = channels_last(_normal((4, _channels(ops[0]), 6, 5), like, generator).to(full)).requires_grad_()
+    scale = (1 + 0.5 * _normal((len(ops),), full, generator)).requires_grad_()
     inputs = [x, scale, *(p.requires_grad_() for o in ops for p in o.parameters())]
     try:
         with _apart_from_all(like.device):
             alone = torch.stack([weight * o(x) for o, weight in zip(ops, scale, strict=True)])
-            along = _normal(alone.shape, like, generator)
+            along = _normal(alone.shape, full, generator)
             expected = [alone, *gradients((alone * along).sum(), inputs)]
-            joint = together(ops, x, scale)
+            joint = together(ops, x.to(like), scale).to(full)
             found = [joint, *gradients((joint * along).sum(), inputs)]
     except torch.OutOfMemoryError:
         raise
     except _failures() as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
-    limit = TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)
+    limit = ROUNDED if half else TOLERANCE.get((like.device.type, like.dtype), OTHERWISE)
     return _difference(expected, found, limit)
 
 

@@ -34,6 +34,10 @@ Kind = Literal["search", "training"]
 KINDS: tuple[Kind, ...] = ("search", "training")
 GAIN = 1.05
 """Kernels are used where a step is so many times as fast by them."""
+ENOUGH = 2000
+"""Steps from which on kernels are used. To compile the programs of a network takes about a minute, the first
+time; for so many steps of a large one that is a minute well spent, and for a small one no more is lost.
+"""
 NEAR = 0.02
 """The largest difference of losses in float32 of a few steps from the same start; of some 2.3."""
 LIMIT_S = 1200.0
@@ -90,8 +94,13 @@ class Verdict:
         return "; ".join(f"{kind} {ways[kind]} ({tried})" for kind, tried in self.tried.items())
 
 
-def uses_kernels(device: torch.device, kind: Kind) -> bool:
-    """Whether kernels run steps on a device unless something else is asked for, by what was found out."""
+def uses_kernels(device: torch.device, kind: Kind, steps: int | None = None) -> bool:
+    """Whether kernels run steps on a device unless something else is asked for, by what was found out.
+
+    steps: how many; enough unless given.
+    """
+    if steps is not None and steps < ENOUGH:
+        return False
     found = remembered(device)
     used = found is not None and found.kernels(kind)
     if used:

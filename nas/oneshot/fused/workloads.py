@@ -151,12 +151,12 @@ def _run(advance: Callable[[], None], loop: Loop, path: str) -> Run:
         loop.network.register_forward_pre_hook(_channels_first)
     if PATHS[path].compiled:
         loop.network.compile()
-    # To ask for an epoch's mean loss is to begin another one, so this is the loss of one step.
-    return Run(
-        advance,
-        lambda: loop.end_epoch()[0] * loop.steps_per_epoch,
-        compiles=PATHS[path].compiled,
-    )
+
+    def loss() -> float:
+        # To ask for an epoch's mean loss is to begin another one, so it holds one step, whatever it counts.
+        return loop.end_epoch()[0] * (loop.step % loop.steps_per_epoch or loop.steps_per_epoch)
+
+    return Run(advance, loss, compiles=PATHS[path].compiled)
 
 
 def _channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -202,14 +201,6 @@ class Source:
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of its batch-norm; where it has none, anything, for it is not read."""
         return (otherwise, otherwise) if self.norm is None else (self.norm.scale, self.norm.shift)
-
-
-def type_of(maps: Sequence[Tensor]) -> torch.dtype:
-    """The type that what is made of maps is kept in: theirs, or that of autocast where it is on."""
-    device = maps[0].device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return reduce(torch.promote_types, [x.dtype for x in maps])
 
 
 def adjacent(maps: Sequence[Tensor]) -> Tensor | None:

@@ -1,5 +1,7 @@
 """Depthwise convolutions in CUDA C++: `depthwise.cu`, compiled when first used, with NVIDIA's cuda-core.
 
+What was compiled is kept, see `cubins`.
+
 They compute what the Triton programs of `launch` do, with fewer instructions for each product: a thread reads
 a row of its map once for all taps. Convolutions of all kinds are one launch, compiled for just those kinds.
 Checked without a GPU: the same source, compiled by a C++ compiler, gives the outcomes of float64, and NVRTC
@@ -15,18 +17,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nas.oneshot.fused.kernels.cubins import Cubin, kept
 from nas.oneshot.fused.kernels.maps import Source, Taps, Window
 
 if TYPE_CHECKING:
     from cuda.core import Kernel, ObjectCode
 
+_FAILURES = (
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    SystemError,
+)
+"""What comes of a cuda-core that is not as ours, or does not fit the driver, beside its own errors."""
 THREADS = 128
 """In a block, at most; the source says the same."""
 TILE = 32
@@ -230,24 +245,50 @@ def _launch(
     function: str, variant: Variant, grid: tuple[int, int, int], arguments: Sequence[_Argument]
 ) -> None:
     """Puts a kernel on the current stream. arguments: cuda-core takes a pointer for what is an `int`."""
-    from cuda.core import LaunchConfig, Stream, launch
-    from cuda.core._utils.cuda_utils import CUDAError
-
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     expression, capability = variant.expression(function), torch.cuda.get_device_capability(device)
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     try:
+        from cuda.core import LaunchConfig, Stream, launch
+
         kernel = _kernel(expression, "sm_{}{}".format(*capability))
         with torch.cuda.device(device):
             stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
             launch(stream, LaunchConfig(grid=grid, block=variant.block), kernel, *values)
-    except (CUDAError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (_cuda_error(), *_FAILURES) as error:
         raise NativeError(f"{expression}: {error}") from error
 
 
 @cache
+def _cuda_error() -> type[Exception]:
+    """What cuda-core raises of the driver and of NVRTC."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    return cast(type[Exception], CUDAError)
+
+
+@cache
 def _kernel(expression: str, arch: str) -> Kernel:
-    return compiled([expression], arch).get_kernel(expression)
+    from cuda.core import ObjectCode
+
+    def make() -> Cubin:
+        made = compiled([expression], arch)
+        return Cubin(made.symbol_mapping[expression], made.code)
+
+    cubin = kept([expression, arch, _source(), *_compilers()], make)
+    return ObjectCode.from_cubin(cubin.code, symbol_mapping={expression: cubin.symbol}).get_kernel(expression)
+
+
+@cache
+def _source() -> str:
+    return files(__package__).joinpath("depthwise.cu").read_text(encoding="utf-8")
+
+
+def _compilers() -> list[str]:
+    """The versions of what compiles."""
+    from cuda.bindings import nvrtc
+
+    return [version("cuda-core"), str(nvrtc.nvrtcVersion()[1:])]
 
 
 def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> ObjectCode:
@@ -257,9 +298,8 @@ def compiled(expressions: Sequence[str], arch: str, *, log: object = None) -> Ob
     """
     from cuda.core import Program, ProgramOptions
 
-    source = files(__package__).joinpath("depthwise.cu").read_text(encoding="utf-8")
     options = ProgramOptions(arch=arch, std="c++17", ptxas_options=None if log is None else ["-v"])
-    return Program(source, "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
+    return Program(_source(), "c++", options).compile("cubin", name_expressions=tuple(expressions), logs=log)
 
 
 def _strip(kinds: Sequence[tuple[int, int]]) -> int:

@@ -19,12 +19,11 @@ from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
 from nas.oneshot.fused.kernels.joining import one_of
 from nas.oneshot.fused.kernels.leaving import leave
-from nas.oneshot.fused.kernels.maps import type_of
 from nas.oneshot.fused.kernels.running import Seen, follow_all
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
 from nas.oneshot.fused.laying_out import lay_out
 from nas.oneshot.fused.layout import Layout
-from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stack import channels_last, type_of_maps
 from nas.oneshot.fused.stages import Form
 
 
@@ -48,7 +47,7 @@ class Passage:
         chosen: Tensor | None = None,
     ) -> None:
         first = states[0]
-        self._dtype = type_of(states)
+        self._dtype = type_of_maps(states)
         self._layout = layout
         active = None if chosen is None else Active.of(layout, chosen)
         filled = None if active is None else active.slots

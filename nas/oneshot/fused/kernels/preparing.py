@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import family, launch
 from nas.oneshot.fused.kernels.family import Room, Work, windows_of
-from nas.oneshot.fused.kernels.maps import Norm, adjacent, type_of
+from nas.oneshot.fused.kernels.maps import Norm, adjacent
 from nas.oneshot.fused.kernels.parameters import (
     affine_of,
     gradients_of_kernels,
@@ -28,7 +28,7 @@ from nas.oneshot.fused.kernels.parameters import (
 from nas.oneshot.fused.kernels.running import Seen, follow_all, where_of
 from nas.oneshot.fused.laying_out import lay_out_each
 from nas.oneshot.fused.layout import Level
-from nas.oneshot.fused.stack import channels_last
+from nas.oneshot.fused.stack import channels_last, type_of_maps
 from nas.oneshot.fused.stages import Form
 
 
@@ -57,7 +57,7 @@ class Preparation:
 
     def prepare(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """What each module makes of its map `[B, C, H, W]`; the running statistics follow."""
-        dtype, level = type_of(maps), self.level
+        dtype, level = type_of_maps(maps), self.level
         norms = [line.family.norms[0][0] for line in level.lines]
         own, task = [channels_last(x.to(dtype)) for x in maps], _Task(self, where_of(norms, level), [])
         states = _Preparing.apply(task, *own, *parameters_of(level))  # type: ignore[no-untyped-call]

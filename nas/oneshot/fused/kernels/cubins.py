@@ -1,0 +1,76 @@
+"""Compiled kernels kept on disk, so that not every process compiles them again, as Triton does with its own.
+
+In `$XDG_CACHE_HOME/nas/cubins`, by default `~/.cache/nas/cubins`. What cannot be read there is compiled, and
+what cannot be written is not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A kernel. symbol: its name in the code."""
+
+    symbol: bytes
+    code: bytes
+
+    @property
+    def packed(self) -> bytes:
+        """As it is kept: a torn file is known by its first line."""
+        data = self.symbol + b"\n" + self.code
+        return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Cubin | None:
+        """The kernel that was kept; None where that is damaged."""
+        parts = packed.split(b"\n", 2)
+        found = cls(*parts[1:]) if len(parts) == 3 else None
+        return found if found is not None and found.packed == packed else None
+
+
+def kept(key: Sequence[str], make: Callable[[], Cubin]) -> Cubin:
+    """The kernel of a key, made where there is none yet. key: all that decides what is made."""
+    place = _place(key)
+    found = None if place is None else _read(place)
+    if found is None:
+        found = make()
+        if place is not None:
+            _write(place, found)
+    return found
+
+
+def _place(key: Sequence[str]) -> Path | None:
+    """Where it is; None for a user without a folder for it."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return home / "nas" / "cubins" / hashlib.sha256(repr(tuple(key)).encode()).hexdigest()
+
+
+def _read(place: Path) -> Cubin | None:
+    try:
+        return Cubin.unpacked(place.read_bytes())
+    except OSError:
+        return None
+
+
+def _write(place: Path, cubin: Cubin) -> None:
+    """Whole or not at all, as other processes may do the same."""
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=place.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(cubin.packed)
+            Path(name).replace(place)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
