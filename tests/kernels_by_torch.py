@@ -20,7 +20,7 @@ PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
 def read(source, g):
     """[P, C] of an operation, before a ReLU."""
     x = source.x[g % source.maps] if source.x.dim() == 3 else source.x
-    return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
+    return x if source.norm is None else (x * source.norm.scale[g] + source.norm.shift[g]).to(x.dtype)
 
 
 @_disable_current_modes()
