@@ -650,7 +650,7 @@ PROGRAMS = {
     "convolve_forward": {"LAST": True, "AFFINE": True, **SUMS, **DENSE},
     "convolve_input_gradient": {"LAST": False, **SHARED, **DENSE},
     "convolve_weight_gradient": {"LAST": True, "MOST": 9, "LOOP": 8, **DENSE},
-    "convolve_forward halves": {"LAST": False, **DENSE, **HALVES},
+    "convolve_forward halves": {"LAST": False, "AFFINE": True, **SUMS, **DENSE, **HALVES},
     "convolve_input_gradient halves": {"LAST": False, **SHARED, **DENSE, **HALVES},
     "convolve_weight_gradient halves": {"LAST": False, "MOST": 2, "LOOP": 8, **DENSE, **HALVES},
     "sums": {"LOOP": 8, **SUMS, **TILE},
