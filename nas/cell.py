@@ -27,7 +27,8 @@ class Cell(nn.Module):
       supernet the whole mixture of an edge is.
     recompute: runs the cell's function in place of a plain call while training, e.g. so that its inner maps
       are computed again in the backward pass.
-    execute: computes the nodes from the preprocessed inputs in place of one operation after the other.
+    execute: computes the nodes from the inputs, which it preprocesses too, in place of one module after the
+      other.
     """
 
     def __init__(
@@ -75,12 +76,19 @@ class Cell(nn.Module):
         return self._run(*inputs)
 
     def _run(self, *inputs: Tensor) -> Tensor:
-        states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
-        nodes = (self.execute or Cell.plain)(self, states)
+        nodes = (self.execute or Cell.plain)(self, list(inputs))
         return torch.cat(nodes, dim=1) if self.concat else nodes[-1]
 
-    def plain(self, states: list[Tensor]) -> list[Tensor]:
-        """The maps of the computed nodes from those of the inputs, one operation after the other."""
+    def plain(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The maps of the computed nodes from those of the inputs, one module after the other."""
+        return self.computed(self.preprocessed(inputs))
+
+    def preprocessed(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The maps that the edges read."""
+        return [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
+
+    def computed(self, states: list[Tensor]) -> list[Tensor]:
+        """The same from the preprocessed inputs."""
         states = list(states)
         for ops in self.incoming:
             states.append(self._node(cast(nn.ModuleList, ops), states))

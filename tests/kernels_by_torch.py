@@ -4,6 +4,7 @@ And the recording of launches, so that a `tape.Tape` does them again.
 """
 
 import ctypes
+import math
 from functools import partial
 
 import numpy as np
@@ -19,12 +20,7 @@ PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
 def read(source, g):
     """[P, C] of an operation, before a ReLU."""
     x = source.x[g % source.maps] if source.x.dim() == 3 else source.x
-    return x if source.norm is None else x * source.norm.scale[g] + source.norm.shift[g]
-
-
-def numbers(address, count):
-    """float32, where a module keeps them."""
-    return torch.from_numpy(np.ctypeslib.as_array((ctypes.c_float * count).from_address(int(address))))
+    return x if source.norm is None else (x * source.norm.scale[g] + source.norm.shift[g]).to(x.dtype)
 
 
 @_disable_current_modes()
@@ -32,16 +28,28 @@ def kernel(taps, g, *, depthwise):
     """The weight of an operation, where its module keeps it: a program reads that without waiting."""
     side, dilation = taps.kinds[int(taps.kind[g])]
     inputs = 1 if depthwise else taps.inputs
-    weight = numbers(taps.addresses[g], taps.outputs * inputs * side * side)
+    if taps.half:
+        weight = torch.zeros(taps.outputs, inputs, 2, 2)
+        weight[: taps.half, :, 0, 0] = numbers(taps.addresses[2 * g], taps.half, inputs)
+        weight[taps.half :, :, 1, 1] = numbers(taps.addresses[2 * g + 1], taps.outputs - taps.half, inputs)
+        return weight, dilation
     if taps.last:
-        return weight.view(taps.outputs, side, side, inputs).permute(0, 3, 1, 2), dilation
-    return weight.view(taps.outputs, inputs, side, side), dilation
+        return numbers(taps.addresses[g], taps.outputs, side, side, inputs).permute(0, 3, 1, 2), dilation
+    return numbers(taps.addresses[g], taps.outputs, inputs, side, side), dilation
+
+
+def numbers(address, *shape):
+    """float32, where a module keeps them."""
+    found = (ctypes.c_float * math.prod(shape)).from_address(int(address))
+    return torch.from_numpy(np.ctypeslib.as_array(found)).view(shape)
 
 
 def convolved(x, weight, dilation, window, *, relu):
     (height, width), groups = window.before, x.shape[1] // weight.shape[1]
     x = (x.relu() if relu else x).view(window.batch, height, width, -1).permute(0, 3, 1, 2)
     padding = dilation * (weight.shape[-1] // 2)
+    if weight.shape[-1] == 2:  # the second tap of halves may lie outside
+        x, padding = F.pad(x, (0, width % 2, 0, height % 2)), 0
     y = F.conv2d(x.to(weight), weight, None, window.stride, padding, dilation, groups)
     return y.permute(0, 2, 3, 1).reshape(window.outputs, -1)
 
@@ -96,17 +104,24 @@ def gradients(grad, source, taps, window, *, for_x, part, depthwise):
             dx, dw = torch.autograd.grad(y, [x, weight], own)
         found.append(dx)
         if part is not None:
-            dw = dw.permute(0, 2, 3, 1).flatten() if taps.last else dw.flatten()
-            with _disable_current_modes():
-                place = int(taps.places[g])
-            part[:, place : place + len(dw)].zero_()
-            part[0, place : place + len(dw)] = dw
+            for at, own in gradients_of_kernel(taps, g, dw):
+                with _disable_current_modes():
+                    place = int(taps.places[at])
+                part[:, place : place + len(own)].zero_()
+                part[0, place : place + len(own)] = own
     if not for_x:
         return None
     if not source.apart:
         of_maps = [sum(found[m :: source.maps]) for m in range(source.maps)]
         return torch.where(on.any(), torch.stack(of_maps), torch.nan)
     return torch.where(on, torch.stack(found), torch.nan)
+
+
+def gradients_of_kernel(taps, g, dw):
+    """Of each kernel of an operation: its number, and the gradient in the order of memory."""
+    if taps.half:
+        return [(2 * g, dw[: taps.half, :, 0, 0].flatten()), (2 * g + 1, dw[taps.half :, :, 1, 1].flatten())]
+    return [(g, dw.permute(0, 2, 3, 1).flatten() if taps.last else dw.flatten())]
 
 
 def stand_in(monkeypatch):

@@ -65,9 +65,11 @@ LAYERS = [
     "oneshot.fused.kernels.slots oneshot.fused.kernels.family oneshot.fused.kernels.parameters",
     "oneshot.fused.kernels.running",
     "oneshot.fused.kernels.backward",
-    "oneshot.fused.kernels.node oneshot.fused.kernels.leaving",
+    "oneshot.fused.kernels.node oneshot.fused.kernels.leaving oneshot.fused.kernels.joining "
+    "oneshot.fused.kernels.preparing",
     "oneshot.fused.kernels.passage",
     "oneshot.fused.trust",
+    "oneshot.fused.inputs",
     "oneshot.fused.cells",
     "oneshot.fused.verdict",
     "oneshot.fused.execution",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
+from nas.oneshot.fused.inputs import Inputs, hooked
 from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last, type_of_maps
@@ -43,7 +44,7 @@ class _Memory:
     """What is remembered of a cell.
 
     modules: all that are on its edges. ways: how operations can be run. plans: by the structure of mixtures.
-    captured: plans whose tensors CUDA graphs read, and which therefore stay.
+    captured: plans whose tensors CUDA graphs read, and which therefore stay. inputs: how to preprocess them.
     """
 
     edges: list[nn.Module]
@@ -51,6 +52,7 @@ class _Memory:
     ways: dict[Hashable, Known] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
     captured: set[Plan] = field(default_factory=set)
+    inputs: Inputs = field(default_factory=Inputs)
 
     def plan(self, cell: Cell, terms: Sequence[Terms], states: Sequence[Tensor], *, kernels: bool) -> Plan:
         """The plan of the cell under mixtures of one structure, for states of these sizes and kinds.
@@ -88,36 +90,39 @@ class _Memory:
 _MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
 
 
-def run_by_kernels(cell: Cell, states: list[Tensor]) -> list[Tensor]:
+def run_by_kernels(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
     """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice.
 
-    They also add up the nodes (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn
-    and all have a rule, they look up on the device which it is, so that nothing waits and a CUDA graph serves
-    every draw; what they do not know, as strided identities, is then computed for all edges. Not yet run on a
+    They also preprocess the inputs (`nas.oneshot.fused.kernels.preparing`) and add up the nodes
+    (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn and all have a rule, they
+    look up on the device which it is, so that nothing waits and a CUDA graph serves every draw; what they do
+    not know, as pools of the channels of a 1x1 convolution, is then computed for all edges. Not yet run on a
     GPU.
     """
-    device = states[0].device
+    device = inputs[0].device
     # Triton launches on the present device, wherever the tensors are.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return run(cell, states, kernels=True)
+        return run(cell, inputs, kernels=True)
 
 
-def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tensor]:
+def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tensor]:
     """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
 
-    A cell runs plainly where a module of it is hooked, where parts of the batch run different options, and
-    where only some edges compute on a part of the channels. Deviation: dropout on identities
+    A cell runs plainly where a module on an edge is hooked, where parts of the batch run different options,
+    and where only some edges compute on a part of the channels. Deviation: dropout on identities
     (`MixedOp.skip_dropout`) draws in another order.
     """
     memory = _MEMORY.get(cell)
     if memory is None:
         memory = _MEMORY[cell] = _Memory([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
-    if any(_is_hooked(module) for module in memory.modules):
-        return cell.plain(states)
-    kernels = kernels and cell.training and all(state.numel() < LARGEST for state in states)
+    if any(map(hooked, memory.modules)):
+        return cell.plain(inputs)
+    kernels = kernels and cell.training and all(x.numel() < LARGEST for x in inputs)
     given = _terms(memory.edges, unasked=kernels)
     if given is None:
-        return cell.plain(states)
+        return cell.plain(inputs)
+    states = memory.inputs.states(cell, inputs) if kernels else cell.preprocessed(inputs)
+    kernels = kernels and all(state.numel() < LARGEST for state in states)
     plan = memory.plan(cell, given, states, kernels=kernels)
     kernels = all(norm.training for norm in plan.norms)  # they normalise by the batch only
     if any(term.drawn for term in given) and not (kernels and plan.by_kernels):
@@ -125,7 +130,7 @@ def run(cell: Cell, states: list[Tensor], *, kernels: bool = False) -> list[Tens
         plan = memory.plan(cell, given, states, kernels=kernels)
     if not kernels:
         plan = memory.plan(cell, given, states, kernels=False)
-    return _Run(cell, plan, given, states).nodes() if plan.parts else cell.plain(states)
+    return _Run(cell, plan, given, states).nodes() if plan.parts else cell.computed(states)
 
 
 def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:
@@ -133,10 +138,6 @@ def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:
     found = [op.terms(unasked=unasked) if isinstance(op, MixedOp) else _WHOLE for op in edges]
     known = [term for term in found if term is not None]
     return known if len(known) == len(found) else None
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class _Sum:

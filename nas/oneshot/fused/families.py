@@ -19,11 +19,15 @@ from nas.oneshot.fused.stages import Chain
 
 @dataclass(frozen=True)
 class Step:
-    """One convolution of all that have it. stage: its number."""
+    """One convolution of all that have it. stage: its number.
+
+    halves: whether each is two, one after the other, which make some of the channels each.
+    """
 
     stage: int
     depthwise: bool
     convolutions: tuple[nn.Conv2d, ...]
+    halves: bool = False
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -90,20 +94,20 @@ def _form(group: Group) -> Chain:
 
 def _key(group: Group) -> tuple[Hashable, ...]:
     """What the stages of a chain must have in common with those of others: all but the kernels."""
-    found = []
+    found, pieces = [], [piece[0] for piece in group.pieces]
     for stage in _form(group).stages:
-        convs = [cast(nn.Conv2d, group.first[at]) for at in stage.convolutions]
+        convs = [cast(nn.Conv2d, pieces[at]) for at in stage.convolutions]
         sizes = tuple((conv.in_channels, conv.out_channels, conv.stride) for conv in convs)
-        norm = cast(nn.BatchNorm2d, group.first[stage.norm])
-        found.append((sizes, norm.eps, norm.affine, convs[0].weight.dtype))
+        norm = cast(nn.BatchNorm2d, pieces[stage.norm])
+        found.append((sizes, stage.other is None, norm.eps, norm.affine, convs[0].weight.dtype))
     return tuple(found)
 
 
 def _inner_differ(group: Group) -> bool:
     """Whether maps between stages are of another shape than those after the last one."""
-    stages = _form(group).stages
-    ends = {cast(nn.Conv2d, group.first[stage.dense]).out_channels for stage in stages}
-    later = [cast(nn.Conv2d, group.first[at]) for stage in stages[1:] for at in stage.convolutions]
+    stages, pieces = _form(group).stages, [piece[0] for piece in group.pieces]
+    ends = {cast(nn.BatchNorm2d, pieces[stage.norm]).num_features for stage in stages}
+    later = [cast(nn.Conv2d, pieces[at]) for stage in stages[1:] for at in stage.convolutions]
     return len(ends) > 1 or any(conv.stride[0] > 1 for conv in later)
 
 
@@ -111,20 +115,28 @@ def _family(groups: Sequence[Group], *, apart: bool) -> Family:
     steps, norms = [], []
     for number, stage in enumerate(_form(groups[0]).stages):
         members = [group for group in groups if number < len(_form(group).stages)]
-        for at in stage.convolutions:
-            depthwise = at == stage.depthwise
-            convs = tuple(
-                cast(nn.Conv2d, conv) for g in members for conv in _at(g, number, depthwise=depthwise)
-            )
-            steps.append(Step(number, depthwise, convs))
+        if stage.depthwise is not None:
+            steps.append(Step(number, depthwise=True, convolutions=_depthwise(members, number)))
+        convs = _dense(members, number)
+        steps.append(Step(number, depthwise=False, convolutions=convs, halves=stage.other is not None))
         norms.append(
-            tuple(cast(nn.BatchNorm2d, n) for g in members for n in g.layers[_form(g).stages[number].norm])
+            tuple(cast(nn.BatchNorm2d, n) for g in members for n in g.pieces[_form(g).stages[number].norm])
         )
     branches = tuple(branch for group in groups for branch in group.branches)
     return Family(branches, tuple(steps), tuple(norms), apart)
 
 
-def _at(group: Group, number: int, *, depthwise: bool) -> tuple[nn.Module, ...]:
-    """The convolutions of a stage of all of a group."""
-    stage = _form(group).stages[number]
-    return group.layers[cast(int, stage.depthwise if depthwise else stage.dense)]
+def _depthwise(groups: Sequence[Group], number: int) -> tuple[nn.Conv2d, ...]:
+    """The depthwise convolutions of a stage of all groups."""
+    found = [conv for g in groups for conv in g.pieces[cast(int, _form(g).stages[number].depthwise)]]
+    return cast(tuple[nn.Conv2d, ...], tuple(found))
+
+
+def _dense(groups: Sequence[Group], number: int) -> tuple[nn.Conv2d, ...]:
+    """The others, of which two that make some of the channels each follow one another."""
+    found: list[nn.Module] = []
+    for group in groups:
+        stage = _form(group).stages[number]
+        rows = [group.pieces[at] for at in (stage.dense, stage.other) if at is not None]
+        found += chain.from_iterable(zip(*rows, strict=True))
+    return cast(tuple[nn.Conv2d, ...], tuple(found))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from nas.oneshot.fused.rules import Rule
+from nas.oneshot.fused.rules import Rule, pieces_of
 from nas.oneshot.fused.stages import Form
 
 Layers = tuple[tuple[nn.Module, Rule], ...]
@@ -57,6 +57,11 @@ class Group:
     def first(self) -> list[nn.Module]:
         """The layers of the first operation."""
         return [layer[0] for layer in self.layers]
+
+    @property
+    def pieces(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """[pieces][G] What the kernels see of the layers."""
+        return tuple(zip(*(pieces_of(own) for own in zip(*self.layers, strict=True)), strict=True))
 
     def split(self, size: int) -> Iterator[Group]:
         """The same in groups of at most so many branches; whole, where all of them make the same map."""

@@ -158,6 +158,20 @@ def lay_out(
     )
 
 
+def lay_out_each(groups: Sequence[Group], device: torch.device) -> Level:
+    """A level of groups of chains of one stage, of which each is a line and reads a map of its own."""
+    families = [families_of([group])[0] for group in groups]
+    stops = [*accumulate(len(family.branches) for family in families)]
+    spans = [((stop - len(family.branches), stop),) for family, stop in zip(families, stops, strict=True)]
+    branches = [branch for family in families for branch in family.branches]
+    slots = {id(branch): [slot] for slot, branch in enumerate(branches)}
+    draft = _Draft(tuple(range(len(groups))), families, [], [], 0, [*spans], slots, len(branches))
+    places = {id(branch): place for place, branch in enumerate(branches)}
+    (level,) = _levels([draft], places, iter(_packed(_numbers(draft, places), device)))
+    assert level is not None
+    return level
+
+
 def _most_sums(drafts: Sequence[_Draft], terms: int, shape: Shape) -> int:
     """How many tiles of 64 channels of all operations there are, at most, of which a launch may make sums."""
     inner = [conv.out_channels for own in drafts for family in own.families for conv in family.convolutions]

@@ -47,7 +47,7 @@ class Plan:
     def norms(self) -> list[nn.Module]:
         """The batch-norms of all that the kernels run."""
         groups = [group for own in self.groups for group in own if group.form is not None]
-        return [norm for g in groups for at in (g.form.norms if g.form else []) for norm in g.layers[at]]
+        return [norm for g in groups for at in (g.form.norms if g.form else []) for norm in g.pieces[at]]
 
     def weights(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
         """The weights `[G]` of groups, and last of contributions; nothing where there are none at all.
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def by_kernels(self) -> bool:
-        """Whether they run what they know of it, and all else has a rule, as a strided identity has."""
+        """Whether they run what they know of it, and all else has a rule, as every primitive has."""
         return self.parts > 0 and self.layout is not None and all(g.rules for own in self.groups for g in own)
 
     def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:

@@ -48,6 +48,13 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     return layer.batch_like() if isinstance(layer, Batched) else type(layer)
 
 
+def pieces_of(layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """The layers of an operation as kernels see them: of a single one in halves, these and the batch-norm."""
+    if len(layers) == 1 and isinstance(layers[0], Batched):
+        return layers[0].batch_halves() or layers
+    return layers
+
+
 def convolve(layers: Sequence[nn.Module], stack: Stack) -> Stack:
     """Convolutions of equal form, with the weights of each."""
     convs = cast(Sequence[nn.Conv2d], layers)

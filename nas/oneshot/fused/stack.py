@@ -51,6 +51,14 @@ class Batched:
         """The layer of torch that it does the same as at present, so that kernels know it; None for none."""
         return None
 
+    def batch_halves(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d] | None:
+        """Two 1x1 convolutions of stride 2 and a batch-norm, where all that it does is the following.
+
+        ReLU; the one makes the first channels and the other the rest, from the pixels below and to the right
+        of those that the one reads, zeros outside of the map; batch-norm. None where it does anything else.
+        """
+        return None
+
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
         """What each of G modules makes of its maps; all are in the same mode, training or evaluation."""

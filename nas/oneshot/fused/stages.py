@@ -8,24 +8,29 @@ from typing import cast
 
 from torch import nn
 
-from nas.oneshot.fused.rules import is_depthwise, keeps_size, kind_of
+from nas.oneshot.fused.rules import is_depthwise, keeps_size, kind_of, pieces_of
 
 
 @dataclass(frozen=True)
 class Stage:
     """ReLU, then a dense convolution, or a depthwise and a 1x1 one, and batch-norm.
 
-    depthwise, dense: positions of the convolutions among the layers; norm: of the batch-norm.
+    Or two 1x1 convolutions in place of a dense one, of which each makes some of the channels, see
+    `Batched.batch_halves`.
+
+    depthwise, dense: positions of the convolutions among the pieces that `pieces_of` makes of the layers;
+    norm: of the batch-norm. other: of the convolution that makes the later channels.
     """
 
     depthwise: int | None
     dense: int
     norm: int
+    other: int | None = None
 
     @property
     def convolutions(self) -> list[int]:
         """Positions of all of them, in order."""
-        return [at for at in (self.depthwise, self.dense) if at is not None]
+        return [at for at in (self.depthwise, self.dense, self.other) if at is not None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Chain:
     def norms(self) -> list[int]:
         """Positions of the batch-norms among the layers."""
         return [stage.norm for stage in self.stages]
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is one stage without a depthwise convolution."""
+        return len(self.stages) == 1 and self.stages[0].depthwise is None
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,9 @@ Shape = tuple[int, int, int]
 
 def form_of(layers: Sequence[nn.Module]) -> Form | None:
     """What an operation of such layers is to the kernels; None where they do not know it."""
+    pieces = pieces_of(layers)
+    if pieces is not layers:
+        return Chain((Stage(None, 0, 2, other=1),)) if _are_halves(pieces) else None
     if stages := stages_of(layers):
         return Chain(stages)
     kinds = [(at, kind) for at, layer in enumerate(layers) if (kind := _kind(layer)) != "same"]
@@ -116,13 +129,26 @@ def shape_after(form: Form, layers: Sequence[nn.Module], before: Shape) -> Shape
     if isinstance(form, Pool):
         stride = form.stride
     elif isinstance(form, Chain):
-        convs = [cast(nn.Conv2d, layers[at]) for stage in form.stages for at in stage.convolutions]
-        if convs[0].in_channels != channels:
+        pieces = pieces_of(layers)
+        if cast(nn.Conv2d, pieces[form.stages[0].convolutions[0]]).in_channels != channels:
             return None
-        channels = convs[-1].out_channels
-        for conv in convs:
-            stride *= conv.stride[0]
+        channels = cast(nn.BatchNorm2d, pieces[form.norms[-1]]).num_features
+        for at in (at for stage in form.stages for at in stage.convolutions if at != stage.other):
+            stride *= cast(nn.Conv2d, pieces[at]).stride[0]
     return channels, -(-sides[0] // stride), -(-sides[1] // stride)
+
+
+def _are_halves(pieces: Sequence[nn.Module]) -> bool:
+    """Whether two convolutions and a batch-norm are what `Batched.batch_halves` says, as kernels know it."""
+    *convs, norm = pieces
+    return _kind(norm) in ("norm", "affine") and all(
+        type(conv) is nn.Conv2d
+        and _kind(conv) == "dense"
+        and conv.kernel_size == (1, 1)
+        and conv.stride == (2, 2)
+        and conv.out_channels > 0
+        for conv in convs
+    )
 
 
 def _kind(layer: nn.Module) -> str:

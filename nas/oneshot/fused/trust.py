@@ -19,7 +19,7 @@ from nas.oneshot.fused.groups import Known
 from nas.oneshot.fused.kernels import native
 from nas.oneshot.fused.plan import chain_of, outcome_of
 from nas.oneshot.fused.stack import channels_last, type_of_maps
-from nas.oneshot.fused.stages import Form, form_of
+from nas.oneshot.fused.stages import Chain, Form, form_of
 from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
 
@@ -59,6 +59,20 @@ def known(op: nn.Module, *, on: Tensor | None = None, kernels: bool = False) -> 
     return Known(chain, form if tried else None)
 
 
+def prepared(op: nn.Module, *, on: Tensor) -> Known:
+    """How a module that preprocesses an input of a cell runs: with a form where kernels do that, and rightly.
+
+    Tried once for each kind on each device, like `known`. on: a map that it gets.
+    """
+    chain, first = chain_of(op), next(op.parameters(), None)
+    form = form_of([layer for layer, _ in chain or ()])
+    if chain is None or first is None or first.is_meta or not (isinstance(form, Chain) and form.dense):
+        return Known(chain)
+    keys = ["prepared", *(rule.key for _, rule in chain)]
+    tried = _tried_by_kernels(keys, [op, op], first, on, partial(_by_preparing, form))
+    return Known(chain, form if tried else None)
+
+
 def joint(ops: Sequence[nn.Module], *, on: Tensor) -> bool:
     """Whether kernels run operations that differ in their convolutions' kernels in one launch, and rightly.
 
@@ -84,6 +98,14 @@ def _by_kernels(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) 
 
     layers = list(zip(*([layer for layer, _ in chain_of(op) or ()] for op in ops), strict=True))
     return apart([alike(ops, layers, form)], x, scale)
+
+
+def _by_preparing(form: Form, ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
+    from nas.oneshot.fused.kernels.preparing import Preparation
+
+    layers = [[layer for layer, _ in chain_of(op) or ()] for op in ops]
+    states = Preparation.of(layers, [form] * len(ops), x.device).prepare([x] * len(ops))
+    return torch.stack([weight * state for weight, state in zip(scale, states, strict=True)])
 
 
 def _jointly(ops: Sequence[nn.Module], x: Tensor, scale: Tensor) -> Tensor:
@@ -162,7 +184,7 @@ def _problem(given: Sequence[nn.Module], like: Tensor, together: Together) -> st
     with torch.no_grad():
         for parameter in (p for op in ops[1:] for p in op.parameters()):
             parameter.add_(0.1 * _normal(parameter.shape, full, generator))
-    x = channels_last(_normal((4, _channels(ops[0]), 6, 6), like, generator).to(full)).requires_grad_()
+    x = channels_last(_normal((4, _channels(ops[0]), 6, 5), like, generator).to(full)).requires_grad_()
     scale = (1 + 0.5 * _normal((len(ops),), full, generator)).requires_grad_()
     inputs = [x, scale, *(p.requires_grad_() for o in ops for p in o.parameters())]
     try:

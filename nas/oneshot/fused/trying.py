@@ -22,7 +22,7 @@ from nas.oneshot.fused.comparing import compare
 from nas.oneshot.fused.verdict import BUSY, KINDS, Kind, Tried, Verdict
 from nas.oneshot.fused.workloads import Workload, noise, searching, training
 from nas.oneshot.method import PUBLISHED, Method
-from nas.ops import candidates, relu_conv_bn
+from nas.ops import FactorizedReduce, candidates, relu_conv_bn
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Task
@@ -77,19 +77,28 @@ def _steps(work: Workload, ways: Sequence[str], steps: int) -> dict[str, dict[st
 
 
 def small_space(width: int = WIDTH) -> Space:
-    """Three cells of two inputs, the second of which halves the maps; images `[B, 3, H, W]` to 10 classes."""
+    """Three cells of two inputs, the second of which halves the maps; images `[B, 3, H, W]` to 10 classes.
+
+    The preprocessing of the last one halves them, too.
+    """
 
     def build(choose: Chooser) -> nn.Module:
-        def cell(kind: str, stride: int) -> Cell:
+        def cell(kind: str, stride: int, before: Sequence[nn.Module]) -> Cell:
             def edge(src: int, dst: int) -> nn.Module:
                 options = candidates(OPTIONS, width, width, stride if src < 2 else 1)
                 return choose.op(f"{kind}/{src}->{dst}", options)
 
-            return Cell(kind, 2, 2, edge, preprocess=[relu_conv_bn(width, width) for _ in range(2)])
+            return Cell(kind, 2, 2, edge, preprocess=before)
+
+        def same() -> list[nn.Module]:
+            return [relu_conv_bn(width, width) for _ in range(2)]
+
+        halved = [FactorizedReduce(width, width), relu_conv_bn(width, width, 2)]
 
         stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-        return _Chain(stem, cell("normal", 1), cell("reduce", 2), cell("normal", 1), head)
+        cells = [cell("normal", 1, same()), cell("reduce", 2, same()), cell("normal", 1, halved)]
+        return _Chain(stem, *cells, head)
 
     return Space("trying", build)
 

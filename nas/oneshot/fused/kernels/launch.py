@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,11 @@ def depthwise_gradients(
             SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
-        most = max(side * side for side, _ in taps.kinds)
         depthwise_programs.depthwise_weight_gradient[
-            len(part), most * cdiv(channels, tile["BC"]), programs
+            len(part), taps.most * cdiv(channels, tile["BC"]), programs
         ](
             source.x, source.size, source.maps, scale, shift, grad, part, part.shape[1], taps.kind,
-            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=most,
+            taps.places, *source.which(taps.kind), window.outputs, channels, **sizes, MOST=taps.most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
@@ -77,8 +76,8 @@ def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, after: 
     ](
         source.x, source.size, source.maps, taps.addresses, taps.like, taps.kind, out, part,
         *after.norm.tensors, *own, after.eps, after.tickets, *source.which(taps.kind), window.outputs,
-        taps.inputs, taps.outputs, **_sizes(source, taps, window), LAST=taps.last, AFFINE=affine is not None,
-        BLOCKS=blocks, BB=TILE // tile["BO"], **tile,
+        taps.inputs, taps.outputs, **_sizes(source, taps, window), LAST=taps.last, HALF=taps.half,
+        AFFINE=affine is not None, BLOCKS=blocks, BB=TILE // tile["BO"], **tile,
     )  # fmt: skip
 
 
@@ -86,7 +85,8 @@ def convolve_gradients(
     grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
 ) -> Tensor | None:
     """As `depthwise_gradients`, of dense convolutions; through a ReLU, if any."""
-    tile, sizes = _dot_tile(taps), {**_sizes(source, taps, window), "LAST": taps.last}
+    tile, sizes = _dot_tile(taps), _sizes(source, taps, window)
+    sizes |= {"LAST": taps.last, "HALF": taps.half}
     programs, dx = source.programs(taps.groups), None
     if for_x:
         grid, together = (programs, 1) if source.apart else (source.maps, programs)
@@ -99,11 +99,10 @@ def convolve_gradients(
             SHARED=0 if source.apart else source.maps, TOGETHER=together, **tile,
         )  # fmt: skip
     if part is not None:
-        most = max(side * side for side, _ in taps.kinds)
-        tiles = most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
+        tiles = taps.most * cdiv(taps.inputs, tile["BI"]) * cdiv(taps.outputs, tile["BO"])
         dense_programs.convolve_weight_gradient[len(part), tiles, programs](
             source.x, source.size, source.maps, grad, part, part.shape[1], taps.kind, taps.places,
-            *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=most,
+            *source.which(taps.kind), window.outputs, taps.inputs, taps.outputs, **sizes, MOST=taps.most,
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
@@ -112,6 +111,20 @@ def convolve_gradients(
 def parts_of(pixels: int, channels: int) -> int:
     """In how many parts a gradient of weights is summed over so many pixels."""
     return min(PARTS, cdiv(pixels * channels, SHARE))
+
+
+def normalise(y: Tensor, norm: Norm, *, out: Tensor, where: Tensor | None, like: nn.BatchNorm2d) -> None:
+    """What batch-norms make of `y` [G, P, C], to `out`, which has as many numbers in that order.
+
+    where: as in `follow`, which is then done too; None where it is not. like: any of the batch-norms.
+    """
+    groups, pixels, channels = y.shape
+    tile, momentum = tile_of(channels), float(cast(float, like.momentum))
+    moved = (y if where is None else where, like.running_mean, like.num_batches_tracked, momentum)
+    norm_programs.norm_forward[grid_of(pixels, channels, groups, tile)](
+        y, norm.mean, norm.var, norm.scale, norm.shift, out, *moved, pixels, channels,
+        FOLLOW=where is not None, **tile,
+    )  # fmt: skip
 
 
 def follow(where: Tensor, norm: Norm, momentum: float, *, like: nn.BatchNorm2d) -> None:

@@ -73,7 +73,7 @@ def _seen_by_pools(task: _Task) -> Iterator[Seen]:
     for slot, (group, branches) in enumerate(zip(level.pools, level.branches, strict=True), start=first):
         for at in group.form.norms if group.form is not None else ():
             on = None if active is None else [active.chosen[place] for place in branches]
-            norms = cast(Sequence[nn.BatchNorm2d], group.layers[at])
+            norms = cast(Sequence[nn.BatchNorm2d], group.pieces[at])
             yield Seen(norms, task.slots.norm.part(slot, slot + 1), on, slot)
 
 

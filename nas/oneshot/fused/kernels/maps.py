@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,8 @@ class Taps:
     kinds: (side K, dilation) of each kind that is among them. kind: [G] int32 which of those each is.
     places: [G] int32 where the gradient of each begins in a row of parts of gradients.
     inputs, outputs: channels. last: whether their channels in are last in memory, [O, K, K, I].
+    half: 0, or how many channels the first of two 1x1 kernels makes that each convolution then has, one after
+      the other in all of these tensors; the second reads the pixel below and to the right.
     """
 
     addresses: Tensor
@@ -73,11 +76,17 @@ class Taps:
     inputs: int
     outputs: int
     last: bool = False
+    half: int = 0
 
     @property
     def groups(self) -> int:
         """How many convolutions there are."""
-        return len(self.kind)
+        return len(self.kind) // (2 if self.half else 1)
+
+    @property
+    def most(self) -> int:
+        """Taps of a kernel, at most."""
+        return 2 if self.half else max(side * side for side, _ in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -192,3 +201,21 @@ class Source:
     def statistics(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of its batch-norm; where it has none, anything, for it is not read."""
         return (otherwise, otherwise) if self.norm is None else (self.norm.scale, self.norm.shift)
+
+
+def adjacent(maps: Sequence[Tensor]) -> Tensor | None:
+    """Maps `[B, C, H, W]` of one size, channels last, as one `[M * B, C, H, W]`; None where they are not so.
+
+    That is where each begins in memory where the one before ends. Autograd does not see it.
+    """
+    first, size = maps[0], maps[0].numel()
+    memory = first.untyped_storage().data_ptr()
+    for at, x in enumerate(maps):
+        alike = x.shape == first.shape and x.dtype == first.dtype
+        here = x.untyped_storage().data_ptr() == memory
+        here = here and x.storage_offset() == first.storage_offset() + at * size
+        if not (alike and here and x.is_contiguous(memory_format=torch.channels_last)):
+            return None
+    batch, channels, height, width = first.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return first.detach().as_strided((len(maps) * batch, channels, height, width), strides)

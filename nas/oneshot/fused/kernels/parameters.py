@@ -46,11 +46,13 @@ def taps_of(level: Level, parameters: Sequence[Tensor]) -> list[tuple[Taps, ...]
         own = []
         for step, kind, places in zip(line.family.steps, line.kind, line.places, strict=True):
             start, stop = next(spans)
-            first = parameters[start]
+            first, half = parameters[start], 0
             last = not step.depthwise and not _all(parameters[start:stop], torch.contiguous_format)
             outputs, inputs = first.shape[:2]
+            if step.halves:
+                outputs, half = outputs + len(parameters[start + 1]), outputs
             sizes = (outputs if step.depthwise else inputs, outputs)
-            own.append(Taps(where[start:stop], first.detach(), step.kinds, kind, places, *sizes, last))
+            own.append(Taps(where[start:stop], first.detach(), step.kinds, kind, places, *sizes, last, half))
         found.append(tuple(own))
     return found
 

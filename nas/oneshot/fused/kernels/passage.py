@@ -1,10 +1,10 @@
 """One pass through a cell by the kernels: level by level, node by node. Not yet run on a GPU.
 
 Each level and each node is a node of autograd of its own, so that operations without kernels may stand
-between them. A single one for all cells would spare little: of 1,164 launches and 791 calls of the library in
-a step of DARTS (8 cells, weights and alphas) about 80, which add up gradients of cells' outputs and parts of
-gradients of weights, and copy maps to where others are. Most other calls are of what is no edge:
-preprocessing, strided identities, images, loss, optimizers.
+between them; so is the preprocessing of inputs (`preparing`). A single one for all cells would spare little:
+of 1,298 launches and 255 calls of the library in a step of DARTS (8 cells, weights and alphas) about 80,
+which add up gradients of cells' outputs and parts of gradients of weights, and copy maps to where others are.
+Most other calls are of what is no cell: images, mixtures, loss, optimizers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.kernels import node
+from nas.oneshot.fused.kernels.joining import one_of
 from nas.oneshot.fused.kernels.leaving import leave
 from nas.oneshot.fused.kernels.running import Seen, follow_all
 from nas.oneshot.fused.kernels.slots import Active, Leavings, Slots
@@ -74,7 +75,7 @@ class Passage:
         level = self._layout.levels[src]
         assert level is not None
         own = [channels_last(x.to(self._dtype)) for x in maps]
-        x = own[0] if len(own) == 1 else torch.cat(own)
+        x = own[0] if len(own) == 1 else one_of(own)
         number = src - (len(self._layout.levels) - len(self._layout.sums))
         node = None if number < 0 else number
         passed, tokens, seen = leave(level, x, self._slots, self._leavings, self._all, node=node)

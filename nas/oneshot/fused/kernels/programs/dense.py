@@ -1,7 +1,9 @@
 """Triton programs of dense convolutions, 1x1 and larger ones in one launch, and of their gradients.
 
 See `pixels` for what their arguments are. LAST says that the channels in are last in memory, [O, K, K, I],
-else the weights are [O, I, K, K].
+else the weights are [O, I, K, K]. HALF says, where it is not 0, that each operation has two 1x1 kernels, the
+first of which makes so many channels and the second the rest, one after the other in addresses, kind and
+places; they count as taps, of which the second reads the pixel below and to the right of the first one's.
 """
 
 import triton
@@ -12,8 +14,34 @@ from nas.oneshot.fused.kernels.programs.pixels import operation, place, ready, s
 
 
 @triton.jit
-def _within(i, o, tap, taps, CI: tl.constexpr, LAST: tl.constexpr):
-    """Where a weight is among those of its convolution."""
+def _moved(tap, side, HALF: tl.constexpr):
+    """How far below and to the right of a pixel a tap reads."""
+    if HALF > 0:
+        return tap, tap
+    return tap // side - side // 2, tap % side - side // 2
+
+
+@triton.jit
+def _has(o, tap, CO: tl.constexpr, HALF: tl.constexpr):
+    """Which channels out read at a tap."""
+    if HALF > 0:
+        return (o < CO) & ((o >= HALF) == (tap == 1))
+    return o < CO
+
+
+@triton.jit
+def _kernel(addresses, like, g, tap, HALF: tl.constexpr):
+    """The kernel that a tap of an operation belongs to."""
+    if HALF > 0:
+        return tl.load(addresses + 2 * g + tap).to(like.dtype)
+    return tl.load(addresses + g).to(like.dtype)
+
+
+@triton.jit
+def _within(i, o, tap, taps, CI: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr):
+    """Where a weight is among those of its kernel."""
+    if HALF > 0:
+        return (o - tap * HALF) * CI + i
     if LAST:
         return (o * taps + tap) * CI + i
     return (o * CI + i) * taps + tap
@@ -21,24 +49,31 @@ def _within(i, o, tap, taps, CI: tl.constexpr, LAST: tl.constexpr):
 
 @triton.jit
 def _taken(
-    x, weight, p, P, o, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
-    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
-    LAST: tl.constexpr, PRE: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    x, addresses, like, g, p, P, o, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    SIDE: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr, PRE: tl.constexpr, BP: tl.constexpr,
+    BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Σ_tap,i weight[o, i, tap] x[p at tap, i] of one operation."""
     n, h, w = place(p, HO, WO)
     none = tl.zeros([BI], tl.float32)
     total = tl.zeros([BP, BO], tl.float32)
-    for tap in tl.range(SIDE * SIDE, num_stages=1):
-        row, column = h * STRIDE + tap // SIDE - SIDE // 2, w * STRIDE + tap % SIDE - SIDE // 2
+    weight = _kernel(addresses, like, g, 0, HALF)
+    TAPS: tl.constexpr = 2 if HALF > 0 else SIDE * SIDE
+    for tap in tl.range(TAPS, num_stages=1):
+        if HALF > 0:
+            weight = _kernel(addresses, like, g, tap, HALF)
+        down, right = _moved(tap, SIDE, HALF)
+        row, column = h * STRIDE + down, w * STRIDE + right
+        here = _has(o, tap, CO, HALF)
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         for start in range(0, CI, BI):
             i = start + tl.arange(0, BI)
             valid = inside[:, None] & (i < CI)[None, :]
             at = x + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
             v = ready(tl.load(at, mask=valid, other=0.0).to(tl.float32), valid, none, none, PRE)
-            at = weight + _within(i[:, None], o[None, :], tap, SIDE * SIDE, CI, LAST)
-            taps = tl.load(at, mask=(i < CI)[:, None] & (o < CO)[None, :], other=0.0)
+            at = weight + _within(i[:, None], o[None, :], tap, TAPS, CI, LAST, HALF)
+            taps = tl.load(at, mask=(i < CI)[:, None] & here[None, :], other=0.0)
             total += tl.dot(v.to(scalar), taps.to(scalar), input_precision="ieee")
     return total
 
@@ -48,8 +83,8 @@ def convolve_forward(
     x, x_group, maps, addresses, like, kind, out, part, mean, var, inv, scale, shift, weights, biases,
     norm_like, eps, tickets, order, live, P, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
     WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, KINDS: tl.constexpr,
-    LAST: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr, BLOCKS: tl.constexpr,
-    BB: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    LAST: tl.constexpr, HALF: tl.constexpr, PRE: tl.constexpr, AFFINE: tl.constexpr, ON: tl.constexpr,
+    BLOCKS: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """out[g, p, o] = Σ_tap,i weight[g, o, i, tap] x[g, p at tap, i], and the statistics of its batch-norm.
 
@@ -64,14 +99,13 @@ def convolve_forward(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     scalar: tl.constexpr = out.dtype.element_ty
-    weight = tl.load(addresses + g).to(like.dtype)
     own = tl.load(kind + g)
     total = tl.zeros([BP, BO], tl.float32)
     for k in tl.static_range(len(KINDS)):
         if len(KINDS) == 1 or own == k:
             total = _taken(
-                x + g % maps * x_group, weight, p, P, o, scalar, CI, CO, HI, WI, HO, WO, STRIDE, KINDS[k][0],
-                LAST, PRE, BP, BI, BO,
+                x + g % maps * x_group, addresses, like, g, p, P, o, scalar, CI, CO, HI, WI, HO, WO, STRIDE,
+                KINDS[k][0], LAST, HALF, PRE, BP, BI, BO,
             )  # fmt: skip
     valid = (p < P)[:, None] & (o < CO)[None, :]
     kept = total.to(scalar)
@@ -91,25 +125,32 @@ def convolve_forward(
 
 @triton.jit
 def _given(
-    grad, weight, p, PI, i, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, HI: tl.constexpr,
-    WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
-    LAST: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    grad, addresses, like, g, p, PI, i, scalar: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr,
+    HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    SIDE: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr,
+    BO: tl.constexpr,
 ):  # fmt: skip
     """Σ_tap,o weight[o, i, tap] grad[the pixel that reads p at tap, o] of one operation."""
     n, h, w = place(p, HI, WI)
     total = tl.zeros([BP, BI], tl.float32)
-    for tap in tl.range(SIDE * SIDE, num_stages=1):
-        up, left = h - (tap // SIDE - SIDE // 2), w - (tap % SIDE - SIDE // 2)
+    weight = _kernel(addresses, like, g, 0, HALF)
+    TAPS: tl.constexpr = 2 if HALF > 0 else SIDE * SIDE
+    for tap in tl.range(TAPS, num_stages=1):
+        if HALF > 0:
+            weight = _kernel(addresses, like, g, tap, HALF)
+        down, right = _moved(tap, SIDE, HALF)
+        up, left = h - down, w - right
         row, column = up // STRIDE, left // STRIDE
         inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
         inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
         for start in range(0, CO, BO):
             o = start + tl.arange(0, BO)
-            valid = inside[:, None] & (o < CO)[None, :]
+            here = _has(o, tap, CO, HALF)
+            valid = inside[:, None] & here[None, :]
             at = grad + ((n * HO + row) * WO + column)[:, None] * CO + o[None, :]
             d = tl.load(at, mask=valid, other=0.0)
-            at = weight + _within(i[None, :], o[:, None], tap, SIDE * SIDE, CI, LAST)
-            taps = tl.load(at, mask=(i < CI)[None, :] & (o < CO)[:, None], other=0.0)
+            at = weight + _within(i[None, :], o[:, None], tap, TAPS, CI, LAST, HALF)
+            taps = tl.load(at, mask=(i < CI)[None, :] & here[:, None], other=0.0)
             total += tl.dot(d, taps.to(scalar), input_precision="ieee")
     return total
 
@@ -118,8 +159,9 @@ def _given(
 def convolve_input_gradient(
     grad, addresses, like, kind, x, x_group, out, order, live, P, PI, CI: tl.constexpr,
     CO: tl.constexpr, HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr, ON: tl.constexpr,
-    SHARED: tl.constexpr, TOGETHER: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    STRIDE: tl.constexpr, KINDS: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr, PRE: tl.constexpr,
+    ON: tl.constexpr, SHARED: tl.constexpr, TOGETHER: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr,
+    BO: tl.constexpr,
 ):  # fmt: skip
     """The gradient [maps, PI, CI] of x, summed over operations where those share them: so many TOGETHER.
 
@@ -144,13 +186,12 @@ def convolve_input_gradient(
         if SHARED > 1:
             done = done & (g % SHARED == tl.program_id(2))
         if done:
-            weight = tl.load(addresses + g).to(like.dtype)
             own = tl.load(kind + g)
             for k in tl.static_range(len(KINDS)):
                 if len(KINDS) == 1 or own == k:
                     total += _given(
-                        grad + g * P * CO, weight, p, PI, i, scalar, CI, CO, HI, WI, HO, WO, STRIDE,
-                        KINDS[k][0], LAST, BP, BI, BO,
+                        grad + g * P * CO, addresses, like, g, p, PI, i, scalar, CI, CO, HI, WI, HO, WO,
+                        STRIDE, KINDS[k][0], LAST, HALF, BP, BI, BO,
                     )  # fmt: skip
     q = operation(order, first, ON)
     if SHARED > 0:
@@ -166,8 +207,8 @@ def convolve_input_gradient(
 def convolve_weight_gradient(
     x, x_group, maps, grad, part, row_size, kind, places, order, live, P, CI: tl.constexpr, CO: tl.constexpr,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, PRE: tl.constexpr,
-    ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    KINDS: tl.constexpr, MOST: tl.constexpr, LOOP: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr,
+    PRE: tl.constexpr, ON: tl.constexpr, BP: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """part[block, places[g] + (o, i, tap)] = Σ_p x[g, p at tap, i] grad[g, p, o], over LOOP tiles of pixels.
 
@@ -180,8 +221,9 @@ def convolve_weight_gradient(
     g = operation(order, z, ON)
     side = side_of(tl.load(kind + g), KINDS)
     tap = tl.program_id(1) % MOST
-    if tap >= side * side:
-        return
+    if HALF == 0:
+        if tap >= side * side:
+            return
     block = tl.program_id(0)
     tile = tl.program_id(1) // MOST
     outs = tl.cdiv(CO, BO)
@@ -193,7 +235,8 @@ def convolve_weight_gradient(
     for step in range(LOOP):
         p = (block * LOOP + step) * BP + tl.arange(0, BP)
         n, h, w = place(p, HO, WO)
-        row, column = h * STRIDE + tap // side - side // 2, w * STRIDE + tap % side - side // 2
+        down, right = _moved(tap, side, HALF)
+        row, column = h * STRIDE + down, w * STRIDE + right
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
         valid = inside[:, None] & (i < CI)[None, :]
         at = x + g % maps * x_group + ((n * HI + row) * WI + column)[:, None] * CI + i[None, :]
@@ -201,6 +244,7 @@ def convolve_weight_gradient(
         at = grad + (g * P + p[:, None]) * CO + o[None, :]
         d = tl.load(at, mask=(p < P)[:, None] & (o < CO)[None, :], other=0.0)
         total += tl.dot(tl.trans(v.to(scalar)), d, input_precision="ieee")
-    at = block.to(tl.int64) * row_size + tl.load(places + g)
-    to = part + at + _within(i[:, None], o[None, :], tap, side * side, CI, LAST)
-    tl.store(to, total, mask=(i < CI)[:, None] & (o < CO)[None, :])
+    own = 2 * g + tap if HALF > 0 else g
+    at = block.to(tl.int64) * row_size + tl.load(places + own)
+    to = part + at + _within(i[:, None], o[None, :], tap, side * side, CI, LAST, HALF)
+    tl.store(to, total, mask=(i < CI)[:, None] & _has(o, tap, CO, HALF)[None, :])

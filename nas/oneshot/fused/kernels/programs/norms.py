@@ -11,6 +11,30 @@ from nas.oneshot.fused.kernels.programs.pixels import operation
 
 
 @triton.jit
+def norm_forward(
+    y, mean, var, scale, shift, out, where, like, tracked, momentum, P, C: tl.constexpr, FOLLOW: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = scale y + shift, of [G, P, C]; where FOLLOW, running statistics follow, see `follow`.
+
+    Grid: pixels, channels, groups.
+    """
+    g = tl.program_id(2).to(tl.int64)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = c < C
+    valid = (p < P)[:, None] & here[None, :]
+    place = (g * P + p[:, None]) * C + c[None, :]
+    a = tl.load(scale + g * C + c, mask=here, other=0.0)
+    b = tl.load(shift + g * C + c, mask=here, other=0.0)
+    v = tl.load(y + place, mask=valid, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
+    tl.store(out + place, v.to(out.dtype.element_ty), mask=valid)
+    if FOLLOW:
+        if tl.program_id(0) == 0:
+            _move(where + 4 * g, mean, var, like, tracked, momentum, c, C, tl.program_id(1) == 0)
+
+
+@triton.jit
 def sums(
     grad, y, mean, inv, part, total, tickets, order, live, P, C: tl.constexpr, ON: tl.constexpr,
     BLOCKS: tl.constexpr, LOOP: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -84,8 +108,14 @@ def follow(where, mean, var, like, tracked, momentum, C, BC: tl.constexpr):
     slot. Grid: channels, norms.
     """
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    here = c < C
     own = where + 4 * tl.program_id(1)
+    _move(own, mean, var, like, tracked, momentum, c, C, tl.program_id(0) == 0)
+
+
+@triton.jit
+def _move(own, mean, var, like, tracked, momentum, c, C, counting):
+    """The same for some channels of the norm of one row; the batch is counted where `counting`."""
+    here = c < C
     slot = tl.load(own + 3)
     at = tl.load(own).to(like.dtype) + c
     before = tl.load(at, mask=here, other=0.0)
@@ -95,6 +125,6 @@ def follow(where, mean, var, like, tracked, momentum, C, BC: tl.constexpr):
     before = tl.load(at, mask=here, other=0.0)
     now = tl.load(var + slot * C + c, mask=here, other=0.0)
     tl.store(at, before + momentum * (now - before), mask=here)
-    if tl.program_id(0) == 0:
+    if counting:
         count = tl.load(own + 2).to(tracked.dtype)
         tl.store(count, tl.load(count) + 1)
