@@ -17,9 +17,10 @@ def environment(device: torch.device) -> dict[str, object]:
     names = ("torch", "numpy", "optuna", "networkx", "scikit-learn")
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
+        **{name: _installed(name) for name in names},
         "cuda": torch.version.cuda,
         "triton": _installed("triton"),
+        "cuda-core": _installed("cuda-core"),
         "nas-engine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),

@@ -29,11 +29,10 @@ def searched(method: str, precision: str, seed: int, args: argparse.Namespace) -
     }
     out = args.out / f"{method}-{precision}-{seed}"
     found = nas.search("nasbench201", args.data, method, out=out, settings=settings)
-    table = nas.load_benchmark("nasbench201")
     return {
         "strengths": np.load(out / "alphas.npz")["strengths"],
         "loss": Study.read(out, "search", found.space)[-1].metrics["train_loss"],
-        "table": table.metrics(found.genotype, 200)[table.report],
+        "table": args.table.metrics(found.genotype, 200)[args.table.report],
         "cell": found.space.notation.write(found.genotype),
         "seconds": found.metrics["search_seconds"],
     }
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/bench-precision"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.data = nas.load_task(args.task).resized(args.side)
+    args.data, args.table = nas.load_task(args.task).resized(args.side), nas.load_benchmark("nasbench201")
     for method in args.method:
         runs = {}
         for seed, precision in itertools.product(range(args.seeds), PRECISIONS):

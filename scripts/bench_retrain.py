@@ -12,7 +12,7 @@ import torch
 
 import nas
 from nas.environment import environment
-from nas.oneshot.fused.comparing import COMPILED
+from nas.oneshot.fused.comparing import COMPILED, PATHS
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import measure, noise, training
 from nas.seeding import isolated
@@ -47,13 +47,15 @@ def bench(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -> 
     own = {"auxiliary": head, "drop_path": 0.0, "cutout": preset(recipe).cutout * side // 32}
     asked = replace(preset(recipe), batch=batch, precision=args.precision, **own)
     also = [COMPILED] if args.compile else []
-    return measure(training(network, task, asked), steps=args.steps, bandwidth=bandwidth, also=also)
+    how = {"steps": args.steps, "bandwidth": bandwidth, "also": also, "only": args.path}
+    return measure(training(network, task, asked), **how)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--batch", action="append", type=int, help="the network's own unless given")
+    parser.add_argument("--path", action="append", choices=PATHS, help="all that the device has unless given")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
     parser.add_argument("--steps", type=int, default=10)

@@ -14,7 +14,7 @@ import torch
 
 import nas
 from nas.environment import environment
-from nas.oneshot.fused.comparing import difference_in_float64
+from nas.oneshot.fused.comparing import PATHS, difference_in_float64
 from nas.oneshot.fused.floor import copy_bandwidth
 from nas.oneshot.fused.workloads import Workload, measure, noise, searching
 from nas.oneshot.methods import METHODS
@@ -38,10 +38,11 @@ def bench(size: dict, mode: str, args: argparse.Namespace, bandwidth: float) -> 
         recipe = replace(method.weights, batch=batch, precision=args.precision)
         return searching(space, task, replace(method, weights=recipe))
 
+    how = {"steps": args.steps, "bandwidth": bandwidth, "only": args.path}
     timed, few = work(MODES[mode]), (task.normalise(task.train.x[:4]), task.train.y[:4])
-    rows = measure(timed, steps=args.steps, bandwidth=bandwidth)
+    rows = measure(timed, **how)
     if mode == "second":
-        first = measure(work("darts"), steps=args.steps, bandwidth=bandwidth)
+        first = measure(work("darts"), **how)
         for path, row in rows.items():
             row |= {"first_order_ms": first[path]["ms"], "times_first": row["ms"] / first[path]["ms"]}
     exact = difference_in_float64(timed.network, *few, steps=4)
@@ -54,6 +55,7 @@ def main() -> None:
     for name, choices in {"size": SIZES, "mode": MODES}.items():
         parser.add_argument(f"--{name}", action="append", choices=choices)
     parser.add_argument("--batch", action="append", type=int, help="the size's own unless given")
+    parser.add_argument("--path", action="append", choices=PATHS, help="all that the device has unless given")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cpu")

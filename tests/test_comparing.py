@@ -28,6 +28,7 @@ from nas.oneshot.fused.comparing import (
     paths_of,
 )
 from nas.oneshot.fused.floor import bytes_moved, copy_bandwidth
+from nas.oneshot.fused.table import fastest
 from nas.oneshot.fused.workloads import measure, noise, searching, training
 from nas.oneshot.methods import METHODS
 from nas.registry import load
@@ -325,6 +326,13 @@ def test_the_bench_of_searches_runs_every_mode(script, capsys, mode):
     assert row["loss_difference_float64"] < 1e-12
     assert all("times_first" in path for path in row["paths"].values()) == (mode == "second")
     assert '"floor_share"' in capsys.readouterr().out
+    assert fastest(found)[1] == "batched"
+
+
+def test_a_bench_times_only_the_paths_that_are_asked_for_and_there(script):
+    asked = ("--path", "plain", "--path", "batched", "--path", "kernels, graph")
+    found = script("bench_supernet", {"SIZES": TINY}, *asked)
+    assert list(found["tiny, mixed, batch 4"]["paths"]) == ["plain", "batched"]
 
 
 def test_the_bench_of_trainings_runs(script):

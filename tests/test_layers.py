@@ -102,7 +102,7 @@ LAYERS = [
     "proxies",
     "budget.shares schedulers.scheduler schedulers.halving training.train testing oneshot.bilevel",
     "oneshot.fused.workloads",
-    "oneshot.fused.trying",
+    "oneshot.fused.trying oneshot.fused.in_turn oneshot.fused.table",
     "storage.ledger schedulers.proposal",
     "study evaluation.scored oneshot.paths oneshot.singlepath job.presets",
     "workers.rehearsal workers.coordinate",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.data.arrays import Array
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused.comparing import PATHS, Run, compare, paths_of, seconds_of
 from nas.oneshot.fused.floor import bytes_moved
@@ -56,10 +57,16 @@ def noise(*, channels: int, side: int, images: int, device: torch.device) -> Tas
 
     They are noise with a trace of their class, so that losses fall.
     """
+    arrays = noisy(channels=channels, side=side, images=images).values()
+    return task_from_arrays(*arrays, name="noise", device=device)
+
+
+def noisy(*, channels: int, side: int, images: int) -> dict[str, Array]:
+    """The arrays of that task, as an `.npz` file holds them for `npz:PATH`."""
     y = np.arange(2 * images) % CLASSES
     grey = rng(0, "noise").integers(0, 226, (2 * images, side, side, channels), dtype=np.uint8)
     x = grey + 3 * y[:, None, None, None].astype(np.uint8)
-    return task_from_arrays(x, y, x[:CLASSES], y[:CLASSES], name="noise", device=device)
+    return {"x_train": x, "y_train": y, "x_test": x[:CLASSES], "y_test": y[:CLASSES]}
 
 
 def searching(space: Space, task: Task, method: Method) -> Workload:
@@ -96,7 +103,12 @@ def training(network: nn.Module, task: Task, recipe: Recipe) -> Workload:
 
 
 def measure(
-    work: Workload, *, steps: int, bandwidth: float, also: Sequence[str] = ()
+    work: Workload,
+    *,
+    steps: int,
+    bandwidth: float,
+    also: Sequence[str] = (),
+    only: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """For each path that the device has, what `compare` tells of a step, and these.
 
@@ -104,12 +116,13 @@ def measure(
     floor_ms, floor_share: in which this could be moved, and which share of the step that is.
     input_ms, input_share: in which the batches are drawn, augmented and laid out; likewise.
 
-    bandwidth: bytes a second that the device can move. also: more of `PATHS`.
+    bandwidth: bytes a second that the device can move. also: more of `PATHS`. only: of those that the device
+    has, if there are any among them.
     """
     device = work.device
-    paths = [*paths_of(device), *also]
+    paths = [*(path for path in paths_of(device) if not only or path in only), *also]
     rows = compare({path: work.begin(path) for path in paths}, steps=steps, device=device)
-    moved = _bytes_of_a_step(work, steps)
+    moved = bytes_of_a_step(work, steps)
     floor_ms, input_ms = 1e3 * moved / bandwidth, _input_ms(work)
     return {
         path: row
@@ -125,7 +138,7 @@ def measure(
     }
 
 
-def _bytes_of_a_step(work: Workload, steps: int) -> float:
+def bytes_of_a_step(work: Workload, steps: int) -> float:
     """What a step moves, or the mean of so many that differ; all paths draw the same operations."""
     plain = work.begin("plain")
     return statistics.mean(bytes_moved(plain.advance) for _ in range(1 if work.alike else steps))
