@@ -100,12 +100,34 @@ def test_a_row_that_crashes_or_hangs_costs_itself_only_and_a_table_is_gone_on_wi
     assert len((tmp_path / "runs").read_text().splitlines()) == 3
 
 
-def test_a_bench_that_timed_the_reference_alone_has_failed(rows, tmp_path):
-    only = json.dumps({"machine": MACHINE, "darts": {"paths": {"plain": PLAIN}}})
-    (tmp_path / "bench_works.py").write_text(BENCH.format(log=str(tmp_path / "runs"), found=only))
+@pytest.mark.parametrize(
+    ("wrote", "error"),
+    [
+        ({"machine": MACHINE, "darts": {"paths": {"plain": PLAIN}}}, "it timed no path but plain"),
+        ({"machine": MACHINE, "darts": {}}, "no row of a table (KeyError('paths'))"),
+        (
+            {"machine": MACHINE, "darts": {"paths": {"plain": {}, "kernels": {}}}},
+            "no row of a table (KeyError('ratio'))",
+        ),
+        (FOUND | {"more": FOUND["darts"]}, "no row of a table (ValueError("),
+        ([], "no row of a table (AttributeError("),
+    ],
+)
+def test_a_bench_that_wrote_no_row_has_failed_and_the_table_goes_on(rows, tmp_path, wrote, error):
+    text = BENCH.format(log=str(tmp_path / "runs"), found=json.dumps(wrote))
+    (tmp_path / "bench_works.py").write_text(text)
+    fill(rows, tmp_path / "gpu", asked=["works", "itself"], more={}, say=lambda _: None)
+    assert error in json.loads((tmp_path / "gpu" / "works.json").read_text())["error"]
+    assert (tmp_path / "gpu" / "itself.json").exists()
+
+
+def test_losses_that_are_no_numbers_do_not_keep_a_row_from_its_file(rows, tmp_path):
+    paths = {"plain": PLAIN, "kernels": OURS | {"loss_last": float("nan")}}
+    text = json.dumps({"machine": MACHINE, "darts": {"paths": paths}})
+    (tmp_path / "bench_works.py").write_text(BENCH.format(log=str(tmp_path / "runs"), found=text))
     fill(rows, tmp_path / "gpu", asked=["works"], more={}, say=lambda _: None)
-    found = json.loads((tmp_path / "gpu" / "works.json").read_text())
-    assert found["error"] == "it timed no path but plain"
+    kept_row = json.loads((tmp_path / "gpu" / "works.json").read_text())["found"]
+    assert kept_row["darts"]["paths"]["kernels"]["loss_last"] == "NaN"
 
 
 def test_no_row_begins_when_the_time_is_over_and_none_has_more_than_is_left(rows, tmp_path):

@@ -210,10 +210,19 @@ def _run(command: list[str], row: Row, limit_s: float) -> Found:
             return record | {"counts": _counts(words, status), "said": said}
         if status != 0 or not out.exists():
             return record | {"error": f"it ended with status {status}: {words[-LAST_WORDS:]}"}
-        found = json.loads(out.read_text())
+        return record | _read(row, out.read_text())
+
+
+def _read(row: Row, text: str) -> Found:
+    """What a bench wrote, numbers that are none as words; an error where it is no row of a table."""
+    try:
+        found = json.loads(text, parse_constant=str)
         if all(path.startswith(PLAIN) for path in paths_in(found)):
-            return record | {"error": f"it timed no path but {', '.join(paths_in(found))}"}
-        return record | {"found": found}
+            return {"error": f"it timed no path but {', '.join(paths_in(found))}"}
+        table({"": row}, {"": {"found": found, "warnings": []}})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"error": f"it wrote what is no row of a table ({error!r}): {text[:LAST_WORDS]}"}
+    return {"found": found}
 
 
 def _counts(words: str, status: int) -> dict[str, int]:
