@@ -12,6 +12,7 @@ from killing import run_killed
 
 from nas.errors import ConfigError
 from nas.oneshot import course, differentiable, selection
+from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
@@ -21,6 +22,7 @@ from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
 from nas.registry import load
 from nas.task import task_from_arrays
+from nas.training.accuracy import Evaluation
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -142,16 +144,16 @@ def steps_of_a_second(monkeypatch):
 @pytest.mark.parametrize(("left_s", "seen"), [(0.0, 12), (0.4, 24), (60.0, 48)])
 def test_a_spent_budget_leaves_no_time_to_validate_on_all_images(monkeypatch, left_s, seen):
     """48 of them, in portions of 12; a step takes 1 s, and so an image 0.0125 s."""
-    monkeypatch.setattr(differentiable, "images_at_once", lambda _: 12)
+    monkeypatch.setattr(BilevelLoop, "images_at_once", 12)
     steps_of_a_second(monkeypatch)
     counts, left = [], iter([0.0, left_s])
-    evaluate = differentiable.evaluate
+    evaluated = Evaluation.of
 
-    def noting(network, task, split, *, batch):
+    def noting(evaluation, split):
         counts.append(len(split))
-        return evaluate(network, task, split, batch=batch)
+        return evaluated(evaluation, split)
 
-    monkeypatch.setattr(differentiable, "evaluate", noting)
+    monkeypatch.setattr(Evaluation, "of", noting)
     outcome = run(left_s=lambda: next(left, 0.0))
     assert len(outcome.epochs) == 1 and counts == [seen]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.course import Course
-from nas.oneshot.health import ITERATIONS, Health, continued, images_at_once, preferred_accuracy
+from nas.oneshot.health import ITERATIONS, Health, continued, preferred_accuracy
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, lasting
@@ -21,7 +21,7 @@ from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Split, Task, first_of
 from nas.training import resumable
-from nas.training.accuracy import FORWARD, evaluate
+from nas.training.accuracy import FORWARD
 from nas.training.checkpoint import Checkpoints
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
@@ -177,11 +177,11 @@ class _Search:
         course, loop = self.course, self.course.loop
         if course.supernet.relaxation.one_at_a_time:
             return preferred_accuracy(loop, genotype, derive(course.seed, "validate", course.done))
-        return evaluate(course.supernet, course.task, self._validated(), batch=images_at_once(loop))[1]
+        return loop.evaluation.of(self._validated())[1]
 
     def _validated(self) -> Split:
         """The images to validate on: all, or where the time is over, as many as there is time for."""
-        val, portion = self.course.task.val, images_at_once(self.course.loop)
+        val, portion = self.course.task.val, self.course.loop.images_at_once
         if not self.cut or self.left_s is None:
             return val
         portion_s = max(1e-9, self.step_s * FORWARD / PASSES * portion / self.course.loop.loop.images)
