@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import one_stage
 import pytest
 import torch
 from killing import run_killed
+from tape import Still
 
 from nas.errors import ConfigError
 from nas.oneshot import course, differentiable, selection
@@ -22,6 +24,7 @@ from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
 from nas.registry import load
 from nas.task import task_from_arrays
+from nas.training import loop as training
 from nas.training.accuracy import Evaluation
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
@@ -163,6 +166,18 @@ def test_what_comes_after_an_epoch_is_reckoned_with_before_the_first(monkeypatch
     steps_of_a_second(monkeypatch)
     assert run(left_s=lambda: 15.7).epochs[0].events == ()
     assert run(left_s=lambda: 15.5).epochs[0].events == ("the budget is spent",)
+
+
+def test_steps_that_are_yet_to_be_captured_do_not_tell_what_a_step_takes(monkeypatch):
+    """One that takes half a second, 15.6 times of which are left: those after it are replays."""
+
+    class Slow(Still):
+        def capture(self, run, generators):
+            time.sleep(0.5)
+            return super().capture(run, generators)
+
+    monkeypatch.setattr(training, "recorder", lambda _: Slow())
+    assert run(left_s=lambda: 7.0).epochs[0].events == ()
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):

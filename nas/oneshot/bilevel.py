@@ -109,6 +109,16 @@ class BilevelLoop:
         """How many operations have stopped learning."""
         return 0 if self._freezer is None else len(self._freezer.frozen)
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps may come to be replayed."""
+        return self._both.captures or self.loop.captured.captures
+
+    @property
+    def replays(self) -> bool:
+        """Whether steps like the last one are replayed, which the device may do much later."""
+        return self._both.replays or self.loop.captured.replays
+
     def advance(self) -> None:
         """Moves the alphas, if it is their time, then the weights; in one CUDA graph where that can be."""
         started = time.perf_counter()

@@ -180,6 +180,11 @@ class Captured:
         """Whether steps may come to be captured."""
         return self._record is not None
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps like the last one are replays, which the device may do much later."""
+        return self._trusted
+
     def run(self, key: Hashable, begin: Callable[[], None]) -> None:
         """Does a step.
 

@@ -126,6 +126,11 @@ class Loop:
         """Whether the last step done was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
+    @property
+    def captured(self) -> Captured:
+        """Its steps."""
+        return self._captured
+
     def advance(self, begin: Callable[[], None] = lambda: None) -> None:
         """Does one step. begin: sets whatever else the step finds in place, to where it begins."""
         started = time.perf_counter()
@@ -151,10 +156,15 @@ class Loop:
         form = self._form()
         return None if form is None else (form, self.drop_path > 0, self.weight_decay)
 
+    @property
+    def has_waited(self) -> bool:
+        """Whether the last step done was one after which the device is waited for."""
+        return self.step % CHECK_STEPS == 0
+
     def end_step(self) -> None:
         """What follows a step that has been done."""
         self.step += 1
-        if self.step % CHECK_STEPS == 0:
+        if self.has_waited:
             self._check_finite()
 
     def end_epoch(self) -> tuple[float, float]:
