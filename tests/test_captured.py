@@ -45,6 +45,14 @@ def test_a_step_is_run_captured_compared_and_replayed():
     assert (tape.captured, tape.replayed) == (1, 4)
 
 
+def test_a_capture_that_succeeds_does_not_look_through_all_objects_of_the_process(monkeypatch):
+    """Half a second, once or twice in every epoch."""
+    monkeypatch.setattr("nas.devices.gc.collect", lambda: pytest.fail("looked through all objects"))
+    _, run, _ = counting(Tape())
+    for number in range(4):
+        run("key", number)
+
+
 def test_another_key_is_captured_anew_and_none_is_not_captured():
     tape = Tape()
     total, run, _ = counting(tape)

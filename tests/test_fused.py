@@ -10,14 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nested import nested_space
+from tape import Calls
 from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.extraction import as_searched
+from nas.oneshot.fused import depthwise as depthwise_module
 from nas.oneshot.fused import trust
-from nas.oneshot.fused.depthwise import depthwise
+from nas.oneshot.fused.depthwise import by_fixed, depthwise
 from nas.oneshot.fused.execution import execute_cells, explain, resolve
 from nas.oneshot.fused.plan import chain_of, outcome_of, table_of
 from nas.oneshot.fused.stack import Batched, Stack, channels_last
@@ -76,6 +78,43 @@ def test_a_depthwise_convolution_can_be_differentiated_twice(kernel, dilation):
     run = lambda x, weight: depthwise(x, weight, stride=1, dilation=dilation)  # noqa: E731
     assert torch.autograd.gradcheck(run, (x, weight))
     assert torch.autograd.gradgradcheck(run, (x, weight))
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (7, 5), (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2)])
+def test_second_derivatives_with_fixed_kernels_are_those_of_the_library(kernel, dilation, stride, sides):
+    """They are few calls, however many channels there are."""
+    x = torch.randn(2, 16, *sides, dtype=torch.float64)
+    weight, scale = torch.randn(16, 1, kernel, kernel, dtype=torch.float64), torch.ones(16, 1, 1).double()
+    found, padding = [], dilation * (kernel // 2)
+    for run in (
+        lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups=16),
+        lambda x: by_fixed(x, weight, stride=stride, dilation=dilation),
+    ):
+        own = scale.clone().requires_grad_()
+        out = run(x * own)
+        (first,) = torch.autograd.grad(out.pow(3).sum(), own, create_graph=True)
+        with Calls() as calls:
+            (second,) = torch.autograd.grad(first.square().sum(), own)
+        found.append((out, first, second))
+    for expected, ours in zip(*found, strict=True):
+        assert difference(expected, ours) < 1e-9
+    convolutions = [count for name, count in calls.counts.items() if "convolution" in name]
+    assert sum(convolutions) <= 3, calls.counts
+
+
+def test_maps_through_fixed_kernels_are_differentiated_by_few_calls_on_other_devices(monkeypatch):
+    """The CPU, which has ways of its own, is told from them by the type of the maps' device."""
+    x, weight = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(3, 1, 3, 3)
+    made = []
+    monkeypatch.setattr(depthwise_module, "by_fixed", lambda *args, **way: made.append(way) or x)
+    monkeypatch.setattr(depthwise_module, "FAST", ())
+    depthwise(x, weight, stride=1, dilation=1)
+    depthwise(x, weight.clone().requires_grad_(), stride=1, dilation=1)
+    with torch.no_grad():
+        depthwise(x, weight, stride=1, dilation=1)
+    assert made == [{"stride": 1, "dilation": 1}]
 
 
 def test_only_wanted_gradients_of_a_depthwise_convolution_are_computed():

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FAST = ("cpu",)
+"""Devices for which the gradients here are made."""
+
 
 def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor:
     """`[B, C, H, W]`, kernels `[C, 1, k, k]` with odd k, padded so that stride 1 keeps the size.
@@ -26,10 +29,12 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     weight = _reaching(weight, (max(x.shape[2:]) - 1) // dilation)
     if weight.shape[-1] == 1:
         return x[:, :, ::stride, ::stride] * weight.view(1, -1, 1, 1)
-    known = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    known = x.device.type in FAST and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
     if stride == 1 and known and (weight.shape[-1] > 3 or dilation > 1):
         out: Tensor = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
         return out
+    if not known and _only_maps_learn(x, weight):
+        return by_fixed(x, weight, stride=stride, dilation=dilation)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups=x.shape[1])
 
 
@@ -58,6 +63,46 @@ class _Depthwise(torch.autograd.Function):
         dx = _forward(grad, weight.flip(2, 3), ctx.dilation) if for_x else None
         dw = weight_gradient(grad, x, weight, ctx.dilation) if for_weight else None
         return dx, dw, None
+
+
+def _only_maps_learn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of the maps is wanted, and that of the kernels is not."""
+    as_is = not torch.is_autocast_enabled(x.device.type) and x.dtype == weight.dtype
+    return as_is and torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+
+
+def by_fixed(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor:
+    """The same with kernels of which no gradient is wanted.
+
+    Its second derivative is one call; of that of the library, each channel is a call of its own.
+    """
+    out: Tensor = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Fixed(torch.autograd.Function):
+    """The gradient is an operation that itself can be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(weight)
+        ctx.form = stride, dilation, x.shape[2:]
+        padding = dilation * (weight.shape[-1] // 2)
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        (grad,), (weight,) = grads, ctx.saved_tensors
+        stride, dilation, sides = ctx.form
+        padding = dilation * (weight.shape[-1] // 2)
+        rest = [side - (out - 1) * stride - 1 for side, out in zip(sides, grad.shape[2:], strict=True)]
+        groups = weight.shape[0]
+        return (
+            F.conv_transpose2d(grad, weight, None, stride, padding, rest, groups, dilation),
+            None,
+            None,
+            None,
+        )
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
