@@ -17,9 +17,8 @@ from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.extraction import as_searched
-from nas.oneshot.fused import depthwise as depthwise_module
 from nas.oneshot.fused import trust
-from nas.oneshot.fused.depthwise import by_fixed, depthwise
+from nas.oneshot.fused.depthwise import depthwise
 from nas.oneshot.fused.execution import execute_cells, explain, resolve
 from nas.oneshot.fused.plan import chain_of, outcome_of, table_of
 from nas.oneshot.fused.stack import Batched, Stack, channels_last
@@ -90,7 +89,7 @@ def test_second_derivatives_with_fixed_kernels_are_those_of_the_library(kernel, 
     found, padding = [], dilation * (kernel // 2)
     for run in (
         lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups=16),
-        lambda x: by_fixed(x, weight, stride=stride, dilation=dilation),
+        lambda x: depthwise(x, weight, stride=stride, dilation=dilation),
     ):
         own = scale.clone().requires_grad_()
         out = run(x * own)
@@ -102,19 +101,6 @@ def test_second_derivatives_with_fixed_kernels_are_those_of_the_library(kernel, 
         assert difference(expected, ours) < 1e-9
     convolutions = [count for name, count in calls.counts.items() if "convolution" in name]
     assert sum(convolutions) <= 3, calls.counts
-
-
-def test_maps_through_fixed_kernels_are_differentiated_by_few_calls_on_other_devices(monkeypatch):
-    """The CPU, which has ways of its own, is told from them by the type of the maps' device."""
-    x, weight = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(3, 1, 3, 3)
-    made = []
-    monkeypatch.setattr(depthwise_module, "by_fixed", lambda *args, **way: made.append(way) or x)
-    monkeypatch.setattr(depthwise_module, "FAST", ())
-    depthwise(x, weight, stride=1, dilation=1)
-    depthwise(x, weight.clone().requires_grad_(), stride=1, dilation=1)
-    with torch.no_grad():
-        depthwise(x, weight, stride=1, dilation=1)
-    assert made == [{"stride": 1, "dilation": 1}]
 
 
 def test_only_wanted_gradients_of_a_depthwise_convolution_are_computed():

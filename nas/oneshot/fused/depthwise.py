@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FAST = ("cpu",)
-"""Devices for which the gradients here are made."""
-
 
 def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor:
     """`[B, C, H, W]`, kernels `[C, 1, k, k]` with odd k, padded so that stride 1 keeps the size.
@@ -29,11 +26,11 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     weight = _reaching(weight, (max(x.shape[2:]) - 1) // dilation)
     if weight.shape[-1] == 1:
         return x[:, :, ::stride, ::stride] * weight.view(1, -1, 1, 1)
-    known = x.device.type in FAST and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    known = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
     if stride == 1 and known and (weight.shape[-1] > 3 or dilation > 1):
         out: Tensor = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
         return out
-    if not known and _only_maps_learn(x, weight):
+    if _only_maps_learn(x, weight):
         return by_fixed(x, weight, stride=stride, dilation=dilation)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups=x.shape[1])
 
@@ -58,6 +55,8 @@ class _Depthwise(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         for_x, for_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
+            if for_x and not for_weight:
+                return _turned_round(grad, weight, x, 1, ctx.dilation), None, None
             return *_library(grad, x, weight, ctx.dilation, (for_x, for_weight)), None
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = _forward(grad, weight.flip(2, 3), ctx.dilation) if for_x else None
@@ -81,28 +80,31 @@ def by_fixed(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor
 
 
 class _Fixed(torch.autograd.Function):
-    """The gradient is an operation that itself can be differentiated."""
+    """As the library does it, but for a gradient that is itself differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(weight)
-        ctx.form = stride, dilation, x.shape[2:]
+        ctx.save_for_backward(x, weight)
+        ctx.form = stride, dilation
         padding = dilation * (weight.shape[-1] // 2)
         return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        (grad,), (weight,) = grads, ctx.saved_tensors
-        stride, dilation, sides = ctx.form
-        padding = dilation * (weight.shape[-1] // 2)
-        rest = [side - (out - 1) * stride - 1 for side, out in zip(sides, grad.shape[2:], strict=True)]
-        groups = weight.shape[0]
-        return (
-            F.conv_transpose2d(grad, weight, None, stride, padding, rest, groups, dilation),
-            None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
+        (grad,), (x, weight), (stride, dilation) = grads, ctx.saved_tensors, ctx.form
+        if torch.is_grad_enabled():
+            dx: Tensor | None = _turned_round(grad, weight, x, stride, dilation)
+        else:
+            dx, _ = _library(grad, x, weight, dilation, (True, False), stride=stride)
+        return dx, None, None, None
+
+
+def _turned_round(grad: Tensor, weight: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of the maps `x` as an operation whose own gradient is a convolution in one call."""
+    padding = dilation * (weight.shape[-1] // 2)
+    sides = zip(x.shape[2:], grad.shape[2:], strict=True)
+    rest = [side - (out - 1) * stride - 1 for side, out in sides]
+    return F.conv_transpose2d(grad, weight, None, stride, padding, rest, x.shape[1], dilation)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -166,12 +168,12 @@ def _forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def _library(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, wanted: tuple[bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, wanted: tuple[bool, bool], *, stride: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """The library's gradients of the input and of the kernels, as far as wanted."""
     padding = dilation * (weight.shape[-1] // 2)
     found = torch.ops.aten.convolution_backward(
-        *(grad, x, weight, None, [1, 1], [padding] * 2, [dilation] * 2),
+        *(grad, x, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2),
         *(False, [0, 0], x.shape[1], [*wanted, False]),
     )
     return found[0], found[1]
