@@ -4,6 +4,7 @@ What a graph would keep (numbers that Python has read, addresses of tensors) a t
 refuses (to give a number back to Python) it refuses.
 """
 
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -18,6 +19,7 @@ MADE = (
     "aten::empty_strided",
     "aten::new_empty_strided",
 )
+NO_WORK = (*MADE, "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::as_strided_")
 
 
 class Streaming:
@@ -60,6 +62,30 @@ class Refusing(Streaming):
     def capture(self, run, generators):
         run()
         return run
+
+
+class Still(Streaming):
+    """A recorder whose replays, but for the first, which is compared, do nothing: the host's work is left."""
+
+    def capture(self, run, generators):
+        run()
+        runs = [run]
+        return lambda: runs.pop()() if runs else None
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of the library by name that are work for a GPU: neither views nor empty memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        name, schema = call._schema.name, call._schema
+        view = not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+        if name.startswith("aten::") and name not in NO_WORK and not view:
+            self.counts[name] += 1
+        return call(*args, **(kwargs or {}))
 
 
 class Tape(Streaming, TorchDispatchMode):

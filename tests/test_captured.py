@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from one_stage import one_stage
-from tape import Refusing, Tape
+from tape import Calls, Refusing, Still, Tape
 
 import nas
 from nas.errors import TrialError
@@ -20,6 +20,7 @@ from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.training import loop as training
 from nas.training.captured import Captured, tensors_in
+from nas.training.loop import Loop
 from nas.training.recipe import Recipe
 from nas.training.train import train
 
@@ -42,6 +43,14 @@ def test_a_step_is_run_captured_compared_and_replayed():
         run("key", number)
         assert total.tolist() == [number * (number + 1.0)] * 3
     assert (tape.captured, tape.replayed) == (1, 4)
+
+
+def test_a_capture_that_succeeds_does_not_look_through_all_objects_of_the_process(monkeypatch):
+    """Half a second, once or twice in every epoch."""
+    monkeypatch.setattr("nas.devices.gc.collect", lambda: pytest.fail("looked through all objects"))
+    _, run, _ = counting(Tape())
+    for number in range(4):
+        run("key", number)
 
 
 def test_another_key_is_captured_anew_and_none_is_not_captured():
@@ -201,12 +210,51 @@ def test_a_replayed_step_looks_through_no_modules(monkeypatch, task, name):
     for _ in range(3):
         loop.advance()
 
-    def refuse(*_, **__):
-        raise AssertionError("modules were looked through")
-
     for walk in ("named_modules", "named_parameters", "named_buffers", "state_dict"):
         monkeypatch.setattr(torch.nn.Module, walk, refuse)
     loop.advance()
+
+
+STEPS_ALONE = {"aten::fill_", "aten::copy_"}
+"""What a step sets for its graph: rate, progress, share of an average; images, architectures."""
+
+
+def refuse(*_, **__):
+    raise AssertionError("modules were looked through")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_replayed_step_of_a_training_is_little_but_its_graph(monkeypatch, task, ema):
+    """Whatever the network is made of: no walk through its modules, a few launches, nothing that waits."""
+    monkeypatch.setattr(training, "recorder", lambda _: Still())
+    space = nas.load("darts", in_channels=1, classes=10, width=4, cells=3)
+    network = space.network(space.sample(rng(0)))
+    recipe = Recipe(
+        epochs=2, batch=16, lr=0.05, weight_decay=1e-3, clip=1.0, mixup=0.3, drop_path=0.2, cutout=2, ema=ema
+    )  # fmt: skip
+    loop = Loop(
+        network, task, recipe, seed=0, split=task.train, forward=lambda n, x, _: n(x), form=lambda: ()
+    )
+    for _ in range(3):
+        loop.advance()
+    for walk in ("named_modules", "named_parameters", "named_buffers", "state_dict"):
+        monkeypatch.setattr(torch.nn.Module, walk, refuse)
+    with Calls() as calls:
+        loop.advance()
+    assert set(calls.counts) <= STEPS_ALONE
+    assert calls.counts.total() <= 3, calls.counts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_replayed_step_of_a_search_is_little_but_its_graph(monkeypatch, task, name):
+    monkeypatch.setattr(training, "recorder", lambda _: Still())
+    loop = bilevel(task, with_recipe(METHODS[name](), Recipe(epochs=4, batch=16, lr=0.05, weight_decay=1e-3)))
+    for _ in range(3):
+        loop.advance()
+    with Calls() as calls:
+        loop.advance()
+    assert set(calls.counts) <= STEPS_ALONE
+    assert calls.counts.total() <= 4 + (METHODS[name]().order == 2), calls.counts
 
 
 def test_a_captured_search_goes_on_where_it_was_restored(monkeypatch, task):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import one_stage
 import pytest
 import torch
 from killing import run_killed
+from tape import Still
 
 from nas.errors import ConfigError
 from nas.oneshot import course, differentiable, selection
+from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
@@ -21,6 +24,8 @@ from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
 from nas.registry import load
 from nas.task import task_from_arrays
+from nas.training import loop as training
+from nas.training.accuracy import Evaluation
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -142,16 +147,16 @@ def steps_of_a_second(monkeypatch):
 @pytest.mark.parametrize(("left_s", "seen"), [(0.0, 12), (0.4, 24), (60.0, 48)])
 def test_a_spent_budget_leaves_no_time_to_validate_on_all_images(monkeypatch, left_s, seen):
     """48 of them, in portions of 12; a step takes 1 s, and so an image 0.0125 s."""
-    monkeypatch.setattr(differentiable, "images_at_once", lambda _: 12)
+    monkeypatch.setattr(BilevelLoop, "images_at_once", 12)
     steps_of_a_second(monkeypatch)
     counts, left = [], iter([0.0, left_s])
-    evaluate = differentiable.evaluate
+    evaluated = Evaluation.of
 
-    def noting(network, task, split, *, batch):
+    def noting(evaluation, split):
         counts.append(len(split))
-        return evaluate(network, task, split, batch=batch)
+        return evaluated(evaluation, split)
 
-    monkeypatch.setattr(differentiable, "evaluate", noting)
+    monkeypatch.setattr(Evaluation, "of", noting)
     outcome = run(left_s=lambda: next(left, 0.0))
     assert len(outcome.epochs) == 1 and counts == [seen]
 
@@ -161,6 +166,18 @@ def test_what_comes_after_an_epoch_is_reckoned_with_before_the_first(monkeypatch
     steps_of_a_second(monkeypatch)
     assert run(left_s=lambda: 15.7).epochs[0].events == ()
     assert run(left_s=lambda: 15.5).epochs[0].events == ("the budget is spent",)
+
+
+def test_steps_that_are_yet_to_be_captured_do_not_tell_what_a_step_takes(monkeypatch):
+    """One that takes half a second, 15.6 times of which are left: those after it are replays."""
+
+    class Slow(Still):
+        def capture(self, run, generators):
+            time.sleep(0.5)
+            return super().capture(run, generators)
+
+    monkeypatch.setattr(training, "recorder", lambda _: Slow())
+    assert run(left_s=lambda: 7.0).epochs[0].events == ()
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nested import nested_space
+from tape import Calls
 from torch import nn
 
 from nas.cell import Cell
@@ -76,6 +77,30 @@ def test_a_depthwise_convolution_can_be_differentiated_twice(kernel, dilation):
     run = lambda x, weight: depthwise(x, weight, stride=1, dilation=dilation)  # noqa: E731
     assert torch.autograd.gradcheck(run, (x, weight))
     assert torch.autograd.gradgradcheck(run, (x, weight))
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (7, 5), (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2)])
+def test_second_derivatives_with_fixed_kernels_are_those_of_the_library(kernel, dilation, stride, sides):
+    """They are few calls, however many channels there are."""
+    x = torch.randn(2, 16, *sides, dtype=torch.float64)
+    weight, scale = torch.randn(16, 1, kernel, kernel, dtype=torch.float64), torch.ones(16, 1, 1).double()
+    found, padding = [], dilation * (kernel // 2)
+    for run in (
+        lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups=16),
+        lambda x: depthwise(x, weight, stride=stride, dilation=dilation),
+    ):
+        own = scale.clone().requires_grad_()
+        out = run(x * own)
+        (first,) = torch.autograd.grad(out.pow(3).sum(), own, create_graph=True)
+        with Calls() as calls:
+            (second,) = torch.autograd.grad(first.square().sum(), own)
+        found.append((out, first, second))
+    for expected, ours in zip(*found, strict=True):
+        assert difference(expected, ours) < 1e-9
+    convolutions = [count for name, count in calls.counts.items() if "convolution" in name]
+    assert sum(convolutions) <= 3, calls.counts
 
 
 def test_only_wanted_gradients_of_a_depthwise_convolution_are_computed():

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tape import MADE, Refusing
-from torch.utils._python_dispatch import TorchDispatchMode
+from tape import Calls, Refusing
 
 pytest.importorskip("triton")
 
@@ -28,7 +27,6 @@ from nas.training import loop as training
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="counts programs of Triton; on a GPU depthwise ones are CUDA C++"
 )
-NO_WORK = (*MADE, "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::as_strided_")
 
 
 class Idle:
@@ -47,21 +45,6 @@ class _Launch:
 
     def __getitem__(self, _):
         return lambda *_, **__: self.counts.update([self.name])
-
-
-class Calls(TorchDispatchMode):
-    """Counts the calls of the library that are work for a GPU: neither views nor memory without values."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
-        name, schema = call._schema.name, call._schema
-        view = not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
-        if name.startswith("aten::") and name not in NO_WORK and not view:
-            self.counts[name] += 1
-        return call(*args, **(kwargs or {}))
 
 
 @pytest.fixture

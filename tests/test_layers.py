@@ -14,7 +14,7 @@ LAYERS = [
     "architectures budget data evaluation files job results schedulers training",
     "text dispatch",
     # plain values, errors, random streams
-    "training.averaging errors files.strictjson types seeding progress signals "
+    "training.averaging training.pace errors files.strictjson types seeding progress signals "
     "patience training.peak storage.sealing",
     "devices",
     "training.captured",

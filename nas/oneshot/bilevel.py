@@ -25,6 +25,7 @@ from nas.oneshot.method import Method
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.supernet import Supernet
 from nas.task import Task
+from nas.training.accuracy import Evaluation
 from nas.training.captured import Captured, tensors_in
 from nas.training.loop import Loop, one_pass
 from nas.training.resting import Resting
@@ -36,6 +37,7 @@ class BilevelLoop:
 
     alphas_move: whether the coming steps move the alphas, or only the weights.
     over: whether the search proper is over and this is the training after it.
+    evaluation: of the whole mixture.
     """
 
     def __init__(
@@ -83,6 +85,14 @@ class BilevelLoop:
         if method.freezing is not None:
             self._freezer = Freezer(supernet, method.freezing)
             self.loop.resting = Resting(self._freezer.weights)
+        self.evaluation = Evaluation(
+            supernet, task, batch=self.images_at_once, record=record, form=lambda: tuple(supernet.alive)
+        )
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images pass together where nothing is learned, so that it needs about a step's memory."""
+        return min(1024, 8 * self.loop.images)
 
     @cached_property
     def _unasked(self) -> bool:
@@ -98,6 +108,16 @@ class BilevelLoop:
     def frozen(self) -> int:
         """How many operations have stopped learning."""
         return 0 if self._freezer is None else len(self._freezer.frozen)
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps may come to be replayed."""
+        return self._both.captures or self.loop.captured.captures
+
+    @property
+    def replays(self) -> bool:
+        """Whether steps like the last one are replayed, which the device may do much later."""
+        return self._both.replays or self.loop.captured.replays
 
     def advance(self) -> None:
         """Moves the alphas, if it is their time, then the weights; in one CUDA graph where that can be."""

@@ -17,7 +17,7 @@ from nas.oneshot import selection
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.choosing import by_alphas
 from nas.oneshot.guards import Growth, Guards
-from nas.oneshot.health import Examiner, images_at_once
+from nas.oneshot.health import Examiner
 from nas.oneshot.identities import barred, keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Strengths
@@ -241,7 +241,7 @@ class Course:
             self.method.guards,
             healthy=self.healthy,
             seed=derive(self.seed, "cap", self.done),
-            images=images_at_once(self.loop),
+            images=self.loop.images_at_once,
         )
         self.strengths = tuple(self.supernet.strengths())
 

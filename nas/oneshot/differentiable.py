@@ -12,7 +12,7 @@ from torch import Tensor
 from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.course import Course
-from nas.oneshot.health import ITERATIONS, Health, continued, images_at_once, preferred_accuracy
+from nas.oneshot.health import ITERATIONS, Health, continued, preferred_accuracy
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome, lasting
@@ -21,8 +21,9 @@ from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Split, Task, first_of
 from nas.training import resumable
-from nas.training.accuracy import FORWARD, evaluate
+from nas.training.accuracy import FORWARD
 from nas.training.checkpoint import Checkpoints
+from nas.training.pace import Pace
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
@@ -87,14 +88,15 @@ def search(
 class _Search:
     """The course of a search with the record of its epochs, as a `Resumable`.
 
-    cut: whether the time is over. step_s: what the last step took. looked_s: what looking after the last
-      epoch took; 0 before the first.
+    cut: whether the time is over. step_s: what a step took of late; 0 while that is not known. looked_s: what
+      looking after the last epoch took; 0 before the first.
     """
 
     def __init__(self, course: Course, left_s: Callable[[], float] | None) -> None:
         self.course, self.left_s = course, left_s
         self.epochs: list[Epoch] = []
         self.cut, self.step_s, self.looked_s = False, 0.0, 0.0
+        self._pace = Pace()
         self._settings = {**course.loop.loop.settings(), "method": course.method.describe()}
         course.begin_epoch()
 
@@ -112,16 +114,23 @@ class _Search:
         return self.cut or self.course.loop.loop.at_epoch_end
 
     def advance(self) -> None:
-        started = time.perf_counter()
-        self.course.loop.advance()
+        started, loop = time.perf_counter(), self.course.loop
+        loop.advance()
+        if loop.replays:
+            self._pace.handed_over(loop.loop.step, waited=loop.loop.has_waited)
+        elif not loop.captures:  # what is yet to be captured takes far longer than the steps after it
+            self._pace.took(time.perf_counter() - started)
         if self.left_s is not None:
-            self.step_s = time.perf_counter() - started
+            self.step_s = self._pace.step_s
             looks_s = self.looked_s or self.step_s * looks(self.course.task, self.course.method, first=True)
             self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
         course = self.course
         loss, trained = course.loop.loop.end_epoch()
+        if course.loop.replays:
+            self._pace.handed_over(course.loop.loop.step, waited=True)
+        self._pace.forget()
         started = time.perf_counter()
         course.done += 1
         supernet, genotype = course.supernet, course.supernet.genotype()
@@ -177,11 +186,11 @@ class _Search:
         course, loop = self.course, self.course.loop
         if course.supernet.relaxation.one_at_a_time:
             return preferred_accuracy(loop, genotype, derive(course.seed, "validate", course.done))
-        return evaluate(course.supernet, course.task, self._validated(), batch=images_at_once(loop))[1]
+        return loop.evaluation.of(self._validated())[1]
 
     def _validated(self) -> Split:
         """The images to validate on: all, or where the time is over, as many as there is time for."""
-        val, portion = self.course.task.val, images_at_once(self.course.loop)
+        val, portion = self.course.task.val, self.course.loop.images_at_once
         if not self.cut or self.left_s is None:
             return val
         portion_s = max(1e-9, self.step_s * FORWARD / PASSES * portion / self.course.loop.loop.images)

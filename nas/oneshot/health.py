@@ -171,16 +171,17 @@ def entropy(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def images_at_once(loop: BilevelLoop) -> int:
-    """How many images pass together where nothing is learned, so that it needs about a step's memory."""
-    return min(1024, 8 * loop.loop.images)
-
-
 def preferred_accuracy(loop: BilevelLoop, genotype: Genotype, seed: int) -> float:
     """Validation accuracy in [0, 1] of one architecture on the shared weights."""
-    images = images_at_once(loop)
+    images = loop.images_at_once
     return accuracies(
-        loop.supernet, [genotype], loop.task, calibration=images // 2, seed=seed, images=images
+        loop.supernet,
+        [genotype],
+        loop.task,
+        calibration=images // 2,
+        seed=seed,
+        images=images,
+        record=loop.loop.record,
     )[0]
 
 

@@ -25,8 +25,9 @@ from nas.oneshot.supernet import Supernet
 from nas.ops import MixtureNorm
 from nas.seeding import torch_rng
 from nas.task import Split, Task
-from nas.training.accuracy import evaluating
+from nas.training.accuracy import WORTH, Replayed, evaluating
 from nas.training.arithmetic import precision, to_layout
+from nas.training.captured import Recorder
 from nas.types import Genotype
 
 
@@ -47,9 +48,19 @@ def accuracies(
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
+    record: Recorder | None = None,
 ) -> list[float]:
     """The accuracies of `scores`."""
-    found = scores(supernet, genotypes, task, split=split, calibration=calibration, seed=seed, images=images)
+    found = scores(
+        supernet,
+        genotypes,
+        task,
+        split=split,
+        calibration=calibration,
+        seed=seed,
+        images=images,
+        record=record,
+    )
     return [score.accuracy for score in found]
 
 
@@ -62,6 +73,7 @@ def scores(
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
+    record: Recorder | None = None,
 ) -> list[Score]:
     """How well architectures do on the shared weights, batch-norm re-estimated for each.
 
@@ -70,6 +82,7 @@ def scores(
     images: how many pass at the same time, counted once for each architecture; architectures, and then the
       images that are measured, are taken in portions accordingly. Halved where memory runs out, down to the
       calibration of one architecture.
+    record: what captures steps, see `nas.training.captured`; it makes of many portions replays of one.
     """
     if calibration < 2:
         raise ConfigError(f"calibration is {calibration}, but batch statistics need at least 2 images")
@@ -87,7 +100,9 @@ def scores(
             some = genotypes[len(found) : len(found) + together]
             try:
                 with memory_errors(f"running {len(some)} architectures at once"):
-                    found += _portion(supernet, some, task, split, leading=leading, images=images)
+                    found += _portion(
+                        supernet, some, task, split, leading=leading, images=images, record=record
+                    )
             except TrialError as error:
                 if error.reason != "oom" or images <= count:
                     raise
@@ -106,6 +121,7 @@ def _portion(
     *,
     leading: Tensor,
     images: int,
+    record: Recorder | None,
 ) -> list[Score]:
     """Architectures that fit together, over all images."""
     columns = zip(*genotypes, strict=True)
@@ -115,18 +131,26 @@ def _portion(
     groups = len(genotypes)
     hits, losses = torch.zeros(groups, device=leading.device), torch.zeros(groups, device=leading.device)
     with _grouped(supernet) as groups_of:
-        at, lead = 0, len(leading)
-        while at < len(split):
-            size = max(1, images // groups - lead)
-            x, y = task.normalise(split.x[at : at + size]), split.y[at : at + size]
-            batch = torch.cat([leading, x]) if lead else x
+
+        def logits_of(x: Tensor, lead: int = 0) -> Tensor:
+            """Of each image and group, `[images, groups, classes]`."""
+            batch = torch.cat([leading, task.normalise(x)]) if lead else task.normalise(x)
             groups_of.begin(size=len(batch), lead=lead)
             with precision(batch.device):
                 logits = supernet.mix(to_layout(batch.repeat(groups, 1, 1, 1)), paths).float()
-            logits = logits.view(groups, len(batch), -1)[:, lead:]
+            return logits.view(groups, len(batch), -1)[:, lead:].transpose(0, 1)
+
+        at, lead, size = 0, len(leading), max(1, images // groups)
+        many = len(split) // size >= WORTH
+        following = Replayed(logits_of, record) if record is not None and many else logits_of
+        while at < len(split):
+            x, y = (of[at : at + max(1, size - lead)] for of in (split.x, split.y))
+            logits = (logits_of(x, lead) if lead else following(x)).transpose(0, 1)
             hits += (logits.argmax(2) == y).sum(1)
             losses += torch.stack([F.cross_entropy(rows, y, reduction="sum") for rows in logits])
             at, lead = at + len(x), 0
+        if isinstance(following, Replayed):
+            following.forget()
     shares = zip((hits / len(split)).tolist(), (losses / len(split)).tolist(), strict=True)
     return [Score(accuracy, loss) for accuracy, loss in shares]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,19 +15,31 @@ class Average:
     `average ← d·average + (1 - d)·value` with `d = min(decay, (1 + step) / (10 + step))`, the warm-up of
     TensorFlow's ExponentialMovingAverage: without it a short training would average in its random start.
     Integer buffers are copied.
+
+    captured: whether `update` is part of steps that may be captured, in which a number would stay what it
+      was; there the share of the present value is a scalar on the device.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, device: torch.device, *, captured: bool) -> None:
         self.decay = decay
         self.state = copied(network.state_dict())
+        self._share: float | Tensor = torch.zeros((), device=device) if captured else 0.0
 
-    def update(self, network: nn.Module, step: int) -> None:
-        """Takes in the weights after step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def follow(self, step: int) -> None:
+        """Sets how much of the weights counts after step `step`, counted from 0."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        if isinstance(self._share, Tensor):
+            self._share.fill_(share)
+        else:
+            self._share = share
+
+    def update(self, network: nn.Module) -> None:
+        """Takes in the weights as they are."""
         now = network.state_dict()
         real = [name for name, value in now.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[n] for n in real], [now[n] for n in real], 1 - decay)
-        self.restore({name: value for name, value in now.items() if not value.is_floating_point()})
+        _approach([self.state[n] for n in real], [now[n] for n in real], self._share)
+        if whole := [name for name, value in now.items() if not value.is_floating_point()]:
+            torch._foreach_copy_([self.state[n] for n in whole], [now[n] for n in whole])
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over the given averages as they are."""
@@ -48,3 +60,13 @@ class Average:
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A network's state with memory of its own."""
     return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _approach(averages: Sequence[Tensor], values: Sequence[Tensor], share: float | Tensor) -> None:
+    """Moves each average towards its value by a share of the way."""
+    if not isinstance(share, Tensor):
+        torch._foreach_lerp_([*averages], [*values], share)
+        return
+    away = torch._foreach_sub([*values], [*averages])
+    torch._foreach_mul_([*away], share)
+    torch._foreach_add_([*averages], [*away])

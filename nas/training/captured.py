@@ -18,7 +18,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from nas.devices import release
+from nas.devices import give_back, release
 
 LIMIT = 0.05
 """Largest difference of a replay from the step itself, in the norm, as a share of what the step changes."""
@@ -180,6 +180,11 @@ class Captured:
         """Whether steps may come to be captured."""
         return self._record is not None
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps like the last one are replays, which the device may do much later."""
+        return self._trusted
+
     def run(self, key: Hashable, begin: Callable[[], None]) -> None:
         """Does a step.
 
@@ -250,7 +255,7 @@ class Captured:
         self._trusted = True
         # Of the graph, or of the steps as they are: one of the two will not be asked for again.
         del before, replayed, moved, changed
-        release()
+        give_back()
 
     def _fits(self, record: Recorder) -> bool:
         """Does a step as it is; false where memory runs out."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -27,6 +28,8 @@ _log = logging.getLogger("nas")
 
 TRIES = 3
 _FORMAT = "1"
+_ARRAYS = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+"""Types that numpy has, too."""
 _NAME = re.compile(r"step-(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
@@ -118,7 +121,7 @@ def _unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
 def encode(state: Mapping[str, Any]) -> bytes:
     """A state (see `pack`) as the bytes of a checkpoint."""
     tensors, structure = pack(dict(state))
-    return save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
+    return _saved(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
 
 
 def decode(data: bytes, source: str) -> dict[str, Any]:
@@ -146,7 +149,17 @@ def save_tensors(
     """Replaces the file at `path` by the tensors and their texts as safetensors, whole or not at all."""
     copies = {name: _copied(value) for name, value in tensors.items()}
     # safetensors writes an unreadable header for an empty table of texts.
-    write_bytes(path, save(copies, dict(metadata) if metadata else None))
+    write_bytes(path, _saved(copies, dict(metadata) if metadata else None))
+
+
+def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
+    """Contiguous tensors on the CPU as safetensors.
+
+    The library takes three times as long for those of torch as for arrays, of which it makes the same bytes.
+    """
+    if all(tensor.dtype in _ARRAYS for tensor in tensors.values()):
+        return save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, metadata)
+    return save(dict(tensors), metadata)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

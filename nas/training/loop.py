@@ -85,7 +85,9 @@ class Loop:
         self.record = recorder(self.device) if captures else None
         captured = self.record is not None
         self._drop_path = DropPath(network, recipe, self.device, captured=captured)
-        self._average = Average(network, recipe.ema) if recipe.ema else None
+        self._average: Average | None = None
+        if recipe.ema:
+            self._average = Average(network, recipe.ema, self.device, captured=captured)
         self._form, self._before = form, before
         self._streams = Streams(self.record, ("step",))
         self._captured = Captured(self.do, self.moved, self.record, self.generators)
@@ -124,6 +126,11 @@ class Loop:
         """Whether the last step done was the last of its epoch."""
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
+    @property
+    def captured(self) -> Captured:
+        """Its steps."""
+        return self._captured
+
     def advance(self, begin: Callable[[], None] = lambda: None) -> None:
         """Does one step. begin: sets whatever else the step finds in place, to where it begins."""
         started = time.perf_counter()
@@ -141,18 +148,23 @@ class Loop:
         """Sets what the coming step reads and follows a schedule."""
         self._drop_path.follow(self.step // self.steps_per_epoch)
         self._descent.set(self.next_lr, self.weight_decay)
+        if self._average is not None:
+            self._average.follow(self.step)
 
     def key(self) -> Hashable:
         """What the coming step reads of Python; None where it cannot be captured."""
         form = self._form()
         return None if form is None else (form, self.drop_path > 0, self.weight_decay)
 
+    @property
+    def has_waited(self) -> bool:
+        """Whether the last step done was one after which the device is waited for."""
+        return self.step % CHECK_STEPS == 0
+
     def end_step(self) -> None:
         """What follows a step that has been done."""
-        if self._average is not None:
-            self._average.update(self.network, self.step)
         self.step += 1
-        if self.step % CHECK_STEPS == 0:
+        if self.has_waited:
             self._check_finite()
 
     def end_epoch(self) -> tuple[float, float]:
@@ -293,12 +305,16 @@ class Loop:
             with self._streams.at("step", self.seed_of_step):
                 loss = self._backward(self)
         self._descent.step(self.resting)
+        if self._average is not None:
+            self._average.update(self.network)
         self._loss_sum += loss.detach()
 
     def moved(self) -> Iterator[Tensor]:
         """All tensors that a step changes."""
         yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
         yield from self._descent.moved()
+        if self._average is not None:
+            yield from self._average.state.values()
 
     def criterion(self, output: Output, targets: Targets) -> Tensor:
         """The recipe's loss of what the network gave."""

@@ -19,7 +19,7 @@ from nas.evaluation.guard import memory_errors
 from nas.seeding import isolated
 from nas.task import Split, Task
 from nas.training import resumable
-from nas.training.accuracy import evaluate
+from nas.training.accuracy import Evaluation
 from nas.training.checkpoint import Checkpoints
 from nas.training.criterion import Output
 from nas.training.curve import Curve, EpochReport
@@ -141,6 +141,7 @@ class _Training:
         self.loop, self.until, self.begin, self.left_s = loop, until, begin, left_s
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve, self.cut = Curve(), False
+        self._evaluation = Evaluation(loop.network, loop.task, record=loop.record)
 
     @property
     def step(self) -> int:
@@ -165,7 +166,7 @@ class _Training:
         report = EpochReport(epoch, epochs, loss, lr, seconds)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
             with loop.averaged():
-                val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
+                val_loss, val_acc = self._evaluation.of(self.evaluate_on)
             if not math.isfinite(val_loss):
                 raise TrialError(
                     "nan",

@@ -30,6 +30,8 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     if stride == 1 and known and (weight.shape[-1] > 3 or dilation > 1):
         out: Tensor = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
         return out
+    if _only_maps_learn(x, weight):
+        return by_fixed(x, weight, stride=stride, dilation=dilation)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups=x.shape[1])
 
 
@@ -53,11 +55,56 @@ class _Depthwise(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         for_x, for_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
+            if for_x and not for_weight:
+                return _turned_round(grad, weight, x, 1, ctx.dilation), None, None
             return *_library(grad, x, weight, ctx.dilation, (for_x, for_weight)), None
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = _forward(grad, weight.flip(2, 3), ctx.dilation) if for_x else None
         dw = weight_gradient(grad, x, weight, ctx.dilation) if for_weight else None
         return dx, dw, None
+
+
+def _only_maps_learn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of the maps is wanted, and that of the kernels is not."""
+    as_is = not torch.is_autocast_enabled(x.device.type) and x.dtype == weight.dtype
+    return as_is and torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+
+
+def by_fixed(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor:
+    """The same with kernels of which no gradient is wanted.
+
+    Its second derivative is one call; of that of the library, each channel is a call of its own.
+    """
+    out: Tensor = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Fixed(torch.autograd.Function):
+    """As the library does it, but for a gradient that is itself differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x, weight)
+        ctx.form = stride, dilation
+        padding = dilation * (weight.shape[-1] // 2)
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
+        (grad,), (x, weight), (stride, dilation) = grads, ctx.saved_tensors, ctx.form
+        if torch.is_grad_enabled():
+            dx: Tensor | None = _turned_round(grad, weight, x, stride, dilation)
+        else:
+            dx, _ = _library(grad, x, weight, dilation, (True, False), stride=stride)
+        return dx, None, None, None
+
+
+def _turned_round(grad: Tensor, weight: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of the maps `x` as an operation whose own gradient is a convolution in one call."""
+    padding = dilation * (weight.shape[-1] // 2)
+    sides = zip(x.shape[2:], grad.shape[2:], strict=True)
+    rest = [side - (out - 1) * stride - 1 for side, out in sides]
+    return F.conv_transpose2d(grad, weight, None, stride, padding, rest, x.shape[1], dilation)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -121,12 +168,12 @@ def _forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def _library(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, wanted: tuple[bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, wanted: tuple[bool, bool], *, stride: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """The library's gradients of the input and of the kernels, as far as wanted."""
     padding = dilation * (weight.shape[-1] // 2)
     found = torch.ops.aten.convolution_backward(
-        *(grad, x, weight, None, [1, 1], [padding] * 2, [dilation] * 2),
+        *(grad, x, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2),
         *(False, [0, 0], x.shape[1], [*wanted, False]),
     )
     return found[0], found[1]
