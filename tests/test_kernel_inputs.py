@@ -21,7 +21,7 @@ from nas.oneshot.fused.kernels import launch
 from nas.oneshot.fused.kernels.joining import one_of
 from nas.oneshot.fused.kernels.maps import adjacent
 from nas.oneshot.fused.stack import channels_last
-from nas.ops import FactorizedReduce, relu_conv_bn
+from nas.ops import FactorizedReduce, Zero, relu_conv_bn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -171,6 +171,17 @@ def test_only_wanted_gradients_are_computed(frozen, needs, launches, launched):
     gradients = {"convolve_input_gradient", "convolve_weight_gradient"}
     assert {name: launched.count(name) for name in launches} == launches
     assert not gradients & (set(launched) - set(launches))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("unread", [0, 1])
+def test_an_input_that_no_edge_reads_has_no_gradient(unread, affine, launched):
+    """As plainly, so that an optimizer leaves its weights where they are."""
+    cell, exact = twins(FactorizedReduce(3, 4), relu_conv_bn(3, 4), affine=affine)
+    for own in (cell, exact):
+        own.incoming[0][unread] = Zero(4)
+    assert_alike(cell, exact, maps((2, 3, 4, 4), (2, 3, 2, 2)))
+    assert launched.count("convolve_weight_gradient") == launched.count("convolve_input_gradient") == 1
 
 
 @pytest.mark.parametrize("different", ["one module", "momenta", "untracked"])

@@ -201,7 +201,7 @@ class _Run:
         rest = _Sum()
         for edge, src, _ in into:
             x, weight = self._unseen(src, total), self.terms[edge].edge
-            rest.add(x if weight is None else weight * x)
+            rest.add(self._masked(edge, x if weight is None else weight * x))
         assert rest.total is not None
         return _interleaved(total, rest.total, self.plan.parts)
 
@@ -268,8 +268,12 @@ class _Run:
     def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
         """Adds what each edge carries, or a part of it; paths are dropped as a whole, image by image."""
         for edge, x in zip(edges, maps, strict=True):
-            total, mask = self.totals[self.plan.edges[edge][1] - self.cell.inputs], self.masks.get(edge)
-            total.add(x if mask is None else x * mask)
+            self.totals[self.plan.edges[edge][1] - self.cell.inputs].add(self._masked(edge, x))
+
+    def _masked(self, edge: int, x: Tensor) -> Tensor:
+        """What an edge carries, without the images that are dropped from it."""
+        mask = self.masks.get(edge)
+        return x if mask is None else x * mask
 
     def _drops(self, group: Group) -> bool:
         """Whether these are identities of which entries are dropped."""
