@@ -15,7 +15,7 @@ from kernels_by_torch import tape_launches
 from tape import Refusing
 
 from nas.cell import Cell
-from nas.oneshot.fused import trust
+from nas.oneshot.fused import inputs, trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import launch
 from nas.oneshot.fused.kernels.joining import one_of
@@ -122,18 +122,27 @@ class Doubled(nn.Module):
     "change",
     [
         lambda cell: cell.preprocess[0][1].register_forward_hook(lambda *_: None),
+        lambda cell: cell.preprocess[0][1].register_full_backward_pre_hook(lambda *_: None),
         lambda cell: cell.preprocess[0][2].eval(),
         lambda cell: cell.preprocess[0].append(nn.ReLU()),
         lambda cell: cell.preprocess.__setitem__(0, Doubled()),
         lambda cell: setattr(cell.preprocess[0][2], "momentum", None),
         lambda cell: setattr(cell.preprocess[0][1], "padding_mode", "circular"),
     ],
-    ids=["hooked", "not training", "more layers", "unknown", "plain means", "other padding"],
+    ids=["hooked", "before", "not training", "more layers", "unknown", "plain means", "other padding"],
 )
 def test_a_module_that_kernels_do_not_know_runs_by_itself(change, launched):
     cell, exact = twins(relu_conv_bn(4, 4), relu_conv_bn(4, 4))
     for own in (cell, exact):
         change(own)
+    assert_alike(cell, exact, maps((2, 4, 3, 3), (2, 4, 3, 3)))
+    assert launched.count("norm_forward") == launched.count("convolve_forward") == 1
+
+
+def test_a_module_that_makes_a_map_too_large_for_kernels_runs_by_itself(monkeypatch, launched):
+    monkeypatch.setattr(inputs, "LARGEST", 2 * 5 * 9)
+    cell, exact = twins(relu_conv_bn(4, 5), relu_conv_bn(4, 5, 2))
+    cell.incoming[0][0], exact.incoming[0][0] = (nn.MaxPool2d(3, 2, 1) for _ in "12")
     assert_alike(cell, exact, maps((2, 4, 3, 3), (2, 4, 3, 3)))
     assert launched.count("norm_forward") == launched.count("convolve_forward") == 1
 

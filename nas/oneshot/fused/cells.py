@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
-from nas.oneshot.fused.inputs import Inputs, hooked
+from nas.oneshot.fused.inputs import LARGEST, Inputs, hooked
 from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last, type_of_maps
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 CACHED = 2**20
 """Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
 KNOWN_PLANS = 64
-LARGEST = 2**30
-"""Numbers in a map that kernels read, at most: Triton counts those of a map in 32 bits."""
 
 _WHOLE = Terms((0,))
 
