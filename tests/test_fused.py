@@ -339,6 +339,16 @@ def test_dropped_identities_and_dropped_paths():
     assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
 
 
+def test_dropped_paths_beside_partial_channels():
+    """What bypasses the operations of an edge is dropped with them."""
+    plain, batched = twins(PARTIAL, parts=4, edge_norm=True)
+    for supernet in (plain, batched):
+        for cell in supernet.modules():
+            if isinstance(cell, Cell):
+                cell.drop_path = 0.5
+    assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
+
+
 def test_a_network_of_its_own_drops_the_same_paths():
     space = SPACES["darts"]
     plain = space.network(space.nearest([np.array([0, 0, 1, 2, 3, 0, 0, i]) for i in range(28)])).double()

@@ -15,13 +15,13 @@ from kernels_by_torch import tape_launches
 from tape import Refusing
 
 from nas.cell import Cell
-from nas.oneshot.fused import trust
+from nas.oneshot.fused import inputs, trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import launch
 from nas.oneshot.fused.kernels.joining import one_of
 from nas.oneshot.fused.kernels.maps import adjacent
 from nas.oneshot.fused.stack import channels_last
-from nas.ops import FactorizedReduce, relu_conv_bn
+from nas.ops import FactorizedReduce, Zero, relu_conv_bn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -122,18 +122,27 @@ class Doubled(nn.Module):
     "change",
     [
         lambda cell: cell.preprocess[0][1].register_forward_hook(lambda *_: None),
+        lambda cell: cell.preprocess[0][1].register_full_backward_pre_hook(lambda *_: None),
         lambda cell: cell.preprocess[0][2].eval(),
         lambda cell: cell.preprocess[0].append(nn.ReLU()),
         lambda cell: cell.preprocess.__setitem__(0, Doubled()),
         lambda cell: setattr(cell.preprocess[0][2], "momentum", None),
         lambda cell: setattr(cell.preprocess[0][1], "padding_mode", "circular"),
     ],
-    ids=["hooked", "not training", "more layers", "unknown", "plain means", "other padding"],
+    ids=["hooked", "before", "not training", "more layers", "unknown", "plain means", "other padding"],
 )
 def test_a_module_that_kernels_do_not_know_runs_by_itself(change, launched):
     cell, exact = twins(relu_conv_bn(4, 4), relu_conv_bn(4, 4))
     for own in (cell, exact):
         change(own)
+    assert_alike(cell, exact, maps((2, 4, 3, 3), (2, 4, 3, 3)))
+    assert launched.count("norm_forward") == launched.count("convolve_forward") == 1
+
+
+def test_a_module_that_makes_a_map_too_large_for_kernels_runs_by_itself(monkeypatch, launched):
+    monkeypatch.setattr(inputs, "LARGEST", 2 * 5 * 9)
+    cell, exact = twins(relu_conv_bn(4, 5), relu_conv_bn(4, 5, 2))
+    cell.incoming[0][0], exact.incoming[0][0] = (nn.MaxPool2d(3, 2, 1) for _ in "12")
     assert_alike(cell, exact, maps((2, 4, 3, 3), (2, 4, 3, 3)))
     assert launched.count("norm_forward") == launched.count("convolve_forward") == 1
 
@@ -171,6 +180,17 @@ def test_only_wanted_gradients_are_computed(frozen, needs, launches, launched):
     gradients = {"convolve_input_gradient", "convolve_weight_gradient"}
     assert {name: launched.count(name) for name in launches} == launches
     assert not gradients & (set(launched) - set(launches))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("unread", [0, 1])
+def test_an_input_that_no_edge_reads_has_no_gradient(unread, affine, launched):
+    """As plainly, so that an optimizer leaves its weights where they are."""
+    cell, exact = twins(FactorizedReduce(3, 4), relu_conv_bn(3, 4), affine=affine)
+    for own in (cell, exact):
+        own.incoming[0][unread] = Zero(4)
+    assert_alike(cell, exact, maps((2, 3, 4, 4), (2, 3, 2, 2)))
+    assert launched.count("convolve_weight_gradient") == launched.count("convolve_input_gradient") == 1
 
 
 @pytest.mark.parametrize("different", ["one module", "momenta", "untracked"])

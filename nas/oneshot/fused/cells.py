@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
-from nas.oneshot.fused.inputs import Inputs, hooked
+from nas.oneshot.fused.inputs import LARGEST, Inputs, hooked
 from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
 from nas.oneshot.fused.rules import normalise
 from nas.oneshot.fused.stack import Stack, channels_last, type_of_maps
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 CACHED = 2**20
 """Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
 KNOWN_PLANS = 64
-LARGEST = 2**30
-"""Numbers in a map that kernels read, at most: Triton counts those of a map in 32 bits."""
 
 _WHOLE = Terms((0,))
 
@@ -201,7 +199,7 @@ class _Run:
         rest = _Sum()
         for edge, src, _ in into:
             x, weight = self._unseen(src, total), self.terms[edge].edge
-            rest.add(x if weight is None else weight * x)
+            rest.add(self._masked(edge, x if weight is None else weight * x))
         assert rest.total is not None
         return _interleaved(total, rest.total, self.plan.parts)
 
@@ -268,8 +266,12 @@ class _Run:
     def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
         """Adds what each edge carries, or a part of it; paths are dropped as a whole, image by image."""
         for edge, x in zip(edges, maps, strict=True):
-            total, mask = self.totals[self.plan.edges[edge][1] - self.cell.inputs], self.masks.get(edge)
-            total.add(x if mask is None else x * mask)
+            self.totals[self.plan.edges[edge][1] - self.cell.inputs].add(self._masked(edge, x))
+
+    def _masked(self, edge: int, x: Tensor) -> Tensor:
+        """What an edge carries, without the images that are dropped from it."""
+        mask = self.masks.get(edge)
+        return x if mask is None else x * mask
 
     def _drops(self, group: Group) -> bool:
         """Whether these are identities of which entries are dropped."""

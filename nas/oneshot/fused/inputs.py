@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -17,6 +18,9 @@ from nas.oneshot.fused.trust import prepared
 
 if TYPE_CHECKING:
     from nas.oneshot.fused.kernels.preparing import Preparation
+
+LARGEST = 2**30
+"""Numbers in a map that kernels read, at most: Triton counts those of a map in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Inputs:
         """The preprocessed inputs, in training.
 
         Together run modules that make maps of one shape, of which all or none need gradients. A module that
-        is hooked, or whose batch-norm does not train, runs by itself.
+        is hooked, whose batch-norm does not train, or whose map is too large for kernels, runs by itself.
         """
         together: dict[Hashable, list[int]] = {}
         found: dict[int, Tensor] = {}
@@ -58,7 +62,7 @@ class Inputs:
         (at,) = way.form.norms
         norm = cast(nn.BatchNorm2d, pieces[at])
         after = shape_after(way.form, pieces, (x.shape[1], x.shape[2], x.shape[3]))
-        if after is None or not norm.training:
+        if after is None or len(x) * math.prod(after) >= LARGEST or not norm.training:
             return None
         needs = x.requires_grad or any(p.requires_grad for p in pre.parameters())
         return (*after, len(x), x.dtype, norm.eps, norm.affine, needs)
@@ -85,4 +89,5 @@ class Inputs:
 
 def hooked(module: nn.Module) -> bool:
     """Whether something is to happen where a module is called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(map(bool, (*hooks, module._backward_pre_hooks)))

@@ -2,7 +2,7 @@
 
 A kernel that is wrong for a card may end the process that launches it. So another process does steps of a
 small search and of a small training, batched and by kernels (`nas.oneshot.fused.trying`), and what came of it
-is kept for this card and these versions in `$XDG_CACHE_HOME/nas`, by default `~/.cache/nas`.
+is kept for this card and these versions, see `nas.files.cached`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from nas.errors import ConfigError, StorageError
 from nas.files import strictjson
 from nas.files.atomic import read_json, write_json
+from nas.files.cached import cache_folder
 from nas.files.kernel_lock import KernelLock
 
 Kind = Literal["search", "training"]
@@ -222,11 +223,7 @@ def place_of(device: torch.device) -> Path:
     card = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     versions = [_version(name) for name in ("nas-engine", "torch", "triton", "cuda-core")]
     key = repr((card, torch.version.cuda, *versions))
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # of a user without a name, as in containers
-        raise ConfigError(f"kernels: {error}; set HOME or XDG_CACHE_HOME") from error
-    return home / "nas" / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def lacking(device: torch.device) -> str | None:

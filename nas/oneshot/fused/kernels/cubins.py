@@ -1,7 +1,7 @@
 """Compiled kernels kept on disk, so that not every process compiles them again, as Triton does with its own.
 
-In `$XDG_CACHE_HOME/nas/cubins`, by default `~/.cache/nas/cubins`. What cannot be read there is compiled, and
-what cannot be written is not kept.
+In `cubins` in the folder of `nas.files.cached`. What cannot be read there is compiled, and what cannot be
+written is not kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from nas.errors import ConfigError
+from nas.files.cached import cache_folder
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ def kept(key: Sequence[str], make: Callable[[], Cubin]) -> Cubin:
 def _place(key: Sequence[str]) -> Path | None:
     """Where it is; None for a user without a folder for it."""
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+        folder = cache_folder() / "cubins"
+    except ConfigError:
         return None
-    return home / "nas" / "cubins" / hashlib.sha256(repr(tuple(key)).encode()).hexdigest()
+    return folder / hashlib.sha256(repr(tuple(key)).encode()).hexdigest()
 
 
 def _read(place: Path) -> Cubin | None:

@@ -6,7 +6,7 @@ other in memory, so that what leaves all inputs reads them as one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -97,16 +97,20 @@ class _Preparing(torch.autograd.Function):
         launch.normalise(raw, norm, out=states, where=task.where, like=like)
         ctx.save_for_backward(*tensors, raw, *norm.tensors)
         ctx.preparation, ctx.works = task.preparation, works
+        ctx.set_materialize_grads(False)
         task.norm.append(norm)
         return states.permute(0, 3, 1, 2).chunk(level.slots)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         *tensors, raw, mean, var, inv, scale, shift = ctx.saved_tensors
         level, tickets = ctx.preparation.level, ctx.preparation.tickets
         maps, parameters = tensors[: level.slots], tensors[level.slots :]
-        for_maps, wanted = ctx.needs_input_grad[1 : 1 + len(maps)], ctx.needs_input_grad[1 + len(maps) :]
+        # What no edge reads has no gradient, as where modules run by themselves, so that its weights rest.
+        needs = zip(ctx.needs_input_grad[1:], _lines_of(level), strict=True)
+        asked = [need and grads[line] is not None for need, line in needs]
+        for_maps, wanted = asked[: level.slots], asked[level.slots :]
         norm, given = Norm(mean, var, inv, scale, shift), torch.empty_like(raw)
         totals = launch.norm_gradients(_in_one(grads, raw), raw, norm, out=given, drawn=None, tickets=tickets)
         part = None
@@ -125,6 +129,15 @@ class _Preparing(torch.autograd.Function):
             moved = [*gradients_of_kernels(level, part, parameters)]
         moved += gradients_of_norms(level, torch.split(totals, 1) if level.affine else [])
         return None, *found, *(grad if asking else None for grad, asking in zip(moved, wanted, strict=True))
+
+
+def _lines_of(level: Level) -> Iterator[int]:
+    """The number of the line that each map and each parameter belongs to, in the order of both."""
+    numbers = range(level.slots)
+    yield from numbers
+    for at, line in zip(numbers, level.lines, strict=True):
+        yield from (at for _ in line.family.convolutions)
+    yield from (at for at in numbers for _ in ("weight", "bias") if level.affine)
 
 
 def _works(level: Level, maps: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Work]:
@@ -150,8 +163,9 @@ def _map(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _in_one(grads: Sequence[Tensor], raw: Tensor) -> Tensor:
-    """Gradients of all states as `raw` [G, P, C]."""
-    own = [channels_last(grad) for grad in grads]
+def _in_one(grads: Sequence[Tensor | None], raw: Tensor) -> Tensor:
+    """Gradients of all states as `raw` [G, P, C]; zeros of those that have none."""
+    like = next(grad for grad in grads if grad is not None)
+    own = [channels_last(torch.zeros_like(like) if grad is None else grad) for grad in grads]
     one = adjacent(own)
     return _rows(torch.cat(own) if one is None else one).view(raw.shape)
