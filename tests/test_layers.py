@@ -60,7 +60,7 @@ LAYERS = [
     "job.changing",
     # spaces and data
     "oneshot.mixed",
-    "oneshot.fused.plan oneshot.fused.kernels.launch",
+    "oneshot.fused.plan oneshot.fused.together oneshot.fused.kernels.launch",
     "oneshot.fused.kernels.mixing_launch oneshot.fused.kernels.choice",
     "oneshot.fused.kernels.slots oneshot.fused.kernels.family oneshot.fused.kernels.parameters",
     "oneshot.fused.kernels.running",

@@ -246,7 +246,7 @@ class Lacking:
 @pytest.mark.parametrize("right", [True, False])
 def test_memory_of_the_way_that_is_not_taken_is_given_back(monkeypatch, right):
     total, released = torch.zeros(3), []
-    monkeypatch.setattr(captured, "release", lambda: released.append(total[0].item()))
+    monkeypatch.setattr(captured, "give_back", lambda: released.append(total[0].item()))
     steps = Captured(lambda: total.add_(1), lambda: [total], Lacking(lambda: total.add_(1 if right else 9)))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

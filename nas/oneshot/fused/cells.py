@@ -6,8 +6,8 @@ edges that leave a node, and the weight of an operation is the scale of its last
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,8 +21,8 @@ from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group, Known
 from nas.oneshot.fused.inputs import LARGEST, Inputs, hooked
 from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
-from nas.oneshot.fused.rules import normalise
-from nas.oneshot.fused.stack import Stack, channels_last, type_of_maps
+from nas.oneshot.fused.stack import channels_last, type_of_maps
+from nas.oneshot.fused.together import following, mixed, outcome, scaled
 from nas.oneshot.fused.trust import joint, known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
@@ -233,17 +233,17 @@ class _Run:
             if self._drops(group):
                 self._add(edges, self._dropped(group, x, weights))
                 continue
-            with _following(group, on):
-                stack, weights = _outcome(group, x, weights, known)
+            with following(group, on):
+                stack, weights = outcome(group, x, weights, known)
             if stack.shared:
                 shared.setdefault(edges, []).append((stack.x, weights))
             else:
-                apart.setdefault(edges, _Sum()).add(_scaled(stack, weights))
+                apart.setdefault(edges, _Sum()).add(scaled(stack, weights))
         for edges, total in apart.items():
             assert total.total is not None
             self._add(edges, total.total.chunk(len(edges), dim=1))
         for edges, terms in shared.items():
-            self._add(edges, _mixed(terms, len(edges)))
+            self._add(edges, mixed(terms, len(edges)))
 
     def _leave_by(self, kernels: Passage, src: int) -> None:
         """The same of what the kernels know."""
@@ -286,29 +286,6 @@ class _Run:
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
 
 
-@contextmanager
-def _following(group: Group, on: Tensor | None) -> Iterator[None]:
-    """Runs a group, whose running statistics follow only where an operation is drawn. on: [G], or None."""
-    if on is None:
-        yield
-        return
-    own = [(at, buffer) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
-    kinds = dict.fromkeys(buffer.dtype for _, buffer in own)
-    parts = [[(at, buffer) for at, buffer in own if buffer.dtype == kind] for kind in kinds]
-    before = [_flat([buffer for _, buffer in part]) for part in parts]
-    yield
-    live = on != 0
-    for part, kept in zip(parts, before, strict=True):
-        buffers = [buffer for _, buffer in part]
-        seen = torch.cat([live[at].expand(buffer.numel()) for at, buffer in part])
-        flat = torch.split(torch.where(seen, _flat(buffers), kept), [buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [x.view(y.shape) for x, y in zip(flat, buffers, strict=True)])
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
 def _passage(
     plan: Plan,
     states: Sequence[Tensor],
@@ -322,54 +299,6 @@ def _passage(
     from nas.oneshot.fused.kernels.passage import Passage
 
     return Passage(plan.layout, states, weights[-1] if weights else None, masks, chosen)
-
-
-def _outcome(
-    group: Group, x: Tensor, weights: Tensor | None, known: dict[Hashable, Tensor]
-) -> tuple[Stack, Tensor | None]:
-    """What a group makes of a map, and the weights that it has not been multiplied by.
-
-    known: what layers without weights have made of this map so far, by the keys of all of them.
-    """
-    if not group.rules:
-        y: Tensor = group.branches[0].op(x)
-        return Stack(y, 1, shared=False), weights
-    stack = Stack(x, len(group.branches), shared=True)
-    pure: tuple[Hashable, ...] = ()
-    for depth, (rule, layers) in enumerate(zip(group.rules, group.layers, strict=True)):
-        if rule.pure and len(pure) == depth:
-            pure = (*pure, rule.key)
-            if pure not in known:
-                known[pure] = rule.run(layers, stack).x
-            stack = Stack(known[pure], stack.groups, shared=True)
-        elif depth == len(group.rules) - 1 and rule.run is normalise and not stack.shared:
-            return normalise(layers, stack, weights), None
-        else:
-            stack = rule.run(layers, stack)
-    return stack, weights
-
-
-def _scaled(stack: Stack, weights: Tensor | None) -> Tensor:
-    """`[B, G * C, H, W]` with each operation multiplied by its weight."""
-    if weights is None:
-        return stack.x
-    channels = stack.x.shape[1] // stack.groups
-    each = weights.to(stack.x.dtype).unsqueeze(1).expand(-1, channels).reshape(1, -1, 1, 1)
-    return stack.x * each
-
-
-def _mixed(terms: Sequence[tuple[Tensor, Tensor | None]], edges: int) -> Sequence[Tensor]:
-    """For each edge the sum of maps that all edges see, weighed as each does: one product of matrices."""
-    if all(weights is None for _, weights in terms):
-        total = terms[0][0] if len(terms) == 1 else torch.stack([x for x, _ in terms]).sum(0)
-        return [total] * edges
-    first = terms[0][0]
-    rows = [weights if weights is not None else first.new_ones(edges) for _, weights in terms]
-    if len(terms) == edges == 1:
-        return [rows[0].to(first.dtype) * first]
-    maps = torch.stack([x.permute(0, 2, 3, 1) for x, _ in terms])
-    product = torch.stack(rows).to(first.dtype).T @ maps.flatten(1)
-    return [x.permute(0, 3, 1, 2) for x in product.view(edges, *maps.shape[1:]).unbind()]
 
 
 def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:
