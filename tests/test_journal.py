@@ -438,7 +438,7 @@ def test_lock_of_a_killed_writer_is_free_at_once(path):
     holder.join()
     start = time.monotonic()
     backend.append_logs([record(0)])
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # the holder would have slept for a minute
 
 
 def tell_forever(path: Path, told: Connection) -> None:
