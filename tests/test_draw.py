@@ -16,9 +16,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from nas.draw import draw_alpha_heatmap, draw_alphas, draw_cells, draw_network, draw_search, op_kind, save
-from nas.draw.curves import time_ticks
 from nas.draw.slots import layers
 from nas.draw.style import LOOKS, PAPER, clean, fit, node_text, palette, text_size
+from nas.draw.time_axis import time_ticks
 from nas.errors import ConfigError
 from nas.types import Trial
 

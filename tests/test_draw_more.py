@@ -1,5 +1,6 @@
 import itertools
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -479,6 +480,24 @@ def test_search_draws_baselines_as_steps_and_levels():
     assert steps.get_drawstyle() == "steps-post" and not steps.is_dashed()
     assert level.get_xydata().tolist() == [[left, 0.9], [right, 0.9]]
     assert level.is_dashed()
+
+
+def test_epochs_and_their_baselines_are_drawn_over_evaluation_time():
+    def costing(seconds, values):
+        return [replace(trial, cost_s=seconds) for trial in done(values)]
+
+    mine, alone = costing(60.0, [0.3, 0.8, 0.7]), costing(25.0, [0.5, 0.4, 0.6, 0.55, 0.1, 0.2, 0.3])
+    figure = draw_search(mine, baselines={"random": alone, "largest": done([0.9])}, epochs=True)
+    assert_readable(figure)
+    shown = set(texts(figure))
+    assert {"epoch", "evaluation time", "best 0.8 · epoch 2", "1 min", "3 min"} <= shown
+    assert "trial" not in shown
+    left, right = limits(figure)[:2]
+    assert left < 0 and 180 < right < 190
+    steps, _ = (line for line in plot(figure).lines if line.get_zorder() == 4)
+    assert steps.get_xydata().tolist() == [[25, 0.5], [75, 0.6], [right, 0.6]]
+    dots = [x for line in plot(figure).lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert sorted({*dots}) == [60, 120, 180]
 
 
 def test_search_baselines_follow_the_direction():

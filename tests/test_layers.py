@@ -54,6 +54,8 @@ LAYERS = [
     "storage.run storage.salvage",
     "storage.rebuild",
     "storage.repair",
+    "draw.time_axis",
+    "draw.tried",
     "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
     "draw.health_panels",
     "draw.health",

@@ -33,6 +33,7 @@ from nas.report.page import MOST_BYTES, render_run
 from nas.report.pareto import front
 from nas.report.run import read
 from nas.report.words import metric, setting
+from nas.report.working import timeline
 from nas.space import Space
 from nas.training.resumable import Stopped
 from nas.types import Decision, Trial
@@ -126,6 +127,17 @@ def test_a_search_by_gradients_shows_alphas_and_health(gradients):
     found = SECTIONS.findall(text_of(gradients))
     assert {"cells", "evolving", "anytime", "alphas", "health"} <= set(found)
     assert {"front", "failures", "lineage", "importance"} & set(found) == set()
+
+
+def test_epochs_of_a_supernet_are_not_called_trials(gradients):
+    text = text_of(gradients)
+    assert "Each dot is an epoch of the supernet" in text and "Each dot is a trial" not in text
+    run, expected = read(gradients), [("epoch", "1"), ("epoch", "2"), ("epoch", "3")]
+    section = anytime(run)
+    assert [lines[0] for lines in section.tips["trials"].values()] == expected
+    assert "· epoch" in section.drawings[0].svg and "evaluation time" in section.drawings[0].svg
+    assert [lines[0] for lines in timeline(run).tips["timeline"].values()][:3] == expected
+    assert repr(nas.load_result(gradients)).endswith("3 epochs>")
 
 
 def test_the_summary_says_how_the_method_measures(pareto, gradients):

@@ -86,6 +86,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         Inputs.of(job.task),
         baselines_of(baselines.history, job.plan.goals, method=job.config.method),
         job.plan.goals,
+        job.config.is_differentiable,
     )
     _write(job, result, found, baselines, verdict)
     return result

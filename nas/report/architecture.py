@@ -132,8 +132,7 @@ def _frames(run: Run, steps: Sequence[Trial]) -> list[Mapping[str, object]]:
             continue
         objective = run.search.goals.objectives[0]
         value = metric(objective.name, objective.value(trial.metrics))
-        when = f"epoch {place + 1}" if run.is_by_gradients else f"trial {trial.number}"
-        label = f"{when}: {objective.name} {value}{_changed(before, trial.genotype)}"
+        label = f"{' '.join(run.called(trial))}: {objective.name} {value}{_changed(before, trial.genotype)}"
         frames.append({"label": label, "drawings": drawings})
         before = trial.genotype
     return frames

@@ -11,7 +11,8 @@ from scipy.special import gammaln
 
 from nas import draw
 from nas.draw import Bands
-from nas.draw.curves import BASELINE, BEST
+from nas.draw.curves import BEST
+from nas.draw.tried import BASELINE, axis_places
 from nas.report.embed import Spot, inline
 from nas.report.history import Past
 from nas.report.run import Run
@@ -29,12 +30,12 @@ _QUANTILES = (0.5, 0.1, 0.9)
 
 def anytime(run: Run) -> Section | None:
     """Every trial, the best so far, and random search as it is expected to go."""
-    past = run.search
+    past, plain = run.search, _EPOCHS if run.is_by_gradients else _TRIALS
     if not past.trials:
         drawings = stored(run.folder, "search.svg", "the search, as it was drawn when the run finished")
-        return Section("anytime", "Anytime curve", _PLAIN, drawings=drawings) if drawings else None
+        return Section("anytime", "Anytime curve", plain, drawings=drawings) if drawings else None
     objective = past.goals.objectives[0]
-    shown = thinned(past, MOST_DOTS)
+    shown = list(past.trials) if run.is_by_gradients else thinned(past, MOST_DOTS)
     valued = [objective.with_value(trial) for trial in shown]
     figure = draw.draw_search(
         valued,
@@ -42,10 +43,14 @@ def anytime(run: Run) -> Section | None:
         maximize=objective.maximize,
         baselines=_baselines(run),
         broken=past.broken,
+        epochs=run.is_by_gradients,
     )
     done = [trial for trial in shown if trial.state == "done"]
-    spots = [Spot(t.number, objective.value(t.metrics), t.number, f"trial {t.number}") for t in done]
-    label = f"{objective.name} of every trial, and the best so far"
+    places = axis_places(shown, by_time=run.is_by_gradients)
+    spots = [
+        Spot(places[t.number], objective.value(t.metrics), t.number, " ".join(run.called(t))) for t in done
+    ]
+    label = f"{objective.name} of every {'epoch' if run.is_by_gradients else 'trial'}, and the best so far"
     svg = inline(figure, name="trials", label=label, spots=spots, tips="trials")
     drawings = [Drawing(label, label, svg=svg, wide=True)]
     if len(curves := expected(run)) > 1:
@@ -56,13 +61,16 @@ def anytime(run: Run) -> Section | None:
     return Section(
         "anytime",
         "Anytime curve",
-        _PLAIN + _BROKEN * bool(past.broken) + _reading(run, len(curves) > 1) + _left_out(shown, past),
+        plain + _BROKEN * bool(past.broken) + _reading(run, len(curves) > 1) + _left_out(shown, past),
         drawings=drawings,
-        tips={"trials": {trial.number: tip(past, trial) for trial in done}},
+        tips={"trials": {trial.number: tip(run, trial) for trial in done}},
     )
 
 
-_PLAIN = "Each dot is a trial, the line the best value found so far."
+_TRIALS = "Each dot is a trial, the line the best value found so far."
+_EPOCHS = (
+    "Each dot is an epoch of the supernet, the line the best value so far, over the time that both took."
+)
 _BROKEN = " Rings are trials that break a constraint; they are not among the best."
 
 
@@ -106,9 +114,9 @@ def thinned(past: Past, most: int) -> list[Trial]:
     return [t for place, t in enumerate(trials) if t.number in kept or place % step == 0]
 
 
-def tip(past: Past, trial: Trial) -> Tip:
+def tip(run: Run, trial: Trial) -> Tip:
     """What is told of a trial: metrics and choices, or how often each was made where they are many."""
-    chosen = list(past.choices(trial.genotype).items())
+    chosen = list(run.search.choices(trial.genotype).items())
     if len(chosen) > _MOST_LINES:
         counts: dict[str, int] = {}
         for _, option in chosen:
@@ -116,8 +124,8 @@ def tip(past: Past, trial: Trial) -> Tip:
         chosen = [(option, f"{n} ×") for option, n in sorted(counts.items(), key=lambda c: -c[1])]
     chosen = chosen[: 2 * _MOST_LINES]
     numbers = [(name, metric(name, value)) for name, value in list(trial.metrics.items())[:_MOST_LINES]]
-    trained = [("epochs", str(trial.fidelity))] if trial.fidelity else []
-    lines = [("trial", str(trial.number)), *numbers, *trained, ("took", duration(trial.cost_s)), *chosen]
+    trained = [("epochs", str(trial.fidelity))] if trial.fidelity and not run.is_by_gradients else []
+    lines = [run.called(trial), *numbers, *trained, ("took", duration(trial.cost_s)), *chosen]
     return [(name[:_LONGEST], value[:_LONGEST]) for name, value in lines]
 
 

@@ -44,7 +44,7 @@ def front(run: Run) -> Section | None:
             "rows": rows[:_MOST_ROWS],
             "more": len(rows) - _MOST_ROWS,
         },
-        tips={"trials": {trial.number: tip(past, trial) for trial in shown}},
+        tips={"trials": {trial.number: tip(run, trial) for trial in shown}},
     )
 
 

@@ -96,6 +96,10 @@ class Run:
         """Whether its trials are the epochs of a supernet."""
         return by_gradients(self.method)
 
+    def called(self, trial: Trial) -> tuple[str, str]:
+        """What a trial of the search is, and its number: epochs are counted from 1, as everywhere."""
+        return ("epoch", str(trial.number + 1)) if self.is_by_gradients else ("trial", str(trial.number))
+
     @property
     def shares_weights(self) -> bool:
         """Whether its trials are evaluated on the weights of a supernet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from nas.draw.curves import time_ticks
+from nas.draw.time_axis import time_ticks
 from nas.evaluation import failures
 from nas.report.history import Past, Work
 from nas.report.run import Run
@@ -58,7 +58,8 @@ def timeline(run: Run) -> Section | None:
     span = max(now - start, _SHORTEST_S)
     workers = list(dict.fromkeys(work.worker for *_, work in bars))
     rects = [
-        _bar(kind, trial, work, start, now) | {"y": workers.index(work.worker) * _ROW, "tip": place}
+        _bar(kind, trial, work, start, now)
+        | {"y": workers.index(work.worker) * _ROW, "tip": place, "label": " ".join(_called(run, kind, trial))}
         for place, (kind, _, trial, work) in enumerate(bars)
     ]
     return Section(
@@ -79,7 +80,7 @@ def timeline(run: Run) -> Section | None:
             "began": datetime.fromtimestamp(start).strftime("%Y-%m-%d %H:%M:%S"),
             "kinds": [kind for kind in _KINDS if any(rect["kind"] == kind for rect in rects)],
         },
-        tips={"timeline": {place: _tip(*bar) for place, bar in enumerate(bars)}},
+        tips={"timeline": {place: _tip(run, *bar) for place, bar in enumerate(bars)}},
     )
 
 
@@ -88,14 +89,17 @@ def _bar(kind: str, trial: Trial, work: Work, start: float, now: float) -> dict[
     width = max(1.5, _INNER * (ended - work.begun_s) / span)
     state = trial.state if trial.state != "done" else kind
     x = _LEFT + _INNER * (work.begun_s - start) / span
-    return {"x": f"{x:.1f}", "width": f"{width:.1f}", "kind": state, "label": f"{kind} trial {trial.number}"}
+    return {"x": f"{x:.1f}", "width": f"{width:.1f}", "kind": state}
 
 
-def _tip(kind: str, past: Past, trial: Trial, work: Work) -> Sequence[tuple[str, str]]:
+def _called(run: Run, kind: str, trial: Trial) -> tuple[str, str]:
+    return run.called(trial) if kind == "search" else ("trial of random search", str(trial.number))
+
+
+def _tip(run: Run, kind: str, past: Past, trial: Trial, work: Work) -> Sequence[tuple[str, str]]:
     objective = past.goals.objectives[0]
     known = trial.state == "done" and set(objective.metrics) <= trial.metrics.keys()
     value = [(objective.name, metric(objective.name, objective.value(trial.metrics)))] if known else []
-    named = "trial" if kind == "search" else "trial of random search"
     reason = [("failed", trial.reason[:120])] if trial.reason else []
     took = [("took", duration(trial.cost_s))] if trial.cost_s else []
-    return [(named, str(trial.number)), *value, *took, ("worker", work.worker), *reason]
+    return [_called(run, kind, trial), *value, *took, ("worker", work.worker), *reason]

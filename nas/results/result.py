@@ -50,6 +50,7 @@ class Result:
     inputs: how raw images are normalised, and the names of the classes.
     baselines: the trials of what the search was compared with, by name; a choice made without trials is one.
     goals: what the search was for.
+    by_gradients: whether the trials of `history` are the epochs of one supernet.
     """
 
     space: Space
@@ -62,6 +63,7 @@ class Result:
     inputs: Inputs
     baselines: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
     goals: Goals = Goals()  # noqa: RUF009 - a frozen value
+    by_gradients: bool = False
 
     @property
     def front(self) -> list[Trial]:
@@ -84,7 +86,7 @@ class Result:
         measured = [
             *([] if accuracy is None else [f"test_acc {accuracy:.4f}"]),
             *([] if params is None else [f"{params:,.0f} params"]),
-            f"{counted(len(self.history), 'trial')}",
+            f"{counted(len(self.history), 'epoch' if self.by_gradients else 'trial')}",
         ]
         return f"<Result of {self.space.name!r} in {str(self.folder)!r}: {', '.join(measured)}>"
 
@@ -158,6 +160,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         Inputs.of_record(record["task"]),
         baselines_of(Study.read(folder, RANDOM, found) or own, goals, method=method),
         goals,
+        by_gradients(method),
     )
 
 

@@ -60,6 +60,7 @@ def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
             title=f"Search: {title}",
             baselines={name: [*map(first.with_value, trials)] for name, trials in result.baselines.items()},
             broken=result.goals.broken_by(result.history),
+            epochs=result.by_gradients,
         )
         draw.save(figure, folder / "search.svg", folder / "search.png")
 
