@@ -11,7 +11,6 @@ from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import diagnosis
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluation.laddered import Laddered
-from nas.evaluation.learning_curves import tse
 from nas.evaluation.scored import Scored
 from nas.goals import Goals
 from nas.job.job import Job
@@ -123,7 +122,10 @@ def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[
 def _trained(
     job: Job, genotypes: Sequence[Genotype], truth: Sequence[float], fidelity: Fidelity
 ) -> list[Estimate | None]:
-    """Two estimates from one short training: its validation accuracy and its training speed."""
+    """Two estimates from one short training: its validation accuracy and its training speed.
+
+    The latter is TSE-E of Ru et al. 2021 with E = 1, the training loss of the last epoch, its sign turned.
+    """
     name = str(fidelity)
     measure = Laddered(
         job.space,
@@ -137,7 +139,7 @@ def _trained(
     trials = _measure(job, name, measure, genotypes, epochs=fidelity.epochs)
     cost_s = _cost(trials)
     accuracies = [_value(t, "val_acc") for t in trials]
-    speeds = [tse([loss]) if math.isfinite(loss := _value(t, "train_loss")) else math.nan for t in trials]
+    speeds = [-_value(t, "train_loss") for t in trials]
     return [
         estimate(name, "trained", accuracies, truth, cost_s=cost_s),
         estimate(f"TSE-E, {name}", "speed", speeds, truth, cost_s=cost_s),

@@ -43,7 +43,8 @@ from nas.types import Genotype, Trial
 if TYPE_CHECKING:  # the pictures' library is not for those who draw none
     from nas.draw import HealthSeries
 
-DRAWS = 2000
+DRAWS, LIKELY = 2000, 50
+"""Architectures that are drawn by the last strengths, and how many of them are candidates."""
 PENALTY = 10.0
 """Loss of an expected cost twice as high as its bound."""
 
@@ -232,7 +233,7 @@ def _costs(job: Job) -> Callable[[Genotype], dict[str, float]]:
 
 
 def _likely(
-    space: Space, strengths: Sequence[NDArray[np.float64]], draw: np.random.Generator, *, count: int = 50
+    space: Space, strengths: Sequence[NDArray[np.float64]], draw: np.random.Generator
 ) -> list[Genotype]:
     """Valid architectures drawn in proportion to the strengths, the most likely first."""
     logs = [np.log(np.maximum(row, 1e-12)) for row in strengths]
@@ -240,7 +241,7 @@ def _likely(
         space.nearest([row - np.log(draw.exponential(size=len(row))) for row in logs]) for _ in range(DRAWS)
     }
     score = {g: sum(float(row[o]) for row, o in zip(logs, g, strict=True)) for g in drawn}
-    return sorted(drawn, key=lambda g: (-score[g], g))[:count]
+    return sorted(drawn, key=lambda g: (-score[g], g))[:LIKELY]
 
 
 def _seeded(job: Job) -> Callable[[Supernet], None] | None:

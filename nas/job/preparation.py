@@ -35,6 +35,9 @@ from nas.task import Task
 from nas.testing import check_space
 from nas.training.team import ALONE, Team
 
+SAMPLES = 3
+"""Random architectures of which one must fit the task."""
+
 
 def prepare(
     config: Config,
@@ -133,10 +136,10 @@ def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
     return [*notes, f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder}"]
 
 
-def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
+def check_fit(space: Space, task: Task) -> None:
     """Raises SpaceError when none of a few random architectures turns the task's images into its classes."""
     draw, wanted = rng(0, "fit"), (2, task.num_classes)
-    for _ in range(samples):
+    for _ in range(SAMPLES):
         try:
             with user_errors():
                 network = space.network(space.sample(draw), meta=True).eval()
