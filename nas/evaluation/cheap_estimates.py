@@ -24,7 +24,6 @@ from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.study import Evaluator, Study
 from nas.text import counted
-from nas.training.resumable import Stopped
 from nas.types import Genotype, Objective, Trial
 
 
@@ -201,8 +200,7 @@ def _measure(
     job.progress.phase(name, total, done=study.ended)
 
     def stop() -> bool:
-        if job.stop():
-            raise Stopped(f"calibration stopped in {name!r}")
+        job.check_stop(f"calibration stopped in {name!r}")
         return False
 
     study.run(

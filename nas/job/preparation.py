@@ -11,7 +11,7 @@ import torch
 
 from nas import devices
 from nas.budget.clock import Clock
-from nas.data.suspects import load_without, without
+from nas.data.suspects import load_without
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluation.calibration import read_calibration
 from nas.evaluation.guard import user_errors
@@ -66,11 +66,8 @@ def prepare(
     device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
-    if task is None:
-        task = load_without(config.task, config.exclude, seed=config.seed)
-    elif config.exclude is not None:
-        task = without(task, config.exclude)
-    task = task.to(device)
+    named = config.task if task is None else task
+    task = load_without(named, config.exclude, seed=config.seed).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
     elif config.space_settings:
@@ -94,8 +91,8 @@ def prepare(
         folder,
         progress or Silent(),
         stop or (lambda: False),
-        team,
-        clock or Clock(),
+        team=team,
+        clock=clock or Clock(),
     )
     check_search(job)
     if config.execution == "auto":

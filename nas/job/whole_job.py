@@ -12,7 +12,7 @@ from nas.evaluation.metrics import rounded, wilson
 from nas.files.atomic import write_json
 from nas.graph import cell_graphs
 from nas.job.baselines import Baselines, run_baselines
-from nas.job.final_training import RETRAIN, train_final
+from nas.job.final_training import train_final
 from nas.job.gradient_search import write_health
 from nas.job.job import Job
 from nas.job.phases import Found, find
@@ -49,20 +49,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     baselines, verdict = _compared(job, found, shares)
     _tell(job, verdict)
     best, last = verdict.best, last_training(planned, verdict.best, ahead)
-    network, trained = train_final(
-        job.final,
-        best,
-        job.task,
-        last.recipe,
-        seed=job.seed(RETRAIN),
-        folder=last.folder,
-        progress=job.progress,
-        stop=job.stop,
-        split=last.split,
-        left_s=last.left_s,
-        team=job.team,
-        tracking=job.tracking,
-    )
+    network, trained = train_final(job, best, last)
     _warn_of_guessing(job, trained["test_acc"])
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics = {

@@ -53,3 +53,7 @@ class EpochReport:
     seconds: float
     val_loss: float | None = None
     val_acc: float | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"epoch {self.epoch}: loss {self.train_loss:.3f}, {self.seconds:.1f} s"
