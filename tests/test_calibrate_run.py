@@ -170,6 +170,11 @@ def test_settings_out_of_range_are_refused(values):
         Settings(**values)
 
 
+def test_arguments_of_another_kind_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"calibrate: task is a int, wanted a name or a nas.Task"):
+        calibrate("toy", 5, FEW, out=tmp_path / "c")
+
+
 @pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
 def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} is set, but a calibration uses only space"):

@@ -90,7 +90,7 @@ LAYERS = [
     # the parts of a differentiable method
     "oneshot.freezing oneshot.recompute oneshot.selection oneshot.expected",
     "oneshot.method oneshot.sampling",
-    "oneshot.methods",
+    "oneshot.methods job.arguments",
     # training and searching
     "training.accuracy training.batches training.soundness",
     "training.loop job.ranks searchers",

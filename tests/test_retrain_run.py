@@ -76,6 +76,12 @@ def test_settings_of_a_search_are_refused(architecture, tmp_path):
         nas.retrain(architecture, "digits", out=tmp_path / "run", settings={"top_k": 3})
 
 
+@pytest.mark.parametrize("wrong", [{"task": 5}, {"space": nas.Space}])
+def test_arguments_of_another_kind_are_named(architecture, tmp_path, wrong):
+    with pytest.raises(ConfigError, match=f"retrain: {next(iter(wrong))} is a .*, wanted a name"):
+        nas.retrain(architecture, **{"task": "digits"} | wrong, out=tmp_path / "run")
+
+
 def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     space = nas.load("darts", width=4, cells=3, image_size=32)
     architecture = describe_architecture(space, space.sample(np.random.default_rng(0)), {})

@@ -14,7 +14,8 @@ from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibra
 from nas.evaluation.cheap_estimates import compare_estimates
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
-from nas.job.config import Config, make_config, with_names
+from nas.job.arguments import name_of, refuse_others, with_names
+from nas.job.config import make_config
 from nas.job.preparation import folder_of, prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
@@ -54,11 +55,12 @@ def calibrate(
     refuse("a calibration")
     settings = settings or Settings()
     names = {
-        "space": space if isinstance(space, str) else space.name,
-        "task": task if isinstance(task, str) else task.name,
+        "space": name_of("space", space, who="calibrate"),
+        "task": name_of("task", task, who="calibrate"),
         "method": "random",
     }
-    made = _checked(make_config(with_names(config, names)))
+    made = make_config(with_names(config, names))
+    refuse_others(made, USED, what="a calibration")
     place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
     with telling(progress) as told:
         job, notes = prepare(
@@ -96,13 +98,6 @@ def _draw(found: Calibration, folder: Path, *, title: str) -> None:
     rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
     figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=found.threshold)
     draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
-
-
-def _checked(config: Config) -> Config:
-    for name, value in Config():
-        if name not in USED and getattr(config, name) != value:
-            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
-    return config
 
 
 def _keep(path: Path, settings: Settings) -> None:

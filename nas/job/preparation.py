@@ -15,6 +15,7 @@ from nas.data.suspects import load_without
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluation.calibration import read_calibration
 from nas.evaluation.guard import user_errors
+from nas.job.arguments import refuse_made
 from nas.job.config import Config
 from nas.job.final_network import final_recipe, final_space
 from nas.job.job import Job
@@ -70,10 +71,8 @@ def prepare(
     task = load_without(named, config.exclude, seed=config.seed).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
-    elif config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
+    else:
+        refuse_made(space, config)
     # What the last phase would refuse is refused before the first.
     final = final_space(config, plan, space, task)
     recipe, notes = final_recipe(config, plan, final, task)

@@ -14,7 +14,8 @@ from nas.data.suspects import load_without
 from nas.errors import ConfigError
 from nas.evaluation.metrics import rounded
 from nas.graph import cell_graphs
-from nas.job.config import Config, make_config, with_names
+from nas.job.arguments import name_of, refuse_made, refuse_others, with_names
+from nas.job.config import Config, make_config
 from nas.job.final_network import final_recipe, final_space
 from nas.job.final_training import train_final
 from nas.job.job import Job
@@ -139,21 +140,16 @@ def _config(
     task: str | Task,
     settings: Mapping[str, object] | None,
 ) -> Config:
-    origin = str(architecture["space"]) if space is None else space if isinstance(space, str) else space.name
+    origin = str(architecture["space"]) if space is None else name_of("space", space, who="retrain")
     if space is None and is_plugin(origin):
         raise ConfigError(
             f"the architecture's space {origin!r} is code of your own; name it with --space to run it, "
             "in Python with space="
         )
-    names = {"space": origin, "task": task if isinstance(task, str) else task.name}
+    names = {"space": origin, "task": name_of("task", task, who="retrain")}
     config = make_config(with_names(settings, names))
-    for name, value in Config():
-        if name not in {*USED, *names} and getattr(config, name) != value:
-            raise ConfigError(f"{name} is set, but a retraining uses only {', '.join(USED)}; remove it")
-    if isinstance(space, Space) and config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
+    refuse_others(config, USED, what="a retraining")
+    refuse_made(space, config)
     return config
 
 

@@ -15,7 +15,8 @@ from nas.budget.clock import Clock
 from nas.budget.preview import Preview, comparison
 from nas.budget.timing import Tell, estimated_s, look_ahead, measured
 from nas.errors import ConfigError, NasError
-from nas.job.config import Config, make_config, with_names
+from nas.job.arguments import name_of, with_names
+from nas.job.config import Config, make_config
 from nas.job.job import Job
 from nas.job.lifecycle import carry_out
 from nas.job.method_names import OWN
@@ -28,12 +29,6 @@ from nas.space import Space
 from nas.task import Task
 from nas.tracking.tracker import Tracker
 from nas.training.resumable import Stopped
-
-_WANTED = {
-    "space": "a name, FILE.py:FUNCTION or a nas.Space",
-    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
-    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
-}
 
 
 def search(
@@ -68,9 +63,9 @@ def search(
         NasError: when a setting, the space or the data cannot be used, or no valid model was found.
     """
     names = {
-        "space": _name("space", space, Space),
-        "task": _name("task", task, Task),
-        "method": method if isinstance(method, str) else f"{OWN}{_name('method', method, Method)}",
+        "space": name_of("space", space, who="search"),
+        "task": name_of("task", task, who="search"),
+        "method": method if isinstance(method, str) else f"{OWN}{name_of('method', method, who='search')}",
     }
     config = make_config(with_names(settings, names))
     return run(
@@ -84,15 +79,6 @@ def search(
         trackers=trackers,
         stop=stop,
     )
-
-
-def _name(role: str, given: object, kind: type[Space | Task | Method]) -> str:
-    """How a run records its space, task or method: what it was called, or the name that it has itself."""
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, kind):
-        raise ConfigError(f"search: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
-    return given.name
 
 
 def run(
