@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import nas.evaluation.calibration
 from nas.cli import app
 from nas.errors import ConfigError, NoModelError
-from nas.evaluation.calibrate_run import calibrate
 from nas.evaluation.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
-from nas.evaluation.cheap_estimates import fidelities
+from nas.job.calibrate_run import calibrate
+from nas.job.cheap_estimates import fidelities
 from nas.job.search_run import search
 from nas.proxies import PROXIES
 from nas.space import Space

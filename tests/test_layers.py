@@ -15,7 +15,7 @@ LAYERS = [
     "text dispatch",
     # plain values, errors, random streams
     "training.averaging training.pace errors files.strictjson types seeding progress signals "
-    "patience training.peak storage.sealing",
+    "storage.patience training.peak storage.sealing",
     "devices",
     "training.captured",
     "training.streams training.resting training.curve job.method_names data.pixels oneshot oneshot.gradients",
@@ -38,7 +38,7 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files.paths results.records job.spellings files.tomlfile console",
     "evaluation.failures evaluation.metrics files.atomic data.arrays evaluation.learning_curves "
-    "evaluation.comparison training.recipe job.config ops pareto surrogate",
+    "evaluation.comparison training.recipe job.config ops pareto searchers.surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe data.unpacking data.pictures files.folder_lock files.folders files.manifest",
     "workers.pool",
@@ -81,8 +81,8 @@ LAYERS = [
     "workers.turn storage.study_record budget.clock data.images",
     "workers.claims",
     "evaluation.guard oneshot.extraction oneshot.identities oneshot.watch training.distributed",
-    "acquisition registry graph cost architectures.listing architectures.probing task oneshot.supernet "
-    "searchers.searcher draw",
+    "searchers.acquisition registry graph cost architectures.listing architectures.probing task "
+    "oneshot.supernet searchers.searcher draw",
     "results.alphas architectures.morph",
     "data.augment architectures.encodings evaluation.fidelity latency architectures.skeleton "
     "searchers.bounded searchers.evolution searchers.local",
@@ -164,8 +164,8 @@ LAYERS = [
     "job.baselines job.rerank job.lifecycle",
     "job.preparation job.whole_job",
     "job.search_run job.retrain_run",
-    "evaluation.cheap_estimates",
-    "evaluation.calibrate_run workers.join workers.sample",
+    "job.cheap_estimates",
+    "job.calibrate_run workers.join workers.sample",
     # what users call
     "cli.app budget.time_allowed",
     "classifier cli.job",

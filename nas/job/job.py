@@ -15,10 +15,10 @@ from nas.job.config import Config
 from nas.job.plan import Plan
 from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
-from nas.patience import Patience
 from nas.progress import Progress
 from nas.seeding import derive
 from nas.space import Space
+from nas.storage.patience import Patience
 from nas.storage.run import run_storage
 from nas.task import Task
 from nas.tracking.tracking import NO_TRACKING, Tracking

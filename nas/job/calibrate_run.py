@@ -11,10 +11,10 @@ from nas import draw
 from nas.console import telling
 from nas.errors import ConfigError
 from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibration
-from nas.evaluation.cheap_estimates import compare_estimates
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
 from nas.job.arguments import name_of, refuse_others, with_names
+from nas.job.cheap_estimates import compare_estimates
 from nas.job.config import make_config
 from nas.job.preparation import folder_of, prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
