@@ -83,7 +83,7 @@ LAYERS = [
     "evaluation.guard oneshot.extraction oneshot.identities oneshot.watch training.distributed",
     "searchers.acquisition registry graph cost architectures.listing architectures.probing task "
     "oneshot.supernet searchers.searcher draw",
-    "results.alphas architectures.morph",
+    "results.alphas results.health architectures.morph",
     "data.augment architectures.encodings evaluation.fidelity latency architectures.skeleton "
     "searchers.bounded searchers.evolution searchers.local",
     "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2 searchers.generational",

@@ -13,10 +13,11 @@ from nas.errors import ConfigError
 from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibration
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
+from nas.files.folders import results_folder
 from nas.job.arguments import name_of, refuse_others, with_names
 from nas.job.cheap_estimates import compare_estimates
 from nas.job.config import make_config
-from nas.job.preparation import folder_of, prepare
+from nas.job.preparation import prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
 from nas.space import Space
@@ -61,7 +62,7 @@ def calibrate(
     }
     made = make_config(with_names(config, names))
     refuse_others(made, USED, what="a calibration")
-    place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
+    place = Path(out) if out is not None else results_folder("calibrate", made.space, made.task)
     with telling(progress) as told:
         job, notes = prepare(
             made,

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,9 +38,6 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.easing import LR_FACTOR, Ease, eased
 from nas.training.needs import require_memory
 from nas.types import Genotype, Trial
-
-if TYPE_CHECKING:  # the pictures' library is not for those who draw none
-    from nas.draw import HealthSeries
 
 DRAWS, LIKELY = 2000, 50
 """Architectures that are drawn by the last strengths, and how many of them are candidates."""
@@ -260,41 +256,9 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     return prepare
 
 
-def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str, pictures: bool = True) -> None:
-    """health.json, and with pictures health.svg and health.png: how healthy a search was, epoch by epoch."""
-    records = [
+def health_of(epochs: Sequence[Epoch]) -> list[dict[str, object]]:
+    """The record of a search, epoch by epoch, as health.json holds it."""
+    return [
         {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
         for e in epochs
     ]
-    write_json(folder / "health.json", {"epochs": records})
-    if not pictures:
-        return
-    from nas import draw
-
-    figure = draw.draw_health(health_series(epochs), title=title)
-    draw.save(figure, folder / "health.svg", folder / "health.png")
-
-
-def health_series(epochs: Sequence[Epoch]) -> HealthSeries:
-    """The record of a search as its picture wants it."""
-    from nas.draw import HealthSeries
-
-    health = [e.health for e in epochs]
-    return HealthSeries(
-        epochs=np.array([e.epoch for e in epochs]),
-        skip_shares={kind: np.array([h.skip_shares[kind] for h in health]) for kind in health[0].skip_shares},
-        entropy=np.array([h.entropy for h in health]),
-        eigenvalue=_finite([abs(h.eigenvalue) for h in health]),
-        mean=_finite([e.growth.mean for e in epochs]),
-        alarm=_finite([e.growth.level for e in epochs]),
-        matching=np.array([h.matching for h in health]),
-        gap=np.array([h.gap for h in health]),
-        supernet_acc=np.array([e.val_acc for e in epochs]),
-        changes=np.array([h.changes for h in health]),
-        events=[(i, event) for i, e in enumerate(epochs) for event in e.events],
-    )
-
-
-def _finite(values: Sequence[float]) -> NDArray[np.float64]:
-    """NaN in place of infinities."""
-    return np.where(np.isfinite(values), values, np.nan)

@@ -15,6 +15,7 @@ from nas.data.suspects import load_without
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluation.calibration import read_calibration
 from nas.evaluation.guard import user_errors
+from nas.files.folders import results_folder
 from nas.job.arguments import refuse_made
 from nas.job.config import Config
 from nas.job.final_network import final_recipe, final_space
@@ -166,10 +167,4 @@ def _blamed(space: Space, task: Task) -> str:
 def default_folder(config: Config) -> Path:
     """results/SPACE-TASK-METHOD, made of harmless characters."""
     shared = ["shared"] if config.evaluator == "shared" else []
-    return folder_of(config.space, config.task, config.method, *shared)
-
-
-def folder_of(*parts: str) -> Path:
-    """The folder in `results` that is named by the last parts of these paths, made of harmless characters."""
-    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
-    return Path("results") / "-".join(names)
+    return results_folder(config.space, config.task, config.method, *shared)
