@@ -80,7 +80,7 @@ LAYERS = [
     "workers.turn_in_database",
     "workers.turn storage.study_record budget.clock data.images",
     "workers.claims",
-    "evaluation.guard oneshot.extraction oneshot.identities oneshot.watch training.distributed",
+    "user_code oneshot.extraction oneshot.identities oneshot.watch training.distributed",
     "searchers.acquisition registry graph cost architectures.listing architectures.probing task "
     "oneshot.supernet searchers.searcher draw",
     "results.alphas results.health architectures.morph",

@@ -10,7 +10,6 @@ from torch import nn
 from nas.budget.timing import Last
 from nas.errors import TrialError
 from nas.evaluation.evaluators import affordable
-from nas.evaluation.guard import user_errors
 from nas.evaluation.metrics import wilson
 from nas.job.job import Job
 from nas.latency import latency
@@ -23,6 +22,7 @@ from nas.training.curve import Curve, EpochReport
 from nas.training.easing import Ease, eased
 from nas.training.train import train
 from nas.types import Genotype
+from nas.user_code import user_errors
 
 RETRAIN = "retrain"
 """What the last training is called between ranks and to trackers."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from nas.budget.clock import Clock
 from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.evaluation.guard import user_errors
 from nas.evaluation.measured import LATENCY, free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
@@ -38,6 +37,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.easing import LR_FACTOR, Ease, eased
 from nas.training.needs import require_memory
 from nas.types import Genotype, Trial
+from nas.user_code import user_errors
 
 DRAWS, LIKELY = 2000, 50
 """Architectures that are drawn by the last strengths, and how many of them are candidates."""

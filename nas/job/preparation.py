@@ -14,7 +14,6 @@ from nas.budget.clock import Clock
 from nas.data.suspects import load_without
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluation.calibration import read_calibration
-from nas.evaluation.guard import user_errors
 from nas.files.folders import results_folder
 from nas.job.arguments import refuse_made
 from nas.job.config import Config
@@ -36,6 +35,7 @@ from nas.storage.run import check_storage
 from nas.task import Task
 from nas.testing import check_space
 from nas.training.team import ALONE, Team
+from nas.user_code import user_errors
 
 SAMPLES = 3
 """Random architectures of which one must fit the task."""

@@ -10,7 +10,6 @@ from torch import nn
 from nas.cost import count_params
 from nas.evaluation.evaluators import Inherited, Start
 from nas.evaluation.grown import from_supernet
-from nas.evaluation.guard import user_errors
 from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT
 from nas.oneshot import fewshot
@@ -24,6 +23,7 @@ from nas.training.curve import EpochReport
 from nas.training.easing import Ease, eased
 from nas.training.needs import require_memory
 from nas.types import Trial
+from nas.user_code import user_errors
 
 SHARED = "shared weights"
 """What the training of a supernet for trials is called between ranks."""

@@ -14,7 +14,6 @@ import nas
 from nas.errors import NoModelError, TrialError
 from nas.evaluation.evaluators import Inherited, Trained
 from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.guard import memory_errors, reason_of
 from nas.evaluation.laddered import Laddered
 from nas.evaluation.memory_bound import Fitting, Remembering
 from nas.job.final_training import train_final
@@ -30,6 +29,7 @@ from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Trial
+from nas.user_code import memory_errors, reason_of
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
