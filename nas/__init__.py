@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from nas.classifier import ImageClassifier
     from nas.data.suspects import without
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
-    from nas.evaluation.calibrate_run import calibrate
     from nas.evaluation.calibration import Calibration
     from nas.evaluation.evaluators import Inherited, Trained
     from nas.evaluation.fidelity import Fidelity, Ladder
     from nas.evaluation.laddered import Laddered
     from nas.evaluation.measured import Measured
     from nas.goals import Goals, parse_goals
+    from nas.job.calibrate_run import calibrate
     from nas.job.config import Config, make_config
     from nas.job.retrain_run import retrain
     from nas.job.search_run import run, search
@@ -100,7 +100,7 @@ _HOME = {
     "TrialError": "nas.errors",
     "VertexCell": "nas.cell",
     "audit_task": "nas.audit",
-    "calibrate": "nas.evaluation.calibrate_run",
+    "calibrate": "nas.job.calibrate_run",
     "candidates": "nas.ops",
     "check_searcher": "nas.testing",
     "check_space": "nas.testing",

@@ -29,10 +29,11 @@ from nas.bundle.bundle import bundle
 from nas.console import reporter
 from nas.data.images import Images, layout, rows_of
 from nas.errors import ConfigError, DataError
-from nas.evaluation.calibrate_run import USED
 from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
-from nas.job.config import Config, make_config, with_names
+from nas.job.arguments import with_names
+from nas.job.calibrate_run import USED
+from nas.job.config import Config, make_config
 from nas.job.method_names import BLACK_BOX, OPTUNA
 from nas.job.plan import UNBOUNDED, make_plan
 from nas.job.search_run import run

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import flop_registry
 
 from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
 from nas.errors import SpaceError, TrialError, describe
-from nas.evaluation.guard import reason_of
 from nas.space import Space
 from nas.types import Genotype
+from nas.user_code import reason_of
 
 
 @dataclass(frozen=True, slots=True)

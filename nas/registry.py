@@ -92,8 +92,8 @@ def source_hash(path: str) -> str | None:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
 
 
-def own_function(path: str, what: str = "method") -> Callable[..., object]:
-    """The function that `module:function` or `file.py:function` names, for something other than a space.
+def own_function(path: str) -> Callable[..., object]:
+    """The function that `module:function` or `file.py:function` names, for a method.
 
     Raises:
         ConfigError: when there is none or its file fails.
@@ -101,7 +101,7 @@ def own_function(path: str, what: str = "method") -> Callable[..., object]:
     try:
         return _function(path)
     except SpaceError as error:
-        raise ConfigError(str(error).replace(f"space {path!r}", f"{what} {path!r}")) from error
+        raise ConfigError(str(error).replace(f"space {path!r}", f"method {path!r}")) from error
 
 
 def _function(path: str) -> Callable[..., object]:

@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.evaluation.failures import diagnosis
-from nas.evaluation.guard import user_errors
 from nas.evaluation.metrics import check_metrics
 from nas.files.paths import check_contents, check_name, exists
 from nas.goals import Goals
@@ -30,6 +29,7 @@ from nas.storage.run import past_storage
 from nas.storage.study_record import Record, open_study, recorded_goals, warn_of_direction
 from nas.text import counted
 from nas.types import Trial
+from nas.user_code import user_errors
 from nas.workers.claims import Alone, Claims, LostError
 from nas.workers.silence import OWNER
 from nas.workers.turns import NoTurnError

@@ -3,6 +3,10 @@
 import hashlib
 import json
 
+from nas.budget.timing import Last
+from nas.job.config import make_config
+from nas.job.job import Job
+from nas.job.plan import make_plan
 from nas.storage.journal import JOURNAL
 
 TINY = {
@@ -20,6 +24,13 @@ TINY = {
 """Settings of any method on a small space."""
 SMALL = {**TINY, "trials": 3}
 """Settings of a black-box method on a small space."""
+
+
+def last_job(space, task, recipe, folder, *, progress, stop=lambda: False):
+    """A job of which nothing but the last training is left, and that training."""
+    config = make_config({})
+    job = Job(config, make_plan(config), space, task, task, space, recipe, folder, progress, stop)
+    return job, Last(recipe, task.train_and_val(), folder)
 
 
 class Recorder:

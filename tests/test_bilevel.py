@@ -18,7 +18,7 @@ from nas.oneshot.freezing import Freezing
 from nas.oneshot.keeping import copied, kept
 from nas.oneshot.method import Method
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
-from nas.oneshot.regularizers import BetaDecay, DirichletKL, Entropy, ExpectedCost, PullBack
+from nas.oneshot.regularizers import BetaDecay, ExpectedCost, PullBack, ZeroOne
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft
 from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet
@@ -400,7 +400,7 @@ def test_a_regulariser_adds_its_own_gradient():
     )
 
 
-@pytest.mark.parametrize("added", [Entropy(5.0), ExpectedCost((torch.arange(5.0).expand(6, 5),), 0.0, 1.0)])
+@pytest.mark.parametrize("added", [ZeroOne(5.0), ExpectedCost((torch.arange(5.0).expand(6, 5),), 0.0, 1.0)])
 def test_on_the_simplex_a_regulariser_moves_the_alphas_by_its_own_gradient(added):
     """Its gradient with respect to the alphas, times the rate, is what it adds to a move."""
     plain, other = (make(update=ExponentiatedGradient(0.1), regularizers=terms) for terms in ((), (added,)))
@@ -420,7 +420,7 @@ def test_on_the_simplex_a_regulariser_moves_the_alphas_by_its_own_gradient(added
 
 
 @pytest.mark.parametrize(
-    "added", [BetaDecay(), PullBack(), Entropy(), DirichletKL()], ids=lambda added: type(added).__name__
+    "added", [BetaDecay(), PullBack(), ZeroOne()], ids=lambda added: type(added).__name__
 )
 @pytest.mark.parametrize("update", [Adam(), ExponentiatedGradient(0.1)], ids=lambda u: type(u).__name__)
 def test_options_out_of_the_race_are_not_moved_by_a_regulariser(added, update):

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import nas.evaluation.calibration
 from nas.cli import app
 from nas.errors import ConfigError, NoModelError
-from nas.evaluation.calibrate_run import calibrate
 from nas.evaluation.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
-from nas.evaluation.cheap_estimates import fidelities
+from nas.job.calibrate_run import calibrate
+from nas.job.cheap_estimates import fidelities
 from nas.job.search_run import search
 from nas.proxies import PROXIES
 from nas.space import Space
@@ -168,6 +168,11 @@ def test_few_images_are_enough_for_every_proxy(tmp_path):
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(ConfigError, match=r"calibrate: got .* wanted at least 5 architectures"):
         Settings(**values)
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"calibrate: task is a int, wanted a name or a nas.Task"):
+        calibrate("toy", 5, FEW, out=tmp_path / "c")
 
 
 @pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])

@@ -129,7 +129,6 @@ def test_the_cheapest_that_is_surely_above_the_threshold_is_chosen():
     assert choose([dear, unsure, cheap, proxy], 0.4) == cheap
     assert choose([dear, cheap], 0.5) == dear
     assert choose([unsure, proxy], 0.4) is None
-    assert choose([dear, proxy], 0.4, group="proxy") == proxy
 
 
 def test_a_handful_of_architectures_convinces_nobody():

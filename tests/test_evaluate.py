@@ -7,7 +7,6 @@ from torch import nn
 
 from nas.errors import ConfigError, TrialError
 from nas.evaluation.evaluators import Cached, Inherited, Trained, affordable
-from nas.evaluation.guard import user_errors
 from nas.graph import architecture_hash
 from nas.oneshot.supernet import Supernet
 from nas.registry import load
@@ -18,6 +17,7 @@ from nas.training.needs import memory_bytes, require_memory
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.types import Trial
+from nas.user_code import user_errors
 
 TASK = load_task("digits").reduced(128)
 TOY = load("toy", width=4)

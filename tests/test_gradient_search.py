@@ -13,7 +13,7 @@ from nas.cost import cost
 from nas.errors import ConfigError
 from nas.goals import Goals
 from nas.job import gradient_search
-from nas.job.gradient_search import health_series
+from nas.job.gradient_search import health_of
 from nas.job.method_names import DIFFERENTIABLE, SHARED
 from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
@@ -25,6 +25,8 @@ from nas.oneshot.relaxations import Dirichlet
 from nas.registry import load
 from nas.report import render
 from nas.results.alphas import Alphas
+from nas.results.health import series_of
+from nas.results.records import EpochRecord
 from nas.results.result import is_finished
 from nas.schedulers.scheduler import Listed
 from nas.storage.run import run_storage
@@ -265,7 +267,7 @@ def test_the_picture_tells_what_was_measured():
         Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
         Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
     ]
-    series = health_series(epochs)
+    series = series_of([EpochRecord.model_validate(row) for row in health_of(epochs)])
     assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
     assert (series.mean[0], series.alarm[0]) == (0.2, 0.26) and np.isnan(series.mean[1])
     assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]

@@ -22,9 +22,9 @@ from optuna.trial import TrialState, create_trial
 from nas.errors import ConfigError
 from nas.files.kernel_lock import KernelLock
 from nas.files.stopped_holder import holders, wake
-from nas.patience import PATIENT, Patience
 from nas.storage.journal import journal_storage
 from nas.storage.journal_file import SafeJournalBackend
+from nas.storage.patience import PATIENT, Patience
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -15,7 +15,7 @@ LAYERS = [
     "text dispatch",
     # plain values, errors, random streams
     "training.averaging training.pace errors files.strictjson types seeding progress signals "
-    "patience training.peak storage.sealing",
+    "storage.patience training.peak storage.sealing",
     "devices",
     "training.captured",
     "training.streams training.resting training.curve job.method_names data.pixels oneshot oneshot.gradients",
@@ -38,7 +38,7 @@ LAYERS = [
     # files, arrays, settings, primitives
     "files.paths results.records job.spellings files.tomlfile console",
     "evaluation.failures evaluation.metrics files.atomic data.arrays evaluation.learning_curves "
-    "evaluation.comparison training.recipe job.config ops pareto surrogate",
+    "evaluation.comparison training.recipe job.config ops pareto searchers.surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe data.unpacking data.pictures files.folder_lock files.folders files.manifest",
     "workers.pool",
@@ -82,17 +82,17 @@ LAYERS = [
     "workers.turn_in_database",
     "workers.turn storage.study_record budget.clock data.images",
     "workers.claims",
-    "evaluation.guard oneshot.extraction oneshot.identities oneshot.watch training.distributed",
-    "acquisition registry graph cost architectures.listing architectures.probing task oneshot.supernet "
-    "searchers.searcher draw",
-    "results.alphas architectures.morph",
+    "user_code oneshot.extraction oneshot.identities oneshot.watch training.distributed",
+    "searchers.acquisition registry graph cost architectures.listing architectures.probing task "
+    "oneshot.supernet searchers.searcher draw",
+    "results.alphas results.health architectures.morph",
     "data.augment architectures.encodings evaluation.fidelity latency architectures.skeleton "
     "searchers.bounded searchers.evolution searchers.local",
     "searchers.random_search searchers.optuna_search searchers.guided searchers.nsga2 searchers.generational",
     # the parts of a differentiable method
     "oneshot.freezing oneshot.recompute oneshot.selection oneshot.expected",
     "oneshot.method oneshot.sampling",
-    "oneshot.methods",
+    "oneshot.methods job.arguments",
     # training and searching
     "training.accuracy training.batches training.soundness",
     "training.loop job.ranks searchers",
@@ -147,8 +147,7 @@ LAYERS = [
     "bundle.bundle",
     "bundle.at_end bundle.predicting",
     "data.suspects",
-    "doctor job.final_training",
-    "job.retrain_run",
+    "doctor",
     "audit.features audit.findings audit.neighbours audit.planted audit.pool audit.predictions audit.sheet",
     "audit.balance audit.duplicates audit.labels audit.outliers",
     "audit.run",
@@ -161,14 +160,14 @@ LAYERS = [
     "budget.preview_phases",
     "budget.preview_run",
     "budget.timing",
-    "job.trial_search",
+    "job.trial_search job.final_training",
     "workers.start",
     "job.phases",
-    "job.baselines job.rerank job.following",
+    "job.baselines job.rerank job.lifecycle",
     "job.preparation job.whole_job",
-    "job.search_run",
-    "evaluation.cheap_estimates",
-    "evaluation.calibrate_run workers.join workers.sample",
+    "job.search_run job.retrain_run",
+    "job.cheap_estimates",
+    "job.calibrate_run workers.join workers.sample",
     # what users call
     "cli.app budget.time_allowed",
     "classifier cli.job",

@@ -6,7 +6,7 @@ import pytest
 
 from nas.errors import ConfigError
 from nas.evaluation import learning_curves
-from nas.evaluation.learning_curves import Forecast, extrapolate, tse
+from nas.evaluation.learning_curves import Forecast, extrapolate
 
 
 def power_law(epochs, *, a=0.93, b=0.5, c=0.4):
@@ -17,21 +17,9 @@ def exponential(epochs, *, a=0.93, b=0.6, c=0.15):
     return a - b * np.exp(-c * (np.arange(1.0, epochs + 1) - 1))
 
 
-def test_tse_is_minus_the_sum_of_the_last_losses():
-    losses = [4.0, 2.0, 1.0, 0.5]
-    assert tse(losses) == -0.5
-    assert tse(losses, last=3) == -3.5
-    assert tse(losses, last=4) == -7.5
-    assert tse([1.0, 0.2]) > tse([1.0, 0.3])
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: tse([]), "train_losses"),
-        (lambda: tse([1.0], last=2), "last is 2"),
-        (lambda: tse([1.0], last=0), "last is 0"),
-        (lambda: tse([1.0, float("nan")]), "train_losses: epoch 2"),
         (lambda: extrapolate([0.5], at=3), "values: .* 2 or more"),
         (lambda: extrapolate([], at=3), "values"),
         (lambda: extrapolate([0.5, float("inf")], at=3), "values: epoch 2"),

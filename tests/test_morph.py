@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.architectures.morph import additions, grow, is_addition, last_norm
+from nas.architectures.morph import additions, graft, is_addition, last_norm
 from nas.cell import Cell
 from nas.errors import ConfigError, SpaceError
 from nas.ops import PRIMITIVES, FactorizedReduce, Zero, candidates
@@ -206,6 +206,13 @@ def test_only_what_is_sure_to_end_in_a_norm_counts():
 def test_an_addition_must_be_able_to_learn(parent, edge, learns):
     child = (*parent[:edge], 3, *parent[edge + 1 :])
     assert is_addition(CELLS, parent, child) == (child in additions(CELLS, parent)) == learns
+
+
+def grow(space, parent, network, child):
+    """The child's network with the weights of its parent's `network`."""
+    grown = space.network(child).to(next(network.parameters()).dtype)
+    graft(space, child, grown, parent=parent, weights=network.state_dict())
+    return grown.train(network.training)
 
 
 # -- the same function ------------------------------------------------------------------------------------

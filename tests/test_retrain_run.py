@@ -8,7 +8,7 @@ from jobs import SMALL, outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
-from nas.job import retrain_run
+from nas.job import lifecycle
 from nas.results.architecture_file import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
@@ -76,6 +76,12 @@ def test_settings_of_a_search_are_refused(architecture, tmp_path):
         nas.retrain(architecture, "digits", out=tmp_path / "run", settings={"top_k": 3})
 
 
+@pytest.mark.parametrize("wrong", [{"task": 5}, {"space": nas.Space}])
+def test_arguments_of_another_kind_are_named(architecture, tmp_path, wrong):
+    with pytest.raises(ConfigError, match=f"retrain: {next(iter(wrong))} is a .*, wanted a name"):
+        nas.retrain(architecture, **{"task": "digits"} | wrong, out=tmp_path / "run")
+
+
 def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     space = nas.load("darts", width=4, cells=3, image_size=32)
     architecture = describe_architecture(space, space.sample(np.random.default_rng(0)), {})
@@ -98,7 +104,7 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
 
 def test_it_ends_with_the_bundle(architecture, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(retrain_run, "bundle_at_end", lambda result, task, _: written.append((result, task)))
+    monkeypatch.setattr(lifecycle, "bundle_at_end", lambda result, task, _: written.append((result, task)))
     for export in (False, True):
         settings = {**SETTINGS, "retrain": {"epochs": 1}, "export": export}
         result = nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)

@@ -20,9 +20,9 @@ from nas.searchers.generational import Generational
 from nas.searchers.named import SEARCHERS as NAMES
 from nas.searchers.named import make_searcher, settings_of
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
+from nas.searchers.surrogate import SURROGATES
 from nas.seeding import rng
 from nas.space import Space
-from nas.surrogate import SURROGATES
 from nas.testing import check_searcher
 from nas.types import Objective, Trial
 from spaces.nasbench201 import to_string

@@ -17,7 +17,6 @@ from postgres import PASSWORD, QUOTED, Proxy, postgres
 from sqlalchemy import event
 
 from nas.errors import ConfigError
-from nas.patience import Patience
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
@@ -26,6 +25,7 @@ from nas.storage.address import Address, check_writers, find_address, writers
 from nas.storage.finishing import finish_trial
 from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.parked import Park
+from nas.storage.patience import Patience
 from nas.storage.run import keep_history, open_storage, run_storage
 from nas.study import Study
 from nas.training.resumable import Stopped

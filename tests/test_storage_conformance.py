@@ -6,9 +6,9 @@ import pytest
 from optuna.testing.pytest_storages import StorageTestCase
 from postgres import postgres
 
-from nas.patience import Patience
 from nas.storage.journal import journal_storage
 from nas.storage.parked import Park
+from nas.storage.patience import Patience
 from nas.storage.run import RunStorage, open_storage
 
 __all__ = ["postgres"]

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.errors import ConfigError
-from nas.evaluation.calibrate_run import USED
 from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml, write_toml
+from nas.job.calibrate_run import USED
 from nas.job.config import make_config
 from nas.job.search_run import run
 from nas.progress import Silent

@@ -5,9 +5,9 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from nas import surrogate as module
 from nas.errors import ConfigError
-from nas.surrogate import SURROGATES, bayesian_ridge, gaussian_process, random_forest, surrogate
+from nas.searchers import surrogate as module
+from nas.searchers.surrogate import SURROGATES, bayesian_ridge, gaussian_process, random_forest, surrogate
 
 each = pytest.mark.parametrize("name", SURROGATES)
 

@@ -133,8 +133,8 @@ def test_learns_and_reports_what_evaluate_finds():
     recipe = dataclasses.replace(PLAIN, epochs=8, batch=16)
     reports = []
     curve = train(network, task, recipe, seed=0, evaluate_on=task.val, on_epoch=reports.append)
-    assert curve.final_val_acc > 0.9
-    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    assert curve.val_acc[-1] > 0.9
+    assert (curve.val_loss[-1], curve.val_acc[-1]) == evaluate(network, task, task.val)
     assert len(curve.train_loss) == len(curve.lr) == len(curve.seconds) == 8
     assert curve.train_loss[-1] < curve.train_loss[0]
     assert all(second > 0 for second in curve.seconds)
@@ -150,8 +150,7 @@ def test_evaluates_every_few_epochs_and_after_the_last():
     assert len(curve.val_acc) == len(curve.val_loss) == 2
     without = train(make(), task, PLAIN, seed=0)
     assert without.val_acc == ()
-    assert without.final_val_acc is None
-    assert without.final_val_loss is None
+    assert without.val_acc == without.val_loss == ()
     assert without.train_loss == curve.train_loss
     with pytest.raises(ConfigError, match="evaluate_every is 0"):
         train(make(), task, PLAIN, seed=0, evaluate_every=0)
@@ -269,7 +268,7 @@ def test_a_pause_leaves_the_averaged_weights_in_the_network(tmp_path):
     task, network, raw = make_task(), make(), make()
     settings = {"seed": 0, "evaluate_on": task.val, "until": 2}
     curve = train(network, task, RUNGS, **settings)
-    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    assert (curve.val_loss[-1], curve.val_acc[-1]) == evaluate(network, task, task.val)
     train(raw, task, dataclasses.replace(RUNGS, ema=0.0), **settings)
     assert not torch.equal(network.head.weight, raw.head.weight)
 
@@ -436,7 +435,7 @@ def test_evaluation_during_training_uses_the_averaged_weights():
     recipe = dataclasses.replace(PLAIN, epochs=2, ema=0.99)
     curve = train(network, task, recipe, seed=0, evaluate_on=task.val)
     raw = train(make(), task, dataclasses.replace(recipe, ema=0.0), seed=0, evaluate_on=task.val)
-    assert (curve.final_val_loss, curve.final_val_acc) == evaluate(network, task, task.val)
+    assert (curve.val_loss[-1], curve.val_acc[-1]) == evaluate(network, task, task.val)
     assert curve.train_loss == raw.train_loss
     assert curve.val_loss[0] != raw.val_loss[0]
 

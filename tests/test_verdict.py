@@ -13,7 +13,6 @@ import torch
 
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.guard import user_errors
 from nas.files.kernel_lock import KernelLock
 from nas.oneshot.fused import execution, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
@@ -24,6 +23,7 @@ from nas.progress import Silent
 from nas.seeding import isolated
 from nas.training import loop as training
 from nas.training.recipe import Recipe
+from nas.user_code import user_errors
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 FASTER = Tried(batched_ms=10.0, kernels_ms=2.0, difference=1e-4)

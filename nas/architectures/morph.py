@@ -48,22 +48,6 @@ def is_addition(space: Space, parent: Genotype, child: Genotype) -> bool:
     return bool(_places(space, parent, child))
 
 
-def grow(space: Space, parent: Genotype, network: nn.Module, child: Genotype) -> nn.Module:
-    """The child's network, on the device and in the mode of the parent's `network`; both compute the same.
-
-    The added operation is initialised from torch's global stream. With drop-path in training the two draw
-    different paths.
-
-    Raises:
-        SpaceError: when `child` is no addition of `parent`, or `network` is not the parent's.
-    """
-    grown = space.network(child)
-    if (like := next(network.parameters(), None)) is not None:
-        grown.to(device=like.device, dtype=like.dtype)
-    graft(space, child, grown, parent=parent, weights=network.state_dict())
-    return grown.train(network.training)
-
-
 def graft(
     space: Space, child: Genotype, network: nn.Module, *, parent: Genotype, weights: Mapping[str, Tensor]
 ) -> None:

@@ -12,6 +12,9 @@ import numpy as np
 
 from nas.types import Decision, Genotype
 
+DRAWS = 400
+"""For each decision of an estimate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -36,7 +39,6 @@ def estimate(
     *,
     free: bool,
     aliases: Callable[[Genotype], int] | None,
-    draws: int = 400,
 ) -> int:
     """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
 
@@ -52,11 +54,11 @@ def estimate(
         if free:
             total *= len(decision.options)
             continue
-        seen = [draw(prefix)[depth] for _ in range(2 * draws)]
+        seen = [draw(prefix)[depth] for _ in range(2 * DRAWS)]
         # Choosing and counting on the same draws would favour options that were drawn too often.
-        option = Counter(seen[:draws]).most_common(1)[0][0]
-        total *= Fraction(draws, max(1, seen[draws:].count(option)))
+        option = Counter(seen[:DRAWS]).most_common(1)[0][0]
+        total *= Fraction(DRAWS, max(1, seen[DRAWS:].count(option)))
         prefix.append(option)
     if aliases is not None:
-        total *= Fraction(float(np.mean([1 / aliases(draw([])) for _ in range(draws)])))
+        total *= Fraction(float(np.mean([1 / aliases(draw([])) for _ in range(DRAWS)])))
     return round(total)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 
 from nas import devices
-from nas.evaluation.guard import user_errors
 from nas.job.job import Job
 from nas.job.shared_weights import fresh_supernet
 from nas.oneshot import differentiable
@@ -20,6 +19,7 @@ from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Genotype
+from nas.user_code import user_errors
 
 STEPS = 2
 """Steps that are timed, after one that warms up."""

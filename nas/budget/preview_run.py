@@ -12,12 +12,12 @@ from nas.budget.preview_phases import Steps, one_training_s, phases_of, testing_
 from nas.budget.shares import EXPORT_S, EXPORTED_S, FINISH_S
 from nas.cost import Cost, cost
 from nas.errors import TrialError
-from nas.evaluation.guard import user_errors
 from nas.job.job import Job
 from nas.latency import latencies
 from nas.seeding import isolated, rng
 from nas.space import Space
 from nas.types import Genotype
+from nas.user_code import user_errors
 
 SAMPLE, TIMED = 50, 3
 """Architectures that are counted, and trained for a few steps."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from nas.budget.clock import Clock
 from nas.budget.pace import network_pace
 from nas.errors import NoModelError, TrialError
-from nas.evaluation.calibrate_run import calibrate
 from nas.evaluation.calibration import Settings
+from nas.job.calibrate_run import calibrate
 from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.seeding import rng

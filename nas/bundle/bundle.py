@@ -17,13 +17,13 @@ from nas.bundle.card import card, origin, requirements
 from nas.bundle.forms import Pixels, exported, write_onnx, write_program, write_source
 from nas.bundle.proof import PACKAGES, Proof, installed, pixels_of, prove
 from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
-from nas.evaluation.guard import user_errors
 from nas.files.atomic import write_text
 from nas.files.manifest import update_manifest
 from nas.job.run_folder import read_run
 from nas.results.records import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
 from nas.task import Task
+from nas.user_code import user_errors
 
 SLACK = 0.005
 """How far the accuracy of forms, in float32 on a CPU, may be from the scored one, perhaps in bfloat16."""

@@ -14,13 +14,13 @@ from nas.bundle.forms import Pixels
 from nas.data.imagefolder import SUFFIXES
 from nas.data.unpacking import NPY, load_arrays, read_bounded
 from nas.errors import ConfigError, DataError
-from nas.evaluation.guard import user_errors
 from nas.files.paths import is_file, is_folder
 from nas.results.result import load_result
 from nas.serving.answers import Answer, answers, numbered
 from nas.serving.inputs import Pixels as Images
 from nas.serving.inputs import array_pixels, pixels_of
 from nas.serving.served import Served
+from nas.user_code import user_errors
 
 BATCH = 256
 MOST_BYTES = 256 << 20

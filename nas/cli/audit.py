@@ -33,7 +33,7 @@ def audit(
         from nas.audit import audit_task, write_audit
         from nas.audit.labels import named_backend
         from nas.data.suspects import without
-        from nas.files.folders import prepare_folder
+        from nas.files.folders import prepare_folder, results_folder
         from nas.task import load_task
 
         chosen = named_backend(backend)
@@ -41,16 +41,11 @@ def audit(
         if exclude is not None:
             data = without(data, exclude)
         found = audit_task(data, backend=chosen, seed=seed)
-        paths = write_audit(found, data, prepare_folder(out or _folder(task)))
+        place = out or results_folder("audit", task.removeprefix("folder:").removeprefix("npz:"))
+        paths = write_audit(found, data, prepare_folder(place))
         if as_json:
             say(json.dumps({"folder": str(paths[0].parent), **found.to_dict()}))
             return
         if not quiet:
             say("\n".join(found.summary()))
         say("\n".join(f"{'' if number else 'written':<30} {path}" for number, path in enumerate(paths)))
-
-
-def _folder(task: str) -> Path:
-    """results/audit-TASK, made of harmless characters."""
-    name = Path(task).name.removeprefix("folder:").removeprefix("npz:")
-    return Path("results") / ("audit-" + "".join(c if c.isalnum() or c in "._" else "_" for c in name))

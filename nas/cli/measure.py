@@ -138,8 +138,8 @@ def calibrate(
     """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
     given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
-        from nas.evaluation.calibrate_run import calibrate as run
         from nas.evaluation.calibration import Settings
+        from nas.job.calibrate_run import calibrate as run
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))

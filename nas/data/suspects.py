@@ -58,23 +58,27 @@ def list_of(task: Task, suspects: Sequence[Suspect]) -> dict[str, object]:
     return {"format": FORMAT, "task": task.name, "suspects": [asdict(suspect) for suspect in suspects]}
 
 
-def load_without(name: str, listed: str | Path | None, *, seed: int) -> Task:
-    """The task called `name` without the images that a list names, see `without`; all of it without a list.
+def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> Task:
+    """A task without the images that a list names, see `without`; all of it without a list.
+
+    task: one that is loaded already, or the name of one to load, whose splits follow from `seed`.
 
     Files that the list calls corrupt may be any number; another one that cannot be used is an error.
     """
+    if isinstance(task, Task):
+        return task if listed is None else without(task, listed)
     if listed is None:
-        return load_task(name, seed=seed)
+        return load_task(task, seed=seed)
     path, kinds = _parsed(str(listed))
     known = [f"{e.file}: " for e in _read(path).suspects if e.kind == "corrupt" and e.kind in kinds]
-    task = load_task(name, seed=seed, lenient=bool(known))
-    unknown = [line for line in task.skipped if not line.startswith(tuple(known))] if known else []
+    found = load_task(task, seed=seed, lenient=bool(known))
+    unknown = [line for line in found.skipped if not line.startswith(tuple(known))] if known else []
     if unknown:
         raise DataError(
-            f"{path} does not name {counted(len(unknown), 'file')} of {name} that cannot be used "
+            f"{path} does not name {counted(len(unknown), 'file')} of {task} that cannot be used "
             f"({unknown[0]}); run nas audit again"
         )
-    return without(task, listed)
+    return without(found, listed)
 
 
 def without(task: Task, listed: str | Path) -> Task:

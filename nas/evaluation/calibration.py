@@ -71,7 +71,7 @@ class Estimate:
 
 
 def estimate(
-    name: str, group: str, scores: Sequence[float], truth: Sequence[float], *, cost_s: float, seed: int = 0
+    name: str, group: str, scores: Sequence[float], truth: Sequence[float], *, cost_s: float
 ) -> Estimate | None:
     """Correlates scores with the truth; architectures where one of them is NaN are left out.
 
@@ -82,7 +82,7 @@ def estimate(
     x, y = x[both], y[both]
     if len(x) < MIN_ARCHITECTURES or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    draws = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
+    draws = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
     usable = [d for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
     taus = [_tau(x[d], y[d]) for d in usable]
     rhos = [spearman(x[d], y[d]) for d in usable]
@@ -90,12 +90,12 @@ def estimate(
     return Estimate(name, group, tau, *_around(tau, taus), rho, *_around(rho, rhos), cost_s, len(x))
 
 
-def choose(estimates: Sequence[Estimate], threshold: float, *, group: str = "trained") -> Estimate | None:
-    """The cheapest of a group whose tau is above the threshold with 97.5 % confidence; None without one.
+def choose(estimates: Sequence[Estimate], threshold: float) -> Estimate | None:
+    """The cheapest short training whose tau is above the threshold with 97.5 % confidence; None without one.
 
     The interval of a handful of architectures can be a point, so fewer than ten convince nobody.
     """
-    known = [e for e in estimates if e.group == group and e.count >= CONVINCING]
+    known = [e for e in estimates if e.group == "trained" and e.count >= CONVINCING]
     trusted = [e for e in known if e.tau_low >= threshold]
     return min(trusted, key=lambda e: e.cost_s, default=None)
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import TrialError
-from nas.evaluation.guard import build_errors, user_errors
 from nas.graph import architecture_hash
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.paths import scores
@@ -33,6 +32,7 @@ from nas.training.needs import noting, require_memory, training_bytes
 from nas.training.recipe import Recipe, compressed
 from nas.training.train import train
 from nas.types import Genotype, Trial
+from nas.user_code import build_errors, user_errors
 
 _log = logging.getLogger("nas")
 

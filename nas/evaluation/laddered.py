@@ -16,7 +16,6 @@ from nas.cost import Cost, cost
 from nas.errors import ConfigError, TrialError
 from nas.evaluation.evaluators import affordable
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
-from nas.evaluation.guard import build_errors, user_errors
 from nas.files.atomic import read_json, write_json
 from nas.results.records import RungsRecord, checked
 from nas.seeding import derive, isolated
@@ -29,6 +28,7 @@ from nas.training.needs import noting, training_bytes
 from nas.training.recipe import Recipe, segmented
 from nas.training.train import train
 from nas.types import Genotype, Trial
+from nas.user_code import build_errors, user_errors
 
 RESULTS = "results.json"
 """What one architecture reached at each rung, in its folder."""

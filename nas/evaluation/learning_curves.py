@@ -1,4 +1,4 @@
-"""What the first epochs of a training say about its end: training speed, and a forecast with an error."""
+"""What the first epochs of a training say about its end: a forecast with an error."""
 
 from __future__ import annotations
 
@@ -20,20 +20,6 @@ _NOISES = np.geomspace(0.002, 0.3, 14)
 # Of the first epoch's accuracy and of all that is gained later: weak, and centred on a modest gain.
 _PRIOR_MEAN = np.asarray([0.5, 0.2])
 _PRIOR_SD = np.asarray([0.5, 0.4])
-
-
-def tse(train_losses: Sequence[float], *, last: int = 1) -> float:
-    """The training speed of the last epochs; larger is better.
-
-    TSE-E of Ru et al. 2021, `sum of l_t over t = T-E+1..T`, with its sign turned: there smaller is better.
-
-    train_losses: [T] mean training loss of each epoch.
-    last: E; everything before is burn-in.
-    """
-    losses = _finite(train_losses, who="train_losses", least=1)
-    if not 1 <= last <= len(losses):
-        raise ConfigError(f"tse: last is {last}, but must be from 1 to the {len(losses)} epochs trained")
-    return -float(losses[-last:].sum())
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ def extrapolate(values: Sequence[float], *, at: int) -> Forecast:
     The model knows no late take-off: with two or three epochs at chance level it is overconfident. To rank
     trainings of equal length the last accuracy is no worse; a forecast says what is still possible.
     """
-    curve = _finite(values, who="values", least=2)
+    curve = _finite(values)
     if curve.min() < 0 or curve.max() > 1:
         raise ConfigError(
             f"values: got accuracies from {curve.min():g} to {curve.max():g}, wanted shares in [0, 1]"
@@ -121,14 +107,12 @@ def _posteriors(curve: Floats, features: Floats) -> tuple[Floats, Floats, Floats
     return means, variances, log_evidence
 
 
-def _finite(values: Sequence[float], *, who: str, least: int) -> Floats:
+def _finite(values: Sequence[float]) -> Floats:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < least:
-        raise ConfigError(
-            f"{who}: got shape {array.shape}, wanted one number for each of {least} or more epochs"
-        )
+    if array.ndim != 1 or len(array) < 2:
+        raise ConfigError(f"values: got shape {array.shape}, wanted one number for each of 2 or more epochs")
     if not np.isfinite(array).all():
         raise ConfigError(
-            f"{who}: epoch {int(np.argmin(np.isfinite(array))) + 1} is NaN or infinite; drop it"
+            f"values: epoch {int(np.argmin(np.isfinite(array))) + 1} is NaN or infinite; drop it"
         )
     return array

@@ -11,13 +11,13 @@ from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import ConfigError, TrialError, unknown
-from nas.evaluation.guard import build_errors
 from nas.latency import BEST_OF, Latency, LatencyTable, best, interleaved
 from nas.seeding import derive, isolated, torch_rng
 from nas.space import Space
 from nas.study import Evaluator
 from nas.training.needs import require_memory
 from nas.types import Constraint, Genotype, Trial
+from nas.user_code import build_errors
 
 COUNTED = tuple(field.name for field in fields(Cost))
 LATENCY = "latency_ms"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.errors import TrialError
-from nas.evaluation.guard import user_errors
 from nas.searchers import Searcher
 from nas.searchers.bounded import Bounded
 from nas.space import Space
 from nas.study import Evaluator
 from nas.training.needs import NEEDED, failed_for_memory
 from nas.types import Genotype, Trial
+from nas.user_code import user_errors
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,12 @@ import numpy as np
 
 from nas.cost import cost
 from nas.errors import ConfigError, TrialError, unknown
-from nas.evaluation.guard import user_errors
 from nas.proxies import PROXIES, draw_batch
 from nas.seeding import isolated
 from nas.space import Space
 from nas.task import Task
 from nas.types import Genotype, Trial
+from nas.user_code import user_errors
 
 FAILED = -1e30
 """Stands for a proxy that cannot be computed: below every score, so that it ranks last."""

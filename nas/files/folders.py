@@ -1,4 +1,4 @@
-"""Run folders that can be written to, and what is in the way where they cannot."""
+"""Folders of runs: how they are named, and what is in the way where they cannot be written to."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def prepare_folder(path: Path) -> Path:
             f"cannot use {str(path)!r} as the run folder: {_obstacle(path, error)}; choose another folder"
         ) from error
     return path.resolve()
+
+
+def results_folder(*parts: str) -> Path:
+    """The folder in `results` that is named by the last parts of these paths, made of harmless characters."""
+    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
+    return Path("results") / "-".join(names)
 
 
 def _check_names(path: Path) -> None:

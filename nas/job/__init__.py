@@ -1,1 +1,1 @@
-"""The whole job: settings, phases, the last training."""
+"""Whole jobs, a search, a retraining, a calibration: their settings and their phases."""

@@ -18,7 +18,6 @@ from nas.searchers import RandomSearch
 from nas.study import Evaluator, Study
 from nas.text import counted
 from nas.tracking.points import of_trials
-from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
 
 LARGEST = "largest"
@@ -81,8 +80,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
     def enough() -> bool:
         if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
             return True
-        if job.stop():
-            raise Stopped(f"random search stopped after {counted(study.ended, 'trial')}")
+        job.check_stop(f"random search stopped after {counted(study.ended, 'trial')}")
         return False
 
     most = trials if trials is not None else UNBOUNDED

@@ -176,22 +176,6 @@ def make_config(values: Mapping[str, object], *, where: str = "settings") -> Con
     return config
 
 
-def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) -> dict[str, object]:
-    """Settings together with what a function's own arguments say.
-
-    Raises:
-        ConfigError: when a setting says something else than its argument.
-    """
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ConfigError(f"settings is a {type(settings).__name__}, wanted a mapping from names to values")
-    for name, value in names.items():
-        if settings and settings.get(name, value) != value:
-            raise ConfigError(
-                f"settings: {name} is {settings[name]!r}, but the argument says {value!r}; give one of them"
-            )
-    return {**(settings or {}), **names}
-
-
 def _refuse_unused(config: Config, where: str) -> None:
     """A setting that the chosen method does not read must not be accepted in silence."""
     gradients, shared = config.is_differentiable, config.shares_weights

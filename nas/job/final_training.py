@@ -1,92 +1,76 @@
-"""The last training of one network, on training and validation images, and what it measures."""
+"""The last training of one network, on training and validation images together, and what it measures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
+from nas.budget.timing import Last
 from nas.errors import TrialError
 from nas.evaluation.evaluators import affordable
-from nas.evaluation.guard import user_errors
 from nas.evaluation.metrics import wilson
+from nas.job.job import Job
 from nas.latency import latency
-from nas.progress import Progress
 from nas.seeding import isolated
-from nas.space import Space
-from nas.task import Split, Task
+from nas.task import Task
 from nas.tracking.points import of_curve, of_report
-from nas.tracking.tracking import NO_TRACKING, Tracking
 from nas.training.accuracy import evaluate
 from nas.training.checkpoint import Checkpoints
 from nas.training.curve import Curve, EpochReport
 from nas.training.easing import Ease, eased
-from nas.training.recipe import Recipe
-from nas.training.team import ALONE, Team
 from nas.training.train import train
 from nas.types import Genotype
+from nas.user_code import user_errors
 
 RETRAIN = "retrain"
 """What the last training is called between ranks and to trackers."""
 
 
-def train_final(
-    space: Space,
-    genotype: Genotype,
-    task: Task,
-    recipe: Recipe,
-    *,
-    seed: int,
-    folder: Path | None,
-    progress: Progress,
-    stop: Callable[[], bool],
-    split: Split | None = None,
-    left_s: Callable[[], float] | None = None,
-    team: Team = ALONE,
-    tracking: Tracking = NO_TRACKING,
-) -> tuple[nn.Module, dict[str, float]]:
-    """Trains one architecture on training and validation images, then measures test accuracy, once.
+def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
+    """Trains one architecture at its final size, then measures test accuracy, once.
 
-    The other ranks of a team are called to help.
-
-    split: the images to learn from. left_s: see `nas.training.train.train`.
-    folder: where its checkpoints live. A training that diverges or runs out of memory has a second chance
-      (`nas.training.easing`), which a note and the metrics `retrain_lr_factor` or `retrain_passes_per_step`
-      tell.
+    The other ranks of a team are called to help. A training that diverges or runs out of memory has a second
+    chance (`nas.training.easing`), which a note and the metrics `retrain_lr_factor` or
+    `retrain_passes_per_step` tell.
     """
+    task, progress = job.task, job.progress
 
     def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
-        network = _fresh(space, genotype, task, seed)
-        progress.phase("retrain", recipe.epochs)
-        team.call(RETRAIN, list(genotype))
+        network = _fresh(job, genotype)
+        progress.phase("retrain", last.recipe.epochs)
+        job.team.call(RETRAIN, list(genotype))
         series = str(ease.place(Path(RETRAIN)))
 
         def told(report: EpochReport) -> None:
-            progress.advance(epoch_line(report), done=report.epoch)
-            tracking.tell([of_report(series, report)])
+            progress.advance(str(report), done=report.epoch)
+            job.tracking.tell([of_report(series, report)])
 
         curve = train(
             network,
             task,
-            ease.of(recipe),
-            seed=seed,
-            split=task.train_and_val() if split is None else split,
-            checkpoints=None if folder is None else Checkpoints(ease.place(folder)),
+            ease.of(last.recipe),
+            seed=job.seed(RETRAIN),
+            split=last.split,
+            checkpoints=Checkpoints(ease.place(last.folder)),
             on_epoch=told,
             backward=ease.backward,
-            stop=stop,
-            left_s=left_s,
-            team=team,
+            stop=job.stop,
+            left_s=last.left_s,
+            team=job.team,
         )
-        tracking.tell(of_curve(series, curve))  # what a killed process has not told
+        job.tracking.tell(of_curve(series, curve))  # what a killed process has not told
         return network, curve
 
     with user_errors():
-        counted = affordable(space, genotype, task)
+        counted = affordable(job.final, genotype, task)
         (network, curve), ease = eased(
-            attempt, folder=folder, batch=recipe.batch, note=progress.note, alone=team.size == 1
+            attempt,
+            folder=last.folder,
+            batch=last.recipe.batch,
+            note=progress.note,
+            alone=job.team.size == 1,
         )
         measured = _measured(network, task)
     return network, {
@@ -118,27 +102,14 @@ def _measured(network: nn.Module, task: Task) -> dict[str, float]:
     }
 
 
-def help_to_retrain(
-    space: Space,
-    genotype: Genotype,
-    task: Task,
-    recipe: Recipe,
-    *,
-    seed: int,
-    stop: Callable[[], bool],
-    team: Team,
-) -> None:
-    """What the other ranks do while rank 0 trains the last network."""
+def help_to_retrain(job: Job, genotype: Genotype) -> None:
+    """What the other ranks do while rank 0 trains the last network, which is never cut by a budget there."""
+    split, seed = job.task.train_and_val(), job.seed(RETRAIN)
     with user_errors():
-        network = _fresh(space, genotype, task, seed)
-        train(network, task, recipe, seed=seed, split=task.train_and_val(), stop=stop, team=team)
+        network = _fresh(job, genotype)
+        train(network, job.task, job.recipe, seed=seed, split=split, stop=job.stop, team=job.team)
 
 
-def _fresh(space: Space, genotype: Genotype, task: Task, seed: int) -> nn.Module:
-    with isolated(seed, "init"):
-        return space.network(genotype).to(task.train.x.device)
-
-
-def epoch_line(report: EpochReport) -> str:
-    """One finished epoch in words."""
-    return f"epoch {report.epoch}: loss {report.train_loss:.3f}, {report.seconds:.1f} s"
+def _fresh(job: Job, genotype: Genotype) -> nn.Module:
+    with isolated(job.seed(RETRAIN), "init"):
+        return job.final.network(genotype).to(job.task.train.x.device)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from nas.budget.clock import Clock
 from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.evaluation.guard import user_errors
 from nas.evaluation.measured import LATENCY, free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
@@ -39,11 +37,10 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.easing import LR_FACTOR, Ease, eased
 from nas.training.needs import require_memory
 from nas.types import Genotype, Trial
+from nas.user_code import user_errors
 
-if TYPE_CHECKING:  # the pictures' library is not for those who draw none
-    from nas.draw import HealthSeries
-
-DRAWS = 2000
+DRAWS, LIKELY = 2000, 50
+"""Architectures that are drawn by the last strengths, and how many of them are candidates."""
 PENALTY = 10.0
 """Loss of an expected cost twice as high as its bound."""
 
@@ -232,7 +229,7 @@ def _costs(job: Job) -> Callable[[Genotype], dict[str, float]]:
 
 
 def _likely(
-    space: Space, strengths: Sequence[NDArray[np.float64]], draw: np.random.Generator, *, count: int = 50
+    space: Space, strengths: Sequence[NDArray[np.float64]], draw: np.random.Generator
 ) -> list[Genotype]:
     """Valid architectures drawn in proportion to the strengths, the most likely first."""
     logs = [np.log(np.maximum(row, 1e-12)) for row in strengths]
@@ -240,7 +237,7 @@ def _likely(
         space.nearest([row - np.log(draw.exponential(size=len(row))) for row in logs]) for _ in range(DRAWS)
     }
     score = {g: sum(float(row[o]) for row, o in zip(logs, g, strict=True)) for g in drawn}
-    return sorted(drawn, key=lambda g: (-score[g], g))[:count]
+    return sorted(drawn, key=lambda g: (-score[g], g))[:LIKELY]
 
 
 def _seeded(job: Job) -> Callable[[Supernet], None] | None:
@@ -259,41 +256,9 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     return prepare
 
 
-def write_health(folder: Path, epochs: Sequence[Epoch], *, title: str, pictures: bool = True) -> None:
-    """health.json, and with pictures health.svg and health.png: how healthy a search was, epoch by epoch."""
-    records = [
+def health_of(epochs: Sequence[Epoch]) -> list[dict[str, object]]:
+    """The record of a search, epoch by epoch, as health.json holds it."""
+    return [
         {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
         for e in epochs
     ]
-    write_json(folder / "health.json", {"epochs": records})
-    if not pictures:
-        return
-    from nas import draw
-
-    figure = draw.draw_health(health_series(epochs), title=title)
-    draw.save(figure, folder / "health.svg", folder / "health.png")
-
-
-def health_series(epochs: Sequence[Epoch]) -> HealthSeries:
-    """The record of a search as its picture wants it."""
-    from nas.draw import HealthSeries
-
-    health = [e.health for e in epochs]
-    return HealthSeries(
-        epochs=np.array([e.epoch for e in epochs]),
-        skip_shares={kind: np.array([h.skip_shares[kind] for h in health]) for kind in health[0].skip_shares},
-        entropy=np.array([h.entropy for h in health]),
-        eigenvalue=_finite([abs(h.eigenvalue) for h in health]),
-        mean=_finite([e.growth.mean for e in epochs]),
-        alarm=_finite([e.growth.level for e in epochs]),
-        matching=np.array([h.matching for h in health]),
-        gap=np.array([h.gap for h in health]),
-        supernet_acc=np.array([e.val_acc for e in epochs]),
-        changes=np.array([h.changes for h in health]),
-        events=[(i, event) for i, e in enumerate(epochs) for event in e.events],
-    )
-
-
-def _finite(values: Sequence[float]) -> NDArray[np.float64]:
-    """NaN in place of infinities."""
-    return np.where(np.isfinite(values), values, np.nan)

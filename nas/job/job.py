@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from optuna.storages import BaseStorage
@@ -15,16 +15,17 @@ from nas.job.config import Config
 from nas.job.plan import Plan
 from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
-from nas.patience import Patience
 from nas.progress import Progress
 from nas.seeding import derive
 from nas.space import Space
+from nas.storage.patience import Patience
 from nas.storage.run import run_storage
 from nas.task import Task
 from nas.tracking.tracking import NO_TRACKING, Tracking
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.team import ALONE, Team
+from nas.types import Genotype
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Job:
 
     task: all images; `search_task` has what the phases before the last training may use.
     final: the space at the size of the last network. recipe: of the last training.
+    genotype: the architecture to train, where the job does not search for one.
     team: the processes that train together. clock: how long the job has been at work.
     tracking: what is told to experiment trackers.
     """
@@ -47,6 +49,7 @@ class Job:
     folder: Path
     progress: Progress
     stop: Callable[[], bool]
+    genotype: Genotype | None = None
     team: Team = ALONE
     clock: Clock = field(default_factory=Clock)
     tracking: Tracking = NO_TRACKING
@@ -61,7 +64,8 @@ class Job:
     def storage(self) -> BaseStorage:
         """Where the trials are written; for a database the folder must hold the record of the run."""
         address = self.config.storage
-        patience = Patience(self.config.storage_patience, on_wait=self._stop_waiting)
+        waiting = partial(self.check_stop, "stopped while the storage could not be used")
+        patience = Patience(self.config.storage_patience, on_wait=waiting)
         run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
         return run_storage(self.folder, address, run=run, patience=patience)
 
@@ -79,9 +83,10 @@ class Job:
         """The job, stopped by TimeUp when its clock is at `at_s`; None is never."""
         return self if at_s is None else replace(self, stop=self.clock.until(at_s, self.stop))
 
-    def _stop_waiting(self) -> None:
+    def check_stop(self, words: str) -> None:
+        """Raises Stopped with these words when the job was asked to stop."""
         if self.stop():
-            raise Stopped("stopped while the storage could not be used")
+            raise Stopped(words)
 
     def seed(self, phase: str) -> int:
         """The root of one phase's random streams."""

@@ -11,6 +11,8 @@ SHARED = ("spos",)
 """Methods that are black-box searches on shared weights only."""
 OPTUNA = "optuna:"
 """What stands before the name of an Optuna sampler where that is the method."""
+OWN = "own:"
+"""What stands before the name of a method that was given in Python, in a run's record."""
 METHODS = (*BLACK_BOX, *SHARED, *DIFFERENTIABLE)
 
 

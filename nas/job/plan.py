@@ -13,7 +13,7 @@ from nas.evaluation.fidelity import Fidelity, Ladder, geometric, parse_fidelity,
 from nas.goals import Goals, parse_goals
 from nas.job.changing import change, settings_of
 from nas.job.config import Config
-from nas.job.method_names import SHARED
+from nas.job.method_names import OWN, SHARED
 from nas.job.presets import Preset, Published, fitted, preset
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import Method
@@ -164,7 +164,7 @@ def _method(config: Config, base: Preset, given: Method | None, pace: Mapping[st
         return Method(weights=base.search)
     published = base.published.get(config.method, Published())
     epochs = {} if config.epochs is None else {"epochs": config.epochs}
-    if given is None and config.method.startswith("own:"):
+    if given is None and config.method.startswith(OWN):
         raise ConfigError(
             f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
             "function that returns it and name it as FILE.py:FUNCTION"

@@ -11,10 +11,11 @@ import torch
 
 from nas import devices
 from nas.budget.clock import Clock
-from nas.data.suspects import load_without, without
+from nas.data.suspects import load_without
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluation.calibration import read_calibration
-from nas.evaluation.guard import user_errors
+from nas.files.folders import results_folder
+from nas.job.arguments import refuse_made
 from nas.job.config import Config
 from nas.job.final_network import final_recipe, final_space
 from nas.job.job import Job
@@ -34,6 +35,10 @@ from nas.storage.run import check_storage
 from nas.task import Task
 from nas.testing import check_space
 from nas.training.team import ALONE, Team
+from nas.user_code import user_errors
+
+SAMPLES = 3
+"""Random architectures of which one must fit the task."""
 
 
 def prepare(
@@ -63,17 +68,12 @@ def prepare(
     device = devices.resolve(config.device, local=team.local)
     for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
         resolve(recipe.execution, device)
-    if task is None:
-        task = load_without(config.task, config.exclude, seed=config.seed)
-    elif config.exclude is not None:
-        task = without(task, config.exclude)
-    task = task.to(device)
+    named = config.task if task is None else task
+    task = load_without(named, config.exclude, seed=config.seed).to(device)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
-    elif config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
+    else:
+        refuse_made(space, config)
     # What the last phase would refuse is refused before the first.
     final = final_space(config, plan, space, task)
     recipe, notes = final_recipe(config, plan, final, task)
@@ -91,8 +91,8 @@ def prepare(
         folder,
         progress or Silent(),
         stop or (lambda: False),
-        team,
-        clock or Clock(),
+        team=team,
+        clock=clock or Clock(),
     )
     check_search(job)
     if config.execution == "auto":
@@ -133,10 +133,10 @@ def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
     return [*notes, f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder}"]
 
 
-def check_fit(space: Space, task: Task, *, samples: int = 3) -> None:
+def check_fit(space: Space, task: Task) -> None:
     """Raises SpaceError when none of a few random architectures turns the task's images into its classes."""
     draw, wanted = rng(0, "fit"), (2, task.num_classes)
-    for _ in range(samples):
+    for _ in range(SAMPLES):
         try:
             with user_errors():
                 network = space.network(space.sample(draw), meta=True).eval()
@@ -167,10 +167,4 @@ def _blamed(space: Space, task: Task) -> str:
 def default_folder(config: Config) -> Path:
     """results/SPACE-TASK-METHOD, made of harmless characters."""
     shared = ["shared"] if config.evaluator == "shared" else []
-    return folder_of(config.space, config.task, config.method, *shared)
-
-
-def folder_of(*parts: str) -> Path:
-    """The folder in `results` that is named by the last parts of these paths, made of harmless characters."""
-    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
-    return Path("results") / "-".join(names)
+    return results_folder(config.space, config.task, config.method, *shared)

@@ -30,7 +30,6 @@ from nas.schedulers.scheduler import Listed
 from nas.study import Study
 from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions
-from nas.training.resumable import Stopped
 from nas.types import Genotype, Trial
 
 
@@ -126,8 +125,7 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
     job.tracking.tell(of_trials(study.name, study.history))
 
     def stop() -> bool:
-        if job.stop():
-            raise Stopped("re-evaluation stopped")
+        job.check_stop("re-evaluation stopped")
         return False
 
     def judge(trial: Trial, network: nn.Module) -> None:

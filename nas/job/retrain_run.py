@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nas import devices
-from nas.bundle.at_end import bundle_at_end, is_bundled
-from nas.console import telling
+from nas.budget.timing import last_training
 from nas.data.inputs import Inputs
-from nas.data.suspects import load_without, without
+from nas.data.suspects import load_without
 from nas.errors import ConfigError
 from nas.evaluation.metrics import rounded
-from nas.files.folder_lock import FolderLock
 from nas.graph import cell_graphs
-from nas.job.config import Config, make_config, with_names
+from nas.job.arguments import name_of, refuse_made, refuse_others, with_names
+from nas.job.config import Config, make_config
 from nas.job.final_network import final_recipe, final_space
-from nas.job.final_training import RETRAIN, help_to_retrain, train_final
-from nas.job.plan import Plan, make_plan
-from nas.job.ranks import BEGIN, follow_to, help_all, team_notes
-from nas.job.run_folder import CHECKPOINT, begin, clear_checkpoints, open_folder
+from nas.job.final_training import train_final
+from nas.job.job import Job
+from nas.job.lifecycle import carry_out
+from nas.job.plan import make_plan
+from nas.job.ranks import team_notes
+from nas.job.run_folder import clear_checkpoints
 from nas.job.suited import offer
 from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.progress import Progress
 from nas.registry import is_plugin, load
 from nas.results.architecture_file import read_architecture
-from nas.results.result import Result, is_finished, load_result, to_cpu
+from nas.results.result import Result, to_cpu
 from nas.results.result_files import write_result
-from nas.seeding import derive
 from nas.space import Space
 from nas.task import Task
-from nas.tracking.choice import check_trackers, open_tracking
 from nas.tracking.tracker import Tracker
-from nas.tracking.tracking import Tracking
-from nas.training.distributed import joined
-from nas.training.recipe import Recipe
 from nas.training.team import Team
-from nas.types import Genotype
 
 USED = (
     *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout", "exclude"),
@@ -76,131 +71,59 @@ def retrain(
     data = (
         _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     )
-    config = _config(data, space, task, settings)
-    with telling(progress) as told:
-        with joined(limit_s=config.rank_timeout, stop=stop) as team:
-            if team.leads:
-                check_trackers(config)
-            else:
-                follow_to(out, team)
-            job = _Retraining.made(data, config, space=space, task=task, team=team, stop=stop)
-            if config.execution == "auto":
-                try_kernels(job.task.train.x.device, told, stop=job.stop)
-            if team.leads:
-                result = _lead(job, config, Path(out), told, trackers=trackers, force=force)
-            else:
-                with devices.repeatable(enabled=config.deterministic):
-                    help_all(team, {RETRAIN: lambda _: job.help()})
-                return load_result(out, space=job.space)
-        # Without the other ranks, which would wait in vain.
-        if config.export and not is_bundled(result.folder):
-            bundle_at_end(result, job.task, told)
-        return result
+    config, place = _config(data, space, task, settings), Path(out)
+    return carry_out(
+        config,
+        place,
+        lambda told, team: _prepare(
+            data, config, place, space=space, task=task, progress=told, stop=stop, team=team
+        ),
+        _trained,
+        progress=progress,
+        trackers=trackers,
+        stop=stop,
+        force=force,
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class _Retraining:
-    """All that a retraining needs, on every rank."""
-
-    space: Space
-    genotype: Genotype
-    task: Task
-    plan: Plan
-    recipe: Recipe
-    notes: Sequence[str]
-    seed: int
-    team: Team
-    stop: Callable[[], bool]
-
-    @classmethod
-    def made(
-        cls,
-        data: Mapping[str, Any],
-        config: Config,
-        *,
-        space: str | Space | None,
-        task: str | Task,
-        team: Team,
-        stop: Callable[[], bool] | None,
-    ) -> Self:
-        # The architecture keeps its own size, unless the preset asks for the space's full one.
-        plan = replace(make_plan(config), final_size={})
-        device = devices.resolve(config.device, local=team.local)
-        resolve(plan.final.execution, device)
-        if isinstance(task, str):
-            loaded = load_without(config.task, config.exclude, seed=config.seed)
-        else:
-            loaded = task if config.exclude is None else without(task, config.exclude)
-        loaded = loaded.to(device)
-        searched = space if isinstance(space, Space) else _space(data, config, loaded)
-        final = final_space(config, plan, searched, loaded)
-        recipe, notes = final_recipe(config, plan, final, loaded)
-        genotype, seed = searched.genotype(data["choices"]), derive(config.seed, "retrain")
-        asked = stop or (lambda: False)
-        return cls(final, genotype, loaded, plan, recipe, notes, seed, team, asked)
-
-    def help(self) -> None:
-        help_to_retrain(
-            self.space,
-            self.genotype,
-            self.task,
-            self.recipe,
-            seed=self.seed,
-            stop=self.stop,
-            team=self.team,
-        )
-
-
-def _lead(
-    job: _Retraining,
+def _prepare(
+    data: Mapping[str, Any],
     config: Config,
-    out: Path,
-    progress: Progress,
+    folder: Path,
     *,
-    trackers: Sequence[Tracker],
-    force: bool,
-) -> Result:
-    folder = open_folder(out)
-    space, genotype, task, team = job.space, job.genotype, job.task, job.team
-    with FolderLock(folder):
-        record = begin(
-            folder, config, job.plan, space=space, task=task, genotype=genotype, ranks=team.size, force=force
-        )
-        team.call(BEGIN)
-        with open_tracking(config, folder, record, own=trackers, note=progress.note) as tracking:
-            if is_finished(folder):
-                progress.note(f"{folder} holds this run already, finished")
-                clear_checkpoints(folder)
-                result = load_result(folder, space=space)
-            else:
-                for note in [*job.notes, *team_notes(team, job.recipe.batch)]:
-                    progress.note(note)
-                result = _trained(job, config, folder, progress, tracking)
-            tracking.finish(result.metrics, folder)
-    return result
+    space: str | Space | None,
+    task: str | Task,
+    progress: Progress,
+    stop: Callable[[], bool] | None,
+    team: Team,
+) -> tuple[Job, list[str]]:
+    # The architecture keeps its own size, unless the preset asks for the space's full one.
+    plan = replace(make_plan(config), final_size={})
+    device = devices.resolve(config.device, local=team.local)
+    resolve(plan.final.execution, device)
+    task = load_without(task, config.exclude, seed=config.seed).to(device)
+    searched = space if isinstance(space, Space) else _space(data, config, task)
+    final = final_space(config, plan, searched, task)
+    recipe, notes = final_recipe(config, plan, final, task)
+    genotype, stop = searched.genotype(data["choices"]), stop or (lambda: False)
+    job = Job(config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team)
+    if config.execution == "auto":
+        try_kernels(device, progress, stop=stop)
+    return job, [*notes, *team_notes(team, recipe.batch)]
 
 
-def _trained(
-    job: _Retraining, config: Config, folder: Path, progress: Progress, tracking: Tracking
-) -> Result:
-    space, genotype, task = job.space, job.genotype, job.task
-    with devices.repeatable(enabled=config.deterministic):
-        network, metrics = train_final(
-            space,
-            genotype,
-            task,
-            job.recipe,
-            seed=job.seed,
-            folder=folder / CHECKPOINT / "retrain",
-            progress=progress,
-            stop=job.stop,
-            team=job.team,
-            tracking=tracking,
-        )
+def _trained(job: Job) -> Result:
+    """The work of a retraining."""
+    assert job.genotype is not None
+    space, genotype, task = job.final, job.genotype, job.task
+    with devices.repeatable(enabled=job.config.deterministic):
+        network, metrics = train_final(job, genotype, last_training(job, genotype, None))
     graphs = cell_graphs(space, genotype)
-    result = Result(space, genotype, graphs, to_cpu(network), rounded(metrics), (), folder, Inputs.of(task))
+    result = Result(
+        space, genotype, graphs, to_cpu(network), rounded(metrics), (), job.folder, Inputs.of(task)
+    )
     write_result(result, image_shape=task.image_shape, title=f"{space.name} on {task.name}")
-    clear_checkpoints(folder)
+    clear_checkpoints(job.folder)
     return result
 
 
@@ -217,21 +140,16 @@ def _config(
     task: str | Task,
     settings: Mapping[str, object] | None,
 ) -> Config:
-    origin = str(architecture["space"]) if space is None else space if isinstance(space, str) else space.name
+    origin = str(architecture["space"]) if space is None else name_of("space", space, who="retrain")
     if space is None and is_plugin(origin):
         raise ConfigError(
             f"the architecture's space {origin!r} is code of your own; name it with --space to run it, "
             "in Python with space="
         )
-    names = {"space": origin, "task": task if isinstance(task, str) else task.name}
+    names = {"space": origin, "task": name_of("task", task, who="retrain")}
     config = make_config(with_names(settings, names))
-    for name, value in Config():
-        if name not in {*USED, *names} and getattr(config, name) != value:
-            raise ConfigError(f"{name} is set, but a retraining uses only {', '.join(USED)}; remove it")
-    if isinstance(space, Space) and config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
+    refuse_others(config, USED, what="a retraining")
+    refuse_made(space, config)
     return config
 
 

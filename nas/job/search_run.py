@@ -5,44 +5,30 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.budget.clock import Clock
 from nas.budget.preview import Preview, comparison
-from nas.budget.shares import EXPORT_S
 from nas.budget.timing import Tell, estimated_s, look_ahead, measured
-from nas.bundle.at_end import bundle_at_end, is_bundled
-from nas.console import telling
 from nas.errors import ConfigError, NasError
-from nas.files.folder_lock import FolderLock
-from nas.job.config import Config, make_config, with_names
-from nas.job.following import follow
+from nas.job.arguments import name_of, with_names
+from nas.job.config import Config, make_config
 from nas.job.job import Job
+from nas.job.lifecycle import carry_out
+from nas.job.method_names import OWN
 from nas.job.preparation import default_folder, prepare
-from nas.job.ranks import BEGIN, follow_to
-from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.job.whole_job import whole_job
 from nas.oneshot.method import Method
 from nas.progress import Progress
-from nas.results.result import Result, is_finished, load_result
+from nas.results.result import Result
 from nas.space import Space
 from nas.task import Task
-from nas.tracking.choice import check_trackers, open_tracking
 from nas.tracking.tracker import Tracker
-from nas.training.distributed import joined
 from nas.training.resumable import Stopped
-
-OWN = "own:"
-"""What stands before the name of a method that was given in Python, in a run's record."""
-_WANTED = {
-    "space": "a name, FILE.py:FUNCTION or a nas.Space",
-    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
-    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
-}
 
 
 def search(
@@ -77,9 +63,9 @@ def search(
         NasError: when a setting, the space or the data cannot be used, or no valid model was found.
     """
     names = {
-        "space": _name("space", space, Space),
-        "task": _name("task", task, Task),
-        "method": method if isinstance(method, str) else f"{OWN}{_name('method', method, Method)}",
+        "space": name_of("space", space, who="search"),
+        "task": name_of("task", task, who="search"),
+        "method": method if isinstance(method, str) else f"{OWN}{name_of('method', method, who='search')}",
     }
     config = make_config(with_names(settings, names))
     return run(
@@ -93,15 +79,6 @@ def search(
         trackers=trackers,
         stop=stop,
     )
-
-
-def _name(role: str, given: object, kind: type[Space | Task | Method]) -> str:
-    """How a run records its space, task or method: what it was called, or the name that it has itself."""
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, kind):
-        raise ConfigError(f"search: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
-    return given.name
 
 
 def run(
@@ -131,35 +108,26 @@ def run(
             "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
             "or a task that was made in Python; give their names"
         )
-    with telling(progress) as told:
-        with joined(limit_s=config.rank_timeout, stop=stop) as team:
-            if team.leads:
-                check_trackers(config)
-            else:
-                follow_to(place, team)
-            job, notes = prepare(
-                config,
-                place,
-                space=space,
-                task=task,
-                method=method,
-                progress=told if team.leads else None,
-                stop=stop,
-                team=team,
-                clock=clock,
-            )
-            if not team.leads:
-                with devices.repeatable(enabled=config.deterministic):
-                    follow(job)
-                return load_result(place, space=job.final)
-            result = _lead(job, notes, trackers, force=force, tell=tell)
-        # Without the other ranks, which would wait in vain.
-        if config.export and not is_bundled(result.folder):
-            if clock.left_s < EXPORT_S:
-                job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
-            else:
-                bundle_at_end(result, job.task, job.progress)
-        return result
+    return carry_out(
+        config,
+        place,
+        lambda told, team: prepare(
+            config,
+            place,
+            space=space,
+            task=task,
+            method=method,
+            progress=told,
+            stop=stop,
+            team=team,
+            clock=clock,
+        ),
+        partial(_searched, tell=tell),
+        progress=progress,
+        trackers=trackers,
+        stop=stop,
+        force=force,
+    )
 
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:
@@ -168,29 +136,9 @@ def look(config: Config, *, progress: Progress | None = None) -> Preview:
     return measured(job)
 
 
-def _lead(
-    job: Job, notes: Sequence[str], trackers: Sequence[Tracker], *, force: bool, tell: Tell | None
-) -> Result:
-    folder = open_folder(job.folder)
-    job = dataclasses.replace(job, folder=folder)
-    with FolderLock(folder, otherwise=_how_to_join(job)):
-        record = begin(
-            folder, job.config, job.plan, space=job.space, task=job.task, ranks=job.team.size, force=force
-        )
-        job.team.call(BEGIN)
-        note = job.progress.note
-        with open_tracking(job.config, folder, record, own=trackers, note=note) as tracking:
-            result = _result(dataclasses.replace(job, tracking=tracking), notes, tell)
-            tracking.finish(result.metrics, folder)
-    return result
-
-
-def _result(job: Job, notes: Sequence[str], tell: Tell | None) -> Result:
-    if is_finished(job.folder):
-        job.progress.note(f"{job.folder} holds this run already, finished")
-        clear_checkpoints(job.folder)
-        return load_result(job.folder, space=job.final)
-    for note in [*notes, *_audited(job)]:
+def _searched(job: Job, *, tell: Tell | None) -> Result:
+    """The work of a search: audits where that is wanted, says what it will cost, and does it."""
+    for note in _audited(job):
         job.progress.note(note)
     if tell is not None or job.clock.budget_s is not None:
         job.clock.open(job.folder)
@@ -215,8 +163,3 @@ def _audited(job: Job) -> list[str]:
     found = audit_task(job.task, seed=job.config.seed)
     paths = write_audit(found, job.task, job.folder)
     return [*found.summary(), f"suspect images: {paths[1]}"]
-
-
-def _how_to_join(job: Job) -> str:
-    shared = job.plan.searcher is not None and not job.config.shares_weights
-    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""

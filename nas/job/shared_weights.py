@@ -10,8 +10,6 @@ from torch import nn
 from nas.cost import count_params
 from nas.evaluation.evaluators import Inherited, Start
 from nas.evaluation.grown import from_supernet
-from nas.evaluation.guard import user_errors
-from nas.job.final_training import epoch_line
 from nas.job.job import Job
 from nas.job.run_folder import CHECKPOINT
 from nas.oneshot import fewshot
@@ -25,6 +23,7 @@ from nas.training.curve import EpochReport
 from nas.training.easing import Ease, eased
 from nas.training.needs import require_memory
 from nas.types import Trial
+from nas.user_code import user_errors
 
 SHARED = "shared weights"
 """What the training of a supernet for trials is called between ranks."""
@@ -55,7 +54,7 @@ def _share(job: Job, ease: Ease) -> Shared:
     def told(report: EpochReport) -> None:
         nonlocal done
         done += 1
-        job.progress.advance(epoch_line(report), done=done)
+        job.progress.advance(str(report), done=done)
         job.tracking.tell([of_report(str(ease.place(Path(part))), report)])
 
     def checkpoints(name: str) -> Checkpoints:

@@ -6,12 +6,12 @@ import torch
 
 from nas.cell import Cell
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.evaluation.guard import user_errors
 from nas.job.plan import Plan
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
 from nas.training.recipe import Recipe
+from nas.user_code import user_errors
 
 
 def offer(task: Task) -> dict[str, object]:

@@ -30,7 +30,6 @@ from nas.storage.address import writers
 from nas.storage.study_record import Record
 from nas.study import Evaluator, Study
 from nas.text import counted
-from nas.training.resumable import Stopped
 from nas.workers.claims import Alone, Claims, Leased, leased
 from nas.workers.identity import Identity
 
@@ -61,8 +60,7 @@ class TrialSearch:
         Raises:
             Stopped: when the job was asked to stop.
         """
-        if self.job.stop():
-            raise Stopped(f"search stopped after {counted(self.study.ended, 'trial')}")
+        self.job.check_stop(f"search stopped after {counted(self.study.ended, 'trial')}")
         return self.spend_s is not None and self.study.ended > 0 and self.study.spent_s >= self.spend_s
 
 

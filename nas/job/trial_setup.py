@@ -10,7 +10,6 @@ from nas.errors import ConfigError, TrialError
 from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import Fidelity
 from nas.evaluation.grown import Grown
-from nas.evaluation.guard import user_errors
 from nas.evaluation.laddered import Laddered
 from nas.evaluation.learning_curves import extrapolate
 from nas.evaluation.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
@@ -31,6 +30,7 @@ from nas.tracking.points import of_trials
 from nas.training.easing import LR_FACTOR
 from nas.training.needs import memory_bytes
 from nas.types import Genotype, Trial
+from nas.user_code import user_errors
 
 
 def check_search(job: Job) -> None:

@@ -12,14 +12,15 @@ from nas.evaluation.metrics import rounded, wilson
 from nas.files.atomic import write_json
 from nas.graph import cell_graphs
 from nas.job.baselines import Baselines, run_baselines
-from nas.job.final_training import RETRAIN, train_final
-from nas.job.gradient_search import write_health
+from nas.job.final_training import train_final
+from nas.job.gradient_search import health_of
 from nas.job.job import Job
 from nas.job.phases import Found, find
 from nas.job.rerank import Verdict, rerank
 from nas.job.run_folder import RANDOM, SEARCH, clear_checkpoints
 from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
+from nas.results.health import write_health
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
 from nas.schedulers.halving import longest
@@ -49,20 +50,7 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     baselines, verdict = _compared(job, found, shares)
     _tell(job, verdict)
     best, last = verdict.best, last_training(planned, verdict.best, ahead)
-    network, trained = train_final(
-        job.final,
-        best,
-        job.task,
-        last.recipe,
-        seed=job.seed(RETRAIN),
-        folder=last.folder,
-        progress=job.progress,
-        stop=job.stop,
-        split=last.split,
-        left_s=last.left_s,
-        team=job.team,
-        tracking=job.tracking,
-    )
+    network, trained = train_final(job, best, last)
     _warn_of_guessing(job, trained["test_acc"])
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics = {
@@ -109,7 +97,8 @@ def _write(job: Job, result: Result, found: Found, baselines: Baselines, verdict
     if job.config.pictures and not pictures:
         job.progress.note("budget: no time for pictures; nas draw makes them")
     if found.epochs:
-        write_health(job.folder, found.epochs, title=f"Health of the search: {title}", pictures=pictures)
+        heading = f"Health of the search: {title}"
+        write_health(job.folder, health_of(found.epochs), title=heading, pictures=pictures)
     write_result(
         result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from nas.evaluation.guard import memory_errors
 from nas.oneshot import selection
 from nas.oneshot.course import Course
 from nas.oneshot.health import ITERATIONS, Health, continued, preferred_accuracy
@@ -26,6 +25,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.pace import Pace
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
+from nas.user_code import memory_errors
 
 LOOKS, CURVATURE = 3.0, 1.2
 """Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas import devices
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.guard import memory_errors
 from nas.oneshot.mixed import Many
 from nas.oneshot.supernet import Supernet
 from nas.ops import MixtureNorm
@@ -29,6 +28,7 @@ from nas.training.accuracy import WORTH, Replayed, evaluating
 from nas.training.arithmetic import precision, to_layout
 from nas.training.captured import Recorder
 from nas.types import Genotype
+from nas.user_code import memory_errors
 
 
 @dataclass(frozen=True)

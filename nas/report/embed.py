@@ -39,14 +39,11 @@ class Spot:
     label: str
 
 
-def inline(
-    figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (), tips: str = "", axes: int = 1
-) -> Markup:
+def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (), tips: str = "") -> Markup:
     """The figure as an `<svg>` element for a page.
 
     Styles become attributes, which a strict content security policy allows. name: what its ids begin with.
-    label: what it shows, for those who cannot see it. tips: the name of what the spots tell. axes: the
-    number of the axes that they are on.
+    label: what it shows, for those who cannot see it. tips: the name of what the spots tell.
     """
     root = _parsed(figure)
     _simplify(root, name)
@@ -62,7 +59,7 @@ def inline(
         "font-family": _FONTS,
     }
     if spots:
-        root.append(_spots(figure, spots, tips, axes))
+        root.append(_spots(figure, spots, tips))
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # nosec B704
 
 
@@ -99,10 +96,10 @@ def _simplify(root: ET.Element, name: str) -> None:
         node.attrib = attributes
 
 
-def _spots(figure: Figure, spots: Sequence[Spot], tips: str, axes: int) -> ET.Element:
+def _spots(figure: Figure, spots: Sequence[Spot], tips: str) -> ET.Element:
     """Invisible circles over what they tell of."""
     group = ET.Element("g", {"class": "spots", "data-tips": tips})
-    plot, scale = figure.axes[axes], 72 / figure.dpi
+    plot, scale = figure.axes[1], 72 / figure.dpi  # the first axes are the whole page's
     box, height = plot.get_window_extent(), float(figure.get_size_inches()[1]) * 72
     for place, spot in enumerate(spots):
         x, y = plot.transData.transform((spot.x, spot.y))

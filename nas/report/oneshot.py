@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from nas import draw
-from nas.draw import HealthSeries
 from nas.report.embed import inline
 from nas.report.run import Run
 from nas.report.section import Drawing, Section, stored
+from nas.results.health import series_of
 from nas.results.records import EpochRecord
 
 
@@ -46,7 +42,7 @@ def health(run: Run) -> Section | None:
     rows = run.health or _from_trials(run)
     if not rows:
         return None
-    figure = draw.draw_health(_series(rows))
+    figure = draw.draw_health(series_of(rows))
     label = "health of the search by epoch"
     return Section(
         "health",
@@ -75,24 +71,3 @@ def _from_trials(run: Run) -> list[EpochRecord]:
         )
         for place, trial in enumerate(run.search.done)
     ]
-
-
-def _series(rows: Sequence[EpochRecord]) -> HealthSeries:
-    kinds = dict.fromkeys(kind for row in rows for kind in row.skip_shares)
-
-    def column(name: str) -> np.ndarray:
-        return np.array([getattr(row, name) for row in rows], dtype=float)
-
-    return HealthSeries(
-        epochs=np.array([row.epoch for row in rows]),
-        skip_shares={kind: np.array([row.skip_shares.get(kind, np.nan) for row in rows]) for kind in kinds},
-        entropy=column("alpha_entropy"),
-        eigenvalue=np.abs(column("eigenvalue")),
-        mean=column("eigenvalue_mean"),
-        alarm=column("eigenvalue_alarm"),
-        matching=column("gradient_matching"),
-        gap=column("discretisation_gap"),
-        supernet_acc=column("val_acc"),
-        changes=np.array([int(row.changes) for row in rows]),
-        events=[(place, event) for place, row in enumerate(rows) for event in row.events],
-    )

@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.acquisition import normal_ranks, promise
 from nas.architectures.encodings import features
 from nas.cost import count_params
 from nas.errors import ConfigError
 from nas.goals import Goals
+from nas.searchers.acquisition import normal_ranks, promise
 from nas.searchers.searcher import tried, unseen
+from nas.searchers.surrogate import surrogate
 from nas.space import Space
-from nas.surrogate import surrogate
 from nas.types import Genotype, Trial
 
 WARM, COUNTED, RANDOM, MUTANTS = 1000, 200, 40, 30
@@ -32,7 +32,7 @@ class Guided:
 
     After BANANAS (White et al. 2021, AAAI): candidates are mutations of the best trials, the surrogate sees
     paths. Deviations: a Gaussian process, from the first trial on, in place of five networks, and what
-    `nas.acquisition` says in place of independent Thompson sampling.
+    `nas.searchers.acquisition` says in place of independent Thompson sampling.
 
     init: random architectures in the beginning.
     largest: how many of these are the largest among 1,000 random ones in all (200 without `size`).

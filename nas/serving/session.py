@@ -20,13 +20,11 @@ BATCH = 32
 class Session:
     """Runs a model on the CPU; may be called from several threads at once.
 
-    threads: that one call may use; 0 leaves it to onnxruntime.
-
     Raises:
         ConfigError: when the run has no model.onnx, or it is damaged or another run's.
     """
 
-    def __init__(self, folder: Path, served: Served, *, threads: int = 0) -> None:
+    def __init__(self, folder: Path, served: Served) -> None:
         if not is_file(folder / MODEL):
             raise ConfigError(
                 f"{folder} has no {MODEL}; write it by: pip install 'nas-engine[onnx]' && nas export {folder}"
@@ -36,7 +34,6 @@ class Session:
         from onnxruntime.capi import onnxruntime_pybind11_state as states
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(

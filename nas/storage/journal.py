@@ -12,9 +12,9 @@ from optuna.storages.journal._storage import JournalOperation as _Op
 from optuna.trial import FrozenTrial
 
 from nas.errors import ConfigError, NasError
-from nas.patience import PATIENT, Patience
 from nas.storage.finishing import Finisher, same_outcome
 from nas.storage.journal_file import SafeJournalBackend
+from nas.storage.patience import PATIENT, Patience
 from nas.text import shown
 
 JOURNAL = "study.log"

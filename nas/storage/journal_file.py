@@ -18,7 +18,7 @@ from nas.errors import ConfigError
 from nas.files.atomic import sync_folder, write_all
 from nas.files.kernel_lock import KernelLock
 from nas.files.strictjson import is_deep
-from nas.patience import PATIENT, Patience
+from nas.storage.patience import PATIENT, Patience
 from nas.storage.sealing import Place, place_of, seal, study_begun_in, unsealed
 
 _log = logging.getLogger("nas")

@@ -13,11 +13,11 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from nas.errors import ConfigError
-from nas.patience import Patience
 from nas.storage.address import Address
 from nas.storage.database import Database, explain, open_database, root
 from nas.storage.finishing import Finisher
 from nas.storage.forwarding import Forwarding
+from nas.storage.patience import Patience
 
 T = TypeVar("T")
 _STATES = ("08", "25P03", "40", "53", "55P03", "57", "58")

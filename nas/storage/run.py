@@ -18,12 +18,12 @@ from optuna.trial import FrozenTrial
 
 from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
-from nas.patience import PATIENT, Patience
 from nas.storage.address import Address, find_address
 from nas.storage.finishing import Finisher, finish_trial
 from nas.storage.forwarding import Forwarding
 from nas.storage.journal import JOURNAL, journal_storage
 from nas.storage.parked import PARKED, Park
+from nas.storage.patience import PATIENT, Patience
 
 T = TypeVar("T")
 _log = logging.getLogger("nas")

@@ -24,16 +24,6 @@ class Curve:
     val_loss: tuple[float, ...] = ()
     val_acc: tuple[float, ...] = ()
 
-    @property
-    def final_val_loss(self) -> float | None:
-        """The last evaluation's loss; None when nothing was evaluated."""
-        return self.val_loss[-1] if self.val_loss else None
-
-    @property
-    def final_val_acc(self) -> float | None:
-        """The last evaluation's accuracy in [0, 1]; None when nothing was evaluated."""
-        return self.val_acc[-1] if self.val_acc else None
-
     def extended(self, report: EpochReport) -> Curve:
         """This curve and one more epoch."""
         longer = dataclasses.replace(
@@ -63,3 +53,7 @@ class EpochReport:
     seconds: float
     val_loss: float | None = None
     val_acc: float | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"epoch {self.epoch}: loss {self.train_loss:.3f}, {self.seconds:.1f} s"

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from nas import devices
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.guard import user_errors
 from nas.files.atomic import read_json, storage_errors, write_json
 from nas.training.accumulation import in_parts
 from nas.training.loop import Backward
 from nas.training.recipe import Recipe
+from nas.user_code import user_errors
 
 T = TypeVar("T")
 _log = logging.getLogger("nas")

@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.guard import memory_errors
 from nas.seeding import isolated
 from nas.task import Split, Task
 from nas.training import resumable
@@ -27,6 +26,7 @@ from nas.training.loop import Backward, Forward, Loop
 from nas.training.recipe import Recipe
 from nas.training.steps import Steps
 from nas.training.team import ALONE, Team
+from nas.user_code import memory_errors
 
 
 def train(

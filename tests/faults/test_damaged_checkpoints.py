@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from damage import DAMAGES, Attack, witness
-from jobs import TINY, Recorder, outcome
+from jobs import TINY, Recorder, last_job, outcome
 
 import nas
 from nas.errors import ConfigError
@@ -92,8 +92,9 @@ def by_gradients(folder, stop=None, space=TOY):
 
 
 def retrain(folder, stop=None, space=TOY):
-    settings = {"seed": 1, "folder": folder, "progress": Recorder(), "stop": stop or (lambda: False)}
-    network, metrics = train_final(space, (2, 0, 2), TASK, RECIPE, **settings)
+    stop = stop or (lambda: False)
+    job, last = last_job(space, TASK, RECIPE, folder, progress=Recorder(), stop=stop)
+    network, metrics = train_final(job, (2, 0, 2), last)
     return metrics["test_loss"], {name: value.tolist() for name, value in network.state_dict().items()}
 
 

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from nas.cli import app
 from nas.errors import ConfigError
 from nas.job.search_run import search
-from nas.patience import Patience
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
 from nas.storage.address import Address
+from nas.storage.patience import Patience
 from nas.storage.run import RunStorage, open_storage
 from nas.study import Study
 from nas.training.resumable import Stopped

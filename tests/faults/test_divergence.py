@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from faulty import Fragile, flat
-from jobs import SMALL, TINY, Recorder
+from jobs import SMALL, TINY, Recorder, last_job
 from torch import nn
 
 import nas
@@ -146,29 +146,29 @@ def test_a_diverging_search_ranks_only_what_is_finite(tmp_path, capsys):
 # -- the last training -----------------------------------------------------------------------------------
 
 
-def final(recipe, limit=1.0, **changes):
+def final(recipe, folder, limit=1.0, **changes):
     progress = Recorder()
-    settings = {"seed": 1, "folder": None, "progress": progress, "stop": lambda: False} | changes
-    _, metrics = train_final(fragile(limit), (1,), TASK, recipe, **settings)
+    job, last = last_job(fragile(limit), TASK, recipe, folder, progress=progress, **changes)
+    _, metrics = train_final(job, (1,), last)
     return metrics, progress
 
 
-def test_a_diverging_last_training_begins_again_at_a_lower_rate_and_says_so():
-    metrics, progress = final(RECIPE)
+def test_a_diverging_last_training_begins_again_at_a_lower_rate_and_says_so(tmp_path):
+    metrics, progress = final(RECIPE, tmp_path)
     assert metrics["retrain_lr_factor"] == 0.1
     assert "tried again at 0.1 times the learning rate" in progress.notes[0]
     assert [phase[0] for phase in progress.phases] == ["retrain", "retrain"]
-    direct, _ = final(dataclasses.replace(RECIPE, lr=0.05), limit=math.inf)
+    direct, _ = final(dataclasses.replace(RECIPE, lr=0.05), tmp_path / "direct", limit=math.inf)
     assert direct["test_loss"] == metrics["test_loss"] and "retrain_lr_factor" not in direct
 
 
 def test_a_stopped_second_attempt_of_the_last_training_goes_on(tmp_path):
     asked = iter([False] * 5 + [True])
     with pytest.raises(Stopped):
-        final(RECIPE, folder=tmp_path, stop=lambda: next(asked))
+        final(RECIPE, tmp_path, stop=lambda: next(asked))
     assert Checkpoints(tmp_path / "lr-0.1").load() is not None
-    resumed, progress = final(RECIPE, folder=tmp_path)
-    assert resumed["test_loss"] == final(RECIPE)[0]["test_loss"]
+    resumed, progress = final(RECIPE, tmp_path)
+    assert resumed["test_loss"] == final(RECIPE, tmp_path / "whole")[0]["test_loss"]
     assert not progress.notes
 
 

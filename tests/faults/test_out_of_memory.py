@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from faulty import Fragile, Hungry, flat
-from jobs import SMALL, Recorder
+from jobs import SMALL, Recorder, last_job
 from torch import nn
 
 import nas
 from nas.errors import NoModelError, TrialError
 from nas.evaluation.evaluators import Inherited, Trained
 from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.guard import memory_errors, reason_of
 from nas.evaluation.laddered import Laddered
 from nas.evaluation.memory_bound import Fitting, Remembering
 from nas.job.final_training import train_final
@@ -30,6 +29,7 @@ from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Trial
+from nas.user_code import memory_errors, reason_of
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
@@ -443,10 +443,10 @@ def test_where_nothing_fits_the_search_stops_and_says_what_to_do(tmp_path):
 # -- the last training -----------------------------------------------------------------------------------
 
 
-def test_the_last_training_takes_its_batches_in_halves_and_says_so():
+def test_the_last_training_takes_its_batches_in_halves_and_says_so(tmp_path):
     progress = Recorder()
-    settings = {"seed": 1, "folder": None, "progress": progress, "stop": lambda: False}
-    _, metrics = train_final(hungry(16), (1,), TASK, RECIPE, **settings)
+    job, last = last_job(hungry(16), TASK, RECIPE, tmp_path, progress=progress)
+    _, metrics = train_final(job, (1,), last)
     assert metrics["retrain_passes_per_step"] == 2
     assert "out of memory while training at batch 32" in progress.notes[0]
     assert "tried again with batches in 2 parts" in progress.notes[0]

@@ -14,7 +14,6 @@ from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceE
 from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import ADVICE
 from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.guard import reason_of
 from nas.evaluation.laddered import Laddered
 from nas.job.search_run import search
 from nas.registry import load
@@ -24,6 +23,7 @@ from nas.storage.journal import journal_storage
 from nas.study import Study
 from nas.training.recipe import Recipe
 from nas.types import Trial
+from nas.user_code import reason_of
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)

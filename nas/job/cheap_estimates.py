@@ -11,7 +11,6 @@ from nas.evaluation.evaluators import Trained
 from nas.evaluation.failures import diagnosis
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluation.laddered import Laddered
-from nas.evaluation.learning_curves import tse
 from nas.evaluation.scored import Scored
 from nas.goals import Goals
 from nas.job.job import Job
@@ -25,7 +24,6 @@ from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.study import Evaluator, Study
 from nas.text import counted
-from nas.training.resumable import Stopped
 from nas.types import Genotype, Objective, Trial
 
 
@@ -123,7 +121,10 @@ def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[
 def _trained(
     job: Job, genotypes: Sequence[Genotype], truth: Sequence[float], fidelity: Fidelity
 ) -> list[Estimate | None]:
-    """Two estimates from one short training: its validation accuracy and its training speed."""
+    """Two estimates from one short training: its validation accuracy and its training speed.
+
+    The latter is TSE-E of Ru et al. 2021 with E = 1, the training loss of the last epoch, its sign turned.
+    """
     name = str(fidelity)
     measure = Laddered(
         job.space,
@@ -137,7 +138,7 @@ def _trained(
     trials = _measure(job, name, measure, genotypes, epochs=fidelity.epochs)
     cost_s = _cost(trials)
     accuracies = [_value(t, "val_acc") for t in trials]
-    speeds = [tse([loss]) if math.isfinite(loss := _value(t, "train_loss")) else math.nan for t in trials]
+    speeds = [-_value(t, "train_loss") for t in trials]
     return [
         estimate(name, "trained", accuracies, truth, cost_s=cost_s),
         estimate(f"TSE-E, {name}", "speed", speeds, truth, cost_s=cost_s),
@@ -199,8 +200,7 @@ def _measure(
     job.progress.phase(name, total, done=study.ended)
 
     def stop() -> bool:
-        if job.stop():
-            raise Stopped(f"calibration stopped in {name!r}")
+        job.check_stop(f"calibration stopped in {name!r}")
         return False
 
     study.run(

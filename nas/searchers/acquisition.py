@@ -11,7 +11,7 @@ from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
 from nas.goals import Goals
 from nas.pareto import front, hypervolume
-from nas.surrogate import Surrogate
+from nas.searchers.surrogate import Surrogate
 from nas.types import Trial
 
 Vector = NDArray[np.float64]

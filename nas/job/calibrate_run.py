@@ -11,11 +11,13 @@ from nas import draw
 from nas.console import telling
 from nas.errors import ConfigError
 from nas.evaluation.calibration import FILE, Calibration, Settings, read_calibration
-from nas.evaluation.cheap_estimates import compare_estimates
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
-from nas.job.config import Config, make_config, with_names
-from nas.job.preparation import folder_of, prepare
+from nas.files.folders import results_folder
+from nas.job.arguments import name_of, refuse_others, with_names
+from nas.job.cheap_estimates import compare_estimates
+from nas.job.config import make_config
+from nas.job.preparation import prepare
 from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.progress import Progress
 from nas.space import Space
@@ -54,12 +56,13 @@ def calibrate(
     refuse("a calibration")
     settings = settings or Settings()
     names = {
-        "space": space if isinstance(space, str) else space.name,
-        "task": task if isinstance(task, str) else task.name,
+        "space": name_of("space", space, who="calibrate"),
+        "task": name_of("task", task, who="calibrate"),
         "method": "random",
     }
-    made = _checked(make_config(with_names(config, names)))
-    place = Path(out) if out is not None else folder_of("calibrate", made.space, made.task)
+    made = make_config(with_names(config, names))
+    refuse_others(made, USED, what="a calibration")
+    place = Path(out) if out is not None else results_folder("calibrate", made.space, made.task)
     with telling(progress) as told:
         job, notes = prepare(
             made,
@@ -96,13 +99,6 @@ def _draw(found: Calibration, folder: Path, *, title: str) -> None:
     rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
     figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=found.threshold)
     draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
-
-
-def _checked(config: Config) -> Config:
-    for name, value in Config():
-        if name not in USED and getattr(config, name) != value:
-            raise ConfigError(f"{name} is set, but a calibration uses only {', '.join(USED)}; remove it")
-    return config
 
 
 def _keep(path: Path, settings: Settings) -> None:

@@ -1,0 +1,115 @@
+"""What every job goes through, whatever its work: ranks, folder, record, trackers, and last the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nas import devices
+from nas.budget.shares import EXPORT_S
+from nas.bundle.at_end import bundle_at_end, is_bundled
+from nas.console import telling
+from nas.files.folder_lock import FolderLock
+from nas.job.config import Config
+from nas.job.final_training import RETRAIN, help_to_retrain
+from nas.job.gradient_search import help_to_search
+from nas.job.job import Job
+from nas.job.ranks import BEGIN, follow_to, help_all
+from nas.job.run_folder import SEARCH, begin, clear_checkpoints, open_folder
+from nas.job.shared_weights import SHARED, help_with_weights
+from nas.progress import Progress, Silent, Wanted
+from nas.results.result import Result, is_finished, load_result
+from nas.tracking.choice import check_trackers, open_tracking
+from nas.tracking.tracker import Tracker
+from nas.training.distributed import joined
+from nas.training.team import Team
+
+Prepare = Callable[[Progress, Team], tuple[Job, list[str]]]
+"""Makes a job of what was asked, checked before anything is written, and notes on it for the user."""
+
+
+def carry_out(
+    config: Config,
+    place: Path,
+    prepare: Prepare,
+    work: Callable[[Job], Result],
+    *,
+    progress: Wanted,
+    trackers: Sequence[Tracker],
+    stop: Callable[[], bool] | None,
+    force: bool,
+) -> Result:
+    """Prepares a job on every rank and does its work in its folder, which may hold its result already.
+
+    work: done by rank 0, which calls the others to its trainings; writes the result and returns it.
+    progress, trackers, stop, force: as of `nas.search`.
+    """
+    with telling(progress) as told:
+        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+            if team.leads:
+                check_trackers(config)
+            else:
+                follow_to(place, team)
+            job, notes = prepare(told if team.leads else Silent(), team)
+            if not team.leads:
+                _follow(job)
+                return load_result(place, space=job.final)
+            result = _lead(job, notes, work, trackers, force=force)
+        # Without the other ranks, which would wait in vain.
+        if config.export and not is_bundled(result.folder):
+            if job.clock.left_s < EXPORT_S:
+                job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+            else:
+                bundle_at_end(result, job.task, job.progress)
+        return result
+
+
+def _lead(
+    job: Job, notes: Sequence[str], work: Callable[[Job], Result], trackers: Sequence[Tracker], *, force: bool
+) -> Result:
+    folder = open_folder(job.folder)
+    job = replace(job, folder=folder)
+    with FolderLock(folder, otherwise=_how_to_join(job)):
+        record = begin(
+            folder,
+            job.config,
+            job.plan,
+            space=job.space,
+            task=job.task,
+            genotype=job.genotype,
+            ranks=job.team.size,
+            force=force,
+        )
+        job.team.call(BEGIN)
+        note = job.progress.note
+        with open_tracking(job.config, folder, record, own=trackers, note=note) as tracking:
+            result = _result(replace(job, tracking=tracking), notes, work)
+            tracking.finish(result.metrics, folder)
+    return result
+
+
+def _result(job: Job, notes: Sequence[str], work: Callable[[Job], Result]) -> Result:
+    if is_finished(job.folder):
+        job.progress.note(f"{job.folder} holds this run already, finished")
+        clear_checkpoints(job.folder)
+        return load_result(job.folder, space=job.final)
+    for note in notes:
+        job.progress.note(note)
+    return work(job)
+
+
+def _how_to_join(job: Job) -> str:
+    shared = job.plan.searcher is not None and not job.config.shares_weights
+    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""
+
+
+def _follow(job: Job) -> None:
+    """What the other ranks do: they join the trainings that rank 0 calls them to, until the job ends."""
+    phases = {
+        SEARCH: lambda _: help_to_search(job),
+        SHARED: lambda _: help_with_weights(job),
+        RETRAIN: lambda genotype: help_to_retrain(job, tuple(genotype)),
+    }
+    with devices.repeatable(enabled=job.config.deterministic):
+        help_all(job.team, phases)
