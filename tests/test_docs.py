@@ -1,7 +1,9 @@
 """The guides tell the truth: their programs run, what they name exists, their figures were measured."""
 
+import inspect
 import re
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,19 @@ def test_every_command_and_option_exists(guide):
         assert name in commands
         known = {option for part in commands[name].params for option in (*part.opts, *part.secondary_opts)}
         assert set(re.findall(r"(--[a-z][\w-]*)", rest)) <= known
+
+
+def test_every_part_of_a_method_is_named():
+    rows = re.findall(
+        r"`(relaxations|perturbations|regularizers|updates|stages)`: (.*) \|",
+        (DOCS / "search.md").read_text(),
+    )
+    assert len(rows) == 5
+    for name, listed in rows:
+        module = import_module(f"nas.oneshot.{name}")
+        kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
+        own = {k.__name__ for k in kinds if k.__module__ == module.__name__ and not inspect.isabstract(k)}
+        assert set(re.findall(r"`(\w+)`", listed)) == {k for k in own if not k.startswith("_")} - {"Stage"}
 
 
 def test_every_guide_is_listed():

@@ -20,6 +20,7 @@ from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.execution import unasked
 from nas.oneshot.fused.workloads import noise
 from nas.oneshot.mixed import Drawn, MixedOp
+from nas.oneshot.relaxations import UniformPath
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.space import Space
@@ -125,6 +126,15 @@ def test_only_what_kernels_run_is_not_asked(searching):
     assert unasked(network)
     next(m for m in network.modules() if isinstance(m, Cell)).execute = None
     assert not unasked(network)
+
+
+def test_uniform_paths_are_those_of_torch():
+    rows = torch.zeros(5, 4)
+    rows[:, 3] = -torch.inf
+    torch.manual_seed(1)
+    expected = torch.multinomial(UniformPath().expected(rows), 1).squeeze(-1)
+    torch.manual_seed(1)
+    assert torch.equal(UniformPath().mix(rows, 0.0).argmax(-1), expected)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
