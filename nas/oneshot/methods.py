@@ -111,7 +111,8 @@ def gaea(*, parts: int = 4) -> Method:
     """GAEA PC-DARTS (Li et al., ICLR 2021): exponentiated gradients on the simplex, partial channels.
 
     The mixtures move from the first epoch on. Deviations: mixtures and edges' weights start almost equal and
-    not exactly; the weights' cosine ends with the search, where the code plans 50 epochs and stops after 25.
+    not exactly. In NAS-Bench-201, where the paper has all channels, the weights' cosine ends with the search
+    and `none` competes, where the code plans 50 epochs, stops after 25, and leaves `none` out.
     """
     return Method("gaea", update=ExponentiatedGradient(0.1), staging=Whole(parts), edge_norm=parts > 1)
 
