@@ -57,6 +57,10 @@ def test_what_each_method_is_made_of():
     assert (made["is-darts"].relaxation, made["is-darts"].order) == (Uniform(), 0)
     assert made["is-darts"].staging == OneByOne()
     assert made["pdarts"].staging.keep == (1.0, 5 / 8, 3 / 8) and made["pdarts"].staging.anew
+    assert made["pdarts"].staging.skip_dropout == (0.1, 0.4, 0.7) and made["pdarts"].warmup == 10 / 25
+    assert {name: method.skip_cap for name, method in made.items() if method.skip_cap is not None} == {
+        "pdarts": 2
+    }
     plain = [n for n, m in made.items() if m.relaxation == Softmax() and m.update == Adam()]
     assert plain == ["darts", "darts2", "sdarts-rs", "sdarts-adv", "beta-darts", "oles"]
 

@@ -134,9 +134,8 @@ def is_darts(*, every: float = 1 / 15) -> Method:
 def pdarts() -> Method:
     """P-DARTS (Chen et al., ICCV 2019): three stages, each deeper and with fewer options; dropout on skips.
 
-    The depths are 5, 11 and 17 cells where the space has 8. Deviations: the dropout falls linearly over a
-    stage; the cap of two identities is that of the guards, and so off without them, and holds in every cell,
-    in the code in the normal one.
+    The depths are 5, 11 and 17 cells where the space has 8. Deviation: the cap of two identities holds in
+    every kind of cell, in the code in the normal one, as the engine knows kinds by no name.
     """
     return Method(
         "pdarts",
@@ -145,6 +144,7 @@ def pdarts() -> Method:
             keep=(1.0, 5 / 8, 3 / 8), depth=(5 / 8, 11 / 8, 17 / 8), skip_dropout=(0.1, 0.4, 0.7), anew=True
         ),
         warmup=0.4,
+        skip_cap=2,
     )
 
 
