@@ -3,6 +3,9 @@
 A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
 regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
 rate of the weights) is in `nas.job.presets`.
+
+Deviations of all: what is annealed (temperatures, radii, weights of penalties) follows the step, in the codes
+the epoch; an epoch leaves out a last partial batch, so that all steps are alike and one graph can hold them.
 """
 
 from __future__ import annotations
