@@ -61,7 +61,7 @@ def drnas(
     The second has 3 of 5 options and computes on more channels; in each the alphas rest for `warmup` of its
     epochs (10 of 25 in the DARTS space, 10 of 50 in NAS-Bench-201). Deviations: stages are those for
     NAS-Bench-201; in the DARTS space the code keeps 7 and then 4 options and computes on 1/6 and then 1/4 of
-    36 channels, in 20 cells.
+    36 channels, in 20 cells, where supernets here have 16 channels, of which there is no sixth.
     """
     return Method(
         "drnas",

@@ -31,7 +31,8 @@ class ByPerturbation:
     tune: epochs of training between the selections, in all, as a share of the search's (published: 5 epochs
       for each decision of a cell, those of both cells in step, after a search of 50 to 100; the default costs
       less).
-    images: at most so many validation images are looked at for each removal.
+    images: at most so many validation images are looked at for each removal (published: all of them, at
+      more cost).
     lr_share: learning rate at the start of the tuning, as a share of the search's first one; a cosine takes
       it down to the search's last one.
 
