@@ -129,7 +129,8 @@ def is_darts(*, every: float = 1 / 15) -> Method:
     """IS-DARTS (He et al., AAAI 2024): no alphas; options drop out one by one by their Fisher information.
 
     Deviations: an even mixture divides by the number of options that are left, the code by that of all;
-    weights and information come from the training split, in the code from all training images.
+    weights and information come from the training split, in the code from all training images; in the DARTS
+    space a mixture's pools are normalised, as in the code of DARTS, and there not.
     """
     return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
 
