@@ -81,7 +81,7 @@ _QUICK = Preset(
     final_size=MappingProxyType({"width": 16}),
 )
 
-# Liu et al. 2019 for the search and the last training; 12 epochs of the same recipe for one trial.
+# Liu et al. 2019 for the search and the last training; 12 epochs of the same recipe for one trial, by steps.
 _STANDARD = Preset(
     trial=dataclasses.replace(
         RECIPES["standard"], epochs=12, auxiliary=0.0, drop_path=0.0, cutout=0, schedule="step"
@@ -110,13 +110,14 @@ _STANDARD = Preset(
     full_size=True,
 )
 
-# Dong & Yang 2020, table 1 and §4: one recipe for 12 and 200 epochs, their settings of weight sharing.
+# Dong & Yang 2020, table 1 and §4: one recipe for 12 and 200 epochs, their settings of weight sharing. The
+# rate of a trial moves by steps, so that one of a few epochs comes down, too.
 _SHARING = Recipe(epochs=50, batch=64, lr=0.025, lr_min=0.001, weight_decay=5e-4, clip=5.0, schedule="epoch")
 # The released codes of SDARTS, β-DARTS, DrNAS (where that of SNAS is from), GAEA and IS-DARTS.
 _PLAIN = MappingProxyType({"weight_decay": 3e-4, "nesterov": False})
 _PLAIN_100 = MappingProxyType({"epochs": 100, **_PLAIN})
 _NASBENCH201 = Preset(
-    trial=RECIPES["nasbench201-12"],
+    trial=dataclasses.replace(RECIPES["nasbench201-12"], schedule="step"),
     search=_SHARING,
     published=MappingProxyType(
         {
