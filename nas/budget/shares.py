@@ -97,7 +97,7 @@ class Fit:
     images: int
 
     def of(self, recipe: Recipe) -> Recipe:
-        """The recipe with its schedule compressed, and by steps: by few epochs it would end at a high rate."""
+        """The recipe, its schedule compressed and by steps, as by few epochs it would end at a high rate."""
         if self.epochs == recipe.epochs:
             return recipe
         return replace(compressed(recipe, self.epochs), schedule="step")
