@@ -9,7 +9,7 @@ import pytest
 from nas.budget.clock import SAVE_S, Clock, TimeUp
 from nas.budget.shares import FINISH_S, Fit, Needs, divide, fit
 from nas.errors import ConfigError
-from nas.training.recipe import Recipe
+from nas.training.recipe import Recipe, learning_rate, preset
 
 NEEDS = Needs(search_s=100, baselines_s=100, rerank_s=40, retrain_s=60, training_s=4)
 RECIPE = Recipe(epochs=10, batch=10, lr=0.1, weight_decay=0.0, warmup_epochs=1.0)
@@ -80,6 +80,14 @@ def test_a_training_is_shortened_to_what_fits(left_s, found):
 def test_a_shortened_training_has_its_whole_schedule():
     assert fit(RECIPE, 100, 1.0, 60.0).of(RECIPE).warmup_epochs == 0.5
     assert fit(RECIPE, 100, 0.0, 1.0).of(RECIPE) is RECIPE
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_training_that_is_cut_ends_at_a_low_rate(epochs):
+    """The published cosine of 600 epochs looks at the epoch alone; of two, the second has half the rate."""
+    recipe = Fit(epochs, 100).of(preset("standard"))
+    assert (recipe.epochs, recipe.auxiliary, recipe.cutout) == (epochs, 0.4, 16)
+    assert learning_rate(recipe, 100 * epochs - 1, steps_per_epoch=100) < 0.01 * recipe.lr
 
 
 def test_earlier_processes_count(tmp_path, hands):

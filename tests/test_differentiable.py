@@ -18,6 +18,7 @@ from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
+from nas.oneshot.identities import capped
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
 from nas.oneshot.selection import ByPerturbation
@@ -262,6 +263,26 @@ def test_fresh_stages_begin_anew_and_deeper():
     assert len(outcome.epochs) == 6
 
 
+def test_the_dropout_of_identities_begins_anew_where_the_alphas_begin_to_move():
+    """As in the code of P-DARTS; both stages have three epochs, in the first of which the alphas rest."""
+    method = Method(
+        "test", SIX, warmup=1 / 3, staging=Progressive(keep=(1.0, 0.6), skip_dropout=(0.0, 0.5), anew=True)
+    )
+    dropped, begin = [], course.Course.begin_epoch
+
+    def watched(self):
+        begin(self)
+        dropped.append(next(self.supernet.mixed()).skip_dropout)
+
+    course.Course.begin_epoch = watched
+    try:
+        run(make_space(**CELL), method=method)
+    finally:
+        course.Course.begin_epoch = begin
+    fade = np.exp(-5 / 3)
+    np.testing.assert_allclose(dropped[:6], [0.0] * 3 + [0.5 * 2 / 3, 0.5, 0.5 * fade])
+
+
 def test_alphas_rest_while_the_weights_warm_up():
     method = Method("test", dataclasses.replace(RECIPE, epochs=4), warmup=0.5)
     epochs = run(method=method).epochs
@@ -441,6 +462,18 @@ def test_a_guarded_search_has_few_identities():
     assert sum(o == 0 for o in outcome.selected[0]) == 1
     bare = run(method=dataclasses.replace(method, guards=None), prepare=lambda s: s.prefer([(0, 0, 0)] * 200))
     assert bare.selected[0] == (0, 0, 0)
+
+
+def test_a_method_may_have_few_identities_without_guards():
+    """P-DARTS: the strongest other operation by the alphas, which nothing else judges."""
+    method = Method("test", RECIPE, skip_cap=1)
+    outcome = run(method=method, prepare=lambda supernet: supernet.prefer([(0, 0, 0)] * 200))
+    assert outcome.epochs[-1].genotype == (0, 0, 0)
+    space, strengths = outcome.supernet.space, outcome.supernet.strengths()
+    first = outcome.selected[0]
+    assert first == capped(space, strengths, 1) and sum(o == 0 for o in first) == 1
+    assert dataclasses.replace(method, guards=Guards(skip_cap=2)).identities == 2
+    assert Method().identities is None
 
 
 def test_guards_warm_the_weights_up():

@@ -9,7 +9,9 @@ from nas.errors import ConfigError
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.freezing import Freezer, Freezing, operations
 from nas.oneshot.method import Method
+from nas.oneshot.mixed import MixedOp
 from nas.oneshot.supernet import Supernet
+from nas.ops import FactorizedReduce
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
@@ -27,6 +29,17 @@ def test_operations_are_the_candidates_with_weights_at_every_place():
     assert len(found) == 6 * 6 * 2
     inside = {id(p) for weights in found.values() for p in weights}
     assert inside == {id(p) for mixed in net.mixed() for p in mixed.parameters()}
+
+
+def test_skips_that_reduce_are_never_frozen():
+    """They have weights, but are no rivals of skips: so in the released code, too."""
+    net = supernet(load("darts", width=4, cells=3, in_channels=1))
+    modules = {name: module for name, module in net.network.named_modules() if isinstance(module, MixedOp)}
+    strided = [name for name, mixed in modules.items() if isinstance(mixed.ops[3], FactorizedReduce)]
+    assert len(strided) == 2 * 8  # four nodes read both inputs of each of two cells
+    found = operations(net)
+    assert not any(f"{name}.ops.3" in found for name in modules)
+    assert all(f"{name}.ops.{option}" in found for name in strided for option in (4, 5, 6, 7))
 
 
 def test_operations_are_found_in_one_walk(monkeypatch):

@@ -57,6 +57,10 @@ def test_what_each_method_is_made_of():
     assert (made["is-darts"].relaxation, made["is-darts"].order) == (Uniform(), 0)
     assert made["is-darts"].staging == OneByOne()
     assert made["pdarts"].staging.keep == (1.0, 5 / 8, 3 / 8) and made["pdarts"].staging.anew
+    assert made["pdarts"].staging.skip_dropout == (0.1, 0.4, 0.7) and made["pdarts"].warmup == 10 / 25
+    assert {name: method.skip_cap for name, method in made.items() if method.skip_cap is not None} == {
+        "pdarts": 2
+    }
     plain = [n for n, m in made.items() if m.relaxation == Softmax() and m.update == Adam()]
     assert plain == ["darts", "darts2", "sdarts-rs", "sdarts-adv", "beta-darts", "oles"]
 
@@ -71,7 +75,7 @@ def test_what_each_method_is_made_of():
         ("sdarts-rs", 50, 64, 0.025, 3e-4),
         ("fairdarts", 50, 128, 0.005, 3e-3),
         ("beta-darts", 50, 64, 0.025, 3e-4),
-        ("gaea", 25, 256, 0.1, 0.1),
+        ("gaea", 50, 256, 0.1, 0.1),
         ("oles", 50, 64, 0.025, 3e-4),
         ("is-darts", 50, 64, 0.025, 3e-4),
         ("pdarts", 75, 96, 0.025, 6e-4),
@@ -90,21 +94,24 @@ def test_the_published_settings_of_the_darts_space(name, epochs, batch, lr, alph
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "alpha_lr"),
+    ("name", "epochs", "alpha_lr", "decay", "nesterov"),
     [
-        ("darts", 50, 3e-4),
-        ("gdas", 250, 3e-4),
-        ("drnas", 100, 3e-4),
-        ("sdarts-rs", 100, 3e-4),
-        ("sdarts-adv", 100, 3e-4),
-        ("beta-darts", 100, 3e-4),
-        ("is-darts", 30, 3e-4),
-        ("gaea", 25, 0.1),
+        ("darts", 50, 3e-4, 5e-4, True),
+        ("gdas", 250, 3e-4, 5e-4, True),
+        ("snas", 100, 3e-4, 3e-4, False),
+        ("drnas", 100, 3e-4, 3e-4, False),
+        ("sdarts-rs", 100, 3e-4, 3e-4, False),
+        ("sdarts-adv", 100, 3e-4, 3e-4, False),
+        ("beta-darts", 100, 3e-4, 3e-4, False),
+        ("is-darts", 30, 3e-4, 3e-4, True),
+        ("gaea", 25, 0.1, 3e-4, False),
     ],
 )
-def test_the_published_settings_of_nasbench201(name, epochs, alpha_lr):
+def test_the_published_settings_of_nasbench201(name, epochs, alpha_lr, decay, nesterov):
     method = published(name, "nasbench201")
     assert (method.weights.epochs, method.weights.batch, method.weights.lr) == (epochs, 64, 0.025)
+    assert (method.weights.weight_decay, method.weights.nesterov) == (decay, nesterov)
+    assert (method.weights.lr_min, method.weights.schedule) == (0.001, "epoch")
     assert method.update.lr == pytest.approx(alpha_lr)
 
 

@@ -8,7 +8,7 @@ from nas.job.changing import change
 from nas.job.config import Config, make_config
 from nas.job.plan import make_plan
 from nas.job.presets import PRESETS, preset
-from nas.training.recipe import Recipe
+from nas.training.recipe import Recipe, learning_rate
 
 
 def plan(**values):
@@ -45,8 +45,16 @@ def test_nasbench201_is_that_benchmark():
     final = plan(preset="nasbench201").final
     assert (final.epochs, final.batch, final.lr, final.weight_decay) == (200, 256, 0.1, 5e-4)
     assert (final.momentum, final.nesterov, final.lr_min, final.label_smoothing) == (0.9, True, 0.0, 0.0)
+    assert final.schedule == "epoch"
     twelve = plan(preset="nasbench201-12")
-    assert twelve.final == dataclasses.replace(final, epochs=12) == twelve.trial
+    assert twelve.final == dataclasses.replace(final, epochs=12)
+    assert twelve.trial == dataclasses.replace(twelve.final, schedule="step")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_trial_of_one_epoch_ends_at_a_low_rate(name):
+    trial = plan(preset=name, epochs=1, method="random").trial
+    assert learning_rate(trial, 99, steps_per_epoch=100) < 0.01 * trial.lr
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -13,6 +13,18 @@ from nas.ops import MixtureNorm
 from nas.registry import bundled, load
 from spaces import darts, nasbench201, toy
 
+PC_DARTS = (
+    "Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 0), ('dil_conv_3x3', 1), "
+    "('sep_conv_5x5', 0), ('sep_conv_3x3', 1), ('avg_pool_3x3', 0), ('dil_conv_3x3', 1)], "
+    "reduce=[('sep_conv_5x5', 1), ('max_pool_3x3', 0), ('sep_conv_5x5', 1), ('sep_conv_5x5', 2), "
+    "('sep_conv_3x3', 0), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), ('sep_conv_3x3', 2)])"
+)
+P_DARTS = (
+    "Genotype(normal=[('skip_connect', 0), ('dil_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), ('sep_conv_3x3', 3), ('sep_conv_3x3', 0), ('dil_conv_5x5', 4)], "
+    "reduce=[('avg_pool_3x3', 0), ('sep_conv_5x5', 1), ('sep_conv_3x3', 0), ('dil_conv_5x5', 2), "
+    "('max_pool_3x3', 0), ('dil_conv_3x3', 1), ('dil_conv_3x3', 1), ('dil_conv_5x5', 3)])"
+)
 DARTS_V2 = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
     "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], "
@@ -122,6 +134,22 @@ def test_the_full_size_is_the_published_one():
     full, genotype = load("darts", **space.full_size), darts.from_literal(DARTS_V2)
     assert count_params(full.network(genotype, meta=True)) == 3_825_768
     assert cost(full, genotype, (3, 32, 32)).params == 3_349_342
+
+
+@pytest.mark.parametrize(
+    ("literal", "params", "macs"),
+    [
+        (DARTS_V2, 3_349_342, 528e6),
+        (PC_DARTS, 3_634_678, 558e6),
+        (P_DARTS, 3_433_798, 532e6),
+    ],
+)
+def test_published_cells_have_the_published_sizes(literal, params, macs):
+    """At full size without the auxiliary head; published multiply-adds count averages of pools, too."""
+    space = load("darts", width=36, cells=20)
+    counted = cost(space, darts.from_literal(literal), (3, 32, 32))
+    assert counted.params == params
+    assert counted.macs == pytest.approx(macs, rel=0.005)
 
 
 def test_darts_literals_round_trip():

@@ -1,9 +1,11 @@
 """Stages: the published schedules, few epochs, and what cannot be."""
 
+import math
+
 import pytest
 
 from nas.errors import ConfigError
-from nas.oneshot.stages import OneByOne, Progressive, Stage, Whole, ends, evenly
+from nas.oneshot.stages import OneByOne, Progressive, Stage, Whole, ends, evenly, fading
 
 
 def test_one_stage_is_the_whole_search():
@@ -44,6 +46,20 @@ def test_progressive_stages_are_equally_long():
     assert [s.options(8) for s in stages] == [8, 5, 3]
     assert [s.options(5) for s in stages] == [5, 3, 2]
     assert [s.depth for s in stages] == [1.0, 2.0, 3.0] and staging.fresh and staging.by == "alphas"
+
+
+def test_the_dropout_of_identities_fades_as_in_the_code_of_p_darts():
+    """25 epochs, of which the alphas rest for 10: linear, and then anew and exponential."""
+    shares = [fading(at, 10, 25) for at in range(25)]
+    assert shares[:10] == pytest.approx([(25 - at - 1) / 25 for at in range(10)])
+    assert shares[10:] == pytest.approx([math.exp(-0.2 * (at - 10)) for at in range(10, 25)])
+    assert shares[10] == 1.0
+
+
+@pytest.mark.parametrize("epochs", range(1, 9))
+def test_the_dropout_fades_in_as_few_epochs_as_there_are(epochs):
+    for rest in range(epochs):
+        assert all(0 <= fading(at, rest, epochs) <= 1 for at in range(epochs))
 
 
 def test_with_fewer_epochs_than_stages_the_last_ones_remain():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nas.training.recipe import Recipe, compressed
 
@@ -97,8 +97,10 @@ class Fit:
     images: int
 
     def of(self, recipe: Recipe) -> Recipe:
-        """The recipe with its schedule compressed."""
-        return recipe if self.epochs == recipe.epochs else compressed(recipe, self.epochs)
+        """The recipe, its schedule compressed and by steps, as by few epochs it would end at a high rate."""
+        if self.epochs == recipe.epochs:
+            return recipe
+        return replace(compressed(recipe, self.epochs), schedule="step")
 
 
 def fit(recipe: Recipe, images: int, step_s: float, left_s: float) -> Fit:

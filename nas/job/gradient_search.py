@@ -59,7 +59,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
     """Trains the supernet and its alphas; what they prefer at the end comes first, then what they did before.
 
     Where there are too few, the most likely ones under the last strengths follow. Those that break a
-    constraint come after those that keep it, and those with more identities than the guards allow after the
+    constraint come after those that keep it, and those with more identities than the method allows after the
     others.
 
     until_s: when it has to be over, by the job's clock.
@@ -78,11 +78,11 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
     )
     likely = _likely(job.space, outcome.strengths, rng(job.seed(SEARCH), "likely"))
     candidates = list(dict.fromkeys([*outcome.selected, *likely]))
-    bounds, guards = job.plan.goals.constraints, method.guards
+    bounds, cap = job.plan.goals.constraints, method.identities
 
     def place(genotype: Genotype) -> tuple[float, bool]:
         excess = sum(bound.excess(costs(genotype)) for bound in bounds) if bounds else 0.0
-        return excess, guards is not None and not keeps_cap(job.space, genotype, guards.skip_cap)
+        return excess, cap is not None and not keeps_cap(job.space, genotype, cap)
 
     return Searched(sorted(candidates, key=place), outcome.epochs, study.history, study.spent_s)
 

@@ -81,7 +81,7 @@ _QUICK = Preset(
     final_size=MappingProxyType({"width": 16}),
 )
 
-# Liu et al. 2019 for the search and the last training; 12 epochs of the same recipe for one trial.
+# Liu et al. 2019 for the search and the last training; 12 epochs of the same recipe for one trial, by steps.
 _STANDARD = Preset(
     trial=dataclasses.replace(
         RECIPES["standard"], epochs=12, auxiliary=0.0, drop_path=0.0, cutout=0, schedule="step"
@@ -92,8 +92,9 @@ _STANDARD = Preset(
             "gdas": Published({"epochs": 250}),
             "snas": Published({"epochs": 150}),
             "drnas": Published({"lr": 0.1, "lr_min": 0.0}),
+            # To 0 in the paper, to 0.001 in the code.
             "pcdarts": Published({"batch": 256, "lr": 0.1, "lr_min": 0.0}),
-            "gaea": Published({"batch": 256, "lr": 0.1, "lr_min": 0.0, "epochs": 25}),
+            "gaea": Published({"batch": 256, "lr": 0.1, "lr_min": 0.0}),
             "fairdarts": Published({"batch": 128, "lr": 0.005}),
             "pdarts": Published({"batch": 96, "lr_min": 0.0, "epochs": 75}),
         }
@@ -109,23 +110,25 @@ _STANDARD = Preset(
     full_size=True,
 )
 
-# Dong & Yang 2020, table 1 and §4: one recipe for 12 and 200 epochs, their settings of weight sharing.
+# Dong & Yang 2020, table 1 and §4: one recipe for 12 and 200 epochs, their settings of weight sharing. The
+# rate of a trial moves by steps, so that one of a few epochs comes down, too.
 _SHARING = Recipe(epochs=50, batch=64, lr=0.025, lr_min=0.001, weight_decay=5e-4, clip=5.0, schedule="epoch")
-# The released codes of SDARTS, β-DARTS and DrNAS.
-_PLAIN_100 = MappingProxyType({"epochs": 100, "weight_decay": 3e-4, "nesterov": False})
+# The released codes of SDARTS, β-DARTS, DrNAS (where that of SNAS is from), GAEA and IS-DARTS.
+_PLAIN = MappingProxyType({"weight_decay": 3e-4, "nesterov": False})
+_PLAIN_100 = MappingProxyType({"epochs": 100, **_PLAIN})
 _NASBENCH201 = Preset(
-    trial=RECIPES["nasbench201-12"],
+    trial=dataclasses.replace(RECIPES["nasbench201-12"], schedule="step"),
     search=_SHARING,
     published=MappingProxyType(
         {
             "gdas": Published({"epochs": 250}),
-            "snas": Published({"epochs": 100}),
+            "snas": Published(_PLAIN_100),
             "drnas": Published(_PLAIN_100, {"alpha_lr": 3e-4, "warmup": 0.2}),
             "sdarts-rs": Published(_PLAIN_100),
             "sdarts-adv": Published(_PLAIN_100),
             "beta-darts": Published(_PLAIN_100, {"end": 50.0}),
-            "gaea": Published({"epochs": 25, "weight_decay": 3e-4}, {"parts": 1}),
-            "is-darts": Published({"epochs": 30}),
+            "gaea": Published({"epochs": 25, **_PLAIN}, {"parts": 1}),
+            "is-darts": Published({"epochs": 30, "weight_decay": 3e-4}),
         }
     ),
     shared=dataclasses.replace(_SHARING, epochs=250),

@@ -22,7 +22,7 @@ from nas.oneshot.identities import barred, keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Strengths
 from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
-from nas.oneshot.stages import Stage, ends
+from nas.oneshot.stages import Stage, ends, fading
 from nas.oneshot.supernet import Supernet
 from nas.oneshot.watch import Moment, Watch
 from nas.seeding import derive, isolated
@@ -121,7 +121,7 @@ class Course:
         warmup = max(self.method.warmup, guards.warmup if guards is not None else 0.0)
         rest = min(stage.epochs - 1, round(warmup * stage.epochs))
         self.loop.alphas_move = self.method.learns_alphas and at >= rest
-        self.supernet.drop_skips(stage.skip_dropout * (1 - at / stage.epochs))
+        self.supernet.drop_skips(stage.skip_dropout * fading(at, rest, stage.epochs))
 
     def look(self, eigenvalue: float) -> tuple[Growth, Moment | None]:
         """How the curvature has grown while the alphas move; where to go back to when it is too much."""
@@ -221,10 +221,10 @@ class Course:
 
     def _fix(self, due: Sequence[int]) -> list[str]:
         """Fixes decisions, one after the other, by what removing an option costs; says to what."""
-        settings, guards, events = self.method.selection, self.method.guards, []
+        settings, cap, events = self.method.selection, self.method.identities, []
         assert settings is not None
         for i in due:
-            banned = barred(self.space, self.supernet.alive, i, guards.skip_cap) if guards is not None else ()
+            banned = barred(self.space, self.supernet.alive, i, cap) if cap is not None else ()
             option = selection.select(self.supernet, self.task, settings, i, barred=banned)
             decision = self.space.decisions[i]
             events.append(f"{decision.name} is {decision.options[option]}")
@@ -238,7 +238,8 @@ class Course:
         self.preferred = by_alphas(
             self.supernet,
             self.task,
-            self.method.guards,
+            self.method.identities,
+            judged=self.method.guards is not None,
             healthy=self.healthy,
             seed=derive(self.seed, "cap", self.done),
             images=self.loop.images_at_once,

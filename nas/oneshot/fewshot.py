@@ -154,7 +154,9 @@ def disagreement(
     """How differently the options of a decision want shared weights moved: 1 - mean cosine, in [0, 2].
 
     Gradient matching, Hu et al., ICLR 2022 (GM-NAS), §4. The gradient of an option is the mean over a few
-    random architectures with it, the same for all options, on one batch of training images.
+    random architectures with it, the same for all options, on one batch of training images. Deviation: it
+    chooses decisions only, every option of which gets a supernet, as in few-shot NAS; there options that
+    match share one.
     """
     space, mixed = (
         supernet.space,

@@ -13,6 +13,7 @@ from nas.errors import ConfigError
 from nas.oneshot.gradients import flat
 from nas.oneshot.mixed import MixedOp
 from nas.oneshot.supernet import Supernet
+from nas.ops import FactorizedReduce
 from nas.training.resting import shares
 
 
@@ -22,7 +23,11 @@ class Freezing:
 
     The match of an operation is the cosine between the gradients of training and validation loss with respect
     to its weights, averaged over `steps` steps. Below `threshold` its weights are trained no further; its
-    alphas still are. Parameter-free operations are never frozen.
+    alphas still are. Operations without weights, and skips that reduce, are never frozen.
+
+    Deviations from the code: the cosine is that of all weights together, as in the paper, and not a mean over
+    tensors and their columns; both gradients are taken at the same weights, where it compares that of a
+    training step with that of the next validation step.
     """
 
     steps: int = 20
@@ -107,12 +112,12 @@ class Freezer:
 
 
 def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
-    """The weights of every candidate that has any, by its path; each place of a decision counts by itself."""
+    """The weights of every candidate that may be frozen, by its path; each place of a decision for itself."""
     found = {}
     for place, mixed in supernet.network.named_modules():
         if isinstance(mixed, MixedOp):
             for i, op in enumerate(mixed.ops):
-                if weights := list(op.parameters()):
+                if (weights := list(op.parameters())) and not isinstance(op, FactorizedReduce):
                     found[f"{place}.ops.{i}"] = weights
     return found
 

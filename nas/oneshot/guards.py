@@ -26,9 +26,9 @@ class Guards:
       2.43e-2; here 8.1e-3, beyond which its published searches got worse).
     skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2, in normal cells).
 
-    Deviations from RobustDARTS' code: a mean counts as that of the last epoch of its window, there as that of
-    the middle one, so that an alarm goes back by half a window less; the code looks for one only where it can
-    go back to epoch 10 or later.
+    Deviations from RobustDARTS' code, which lose fewer epochs and serve short searches: a mean counts as that
+    of the last epoch of its window, there as that of the middle one, so that an alarm goes back by half a
+    window less; the code looks for one only where it can go back to epoch 10 or later.
     """
 
     warmup: float = 0.3

@@ -48,6 +48,8 @@ class Method:
     staging: when options drop out, and how the supernet changes then.
     freezing: when single operations stop learning.
     selection: how the final architecture is chosen; by the alphas unless given.
+    skip_cap: at most so many identities in a cell of the final architecture, where there are no guards, whose
+      own cap counts else; any number when None.
     guards: what is done against collapse; nothing when None.
     checkpointing: keep the inputs of cells only and compute the rest again in the backward pass.
     """
@@ -64,6 +66,7 @@ class Method:
     staging: Staging = Whole()  # noqa: RUF009
     freezing: Freezing | None = None
     selection: ByPerturbation | None = None
+    skip_cap: int | None = None
     guards: Guards | None = None
     checkpointing: bool = False
 
@@ -78,6 +81,8 @@ class Method:
                 )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"{self.name}: warmup is {self.warmup}, but must be a share in [0, 1)")
+        if self.skip_cap is not None and self.skip_cap < 0:
+            raise ConfigError(f"{self.name}: skip_cap is {self.skip_cap}, but must be at least 0")
         if self.relaxation.one_at_a_time and (self.perturbation is not None or self.update.on_simplex):
             raise ConfigError(
                 f"{self.name}: {type(self.relaxation).__name__} runs one option at a time, whose mixture can "
@@ -97,6 +102,11 @@ class Method:
                 f"{self.name}: freezing compares the training and validation gradients of all operations at "
                 "the same weights, so it needs order 1 and a relaxation that runs all of them"
             )
+
+    @property
+    def identities(self) -> int | None:
+        """At most so many identities in a cell of the final architecture; any number when None."""
+        return self.skip_cap if self.guards is None else self.guards.skip_cap
 
     @property
     def learns_alphas(self) -> bool:

@@ -3,6 +3,9 @@
 A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
 regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
 rate of the weights) is in `nas.job.presets`.
+
+Deviations of all: what is annealed (temperatures, radii, weights of penalties) follows the step, in the codes
+the epoch; an epoch leaves out a last partial batch, so that all steps are alike and one graph can hold them.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def drnas(
     The second has 3 of 5 options and computes on more channels; in each the alphas rest for `warmup` of its
     epochs (10 of 25 in the DARTS space, 10 of 50 in NAS-Bench-201). Deviations: stages are those for
     NAS-Bench-201; in the DARTS space the code keeps 7 and then 4 options and computes on 1/6 and then 1/4 of
-    36 channels, in 20 cells.
+    36 channels, in 20 cells, where supernets here have 16 channels, of which there is no sixth.
     """
     return Method(
         "drnas",
@@ -111,7 +114,8 @@ def gaea(*, parts: int = 4) -> Method:
     """GAEA PC-DARTS (Li et al., ICLR 2021): exponentiated gradients on the simplex, partial channels.
 
     The mixtures move from the first epoch on. Deviations: mixtures and edges' weights start almost equal and
-    not exactly; the weights' cosine ends with the search, where the code plans 50 epochs and stops after 25.
+    not exactly. In NAS-Bench-201, where the paper has all channels, the weights' cosine ends with the search
+    and `none` competes, where the code plans 50 epochs, stops after 25, and leaves `none` out.
     """
     return Method("gaea", update=ExponentiatedGradient(0.1), staging=Whole(parts), edge_norm=parts > 1)
 
@@ -125,7 +129,8 @@ def is_darts(*, every: float = 1 / 15) -> Method:
     """IS-DARTS (He et al., AAAI 2024): no alphas; options drop out one by one by their Fisher information.
 
     Deviations: an even mixture divides by the number of options that are left, the code by that of all;
-    weights and information come from the training split, in the code from all training images.
+    weights and information come from the training split, in the code from all training images; in the DARTS
+    space a mixture's pools are normalised, as in the code of DARTS, and there not.
     """
     return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
 
@@ -133,9 +138,8 @@ def is_darts(*, every: float = 1 / 15) -> Method:
 def pdarts() -> Method:
     """P-DARTS (Chen et al., ICCV 2019): three stages, each deeper and with fewer options; dropout on skips.
 
-    The depths are 5, 11 and 17 cells where the space has 8. Deviations: the dropout falls linearly over a
-    stage; the cap of two identities is that of the guards, and so off without them, and holds in every cell,
-    in the code in the normal one.
+    The depths are 5, 11 and 17 cells where the space has 8. Deviation: the cap of two identities holds in
+    every kind of cell, in the code in the normal one, as the engine knows kinds by no name.
     """
     return Method(
         "pdarts",
@@ -144,6 +148,7 @@ def pdarts() -> Method:
             keep=(1.0, 5 / 8, 3 / 8), depth=(5 / 8, 11 / 8, 17 / 8), skip_dropout=(0.1, 0.4, 0.7), anew=True
         ),
         warmup=0.4,
+        skip_cap=2,
     )
 
 

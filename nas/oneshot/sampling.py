@@ -52,8 +52,9 @@ class StrictlyFair(Sampling):
     """As many architectures as a decision has options, each option in one (Chu et al., ICCV 2021, FairNAS).
 
     Deviations: the gradients of a step are averaged, where the paper adds them up, so that its learning rate
-    is that many times ours. Where decisions differ in size, one with fewer options than the largest has each
-    of them equally often over the steps, drawn in blocks without repeats; the paper's all have as many.
+    is that many times ours, and one fits every sampling. Where decisions differ in size, one with fewer
+    options than the largest has each of them equally often over the steps, drawn in blocks without repeats;
+    the paper's all have as many.
     """
 
     def check(self, space: Space) -> None:
@@ -86,7 +87,8 @@ class Sandwich(Sampling):
 
     random: how many. The others learn from the largest one's predictions, not from labels (in-place
     distillation, §4.2). Size is multiply-accumulates; the extremes take the most and the fewest that each
-    decision alone can make.
+    decision alone can make. Deviation: gradients are averaged, where the paper adds them up, so that one
+    learning rate fits every sampling.
     """
 
     random: int = 2

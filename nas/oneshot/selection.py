@@ -29,13 +29,16 @@ class ByPerturbation:
     """Settings of the selection.
 
     tune: epochs of training between the selections, in all, as a share of the search's (published: 5 epochs
-      for each decision of a cell, those of both cells in step, after a search of 50 to 100).
-    images: at most so many validation images are looked at for each removal.
+      for each decision of a cell, those of both cells in step, after a search of 50 to 100; the default costs
+      less).
+    images: at most so many validation images are looked at for each removal (published: all of them, at
+      more cost).
     lr_share: learning rate at the start of the tuning, as a share of the search's first one; a cosine takes
       it down to the search's last one.
 
     Deviation: the connections are chosen at once, by what the removal of each costs, and not one node after
-    the other with tuning between them, the worst leaving first.
+    the other with tuning between them, the worst leaving first: which connections exclude each other is known
+    to the space's `project` alone.
     """
 
     tune: float = 0.5

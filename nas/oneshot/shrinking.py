@@ -35,8 +35,8 @@ def record_fisher(supernet: Supernet, task: Task, *, batch: int = 256) -> None:
 
     IS-DARTS (He et al., AAAI 2024), as in its code: the mean of `3 (o - μ)² / σ⁶` over one pass of the
     training images, with μ and σ over the channels of the option's output o, averaged over the places of a
-    decision. Where σ is 0 the term is infinite. Images are not augmented; batch-norm takes each batch's
-    statistics.
+    decision. Where σ is 0 the term is infinite. Batch-norm takes each batch's statistics. Deviation: images
+    are not augmented, so that no chance decides.
     """
     totals: dict[tuple[str, int], list[Tensor]] = {}
     handles = [_watch(mixed, totals) for mixed in supernet.mixed()]

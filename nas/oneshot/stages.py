@@ -20,7 +20,7 @@ class Stage:
     keep: share of a decision's options that are in the race, rounded, at least one.
     parts: the channels of mixed operations are divided into so many parts, one of which is computed on.
     depth: the number of cells, as a multiple of the space's.
-    skip_dropout: at the start of the stage; it decays from there on.
+    skip_dropout: of identities, see `fading`.
     """
 
     epochs: int
@@ -163,6 +163,15 @@ class OneByOne(Staging):
         lengths = [epochs - 1 - gap * (drops - 1), *[gap] * (drops - 1), 1]
         left = (options - round((options - 1) * i / drops) for i in range(drops + 1))
         return [Stage(length, keep=count / options) for length, count in zip(lengths, left, strict=True)]
+
+
+def fading(at: int, rest: int, epochs: int) -> float:
+    """What is left, in [0, 1], of the dropout of identities in epoch `at` of a stage, counted from 0.
+
+    As in the code of P-DARTS: it falls linearly in the `rest` epochs in which the alphas do not move; then it
+    begins anew and falls to 1/e in a fifth of the stage (there in 5 of 25 epochs).
+    """
+    return (epochs - 1 - at) / epochs if at < rest else math.exp(-5 * (at - rest) / epochs)
 
 
 def evenly(total: int, count: int) -> list[int]:

@@ -20,7 +20,8 @@ def zen(network: nn.Module, batch: Batch) -> Tensor:
     Lin et al. 2021 (Zen-NAS), algorithm 1, with σ² the mean variance over the channels that enter
     a batch-norm. Of the batch only the shape counts: weights, x and ε are standard normal, always the same
     draws. As in the paper's code, the norm is the mean over images of the sum of magnitudes. Deviations: one
-    repetition, the batch being the average; σ² is the batch's variance, in the code the running one, which
+    repetition, the batch being the average; residual links stay, which the paper removes, since of a network
+    of any form nobody can say which they are; σ² is the batch's variance, in the code the running one, which
     has hardly left its start; the features are the last map of more than one pixel, or the logits where there
     is none; log 0 is log 1e-12, so that a network without a path scores low.
     """

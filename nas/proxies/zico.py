@@ -17,9 +17,10 @@ def zico(network: nn.Module, batch: Batch) -> Tensor:
     """The score Σ_layers log Σ_weights E|g| / std(g) over minibatches; about 2 x 64 labelled images.
 
     Li et al. 2023 (ZiCo), the definition of ZiCo, on the two halves of the batch. As in their code, the
-    deviation is that of g and not of |g|, a weight whose gradient
-    is the same in both adds nothing, and neither does a layer of such weights; a network whose output does
-    not depend on the images scores 0.
+    deviation is that of g and not of |g|, a weight whose gradient is the same in both adds nothing, and
+    neither does a layer of such weights; a network whose output does not depend on the images scores 0.
+    Deviation from the code: each minibatch has a gradient of its own, as in the paper; there that of the
+    second is added to that of the first.
     """
     if len(batch) < _LEAST:
         raise ConfigError(

@@ -39,9 +39,10 @@ def promise(
 
     One objective: expected improvement (Jones et al. 1998, eq. 15) or a Thompson draw, on targets that are
     the normal scores of ranks, since only the order counts. Several: what a draw from the surrogates would
-    add to the front's hypervolume (TSEMO, Bradford et al. 2018, §3). Constraints multiply this by the
-    probability that they hold (Gardner et al. 2014, eq. 4); logarithms still tell candidates apart where
-    there is hardly any hope.
+    add to the front's hypervolume, after TSEMO (Bradford et al. 2018, §3); deviation: candidates are drawn
+    independently of each other, at `CAUTION` times the deviation, and not as one function. Constraints
+    multiply this by the probability that they hold (Gardner et al. 2014, eq. 4); logarithms still tell
+    candidates apart where there is hardly any hope.
     """
     count = len(trials)
     known = [_standardised(block, count)[:count] for block in blocks]
