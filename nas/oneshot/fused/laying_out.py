@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.families import Family, families_of, kind_of
+from nas.oneshot.fused.families import Family, families_of, kernel_kind
 from nas.oneshot.fused.groups import Branch, Group
 from nas.oneshot.fused.layout import Layout, Level, Line, Sum
 from nas.oneshot.fused.stages import Chain, Pool, Same, Shape, shape_after
@@ -269,7 +269,7 @@ def _numbers(draft: _Draft, places: dict[int, int]) -> list[list[int]]:
         for step in family.steps:
             stops = list(accumulate((conv.weight.numel() for conv in step.convolutions), initial=begin))
             begin = stops[-1]
-            found += [[step.kinds.index(kind_of(conv)) for conv in step.convolutions], stops[:-1]]
+            found += [[step.kinds.index(kernel_kind(conv)) for conv in step.convolutions], stops[:-1]]
 
     def placed(branches: Iterable[Branch]) -> list[int]:
         return [places[id(branch)] for branch in branches]
