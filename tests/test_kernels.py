@@ -630,9 +630,9 @@ import tempfile
 from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms
+from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms, pools
 
-MODULES = (dense, depthwise, nodes, norms)
+MODULES = (dense, depthwise, nodes, norms, pools)
 WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
 DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 32, "BC": 32}
 DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 32, "BI": 32, "BO": 64}

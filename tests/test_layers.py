@@ -28,7 +28,8 @@ LAYERS = [
     "oneshot.fused.kernels.cubins oneshot.fused.kernels.programs.blocks",
     "oneshot.fused.kernels.programs.pixels oneshot.fused.kernels.native",
     "oneshot.fused.kernels.programs.dense oneshot.fused.kernels.programs.depthwise",
-    "oneshot.fused.kernels.programs.nodes oneshot.fused.kernels.programs.norms",
+    "oneshot.fused.kernels.programs.nodes oneshot.fused.kernels.programs.norms "
+    "oneshot.fused.kernels.programs.pools",
     "oneshot.fused.rules",
     "oneshot.fused.stages",
     "oneshot.fused.groups",
