@@ -28,6 +28,7 @@ from nas.oneshot.fused.kernels import launch, mixing_launch, passage
 from nas.oneshot.fused.kernels.maps import Affine, Norm, Normed, Source, Taps, Window
 from nas.oneshot.fused.kernels.maps import Drawn as Some
 from nas.oneshot.fused.kernels.passage import alike, apart
+from nas.oneshot.fused.kernels.tiles import tickets_of
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import form_of, stages_of
@@ -147,7 +148,7 @@ def test_more_pixels_and_channels_than_a_tile_holds(monkeypatch):
     known = launch.convolve
 
     def convolve(source, taps, window, *, out, after):
-        assert len(after.tickets) >= taps.groups * launch.cdiv(taps.outputs, launch.WIDEST)
+        assert len(after.tickets) >= taps.groups * tickets_of(taps.outputs)
         known(source, taps, window, out=out, after=after)
 
     monkeypatch.setattr(launch, "convolve", convolve)

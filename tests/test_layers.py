@@ -25,8 +25,9 @@ LAYERS = [
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack training.team "
     "training.launch",
     "oneshot.fused.kernels oneshot.fused.kernels.programs oneshot.fused.kernels.maps "
-    "oneshot.fused.kernels.cubins oneshot.fused.kernels.programs.blocks",
-    "oneshot.fused.kernels.programs.pixels oneshot.fused.kernels.native",
+    "oneshot.fused.kernels.cubins oneshot.fused.kernels.tiles oneshot.fused.kernels.programs.blocks",
+    "oneshot.fused.kernels.programs.pixels oneshot.fused.kernels.variant",
+    "oneshot.fused.kernels.native",
     "oneshot.fused.kernels.programs.dense oneshot.fused.kernels.programs.depthwise",
     "oneshot.fused.kernels.programs.nodes oneshot.fused.kernels.programs.norms "
     "oneshot.fused.kernels.programs.pools",

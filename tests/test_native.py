@@ -27,7 +27,8 @@ from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust, verdict
 from nas.oneshot.fused.kernels import choice, cubins, launch, native
 from nas.oneshot.fused.kernels.cubins import Cubin
-from nas.oneshot.fused.kernels.native import NativeError, Variant
+from nas.oneshot.fused.kernels.native import NativeError
+from nas.oneshot.fused.kernels.variant import Variant
 from nas.ops import PRIMITIVES
 
 CASES = list(cases())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nas.oneshot.fused.families import Family, families_of, kernel_kind
 from nas.oneshot.fused.groups import Branch, Group
+from nas.oneshot.fused.kernels.tiles import tickets_of
 from nas.oneshot.fused.layout import Layout, Level, Line, Sum
 from nas.oneshot.fused.stages import Chain, Pool, Same, Shape, shape_after
 
@@ -154,7 +155,7 @@ def lay_out(
         owners=owners,
         owned=owned,
         rows=in_rows.view(len(rows), -1) if rows else in_rows.view(0, 0),
-        tickets=torch.zeros(_most_sums(drafts, len(terms), shape), dtype=torch.int32, device=device),
+        tickets=torch.zeros(_most_tickets(drafts, len(terms), shape), dtype=torch.int32, device=device),
     )
 
 
@@ -172,11 +173,11 @@ def lay_out_each(groups: Sequence[Group], device: torch.device) -> Level:
     return level
 
 
-def _most_sums(drafts: Sequence[_Draft], terms: int, shape: Shape) -> int:
-    """How many tiles of 64 channels of all operations there are, at most, of which a launch may make sums."""
+def _most_tickets(drafts: Sequence[_Draft], terms: int, shape: Shape) -> int:
+    """How many tiles of channels of all operations there are, at most, of which a launch may make sums."""
     inner = [conv.out_channels for own in drafts for family in own.families for conv in family.convolutions]
     slots = drafts[-1].first + drafts[-1].count
-    return max(terms, slots) * (max([shape[0], *inner]) // 64 + 1)
+    return max(terms, slots) * tickets_of(max([shape[0], *inner]))
 
 
 def _in_turns(leaving: Sequence[Sequence[Group]]) -> list[Group] | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nas.oneshot.fused.kernels import launch, native
 from nas.oneshot.fused.kernels.maps import Drawn, Source, Taps, Window
-from nas.oneshot.fused.kernels.native import NativeError, Variant
+from nas.oneshot.fused.kernels.native import NativeError
+from nas.oneshot.fused.kernels.variant import Variant
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Largest relative difference, in the norm, of what the two make of a map of a type."""

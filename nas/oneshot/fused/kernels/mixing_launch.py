@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.launch import TILE, blocks_of, cdiv, flags, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import flags
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.programs import nodes as node_programs
 from nas.oneshot.fused.kernels.programs import pools as pool_programs
+from nas.oneshot.fused.kernels.tiles import TILE, blocks_of, cdiv, grid_of, tile_of
 from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2
