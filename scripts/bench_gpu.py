@@ -14,7 +14,8 @@ from pathlib import Path
 from nas.oneshot.fused.table import Row, fill
 
 TRY = """import sys, torch
-from nas.oneshot.fused.verdict import KINDS, settle
+from nas.oneshot.fused.settling import settle
+from nas.oneshot.fused.verdict import KINDS
 found = settle(torch.device('cuda'), anew=True)
 print(found)
 sys.exit(found is None or not all(map(found.kernels, KINDS)))"""

@@ -19,7 +19,8 @@ from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.devices import exact
 from nas.oneshot.fused.comparing import compare
-from nas.oneshot.fused.verdict import BUSY, KINDS, Kind, Tried, Verdict
+from nas.oneshot.fused.settling import BUSY
+from nas.oneshot.fused.verdict import KINDS, Kind, Tried, Verdict
 from nas.oneshot.fused.workloads import Workload, noise, searching, training
 from nas.oneshot.method import PUBLISHED, Method
 from nas.ops import FactorizedReduce, candidates, relu_conv_bn
