@@ -210,17 +210,27 @@ def test_doctor_tries_only_where_it_can(monkeypatch):
             examine(try_kernels=True)
 
 
-def test_the_memory_is_of_a_card_and_of_versions(monkeypatch, tmp_path):
+@pytest.mark.parametrize("driver", [None, "570.86"])
+def test_the_memory_is_of_a_card_and_of_versions(driver, monkeypatch, tmp_path):
+    """And of the driver, where that tells its version."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    verdict.place_of.cache_clear()
-    places = set()
-    for name, torch_version in (("H100", "2.11"), ("H100", "2.12"), ("A100", "2.11")):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        monkeypatch.setattr(verdict, "_version", lambda _, found=torch_version: found)
-        places.add(verdict.place_of(GPU))
+    monkeypatch.setattr(verdict, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+    def place(name, torch_version):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(verdict, "_version", lambda _: torch_version)
         verdict.place_of.cache_clear()
-    assert len(places) == 3
+        return verdict.place_of(GPU)
+
+    cards = (("H100", "2.11"), ("H100", "2.12"), ("A100", "2.11"))
+    places = {place(*card) for card in cards}
+    if driver is not None:
+        for version in (driver, "580.65"):
+            verdict.DRIVER.write_text(f"NVRM version: NVIDIA Kernel Module  {version}\nGCC version: 12\n")
+            places |= {place(*card) for card in cards}
+    verdict.place_of.cache_clear()
+    assert len(places) == (3 if driver is None else 9)
     assert {path.parent for path in places} == {tmp_path / "nas"}
 
 

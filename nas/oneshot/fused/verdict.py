@@ -1,6 +1,6 @@
 """Whether kernels run on a GPU unless something else is asked for: what came of trying them there.
 
-It is kept for a kind of card and the versions of what compiles and runs, see `nas.files.cached`.
+It is kept for a kind of card, its driver and the versions of what compiles and runs, see `nas.files.cached`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ time; for so many steps of a large one that is a minute well spent, and for a sm
 """
 NEAR = 0.02
 """The largest difference of losses in float32 of a few steps from the same start; of some 2.3."""
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What the driver of a GPU says of itself on Linux."""
 _BY_VERDICT: set[torch.device] = set()
 """Where kernels run in this process because of a verdict."""
 
@@ -126,14 +128,14 @@ def blame(why: str) -> str:
 
 @cache
 def place_of(device: torch.device) -> Path:
-    """The file that remembers: one for each kind of card and versions of what compiles and runs.
+    """The file that remembers: one for each kind of card, driver and versions of what compiles and runs.
 
     Raises:
         ConfigError: where the user has no folder for it.
     """
     card = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     versions = [_version(name) for name in ("nas-engine", "torch", "triton", "cuda-core")]
-    key = repr((card, torch.version.cuda, *versions))
+    key = repr((card, torch.version.cuda, *versions, _driver()))
     return cache_folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -160,6 +162,14 @@ def keep(path: Path, found: Verdict, note: Callable[[str], None]) -> None:
         write_json(path, asdict(found))
     except StorageError as error:
         note(f"WARNING: what came of trying kernels is not remembered: {error}")
+
+
+def _driver() -> str | None:
+    """Its version, in a line; None where it does not tell, as under Windows."""
+    try:
+        return DRIVER.read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return None
 
 
 def _version(name: str) -> str | None:
