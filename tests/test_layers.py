@@ -35,7 +35,7 @@ LAYERS = [
     "oneshot.fused.stages",
     "oneshot.fused.groups",
     "oneshot.fused.families",
-    "oneshot.fused.layout",
+    "oneshot.fused.layout oneshot.fused.drafts",
     "oneshot.fused.laying_out",
     # files, arrays, settings, primitives
     "files.paths results.records job.spellings files.tomlfile console",
