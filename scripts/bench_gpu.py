@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from nas.oneshot.fused.table import Row, fill
+from nas.speed.table import Row, fill
 
 TRY = """import sys, torch
 from nas.oneshot.fused.settling import settle

@@ -16,8 +16,6 @@ from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused import settling, verdict
 from nas.oneshot.fused.execution import execute_cells
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.workloads import measure, noise, searching
 from nas.oneshot.guards import Guards
 from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
@@ -29,6 +27,8 @@ from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
+from nas.speed.floor import copy_bandwidth
+from nas.speed.workloads import measure, noise, searching
 from nas.task import load_task
 from nas.training.accuracy import evaluate
 from nas.training.batches import Batches

@@ -19,8 +19,8 @@ import nas
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused import execution, trust
-from nas.oneshot.fused.workloads import noise
 from nas.oneshot.supernet import Supernet
+from nas.speed.workloads import noise
 from nas.training import loop as training
 
 pytestmark = pytest.mark.skipif(

@@ -19,10 +19,10 @@ from nas.oneshot.fused import execution, settling, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.settling import BUSY, attempt, settle
 from nas.oneshot.fused.verdict import Tried, Verdict, remembered
-from nas.oneshot.fused.workloads import noise
 from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
+from nas.speed.workloads import noise
 from nas.training import loop as training
 from nas.training.recipe import Recipe
 
