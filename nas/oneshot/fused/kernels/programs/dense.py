@@ -151,7 +151,7 @@ def _given(
         row, column = up // STRIDE, left // STRIDE
         inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
         inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
-        for start in range(0, CO, BO):
+        for start in tl.range(0, CO, BO, num_stages=1):  # more would not fit in registers
             o = start + tl.arange(0, BO)
             here = _has(o, tap, CO, HALF)
             valid = inside[:, None] & here[None, :]
