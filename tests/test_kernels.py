@@ -22,7 +22,7 @@ from tape import Refusing
 
 from nas.cell import Cell
 from nas.oneshot.extraction import as_searched
-from nas.oneshot.fused import cells, trust
+from nas.oneshot.fused import cells, inputs, trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import launch, mixing_launch, passage
 from nas.oneshot.fused.kernels.maps import Affine, Norm, Normed, Source, Taps, Window
@@ -36,7 +36,7 @@ from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
-from nas.ops import PRIMITIVES, FactorizedReduce, candidates
+from nas.ops import PRIMITIVES, FactorizedReduce, candidates, relu_conv_bn
 from nas.space import Space
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -565,6 +565,29 @@ def test_maps_of_more_numbers_than_kernels_count_are_left_to_the_batched_path(mo
     assert not launched
 
 
+@pytest.mark.parametrize("where", ["preprocessed", "made"])
+def test_maps_that_become_too_large_are_left_to_the_batched_path(where, monkeypatch):
+    """Of an input small enough: the preprocessed map, or that of a node."""
+    for module in (cells, inputs):
+        monkeypatch.setattr(module, "LARGEST", 2 * 4 * 3 * 3)
+    width, channels = (2, 4) if where == "made" else (4, 4)
+    options = candidates(["skip_connect", "nor_conv_1x1", "avg_pool_3x3"], width, channels)
+    row = torch.tensor([0.0, 1.0, 0.0], device=DEVICE)
+    mixture = {}
+    cell = Cell("c", 1, 1, lambda *_: MixedOp("c", options, mixture), preprocess=[relu_conv_bn(2, width)])
+    cell.to(DEVICE).execute = run_by_kernels
+    known, run = cells._passage, []
+    monkeypatch.setattr(
+        cells, "_passage", lambda plan, *given: run.append(plan.layout) or known(plan, *given)
+    )
+    x = torch.randn(2, 2, 3, 3, device=DEVICE)
+    mixture["c"] = 1
+    expected = copy.deepcopy(cell).double().plain([x.double()])[0]
+    mixture["c"] = Drawn(row, partial(int, row.argmax()))
+    assert difference(expected, cell(x)) < 1e-5
+    assert run == [None]
+
+
 # -- cells of two inputs ----------------------------------------------------------------------------------
 
 LEAVING = ["max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_3x3"]
@@ -619,6 +642,17 @@ def test_what_leaves_both_inputs_is_one_launch(stride, drawn, monkeypatch):
     # Both inputs, and the node between.
     assert launched.count("pool_forward") == launched.count("leaving_gradient") == 2
     assert launched.count("depthwise_input_gradient") == 4
+
+
+def test_options_that_are_drawn_beside_mixtures_are_asked_for():
+    """For as many programs as edges are begun where one option of each is drawn."""
+    plain, mixed = two_inputs(1), 0.5 + torch.rand(5, len(LEAVING), device=DEVICE)
+    mixed[0] = F.one_hot(torch.tensor(3, device=DEVICE), len(LEAVING))
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    fast.execute = run_by_kernels
+    maps = [channels_last(torch.randn(2, 3, 4, 5, device=DEVICE)) for _ in "12"]
+    (expected, _), (found, _) = (gradients_of(cell, mixed, *maps) for cell in (exact, fast))
+    assert worst(expected, found) < 1e-5
 
 
 # -- compilation ------------------------------------------------------------------------------------------

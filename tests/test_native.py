@@ -239,6 +239,16 @@ def test_kernels_are_compared_with_triton_once_and_give_the_same_bits_from_the_f
     assert triton == ["depthwise", "gradients"]
 
 
+def test_what_is_drawn_or_shared_is_compared_as_well(triton):
+    """By the same kernels, but not in the same way."""
+    cases = [
+        replace(CASE, drawn=drawn, shared=shared) for drawn in (None, (1, 0)) for shared in (False, True)
+    ]
+    for case in cases * 2:
+        case.computed(choice)
+    assert triton == ["depthwise", "gradients"] * len(cases)
+
+
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])
 @pytest.mark.parametrize("where", ["maps", "map", "kernels"])
 def test_kernels_that_are_wrong_are_not_used_again(triton, monkeypatch, wrong, where):

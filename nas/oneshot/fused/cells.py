@@ -62,13 +62,24 @@ def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tens
     states = memory.inputs.states(cell, inputs) if kernels else cell.preprocessed(inputs)
     kernels = kernels and all(state.numel() < LARGEST for state in states)
     plan = memory.plan(cell, given, states, kernels=kernels)
-    kernels = all(norm.training for norm in plan.norms)  # they normalise by the batch only
-    if any(term.drawn for term in given) and not (kernels and plan.by_kernels):
+    # They normalise by the batch only.
+    kernels = kernels and _fit(plan, states) and all(norm.training for norm in plan.norms)
+    # A program is begun for each edge, where the device alone knows what is drawn.
+    alone = all(term.drawn or len(term.options) == 1 for term in given)
+    if any(term.drawn for term in given) and not (kernels and alone and plan.by_kernels):
         given = _terms(memory.edges, unasked=False) or []
         plan = memory.plan(cell, given, states, kernels=kernels)
     if not kernels:
         plan = memory.plan(cell, given, states, kernels=False)
     return _Run(cell, plan, given, states).nodes() if plan.parts else cell.computed(states)
+
+
+def _fit(plan: Plan, states: Sequence[Tensor]) -> bool:
+    """Whether no map that kernels make is too large for them."""
+    if plan.layout is None:
+        return True
+    pixels = max(state.shape[2] * state.shape[3] for state in states)
+    return len(states[0]) * pixels * plan.layout.widest < LARGEST
 
 
 def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:

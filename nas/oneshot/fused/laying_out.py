@@ -66,9 +66,13 @@ def lay_out(
     ]  # fmt: skip
     packed = iter(_packed([*numbers, *(row for own in drafts for row in _numbers(own, places))], device))
     ordered, owners, owned, in_rows = (next(packed) for _ in numbers)
+    slots, widest = drafts[-1].first + drafts[-1].count, _widest(drafts, shape)
+    # For each tile of channels of all operations of which a launch may make sums.
+    tickets = max(len(terms), slots) * tickets_of(widest)
     return Layout(
         shape,
-        drafts[-1].first + drafts[-1].count,
+        widest,
+        slots,
         sum(len(own.families) for own in drafts),
         tuple(term.branch for term in terms),
         tuple(dst - inputs for _, dst, _ in edges),
@@ -79,7 +83,7 @@ def lay_out(
         owners=owners,
         owned=owned,
         rows=in_rows.view(len(rows), -1) if rows else in_rows.view(0, 0),
-        tickets=torch.zeros(_most_tickets(drafts, len(terms), shape), dtype=torch.int32, device=device),
+        tickets=torch.zeros(tickets, dtype=torch.int32, device=device),
     )
 
 
@@ -97,11 +101,10 @@ def lay_out_each(groups: Sequence[Group], device: torch.device) -> Level:
     return level
 
 
-def _most_tickets(drafts: Sequence[Draft], terms: int, shape: Shape) -> int:
-    """How many tiles of channels of all operations there are, at most, of which a launch may make sums."""
+def _widest(drafts: Sequence[Draft], shape: Shape) -> int:
+    """Channels of maps of this shape and of those before them, at most."""
     inner = [conv.out_channels for own in drafts for family in own.families for conv in family.convolutions]
-    slots = drafts[-1].first + drafts[-1].count
-    return max(terms, slots) * tickets_of(max([shape[0], *inner]))
+    return max([shape[0], *inner])
 
 
 def _packed(rows: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
