@@ -13,7 +13,7 @@ from nas.benchmarks.benchmark import LOADERS, table_file
 from nas.data import datasets
 from nas.environment import environment
 from nas.errors import ConfigError, NasError
-from nas.oneshot.fused import execution, verdict
+from nas.oneshot.fused import execution, settling, verdict
 
 EXTRAS = {
     "vision": ("torchvision", "pillow"),
@@ -45,7 +45,7 @@ def examine(*, try_kernels: bool = False) -> dict[str, str]:
     findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
     if device.type != "cuda":
         findings["gpu"] = f"no: {devices.without_cuda()}"
-    if try_kernels and verdict.settle(device, anew=True) is None:
+    if try_kernels and settling.settle(device, anew=True) is None:
         why = verdict.lacking(device) or "the GPU has no memory left, or what comes of it cannot be kept"
         raise ConfigError(f"kernels cannot be tried: {why}")
     findings["execution"] = execution.explain(device)

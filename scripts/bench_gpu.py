@@ -11,10 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from nas.oneshot.fused.table import Row, fill
+from nas.speed.table import Row, fill
 
 TRY = """import sys, torch
-from nas.oneshot.fused.verdict import KINDS, settle
+from nas.oneshot.fused.settling import settle
+from nas.oneshot.fused.verdict import KINDS
 found = settle(torch.device('cuda'), anew=True)
 print(found)
 sys.exit(found is None or not all(map(found.kernels, KINDS)))"""

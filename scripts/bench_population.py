@@ -23,9 +23,9 @@ from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.job.run_folder import begin
 from nas.oneshot.fused import verdict
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.in_turn import bytes_of_candidates, in_turn
-from nas.oneshot.fused.workloads import noisy
+from nas.speed.floor import copy_bandwidth
+from nas.speed.in_turn import bytes_of_candidates, in_turn
+from nas.speed.workloads import noisy
 from nas.workers.probe import probe
 from nas.workers.slots import gpus_of
 from nas.workers.start import crowd_of

@@ -12,10 +12,10 @@ import torch
 
 import nas
 from nas.environment import environment
-from nas.oneshot.fused.comparing import COMPILED, PATHS
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.workloads import measure, noise, training
 from nas.seeding import isolated
+from nas.speed.comparing import COMPILED, PATHS
+from nas.speed.floor import copy_bandwidth
+from nas.speed.workloads import measure, noise, training
 from nas.training.recipe import preset
 
 DARTS_V2 = (

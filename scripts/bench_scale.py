@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from nas import Fixed, RegularizedEvolution, Study, load
+from nas.speed.rehearsal import Rehearsal
 from nas.storage.run import open_storage
 from nas.workers.claims import leased
-from nas.workers.rehearsal import Rehearsal
 
 
 def view(where: str, name: str, **how: object) -> Study:

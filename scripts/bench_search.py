@@ -18,9 +18,9 @@ import nas
 from nas.environment import environment
 from nas.oneshot.differentiable import search
 from nas.oneshot.fused import verdict
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.workloads import measure, noise, searching
 from nas.oneshot.methods import METHODS
+from nas.speed.floor import copy_bandwidth
+from nas.speed.workloads import measure, noise, searching
 from nas.training.peak import peak_memory
 
 

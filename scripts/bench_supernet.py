@@ -14,10 +14,10 @@ import torch
 
 import nas
 from nas.environment import environment
-from nas.oneshot.fused.comparing import PATHS, difference_in_float64
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.workloads import Workload, measure, noise, searching
 from nas.oneshot.methods import METHODS
+from nas.speed.comparing import PATHS, difference_in_float64
+from nas.speed.floor import copy_bandwidth
+from nas.speed.workloads import Workload, measure, noise, searching
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},

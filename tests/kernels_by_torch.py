@@ -14,7 +14,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nas.oneshot.fused.kernels import launch, mixing_launch
 
-PROGRAMS = ("depthwise_programs", "dense_programs", "norm_programs")
+PROGRAMS = (
+    *((launch, name) for name in ("depthwise_programs", "dense_programs", "norm_programs")),
+    *((mixing_launch, name) for name in ("node_programs", "pool_programs")),
+)
+"""Where launches find them."""
 
 
 def read(source, g):
@@ -160,7 +164,6 @@ class Program:
 def tape_launches(monkeypatch, tape):
     """Names of all launches to come, which the tape notes down."""
     launched = []
-    for module, names in ((launch, PROGRAMS), (mixing_launch, ["programs"])):
-        for name in names:
-            monkeypatch.setattr(module, name, Taped(getattr(module, name), tape, launched))
+    for module, name in PROGRAMS:
+        monkeypatch.setattr(module, name, Taped(getattr(module, name), tape, launched))
     return launched

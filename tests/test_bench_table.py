@@ -15,11 +15,11 @@ import torch
 
 from nas import environment
 from nas.errors import ConfigError
-from nas.oneshot.fused import in_turn as turns
-from nas.oneshot.fused.in_turn import Pace, bytes_of_candidates, in_turn
-from nas.oneshot.fused.table import Row, cells, fastest, fill, kept, table
-from nas.oneshot.fused.workloads import bytes_of_a_step, noise, noisy, training
 from nas.registry import load
+from nas.speed import in_turn as turns
+from nas.speed.in_turn import Pace, bytes_of_candidates, in_turn
+from nas.speed.table import Row, cells, fastest, fill, kept, table
+from nas.speed.workloads import bytes_of_a_step, noise, noisy, training
 from nas.task import load_task
 from nas.training.recipe import preset
 from nas.workers.probe import Tried

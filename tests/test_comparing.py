@@ -16,8 +16,10 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from nas.errors import ConfigError
-from nas.oneshot.fused import comparing
-from nas.oneshot.fused.comparing import (
+from nas.oneshot.methods import METHODS
+from nas.registry import load
+from nas.speed import comparing
+from nas.speed.comparing import (
     COMPILED,
     PATHS,
     WARMING,
@@ -27,11 +29,9 @@ from nas.oneshot.fused.comparing import (
     difference_in_float64,
     paths_of,
 )
-from nas.oneshot.fused.floor import bytes_moved, copy_bandwidth
-from nas.oneshot.fused.table import fastest
-from nas.oneshot.fused.workloads import measure, noise, searching, training
-from nas.oneshot.methods import METHODS
-from nas.registry import load
+from nas.speed.floor import bytes_moved, copy_bandwidth
+from nas.speed.table import fastest
+from nas.speed.workloads import measure, noise, searching, training
 from nas.training import loop
 from nas.training.recipe import preset
 

@@ -14,10 +14,8 @@ from nas.evaluation.evaluators import Trained
 from nas.job.search_run import search as whole_job
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.differentiable import search
-from nas.oneshot.fused import verdict
+from nas.oneshot.fused import settling, verdict
 from nas.oneshot.fused.execution import execute_cells
-from nas.oneshot.fused.floor import copy_bandwidth
-from nas.oneshot.fused.workloads import measure, noise, searching
 from nas.oneshot.guards import Guards
 from nas.oneshot.memory import fit
 from nas.oneshot.method import PUBLISHED, Method
@@ -29,6 +27,8 @@ from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
+from nas.speed.floor import copy_bandwidth
+from nas.speed.workloads import measure, noise, searching
 from nas.task import load_task
 from nas.training.accuracy import evaluate
 from nas.training.batches import Batches
@@ -277,7 +277,7 @@ def test_a_trial_that_runs_out_of_memory_takes_its_batches_in_halves(task):
 
 
 def test_kernels_are_tried_in_a_process_of_their_own():
-    found = verdict.attempt(torch.device("cuda", 0))
+    found = settling.attempt(torch.device("cuda", 0))
     assert found is not None
     assert found.failed == ""
     assert all(tried.difference <= verdict.NEAR for tried in found.tried.values())

@@ -616,9 +616,8 @@ def test_a_cell_takes_few_launches(monkeypatch):
     (_, _, fast), (x, y) = triple(SPACES["darts"]), images()
     outcome(fast, x, y)  # what is run is tried first
     counts = Counter()
-    for module, names in ((launch, PROGRAMS), (mixing_launch, ["programs"])):
-        for name in names:
-            monkeypatch.setattr(module, name, Counted(getattr(module, name), counts))
+    for module, name in PROGRAMS:
+        monkeypatch.setattr(module, name, Counted(getattr(module, name), counts))
     outcome(fast, x, y)
     cells, nodes, sources = 2, 2 + 1, 2 + 1  # both inputs count as one
     assert counts == {

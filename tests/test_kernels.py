@@ -22,12 +22,13 @@ from tape import Refusing
 
 from nas.cell import Cell
 from nas.oneshot.extraction import as_searched
-from nas.oneshot.fused import cells, trust
+from nas.oneshot.fused import cells, inputs, trust
 from nas.oneshot.fused.cells import run_by_kernels
 from nas.oneshot.fused.kernels import launch, mixing_launch, passage
 from nas.oneshot.fused.kernels.maps import Affine, Norm, Normed, Source, Taps, Window
 from nas.oneshot.fused.kernels.maps import Drawn as Some
 from nas.oneshot.fused.kernels.passage import alike, apart
+from nas.oneshot.fused.kernels.tiles import tickets_of
 from nas.oneshot.fused.plan import chain_of
 from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.stages import form_of, stages_of
@@ -35,7 +36,7 @@ from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.recompute import recompute_cells
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
-from nas.ops import PRIMITIVES, FactorizedReduce, candidates
+from nas.ops import PRIMITIVES, FactorizedReduce, candidates, relu_conv_bn
 from nas.space import Space
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,7 +148,7 @@ def test_more_pixels_and_channels_than_a_tile_holds(monkeypatch):
     known = launch.convolve
 
     def convolve(source, taps, window, *, out, after):
-        assert len(after.tickets) >= taps.groups * launch.cdiv(taps.outputs, launch.WIDEST)
+        assert len(after.tickets) >= taps.groups * tickets_of(taps.outputs)
         known(source, taps, window, out=out, after=after)
 
     monkeypatch.setattr(launch, "convolve", convolve)
@@ -564,6 +565,29 @@ def test_maps_of_more_numbers_than_kernels_count_are_left_to_the_batched_path(mo
     assert not launched
 
 
+@pytest.mark.parametrize("where", ["preprocessed", "made"])
+def test_maps_that_become_too_large_are_left_to_the_batched_path(where, monkeypatch):
+    """Of an input small enough: the preprocessed map, or that of a node."""
+    for module in (cells, inputs):
+        monkeypatch.setattr(module, "LARGEST", 2 * 4 * 3 * 3)
+    width, channels = (2, 4) if where == "made" else (4, 4)
+    options = candidates(["skip_connect", "nor_conv_1x1", "avg_pool_3x3"], width, channels)
+    row = torch.tensor([0.0, 1.0, 0.0], device=DEVICE)
+    mixture = {}
+    cell = Cell("c", 1, 1, lambda *_: MixedOp("c", options, mixture), preprocess=[relu_conv_bn(2, width)])
+    cell.to(DEVICE).execute = run_by_kernels
+    known, run = cells._passage, []
+    monkeypatch.setattr(
+        cells, "_passage", lambda plan, *given: run.append(plan.layout) or known(plan, *given)
+    )
+    x = torch.randn(2, 2, 3, 3, device=DEVICE)
+    mixture["c"] = 1
+    expected = copy.deepcopy(cell).double().plain([x.double()])[0]
+    mixture["c"] = Drawn(row, partial(int, row.argmax()))
+    assert difference(expected, cell(x)) < 1e-5
+    assert run == [None]
+
+
 # -- cells of two inputs ----------------------------------------------------------------------------------
 
 LEAVING = ["max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_3x3"]
@@ -620,6 +644,17 @@ def test_what_leaves_both_inputs_is_one_launch(stride, drawn, monkeypatch):
     assert launched.count("depthwise_input_gradient") == 4
 
 
+def test_options_that_are_drawn_beside_mixtures_are_asked_for():
+    """For as many programs as edges are begun where one option of each is drawn."""
+    plain, mixed = two_inputs(1), 0.5 + torch.rand(5, len(LEAVING), device=DEVICE)
+    mixed[0] = F.one_hot(torch.tensor(3, device=DEVICE), len(LEAVING))
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    fast.execute = run_by_kernels
+    maps = [channels_last(torch.randn(2, 3, 4, 5, device=DEVICE)) for _ in "12"]
+    (expected, _), (found, _) = (gradients_of(cell, mixed, *maps) for cell in (exact, fast))
+    assert worst(expected, found) < 1e-5
+
+
 # -- compilation ------------------------------------------------------------------------------------------
 
 COMPILE = """
@@ -630,14 +665,15 @@ import tempfile
 from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms
+from nas.oneshot.fused.kernels.programs import dense, depthwise, nodes, norms, pools
 
-MODULES = (dense, depthwise, nodes, norms)
+MODULES = (dense, depthwise, nodes, norms, pools)
 WINDOW = {"HI": 32, "WI": 32, "HO": 16, "WO": 16, "STRIDE": 2}
 DEPTHWISE = {"C": 20, **WINDOW, "KINDS": ((3, 1), (3, 2), (5, 1)), "PRE": 2, "BP": 32, "BC": 32}
 DENSE = {"CI": 20, "CO": 40, **WINDOW, "KINDS": ((1, 1), (3, 1)), "PRE": 1, "BP": 32, "BI": 32, "BO": 64}
 DENSE |= {"HALF": 0}
 HALVES = {"KINDS": ((1, 1),), "HALF": 20}
+WIDE = {"CI": 144, "CO": 144, "BI": 64}
 SHARED = {"SHARED": 2, "TOGETHER": 6}
 TILE = {"C": 20, "BP": 32, "BC": 32}
 NODES = {"ROW": 1, **TILE}
@@ -649,6 +685,7 @@ PROGRAMS = {
     "depthwise_weight_gradient": {"MOST": 25, "LOOP": 8, **DEPTHWISE},
     "convolve_forward": {"LAST": True, "AFFINE": True, **SUMS, **DENSE},
     "convolve_input_gradient": {"LAST": False, **SHARED, **DENSE},
+    "convolve_input_gradient wide": {"LAST": False, **SHARED, **DENSE, **WIDE},
     "convolve_weight_gradient": {"LAST": True, "MOST": 9, "LOOP": 8, **DENSE},
     "convolve_forward halves": {"LAST": False, "AFFINE": True, **SUMS, **DENSE, **HALVES},
     "convolve_input_gradient halves": {"LAST": False, **SHARED, **DENSE, **HALVES},
@@ -681,7 +718,10 @@ for kind, on in (("*bf16", True), ("*fp32", False)):
         types |= {n: (kind, kind) for n in ("states", "chains") if n in types}
         types |= dict.fromkeys(constants, "constexpr")
         values = {(program.arg_names.index(n),): v for n, v in constants.items()}
-        made = compile(ASTSource(program, types, values), target=GPUTarget("cuda", 90, 32))
+        # As the memory of PyTorch is.
+        aligned = [n for n in types if variant.endswith("wide") and types[n][0] == "*"]
+        hints = {(program.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned}
+        made = compile(ASTSource(program, types, values, hints), target=GPUTarget("cuda", 90, 32))
         if "tickets" in types:  # what the last program reads has been stored before the others' tickets
             before, _, after = made.asm["ptx"].partition("atom.global.gpu.release")
             between, _, after = after.partition("atom.global.gpu.acquire")
@@ -705,4 +745,4 @@ def test_all_programs_compile_for_a_gpu_that_is_not_there_and_fit_its_registers(
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "19"
+    assert done.stdout.strip() == "20"

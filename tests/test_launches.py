@@ -19,9 +19,8 @@ import nas
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused import execution, trust
-from nas.oneshot.fused.kernels import launch, mixing_launch
-from nas.oneshot.fused.workloads import noise
 from nas.oneshot.supernet import Supernet
+from nas.speed.workloads import noise
 from nas.training import loop as training
 
 pytestmark = pytest.mark.skipif(
@@ -51,9 +50,8 @@ class _Launch:
 def step(monkeypatch):
     """A step of DARTS, of the alphas and then of the weights, as it is captured on a GPU, and its counts."""
     launched, calls = Counter(), Calls()
-    for module, names in ((launch, PROGRAMS), (mixing_launch, ["programs"])):
-        for name in names:
-            monkeypatch.setattr(module, name, Idle(launched))
+    for module, name in PROGRAMS:
+        monkeypatch.setattr(module, name, Idle(launched))
     monkeypatch.setattr(trust, "_tried", lambda *_: True)
     monkeypatch.setattr(execution, "resolve", lambda *_: "kernels")
     monkeypatch.setattr(training, "recorder", lambda _: Refusing())

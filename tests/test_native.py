@@ -27,7 +27,8 @@ from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import execution, trust, verdict
 from nas.oneshot.fused.kernels import choice, cubins, launch, native
 from nas.oneshot.fused.kernels.cubins import Cubin
-from nas.oneshot.fused.kernels.native import NativeError, Variant
+from nas.oneshot.fused.kernels.native import NativeError
+from nas.oneshot.fused.kernels.variant import Variant
 from nas.ops import PRIMITIVES
 
 CASES = list(cases())
@@ -236,6 +237,16 @@ def test_kernels_are_compared_with_triton_once_and_give_the_same_bits_from_the_f
     assert CASE.same(CASE.computed(choice), expected)
     assert CASE.same(CASE.computed(choice), expected)
     assert triton == ["depthwise", "gradients"]
+
+
+def test_what_is_drawn_or_shared_is_compared_as_well(triton):
+    """By the same kernels, but not in the same way."""
+    cases = [
+        replace(CASE, drawn=drawn, shared=shared) for drawn in (None, (1, 0)) for shared in (False, True)
+    ]
+    for case in cases * 2:
+        case.computed(choice)
+    assert triton == ["depthwise", "gradients"] * len(cases)
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])

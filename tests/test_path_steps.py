@@ -15,13 +15,13 @@ from nas.cell import Cell
 from nas.errors import ConfigError
 from nas.oneshot import fewshot, path_steps
 from nas.oneshot.fused import execution, trust
-from nas.oneshot.fused.workloads import noise
 from nas.oneshot.sampling import SAMPLINGS, UniformSampling
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.seeding import rng
 from nas.space import Space
+from nas.speed.workloads import noise
 from nas.training import loop as training
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe

@@ -3,9 +3,9 @@
 import optuna
 
 from nas import Fixed, RegularizedEvolution, Study, load
+from nas.speed.rehearsal import Rehearsal
 from nas.storage.journal import journal_storage
 from nas.workers.claims import leased, owner_of
-from nas.workers.rehearsal import Rehearsal
 
 
 def test_all_trials_are_done_once_and_the_clock_is_the_simulated_one(tmp_path):

@@ -18,12 +18,12 @@ from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
 from nas.oneshot.fused import execution, trust
 from nas.oneshot.fused.execution import unasked
-from nas.oneshot.fused.workloads import noise
 from nas.oneshot.mixed import Drawn, MixedOp
 from nas.oneshot.relaxations import UniformPath
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.space import Space
+from nas.speed.workloads import noise
 from nas.training import loop as training
 from nas.training.recipe import Recipe
 from nas.training.resting import Resting, begin_momenta

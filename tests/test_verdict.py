@@ -14,13 +14,14 @@ import torch
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
 from nas.files.kernel_lock import KernelLock
-from nas.oneshot.fused import execution, trying, verdict
+from nas.oneshot.fused import execution, settling, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
-from nas.oneshot.fused.verdict import Tried, Verdict, attempt, remembered, settle
-from nas.oneshot.fused.workloads import noise
+from nas.oneshot.fused.settling import BUSY, attempt, settle
+from nas.oneshot.fused.verdict import Tried, Verdict, remembered
 from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
+from nas.speed.workloads import noise
 from nas.training import loop as training
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
@@ -57,7 +58,7 @@ def finds(monkeypatch, *outcomes):
         calls.append(device)
         return rest.pop(0)
 
-    monkeypatch.setattr(verdict, "attempt", attempt)
+    monkeypatch.setattr(settling, "attempt", attempt)
     return calls
 
 
@@ -120,13 +121,13 @@ def test_a_try_is_remembered(place, monkeypatch):
     assert execution.resolve("auto", GPU, "training") == "batched"
     assert execution.resolve("auto", CPU, "search") == "batched"
     assert "search by kernels" in execution.explain(GPU)
-    verdict.settle(GPU)
+    settle(GPU)
     assert len(calls) == 1
 
 
 def test_a_network_without_mixtures_goes_by_trainings(place):
     place.parent.mkdir()
-    verdict._keep(place, Verdict({"search": FASTER, "training": SLOWER}), None)
+    verdict.keep(place, Verdict({"search": FASTER, "training": SLOWER}), None)
     space = trying.small_space(4)
     with isolated(0, "test"):
         mixed, alone = Supernet(space), space.network(trying.EVERY)
@@ -137,7 +138,7 @@ def test_a_network_without_mixtures_goes_by_trainings(place):
 
 def test_a_short_training_is_not_worth_the_compilation(place, monkeypatch):
     place.parent.mkdir()
-    verdict._keep(place, Verdict({"search": FASTER, "training": FASTER}), None)
+    verdict.keep(place, Verdict({"search": FASTER, "training": FASTER}), None)
     found = [execution.resolve("auto", GPU, "training", steps) for steps in (None, 1999, 2000)]
     assert found == ["kernels", "batched", "kernels"]
     assert execution.resolve("kernels", GPU, "training", 1) == "kernels"
@@ -158,16 +159,16 @@ def test_nothing_is_known_before_a_try(place):
 
 def test_a_try_that_tells_nothing_is_made_again(place, monkeypatch):
     calls = finds(monkeypatch, None, Verdict({"search": FASTER}))
-    assert verdict.settle(GPU) is None
+    assert settle(GPU) is None
     assert not place.exists()
-    assert verdict.settle(GPU).kernels("search")
+    assert settle(GPU).kernels("search")
     assert len(calls) == 2
 
 
 def test_kernels_can_be_tried_anew(place, monkeypatch):
     finds(monkeypatch, Verdict(failed="it hung"), Verdict({"search": FASTER}))
-    assert not verdict.settle(GPU).kernels("search")
-    assert verdict.settle(GPU, anew=True).kernels("search")
+    assert not settle(GPU).kernels("search")
+    assert settle(GPU, anew=True).kernels("search")
     assert verdict.remembered(GPU).kernels("search")
 
 
@@ -189,14 +190,14 @@ def test_a_damaged_memory_is_none(place, text):
 def test_where_nothing_can_be_kept_nothing_is_tried(place, monkeypatch):
     calls, notes = finds(monkeypatch, Verdict({"search": FASTER})), []
     place.parent.write_text("a file")
-    assert verdict.settle(GPU, note=notes.append) is None
+    assert settle(GPU, note=notes.append) is None
     assert (calls, len(notes)) == ([], 1)
     assert notes[0].startswith("WARNING: ")
 
 
 def test_without_a_gpu_nothing_is_tried(place, monkeypatch):
     calls = finds(monkeypatch)
-    assert verdict.settle(CPU) is None
+    assert settle(CPU) is None
     execution.try_kernels(CPU, Told(), stop=lambda: False)
     assert calls == []
 
@@ -209,17 +210,27 @@ def test_doctor_tries_only_where_it_can(monkeypatch):
             examine(try_kernels=True)
 
 
-def test_the_memory_is_of_a_card_and_of_versions(monkeypatch, tmp_path):
+@pytest.mark.parametrize("driver", [None, "570.86"])
+def test_the_memory_is_of_a_card_and_of_versions(driver, monkeypatch, tmp_path):
+    """And of the driver, where that tells its version."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    verdict.place_of.cache_clear()
-    places = set()
-    for name, torch_version in (("H100", "2.11"), ("H100", "2.12"), ("A100", "2.11")):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        monkeypatch.setattr(verdict, "_version", lambda _, found=torch_version: found)
-        places.add(verdict.place_of(GPU))
+    monkeypatch.setattr(verdict, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+    def place(name, torch_version):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(verdict, "_version", lambda _: torch_version)
         verdict.place_of.cache_clear()
-    assert len(places) == 3
+        return verdict.place_of(GPU)
+
+    cards = (("H100", "2.11"), ("H100", "2.12"), ("A100", "2.11"))
+    places = {place(*card) for card in cards}
+    if driver is not None:
+        for version in (driver, "580.65"):
+            verdict.DRIVER.write_text(f"NVRM version: NVIDIA Kernel Module  {version}\nGCC version: 12\n")
+            places |= {place(*card) for card in cards}
+    verdict.place_of.cache_clear()
+    assert len(places) == (3 if driver is None else 9)
     assert {path.parent for path in places} == {tmp_path / "nas"}
 
 
@@ -233,7 +244,7 @@ def fault():
 
 def test_a_fault_ends_the_use_of_kernels(place):
     place.parent.mkdir()
-    verdict._keep(place, Verdict({"search": FASTER}), None)
+    verdict.keep(place, Verdict({"search": FASTER}), None)
     assert execution.resolve("auto", GPU) == "kernels"
     with pytest.raises(TrialError, match="nas doctor --try-kernels") as caught:
         fault()
@@ -286,7 +297,7 @@ def test_one_that_hangs_is_ended():
 
 def test_one_that_is_stopped_or_has_no_memory_tells_nothing():
     assert tries("import time; time.sleep(60)", stop=lambda: True) is None
-    assert tries(f"import sys; sys.exit({verdict.BUSY})") is None
+    assert tries(f"import sys; sys.exit({BUSY})") is None
 
 
 def test_it_ends_with_the_process_that_waits_for_it_however_that_one_ends(tmp_path):
@@ -305,7 +316,7 @@ trying.awaited(*sys.argv[1:])
 """
     code = f"""
 import sys, torch
-from nas.oneshot.fused.verdict import attempt
+from nas.oneshot.fused.settling import attempt
 attempt(torch.device("cpu"), program=(sys.executable, "-c", {child!r}))
 """
     life = os.open(tmp_path / "life", os.O_RDONLY | os.O_NONBLOCK)
@@ -332,14 +343,14 @@ def test_another_process_that_cannot_be_begun_is_no_error(place, monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     notes = []
-    monkeypatch.setattr(verdict.subprocess, "Popen", refuse)
+    monkeypatch.setattr(settling.subprocess, "Popen", refuse)
     assert settle(GPU, note=notes.append) is None
     assert "kernels cannot be tried: [Errno 12]" in notes[-1]
     assert not place.exists()
 
 
 def test_who_is_stopped_waits_no_longer_for_the_try_of_another(place, monkeypatch):
-    monkeypatch.setattr(verdict, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(settling, "PATIENCE_S", 0.01)
     place.parent.mkdir(parents=True)
     other = KernelLock(str(place.with_suffix(".lock")))
     place.with_suffix(".lock").touch()
@@ -388,7 +399,7 @@ def test_it_writes_its_outcome(few, tmp_path, monkeypatch):
     monkeypatch.setattr(trying, "find_out", lambda device: Verdict({"search": FASTER}))
     with (tmp_path / "outcome.json").open("wb") as file:
         trying.main("cpu", str(os.dup(file.fileno())))
-    assert verdict._read(tmp_path / "outcome.json") == Verdict({"search": FASTER})
+    assert verdict.read(tmp_path / "outcome.json") == Verdict({"search": FASTER})
 
 
 def test_it_says_when_the_gpu_is_full(tmp_path, monkeypatch):
@@ -398,7 +409,7 @@ def test_it_says_when_the_gpu_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(trying, "find_out", full)
     with pytest.raises(SystemExit) as ended:
         trying.main("cpu", "0")
-    assert ended.value.code == verdict.BUSY
+    assert ended.value.code == BUSY
 
 
 @pytest.mark.parametrize(
@@ -417,7 +428,7 @@ def test_a_gpu_that_others_use_tells_nothing(tmp_path, monkeypatch, words, busy)
     monkeypatch.setattr(trying, "find_out", fails)
     with pytest.raises(SystemExit if busy else RuntimeError) as ended:
         trying.main("cpu", "0")
-    assert getattr(ended.value, "code", None) == (verdict.BUSY if busy else None)
+    assert getattr(ended.value, "code", None) == (BUSY if busy else None)
 
 
 def test_every_operation_with_kernels_stands_in_its_architecture():

@@ -8,84 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
-from nas.oneshot.fused.groups import Group, Known
-from nas.oneshot.fused.inputs import LARGEST, Inputs, hooked
-from nas.oneshot.fused.plan import Plan, extent_of, make_plan, table_of
-from nas.oneshot.fused.stack import channels_last, type_of_maps
+from nas.oneshot.fused.groups import Group
+from nas.oneshot.fused.inputs import LARGEST, hooked
+from nas.oneshot.fused.memory import Memory
+from nas.oneshot.fused.plan import Plan
+from nas.oneshot.fused.stack import channels_last
 from nas.oneshot.fused.together import following, mixed, outcome, scaled
-from nas.oneshot.fused.trust import joint, known
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
 if TYPE_CHECKING:
     from nas.oneshot.fused.kernels.passage import Passage
 
-CACHED = 2**20
-"""Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""
-KNOWN_PLANS = 64
-
 _WHOLE = Terms((0,))
-
-
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """What is remembered of a cell.
-
-    modules: all that are on its edges. ways: how operations can be run. plans: by the structure of mixtures.
-    captured: plans whose tensors CUDA graphs read, and which therefore stay. inputs: how to preprocess them.
-    """
-
-    edges: list[nn.Module]
-    modules: list[nn.Module]
-    ways: dict[Hashable, Known] = field(default_factory=dict)
-    plans: dict[Hashable, Plan] = field(default_factory=dict)
-    captured: set[Plan] = field(default_factory=set)
-    inputs: Inputs = field(default_factory=Inputs)
-
-    def plan(self, cell: Cell, terms: Sequence[Terms], states: Sequence[Tensor], *, kernels: bool) -> Plan:
-        """The plan of the cell under mixtures of one structure, for states of these sizes and kinds.
-
-        kernels: whether they may run what they know.
-        """
-        x = states[0]
-        together = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
-        table = table_of(terms)
-        structure = [(t.options, t.at, *extent_of(t.row, table), t.edge is None, t.drawn) for t in terms]
-        shapes = [(state.shape[1], state.shape[2], state.shape[3]) for state in states]
-        alike = len({(*shape, s.requires_grad) for shape, s in zip(shapes, states, strict=True)}) == 1
-        kind = (kernels, x.device, x.dtype, type_of_maps(states))
-        # What entries are dropped from is left to the batched path.
-        dropping = kernels and any(isinstance(op, MixedOp) and op.skip_dropout > 0 for op in self.edges)
-        key = (*structure, *((*shapes, alike) if kernels else ()), dropping, together, *kind)
-        if key not in self.plans:
-            if len(self.plans) >= KNOWN_PLANS:
-                self.plans.pop(next(iter(self.plans)))
-
-            def way(op: nn.Module) -> Known:
-                if (op, *kind) not in self.ways:
-                    self.ways[op, *kind] = known(op, on=x, kernels=kernels)
-                return self.ways[op, *kind]
-
-            agree = partial(joint, on=x)
-            self.plans[key] = make_plan(
-                cell, terms, together, way, agree, shapes=shapes, alike=alike, device=x.device
-            )
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            self.captured.add(self.plans[key])
-        return self.plans[key]
-
-
-_MEMORY: WeakKeyDictionary[Cell, _Memory] = WeakKeyDictionary()
 
 
 def run_by_kernels(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
@@ -110,9 +52,7 @@ def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tens
     and where only some edges compute on a part of the channels. Deviation: dropout on identities
     (`MixedOp.skip_dropout`) draws in another order.
     """
-    memory = _MEMORY.get(cell)
-    if memory is None:
-        memory = _MEMORY[cell] = _Memory([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
+    memory = Memory.of(cell)
     if any(map(hooked, memory.modules)):
         return cell.plain(inputs)
     kernels = kernels and cell.training and all(x.numel() < LARGEST for x in inputs)
@@ -122,13 +62,24 @@ def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tens
     states = memory.inputs.states(cell, inputs) if kernels else cell.preprocessed(inputs)
     kernels = kernels and all(state.numel() < LARGEST for state in states)
     plan = memory.plan(cell, given, states, kernels=kernels)
-    kernels = all(norm.training for norm in plan.norms)  # they normalise by the batch only
-    if any(term.drawn for term in given) and not (kernels and plan.by_kernels):
+    # They normalise by the batch only.
+    kernels = kernels and _fit(plan, states) and all(norm.training for norm in plan.norms)
+    # A program is begun for each edge, where the device alone knows what is drawn.
+    alone = all(term.drawn or len(term.options) == 1 for term in given)
+    if any(term.drawn for term in given) and not (kernels and alone and plan.by_kernels):
         given = _terms(memory.edges, unasked=False) or []
         plan = memory.plan(cell, given, states, kernels=kernels)
     if not kernels:
         plan = memory.plan(cell, given, states, kernels=False)
     return _Run(cell, plan, given, states).nodes() if plan.parts else cell.computed(states)
+
+
+def _fit(plan: Plan, states: Sequence[Tensor]) -> bool:
+    """Whether no map that kernels make is too large for them."""
+    if plan.layout is None:
+        return True
+    pixels = max(state.shape[2] * state.shape[3] for state in states)
+    return len(states[0]) * pixels * plan.layout.widest < LARGEST
 
 
 def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.cell import Cell
 from nas.errors import ConfigError
-from nas.oneshot.fused import verdict
+from nas.oneshot.fused import settling, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.kernels import native
 from nas.oneshot.fused.verdict import Kind
@@ -74,7 +74,7 @@ def try_kernels(
     if budget_s is not None and budget_s < PATIENT_S:
         progress.note("kernels are not tried in so short a budget; nas doctor --try-kernels does it once")
         return
-    found = verdict.settle(device, note=progress.note, stop=stop)
+    found = settling.settle(device, note=progress.note, stop=stop)
     if found is not None:
         progress.note(f"kernels: {found}")
 

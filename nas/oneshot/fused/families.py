@@ -32,7 +32,7 @@ class Step:
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
         """(side, dilation) of all kernels that there are, sorted."""
-        return tuple(sorted({kind_of(conv) for conv in self.convolutions}))
+        return tuple(sorted({kernel_kind(conv) for conv in self.convolutions}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Family:
         return chain.from_iterable(step.convolutions for step in self.steps)
 
 
-def kind_of(conv: nn.Conv2d) -> tuple[int, int]:
+def kernel_kind(conv: nn.Conv2d) -> tuple[int, int]:
     """Side and dilation of its kernel."""
     return conv.kernel_size[0], conv.dilation[0]
 

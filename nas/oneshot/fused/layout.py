@@ -111,8 +111,9 @@ class Level:
 class Layout:
     """The whole cell.
 
-    shape: of the maps. lines: how many there are in all levels. order: the branch of each contribution, node
-      by node. targets: the computed node that each edge leads to.
+    shape: of the maps. widest: channels of any map that is made, at most; inputs have the most pixels.
+    slots, lines: how many there are in all levels. order: the branch of each contribution, node by node.
+    targets: the computed node that each edge leads to.
     levels: [nodes], that of all inputs at the first. sums: [computed nodes].
     table: [contributions, 4] slot (0 for a state), number of the node and of the edge, whether it is
       normalised. ones: a weight for each contribution, where the mixture has none.
@@ -123,6 +124,7 @@ class Layout:
     """
 
     shape: Shape
+    widest: int
     slots: int
     lines: int
     order: tuple[Branch, ...]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nas.cell import Cell
+from nas.oneshot.fused.drafts import fitting
 from nas.oneshot.fused.families import kin_of
 from nas.oneshot.fused.groups import Branch, Group, Known, Layers
-from nas.oneshot.fused.laying_out import fitting, lay_out
+from nas.oneshot.fused.laying_out import lay_out
 from nas.oneshot.fused.layout import Layout
 from nas.oneshot.fused.rules import rule_of
 from nas.oneshot.fused.stack import Stack

@@ -43,7 +43,7 @@ def rule_of(layer: nn.Module) -> Rule | None:
     return make(layer) if make is not None else None
 
 
-def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+def layer_type(layer: nn.Module) -> type[nn.Module] | None:
     """The type of torch's own that says what a layer does; its own type, where it is none of ours."""
     return layer.batch_like() if isinstance(layer, Batched) else type(layer)
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from nas.oneshot.fused.rules import is_depthwise, keeps_size, kind_of, pieces_of
+from nas.oneshot.fused.rules import is_depthwise, keeps_size, layer_type, pieces_of
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ def _are_halves(pieces: Sequence[nn.Module]) -> bool:
 
 def _kind(layer: nn.Module) -> str:
     """What a layer is to the kernels."""
-    kind = kind_of(layer)
-    if kind in (nn.ReLU, nn.Identity):
-        return "relu" if kind is nn.ReLU else "same"
-    if kind is nn.BatchNorm2d:
+    own = layer_type(layer)
+    if own in (nn.ReLU, nn.Identity):
+        return "relu" if own is nn.ReLU else "same"
+    if own is nn.BatchNorm2d:
         norm = cast(nn.BatchNorm2d, layer)
         return "" if norm.momentum is None else "affine" if norm.affine else "norm"
-    if kind in (nn.MaxPool2d, nn.AvgPool2d):
+    if own in (nn.MaxPool2d, nn.AvgPool2d):
         return _kind_of_pool(cast(nn.MaxPool2d | nn.AvgPool2d, layer))
-    return _kind_of_convolution(cast(nn.Conv2d, layer)) if kind is nn.Conv2d else ""
+    return _kind_of_convolution(cast(nn.Conv2d, layer)) if own is nn.Conv2d else ""
 
 
 def _kind_of_pool(pool: nn.MaxPool2d | nn.AvgPool2d) -> str:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Chooser
 from nas.devices import exact
-from nas.oneshot.fused.comparing import compare
-from nas.oneshot.fused.verdict import BUSY, KINDS, Kind, Tried, Verdict
-from nas.oneshot.fused.workloads import Workload, noise, searching, training
+from nas.oneshot.fused.settling import BUSY
+from nas.oneshot.fused.verdict import KINDS, Kind, Tried, Verdict
 from nas.oneshot.method import PUBLISHED, Method
 from nas.ops import FactorizedReduce, candidates, relu_conv_bn
 from nas.seeding import isolated
 from nas.space import Space
+from nas.speed.comparing import compare
+from nas.speed.workloads import Workload, noise, searching, training
 from nas.task import Task
 from nas.training.recipe import Precision
 from nas.workers.pulse import Pulse
@@ -49,7 +50,7 @@ def find_out(
 ) -> Verdict:
     """Steps of both kinds on a device.
 
-    ways: two names of `nas.oneshot.fused.comparing.PATHS`. timed: what is timed of a way.
+    ways: two names of `nas.speed.comparing.PATHS`. timed: what is timed of a way.
     """
     task = noise(channels=3, side=SIDE, images=8 * BATCH, device=device)
     return Verdict({kind: _tried(kind, task, ways, timed) for kind in KINDS})

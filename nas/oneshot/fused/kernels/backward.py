@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels import family, launch
+from nas.oneshot.fused.kernels import family
 from nas.oneshot.fused.kernels import mixing_launch as mixing
 from nas.oneshot.fused.kernels.family import Room, Work
 from nas.oneshot.fused.kernels.maps import Norm, Window
 from nas.oneshot.fused.kernels.mixing_launch import Mixing, Returned
 from nas.oneshot.fused.kernels.parameters import gradients_of_kernels, gradients_of_norms
 from nas.oneshot.fused.kernels.slots import Active
+from nas.oneshot.fused.kernels.tiles import parts_of
 from nas.oneshot.fused.layout import Level, Line
 
 
@@ -94,7 +95,7 @@ class Backward:
 
     def _part(self, numbers: int) -> Tensor:
         """Where parts of the gradients of weights are left; zeros where some operations leave nothing."""
-        blocks = launch.parts_of(*self.raw.shape[1:])
+        blocks = parts_of(*self.raw.shape[1:])
         make = torch.empty if self.active is None else torch.zeros
         return make(blocks, numbers, device=self.raw.device)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nas.oneshot.fused.kernels import launch, native
 from nas.oneshot.fused.kernels.maps import Drawn, Source, Taps, Window
-from nas.oneshot.fused.kernels.native import NativeError, Variant
+from nas.oneshot.fused.kernels.native import NativeError
+from nas.oneshot.fused.kernels.variant import Variant
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Largest relative difference, in the norm, of what the two make of a map of a type."""
@@ -61,12 +62,18 @@ class _Call:
     source: Source
     taps: Taps
 
+    @property
+    def key(self) -> Hashable:
+        """What calls that take the same way through a kernel have in common."""
+        reading = "own" if self.source.apart else self.source.maps
+        return self.what, self.variant, self.source.drawn is not None, reading
+
     def right(self, fast: _Work, sure: _Work, part: Tensor | None) -> Tensor | None:
         """The outcome of CUDA C++, or that of Triton, with which the first of each kind is compared.
 
         While a CUDA graph is captured nothing can be compared, so Triton computes what is new then.
         """
-        device, new = self.source.x.device, (self.what, self.variant) not in _RIGHT
+        device, new = self.source.x.device, self.key not in _RIGHT
         if self.variant is None or (new and _captured(device)) or native.problem(device) is not None:
             return sure(part)
         spare = None if part is None or not new else part.clone()
@@ -101,7 +108,7 @@ class _Call:
         if difference > TOLERANCE[self.source.x.dtype]:
             native.refuse(f"{self.variant} differs from Triton by {difference:.1e} of its norm")
             return False
-        _RIGHT.add((self.what, self.variant))
+        _RIGHT.add(self.key)
         return True
 
 

@@ -1,4 +1,4 @@
-"""Launches of convolutions, and of the batch-norms between them: tiles, grids, and room for outcomes."""
+"""Launches of convolutions, and of the batch-norms between them: grids, and room for outcomes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ from nas.oneshot.fused.kernels.maps import Drawn, Norm, Normed, Source, Taps, Wi
 from nas.oneshot.fused.kernels.programs import dense as dense_programs
 from nas.oneshot.fused.kernels.programs import depthwise as depthwise_programs
 from nas.oneshot.fused.kernels.programs import norms as norm_programs
-
-TILE = 1024
-"""Numbers of a map in a tile, pixels times channels: eight for each thread, which are read at once."""
-LOOP = 16
-"""Tiles that one program of a sum over pixels adds up, at most."""
-WIDEST = 64
-"""Channels in a tile of a product of matrices, at most; `Layout.tickets` are for tiles of so many."""
-SHARE, PARTS = 2**12, 64
-"""Numbers of a map for each part of a gradient of weights, about; parts, at most."""
+from nas.oneshot.fused.kernels.tiles import TILE, blocks_of, cdiv, dot_tile_of, grid_of, power, tile_of
 
 
 def depthwise(source: Source, taps: Taps, window: Window) -> Tensor:
@@ -67,7 +59,7 @@ def depthwise_gradients(
 
 def convolve(source: Source, taps: Taps, window: Window, *, out: Tensor, after: Normed) -> None:
     """What dense convolutions make of maps, to `out` [G, P, O], and the statistics of what comes `after`."""
-    tile, affine = _dot_tile(taps), after.affine
+    tile, affine = dot_tile_of(taps.inputs, taps.outputs), after.affine
     blocks = cdiv(window.outputs, tile["BP"])
     part = torch.empty(taps.groups, blocks, 2, taps.outputs, device=out.device)
     own = (part, part, part) if affine is None else (affine.weights, affine.biases, affine.like)
@@ -85,7 +77,7 @@ def convolve_gradients(
     grad: Tensor, source: Source, taps: Taps, window: Window, *, for_x: bool, part: Tensor | None
 ) -> Tensor | None:
     """As `depthwise_gradients`, of dense convolutions; through a ReLU, if any."""
-    tile, sizes = _dot_tile(taps), _sizes(source, taps, window)
+    tile, sizes = dot_tile_of(taps.inputs, taps.outputs), _sizes(source, taps, window)
     sizes |= {"LAST": taps.last, "HALF": taps.half}
     programs, dx = source.programs(taps.groups), None
     if for_x:
@@ -106,11 +98,6 @@ def convolve_gradients(
             LOOP=_loop(window, tile, part), **tile,
         )  # fmt: skip
     return dx
-
-
-def parts_of(pixels: int, channels: int) -> int:
-    """In how many parts a gradient of weights is summed over so many pixels."""
-    return min(PARTS, cdiv(pixels * channels, SHARE))
 
 
 def normalise(y: Tensor, norm: Norm, *, out: Tensor, where: Tensor | None, like: nn.BatchNorm2d) -> None:
@@ -176,43 +163,6 @@ def _sizes(source: Source, taps: Taps, window: Window) -> dict[str, Any]:
     return {**window.sizes(), **own}
 
 
-def tile_of(channels: int) -> dict[str, int]:
-    """Pixels and channels in a tile of a kernel without products of matrices."""
-    width = min(128, power(channels))
-    return {"BP": max(16, TILE // width), "BC": width}
-
-
-def _dot_tile(taps: Taps) -> dict[str, int]:
-    wide = _power_of_dot(taps.inputs), _power_of_dot(taps.outputs)
-    return {"BP": max(16, 2 * TILE // max(wide)), "BI": wide[0], "BO": wide[1]}
-
-
-def _power_of_dot(size: int) -> int:
-    """Products of matrices want at least 16 in each direction."""
-    return min(WIDEST, max(16, power(size)))
-
-
 def _loop(window: Window, tile: dict[str, int], part: Tensor) -> int:
     """Tiles of pixels in each part of a gradient of weights."""
     return cdiv(cdiv(window.outputs, tile["BP"]), len(part))
-
-
-def blocks_of(pixels: int, tile: dict[str, Any]) -> tuple[int, int]:
-    """Blocks of a sum over pixels, and tiles in each."""
-    tiles = cdiv(pixels, tile["BP"])
-    return cdiv(tiles, LOOP), min(tiles, LOOP)
-
-
-def power(size: int) -> int:
-    """The smallest power of two that is not below."""
-    return 1 << (size - 1).bit_length()
-
-
-def cdiv(size: int, part: int) -> int:
-    """How many parts it takes."""
-    return -(-size // part)
-
-
-def grid_of(pixels: int, channels: int, groups: int, tile: dict[str, Any]) -> tuple[int, int, int]:
-    """Tiles of pixels, of channels, and groups."""
-    return cdiv(pixels, tile["BP"]), cdiv(channels, tile["BC"]), groups

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.oneshot.fused.kernels.launch import TILE, blocks_of, cdiv, flags, grid_of, tile_of
+from nas.oneshot.fused.kernels.launch import flags
 from nas.oneshot.fused.kernels.maps import Norm, Window
-from nas.oneshot.fused.kernels.programs import nodes as programs
+from nas.oneshot.fused.kernels.programs import nodes as node_programs
+from nas.oneshot.fused.kernels.programs import pools as pool_programs
+from nas.oneshot.fused.kernels.tiles import TILE, blocks_of, cdiv, grid_of, tile_of
 from nas.oneshot.fused.layout import Level
 
 NODE, EDGE = 1, 2
@@ -85,7 +87,7 @@ def node(
     _, pixels, channels = raw.shape
     out, tile = raw.new_empty(pixels, channels), tile_of(channels)
     held, more = raw if masks is None else masks, raw if rest is None else rest
-    programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
+    node_programs.node_forward[grid_of(pixels, channels, 1, tile)[:2]](
         raw, norm.scale, norm.shift, mixing.weights, mixing.table, tuple(states),
         held, more, out, mixing.flags, pixels, pixels // images, channels,
         KEPT=len(mixing.table) - len(states), MASKED=masks is not None, REST=rest is not None, ON=mixing.on,
@@ -112,7 +114,7 @@ def node_sums(
     tile, count = tile_of(channels), len(mixing.table)
     blocks, loop = blocks_of(pixels, tile)
     part = sums.new_empty(count, blocks, 2, channels)
-    programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
+    node_programs.node_sums[blocks, cdiv(channels, tile["BC"]), count](
         raw, norm.mean, norm.inv, mixing.table, tuple(states), rows, part, sums, tickets, mixing.flags,
         pixels, count - len(states), channels, BLOCKS=blocks, ROW=mixing.row, ON=mixing.on, LOOP=loop,
         BB=TILE // tile["BC"], **tile,
@@ -128,7 +130,7 @@ def branch_gradient(
     """
     _, pixels, channels = raw.shape
     tile = tile_of(channels)
-    programs.branch_gradient[grid_of(pixels, channels, len(places), tile)](
+    node_programs.branch_gradient[grid_of(pixels, channels, len(places), tile)](
         raw, norm.mean, norm.inv, norm.scale, mixing.weights, mixing.table, places, returned.sums,
         returned.rows, out, mixing.flags, first, pixels, channels, ROW=mixing.row, ON=mixing.on, **tile,
     )  # fmt: skip
@@ -156,7 +158,7 @@ def pools(
     block = 2 * TILE // max(16, width)
     blocks = cdiv(pixels, block)
     part = tickets if eps is None else norm.mean.new_empty(count, blocks, 2, channels)
-    programs.pool_forward[blocks, cdiv(channels, width), count](
+    pool_programs.pool_forward[blocks, cdiv(channels, width), count](
         x, x.numel() // maps, maps, out, index, part, *norm.tensors, part if eps is None else eps, tickets,
         flags(norm.on, tickets), pixels, channels, **window.sizes(), MAXIMA=maxima, NORMED=eps is not None,
         ON=norm.on is not None, BLOCKS=blocks, BB=TILE // width, BP=block, BC=width,
@@ -168,7 +170,7 @@ def pool_gradient(raw: Tensor, norm: Norm, mixing: Mixing, level: Level, returne
     """Of what each pool of a level makes, `raw` [pools, P, C]."""
     count, pixels, channels = raw.shape
     out, tile = torch.empty_like(raw), tile_of(channels)
-    programs.pool_gradient[grid_of(pixels, channels, count, tile)](
+    pool_programs.pool_gradient[grid_of(pixels, channels, count, tile)](
         raw, norm.mean, norm.inv, mixing.weights, mixing.table, level.pooled, level.bounds, returned.sums,
         returned.rows, out, flags(norm.on, out), mixing.flags, pixels, channels, ROW=mixing.row,
         MOST=max(map(len, level.branches)), ON=mixing.on, **tile,
@@ -198,7 +200,7 @@ def leaving_gradient(
     pixels, channels = len(x) // maps, x.shape[1]
     out, tile = torch.empty_like(x) if out is None else out, tile_of(channels)
     more, apart = (x, channels) if other is None else rows_of(other)
-    programs.leaving_gradient[grid_of(pixels, channels, maps, tile)](
+    pool_programs.leaving_gradient[grid_of(pixels, channels, maps, tile)](
         tuple(chains), more, apart, x if pooled is None else pooled, x if index is None else index,
         mixing.weights, mixing.table, same, returned.rows, out, flags(pools.on, out), flags(busy, out),
         mixing.flags, window.outputs, pixels, channels, **window.sizes(),

@@ -26,6 +26,7 @@ from nas.oneshot.fused.kernels.parameters import (
     taps_of,
 )
 from nas.oneshot.fused.kernels.running import Seen, follow_all, where_of
+from nas.oneshot.fused.kernels.tiles import parts_of, tickets_of
 from nas.oneshot.fused.laying_out import lay_out_each
 from nas.oneshot.fused.layout import Level
 from nas.oneshot.fused.stack import channels_last, type_of_maps
@@ -53,7 +54,8 @@ class Preparation:
         ]
         level = lay_out_each(groups, device)
         channels = level.lines[0].family.norms[0][0].num_features
-        return cls(level, torch.zeros(len(groups) * (channels // 64 + 1), dtype=torch.int32, device=device))
+        count = len(groups) * tickets_of(channels)
+        return cls(level, torch.zeros(count, dtype=torch.int32, device=device))
 
     def prepare(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """What each module makes of its map `[B, C, H, W]`; the running statistics follow."""
@@ -115,7 +117,7 @@ class _Preparing(torch.autograd.Function):
         totals = launch.norm_gradients(_in_one(grads, raw), raw, norm, out=given, drawn=None, tickets=tickets)
         part = None
         if any(wanted[: len(level.sizes)]):
-            part = torch.empty(launch.parts_of(*raw.shape[1:]), sum(level.sizes), device=raw.device)
+            part = torch.empty(parts_of(*raw.shape[1:]), sum(level.sizes), device=raw.device)
         found, left = list[Tensor | None](), iter(wanted)
         for at, (x, work) in enumerate(zip(maps, ctx.works, strict=True)):
             asking = any([next(left) for _ in work.family.convolutions])

@@ -38,6 +38,18 @@ def _kernel(addresses, like, g, tap, HALF: tl.constexpr):
 
 
 @triton.jit
+def _at_tap(weight, addresses, like, g, tap, side, HALF: tl.constexpr):
+    """The kernel that a tap belongs to, and how far below and to the right of a pixel it reads.
+
+    weight: that of the first tap, read before the loop over taps. Only halves have another one.
+    """
+    if HALF > 0:
+        weight = _kernel(addresses, like, g, tap, HALF)
+    down, right = _moved(tap, side, HALF)
+    return weight, down, right
+
+
+@triton.jit
 def _within(i, o, tap, taps, CI: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr):
     """Where a weight is among those of its kernel."""
     if HALF > 0:
@@ -61,9 +73,7 @@ def _taken(
     weight = _kernel(addresses, like, g, 0, HALF)
     TAPS: tl.constexpr = 2 if HALF > 0 else SIDE * SIDE
     for tap in tl.range(TAPS, num_stages=1):
-        if HALF > 0:
-            weight = _kernel(addresses, like, g, tap, HALF)
-        down, right = _moved(tap, SIDE, HALF)
+        weight, down, right = _at_tap(weight, addresses, like, g, tap, SIDE, HALF)
         row, column = h * STRIDE + down, w * STRIDE + right
         here = _has(o, tap, CO, HALF)
         inside = (p < P) & (row >= 0) & (row < HI) & (column >= 0) & (column < WI)
@@ -136,14 +146,12 @@ def _given(
     weight = _kernel(addresses, like, g, 0, HALF)
     TAPS: tl.constexpr = 2 if HALF > 0 else SIDE * SIDE
     for tap in tl.range(TAPS, num_stages=1):
-        if HALF > 0:
-            weight = _kernel(addresses, like, g, tap, HALF)
-        down, right = _moved(tap, SIDE, HALF)
+        weight, down, right = _at_tap(weight, addresses, like, g, tap, SIDE, HALF)
         up, left = h - down, w - right
         row, column = up // STRIDE, left // STRIDE
         inside = (p < PI) & (up >= 0) & (left >= 0) & (row < HO) & (column < WO)
         inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
-        for start in range(0, CO, BO):
+        for start in tl.range(0, CO, BO, num_stages=1):  # more would not fit in registers
             o = start + tl.arange(0, BO)
             here = _has(o, tap, CO, HALF)
             valid = inside[:, None] & here[None, :]

@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 
 from nas.dispatch import Args, Kwargs, Seeing
 from nas.errors import ConfigError
-from nas.oneshot.fused.comparing import seconds_of
+from nas.speed.comparing import seconds_of
 
 MAP_DIMENSIONS = 4
 COPIED = 2**28

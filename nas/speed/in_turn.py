@@ -11,9 +11,9 @@ from itertools import islice
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot.fused.workloads import bytes_of_a_step, training
 from nas.seeding import isolated, rng
 from nas.space import Space
+from nas.speed.workloads import bytes_of_a_step, training
 from nas.task import Task
 from nas.training.accuracy import evaluate
 from nas.training.recipe import Recipe, compressed

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from nas.files.atomic import read_json, write_json, write_text
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LAST_WORDS = 1500
 """Characters of what a row said last that its file repeats where it failed."""
 NOTED = 400

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from nas.data.arrays import Array
 from nas.oneshot.bilevel import BilevelLoop
-from nas.oneshot.fused.comparing import PATHS, Run, compare, paths_of, seconds_of
-from nas.oneshot.fused.floor import bytes_moved
 from nas.oneshot.method import Method
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space import Space
+from nas.speed.comparing import PATHS, Run, compare, paths_of, seconds_of
+from nas.speed.floor import bytes_moved
 from nas.task import Split, Task, task_from_arrays
 from nas.training.arithmetic import to_layout
 from nas.training.batches import Batches, policy_of
@@ -112,7 +112,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """For each path that the device has, what `compare` tells of a step, and these.
 
-    images_per_s: that are trained on. GiB: that a step has to move (see `nas.oneshot.fused.floor`).
+    images_per_s: that are trained on. GiB: that a step has to move (see `nas.speed.floor`).
     floor_ms, floor_share: in which this could be moved, and which share of the step that is.
     input_ms, input_share: in which the batches are drawn, augmented and laid out; likewise.
 
