@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -32,6 +31,7 @@ from nas.errors import ConfigError, DataError
 from nas.evaluation.calibrate_run import USED
 from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
+from nas.files.temporary import temporary_folder
 from nas.job.config import Config, make_config, with_names
 from nas.job.method_names import BLACK_BOX, OPTUNA
 from nas.job.plan import UNBOUNDED, make_plan
@@ -277,8 +277,9 @@ def _tested(task: Task) -> Task:
 
 def _temporary(owner: object) -> Path:
     """A folder that is removed when `owner` is."""
-    folder = Path(tempfile.mkdtemp(prefix="nas-classifier-"))
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    until_removed = ExitStack()
+    folder = until_removed.enter_context(temporary_folder())
+    weakref.finalize(owner, until_removed.close)
     return folder
 
 
