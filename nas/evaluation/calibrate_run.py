@@ -16,7 +16,7 @@ from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
 from nas.job.config import Config, make_config, with_names
 from nas.job.preparation import folder_of, prepare
-from nas.job.run_folder import begin, clear_checkpoints, open_folder
+from nas.job.run_folder import begin, clear_checkpoints, open_folder, refuse_other_settings
 from nas.progress import Progress
 from nas.space import Space
 from nas.task import Task
@@ -110,8 +110,8 @@ def _keep(path: Path, settings: Settings) -> None:
     now = asdict(settings)
     if not path.exists():
         write_json(path, now)
-    elif (before := read_json(path)) != now:
-        raise ConfigError(
-            f"{path.parent} holds a calibration with other settings, {before}, not {now}; repeat its command "
-            "to resume it, or choose another --out folder"
-        )
+        return
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} is no record of a calibration's settings; choose another --out folder")
+    refuse_other_settings(path.parent, "a calibration", before, now)
