@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,6 +30,7 @@ from nas.data.images import Images, layout, rows_of
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
+from nas.files.temporary import temporary_folder
 from nas.job.arguments import with_names
 from nas.job.calibrate_run import USED
 from nas.job.config import Config, make_config
@@ -278,8 +278,9 @@ def _tested(task: Task) -> Task:
 
 def _temporary(owner: object) -> Path:
     """A folder that is removed when `owner` is."""
-    folder = Path(tempfile.mkdtemp(prefix="nas-classifier-"))
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    until_removed = ExitStack()
+    folder = until_removed.enter_context(temporary_folder())
+    weakref.finalize(owner, until_removed.close)
     return folder
 
 

@@ -12,6 +12,8 @@ from nas.text import shown
 
 _LISTED = 60
 """Known names that an error lists."""
+_ALIKE = 0.65
+"""Share of letters that two names have in common, in the same order, from which on they are near."""
 
 
 class NasError(Exception):
@@ -111,13 +113,12 @@ class StorageError(NasError, OSError):
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
-    """Says that `got` is no `what`, with the nearest known name, else all of them."""
+    """Says that `got` is no `what`, with the nearest known names where any is near, else all of them."""
     names = sorted(known)
-    start = got[:100]  # a comparison takes time and memory by length
-    near = difflib.get_close_matches(start, names, n=5, cutoff=0.5)
-    # A common beginning says more than common letters: 'evolve' is nearer to 'evolution' than to 'oles'.
-    near.sort(key=lambda name: -_common_start(start, name))
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {_listed(names)}"
+    start = got[:100].lower()  # a comparison takes time and memory by length
+    near = {name: likeness for name in names if (likeness := _likeness(start, name.lower()))}
+    nearest = " or ".join(repr(name) for name in near if near[name] == max(near.values()))
+    hint = f"did you mean {nearest}?" if near else f"known: {_listed(names)}"
     return f"no {what} {shown(got)}; {hint}"
 
 
@@ -126,9 +127,16 @@ def _listed(names: Sequence[str]) -> str:
     return (", ".join(names[:_LISTED]) or "none") + more
 
 
-def _common_start(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _likeness(got: str, name: str) -> tuple[int, float] | None:
+    """How alike a name is to what was given, the larger the more; None for one that was hardly meant.
+
+    A common beginning says more than common letters: 'evolve' is nearer to 'evolution' than to 'oles'.
+    """
+    shortest = min(len(got), len(name))
+    alike = next((i for i in range(shortest) if got[i] != name[i]), shortest)
+    ratio = difflib.SequenceMatcher(None, name, got).ratio()
+    begins = alike >= 3 and 3 * alike >= 2 * shortest
+    return (alike, ratio) if ratio >= _ALIKE or begins else None
 
 
 def check_length(what: str, text: str, most: int) -> None:

@@ -111,7 +111,7 @@ def _function(path: str) -> Callable[..., object]:
                 raise SpaceError(
                     f"space {path!r} is a file; name the function in it, too, as FILE.py:FUNCTION"
                 )
-            hint = " or give your own as FILE.py:FUNCTION or module:FUNCTION"
+            hint = "; or give your own as FILE.py:FUNCTION or module:FUNCTION"
             raise SpaceError(unknown("search space", path, bundled()) + hint)
         return cast(Callable[..., object], getattr(importlib.import_module(f"{BUNDLED}.{path}"), path))
     source, _, name = path.rpartition(":")

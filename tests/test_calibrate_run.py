@@ -1,6 +1,8 @@
 """Small calibrations of a few seconds: what they compare, leave out, and survive."""
 
+import dataclasses
 import json
+import shutil
 import tomllib
 
 import pytest
@@ -162,12 +164,20 @@ def test_few_images_are_enough_for_every_proxy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"architectures": 4}, {"epochs": 0}, {"seeds": 0}, {"threshold": 1}, {"threshold": float("nan")}],
+    ("values", "words"),
+    [
+        ({"architectures": 4}, "architectures is 4, wanted at least 5"),
+        ({"epochs": 0}, "epochs is 0, wanted at least 1"),
+        ({"seeds": 0}, "seeds is 0, wanted at least 1"),
+        ({"threshold": 1}, "threshold is 1, wanted a number between -1 and 1"),
+        ({"threshold": float("nan")}, "threshold is nan, wanted a number between -1 and 1"),
+        ({"epochs": 0, "seeds": 0}, "epochs is 0, wanted at least 1; seeds is 0, wanted at least 1"),
+    ],
 )
-def test_settings_out_of_range_are_refused(values):
-    with pytest.raises(ConfigError, match=r"calibrate: got .* wanted at least 5 architectures"):
+def test_settings_out_of_range_are_refused(values, words):
+    with pytest.raises(ConfigError) as refusal:
         Settings(**values)
+    assert str(refusal.value) == f"calibrate: {words}"
 
 
 def test_arguments_of_another_kind_are_named(tmp_path):
@@ -183,10 +193,24 @@ def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting
 
 
 def test_a_folder_of_other_settings_is_refused(toy):
-    with pytest.raises(ConfigError, match="holds a calibration with other settings"):
-        calibrate("toy", TASK, Settings(architectures=6, epochs=1), out=toy[1], config=TOY)
+    with pytest.raises(ConfigError) as refusal:
+        other = dataclasses.replace(FEW, architectures=6, threshold=0.5)
+        calibrate("toy", TASK, other, out=toy[1], config=TOY)
+    assert str(refusal.value).splitlines() == [
+        f"{toy[1]} holds a calibration with other settings:",
+        "  architectures: 5 in the folder, 6 now",
+        "  threshold: 0.4 in the folder, 0.5 now",
+        "repeat its command to resume it, or choose another --out folder",
+    ]
     with pytest.raises(ConfigError, match="holds a run with other settings"):
         calibrate("toy", TASK, FEW, out=toy[1], config=TOY | {"seed": 1})
+
+
+def test_a_damaged_record_of_settings_is_refused(toy, tmp_path):
+    shutil.copytree(toy[1], tmp_path / "c")
+    (tmp_path / "c" / "settings.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"settings\.json is no record of a calibration's settings"):
+        calibrate("toy", TASK, FEW, out=tmp_path / "c", config=TOY)
 
 
 # -- resuming --------------------------------------------------------------------------------------------
@@ -302,8 +326,8 @@ def test_the_command_prints_json_or_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--architectures", 3], 2, "wanted at least 5 architectures"),
-        (["--threshold", 2], 2, "a threshold between -1 and 1"),
+        (["--architectures", 3], 2, "architectures is 3, wanted at least 5"),
+        (["--threshold", 2], 2, "threshold is 2.0, wanted a number between -1 and 1"),
         (["--space", "tory"], 3, "no search space 'tory'; did you mean 'toy'?"),
         (["--set", "trials=3"], 2, "trials is set, but a calibration uses only"),
         (["--set", "method=darts"], 2, "method is 'darts'"),

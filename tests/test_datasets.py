@@ -35,9 +35,16 @@ def data(tmp_path, monkeypatch) -> Path:
 # Names
 
 
-def test_names_are_matched_to_readers():
+def test_names_are_matched_to_readers(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no task 'cifar1'; did you mean 'cifar1"):
         datasets.read("cifar1")
+    with pytest.raises(ConfigError, match=r"known: .* images of your own there are named as folder:data$"):
+        datasets.read("data")
+    Path("mine.npz").touch()
+    with pytest.raises(ConfigError, match=r"images of your own there are named as npz:mine\.npz$"):
+        datasets.read("mine.npz")
     with pytest.raises(ConfigError, match="no task 'zip:x'"):
         datasets.read("zip:x")
     with pytest.raises(ConfigError, match="write npz:PATH"):

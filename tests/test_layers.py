@@ -20,7 +20,7 @@ LAYERS = [
     "training.captured",
     "training.streams training.resting training.curve job.method_names data.pixels oneshot oneshot.gradients",
     "workers workers.identity workers.silence workers.pulse workers.turns",
-    "files.stopped_holder files.cached",
+    "files.stopped_holder files.cached files.temporary",
     "files.kernel_lock storage storage.address storage.finishing storage.forwarding storage.under_way",
     "oneshot.regularizers oneshot.fused oneshot.fused.depthwise oneshot.fused.stack training.team "
     "training.launch",

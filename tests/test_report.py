@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import socket
 import xml.etree.ElementTree as ET
 from collections import Counter
 
@@ -299,6 +301,15 @@ def test_the_history_is_read_without_the_space(unfinished):
     assert list(past.trials) == own
     assert [len(work.worker) > 0 and work.begun_s > 0 for work in past.work] == [True] * len(own)
     assert read(unfinished).method == "evolution"
+
+
+def test_trials_that_no_worker_could_have_done_are_those_of_the_job_itself(pareto):
+    """Random search at equal cost, beside trials that workers could have joined."""
+    rows = {name: {work.worker for work in past.work} for name, past in read_studies(pareto).items()}
+    assert rows["random"] == {"the job itself"}
+    assert rows["search"] == {f"{socket.gethostname()}, process {os.getpid()}"}
+    text = text_of(pareto)
+    assert "the job itself" in text and "one process" not in text
 
 
 def test_a_long_history_of_many_decisions_with_long_names_stays_small(unfinished):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nas.bundle import run_form
 from nas.errors import ConfigError, MismatchError
+from nas.files.temporary import temporary_folder
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""
@@ -72,11 +73,11 @@ def prove(
         MismatchError: when a form imports the engine or does not do the same.
         ConfigError: when a form does not run.
     """
-    with tempfile.TemporaryDirectory() as place:
-        images = Path(place) / "images"
+    with temporary_folder() as place:
+        images = place / "images"
         images.write_bytes(_framed(pixels))
         for form in forms:
-            outcome = _ran(form, folder, images, Path(place) / form, python=str(python), limit_s=limit_s)
+            outcome = _ran(form, folder, images, place / form, python=str(python), limit_s=limit_s)
             yield _compared(form, outcome, labels, logits)
 
 

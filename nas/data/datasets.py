@@ -17,7 +17,7 @@ from nas.data.arrays import Array, Source
 from nas.data.imagefolder import read_folder
 from nas.data.unpacking import load_arrays, read_bounded
 from nas.errors import ConfigError, DataError, unknown
-from nas.files.paths import exists, is_file
+from nas.files.paths import exists, is_file, is_folder
 from nas.text import printable
 
 _FASHION_CLASSES = (
@@ -53,8 +53,16 @@ def read(name: str, *, lenient: bool = False) -> Source:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
         return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
     if name not in _BY_NAME:
-        raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
+        known = [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]
+        raise ConfigError(unknown("task", name, known) + _path_hint(name))
     return _BY_NAME[name]()
+
+
+def _path_hint(name: str) -> str:
+    """How a path is named that was given without its kind."""
+    is_npz = name.endswith(".npz") and is_file(Path(name))
+    kind = "folder" if is_folder(Path(name)) else "npz" if is_npz else ""
+    return f"; images of your own there are named as {kind}:{printable(name)}" if kind else ""
 
 
 def _folder(path: str, *, lenient: bool) -> Source:

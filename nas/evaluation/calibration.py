@@ -35,16 +35,16 @@ class Settings:
     threshold: float = 0.4
 
     def __post_init__(self) -> None:
-        if (
-            self.architectures < MIN_ARCHITECTURES
-            or self.epochs < 1
-            or self.seeds < 1
-            or not -1 < self.threshold < 1
-        ):
-            raise ConfigError(
-                f"calibrate: got {asdict(self)}, wanted at least {MIN_ARCHITECTURES} architectures, "
-                "1 epoch and 1 seed, and a threshold between -1 and 1"
-            )
+        least = {"architectures": MIN_ARCHITECTURES, "epochs": 1, "seeds": 1}
+        wrong = [
+            f"{name} is {value}, wanted at least {bound}"
+            for name, bound in least.items()
+            if (value := getattr(self, name)) < bound
+        ]
+        if not -1 < self.threshold < 1:
+            wrong.append(f"threshold is {self.threshold}, wanted a number between -1 and 1")
+        if wrong:
+            raise ConfigError(f"calibrate: {'; '.join(wrong)}")
 
 
 @dataclass(frozen=True, slots=True)

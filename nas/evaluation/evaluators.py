@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import TrialError
+from nas.files.temporary import temporary_folder
 from nas.graph import architecture_hash
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.paths import scores
@@ -148,8 +148,8 @@ class Trained:
             if self.hopeless is None:
                 yield None
                 return
-            with TemporaryDirectory() as temporary:
-                yield Path(temporary)
+            with temporary_folder() as temporary:
+                yield temporary
             return
         folder = self.folder / f"trial-{trial.number}"
         try:

@@ -20,7 +20,7 @@ def prepare_folder(path: Path) -> Path:
     _check_names(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=TEMPORARY, buffering=0) as probe:
+        with tempfile.TemporaryFile(dir=path, prefix=TEMPORARY, buffering=0) as probe:
             probe.write(b"\n")
     except OSError as error:
         raise ConfigError(

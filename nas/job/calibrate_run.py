@@ -18,7 +18,7 @@ from nas.job.arguments import name_of, refuse_others, with_names
 from nas.job.cheap_estimates import compare_estimates
 from nas.job.config import make_config
 from nas.job.preparation import prepare
-from nas.job.run_folder import begin, clear_checkpoints, open_folder
+from nas.job.run_folder import begin, clear_checkpoints, open_folder, refuse_other_settings
 from nas.progress import Progress
 from nas.space import Space
 from nas.task import Task
@@ -106,8 +106,8 @@ def _keep(path: Path, settings: Settings) -> None:
     now = asdict(settings)
     if not path.exists():
         write_json(path, now)
-    elif (before := read_json(path)) != now:
-        raise ConfigError(
-            f"{path.parent} holds a calibration with other settings, {before}, not {now}; repeat its command "
-            "to resume it, or choose another --out folder"
-        )
+        return
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} is no record of a calibration's settings; choose another --out folder")
+    refuse_other_settings(path.parent, "a calibration", before, now)

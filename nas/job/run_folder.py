@@ -147,16 +147,26 @@ def _refuse_changes(
     folder: Path, record: Mapping[str, object], now: Mapping[str, object], parts: Sequence[str]
 ) -> None:
     for part in parts:
-        if found := list(_differences(_flat(record.get(part), part), _flat(now[part], part))):
-            changes = [
-                f"  {name.removeprefix('config.')}: {shown(before)} in the folder, {shown(here)} now"
-                for name, before, here in found
-            ]
-            raise ConfigError(
-                f"{folder} holds a run with other settings:\n"
-                + "\n".join(changes[:MOST_CHANGES])
-                + "\nrepeat its command to resume it, or choose another --out folder"
-            )
+        refuse_other_settings(folder, "a run", _flat(record.get(part), part), _flat(now[part], part))
+
+
+def refuse_other_settings(
+    folder: Path, what: str, before: Mapping[str, object], now: Mapping[str, object]
+) -> None:
+    """Raises ConfigError with a line for every setting that differs from that of what a folder holds.
+
+    what: it holds, in words. before, now: values by dotted name.
+    """
+    changes = [
+        f"  {name.removeprefix('config.')}: {shown(there)} in the folder, {shown(here)} now"
+        for name, there, here in _differences(before, now)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{folder} holds {what} with other settings:\n"
+            + "\n".join(changes[:MOST_CHANGES])
+            + "\nrepeat its command to resume it, or choose another --out folder"
+        )
 
 
 def _with_new_data(

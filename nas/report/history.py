@@ -21,6 +21,8 @@ from nas.storage.run import past_storage
 from nas.types import Decision, Genotype, Trial, of_longest_training
 from nas.workers.claims import owner_of
 
+JOB = "the job itself"
+"""Who evaluates the trials of studies that no worker can join."""
 _STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 
 
@@ -28,6 +30,7 @@ _STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 class Work:
     """Who evaluated a trial, and when.
 
+    worker: a process, or `JOB` where only that of the job could do the trial.
     begun_s, ended_s: seconds since 1970 by the clock of the worker's machine. A trial that still runs has no
       end; where a trial was begun more than once, the time it took is that of the last attempt.
     """
@@ -131,7 +134,7 @@ def _work(frozen: FrozenTrial, trial: Trial) -> Work:
         begun = ended - trial.cost_s
     if trial.state == "running":
         ended = None
-    name = "one process" if owner is None else f"{owner.host}, process {owner.pid}"
+    name = JOB if owner is None else f"{owner.host}, process {owner.pid}"
     return Work(name, begun if begun is not None else ended or 0.0, ended)
 
 

@@ -42,7 +42,7 @@ def failed(run: Run) -> Section | None:
 
 
 def timeline(run: Run) -> Section | None:
-    """A bar for each trial, in the row of the worker that had it."""
+    """A bar for each trial, in the row of whoever had it."""
     bars = [
         (kind, past, trial, work)
         for kind, past in (("search", run.search), ("random", run.random))
@@ -65,8 +65,9 @@ def timeline(run: Run) -> Section | None:
     return Section(
         "timeline",
         "Timeline of trials",
-        "Each bar is a trial, as long as its evaluation took, in the row of its worker; gaps are time spent "
-        "on proposals, waiting or other phases. Times are those of the workers' own clocks"
+        "Each bar is a trial, as long as its evaluation took, in the row of its worker, or of the job itself "
+        "where no worker could help; gaps are time spent on proposals, waiting or other phases. Times are "
+        "those of the workers' own clocks"
         f"{f'; {left} earlier trials are left out' if left else ''}.",
         template="timeline",
         values={

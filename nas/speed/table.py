@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess  # nosec B404
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nas.files.atomic import read_json, write_json, write_text
+from nas.files.temporary import temporary_folder
 
 ROOT = Path(__file__).parents[2]
 LAST_WORDS = 1500
@@ -193,8 +193,8 @@ def _line(parts: Sequence[str]) -> str:
 def _run(command: list[str], row: Row, limit_s: float) -> Found:
     """What comes of a row's process."""
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        out, log = Path(folder) / "found.json", Path(folder) / "log"
+    with temporary_folder() as folder:
+        out, log = folder / "found.json", folder / "log"
         written = ["--out", str(out)] if row.is_bench else []
         status = _ended([*command, *written], log, limit_s)
         words = log.read_text(errors="replace")

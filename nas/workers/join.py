@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from optuna.storages import BaseStorage
 from nas import __version__, devices
 from nas.errors import ConfigError, SpaceError
 from nas.files.folders import prepare_folder
+from nas.files.temporary import temporary_folder
 from nas.job.config import Config, make_config
 from nas.job.job import Job
 from nas.job.preparation import prepare
@@ -179,8 +179,8 @@ def _place(home: Home, config: Config, scratch: Path | None) -> Iterator[Path]:
     if scratch is not None:
         yield prepare_folder(scratch)
         return
-    with tempfile.TemporaryDirectory(prefix="nas-worker-") as folder:
-        yield Path(folder)
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _differing_versions(record: Mapping[str, Any]) -> Iterator[str]:

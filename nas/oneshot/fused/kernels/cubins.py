@@ -7,8 +7,6 @@ written is not kept.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,13 +65,7 @@ def _read(place: Path) -> Cubin | None:
 
 
 def _write(place: Path, cubin: Cubin) -> None:
-    """Whole or not at all, as other processes may do the same."""
+    """In place, for a killed process leaves no other file then, and what is torn is compiled again."""
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=place.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(cubin.packed)
-            Path(name).replace(place)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        place.write_bytes(cubin.packed)

@@ -1,0 +1,45 @@
+"""What an error says of a name that is unknown."""
+
+import pytest
+
+from nas.errors import unknown
+from nas.job.config import Config
+from nas.job.method_names import METHODS
+
+SPACES = ("darts", "nasbench101", "nasbench201", "toy")
+
+
+@pytest.mark.parametrize(
+    ("known", "got", "meant"),
+    [
+        (SPACES, "dart", "'darts'"),
+        (SPACES, "DARTS", "'darts'"),
+        (SPACES, "tory", "'toy'"),
+        (SPACES, "nasbench", "'nasbench101' or 'nasbench201'"),
+        (SPACES, "nasbench21", "'nasbench201'"),
+        (METHODS, "evolve", "'evolution'"),
+        (METHODS, "random_search", "'random'"),
+        (METHODS, "nsga-ii", "'nsga2'"),
+        (Config.model_fields, "trails", "'trials'"),
+        (Config.model_fields, "epoch", "'epochs'"),
+    ],
+)
+def test_a_name_that_is_near_is_proposed(known, got, meant):
+    assert unknown("name", got, known) == f"no name {got!r}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("known", "got"),
+    [
+        (SPACES, "results"),
+        (SPACES, "resnet"),
+        (SPACES, "mobilenet"),
+        (METHODS, "anneal"),
+        (METHODS, "bayesian"),
+        (METHODS, "gradient"),
+        (Config.model_fields, "learning_rate"),
+        (Config.model_fields, "cuda"),
+    ],
+)
+def test_where_no_name_is_near_those_that_are_known_are_listed(known, got):
+    assert unknown("name", got, known).startswith(f"no name {got!r}; known: {min(known)}, ")
