@@ -161,13 +161,14 @@ CELLS = (Cell, VertexCell)
 
 
 def drop_path(x: Tensor, probability: float | Tensor) -> Tensor:
-    """Zeroes whole images of `[B, C, H, W]` with `probability`, scaling the others to keep the mean."""
+    """Zeroes whole images of `[B, ...]` with `probability`, scaling the others to keep the mean."""
     return x * drop_mask(x, probability)
 
 
 def drop_mask(x: Tensor, probability: float | Tensor) -> Tensor:
-    """The factor `[B, 1, 1, 1]` of each image."""
-    keep = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
+    """The factor of each image, `[B, 1, ...]` with as many dimensions as `x`."""
+    shape = (len(x), *[1] * (x.ndim - 1))
+    keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return keep / (1 - probability)
 
 

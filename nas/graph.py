@@ -45,7 +45,8 @@ def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
     Options of decisions that are plain values, other than which edges there are, stand in
     `graph.graph["values"]`.
     """
-    choices = space.choices(space.canonical(genotype))
+    genotype = space.canonical(genotype)
+    choices, asked = space.choices(genotype), space.asked(genotype)
     outline = _outline(space, choices)
     cells, inside = _cells(space)
     if outline is not space.outline:
@@ -53,7 +54,7 @@ def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
         inside = inside.union(*map(_decisions, cells.values()))
     roles = space.trace.roles
     graphs = {kind: prune(_graph(kind, cell, choices, roles)) for kind, cell in cells.items()}
-    outside = {name: option for name, option in choices.items() if name not in inside}
+    outside = {name: option for name, option in asked.items() if name not in inside}
     values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
     if outside or not graphs:
         graphs[CHAIN] = _chain(outside or {name: f"{name} = {value}" for name, value in values.items()})

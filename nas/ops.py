@@ -46,9 +46,9 @@ class Zero(nn.Module):
         self.c_out, self.stride = c_out, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`."""
-        height, width = -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride)
-        return x.new_zeros(x.shape[0], self.c_out, height, width)
+        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`; signals `[B, c_in, L]` alike."""
+        sides = [-(-side // self.stride) for side in x.shape[2:]]
+        return x.new_zeros(x.shape[0], self.c_out, *sides)
 
 
 class FactorizedReduce(nn.Module, Batched):

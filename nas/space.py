@@ -234,6 +234,16 @@ class Space:
             )
         return cast(Genotype, self.memo[key])
 
+    def asked(self, genotype: Genotype) -> dict[str, str]:
+        """The choices that `build` asks for; the others, such as blocks beyond the depth, mean nothing."""
+        choices = self.choices(genotype)
+        if not self.is_conditional:
+            return choices
+        key = ("asked", genotype)
+        if key not in self.memo:
+            self.memo[key] = self._asked(genotype)
+        return {name: option for name, option in choices.items() if name in self.memo[key]}
+
     def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
         """One row `[O]` per decision, 1.0 at the chosen option."""
         self.check(genotype)
@@ -244,7 +254,7 @@ class Space:
         return [np.eye(len(d.options)) for d in self.decisions]
 
     def choices(self, genotype: Genotype) -> dict[str, str]:
-        """The genotype in words: decision name to option name."""
+        """The genotype in words: decision name to option name, of all decisions (see `asked`)."""
         self.check(genotype)
         return {d.name: d.options[i] for d, i in zip(self.decisions, genotype, strict=True)}
 

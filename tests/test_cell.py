@@ -70,6 +70,13 @@ def test_drop_path_zeroes_whole_images_and_keeps_the_mean():
     assert y.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("shape", [(3, 7), (7,)], ids=["signals", "features"])
+def test_drop_path_zeroes_whole_samples_that_are_no_images(shape):
+    y = drop_path(torch.ones(200, *shape), 0.3)
+    assert y.shape == (200, *shape)
+    assert (y.flatten(1) == y.flatten(1)[:, :1]).all()
+
+
 def test_drop_path_spares_identities_and_evaluation():
     x = torch.ones(64, 1, 2, 2)
     dropped = Cell("cell", 1, 1, lambda i, j: Times(1))

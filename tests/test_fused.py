@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -309,6 +310,30 @@ def test_so_do_operations_without_a_rule_and_edges_that_are_not_decided():
     plain(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     batched = copy.deepcopy(plain)
     execute_cells(batched, "batched", CPU)
+    assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
+
+
+def signals_space():
+    """Cells over signals `[B, C, L]`."""
+
+    def build(choose):
+        known = candidates(["none", "skip_connect"], 4, 4)
+        conv = partial(nn.Conv1d, 4, 4, 3, padding=1)
+        options = {**known, "conv": conv, "pool": partial(nn.MaxPool1d, 3, 1, 1), "scaled": Scaled}
+        cells = [Cell("signal", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options)) for _ in range(2)]
+        return nn.Sequential(
+            nn.Flatten(2), nn.Conv1d(3, 4, 1), *cells, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 5)
+        )
+
+    return Space("signals", build)
+
+
+def test_so_do_cells_over_signals_and_their_dropped_paths():
+    plain, batched = twins(signals_space())
+    for supernet in (plain, batched):
+        for cell in supernet.modules():
+            if isinstance(cell, Cell):
+                cell.drop_path = 0.3
     assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
 
 

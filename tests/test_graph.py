@@ -174,6 +174,7 @@ def test_plain_values_and_unasked_decisions():
     assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0] != hashes[1, 1, 0, 1]
     graph = cell_graphs(space, (1, 1, 0, 0))["network"]
     assert graph.graph["values"] == {"depth": "2"}
+    assert [op for _, _, op in graph.edges(data="op")] == ["three", "one"], "no third block is drawn"
 
 
 def test_cells_of_one_kind_with_decisions_of_their_own_are_told_apart():

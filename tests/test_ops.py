@@ -90,6 +90,10 @@ def test_zero_carries_neither_values_nor_gradients():
     assert not y.any() and not y.requires_grad
 
 
+def test_zero_is_none_of_signals_too():
+    assert Zero(4, stride=2)(torch.ones(2, 3, 5)).shape == (2, 4, 3)
+
+
 def test_factorized_reduce_looks_at_even_and_odd_pixels():
     reduce = FactorizedReduce(1, 2).eval()
     x = torch.ones(1, 1, 6, 6, requires_grad=True)

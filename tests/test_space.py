@@ -257,6 +257,8 @@ def test_unasked_decisions_do_not_tell_architectures_apart():
     assert space.canonical((0, 1, 1, 1)) == space.canonical((0, 1, 0, 1)) == (0, 1, 0, 0)
     assert space.canonical((1, 1, 1, 1)) == (1, 1, 1, 0)
     assert space.canonical((2, 1, 1, 1)) == (2, 1, 1, 1)
+    assert list(space.asked((1, 1, 1, 1))) == ["depth", "kernel0", "kernel1"]
+    assert list(space.asked((2, 1, 1, 1))) == list(space.choices((2, 1, 1, 1)))
     assert space.size == Size(2 + 4 + 8, exact=True)
     assert len(set(space.enumerate())) == 14
 

@@ -66,7 +66,7 @@ def show(result: Result, *, as_json: bool) -> None:
         return
     m = result.metrics
     model = f"model        {result.folder / 'model.safetensors'}"
-    words = ", ".join(f"{name} {option}" for name, option in result.space.choices(result.genotype).items())
+    words = ", ".join(f"{name} {option}" for name, option in result.space.asked(result.genotype).items())
     found = result.space.notation.write(result.genotype) if result.space.notation else words
     lines = [
         f"found        {found}",

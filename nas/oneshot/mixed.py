@@ -228,10 +228,6 @@ def narrowed(decision: str, option: str, make: object, parts: int) -> Candidate:
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels `[B, C, H, W]` of equal groups (Zhang et al., CVPR 2018, ShuffleNet)."""
-    batch, channels, height, width = x.shape
-    return (
-        x.view(batch, groups, channels // groups, height, width)
-        .transpose(1, 2)
-        .reshape(batch, channels, height, width)
-    )
+    """Interleaves the channels `[B, C, ...]` of equal groups (Zhang et al., CVPR 2018, ShuffleNet)."""
+    batch, channels, *sides = x.shape
+    return x.view(batch, groups, channels // groups, *sides).transpose(1, 2).reshape(x.shape)

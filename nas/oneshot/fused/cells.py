@@ -49,17 +49,20 @@ def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tens
     """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
 
     A cell runs plainly where a module on an edge is hooked, where parts of the batch run different options,
-    and where only some edges compute on a part of the channels. Deviation: dropout on identities
+    where only some edges compute on a part of the channels, and where maps are no images (signals
+    `[B, C, L]`, tokens). Deviation: dropout on identities
     (`MixedOp.skip_dropout`) draws in another order.
     """
     memory = Memory.of(cell)
     if any(map(hooked, memory.modules)):
         return cell.plain(inputs)
-    kernels = kernels and cell.training and all(x.numel() < LARGEST for x in inputs)
+    kernels = kernels and cell.training and all(x.ndim == 4 and x.numel() < LARGEST for x in inputs)
     given = _terms(memory.edges, unasked=kernels)
     if given is None:
         return cell.plain(inputs)
     states = memory.inputs.states(cell, inputs) if kernels else cell.preprocessed(inputs)
+    if any(state.ndim != 4 for state in states):
+        return cell.computed(states)
     kernels = kernels and all(state.numel() < LARGEST for state in states)
     plan = memory.plan(cell, given, states, kernels=kernels)
     # They normalise by the batch only.
