@@ -32,8 +32,10 @@ class Health:
     entropy: mean entropy of the decisions' strengths over that of a uniform choice, in [0, 1]; 1 is
       undecided.
     eigenvalue: largest in magnitude of the Hessian of the validation loss with respect to the alphas, on one
-      batch that is the same after every epoch; NaN where the alphas are not learned. Deviation: Zela et al.
-      (ICLR 2020, RobustDARTS, §4) draw another batch each time, and this one has `curvature_images` only.
+      batch that is the same after every epoch; NaN where the alphas are not learned. Deviations: Zela et al.
+      (ICLR 2020, RobustDARTS, §4) draw another batch each time, and this one has `curvature_images` only;
+      their code takes the largest with its sign, and adds the alphas' weight decay, where a loss that falls
+      off steeply is here as sharp as one that rises.
     matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1]; of
       the preferred architecture's, where one option runs at a time.
     gap: accuracy of the supernet minus that of the preferred architecture on its weights, both on the
