@@ -46,7 +46,7 @@ class Zero(nn.Module):
         self.c_out, self.stride = c_out, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`; signals `[B, c_in, L]` alike."""
+        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`, or `[B, c_in, L]`."""
         sides = [-(-side // self.stride) for side in x.shape[2:]]
         return x.new_zeros(x.shape[0], self.c_out, *sides)
 

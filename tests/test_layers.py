@@ -54,7 +54,8 @@ LAYERS = [
     "storage.run storage.salvage",
     "storage.rebuild",
     "storage.repair",
-    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
+    "draw.choices draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series "
+    "draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
     "job.changing",
