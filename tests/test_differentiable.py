@@ -2,15 +2,19 @@
 
 import dataclasses
 import itertools
+import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import one_stage
 import pytest
 import torch
+import torch.nn.functional as F
 from killing import run_killed
 from tape import Still
+from torch import nn
 
 from nas.errors import ConfigError
 from nas.oneshot import course, differentiable, selection
@@ -24,6 +28,7 @@ from nas.oneshot.methods import METHODS
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
 from nas.registry import load
+from nas.space import Space
 from nas.task import task_from_arrays
 from nas.training import loop as training
 from nas.training.accuracy import Evaluation
@@ -599,3 +604,45 @@ def test_killed_at_random_points_it_ends_the_same_to_the_bit(tmp_path, variant, 
     assert got.keys() == wanted.keys()
     for tensor, value in wanted.items():
         assert torch.equal(got[tensor], value), tensor
+
+
+class Attention(nn.Module):
+    """Over the pixels of a map."""
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).view_as(x)
+
+
+class Flash(nn.Module):
+    """The same in the library's fast way, which has first derivatives only."""
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)[:, None]
+        found, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(tokens, tokens, tokens)
+        return found[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+def space_with(op):
+    def build(choose):
+        convs = [partial(nn.Conv2d, 4, 4, kernel, padding=kernel // 2) for kernel in (1, 3)]
+        options = {"one": convs[0], "three": convs[1], "mine": op}
+        ops = [choose.op(f"op{i}", options) for i in range(2)]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+        return nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), *ops, *head)
+
+    return Space("own", build)
+
+
+def test_the_curvature_of_attention_is_measured():
+    epochs = run(space_with(Attention)).epochs
+    assert all(math.isfinite(epoch.health.eigenvalue) for epoch in epochs)
+    assert not any(epoch.events for epoch in epochs)
+
+
+def test_a_search_goes_on_where_an_operation_cannot_be_differentiated_twice():
+    epochs = run(space_with(Flash)).epochs
+    assert len(epochs) == 3 and all(math.isnan(epoch.health.eigenvalue) for epoch in epochs)
+    told = [event for epoch in epochs for event in epoch.events]
+    assert len(told) == 1, "once is enough"
+    assert "an operation of the space cannot be differentiated twice" in told[0]

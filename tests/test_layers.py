@@ -58,7 +58,8 @@ LAYERS = [
     "storage.repair",
     "draw.time_axis",
     "draw.tried",
-    "draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series draw.network draw.trust",
+    "draw.choices draw.layout draw.alphas draw.anytime draw.curves draw.front draw.health_series "
+    "draw.network draw.trust",
     "draw.health_panels",
     "draw.health",
     "job.changing",

@@ -1,4 +1,7 @@
-"""Pictures of cells: operations as labelled, coloured edges between feature maps, or as coloured nodes."""
+"""Pictures of cells: operations as labelled, coloured edges between feature maps, or as coloured nodes.
+
+Plain values, and chains of operations that are longer than a page, are tables.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
+from nas.draw.choices import Table
 from nas.draw.layout import Layout, Run, Wire, arrange, effort
 from nas.draw.slots import role_of
 from nas.draw.style import (
@@ -57,23 +61,26 @@ class _Panel:
     graph: nx.DiGraph[str]
     layout: Layout
     boxes: Mapping[str, tuple[float, float]]
-    note: str
+    note: str = ""
+    table: Table | None = None
 
     @property
     def width(self) -> float:
         words = max(text_size(self.header, 13, bold=True)[0], text_size(self.note, 11)[0])
-        return max(self.layout.width, words) + 2 * _PAD
+        return max((self.table or self.layout).width, words) + 2 * _PAD
 
     @property
     def height(self) -> float:
-        return self.layout.height + 2 * _PAD + _HEADER * bool(self.header) + 0.34 * bool(self.note)
+        inner = (self.table or self.layout).height
+        return inner + 2 * _PAD + _HEADER * bool(self.header) + 0.34 * bool(self.note)
 
 
 def draw_cells(graphs: Mapping[str, nx.DiGraph[str]], *, title: str = "", subtitle: str = "") -> Figure:
     """Draws every cell from left to right, with one legend for the operations that occur.
 
     graphs: cell graphs by kind (`"normal"`, `"reduce"`, ...); nodes carry `role` and `label`, edges `op`. A
-      node with an `op` of its own shows that, and an edge whose `op` is `"connect"` is a plain arrow.
+      node with an `op` of its own shows that, and an edge whose `op` is `"connect"` is a plain arrow. The
+      `values` of the first graph are listed.
     Panels stand side by side while they fit a page, else below each other. Cells too large to be laid out in
     some seconds are only named.
     """
@@ -87,7 +94,7 @@ def draw_cells(graphs: Mapping[str, nx.DiGraph[str]], *, title: str = "", subtit
         inner = max(p.width for p in panels)
         body = sum(p.height for p in panels) + _BETWEEN * (len(panels) - 1)
     inner = max(inner, heading.width, 4.5)
-    legend = Legend(_keys(graphs), inner)
+    legend = Legend(_keys({panel.name: panel.graph for panel in panels}), inner)
     height = 2 * _MARGIN + heading.height + body + (legend.height + 0.2 if legend.keys else 0.0)
     figure, sheet = page(inner + 2 * _MARGIN, height)
     heading.draw(sheet, _MARGIN, height - _MARGIN)
@@ -122,7 +129,12 @@ def _keys(graphs: Mapping[str, nx.DiGraph[str]]) -> list[Key]:
 def _panels(graphs: Mapping[str, nx.DiGraph[str]]) -> list[_Panel]:
     """The cells in their order as far as the budget goes; all others in one panel that says so."""
     panels, left_out, spent = [], [], 0
+    values = next((graph.graph.get("values") for graph in graphs.values()), None) or {}
+    if values:
+        panels.append(_listed("values", "values", values))
     for i, (kind, graph) in enumerate(graphs.items()):
+        if values and set(_decisions(graph).values()) <= set(values):
+            continue
         cost = effort(graph) + EACH
         if spent + cost > BUDGET:
             left_out.append(f"{clean(kind)}: {len(graph):,} nodes, {graph.number_of_edges():,} edges")
@@ -131,13 +143,28 @@ def _panels(graphs: Mapping[str, nx.DiGraph[str]]) -> list[_Panel]:
             spent += cost
     if left_out:
         more = f" and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
-        nothing = arrange(nx.DiGraph(), sizes={}, labels={})
-        panels.append(
-            _Panel(
-                "large", "too large to draw", nx.DiGraph(), nothing, {}, clean(left_out[0] + more, limit=80)
-            )
-        )
+        note = clean(left_out[0] + more, limit=80)
+        panels.append(_Panel("large", "too large to draw", nx.DiGraph(), _nothing(), {}, note))
     return panels
+
+
+def _nothing() -> Layout:
+    return arrange(nx.DiGraph(), sizes={}, labels={})
+
+
+def _listed(name: str, header: str, choices: Mapping[str, str]) -> _Panel:
+    """A panel with a table in place of a graph."""
+    return _Panel(name, clean(header), nx.DiGraph(), _nothing(), {}, table=Table.of(choices))
+
+
+def _decisions(graph: nx.DiGraph[str]) -> dict[tuple[str, str], str]:
+    return {(a, b): str(name) for a, b, name in graph.edges(data="decision", default="")}
+
+
+def _is_chain(graph: nx.DiGraph[str]) -> bool:
+    """Whether it is one operation after the other, each of another decision."""
+    names = set(_decisions(graph).values()) - {""}
+    return len(names) == graph.number_of_edges() == len(graph) - 1 and all(d < 2 for _, d in graph.out_degree)
 
 
 def _panel(name: str, kind: str, graph: nx.DiGraph[str]) -> _Panel:
@@ -147,11 +174,14 @@ def _panel(name: str, kind: str, graph: nx.DiGraph[str]) -> _Panel:
             width, height = text_size(_op_text(op), _LABEL_SIZE)
             labels[source, target] = (width + 0.2, height + 0.11)
     boxes = {node: _box(graph, node) for node in graph}
+    layout = arrange(graph, sizes=boxes, labels=labels)
+    if layout.width > _SIDE_BY_SIDE and _is_chain(graph):
+        return _listed(name, kind, {data["decision"]: data["op"] for _, _, data in graph.edges(data=True)})
     return _Panel(
         name=name,
         header=clean(kind),
         graph=graph,
-        layout=arrange(graph, sizes=boxes, labels=labels),
+        layout=layout,
         boxes=boxes,
         note="" if _connected(graph) else EMPTY,
     )
@@ -191,6 +221,9 @@ def _draw_panel(sheet: Axes, panel: _Panel, area: tuple[float, float, float, flo
             sheet, x + _PAD, top - 0.22, panel.note, size=11, color=shade(LOOKS["sep"].color, 0.2), ha="left"
         )
         top -= 0.34
+    if panel.table is not None:
+        panel.table.draw(sheet, x + _PAD, top - 0.2)
+        return
     left = x + (width - panel.layout.width) / 2
     bottom = y + (top - y - panel.layout.height) / 2
     for number, (source, target, op) in enumerate(panel.graph.edges(data="op", default="concat")):

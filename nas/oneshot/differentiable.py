@@ -149,6 +149,9 @@ class _Search:
             growth=growth,
         )
         back, events = (None, course.go_on()) if moment is None else course.go_back(growth, moment)
+        trouble = course.examiner.trouble
+        if trouble and all(trouble not in earlier.events for earlier in self.epochs):
+            events = [trouble, *events]
         if self.cut and not course.ended:
             events = [*events, "the budget is spent", *course.end_early()]
         self.looked_s = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,8 @@ class Health:
 
 ITERATIONS = 10
 """Of the dominant eigenvalue, at most."""
+_ONCE = re.compile("derivative .* is not implemented|differentiate twice")
+"""What the library says of an operation without second derivatives."""
 
 
 class Examiner:
@@ -65,11 +68,13 @@ class Examiner:
 
     iterations: at most so many of `dominant_eigenvalue`, which starts where the one before ended. Then one
       for each six steps of an epoch will do, at least two, so that looking takes a fraction of it.
+    trouble: why the eigenvalue cannot be measured; empty while it can.
     """
 
     def __init__(self, *, iterations: int = ITERATIONS) -> None:
         self.iterations = iterations
         self.direction: list[Tensor] = []
+        self.trouble = ""
 
     def examine(
         self, loop: BilevelLoop, genotype: Genotype, before: Genotype | None, val_acc: float
@@ -93,7 +98,24 @@ class Examiner:
         )
 
     def eigenvalue(self, loop: BilevelLoop, *, images: int = 0) -> float:
-        """The present one; remembers its direction. images: `curvature_images` unless given."""
+        """The present one; remembers its direction. images: `curvature_images` unless given.
+
+        NaN where an operation of the space cannot be differentiated twice.
+        """
+        if self.trouble:
+            return math.nan
+        try:
+            return self._eigenvalue(loop, images)
+        except RuntimeError as error:
+            if not _ONCE.search(str(error)):
+                raise
+            self.trouble = (
+                "the curvature is not watched, so that a collapse may go unseen: an operation of the space "
+                f"cannot be differentiated twice ({str(error).splitlines()[0]})"
+            )
+            return math.nan
+
+    def _eigenvalue(self, loop: BilevelLoop, images: int) -> float:
         supernet = loop.supernet
         seed = derive(loop.seed, "eigenvalue")
         wanted = images or curvature_images(loop.method, loop.loop.images, loop.loop.device)

@@ -27,11 +27,16 @@ _ID = "cell-id"
 
 
 def cells(graphs: Mapping[str, Graph], name: str) -> list[Drawing]:
-    """Each kind of cell as a drawing of its own, so that they can stand below each other."""
-    return [
-        Drawing(kind, svg=Markup(_cell(json.dumps(to_dict(graph))).replace(_ID, f"{name}-{place}")))  # nosec B704
-        for place, (kind, graph) in enumerate(graphs.items())
-    ]
+    """Each kind of cell as a drawing of its own, so that they can stand below each other.
+
+    Plain values, which all of them have, stand in the first.
+    """
+    drawings = []
+    for place, (kind, graph) in enumerate(graphs.items()):
+        data = to_dict(graph) | ({"values": {}} if place else {})
+        svg = Markup(_cell(json.dumps(data)).replace(_ID, f"{name}-{place}"))  # nosec B704
+        drawings.append(Drawing(kind, svg=svg))
+    return drawings
 
 
 @lru_cache(maxsize=256)

@@ -107,7 +107,4 @@ def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) 
     """cells.svg and cells.png."""
     from nas import draw
 
-    values = next(iter(graphs.values())).graph.get("values", {})
-    subtitle = "  ".join(f"{name}: {value}" for name, value in values.items())
-    figure = draw.draw_cells(graphs, title=title, subtitle=subtitle)
-    draw.save(figure, folder / "cells.svg", folder / "cells.png")
+    draw.save(draw.draw_cells(graphs, title=title), folder / "cells.svg", folder / "cells.png")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nas.cell import Cell
 from nas.errors import ConfigError
@@ -103,12 +104,16 @@ def unasked(network: nn.Module) -> bool:
 
 @contextmanager
 def twice_differentiable(network: nn.Module) -> Iterator[None]:
-    """Runs a block in which no cell is run by kernels, which have first derivatives only."""
+    """Runs a block in which no cell is run by kernels, which have first derivatives only.
+
+    Nor does attention take the library's fast ways, which have no more.
+    """
     cells = [m for m in network.modules() if isinstance(m, Cell) and m.execute is run_by_kernels]
     for cell in cells:
         cell.execute = run
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for cell in cells:
             cell.execute = run_by_kernels
