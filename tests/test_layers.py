@@ -41,7 +41,7 @@ LAYERS = [
     "evaluation.comparison training.recipe job.config ops pareto searchers.surrogate",
     "oneshot.guards oneshot.perturbations oneshot.relaxations oneshot.stages oneshot.updates",
     "workers.slots workers.probe data.unpacking data.pictures files.folder_lock files.folders files.manifest",
-    "workers.pool",
+    "workers.pool results.run_record",
     "serving serving.served serving.answers serving.page serving.queue",
     "serving.inputs serving.session",
     "serving.app",
@@ -114,7 +114,7 @@ LAYERS = [
     "tracking tracking.tracker",
     "tracking.feed tracking.mlflow tracking.points tracking.tensorboard",
     "tracking.tracking",
-    "tracking.choice",
+    "job.trackers",
     # tables of trained architectures
     "benchmarks.nasbench101 benchmarks.nasbench201",
     "benchmarks.benchmark",

@@ -10,8 +10,8 @@ from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.phases import Found
 from nas.job.plan import UNBOUNDED
-from nas.job.run_folder import CHECKPOINT, RANDOM
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
+from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch

@@ -17,7 +17,6 @@ from nas.errors import ConfigError
 from nas.evaluation.measured import LATENCY, free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT, SEARCH
 from nas.latency import LatencyTable, measure_table
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
@@ -27,6 +26,7 @@ from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.records import NeededRecord, checked
+from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.schedulers.halving import finalists
 from nas.schedulers.scheduler import Listed
 from nas.seeding import rng

@@ -18,9 +18,9 @@ from nas.evaluation.scored import Scored
 from nas.files.paths import is_file
 from nas.job.job import Job
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import CHECKPOINT, SEARCH, read_run
 from nas.job.shared_weights import shared_weights
 from nas.oneshot.expected import check_bound
+from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
 from nas.schedulers.scheduler import Fixed, Scheduler
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher

@@ -23,9 +23,9 @@ from nas.files.paths import check_contents, is_file, is_folder
 from nas.goals import Goals
 from nas.graph import Graph, merged
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
+from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.schedulers.halving import longest
 from nas.space import Space
 from nas.study import Study
