@@ -51,7 +51,7 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
             f"random search was not done at equal cost, so nothing is compared with it: {error}"
         )
         return Baselines((), {})
-    done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+    done = job.plan.goals.kept_by(history)
     if not done:
         job.progress.note(
             "random search found no architecture to compare with: all its trials failed or broke a constraint"

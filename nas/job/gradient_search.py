@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from nas.budget.clock import Clock
 from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.evaluation.measured import LATENCY, free_metrics
+from nas.evaluation.measured import free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
-from nas.latency import LatencyTable, measure_table
+from nas.latency import LATENCY, LatencyTable, measure_table
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
 from nas.oneshot.identities import keeps_cap

@@ -104,7 +104,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
     Accuracies of a method that searches by gradients are those of its supernet; the names say that these
     are not.
     """
-    done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
+    done = goals.kept_by(history)
     if not done:
         return {}
     note = ", trained alone" if by_gradients(method) else ""
