@@ -172,9 +172,8 @@ LAYERS = [
     "cluster cluster.worker_command",
     "cluster.on_ray cluster.slurm",
     "dashboard dashboard.live dashboard.server",
-    "cli.audit cli.dashboard cli.deploy cli.export cli.launch",
-    "cli.look cli.measure cli.mend cli.report cli.workers",
-    "cli.retrain cli.search",
+    "cli.audit cli.benchmark cli.calibrate cli.check cli.dashboard cli.doctor cli.draw cli.export cli.launch "
+    "cli.predict cli.repair cli.report cli.retrain cli.search cli.serve cli.spaces cli.validate cli.worker",
     "cli",
     "__main__",
 ]
@@ -188,7 +187,8 @@ NAMED = {
     "nas.benchmarks.nasbench201": {"nasbench201"},
     "nas.classifier": {"nasbench201"},
     "nas.cli.search": {"darts", "nasbench201"},
-    "nas.cli.measure": {"darts", "nasbench101", "nasbench201"},
+    "nas.cli.benchmark": {"nasbench101", "nasbench201"},
+    "nas.cli.calibrate": {"darts"},
     "nas.job.config": {"darts"},
     "nas.job.method_names": {"darts"},
     "nas.oneshot.method": {"darts"},
