@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,10 @@ class Goals:
         scores, violations = self.table(trials)
         order = selection_order(scores, violations)
         return [trials[i] for i in order]
+
+    def kept_by(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The finished trials that keep all constraints."""
+        return [t for t in trials if t.state == "done" and self.violation(t.metrics) == 0]
 
     def broken_by(self, trials: Sequence[Trial]) -> set[int]:
         """The numbers of the finished trials that break a constraint."""

@@ -24,6 +24,8 @@ from nas.space import Space
 from nas.text import shown
 from nas.types import Genotype
 
+LATENCY = "latency_ms"
+"""The metric of a trial: milliseconds for one image."""
 RESAMPLES, FOLDS, BEST_OF = 1000, 5, 5
 UNIT, PARTS = "ms", ("unit", "device", "base", "error", "entries")
 MAX_BYTES = 16 << 20

@@ -54,8 +54,11 @@ class Trial:
         An evaluation that looks back at these alone gives the same however often it is begun, whatever
         other workers have finished meanwhile.
         """
-        own = (t for t in history if t.state == "done" and t.number < self.number)
-        return [t for t in own if t.number not in self.beside]
+        return [t for t in self.before(history) if t.state == "done"]
+
+    def before(self, history: Iterable[Trial]) -> list[Trial]:
+        """The trials, failed ones too, that had ended when this one was proposed."""
+        return [t for t in history if t.number < self.number and t.number not in self.beside]
 
 
 def of_longest_training(trials: Iterable[Trial]) -> list[Trial]:

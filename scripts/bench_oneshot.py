@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import nas
-from nas.job.run_folder import read_run
+from nas.results.run_record import read_run
 from nas.study import Study
 
 NARROW = {"pcdarts": {"parts": 2}, "gaea": {"parts": 1}, "drnas": {"first_parts": 2, "last_parts": 1}}

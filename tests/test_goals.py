@@ -205,3 +205,23 @@ def test_goals_survive_json(goals):
 
 def test_the_record_of_one_objective_is_still_read():
     assert Goals.from_dict({"objective": ["loss", False]}) == Goals((Objective("loss", maximize=False),))
+
+
+def test_finished_trials_keep_the_constraints_or_break_them():
+    goals = parse_goals(constraints=["params<=10"])
+    trials = [
+        Trial(0, (0,), state="done", metrics={"val_acc": 0.5, "params": 10.0}),
+        Trial(1, (1,), state="done", metrics={"val_acc": 0.9, "params": 11.0}),
+        Trial(2, (2,), state="failed", metrics={"params": 1.0}),
+        Trial(3, (3,)),
+    ]
+    assert goals.kept_by(trials) == trials[:1]
+    assert goals.broken_by(trials) == {1}
+
+
+def test_a_trial_knows_what_had_ended_before_it():
+    states = ("done", "failed", "done", "done")
+    history = [Trial(number, (0,), state=state) for number, state in enumerate(states)]
+    later = Trial(3, (0,), beside=(2,))
+    assert later.before(history) == history[:2]
+    assert later.known(history) == history[:1]

@@ -15,7 +15,6 @@ from nas.goals import Goals
 from nas.job import gradient_search
 from nas.job.gradient_search import health_of
 from nas.job.method_names import DIFFERENTIABLE, SHARED
-from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
 from nas.oneshot.guards import Growth
 from nas.oneshot.health import Health
@@ -28,6 +27,7 @@ from nas.results.alphas import Alphas
 from nas.results.health import series_of
 from nas.results.records import EpochRecord
 from nas.results.result import is_finished
+from nas.results.run_record import read_run
 from nas.schedulers.scheduler import Listed
 from nas.storage.run import run_storage
 from nas.study import Study

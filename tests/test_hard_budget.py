@@ -12,9 +12,9 @@ from nas.budget.timing import Ahead
 from nas.errors import ConfigError
 from nas.job.config import make_config
 from nas.job.preparation import prepare
-from nas.job.run_folder import read_run
 from nas.job.search_run import run
 from nas.registry import load
+from nas.results.run_record import read_run
 from nas.task import load_task
 from nas.training.accuracy import FORWARD
 from nas.training.resumable import Stopped

@@ -7,7 +7,7 @@ import pytest
 from jobs import TINY
 
 import nas
-from nas.job.run_folder import read_run
+from nas.results.run_record import read_run
 from nas.tracking.mlflow import MLflow, word
 from nas.tracking.tracker import FINAL, Point, Run
 

@@ -7,8 +7,9 @@ from nas.errors import ConfigError, DataError, SpaceError
 from nas.files.tomlfile import read_toml
 from nas.job.config import make_config
 from nas.job.plan import make_plan
-from nas.job.run_folder import FORMAT, begin, open_folder, read_run
+from nas.job.run_folder import begin, open_folder
 from nas.registry import load
+from nas.results.run_record import FORMAT, read_run
 from nas.space import Space
 from nas.task import load_task
 

@@ -10,9 +10,10 @@ from jobs import SMALL, TINY, Recorder
 import nas
 from nas.cli.app import spelt_out
 from nas.errors import ConfigError
+from nas.job import trackers
 from nas.job.config import make_config
 from nas.job.preparation import prepare
-from nas.tracking import choice, feed
+from nas.tracking import feed
 from nas.tracking.points import of_curve, of_trials
 from nas.tracking.tracker import FINAL, Point, Run
 from nas.tracking.tracking import Tracking
@@ -208,22 +209,22 @@ def test_running_trials_and_numbers_that_are_none_are_left_out():
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_missing_package_is_said_before_anything_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=rf"pip install 'nas-engine\[{name}\]'"):
         nas.search("toy", "digits", "random", out=tmp_path / "run", settings=SMALL | {name: True})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_worker_that_joins_needs_no_tracker(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     config = make_config({"space": "toy", "method": "random", "tensorboard": True})
     assert prepare(config, tmp_path / "run")[0].config.tensorboard == "auto"
 
 
 def test_a_password_in_a_uri_is_refused_and_not_shown(monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda _: True)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: True)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
-        choice.check_trackers(make_config({"mlflow": "postgresql://me:s3cret@host/db"}))
+        trackers.check_trackers(make_config({"mlflow": "postgresql://me:s3cret@host/db"}))
     assert "s3cret" not in str(caught.value)
 
 

@@ -151,7 +151,7 @@ def _short(values: NDArray[np.float64]) -> list[float]:
 
 def _front(goals: Goals, race: Race, runs: Runs, exact: NDArray[np.float64], *, title: str) -> Figure:
     first, second = goals.objectives
-    done = [t for t in runs.history if t.state == "done" and goals.violation(t.metrics) == 0]
+    done = goals.kept_by(runs.history)
     signs = np.array([1.0 if o.maximize else -1.0 for o in goals.objectives])
     scores, _ = goals.table(done)
     return draw.draw_front(

@@ -18,8 +18,8 @@ from nas.errors import TrialError
 from nas.files.atomic import write_json
 from nas.graph import architecture_hash
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT
 from nas.oneshot.differentiable import looks
+from nas.results.run_record import CHECKPOINT
 from nas.task import Split, first_of
 from nas.text import counted
 from nas.training.recipe import Recipe

@@ -19,9 +19,9 @@ from nas.bundle.proof import PACKAGES, Proof, installed, pixels_of, prove
 from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
 from nas.files.atomic import write_text
 from nas.files.manifest import update_manifest
-from nas.job.run_folder import read_run
 from nas.results.records import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
+from nas.results.run_record import read_run
 from nas.task import Task
 from nas.user_code import user_errors
 

@@ -1,56 +1,29 @@
-"""The `nas` command. Heavy libraries are imported inside the commands, so that help comes at once."""
+"""The `nas` command, each of its commands in the module of that name.
+
+Heavy libraries are imported inside the commands, so that help comes at once.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import warnings
 
-from nas.cli import (
-    audit,
-    dashboard,
-    deploy,
-    export,
-    launch,
-    look,
-    measure,
-    mend,
-    report,
-    retrain,
-    search,
-    workers,
-)
 from nas.cli.app import ORDER, Printable, app, spelt_out, warned
 from nas.training.launch import follows
 
-__all__ = [
-    "app",
-    "audit",
-    "dashboard",
-    "deploy",
-    "export",
-    "launch",
-    "look",
-    "main",
-    "measure",
-    "mend",
-    "report",
-    "retrain",
-    "search",
-    "workers",
-]
+__all__ = ["app", "main"]
 
-app.registered_commands.sort(
-    key=lambda command: ORDER.index(command.callback.__name__ if command.callback else "")
-)
+for name in ORDER:  # which is that of the help
+    importlib.import_module(f"nas.cli.{name}")
 
 
 def main() -> None:
     """The console script: every foreseen error becomes one clear message and an exit code.
 
     0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the disk or another
-    rank, 6 the GPU failed,
-    130 and 143 signals.
+    rank, 6 the GPU failed, 130 and 143 signals.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(message)s"))

@@ -20,7 +20,7 @@ ORDER = (
     *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
     *("validate", "audit", "calibrate", "benchmark", "worker", "launch", "spaces", "doctor"),
 )
-"""The commands as help lists them: what is done with a run, what is done before one, helpers."""
+"""The commands as help lists them, each a module: what is done with a run, what before one, helpers."""
 
 app = typer.Typer(
     help="""Neural architecture search: from a data set to a found architecture and its trained model.

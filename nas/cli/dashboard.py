@@ -37,8 +37,8 @@ def dashboard(
     with errors():
         from nas.dashboard.live import LOOPBACK, Live
         from nas.dashboard.server import serve
-        from nas.job.run_folder import read_run
         from nas.registry import load
+        from nas.results.run_record import read_run
         from nas.signals import StopRequest
 
         record = read_run(run)

@@ -9,7 +9,6 @@ import typer
 
 from nas.cli.app import TASK, Force, Json, MLflow, Quiet, Sets, TensorBoard, announce, app, values
 from nas.cli.job import run_job
-from nas.cli.look import architecture
 
 if TYPE_CHECKING:
     from nas.progress import Progress
@@ -63,12 +62,13 @@ def retrain(
 
     def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.job.retrain_run import retrain as train_again
+        from nas.results.architecture_file import architecture_of
 
         assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
         if space is not None:
             announce(space)
         return train_again(
-            architecture(source, space),
+            architecture_of(source, space=space),
             task,
             out=out,
             space=space,

@@ -11,7 +11,7 @@ from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import ConfigError, TrialError, unknown
-from nas.latency import BEST_OF, Latency, LatencyTable, best, interleaved
+from nas.latency import BEST_OF, LATENCY, Latency, LatencyTable, best, interleaved
 from nas.seeding import derive, isolated, torch_rng
 from nas.space import Space
 from nas.study import Evaluator
@@ -20,7 +20,6 @@ from nas.types import Constraint, Genotype, Trial
 from nas.user_code import build_errors
 
 COUNTED = tuple(field.name for field in fields(Cost))
-LATENCY = "latency_ms"
 TIMED = (LATENCY, "latency_low_ms", "latency_high_ms", "latency_p95_ms")
 MOST, TOLERANCE = 4, 0.05
 TRAINED = ("val_acc", "val_loss", "train_loss")

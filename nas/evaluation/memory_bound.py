@@ -38,8 +38,7 @@ class Remembering:
         Raises:
             TrialError: with reason `oom`, its text beginning with `learned`.
         """
-        before = [t for t in self.history if t.number < trial.number and t.number not in trial.beside]
-        failed = failed_for_memory([*self.earlier, *before], self.memory)
+        failed = failed_for_memory([*self.earlier, *trial.before(self.history)], self.memory)
         if failed is not None:
             with user_errors():
                 needed = self.needed_bytes(trial)

@@ -10,8 +10,8 @@ from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.phases import Found
 from nas.job.plan import UNBOUNDED
-from nas.job.run_folder import CHECKPOINT, RANDOM
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
+from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
@@ -51,7 +51,7 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
             f"random search was not done at equal cost, so nothing is compared with it: {error}"
         )
         return Baselines((), {})
-    done = [t for t in history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
+    done = job.plan.goals.kept_by(history)
     if not done:
         job.progress.note(
             "random search found no architecture to compare with: all its trials failed or broke a constraint"

@@ -15,10 +15,10 @@ from nas.evaluation.scored import Scored
 from nas.goals import Goals
 from nas.job.job import Job
 from nas.job.preparation import check_fit
-from nas.job.run_folder import CHECKPOINT
 from nas.job.shared_weights import shared_weights
 from nas.job.trial_setup import trial_line
 from nas.proxies import DEFAULT, PROXIES, log_rank
+from nas.results.run_record import CHECKPOINT
 from nas.schedulers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng

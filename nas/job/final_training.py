@@ -12,7 +12,7 @@ from nas.errors import TrialError
 from nas.evaluation.evaluators import affordable
 from nas.evaluation.metrics import wilson
 from nas.job.job import Job
-from nas.latency import latency
+from nas.latency import LATENCY, latency
 from nas.seeding import isolated
 from nas.task import Task
 from nas.tracking.points import of_curve, of_report
@@ -97,7 +97,7 @@ def _measured(network: nn.Module, task: Task) -> dict[str, float]:
         "test_acc_low": low,
         "test_acc_high": high,
         "test_loss": test_loss,
-        "latency_ms": timed.p50_ms,
+        LATENCY: timed.p50_ms,
         "latency_p95_ms": timed.p95_ms,
     }
 

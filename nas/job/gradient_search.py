@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from nas.budget.clock import Clock
 from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.evaluation.measured import LATENCY, free_metrics
+from nas.evaluation.measured import free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT, SEARCH
-from nas.latency import LatencyTable, measure_table
+from nas.latency import LATENCY, LatencyTable, measure_table
 from nas.oneshot import differentiable, memory
 from nas.oneshot.expected import expected_cost
 from nas.oneshot.identities import keeps_cap
@@ -27,6 +26,7 @@ from nas.oneshot.record import Epoch, Outcome
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.records import NeededRecord, checked
+from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.schedulers.halving import finalists
 from nas.schedulers.scheduler import Listed
 from nas.seeding import rng

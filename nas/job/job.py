@@ -13,9 +13,9 @@ from nas.architectures.space_size import Size
 from nas.budget.clock import Clock
 from nas.job.config import Config
 from nas.job.plan import Plan
-from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
 from nas.progress import Progress
+from nas.results.run_record import read_run
 from nas.seeding import derive
 from nas.space import Space
 from nas.storage.patience import Patience

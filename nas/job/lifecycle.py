@@ -16,11 +16,12 @@ from nas.job.final_training import RETRAIN, help_to_retrain
 from nas.job.gradient_search import help_to_search
 from nas.job.job import Job
 from nas.job.ranks import BEGIN, follow_to, help_all
-from nas.job.run_folder import SEARCH, begin, clear_checkpoints, open_folder
+from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.job.shared_weights import SHARED, help_with_weights
+from nas.job.trackers import check_trackers, open_tracking
 from nas.progress import Progress, Silent, Wanted
 from nas.results.result import Result, is_finished, load_result
-from nas.tracking.choice import check_trackers, open_tracking
+from nas.results.run_record import SEARCH
 from nas.tracking.tracker import Tracker
 from nas.training.distributed import joined
 from nas.training.team import Team

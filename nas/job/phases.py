@@ -13,11 +13,11 @@ from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.gradient_search import search_by_gradients
 from nas.job.job import Job
-from nas.job.run_folder import SEARCH
 from nas.job.trial_search import TrialSearch, trial_search, write_record
 from nas.job.trial_setup import bounded, telling
 from nas.oneshot.record import Epoch
 from nas.results.alphas import Alphas
+from nas.results.run_record import SEARCH
 from nas.schedulers.halving import finalists
 from nas.searchers import Searcher
 from nas.seeding import rng

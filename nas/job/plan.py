@@ -15,6 +15,7 @@ from nas.job.changing import change, settings_of
 from nas.job.config import Config
 from nas.job.method_names import OWN, SHARED
 from nas.job.presets import Preset, Published, fitted, preset
+from nas.latency import LATENCY
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS, make_method
@@ -25,7 +26,6 @@ from nas.searchers import Searcher
 from nas.searchers.named import make_searcher
 from nas.training.recipe import Recipe
 
-LATENCY = "latency_ms"
 UNBOUNDED = 10**6
 """Trials from which on only the time ends a search."""
 MIN_STOPPED = 3

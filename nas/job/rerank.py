@@ -24,8 +24,8 @@ from nas.evaluation.failures import diagnosis
 from nas.files.atomic import replacing
 from nas.graph import architecture_hash
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT, RERANK, SEARCH
 from nas.job.trial_setup import telling, with_costs
+from nas.results.run_record import CHECKPOINT, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
 from nas.study import Study
 from nas.tracking.points import of_trials

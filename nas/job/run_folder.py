@@ -12,23 +12,21 @@ from typing import Any
 
 from nas.environment import environment
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.files.atomic import TEMPORARY, read_json, write_json, write_text
+from nas.files.atomic import TEMPORARY, write_json, write_text
 from nas.files.folder_lock import LOCK
 from nas.files.folders import prepare_folder
 from nas.files.manifest import MANIFEST
-from nas.files.paths import check_contents, check_name, is_file
+from nas.files.paths import check_contents, check_name
 from nas.files.tomlfile import write_toml
 from nas.job.config import Config
 from nas.job.plan import Plan
 from nas.registry import source_hash
-from nas.results.records import RunRecord, checked
+from nas.results.run_record import CHECKPOINT, FORMAT, read_run
 from nas.space import Space
 from nas.task import Task
 from nas.text import shown
 from nas.types import Genotype
 
-FORMAT = 1
-"""Grows when the meaning of `run.json` changes."""
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
     *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
@@ -39,10 +37,6 @@ FREE = (
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20
 """Differences that are listed."""
-SEARCH, RANDOM, RERANK = "search", "random", "rerank"
-"""The studies of a run: its search, random search at equal cost, and the best of both trained again."""
-CHECKPOINT = "checkpoint"
-"""The part of a run's folder that only lives until the run is finished."""
 
 
 def open_folder(out: str | Path) -> Path:
@@ -189,31 +183,6 @@ def _with_new_data(
 def clear_checkpoints(folder: Path) -> None:
     """Removes what only an unfinished run needs."""
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a run.
-
-    Raises:
-        ConfigError: when there is none, or it was written by a newer version.
-    """
-    if not is_file(folder / "run.json"):
-        raise ConfigError(f"{folder} holds no run: there is no run.json in it")
-    check_contents(folder)
-    record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or type(record.get("format")) is not int:
-        raise ConfigError(f"{folder / 'run.json'} is no record of a run")
-    if record["format"] > FORMAT:
-        raise ConfigError(
-            f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
-            "upgrade nas-engine"
-        )
-    if not {"config", "plan", "architecture", "space", "task"} <= record.keys():
-        raise ConfigError(
-            f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
-        )
-    checked(RunRecord, record, folder / "run.json", "record of a run")
-    return record
 
 
 def describe_run(

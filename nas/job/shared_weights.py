@@ -11,10 +11,10 @@ from nas.cost import count_params
 from nas.evaluation.evaluators import Inherited, Start
 from nas.evaluation.grown import from_supernet
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT
 from nas.oneshot import fewshot
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.supernet import Supernet
+from nas.results.run_record import CHECKPOINT
 from nas.seeding import isolated
 from nas.study import Evaluator
 from nas.tracking.points import of_report

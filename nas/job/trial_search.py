@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial
 from nas.evaluation.evaluators import Cached, Trained
 from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
-from nas.job.run_folder import SEARCH
 from nas.job.trial_setup import (
     bounded,
     early_stopped,
@@ -25,6 +24,7 @@ from nas.job.trial_setup import (
     scheduler,
     with_costs,
 )
+from nas.results.run_record import SEARCH
 from nas.searchers import Searcher
 from nas.storage.address import writers
 from nas.storage.study_record import Record

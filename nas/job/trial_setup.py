@@ -12,15 +12,16 @@ from nas.evaluation.fidelity import Fidelity
 from nas.evaluation.grown import Grown
 from nas.evaluation.laddered import Laddered
 from nas.evaluation.learning_curves import extrapolate
-from nas.evaluation.measured import COUNTED, LATENCY, TRAINED, Measured, free_metrics
+from nas.evaluation.measured import COUNTED, TRAINED, Measured, free_metrics
 from nas.evaluation.memory_bound import Fitting, Remembering
 from nas.evaluation.scored import Scored
 from nas.files.paths import is_file
 from nas.job.job import Job
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import CHECKPOINT, SEARCH, read_run
 from nas.job.shared_weights import shared_weights
+from nas.latency import LATENCY
 from nas.oneshot.expected import check_bound
+from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
 from nas.schedulers.scheduler import Fixed, Scheduler
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
@@ -162,8 +163,7 @@ def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
         return measure
 
     def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
-        kept = [t for t in study.history if t.state == "done" and job.plan.goals.violation(t.metrics) == 0]
-        done = [t.metrics["val_acc"] for t in kept]
+        done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(study.history)]
         if len(accuracies) < 2 or not done:
             return False
         return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance

@@ -17,12 +17,13 @@ from nas.job.gradient_search import health_of
 from nas.job.job import Job
 from nas.job.phases import Found, find
 from nas.job.rerank import Verdict, rerank
-from nas.job.run_folder import RANDOM, SEARCH, clear_checkpoints
+from nas.job.run_folder import clear_checkpoints
 from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
 from nas.results.health import write_health
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
+from nas.results.run_record import RANDOM, SEARCH
 from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
 from nas.task import Split

@@ -9,13 +9,12 @@ import torch
 
 from nas.cost import cost
 from nas.errors import ConfigError
-from nas.latency import LatencyTable
+from nas.latency import LATENCY, LatencyTable
 from nas.oneshot.regularizers import ExpectedCost
 from nas.space import Space
 from nas.types import Constraint, Genotype
 
 ADDITIVE = ("params", "macs")
-LATENCY = "latency_ms"
 _DRAWS = 200
 
 

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from nas import __version__
 from nas.errors import ConfigError
 from nas.files.atomic import write_text
-from nas.job.run_folder import read_run
 from nas.registry import load
 from nas.report import (
     architecture,
@@ -31,6 +30,7 @@ from nas.report import (
 )
 from nas.report.run import Run, read
 from nas.report.section import Section, Tip
+from nas.results.run_record import read_run
 from nas.space import Space
 from nas.text import printable
 

@@ -15,7 +15,6 @@ from nas.files.paths import is_file
 from nas.goals import Goals
 from nas.graph import Graph, cell_graphs, from_dict
 from nas.job.method_names import SHARED, by_gradients
-from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.registry import is_plugin, load
 from nas.report.history import Past, read_studies
 from nas.results.alphas import Alphas
@@ -28,6 +27,7 @@ from nas.results.records import (
     ReportedRecord,
     checked,
 )
+from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.space import Space
 from nas.types import Genotype, Trial
 

@@ -68,6 +68,22 @@ def read_architecture(path: Path) -> dict[str, Any]:
     return data
 
 
+def architecture_of(source: str, *, space: str | None) -> Mapping[str, Any]:
+    """That of a run's folder or of a file; with a space also that of a genotype's text.
+
+    Raises:
+        ConfigError: when there is none, or the space has no notation for genotypes.
+    """
+    if exists(Path(source)) or space is None:
+        return read_architecture(Path(source))
+    loaded = load(space)
+    if loaded.notation is None:
+        raise ConfigError(
+            f"space {space!r} has no notation for genotypes; give a folder or architecture.json"
+        )
+    return describe_architecture(loaded, loaded.notation.read(source), {})
+
+
 def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
     """The cells of an architecture as read, without its space."""
     return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}

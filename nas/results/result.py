@@ -23,9 +23,9 @@ from nas.files.paths import check_contents, is_file, is_folder
 from nas.goals import Goals
 from nas.graph import Graph, merged
 from nas.job.method_names import by_gradients
-from nas.job.run_folder import RANDOM, SEARCH, read_run
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.records import MetricsRecord, checked
+from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.schedulers.halving import longest
 from nas.space import Space
 from nas.study import Study
@@ -106,7 +106,7 @@ def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict
     Accuracies of a method that searches by gradients are those of its supernet; the names say that these
     are not.
     """
-    done = [trial for trial in history if trial.state == "done" and goals.violation(trial.metrics) == 0]
+    done = goals.kept_by(history)
     if not done:
         return {}
     note = ", trained alone" if by_gradients(method) else ""

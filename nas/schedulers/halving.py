@@ -163,7 +163,7 @@ def epochs_granted(trials: Sequence[Trial], granted: Sequence[int]) -> int:
 
 def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
     """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
-    return of_longest_training(t for t in history if t.state == "done" and goals.violation(t.metrics) == 0)
+    return of_longest_training(goals.kept_by(history))
 
 
 def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas.errors import TrialError
 from nas.training.arithmetic import precision
 from nas.training.criterion import Targets
 from nas.training.loop import Backward, Loop
+from nas.training.soundness import check_depends
 
 
 def in_parts(passes: int) -> Backward:
@@ -28,10 +28,7 @@ def in_parts(passes: int) -> Backward:
             with precision(loop.device, loop.recipe.precision):
                 output = loop.forward(loop.network, x[part], loop.step)
             loss = loop.criterion(output, _of(targets, part))
-            if not loss.requires_grad:
-                raise TrialError(
-                    "no-grad", f"train: the loss of step {loop.step} depends on no trainable parameter"
-                )
+            check_depends(loss, loop.step)
             share = len(rows) / len(x)
             (share * loss).backward()  # type: ignore[no-untyped-call]
             total += share * loss.detach()

@@ -19,11 +19,12 @@ from nas.files.temporary import temporary_folder
 from nas.job.config import Config, make_config
 from nas.job.job import Job
 from nas.job.preparation import prepare
-from nas.job.run_folder import SEARCH, describe_run, read_run, refuse_another_job
+from nas.job.run_folder import describe_run, refuse_another_job
 from nas.job.trial_search import RECORD, trial_search
 from nas.job.trial_setup import trial_line
 from nas.progress import Progress
 from nas.registry import is_plugin
+from nas.results.run_record import SEARCH, read_run
 from nas.storage.address import Address, find_address
 from nas.storage.run import RunStorage, open_storage, run_storage
 from nas.workers.identity import Identity

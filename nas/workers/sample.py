@@ -17,7 +17,7 @@ from nas.evaluation.fidelity import scaled_space, scaled_task
 from nas.job.config import make_config
 from nas.job.job import Job
 from nas.job.preparation import prepare
-from nas.job.run_folder import read_run
+from nas.results.run_record import read_run
 from nas.seeding import isolated, rng
 from nas.training.recipe import compressed
 from nas.training.resumable import Stopped

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import WorkersError
-from nas.evaluation.measured import LATENCY
 from nas.job.job import Job
-from nas.job.run_folder import CHECKPOINT, describe_run
+from nas.job.run_folder import describe_run
 from nas.job.trial_search import TrialSearch
 from nas.job.trial_setup import telling
+from nas.latency import LATENCY
 from nas.registry import is_plugin
+from nas.results.run_record import CHECKPOINT
 from nas.storage.address import VARIABLE, check_writers, writers
 from nas.workers.coordinate import coordinate
 from nas.workers.pool import GRACE_S, Pool, Start

@@ -20,12 +20,12 @@ from nas.evaluation.fidelity import parse_ladder
 from nas.evaluation.grown import Grown
 from nas.evaluation.laddered import Laddered
 from nas.job.final_training import train_final
-from nas.job.run_folder import CHECKPOINT
 from nas.job.search_run import search
 from nas.oneshot import differentiable
 from nas.oneshot.method import Method
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
+from nas.results.run_record import CHECKPOINT
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe

@@ -35,7 +35,7 @@ from nas.files.paths import check_contents, check_name
 from nas.files.tomlfile import read_toml
 from nas.goals import Goals
 from nas.graph import cell_graphs, from_dict, merged, to_dict
-from nas.job.run_folder import open_folder, read_run
+from nas.job.run_folder import open_folder
 from nas.latency import LatencyTable
 from nas.registry import load
 from nas.results.architecture_file import (
@@ -46,6 +46,7 @@ from nas.results.architecture_file import (
     write_graphml,
 )
 from nas.results.result import load_result, read_metrics
+from nas.results.run_record import read_run
 from nas.storage.journal import JOURNAL
 from nas.storage.journal_file import MAX_RECORD
 from nas.study import Study

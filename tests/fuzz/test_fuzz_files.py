@@ -27,11 +27,11 @@ from nas.evaluation.calibration import Calibration, Estimate, chosen_fidelity, r
 from nas.files import strictjson
 from nas.files.atomic import read_json, write_json
 from nas.files.manifest import MANIFEST, check_manifest, write_manifest
-from nas.job.run_folder import read_run
 from nas.latency import LatencyTable
 from nas.registry import load
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.result import Result, load_result
+from nas.results.run_record import read_run
 from nas.serving.inputs import pixels_of
 from nas.serving.served import Served, read_served
 from nas.storage.journal import JOURNAL

@@ -1,4 +1,4 @@
-"""The command that helps: `nas worker`."""
+"""`nas worker`: help with the trials of a search that has begun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that mends: `nas repair`."""
+"""`nas repair`: what can be read of a damaged journal is saved."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""The record of a run, `run.json`: how it is read, and what a run calls the parts of its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nas.errors import ConfigError
+from nas.files.atomic import read_json
+from nas.files.paths import check_contents, is_file
+from nas.results.records import RunRecord, checked
+
+FORMAT = 1
+"""Grows when the meaning of `run.json` changes."""
+SEARCH, RANDOM, RERANK = "search", "random", "rerank"
+"""The studies of a run: its search, random search at equal cost, and the best of both trained again."""
+CHECKPOINT = "checkpoint"
+"""The part of a run's folder that only lives until the run is finished."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        ConfigError: when there is none, or it was written by a newer version.
+    """
+    if not is_file(folder / "run.json"):
+        raise ConfigError(f"{folder} holds no run: there is no run.json in it")
+    check_contents(folder)
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or type(record.get("format")) is not int:
+        raise ConfigError(f"{folder / 'run.json'} is no record of a run")
+    if record["format"] > FORMAT:
+        raise ConfigError(
+            f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
+            "upgrade nas-engine"
+        )
+    if not {"config", "plan", "architecture", "space", "task"} <= record.keys():
+        raise ConfigError(
+            f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
+        )
+    checked(RunRecord, record, folder / "run.json", "record of a run")
+    return record
