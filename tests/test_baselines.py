@@ -12,8 +12,8 @@ from nas.files.folders import prepare_folder
 from nas.graph import architecture_hash
 from nas.job.baselines import LARGEST, RANDOM, run_baselines
 from nas.job.config import make_config
-from nas.job.phases import Found, find
 from nas.job.preparation import prepare
+from nas.job.search_phase import Found, find
 from nas.job.search_run import search
 from nas.results.result import BASELINES, load_result
 from nas.schedulers.halving import epochs_granted

@@ -538,6 +538,11 @@ def test_the_version_and_commands_in_the_order_of_their_use():
     assert "..." not in listed  # all fit on 80 columns
 
 
+def test_every_command_is_the_module_of_its_name():
+    modules = {path.stem for path in Path(nas.cli.__file__).parent.glob("*.py")}
+    assert modules == {"__init__", "app", "job", *ORDER}
+
+
 def test_a_warning_is_told_without_the_source_that_gave_it(capsys):
     warned("is it\x1b[2J so?", UserWarning, "trial_search.py", 97, line="study = Study(")
     warned("old", DeprecationWarning, "x.py", 1)

@@ -167,7 +167,7 @@ LAYERS = [
     "budget.timing",
     "job.trial_search job.final_training",
     "workers.start",
-    "job.phases",
+    "job.search_phase",
     "job.baselines job.rerank job.lifecycle",
     "job.preparation job.whole_job",
     "job.search_run job.retrain_run",

@@ -31,7 +31,7 @@ from nas.report.energy import assumed_watts
 from nas.report.history import Past, Work, read_studies
 from nas.report.importance import decisions, operations
 from nas.report.lineage import ancestors
-from nas.report.page import MOST_BYTES, render_run
+from nas.report.page import render_run
 from nas.report.pareto import front
 from nas.report.run import read
 from nas.report.words import metric, setting
@@ -42,6 +42,7 @@ from nas.types import Decision, Trial
 
 EVIL = "<script>document.title='evil'</script>"
 SETTINGS = {**TINY, "trials": 10, "baselines": True, "space_settings": {}}
+MOST_BYTES = 3_000_000
 SECTIONS = re.compile(r'<section id="(\w+)"')
 
 

@@ -148,7 +148,7 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
     notes = Recorder()
     monkeypatch.setattr("nas.job.rerank._first_like", lambda job, rival, candidates: rival)
-    monkeypatch.setattr("nas.job.phases.finalists", lambda history, goals: [t for t in history[:1]])
+    monkeypatch.setattr("nas.job.search_phase.finalists", lambda history, goals: [t for t in history[:1]])
     settings = SMALL | {
         "baselines": True,
         "trials": 3,

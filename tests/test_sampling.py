@@ -7,7 +7,7 @@ from torch import nn
 from nas.cost import cost
 from nas.errors import ConfigError
 from nas.oneshot.sampling import SAMPLINGS, Sandwich, StrictlyFair, UniformSampling, extremes
-from nas.oneshot.singlepath import Sharing, counts, train_shared
+from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.registry import load
@@ -33,6 +33,16 @@ def uneven():
         )
 
     return Space("uneven", build)
+
+
+def counts(space, sampling, steps, *, seed):
+    """How often each option of each decision is trained in the first steps, `[O]` for each decision."""
+    found = [[0] * len(d.options) for d in space.decisions]
+    for step in range(steps):
+        for genotype in sampling.paths(space, rng(seed, "path", step), SHAPE):
+            for row, option in zip(found, genotype, strict=True):
+                row[option] += 1
+    return found
 
 
 def test_strict_fairness_trains_every_option_exactly_equally_often():

@@ -22,9 +22,9 @@ from nas.job.config import make_config
 from nas.job.final_network import final_recipe, final_space
 from nas.job.method_names import DIFFERENTIABLE
 from nas.job.method_names import METHODS as CONFIG_METHODS
-from nas.job.phases import front_first
 from nas.job.plan import make_plan
 from nas.job.preparation import default_folder
+from nas.job.search_phase import front_first
 from nas.job.search_run import run, search
 from nas.latency import LatencyTable
 from nas.registry import load

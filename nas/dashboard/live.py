@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPTUNA = "/dashboard"
-"""Where Optuna's dashboard begins; what it fetches lies beside it."""
 SHELL = (Path(__file__).parent / "live.html").read_text(encoding="utf-8")
 
 

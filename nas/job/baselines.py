@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from nas.budget.clock import TimeUp
 from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
-from nas.job.phases import Found
 from nas.job.plan import UNBOUNDED
+from nas.job.search_phase import Found
 from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists

@@ -37,21 +37,6 @@ def check_trackers(config: Config) -> None:
         )
 
 
-def make_trackers(config: Config, folder: Path) -> dict[str, Tracker]:
-    """The trackers that the settings ask for, by name."""
-    found: dict[str, Tracker] = {}
-    if config.tensorboard is not None:
-        found["tensorboard"] = TensorBoard(event_folder(config.tensorboard, folder))
-    if config.mlflow is not None:
-        found["mlflow"] = MLflow(None if config.mlflow == AUTO else config.mlflow)
-    return found
-
-
-def event_folder(wanted: str, folder: Path) -> Path:
-    """Where the event files of a run go."""
-    return folder / TENSORBOARD if wanted == AUTO else Path(wanted)
-
-
 def open_tracking(
     config: Config,
     folder: Path,
@@ -65,18 +50,33 @@ def open_tracking(
     record: its `run.json`. own: trackers that were given in Python.
     """
     trackers = [
-        *make_trackers(config, folder).items(),
+        *_made(config, folder).items(),
         *((type(tracker).__name__, tracker) for tracker in own),
     ]
     if not trackers:
         return NO_TRACKING
     if config.tensorboard is not None:
-        note(f"to watch the run: tensorboard --logdir {event_folder(config.tensorboard, folder)}")
-    run = Run(str(record.get("run", folder.name)), folder, settings_of(config))
+        note(f"to watch the run: tensorboard --logdir {_event_folder(config.tensorboard, folder)}")
+    run = Run(str(record.get("run", folder.name)), folder, _settings(config))
     return Tracking([Feed(name, tracker, run) for name, tracker in trackers], note=note)
 
 
-def settings_of(config: Config) -> dict[str, str]:
+def _made(config: Config, folder: Path) -> dict[str, Tracker]:
+    """The trackers that the settings ask for, by name."""
+    found: dict[str, Tracker] = {}
+    if config.tensorboard is not None:
+        found["tensorboard"] = TensorBoard(_event_folder(config.tensorboard, folder))
+    if config.mlflow is not None:
+        found["mlflow"] = MLflow(None if config.mlflow == AUTO else config.mlflow)
+    return found
+
+
+def _event_folder(wanted: str, folder: Path) -> Path:
+    """Where the event files of a run go."""
+    return folder / TENSORBOARD if wanted == AUTO else Path(wanted)
+
+
+def _settings(config: Config) -> dict[str, str]:
     """What differs from the defaults, and the names of what is searched, as text."""
     named = ("space", "task", "method", "preset", "seed")
     values = {**{name: getattr(config, name) for name in named}, **config.model_dump(exclude_defaults=True)}

@@ -15,9 +15,9 @@ from nas.job.baselines import Baselines, run_baselines
 from nas.job.final_training import train_final
 from nas.job.gradient_search import health_of
 from nas.job.job import Job
-from nas.job.phases import Found, find
 from nas.job.rerank import Verdict, rerank
 from nas.job.run_folder import clear_checkpoints
+from nas.job.search_phase import Found, find
 from nas.job.shared_weights import warm_start
 from nas.pareto import hypervolume
 from nas.results.health import write_health

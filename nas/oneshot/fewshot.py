@@ -26,6 +26,9 @@ from nas.training.recipe import Recipe, compressed
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
 
+PATHS, BATCH = 2, 64
+"""Architectures and images that the gradients of options are taken of."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shared:
@@ -148,9 +151,7 @@ def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tu
     return tuple(sorted(int(i) for i in np.argsort([-s for s in scores], kind="stable")[:count]))
 
 
-def disagreement(
-    supernet: Supernet, task: Task, decision: int, *, seed: int, paths: int = 2, batch: int = 64
-) -> float:
+def disagreement(supernet: Supernet, task: Task, decision: int, *, seed: int) -> float:
     """How differently the options of a decision want shared weights moved: 1 - mean cosine, in [0, 2].
 
     Gradient matching, Hu et al., ICLR 2022 (GM-NAS), §4. The gradient of an option is the mean over a few
@@ -165,8 +166,8 @@ def disagreement(
     own = {p for m in mixed for p in m.parameters()}
     weights = [p for p in supernet.weights() if p not in own]
     draw = rng(seed, "disagreement", decision)
-    bases = [space.sample(draw) for _ in range(paths)]
-    order = torch.randperm(len(task.train), generator=torch_rng(seed, "disagreement"))[:batch]
+    bases = [space.sample(draw) for _ in range(PATHS)]
+    order = torch.randperm(len(task.train), generator=torch_rng(seed, "disagreement"))[:BATCH]
     index = order.to(task.train.x.device)
     x, y = task.normalise(task.train.x[index]), task.train.y[index]
     found = []

@@ -44,7 +44,6 @@ def accuracies(
     genotypes: Sequence[Genotype],
     task: Task,
     *,
-    split: Split | None = None,
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
@@ -55,7 +54,6 @@ def accuracies(
         supernet,
         genotypes,
         task,
-        split=split,
         calibration=calibration,
         seed=seed,
         images=images,
@@ -69,15 +67,13 @@ def scores(
     genotypes: Sequence[Genotype],
     task: Task,
     *,
-    split: Split | None = None,
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
     record: Recorder | None = None,
 ) -> list[Score]:
-    """How well architectures do on the shared weights, batch-norm re-estimated for each.
+    """How well architectures do on the validation images by shared weights, batch-norm re-estimated for each.
 
-    split: the images they are measured on, the validation split unless given.
     calibration: training images, drawn by `seed`, that the statistics are taken of in one batch.
     images: how many pass at the same time, counted once for each architecture; architectures, and then the
       images that are measured, are taken in portions accordingly. Halved where memory runs out, down to the
@@ -86,7 +82,7 @@ def scores(
     """
     if calibration < 2:
         raise ConfigError(f"calibration is {calibration}, but batch statistics need at least 2 images")
-    split = task.val if split is None else split
+    split = task.val
     device = task.train.x.device
     count = min(calibration, len(task.train))
     order = torch.randperm(len(task.train), generator=torch_rng(seed, "batchnorm", "order"))[:count].to(

@@ -23,6 +23,9 @@ from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.task import Split, Task
 
+BATCH = 256
+"""Images that batch-norm takes its statistics of."""
+
 
 @dataclass(frozen=True)
 class ByPerturbation:
@@ -117,11 +120,11 @@ def connections(
     return [row + 1e-6 * own for row, own in zip(scored, strengths, strict=True)] if strengths else scored
 
 
-def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split, *, batch: int = 256) -> float:
+def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
     """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
     hits, seen = 0, 0
     with kept(supernet.network.buffers()), in_training(supernet), torch.no_grad():
-        for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
+        for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
             if len(x) > 1:
                 logits = supernet.mix(task.normalise(x), mixture)
                 hits += int((logits.argmax(1) == y).sum())

@@ -10,7 +10,6 @@ from nas.oneshot.path_steps import PathSteps
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
-from nas.space import Space
 from nas.task import Task
 from nas.training.checkpoint import Checkpoints
 from nas.training.curve import Curve, EpochReport
@@ -58,7 +57,6 @@ def train_shared(
     sampling: Sampling | None = None,
     within: Callable[[Genotype], Genotype] | None = None,
     checkpoints: Checkpoints | None = None,
-    until: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
@@ -69,7 +67,7 @@ def train_shared(
     and then moves the weights once by the mean, see `nas.oneshot.path_steps`.
 
     sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
-    until, team: see `nas.training.train.train`; the ranks of a team train the same paths.
+    team: see `nas.training.train.train`; its ranks train the same paths.
     """
     sampling = sampling or UniformSampling()
     sampling.check(supernet.space)
@@ -84,21 +82,8 @@ def train_shared(
         recipe,
         seed=seed,
         checkpoints=checkpoints,
-        until=until,
         on_epoch=on_epoch,
         steps=PathSteps(supernet, draw, distils=sampling.distils, alone=team.size == 1),
         stop=stop,
         team=team,
     )
-
-
-def counts(
-    space: Space, sampling: Sampling, steps: int, *, seed: int, image_shape: tuple[int, ...] = (3, 32, 32)
-) -> list[list[int]]:
-    """How often each option of each decision is trained in the first steps, `[O]` for each decision."""
-    found = [[0] * len(d.options) for d in space.decisions]
-    for step in range(steps):
-        for genotype in sampling.paths(space, rng(seed, "path", step), image_shape):
-            for row, option in zip(found, genotype, strict=True):
-                row[option] += 1
-    return found

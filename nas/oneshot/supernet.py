@@ -181,12 +181,12 @@ class Supernet(nn.Module):
         for mixed in self.mixed():
             mixed.alive = by_name[mixed.decision]
 
-    def prefer(self, genotypes: Sequence[Genotype], *, floor: float = 0.5) -> None:
+    def prefer(self, genotypes: Sequence[Genotype]) -> None:
         """Sets the alphas to the logarithm of how often each option occurs in given architectures.
 
-        floor: is added to every count, so that no option is out of the race.
+        A half is added to every count, so that no option is out of the race.
         """
-        rows = [torch.full((len(d.options),), floor) for d in self.space.decisions]
+        rows = [torch.full((len(d.options),), 0.5) for d in self.space.decisions]
         for genotype in genotypes:
             self.space.check(genotype)
             for row, option in zip(rows, genotype, strict=True):

@@ -35,7 +35,6 @@ from nas.space import Space
 from nas.text import printable
 
 REPORT = "report.html"
-MOST_BYTES = 3_000_000
 _TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nas.errors import NasError
 from nas.files.atomic import read_json
@@ -31,7 +31,6 @@ from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.space import Space
 from nas.types import Genotype, Trial
 
-R = TypeVar("R")
 _READ = (
     *("run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"),
     *("alphas.npz", "config.toml"),
