@@ -393,6 +393,24 @@ def test_hooks_are_heard():
     assert not heard
 
 
+def test_modules_that_are_replaced_are_seen():
+    """An operation on an edge, one of a mixture, and a layer of one."""
+    supernet = Supernet(users_space()).train()
+    execute_cells(supernet, "batched", CPU)
+    x = images(torch.float32)[0]
+    cell = next(module for module in supernet.modules() if isinstance(module, Cell))
+    mixed = next(op for _, _, op in cell.edges() if isinstance(op, MixedOp))
+    chain = next(op for op in mixed.ops if isinstance(op, nn.Sequential))
+    for holder, name in ((chain, "1"), (mixed.ops, "2"), (cell.incoming[0], "0")):
+        before = mixture(supernet, x)
+        old = getattr(holder, name)
+        setattr(holder, name, nn.Sequential(nn.Tanh(), old))
+        now = mixture(supernet, x)
+        execute_cells(supernet, "plain", CPU)
+        assert difference(mixture(supernet, x), now) < 1e-5 < difference(before, now)
+        execute_cells(supernet, "batched", CPU)
+
+
 def test_what_leaves_a_node_runs_in_few_calls(monkeypatch):
     library, calls, counts = F.conv2d, [], []
     monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or library(*args, **kwargs))
