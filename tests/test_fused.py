@@ -312,6 +312,17 @@ def test_so_do_operations_without_a_rule_and_edges_that_are_not_decided():
     assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda norm: norm.eval(), lambda norm: setattr(norm, "track_running_stats", False)]
+)
+def test_so_does_a_cell_of_which_some_norms_are_frozen_or_do_not_record(change):
+    plain, batched = twins(SPACES["darts"])
+    for supernet in (plain, batched):
+        for norm in [m for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)][::3]:
+            change(norm)
+    assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
+
+
 def test_so_do_cells_that_are_computed_again():
     plain, batched = twins(SPACES["darts"])
     recompute_cells(batched, enabled=True)
