@@ -337,6 +337,17 @@ def test_so_do_cells_over_signals_and_their_dropped_paths():
     assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda norm: norm.eval(), lambda norm: setattr(norm, "track_running_stats", False)]
+)
+def test_so_does_a_cell_of_which_some_norms_are_frozen_or_do_not_record(change):
+    plain, batched = twins(SPACES["darts"])
+    for supernet in (plain, batched):
+        for norm in [m for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)][::3]:
+            change(norm)
+    assert_equal(plain, batched, mixture, *images(torch.float64), limit=1e-9)
+
+
 def test_so_do_cells_that_are_computed_again():
     plain, batched = twins(SPACES["darts"])
     recompute_cells(batched, enabled=True)
@@ -416,6 +427,24 @@ def test_hooks_are_heard():
     heard.clear()
     batched(x)
     assert not heard
+
+
+def test_modules_that_are_replaced_are_seen():
+    """An operation on an edge, one of a mixture, and a layer of one."""
+    supernet = Supernet(users_space()).train()
+    execute_cells(supernet, "batched", CPU)
+    x = images(torch.float32)[0]
+    cell = next(module for module in supernet.modules() if isinstance(module, Cell))
+    mixed = next(op for _, _, op in cell.edges() if isinstance(op, MixedOp))
+    chain = next(op for op in mixed.ops if isinstance(op, nn.Sequential))
+    for holder, name in ((chain, "1"), (mixed.ops, "2"), (cell.incoming[0], "0")):
+        before = mixture(supernet, x)
+        old = getattr(holder, name)
+        setattr(holder, name, nn.Sequential(nn.Tanh(), old))
+        now = mixture(supernet, x)
+        execute_cells(supernet, "plain", CPU)
+        assert difference(mixture(supernet, x), now) < 1e-5 < difference(before, now)
+        execute_cells(supernet, "batched", CPU)
 
 
 def test_what_leaves_a_node_runs_in_few_calls(monkeypatch):

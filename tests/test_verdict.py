@@ -180,7 +180,14 @@ def test_a_short_budget_is_not_spent_on_a_try(place, monkeypatch):
     assert calls == [GPU]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"tried": {"search": {"ms": 1}}, "failed": ""}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[]", "\x00", '{"tried": {"search": 1}, "failed": ""}'),
+        '{"tried": {"search": {"ms": 1}}, "failed": ""}',
+        '{"tried": {"search": {"batched_ms": "fast", "kernels_ms": 1, "difference": 0}}, "failed": ""}',
+    ],
+)
 def test_a_damaged_memory_is_none(place, text):
     place.parent.mkdir()
     place.write_text(text)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nas.oneshot.fused.kernels.preparing import Preparation
 
 LARGEST = 2**30
-"""Numbers in a map that kernels read, at most: Triton counts those of a map in 32 bits."""
+"""Numbers in a map that kernels read or make, fewer than: Triton counts those of a map in 32 bits."""
 
 
 @dataclass(frozen=True)

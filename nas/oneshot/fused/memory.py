@@ -28,13 +28,14 @@ KNOWN_PLANS = 64
 class Memory:
     """What is remembered of one cell.
 
-    edges: what is on each. modules: all that are on any. ways: how operations can be run. plans: by the
-    structure of mixtures. captured: those whose tensors CUDA graphs read, and which therefore stay. inputs:
-    how to preprocess them.
+    edges: what is on each. modules: all that are on any. parts: of these and of what preprocesses the inputs,
+    the modules in each. ways: how operations can be run. plans: by the structure of mixtures. captured: those
+    whose tensors CUDA graphs read, and which therefore stay. inputs: how to preprocess them.
     """
 
     edges: list[nn.Module]
     modules: list[nn.Module]
+    parts: list[tuple[nn.Module, dict[str, nn.Module | None]]]
     ways: dict[Hashable, Known] = field(default_factory=dict)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
     captured: set[Plan] = field(default_factory=set)
@@ -42,10 +43,16 @@ class Memory:
 
     @classmethod
     def of(cls, cell: Cell) -> Memory:
-        """That of a cell, as long as there is the cell."""
-        if cell not in _MEMORY:
-            _MEMORY[cell] = cls([op for _, _, op in cell.edges()], list(cell.incoming.modules()))
-        return _MEMORY[cell]
+        """That of a cell; begun anew where a module in it has been replaced by another one."""
+        known = _MEMORY.get(cell)
+        if known is not None and all(module._modules == parts for module, parts in known.parts):
+            return known
+        modules = list(cell.incoming.modules())
+        parts = [(module, dict(module._modules)) for module in (*modules, *cell.preprocess.modules())]
+        captured = set[Plan]() if known is None else known.captured
+        found = cls([op for _, _, op in cell.edges()], modules, parts, captured=captured)
+        _MEMORY[cell] = found
+        return found
 
     def plan(self, cell: Cell, terms: Sequence[Terms], states: Sequence[Tensor], *, kernels: bool) -> Plan:
         """The plan of the cell under mixtures of one structure, for states of these sizes and kinds.

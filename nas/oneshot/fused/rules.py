@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.oneshot.fused.depthwise import depthwise
-from nas.oneshot.fused.stack import Batched, Stack, joined
+from nas.oneshot.fused.stack import Batched, Stack, joined, side_by_side
 
 Run = Callable[[Sequence[nn.Module], Stack], Stack]
 
@@ -73,6 +73,8 @@ def normalise(layers: Sequence[nn.Module], stack: Stack, scale: Tensor | None = 
     """Batch-norms of equal form, each with its own statistics, whose outcome is multiplied by `scale` [G]."""
     norms = cast(Sequence[nn.BatchNorm2d], layers)
     first = norms[0]
+    if len({norm.training for norm in norms}) > 1:
+        return _normalise_each(norms, stack, scale)
     by_batch = first.training or first.running_mean is None
     alone = stack.shared and scale is None and by_batch and not first.affine
     x = stack.x if alone else stack.apart()
@@ -93,19 +95,29 @@ def normalise(layers: Sequence[nn.Module], stack: Stack, scale: Tensor | None = 
     return Stack(y, len(norms), alone)
 
 
+def _normalise_each(norms: Sequence[nn.BatchNorm2d], stack: Stack, scale: Tensor | None) -> Stack:
+    """The same of norms of which some are frozen, one after the other."""
+    scales = [None] * len(norms) if scale is None else torch.split(scale, 1)
+    each = zip(norms, stack.apart().chunk(len(norms), dim=1), scales, strict=True)
+    own = [normalise([norm], Stack(x, 1, shared=False), scale).x for norm, x, scale in each]
+    return Stack(side_by_side(own), len(norms), shared=False)
+
+
 def _by_batch(
     norms: Sequence[nn.BatchNorm2d], x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """By the batch's statistics, which the running ones then follow."""
     first = norms[0]
-    if not (first.training and first.track_running_stats):
+    recording = [at for at, norm in enumerate(norms) if norm.training and norm.track_running_stats]
+    if not recording:
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=first.eps)
-    running = cast(Tensor, first.running_mean)
+    running = cast(Tensor, norms[recording[0]].running_mean)
     mean, var = running.new_zeros(x.shape[1]), running.new_ones(x.shape[1])
     # With momentum 1 the statistics of the batch themselves are put there.
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=first.eps)
     apart = len(mean) > first.num_features
-    follow(norms, *(list(new.chunk(len(norms))) if apart else [new] * len(norms) for new in (mean, var)))
+    found = [new.chunk(len(norms)) if apart else [new] * len(norms) for new in (mean, var)]
+    follow([norms[at] for at in recording], *([new[at] for at in recording] for new in found))
     return y
 
 
@@ -169,7 +181,7 @@ def convolution_rule(layer: nn.Module) -> Rule | None:
 def norm_key(norm: nn.BatchNorm2d) -> Hashable:
     """What batch-norms must have in common; None where the running statistics are plain means.
 
-    Whether statistics are recorded may change for a while, for all norms, and so is asked when they run.
+    Whether statistics are recorded, or used, may change for a while and so is asked when they run.
     """
     if norm.momentum is None:
         return None

@@ -61,7 +61,7 @@ class Batched:
 
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
-        """What each of G modules makes of its maps; all are in the same mode, training or evaluation."""
+        """What each of G modules makes of its maps; a batch-norm among them may be frozen by itself."""
         raise NotImplementedError
 
 

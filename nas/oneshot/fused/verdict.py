@@ -73,9 +73,13 @@ class Verdict:
         """What was written of one; None where that is damaged."""
         try:
             assert isinstance(data, dict)
-            tried = {kind: Tried(**data["tried"][kind]) for kind in KINDS if kind in data["tried"]}
+            tried = {
+                kind: Tried(**{name: float(value) for name, value in data["tried"][kind].items()})
+                for kind in KINDS
+                if kind in data["tried"]
+            }
             return cls(tried, str(data["failed"]))
-        except (AssertionError, KeyError, TypeError):
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def kernels(self, kind: Kind) -> bool:
