@@ -6,16 +6,19 @@ import warnings
 
 import pytest
 import torch
-from one_stage import one_stage
+from one_stage import PATH, one_stage
 from tape import Calls, Refusing, Still, Tape
 
 import nas
 from nas.errors import TrialError
 from nas.oneshot import methods
 from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.course import Course
+from nas.oneshot.differentiable import search
 from nas.oneshot.method import Method
 from nas.oneshot.regularizers import ZeroOne
 from nas.oneshot.relaxations import Dirichlet
+from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.training import loop as training
@@ -305,7 +308,7 @@ def test_streams_in_graphs_give_the_numbers_of_steps_as_they_are(monkeypatch, ta
     recipe = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3, mixup=0.3, drop_path=drop_path)
     method, found = Method("m", recipe, relaxation=Dirichlet(), regularizers=(ZeroOne(1.0),)), []
     # A share that is a tensor draws other numbers than one that is not.
-    for record in (Refusing() if drop_path else None, Tape()):
+    for record in (Refusing(), Tape()):
         monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
         loop = bilevel(task, method)
         loop.supernet.drop_skips(0.3)
@@ -315,6 +318,42 @@ def test_streams_in_graphs_give_the_numbers_of_steps_as_they_are(monkeypatch, ta
     assert record.replayed > 3
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_one_capture_serves_while_the_dropout_of_identities_fades(monkeypatch, task):
+    """As in P-DARTS, from epoch to epoch; not where it begins or ends, or options drop out."""
+    method, found = with_recipe(methods.pdarts(), Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-3)), []
+    for record in (Refusing(), Tape()):
+        monkeypatch.setattr(training, "recorder", lambda _, record=record: record)
+        loop = bilevel(task, method)
+        for step in range(16):
+            if step % 4 == 0:
+                loop.supernet.drop_skips(0.7 if step == 0 else 0.7 / step)
+            if step == 12:
+                loop.supernet.keep([options[:-1] for options in loop.supernet.alive])
+            loop.advance()
+        found.append(list(loop._moved_by_both()))
+    assert (record.captured, record.replayed) == (2, 12 - 2 + 4 - 2)
+    assert_equal(*found)
+
+
+def test_a_search_in_stages_is_captured_once_for_each_of_its_forms(monkeypatch, task):
+    """A stage has two: while the weights move alone, and after that; validation is captured, too."""
+    forms, tape = [], Tape()
+    monkeypatch.setattr(training, "recorder", lambda _: tape)
+    recipe = Recipe(epochs=12, batch=32, lr=0.05, weight_decay=1e-3)
+    progressive = Progressive(keep=(1.0, 0.6), depth=(1.0, 2.0), skip_dropout=(0.3, 0.6), anew=True)
+    method = dataclasses.replace(methods.pdarts(), weights=recipe, staging=progressive, warmup=0.4)
+    begin = Course.begin_epoch
+
+    def beginning(course):
+        begin(course)
+        forms.append((course.stage, course.loop.alphas_move))
+
+    monkeypatch.setattr(Course, "begin_epoch", beginning)
+    search(nas.load(PATH), task, method, seed=0)
+    assert len(forms) > 12 and len(set(forms)) == 4
+    assert tape.captured == 4
 
 
 def freezing(monkeypatch, task, record):

@@ -4,12 +4,14 @@ import os
 import sys
 
 import pytest
+from optuna.storages import InMemoryStorage
 
 from nas.cluster import on_ray, worker_command
 from nas.cluster.slurm import SlurmWorker, Wishes, script, submit
 from nas.cluster.worker_command import Worker, stop, worker_arguments
 from nas.errors import ConfigError
 from nas.storage.address import VARIABLE
+from nas.workers import join
 
 SECRET = "postgresql+psycopg://me:hunter2@db/nas"
 
@@ -25,6 +27,18 @@ def test_a_password_stays_in_the_environment(monkeypatch):
     assert found == [
         *("--storage", "postgresql+psycopg://me:***@db/nas", "--study", "s", "--space", "a.py:f"),
     ]
+
+
+def test_a_launched_worker_takes_the_password_from_the_environment(monkeypatch):
+    opened = []
+    monkeypatch.setattr(join, "open_storage", lambda address: opened.append(address) or InMemoryStorage())
+    monkeypatch.setenv(VARIABLE, SECRET)
+    _, storage, _, study = worker_arguments(None, storage=None, study="run-12345678")
+    home = join.home_at(storage, study)
+    assert [address.secret for address in (*opened, home.address)] == [SECRET, SECRET]
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(ConfigError, match=f"whose password is masked; .* environment variable {VARIABLE}"):
+        join.home_at(storage, study)
 
 
 @pytest.mark.parametrize(

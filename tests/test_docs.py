@@ -3,6 +3,7 @@
 import inspect
 import re
 import runpy
+import shlex
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import typer
 
 import nas
 from nas.cli import app
+from nas.cli.app import SWITCHES
 from nas.job.config import Config
 from nas.job.method_names import METHODS
 
@@ -32,13 +34,33 @@ def test_every_link_leads_somewhere(guide):
     assert not [link for link in links if not link.startswith("http") and not (DOCS / link).exists()]
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
-def test_every_command_and_option_exists(guide):
+def command_lines(text):
+    """The words of each `nas COMMAND ...` in the blocks of a shell, of YAML and of plain text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code = "".join(code for kind, code in blocks if kind in ("sh", "bash", "yaml", ""))
+    for line in code.replace("\\\n", " ").splitlines():
+        plain = re.sub(r"(^|\s)#.*", "", line)
+        if "args:" in line:
+            plain = re.sub(r"[][,\" ]+", " ", plain)
+        for found in re.findall(r"(?:^ *|[:;] +|-m )nas +([a-z].*?)(?=;|   |$)", plain):
+            yield [word for word in shlex.split(found.removesuffix(" ...")) if word not in SWITCHES]
+
+
+@pytest.mark.parametrize("guide", [*GUIDES, ROOT / "README.md"], ids=lambda path: path.name)
+def test_every_command_line_is_one(guide):
     commands = typer.main.get_command(app).commands
-    for name, rest in re.findall(r"^nas (\w+)(.*)", guide.read_text(), re.MULTILINE):
+    for name, *arguments in command_lines(guide.read_text()):
         assert name in commands
-        known = {option for part in commands[name].params for option in (*part.opts, *part.secondary_opts)}
-        assert set(re.findall(r"(--[a-z][\w-]*)", rest)) <= known
+        commands[name].make_context(name, arguments)
+
+
+def test_all_command_lines_of_a_guide_are_found():
+    lines = list(command_lines((DOCS / "cluster.md").read_text()))
+    assert [name for name, *_ in lines] == [
+        *("search", "worker", "worker", "search", "launch", "launch", "worker", "worker")
+    ]
+    assert lines[6][1:] == ["--storage", "postgresql+psycopg://nas:***@postgres/nas", "--study", "NAME"]
+    assert ["spaces"] in command_lines((ROOT / "README.md").read_text())
 
 
 def test_every_part_of_a_method_is_named():

@@ -11,9 +11,14 @@ import warnings
 import pytest
 import torch
 
+from nas.budget.clock import Clock
+from nas.budget.time_allowed import allowed_fidelity
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
 from nas.files.kernel_lock import KernelLock
+from nas.job import calibrate_run, preparation
+from nas.job.config import make_config
+from nas.job.search_run import look
 from nas.oneshot.fused import execution, settling, trying, verdict
 from nas.oneshot.fused.cells import run, run_by_kernels
 from nas.oneshot.fused.settling import BUSY, attempt, settle
@@ -22,8 +27,10 @@ from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
 from nas.speed.workloads import noise
+from nas.task import load_task
 from nas.training import loop as training
 from nas.training.recipe import Recipe
+from nas.training.resumable import Stopped
 from nas.user_code import user_errors
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -178,6 +185,38 @@ def test_a_short_budget_is_not_spent_on_a_try(place, monkeypatch):
     assert (calls, len(told.notes)) == ([], 1)
     execution.try_kernels(GPU, told, stop=lambda: False, budget_s=7200.0)
     assert calls == [GPU]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Budgets of the jobs that would try kernels."""
+    budgets = []
+    monkeypatch.setattr(preparation, "try_kernels", lambda *_, budget_s, **__: budgets.append(budget_s))
+    return budgets
+
+
+JOB = {"space": "toy", "task": "digits", "method": "random", "trials": 1}
+
+
+def test_a_preview_tries_nothing(asked, tmp_path):
+    look(make_config(JOB))
+    assert asked == []
+    preparation.prepare(make_config(JOB | {"budget": "2h"}), tmp_path)
+    preparation.prepare(make_config(JOB | {"execution": "batched"}), tmp_path)
+    assert asked == [7200.0]
+
+
+@pytest.mark.parametrize(("hours", "tried"), [(0.1, 0), (0.6, 0), (2, 1)])
+def test_what_a_classifier_finds_out_within_an_hour_tries_nothing(asked, tmp_path, monkeypatch, hours, tried):
+    """It calibrates from half an hour on, with a job that knows of no budget."""
+
+    def calibrates(job, settings):
+        raise Stopped
+
+    monkeypatch.setattr(calibrate_run, "compare_estimates", calibrates)
+    settings = {"space": "toy", "task": "digits"}
+    allowed_fidelity("toy", load_task("digits"), tmp_path / "run", Clock(hours * 3600), settings)
+    assert len(asked) == tried
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from nas.evaluation.calibration import Settings
 from nas.job.calibrate_run import calibrate
 from nas.job.config import make_config
 from nas.job.preparation import prepare
+from nas.oneshot.fused.execution import PATIENT_S
 from nas.seeding import rng
 from nas.space import Space
 from nas.task import Task
@@ -47,7 +48,8 @@ def allowed_fidelity(
     if budget_s >= CALIBRATED_S and (place := _calibrated(space, task, folder, clock, settings)) is not None:
         return {"fidelity": "auto", "calibration": str(place)}
     made = space if isinstance(space, Space) else None
-    job, _ = prepare(make_config({**settings, "method": "random"}), folder, space=made, task=task)
+    config = make_config({**settings, "method": "random"})
+    job, _ = prepare(config, folder, space=made, task=task, tries=False)
     try:
         genotype = job.space.sample(rng(0, "classifier"))
         step_s = network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=0.02 * budget_s)
@@ -64,6 +66,8 @@ def _calibrated(
     """Where the calibration is; None where it was too slow, or could tell nothing apart."""
     place, end_s = folder.with_name(f"{folder.name}-calibration"), CALIBRATED * (clock.budget_s or 0.0)
     config = {name: value for name, value in settings.items() if name not in ("space", "task")}
+    if (clock.budget_s or 0.0) < PATIENT_S:
+        config = {"execution": "batched", **config}
     try:
         calibrate(space, task, CALIBRATION, out=place, config=config, stop=lambda: clock.late(end_s))
     except (Stopped, NoModelError):

@@ -29,7 +29,7 @@ SETTINGS = "settings.json"
 USED = (
     *("space", "task", "method", "evaluator", "preset", "seed", "device"),
     *("space_settings", "epochs", "trial", "shared", "sharing", "search_images"),
-    *("storage", "storage_patience"),
+    *("storage", "storage_patience", "execution"),
 )
 """The settings of a job that a calibration reads."""
 

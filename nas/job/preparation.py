@@ -52,8 +52,12 @@ def prepare(
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
     clock: Clock | None = None,
+    tries: bool = True,
 ) -> tuple[Job, list[str]]:
-    """All that a job needs, checked before anything is written, and what the user should know of it."""
+    """All that a job needs, checked before anything is written, and what the user should know of it.
+
+    tries: whether kernels are tried on a GPU where nobody has, which takes minutes.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"storage": find_address(config.storage)})
     if config.storage is not None and not is_finished(folder):
@@ -95,7 +99,7 @@ def prepare(
         clock=clock or Clock(),
     )
     check_search(job)
-    if config.execution == "auto":
+    if tries and config.execution == "auto":
         try_kernels(device, job.progress, stop=job.stop, budget_s=config.budget)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
     batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch

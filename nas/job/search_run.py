@@ -132,7 +132,9 @@ def run(
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:
     """What the job of a configuration would cost on its device; nothing is written."""
-    job, _ = prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget))
+    job, _ = prepare(
+        config, default_folder(config), progress=progress, clock=Clock(config.budget), tries=False
+    )
     return measured(job)
 
 

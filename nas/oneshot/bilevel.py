@@ -185,7 +185,7 @@ class BilevelLoop:
             return None
         if method.checkpointing:
             return None
-        skips = tuple(mixed.skip_dropout for mixed in self.supernet.mixed())
+        skips = any(mixed.skip_dropout > 0 for mixed in self.supernet.mixed())
         return tuple(self.supernet.alive), skips, self._watching is not None
 
     def _weights_form(self) -> Hashable:

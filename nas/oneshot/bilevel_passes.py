@@ -57,6 +57,8 @@ class Passes:
         self._places = perturbed_places(method)
         self._streams = Streams(loop.record, (*ALPHA_PLACES, *STEP_PLACES, POINTS, *self._places))
         self._perturbation = torch.Generator(loop.device)
+        if loop.record is not None:
+            supernet.hold(loop.device)
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -72,19 +74,16 @@ class Passes:
 
     @property
     def progress(self) -> float | Tensor:
-        """The same, of a step that may be captured as a scalar on the device; see `follow`."""
+        """The same, of a step that may be captured as a scalar on the device; see `Supernet.hold`."""
         held = self.supernet.progress
         return held if isinstance(held, Tensor) else self.done
 
     def follow(self) -> None:
         """Tells the supernet how far the search is."""
-        if self.loop.record is None:
+        if isinstance(self.supernet.progress, Tensor):
+            self.supernet.progress.fill_(self.done)
+        else:
             self.supernet.progress = self.done
-            return
-        if not isinstance(self.supernet.progress, Tensor):
-            # A number would stay in a captured step what it was.
-            self.supernet.progress = torch.zeros((), dtype=torch.float64, device=self.loop.device)
-        self.supernet.progress.fill_(self.done)
 
     # -- where a step begins ---------------------------------------------------------------------------
 

@@ -103,6 +103,8 @@ class MixedOp(nn.Module):
       are shuffled (Xu et al., ICLR 2020, PC-DARTS, §3.2). 1 for all channels.
     skip_dropout: probability of zeroing an entry of an identity's output while training
       (Chen et al., ICCV 2019, P-DARTS, §3.3.2).
+    skip_scalar: the same as a scalar on the device, where steps may be captured, in which a number would stay
+      what it was.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class MixedOp(nn.Module):
         )
         self.alive = tuple(range(len(self.options)))
         self.skip_dropout = 0.0
+        self.skip_scalar: Tensor | None = None
         self._mixture = mixture
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,8 +206,15 @@ class MixedOp(nn.Module):
         op = self.ops[option]
         y = cast(Tensor, op(x))
         if self.training and self.skip_dropout and isinstance(op, nn.Identity):
-            return F.dropout(y, self.skip_dropout)
+            return self.dropped(y)
         return y
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Zeroes entries with the probability of `skip_dropout`, scaling the others to keep the mean."""
+        if self.skip_scalar is None:
+            return F.dropout(x, self.skip_dropout)
+        keep = 1 - self.skip_scalar
+        return x * (torch.rand_like(x, dtype=torch.float32) < keep) / keep
 
 
 def narrowed(decision: str, option: str, make: object, parts: int) -> Candidate:

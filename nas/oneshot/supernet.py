@@ -51,6 +51,7 @@ class Supernet(nn.Module):
         self.space, self.parts = space, parts
         self.relaxation = relaxation or Softmax()
         self.progress: float | Tensor = 0.0
+        self._skips: Tensor | None = None
         self._constants: dict[tuple[torch.device, object], Tensor] = {}
         self._mixture: dict[str, Share] = {}
         self.network = space.supernet(_Mixing(self._mixture, parts))
@@ -203,8 +204,18 @@ class Supernet(nn.Module):
 
     def drop_skips(self, probability: float) -> None:
         """Sets the dropout on identities, in [0, 1)."""
+        scalar = None if self._skips is None else self._skips.fill_(probability)
         for mixed in self.mixed():
-            mixed.skip_dropout = probability
+            mixed.skip_dropout, mixed.skip_scalar = probability, scalar
+
+    def hold(self, device: torch.device) -> None:
+        """Keeps `progress` and the dropout on identities as scalars on the device.
+
+        That is for steps that may be captured, in which numbers would stay what they were.
+        """
+        if self._skips is None:
+            self.progress = torch.zeros((), dtype=torch.float64, device=device)
+            self._skips = torch.zeros((), device=device)
 
     def grouped(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """One row `[O]` per decision in the space's order as tensors `[E, O]` like the alphas."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from optuna.storages import BaseStorage
@@ -59,6 +59,7 @@ def home_in(folder: Path) -> Home:
 def home_at(where: str, run: str | None) -> Home:
     """The study of a run in a database, or in the journal at a path.
 
+    where: a URL whose password is masked, as others can read it, has it in `NAS_STORAGE`.
     run: its name in the database, `FOLDER-1a2b3c4d`, as `run.json` has it.
     """
     if "://" not in where:
@@ -72,7 +73,7 @@ def home_at(where: str, run: str | None) -> Home:
         raise ConfigError(
             'a database holds many runs; name yours with --study, by its name under "run" in run.json'
         )
-    address = Address(where)
+    address = cast(Address, find_address(Address(where)))
     # Results that wait for the database to come back have no folder of the run to wait in.
     return Home(RunStorage(open_storage(address), run=run.removesuffix(f"/{SEARCH}")), address)
 

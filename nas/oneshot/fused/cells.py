@@ -236,7 +236,7 @@ class _Run:
     def _dropped(self, group: Group, x: Tensor, weights: Tensor | None) -> list[Tensor]:
         """The map of each identity with its own entries dropped."""
         edges = [self.plan.edges[branch.edge][2] for branch in group.branches]
-        maps = [F.dropout(x, edge.skip_dropout) for edge in edges if isinstance(edge, MixedOp)]
+        maps = [edge.dropped(x) for edge in edges if isinstance(edge, MixedOp)]
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
 
 
