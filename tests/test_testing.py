@@ -122,7 +122,16 @@ def test_one_name_with_two_option_lists():
 
 
 def test_hidden_decision():
-    check(chain(depths=(3, 2, 1)), words=["decision 'kernel1'", "only asked after some choices", "last"])
+    def build(choose: Chooser) -> nn.Module:
+        if choose.value("a", [0, 1]) == choose.value("b", [0, 1]) == 0:
+            return nn.Sequential(choose.op("kernel", OPTIONS), *head())
+        return nn.Sequential(*head())
+
+    check(Space("mine", build), words=["decision 'kernel'", "only asked after some choices", "last"])
+
+
+def test_decisions_asked_after_the_first_option():
+    check_space(chain(depths=(3, 2, 1)), X, samples=6)
 
 
 def test_unknown_primitive():
