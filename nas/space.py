@@ -277,10 +277,11 @@ class Space:
         """The network with every decision answered by `chooser`; refuses decisions that are no modules."""
         values = [d.name for d in self.decisions if not d.mixable]
         if values:
+            more = f" and {len(values) - 4} more" if len(values) > 4 else ""
             raise SpaceError(
                 f"space {self.name!r} has no supernet: it asks for values, which cannot be mixed "
-                f"({', '.join(values)}); use a method by trials, e.g. evolution, with --evaluator trained, "
-                "or fix these values in the space"
+                f"({', '.join(values[:4])}{more}); use a method by trials, e.g. evolution, with --evaluator "
+                "trained, or fix these values in the space"
             )
         return self._build(chooser)
 

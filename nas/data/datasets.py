@@ -53,6 +53,9 @@ def read(name: str, *, lenient: bool = False) -> Source:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
         return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
     if name not in _BY_NAME:
+        if exists(_expanded(name)):
+            kind = "npz" if is_file(_expanded(name)) else "folder"
+            raise ConfigError(f"no task {name!r}, but there is such a path; write {kind}:{name}")
         raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
     return _BY_NAME[name]()
 
@@ -154,7 +157,7 @@ def npz(path: Path) -> Source:
     x_train, y_train, x_test, y_test = map(arrays.get, _NPZ_ARRAYS)
     if x_train is None or y_train is None:
         held = printable(", ".join(names) or "nothing", limit=200)
-        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train")
+        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train; {_HOW_TO_SAVE}")
     return Source(x_train, y_train, x_test, y_test)
 
 
