@@ -97,10 +97,9 @@ def encode_labels(
     y: whole numbers 0..C-1, or class names. Without `classes`, names are sorted and numbers name themselves.
     """
     if y.ndim != 1:
-        hint = "; use y.ravel()" if y.size == len(y) else "; of one-hot rows use y.argmax(1)"
-        raise DataError(
-            f"{who} has shape {y.shape}, but must be [N], one label for each image{hint if y.ndim == 2 else ''}"
-        )
+        hints = ("; use y.ravel()", "; of one-hot rows use y.argmax(1)") if y.ndim == 2 else ("", "")
+        hint = hints[y.size != len(y)]
+        raise DataError(f"{who} has shape {y.shape}, but must be [N], one label for each image{hint}")
     if not len(y):
         raise DataError(f"{who} is empty; give one label for each image")
     if classes is not None and len(set(classes)) != len(classes):
