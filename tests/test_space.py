@@ -279,6 +279,8 @@ def test_a_decision_asked_from_two_candidates_counts_while_either_is_chosen():
         (Size(15_625, exact=True), "15,625"),
         (Size(10**18, exact=True), "1e+18"),
         (Size(123_456 * 10**400, exact=True), "1.23e+405"),
+        (Size(7, exact=False), "about 7 (estimated)"),
+        (Size(123_456, exact=False), "about 120,000 (estimated)"),
         (Size(2 * 10**400, exact=False), "about 2.0e+400 (estimated)"),
     ],
 )
