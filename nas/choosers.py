@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ Role = Literal["zero", "identity", "op"]
 MAX_DECISIONS = 10_000
 MAX_QUESTIONS = 50_000
 """Asked of one network; cells that share their decisions ask the same ones again."""
+MAX_RUNS = 400
+"""Of a build that is listed: so many values are tried; of more, each is the last one of its decision."""
 
 
 class Chooser(Protocol):
@@ -47,17 +50,21 @@ class Slot(nn.Module):
 
 
 class Tracer:
-    """Lists the decisions: answers each with a `Slot` or the last value, so that deeper ones are reached.
+    """Lists the decisions: answers each with a `Slot` or a value, the last one unless told otherwise.
 
     decisions: everything asked so far by name, in order.
     roles: per decision made of modules, the role of each option.
     nested: decisions whose candidates ask further decisions while they are built.
+    answers: positions of the values to give. others: what else to answer, one value other than here at a
+      time, so that all is reached that is asked after a value which is not the last one.
     """
 
-    def __init__(self) -> None:
-        self.decisions: dict[str, Decision] = {}
-        self.roles: dict[str, dict[str, Role]] = {}
-        self.nested: set[str] = set()
+    def __init__(self, before: Tracer | None = None, answers: Mapping[str, int] | None = None) -> None:
+        self.decisions: dict[str, Decision] = {} if before is None else dict(before.decisions)
+        self.roles: dict[str, dict[str, Role]] = {} if before is None else dict(before.roles)
+        self.nested: set[str] = set() if before is None else set(before.nested)
+        self.answers = answers or {}
+        self.others: list[dict[str, int]] = []
         self._questions = 0
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
@@ -69,7 +76,7 @@ class Tracer:
             )
         first = name not in self.decisions
         self._record(Decision(name, tuple(candidates)))
-        if first:
+        if first or name in self.nested:
             before = self._questions
             self.roles[name] = {
                 option: role(built(name, option, make)) for option, make in candidates.items()
@@ -80,9 +87,12 @@ class Tracer:
         return Slot(name, self.roles.get(name, {}))
 
     def value(self, name: str, options: Sequence[T]) -> T:
-        """Records the decision and answers with its last option."""
+        """Records the decision and answers it."""
+        first = name not in self.decisions
         self._record(Decision(name, labels(name, options), mixable=False))
-        return options[-1]
+        if first:
+            self.others += [{**self.answers, name: option} for option in range(len(options) - 1)]
+        return options[self.answers.get(name, -1)]
 
     def _record(self, decision: Decision) -> None:
         check_decision(decision)
@@ -103,6 +113,29 @@ class Tracer:
                 f"build asked more than {MAX_QUESTIONS} times, the last time for {decision.name!r}; "
                 "does it make so many cells on purpose?"
             )
+
+
+def traced(build: Callable[[Chooser], object], *, once: bool = False) -> Tracer:
+    """Every decision that `build` asks for, as it is run under one answer after the other.
+
+    A run that fails, as under values that a projection excludes, lists nothing.
+
+    once: whether all is asked whatever is answered.
+    """
+    tracer = Tracer()
+    build(tracer)
+    waiting = deque([] if once else tracer.others)
+    for _ in range(MAX_RUNS):
+        if not waiting:
+            break
+        other = Tracer(tracer, waiting.popleft())
+        try:
+            build(other)
+        except Exception:  # noqa: BLE001 - whatever it is, it is told when somebody asks for this
+            continue
+        waiting.extend(other.others)
+        tracer = other
+    return tracer
 
 
 class Fixed:
@@ -144,8 +177,8 @@ class Fixed:
     def _choice(self, name: str) -> str:
         if name not in self.choices:
             raise SpaceError(
-                f"decision {name!r} is only asked after some choices, so listing the space missed it; "
-                "put the option that leads to it last, or ask it always"
+                f"decision {name!r} is only asked after some choices together, so listing the space missed "
+                "it; put the options that lead to it last, or ask it always"
             )
         self.asked.add(name)
         return self.choices[name]

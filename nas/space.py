@@ -21,7 +21,7 @@ from torch import nn
 
 from nas.architectures.genotypes import check_genotype, from_words
 from nas.architectures.space_size import Size, estimate
-from nas.choosers import Chooser, Fixed, Tracer
+from nas.choosers import Chooser, Fixed, Tracer, traced
 from nas.errors import NasError, SpaceError, describe
 from nas.text import shown
 from nas.types import Decision, Genotype
@@ -86,13 +86,11 @@ class Space:
     @cached_property
     def trace(self) -> Tracer:
         """What `build` asked when run on the meta device, where no tensor takes memory."""
-        tracer = Tracer()
-        self._build(tracer, meta=True)
-        return tracer
+        return traced(lambda chooser: self._build(chooser, meta=True), once=self.conditional is False)
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
-        """Every decision `build` can ask for, in the order it first asks."""
+        """Every decision `build` can ask for, in the order it first asks; under all last values first."""
         return tuple(self.trace.decisions.values())
 
     @property
@@ -279,10 +277,11 @@ class Space:
         """The network with every decision answered by `chooser`; refuses decisions that are no modules."""
         values = [d.name for d in self.decisions if not d.mixable]
         if values:
+            more = f" and {len(values) - 4} more" if len(values) > 4 else ""
             raise SpaceError(
                 f"space {self.name!r} has no supernet: it asks for values, which cannot be mixed "
-                f"({', '.join(values)}); use a method by trials, e.g. evolution, with --evaluator trained, "
-                "or fix these values in the space"
+                f"({', '.join(values[:4])}{more}); use a method by trials, e.g. evolution, with --evaluator "
+                "trained, or fix these values in the space"
             )
         return self._build(chooser)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -101,7 +101,7 @@ def _check_candidates(space: Space, x: Tensor) -> None:
     network = space.build(Probing(first, made)).to(x.device)
     with torch.device("meta"):
         space.build(Probing(first, made))
-    with blaming(space, f", images {shapes(x)}"):
+    with blaming(space, f", images {shapes(x)}{_values(space, first)}"):
         logits = _logits(network(x), x)
     _backward(logits)
     blind = bool((logits == logits[:1]).all()) and not bool((x == x[:1]).all())
@@ -111,9 +111,14 @@ def _check_candidates(space: Space, x: Tensor) -> None:
             "are all operations zeros?"
         )
     for choices in others:
-        values = {d.name: choices[d.name] for d in space.decisions if not d.mixable}
-        with blaming(space, f", values {values}"):
+        with blaming(space, _values(space, choices)):
             _logits(space.build(Probing(choices, {})).to(x.device)(x), x)
+
+
+def _values(space: Space, choices: Mapping[str, str]) -> str:
+    """The plain values in words, where there are any."""
+    values = {d.name: choices[d.name] for d in space.decisions if not d.mixable}
+    return f", values {values}" if values else ""
 
 
 def _check_network(space: Space, genotype: Genotype, x: Tensor) -> int:

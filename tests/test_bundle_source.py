@@ -109,3 +109,25 @@ def test_long_lines_are_broken_at_their_arguments():
     assert wrapped(line).splitlines()[:2] == ["    x = f(", "        argument_0(1, [2, 3]),"]
     assert max(map(len, wrapped(line).splitlines())) <= 100
     assert wrapped("    short(1, 2)") == "    short(1, 2)"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = " + " + ".join(f"parts['{i}']['0'](a)" for i in range(9)),
+        "x = (" + " + ".join(["a"] * 60) + ") * a",
+        "x = parts['" + "k" * 100 + "']['0'](a)",
+        "x = (" + "a, " * 60 + ")",
+        "x = [" + "a + a, " * 30 + "]",
+        "x = len([" + "+ a" * 60 + "])",
+    ],
+)
+def test_a_broken_line_means_the_same(line):
+    parts = {str(i): {"0": lambda a: a} for i in range(9)}
+    parts["k" * 100] = parts["1"]
+    found = []
+    for text in (line, wrapped(line)):
+        names = {"parts": parts, "a": 1.5}
+        exec(text, names)
+        found.append(names["x"])
+    assert found[0] == found[1]

@@ -53,7 +53,7 @@ def test_a_nasbench201_network():
     assert [d["shape"] for _, d in graph.nodes(data=True)][4:6] == ["8×16×16", "8×16×16"]
     chain = list(graph.nodes)
     assert set(graph.edges) == set(itertools.pairwise(chain))
-    assert graph.nodes[chain[4]]["label"] == "3\nReLU..Conv2d"
+    assert graph.nodes[chain[4]]["label"] == "3\nResidualBlock"
 
 
 def test_a_network_without_cells_is_blocks_only():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nas.architectures.space_size import Size, estimate
+from nas.choosers import MAX_RUNS
 from nas.errors import SpaceError
 from nas.registry import load
 from nas.space import Space
@@ -278,6 +279,8 @@ def test_a_decision_asked_from_two_candidates_counts_while_either_is_chosen():
         (Size(15_625, exact=True), "15,625"),
         (Size(10**18, exact=True), "1e+18"),
         (Size(123_456 * 10**400, exact=True), "1.23e+405"),
+        (Size(7, exact=False), "about 7 (estimated)"),
+        (Size(123_456, exact=False), "about 120,000 (estimated)"),
         (Size(2 * 10**400, exact=False), "about 2.0e+400 (estimated)"),
     ],
 )
@@ -480,20 +483,68 @@ def test_a_build_that_runs_the_network():
         listed(lambda choose: choose.op("x", CONVS)(torch.zeros(1, 3, 4, 4)))
 
 
-def test_a_decision_hidden_behind_an_earlier_option():
+def test_decisions_that_are_asked_after_any_value_are_listed():
     def build(choose):
-        if choose.value("kind", ("conv", "plain")) == "conv":
+        if choose.value("kind", ("conv", "plain", "deep")) == "conv":
+            return nn.Sequential(choose.op("kernel", CONVS))
+        widths = [choose.value(f"width{i}", (4, 8)) for i in range(choose.value("depth", (2, 1)))]
+        if widths[0] == 4:
+            choose.value("more", (1, 2))
+        return nn.Sequential()
+
+    space = Space("branches", build)
+    assert [d.name for d in space.decisions] == ["kind", "depth", "width0", "kernel", "width1", "more"]
+    assert isinstance(space.network((0, 0, 0, 1, 0, 0))[0], nn.Conv2d)
+    assert space.asked((0, 1, 1, 1, 1, 1)) == {"kind": "conv", "kernel": "three"}
+    drawn = {space.sample(np.random.default_rng(seed)) for seed in range(300)}
+    # Of the convolution 2, of each other kind 3 of depth 1 (one without `more`), and 6 of depth 2.
+    assert drawn == set(space.enumerate()) and len(drawn) == 2 + 2 * (3 + 6)
+
+
+def test_a_decision_that_only_two_values_together_lead_to():
+    def build(choose):
+        if (choose.value("a", (0, 1)), choose.value("b", (0, 1))) == (0, 0):
             return nn.Sequential(choose.op("kernel", CONVS))
         return nn.Sequential()
 
     space = Space("hidden", build)
-    assert [d.name for d in space.decisions] == ["kind"]
-    message = r"'kernel' is only asked after some choices.* put the option .* last"
+    assert [d.name for d in space.decisions] == ["a", "b"]
+    message = r"'kernel' is only asked after some choices together.* put the options that lead to it last"
     with pytest.raises(SpaceError, match=message):
-        space.network((0,))
+        space.network((0, 0))
     rng = np.random.default_rng(0)
     with pytest.raises(SpaceError, match=message):
         [space.sample(rng) for _ in range(20)]
+
+
+def test_values_under_which_a_build_fails_list_nothing():
+    def build(choose):
+        depth = choose.value("depth", (1, 2, 3))
+        if depth < 2:
+            choose.value("never", (1, 2))
+            raise ValueError("project gives no depth of 1")
+        return nn.Sequential(choose.op("kernel", CONVS))
+
+    space = Space(
+        "picky", build, lambda decisions, scores: (max(1, int(scores[0].argmax())), int(scores[1].argmax()))
+    )
+    assert [d.name for d in space.decisions] == ["depth", "kernel"]
+    assert set(space.enumerate()) == {(1, 0), (2, 0), (1, 1), (2, 1)}
+
+
+def test_a_space_of_many_values_is_listed_in_bounded_time():
+    builds = []
+
+    def build(choose):
+        builds.append(None)
+        for i in range(1000):
+            choose.value(f"d{i}", (1, 2, 3))
+        return nn.Sequential()
+
+    assert len(Space("many", build).decisions) == 1000
+    assert len(builds) == 1 + MAX_RUNS
+    assert len(Space("known", build, conditional=False).decisions) == 1000
+    assert len(builds) == 2 + MAX_RUNS
 
 
 def test_options_that_depend_on_an_earlier_choice():

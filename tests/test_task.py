@@ -374,6 +374,20 @@ def test_a_limit_below_two_images_a_class_is_refused():
         load_task("digits", limit=19)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        ((9, 64), (9,), r"must be \[N, H, W\] or \[N, H, W, C\]; features .* x\[:, None\]"),
+        ((9, 4, 4), (9, 1), r"one label for each image; use y.ravel\(\)"),
+        ((9, 4, 4), (9, 3), r"one label for each image; of one-hot rows use y.argmax\(1\)"),
+        ((9, 4, 4), (9, 3, 1), r"one label for each image$"),
+    ],
+)
+def test_a_wrong_shape_says_how_to_mend_it(x, y, words):
+    with pytest.raises(DataError, match=words):
+        task_from_arrays(np.zeros(x, np.uint8), np.zeros(y, int))
+
+
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(ConfigError, match="no task 'digit'; did you mean 'digits'"):
         load_task("digit")

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,14 @@ def test_one_image_is_refused():
         check_space(stack("a", "b"), X[:1])
 
 
+def test_channels_that_a_space_does_not_take_from_the_task_are_told():
+    conv = {str(kernel): lambda k=kernel: nn.Conv2d(3, 3, k, padding="same") for kernel in (1, 3)}
+    space = replace(stack("a", "b", options=conv), origin="own.py:make")
+    words = "to have 3 channels, but got 1 channels instead; let own.py:make take an argument 'in_channels'"
+    with pytest.raises(SpaceError, match=words):
+        check_space(space, X[:, :1])
+
+
 # -- decisions ----------------------------------------------------------------------------------------
 
 
@@ -122,7 +131,16 @@ def test_one_name_with_two_option_lists():
 
 
 def test_hidden_decision():
-    check(chain(depths=(3, 2, 1)), words=["decision 'kernel1'", "only asked after some choices", "last"])
+    def build(choose: Chooser) -> nn.Module:
+        if choose.value("a", [0, 1]) == choose.value("b", [0, 1]) == 0:
+            return nn.Sequential(choose.op("kernel", OPTIONS), *head())
+        return nn.Sequential(*head())
+
+    check(Space("mine", build), words=["decision 'kernel'", "only asked after some choices", "last"])
+
+
+def test_decisions_asked_after_the_first_option():
+    check_space(chain(depths=(3, 2, 1)), X, samples=6)
 
 
 def test_unknown_primitive():
@@ -290,10 +308,11 @@ def test_candidate_that_changes_its_input():
     check(stack("a", options=relu), words=["decision 'a', option 'relu'", "in place"])
 
 
-def test_values_that_break_the_network():
+@pytest.mark.parametrize("kernels", [[3, 40, 5], [3, 5, 40]])
+def test_values_that_break_the_network(kernels):
     space = Space(
         "mine",
-        lambda choose: nn.Sequential(nn.Conv2d(3, 3, choose.value("kernel", [3, 40, 5])), *head()),
+        lambda choose: nn.Sequential(nn.Conv2d(3, 3, choose.value("kernel", kernels)), *head()),
     )
     check(space, words=["values {'kernel': '40'}", "Kernel size can't be greater"])
 

@@ -1,6 +1,7 @@
 """What `validate` reports is what is there, and what cannot be searched is refused before it is built."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,3 +196,9 @@ def test_nothing_leaks_into_the_global_stream():
     before = torch.random.get_rng_state()
     validate(TOY, TASK, samples=1)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_classes_that_a_space_does_not_take_from_the_task_are_told():
+    space = replace(single(OPTIONS, classes=7), origin="own.py:make")
+    with pytest.raises(SpaceError, match=r"wanted .*, 10.; let own.py:make take an argument 'classes'"):
+        validate(space, TASK, samples=2)

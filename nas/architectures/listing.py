@@ -46,9 +46,17 @@ def blaming(space: Space, where: str = "") -> Iterator[None]:
         text = str(error)
         if text.startswith(who):
             raise
-        raise SpaceError(f"{who}{where}: {text}") from error
+        raise SpaceError(f"{who}{where}: {text}{_remedy(space, text)}") from error
     except Exception as error:
-        raise SpaceError(f"{who}{where}: {describe(error)}") from error
+        raise SpaceError(f"{who}{where}: {describe(error)}{_remedy(space, str(error))}") from error
+
+
+def _remedy(space: Space, text: str) -> str:
+    """What is lacking in a function that makes a space and takes nothing from the task."""
+    for words, name in (("channels", "in_channels"), ("gave logits", "classes")):
+        if space.origin and name not in space.settings and words in text:
+            return f"; let {space.origin} take an argument {name!r}, which the task gives"
+    return ""
 
 
 def _check_repeatable(space: Space) -> None:

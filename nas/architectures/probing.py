@@ -18,7 +18,7 @@ from nas.types import Genotype
 def variants(space: Space) -> list[Genotype]:
     """Architectures that between them take every option of every value decision; else a single one.
 
-    The first has the last option of everything, which is what listing the decisions has seen.
+    The first has the last option of everything, which is what listing the decisions sees first.
     """
     base = space.canonical(space.nearest([np.eye(len(d.options))[-1] for d in space.decisions]))
     found = {base: None}

@@ -15,8 +15,9 @@ from nas.graph import Graph
 def skeleton(network: nn.Module, image_shape: Sequence[int]) -> Graph:
     """Runs one image `[1, C, H, W]` through `network` and records its blocks in the order they ran.
 
-    A block is a cell, or the largest module without a cell inside. Node attributes: `label`, `shape`
-    ("16x32x32"), `kind` (the cell's kind, else `stem`, `block` or `head` by its place).
+    A block is a cell, or the largest module without a cell inside. Node attributes: `label` (its name and
+    class; of a sequence, the classes of the first and the last layer), `shape` ("16x32x32"), `kind` (the
+    cell's kind, else `stem`, `block` or `head` by its place).
     """
     recorder = _Recorder()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -78,8 +79,10 @@ def _blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 def _label(name: str, module: nn.Module) -> str:
     if isinstance(module, CELLS):
         return f"{name}\n{module.kind}"
-    leaves = [type(m).__name__ for m in module.modules() if not any(True for _ in m.children())]
-    text = leaves[0] if len(leaves) == 1 else f"{leaves[0]}..{leaves[-1]}"
+    text = type(module).__name__
+    if type(module) is nn.Sequential:
+        leaves = [type(m).__name__ for m in module.modules() if not any(True for _ in m.children())]
+        text = leaves[0] if len(leaves) == 1 else f"{leaves[0]}..{leaves[-1]}"
     return f"{name}\n{text}"
 
 

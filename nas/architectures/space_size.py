@@ -29,6 +29,8 @@ class Size:
     def __str__(self) -> str:
         large = Decimal(self.count)  # which no float may hold: 2,000 decisions between two are 1e602
         if not self.exact:
+            if self.count < 10**6:
+                return f"about {round(self.count, 2 - len(str(self.count))):,} (estimated)"
             return f"about {large:.1e} (estimated)"
         return f"{self.count:,}" if self.count < 10**9 else f"{large.normalize():.3g}"
 

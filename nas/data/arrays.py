@@ -50,7 +50,8 @@ def image_tensor(x: Array, *, who: str) -> Array:
     Integers of any width are taken as uint8 when all lie in 0..255; floats keep their scale.
     """
     if x.ndim not in (3, 4):
-        raise DataError(f"{who} has shape {x.shape}, but must be [N, H, W] or [N, H, W, C]")
+        hint = "; features [N, F] are images of one row: x[:, None]" if x.ndim == 2 else ""
+        raise DataError(f"{who} has shape {x.shape}, but must be [N, H, W] or [N, H, W, C]{hint}")
     if 0 in x.shape:
         raise DataError(f"{who} is empty: its shape is {x.shape}; give it images")
     if x.ndim == 3:
@@ -96,7 +97,9 @@ def encode_labels(
     y: whole numbers 0..C-1, or class names. Without `classes`, names are sorted and numbers name themselves.
     """
     if y.ndim != 1:
-        raise DataError(f"{who} has shape {y.shape}, but must be [N], one label for each image")
+        hints = ("; use y.ravel()", "; of one-hot rows use y.argmax(1)") if y.ndim == 2 else ("", "")
+        hint = hints[y.size != len(y)]
+        raise DataError(f"{who} has shape {y.shape}, but must be [N], one label for each image{hint}")
     if not len(y):
         raise DataError(f"{who} is empty; give one label for each image")
     if classes is not None and len(set(classes)) != len(classes):

@@ -17,7 +17,7 @@ from nas.data.arrays import Array, Source
 from nas.data.imagefolder import read_folder
 from nas.data.unpacking import load_arrays, read_bounded
 from nas.errors import ConfigError, DataError, unknown
-from nas.files.paths import exists, is_file, is_folder
+from nas.files.paths import exists, is_file
 from nas.text import printable
 
 _FASHION_CLASSES = (
@@ -53,16 +53,13 @@ def read(name: str, *, lenient: bool = False) -> Source:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
         return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
     if name not in _BY_NAME:
-        known = [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]
-        raise ConfigError(unknown("task", name, known) + _path_hint(name))
+        if exists(_expanded(name)):
+            kind = "npz" if is_file(_expanded(name)) else "folder"
+            raise ConfigError(
+                f"no task {printable(name)!r}, but there is such a path; write {kind}:{printable(name)}"
+            )
+        raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
     return _BY_NAME[name]()
-
-
-def _path_hint(name: str) -> str:
-    """How a path is named that was given without its kind."""
-    is_npz = name.endswith(".npz") and is_file(Path(name))
-    kind = "folder" if is_folder(Path(name)) else "npz" if is_npz else ""
-    return f"; images of your own there are named as {kind}:{printable(name)}" if kind else ""
 
 
 def _folder(path: str, *, lenient: bool) -> Source:
@@ -162,7 +159,7 @@ def npz(path: Path) -> Source:
     x_train, y_train, x_test, y_test = map(arrays.get, _NPZ_ARRAYS)
     if x_train is None or y_train is None:
         held = printable(", ".join(names) or "nothing", limit=200)
-        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train")
+        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train; {_HOW_TO_SAVE}")
     return Source(x_train, y_train, x_test, y_test)
 
 

@@ -67,7 +67,11 @@ def energy(run: Run, watts: float | None = None) -> Section | None:
     assumed, why = assumed_watts(run.told.environment)
     power = assumed if watts is None else watts
     total = sum(spent.values())
-    rows = [(name, duration(s), _energy(s * power), f"{100 * s / total:.0f} %") for name, s in spent.items()]
+    unit, joules = _unit(total * power)
+    rows = [
+        (name, duration(s), _energy(s * power / joules, unit), f"{100 * s / total:.0f} %")
+        for name, s in spent.items()
+    ]
     reason = "as given with --watts" if watts is not None else why
     return Section(
         "energy",
@@ -78,14 +82,17 @@ def energy(run: Run, watts: float | None = None) -> Section | None:
         template="energy",
         values={
             "rows": rows,
-            "total": (duration(total), _energy(total * power)),
+            "total": (duration(total), _energy(total * power / joules, unit)),
             "hours": f"{total / 3600:.3g}",
         },
     )
 
 
-def _energy(joules: float) -> str:
-    if joules < 3600:
-        return f"{joules:.3g} J"
-    watt_hours = joules / 3600
-    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"
+def _unit(joules: float) -> tuple[str, float]:
+    """The unit for a whole table, by its largest number, and its joules."""
+    units = (("kWh", 3.6e6), ("Wh", 3600.0), ("J", 1.0))
+    return next((unit for unit in units if joules >= unit[1]), units[-1])
+
+
+def _energy(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
