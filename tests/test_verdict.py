@@ -302,7 +302,7 @@ def test_a_fault_ends_the_use_of_kernels(place):
 def test_a_fault_without_kernels_blames_nothing(place):
     with pytest.raises(TrialError) as caught:
         fault()
-    assert "kernels" not in str(caught.value)
+    assert "; kernels ran" not in str(caught.value)  # the path of this file may say kernels, too
     assert not place.exists()
 
 
