@@ -27,7 +27,7 @@ from nas.workers.join import Home, _place
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(MODULES)
-HANGING = "#!/bin/sh\nexec sleep 30\n"
+HANGING = "#!/bin/sh\nexec sleep 120\n"
 
 
 def an_export(place):
@@ -39,7 +39,7 @@ def an_export(place):
 
 def a_worker(_):
     with _place(Home(None), Config(space="toy"), None):
-        time.sleep(30)
+        time.sleep(120)
 
 
 def a_trial(_):
@@ -47,17 +47,17 @@ def a_trial(_):
         load("toy"), None, Recipe(1, batch=8, lr=0.1, weight_decay=0.0), hopeless=lambda *_: False
     )
     with evaluator._place(Trial(0, (0,), 1)):
-        time.sleep(30)
+        time.sleep(120)
 
 
 def a_classifier(_):
     owner = processes.Event()
     _temporary(owner)
-    time.sleep(30)
+    time.sleep(120)
 
 
 def a_bench(place):
-    fill({"row": Row("work", "-c 'import time; time.sleep(30)'")}, place, asked=["row"], more={})
+    fill({"row": Row("work", "-c 'import time; time.sleep(120)'")}, place, asked=["row"], more={})
 
 
 def _there(temporary):
