@@ -1,11 +1,12 @@
 """What processes leave in the system's temporary directory when they are killed, and for how long."""
 
+import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def _there(temporary):
     return [path for path in temporary.iterdir() if path.is_dir()]
 
 
+def _is_held(folder):
+    """Whether a process has locked it; a moment ago it was made."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def _using(use, temporary, place):
     tempfile.tempdir = str(temporary)
     use(place)
@@ -75,7 +89,7 @@ def using(use, temporary, place):
     process = processes.Process(target=_using, args=(use, temporary, place))
     process.start()
     try:
-        while not _there(temporary):
+        while not any(map(_is_held, _there(temporary))):
             assert process.is_alive()
             time.sleep(0.01)
         yield
