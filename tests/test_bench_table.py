@@ -39,9 +39,9 @@ pathlib.Path(sys.argv[-1]).write_text({found!r})
 """
 HANGS = """
 import subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("compiling", flush=True)
-time.sleep(60)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+time.sleep(600)
 """
 
 
@@ -60,7 +60,7 @@ def rows(tmp_path):
         (tmp_path / f"bench_{name}.py").write_text(text)
     (tmp_path / "test_some.py").write_text("def test_one():\n    pass\ndef test_two():\n    assert 0\n")
     return {
-        "hangs": Row("one that hangs", f"{tmp_path}/bench_hangs.py", limit_s=1.0),
+        "hangs": Row("one that hangs", f"{tmp_path}/bench_hangs.py", limit_s=3.0),
         "crashes": Row("one that crashes", f"{tmp_path}/bench_crashes.py", must={"ms": 1}),
         "works": Row("one that works", f"{tmp_path}/bench_works.py", must={"ms": 15, "peak_GiB": 3}),
         "tests": Row("tests", f"-m pytest {tmp_path}/test_some.py", must={"failed": 0, "passed": 1}),
@@ -73,11 +73,11 @@ def test_a_row_that_crashes_or_hangs_costs_itself_only_and_a_table_is_gone_on_wi
     folder, said, begun = tmp_path / "speed" / "gpu", [], time.monotonic()
     how = {"asked": [*rows][:-1], "more": {"bench_works": ["--device", "cuda"]}, "say": said.append}
     fill(rows, folder, **how)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 300  # the one that hangs would take ten minutes
     names = {"hangs", "crashes", "works", "tests", "itself"}
     assert {path.stem for path in folder.glob("*.json")} == names
     there = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    assert "did not end in 1 s: compiling" in there["hangs"]["error"]
+    assert "did not end in 3 s: compiling" in there["hangs"]["error"]
     assert "status 1: no card" in there["crashes"]["error"]
     assert there["works"]["found"] == FOUND and there["works"]["command"].endswith("--device cuda")
     assert there["tests"]["counts"] == {"failed": 1, "passed": 1}

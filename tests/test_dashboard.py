@@ -47,11 +47,11 @@ class Page:
         work = {"ready": ready, "stop": lambda: self.stopped}
         self.thread = threading.Thread(target=serve, args=(view, "127.0.0.1", 0), kwargs=work)
         self.thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         self.port = int(self.urls[0].split(":")[2].strip("/"))
 
     def get(self, path, method="GET", host="127.0.0.1"):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, headers={"Host": f"{host}:{self.port}"})
             answer = connection.getresponse()
@@ -145,7 +145,7 @@ def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, mo
     seen = []
 
     def look(url):
-        with urllib.request.urlopen(f"{url}report", timeout=20) as answer:
+        with urllib.request.urlopen(f"{url}report", timeout=60) as answer:
             seen.append(answer.read().decode())
         os.kill(os.getpid(), number)
 

@@ -252,7 +252,7 @@ def hang(team, at):
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_limit(at):
     first, second = started(hang, at, limit_s=2)
-    kind, error, text = first.outcome(30)
+    kind, error, text = first.outcome()
     second.process.kill()
     assert (kind, error) == ("error", "RankError")
     assert "another of 2 ranks is lost, or has not answered within 2 s" in text

@@ -85,7 +85,7 @@ def command(team, folder):
 
 
 def wait_for(text, file):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not (file.exists() and text in file.read_text()):
         assert time.monotonic() < until, file.read_text() if file.exists() else "no messages"
         time.sleep(0.01)

@@ -300,7 +300,7 @@ def test_lock_refuses_a_second_process_and_is_free_after_sigkill(tmp_path):
     owner = processes.Process(target=hold_lock, args=(tmp_path, teller))
     owner.start()
     try:
-        assert told.poll(30)
+        assert told.poll(120)
         pid = told.recv()
         with pytest.raises(ConfigError, match=rf"in use by pid {pid} on host {socket.gethostname()}"):
             FolderLock(tmp_path).acquire()
@@ -334,7 +334,7 @@ def test_lock_dies_with_its_owner_although_a_forked_child_lives(tmp_path):
     told, teller = processes.Pipe(duplex=False)
     owner = processes.Process(target=leave_child_behind, args=(tmp_path, teller))
     owner.start()
-    assert told.poll(30)
+    assert told.poll(120)
     child = told.recv()
     try:
         with pytest.raises(ConfigError, match="in use"):

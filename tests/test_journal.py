@@ -20,6 +20,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from nas.errors import ConfigError
+from nas.files import kernel_lock
 from nas.files.kernel_lock import KernelLock
 from nas.files.stopped_holder import holders, wake
 from nas.storage.journal import journal_storage
@@ -336,7 +337,7 @@ def test_a_file_size_limit_is_waited_for(path):
     told, teller = processes.Pipe(duplex=False)
     writer = processes.Process(target=add_under_limit, args=(path, teller))
     writer.start()
-    assert told.poll(30) and int(told.recv_bytes()) > 0
+    assert told.poll(120) and int(told.recv_bytes()) > 0
     writer.join()
     assert values(path) == list(range(20))
 
@@ -433,7 +434,7 @@ def test_lock_of_a_killed_writer_is_free_at_once(path):
     told, teller = processes.Pipe(duplex=False)
     holder = processes.Process(target=lock_and_sleep, args=(path, teller))
     holder.start()
-    assert told.poll(30)
+    assert told.poll(120)
     holder.kill()
     holder.join()
     start = time.monotonic()
@@ -636,14 +637,23 @@ def test_a_journal_that_was_replaced_by_a_longer_one_is_noticed(path):
     assert path.read_bytes() == before
 
 
-def test_whoever_waits_while_a_journal_is_replaced_writes_to_the_new_one(path):
+def test_whoever_waits_while_a_journal_is_replaced_writes_to_the_new_one(path, monkeypatch):
     backend = SafeJournalBackend(path)
     backend.append_logs([record(0)])
     lock = KernelLock(str(path))
     lock.acquire()
+    waits, try_lock = threading.Event(), kernel_lock._try_lock
+
+    def trying(descriptor):
+        locked = try_lock(descriptor)
+        if not locked:
+            waits.set()
+        return locked
+
+    monkeypatch.setattr(kernel_lock, "_try_lock", trying)
     writer = threading.Thread(target=backend.append_logs, args=([record(1)],))
     writer.start()
-    time.sleep(0.05)
+    assert waits.wait(120)
     copy = path.with_name("copy")
     copy.write_bytes(path.read_bytes())
     copy.replace(path)

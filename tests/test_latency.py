@@ -53,15 +53,18 @@ def test_latency_is_ordered_and_leaves_the_network_as_it_was():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     found = latency(network, torch.randn(4, 1, 16, 16), repeats=20, warmup=3)
     assert 0 < found.low_ms <= found.p50_ms <= found.high_ms
-    assert found.p50_ms <= found.p95_ms < 1000
+    assert found.p50_ms <= found.p95_ms and found.p50_ms < 1000
     assert [part.training for part in network] == [True, False, True, True, True, True]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_larger_batch_takes_longer():
     network = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
-    small, large = (latency(network, torch.randn(n, 8, 24, 24), repeats=15, warmup=3) for n in (1, 16))
-    assert large.p50_ms > small.p50_ms  # about nine times, on a quiet machine
+    for _ in range(5):  # a busy machine may take longer for the small one, but not every time
+        small, large = (latency(network, torch.randn(n, 8, 24, 24), repeats=15, warmup=3) for n in (1, 16))
+        if large.p50_ms > 2 * small.p50_ms:  # about nine times, on a quiet machine
+            return
+    pytest.fail(f"{large} is never above twice {small}")
 
 
 def test_every_round_runs_every_network_once_in_an_order_of_its_own():

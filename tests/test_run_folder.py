@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -169,6 +170,16 @@ def test_leftovers_of_a_killed_start_are_no_obstacle(tmp_path):
     (tmp_path / "run.lock").touch()
     (tmp_path / ".tmp-1234.json").touch()
     assert open_folder(tmp_path) == tmp_path.resolve()
+
+
+def test_what_a_killed_process_was_writing_goes_when_the_run_goes_on(tmp_path):
+    start(tmp_path)
+    old, young = (tmp_path / f".tmp-{name}.safetensors" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half of it")
+    os.utime(old, (0, 0))
+    start(tmp_path)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

@@ -1,11 +1,12 @@
 """What processes leave in the system's temporary directory when they are killed, and for how long."""
 
+import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from nas.workers.join import Home, _place
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(MODULES)
-HANGING = "#!/bin/sh\nexec sleep 30\n"
+HANGING = "#!/bin/sh\nexec sleep 120\n"
 
 
 def an_export(place):
@@ -39,7 +40,7 @@ def an_export(place):
 
 def a_worker(_):
     with _place(Home(None), Config(space="toy"), None):
-        time.sleep(30)
+        time.sleep(120)
 
 
 def a_trial(_):
@@ -47,21 +48,34 @@ def a_trial(_):
         load("toy"), None, Recipe(1, batch=8, lr=0.1, weight_decay=0.0), hopeless=lambda *_: False
     )
     with evaluator._place(Trial(0, (0,), 1)):
-        time.sleep(30)
+        time.sleep(120)
 
 
 def a_classifier(_):
     owner = processes.Event()
     _temporary(owner)
-    time.sleep(30)
+    time.sleep(120)
 
 
 def a_bench(place):
-    fill({"row": Row("work", "-c 'import time; time.sleep(30)'")}, place, asked=["row"], more={})
+    fill({"row": Row("work", "-c 'import time; time.sleep(120)'")}, place, asked=["row"], more={})
 
 
 def _there(temporary):
     return [path for path in temporary.iterdir() if path.is_dir()]
+
+
+def _is_held(folder):
+    """Whether a process has locked it; a moment ago it was made."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def _using(use, temporary, place):
@@ -75,7 +89,7 @@ def using(use, temporary, place):
     process = processes.Process(target=_using, args=(use, temporary, place))
     process.start()
     try:
-        while not _there(temporary):
+        while not any(map(_is_held, _there(temporary))):
             assert process.is_alive()
             time.sleep(0.01)
         yield

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nas.errors import ConfigError, StorageError
@@ -22,6 +22,8 @@ TEMPORARY = ".tmp-"
 PASSING = (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
 """Faults of a file server that may be over in a moment."""
 _PAUSES_S = (0.1, 0.5)
+_YOUNG_S = 600.0
+"""No file is written for so long."""
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -77,6 +79,14 @@ def _write_once(path: Path, data: bytes) -> None:
             write_all(descriptor, data)
         finally:
             os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files that killed writers left in a folder; a young one may be in use."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # gone meanwhile, or not ours to remove
+            if time.time() - path.lstat().st_mtime > _YOUNG_S:
+                path.unlink()
 
 
 @contextmanager

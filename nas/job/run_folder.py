@@ -12,7 +12,7 @@ from typing import Any
 
 from nas.environment import environment
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.files.atomic import TEMPORARY, write_json, write_text
+from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
 from nas.files.folder_lock import LOCK
 from nas.files.folders import prepare_folder
 from nas.files.manifest import MANIFEST
@@ -91,6 +91,7 @@ def begin(
         DataError: when the data are no longer those that the run began with.
     """
     now = describe_run(config, plan, space, task, genotype)
+    remove_unfinished(folder)
     # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
     now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
     now["environment"]["ranks"] = ranks

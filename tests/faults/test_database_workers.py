@@ -112,7 +112,7 @@ time.sleep(600)
 def test_a_frozen_holder_of_the_turn_is_cut_off_by_the_server_and_notices(address, monkeypatch):
     monkeypatch.setattr("nas.workers.turns.PATIENCE_S", 0.3)
     storages = [open_storage(address) for _ in range(2)]
-    frozen, other = (PostgresTurn(storage, 7, cut_off_s=1.5) for storage in storages)
+    frozen, other = (PostgresTurn(storage, 7, cut_off_s=4) for storage in storages)
     with frozen() as check:
         check()
         with pytest.raises(NoTurnError, match="no turn in time"), other():

@@ -9,6 +9,8 @@ from soak import alive, begin, check, children, joined, read, soak, until
 from nas.workers.claims import owner_of
 
 BRIEF = {"workers": 3, "lease_s": 60.0, "steps": 8, "step_s": 0.02}
+LONGER = BRIEF | {"step_s": 0.06}
+"""So that there is time for a fault before the end, also where the test has to wait for a processor."""
 
 
 def first_trials(folder, process, number):
@@ -50,7 +52,7 @@ def test_killed_at_random_moments_each_trial_is_told_once(tmp_path, seed):
 
 
 def test_a_killed_coordinator_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path):
-    process = begin(tmp_path, trials=16, **BRIEF)
+    process = begin(tmp_path, trials=16, **LONGER)
     orphans = first_trials(tmp_path, process, 4)
     assert orphans
     process.kill()
@@ -66,7 +68,7 @@ def test_a_killed_coordinator_leaves_nobody_behind_and_the_next_one_goes_on(tmp_
 
 
 def test_sigterm_drains_the_workers_and_nothing_is_lost_or_repeated(tmp_path):
-    process = begin(tmp_path, trials=16, **BRIEF)
+    process = begin(tmp_path, trials=16, **LONGER)
     pids = first_trials(tmp_path, process, 4)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
@@ -82,7 +84,7 @@ def test_sigterm_drains_the_workers_and_nothing_is_lost_or_repeated(tmp_path):
 
 
 def test_a_frozen_worker_is_replaced_and_its_trial_done_by_another(tmp_path):
-    settings = BRIEF | {"lease_s": 6.0}
+    settings = LONGER | {"lease_s": 6.0}
     process = begin(tmp_path, trials=14, **settings)
     frozen = stop_one_at_work(tmp_path, first_trials(tmp_path, process, 2))
     until(lambda: not alive(frozen))
@@ -93,7 +95,7 @@ def test_a_frozen_worker_is_replaced_and_its_trial_done_by_another(tmp_path):
 
 def test_a_worker_that_was_frozen_beyond_its_lease_comes_back_too_late(tmp_path):
     """Nobody can kill one that joined from elsewhere: it goes on, and what it then tells is refused."""
-    pace = {"trials": 3, "lease_s": 2.0, "steps": 1, "step_s": 1.0}
+    pace = {"trials": 3, "lease_s": 2.0, "steps": 1, "step_s": 2.0}
     frozen = begin(tmp_path, joined, **pace)
     until((tmp_path / "begun-0").exists)
     os.kill(frozen.pid, signal.SIGSTOP)
