@@ -202,3 +202,13 @@ def test_classes_that_a_space_does_not_take_from_the_task_are_told():
     space = replace(single(OPTIONS, classes=7), origin="own.py:make")
     with pytest.raises(SpaceError, match=r"wanted .*, 10.; let own.py:make take an argument 'classes'"):
         validate(space, TASK, samples=2)
+
+
+def test_a_softmax_at_the_end_is_told():
+    plain = single(OPTIONS)
+    soft = Space("soft", lambda choose: nn.Sequential(plain.build(choose), nn.Softmax(1)))
+    told = [
+        any("leave the softmax out" in text for text in validate(space, TASK, samples=2).warnings)
+        for space in (plain, soft)
+    ]
+    assert told == [False, True]

@@ -115,6 +115,8 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     costs = _costs(space, genotypes, task, x)
     batch = _affordable_batch(space, costs, task)
     check_space(space, x, samples=CHECKED, seed=seed)
+    with isolated(seed, "validate"):
+        warnings += _output_warnings(space.network(genotypes[0]).to(x.device), x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
         step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
@@ -219,6 +221,18 @@ def _supernet(space: Space) -> tuple[int | None, str]:
             return count_params(Supernet(space).network), ""
     except SpaceError as error:
         return None, str(error)
+
+
+def _output_warnings(network: nn.Module, x: Tensor) -> list[str]:
+    """What the loss, which takes logits, would make little of."""
+    with torch.no_grad():
+        y: Tensor = network.eval()(x)
+    if (y < 0).any() or not torch.allclose(y.sum(1), torch.ones(len(y), device=y.device), atol=1e-4):
+        return []
+    return [
+        "the networks give probabilities, but the loss takes logits and learns little from these; leave "
+        "the softmax out"
+    ]
 
 
 def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:
