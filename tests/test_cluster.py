@@ -6,6 +6,7 @@ import sys
 import pytest
 from optuna.storages import InMemoryStorage
 
+from nas.cli.workers import _home
 from nas.cluster import on_ray, worker_command
 from nas.cluster.slurm import SlurmWorker, Wishes, script, submit
 from nas.cluster.worker_command import Worker, stop, worker_arguments
@@ -36,6 +37,7 @@ def test_a_launched_worker_takes_the_password_from_the_environment(monkeypatch):
     _, storage, _, study = worker_arguments(None, storage=None, study="run-12345678")
     home = join.home_at(storage, study)
     assert [address.secret for address in (*opened, home.address)] == [SECRET, SECRET]
+    assert _home(None, None, study, None).address.secret == SECRET
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(ConfigError, match=f"whose password is masked; .* environment variable {VARIABLE}"):
         join.home_at(storage, study)

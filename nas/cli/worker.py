@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,8 @@ def worker(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Where the trials are, instead of a folder: the URL of a database, or a study.log."
+            help="Where the trials are, instead of a folder: the URL of a database, or a study.log. "
+            "[default with --study: $NAS_STORAGE]"
         ),
     ] = None,
     study: Annotated[
@@ -62,8 +64,11 @@ def worker(
 
 
 def _home(folder: Path | None, storage: str | None, study: str | None, scratch: Path | None) -> Home:
+    from nas.storage.address import VARIABLE
     from nas.workers.join import home_at, home_in
 
+    if folder is None and storage is None and study is not None:
+        storage = os.environ.get(VARIABLE)
     if storage is not None:
         if folder is not None:
             raise ConfigError(
@@ -71,7 +76,9 @@ def _home(folder: Path | None, storage: str | None, study: str | None, scratch: 
             )
         return home_at(storage, study)
     if folder is None:
-        raise ConfigError("which search? give a worker the run's folder, or --storage and --study")
+        raise ConfigError(
+            f"which search? give a worker the run's folder, or --study and --storage (or {VARIABLE})"
+        )
     for name, value in {"--study": study, "--scratch": scratch}.items():
         if value is not None:
             raise ConfigError(f"{name} is for workers without the run's folder; remove it")

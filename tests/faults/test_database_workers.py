@@ -201,7 +201,8 @@ def test_a_worker_joins_by_the_database_alone(tmp_path, address, monkeypatch):
     run = stopped(tmp_path / "run", address)
     unknown = call("worker", "--storage", address.secret, "--study", "other-1")
     assert (unknown.exit_code, "there are no trials to join here" in unknown.stderr) == (2, True)
-    done = call("worker", "--storage", address.secret, "--study", run, "--scratch", tmp_path / "scratch")
+    monkeypatch.setenv("NAS_STORAGE", address.secret)  # the password of what is given is masked
+    done = call("worker", "--storage", address, "--study", run, "--scratch", tmp_path / "scratch")
     assert done.exit_code == 0, done.stderr
     assert "nothing is left to do: 5 trials done" in done.stderr
     assert PASSWORD not in done.stderr + done.stdout

@@ -154,7 +154,7 @@ def test_what_cannot_be_joined_says_why(tmp_path):
     stopped_after(1, tmp_path / "run")
     (tmp_path / "empty").mkdir()
     for arguments, words in (
-        ([], "give a worker the run's folder, or --storage and --study"),
+        ([], "give a worker the run's folder, or --study and --storage (or NAS_STORAGE)"),
         ([tmp_path / "empty"], "holds no run: there is no run.json in it"),
         ([tmp_path / "run", "--storage", "x"], "not both"),
         ([tmp_path / "run", "--study", "x"], "--study is for workers without the run's folder"),
