@@ -66,9 +66,13 @@ class Tracer:
         self.answers = answers or {}
         self.others: list[dict[str, int]] = []
         self._questions = 0
+        self._built: set[str] = set()
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
-        """Records the decision and, the first time, builds every candidate to learn what it is."""
+        """Records the decision and, the first time, builds every candidate to learn what it is.
+
+        In every later run it builds once those that ask further decisions.
+        """
         if not isinstance(candidates, Mapping):
             raise SpaceError(
                 f"decision {name!r}: the options of op are a {type(candidates).__name__}, wanted a mapping "
@@ -76,7 +80,8 @@ class Tracer:
             )
         first = name not in self.decisions
         self._record(Decision(name, tuple(candidates)))
-        if first or name in self.nested:
+        if first or (name in self.nested and name not in self._built):
+            self._built.add(name)
             before = self._questions
             self.roles[name] = {
                 option: role(built(name, option, make)) for option, make in candidates.items()

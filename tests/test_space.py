@@ -501,6 +501,22 @@ def test_decisions_that_are_asked_after_any_value_are_listed():
     assert drawn == set(space.enumerate()) and len(drawn) == 2 + 2 * (3 + 6)
 
 
+def test_decisions_inside_of_candidates_are_asked_after_any_value_too():
+    built = []
+
+    def inner(choose):
+        built.append(None)
+        return choose.op("deep" if choose.value("kind", ("deep", "flat")) == "deep" else "shallow", CONVS)
+
+    def build(choose):
+        options = {"inner": lambda: inner(choose), "skip": nn.Identity}
+        return nn.Sequential(*(choose.op("outer", options) for _ in range(5)))
+
+    space = Space("inside", build)
+    assert [d.name for d in space.decisions] == ["outer", "kind", "shallow", "deep"]
+    assert len(built) == 2, "once in each of two runs, though it is asked five times"
+
+
 def test_a_decision_that_only_two_values_together_lead_to():
     def build(choose):
         if (choose.value("a", (0, 1)), choose.value("b", (0, 1))) == (0, 0):
