@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from killing import MODULES
-from nas.oneshot.fused.table import Row, fill
 
 from nas.bundle.proof import prove
 from nas.classifier import _temporary
@@ -22,6 +21,7 @@ from nas.files.temporary import temporary_folder
 from nas.job.config import Config
 from nas.oneshot.fused.kernels import cubins
 from nas.registry import load
+from nas.speed.table import Row, fill
 from nas.training.recipe import Recipe
 from nas.types import Trial
 from nas.workers.join import Home, _place
