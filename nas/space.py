@@ -275,6 +275,11 @@ class Space:
 
     def supernet(self, chooser: Chooser) -> nn.Module:
         """The network with every decision answered by `chooser`; refuses decisions that are no modules."""
+        self.check_supernet()
+        return self._build(chooser)
+
+    def check_supernet(self) -> None:
+        """Raises SpaceError when there is no supernet, since some decisions choose no modules."""
         values = [d.name for d in self.decisions if not d.mixable]
         if values:
             more = f" and {len(values) - 4} more" if len(values) > 4 else ""
@@ -283,7 +288,6 @@ class Space:
                 f"({', '.join(values[:4])}{more}); use a method by trials, e.g. evolution, with --evaluator "
                 "trained, or fix these values in the space"
             )
-        return self._build(chooser)
 
     @cached_property
     def outline(self) -> nn.Module:

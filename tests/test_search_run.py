@@ -327,6 +327,17 @@ def test_what_the_last_phases_would_refuse_is_refused_before_the_first(tmp_path,
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(("method", "settings"), [("darts", {}), ("evolution", {"evaluator": "shared"})])
+def test_a_space_without_a_supernet_is_refused_before_anything_is_written(tmp_path, method, settings):
+    def build(choose):
+        body = [nn.Conv2d(1, 4, 3), *[nn.ReLU()] * choose.value("depth", [1, 2])]
+        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+    with pytest.raises(SpaceError, match=r"has no supernet: it asks for values, .*\(depth\)"):
+        search(Space("deep", build), "digits", method, out=tmp_path / "a", settings=settings)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_misspelt_final_setting_is_refused_before_the_search(tmp_path):
     with pytest.raises(SpaceError, match="no setting 'wdith'; did you mean 'width'"):
         evolve(tmp_path / "a", final_settings={"wdith": 4})

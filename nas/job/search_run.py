@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
@@ -111,7 +112,7 @@ def run(
     return carry_out(
         config,
         place,
-        lambda told, team: prepare(
+        lambda told, team: _prepared(
             config,
             place,
             space=space,
@@ -132,10 +133,18 @@ def run(
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:
     """What the job of a configuration would cost on its device; nothing is written."""
-    job, _ = prepare(
+    job, _ = _prepared(
         config, default_folder(config), progress=progress, clock=Clock(config.budget), tries=False
     )
     return measured(job)
+
+
+def _prepared(config: Config, place: Path, **parts: Any) -> tuple[Job, list[str]]:  # noqa: ANN401
+    """As `prepare`; refuses a space without the supernet that the method needs."""
+    job, notes = prepare(config, place, **parts)
+    if job.has_choice and (config.is_differentiable or config.shares_weights):
+        job.space.check_supernet()
+    return job, notes
 
 
 def _searched(job: Job, *, tell: Tell | None) -> Result:
