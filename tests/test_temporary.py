@@ -29,7 +29,6 @@ from nas.workers.join import Home, _place
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(MODULES)
-HERE = socket.gethostname()
 HANGING = "#!/bin/sh\nexec sleep 30\n"
 
 
@@ -134,7 +133,8 @@ def test_folders_of_others_and_links_are_left_alone(temporary, tmp_path, monkeyp
 
 def test_folders_of_other_machines_are_left_alone_as_their_locks_may_not_be_seen(temporary, monkeypatch):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(socket, "gethostname", lambda: f"{HERE}-2")
+        name = f"{socket.gethostname()}-2"
+        elsewhere.setattr(socket, "gethostname", lambda: name)
         theirs = temporary / f"{files_temporary._prefix()}a1b2"
     theirs.mkdir()
     with temporary_folder() as own:
