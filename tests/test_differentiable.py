@@ -216,6 +216,20 @@ def test_a_checkpoint_of_another_supernet_is_refused(tmp_path):
         run(make_space(width=5), checkpoints=Checkpoints(tmp_path))
 
 
+def test_a_checkpoint_of_a_version_that_knew_fewer_parts_of_a_method_is_refused(tmp_path, monkeypatch):
+    """What is new comes with changes: `oles` froze other operations before there was a `skip_cap`."""
+    described = Method.describe
+
+    def older(method):
+        return {name: part for name, part in described(method).items() if name != "skip_cap"}
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Method, "describe", older)
+        run(checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ConfigError, match=r"with another method; resume with .* the version that wrote it"):
+        run(checkpoints=Checkpoints(tmp_path))
+
+
 # -- stages -------------------------------------------------------------------------------------------
 
 CELL = {"name": one_stage.PATH, "width": 8}

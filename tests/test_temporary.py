@@ -4,6 +4,7 @@ import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
+import socket
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from killing import MODULES
 from nas.bundle.proof import prove
 from nas.classifier import _temporary
 from nas.evaluation.evaluators import Trained
+from nas.files import temporary as files_temporary
 from nas.files.folders import prepare_folder
 from nas.files.temporary import temporary_folder
 from nas.job.config import Config
@@ -141,6 +143,17 @@ def test_folders_of_others_and_links_are_left_alone(temporary, tmp_path, monkeyp
         pass
     assert sorted(set(before) - set(temporary.iterdir())) == [temporary / f"{name}-of-another"]
     assert kept.is_dir()
+
+
+def test_folders_of_other_machines_are_left_alone_as_their_locks_may_not_be_seen(temporary, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        name = f"{socket.gethostname()}-2"
+        elsewhere.setattr(socket, "gethostname", lambda: name)
+        theirs = temporary / f"{files_temporary._prefix()}a1b2"
+    theirs.mkdir()
+    with temporary_folder() as own:
+        assert sorted(_there(temporary)) == sorted([theirs, own])
+    assert _there(temporary) == [theirs]
 
 
 def test_a_folder_that_was_taken_for_one_left_behind_is_made_again(temporary, monkeypatch):

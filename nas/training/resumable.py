@@ -120,7 +120,8 @@ def _resume(work: Resumable[R], what: str, checkpoints: Checkpoints | None) -> N
     if differing := _differing(work, state.get("settings", {})):
         raise ConfigError(
             f"{what}: the checkpoint was written with another {', '.join(differing)}; "
-            "resume with the same settings, or clear the checkpoints to start anew"
+            "resume with the same settings and the version that wrote it, or clear the checkpoints to start "
+            "anew"
         )
     work.restore(step, state["work"])
 
