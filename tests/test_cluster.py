@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from nas.cli.workers import _home
+from nas.cli.worker import _home
 from optuna.storages import InMemoryStorage
 
 from nas.cluster import on_ray, worker_command
