@@ -4,9 +4,9 @@ import os
 import sys
 
 import pytest
-from nas.cli.worker import _home
 from optuna.storages import InMemoryStorage
 
+from nas.cli.worker import _home
 from nas.cluster import on_ray, worker_command
 from nas.cluster.slurm import SlurmWorker, Wishes, script, submit
 from nas.cluster.worker_command import Worker, stop, worker_arguments

@@ -354,7 +354,10 @@ FULLY = np.triu(np.ones((7, 7), dtype=int), 1).tolist()
         ({"matrix": [[0, 1], [0, 0]]}, r"got a matrix \(2, 2\) and 7 operations"),
         ({"matrix": 3}, r"got a matrix \(\) and 7 operations"),
         ({"ops": 3}, "wanted the form"),
-        ({"ops": ["input", "conv5x5-bn-relu", *INCEPTION["ops"][2:]]}, "'conv1x1-bn-relu' or 'conv3x3-bn-relu'"),
+        (
+            {"ops": ["input", "conv5x5-bn-relu", *INCEPTION["ops"][2:]]},
+            "'conv1x1-bn-relu' or 'conv3x3-bn-relu'",
+        ),
     ],
 )
 def test_other_cells_are_refused(change, message):
