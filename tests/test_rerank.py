@@ -85,6 +85,10 @@ def test_the_first_choice_of_the_search_is_compared_and_the_best_is_taken(tmp_pa
     assert (found.best, found.found_by) == (B, SEARCH)
     assert (found.metrics["first_val_acc"], found.metrics["rerank_val_acc"]) == pytest.approx((0.5, 0.9))
     assert found.metrics["random_delta"] == 0
+    assert found.statements[-1] == (
+        "another candidate of the search is taken, of validation accuracy 0.9000 in fresh trainings; "
+        "the first choice has 0.5000"
+    )
 
 
 def test_the_noise_of_training_seeds_counts(tmp_path, monkeypatch):

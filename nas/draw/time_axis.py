@@ -23,7 +23,7 @@ def elapsed(trials: Sequence[Trial]) -> dict[int, float]:
 
 def time_ticks(span_s: float, *, most: int) -> list[tuple[float, str]]:
     """Round times from 0 to at most `span_s`, in seconds, each with its label in a unit that suits."""
-    unit, name = next((u, n) for u, n in _UNITS if span_s >= 1.5 * u or u == 1.0)
+    unit, name = next((u, n) for u, n in _UNITS if span_s >= 2 * u or u == 1.0)
     marks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, span_s / unit)
     return [(float(m * unit), f"{m:g} {name}") for m in marks if 0 <= m * unit <= span_s]
 

@@ -98,6 +98,12 @@ def rerank(
             different = compared.statement(_FIRST, _WORDS[name])
             statements.append(same if rival == own else different)
     found_by = SEARCH if best in candidates else next(n for n, g in rivals.items() if g == best)
+    if found_by == SEARCH and own not in (None, best):
+        before, after = metrics["first_val_acc"], metrics["rerank_val_acc"]
+        statements.append(
+            f"another candidate of the search is taken, of validation accuracy {after:.4f} in fresh "
+            f"trainings; the first choice has {before:.4f}"
+        )
     return Verdict(best, found_by, metrics, tuple(statements))
 
 
