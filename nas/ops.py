@@ -47,8 +47,11 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`, or `[B, c_in, L]`."""
-        sides = [-(-side // self.stride) for side in x.shape[2:]]
-        return x.new_zeros(x.shape[0], self.c_out, *sides)
+        zeros = torch.zeros_like(x[:, :1])
+        # A signal's second "side" is its one channel. No shape is looked at, so that this can be traced.
+        for _ in range(2):
+            zeros = zeros[..., :: self.stride].transpose(-1, -2)
+        return zeros.repeat_interleave(self.c_out, 1)
 
 
 class FactorizedReduce(nn.Module, Batched):

@@ -43,6 +43,19 @@ def test_every_space_comes_back_to_the_bit(name, seed):
     assert "nas" not in source.replace("nasbench", "")
 
 
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+def test_cells_in_which_a_node_has_no_connection_come_back(name):
+    space = load(name, {"in_channels": 3, "image_size": 32, "classes": 7})
+    network, x = (
+        space.network((space.decisions[0].options.index("none"),) * len(space.decisions)),
+        torch.randn(2, 3, 32, 32),
+    )
+    new, source = rebuilt(network.eval(), x)
+    with torch.no_grad():
+        assert torch.equal(new(x), network(x))
+    assert "Zero" in source
+
+
 def test_modules_are_left_as_they_were():
     space = load("toy", {"in_channels": 1, "image_size": 8, "classes": 3})
     network = space.network(space.sample(rng(0))).train()

@@ -207,7 +207,7 @@ class _Statements:
             ends = [[] if end is None else self._value(end) for end in (index.start, index.stop)]
             step: list[Piece] = [] if index.step is None else [":", *self._value(index.step)]
             return [*ends[0], ":", *ends[1], *step]
-        return self._value(index)
+        return ["..."] if index is Ellipsis else self._value(index)
 
     def _value(self, value: object) -> list[Piece]:
         if isinstance(value, fx.Node):
