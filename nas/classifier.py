@@ -57,7 +57,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     space, method: as `nas.search` takes them.
     random_state: an integer, a `RandomState` or None; equal ones draw alike, but time decides how much.
     test_fraction: of the images, held out; `result_.metrics["test_acc"]` is measured on them, once.
-    flip: whether a mirrored image keeps its label.
+    augment: how images are varied in training: `none`, or parts of `crop+flip+cutout`; `crop` unless given.
     device: `auto`, `cpu`, `cuda`, ...
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
@@ -81,7 +81,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "evolution",
         random_state: int | np.random.RandomState | None = 0,
         test_fraction: float = 0.1,
-        flip: bool = False,
+        augment: str | None = None,
         device: str = "auto",
         out: str | Path | None = None,
         settings: Mapping[str, object] | None = None,
@@ -92,7 +92,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.method = method
         self.random_state = random_state
         self.test_fraction = test_fraction
-        self.flip = flip
+        self.augment = augment
         self.device = device
         self.out = out
         self.settings = settings
@@ -202,7 +202,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return task_from_arrays(
                 images,
                 labels,
-                flip=self.flip,
                 seed=seed,
                 val_fraction=0.3,
                 test_fraction=self.test_fraction,
@@ -213,7 +212,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _config(self, task: Task, folder: Path, clock: Clock, seed: int) -> Config:
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
-        base: dict[str, object] = {"seed": seed, "device": self.device}
+        base: dict[str, object] = {"seed": seed, "device": self.device, "augment": self.augment}
         chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))
         given = dict(self.settings or {})

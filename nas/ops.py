@@ -54,6 +54,13 @@ class Zero(nn.Module):
         return zeros.repeat_interleave(self.c_out, 1)
 
 
+def stem(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
+    """A 3x3 convolution and batch-norm; of a stride beyond 2 after averaging, so that every pixel counts."""
+    conv = nn.Conv2d(c_in, c_out, 3, min(stride, 2), padding=1, bias=False)
+    averaged = [nn.AvgPool2d(stride // 2, ceil_mode=True)] if stride > 2 else []
+    return nn.Sequential(*averaged, conv, nn.BatchNorm2d(c_out))
+
+
 class FactorizedReduce(nn.Module, Batched):
     """Halves the resolution by two 1x1 convolutions that look at the even and at the odd pixels.
 

@@ -68,6 +68,8 @@ class Space:
     notation: the field's own way to write a genotype, if there is one.
     conditional: whether some decision may go unasked, so that several genotypes mean one architecture; found
       out by building unless the author knows.
+    default: a known good architecture, as option numbers or as `choices` in words. A job tries it first,
+      holds what it finds against it, and delivers it where nothing is better.
     origin, settings: where `nas.load` found the space and what it passed; empty for a space made by hand.
     """
 
@@ -78,6 +80,7 @@ class Space:
     full_size: Mapping[str, object] = field(default_factory=dict)
     notation: Notation | None = None
     conditional: bool | None = None
+    default: Genotype | Mapping[str, str] | None = None
     origin: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -123,6 +126,22 @@ class Space:
             valid = self.project is argmax or self.nearest(self.one_hot(genotype)) == genotype
             if valid and self.canonical(genotype) == genotype:
                 yield genotype
+
+    @cached_property
+    def default_genotype(self) -> Genotype:
+        """The default; where the author names none, the valid architecture nearest to all last options.
+
+        Raises:
+            SpaceError: when the default is no valid architecture of the space.
+        """
+        if self.default is None:
+            return self.canonical(self.nearest([np.eye(len(d.options))[-1] for d in self.decisions]))
+        named = self.genotype(self.default) if isinstance(self.default, Mapping) else tuple(self.default)
+        if self.nearest(self.one_hot(named)) != named:
+            raise SpaceError(
+                f"space {self.name!r}: its default {self.choices(named)} is not valid by its own project"
+            )
+        return self.canonical(named)
 
     # -- genotypes ------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Task:
     test: for the final network only.
     mean, std: [C] float32 of the train split's pixels, uint8 scaled to [0, 1]; a constant channel has std 1.
     fingerprint: SHA-256 in hex of the arrays, the class names, the split and its seed.
-    flip: whether a mirrored image keeps its label.
+    flip: whether images are mirrored in training; unless asked, those of CIFAR alone.
     pad: usual padding of the random crop, in pixels.
     skipped: source files that could not be read, each with the reason.
     notes: what the user should know about the data, one finding each.
@@ -217,7 +217,7 @@ def task_from_arrays(
     *,
     name: str = "arrays",
     classes: Sequence[str] | None = None,
-    flip: bool = True,
+    flip: bool = False,
     seed: int = 0,
     val_fraction: float = 0.5,
     test_fraction: float = 0.2,
@@ -247,7 +247,7 @@ def task_from_datasets(
     *,
     name: str = "datasets",
     classes: Sequence[str] | None = None,
-    flip: bool = True,
+    flip: bool = False,
     seed: int = 0,
     val_fraction: float = 0.5,
     test_fraction: float = 0.2,

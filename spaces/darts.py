@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.cell import Cell
 from nas.choosers import Candidates, Chooser
 from nas.errors import SpaceError, unknown
-from nas.ops import FactorizedReduce, MixtureNorm, Primitive, candidates, relu_conv_bn
+from nas.ops import FactorizedReduce, MixtureNorm, Primitive, candidates, relu_conv_bn, stem
 from nas.space import Notation, Scores, Space
 from nas.types import Decision, Genotype
 
@@ -29,6 +29,13 @@ OPTIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
+DARTS_V2 = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), "
+    "('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)])"
+)
+"""The cells that the paper's second-order search found (figures 4 and 5)."""
 NODES = 4
 KINDS = ("normal", "reduce")
 EDGES = tuple((src, dst) for dst in range(2, 2 + NODES) for src in range(dst))
@@ -44,11 +51,13 @@ def darts(
     in_channels: int = 3,
     image_size: int = 32,
     auxiliary: bool = False,
+    stem_stride: int = 1,
 ) -> Space:
     """Images `[B, in_channels, H, W]` to `[B, classes]`.
 
     image_size: the shorter of H and W; only the auxiliary head depends on it.
     auxiliary: add a second classifier after the second reduction, used in training only.
+    stem_stride: for large images.
     """
     reductions = {cells // 3, 2 * cells // 3}
     if cells < 3:
@@ -62,11 +71,9 @@ def darts(
             channels *= 2 if reduce else 1
             layers.append(_cell(choose, c_prev2, c_prev, channels, reduce=reduce, shrunk=shrunk))
             c_prev2, c_prev, shrunk = c_prev, NODES * channels, reduce
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, 3 * width, 3, padding=1, bias=False), nn.BatchNorm2d(3 * width)
-        )
-        head = AuxiliaryHead(NODES * 4 * width, classes, image_size) if auxiliary else None
-        return Network(stem, layers, nn.Linear(c_prev, classes), head, max(reductions))
+        first = stem(in_channels, 3 * width, stem_stride)
+        head = AuxiliaryHead(NODES * 4 * width, classes, -(-image_size // stem_stride)) if auxiliary else None
+        return Network(first, layers, nn.Linear(c_prev, classes), head, max(reductions))
 
     count = 1
     for dst in range(2, 2 + NODES):
@@ -78,6 +85,7 @@ def darts(
         count=count ** len(KINDS),
         full_size={"width": 36, "cells": 20, "auxiliary": True},
         notation=Notation(to_literal, from_literal),
+        default=from_literal(DARTS_V2),
     )
 
 

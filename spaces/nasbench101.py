@@ -32,6 +32,9 @@ NAMES = tuple(f"{src}->{dst}" for src, dst in EDGES)
 COUNT = 1_824_025
 """Genotypes, of which isomorphic ones differ in the order of their vertices."""
 
+RESIDUAL = [[0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+"""Three 3x3 convolutions in a row beside a shortcut: 93.51 % on CIFAR-10."""
+
 
 def nasbench101(
     width: int = 128, stacks: int = 3, cells: int = 3, classes: int = 10, in_channels: int = 3
@@ -58,7 +61,15 @@ def nasbench101(
         return nn.Sequential(*blocks, head, nn.Linear(c_out, classes))
 
     notation = Notation(to_json, from_json)
-    return Space("nasbench101", build, project, count=COUNT, notation=notation, conditional=False)
+    return Space(
+        "nasbench101",
+        build,
+        project,
+        count=COUNT,
+        notation=notation,
+        conditional=False,
+        default=from_json(json.dumps({"matrix": RESIDUAL, "ops": ["input", *3 * OPTIONS[:1], "output"]})),
+    )
 
 
 # -- what is valid ------------------------------------------------------------------------------------

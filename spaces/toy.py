@@ -30,7 +30,7 @@ def toy(width: int = 8, classes: int = 10, in_channels: int = 1) -> Space:
             nn.Linear(width, classes),
         )
 
-    return Space("toy", build)
+    return Space("toy", build, default=OPTIMUM)
 
 
 def score(genotype: Genotype) -> float:

@@ -21,7 +21,7 @@ from nas.files.atomic import write_text
 from nas.files.manifest import update_manifest
 from nas.results.records import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
-from nas.results.run_record import read_run
+from nas.results.run_record import compared_of, read_run
 from nas.task import Task
 from nas.user_code import user_errors
 
@@ -61,7 +61,8 @@ def bundle(
             f"export: {folder} was scored on other images than {task.name!r} now has; restore the data, or "
             "name the task with --task"
         )
-    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record)}."
+    compared = compared_of(folder)
+    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record, compared)}."
     model = Pixels(result.network, result.inputs)
     forms, notes = _written(folder, model, result, title)
     for note in notes:
@@ -88,7 +89,9 @@ def bundle(
     unproven = [form for form in forms if form not in {proof.form for proof in proofs}]
     notes += [f"{FILES[form]} was not run: no {PACKAGES[form]} where the forms were run" for form in unproven]
     write_text(folder / "requirements.txt", requirements(proofs))
-    write_text(folder / CARD, card(result, record, proofs, notes, mirrors=task.flip))
+    augment = record["config"].get("augment")
+    mirrors = task.flip if augment is None else "flip" in augment
+    write_text(folder / CARD, card(result, record, proofs, notes, mirrors=mirrors, compared=compared))
     update_manifest(folder, [*FILES.values(), "requirements.txt", CARD])
     return proofs
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nas.bundle.proof import PACKAGES, TOLERANCE, Proof
+from nas.results.records import ComparedRecord
 from nas.results.result import Result
+from nas.results.run_record import DEFAULT
 from nas.text import counted
 
 FILES = {
@@ -16,10 +18,13 @@ FILES = {
 }
 
 
-def origin(record: Mapping[str, Any]) -> str:
-    """Where the architecture of a run is from, as its run.json says."""
-    known = record.get("architecture") is not None
-    return "trained again from scratch" if known else f"found by {record['config']['method']}"
+def origin(record: Mapping[str, Any], compared: ComparedRecord | None = None) -> str:
+    """Where the architecture of a run is from, as its run.json and its baselines.json say."""
+    if record.get("architecture") is not None:
+        return "trained again from scratch"
+    if compared is not None and compared.found_by == DEFAULT:
+        return "the default architecture of the space, beside a search"
+    return f"found by {record['config']['method']}"
 
 
 def card(
@@ -29,11 +34,12 @@ def card(
     notes: Sequence[str],
     *,
     mirrors: bool = True,
+    compared: ComparedRecord | None = None,
 ) -> str:
     """Markdown.
 
     record: the run's run.json. notes: which forms are missing, and why. mirrors: whether the images could be
-    mirrored in training.
+    mirrored in training. compared: the content of its baselines.json.
     """
     metrics, task, config = result.metrics, record["task"], record["config"]
     searched = record.get("architecture") is None
@@ -43,7 +49,7 @@ def card(
         f"# {_text(record['space']['name'])} on {_text(task['name'])}",
         "",
         f"An image classifier of {metrics['params']:,.0f} parameters and {metrics['macs']:,.0f} "
-        f"multiply-accumulates an image, {_made_by(record)}.",
+        f"multiply-accumulates an image, {_made_by(record, compared)}.",
         "",
         *_use(result, notes),
         "## How good",
@@ -92,6 +98,7 @@ def card(
                 ("classes", _text(", ".join(result.inputs.classes))),
                 *([("search", f"{counted(metrics.get('trials', 0), 'trial')}, "
                               f"{metrics.get('failed_trials', 0):,.0f} of them failed")] if searched else []),
+                *[("comparison", _text(words)) for words in (compared.statements if compared else [])],
                 ("last training", f"{counted(metrics['retrain_epochs'], 'epoch')}, seed {config['seed']}"),
                 ("cost", _seconds(metrics)),
                 ("recipe", ", ".join(f"{_text(k)} {_text(v)}" for k, v in recipe.items())),
@@ -108,11 +115,14 @@ def card(
     return "\n".join(lines)
 
 
-def _made_by(record: Mapping[str, Any]) -> str:
+def _made_by(record: Mapping[str, Any], compared: ComparedRecord | None) -> str:
     engine = f"nas-engine {_text(record['environment']['nas-engine'])}"
     if record.get("architecture") is not None:
         return f"an architecture that was known, trained again from scratch ({engine})"
     method = _text(record["config"]["method"])
+    if compared is not None and compared.found_by == DEFAULT:
+        by = f"method `{method}`, {engine}"
+        return f"the default architecture of its search space: a search ({by}) found none that is better"
     return f"found by neural architecture search (method `{method}`, {engine})"
 
 
@@ -151,6 +161,7 @@ def _seeds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         "first_val_acc": "the same of the search's first choice, chosen before",
         "random_val_acc": "the same of random search at equal cost",
         "largest_val_acc": "the same of the largest of its architectures",
+        "default_val_acc": "the same of the space's default architecture",
     }
     rows = [(words, f"{metrics[name]:.4f}") for name, words in names.items() if name in metrics]
     if "random_p" in metrics:

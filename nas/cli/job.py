@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from nas.signals import StopRequest
 
 
+RIVALS = {
+    "random": "random search at equal cost",
+    "largest": "largest of these",
+    "default": "default architecture",
+}
+
+
 @contextmanager
 def stoppable(
     *, quiet: bool, plain: bool, afterwards: str = "the same command goes on from here"
@@ -78,11 +85,14 @@ def show(result: Result, *, as_json: bool) -> None:
     ]
     if (result.folder / "cells.png").exists():
         lines.append(f"pictures     {result.folder / 'cells.png'}")
-    if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
+    rivals = [
+        f"{words} {m[f'{name}_val_acc']:.4f}" + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
+        for name, words in RIVALS.items()
+        if f"{name}_val_acc" in m
+    ]
+    if rivals and "first_val_acc" in m:
         lines.insert(
-            3,
-            f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
-            f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
+            3, f"baselines    first choice {m['first_val_acc']:.4f} on validation, {', '.join(rivals)}"
         )
     if troubles := _troubles(result):
         lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")

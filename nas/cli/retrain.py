@@ -38,6 +38,9 @@ def retrain(
     ] = None,
     tensorboard: TensorBoard = None,
     mlflow: MLflow = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, or parts of crop+flip+cutout. [default: as in search]")
+    ] = None,
     exclude: Annotated[str | None, typer.Option(help="As in search. [default: nothing]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
@@ -54,6 +57,7 @@ def retrain(
         "execution": execution,
         "graph": graph,
         "export": export,
+        "augment": augment,
         "exclude": exclude,
         "deterministic": deterministic,
         "tensorboard": tensorboard,

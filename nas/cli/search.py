@@ -164,6 +164,13 @@ def search(
         bool | None,
         typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="How training images are varied: none, or parts of crop+flip+cutout. [default: crop, of "
+            "CIFAR crop+flip]"
+        ),
+    ] = None,
     exclude: Annotated[
         str | None,
         typer.Option(help="A suspects.json of nas audit, or PATH:KINDS: its images are left out."),
@@ -220,6 +227,7 @@ def search(
         "execution": execution,
         "graph": graph,
         "deterministic": deterministic,
+        "augment": augment,
         "exclude": exclude,
         "audit": audit,
         "storage": storage,

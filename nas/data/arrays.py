@@ -26,7 +26,7 @@ class Source:
     y_train: [N] class numbers or class names.
     x_test, y_test: the official test part, or None when there is none.
     classes: names in the order of the class numbers; None leaves them to the labels.
-    flip: whether a mirrored image keeps its label.
+    flip: whether images are known to keep their labels when mirrored.
     skipped: files that could not be read, each with the reason.
     notes: what the user should know about the data.
     files: the file of each image, of the training part first, then of the test part; empty where images do
@@ -38,7 +38,7 @@ class Source:
     x_test: Array | None = None
     y_test: Array | None = None
     classes: tuple[str, ...] | None = None
-    flip: bool = True
+    flip: bool = False
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()

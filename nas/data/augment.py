@@ -9,10 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, unknown
 from nas.task import Task
+from nas.text import shown
 
+PARTS = ("crop", "flip", "cutout")
+"""What `--augment` is put together of."""
 _PROPOSALS = 32
+
+
+def parts_of(text: str) -> frozenset[str]:
+    """The parts of an augmentation: `none`, or some of `PARTS` as in `crop+flip`.
+
+    Raises:
+        ConfigError: for any other word.
+    """
+    words = [] if text == "none" else [word.strip() for word in text.split("+")]
+    for word in words:
+        if word not in PARTS:
+            raise ConfigError(f"augment {shown(text)}: {unknown('part', word, ('none', *PARTS))}")
+    return frozenset(words)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def digits() -> Source:
     """The 1,797 handwritten digits of 8x8 that come with scikit-learn; they have no official test part."""
     pixels, labels = _digits()
     pixels = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return Source(pixels, labels, classes=tuple("0123456789"), flip=False)
+    return Source(pixels, labels, classes=tuple("0123456789"))
 
 
 def _digits() -> tuple[Array, Array]:
@@ -133,7 +133,7 @@ def cifar10() -> Source:
     train = [_read_cifar(place / f"data_batch_{batch}.bin", label_bytes=1) for batch in range(1, 6)]
     x_train, y_train = (np.concatenate(part) for part in zip(*train, strict=True))
     test = _read_cifar(place / "test_batch.bin", label_bytes=1)
-    return Source(x_train, y_train, *test, classes=_lines(place / "batches.meta.txt"))
+    return Source(x_train, y_train, *test, classes=_lines(place / "batches.meta.txt"), flip=True)
 
 
 def cifar100() -> Source:
@@ -143,7 +143,7 @@ def cifar100() -> Source:
         return _from_torchvision("CIFAR100", folder="cifar-100-binary", archive="cifar-100-binary.tar.gz")
     train = _read_cifar(place / "train.bin", label_bytes=2)
     test = _read_cifar(place / "test.bin", label_bytes=2)
-    return Source(*train, *test, classes=_lines(place / "fine_label_names.txt"))
+    return Source(*train, *test, classes=_lines(place / "fine_label_names.txt"), flip=True)
 
 
 def npz(path: Path) -> Source:
@@ -224,7 +224,7 @@ def _from_torchvision(kind: Literal["CIFAR10", "CIFAR100"], *, folder: str, arch
         except RuntimeError:  # torchvision's way to say that the data is not in this folder
             continue
         labels = np.asarray(train.targets), np.asarray(test.targets)
-        return Source(train.data, labels[0], test.data, labels[1], classes=tuple(train.classes))
+        return Source(train.data, labels[0], test.data, labels[1], classes=tuple(train.classes), flip=True)
     raise DataError(advice)
 
 

@@ -14,6 +14,8 @@ from nas.text import counted
 
 LEVEL = 0.05
 FLIPS = 10_000
+DETECTED = 2.8
+"""Standard errors of a difference that is found significant four times in five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Paired:
     p: chance of so large a difference, either way, if both were equally good.
     images, seeds: what the means are over.
     seed_sd: the noise of training that was reckoned with; 0 where it is not known.
+    error: the standard error of the difference.
     """
 
     delta: float
@@ -34,6 +37,7 @@ class Paired:
     images: int
     seeds: int
     seed_sd: float = 0.0
+    error: float = 0.0
 
     def statement(self, own: str, other: str) -> str:
         """The comparison in one sentence."""
@@ -43,7 +47,10 @@ class Paired:
         interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
         numbers = f"{100 * self.delta:+.2f} points ({interval}"
         if self.p >= LEVEL:
-            return f"{own} and {other} do not differ significantly: {numbers}, p = {self.p:.2g}; {over})"
+            told = f"less than {100 * DETECTED * self.error:.1f} points could not be told"
+            return (
+                f"{own} and {other} do not differ significantly: {numbers}, p = {self.p:.2g}; {over}; {told})"
+            )
         verb = "is better than" if self.delta > 0 else "is worse than"
         return f"{own} {verb} {other}: {numbers}, p = {self.p:.2g}; {over})"
 
@@ -75,7 +82,7 @@ def paired(
     half = float(stdtrit(degrees, 0.975)) * error
     tail = 2 * float(stdtr(degrees, -abs(delta) / error)) if of_seeds else 0.0
     p = max(tail, _sign_flips(own.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)))
-    return Paired(delta, max(-1.0, delta - half), min(1.0, delta + half), p, count, len(own), seed_sd)
+    return Paired(delta, max(-1.0, delta - half), min(1.0, delta + half), p, count, len(own), seed_sd, error)
 
 
 def _sign_flips(difference: NDArray[np.int64]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from numbers import Real
 
 from nas.errors import TrialError
+from nas.task import Split
 
 
 def check_metrics(metrics: object) -> dict[str, float]:
@@ -44,6 +45,11 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def chance(split: Split) -> float:
+    """The accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
+    return wilson(float(split.y.bincount().max()) / len(split), len(split))[1]
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:

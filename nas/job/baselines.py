@@ -10,7 +10,7 @@ from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.plan import UNBOUNDED
 from nas.job.search_phase import Found
-from nas.job.trial_setup import bounded, fitting, remembering, telling, with_costs
+from nas.job.trial_setup import bounded, default_of, fitting, remembering, telling, with_costs
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
@@ -51,7 +51,8 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
             f"random search was not done at equal cost, so nothing is compared with it: {error}"
         )
         return Baselines((), {})
-    done = job.plan.goals.kept_by(history)
+    own = default_of(job) if job.is_own_baseline else None  # which is a baseline by itself
+    done = [trial for trial in job.plan.goals.kept_by(history) if trial.genotype != own]
     if not done:
         job.progress.note(
             "random search found no architecture to compare with: all its trials failed or broke a constraint"

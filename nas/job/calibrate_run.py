@@ -28,7 +28,7 @@ from nas.training.launch import refuse
 SETTINGS = "settings.json"
 USED = (
     *("space", "task", "method", "evaluator", "preset", "seed", "device"),
-    *("space_settings", "epochs", "trial", "shared", "sharing", "search_images"),
+    *("space_settings", "epochs", "trial", "shared", "sharing", "search_images", "augment"),
     *("storage", "storage_patience", "execution"),
 )
 """The settings of a job that a calibration reads."""

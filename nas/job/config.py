@@ -73,6 +73,8 @@ class Config(BaseModel):
     workers: processes that train the trials; `auto` tries how many this machine bears. More can join by
       `nas worker`. lease: a worker that shows no sign of life for so many seconds has lost its trial.
     trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
+    augment: how training images are varied in all phases: `none`, or parts of `crop+flip+cutout`; unless
+      given, they are cropped, and mirrored where the task is known to bear it (CIFAR).
     exclude: a suspects.json of `nas audit`, or `PATH:KINDS`; the images that it names leave their splits.
     audit: whether the images and labels are audited before a search (see docs/audit.md).
     storage: the URL of a database for the trials (see docs/storage.md); the journal in the run's folder where
@@ -137,6 +139,7 @@ class Config(BaseModel):
     workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
     lease: Annotated[FiniteFloat, Field(ge=1), BeforeValidator(seconds)] = 120.0
     trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
+    augment: Text | None = None
     exclude: Text | None = None
     audit: bool = False
     storage: Annotated[Address | None, PlainValidator(address)] = None

@@ -21,7 +21,7 @@ from nas.job.final_network import final_recipe, final_space
 from nas.job.job import Job
 from nas.job.plan import Plan, make_plan
 from nas.job.ranks import team_notes
-from nas.job.suited import check_trial, offer
+from nas.job.suited import augmented, check_trial, offer
 from nas.job.trial_setup import check_search
 from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.oneshot.method import Method
@@ -74,6 +74,7 @@ def prepare(
         resolve(recipe.execution, device)
     named = config.task if task is None else task
     task = load_without(named, config.exclude, seed=config.seed).to(device)
+    plan, task, varied = augmented(config, plan, task)
     if space is None:
         space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
     else:
@@ -101,7 +102,7 @@ def prepare(
     check_search(job)
     if tries and config.execution == "auto":
         try_kernels(device, job.progress, stop=job.stop, budget_s=config.budget)
-    about = f"seed {config.seed}, device {device} ({devices.describe(device)})"
+    about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
     batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
     return job, [about, *task.notes, *notes]

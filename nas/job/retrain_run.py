@@ -23,7 +23,7 @@ from nas.job.lifecycle import carry_out
 from nas.job.plan import make_plan
 from nas.job.ranks import team_notes
 from nas.job.run_folder import clear_checkpoints
-from nas.job.suited import offer
+from nas.job.suited import augmented, offer
 from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.progress import Progress
 from nas.registry import is_plugin, load
@@ -36,7 +36,17 @@ from nas.tracking.tracker import Tracker
 from nas.training.team import Team
 
 USED = (
-    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout", "exclude"),
+    *(
+        "preset",
+        "seed",
+        "device",
+        "execution",
+        "graph",
+        "deterministic",
+        "rank_timeout",
+        "augment",
+        "exclude",
+    ),
     *("space_settings", "final_settings", "retrain", "export", "tensorboard", "mlflow"),
 )
 """The settings that a retraining reads, beside space and task."""
@@ -102,6 +112,7 @@ def _prepare(
     device = devices.resolve(config.device, local=team.local)
     resolve(plan.final.execution, device)
     task = load_without(task, config.exclude, seed=config.seed).to(device)
+    plan, task, varied = augmented(config, plan, task)
     searched = space if isinstance(space, Space) else _space(data, config, task)
     final = final_space(config, plan, searched, task)
     recipe, notes = final_recipe(config, plan, final, task)
@@ -109,7 +120,7 @@ def _prepare(
     job = Job(config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team)
     if config.execution == "auto":
         try_kernels(device, progress, stop=stop)
-    return job, [*notes, *team_notes(team, recipe.batch)]
+    return job, [f"augmentation {varied}", *notes, *team_notes(team, recipe.batch)]
 
 
 def _trained(job: Job) -> Result:

@@ -6,15 +6,18 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from nas.budget.clock import TimeUp
 from nas.errors import NoModelError
-from nas.evaluation.failures import diagnosis
+from nas.evaluation.failures import at_chance, diagnosis
+from nas.evaluation.metrics import chance
 from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.gradient_search import search_by_gradients
 from nas.job.job import Job
 from nas.job.trial_search import TrialSearch, trial_search, write_record
-from nas.job.trial_setup import bounded, telling
+from nas.job.trial_setup import bounded, default_of, telling
 from nas.oneshot.record import Epoch
 from nas.results.alphas import Alphas
 from nas.results.run_record import SEARCH
@@ -28,6 +31,9 @@ from nas.types import Genotype, Trial
 from nas.workers.identity import Identity
 from nas.workers.start import describe_job, job_slots, work_together
 
+ALIKE = 0.01
+"""Of their mean: by how much at least some strengths of a decision differ where its alphas were learned."""
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -37,6 +43,8 @@ class Found:
     history: its trials. seconds: what they and their supernet took.
     alphas, epochs: of a differentiable search.
     measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
+    untaught: why the search learned nothing, so that its one candidate is the default architecture; empty
+      where it did.
     """
 
     candidates: Sequence[Genotype]
@@ -46,6 +54,7 @@ class Found:
     fidelity: int = 0
     alphas: Alphas | None = None
     epochs: Sequence[Epoch] = ()
+    untaught: str = ""
 
 
 def find(job: Job, *, until_s: float | None = None) -> Found:
@@ -68,8 +77,12 @@ def _differentiable(job: Job, until_s: float | None) -> Found:
     if found.epochs[-1].epoch < job.plan.search.weights.epochs:
         job.progress.note(f"the search ends early, after epoch {found.epochs[-1].epoch}")
     alphas = Alphas.of(job.space, [epoch.strengths for epoch in found.epochs])
+    candidates, untaught = _distinct(job, found.candidates), ""
+    default = default_of(job)
+    if default is not None and all(np.ptp(row) < ALIKE / len(row) for row in found.epochs[-1].strengths):
+        candidates, untaught = [default], "its alphas are all alike"
     return Found(
-        _distinct(job, found.candidates), found.trials, found.seconds, alphas=alphas, epochs=found.epochs
+        candidates, found.trials, found.seconds, alphas=alphas, epochs=found.epochs, untaught=untaught
     )
 
 
@@ -85,7 +98,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         )
     except TimeUp as error:  # while a supernet was trained
         job.progress.note(f"the search ends before its first trial: {error}")
-        return Found([_untried(job, searcher, ())], (), job.clock.elapsed_s)
+        return _untaught(job, searcher, (), "no trial was finished in time", seconds=job.clock.elapsed_s)
     study, late = search.study, False
     try:
         reason = _run(search, until_s)
@@ -95,20 +108,19 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
     best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
     if not best and late:
-        job.progress.note(
-            "WARNING: no trial was finished in time; the architecture that was tried first is taken"
-        )
-        return Found(
-            [_untried(job, searcher, study.history)], study.history, 0.0, search.measure, search.fidelity
-        )
+        return _untaught(job, searcher, study.history, "no trial was finished in time")
     if not best:
         raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
         job.progress.note(
             f"WARNING: no architecture keeps all constraints ({job.plan.goals}); the nearest is taken"
         )
-    genotypes = _distinct(job, (t.genotype for t in best))
     seconds = search.prepared_s + study.spent_s
+    done = [t for t in study.history if t.state == "done"]
+    if at_chance(done, chance(job.search_task.val)) == len(done):
+        no_better = "none of its trials is better than guessing"
+        return _untaught(job, searcher, study.history, no_better, seconds=seconds)
+    genotypes = _distinct(job, (t.genotype for t in best))
     return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
 
 
@@ -144,10 +156,14 @@ def _run(search: TrialSearch, until_s: float | None) -> str:
     )
 
 
-def _untried(job: Job, searcher: Searcher, history: Sequence[Trial]) -> Genotype:
-    """What to train when no trial was finished in time: the first that was begun, or would have been."""
-    begun = [trial.genotype for trial in history if trial.state == "running"]
-    return begun[0] if begun else bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
+def _untaught(
+    job: Job, searcher: Searcher, history: Sequence[Trial], why: str, *, seconds: float = 0.0
+) -> Found:
+    """The default; where no such one keeps the constraints, what the searcher would begin with."""
+    default = default_of(job)
+    if default is None:
+        default = bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
+    return Found([default], history, seconds, untaught=why)
 
 
 def _distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
+
 import torch
 
 from nas.cell import Cell
+from nas.data.augment import parts_of
 from nas.errors import ConfigError, SpaceError, TrialError
+from nas.job.config import Config
 from nas.job.plan import Plan
 from nas.seeding import rng
 from nas.space import Space
@@ -13,11 +19,55 @@ from nas.task import Task
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
 
+MAP = 32
+"""Pixels: images of CIFAR enter cells as they are, larger ones are reduced before."""
+
 
 def offer(task: Task) -> dict[str, object]:
-    """What a task tells a space about its images; their size is that of the shorter side."""
+    """What a task tells a space about its images; their size is that of the shorter side.
+
+    stem_stride: so that maps of at most `MAP` pixels a side reach the cells.
+    """
     channels, *sides = task.image_shape
-    return {"classes": task.num_classes, "in_channels": channels, "image_size": min(sides)}
+    stride = 1 << max(0, math.ceil(math.log2(min(sides) / MAP)))
+    sizes = {"image_size": min(sides), "stem_stride": stride}
+    return {"classes": task.num_classes, "in_channels": channels, **sizes}
+
+
+def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
+    """The plan and the task whose images are varied as `augment` says, and what is on, in words.
+
+    What the table of a phase says, such as `retrain.cutout`, stays. The square of a cutout is half as wide as
+    the images.
+    """
+    if config.augment is None:
+        asked = [
+            name for name in ("trial", "shared", "search", "retrain") if getattr(config, name).get("flip")
+        ]
+        if asked and not task.flip:
+            raise ConfigError(
+                f"{asked[0]}.flip is set, but mirrored images of {task.name!r} may mean something else; if "
+                "they do not, use --augment crop+flip"
+            )
+        return plan, task, "crop+flip" if task.flip else "crop"
+    parts = parts_of(config.augment)
+    wanted = {
+        "crop": "crop" in parts,
+        "flip": "flip" in parts,
+        "cutout": min(task.image_shape[1:]) // 2 if "cutout" in parts else 0,
+    }
+
+    def varied(recipe: Recipe, table: Mapping[str, object]) -> Recipe:
+        return dataclasses.replace(recipe, **{k: v for k, v in wanted.items() if k not in table})  # type: ignore[arg-type]
+
+    changed = dataclasses.replace(
+        plan,
+        trial=varied(plan.trial, config.trial),
+        search=dataclasses.replace(plan.search, weights=varied(plan.search.weights, config.search)),
+        shared=varied(plan.shared, config.shared),
+        final=varied(plan.final, config.retrain),
+    )
+    return changed, dataclasses.replace(task, flip="flip" in parts), config.augment
 
 
 def check_trial(plan: Plan, space: Space, task: Task) -> None:

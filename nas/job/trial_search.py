@@ -15,6 +15,7 @@ from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
 from nas.job.trial_setup import (
     bounded,
+    default_of,
     early_stopped,
     evaluator,
     fitting,
@@ -26,6 +27,7 @@ from nas.job.trial_setup import (
 )
 from nas.results.run_record import SEARCH
 from nas.searchers import Searcher
+from nas.searchers.default_first import DefaultFirst
 from nas.storage.address import writers
 from nas.storage.study_record import Record
 from nas.study import Evaluator, Study
@@ -94,7 +96,9 @@ def trial_search(
 
     study = Study(
         job.space,
-        scheduler(job, fitting(job, bounded(job, informed(job, searcher)), sizes), fidelity),
+        scheduler(
+            job, _default_first(job, fitting(job, bounded(job, informed(job, searcher)), sizes)), fidelity
+        ),
         storage,
         name=SEARCH,
         seed=job.seed(SEARCH),
@@ -109,6 +113,11 @@ def trial_search(
     fitted = remembering(fenced, measured, measure, study.history)
     evaluate = Cached(fitted, job.space, study.history)
     return TrialSearch(job, study, evaluate, measure, fidelity, prepared_s, spend_s)
+
+
+def _default_first(job: Job, searcher: Searcher) -> Searcher:
+    default = default_of(job)
+    return searcher if default is None else DefaultFirst(searcher, default)
 
 
 def write_record(study: Study, record: Mapping[str, object], *, spend_s: float | None) -> None:

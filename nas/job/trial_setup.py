@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from nas.errors import ConfigError, TrialError
 from nas.evaluation.evaluators import Trained
@@ -26,12 +27,17 @@ from nas.schedulers.halving import Hyperband, SuccessiveHalving, comparable
 from nas.schedulers.scheduler import Fixed, Scheduler
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.bounded import Bounded
+from nas.searchers.default_first import DefaultFirst
+from nas.seeding import rng
 from nas.study import Evaluator, Study
 from nas.tracking.points import of_trials
 from nas.training.easing import LR_FACTOR
 from nas.training.needs import memory_bytes
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
+
+DRAWN = 200
+"""Changes of a default that breaks a constraint."""
 
 
 def check_search(job: Job) -> None:
@@ -46,21 +52,54 @@ def check_search(job: Job) -> None:
 
 def bounded(job: Job, searcher: Searcher) -> Searcher:
     """The searcher kept to architectures whose last networks keep the constraints on costs."""
+    excess = _excess(job)
+    return (
+        Bounded(searcher, lambda genotype: excess(genotype) == 0) if job.plan.goals.constraints else searcher
+    )
+
+
+def default_of(job: Job) -> Genotype | None:
+    """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
+
+    None where no such one was found.
+    """
+    key = (f"default under {job.plan.goals} at {dict(job.final.settings)}", ())
+    if key not in job.space.memo:
+        job.space.memo[key] = _nearest_default(job)
+    return cast(Genotype | None, job.space.memo[key])
+
+
+def _nearest_default(job: Job) -> Genotype | None:
+    """Single changes are drawn, and kept where they bring an architecture nearer to the constraints."""
+    excess, draw = _excess(job), rng(0, "default")
+    found = job.space.default_genotype
+    least = excess(found)
+    for _ in range(DRAWN):
+        if least == 0:
+            return found
+        changed = job.space.mutate(found, draw)
+        if (now := excess(changed)) < least:
+            found, least = changed, now
+    return None
+
+
+def _excess(job: Job) -> Callable[[Genotype], float]:
+    """By how much the last network of an architecture breaks the constraints that need no training."""
     table = job.latency_table
     free = {*COUNTED, *([LATENCY] if table is not None else [])}
     bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
-    if not bounds:
-        return searcher
 
-    def holds(genotype: Genotype) -> bool:
+    def excess(genotype: Genotype) -> float:
+        if not bounds:
+            return 0.0
         try:
             with user_errors():
                 costs = free_metrics(job.final, genotype, job.task.image_shape, table)
         except TrialError:  # its trial will fail for this reason, and say so
-            return True
-        return all(bound.excess(costs) == 0 for bound in bounds)
+            return 0.0
+        return sum(bound.excess(costs) for bound in bounds)
 
-    return Bounded(searcher, holds)
+    return excess
 
 
 def fitting(job: Job, searcher: Searcher, measure: Evaluator | None) -> Searcher:
@@ -118,7 +157,7 @@ def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
 def _enough(searcher: Searcher) -> int:
     """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
     match searcher:
-        case Bounded() | Fitting():
+        case Bounded() | Fitting() | DefaultFirst():
             return _enough(searcher.searcher)
         case RegularizedEvolution() | Nsga2():
             return max(SuccessiveHalving.enough, searcher.population)

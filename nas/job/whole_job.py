@@ -8,7 +8,7 @@ from nas.budget.shares import Shares
 from nas.budget.timing import Ahead, estimated_s, last_training, within
 from nas.data.inputs import Inputs
 from nas.evaluation import failures
-from nas.evaluation.metrics import rounded, wilson
+from nas.evaluation.metrics import chance, rounded
 from nas.files.atomic import write_json
 from nas.graph import cell_graphs
 from nas.job.baselines import Baselines, run_baselines
@@ -19,14 +19,14 @@ from nas.job.rerank import Verdict, rerank
 from nas.job.run_folder import clear_checkpoints
 from nas.job.search_phase import Found, find
 from nas.job.shared_weights import warm_start
+from nas.job.trial_setup import default_of
 from nas.pareto import hypervolume
 from nas.results.health import write_health
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
-from nas.results.run_record import RANDOM, SEARCH
+from nas.results.run_record import DEFAULT, RANDOM, SEARCH
 from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
-from nas.task import Split
 from nas.text import counted
 
 PICTURES_S = 2.0
@@ -77,16 +77,16 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
         job.plan.goals,
         job.config.is_differentiable,
     )
-    _write(job, result, found, baselines, verdict)
+    _write(job, result, found, verdict)
     return result
 
 
-def _write(job: Job, result: Result, found: Found, baselines: Baselines, verdict: Verdict) -> None:
+def _write(job: Job, result: Result, found: Found, verdict: Verdict) -> None:
     """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
-    if baselines.choices:
+    if verdict.rivals or verdict.found_by != SEARCH:
         compared = {
             "found_by": verdict.found_by,
-            "choices": {name: job.space.choices(g) for name, g in baselines.choices.items()},
+            "choices": {name: job.space.choices(g) for name, g in verdict.rivals.items()},
             "statements": list(verdict.statements),
         }
         write_json(job.folder / "baselines.json", compared)
@@ -108,6 +108,9 @@ def _write(job: Job, result: Result, found: Found, baselines: Baselines, verdict
 
 def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
     """The baselines and the fresh trainings, as far as there is time for them."""
+    if found.untaught:
+        why = f"the search learned nothing, {found.untaught}: the space's default architecture is taken"
+        return Baselines((), {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
     compares = job.plan.baselines and job.has_choice and bool(found.history)
     if shares is not None and shares.rerank_s is None:
         return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
@@ -115,10 +118,12 @@ def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines,
         compares = False
     until_s = None if shares is None else shares.baselines_s
     baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
+    races = compares or job.plan.top_k > 1
+    default = default_of(job) if races and job.has_choice else None
     verdict = rerank(
         job,
         found.candidates,
-        baselines.choices,
+        {**({} if default is None else {DEFAULT: default}), **baselines.choices},
         start=warm_start(job, found.measure),
         until_s=None if shares is None else shares.rerank_s,
     )
@@ -141,7 +146,7 @@ def _failures(job: Job, found: Found) -> dict[str, float]:
     }
     if job.plan.searcher is None:
         return metrics
-    level = _chance(job.search_task.val)
+    level = chance(job.search_task.val)
     idle = failures.at_chance(found.history, level)
     if idle:
         job.progress.note(
@@ -154,7 +159,7 @@ def _failures(job: Job, found: Found) -> dict[str, float]:
 
 def _warn_of_guessing(job: Job, accuracy: float) -> None:
     """accuracy: of the delivered network on the test images."""
-    level = _chance(job.task.test)
+    level = chance(job.task.test)
     if accuracy <= level:
         job.progress.note(
             f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
@@ -163,16 +168,10 @@ def _warn_of_guessing(job: Job, accuracy: float) -> None:
         )
 
 
-def _chance(split: Split) -> float:
-    """The accuracy that guessing the commonest class may reach: the end of its 95 % interval."""
-    share = float(split.y.bincount().max()) / len(split)
-    return wilson(share, len(split))[1]
-
-
 def _tell(job: Job, verdict: Verdict) -> None:
     for statement in verdict.statements:
         job.progress.note(statement)
-    if verdict.found_by != SEARCH:
+    if verdict.found_by not in (SEARCH, DEFAULT):
         job.progress.note(f"the architecture of baseline {verdict.found_by!r} did better and is taken")
 
 

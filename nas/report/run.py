@@ -27,7 +27,7 @@ from nas.results.records import (
     ReportedRecord,
     checked,
 )
-from nas.results.run_record import RANDOM, SEARCH, read_run
+from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
 from nas.space import Space
 from nas.types import Genotype, Trial
 
@@ -149,7 +149,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
     if (found := _json(architecture)) is not None:
         checked(ReportedArchitectureRecord, found, architecture, "architecture")
     numbers = _json(metrics)
-    compared, health = folder / "baselines.json", _json(folder / "health.json")
+    health = _json(folder / "health.json")
     return Run(
         folder.resolve(),
         record,
@@ -158,7 +158,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
         studies.get(RANDOM, _EMPTY),
         found,
         {} if numbers is None else checked(MetricsRecord, {"metrics": numbers}, metrics, "metrics").metrics,
-        checked(ComparedRecord, _json(compared), compared, "comparison") if is_file(compared) else None,
+        compared_of(folder),
         checked(HealthRecord, health, folder / "health.json", "record of health").epochs if health else (),
         Alphas.read(alphas) if is_file(alphas) else None,
         space

@@ -11,6 +11,7 @@ from nas.registry import is_plugin
 from nas.report.run import Run
 from nas.report.section import Section
 from nas.report.words import count, duration, metric, percent, signed
+from nas.results.run_record import DEFAULT, SEARCH
 
 _MOST_CONFIG = 20_000
 _MADE = "own:"
@@ -37,7 +38,9 @@ def state(run: Run) -> str:
     """What a reader should know first: that the run has not ended, or that its search did not win."""
     if run.is_finished:
         by = "search" if run.compared is None else run.compared.found_by
-        return "" if by == "search" else f"The winner was not found by the search, but by its baseline {by}."
+        if by == DEFAULT:
+            return "The model is the space's default architecture, not one that was found; see why below."
+        return "" if by == SEARCH else f"The winner was not found by the search, but by its baseline {by}."
     ended = sum(t.state != "running" for t in run.search.trials)
     what = "epochs" if run.is_by_gradients else "trials"
     best = ""
@@ -84,10 +87,11 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
         found.append(
             ("latency", f"{m['latency_ms']:.3g} ms", f"95 % below {m.get('latency_p95_ms', 0):.3g} ms")
         )
-    if "random_delta" in m:
-        low, high = (100 * m.get(f"random_delta_{end}", m["random_delta"]) for end in ("low", "high"))
-        added = f"points of validation accuracy; 95 % interval {signed(low)} to {signed(high)}"
-        found.append(("against random search", signed(100 * m["random_delta"]), added))
+    for name, words in (("random", "random search"), ("default", "the default")):
+        if (delta := m.get(f"{name}_delta")) is not None:
+            low, high = (100 * m.get(f"{name}_delta_{end}", delta) for end in ("low", "high"))
+            added = f"points of validation accuracy; 95 % interval {signed(low)} to {signed(high)}"
+            found.append((f"against {words}", signed(100 * delta), added))
     if "search_seconds" in m:
         trials = f"{m.get('trials', 0):.0f} {'epochs' if run.is_by_gradients else 'trials'}"
         found.append(("search", duration(m["search_seconds"]), trials))

@@ -148,7 +148,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     history = Study.read(folder, SEARCH, found)
     method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
-    own = history if (folder / "baselines.json").is_file() else []
+    own = history if method == "random" and (folder / "baselines.json").is_file() else []
     return Result(
         found,
         genotype,

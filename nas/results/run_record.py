@@ -8,14 +8,22 @@ from typing import Any
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.paths import check_contents, is_file
-from nas.results.records import RunRecord, checked
+from nas.results.records import ComparedRecord, RunRecord, checked
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 SEARCH, RANDOM, RERANK = "search", "random", "rerank"
 """The studies of a run: its search, random search at equal cost, and the best of both trained again."""
+DEFAULT = "default"
+"""What a comparison calls the space's default architecture."""
 CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
+
+
+def compared_of(folder: Path) -> ComparedRecord | None:
+    """What a run was compared with, where it was."""
+    path = folder / "baselines.json"
+    return checked(ComparedRecord, read_json(path), path, "comparison") if is_file(path) else None
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nas.task import Split, Task
 from nas.training.arithmetic import precision
 from nas.training.averaging import Average
 from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
+from nas.training.batchnorm import SHORT, reestimate
 from nas.training.captured import Captured, recorder
 from nas.training.criterion import Output, Targets, criterion
 from nas.training.descent import Descent
@@ -183,6 +184,11 @@ class Loop:
         execute_cells(self.network, "plain", self.device)
         if self._average is not None:
             self.network.load_state_dict(self._average.state)
+
+    def settle(self) -> None:
+        """Takes the batch-norm statistics anew, where the training is too short for moving averages."""
+        if self.step < SHORT:
+            reestimate(self.network, self.task, self.split, batch=self.images)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Runs a block on the averaged weights, where the recipe keeps any."""

@@ -73,7 +73,8 @@ def train(
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
     With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
-    training mode.
+    training mode. The batch-norm statistics of a short training are taken anew before it is evaluated and in
+    the end, see `nas.training.batchnorm`.
     """
     if evaluate_every is not None and evaluate_every < 1:
         raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
@@ -122,6 +123,7 @@ def train(
             team=team,
         )
         loop.finish()
+        loop.settle()
     return work.curve
 
 
@@ -166,6 +168,7 @@ class _Training:
         report = EpochReport(epoch, epochs, loss, lr, seconds)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
             with loop.averaged():
+                loop.settle()
                 val_loss, val_acc = self._evaluation.of(self.evaluate_on)
             if not math.isfinite(val_loss):
                 raise TrialError(
