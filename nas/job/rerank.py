@@ -34,9 +34,8 @@ from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions
 from nas.types import Genotype, Trial
 
-
 ENOUGH_EPOCHS = 10
-"""After 3 epochs accuracies rank architectures hardly as those after 10 do (Spearman .13 to .26), after 5 .50."""
+"""Accuracies after 3 epochs hardly rank architectures as those after 10 do (Spearman .13 to .26)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +89,8 @@ def rerank(
     statements: list[str] = []
     if job.plan.top_k_epochs < ENOUGH_EPOCHS:
         statements.append(
-            f"the fresh trainings, of {counted(job.plan.top_k_epochs, 'epoch')}, are too short to tell much of "
-            f"longer ones; about {ENOUGH_EPOCHS} are needed"
+            f"the fresh trainings, of {counted(job.plan.top_k_epochs, 'epoch')}, are too short to tell much "
+            f"of longer ones; about {ENOUGH_EPOCHS} are needed"
         )
     if own is not None:
         metrics["first_val_acc"] = means[own].metrics["val_acc"]
