@@ -99,6 +99,10 @@ class TrialError(NasError):
         self.reason = reason
         self.metrics = dict(metrics or {})
 
+    def __reduce__(self) -> tuple[type[TrialError], tuple[str, str, dict[str, float]]]:
+        """Travels between processes with all of its parts."""
+        return type(self), (self.reason, str(self), self.metrics)
+
 
 class StorageError(NasError, OSError):
     """A file cannot be written: the disk is full, a quota is used up, or the file system fails.

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Container, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ _log = logging.getLogger("nas")
 
 Evaluator = Callable[[Trial, np.random.Generator], Mapping[str, float]]
 """Measures one trial; depends on nothing but its arguments. Raises TrialError when the trial fails."""
+_Measured = tuple[Mapping[str, float] | TrialError, float]
 
 
 class Study:
@@ -170,11 +172,14 @@ class Study:
         stop: Callable[[], bool] = lambda: False,
         on_trial: Callable[[Trial], None] = lambda _: None,
         max_failures: int = 10,
+        places: int = 1,
     ) -> str:
         """Evaluates until `trials` trials have ended; returns why it came to an end.
 
         stop: asked before every trial.
         max_failures: this many failures in a row end the study.
+        places: at most so many trials are evaluated at a time, by as many threads; for proposals that do not
+          depend on how others went.
 
         Raises:
             ConfigError: when `max_failures` is below 1.
@@ -184,6 +189,11 @@ class Study:
         if max_failures < 1:
             raise ConfigError(f"study {self.name!r}: max_failures is {max_failures}, but must be at least 1")
         told = {trial.number for trial in self.history if trial.state != "running"}
+        if places > 1:
+            self._run_together(
+                evaluate, trials, places, stop, lambda: told.update(self.tell_of(on_trial, told))
+            )
+            return f"{counted(self.ended, 'trial')} done"
         while self.ended < trials:
             if stop():
                 return f"stopped after {counted(self.ended, 'trial')}"
@@ -269,25 +279,62 @@ class Study:
             study=self.name,
         )
 
-    def _evaluate(self, trial: Trial, evaluate: Evaluator) -> None:
-        start = time.perf_counter()
+    def _run_together(
+        self,
+        evaluate: Evaluator,
+        trials: int,
+        places: int,
+        stop: Callable[[], bool],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Trials that were left running first, then new ones; what they measure is told in this thread."""
+        left = [frozen.number for frozen in self.under_way]
+        begun: dict[Future[_Measured], Trial] = {}
+        threads = ThreadPoolExecutor(places)
         try:
-            with (
-                self.claims.hold(self.ledger.id_of(trial.number)) if self.announce else nullcontext(),
-                user_errors(),
-            ):
-                metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
-            self.tell(trial, metrics, time.perf_counter() - start)
-        except TrialError as error:
-            failed = self.fail(trial, error, time.perf_counter() - start)
-            if error.reason == "device":
-                raise DeviceError(
-                    f"study {self.name!r}: nothing more can be computed on the device in this process:"
-                    f"{diagnosis([failed])}"
-                ) from error
+            while self.ended < trials and not stop():
+                while len(begun) < places and (left or len(self.history) < trials):
+                    new = self.history[left.pop(0)] if left else self.ledger.add(self._proposed(), {})
+                    begun[threads.submit(self._measured, new, evaluate)] = new
+                for future in wait(begun, return_when=FIRST_COMPLETED).done:
+                    self._record(begun.pop(future), *future.result())
+                on_end()
+        finally:
+            threads.shutdown(wait=False)
+
+    def _evaluate(self, trial: Trial, evaluate: Evaluator) -> None:
+        try:
+            with self.claims.hold(self.ledger.id_of(trial.number)) if self.announce else nullcontext():
+                found = self._measured(trial, evaluate)
+            self._record(trial, *found)
         except LostError as error:
             _log.warning("study %r: trial %d: %s", self.name, trial.number, error)
             self.sync()
+
+    def _measured(self, trial: Trial, evaluate: Evaluator) -> _Measured:
+        """What was measured, or why nothing was, and the seconds that it took."""
+        start = time.perf_counter()
+        try:
+            with user_errors():
+                metrics = evaluate(trial, self._rng(trial.number, "evaluate"))
+        except TrialError as error:
+            return error, time.perf_counter() - start
+        return metrics, time.perf_counter() - start
+
+    def _record(self, trial: Trial, found: Mapping[str, float] | TrialError, cost_s: float) -> None:
+        if not isinstance(found, TrialError):
+            try:
+                self.tell(trial, found, cost_s)
+            except TrialError as error:  # of numbers that are none
+                found = error
+            else:
+                return
+        failed = self.fail(trial, found, cost_s)
+        if found.reason == "device":
+            raise DeviceError(
+                f"study {self.name!r}: nothing more can be computed on the device in this process:"
+                f"{diagnosis([failed])}"
+            ) from found
 
     def _finish(self, trial: Trial) -> Trial:
         if not self.announce:

@@ -10,7 +10,7 @@ from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
 from nas.job.plan import UNBOUNDED
 from nas.job.search_phase import Found
-from nas.job.trial_setup import bounded, default_of, fitting, remembering, telling, with_costs
+from nas.job.trial_setup import apart, bounded, default_of, fitting, remembering, telling, with_costs
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
@@ -86,7 +86,8 @@ def _random(job: Job, found: Found) -> list[Trial]:
 
     most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()
-    measured = with_costs(job, measure, study.history, others=others)
+    evaluate, places = apart(job, measure)
+    measured = with_costs(job, evaluate, study.history, others=others)
     fitted = remembering(job, measured, measure, study.history, found.history)
     study.run(
         Cached(fitted, job.space, study.history, others=others),
@@ -94,6 +95,7 @@ def _random(job: Job, found: Found) -> list[Trial]:
         stop=enough,
         on_trial=telling(job, study.name),
         max_failures=most + 1,  # what fails here must not end a job whose search went well
+        places=places,
     )
     return study.history
 

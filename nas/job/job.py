@@ -26,6 +26,7 @@ from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
+from nas.workers.side_by_side import SideBySide
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Job:
     final: the space at the size of the last network. recipe: of the last training.
     genotype: the architecture to train, where the job does not search for one.
     team: the processes that train together. clock: how long the job has been at work.
-    tracking: what is told to experiment trackers.
+    tracking: what is told to experiment trackers. processes: where trainings that do not wait for each other
+      are made, if not here.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Job:
     team: Team = ALONE
     clock: Clock = field(default_factory=Clock)
     tracking: Tracking = NO_TRACKING
+    processes: SideBySide | None = None
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:

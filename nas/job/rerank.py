@@ -25,10 +25,11 @@ from nas.files.atomic import replacing
 from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.job import Job
-from nas.job.trial_setup import telling, with_costs
+from nas.job.trial_setup import apart, telling, with_costs
 from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
 from nas.study import Study
+from nas.task import Task
 from nas.text import counted
 from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions
@@ -174,28 +175,39 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
         job.check_stop("re-evaluation stopped")
         return False
 
-    def judge(trial: Trial, network: nn.Module) -> None:
-        hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
-        # Opened here, because numpy would add an ending to the temporary name.
-        with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, hits=hits.cpu().numpy())
-
     folder = job.folder / CHECKPOINT / RERANK
     folder.mkdir(parents=True, exist_ok=True)
+    judge = _Hits(folder, job.search_task)
     measure = Trained(
         job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
     )
+    evaluate, places = apart(job, measure)
     try:
         study.run(
-            with_costs(job, measure, study.history),
+            with_costs(job, evaluate, study.history),
             trials=trainings,
             stop=stop,
             on_trial=telling(job, study.name),
             max_failures=trainings + 1,
+            places=places,
         )
     except TimeUp as error:
         job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
     return study
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """Leaves which validation images a trained network gets right."""
+
+    folder: Path
+    task: Task
+
+    def __call__(self, trial: Trial, network: nn.Module) -> None:
+        hits = predictions(network, self.task, self.task.val) == self.task.val.y
+        # Opened here, because numpy would add an ending to the temporary name.
+        with replacing(_hits_path(self.folder, trial.number)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits.cpu().numpy())
 
 
 def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
@@ -237,12 +249,13 @@ def _seed_sd(history: Sequence[Trial]) -> tuple[float, int]:
 
 
 def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
-    rows = [load_arrays(_hits_path(job, number), ["hits"])[0]["hits"] for number in numbers]
+    folder = job.folder / CHECKPOINT / RERANK
+    rows = [load_arrays(_hits_path(folder, number), ["hits"])[0]["hits"] for number in numbers]
     return np.stack(rows).astype(bool)
 
 
-def _hits_path(job: Job, number: int) -> Path:
-    return job.folder / CHECKPOINT / RERANK / f"hits-{number}.npz"
+def _hits_path(folder: Path, number: int) -> Path:
+    return folder / f"hits-{number}.npz"
 
 
 def _numbers(name: str, compared: Paired) -> dict[str, float]:

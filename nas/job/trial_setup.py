@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import PicklingError  # nosec B403
 from typing import cast
 
 from nas.errors import ConfigError, TrialError
@@ -219,6 +220,26 @@ def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
             "warm_start is parent, but trials on a ladder continue their own training; remove it"
         )
     return Grown(measure, job.folder / CHECKPOINT / "weights", study.history)
+
+
+def apart(job: Job, measure: Evaluator) -> tuple[Evaluator, int]:
+    """The evaluator in processes side by side, and how many; itself and one where it cannot run there.
+
+    That is where latencies are measured, which others would disturb, where a training begins with a supernet,
+    and where it is made of what cannot be sent to another process.
+    """
+    processes = job.processes
+    disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
+    begins = isinstance(measure, Trained) and measure.start is not None
+    if processes is None or processes.places == 1 or disturbed or begins:
+        return measure, 1
+    if not isinstance(measure, Trained | Laddered):
+        return measure, 1
+    try:
+        return processes.evaluator(measure), processes.places
+    except (TypeError, AttributeError, PicklingError) as error:
+        job.progress.note(f"one training at a time: the space cannot be sent to another process ({error})")
+        return measure, 1
 
 
 def evaluator(job: Job) -> tuple[Evaluator, float]:

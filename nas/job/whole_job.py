@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from nas.budget.shares import Shares
@@ -28,6 +30,7 @@ from nas.results.run_record import DEFAULT, RANDOM, SEARCH
 from nas.schedulers.halving import longest
 from nas.storage.run import keep_history
 from nas.text import counted
+from nas.workers.side_by_side import side_by_side
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
@@ -116,17 +119,19 @@ def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines,
         return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
     if shares is not None and shares.baselines_s is None and not job.is_own_baseline:
         compares = False
+    races = (compares or job.plan.top_k > 1) and job.has_choice
+    default = default_of(job) if races else None
     until_s = None if shares is None else shares.baselines_s
-    baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
-    races = compares or job.plan.top_k > 1
-    default = default_of(job) if races and job.has_choice else None
-    verdict = rerank(
-        job,
-        found.candidates,
-        {**({} if default is None else {DEFAULT: default}), **baselines.choices},
-        start=warm_start(job, found.measure),
-        until_s=None if shares is None else shares.rerank_s,
-    )
+    with side_by_side(job.task.train.x.device) as processes:
+        job = replace(job, processes=processes)
+        baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
+        verdict = rerank(
+            job,
+            found.candidates,
+            {**({} if default is None else {DEFAULT: default}), **baselines.choices},
+            start=warm_start(job, found.measure),
+            until_s=None if shares is None else shares.rerank_s,
+        )
     return baselines, verdict
 
 

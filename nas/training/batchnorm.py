@@ -28,14 +28,13 @@ def reestimate(network: nn.Module, task: Task, split: Split, *, batch: int) -> N
     momenta = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
         norm.train()
     try:
         with torch.no_grad(), precision(split.x.device):
-            for x in torch.split(split.x[: max(batch, IMAGES // batch * batch)], batch):
-                if len(x) > 1:
-                    network(to_layout(task.normalise(x)))
+            for count, x in enumerate(torch.split(split.x[: max(1, IMAGES // batch) * batch], batch), 1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # the plain mean over batches
+                network(to_layout(task.normalise(x)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
