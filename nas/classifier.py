@@ -22,8 +22,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from nas.audit import AUDIT_FILES
+from nas.budget.allocation import allows_audit
 from nas.budget.clock import Clock
-from nas.budget.time_allowed import allowed_fidelity, allows_audit
 from nas.bundle.bundle import bundle
 from nas.console import reporter
 from nas.data.images import Images, layout, rows_of
@@ -32,10 +32,9 @@ from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
 from nas.files.temporary import temporary_folder
 from nas.job.arguments import with_names
-from nas.job.calibrate_run import USED
 from nas.job.config import Config, make_config
 from nas.job.method_names import BLACK_BOX, OPTUNA
-from nas.job.plan import UNBOUNDED, make_plan
+from nas.job.plan import UNBOUNDED
 from nas.job.search_run import run
 from nas.job.spellings import seconds
 from nas.registry import is_plugin
@@ -77,7 +76,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         time_budget: float | str = "10m",
         *,
-        space: str | Space = "nasbench201",
+        space: str | Space = "convnet",
         method: str = "evolution",
         random_state: int | np.random.RandomState | None = 0,
         test_fraction: float = 0.1,
@@ -112,7 +111,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         folder = self._folder()
         clock.recall(folder)
         with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
-            config = self._config(task, folder, clock, seed)
+            config = self._config(task, clock, seed)
             self.result_: Result = run(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
             )
@@ -209,30 +208,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except DataError as error:
             raise ValueError(str(error)) from error
 
-    def _config(self, task: Task, folder: Path, clock: Clock, seed: int) -> Config:
+    def _config(self, task: Task, clock: Clock, seed: int) -> Config:
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
-        base: dict[str, object] = {"seed": seed, "device": self.device, "augment": self.augment}
-        chosen = {**base, "budget": clock.budget_s, "baselines": False, "pictures": self.out is not None}
+        # What is no picture has no neighbours to be moved to.
+        augment = "none" if self.augment is None and self.layout_.filled else self.augment
+        chosen = {
+            **{"seed": seed, "device": self.device, "augment": augment, "budget": clock.budget_s},
+            **{"baselines": False, "pictures": self.out is not None},
+        }
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))
         given = dict(self.settings or {})
         if "budget" in given:
             raise ConfigError("settings: budget is given, but fit keeps to time_budget; set that")
         if self.method in BLACK_BOX or self.method.startswith(OPTUNA):
             chosen["trials"] = UNBOUNDED
-            if not given.keys() & {"fidelity", "epochs", "scheduler", "evaluator", "trial"}:
-                own = {name: given[name] for name in USED if name in given and name != "method"}
-                settings = base | own | names
-                chosen |= clock.decide(
-                    "fidelity", lambda: allowed_fidelity(self.space, task, folder, clock, settings)
-                )
-        made = with_names({**chosen, **given}, names | {"method": self.method})
-        config = make_config(made)
-        if not self.layout_.filled:
-            return config
-        # What is no picture has no neighbours to be moved to.
-        uncropped = {phase: {"crop": False, **getattr(config, phase)} for phase in _trainings(config)}
-        return make_config(made | uncropped)
+        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
 
     def _folder(self) -> Path:
         """The user's folder, or a temporary one that goes with the estimator."""
@@ -256,17 +247,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             self.result_ = load_result(folder, space=_code(self.space))
-
-
-def _trainings(config: Config) -> list[str]:
-    """The phases of a job that train anything, as their recipes are called."""
-    by_others = config.is_differentiable or config.shares_weights
-    trains = {
-        "search": config.is_differentiable,
-        "shared": config.shares_weights,
-        "trial": not by_others or config.baselines or make_plan(config).top_k > 1,
-    }
-    return ["retrain", *(phase for phase, is_trained in trains.items() if is_trained)]
 
 
 def _tested(task: Task) -> Task:

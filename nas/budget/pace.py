@@ -22,17 +22,17 @@ from nas.types import Genotype
 from nas.user_code import user_errors
 
 STEPS = 2
-"""Steps that are timed, after one that warms up."""
+"""That are timed, unless otherwise said."""
 
 
 class Meter:
     """Asked before every step, whether to stop: times them and ends a training after a few.
 
-    limit_s: a first step that takes as long is the only one.
+    limit_s: a first step that takes as long is the only one. steps: that are timed, after one that warms up.
     """
 
-    def __init__(self, device: torch.device, limit_s: float) -> None:
-        self._device, self._limit_s = device, limit_s
+    def __init__(self, device: torch.device, limit_s: float, steps: int = STEPS) -> None:
+        self._device, self._limit_s, self._steps = device, limit_s, steps
         self._marks: list[float] = []
 
     def __call__(self) -> bool:
@@ -40,7 +40,7 @@ class Meter:
         devices.synchronise(self._device)
         self._marks.append(time.perf_counter())
         steps = len(self._marks) - 1
-        return steps > STEPS or (steps > 0 and self._marks[-1] - self._marks[0] >= self._limit_s)
+        return steps > self._steps or (steps > 0 and self._marks[-1] - self._marks[0] >= self._limit_s)
 
     def measure(self, training: Callable[[], object]) -> float:
         """Seconds of a step of a training that stops when this says so."""
@@ -62,6 +62,7 @@ def network_pace(
     recipe: Recipe,
     *,
     split: Split | None = None,
+    steps: int = STEPS,
     limit_s: float = 1.0,
 ) -> float:
     """Seconds of a step of one architecture's training.
@@ -74,7 +75,7 @@ def network_pace(
     device = task.train.x.device
     with user_errors(), isolated(0, "pace"):
         network = space.network(genotype).to(device)
-        meter = Meter(device, limit_s)
+        meter = Meter(device, limit_s, steps)
         return meter.measure(lambda: train(network, task, recipe, seed=0, split=split, stop=meter))
 
 
@@ -98,3 +99,18 @@ def shared_pace(job: Job, *, limit_s: float = 1.0) -> float:
                 supernet, job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=meter
             )
         )
+
+
+def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
+    """Seconds of a step of what the job's search trains: a supernet, or this architecture as a trial."""
+    if job.plan.searcher is None:
+        return gradient_pace(job, limit_s=limit_s)
+    if job.config.shares_weights:
+        return shared_pace(job, limit_s=limit_s)
+    return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
+
+
+def final_pace(job: Job, genotype: Genotype, *, steps: int = STEPS, limit_s: float = 1.0) -> float:
+    """Seconds of a step of the job's last training."""
+    split = job.task.train_and_val()
+    return network_pace(job.final, genotype, job.task, job.recipe, split=split, steps=steps, limit_s=limit_s)

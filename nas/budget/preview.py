@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nas.architectures.space_size import Size
-from nas.budget.shares import Needs
 from nas.text import counted
 
 HOUR_S = 3600.0
@@ -36,11 +35,9 @@ class Preview:
 
     decisions, architectures: of the space; `exact` is False where they are estimated.
     sample: how many architectures the ranges are of; timed: of how many of them latency was measured.
-    ranges: of params, macs, peak_bytes, latency_ms (the last network's) and of step_s (of a trial).
+    ranges: of params, macs, peak_bytes and latency_ms of the last network.
     memory_bytes: what training needs at least, counted.
-    phases: in order. device: in words. measured_s: what the measuring took.
-    training_s: one training of the re-evaluation. test_s: testing the last network, part of the last phase.
-    shared_step_s, search_step_s, final_step_s: seconds of a step of a supernet and of the last network.
+    phases: in order. device: in words.
     """
 
     space: str
@@ -53,31 +50,11 @@ class Preview:
     memory_bytes: int
     phases: Sequence[Phase]
     device: str
-    measured_s: float
-    training_s: float = 0.0
-    shared_step_s: float = 0.0
-    search_step_s: float = 0.0
-    final_step_s: float = 0.0
-    test_s: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Estimated, of the whole job."""
         return sum(phase.seconds for phase in self.phases)
-
-    @property
-    def needs(self) -> Needs:
-        """The same for dividing a budget."""
-        seconds = {phase.name: phase.seconds for phase in self.phases}
-        return Needs(
-            seconds[SEARCH],
-            seconds.get(BASELINES, 0.0),
-            seconds.get(RERANK, 0.0),
-            seconds[RETRAIN],
-            self.training_s,
-            seconds[FINISH] - self.test_s,
-            self.test_s,
-        )
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -100,10 +77,7 @@ class Preview:
         rows += [
             f"{phase.name:<13}{phase.planned:<44} {time_text(phase.seconds):>9}" for phase in self.phases
         ]
-        rows.append(
-            f"{'in all':<13}{'on ' + self.device:<44} {time_text(self.seconds):>9}, from steps timed for "
-            f"{self.measured_s:.1f} s"
-        )
+        rows.append(f"{'in all':<13}{'on ' + self.device:<44} {time_text(self.seconds):>9}, from timed steps")
         return rows
 
 

@@ -31,8 +31,8 @@ from nas.cli.job import run_job
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
+    from nas.budget.forecast import Tell
     from nas.budget.preview import Preview
-    from nas.budget.timing import Tell
     from nas.job.config import Config
     from nas.progress import Progress
     from nas.results.result import Result

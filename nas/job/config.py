@@ -70,8 +70,9 @@ class Config(BaseModel):
     warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
       (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
     searcher: settings of the method, e.g. population and tournament of evolution.
-    workers: processes that train the trials; `auto` tries how many this machine bears. More can join by
-      `nas worker`. lease: a worker that shows no sign of life for so many seconds has lost its trial.
+    workers: processes that train the trials; `auto` tries how many this machine bears, and with 0 all is done
+      in this process. More can join by `nas worker`. lease: a worker that shows no sign of life for so many
+      seconds has lost its trial.
     trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
     augment: how training images are varied in all phases: `none`, or parts of `crop+flip+cutout`; unless
       given, they are cropped, and mirrored where the task is known to bear it (CIFAR).
@@ -136,7 +137,7 @@ class Config(BaseModel):
     sharing: Table = {}
     warm_start: Literal["none", "parent", "supernet"] = "none"
     searcher: Table = {}
-    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
+    workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
     lease: Annotated[FiniteFloat, Field(ge=1), BeforeValidator(seconds)] = 120.0
     trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
     augment: Text | None = None

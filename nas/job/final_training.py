@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from nas.budget.timing import Last
+from nas.budget.last import Last
+from nas.budget.pace import final_pace
+from nas.budget.threads import suited
 from nas.errors import TrialError
 from nas.evaluation.evaluators import affordable
 from nas.evaluation.metrics import wilson
 from nas.job.job import Job
 from nas.latency import LATENCY, latency
+from nas.results.run_record import RETRAIN
 from nas.seeding import isolated
 from nas.task import Task
 from nas.tracking.points import of_curve, of_report
@@ -24,9 +28,6 @@ from nas.training.train import train
 from nas.types import Genotype
 from nas.user_code import user_errors
 
-RETRAIN = "retrain"
-"""What the last training is called between ranks and to trackers."""
-
 
 def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
     """Trains one architecture at its final size, then measures test accuracy, once.
@@ -35,11 +36,16 @@ def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, di
     chance (`nas.training.easing`), which a note and the metrics `retrain_lr_factor` or
     `retrain_passes_per_step` tell.
     """
+    with suited(job, RETRAIN, partial(final_pace, job, genotype)) as suited_job:
+        return _trained(suited_job, genotype, last)
+
+
+def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
     task, progress = job.task, job.progress
 
     def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
         network = _fresh(job, genotype)
-        progress.phase("retrain", last.recipe.epochs)
+        progress.phase("retrain", last.recipe.epochs if last.elapsed is None else None)
         job.team.call(RETRAIN, list(genotype))
         series = str(ease.place(Path(RETRAIN)))
 
@@ -57,7 +63,7 @@ def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, di
             on_epoch=told,
             backward=ease.backward,
             stop=job.stop,
-            left_s=last.left_s,
+            elapsed=last.elapsed,
             team=job.team,
         )
         job.tracking.tell(of_curve(series, curve))  # what a killed process has not told

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nas import devices
-from nas.budget.shares import EXPORT_S
+from nas.budget.forecast import EXPORT_S
 from nas.bundle.at_end import bundle_at_end, is_bundled
 from nas.console import telling
 from nas.files.folder_lock import FolderLock
 from nas.job.config import Config
-from nas.job.final_training import RETRAIN, help_to_retrain
+from nas.job.final_training import help_to_retrain
 from nas.job.gradient_search import help_to_search
 from nas.job.job import Job
 from nas.job.ranks import BEGIN, follow_to, help_all
@@ -20,8 +20,9 @@ from nas.job.run_folder import begin, clear_checkpoints, open_folder
 from nas.job.shared_weights import SHARED, help_with_weights
 from nas.job.trackers import check_trackers, open_tracking
 from nas.progress import Progress, Silent, Wanted
+from nas.registry import is_plugin
 from nas.results.result import Result, is_finished, load_result
-from nas.results.run_record import SEARCH
+from nas.results.run_record import RETRAIN, SEARCH
 from nas.tracking.tracker import Tracker
 from nas.training.distributed import joined
 from nas.training.team import Team
@@ -94,7 +95,9 @@ def _result(job: Job, notes: Sequence[str], work: Callable[[Job], Result]) -> Re
     if is_finished(job.folder):
         job.progress.note(f"{job.folder} holds this run already, finished")
         clear_checkpoints(job.folder)
-        return load_result(job.folder, space=job.final)
+        # Its own record knows the size of its network, which a budget may have chosen.
+        named = job.config.space if is_plugin(job.config.space) else None
+        return load_result(job.folder, space=named if job.final.origin else job.final)
     for note in notes:
         job.progress.note(note)
     return work(job)

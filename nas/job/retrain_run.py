@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas import devices
-from nas.budget.timing import last_training
+from nas.budget.last import last_training
 from nas.data.inputs import Inputs
 from nas.data.suspects import load_without
 from nas.errors import ConfigError

@@ -31,6 +31,7 @@ from nas.types import Genotype, Trial
 from nas.workers.identity import Identity
 from nas.workers.start import describe_job, job_slots, work_together
 
+IN_TIME = "no trial of the search was finished in time"
 ALIKE = 0.01
 """Of their mean: by how much at least some strengths of a decision differ where its alphas were learned."""
 
@@ -43,8 +44,8 @@ class Found:
     history: its trials. seconds: what they and their supernet took.
     alphas, epochs: of a differentiable search.
     measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
-    untaught: why the search learned nothing, so that its one candidate is the default architecture; empty
-      where it did.
+    untaught: why nothing was learned, so that its one candidate is the default architecture; empty where
+      anything was.
     """
 
     candidates: Sequence[Genotype]
@@ -69,7 +70,7 @@ def find(job: Job, *, until_s: float | None = None) -> Found:
 
 
 def _differentiable(job: Job, until_s: float | None) -> Found:
-    if job.config.workers != 1:
+    if job.config.workers not in (0, 1):
         job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
     if not job.has_choice:
         return Found([job.space.sample(rng(0))], (), 0.0)
@@ -80,7 +81,7 @@ def _differentiable(job: Job, until_s: float | None) -> Found:
     candidates, untaught = _distinct(job, found.candidates), ""
     default = default_of(job)
     if default is not None and all(np.ptp(row) < ALIKE / len(row) for row in found.epochs[-1].strengths):
-        candidates, untaught = [default], "its alphas are all alike"
+        candidates, untaught = [default], "the search learned nothing, its alphas are all alike"
     return Found(
         candidates, found.trials, found.seconds, alphas=alphas, epochs=found.epochs, untaught=untaught
     )
@@ -98,7 +99,9 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         )
     except TimeUp as error:  # while a supernet was trained
         job.progress.note(f"the search ends before its first trial: {error}")
-        return _untaught(job, searcher, (), "no trial was finished in time", seconds=job.clock.elapsed_s)
+        return _untaught(
+            job, searcher, (), "no trial of the search was finished in time", seconds=job.clock.elapsed_s
+        )
     study, late = search.study, False
     try:
         reason = _run(search, until_s)
@@ -108,7 +111,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
     best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
     if not best and late:
-        return _untaught(job, searcher, study.history, "no trial was finished in time")
+        return _untaught(job, searcher, study.history, IN_TIME)
     if not best:
         raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
     if job.plan.goals.violation(best[0].metrics) > 0:
@@ -118,7 +121,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     seconds = search.prepared_s + study.spent_s
     done = [t for t in study.history if t.state == "done"]
     if at_chance(done, chance(job.search_task.val)) == len(done):
-        no_better = "none of its trials is better than guessing"
+        no_better = "the search learned nothing, no trial is better than guessing"
         return _untaught(job, searcher, study.history, no_better, seconds=seconds)
     genotypes = _distinct(job, (t.genotype for t in best))
     return Found(genotypes, study.history, seconds, search.measure, search.fidelity)

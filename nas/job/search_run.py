@@ -13,8 +13,8 @@ from typing import Any
 from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.budget.clock import Clock
+from nas.budget.forecast import Tell, foresee, preview
 from nas.budget.preview import Preview, comparison
-from nas.budget.timing import Tell, estimated_s, look_ahead, measured
 from nas.errors import ConfigError, NasError
 from nas.job.arguments import name_of, with_names
 from nas.job.config import Config, make_config
@@ -104,7 +104,7 @@ def run(
     """
     clock = clock or Clock(config.budget)
     place = Path(out) if out is not None else default_folder(config)
-    if (config.workers != 1 or config.trial_timeout is not None) and (space, task) != (None, None):
+    if (config.workers not in (0, 1) or config.trial_timeout is not None) and (space, task) != (None, None):
         raise ConfigError(
             "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
             "or a task that was made in Python; give their names"
@@ -136,7 +136,7 @@ def look(config: Config, *, progress: Progress | None = None) -> Preview:
     job, _ = _prepared(
         config, default_folder(config), progress=progress, clock=Clock(config.budget), tries=False
     )
-    return measured(job)
+    return preview(job)
 
 
 def _prepared(config: Config, place: Path, **parts: Any) -> tuple[Job, list[str]]:  # noqa: ANN401
@@ -155,14 +155,14 @@ def _searched(job: Job, *, tell: Tell | None) -> Result:
         job.clock.open(job.folder)
     with devices.repeatable(enabled=job.config.deterministic):
         try:
-            ahead = look_ahead(job, tell)
+            job, ahead = foresee(job, tell)
             result = whole_job(job, ahead)
         except (NasError, Stopped):
             job.clock.save()
             raise
     if ahead is not None:
         took_s = job.clock.elapsed_s
-        job.progress.note(comparison(estimated_s(job, ahead), took_s, before_s=ahead.spent_s))
+        job.progress.note(comparison(ahead.seconds, took_s, before_s=ahead.spent_s))
     return result
 
 

@@ -82,8 +82,8 @@ def size(value: object) -> object:
 def count(value: object) -> object:
     """A number of processes, which may be spelt as text, or `auto`."""
     found = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else number(value)
-    if found != "auto" and not (isinstance(found, int) and 1 <= found <= 1024):
-        raise ValueError("wanted a whole number from 1 to 1024, or auto")
+    if found != "auto" and not (isinstance(found, int) and 0 <= found <= 1024):
+        raise ValueError("wanted a whole number from 0 to 1024, or auto")
     return found
 
 

@@ -14,6 +14,7 @@ from nas.evaluation.evaluators import Cached, Trained
 from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
 from nas.job.trial_setup import (
+    apart,
     bounded,
     default_of,
     early_stopped,
@@ -109,7 +110,8 @@ def trial_search(
     fenced = _fenced(job, study)
     measure, prepared_s = evaluator(fenced)
     trained = grown(fenced, early_stopped(fenced, measure, study), study)
-    measured = with_costs(fenced, trained, study.history)
+    evaluate_apart, _ = apart(fenced, trained, phase=SEARCH)
+    measured = with_costs(fenced, evaluate_apart, study.history)
     fitted = remembering(fenced, measured, measure, study.history)
     evaluate = Cached(fitted, job.space, study.history)
     return TrialSearch(job, study, evaluate, measure, fidelity, prepared_s, spend_s)

@@ -222,21 +222,23 @@ def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
     return Grown(measure, job.folder / CHECKPOINT / "weights", study.history)
 
 
-def apart(job: Job, measure: Evaluator) -> tuple[Evaluator, int]:
-    """The evaluator in processes side by side, and how many; itself and one where it cannot run there.
+def apart(job: Job, measure: Evaluator, *, phase: str = "") -> tuple[Evaluator, int]:
+    """The evaluator in processes of their own, and how many; itself and one where it cannot run there.
 
-    That is where latencies are measured, which others would disturb, where a training begins with a supernet,
-    and where it is made of what cannot be sent to another process.
+    That is where it looks at what this process knows, and where it cannot be sent to another. One process at
+    a time where latencies are measured, which others would disturb. phase: of trials one at a time, with as
+    many threads as `nas.budget.threads` has decided.
     """
     processes = job.processes
+    tied = isinstance(measure, Trained) and (measure.start is not None or measure.hopeless is not None)
+    if processes is None or tied or not isinstance(measure, Trained | Laddered):
+        return measure, 1
     disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
-    begins = isinstance(measure, Trained) and measure.start is not None
-    if processes is None or processes.places == 1 or disturbed or begins:
-        return measure, 1
-    if not isinstance(measure, Trained | Laddered):
-        return measure, 1
     try:
-        return processes.evaluator(measure), processes.places
+        threads, step_s = job.clock.decide(f"threads {phase}", lambda: [1, 0.0]) if phase else (1, 0.0)
+        places = 1 if phase or disturbed else processes.places
+        evaluate = processes.evaluator(measure, count=places, threads=int(threads), step_s=step_s)
+        return evaluate, places
     except (TypeError, AttributeError, PicklingError) as error:
         job.progress.note(f"one training at a time: the space cannot be sent to another process ({error})")
         return measure, 1

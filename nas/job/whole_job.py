@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from nas.budget.shares import Shares
-from nas.budget.timing import Ahead, estimated_s, last_training, within
+from nas.budget.forecast import Forecast
+from nas.budget.last import last_training
+from nas.budget.pace import search_pace
+from nas.budget.threads import paced, suited
 from nas.data.inputs import Inputs
 from nas.evaluation import failures
 from nas.evaluation.metrics import chance, rounded
@@ -28,6 +32,7 @@ from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.result_files import write_result
 from nas.results.run_record import DEFAULT, RANDOM, SEARCH
 from nas.schedulers.halving import longest
+from nas.seeding import rng
 from nas.storage.run import keep_history
 from nas.text import counted
 from nas.workers.side_by_side import side_by_side
@@ -36,10 +41,10 @@ PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
 
 
-def whole_job(job: Job, ahead: Ahead | None) -> Result:
+def whole_job(job: Job, ahead: Forecast | None) -> Result:
     """Searches, compares, trains the winner, and writes the result.
 
-    ahead: what was measured before it began, where anybody wants to know.
+    ahead: what it is going to do, where anybody wants to know or there is a budget.
     """
     size = job.space.size
     job.progress.note(
@@ -47,13 +52,12 @@ def whole_job(job: Job, ahead: Ahead | None) -> Result:
     )
     if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
-    planned, shares = job, None
-    if ahead is not None and job.clock.budget_s is not None:
-        job, shares = within(job, ahead)
-    found = find(job, until_s=None if shares is None else shares.search_s)
-    baselines, verdict = _compared(job, found, shares)
+    with nullcontext() if job.config.workers == 0 else side_by_side(job.task.train.x.device) as processes:
+        job = replace(job, processes=processes)
+        found = _found(job, ahead)
+        baselines, verdict = _compared(job, found, ahead)
     _tell(job, verdict)
-    best, last = verdict.best, last_training(planned, verdict.best, ahead)
+    best, last = verdict.best, last_training(job, verdict.best, ahead)
     network, trained = train_final(job, best, last)
     _warn_of_guessing(job, trained["test_acc"])
     searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
@@ -109,37 +113,55 @@ def _write(job: Job, result: Result, found: Found, verdict: Verdict) -> None:
     clear_checkpoints(job.folder)
 
 
-def _compared(job: Job, found: Found, shares: Shares | None) -> tuple[Baselines, Verdict]:
+def _found(job: Job, ahead: Forecast | None) -> Found:
+    """What the search found; the default architecture where there is no time to search."""
+    default = default_of(job) if job.has_choice else None
+    allocation = None if ahead is None else ahead.allocation
+    if allocation is not None and not allocation.epochs and default is not None:
+        return Found([default], (), 0.0, untaught="there is no time for a search that would be worth it")
+    until_s = None if ahead is None else ahead.until_s("search")
+    alone = job.plan.searcher is None or job.config.shares_weights or job.config.workers == 0
+    if not job.has_choice or not (alone or job.config.workers == 1):
+        return find(job, until_s=until_s)
+    genotype = job.space.sample(rng(0)) if default is None else default
+    pace = partial(search_pace, job, genotype)
+    if not alone:
+        paced(job, SEARCH, pace)  # for the process that trains the trials
+        return find(job, until_s=until_s)
+    with suited(job, SEARCH, pace) as suited_job:
+        return find(suited_job, until_s=until_s)
+
+
+def _compared(job: Job, found: Found, ahead: Forecast | None) -> tuple[Baselines, Verdict]:
     """The baselines and the fresh trainings, as far as there is time for them."""
     if found.untaught:
-        why = f"the search learned nothing, {found.untaught}: the space's default architecture is taken"
+        why = f"{found.untaught}: the space's default architecture is taken"
         return Baselines((), {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
     compares = job.plan.baselines and job.has_choice and bool(found.history)
-    if shares is not None and shares.rerank_s is None:
-        return Baselines((), {}), Verdict(found.candidates[0], SEARCH, {})
-    if shares is not None and shares.baselines_s is None and not job.is_own_baseline:
+    allocation = None if ahead is None else ahead.allocation
+    if allocation is not None and not allocation.baselines_s and not job.is_own_baseline:
         compares = False
     races = (compares or job.plan.top_k > 1) and job.has_choice
     default = default_of(job) if races else None
-    until_s = None if shares is None else shares.baselines_s
-    with side_by_side(job.task.train.x.device) as processes:
-        job = replace(job, processes=processes)
-        baselines = run_baselines(job, found, until_s=until_s) if compares else Baselines((), {})
-        verdict = rerank(
-            job,
-            found.candidates,
-            {**({} if default is None else {DEFAULT: default}), **baselines.choices},
-            start=warm_start(job, found.measure),
-            until_s=None if shares is None else shares.rerank_s,
-        )
+    baselines_s, rerank_s = (
+        None if ahead is None else ahead.until_s("search", "baselines", *more) for more in ((), ("rerank",))
+    )
+    baselines = run_baselines(job, found, until_s=baselines_s) if compares else Baselines((), {})
+    verdict = rerank(
+        job,
+        found.candidates,
+        {**({} if default is None else {DEFAULT: default}), **baselines.choices},
+        start=warm_start(job, found.measure),
+        until_s=rerank_s,
+    )
     return baselines, verdict
 
 
-def _times(job: Job, ahead: Ahead | None) -> dict[str, float]:
+def _times(job: Job, ahead: Forecast | None) -> dict[str, float]:
     """What was estimated, and what the job has taken up to the writing of its result."""
     if ahead is None:
         return {}
-    return {"estimated_seconds": estimated_s(job, ahead), "job_seconds": job.clock.elapsed_s}
+    return {"estimated_seconds": ahead.seconds, "job_seconds": job.clock.elapsed_s}
 
 
 def _failures(job: Job, found: Found) -> dict[str, float]:

@@ -14,6 +14,8 @@ FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
 SEARCH, RANDOM, RERANK = "search", "random", "rerank"
 """The studies of a run: its search, random search at equal cost, and the best of both trained again."""
+RETRAIN = "retrain"
+"""What the last training is called."""
 DEFAULT = "default"
 """What a comparison calls the space's default architecture."""
 CHECKPOINT = "checkpoint"

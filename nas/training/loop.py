@@ -57,9 +57,13 @@ class Loop:
         backward: Backward | None = None,
         form: Callable[[], Hashable] = lambda: None,
         before: Callable[[], None] = lambda: None,
+        elapsed: Callable[[], float] | None = None,
         team: Team = ALONE,
     ) -> None:
         """As described.
+
+        elapsed: share in [0, 1] of the training's time that is over, where that is what its schedule follows;
+          else it follows the steps.
 
         team: the processes that divide every batch among them and then move alike, see `nas.training.team`.
         form: what `forward` and `backward` read in Python and may change between steps; None while their
@@ -75,6 +79,7 @@ class Loop:
         self.team, self.images = team, images_of(team, self.batch)
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
+        self._elapsed, self._elapsed_steps = elapsed, 0
         self.seconds = 0.0
         self.weight_decay = recipe.weight_decay
         # Before `form` is asked, which may depend on how cells run.
@@ -100,12 +105,18 @@ class Loop:
     @property
     def lr(self) -> float:
         """The learning rate of the last step done; before the first, that of the first."""
-        return learning_rate(self.recipe, max(0, self.step - 1), steps_per_epoch=self.steps_per_epoch)
+        step = max(0, self.step - 1) if self._elapsed is None else self._elapsed_steps
+        return learning_rate(self.recipe, step, steps_per_epoch=self.steps_per_epoch)
 
     @property
     def next_lr(self) -> float:
         """The learning rate of the coming step."""
-        return learning_rate(self.recipe, self.step, steps_per_epoch=self.steps_per_epoch)
+        return learning_rate(self.recipe, self.scheduled, steps_per_epoch=self.steps_per_epoch)
+
+    @property
+    def scheduled(self) -> int:
+        """Where the coming step is in the schedule, in steps."""
+        return self.step if self._elapsed is None else self._elapsed_steps
 
     @property
     def rate(self) -> float | Tensor:
@@ -147,7 +158,9 @@ class Loop:
 
     def set_rates(self) -> None:
         """Sets what the coming step reads and follows a schedule."""
-        self._drop_path.follow(self.step // self.steps_per_epoch)
+        if self._elapsed is not None:
+            self._elapsed_steps = min(self.steps - 1, int(self._elapsed() * self.steps))
+        self._drop_path.follow(self.scheduled // self.steps_per_epoch)
         self._descent.set(self.next_lr, self.weight_decay)
         if self._average is not None:
             self._average.follow(self.step)
@@ -253,7 +266,7 @@ class Loop:
         """The coming step's images and targets; torch's global stream is set to where the step begins."""
         if self._batch is not None:
             return self._batch
-        self._drop_path.follow(self.step // self.steps_per_epoch)
+        self._drop_path.follow(self.scheduled // self.steps_per_epoch)
         seed_global(self.seed_of_step)
         self._batches.prepare(self.step)
         return self._drawn()

@@ -5,6 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+FAR, PATIENCE = 8.0, 3
+"""Steps are far slower than they were when so many in a row take so many times as long."""
+
+
+class Watch:
+    """Asked before every step whether steps are far slower than the `step_s` that they took; 0 if unknown."""
+
+    def __init__(self, step_s: float) -> None:
+        self._limit_s, self._slow, self._before = FAR * step_s, 0, time.perf_counter()
+
+    def is_slow(self) -> bool:
+        """Takes in the step that has just ended."""
+        now = time.perf_counter()
+        self._slow = self._slow + 1 if now - self._before > self._limit_s > 0 else 0
+        self._before = now
+        return self._slow >= PATIENCE
+
 
 class Pace:
     """Times steps.

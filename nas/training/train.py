@@ -47,7 +47,7 @@ def train(
     backward: Backward | None = None,
     steps: Steps | None = None,
     stop: Callable[[], bool] | None = None,
-    left_s: Callable[[], float] | None = None,
+    elapsed: Callable[[], float] | None = None,
     team: Team = ALONE,
 ) -> Curve:
     """Trains `network` in place, where its parameters are, and returns its curve.
@@ -66,8 +66,8 @@ def train(
     backward: puts the gradients of a step in place and returns its loss; one pass by default.
     steps: takes the place of `backward` where steps are prepared, and may be captured as CUDA graphs.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
-    left_s: seconds left, asked after every step; when there are none, that step was the last one, its epoch
-      ends with it and the network stays as it is. Not for a team.
+    elapsed: share of its time that is over, asked before and after every step, where a training has a time
+      and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
     team: all of its ranks train the same network together, see `nas.training.team`; rank 0 alone evaluates
       and saves.
 
@@ -102,6 +102,7 @@ def train(
         forward=forward or whole,
         backward=backward if steps is None else steps.backward,
         form=plain if steps is None else steps.form,
+        elapsed=elapsed,
         team=team,
     )
     begin = _nothing if steps is None else partial(steps.begin, loop)
@@ -110,7 +111,7 @@ def train(
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, left_s=left_s)
+    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, elapsed=elapsed)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
@@ -138,9 +139,9 @@ class _Training:
         until: int,
         *,
         begin: Callable[[], None],
-        left_s: Callable[[], float] | None,
+        elapsed: Callable[[], float] | None,
     ) -> None:
-        self.loop, self.until, self.begin, self.left_s = loop, until, begin, left_s
+        self.loop, self.until, self.begin, self.elapsed = loop, until, begin, elapsed
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve, self.cut = Curve(), False
         self._evaluation = Evaluation(loop.network, loop.task, record=loop.record)
@@ -151,7 +152,9 @@ class _Training:
 
     @property
     def steps(self) -> int:
-        return self.loop.step if self.cut else self.until * self.loop.steps_per_epoch
+        if self.elapsed is not None:
+            return self.loop.step if self.cut else self.loop.step + 1
+        return self.until * self.loop.steps_per_epoch
 
     @property
     def at_epoch_end(self) -> bool:
@@ -159,7 +162,7 @@ class _Training:
 
     def advance(self) -> None:
         self.loop.advance(self.begin)
-        self.cut = self.left_s is not None and self.left_s() <= 0
+        self.cut = self.elapsed is not None and self.elapsed() >= 1
 
     def end_epoch(self) -> EpochReport:
         loop = self.loop
@@ -184,7 +187,7 @@ class _Training:
         return {"loop": self.loop.state(), "curve": curve, "cut": self.cut}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
-        if step > self.steps:
+        if self.elapsed is None and step > self.steps:
             raise ConfigError(
                 f"train: the checkpoint is after step {step}, but until is {self.until}, which ends at step "
                 f"{self.steps}; ask for more epochs, or clear the checkpoints to start anew"

@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as StillAtWork
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import LifoQueue
 
 import cloudpickle
 import numpy as np
@@ -30,6 +30,7 @@ from nas.evaluation.evaluators import Trained
 from nas.evaluation.laddered import Laddered
 from nas.registry import load
 from nas.study import Evaluator
+from nas.training.pace import Watch
 from nas.training.resumable import Stopped
 from nas.types import Trial
 from nas.workers.slots import cores
@@ -46,13 +47,15 @@ class SideBySide:
     def __init__(self, places: int) -> None:
         self.places = places
         self._all = [_Process() for _ in range(places)]
-        self._free: SimpleQueue[_Process] = SimpleQueue()
+        self._free: LifoQueue[_Process] = LifoQueue()
         self._closed = False
         for process in self._all:
             self._free.put(process)
 
-    def evaluator(self, measure: Measure) -> Evaluator:
-        """What `measure` measures, in one of the processes; for at most `places` threads at a time.
+    def evaluator(self, measure: Measure, *, count: int, threads: int = 1, step_s: float = 0.0) -> Evaluator:
+        """What `measure` measures, in one of the processes; for `count` callers at a time, at most `places`.
+
+        threads: that it computes with; one when its steps take far longer than `step_s`.
 
         Raises:
             TypeError, AttributeError, pickle.PicklingError: where it cannot be sent to another process.
@@ -60,7 +63,12 @@ class SideBySide:
         origin, settings = measure.space.origin, dict(measure.space.settings)
         # Code of a file is loaded there anew, as nobody else can import it.
         sent = replace(measure, stop=None, **({"space": None} if origin else {}))  # type: ignore[arg-type]
-        parcel = cloudpickle.dumps((sent, origin, settings))
+        parcel = cloudpickle.dumps((sent, origin, settings, threads, step_s))
+
+        for process in self._all[-count:]:  # those that are taken first
+            process.begin()
+        for process in self._all[-count:]:  # so that no trial's time counts the start
+            process.receive(parcel)
 
         def evaluate(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
             for _ in range(ATTEMPTS):
@@ -86,11 +94,18 @@ class SideBySide:
             process.close()
 
 
+def places_on(device: torch.device) -> int:
+    """How many trainings are made side by side: on a CPU as many as this process has threads, else one."""
+    return min(cores(), torch.get_num_threads()) if device.type == "cpu" else 1
+
+
 @contextmanager
-def side_by_side(device: torch.device) -> Iterator[SideBySide]:
-    """As many processes as this one may compute threads, on a CPU; one, which is not used, elsewhere."""
-    places = min(cores(), torch.get_num_threads()) if device.type == "cpu" else 1
-    together = SideBySide(places)
+def side_by_side(device: torch.device) -> Iterator[SideBySide | None]:
+    """Processes for a block, started when they are needed; None where trainings are on an accelerator."""
+    if device.type != "cpu":
+        yield None
+        return
+    together = SideBySide(places_on(device))
     try:
         yield together
     finally:
@@ -102,21 +117,28 @@ class _Process:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._pid = 0
+        self._pid: Future[int] | None = None
         self._parcel = b""
+
+    def begin(self) -> ProcessPoolExecutor:
+        """Starts the process, unless it is at work, and does not wait for it."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),))
+            self._pid = self._pool.submit(os.getpid)
+        return self._pool
+
+    def receive(self, parcel: bytes) -> None:
+        """Sends what is to be measured, unless it is there."""
+        if parcel is not self._parcel:
+            self.begin().submit(_receive, parcel).result()
+            self._parcel = parcel
 
     def evaluate(
         self, parcel: bytes, trial: Trial, rng: np.random.Generator, *, stop: Callable[[], bool]
     ) -> Mapping[str, float]:
         """Waits for the result; `stop` may raise, which ends the process."""
-        if self._pool is None:
-            threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-            self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),), env=threads)
-            self._pid = self._pool.submit(os.getpid).result()
-        if parcel is not self._parcel:
-            self._pool.submit(_receive, parcel).result()
-            self._parcel = parcel
-        future: Future[Mapping[str, float]] = self._pool.submit(_measure, trial, rng)
+        self.receive(parcel)
+        future: Future[Mapping[str, float]] = self.begin().submit(_measure, trial, rng)
         try:
             while True:
                 stop()
@@ -131,9 +153,9 @@ class _Process:
 
     def close(self) -> None:
         """Ends the process at once; what it was training is saved up to its last checkpoint."""
-        if self._pool is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+        if self._pool is not None and self._pid is not None:
+            with suppress(ProcessLookupError, BrokenProcessPool):
+                os.kill(self._pid.result(), signal.SIGKILL)
             self._pool.shutdown(wait=True)
         self._pool, self._parcel = None, b""
 
@@ -146,7 +168,6 @@ _received: list[Measure] = []
 def _begin(parent: int) -> None:
     """Ctrl-C is for the parent to understand; when that is gone, nobody waits for what is trained here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -157,8 +178,17 @@ def _end_with(parent: int) -> None:
 
 
 def _receive(parcel: bytes) -> None:
-    measure, origin, settings = pickle.loads(parcel)  # nosec B301
-    _received[:] = [replace(measure, space=load(origin, **settings)) if origin else measure]
+    measure, origin, settings, threads, step_s = pickle.loads(parcel)  # nosec B301
+    torch.set_num_threads(threads)
+    watch = Watch(step_s)
+
+    def stop() -> bool:
+        if torch.get_num_threads() > 1 and watch.is_slow():
+            torch.set_num_threads(1)
+        return False
+
+    space = load(origin, **settings) if origin else measure.space
+    _received[:] = [replace(measure, space=space, stop=stop)]
 
 
 def _measure(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:

@@ -30,7 +30,7 @@ TAIL = 2000
 def job_slots(job: Job) -> list[Slot]:
     """The places of the job's workers; none where the coordinator does all the work itself."""
     config = job.config
-    if config.workers == 1 and config.trial_timeout is None:
+    if config.workers in (0, 1) and config.trial_timeout is None:
         return []
     if config.shares_weights:
         job.progress.note(f"method {config.method!r} runs with one worker: its trials share their weights")
@@ -39,7 +39,7 @@ def job_slots(job: Job) -> list[Slot]:
     if config.workers == "auto" and writers(config.storage) == 1:
         job.progress.note(f"the search runs with one worker: storage {config.storage} takes no more")
         return []
-    count = _probed(job, gpus) if config.workers == "auto" else config.workers
+    count = _probed(job, gpus) if config.workers == "auto" else max(1, config.workers)
     check_writers(config.storage, count)
     if count > 1 and LATENCY in job.plan.goals.metrics and config.latency_table is None:
         job.progress.note(
