@@ -156,13 +156,14 @@ def describe(error: BaseException) -> str:
 
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     if not frames:
         return ""
     return f" (at {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a file is neither of the engine nor of an installed library."""
     foreign = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
     installed = file.startswith("<") or "site-packages" in file
     return not installed and foreign.isdisjoint(Path(file).parents)

@@ -7,8 +7,10 @@ checkpoint in a new one.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle  # nosec B403 - between a process and its own children
+import re
 import signal
 import threading
 import time
@@ -18,6 +20,7 @@ from concurrent.futures import TimeoutError as StillAtWork
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from queue import LifoQueue
 
 import cloudpickle
@@ -25,9 +28,10 @@ import numpy as np
 import torch
 from loky import ProcessPoolExecutor
 
-from nas.errors import TrialError
+from nas.errors import TrialError, is_users
 from nas.evaluation.evaluators import Trained
 from nas.evaluation.laddered import Laddered
+from nas.files.temporary import temporary_folder
 from nas.registry import load
 from nas.study import Evaluator
 from nas.training.pace import Watch
@@ -42,11 +46,14 @@ Measure = Trained | Laddered
 
 
 class SideBySide:
-    """Processes that evaluate trials, each one at a time; `places` of them, none before they are needed."""
+    """Processes that evaluate trials, each one at a time; `places` of them, none before they are needed.
 
-    def __init__(self, places: int) -> None:
+    folder: where they leave, when they crash, at which line.
+    """
+
+    def __init__(self, places: int, folder: Path) -> None:
         self.places = places
-        self._all = [_Process() for _ in range(places)]
+        self._all = [_Process(folder / f"{number}.txt") for number in range(places)]
         self._free: LifoQueue[_Process] = LifoQueue()
         self._closed = False
         for process in self._all:
@@ -71,19 +78,20 @@ class SideBySide:
             process.receive(parcel)
 
         def evaluate(trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+            where = ""
             for _ in range(ATTEMPTS):
                 process = self._free.get()
                 try:
                     return process.evaluate(parcel, trial, rng, stop=measure.stop or (lambda: False))
                 except BrokenProcessPool as error:
                     process.close()
+                    where = process.line()
                     if self._closed:
                         raise Stopped("the processes have been ended") from error
                 finally:
                     self._free.put(process)
-            raise TrialError(
-                "crash", f"its process died {ATTEMPTS} times, killed by its code or by the system"
-            )
+            by = where or ", perhaps killed by the system for want of memory"
+            raise TrialError("crash", f"the process that trained it died {ATTEMPTS} times{by}")
 
         return evaluate
 
@@ -105,17 +113,19 @@ def side_by_side(device: torch.device) -> Iterator[SideBySide | None]:
     if device.type != "cpu":
         yield None
         return
-    together = SideBySide(places_on(device))
-    try:
-        yield together
-    finally:
-        together.close()
+    with temporary_folder() as folder:
+        together = SideBySide(places_on(device), folder)
+        try:
+            yield together
+        finally:
+            together.close()
 
 
 class _Process:
     """A single-worker pool, so that nobody else is harmed when its process dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
+        self._log = log
         self._pool: ProcessPoolExecutor | None = None
         self._pid: Future[int] | None = None
         self._parcel = b""
@@ -123,7 +133,7 @@ class _Process:
     def begin(self) -> ProcessPoolExecutor:
         """Starts the process, unless it is at work, and does not wait for it."""
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),))
+            self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(), str(self._log)))
             self._pid = self._pool.submit(os.getpid)
         return self._pool
 
@@ -151,6 +161,12 @@ class _Process:
                 self.close()
             raise
 
+    def line(self) -> str:
+        """The innermost line of the user's code at which the process crashed, if it did and one is known."""
+        found = re.findall(r'File "(.+)", line (\d+) in', self._log.read_text() if self._log.exists() else "")
+        users = [f" (at {file}, line {number})" for file, number in found if is_users(file)]
+        return users[0] if users else ""
+
     def close(self) -> None:
         """Ends the process at once; what it was training is saved up to its last checkpoint."""
         if self._pool is not None and self._pid is not None:
@@ -165,8 +181,9 @@ class _Process:
 _received: list[Measure] = []
 
 
-def _begin(parent: int) -> None:
+def _begin(parent: int, log: str) -> None:
     """Ctrl-C is for the parent to understand; when that is gone, nobody waits for what is trained here."""
+    faulthandler.enable(Path(log).open("w"), all_threads=False)  # noqa: SIM115 - for as long as it lives
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
