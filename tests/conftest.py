@@ -37,8 +37,8 @@ def _in_memory(folder="/dev/shm"):
 
 
 _in_memory()
-# A bundle takes seconds and pictures one; the tests that are about them ask for them.
-_by_default(export=False, pictures=False)
+# A bundle takes seconds, pictures one, a process four; the tests that are about them ask for them.
+_by_default(export=False, pictures=False, workers=0)
 os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
 # Tests start dozens of processes, each of which would compile all modules again.
 sys.dont_write_bytecode = False

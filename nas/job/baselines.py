@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.budget.clock import TimeUp
+from nas.budget.work import search_work, trial_work
 from nas.evaluation.evaluators import Cached, Trained
 from nas.job.job import Job
-from nas.job.plan import UNBOUNDED
 from nas.job.search_phase import Found
 from nas.job.trial_setup import apart, bounded, default_of, fitting, remembering, telling, with_costs
 from nas.results.run_record import CHECKPOINT, RANDOM
@@ -36,8 +36,8 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
     """Random search at the cost of the search, in a study of its own next to it.
 
     Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
-    different numbers of them, and as many seconds of all ranks where gradients searched. What the search has
-    measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
+    different numbers of them, and as much work (`nas.budget.work`) where gradients searched. What the search
+    has measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
 
     The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
 
@@ -79,22 +79,19 @@ def _random(job: Job, found: Found) -> list[Trial]:
     job.progress.phase("random search at equal cost", trials, done=study.ended)
 
     def enough() -> bool:
-        if trials is None and study.ended > 0 and study.spent_s >= found.seconds * job.team.size:
-            return True
         job.check_stop(f"random search stopped after {counted(study.ended, 'trial')}")
         return False
 
-    most = trials if trials is not None else UNBOUNDED
     others = found.history if found.measure is not None else ()
     evaluate, places = apart(job, measure)
     measured = with_costs(job, evaluate, study.history, others=others)
     fitted = remembering(job, measured, measure, study.history, found.history)
     study.run(
         Cached(fitted, job.space, study.history, others=others),
-        trials=most,
+        trials=trials,
         stop=enough,
         on_trial=telling(job, study.name),
-        max_failures=most + 1,  # what fails here must not end a job whose search went well
+        max_failures=trials + 1,  # what fails here must not end a job whose search went well
         places=places,
     )
     return study.history
@@ -108,10 +105,11 @@ def _evaluator(job: Job, found: Found) -> Evaluator:
     return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
 
 
-def _equal_trials(job: Job, found: Found) -> int | None:
-    """The number of random trials of equal cost, None where it is counted in seconds."""
+def _equal_trials(job: Job, found: Found) -> int:
+    """The number of random trials of equal cost."""
     if found.measure is None:
-        return None
+        job.progress.note("counting what a step of the search and of a trial cost")
+        return max(1, round(search_work(job, len(found.history)) / trial_work(job, job.plan.trial.epochs)))
     if job.plan.early_stop:
         trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
         return max(1, round(trained / found.fidelity))
