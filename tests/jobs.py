@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from nas.budget.timing import Last
+from nas.budget.last import Last
 from nas.job.config import make_config
 from nas.job.job import Job
 from nas.job.plan import make_plan

@@ -1,18 +1,19 @@
 """How time is divided, what fits into it, and the clock that holds a job to it."""
 
-import dataclasses
 import json
 import math
 
 import pytest
 
+from nas.budget.allocation import Allocation, allocate, applied, shortened
 from nas.budget.clock import SAVE_S, Clock, TimeUp
-from nas.budget.shares import FINISH_S, Fit, Needs, divide, fit
+from nas.budget.phases import Steps
+from nas.budget.sizing import sized
+from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.training.recipe import Recipe, learning_rate, preset
-
-NEEDS = Needs(search_s=100, baselines_s=100, rerank_s=40, retrain_s=60, training_s=4)
-RECIPE = Recipe(epochs=10, batch=10, lr=0.1, weight_decay=0.0, warmup_epochs=1.0)
+from nas.job.config import make_config
+from nas.job.preparation import prepare
+from nas.training.recipe import learning_rate, preset
 
 
 class Hands:
@@ -30,64 +31,82 @@ def hands():
     return Hands()
 
 
-def test_what_fits_gets_what_it_needs_and_its_part_of_the_rest():
-    shares = divide(NEEDS, 0.0, 600.0 + FINISH_S)
-    assert (shares.search_s, shares.baselines_s, shares.rerank_s) == (200.0, 400.0, 480.0)
+def job(tmp_path, **settings):
+    values = {"space": "convnet", "task": "digits", "method": "random", "baselines": False, **settings}
+    return prepare(make_config(values), tmp_path, clock=Clock(settings.get("budget")))[0]
 
 
-def test_a_shorter_budget_keeps_time_for_the_last_training_and_shares_the_rest():
-    shares = divide(NEEDS, 10.0, 213.0)
-    rerank, retrain = 30.0, 60.0
-    half = (200.0 - rerank - retrain) / 2
-    assert (shares.search_s, shares.baselines_s, shares.rerank_s) == (
-        10 + half,
-        10 + 2 * half,
-        10 + 2 * half + rerank,
-    )
+STEPS = Steps(trial=0.01, alone=0.01, supernet=0.01, final=0.01)
+"""Eleven steps make an epoch of the search."""
 
 
-def test_the_test_of_the_network_is_set_aside_like_the_writing():
-    tested = dataclasses.replace(NEEDS, test_s=40.0)
-    assert tested.total_s == NEEDS.total_s + 40
-    for budget_s in (30.0, 150.0, 213.0, 600.0):
-        assert divide(tested, 0.0, budget_s + 40) == divide(NEEDS, 0.0, budget_s)
+@pytest.mark.parametrize("method", ["random", "darts", "spos"])
+def test_without_time_for_a_search_all_of_it_goes_to_the_last_training(tmp_path, method):
+    found = allocate(job(tmp_path, method=method), STEPS, 5.0, places=1)
+    assert found == Allocation(5.0)
 
 
-@pytest.mark.parametrize(("budget_s", "left"), [(103.0, (False, True)), (53.0, (False, False))])
-def test_random_search_is_left_out_first_then_the_re_evaluation(budget_s, left):
-    shares = divide(NEEDS, 0.0, budget_s)
-    assert (shares.baselines_s is not None, shares.rerank_s is not None) == left
-    assert 0 < shares.search_s < budget_s
+@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("usable_s", [80.0, 300.0, 3000.0])
+def test_the_last_training_gets_half_or_more_and_a_trial_six_epochs(tmp_path, usable_s, places):
+    for baselines in (True, False):
+        made = job(tmp_path, method="evolution", baselines=baselines)
+        found = allocate(made, STEPS, usable_s, places=places)
+        assert found.trials >= 12 and found.epochs >= 6 and found.last_s >= usable_s / 2
+        parts = found.search_s, found.baselines_s, found.rerank_s
+        assert sum(parts) + found.last_s == pytest.approx(usable_s) and min(parts[0], parts[2]) > 0
+        assert applied(made, found).plan.ladder.granted == (found.epochs,)
+        assert (found.baselines_s > 0) <= baselines and (
+            usable_s < 300 or bool(found.baselines_s) == baselines
+        )
 
 
-def test_nothing_is_promised_where_no_time_is_left():
-    shares = divide(NEEDS, 5.0, 2.0)
-    assert (shares.search_s, shares.baselines_s, shares.rerank_s) == (5.0, None, None)
+def test_what_the_user_has_set_stays(tmp_path):
+    found = allocate(job(tmp_path, trials=5, epochs=2), STEPS, 300.0, places=1)
+    assert (found.trials, found.epochs) == (5, 2)
 
 
-def test_unmeasured_needs_leave_all_time_to_the_clock():
-    assert divide(Needs(), 1.0, 60.0).search_s == 1.0
-
-
-@pytest.mark.parametrize(
-    ("left_s", "found"),
-    [(1e9, (10, 100)), (50.0, (4, 100)), (11.2, (1, 100)), (4.5, (1, 40)), (0.0, (1, 10)), (-9.0, (1, 10))],
-)
-def test_a_training_is_shortened_to_what_fits(left_s, found):
-    assert fit(RECIPE, 100, 1.0, left_s) == Fit(*found)
-
-
-def test_a_shortened_training_has_its_whole_schedule():
-    assert fit(RECIPE, 100, 1.0, 60.0).of(RECIPE).warmup_epochs == 0.5
-    assert fit(RECIPE, 100, 0.0, 1.0).of(RECIPE) is RECIPE
+def test_a_supernet_is_trained_for_fewer_epochs_by_its_whole_schedule(tmp_path):
+    made = job(tmp_path, method="spos", epochs=50)
+    found = allocate(made, STEPS, 60.0, places=1)
+    assert 6 <= found.epochs < 50
+    shared = applied(made, found).plan.shared
+    assert (shared.epochs, shared.schedule) == (found.epochs, "step")
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_a_training_that_is_cut_ends_at_a_low_rate(epochs):
     """The published cosine of 600 epochs looks at the epoch alone; of two, the second has half the rate."""
-    recipe = Fit(epochs, 100).of(preset("standard"))
+    recipe = shortened(preset("standard"), epochs)
     assert (recipe.epochs, recipe.auxiliary, recipe.cutout) == (epochs, 0.4, 16)
     assert learning_rate(recipe, 100 * epochs - 1, steps_per_epoch=100) < 0.01 * recipe.lr
+
+
+def test_the_last_network_is_the_largest_that_is_fast_enough(tmp_path, monkeypatch):
+    """A step that takes a microsecond for each parameter, half of it in bfloat16 where that is tried."""
+    monkeypatch.setattr("nas.budget.sizing.final_pace", lambda at, genotype, **_: pace(at, genotype))
+
+    def pace(at, genotype):
+        params = count_params(at.final.network(genotype, meta=True))
+        return params * (0.5e-6 if at.recipe.precision == "bfloat16" else 1e-6)
+
+    made = job(tmp_path, budget=600.0)
+    genotype = made.space.default_genotype
+    steps = min(2200, 35 * (1438 // 64))
+    for step_s in (0.01, 0.02, 0.1):
+        made.clock._decided.clear()
+        at, took_s = sized(made, genotype, steps * step_s)
+        assert at.recipe.precision == "bfloat16" and took_s == pace(at, genotype) <= step_s
+        wider = at.final.settings["width"] * 1.4
+        assert took_s * 4 > step_s or wider > 4 * 16
+    fixed = job(tmp_path, final_settings={"width": 5, "stem_stride": 1})
+    assert sized(fixed, genotype, 1e9)[0].final.settings["width"] == 5
+
+
+def test_a_size_keeps_the_constraints(tmp_path):
+    made = job(tmp_path, budget=600.0, constraint=["params<=30000"])
+    at, _ = sized(made, made.space.default_genotype, 1e9)
+    assert 10_000 < count_params(at.final.network(made.space.default_genotype, meta=True)) <= 30_000
 
 
 def test_earlier_processes_count(tmp_path, hands):

@@ -9,13 +9,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from nas.budget.time_allowed import allows_audit
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.budget.time_allowed import allows_audit
 from nas.bundle.bundle import record_of
 from nas.data.images import layout, rows_of
 from nas.errors import ConfigError

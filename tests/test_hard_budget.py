@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from nas.budget import timing
+from nas.budget import forecast
 from nas.budget.clock import Clock
-from nas.budget.shares import Needs
-from nas.budget.timing import Ahead
+from nas.budget.forecast import Forecast
+from nas.budget.last import last_training
 from nas.errors import ConfigError
 from nas.job.config import make_config
 from nas.job.preparation import prepare
@@ -16,7 +16,6 @@ from nas.job.search_run import run
 from nas.registry import load
 from nas.results.run_record import read_run
 from nas.task import load_task
-from nas.training.accuracy import FORWARD
 from nas.training.resumable import Stopped
 from nas.training.team import Alone
 from nas.training.train import train
@@ -41,10 +40,9 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
-    for name in ("nas.budget.preview_run.network_pace", "nas.budget.timing.network_pace"):
-        monkeypatch.setattr(name, lambda *_, **__: 0.1)
-    for name in ("gradient_pace", "shared_pace"):
-        monkeypatch.setattr(f"nas.budget.preview_run.{name}", lambda *_, **__: 0.1)
+    for name in ("forecast.network_pace", "forecast.search_pace", "forecast.final_pace", "sizing.final_pace"):
+        monkeypatch.setattr(f"nas.budget.{name}", lambda *_, **__: 0.1)
+    monkeypatch.setattr("nas.budget.last.final_pace", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):
@@ -74,41 +72,38 @@ def test_a_model_is_delivered_however_little_time_there_is(tmp_path, settings):
     assert not (tmp_path / "cells.png").exists()
 
 
-def test_the_phases_share_the_time_and_what_does_not_fit_is_said(tmp_path):
+def test_nothing_is_searched_where_a_dozen_trials_do_not_fit_and_that_is_said(tmp_path):
     progress = Recorder()
-    result = job(
-        tmp_path,
-        30.0,
-        clock=Clock(30.0, now=Ticks(0.2)),
-        method="evolution",
-        trials=99,
-        epochs=9,
-        baselines=True,
-        progress=progress,
-    )
-    assert 0 < result.metrics["trials"] < 99 and "random_val_acc" not in result.metrics
+    clock = Clock(20.0, now=Ticks(0.1))
+    result = job(tmp_path, 20.0, clock=clock, method="evolution", epochs=8, progress=progress)
+    assert result.metrics["trials"] == 0 and result.genotype == result.space.default_genotype
     said = "\n".join(progress.notes)
-    assert "the search ends early" in said and "budget: no time for random search at equal cost" in said
+    assert "no time for a search" in said and "the default architecture" in said
+    compared = json.loads((tmp_path / "baselines.json").read_text())
+    assert compared["found_by"] == "default" and compared["statements"]
 
 
-def test_the_last_training_is_compressed_and_not_cut(tmp_path):
-    result = job(tmp_path, 30.0, settings=SMALL, method="random", retrain={"epochs": 400})
-    assert 1 <= result.metrics["retrain_epochs"] < 400
-    record = json.loads((tmp_path / "time.json").read_text())["decided"]
-    decided = next(value for name, value in record.items() if name.startswith("retrain"))["value"]
-    assert decided["epochs"] == result.metrics["retrain_epochs"]
+def test_the_last_training_follows_its_time(tmp_path):
+    """Of 60 s, 12 were gone when it began and 3 are kept, so that after 22.5 more it is half over."""
+    values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0, "retrain": {}}
+    ticks = Ticks(0.0)
+    made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=ticks))
+    ticks.at = 12.0
+    last = last_training(made, (0, 0, 0), Forecast(0.0, 0.0, 3.0, 0.0, None))
+    assert last.elapsed() == 0 and last.recipe.epochs == round(45 / (22 * 0.1))
+    ticks.at = 34.5
+    assert last.elapsed() == 0.5
+    made.clock.hurry(5.0)
+    assert last.elapsed() == pytest.approx(22.5 / 24.5)
+    ticks.at = 57.0
+    assert last.elapsed() == 1
 
 
-def test_the_last_training_ends_in_time_for_the_test(tmp_path, monkeypatch):
-    """As a step now takes a second, the test of 359 images will take 2.2, whatever was expected before."""
-    monkeypatch.setattr("nas.budget.timing.network_pace", lambda *_, **__: 1.0)
+def test_the_users_epochs_bound_the_last_training(tmp_path):
     values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0}
     made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
-    last = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0, test_s=40.0), 0.0, 0.0))
-    tested_s = FORWARD * 359 / 64
-    assert last.left_s() == pytest.approx(57.0 - tested_s)
-    again = timing.last_training(made, (0, 0, 0), Ahead(Needs(finish_s=3.0), 0.0, 0.0))
-    assert again.left_s() == last.left_s()
+    last = last_training(made, (0, 0, 0), Forecast(0.0, 0.0, 3.0, 0.0, None))
+    assert last.recipe.epochs == TINY["retrain"]["epochs"]
 
 
 def test_a_resumed_job_goes_on_as_it_was_divided(tmp_path):
@@ -136,9 +131,10 @@ def stopping(folder):
     return path.exists() and "retrain" in path.read_text()
 
 
-def test_without_a_budget_nothing_is_measured_or_written(tmp_path):
+def test_without_a_budget_nothing_is_measured(tmp_path):
     result = job(tmp_path, None, settings=SMALL, method="random")
-    assert not (tmp_path / "time.json").exists() and not (tmp_path / "preview.json").exists()
+    assert json.loads((tmp_path / "time.json").read_text())["decided"] == {}
+    assert not (tmp_path / "preview.json").exists()
     assert "estimated_seconds" not in result.metrics
 
 
@@ -159,7 +155,7 @@ def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
     from nas.training.recipe import Recipe
 
     space, recipe = load("toy", width=4), Recipe(epochs=3, batch=20, lr=0.05, weight_decay=0.0)
-    left = iter([1.0, 1.0, -1.0])
+    gone = iter([0.0, 0.3, 0.3, 0.6, 0.6, 1.0])
 
     def trained(**more):
         return train(
@@ -172,9 +168,9 @@ def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
             **more,
         )
 
-    curve = trained(left_s=lambda: next(left))
+    curve = trained(elapsed=lambda: next(gone))
     assert len(curve.train_loss) == len(curve.val_acc) == 1
-    again = trained(left_s=lambda: pytest.fail("it had ended"))
+    again = trained(elapsed=lambda: pytest.fail("it had ended"))
     assert again == curve
 
 
@@ -201,4 +197,4 @@ def test_a_preview_is_shown_once_and_may_be_declined(tmp_path):
     run(config, out=tmp_path, tell=tell, progress=progress)
     assert len(shown) == 2 and json.loads((tmp_path / "preview.json").read_text())["space"] == "toy"
     assert any("estimated were" in note for note in progress.notes)
-    assert timing.FILE == "preview.json"
+    assert forecast.FILE == "preview.json"

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from nas.budget.clock import Clock
+from nas.budget.forecast import preview
+from nas.budget.phases import Steps, phases_of
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
-from nas.budget.preview_phases import Steps, phases_of
-from nas.budget.preview_run import preview
 from nas.cli import search
 from nas.cli.app import app
 from nas.console import LiveProgress
@@ -29,17 +29,17 @@ def made(tmp_path, **more):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return preview(made(tmp_path_factory.mktemp("preview")), device="a device")
+    return preview(made(tmp_path_factory.mktemp("preview")))
 
 
 def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert (found.space, found.decisions, found.architectures, found.exact) == ("toy", 3, 27, True)
     assert 1 <= found.sample <= 27 and all(r.low <= r.high for r in found.ranges.values())
-    assert {"params", "macs", "peak_bytes", "latency_ms", "step_s"} == found.ranges.keys()
+    assert {"params", "macs", "peak_bytes", "latency_ms"} == found.ranges.keys()
     assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
     assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
-    assert "7 trials, 1 epoch each" in text and "27 architectures" in text and "on a device" in text
+    assert "7 trials, 1 epoch each" in text and "27 architectures" in text
     assert "random architectures at final size" in text
 
 
@@ -48,22 +48,24 @@ def test_an_estimated_size_is_told_as_one(found):
     assert many.lines()[0].endswith("3 decisions, about 1.1e+602 (estimated) architectures")
 
 
-def test_its_times_follow_from_the_steps(found):
-    seconds = {phase.name: phase.seconds for phase in found.phases}
-    assert seconds[SEARCH] == seconds[BASELINES] and found.seconds == sum(seconds.values())
-    assert seconds[RETRAIN] == pytest.approx(found.final_step_s * (1438 // 64))
-    assert found.needs.test_s == pytest.approx(found.final_step_s * FORWARD * 359 / 64)
-    assert found.needs.test_s + found.needs.finish_s == pytest.approx(seconds[FINISH])
-    assert found.needs.search_s == seconds[SEARCH] and found.needs.total_s == pytest.approx(found.seconds)
+def test_its_times_follow_from_the_steps(tmp_path):
+    steps = Steps(trial=0.1, alone=0.2, supernet=0.0, final=1.0)
+    for places in (1, 2):
+        phases = phases_of(made(tmp_path), steps, places=places, finish_s=3.0)
+        seconds = {phase.name: phase.seconds for phase in phases}
+        assert seconds[BASELINES] == pytest.approx(4 + seconds[SEARCH] / places)
+        assert seconds[RETRAIN] == 1438 // 64
+        assert seconds[FINISH] == pytest.approx(3 + FORWARD * 359 / 64)
 
 
 def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
     """It has no direction to begin in: ten iterations, not two."""
-    steps = Steps(0.1, 0.1, search=1.0, shared=0.0)
+    steps = Steps(0.1, 0.1, supernet=1.0, final=0.0)
 
     def seconds(epochs):
         values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
-        return phases_of(prepare(make_config(values), tmp_path)[0], steps, 1.0, 1.0)[0].seconds
+        job = prepare(make_config(values), tmp_path)[0]
+        return phases_of(job, steps, places=1, finish_s=1.0)[0].seconds
 
     one, two, three = map(seconds, (1, 2, 3))
     assert three - two == pytest.approx(two - one)
@@ -82,7 +84,7 @@ def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
 def test_every_kind_of_search_has_an_estimate(tmp_path, changes, words):
     values = {k: v for k, v in VALUES.items() if k != "trials" or changes.get("method") != "darts"}
     made_ = prepare(make_config({**values, **changes}), tmp_path)[0]
-    phase = preview(made_, device="x").phases[0]
+    phase = preview(made_).phases[0]
     assert words in phase.planned and phase.seconds > 0
 
 

@@ -10,9 +10,9 @@ import warnings
 
 import pytest
 import torch
+from nas.budget.time_allowed import allowed_fidelity
 
 from nas.budget.clock import Clock
-from nas.budget.time_allowed import allowed_fidelity
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
 from nas.files.kernel_lock import KernelLock

@@ -21,8 +21,8 @@ TRIALS, EPOCHS = 12, 6
 """A search is worth its time from so many trials on, of so many epochs each."""
 SHARED = 0.7
 """Of the time of a search on shared weights, for their training."""
-SLACK = 1.3
-"""How much longer than planned a phase may take before it is cut off."""
+SLACK = 0.1
+"""Of what was planned, the last training included: by how much phases before it may be late before a cut."""
 AUDITED, AUDIT_S, AUDIT_PAIRS = 0.1, 0.004, 20_000
 """Share of the time that an audit may take; its seconds for an image; so many images take twice as long."""
 AUDIT_LEAST_S = 3.0

@@ -65,7 +65,8 @@ class Forecast:
         """When the last of some phases is cut off, by the job's clock; never without a budget."""
         if self.allocation is None:
             return None
-        return self.now_s + SLACK * sum(float(getattr(self.allocation, f"{name}_s")) for name in phases)
+        planned_s = sum(float(getattr(self.allocation, f"{name}_s")) for name in phases)
+        return self.now_s + planned_s + SLACK * (planned_s + self.allocation.last_s)
 
 
 def foresee(job: Job, tell: Tell | None) -> tuple[Job, Forecast | None]:
@@ -103,7 +104,7 @@ def preview(job: Job) -> Preview:
 
 def _planned(job: Job) -> tuple[Job, Forecast, Steps]:
     clock, places = job.clock, places_on(job.task.train.x.device)
-    measured = clock.decide("steps", lambda: _timed(job), lasting=True)
+    measured = dict(clock.decide("steps", lambda: _timed(job), lasting=True))
     busy, steps = measured.pop("busy"), Steps(**measured)
     if clock.budget_s is None:
         return job, Forecast(0.0, 0.0, FINISH_S * busy, 0.0, None), steps

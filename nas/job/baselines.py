@@ -37,7 +37,8 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
 
     Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
     different numbers of them, and as much work (`nas.budget.work`) where gradients searched. What the search
-    has measured is not measured again but replayed. Where the search was random itself, it is its own baseline.
+    has measured is not measured again but replayed. Where the search was random itself, it is its own
+    baseline.
 
     The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
 

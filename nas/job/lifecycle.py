@@ -98,6 +98,7 @@ def _result(job: Job, notes: Sequence[str], work: Callable[[Job], Result]) -> Re
         # Its own record knows the size of its network, which a budget may have chosen.
         named = job.config.space if is_plugin(job.config.space) else None
         return load_result(job.folder, space=named if job.final.origin else job.final)
+    job.clock.open(job.folder)
     for note in notes:
         job.progress.note(note)
     return work(job)

@@ -151,8 +151,6 @@ def _searched(job: Job, *, tell: Tell | None) -> Result:
     """The work of a search: audits where that is wanted, says what it will cost, and does it."""
     for note in _audited(job):
         job.progress.note(note)
-    if tell is not None or job.clock.budget_s is not None:
-        job.clock.open(job.folder)
     with devices.repeatable(enabled=job.config.deterministic):
         try:
             job, ahead = foresee(job, tell)

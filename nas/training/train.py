@@ -111,7 +111,9 @@ def train(
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, elapsed=elapsed)
+    # What runs otherwise than by a plain call, such as a path of a supernet, has statistics of its own.
+    settle = loop.settle if forward is None and steps is None else _nothing
+    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, elapsed=elapsed, settle=settle)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
@@ -124,7 +126,7 @@ def train(
             team=team,
         )
         loop.finish()
-        loop.settle()
+        work.settle()
     return work.curve
 
 
@@ -140,8 +142,9 @@ class _Training:
         *,
         begin: Callable[[], None],
         elapsed: Callable[[], float] | None,
+        settle: Callable[[], None],
     ) -> None:
-        self.loop, self.until, self.begin, self.elapsed = loop, until, begin, elapsed
+        self.loop, self.until, self.begin, self.elapsed, self.settle = loop, until, begin, elapsed, settle
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve, self.cut = Curve(), False
         self._evaluation = Evaluation(loop.network, loop.task, record=loop.record)
@@ -171,7 +174,7 @@ class _Training:
         report = EpochReport(epoch, epochs, loss, lr, seconds)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
             with loop.averaged():
-                loop.settle()
+                self.settle()
                 val_loss, val_acc = self._evaluation.of(self.evaluate_on)
             if not math.isfinite(val_loss):
                 raise TrialError(
