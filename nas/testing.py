@@ -49,7 +49,7 @@ def check_space(
     with blaming(space), isolated(seed, "check_space"):
         check_listing(space)
         draw = rng(seed, "check_space")
-        genotypes = [space.sample(draw) for _ in range(samples)]
+        genotypes = [space.default_genotype, *(space.sample(draw) for _ in range(samples))]
         for genotype in genotypes:
             _check_genotype(space, genotype, draw)
         _check_candidates(space, x)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,15 +20,18 @@ from nas.graph import architecture_hash
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space import Space
-from nas.task import Task
+from nas.task import Task, first_of
 from nas.testing import check_space
+from nas.training.accuracy import evaluate
 from nas.training.loop import Loop
 from nas.training.needs import memory_bytes
-from nas.training.recipe import preset
+from nas.training.recipe import compressed, preset
 from nas.types import Decision, Genotype
 
 CHECKED, CHECK_BATCH = 3, 4
 BATCH, STEPS = 64, 3
+SHOWN, SHOWN_S, VALIDATED = 100, 3.0, 1000
+"""Steps and seconds that the default may show itself in, and on how many images."""
 PARAMETER_SHARE, BATCH_SHARE = 0.1, 0.5
 TRAINING_COPIES = 3
 """Of the parameters: themselves, their gradients and the momentum."""
@@ -52,6 +56,9 @@ class Report:
     step_s, epoch_s: measured seconds of one training step, and those of a whole epoch that follow from it.
     step_bytes: estimated memory of parameters, gradients, momentum and activations.
     supernet_params: number of shared weights; None where there is no supernet, and `no_supernet` says why.
+    default: what a search is held against, in words; default_named: whether the author has named it.
+    default_acc, random_acc: validation accuracies of the default and of the median network after as many
+      `steps`.
     warnings: what is allowed but probably not meant, one finding each.
     """
 
@@ -70,10 +77,16 @@ class Report:
     epoch_s: float
     supernet_params: int | None
     no_supernet: str
+    default: Mapping[str, str]
+    default_named: bool
+    default_acc: float
+    random_acc: float
+    steps: int
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The findings as text for a terminal."""
+        unnamed = "" if self.default_named else "; all last options, as Space(default=...) names no other"
         rows = [
             ("space", f"{self.space}, on {self.task}: every check passed"),
             ("size", f"{self.size} architectures"),
@@ -86,6 +99,11 @@ class Report:
             ("epoch", f"about {self.epoch_s:.3g} s"),
             ("memory", f"about {_short(self.step_bytes)} bytes for that step"),
             ("supernet", self.no_supernet or f"{_short(self.supernet_params or 0)} parameters"),
+            ("default", ", ".join(f"{name} {option}" for name, option in self.default.items())),
+            (
+                "",
+                f"accuracy {self.default_acc:.3f} after {self.steps} steps, median {self.random_acc:.3f}{unnamed}",
+            ),
             *(("warning", text) for text in self.warnings),
         ]
         return [f"{name:<12} {text}" for name, text in rows]
@@ -119,7 +137,12 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
         warnings += _output_warnings(space.network(genotypes[0]).to(x.device), x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
-        step_s = _step_seconds(space, genotypes[median], task, batch=batch, seed=seed)
+        train = partial(_trained_for_a_moment, space, task=task, batch=batch, seed=seed)
+        step_s, _ = train(genotypes[median])
+        steps = max(1 + STEPS, min(SHOWN, int(SHOWN_S / step_s)))
+        default_acc, random_acc = (
+            train(g, steps=steps)[1] for g in (space.default_genotype, genotypes[median])
+        )
     supernet_params, no_supernet = _supernet(space)
     if batch < min(BATCH, len(task.train)):
         warnings.append(f"a batch of more than {batch} images takes over half of the device's memory")
@@ -139,6 +162,11 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
         epoch_s=step_s * (len(task.train) // batch),
         supernet_params=supernet_params,
         no_supernet=no_supernet,
+        default=space.asked(space.default_genotype),
+        default_named=space.default is not None,
+        default_acc=default_acc,
+        random_acc=random_acc,
+        steps=steps,
         warnings=tuple(warnings),
     )
 
@@ -254,21 +282,24 @@ def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:
 # -- measuring and telling ----------------------------------------------------------------------------
 
 
-def _step_seconds(space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int) -> float:
-    """The median time of a training step by the recipe `quick`, after one to warm up."""
+def _trained_for_a_moment(
+    space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int, steps: int = 1 + STEPS
+) -> tuple[float, float]:
+    """The median seconds of a step by the recipe `quick`, but for the first, and the accuracy in the end."""
     device = task.train.x.device
-    recipe = replace(preset("quick"), batch=batch)
-    times = []
+    epochs = -(-steps * batch // len(task.train))
+    recipe, times = replace(compressed(preset("quick"), epochs), batch=batch), list[float]()
     with isolated(seed, "validate"):
         network = space.network(genotype).to(device)
         loop = Loop(network, task, recipe, seed=seed, split=task.train, forward=lambda net, x, _: net(x))
-        for _ in range(1 + STEPS):
+        for _ in range(steps):
             start = time.perf_counter()
             loop.advance()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        loop.settle()
+        return float(np.median(times[1:])), evaluate(network, task, first_of(task.val, VALIDATED))[1]
 
 
 def _spread(values: Iterable[int]) -> Spread:
