@@ -20,7 +20,7 @@ def make(width: int = 16, classes: int = 10, in_channels: int = 1) -> nas.Space:
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
         return nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), *body, *head)
 
-    return nas.Space("mine", build)
+    return nas.Space("mine", build, default={"depth": "4"} | {f"block{i}": "conv_3" for i in range(4)})
 
 
 if __name__ == "__main__":
