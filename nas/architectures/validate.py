@@ -115,7 +115,7 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     costs = _costs(space, genotypes, task, x)
     batch = _affordable_batch(space, costs, task)
     check_space(space, x, samples=CHECKED, seed=seed)
-    with isolated(seed, "validate"):
+    with blaming(space), isolated(seed, "validate"):
         warnings += _output_warnings(space.network(genotypes[0]).to(x.device), x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):

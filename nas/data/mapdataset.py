@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas.data.arrays import Array, as_numpy
 from nas.data.pictures import pil_pixels
-from nas.errors import DataError, user_line
+from nas.errors import FAULTS, DataError, describe
 
 
 @runtime_checkable
@@ -51,10 +51,9 @@ def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
 def _item(dataset: MapDataset, index: int, *, who: str) -> object:
     try:
         return dataset[index]
-    except Exception as error:
+    except FAULTS as error:
         raise DataError(
-            f"{who}: item {index} cannot be read: {type(error).__name__}: {error}{user_line(error)}; repair "
-            "it, or leave it out"
+            f"{who}: item {index} cannot be read: {describe(error)}; repair it, or leave it out"
         ) from error
 
 

@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from nas.errors import ConfigError, NasError, describe
+from nas.errors import FAULTS, ConfigError, NasError, describe
 from nas.schedulers.scheduler import Scheduler
 from nas.space import Space
 from nas.types import Genotype, Trial
@@ -36,7 +36,7 @@ def propose(
         proposal: object = scheduler.ask(space, history, rng)
     except (NasError, NoTurnError):
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise ConfigError(
             f"study {study!r}: {name} failed to propose trial {number}: {describe(error)}; "
             "nas.testing.check_searcher checks a searcher"

@@ -1,0 +1,149 @@
+"""What goes wrong, as a user sees it: bad input is told in words, and nothing ends or changes silently."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+import nas
+
+TINY = {
+    "epochs": 1,
+    "top_k": 1,
+    "baselines": False,
+    "search_images": 200,
+    "retrain": {"epochs": 1},
+    "export": False,
+    "pictures": False,
+}
+"""Settings of a search of a second."""
+
+# -- a user's code that ends the process (94) ---------------------------------------------------------
+
+LEAVING = """
+import os, sys
+import nas
+from torch import nn
+
+class Op(nn.Module):
+    def __init__(self, leaves):
+        super().__init__()
+        self.leaves, self.layer = leaves, nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        if self.leaves and not x.is_meta:
+            os._exit(0)
+        return self.layer(x)
+
+def make(leaves="forward"):
+    def build(choose):
+        if leaves == "build":
+            os._exit(0)
+        op = choose.op("op", {"good": lambda: Op(False), "bad": lambda: Op(True)})
+        return nn.Sequential(nn.Conv2d(1, 4, 1), op, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    return nas.Space("leaving", build)
+"""
+
+
+class _Leaving(nn.Module):
+    """Calls `leave` in forward where `when` says so."""
+
+    def __init__(self, leave, when):
+        super().__init__()
+        self.leave, self.when, self.layer = leave, when, nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        if not x.is_meta and self.when():
+            self.leave()
+        return self.layer(x)
+
+
+def _space(leave, when, project=None):
+    def build(choose):
+        options = {"good": partial(nn.Conv2d, 4, 4, 1), "bad": partial(_Leaving, leave, when)}
+        op = choose.op("op", options)
+        return nn.Sequential(nn.Conv2d(1, 4, 1), op, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+    return nas.Space("leaving", build, **({} if project is None else {"project": project}))
+
+
+def _raised(code=0):
+    raise SystemExit(code)
+
+
+@pytest.mark.parametrize("leave", [sys.exit, partial(sys.exit, 3), _raised], ids=["0", "3", "raise"])
+def test_a_trial_whose_code_ends_the_process_fails_and_the_search_goes_on(tmp_path, leave):
+    space = _space(leave, lambda: True)
+    result = nas.search(space, "digits", "random", out=tmp_path, settings={**TINY, "trials": 2})
+    assert {space.choices(t.genotype)["op"]: t.state for t in result.history} == {
+        "good": "done",
+        "bad": "failed",
+    }
+    assert __file__ in next(t.reason for t in result.history if t.state == "failed")
+
+
+def test_a_last_training_whose_code_ends_the_process_is_an_error_with_the_line(tmp_path):
+    class Told:
+        last = False
+
+        def phase(self, name, total, *, done=0):
+            self.last = name == "retrain"
+
+        def advance(self, text, *, done=None): ...
+        def note(self, text): ...
+
+    told = Told()
+    space = _space(sys.exit, lambda: told.last)
+    one = nas.Space("one", space.build, project=lambda decisions, scores: (1,))
+    with pytest.raises(nas.NasError, match="test_faults") as error:
+        nas.search(one, "digits", "random", out=tmp_path, settings={**TINY, "trials": 1}, progress=told)
+    assert error.value.exit_code != 0
+
+
+def test_listing_and_projecting_that_end_the_process_are_errors_of_the_space():
+    leaving = nas.Space("leaving", lambda choose: sys.exit(0))
+    with pytest.raises(nas.SpaceError, match="test_faults"):
+        leaving.decisions  # noqa: B018 - listed when it is read
+    with pytest.raises(nas.SpaceError, match="test_faults"):
+        _space(None, None, project=lambda decisions, scores: _raised()).sample(np.random.default_rng(0))
+
+
+def test_a_stop_from_the_keyboard_is_still_one(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nas.search(_space(stop, lambda: True), "digits", "random", out=tmp_path, settings=TINY)
+    assert os._exit is _EXIT
+
+
+_EXIT = os._exit
+
+
+def test_os_exit_in_a_users_code_ends_nothing_either(tmp_path):
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    program = f"""
+import nas
+try:
+    nas.load("leaving.py:make", leaves="build").decisions
+except nas.SpaceError as error:
+    print(error)
+result = nas.search("leaving.py:make", "digits", "random", out="run", settings={ {**TINY, "trials": 2} })
+print(sorted(trial.state for trial in result.history))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(nas.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refused, states = done.stdout.splitlines()
+    assert "leaving.py" in refused
+    assert states == "['done', 'failed']"
