@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nas.errors import ConfigError
 from nas.files.atomic import TEMPORARY, read_json, sha256, write_json
-from nas.files.paths import is_inside
+from nas.files.paths import check_contents, is_inside
 
 MANIFEST = "manifest.json"
 _WORKING = ("checkpoint", "parked", "tensorboard")
@@ -45,10 +45,11 @@ def read_manifest(folder: Path) -> dict[str, object]:
     """What the manifest of a folder says of each file.
 
     Raises:
-        ConfigError: when there is none, or it is damaged.
+        ConfigError: when there is none, it is damaged, or the folder holds a link out of it.
     """
     if not (folder / MANIFEST).exists():
         raise ConfigError(f"{folder} holds no finished run: there is no {MANIFEST} in it")
+    check_contents(folder)
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):

@@ -1,8 +1,10 @@
 """What goes wrong, as a user sees it: bad input is told in words, and nothing ends or changes silently."""
 
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,23 @@ TINY = {
     "pictures": False,
 }
 """Settings of a search of a second."""
+
+
+@pytest.fixture
+def said(monkeypatch, capsys, tmp_path):
+    """Runs `nas ARGUMENTS` in this process; gives the exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command replaces
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("nas", run_name="__main__")
+        return ended.value.code or 0, "".join(capsys.readouterr())
+
+    return run
+
 
 # -- a user's code that ends the process (94) ---------------------------------------------------------
 
@@ -147,3 +166,46 @@ print(sorted(trial.state for trial in result.history))
     refused, states = done.stdout.splitlines()
     assert "leaving.py" in refused
     assert states == "['done', 'failed']"
+
+
+# -- links in somebody's run folder (95) --------------------------------------------------------------
+
+READING = {
+    "check": ["check", "{}"],
+    "repair": ["repair", "{}"],
+    "report": ["report", "{}"],
+    "draw": ["draw", "{}", "--out", "pictures"],
+    "export": ["export", "{}"],
+    "predict": ["predict", "{}", "image.png"],
+    "serve": ["serve", "{}", "--port", "0"],
+    "dashboard": ["dashboard", "{}", "--no-browser", "--port", "0"],
+    "retrain": ["retrain", "{}", "--task", "digits", "--out", "longer"],
+    "worker": ["worker", "{}"],
+    "search": ["search", "--space", "toy", "--task", "digits", "--method", "evolution", "--out", "{}"],
+}
+"""Every command that is given a run's folder."""
+
+
+@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("file", ["study.log", "extra", "pipe"])
+def test_a_link_or_a_pipe_in_a_run_folder_is_refused_by_every_command(copied, said, tmp_path, name, file):
+    folder, target = copied("evolution"), tmp_path / "precious"
+    target.write_bytes((folder / "study.log").read_bytes() + b"no record\n")
+    before = target.read_bytes()
+    if file == "pipe":
+        os.mkfifo(folder / file)
+    else:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(target)
+    code, text = said(*(word.format(folder) for word in READING[name]))
+    assert (code, file in text) == (2, True), text
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evolution", "precious"]
+
+
+def test_links_inside_a_run_folder_and_to_it_are_fine(copied, said, tmp_path):
+    folder = copied("evolution")
+    (folder / "best.png").symlink_to("cells.png")
+    (tmp_path / "latest").symlink_to(folder)
+    assert said("check", tmp_path / "latest")[0] == 0
+    assert nas.load_result(tmp_path / "latest").metrics == nas.load_result(folder).metrics
