@@ -99,6 +99,25 @@ def find_address(address: Address | None) -> Address | None:
     return found
 
 
+def recorded_address(recorded: str | None) -> Address | None:
+    """The database that a run's record names, if `NAS_STORAGE` names it, too; None is the journal.
+
+    A folder may be anybody's, and would otherwise decide what is connected to.
+
+    Raises:
+        ConfigError: when the variable is not set, or names another database.
+    """
+    if not recorded:
+        return None
+    address, given = Address(recorded), os.environ.get(VARIABLE)
+    if not given or Address(given) != address:
+        raise ConfigError(
+            f"the history is in {address}, as the run's folder says, which may be anybody's; to have it "
+            f"opened, give the same URL, password and all, in the environment variable {VARIABLE}"
+        )
+    return Address(given)
+
+
 def writers(address: Address | None) -> int | None:
     """How many processes may record trials at the same time; None is any number.
 

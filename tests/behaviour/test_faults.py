@@ -1,5 +1,7 @@
 """What goes wrong, as a user sees it: bad input is told in words, and nothing ends or changes silently."""
 
+import hashlib
+import json
 import os
 import runpy
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 import nas
@@ -209,3 +212,44 @@ def test_links_inside_a_run_folder_and_to_it_are_fine(copied, said, tmp_path):
     (tmp_path / "latest").symlink_to(folder)
     assert said("check", tmp_path / "latest")[0] == 0
     assert nas.load_result(tmp_path / "latest").metrics == nas.load_result(folder).metrics
+
+
+# -- a database that somebody's run folder names (96) -------------------------------------------------
+
+
+def _record(folder, **config):
+    """Changes settings in run.json, and its checksum, as whoever gives a folder away can."""
+    record = json.loads((folder / "run.json").read_text())
+    record["config"] |= config
+    (folder / "run.json").write_text(json.dumps(record))
+    data = (folder / "run.json").read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["run.json"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_database_that_a_folder_names_is_never_opened(copied, said, tmp_path, finished, monkeypatch):
+    monkeypatch.delenv("NAS_STORAGE", raising=False)
+    folder = copied("evolution")
+    _record(folder, storage=f"sqlite:///{tmp_path}/theirs.db")
+    (folder / "study.log").unlink()
+    if finished:
+        nas.load_result(folder)
+    else:
+        (folder / "manifest.json").unlink()
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    for name in READING.keys() - {
+        "search",
+        "export",
+        "serve",
+        "retrain",
+        *(["dashboard"] if finished else []),
+    }:
+        code, text = said(*(word.format(folder) for word in READING[name]))
+        assert not list(tmp_path.glob("*.db")), name
+        if name == "worker" or (name in {"report", "dashboard"} and not finished):
+            assert (code, "NAS_STORAGE" in text) == (2, True), text
+    monkeypatch.setenv("NAS_STORAGE", f"sqlite:///{tmp_path}/theirs.db")
+    assert said("report", folder)[0] == 0
+    assert (tmp_path / "theirs.db").exists() is not finished
