@@ -253,3 +253,43 @@ def test_a_database_that_a_folder_names_is_never_opened(copied, said, tmp_path, 
     monkeypatch.setenv("NAS_STORAGE", f"sqlite:///{tmp_path}/theirs.db")
     assert said("report", folder)[0] == 0
     assert (tmp_path / "theirs.db").exists() is not finished
+
+
+# -- the history of a finished run (99) ---------------------------------------------------------------
+
+
+def _cut(path, how):
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    damaged = {
+        "emptied": b"",
+        "cut": data[: len(data) // 2],
+        "without its end": b"".join(lines[:-1]),
+        "without its middle": b"".join([*lines[:20], *lines[23:]]),
+        "garbage": b"garbage\n",
+        "a bit": bytes([*data[:700], data[700] ^ 1, *data[701:]]),
+    }
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(damaged[how])
+
+
+@pytest.mark.parametrize(
+    "how", ["emptied", "cut", "without its end", "without its middle", "garbage", "a bit", "missing"]
+)
+def test_a_damaged_history_is_named_and_the_model_still_given(copied, said, caplog, how):
+    folder = copied("spos")
+    _cut(folder / "study.log", how)
+    code, text = said("check", folder)
+    assert (code, "study.log" in text) == (2, True), text
+    assert nas.load_result(folder).metrics == json.loads((folder / "metrics.json").read_text())
+    assert "study.log" in caplog.text
+
+
+def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog):
+    folder = copied("spos")
+    with (folder / "study.log").open("ab") as file:
+        file.write(b'{"op_code": 2, "worker_id": "late", "study_id": 0, "user_attr": {"late": 1}}\n')
+    assert said("check", folder)[0] == 0
+    nas.load_result(folder)
+    assert not caplog.text
