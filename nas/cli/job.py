@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -64,7 +66,7 @@ def show(result: Result, *, as_json: bool) -> None:
         }
         say(json.dumps(answer))
         return
-    m = result.metrics
+    m = defaultdict(lambda: math.nan, result.metrics)
     model = f"model        {result.folder / 'model.safetensors'}"
     words = ", ".join(f"{name} {option}" for name, option in result.space.asked(result.genotype).items())
     found = result.space.notation.write(result.genotype) if result.space.notation else words
@@ -79,10 +81,11 @@ def show(result: Result, *, as_json: bool) -> None:
     if (result.folder / "cells.png").exists():
         lines.append(f"pictures     {result.folder / 'cells.png'}")
     if {"random_val_acc", "largest_val_acc", "first_val_acc"} <= m.keys():
+        p = f" (p = {m['random_p']:.2g})" if "random_p" in m else ""
         lines.insert(
             3,
             f"baselines    first choice {m['first_val_acc']:.4f} on validation, random search at equal cost "
-            f"{m['random_val_acc']:.4f} (p = {m['random_p']:.2g}), largest {m['largest_val_acc']:.4f}",
+            f"{m['random_val_acc']:.4f}{p}, largest {m['largest_val_acc']:.4f}",
         )
     if troubles := _troubles(result):
         lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")

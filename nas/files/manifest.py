@@ -53,7 +53,10 @@ def read_manifest(folder: Path) -> dict[str, object]:
     if not (folder / MANIFEST).exists():
         raise ConfigError(f"{folder} holds no finished run: there is no {MANIFEST} in it")
     check_contents(folder)
-    manifest = read_json(folder / MANIFEST)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; restore it, or remove it and repeat the run's command") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')

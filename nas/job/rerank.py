@@ -17,7 +17,7 @@ from torch import nn
 
 from nas.budget.clock import TimeUp
 from nas.data.unpacking import load_arrays
-from nas.errors import NoModelError
+from nas.errors import NoModelError, TrialError
 from nas.evaluation.comparison import Paired, paired
 from nas.evaluation.evaluators import Start, Trained
 from nas.evaluation.failures import diagnosis
@@ -27,6 +27,7 @@ from nas.job.job import Job
 from nas.job.trial_setup import telling, with_costs
 from nas.results.run_record import CHECKPOINT, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
+from nas.seeding import rng
 from nas.study import Study
 from nas.tracking.points import of_trials
 from nas.training.accuracy import predictions
@@ -69,7 +70,9 @@ def rerank(
         return Verdict(candidates[0], SEARCH, {})
     rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
     genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
-    study = _train(job.until(until_s), genotypes, start)
+    job = job.until(until_s)
+    measure = _evaluator(job, start)
+    study = _train(job, genotypes, measure)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
     if not means and study.ended < len(genotypes) and until_s is not None:
         return Verdict(candidates[0], SEARCH, {})
@@ -88,7 +91,7 @@ def rerank(
     for name, rival in rivals.items():
         if rival in means and own is not None:
             metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
-            compared = _compare(job, study.history, own, rival)
+            compared = _compare(job, study.history, own, rival, measure)
             if compared is None:
                 gone = "the predictions of earlier trainings are gone"
                 statements.append(f"{_FIRST} and {_WORDS[name]} are not compared: {gone}")
@@ -117,7 +120,23 @@ def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) ->
     return next((g for g in candidates if architecture_hash(job.space, g) == name), genotype)
 
 
-def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> Study:
+def _evaluator(job: Job, start: Start | None) -> Trained:
+    """Trains as the trials are trained, and keeps which validation images were right."""
+
+    def judge(trial: Trial, network: nn.Module) -> None:
+        hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
+        # Opened here, because numpy would add an ending to the temporary name.
+        with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits.cpu().numpy())
+
+    folder = job.folder / CHECKPOINT / RERANK
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trained(
+        job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
+    )
+
+
+def _train(job: Job, genotypes: tuple[Genotype, ...], measure: Trained) -> Study:
     study = Study(
         job.space,
         Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
@@ -134,17 +153,6 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
         job.check_stop("re-evaluation stopped")
         return False
 
-    def judge(trial: Trial, network: nn.Module) -> None:
-        hits = predictions(network, job.search_task, job.search_task.val) == job.search_task.val.y
-        # Opened here, because numpy would add an ending to the temporary name.
-        with replacing(_hits_path(job, trial.number)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, hits=hits.cpu().numpy())
-
-    folder = job.folder / CHECKPOINT / RERANK
-    folder.mkdir(parents=True, exist_ok=True)
-    measure = Trained(
-        job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
-    )
     try:
         study.run(
             with_costs(job, measure, study.history),
@@ -169,13 +177,15 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
     return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
 
 
-def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
-    """The two in pairs; None where predictions are damaged, or were cleared because the data changed."""
-    done = [[t.number for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
+def _compare(
+    job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype, measure: Trained
+) -> Paired | None:
+    """The two in pairs; None where predictions are gone, and there is no time to train for them again."""
+    done = [[t for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
     most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
     try:
-        own_hits, rival_hits = (_hits(job, numbers[:most]) for numbers in done)
-    except (KeyError, ValueError):
+        own_hits, rival_hits = (np.stack([_hits(job, t, measure) for t in ts[:most]]) for ts in done)
+    except (TimeUp, TrialError):
         return None
     seed_sd, degrees = _seed_sd(history)
     return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
@@ -196,9 +206,18 @@ def _seed_sd(history: Sequence[Trial]) -> tuple[float, int]:
     return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees
 
 
-def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
-    rows = [load_arrays(_hits_path(job, number), ["hits"])[0]["hits"] for number in numbers]
-    return np.stack(rows).astype(bool)
+def _hits(job: Job, trial: Trial, measure: Trained) -> NDArray[np.bool_]:
+    """Which validation images a training got right; one whose predictions are lost or damaged is repeated."""
+    for _ in range(2):
+        try:
+            hits = load_arrays(_hits_path(job, trial.number), ["hits"])[0]["hits"].astype(bool)
+            if len(hits) == len(job.search_task.val):
+                return hits
+        except (KeyError, TypeError, ValueError):
+            pass
+        job.progress.note(f"the predictions of fresh training {trial.number} are gone; it is repeated")
+        measure(trial, rng(job.seed(RERANK), RERANK, trial.number, "evaluate"))
+    raise TrialError("error", f"{_hits_path(job, trial.number)} cannot be read")
 
 
 def _hits_path(job: Job, number: int) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
@@ -110,16 +111,7 @@ def test_a_trial_whose_code_ends_the_process_fails_and_the_search_goes_on(tmp_pa
 
 
 def test_a_last_training_whose_code_ends_the_process_is_an_error_with_the_line(tmp_path):
-    class Told:
-        last = False
-
-        def phase(self, name, total, *, done=0):
-            self.last = name == "retrain"
-
-        def advance(self, text, *, done=None): ...
-        def note(self, text): ...
-
-    told = Told()
+    told = _Phase()
     space = _space(sys.exit, lambda: told.last)
     one = nas.Space("one", space.build, project=lambda decisions, scores: (1,))
     with pytest.raises(nas.NasError, match="test_faults") as error:
@@ -293,3 +285,110 @@ def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog)
     assert said("check", folder)[0] == 0
     nas.load_result(folder)
     assert not caplog.text
+
+
+# -- what a re-evaluation has left, lost before the job went on (98) ----------------------------------
+
+COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "seeds": 2}
+
+
+class _Phase:
+    """Says whether a job has come to its last training."""
+
+    last = False
+
+    def phase(self, name, total, *, done=0):
+        self.last = name == "retrain"
+
+    def advance(self, text, *, done=None): ...
+    def note(self, text): ...
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A job that was stopped behind its re-evaluation, and the metrics of its end."""
+    folder, told = tmp_path_factory.mktemp("half") / "run", _Phase()
+    with pytest.raises(nas.Stopped):
+        nas.search(
+            "toy",
+            "digits",
+            "evolution",
+            out=folder,
+            settings=COMPARED,
+            progress=told,
+            stop=lambda: told.last,
+        )
+    whole = shutil.copytree(folder, folder.parent / "whole")
+    nas.search("toy", "digits", "evolution", out=whole, settings=COMPARED)
+    return folder, whole, _figures(whole)
+
+
+def _figures(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if "seconds" not in k and "latency" not in k}
+
+
+def _without_rerank(folder):
+    lines = (folder / "study.log").read_bytes().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if b"rerank" in line)
+    (folder / "study.log").write_bytes(b"".join(lines[:first]))
+
+
+def _each_hits(change):
+    def damage(folder):
+        for path in (folder / "checkpoint" / "rerank").glob("hits-*"):
+            change(path)
+
+    return damage
+
+
+LOSSES = {
+    "a prediction": lambda folder: next((folder / "checkpoint" / "rerank").glob("hits-*")).unlink(),
+    "all predictions": _each_hits(Path.unlink),
+    "garbled predictions": _each_hits(lambda path: path.write_bytes(b"garbage")),
+    "emptied predictions": _each_hits(lambda path: path.write_bytes(b"")),
+    "predictions of other images": _each_hits(lambda path: np.savez(path, hits=np.ones(3, bool))),
+    "all checkpoints": lambda folder: shutil.rmtree(folder / "checkpoint"),
+    "the trials": _without_rerank,
+}
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_what_a_re_evaluation_has_lost_is_done_again(half, tmp_path, lost):
+    folder = shutil.copytree(half[0], tmp_path / "run")
+    LOSSES[lost](folder)
+    nas.search("toy", "digits", "evolution", out=folder, settings=COMPARED)
+    assert _figures(folder) == half[2]
+    assert "random_p" in half[2]
+
+
+def _again(folder):
+    """The command of such a job."""
+    settings = {k: str(v).lower() for k, v in COMPARED.items() if k != "retrain"} | {"retrain.epochs": "1"}
+    changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["search", "--space=toy", "--task=digits", "--method=evolution", "--out", folder, *changes]
+
+
+def test_a_finished_run_without_its_manifest_is_finished_again(half, tmp_path, said):
+    folder = shutil.copytree(half[1], tmp_path / "run")
+    (folder / "manifest.json").write_text("garbage")
+    code, text = said(*_again(folder))
+    assert (code, "manifest.json" in text) == (2, True), text
+    (folder / "manifest.json").unlink()
+    (folder / "baselines.json").unlink()
+    code, text = said(*_again(folder))
+    assert code == 0, text
+    assert _figures(folder) == half[2]
+    assert said("check", folder)[0] == 0
+
+
+def test_a_result_without_figures_of_this_version_is_shown(half, tmp_path, said):
+    folder = shutil.copytree(half[1], tmp_path / "run")
+    kept = ("test_acc", "random_val_acc", "largest_val_acc", "first_val_acc")
+    (folder / "metrics.json").write_text(json.dumps({name: half[2][name] for name in kept}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["metrics.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    code, text = said(*_again(folder))
+    assert code == 0, text
+    assert f"{half[2]['test_acc']:.4f}" in text
