@@ -16,7 +16,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may read: it goes by the content, and would hand PostScript under any name to Ghostscript."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError)
 """What Pillow raises on damaged files."""
-DEEP = frozenset(("I", "I;16", "F"))
+DEEP = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N", "F"))
 """Modes of more than 8 bits a pixel: what to do with them is the user's choice."""
 MOST_PIXELS = 40_000_000
 """Of an image that is shrunk to what a network takes; its colours are 120 MB."""

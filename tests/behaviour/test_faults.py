@@ -392,3 +392,34 @@ def test_a_result_without_figures_of_this_version_is_shown(half, tmp_path, said)
     code, text = said(*_again(folder))
     assert code == 0, text
     assert f"{half[2]['test_acc']:.4f}" in text
+
+
+# -- pictures of more than 8 bits (100) ---------------------------------------------------------------
+
+
+def _deep(path):
+    """A picture of 16 bits a pixel, big endian."""
+    pixels = np.linspace(0, 65535, 64).astype(">u2").tobytes()
+    Image.frombytes("I;16B", (8, 8), pixels).save(path)
+    return path
+
+
+def test_a_picture_of_16_bits_is_refused_whatever_its_byte_order(runs, said, tmp_path):
+    deep = _deep(tmp_path / "deep.tif")
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    code, text = said("predict", runs("evolution"), "good.png", "deep.png", deep)
+    assert code == 3
+    assert text.count("8 bits") == 2 and "good.png: " in text
+
+
+@pytest.mark.parametrize("size", ["", "@8"])
+def test_a_folder_of_pictures_of_16_bits_is_refused(tmp_path, size):
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _deep(tmp_path / f"{name}.tif")
+    with pytest.raises(nas.DataError, match="8 bits" if size else "65535"):
+        nas.load_task(f"folder:{tmp_path}{size}")
+    pictures = [(Image.open(file), i % 2) for i, file in enumerate(sorted(tmp_path.glob("*/*.tif")))]
+    with pytest.raises(nas.DataError, match="65535"):
+        nas.task_from_datasets(pictures)
