@@ -62,6 +62,17 @@ def fitted(data: bytes, shape: tuple[int, int, int]) -> Array:
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
+def picture_pixels(data: bytes) -> int:
+    """How many pixels an encoded image has, by its head; 0 where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except (*DAMAGE, Image.DecompressionBombError):
+        return 0
+
+
 def _plain(image: Image, mode: str) -> Image:
     if "transparency" in image.info:  # Pillow warns when a palette with transparency becomes RGB at once
         image = image.convert("RGBA")

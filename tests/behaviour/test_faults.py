@@ -1,12 +1,19 @@
 """What goes wrong, as a user sees it: bad input is told in words, and nothing ends or changes silently."""
 
+import contextlib
 import hashlib
+import http.client
+import io
 import json
 import os
+import re
 import runpy
+import select
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -423,3 +430,77 @@ def test_a_folder_of_pictures_of_16_bits_is_refused(tmp_path, size):
     pictures = [(Image.open(file), i % 2) for i, file in enumerate(sorted(tmp_path.glob("*/*.tif")))]
     with pytest.raises(nas.DataError, match="65535"):
         nas.task_from_datasets(pictures)
+
+
+# -- a server that others send to (101) ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(runs):
+    """The port of `nas serve` in a process of its own."""
+    pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
+    command = [sys.executable, "-m", "nas", "serve", str(runs("evolution")), "--port", "0"]
+    home = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(nas.__file__).parent.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | home) as process:
+        yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
+        process.terminate()
+
+
+def _asked(port, host, path="/health", body=None, kind="image/tiff"):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(
+            "GET" if body is None else "POST", path, body, {"Host": host, "Content-Type": kind}
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_a_request_to_another_host_is_refused(served):
+    for host in (f"127.0.0.1:{served}", "localhost", f"LOCALHOST:{served}", "[::1]", f"[::1]:{served}"):
+        assert _asked(served, host)[0] == 200
+    for host in ("evil.example", f"evil.example:{served}", "localhost.evil.example", "", "[::1", "10.0.0.1"):
+        for path in ("/", "/health", "/openapi.json"):
+            status, text = _asked(served, host, path)
+            assert (status, "--host" in json.loads(text)["error"]) == (403, True)
+
+
+def test_connections_without_a_whole_head_are_closed(served):
+    """Also one that sends a letter now and then, and one whose first request was a whole one."""
+    with contextlib.ExitStack() as at_end:
+        first, second, silent = (
+            at_end.enter_context(socket.create_connection(("127.0.0.1", served))) for _ in range(3)
+        )
+        first.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert second.recv(9999).startswith(b"HTTP/1.1 200")
+        second.sendall(b"GET /hea")
+        waiting, until = [first, second, silent], time.monotonic() + 30
+        while waiting and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                first.sendall(b"x")
+            for one in select.select(waiting, [], [], 0.2)[0]:
+                with contextlib.suppress(ConnectionError):
+                    while one.recv(9999):
+                        pass
+                waiting.remove(one)
+        assert not waiting
+    assert _asked(served, "localhost")[0] == 200
+
+
+def test_many_large_pictures_in_a_form_are_bounded(served):
+    """Each is allowed, 32 of them would take ten seconds."""
+    large = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(large, "PNG")
+    head = b'--X\r\nContent-Disposition: form-data; name="f"; filename="%d.png"\r\n\r\n'
+    parts = [head % i + large.getvalue() + b"\r\n" for i in range(32)]
+    status, text = _asked(
+        served, "localhost", "/predict", b"".join([*parts, b"--X--\r\n"]), "multipart/form-data; boundary=X"
+    )
+    answers = json.loads(text)["answers"]
+    assert status == 200 and len(answers) == 32
+    assert ["error" in answer for answer in answers] == [False] * 2 + [True] * 30
+
+
+def test_a_picture_of_16_bits_is_refused_by_the_server(served, tmp_path):
+    status, text = _asked(served, "localhost", "/predict", _deep(tmp_path / "deep.tif").read_bytes())
+    assert (status, "8 bits" in text) == (422, True)
