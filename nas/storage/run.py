@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
 from nas.files.manifest import MANIFEST
-from nas.storage.address import Address, recorded_address
+from nas.storage.address import Address, find_address
 from nas.storage.finishing import Finisher, finish_trial
 from nas.storage.forwarding import Forwarding
 from nas.storage.journal import JOURNAL, journal_storage
@@ -180,7 +180,7 @@ def past_storage(folder: Path) -> BaseStorage | None:
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(config, dict) or not config.get("storage"):
         return None
-    address = recorded_address(str(config["storage"]))
+    address = find_address(Address(str(config["storage"])), recorded=True)
     return RunStorage(open_storage(address), run=str(record.get("run"))) if address is not None else None
 
 

@@ -25,7 +25,7 @@ from nas.job.trial_setup import trial_line
 from nas.progress import Progress
 from nas.registry import is_plugin
 from nas.results.run_record import SEARCH, read_run
-from nas.storage.address import Address, find_address, recorded_address
+from nas.storage.address import Address, find_address
 from nas.storage.run import RunStorage, open_storage, run_storage
 from nas.workers.identity import Identity
 
@@ -50,7 +50,8 @@ def home_in(folder: Path) -> Home:
         ConfigError: when there is none, or its database cannot be used or is not given in `NAS_STORAGE`.
     """
     record, folder = read_run(folder), folder.resolve()
-    address = recorded_address(record["config"].get("storage"))
+    known = record["config"].get("storage")
+    address = find_address(Address(known), recorded=True) if known else None
     run = str(record.get("run", ""))
     return Home(run_storage(folder, address, run=run), address, folder)
 
