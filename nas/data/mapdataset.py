@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from nas.data.arrays import Array, as_numpy
+from nas.data.arrays import Array, as_numpy, channels_last
 from nas.data.pictures import pil_pixels
 from nas.errors import FAULTS, DataError, describe
 
@@ -61,6 +61,7 @@ def _pixels(image: object, *, who: str) -> Array:
     if isinstance(image, Tensor):
         return as_numpy(image.permute(1, 2, 0) if image.ndim == 3 else image)
     if isinstance(image, np.ndarray):
+        channels_last(image[None], who=who)
         return image
     pillow = sys.modules.get("PIL.Image")  # whoever made a Pillow image has loaded Pillow
     if pillow is not None and isinstance(image, pillow.Image):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -504,3 +505,37 @@ def test_many_large_pictures_in_a_form_are_bounded(served):
 def test_a_picture_of_16_bits_is_refused_by_the_server(served, tmp_path):
     status, text = _asked(served, "localhost", "/predict", _deep(tmp_path / "deep.tif").read_bytes())
     assert (status, "8 bits" in text) == (422, True)
+
+
+# -- which axis is which (107) ------------------------------------------------------------------------
+
+LABELS = np.arange(40) % 2
+
+
+def test_a_tensor_is_what_it_says_it_is(tmp_path):
+    """Also where its last axis is longer than that of the channels of any picture."""
+    x = torch.rand(40, 65, 1, 16, generator=torch.Generator().manual_seed(0))
+    x[::2] += 1
+    task = nas.task_from_arrays(x, LABELS)
+    assert task.image_shape == (65, 1, 16)
+    assert nas.task_from_datasets(list(zip(x, LABELS.tolist(), strict=True))).image_shape == (65, 1, 16)
+
+    def build(choose):
+        options = {"wide": partial(nn.Conv2d, 65, 8, 1), "deep": partial(nn.Conv2d, 65, 8, (1, 3))}
+        return nn.Sequential(choose.op("op", options), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+    result = nas.search(nas.Space("s", build), task, "random", out=tmp_path, settings={**TINY, "trials": 1})
+    assert result.predict(x).shape == (40,)
+    for row in x[:3]:
+        assert result.predict(row[None])[0] == result.predict(x)[(x == row).all((1, 2, 3))][0]
+
+
+def test_an_array_that_looks_like_the_other_order_is_still_told(tmp_path):
+    x = np.random.default_rng(0).random((40, 3, 8, 16), np.float32)
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=LABELS)
+    with pytest.raises(nas.DataError, match="transpose"):
+        nas.task_from_arrays(x, LABELS)
+    with pytest.raises(nas.DataError, match="transpose"):
+        nas.load_task(f"npz:{tmp_path / 'images.npz'}")
+    with pytest.raises(nas.DataError, match="transpose"):
+        nas.task_from_datasets(list(zip(x, LABELS.tolist(), strict=True)))
