@@ -35,7 +35,7 @@ from nas.job.arguments import with_names
 from nas.job.calibrate_run import USED
 from nas.job.config import Config, make_config
 from nas.job.method_names import BLACK_BOX, OPTUNA
-from nas.job.plan import UNBOUNDED, make_plan
+from nas.job.plan import UNBOUNDED
 from nas.job.search_run import run
 from nas.job.spellings import seconds
 from nas.registry import is_plugin
@@ -64,8 +64,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
     verbose: whether progress is told, in lines on standard error.
 
-    X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
-      a square number of features is a square image, others are filled up with zeros to the next square.
+    X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or rows of the
+      pixels of square images of at least 8x8, `[n, 64]`, `[n, 784]`. Tables of other features are refused.
 
     Fitted attributes: `classes_`, `n_features_in_` (pixels times channels), `layout_`, `result_`, the
     `nas.Result` of the run, and `audit_`, the `audit.json` of `nas audit`, or None where there was no time
@@ -181,9 +181,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows, shape = rows_of(X)
         flat: Images = validate_data(self, rows, reset=new, dtype="numeric")
-        found = layout(shape, flat.shape[1])
         if new:
-            self.layout_, self.bytes_ = found, flat.dtype == np.uint8
+            self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
         elif shape is not None and shape != self.layout_.shape:
             raise ValueError(
                 f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
@@ -227,13 +226,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 chosen |= clock.decide(
                     "fidelity", lambda: allowed_fidelity(self.space, task, folder, clock, settings)
                 )
-        made = with_names({**chosen, **given}, names | {"method": self.method})
-        config = make_config(made)
-        if not self.layout_.filled:
-            return config
-        # What is no picture has no neighbours to be moved to.
-        uncropped = {phase: {"crop": False, **getattr(config, phase)} for phase in _trainings(config)}
-        return make_config(made | uncropped)
+        return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
 
     def _folder(self) -> Path:
         """The user's folder, or a temporary one that goes with the estimator."""
@@ -257,17 +250,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             self.result_ = load_result(folder, space=_code(self.space))
-
-
-def _trainings(config: Config) -> list[str]:
-    """The phases of a job that train anything, as their recipes are called."""
-    by_others = config.is_differentiable or config.shares_weights
-    trains = {
-        "search": config.is_differentiable,
-        "shared": config.shares_weights,
-        "trial": not by_others or config.baselines or make_plan(config).top_k > 1,
-    }
-    return ["retrain", *(phase for phase, is_trained in trains.items() if is_trained)]
 
 
 def _tested(task: Task) -> Task:

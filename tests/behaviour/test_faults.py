@@ -539,3 +539,48 @@ def test_an_array_that_looks_like_the_other_order_is_still_told(tmp_path):
         nas.load_task(f"npz:{tmp_path / 'images.npz'}")
     with pytest.raises(nas.DataError, match="transpose"):
         nas.task_from_datasets(list(zip(x, LABELS.tolist(), strict=True)))
+
+
+# -- tables for an estimator of images (110) ----------------------------------------------------------
+
+
+class _Frame:
+    """What a table with named columns is to others: pandas and polars have this, and more."""
+
+    def __init__(self, values):
+        self.values, self.columns, self.shape = (
+            values,
+            [f"f{i}" for i in range(values.shape[1])],
+            values.shape,
+        )
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __len__(self):
+        return len(self.values)
+
+    def to_numpy(self):
+        return self.values
+
+
+def _classifier():
+    settings = {"trials": 1, "top_k": 1, "search_images": 100, "audit": False}
+    return nas.ImageClassifier(0.3, space="toy", method="random", settings=settings)
+
+
+@pytest.mark.parametrize("features", [1, 4, 13, 30, 49, 63, 65])
+def test_rows_of_features_are_no_images(features):
+    rows = np.random.default_rng(0).random((60, features))
+    with pytest.raises(ValueError, match=f"{features} features.*wanted images"):
+        _classifier().fit(rows, np.arange(60) % 2)
+
+
+def test_a_table_with_named_columns_is_told_and_its_pixels_are_taken():
+    rows = np.random.default_rng(0).random((60, 64))
+    with pytest.raises(ValueError, match="to_numpy"):
+        _classifier().fit(_Frame(rows), np.arange(60) % 2)
+    fitted = _classifier().fit(_Frame(rows).to_numpy(), np.arange(60) % 2)
+    with pytest.raises(ValueError, match="to_numpy"):
+        fitted.predict(_Frame(rows))
+    assert fitted.predict(rows).shape == (60,)
