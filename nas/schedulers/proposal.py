@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from nas.errors import FAULTS, ConfigError, NasError, describe
+from nas.errors import FAULTS, ConfigError, NasError, describe, staying
 from nas.schedulers.scheduler import Scheduler
 from nas.space import Space
 from nas.types import Genotype, Trial
@@ -33,7 +33,8 @@ def propose(
     """
     name, number = type(scheduler).__name__, len(history)
     try:
-        proposal: object = scheduler.ask(space, history, rng)
+        with staying():
+            proposal: object = scheduler.ask(space, history, rng)
     except (NasError, NoTurnError):
         raise
     except FAULTS as error:
