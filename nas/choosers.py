@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from nas.errors import SpaceError
+from nas.errors import FAULTS, SpaceError
 from nas.ops import Zero
 from nas.types import Decision
 
@@ -136,7 +136,7 @@ def traced(build: Callable[[Chooser], object], *, once: bool = False) -> Tracer:
         other = Tracer(tracer, waiting.popleft())
         try:
             build(other)
-        except Exception:  # noqa: BLE001 - whatever it is, it is told when somebody asks for this
+        except FAULTS:  # whatever it is, it is told when somebody asks for this
             continue
         waiting.extend(other.others)
         tracer = other

@@ -63,8 +63,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
     verbose: whether progress is told, in lines on standard error.
 
-    X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or flat `[n, features]`:
-      a square number of features is a square image, others are filled up with zeros to the next square.
+    X: images `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]` with up to four channels, or rows of the
+      pixels of square images of at least 8x8, `[n, 64]`, `[n, 784]`. Tables of other features are refused.
 
     Fitted attributes: `classes_`, `n_features_in_` (pixels times channels), `layout_`, `result_`, the
     `nas.Result` of the run, and `audit_`, the `audit.json` of `nas audit`, or None where there was no time
@@ -180,9 +180,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows, shape = rows_of(X)
         flat: Images = validate_data(self, rows, reset=new, dtype="numeric")
-        found = layout(shape, flat.shape[1])
         if new:
-            self.layout_, self.bytes_ = found, flat.dtype == np.uint8
+            self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
         elif shape is not None and shape != self.layout_.shape:
             raise ValueError(
                 f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
@@ -211,10 +210,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _config(self, task: Task, clock: Clock, seed: int) -> Config:
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
-        # What is no picture has no neighbours to be moved to.
-        augment = "none" if self.augment is None and self.layout_.filled else self.augment
-        chosen = {
-            **{"seed": seed, "device": self.device, "augment": augment, "budget": clock.budget_s},
+        chosen: dict[str, object] = {
+            **{"seed": seed, "device": self.device, "augment": self.augment, "budget": clock.budget_s},
             **{"baselines": False, "pictures": self.out is not None},
         }
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
-from nas.errors import SpaceError, TrialError, describe
+from nas.errors import FAULTS, SpaceError, TrialError, describe, staying
 from nas.space import Space
 from nas.types import Genotype
 from nas.user_code import reason_of
@@ -69,6 +69,7 @@ _WITHOUT_VALUES = (
 )
 
 
+@staying()
 def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
     try:
         network = space.network(genotype, meta=True)
@@ -78,7 +79,7 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
         return Cost(params, macs, saved, peak)
     except SpaceError as error:
         raise TrialError("build", str(error)) from error
-    except Exception as error:  # a network is the user's code and may raise anything
+    except FAULTS as error:  # a network is the user's code and may raise anything
         unfit = isinstance(error, RuntimeError | ValueError | TypeError)  # by layers, of maps
         reason = "unsupported" if reason_of(error) == "unsupported" else "build" if unfit else "error"
         hint = _WITHOUT_VALUES if "meta" in str(error) else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sysconfig
+import threading
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from nas.text import shown
@@ -14,6 +17,8 @@ _LISTED = 60
 """Known names that an error lists."""
 _ALIKE = 0.65
 """Share of letters that two names have in common, in the same order, from which on they are near."""
+FAULTS = (Exception, SystemExit)
+"""What is a fault of a user's code where that raises it: to end the process is not its business."""
 
 
 class NasError(Exception):
@@ -151,7 +156,33 @@ def check_length(what: str, text: str, most: int) -> None:
 
 def describe(error: BaseException) -> str:
     """An exception in one line, with the line of the user's file that raised it."""
-    return f"{type(error).__name__}: {error}{user_line(error)}"
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        what = f"it ends the process (exit code {error.code!r}), wanted an exception that says what is wrong"
+    return what + user_line(error)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Runs a user's code, in which `os._exit` raises SystemExit, as `sys.exit` does.
+
+    Only in the main thread: the function is one for all. Other threads and forked children end as they like.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    end, process = os._exit, os.getpid()
+
+    def leave(code: int) -> None:
+        if process == os.getpid() and threading.current_thread() is threading.main_thread():
+            raise SystemExit(code)
+        end(code)
+
+    os._exit = leave  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = end
 
 
 def user_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from nas.errors import ConfigError, NasError, SpaceError, unknown, user_line
+from nas.errors import FAULTS, ConfigError, NasError, SpaceError, describe, staying, unknown
 from nas.files.paths import is_file
 from nas.space import Space
 
@@ -71,13 +71,12 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
             f"space {path!r} needs the setting {missing[0]!r}; give the parameter a default or a value"
         )
     try:
-        space = make(**resolved)
+        with staying():
+            space = make(**resolved)
     except NasError:
         raise
-    except Exception as error:
-        raise SpaceError(
-            f"space {path!r} failed: {type(error).__name__}: {error}{user_line(error)}"
-        ) from error
+    except FAULTS as error:
+        raise SpaceError(f"space {path!r} failed: {describe(error)}") from error
     if not isinstance(space, Space):
         raise SpaceError(f"space {path!r} returned {type(space).__name__}, wanted a nas.Space")
     return replace(space, origin=path, settings=resolved)
@@ -117,7 +116,8 @@ def _function(path: str) -> Callable[..., object]:
     source, _, name = path.rpartition(":")
     if not source or not name:
         raise SpaceError(f"space {path!r}: wanted FILE.py:FUNCTION or module:FUNCTION")
-    module = _from_file(Path(source), path) if source.endswith(".py") else _from_module(source, path)
+    with staying():
+        module = _from_file(Path(source), path) if source.endswith(".py") else _from_module(source, path)
     functions = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
     if isinstance(vars(module).get(name), Space):
         raise SpaceError(
@@ -152,7 +152,7 @@ def _from_file(file: Path, path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FAULTS as error:
         del sys.modules[name]
         raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
     return module
@@ -168,11 +168,11 @@ def _from_module(name: str, path: str) -> ModuleType:
                 f"{name.replace('.', '/')}.py:FUNCTION"
             ) from error
         raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
-    except Exception as error:
+    except FAULTS as error:
         raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
 
 
-def _import_failure(error: Exception) -> str:
+def _import_failure(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"syntax error in {error.filename}, line {error.lineno}: {(error.text or '').strip()}"
-    return f"its file fails on import: {type(error).__name__}: {error}{user_line(error)}"
+    return f"its file fails on import: {describe(error)}"

@@ -22,7 +22,7 @@ from torch import nn
 from nas.architectures.genotypes import check_genotype, from_words
 from nas.architectures.space_size import Size, estimate
 from nas.choosers import Chooser, Fixed, Tracer, traced
-from nas.errors import NasError, SpaceError, describe
+from nas.errors import FAULTS, NasError, SpaceError, describe, staying
 from nas.text import shown
 from nas.types import Decision, Genotype
 
@@ -148,11 +148,12 @@ class Space:
     def nearest(self, scores: Scores) -> Genotype:
         """`project`, checked: the valid genotype that the scores `[O]` of each decision prefer."""
         try:
-            got = self.project(self.decisions, scores)
-            genotype = tuple(int(option) for option in got)
+            with staying():
+                got = self.project(self.decisions, scores)
+                genotype = tuple(int(option) for option in got)
         except NasError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             raise SpaceError(f"space {self.name!r}: project failed: {describe(error)}") from error
         if len(genotype) != len(self.decisions) or not all(
             0 <= option < len(d.options) for d, option in zip(self.decisions, genotype, strict=True)
@@ -315,7 +316,7 @@ class Space:
 
     def _build(self, chooser: Chooser, *, meta: bool = False) -> nn.Module:
         try:
-            with torch.device("meta" if meta else torch.get_default_device()):
+            with staying(), torch.device("meta" if meta else torch.get_default_device()):
                 network = self.build(chooser)
         except NasError:
             raise
@@ -323,7 +324,7 @@ class Space:
             raise SpaceError(
                 f"space {self.name!r}: build recursed without end; give it a depth limit"
             ) from error
-        except Exception as error:
+        except FAULTS as error:
             raise SpaceError(f"space {self.name!r}: build failed: {describe(error)}") from error
         if not isinstance(network, nn.Module):
             raise SpaceError(

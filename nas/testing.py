@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas.architectures.listing import blaming, check_listing
 from nas.architectures.probing import Probing, shapes, variants
 from nas.choosers import Chooser
-from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError, describe
+from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, SpaceError, describe
 from nas.oneshot.supernet import Supernet
 from nas.ops import candidates
 from nas.searchers import Searcher
@@ -254,7 +254,7 @@ def _proposal(
         space.check(genotype)
     except ExhaustedError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         states = dict(Counter(trial.state for trial in history))
         raise SearcherError(
             f"{_who(searcher)} failed with {states or 'no'} trials in the history: {describe(error)}"

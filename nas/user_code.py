@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nas.errors import NasError, SpaceError, TrialError, describe, user_line
+from nas.errors import FAULTS, NasError, SpaceError, TrialError, describe, staying, user_line
 from nas.oneshot.fused import verdict
 from nas.training.resumable import Stopped
 
@@ -52,10 +52,11 @@ def reason_of(error: BaseException) -> str:
 def user_errors() -> Iterator[None]:
     """Raises TrialError for any exception but the engine's own, its reason that of `reason_of`."""
     try:
-        yield
+        with staying():
+            yield
     except (NasError, Stopped):
         raise
-    except Exception as error:
+    except FAULTS as error:
         reason, words = reason_of(error), describe(error)
         raise TrialError(reason, words + (verdict.blame(words) if reason == "device" else "")) from error
 

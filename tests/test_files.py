@@ -195,7 +195,7 @@ def test_manifest_lists_results_only(tmp_path):
     write_manifest(tmp_path)
     write_manifest(tmp_path)
     listed = read_json(tmp_path / "manifest.json")["files"]
-    assert list(listed) == ["model.bin", "plots/a.svg"]
+    assert list(listed) == ["model.bin", "plots/a.svg", "study.log"]
     assert listed["model.bin"] == {"sha256": sha256(tmp_path / "model.bin"), "bytes": 9}
     assert check_manifest(tmp_path) == []
 

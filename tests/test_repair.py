@@ -295,13 +295,14 @@ def test_an_empty_journal_and_none(tmp_path):
     assert (tmp_path / JOURNAL).read_bytes() == b""
 
 
-def test_the_journal_behind_a_link_is_repaired(short, tmp_path):
+def test_a_link_to_a_journal_elsewhere_is_refused(short, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "elsewhere").write_bytes(b"garbage\n" + short[0])
     (tmp_path / "run" / JOURNAL).symlink_to("../elsewhere")
-    assert repair(tmp_path / "run").original == tmp_path / "elsewhere.damaged-1"
-    assert (tmp_path / "run" / JOURNAL).is_symlink()
-    assert content(tmp_path / "run" / JOURNAL) == short[1]
+    with pytest.raises(ConfigError, match="symbolic link"):
+        repair(tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "run"]
+    assert (tmp_path / "elsewhere").read_bytes() == b"garbage\n" + short[0]
 
 
 def test_the_command(short, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_the_folder_is_complete(jobs, name):
     assert {path.name for path in result.folder.iterdir()} == FILES | alphas | lock
     assert check_manifest(result.folder) == []
     listed = json.loads((result.folder / "manifest.json").read_text())["files"]
-    assert listed.keys() == FILES - {"study.log", "manifest.json", "run.lock"} | alphas
+    assert listed.keys() == FILES - {"manifest.json", "run.lock"} | alphas
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -376,7 +376,9 @@ def test_a_request_that_has_begun_is_answered_before_the_end(run, digits):
     body = npy(digits)
     host, port = address.removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port))) as half:
-        half.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        half.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
         half.sendall(body[:100])
         while httpx.get(f"{address}health", timeout=60).json()["inside"] == 0:
             time.sleep(0.01)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nas.errors import NasError, SpaceError, describe
+from nas.errors import FAULTS, NasError, SpaceError, describe, staying
 from nas.space import Space
 
 TRACES = 3
@@ -41,13 +41,14 @@ def blaming(space: Space, where: str = "") -> Iterator[None]:
     """Turns whatever a block raises into a SpaceError that says which space, and where in it."""
     who = f"space {space.name!r}"
     try:
-        yield
+        with staying():
+            yield
     except NasError as error:
         text = str(error)
         if text.startswith(who):
             raise
         raise SpaceError(f"{who}{where}: {text}{_remedy(space, text)}") from error
-    except Exception as error:
+    except FAULTS as error:
         raise SpaceError(f"{who}{where}: {describe(error)}{_remedy(space, str(error))}") from error
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.choosers import Candidates, Fixed, built
-from nas.errors import NasError, SpaceError, describe
+from nas.errors import FAULTS, NasError, SpaceError, describe
 from nas.space import Space
 from nas.types import Genotype
 
@@ -89,7 +89,7 @@ class Probe(nn.Module):
             y: object = op(*inputs)
         except NasError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             raise SpaceError(f"{who}: input {shapes(*inputs)} failed: {describe(error)}") from error
         if not isinstance(y, Tensor):
             raise SpaceError(f"{who}: input {shapes(*inputs)} gave {type(y).__name__}, wanted a tensor")

@@ -86,7 +86,6 @@ class Report:
 
     def lines(self) -> list[str]:
         """The findings as text for a terminal."""
-        unnamed = "" if self.default_named else "; all last options, as Space(default=...) names no other"
         rows = [
             ("space", f"{self.space}, on {self.task}: every check passed"),
             ("size", f"{self.size} architectures"),
@@ -100,9 +99,11 @@ class Report:
             ("memory", f"about {_short(self.step_bytes)} bytes for that step"),
             ("supernet", self.no_supernet or f"{_short(self.supernet_params or 0)} parameters"),
             ("default", ", ".join(f"{name} {option}" for name, option in self.default.items())),
-            (
-                "",
-                f"accuracy {self.default_acc:.3f} after {self.steps} steps, median {self.random_acc:.3f}{unnamed}",
+            ("", f"accuracy {self.default_acc:.3f} after {self.steps} steps, median {self.random_acc:.3f}"),
+            *(
+                []
+                if self.default_named
+                else [("", "all last options; Space(default=...) names a better one")]
             ),
             *(("warning", text) for text in self.warnings),
         ]
@@ -133,7 +134,7 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     costs = _costs(space, genotypes, task, x)
     batch = _affordable_batch(space, costs, task)
     check_space(space, x, samples=CHECKED, seed=seed)
-    with isolated(seed, "validate"):
+    with blaming(space), isolated(seed, "validate"):
         warnings += _output_warnings(space.network(genotypes[0]).to(x.device), x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):

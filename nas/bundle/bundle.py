@@ -147,7 +147,7 @@ def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[S
 
 
 def _logits(model: Pixels, pixels: Tensor) -> Tensor:
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), user_errors():
         return torch.cat([model(x) for x in torch.split(pixels, 256)])
 
 

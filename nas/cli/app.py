@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from nas import __version__
-from nas.errors import ConfigError, DismissedError, NasError, StorageError
+from nas.errors import ConfigError, DismissedError, NasError, StorageError, describe
 from nas.text import SCREEN, printable
 from nas.training.launch import follows, launched
 
@@ -89,6 +89,9 @@ def errors() -> Iterator[None]:
         what = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
         raise typer.Exit(StorageError.exit_code) from error
+    except SystemExit as error:  # of a user's code that runs outside of a trial
+        say(f"error: {_rank()}{describe(error)}", limit=SCREEN, err=True)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if not follows():
             say("stopped at once; the same command goes on from the last checkpoint", err=True)

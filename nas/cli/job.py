@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -71,7 +73,7 @@ def show(result: Result, *, as_json: bool) -> None:
         }
         say(json.dumps(answer))
         return
-    m = result.metrics
+    m = defaultdict(lambda: math.nan, result.metrics)
     model = f"model        {result.folder / 'model.safetensors'}"
     words = ", ".join(f"{name} {option}" for name, option in result.space.asked(result.genotype).items())
     found = result.space.notation.write(result.genotype) if result.space.notation else words

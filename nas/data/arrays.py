@@ -56,11 +56,6 @@ def image_tensor(x: Array, *, who: str) -> Array:
         raise DataError(f"{who} is empty: its shape is {x.shape}; give it images")
     if x.ndim == 3:
         x = x[..., None]
-    if x.shape[1] in (1, 3) and x.shape[3] > 4:
-        raise DataError(
-            f"{who} has shape {x.shape}, which looks like [N, C, H, W], but numpy images are [N, H, W, C]; "
-            "use x.transpose(0, 2, 3, 1) or pass a torch tensor"
-        )
     return np.ascontiguousarray(_pixels(x, who=who).transpose(0, 3, 1, 2))
 
 
@@ -172,10 +167,20 @@ def as_numpy(values: Array | Tensor | Sequence[Any], *, who: str = "arrays") -> 
     return (values.float() if values.is_floating_point() else values).numpy()
 
 
+def channels_last(x: Array, *, who: str) -> Array:
+    """Images of a user's array as they are; refuses those that look as if the channels came first."""
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(
+            f"{who} has shape {x.shape}, which looks like [N, C, H, W], but numpy images are [N, H, W, C]; "
+            "use x.transpose(0, 2, 3, 1) or pass a torch tensor"
+        )
+    return x
+
+
 def images_as_numpy(x: Array | Tensor | Sequence[Any], *, who: str) -> Array:
     """Images in numpy's layout, [N, H, W] or [N, H, W, C]; a tensor comes as [N, H, W] or [N, C, H, W]."""
     if not isinstance(x, Tensor) or x.ndim != 4:
-        return as_numpy(x, who=who)
+        return channels_last(as_numpy(x, who=who), who=who)
     if x.shape[3] in (1, 3) and x.shape[1] > 4:
         raise DataError(
             f"{who} has shape {tuple(x.shape)}, which looks like [N, H, W, C], but image tensors are "

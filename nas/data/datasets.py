@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from nas.data.arrays import Array, Source
+from nas.data.arrays import Array, Source, channels_last
 from nas.data.imagefolder import read_folder
 from nas.data.unpacking import load_arrays, read_bounded
 from nas.errors import ConfigError, DataError, unknown
@@ -160,6 +160,9 @@ def npz(path: Path) -> Source:
     if x_train is None or y_train is None:
         held = printable(", ".join(names) or "nothing", limit=200)
         raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train; {_HOW_TO_SAVE}")
+    for name in ("x_train", "x_test"):
+        if name in arrays:
+            channels_last(arrays[name], who=f"npz:{path}: {name}")
     return Source(x_train, y_train, x_test, y_test)
 
 

@@ -17,31 +17,27 @@ Images = NDArray[Any]
 CHANNELS = 4
 """The most that an image has; a longer axis is one of space."""
 LEAST_SIDE = 8
-"""Of an image that is made of flat features, so that spaces can halve it."""
+"""Of an image whose pixels come as a row, so that spaces can halve it."""
+_WANTED = (
+    "[n, H, W], [n, H, W, C] or [n, C, H, W], or rows of the pixels of square ones of at least "
+    f"{LEAST_SIDE}x{LEAST_SIDE}; for tables take another estimator, such as scikit-learn's "
+    "HistGradientBoostingClassifier"
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row of features is as an image.
+    """What a row of pixels is as an image.
 
-    shape: (H, W, C). features: pixels that a row has; the rest of the image is zero.
-    flat: whether the images came as rows.
+    shape: (H, W, C). flat: whether the images came as rows.
     """
 
     shape: tuple[int, int, int]
-    features: int
     flat: bool
 
-    @property
-    def filled(self) -> bool:
-        """Whether the features are no square."""
-        return self.features < math.prod(self.shape)
-
     def shaped(self, rows: Images) -> Images:
-        """Rows `[n, features]` as images."""
-        missing = math.prod(self.shape) - self.features
-        full = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
-        return full.reshape(len(rows), *self.shape)
+        """Rows `[n, H * W * C]` as images."""
+        return rows.reshape(len(rows), *self.shape)
 
 
 def rows_of(x: object) -> tuple[object, tuple[int, int, int] | None]:
@@ -52,8 +48,11 @@ def rows_of(x: object) -> tuple[object, tuple[int, int, int] | None]:
     is, and has no shape.
 
     Raises:
-        ValueError: when no axis can be that of the channels.
+        ValueError: when no axis can be that of the channels, or for a table with named columns.
     """
+    if hasattr(x, "columns"):
+        what = f"X is a {type(x).__name__}, whose columns are features"
+        raise ValueError(f"{what}, wanted images: {_WANTED}; where they are pixels, give X.to_numpy()")
     array = as_numpy(x) if isinstance(x, Tensor | list | tuple) else x
     if not isinstance(array, np.ndarray) or array.ndim not in (3, 4):
         return array, None
@@ -76,8 +75,14 @@ def _last(shape: tuple[int, ...], *, first: bool) -> bool:
 
 
 def layout(shape: tuple[int, int, int] | None, features: int) -> Layout:
-    """That of images of a shape, or of flat features: the square that holds them."""
+    """That of images of a shape, or of rows of pixels, which are square images.
+
+    Raises:
+        ValueError: when a row is no such image.
+    """
     if shape is not None:
-        return Layout(shape, features, flat=False)
-    side = max(LEAST_SIDE, math.isqrt(features - 1) + 1)
-    return Layout((side, side, 1), features, flat=True)
+        return Layout(shape, flat=False)
+    side = math.isqrt(features)
+    if side * side != features or side < LEAST_SIDE:
+        raise ValueError(f"X has rows of {features} features, wanted images: {_WANTED}")
+    return Layout((side, side, 1), flat=True)

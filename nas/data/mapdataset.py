@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from nas.data.arrays import Array, as_numpy
+from nas.data.arrays import Array, as_numpy, channels_last
 from nas.data.pictures import pil_pixels
-from nas.errors import DataError, user_line
+from nas.errors import FAULTS, DataError, describe
 
 
 @runtime_checkable
@@ -51,10 +51,9 @@ def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
 def _item(dataset: MapDataset, index: int, *, who: str) -> object:
     try:
         return dataset[index]
-    except Exception as error:
+    except FAULTS as error:
         raise DataError(
-            f"{who}: item {index} cannot be read: {type(error).__name__}: {error}{user_line(error)}; repair "
-            "it, or leave it out"
+            f"{who}: item {index} cannot be read: {describe(error)}; repair it, or leave it out"
         ) from error
 
 
@@ -62,6 +61,7 @@ def _pixels(image: object, *, who: str) -> Array:
     if isinstance(image, Tensor):
         return as_numpy(image.permute(1, 2, 0) if image.ndim == 3 else image)
     if isinstance(image, np.ndarray):
+        channels_last(image[None], who=who)
         return image
     pillow = sys.modules.get("PIL.Image")  # whoever made a Pillow image has loaded Pillow
     if pillow is not None and isinstance(image, pillow.Image):

@@ -16,7 +16,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may read: it goes by the content, and would hand PostScript under any name to Ghostscript."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError)
 """What Pillow raises on damaged files."""
-DEEP = frozenset(("I", "I;16", "F"))
+DEEP = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N", "F"))
 """Modes of more than 8 bits a pixel: what to do with them is the user's choice."""
 MOST_PIXELS = 40_000_000
 """Of an image that is shrunk to what a network takes; its colours are 120 MB."""
@@ -60,6 +60,17 @@ def fitted(data: bytes, shape: tuple[int, int, int]) -> Array:
     except DAMAGE as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def picture_pixels(data: bytes) -> int:
+    """How many pixels an encoded image has, by its head; 0 where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except (*DAMAGE, Image.DecompressionBombError):
+        return 0
 
 
 def _plain(image: Image, mode: str) -> Image:

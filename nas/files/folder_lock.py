@@ -12,6 +12,7 @@ from typing import Self
 
 from nas.errors import ConfigError
 from nas.files.atomic import read_json, write_all
+from nas.files.paths import check_contents
 
 LOCK = "run.lock"
 
@@ -30,7 +31,8 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock, or raises ConfigError naming the owner's pid and host."""
+        """Takes the lock, or raises ConfigError naming the owner's pid and host, or a link out of here."""
+        check_contents(self._path.parent)
         try:
             # What is locked is also cut and written to, so it must not be a link to something else.
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nas.errors import ConfigError
 from nas.files.atomic import TEMPORARY, read_json, sha256, write_json
-from nas.files.paths import is_inside
+from nas.files.paths import check_contents, is_inside
 
 MANIFEST = "manifest.json"
+HISTORY = "study.log"
+"""Of it, what there was when the run finished must still be there: a worker that is late may add to it."""
 _WORKING = ("checkpoint", "parked", "tensorboard")
 """Folders inside a run's that hold no results."""
 
@@ -19,7 +22,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> Path:
     """Writes `manifest.json`, the size and SHA-256 of each named file, and returns its path.
 
     names: paths relative to `folder`, with `/`; None takes every regular file below it that is a result: not
-    the manifest itself, locks, unfinished files, checkpoints, event files or the journal.
+    the manifest itself, locks, unfinished files, checkpoints, event files or what is left of a journal.
     """
     chosen = sorted(_results(folder) if names is None else names)
     files = {name: _fingerprint(folder / name) for name in chosen}
@@ -45,11 +48,15 @@ def read_manifest(folder: Path) -> dict[str, object]:
     """What the manifest of a folder says of each file.
 
     Raises:
-        ConfigError: when there is none, or it is damaged.
+        ConfigError: when there is none, it is damaged, or the folder holds a link out of it.
     """
     if not (folder / MANIFEST).exists():
         raise ConfigError(f"{folder} holds no finished run: there is no {MANIFEST} in it")
-    manifest = read_json(folder / MANIFEST)
+    check_contents(folder)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; restore it, or remove it and repeat the run's command") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise ConfigError(f'{folder / MANIFEST} is not a manifest: it has no table "files"')
@@ -88,15 +95,20 @@ def _results(folder: Path) -> Iterator[str]:
         for path in (Path(place, name) for name in names):
             name = path.relative_to(folder).as_posix()
             unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
-            history = name.startswith("study.log")
-            if path.is_file() and not (path.is_symlink() or unfinished or history or name == MANIFEST):
+            left = name.startswith(HISTORY) and name != HISTORY
+            if path.is_file() and not (path.is_symlink() or unfinished or left or name == MANIFEST):
                 yield name
 
 
-def _fingerprint(path: Path) -> dict[str, object]:
+def _fingerprint(path: Path, most: object = None) -> dict[str, object]:
+    """most: bytes of a history that count; all whole lines unless given."""
     if not path.is_file():
         raise ConfigError(f"cannot list {path} in a manifest: there is no such file")
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    if path.name != HISTORY:
+        return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    data = path.read_bytes()
+    data = data[: most if isinstance(most, int) else data.rfind(b"\n") + 1]
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def _problem(folder: Path, name: str, recorded: object) -> str:
@@ -108,7 +120,8 @@ def _problem(folder: Path, name: str, recorded: object) -> str:
             return f"{name!r}: outside the folder"
         if not (folder / relative).is_file():
             return f"{name}: missing"
-        same = _fingerprint(folder / relative) == recorded
+        most = recorded.get("bytes") if isinstance(recorded, dict) else None
+        same = _fingerprint(folder / relative, most) == recorded
     except OSError as error:
         return f"{name}: {error.strerror}"
     return "" if same else f"{name}: differs from what was recorded"

@@ -7,17 +7,20 @@ the images, which search and random search went by already: only the test accura
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from nas.budget.clock import TimeUp
+from nas.budget.threads import threads
 from nas.data.unpacking import load_arrays
-from nas.errors import NoModelError
+from nas.errors import NoModelError, TrialError
 from nas.evaluation.comparison import Paired, paired
 from nas.evaluation.evaluators import Start, Trained
 from nas.evaluation.failures import diagnosis
@@ -28,6 +31,7 @@ from nas.job.job import Job
 from nas.job.trial_setup import apart, telling, with_costs
 from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
+from nas.seeding import rng
 from nas.study import Study
 from nas.task import Task
 from nas.text import counted
@@ -78,7 +82,9 @@ def rerank(
         return Verdict(candidates[0], SEARCH, {})
     rivals = {name: _first_like(job, rival, candidates) for name, rival in rivals.items()}
     genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
-    study = _train(job.until(until_s), genotypes, start)
+    job = job.until(until_s)
+    measure = _evaluator(job, start)
+    study = _train(job, genotypes, measure)
     means = {g: mean for g in genotypes if (mean := _mean(study.history, g)) is not None}
     if not means and study.ended < len(genotypes) and until_s is not None:
         return Verdict(candidates[0], SEARCH, {}, (), rivals)
@@ -98,7 +104,7 @@ def rerank(
     for name, rival in rivals.items():
         if rival in means and own is not None:
             metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
-            compared = _compare(job, study.history, own, rival)
+            compared = _compare(job, study.history, own, rival, measure)
             if compared is None:
                 gone = "the predictions of earlier trainings are gone"
                 statements.append(f"{_FIRST} and {_WORDS[name]} are not compared: {gone}")
@@ -108,7 +114,8 @@ def rerank(
             different = compared.statement(_FIRST, _WORDS[name])
             statements.append(same if rival == own else different)
     if (default := rivals.get(DEFAULT)) in means:
-        told = _against_default(job, study.history, means, best=best, default=default)
+        compare = partial(_compare, job, study.history, best, default, measure)
+        told = _against_default(job, means, compare, best=best, default=default)
         best, statements = (default, [*statements, told]) if told else (best, statements)
     metrics["rerank_val_acc"] = means[best].metrics["val_acc"]
     found_by = next(
@@ -132,7 +139,12 @@ _WORDS = {
 
 
 def _against_default(
-    job: Job, history: Sequence[Trial], means: Mapping[Genotype, Trial], *, best: Genotype, default: Genotype
+    job: Job,
+    means: Mapping[Genotype, Trial],
+    compare: Callable[[], Paired | None],
+    *,
+    best: Genotype,
+    default: Genotype,
 ) -> str:
     """Says that the best is not better than the default architecture by more than the standard error.
 
@@ -142,7 +154,7 @@ def _against_default(
     breaks = lead.violation(means[default].metrics) > lead.violation(means[best].metrics)
     if best == default or breaks or lead.objectives != Goals().objectives:
         return ""
-    gain = _compare(job, history, best, default)
+    gain = compare()
     if gain is not None and gain.delta > gain.error:
         return ""
     points = "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
@@ -158,7 +170,15 @@ def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) ->
     return next((g for g in candidates if architecture_hash(job.space, g) == name), genotype)
 
 
-def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> Study:
+def _evaluator(job: Job, start: Start | None) -> Trained:
+    """Trains as the trials are trained, and keeps which validation images were right."""
+    folder, task = job.folder / CHECKPOINT / RERANK, job.search_task
+    folder.mkdir(parents=True, exist_ok=True)
+    judge = _Hits(folder, task)
+    return Trained(job.space, task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start)
+
+
+def _train(job: Job, genotypes: tuple[Genotype, ...], measure: Trained) -> Study:
     study = Study(
         job.space,
         Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
@@ -175,12 +195,6 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> St
         job.check_stop("re-evaluation stopped")
         return False
 
-    folder = job.folder / CHECKPOINT / RERANK
-    folder.mkdir(parents=True, exist_ok=True)
-    judge = _Hits(folder, job.search_task)
-    measure = Trained(
-        job.space, job.search_task, job.plan.trial, folder=folder, judge=judge, stop=job.stop, start=start
-    )
     evaluate, places = apart(job, measure)
     try:
         study.run(
@@ -221,13 +235,15 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
     return Trial(own[0].number, genotype, own[0].fidelity, "done", metrics)
 
 
-def _compare(job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype) -> Paired | None:
-    """The two in pairs; None where predictions are damaged, or were cleared because the data changed."""
-    done = [[t.number for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
+def _compare(
+    job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype, measure: Trained
+) -> Paired | None:
+    """The two in pairs; None where predictions are gone, and there is no time to train for them again."""
+    done = [[t for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
     most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
     try:
-        own_hits, rival_hits = (_hits(job, numbers[:most]) for numbers in done)
-    except (KeyError, ValueError):
+        own_hits, rival_hits = (np.stack([_hits(job, t, measure) for t in ts[:most]]) for ts in done)
+    except (TimeUp, TrialError):
         return None
     seed_sd, degrees = _seed_sd(history)
     return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
@@ -248,10 +264,20 @@ def _seed_sd(history: Sequence[Trial]) -> tuple[float, int]:
     return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees
 
 
-def _hits(job: Job, numbers: Sequence[int]) -> NDArray[np.bool_]:
+def _hits(job: Job, trial: Trial, measure: Trained) -> NDArray[np.bool_]:
+    """Which validation images a training got right; one whose predictions are lost or damaged is repeated."""
     folder = job.folder / CHECKPOINT / RERANK
-    rows = [load_arrays(_hits_path(folder, number), ["hits"])[0]["hits"] for number in numbers]
-    return np.stack(rows).astype(bool)
+    for _ in range(2):
+        try:
+            hits = load_arrays(_hits_path(folder, trial.number), ["hits"])[0]["hits"].astype(bool)
+            if len(hits) == len(job.search_task.val):
+                return hits
+        except (KeyError, TypeError, ValueError):
+            pass
+        job.progress.note(f"the predictions of fresh training {trial.number} are gone; it is repeated")
+        with threads(torch.get_num_threads() if job.processes is None else 1):  # as it was trained before
+            measure(trial, rng(job.seed(RERANK), RERANK, trial.number, "evaluate"))
+    raise TrialError("error", f"{_hits_path(folder, trial.number)} cannot be read")
 
 
 def _hits_path(folder: Path, number: int) -> Path:

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from nas.errors import ConfigError, NasError, unknown, user_line
+from nas.errors import FAULTS, ConfigError, NasError, describe, staying, unknown
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.method import Method
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
@@ -186,13 +186,12 @@ def make_method(name: str, make: Callable[..., object], settings: Mapping[str, o
             raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
         values[key] = _as_default(value, known[key].default, f"method_settings.{key}")
     try:
-        method = make(**values)
+        with staying():
+            method = make(**values)
     except NasError:
         raise
-    except Exception as error:
-        raise ConfigError(
-            f"method {name!r} failed: {type(error).__name__}: {error}{user_line(error)}"
-        ) from error
+    except FAULTS as error:
+        raise ConfigError(f"method {name!r} failed: {describe(error)}") from error
     if not isinstance(method, Method):
         raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
     return method

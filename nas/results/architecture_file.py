@@ -53,7 +53,7 @@ def read_architecture(path: Path) -> dict[str, Any]:
             "architecture.json; the text of a genotype needs --space"
         )
     file = path / ARCHITECTURE if path.is_dir() else path
-    if path.is_dir() and exists(file):
+    if path.is_dir():
         check_contents(path)
     require_intact(file.parent, file.name)
     data = read_json(file)

@@ -18,7 +18,7 @@ from nas.data.inputs import Inputs
 from nas.errors import ConfigError, SpaceError
 from nas.evaluation import failures
 from nas.files.atomic import read_json
-from nas.files.manifest import MANIFEST, check_manifest, damaged
+from nas.files.manifest import HISTORY, MANIFEST, check_manifest, damaged
 from nas.files.paths import check_contents, is_file, is_folder
 from nas.goals import Goals
 from nas.graph import Graph, merged
@@ -145,7 +145,13 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     metrics = read_metrics(folder)
     record = read_run(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
-    history = Study.read(folder, SEARCH, found)
+    try:
+        history, random = (Study.read(folder, name, found) for name in (SEARCH, RANDOM))
+    except ConfigError as error:
+        if not any(line.startswith(HISTORY) for line in damage):
+            raise
+        _log.warning("%s", error)
+        history, random = [], []
     method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
     own = history if method == "random" and (folder / "baselines.json").is_file() else []
@@ -158,7 +164,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(Study.read(folder, RANDOM, found) or own, goals, method=method),
+        baselines_of(random or own, goals, method=method),
         goals,
         by_gradients(method),
     )

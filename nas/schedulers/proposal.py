@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from nas.errors import ConfigError, NasError, describe
+from nas.errors import FAULTS, ConfigError, NasError, describe, staying
 from nas.schedulers.scheduler import Scheduler
 from nas.space import Space
 from nas.types import Genotype, Trial
@@ -33,10 +33,11 @@ def propose(
     """
     name, number = type(scheduler).__name__, len(history)
     try:
-        proposal: object = scheduler.ask(space, history, rng)
+        with staying():
+            proposal: object = scheduler.ask(space, history, rng)
     except (NasError, NoTurnError):
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise ConfigError(
             f"study {study!r}: {name} failed to propose trial {number}: {describe(error)}; "
             "nas.testing.check_searcher checks a searcher"

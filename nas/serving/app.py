@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from numpy.typing import NDArray
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
+from nas.data.pictures import picture_pixels
 from nas.errors import DataError
 from nas.serving.answers import answers, numbered, refused
 from nas.serving.inputs import pixels_of
@@ -31,7 +34,8 @@ Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class Limits:
     """What a server bears.
 
-    upload_bytes: of one request. files, images: of one request, an array may hold many images.
+    upload_bytes: of one request. files, images: of one request, an array may hold many images. pixels: of
+    all pictures of a request, before they are shrunk.
     places: requests inside at a time; further ones are refused. at_once: of these, how many compute.
     upload_s: that a request may take to arrive. drained_bytes: so much of a request that is too large is
     read and forgotten, so that its sender hears the answer instead of a broken connection.
@@ -41,6 +45,7 @@ class Limits:
     upload_bytes: int = 10 << 20
     files: int = 32
     images: int = 256
+    pixels: int = 100_000_000
     places: int = 64
     at_once: int = 2
     upload_s: float = 60.0
@@ -48,11 +53,25 @@ class Limits:
     top: int = 5
 
 
-def make_app(model: Model, served: Served, limits: Limits = Limits()) -> FastAPI:
-    """The application; every answer but the page is JSON, and errors are `{"error": words}`."""
+def make_app(
+    model: Model, served: Served, limits: Limits = Limits(), *, hosts: Collection[str] = ()
+) -> FastAPI:
+    """The application; every answer but the page is JSON, and errors are `{"error": words}`.
+
+    hosts: names that a request may be sent to; any unless given.
+    """
     # Its own pages of documentation would load scripts from elsewhere.
     app = FastAPI(title=served.title, docs_url=None, redoc_url=None)
     queue = Queue(at_once=limits.at_once, places=limits.places)
+
+    @app.middleware("http")
+    async def check_host(request: Request, answer: RequestResponseEndpoint) -> Response:
+        """A page whose name its owner lets lead to this machine could otherwise read from here."""
+        name = re.sub(r":\d*$", "", request.headers.get("host", "")).strip("[]").lower()
+        if hosts and name not in hosts:
+            wanted = " or ".join(sorted(hosts))
+            return JSONResponse({"error": f"asked as {name[:100]!r}, wanted {wanted}; see --host"}, 403)
+        return await answer(request)
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
@@ -105,9 +124,12 @@ def _answered(
 ) -> list[dict[str, Any]]:
     """An answer for each image, or for a file that cannot be read what is wrong with it."""
     found: list[dict[str, Any]] = []
-    left = limits.images
+    left, seen = limits.images, 0
     for name, data in files:
         try:
+            seen += picture_pixels(data)
+            if seen > limits.pixels:
+                raise DataError(f"{name} is beyond the {limits.pixels:,} pixels of pictures in a request")
             pixels = pixels_of(name, data, served)
             if len(pixels) > left:
                 raise DataError(f"{name} is beyond the {limits.images} images that a request may hold")

@@ -38,14 +38,18 @@ def serve(folder: Path, *, host: str, port: int, upload_bytes: int, tell: Callab
 
     from nas.serving.app import Limits, make_app
     from nas.serving.session import Session
+    from nas.serving.timely import Timely
 
     served = read_served(folder)
     limits = Limits(upload_bytes=upload_bytes)
-    app = make_app(Session(folder, served), served, limits)
     listening = _listening(host, port)
     address = _shown(listening)
+    # Where it listens to everybody, by whatever name they know this machine.
+    everybody = ip_address(listening.getsockname()[0]).is_unspecified
+    hosts = () if everybody else {"localhost", "127.0.0.1", "::1", host.lower()}
+    app = make_app(Session(folder, served), served, limits, hosts=hosts)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
+        app, http=Timely, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
         proxy_headers=False, timeout_graceful_shutdown=GRACE_S,
     )  # fmt: skip
     tell(f"{served.title}, {len(served.classes)} classes, on http://{address}/ (stop it by Ctrl-C)")

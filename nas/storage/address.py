@@ -77,21 +77,24 @@ class Address(str):
         return text
 
 
-def find_address(address: Address | None) -> Address | None:
+def find_address(address: Address | None, *, recorded: bool = False) -> Address | None:
     """The address to connect to: the one given, whole, or that of `NAS_STORAGE`; None is the journal.
 
+    recorded: by a run's folder, which may be anybody's: it must be that of the variable then.
+
     Raises:
-        ConfigError: when a password is masked and the variable does not have it.
+        ConfigError: when a password is masked, or the address recorded, and the variable does not have it.
     """
     given = os.environ.get(VARIABLE)
     if address is None:
         return Address(given) if given else None
-    if not address.is_masked:
+    if not address.is_masked and not recorded:
         return address
     if not given:
+        why = "as the run's folder says, which may be anybody's" if recorded else "whose password is masked"
+        way = "" if recorded else "with --storage, or "
         raise ConfigError(
-            f"storage is {address}, whose password is masked; give the whole URL with --storage, or in the "
-            f"environment variable {VARIABLE}"
+            f"storage is {address}, {why}; give the whole URL {way}in the environment variable {VARIABLE}"
         )
     found = Address(given)
     if found != address:

@@ -65,9 +65,9 @@ def repair(folder: Path) -> Repair:
     The damaged file stays beside it, as `study.log.damaged-1` and so on.
 
     Raises:
-        ConfigError: when there is no journal, it cannot be written, or the run is in progress.
+        ConfigError: when there is no journal, it cannot be written or is a link, or the run is in progress.
     """
-    path = (folder / JOURNAL).resolve()
+    path = (folder / JOURNAL).absolute()
     if not path.is_file():
         raise ConfigError(f"{folder} holds no journal, {JOURNAL}; a history in a database is repaired there")
     try:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 
 from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
+from nas.files.manifest import MANIFEST
 from nas.storage.address import Address, find_address
 from nas.storage.finishing import Finisher, finish_trial
 from nas.storage.forwarding import Forwarding
@@ -169,15 +170,17 @@ def past_storage(folder: Path) -> BaseStorage | None:
     Of a finished run it is the journal in its folder, whatever it was written to; see `keep_history`.
 
     Raises:
-        ConfigError: when it is in a database whose password is not in `NAS_STORAGE`.
+        ConfigError: when it is in a database that is not given in `NAS_STORAGE`.
     """
     if (folder / JOURNAL).is_file():
         return open_storage(folder / JOURNAL)
+    if (folder / MANIFEST).is_file():
+        return None
     record = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(config, dict) or not config.get("storage"):
         return None
-    address = find_address(Address(str(config["storage"])))
+    address = find_address(Address(str(config["storage"])), recorded=True)
     return RunStorage(open_storage(address), run=str(record.get("run"))) if address is not None else None
 
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import NasError
+from nas.errors import FAULTS, NasError
 from nas.text import printable
 
 FINAL = "final"
@@ -83,6 +83,6 @@ def tracker_errors() -> Iterator[None]:
     """Raises TrackingError, in one line, for whatever a tracker raises."""
     try:
         yield
-    except Exception as error:
+    except FAULTS as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TrackingError(printable(lines[0], limit=300)) from error

@@ -47,11 +47,11 @@ def home_in(folder: Path) -> Home:
     """The study of a run's folder.
 
     Raises:
-        ConfigError: when there is none, or its database cannot be used.
+        ConfigError: when there is none, or its database cannot be used or is not given in `NAS_STORAGE`.
     """
     record, folder = read_run(folder), folder.resolve()
     known = record["config"].get("storage")
-    address = find_address(Address(known)) if known else None
+    address = find_address(Address(known), recorded=True) if known else None
     run = str(record.get("run", ""))
     return Home(run_storage(folder, address, run=run), address, folder)
 

@@ -178,16 +178,18 @@ def test_a_pipe_is_refused_and_not_waited_for(finished, tmp_path):
 def test_a_lock_is_never_a_link(tmp_path, precious):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(precious)
-    with pytest.raises(ConfigError, match="cannot open the lock"):
+    with pytest.raises(ConfigError, match=r"run\.lock"):
         FolderLock(tmp_path / "run").acquire()
 
 
 def test_a_manifest_reaches_no_file_outside(finished, precious):
-    (finished / "inner").symlink_to(precious.parent)
-    names = ["../precious", str(precious), "inner/precious", "a/../../precious", "n\0"]
+    names = ["../precious", str(precious), "a/../../precious", "n\0"]
     write_json(finished / "manifest.json", {"files": {name: {} for name in names}})
     assert all(line.endswith("outside the folder") for line in check_manifest(finished))
-    assert len(check_manifest(finished)) == 5
+    assert len(check_manifest(finished)) == 4
+    (finished / "inner").symlink_to(precious.parent)
+    with pytest.raises(ConfigError, match="inner is a symbolic link"):
+        check_manifest(finished)
 
 
 # -- records ----------------------------------------------------------------------------------------------
