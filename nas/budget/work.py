@@ -70,7 +70,7 @@ def _trial_step(job: Job, genotype: Genotype) -> float:
 
 
 def _work(training: Callable[[Callable[[], bool]], object]) -> float:
-    """Of the second step of a training; the first prepares."""
+    """Of the last of a training's first two steps."""
     total, marks = 0, list[int]()
 
     def see(operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG001 - a `See`
@@ -86,4 +86,6 @@ def _work(training: Callable[[Callable[[], bool]], object]) -> float:
             training(stop)
     except Stopped:
         pass
+    else:  # it had no more steps
+        marks.append(total)
     return marks[-1] - marks[-2]

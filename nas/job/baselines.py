@@ -110,7 +110,8 @@ def _equal_trials(job: Job, found: Found) -> int:
     """The number of random trials of equal cost."""
     if found.measure is None:
         job.progress.note("counting what a step of the search and of a trial cost")
-        return max(1, round(search_work(job, len(found.history)) / trial_work(job, job.plan.trial.epochs)))
+        each = trial_work(job, job.plan.trial.epochs)
+        return max(1, round(search_work(job, len(found.history)) / each)) if each else 1
     if job.plan.early_stop:
         trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
         return max(1, round(trained / found.fidelity))
