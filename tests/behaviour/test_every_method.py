@@ -1,0 +1,85 @@
+"""Every method ends in a complete folder: whole, readable, and its network is what its figures say."""
+
+import networkx
+import numpy as np
+import pytest
+import surface
+import torch
+from small_spaces import CELL
+
+import nas
+
+BY_TRIALS = ("random", "evolution", "local", "nsga2", "guided", "tpe")
+BY_GRADIENTS = (
+    *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
+    *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
+)
+
+
+def settings_of(method):
+    if method in BY_TRIALS:
+        return {"trials": 3, "epochs": 1}
+    # The search on shared weights has trials as well, after its supernet.
+    return {"trials": 5} if method == "spos" else {}
+
+
+@pytest.mark.parametrize("method", [*BY_TRIALS, "spos", *BY_GRADIENTS])
+def test_every_method_ends_in_a_complete_folder(tmp_path, method):
+    made = surface.search(tmp_path / "run", method, **settings_of(method))
+    folder = made.folder
+
+    # Every result is recorded with its checksum, and nothing unfinished is left.
+    recorded = surface.manifest(folder)
+    assert recorded == {name: surface.sha256(folder / name) for name in recorded}
+    results = {"model.safetensors", "architecture.json", "architecture.graphml", "metrics.json", "run.json"}
+    assert results | {"config.toml"} <= recorded.keys()
+    alphas = method in BY_GRADIENTS
+    assert (("alphas.npz" in recorded), ("health.json" in recorded)) == (alphas, alphas)
+
+    # It can be read back, and is what the search returned.
+    result = surface.result_of(folder, space=CELL)
+    assert surface.outcome(result) == surface.outcome(made)
+    assert result.genotype == made.genotype and dict(result.metrics) == dict(made.metrics)
+
+    # The architecture is one of the space, in the files' words.
+    space, words = result.space, surface.read(folder / surface.ARCHITECTURE)["choices"]
+    assert space.choices(result.genotype) == words
+    assert space.nearest(space.one_hot(result.genotype)) == result.genotype
+    assert networkx.read_graphml(folder / "architecture.graphml").number_of_nodes() >= 2
+
+    # The weights are those of the architecture, and give the recorded accuracy on the test images.
+    network = space.network(result.genotype).eval()
+    network.load_state_dict(surface.weights(folder))
+    task = surface.task()
+    x = task.normalise(task.test.x)
+    with torch.no_grad():
+        assert torch.allclose(network(x), result.network(x), atol=1e-6)
+        right = (network(x).argmax(1) == task.test.y).float().mean().item()
+    assert right == pytest.approx(result.metrics["test_acc"], abs=1e-5)
+
+    # The history is one of trials with validation accuracies.
+    trials = [t for t in result.history if t.state == "done"]
+    assert trials and [t.number for t in result.history] == list(range(len(result.history)))
+    assert all(0 <= t.metrics["val_acc"] <= 1 for t in trials)
+    for trial in trials:
+        space.check(trial.genotype)
+    if not alphas:
+        assert len(trials) == settings_of(method)["trials"] == len({t.genotype for t in trials})
+
+
+@pytest.mark.parametrize("method", ["evolution", "darts"])
+def test_a_search_learns_to_tell_the_classes_apart(tmp_path, method):
+    """With a minute's worth less than it would take in earnest: far above the third that guessing gives."""
+    task = nas.task_from_arrays(*surface.stripes(240), flip=False)
+    given = {"trials": 2} if method == "evolution" else {}
+    result = surface.search(
+        tmp_path,
+        method,
+        on=task,
+        epochs=3,
+        space_settings={"width": 8},
+        retrain={"epochs": 25, "batch": 16, "crop": False},
+        **given,
+    )
+    assert result.metrics["test_acc"] > 0.75
+    assert np.mean(result.predict(surface.stripes(240)[0]) == surface.stripes(240)[1]) > 0.75
