@@ -177,11 +177,15 @@ def in_pieces(run, pieces, asked):
 # -- studies ---------------------------------------------------------------------------------------------
 
 
-def study(space, searcher, *, seed=0, goals=None, storage=None):
-    """A study in memory of evaluations that take no time."""
+def study(space, searcher, *, epochs=0, ladder=None, seed=0, goals=None, storage=None):
+    """A study of evaluations that take no time, in memory unless a storage is given.
+
+    epochs: of every trial. ladder: successive halving climbs it instead.
+    """
+    fixed = nas.Fixed(searcher, epochs=epochs)
     return nas.Study(
         space,
-        nas.Fixed(searcher) if not hasattr(searcher, "ladder") else searcher,
+        fixed if ladder is None else nas.SuccessiveHalving(searcher, ladder, eta=3),
         storage or optuna.storages.InMemoryStorage(),
         name="planted",
         seed=seed,
