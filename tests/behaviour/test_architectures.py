@@ -24,7 +24,7 @@ SPACES = {
     "depths": depths,
     "bounded": bounded,
 }
-each_space = pytest.mark.parametrize("name", SPACES)
+each_space = pytest.mark.parametrize("name", [name for name in SPACES if name not in ("toy", "a chain")])
 NOTED = ("nasbench201", "darts", "nasbench101")
 """The spaces whose architectures the field has a way to write."""
 

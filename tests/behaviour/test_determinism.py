@@ -13,7 +13,6 @@ JOBS = {
     "evolution": ("evolution", {"trials": 4, "baselines": True, "seeds": 1, "top_k_epochs": 1}),
     "spos": ("spos", {"trials": 6}),
     "darts": ("darts", {}),
-    "gdas": ("gdas", {}),
 }
 
 

@@ -85,7 +85,7 @@ def test_more_epochs_are_another_and_better_entry():
 def test_random_search_reports_the_published_mean_and_evolution_and_local_search_more():
     """After 50 evaluations README has 93.60 ± 0.36, 94.07 ± 0.34 and 94.12 ± 0.32."""
     random, evolution, local = (
-        reported("nasbench201", name, 50, 20) for name in ("random", "evolution", "local")
+        reported("nasbench201", name, 50, 14) for name in ("random", "evolution", "local")
     )
     assert random.mean() == pytest.approx(93.60, abs=0.3) and 0.15 < random.std() < 0.6
     assert evolution.mean() == pytest.approx(94.07, abs=0.27)
@@ -110,7 +110,7 @@ def test_the_command_replays_the_published_protocol(command, tmp_path):
         "--searcher",
         "evolution",
         "--repeats",
-        "16",
+        "10",
     ]
     done = command(
         "benchmark", "nasbench201", *arguments, "--workers", 1, "--out", tmp_path, "--json", code=0
@@ -124,9 +124,9 @@ def test_the_command_replays_the_published_protocol(command, tmp_path):
         *_, (_, end) = sorted(found["at"].items(), key=lambda item: int(item[0]))
         means[name] = 100 * end["mean"]
         # 200 epochs of an average cell take 1,800 s.
-        assert 80 < found["mean_evaluations"] < 150 and found["repeats"] == 16
-    assert means["random"] == pytest.approx(93.75, abs=0.35)
-    assert means["evolution"] == pytest.approx(94.01, abs=0.35)
+        assert 80 < found["mean_evaluations"] < 150 and found["repeats"] == 10
+    assert means["random"] == pytest.approx(93.75, abs=0.4)
+    assert means["evolution"] == pytest.approx(94.01, abs=0.4)
     assert (tmp_path / "anytime.svg").stat().st_size > 1000
 
 
@@ -191,7 +191,7 @@ def test_networks_of_nasbench101_have_the_published_parameters():
 
 def test_evolution_beats_random_search_on_nasbench101():
     """After 150 evaluations README has 93.82 ± 0.17 and 94.11 ± 0.11."""
-    random, evolution = (reported("nasbench101", name, 150, 4) for name in ("random", "evolution"))
+    random, evolution = (reported("nasbench101", name, 150, 3) for name in ("random", "evolution"))
     assert random.mean() == pytest.approx(93.82, abs=0.3)
     assert evolution.mean() == pytest.approx(94.11, abs=0.2)
     assert evolution.mean() > random.mean() + 0.05

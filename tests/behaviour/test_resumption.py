@@ -11,16 +11,17 @@ import surface
 
 import nas
 
-LAST, AGAIN = {"retrain": {"epochs": 2, "batch": 32}}, {"seeds": 1, "top_k_epochs": 1}
+LAST = {"retrain": {"epochs": 2, "batch": 32}}
+AGAIN = {"baselines": True, "top_k": 2, "seeds": 1, "top_k_epochs": 1}
 JOBS = {
-    "evolution": ("evolution", {"trials": 4, "searcher": {"population": 2}, "top_k": 2} | AGAIN),
-    "evolution against random": ("evolution", {"trials": 3, "baselines": True} | AGAIN),
-    "warm starts": ("evolution", {"trials": 5, "searcher": {"population": 2}, "warm_start": "parent"}),
+    "evolution": (
+        "evolution",
+        {"trials": 4, "searcher": {"population": 2}, "warm_start": "parent"} | AGAIN,
+    ),
     "halving": ("random", {"trials": 6, "scheduler": "successive-halving", "eta": 2}),
     "spos": ("spos", {"trials": 8, "epochs": 3}),
     "darts": ("darts", {"epochs": 2, "search": {"batch": 16}}),
     "darts2": ("darts2", {"epochs": 2, "search": {"batch": 20}}),
-    "gdas": ("gdas", {"epochs": 2, "search": {"batch": 12}}),
     "drnas": ("drnas", {"epochs": 3, "search": {"batch": 24}}),
 }
 """By name: method and settings."""
