@@ -1,13 +1,14 @@
 """Spaces made by hand, as a user writes them, small enough that a search of one takes half a second."""
 
 import numpy as np
+import torch
 from torch import nn
 
 import nas
 
 OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-CELL = f"{__file__}:cell"
-"""The name of `cell`, by which it can be made again with more cells or in another process."""
+CELL, SIGNALS = f"{__file__}:cell", f"{__file__}:signals"
+"""The names of `cell` and `signals`, by which they can be made again with more cells or elsewhere."""
 
 
 def cell(width=4, cells=1, classes=10, in_channels=1):
@@ -24,6 +25,44 @@ def cell(width=4, cells=1, classes=10, in_channels=1):
         )
 
     return nas.Space("cell", build)
+
+
+class Blank(nn.Module):
+    """A map of zeros, which the engine does not know for one."""
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+class Noise(nn.Module):
+    """A map that has to do with the place of an image in its batch, and nothing with the image."""
+
+    def forward(self, x):
+        places = torch.arange(x.numel(), device=x.device, dtype=torch.float64)
+        return (2 * torch.sin(12.9898 * places**1.5)).to(x.dtype).view_as(x)
+
+
+def signals(width=4, cells=1, classes=3, in_channels=1):
+    """Two places one after the other; of their options only a convolution lets the images through."""
+
+    def build(choose):
+        makers = {
+            "noise": lambda c_in, c_out, stride: Noise(),
+            "convolution": lambda c_in, c_out, stride: nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out)
+            ),
+            "blank": lambda c_in, c_out, stride: Blank(),
+        }
+        options = {name: nas.Candidate(make, width, width) for name, make in makers.items()}
+        body = [
+            nas.Cell("cell", 1, 1, lambda i, j, place=place: choose.op(f"place{place}", options))
+            for place in range(2)
+            for _ in range(cells)
+        ]
+        head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, classes)]
+        return nn.Sequential(nn.Conv2d(in_channels, width, 1), *body, *head)
+
+    return nas.Space("signals", build)
 
 
 def chain(names="zbya", width=3, classes=3, in_channels=1):

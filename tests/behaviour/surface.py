@@ -65,6 +65,16 @@ def task():
     return nas.task_from_arrays(*stripes(), flip=False, name="stripes")
 
 
+@functools.cache
+def blobs():
+    """120 small grey images, every class bright in other places: easy to tell apart by a linear map."""
+    draw = np.random.default_rng(2)
+    y = np.arange(120) % 3
+    bright = draw.integers(0, 120, (3, 8, 8))
+    x = bright[y] + draw.integers(0, 130, (120, 8, 8))
+    return nas.task_from_arrays(x.astype(np.uint8), y, flip=False, name="blobs")
+
+
 # -- jobs ------------------------------------------------------------------------------------------------
 
 
@@ -159,11 +169,11 @@ def in_pieces(run, pieces, asked):
     """Runs a job that is stopped at `pieces` moments and called again; returns its result.
 
     asked: how often the uninterrupted job asks whether to stop. The moments are spread over it, each so many
-    questions after the job went on.
+    questions after the job went on; an odd number of them, so that few fall on the end of an epoch.
     """
     stops = 0
     for _ in range(4 * pieces):
-        alarm = Alarm(max(1, asked // (pieces + 1)))
+        alarm = Alarm(asked // (pieces + 1) | 1)
         try:
             result = run(alarm)
         except nas.Stopped:

@@ -257,9 +257,9 @@ def test_options_that_are_not_asked_do_not_make_another_architecture():
 def test_isomorphic_cells_have_one_identity_and_others_another(tmp_path):
     """Two nodes change places with all their edges; in the third cell one operation is another one."""
     texts = {
-        "one": "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|",
-        "swapped": "|skip_connect~0|+|nor_conv_3x3~0|none~1|+|nor_conv_1x1~0|nor_conv_3x3~1|avg_pool_3x3~2|",
-        "other": "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|nor_conv_3x3~1|avg_pool_3x3~2|",
+        "one": "|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|",
+        "swapped": "|nor_conv_1x1~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|nor_conv_3x3~1|avg_pool_3x3~2|",
+        "other": "|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|skip_connect~0|nor_conv_3x3~1|avg_pool_3x3~2|",
     }
     parse = SPACES["nasbench201"]().notation.parse
     named = {}

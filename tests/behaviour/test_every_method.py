@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import surface
 import torch
-from small_spaces import CELL
+from small_spaces import CELL, SIGNALS
 
 import nas
 
 BY_TRIALS = ("random", "evolution", "local", "nsga2", "guided", "tpe")
-BY_GRADIENTS = (
-    *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
-    *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
-)
+FINDING = ("darts", "darts2", "snas", "pcdarts", "sdarts-rs", "sdarts-adv", "gaea", "oles")
+"""Searches by gradients that find a planted operation within 18 steps, whatever their seed."""
+BY_GRADIENTS = (*FINDING, "gdas", "drnas", "fairdarts", "beta-darts", "is-darts", "pdarts")
+PLANTED = {"epochs": 3, "search": {"batch": 8, "crop": False}}
+"""Settings of their search for it."""
 
 
 def settings_of(method):
@@ -21,13 +22,15 @@ def settings_of(method):
         return {"trials": 3, "epochs": 1}
     if method == "spos":
         return {"trials": 5}
-    # Some have stages, of an epoch or more each.
-    return {} if method in ("drnas", "pdarts", "is-darts") else {"epochs": 1}
+    alphas = {} if method == "is-darts" else {"alphas": {"lr": 0.2}}
+    return PLANTED | alphas | ({"method_settings": {"steps": 2}} if method == "sdarts-adv" else {})
 
 
 @pytest.mark.parametrize("method", [*BY_TRIALS, "spos", *BY_GRADIENTS])
 def test_every_method_ends_in_a_complete_folder(tmp_path, method):
-    made = surface.search(tmp_path / "run", method, **settings_of(method))
+    alphas = method in BY_GRADIENTS
+    named, task = (SIGNALS, surface.blobs()) if alphas else (CELL, surface.task())
+    made = surface.search(tmp_path / "run", method, space=named, on=task, **settings_of(method))
     folder = made.folder
 
     # Every result is recorded with its checksum, and nothing unfinished is left.
@@ -35,11 +38,10 @@ def test_every_method_ends_in_a_complete_folder(tmp_path, method):
     assert recorded == {name: surface.sha256(folder / name) for name in recorded}
     results = {"model.safetensors", "architecture.json", "architecture.graphml", "metrics.json", "run.json"}
     assert results | {"config.toml"} <= recorded.keys()
-    alphas = method in BY_GRADIENTS
     assert (("alphas.npz" in recorded), ("health.json" in recorded)) == (alphas, alphas)
 
     # It can be read back, and is what the search returned.
-    result = surface.result_of(folder, space=CELL)
+    result = surface.result_of(folder, space=named)
     assert surface.outcome(result) == surface.outcome(made)
     assert result.genotype == made.genotype and dict(result.metrics) == dict(made.metrics)
 
@@ -52,7 +54,6 @@ def test_every_method_ends_in_a_complete_folder(tmp_path, method):
     # The weights are those of the architecture, and give the recorded accuracy on the test images.
     network = space.network(result.genotype).eval()
     network.load_state_dict(surface.weights(folder))
-    task = surface.task()
     x = task.normalise(task.test.x)
     with torch.no_grad():
         assert torch.allclose(network(x), result.network(x), atol=1e-6)
@@ -68,20 +69,21 @@ def test_every_method_ends_in_a_complete_folder(tmp_path, method):
     if not alphas:
         assert len(trials) == settings_of(method)["trials"] == len({t.genotype for t in trials})
 
+    # What only passes zeros or noise on is told from what lets the images through.
+    if method in FINDING:
+        assert set(words.values()) == {"convolution"}
+        assert trials[-1].metrics["train_loss"] < trials[0].metrics["train_loss"]
+    if method == "is-darts":
+        assert "blank" not in words.values()
 
-@pytest.mark.parametrize("method", ["evolution", "darts"])
-def test_a_search_learns_to_tell_the_classes_apart(tmp_path, method):
-    """With a minute's worth less than it would take in earnest: far above the third that guessing gives."""
+
+def test_a_search_learns_to_tell_the_classes_apart(tmp_path):
+    """Far above the third that guessing gives, on images that were not trained on."""
     task = nas.task_from_arrays(*surface.stripes(180), flip=False)
-    given = {"trials": 2} if method == "evolution" else {}
+    recipe = {"epochs": 20, "batch": 16, "crop": False}
     result = surface.search(
-        tmp_path,
-        method,
-        on=task,
-        epochs=3,
-        space_settings={"width": 8},
-        retrain={"epochs": 20, "batch": 16, "crop": False},
-        **given,
+        tmp_path, "evolution", on=task, trials=2, epochs=3, space_settings={"width": 8}, retrain=recipe
     )
     assert result.metrics["test_acc"] > 0.75
-    assert np.mean(result.predict(surface.stripes(180)[0]) == surface.stripes(180)[1]) > 0.75
+    unseen, labels = surface.stripes(120, seed=7)
+    assert np.mean(result.predict(unseen) == labels) > 0.7

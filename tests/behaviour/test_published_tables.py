@@ -102,31 +102,16 @@ def test_guided_search_comes_near_the_optimum():
 def test_the_command_replays_the_published_protocol(command, tmp_path):
     """12-epoch trainings for 12,000 simulated seconds: random 93.77 ± 0.35, published 93.70 ± 0.36."""
     loaded("nasbench201")
-    arguments = [
-        "--time-budget",
-        "12000",
-        "--searcher",
-        "random",
-        "--searcher",
-        "evolution",
-        "--repeats",
-        "10",
-    ]
-    done = command(
-        "benchmark", "nasbench201", *arguments, "--workers", 1, "--out", tmp_path, "--json", code=0
-    )
-    told = json.loads(done.stdout)
-    written = surface.read(tmp_path / "benchmark.json")
+    search = ["--time-budget", "12000", "--searcher", "random", "--repeats", "40", "--workers", "1"]
+    done = command("benchmark", "nasbench201", *search, "--out", tmp_path, "--json", code=0)
+    told, written = json.loads(done.stdout), surface.read(tmp_path / "benchmark.json")
     assert told["searchers"] == written["searchers"]
     assert 100 * written["optimum"] == pytest.approx(94.37, abs=0.006)
-    means = {}
-    for name, found in written["searchers"].items():
-        *_, (_, end) = sorted(found["at"].items(), key=lambda item: int(item[0]))
-        means[name] = 100 * end["mean"]
-        # 200 epochs of an average cell take 1,800 s.
-        assert 80 < found["mean_evaluations"] < 150 and found["repeats"] == 10
-    assert means["random"] == pytest.approx(93.75, abs=0.4)
-    assert means["evolution"] == pytest.approx(94.01, abs=0.4)
+    found = written["searchers"]["random"]
+    *_, (_, end) = sorted(found["at"].items(), key=lambda item: int(item[0]))
+    assert 100 * end["mean"] == pytest.approx(93.75, abs=0.18) and 0.002 < end["sd"] < 0.006
+    # 200 epochs of an average cell take 1,800 s.
+    assert 95 < found["mean_evaluations"] < 125 and found["repeats"] == 40
     assert (tmp_path / "anytime.svg").stat().st_size > 1000
 
 

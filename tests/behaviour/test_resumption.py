@@ -20,9 +20,9 @@ JOBS = {
     ),
     "halving": ("random", {"trials": 6, "scheduler": "successive-halving", "eta": 2}),
     "spos": ("spos", {"trials": 8, "epochs": 3}),
-    "darts": ("darts", {"epochs": 2, "search": {"batch": 16}}),
-    "darts2": ("darts2", {"epochs": 2, "search": {"batch": 20}}),
-    "drnas": ("drnas", {"epochs": 3, "search": {"batch": 24}}),
+    "darts": ("darts", {"epochs": 3, "search": {"batch": 12}}),
+    "darts2": ("darts2", {"epochs": 3, "search": {"batch": 24}}),
+    "drnas": ("drnas", {"epochs": 3, "search": {"batch": 12}}),
 }
 """By name: method and settings."""
 

@@ -25,15 +25,6 @@ SEARCH = {
 """One step of plain descent on all images."""
 
 
-def images():
-    """Noise in which every class makes other pixels bright."""
-    draw = np.random.default_rng(2)
-    y = np.arange(120) % 3
-    bright = draw.integers(0, 120, (3, 8, 8))
-    x = bright[y] + draw.integers(0, 130, (120, 8, 8))
-    return nas.task_from_arrays(x.astype(np.uint8), y, flip=False)
-
-
 def directions():
     """By decision, what a unit of its feature adds to the logits, `[D, 3]`."""
     return torch.from_numpy(np.random.default_rng(1).normal(size=(len(GAINS), 3))).double()
@@ -139,7 +130,7 @@ def one_step(folder, method, task, *, rate=RATE):
 @pytest.mark.parametrize(("method", "steps"), [("darts", 0), ("darts2", 1)])
 def test_alphas_follow_the_loss_that_their_order_says(tmp_path, method, steps):
     """An option is chosen where the loss falls with its alpha: by Adam's first step all move alike."""
-    task = images()
+    task = surface.blobs()
     wanted, other = slopes(task, steps=steps), slopes(task, steps=1 - steps)
     clear = np.abs(wanted) > 0.02 * np.abs(wanted).max()
     # The two orders must not choose alike, else this would show nothing.
@@ -150,7 +141,7 @@ def test_alphas_follow_the_loss_that_their_order_says(tmp_path, method, steps):
 
 def test_where_the_weights_stand_still_both_orders_choose_alike(tmp_path):
     """The learning rate of the weights is what the second order looks ahead by (Liu et al. 2019, §2.3)."""
-    found, task = [], images()
+    found, task = [], surface.blobs()
     for method in ("darts", "darts2"):
         found.append(one_step(tmp_path / method, method, task, rate=1e-9))
     assert found[0] == found[1] == tuple(int(slope > 0) for slope in slopes(task, steps=0))

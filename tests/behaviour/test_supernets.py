@@ -180,6 +180,27 @@ def test_the_alphas_choose_what_the_projection_prefers(name):
         assert supernet.genotype() == space.nearest(softmax)
 
 
+def test_shared_weights_are_judged_on_the_validation_split_by_the_path_of_each_architecture():
+    """In a space without batch-norm, whose statistics would be measured anew for each."""
+
+    def build(choose):
+        options = {f"{i}": partial(Scaled, i) for i in range(3)}
+        body = [choose.op(name, options) for name in ("first", "second")]
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(64, 3))
+
+    space, task = nas.Space("scaled", build), surface.blobs()
+    torch.manual_seed(0)
+    supernet = nas.Supernet(space)
+    judge, found = nas.Inherited(supernet, task), set()
+    for number, genotype in enumerate(space.enumerate()):
+        metrics = judge(nas.Trial(number, genotype), np.random.default_rng(number))
+        with torch.no_grad():
+            answers = supernet.extract(genotype)(task.normalise(task.val.x)).argmax(1)
+        assert metrics["val_acc"] == pytest.approx((answers == task.val.y).float().mean().item(), abs=1e-6)
+        found.add(metrics["val_acc"])
+    assert len(found) > 3
+
+
 def test_a_space_of_plain_values_has_no_supernet_and_says_of_which():
     with pytest.raises(nas.SpaceError, match="depth"):
         nas.Supernet(depths())
