@@ -306,11 +306,11 @@ def relabelled(task, part):
 def test_a_trial_is_trained_on_the_training_split_and_measured_on_the_validation_split():
     recipe = nas.Recipe(epochs=3, batch=16, lr=0.1, weight_decay=5e-4, crop=False)
 
-    def trained(task):
+    def trained(task, seed=0):
         """The figures of an architecture, and the network that they are of."""
         networks = []
         evaluate = nas.Trained(chain(), task, recipe, judge=lambda trial, network: networks.append(network))
-        return evaluate(nas.Trial(0, (0, 0, 0, 1), 3), np.random.default_rng(0)), networks[0].eval()
+        return evaluate(nas.Trial(0, (0, 0, 0, 1), 3), np.random.default_rng(seed)), networks[0].eval()
 
     def right(task, network):
         return (network(x).argmax(1) == task.val.y).float().mean().item()
@@ -320,6 +320,7 @@ def test_a_trial_is_trained_on_the_training_split_and_measured_on_the_validation
     metrics, network = trained(task)
     other_metrics, same_network = trained(relabelled(task, "val"))
     _, another = trained(relabelled(task, "train"))
+    _, otherwise_drawn = trained(task, seed=1)
     with torch.no_grad():
         assert metrics["val_acc"] == pytest.approx(right(task, network), abs=1e-6)
         loss = F.cross_entropy(network(x), task.val.y).item()
@@ -328,3 +329,4 @@ def test_a_trial_is_trained_on_the_training_split_and_measured_on_the_validation
         assert torch.equal(same_network(x), network(x))
         assert other_metrics["val_acc"] == pytest.approx(right(relabelled(task, "val"), network), abs=1e-6)
         assert not torch.allclose(another(x), network(x), atol=1e-3)
+        assert not torch.allclose(otherwise_drawn(x), network(x), atol=1e-3)
