@@ -154,6 +154,17 @@ def weights(folder):
     return load_file(folder / MODEL)
 
 
+def strengths(folder):
+    """How much a search by gradients preferred each option after each epoch, `[epochs, decisions, options]`."""
+    with np.load(folder / "alphas.npz") as arrays:
+        return arrays["strengths"]
+
+
+def identity(folder):
+    """The name of a finished run's architecture that isomorphic ones share."""
+    return read(folder / ARCHITECTURE)["hash"]
+
+
 class Alarm:
     """A `stop` that is quiet for so many questions and then says stop; it counts what it was asked."""
 

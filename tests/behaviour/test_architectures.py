@@ -267,7 +267,7 @@ def test_isomorphic_cells_have_one_identity_and_others_another(tmp_path):
         only = nas.Space("only", cell(classes=3).build, lambda decisions, scores, text=text: parse(text))
         result = surface.search(tmp_path / name, space=only, trials=1, epochs=1)
         assert result.genotype == parse(text)
-        named[name] = surface.read(result.folder / surface.ARCHITECTURE)["hash"]
+        named[name] = surface.identity(result.folder)
     assert named["one"] == named["swapped"] != named["other"]
 
 

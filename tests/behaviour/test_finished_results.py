@@ -132,7 +132,7 @@ def test_the_graph_has_the_live_nodes_and_edges_of_the_cell(tmp_path, text, edge
 def test_what_alphas_prefer_at_the_end_is_what_is_chosen(tmp_path):
     """Without guards and without training others again."""
     result = surface.search(tmp_path, "darts", epochs=3, guard=False, alphas={"lr": 0.1})
-    strengths = np.load(tmp_path / "alphas.npz")["strengths"]
+    strengths = surface.strengths(tmp_path)
     assert strengths.shape == (3, 6, 5) == (len(result.history), *strengths.shape[1:])
     assert np.allclose(strengths.sum(-1), 1, atol=1e-5)
     assert result.genotype == result.space.nearest(list(strengths[-1]))
