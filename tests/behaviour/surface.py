@@ -155,7 +155,7 @@ def weights(folder):
 
 
 def strengths(folder):
-    """How much a search by gradients preferred each option after each epoch, `[epochs, decisions, options]`."""
+    """How much a search by gradients preferred each option: `[epochs, decisions, options]`."""
     with np.load(folder / "alphas.npz") as arrays:
         return arrays["strengths"]
 

@@ -1,6 +1,7 @@
 """Architectures as data: words and notations lead back, projections are valid, sampling and mutation fair."""
 
 import itertools
+import json
 import math
 import re
 from collections import Counter
@@ -101,19 +102,31 @@ def test_the_classic_literal_of_darts_names_two_inputs_for_each_node():
         assert nodes[0] == nodes[1] and len(pairs[1]) == 8
 
 
+def specification(*edges):
+    """A cell of seven vertices as the published code writes it."""
+    matrix = [[int(f"{src}->{dst}" in edges) for dst in range(7)] for src in range(7)]
+    ops = ["conv3x3-bn-relu", "maxpool3x3", "conv1x1-bn-relu", "maxpool3x3", "maxpool3x3"]
+    return json.dumps({"matrix": matrix, "ops": ["input", *ops, "output"]})
+
+
 def test_the_matrix_of_nasbench101_names_edges_and_vertices():
     space = SPACES["nasbench101"]()
-    text = (
-        '{"matrix": [[0,1,1,0,0,0,1],[0,0,0,1,0,0,0],[0,0,0,1,0,0,0],[0,0,0,0,0,0,1],'
-        "[0,0,0,0,0,0,0],[0,0,0,0,0,0,0],[0,0,0,0,0,0,0]], "
-        '"ops": ["input","conv3x3-bn-relu","maxpool3x3","conv1x1-bn-relu","maxpool3x3","maxpool3x3",'
-        '"output"]}'
-    )
-    genotype = space.notation.parse(text)
-    asked = space.asked(genotype)
-    edges = {name for name, option in asked.items() if option == "1"}
-    assert edges == {"0->1", "0->2", "1->3", "2->3", "3->6", "0->6"}
+    edges = {"0->1", "0->2", "1->3", "2->3", "3->6", "0->6"}
+    asked = space.asked(space.notation.parse(specification(*edges)))
+    assert {name for name, option in asked.items() if option == "1"} == edges
     assert [asked[f"op{v}"] for v in (1, 2, 3)] == ["conv3x3-bn-relu", "maxpool3x3", "conv1x1-bn-relu"]
+    # A vertex that nobody reads is none.
+    again = space.notation.parse(specification(*edges, "0->5"))
+    assert again == space.notation.parse(specification(*edges))
+
+
+def test_a_cell_of_nasbench101_has_at_most_nine_edges():
+    space = SPACES["nasbench101"]()
+    nine = ("0->1", "0->2", "1->3", "2->3", "3->6", "0->6", "1->2", "1->6", "2->6")
+    space.notation.parse(specification(*nine))
+    with pytest.raises(nas.SpaceError):
+        space.notation.parse(specification(*nine, "0->3"))
+    assert max(sum(genotype[:21]) for genotype in surface.genotypes(space, 30)) == 9
 
 
 @pytest.mark.parametrize("name", NOTED)

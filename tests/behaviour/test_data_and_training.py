@@ -145,8 +145,13 @@ def test_splits_are_disjoint_stratified_and_follow_their_seed(make):
     assert train + val + test == everything
     shares = [torch.bincount(part.y, minlength=one.num_classes) / len(part) for part in parts(one)]
     assert (torch.stack(shares) - torch.stack(shares).mean(0)).abs().max() < 0.012
-    # Not in the order of the source, in which classes may come one after the other.
-    assert not torch.equal(one.train.y, one.train.y.sort().values)
+
+
+def test_splits_are_shuffled_where_the_source_is_sorted_by_class():
+    x, y = pictures(400)
+    task = nas.task_from_arrays(x[np.argsort(y)], np.sort(y))
+    for part in parts(task):
+        assert len(part.y[:12].unique()) > 1 and len(part.y[-12:].unique()) > 1
 
 
 def test_an_official_test_part_is_kept_whole_and_in_order():
