@@ -70,6 +70,19 @@ def test_another_seed_gives_another_search_and_other_weights(jobs, name):
     assert one["model"] != other["model"]
 
 
+def test_pictures_of_the_same_cells_have_the_same_bytes(jobs, tmp_path):
+    """In the two formats, and other cells are another picture."""
+    one, again, other = jobs("evolution"), jobs("evolution", copy=1), jobs("evolution", 1)
+    assert one.genotype == again.genotype != other.genotype
+    found = {}
+    for name, result in (("one", one), ("again", again), ("other", other)):
+        paths = [tmp_path / f"{name}.{ending}" for ending in ("svg", "png")]
+        nas.draw.save(nas.draw.draw_cells(result.graphs), *paths)
+        found[name] = [surface.sha256(path) for path in paths]
+    assert found["one"] == found["again"]
+    assert not set(found["one"]) & set(found["other"])
+
+
 def test_the_split_of_named_data_follows_the_seed_of_the_job(tmp_path):
     """Fingerprints of data are recorded, so that another split is another task."""
     found = []
