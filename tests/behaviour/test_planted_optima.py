@@ -1,6 +1,7 @@
 """Searchers find what was planted sooner than chance; bounds are kept, fronts hold nothing dominated."""
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -42,7 +43,7 @@ def dominated(point, others):
 @pytest.mark.parametrize(
     ("name", "trials", "seeds", "least"),
     [
-        ("evolution", 60, 6, 0.8),
+        ("evolution", 60, 10, 0.8),
         ("local", 40, 6, 0.95),
         ("nsga2", 60, 6, 0.85),
         ("guided", 20, 2, 0.8),
@@ -50,17 +51,15 @@ def dominated(point, others):
     ],
 )
 def test_searchers_climb_to_a_planted_optimum_among_4096(name, trials, seeds, least):
-    """Random search reaches 0.62 in 60 trials on average, as a draw agrees in a quarter of the decisions."""
-    space = planted()
-
-    def best(searcher, seed):
-        settings = SETTINGS.get(searcher)
-        history = surface.searched(space, searcher, score, trials, seed=seed, settings=settings)
-        return max(t.metrics["val_acc"] for t in history)
-
-    reached = [best(name, seed) for seed in range(seeds)]
-    chance = [best("random", seed) for seed in range(6)]
-    assert np.mean(chance) < 0.75 < least <= np.mean(reached)
+    """Well above what chance reaches, by which each of six decisions agrees with odds of 1 to 3."""
+    reached = []
+    for seed in range(seeds):
+        history = surface.searched(planted(), name, score, trials, seed=seed, settings=SETTINGS.get(name))
+        reached.append(max(t.metrics["val_acc"] for t in history))
+    chances = [math.comb(6, k) * 0.25**k * 0.75 ** (6 - k) for k in range(7)]
+    below = np.cumsum(chances) ** trials
+    chance = sum(k / 6 * (below[k] - (below[k - 1] if k else 0)) for k in range(7))
+    assert chance + 0.08 < least <= np.mean(reached)
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("local", 20), ("guided", 3)])
@@ -190,12 +189,15 @@ def priced(genotype):
 
 @pytest.mark.parametrize("name", ["evolution", "local", "nsga2"])
 def test_within_a_bound_searchers_are_better_than_chance(name):
-    """The planted optimum has a price of 9; within 4, where a twentieth lies, at most four of six agree."""
+    """The planted optimum has a price of 9; within 4, where a twentieth lies, at most four of six agree.
+
+    Chance reaches 0.35 within it, and keeps it in a twentieth of all trials.
+    """
     goals = nas.parse_goals(["val_acc"], ["price<=4"])
 
-    def run(searcher, seed):
+    def run(seed):
         """The best accuracy within the bound, and the share of the last trials that keep it."""
-        made = nas.make_searcher(searcher, SETTINGS.get(searcher), goals=goals)
+        made = nas.make_searcher(name, SETTINGS[name], goals=goals)
         study = surface.study(planted(), made, goals=goals, seed=seed)
         study.run(lambda trial, rng: priced(trial.genotype), trials=90)
         kept = [t.metrics["val_acc"] for t in study.history if t.metrics["price"] <= 4]
@@ -204,8 +206,8 @@ def test_within_a_bound_searchers_are_better_than_chance(name):
         assert not kept or (best["price"] <= 4 and best["val_acc"] == max(kept))
         return max(kept, default=0.0), np.mean([t.metrics["price"] <= 4 for t in study.history[-30:]])
 
-    found, chance = (np.mean([run(who, seed) for seed in range(5)], axis=0) for who in (name, "random"))
-    assert found[0] > 0.46 > chance[0] and found[1] > 0.14 > chance[1]
+    reached, share = np.mean([run(seed) for seed in range(5)], axis=0)
+    assert reached > 0.46 and share > 0.14
 
 
 def front_of(name, trials):
