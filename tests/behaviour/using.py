@@ -1,0 +1,93 @@
+"""What these tests share: small settings, the command within this process, refusals, time limits."""
+
+import contextlib
+import io
+import logging
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+from unittest import mock
+
+import pytest
+
+import nas
+from nas.cli import main
+
+TINY = {
+    "trials": 2,
+    "epochs": 1,
+    "top_k": 1,
+    "search_images": 100,
+    "baselines": False,
+    "retrain": {"epochs": 1},
+    "export": False,
+    "pictures": False,
+}
+"""Settings of a search of half a second on scikit-learn's digits."""
+AS_OPTIONS = (
+    *("--trials", "2", "--epochs", "1", "--top-k", "1", "--no-baselines", "--no-export"),
+    *("--set", "search_images=100", "--set", "retrain.epochs=1", "--set", "pictures=false"),
+)
+"""The same for the command."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def nas_command(*arguments):
+    """Runs `nas ARGUMENTS` here, as its console script would; what it does not foresee is raised."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(contextlib.redirect_stdout(out))
+        changed.enter_context(contextlib.redirect_stderr(err))
+        changed.enter_context(warnings.catch_warnings())
+        changed.enter_context(mock.patch.object(sys, "argv", ["nas", *map(str, arguments)]))
+        changed.enter_context(mock.patch.object(sys, "path", [*sys.path]))
+        changed.enter_context(mock.patch.object(root, "handlers", []))
+        changed.callback(root.setLevel, root.level)
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        else:
+            code = 0
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def refused(call, *names, by=nas.NasError):
+    """Asserts that a call is refused by the engine in words that name each of `names`; gives the words."""
+    with in_time(), pytest.raises(by) as caught:
+        call()
+    words = str(caught.value)
+    missing = [name for name in names if str(name) not in words]
+    assert not missing, f"{words!r} does not name {missing}"
+    assert len(words) < 5000
+    return words
+
+
+class TooLongError(BaseException):
+    """Something took longer than it may."""
+
+
+@contextlib.contextmanager
+def in_time(seconds=30):
+    """Raises `TooLongError` in a block that takes too long."""
+
+    def fail(*_):
+        raise TooLongError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
