@@ -1,8 +1,13 @@
 """What these tests share: small settings, the command within this process, refusals, time limits."""
 
 import contextlib
+import functools
+import hashlib
 import io
+import itertools
+import json
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -10,6 +15,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import pytest
+import typer.main
 
 import nas
 from nas.cli import main
@@ -41,6 +47,10 @@ class Said:
     err: str
 
 
+_built = functools.cache(typer.main.get_command)
+"""What parses a command line takes a tenth of a second to build, each time."""
+
+
 def nas_command(*arguments):
     """Runs `nas ARGUMENTS` here, as its console script would; what it does not foresee is raised."""
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
@@ -51,6 +61,7 @@ def nas_command(*arguments):
         changed.enter_context(mock.patch.object(sys, "argv", ["nas", *map(str, arguments)]))
         changed.enter_context(mock.patch.object(sys, "path", [*sys.path]))
         changed.enter_context(mock.patch.object(root, "handlers", []))
+        changed.enter_context(mock.patch("typer.main.get_command", _built))
         changed.callback(root.setLevel, root.level)
         warnings.simplefilter("default")
         try:
@@ -91,3 +102,54 @@ def in_time(seconds=30):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class Told:
+    """Progress that remembers what it was told."""
+
+    def __init__(self):
+        self.phases, self.done, self.notes = [], [], []
+
+    def phase(self, name, total, *, done=0):
+        self.phases.append(name)
+
+    def advance(self, text, *, done=None):
+        self.done.append((self.phases[-1], text))
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def begun(folder, *, space="toy", method="evolution", units=3, asks=0, settings=TINY):
+    """A search that is stopped as by Ctrl-C, so many units of work and then questions after its beginning."""
+    told, asked = Told(), itertools.count()
+    with pytest.raises(nas.Stopped):
+        nas.search(
+            space,
+            "digits",
+            method,
+            out=folder,
+            settings=settings,
+            progress=told,
+            stop=lambda: len(told.done) >= units and next(asked) >= asks,
+        )
+    return folder
+
+
+def rewrite_manifest(folder):
+    """Records the files as they are now, as somebody with bad intentions would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+class Attack:
+    """What unpickling it does: a folder is made."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
