@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import resource
 import sys
 import time
 from pathlib import Path
@@ -12,22 +13,25 @@ from unittest import mock
 import nas
 
 
-def start(arguments, log):
-    """Begins `nas ARGUMENTS` in a process whose words go into the file `log`; gives it once it has begun."""
+def start(arguments, log, *, memory_mb=None):
+    """Begins `nas ARGUMENTS` in a process whose words go into the file `log`; gives it once it has begun.
+
+    memory_mb: what it may take beyond what it has at its beginning.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["warmed"])
     here = os.pathsep.join([str(Path(__file__).parent), str(Path(nas.__file__).parent.parent)])
     with mock.patch.dict(os.environ, {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}):
         multiprocessing.forkserver.ensure_running()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, [*map(str, arguments)], str(log)))
+    process = context.Process(target=_work, args=(sender, [*map(str, arguments)], str(log), memory_mb))
     process.start()
     sender.close()
     receiver.recv()
     return process
 
 
-def _work(sender, arguments, log):
+def _work(sender, arguments, log, memory_mb):
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -37,6 +41,9 @@ def _work(sender, arguments, log):
 
     torch.set_num_threads(1)
     sys.argv = ["nas", *arguments]
+    if memory_mb is not None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory_mb * 2**20,) * 2)
     sender.send("begun")
     main()
 

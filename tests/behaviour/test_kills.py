@@ -133,3 +133,41 @@ def test_two_workers_do_each_trial_once_and_leave_nobody_behind(task, tmp_path):
     assert {trial.state for trial in result.history} == {"done"}
     assert len({trial.genotype for trial in result.history}) == 8
     assert nas_command("check", tmp_path / "run").code == 0
+
+
+THREAD = """
+import threading, time
+import nas
+from spaces.toy import toy
+
+
+def make(classes=10, in_channels=1):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return nas.Space("mine", toy(classes=classes, in_channels=in_channels).build)
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="the process waits for threads that the user's code began")
+def test_a_finished_command_ends_whatever_threads_the_users_code_left(task, tmp_path):
+    (tmp_path / "space.py").write_text(THREAD)
+    asked = ["search", "--space", f"{tmp_path}/space.py:make", "--method", "random", *SEARCH, "--trials", "1"]
+    asked += ["--top-k", "1", "--no-baselines", "--task", task, "--out", tmp_path / "run"]
+    process = start(asked, tmp_path / "said.txt")
+    try:
+        wait_for((tmp_path / "run" / "manifest.json").exists)
+        process.join(4)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.xfail(strict=True, reason="a lack of memory outside of trials is a MemoryError from the inside")
+def test_a_low_limit_of_memory_is_told_in_words(task, tmp_path):
+    process = start(
+        [*COMMANDS["darts"], "--task", task, "--out", tmp_path / "run"], tmp_path / "said.txt", memory_mb=4
+    )
+    assert finish(process) not in (0, 1)
+    words = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in words
+    assert "memory" in words
