@@ -102,30 +102,33 @@ def test_no_command_works_with_a_damaged_model_or_architecture(copied, tmp_path,
 
 
 HOSTILE = {
-    "NaN": b'{"format": 1, "test_acc": NaN}',
-    "infinity": b'{"format": 1, "test_acc": -Infinity}',
-    "beyond floats": b'{"format": 1, "test_acc": 1e999}',
-    "a key twice": b'{"format": 1, "format": 1}',
-    "deep": b"[" * 100_000,
-    "huge": b'{"format": "' + b"1" * 20_000_000 + b'"}',
-    "a huge number": b'{"format": 1' + b"0" * 5_000 + b"}",
-    "no UTF-8": b'{"format": "\xff\xfe"}',
-    "a list": b"[]",
-    "a number": b"1",
-    "half": b'{"format": 1, ',
-    "a surrogate": b'{"format": 1, "test_acc": "\\ud800"}',
+    "NaN": b'"more": NaN',
+    "infinity": b'"more": -Infinity',
+    "beyond floats": b'"more": 1e999',
+    "a huge number": b'"more": 1' + b"0" * 5_000,
+    "a key twice": b'"more": 1, "more": 1',
+    "deep": b'"more": ' + b"[" * 100_000 + b"]" * 100_000,
+    "huge": b'"more": "' + b"1" * 20_000_000 + b'"',
+    "no UTF-8": b'"more": "\xff\xfe"',
+    "half": b'"more": [1, ',
 }
+"""What a record may not hold, beside all that it should."""
 
 
 @pytest.mark.parametrize("name", ["architecture.json", "metrics.json", "run.json"])
 def test_json_that_is_not_strict_is_refused_though_its_checksum_is_right(copied, name):
     folder = copied("spos")
-    for content in HOSTILE.values():
-        (folder / name).write_bytes(content)
+    whole = (folder / name).read_bytes()
+    for how, content in HOSTILE.items():
+        (folder / name).write_bytes(whole.rstrip()[:-1] + b"," + content + b"}")
         rewrite_manifest(folder)
         refused(lambda: nas.load_result(folder), name)
         with in_time():
-            assert nas_command("report", folder, "--out", folder / "page.html").code == 2
+            assert nas_command("report", folder, "--out", folder / "page.html").code == 2, how
+    for content in (b"", b"[]", b"1", b'"format"', b"null", b"{"):
+        (folder / name).write_bytes(content)
+        rewrite_manifest(folder)
+        refused(lambda: nas.load_result(folder), name)
     assert not (folder / "page.html").exists()
 
 

@@ -13,12 +13,12 @@ from using import nas_command
 
 import nas
 
-SEARCH = ("--epochs", "2", "--set", "retrain.epochs=6", "--no-export", "--set", "pictures=false")
+SEARCH = ("--epochs", "5", "--set", "retrain.epochs=9", "--no-export", "--set", "pictures=false")
 COMMANDS = {
     "evolution": (
-        *("search", "--space", "toy", "--method", "evolution", *SEARCH, "--trials", "6", "--top-k", "2"),
+        *("search", "--space", "toy", "--method", "evolution", *SEARCH, "--trials", "5", "--top-k", "2"),
         *("--set", "searcher.population=3", "--set", "searcher.tournament=2", "--set", "seeds=2"),
-        *("--set", "top_k_epochs=2"),
+        *("--set", "top_k_epochs=3"),
     ),
     "darts": ("search", "--space", "toy", "--method", "darts", *SEARCH, "--no-baselines", "--top-k", "2"),
     "workers": (

@@ -10,6 +10,7 @@ import nas
 
 TRAIN, TEST = 240, 60
 WRONG = (3, 40, 77, 121, 160, 199, 214, 231)
+WRONG_IN_TEST = 20
 COPIED = (10, 65, 130)
 """Images of the training part that occur a second time in it."""
 LEAKED = (5, 31, 47)
@@ -35,6 +36,7 @@ def planted(tmp_path_factory):
     (x, y), (x_test, y_test) = _shapes(TRAIN, 0), _shapes(TEST, 1)
     x[ODD] = np.add.outer(np.arange(10), np.arange(10)) % 2 * 255
     y[list(WRONG)] = (y[list(WRONG)] + 1) % 4
+    y_test[WRONG_IN_TEST] = (y_test[WRONG_IN_TEST] + 1) % 4
     x = np.concatenate([x, x[list(COPIED)], x_test[list(LEAKED)]])
     y = np.concatenate([y, y[list(COPIED)], y_test[list(LEAKED)]])
     file = tmp_path_factory.mktemp("planted") / "shapes.npz"
@@ -60,8 +62,10 @@ def test_wrong_labels_are_found_with_the_right_one(audited):
     _, suspects, _ = audited
     found = [suspect for suspect in suspects if suspect["kind"] == "mislabel"]
     positions = {suspect["origin"] for suspect in found}
+    in_test = TRAIN + len(COPIED) + len(LEAKED) + WRONG_IN_TEST
     assert len(positions & set(WRONG)) >= len(WRONG) - 1
-    assert len(positions - set(WRONG) - {ODD}) <= 3
+    assert in_test in positions
+    assert len(positions - set(WRONG) - {ODD, in_test}) <= 3
     right = {place: str(place % 4) for place in WRONG}
     judged = [suspect for suspect in found if suspect["origin"] in right]
     assert all(suspect["suggested"] == right[suspect["origin"]] != suspect["given"] for suspect in judged)
