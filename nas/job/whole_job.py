@@ -136,7 +136,8 @@ def _compared(job: Job, found: Found, ahead: Forecast | None) -> tuple[Baselines
     """The baselines and the fresh trainings, as far as there is time for them."""
     if found.untaught:
         why = f"{found.untaught}: the space's default architecture is taken"
-        return Baselines((), {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
+        own = found.history if job.is_own_baseline else ()
+        return Baselines(own, {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
     compares = job.plan.baselines and job.has_choice and bool(found.history)
     allocation = None if ahead is None else ahead.allocation
     if allocation is not None and not allocation.baselines_s and not job.is_own_baseline:

@@ -143,7 +143,6 @@ def test_json_that_is_not_strict_is_refused_though_its_checksum_is_right(copied,
         ("run.json", lambda told: {k: v for k, v in told.items() if k != "task"}),
         ("run.json", lambda told: told | {"config": 3}),
     ],
-    ids=str,
 )
 def test_a_record_that_says_something_impossible_is_refused_in_words(copied, name, change):
     folder = copied("spos")

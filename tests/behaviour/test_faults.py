@@ -295,7 +295,9 @@ def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog)
 
 # -- what a re-evaluation has left, lost before the job went on (98) ----------------------------------
 
-COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "seeds": 2}
+COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "seeds": 2} | {
+    "trial": {"batch": 10, "lr": 0.2}
+}
 
 
 class _Phase:
@@ -370,7 +372,8 @@ def test_what_a_re_evaluation_has_lost_is_done_again(half, tmp_path, lost):
 
 def _again(folder):
     """The command of such a job."""
-    settings = {k: str(v).lower() for k, v in COMPARED.items() if k != "retrain"} | {"retrain.epochs": "1"}
+    tables = {"retrain.epochs": "1", "trial.batch": "10", "trial.lr": "0.2"}
+    settings = {k: str(v).lower() for k, v in COMPARED.items() if k not in ("retrain", "trial")} | tables
     changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     return ["search", "--space=toy", "--task=digits", "--method=evolution", "--out", folder, *changes]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from optuna.storages import InMemoryStorage
 from torch import nn
-from using import AS_OPTIONS, TINY, Told, nas_command, refused
+from using import AS_OPTIONS, LEARNING, TINY, Told, nas_command, refused
 
 import nas
 
@@ -83,7 +83,6 @@ def test_what_an_operation_does_fails_its_trials_alone_with_a_reason(tmp_path, d
     assert [trial.reason for trial in again.history] == [trial.reason for trial in result.history]
 
 
-@pytest.mark.xfail(strict=True, reason="what one operation lacks counts against all that are as large")
 def test_an_operation_that_lacks_memory_for_itself_alone_does_not_end_the_search(tmp_path):
     space = _space(bad=partial(Faulty, _exhausts, large=False))
     result = nas.search(space, "digits", "random", out=tmp_path / "run", settings=MANY)
@@ -361,8 +360,7 @@ def test_searchers_that_keep_their_promises_pass():
 
 def test_progress_hears_of_all_phases_and_trials(tmp_path):
     told = Told()
-    settings = TINY | {"trials": 3, "top_k": 2, "seeds": 1}
-    nas.search("toy", "digits", "evolution", out=tmp_path / "run", settings=settings, progress=told)
+    nas.search("toy", "digits", "evolution", out=tmp_path / "run", settings=LEARNING, progress=told)
     assert [name for name, _ in told.done].count("search") == 3
     assert told.phases[0] == "search"
     assert len(set(told.phases)) >= 3

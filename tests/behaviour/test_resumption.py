@@ -48,7 +48,7 @@ def test_a_retraining_that_is_stopped_again_and_again_equals_an_uninterrupted_on
         "settings": {},
         "choices": small_spaces.cell().choices((3, 1, 2, 3, 4, 3)),
     }
-    recipe = {"epochs": 4, "batch": 16, "mixup": 0.2, "cutout": 2, "ema": 0.9, "drop_path": 0.2, "flip": True}
+    recipe = {"epochs": 4, "batch": 16, "mixup": 0.2, "cutout": 2, "ema": 0.9, "drop_path": 0.2}
 
     def retrain(folder, stop):
         return nas.retrain(
@@ -56,7 +56,7 @@ def test_a_retraining_that_is_stopped_again_and_again_equals_an_uninterrupted_on
             surface.task(),
             out=tmp_path / folder,
             space=small_spaces.CELL,
-            settings={"retrain": recipe, "export": False},
+            settings={"retrain": recipe, "augment": "crop+flip", "export": False},
             stop=stop,
         )
 

@@ -22,7 +22,7 @@ from nas.cli import main
 
 TINY = {
     "trials": 2,
-    "epochs": 1,
+    "epochs": 2,
     "top_k": 1,
     "search_images": 100,
     "baselines": False,
@@ -31,6 +31,8 @@ TINY = {
     "pictures": False,
 }
 """Settings of a search of half a second on scikit-learn's digits."""
+LEARNING = TINY | {"top_k": 2, "seeds": 1, "trials": 3, "epochs": 6, "trial": {"batch": 10, "lr": 0.2}}
+"""The same with trials that are better than guessing."""
 AS_OPTIONS = (
     *("--trials", "2", "--epochs", "1", "--top-k", "1", "--no-baselines", "--no-export"),
     *("--set", "search_images=100", "--set", "retrain.epochs=1", "--set", "pictures=false"),
