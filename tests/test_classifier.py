@@ -10,13 +10,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from nas.budget.time_allowed import allows_audit
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
+from nas.budget.allocation import allows_audit
 from nas.bundle.bundle import record_of
 from nas.data.images import Layout, layout, rows_of
 from nas.errors import ConfigError
@@ -176,20 +176,6 @@ def test_settings_that_contradict_are_refused():
 def test_a_budget_beside_the_time_is_refused():
     with pytest.raises(ConfigError, match="budget is given, but fit keeps to time_budget"):
         classifier(settings={"budget": "1h"}).fit(IMAGES, NAMES)
-
-
-def test_what_a_trial_may_spend_is_found_out_with_the_settings(monkeypatch):
-    asked = []
-
-    def caught(space, task, folder, clock, settings):
-        asked.append(settings)
-        raise InterruptedError
-
-    monkeypatch.setattr("nas.classifier.allowed_fidelity", caught)
-    with pytest.raises(InterruptedError):
-        classifier(settings={"searcher": {}, "seed": 3, "method": "random"}).fit(IMAGES, NAMES)
-    assert asked[0]["space_settings"] == {"width": 4} and asked[0]["seed"] == 3
-    assert not {"searcher", "trials", "method"} & asked[0].keys()
 
 
 def test_which_axis_is_that_of_the_channels():

@@ -95,7 +95,7 @@ def test_fashion_mnist_as_installed_here():
 def test_fashion_mnist_is_found_plain_or_gzipped(data, place, gz):
     x_test = write_fashion(data.parent / place, gz=gz)
     task = load_task("fashion_mnist")
-    assert task.image_shape == (1, 28, 28) and task.flip and task.pad == 2
+    assert task.image_shape == (1, 28, 28) and not task.flip and task.pad == 2
     assert (len(task.train), len(task.val), len(task.test)) == (30, 30, 20)
     assert np.array_equal(task.test.x[:, 0].numpy(), x_test)
 

@@ -75,8 +75,8 @@ def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "darts"}, "1 epoch of a supernet"),
-        ({"method": "spos"}, "1 epoch of a supernet, 7 trials"),
+        ({"method": "darts"}, "2 epochs of a supernet"),
+        ({"method": "spos"}, "2 epochs of a supernet, 7 trials"),
         ({"method": "random"}, "7 trials"),
         ({"scheduler": "hyperband", "ladder": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
     ],

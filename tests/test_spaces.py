@@ -36,7 +36,7 @@ BEST201 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_
 
 
 def test_the_bundled_spaces():
-    assert bundled() == ("darts", "nasbench101", "nasbench201", "toy")
+    assert bundled() == ("convnet", "darts", "nasbench101", "nasbench201", "toy")
 
 
 @pytest.mark.parametrize("name", bundled())

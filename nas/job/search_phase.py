@@ -121,8 +121,8 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     seconds = search.prepared_s + study.spent_s
     done = [t for t in study.history if t.state == "done"]
     default, failed = default_of(job), {t.genotype for t in study.history if t.state == "failed"}
-    by_accuracy = job.plan.lead.objectives == Goals().objectives
-    if by_accuracy and default not in {None, *failed} and at_chance(done, chance(job.search_task.val)) == len(done):
+    judged = job.plan.lead.objectives == Goals().objectives and default not in {None, *failed}
+    if judged and at_chance(done, chance(job.search_task.val)) == len(done):
         no_better = "the search learned nothing, no trial is better than guessing"
         return _untaught(job, searcher, study.history, no_better, seconds=seconds)
     genotypes = _distinct(job, (t.genotype for t in best))
