@@ -69,7 +69,7 @@ def test_every_group_is_there(toy):
     for e in found.estimates:
         groups.setdefault(e.group, []).append(e.name)
     assert groups["ceiling"] == ["1 epoch again (ceiling)"]
-    assert {"epochs=1", "epochs=3", "epochs=3,images=0.25", "epochs=3,width=0.5"} <= set(groups["trained"])
+    assert {"epochs=1", "epochs=8", "epochs=8,images=0.25", "epochs=8,width=0.5"} <= set(groups["trained"])
     assert set(groups["speed"]) == {f"TSE-E, {name}" for name in groups["trained"]}
     assert groups["shared"] == ["shared weights"]
     assert set(groups["proxy"]) <= {*PROXIES, "log-rank of params, macs, l2_norm"}
@@ -89,7 +89,7 @@ def test_the_folder_holds_the_record_and_the_picture(toy):
 
 def test_long_training_takes_longer_and_proxies_hardly_any_time(toy):
     costs = {e.name: e.cost_s for e in toy[0].estimates}
-    assert costs["epochs=3"] > costs["epochs=1"] > costs["params"]
+    assert costs["epochs=8"] > costs["epochs=1"] > costs["params"]
 
 
 def test_all_of_a_small_space_are_calibrated_with(tmp_path):
@@ -125,8 +125,8 @@ def test_a_space_made_by_hand_has_one_size_and_shared_weights(tmp_path):
     progress = Recorder()
     found = calibrate(by_hand(), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
     names = {e.name for e in found.estimates if e.group == "trained"}
-    assert names <= {"epochs=1", "epochs=3", "epochs=3,images=0.25"}
-    for left_out in ("epochs=3,width=0.5", "epochs=3,cells=0.5", "epochs=3,image_size=0.5"):
+    assert names <= {"epochs=1", "epochs=8", "epochs=8,images=0.25"}
+    for left_out in ("epochs=8,width=0.5", "epochs=8,cells=0.5", "epochs=8,image_size=0.5"):
         assert any(note.startswith(f"{left_out} is left out: ") for note in progress.notes)
     assert [name for name, *_ in progress.phases if name == "shared"]
 
@@ -138,7 +138,7 @@ def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
     assert not [e for e in found.estimates if e.group == "shared"]
     notes = "\n".join(progress.notes)
     assert "shared weights are left out: the space has decisions that are no modules" in notes
-    assert "epochs=3,cells=0.5 is left out: the space is as small as it gets" in notes
+    assert "epochs=8,cells=0.5 is left out: the space is as small as it gets" in notes
     assert {e.group for e in found.estimates} >= {"trained", "proxy"}
 
 

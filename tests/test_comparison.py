@@ -114,12 +114,12 @@ def test_many_images_take_little_memory():
 def test_the_statement_says_what_is_known(delta, p, words):
     found = Paired(delta, delta - 0.005, delta + 0.005, p, images=1234, seeds=2, seed_sd=0.01)
     assert found.statement("A", "B").startswith(words)
-    assert found.statement("A", "B").endswith("paired over 1,234 images, 2 seeds each)")
+    assert found.statement("A", "B").count("paired over 1,234 images, 2 seeds each") == 1
 
 
 def test_one_seed_is_one_seed():
     said = Paired(0, 0, 0, 1, images=2, seeds=1).statement("A", "B")
-    assert said.endswith("1 seed each, the luck of training not counted)")
+    assert "1 seed each, the luck of training not counted" in said
 
 
 @pytest.mark.parametrize(

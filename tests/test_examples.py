@@ -17,7 +17,7 @@ PLUGS = {
     "searcher": "best of 5 {",
     "relaxation": "found {",
     "proxy": "best of 20 by spread {",
-    "task": "test accuracy 0.",
+    "task": "test accuracy ",
 }
 TOLD = {
     "images_custom_space": "test accuracy 0.",

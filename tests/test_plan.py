@@ -122,7 +122,7 @@ ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
     *("calibration", "latency_table", "max_failures", "memory", "seed_alphas", "rank_timeout"),
     *("storage", "storage_patience", "workers", "lease", "trial_timeout", "pictures"),
-    *("export", "audit", "exclude", "tensorboard", "mlflow"),
+    *("export", "audit", "augment", "exclude", "tensorboard", "mlflow"),
 }
 """Read by the job itself, see test_search_run.py."""
 
@@ -298,4 +298,4 @@ def test_a_small_population_takes_a_small_tournament():
 @pytest.mark.parametrize("values", [BLACK_BOX, SHARED, DARTS, {"method": "random"}])
 def test_a_plan_is_plain_json(values):
     written = make_plan(make_config(values)).to_dict()
-    assert json.loads(json.dumps(written, allow_nan=False))["trial"]["epochs"] == 3
+    assert json.loads(json.dumps(written, allow_nan=False))["trial"]["epochs"] == 8

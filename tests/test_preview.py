@@ -39,7 +39,7 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
     assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
-    assert "7 trials, 1 epoch each" in text and "27 architectures" in text
+    assert "7 trials, 2 epochs each" in text and "27 architectures" in text
     assert "random architectures at final size" in text
 
 

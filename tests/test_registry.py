@@ -86,7 +86,7 @@ def test_an_offer_is_taken_where_there_is_a_parameter_for_it(plugin):
 def test_an_unknown_name():
     assert refusal("nasbench21").startswith("no search space 'nasbench21'; did you mean 'nasbench201'?")
     assert "known: convnet, darts, nasbench101, nasbench201, toy" in refusal("zzz")
-    assert "known: darts, nasbench101, nasbench201, toy; or give your own as" in refusal("results")
+    assert "known: convnet, darts, nasbench101, nasbench201, toy; or give your own as" in refusal("results")
     assert "FILE.py:FUNCTION" in refusal("my_space.py")
     assert "no search space '__init__'" in refusal("__init__")
 

@@ -90,7 +90,7 @@ def test_another_space_under_the_same_name_is_another_run(tmp_path):
 def test_a_preset_that_means_something_else_now_is_refused(tmp_path):
     record = start(tmp_path)
     edit(tmp_path, plan={**record["plan"], "top_k_epochs": 99})
-    assert "plan.top_k_epochs: 99 in the folder, 5 now" in refused(tmp_path)
+    assert "plan.top_k_epochs: 99 in the folder, 10 now" in refused(tmp_path)
 
 
 def test_settings_that_json_changes_are_the_same_settings(tmp_path):

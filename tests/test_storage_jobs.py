@@ -80,7 +80,7 @@ def test_a_stopped_job_goes_on_with_the_password_of_the_environment(tmp_path, po
     url, out = postgres.database(), tmp_path / "run"
     settings = SMALL | {"storage": url}
     with pytest.raises(Stopped):
-        count = iter([False] * 8)
+        count = iter([False] * 24)
         nas.search("toy", "digits", "random", out=out, settings=settings, stop=lambda: next(count, True))
     space = load("toy", **json.loads((out / "run.json").read_text())["space"]["settings"])
     assert not (out / JOURNAL).exists()

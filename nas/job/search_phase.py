@@ -121,7 +121,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     seconds = search.prepared_s + study.spent_s
     done = [t for t in study.history if t.state == "done"]
     default, failed = default_of(job), {t.genotype for t in study.history if t.state == "failed"}
-    judged = job.plan.lead.objectives == Goals().objectives and default not in {None, *failed}
+    judged = job.plan.goals.objectives == Goals().objectives and default not in {None, *failed}
     if judged and at_chance(done, chance(job.search_task.val)) == len(done):
         no_better = "the search learned nothing, no trial is better than guessing"
         return _untaught(job, searcher, study.history, no_better, seconds=seconds)

@@ -110,7 +110,8 @@ def trial_search(
     fenced = _fenced(job, study)
     measure, prepared_s = evaluator(fenced)
     trained = grown(fenced, early_stopped(fenced, measure, study), study)
-    evaluate_apart, _ = apart(fenced, trained, phase=SEARCH)
+    by_workers = job.config.workers != 1 or job.config.trial_timeout is not None
+    evaluate_apart = trained if by_workers else apart(fenced, trained, phase=SEARCH)[0]
     measured = with_costs(fenced, evaluate_apart, study.history)
     fitted = remembering(fenced, measured, measure, study.history)
     evaluate = Cached(fitted, job.space, study.history)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import PicklingError  # nosec B403
 from typing import cast
 
 from nas.errors import ConfigError, TrialError
@@ -239,7 +238,7 @@ def apart(job: Job, measure: Evaluator, *, phase: str = "") -> tuple[Evaluator, 
         places = 1 if phase or disturbed else processes.places
         evaluate = processes.evaluator(measure, count=places, threads=int(threads), step_s=step_s)
         return evaluate, places
-    except (TypeError, AttributeError, PicklingError) as error:
+    except TypeError as error:
         job.progress.note(f"one training at a time: the space cannot be sent to another process ({error})")
         return measure, 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from multiprocessing import current_process
 
 import numpy as np
 
@@ -52,7 +53,8 @@ def whole_job(job: Job, ahead: Forecast | None) -> Result:
     )
     if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
-    with nullcontext() if job.config.workers == 0 else side_by_side(job.task.train.x.device) as processes:
+    alone = job.config.workers == 0 or job.team.size > 1 or current_process().daemon  # may have no children
+    with nullcontext() if alone else side_by_side(job.task.train.x.device) as processes:
         job = replace(job, processes=processes)
         found = _found(job, ahead)
         baselines, verdict = _compared(job, found, ahead)

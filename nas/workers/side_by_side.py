@@ -65,13 +65,15 @@ class SideBySide:
         threads: that it computes with; one when its steps take far longer than `step_s`.
 
         Raises:
-            TypeError, AttributeError, pickle.PicklingError: where it cannot be sent to another process.
+            TypeError: where it cannot be sent to another process.
         """
         origin, settings = measure.space.origin, dict(measure.space.settings)
         # Code of a file is loaded there anew, as nobody else can import it.
         sent = replace(measure, stop=None, **({"space": None} if origin else {}))  # type: ignore[arg-type]
-        parcel = cloudpickle.dumps((sent, origin, settings, threads, step_s))
-
+        try:
+            parcel = cloudpickle.dumps((sent, origin, settings, threads, step_s))
+        except (AttributeError, pickle.PicklingError) as error:
+            raise TypeError(str(error)) from error
         for process in self._all[-count:]:  # those that are taken first
             process.begin()
         for process in self._all[-count:]:  # so that no trial's time counts the start

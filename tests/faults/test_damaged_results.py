@@ -60,7 +60,7 @@ def test_the_manifest_lists_every_file(runs):
         for run in ("darts", "pareto")
         for name in json.loads((runs / run / MANIFEST).read_text())["files"]
     }
-    assert listed == FILES | {"front.svg", "front.png", "study.log"}
+    assert listed == FILES | {"front.svg", "front.png", "study.log", "time.json"}
 
 
 @pytest.mark.parametrize("how", ["first quarter", "last bit", "cut in half", "empty", "appended"])

@@ -244,7 +244,7 @@ def test_sigterm_on_the_command_line_saves_all_trials(tmp_path):
 
 def test_a_finished_result_says_nothing_of_workers(whole):
     assert load_result(whole.folder).history == whole.history
-    assert json.loads((whole.folder / "run.json").read_text())["config"]["workers"] == 1
+    assert json.loads((whole.folder / "run.json").read_text())["config"]["workers"] == 0
 
 
 def test_a_search_whose_trials_all_fail_ends_as_it_does_with_one_worker(tmp_path, forked):

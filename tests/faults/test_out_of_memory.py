@@ -34,7 +34,7 @@ from nas.user_code import memory_errors, reason_of
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05, weight_decay=1e-4, mixup=0.2, label_smoothing=0.1)
-SETTINGS = SMALL | {"space_settings": {}, "epochs": 2, "search_images": 0}
+SETTINGS = SMALL | {"space_settings": {}, "epochs": 2, "search_images": 0, "trial": {"lr": 0.2}}
 TOTAL = memory_bytes(torch.device("cpu"))
 
 
@@ -390,7 +390,7 @@ def sizes():
 
     def build(choose):
         act = choose.op("act", {name: nn.Identity for name in "abc"})
-        return nn.Sequential(nn.Flatten(), choose.op("body", options), act)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), choose.op("body", options), act)
 
     return nas.Space("sizes", build)
 

@@ -1,0 +1,116 @@
+"""Runs the quick start with several seeds, and trains what each delivers anew beside its rivals.
+
+The rivals are the best of random search at equal cost and the default architecture; each has four trainings
+of ten epochs, of seeds that the job has not used, and is compared with what was delivered on validation and
+test images of the job. A row a seed is added to --out; what it holds is not repeated. --busy 2 lets two other
+programs compute all the while, and trains nothing anew.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nas
+from nas.evaluation.comparison import paired
+from nas.evaluation.evaluators import Trained
+from nas.task import Split
+from nas.training.accuracy import predictions
+from nas.training.recipe import preset
+
+FRESH, EPOCHS = 4, 10
+COMMAND = (
+    "-m",
+    "nas",
+    "search",
+    "--space",
+    "darts",
+    "--task",
+    "digits",
+    "--method",
+    "darts",
+    "--preset",
+    "quick",
+)
+BUSY = "while True: sum(i * i for i in range(10**6))"
+
+
+def trained(folder: str, genotype: tuple[int, ...], seed: int) -> np.ndarray:
+    """Which images of validation and test a fresh training gets right."""
+    torch.set_num_threads(1)
+    space = nas.load("darts", **nas.load_result(folder).space.settings)
+    task, hits = (
+        nas.load_task("digits", seed=json.loads((Path(folder) / "run.json").read_text())["config"]["seed"]),
+        [],
+    )
+    both = Split(torch.cat([task.val.x, task.test.x]), torch.cat([task.val.y, task.test.y]))
+
+    def judge(_: nas.Trial, network: torch.nn.Module) -> None:
+        hits.append((predictions(network, task, both) == both.y).numpy())
+
+    Trained(space, task, preset("quick"), judge=judge)(
+        nas.Trial(0, genotype, EPOCHS), np.random.default_rng(seed)
+    )
+    return hits[0]
+
+
+def compared(folder: Path) -> dict:
+    """What was delivered against its rivals: points, their interval, p."""
+    result, record = nas.load_result(folder), json.loads((folder / "baselines.json").read_text())
+    genotypes = {
+        n: result.space.genotype(c) for n, c in record["choices"].items() if n in ("random", "default")
+    }
+    genotypes["delivered"] = result.genotype
+    distinct = list(dict.fromkeys(genotypes.values()))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        keys = [(g, 1000 + s) for g in distinct for s in range(FRESH)]
+        futures = {key: pool.submit(trained, str(folder), *key) for key in keys}
+        hits = {g: np.stack([futures[g, 1000 + s].result() for s in range(FRESH)]) for g in distinct}
+    noise = float(np.mean([h.mean(1).var(ddof=1) for h in hits.values()])) ** 0.5
+    row = {"found_by": record["found_by"], "fresh": {n: float(hits[g].mean()) for n, g in genotypes.items()}}
+    for name in genotypes.keys() - {"delivered"}:
+        if genotypes[name] == result.genotype:
+            row[f"against_{name}"] = "the same"
+            continue
+        own, other = hits[result.genotype], hits[genotypes[name]]
+        found = paired(own, other, seed_sd=noise, seed_degrees=(FRESH - 1) * len(distinct))
+        row[f"against_{name}"] = [round(100 * v, 2) for v in (found.delta, found.low, found.high)] + [found.p]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results/budget/quickstart.jsonl"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--busy", type=int, default=0)
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    for seed in sorted(set(range(args.seeds)) - {r["seed"] for r in rows if r["busy"] == args.busy}):
+        others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
+        with tempfile.TemporaryDirectory() as folder:
+            run, began = Path(folder) / "run", time.monotonic()
+            try:
+                command = [sys.executable, *COMMAND, "--seed", str(seed), "--out", str(run)]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            finally:
+                for process in others:
+                    process.kill()
+            row = {"seed": seed, "busy": args.busy, "seconds": round(time.monotonic() - began, 1)}
+            metrics = json.loads((run / "metrics.json").read_text())
+            row |= {"test_acc": metrics["test_acc"], **({} if args.busy else compared(run))}
+        print(line := json.dumps(row), flush=True)
+        with args.out.open("a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
