@@ -12,8 +12,8 @@ from nas import devices
 from nas.benchmarks.benchmark import LOADERS, table_file
 from nas.data import datasets
 from nas.environment import environment
-from nas.errors import ConfigError, NasError
-from nas.oneshot.fused import execution, settling, verdict
+from nas.errors import NasError
+from nas.oneshot.fused import execution
 
 EXTRAS = {
     "vision": ("torchvision", "pillow"),
@@ -26,16 +26,12 @@ EXTRAS = {
     "slurm": ("submitit",),
     "ray": ("ray",),
     "cleanlab": ("cleanlab",),
-    "cuda": ("cuda-core",),
 }
 """What `pip install 'nas-engine[EXTRA]'` adds."""
 
 
-def examine(*, try_kernels: bool = False) -> dict[str, str]:
-    """Versions, devices, memory, data sets and tables that can be loaded, and extras, each in words.
-
-    try_kernels: whether kernels are tried on the GPU now, and anew.
-    """
+def examine() -> dict[str, str]:
+    """Versions, devices, memory, data sets and tables that can be loaded, and extras, each in words."""
     device = devices.resolve("auto")
     known = environment(device)
     threads = known.pop("threads")
@@ -45,9 +41,6 @@ def examine(*, try_kernels: bool = False) -> dict[str, str]:
     findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
     if device.type != "cuda":
         findings["gpu"] = f"no: {devices.without_cuda()}"
-    if try_kernels and settling.settle(device, anew=True) is None:
-        why = verdict.lacking(device) or "the GPU has no memory left, or what comes of it cannot be kept"
-        raise ConfigError(f"kernels cannot be tried: {why}")
     findings["execution"] = execution.explain(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -19,8 +19,6 @@ def environment(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         **{name: _installed(name) for name in names},
         "cuda": torch.version.cuda,
-        "triton": _installed("triton"),
-        "cuda-core": _installed("cuda-core"),
         "nas-engine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),

@@ -85,10 +85,6 @@ class FactorizedReduce(nn.Module, Batched):
         norm = norm_key(self.norm)
         return None if norm is None else (self.even.weight.shape, self.odd.weight.shape, norm)
 
-    def batch_halves(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]:
-        """Of the even and of the odd pixels."""
-        return self.even, self.odd, self.norm
-
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
         """One convolution of stride 2 whose 2x2 kernels look at the even, and others at the odd pixel."""
@@ -130,10 +126,6 @@ class MixtureNorm(nn.BatchNorm2d, Batched):
         """Of equal settings."""
         norm = norm_key(self)
         return None if norm is None else (self.active, norm)
-
-    def batch_like(self) -> type[nn.Module]:
-        """A batch-norm while active, and nothing else."""
-        return nn.BatchNorm2d if self.active else nn.Identity
 
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:

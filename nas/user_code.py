@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from nas.errors import FAULTS, NasError, SpaceError, TrialError, describe, staying, user_line
-from nas.oneshot.fused import verdict
 from nas.training.resumable import Stopped
 
 # Libraries report lack of memory by errors of several kinds, told apart by their words only.
@@ -57,8 +56,7 @@ def user_errors() -> Iterator[None]:
     except (NasError, Stopped):
         raise
     except FAULTS as error:
-        reason, words = reason_of(error), describe(error)
-        raise TrialError(reason, words + (verdict.blame(words) if reason == "device" else "")) from error
+        raise TrialError(reason_of(error), describe(error)) from error
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def search(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     execution: Annotated[
         str | None,
-        typer.Option(help="How cells are run: plain, batched, kernels (Triton), or auto. [default: auto]"),
+        typer.Option(help="How cells are run: plain, batched or auto. [default: auto]"),
     ] = None,
     graph: Annotated[
         bool | None,

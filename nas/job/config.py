@@ -117,7 +117,7 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
     device: Text = "auto"
     deterministic: bool = False
-    execution: Literal["auto", "plain", "batched", "kernels"] = "auto"
+    execution: Literal["auto", "plain", "batched"] = "auto"
     graph: bool = True
     rank_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] = 600.0
     space_settings: Table = {}

@@ -23,7 +23,6 @@ from nas.job.plan import Plan, make_plan
 from nas.job.ranks import team_notes
 from nas.job.suited import augmented, check_trial, offer
 from nas.job.trial_setup import check_search
-from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.oneshot.method import Method
 from nas.progress import Progress, Silent
 from nas.registry import is_plugin, load
@@ -52,12 +51,8 @@ def prepare(
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
     clock: Clock | None = None,
-    tries: bool = True,
 ) -> tuple[Job, list[str]]:
-    """All that a job needs, checked before anything is written, and what the user should know of it.
-
-    tries: whether kernels are tried on a GPU where nobody has, which takes minutes.
-    """
+    """All that a job needs, checked before anything is written, and what the user should know of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"storage": find_address(config.storage)})
     if config.storage is not None and not is_finished(folder):
@@ -70,8 +65,6 @@ def prepare(
         _refuse_trials(config)
         _refuse_budget(config)
     device = devices.resolve(config.device, local=team.local)
-    for recipe in (plan.trial, plan.search.weights, plan.shared, plan.final):
-        resolve(recipe.execution, device)
     named = config.task if task is None else task
     task = load_without(named, config.exclude, seed=config.seed).to(device)
     plan, task, varied = augmented(config, plan, task)
@@ -100,8 +93,6 @@ def prepare(
         clock=clock or Clock(),
     )
     check_search(job)
-    if tries and config.execution == "auto":
-        try_kernels(device, job.progress, stop=job.stop, budget_s=config.budget)
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
     batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]

@@ -24,7 +24,6 @@ from nas.job.plan import make_plan
 from nas.job.ranks import team_notes
 from nas.job.run_folder import clear_checkpoints
 from nas.job.suited import augmented, offer
-from nas.oneshot.fused.execution import resolve, try_kernels
 from nas.progress import Progress
 from nas.registry import is_plugin, load
 from nas.results.architecture_file import read_architecture
@@ -110,7 +109,6 @@ def _prepare(
     # The architecture keeps its own size, unless the preset asks for the space's full one.
     plan = replace(make_plan(config), final_size={})
     device = devices.resolve(config.device, local=team.local)
-    resolve(plan.final.execution, device)
     task = load_without(task, config.exclude, seed=config.seed).to(device)
     plan, task, varied = augmented(config, plan, task)
     searched = space if isinstance(space, Space) else _space(data, config, task)
@@ -118,8 +116,6 @@ def _prepare(
     recipe, notes = final_recipe(config, plan, final, task)
     genotype, stop = searched.genotype(data["choices"]), stop or (lambda: False)
     job = Job(config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team)
-    if config.execution == "auto":
-        try_kernels(device, progress, stop=stop)
     return job, [f"augmentation {varied}", *notes, *team_notes(team, recipe.batch)]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from nas.oneshot import bilevel_gradients
 from nas.oneshot.bilevel_passes import Passes
 from nas.oneshot.freezing import Freezer
-from nas.oneshot.fused.execution import unasked
 from nas.oneshot.keeping import without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.recompute import recompute_cells
@@ -93,11 +91,6 @@ class BilevelLoop:
     def images_at_once(self) -> int:
         """How many images pass together where nothing is learned, so that it needs about a step's memory."""
         return min(1024, 8 * self.loop.images)
-
-    @cached_property
-    def _unasked(self) -> bool:
-        """Whether one option of each decision is drawn, and Python is never told which."""
-        return self.method.relaxation.one_at_a_time and unasked(self.supernet.network)
 
     @property
     def progress(self) -> float:
@@ -181,7 +174,7 @@ class BilevelLoop:
         method = self.method
         if method.perturbation is not None and method.perturbation.passes is None:
             return None
-        if method.relaxation.one_at_a_time and not self._unasked:
+        if method.relaxation.one_at_a_time:
             return None
         if method.checkpointing:
             return None

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nas.oneshot.bilevel import BilevelLoop
-from nas.oneshot.fused.execution import twice_differentiable
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.keeping import in_training, kept, without_gradients
@@ -124,7 +124,8 @@ class Examiner:
         if self.direction:
             iterations = min(iterations, continued(loop.loop.steps_per_epoch))
         network = supernet.network
-        unmoved, twice = without_gradients(network.parameters()), twice_differentiable(network)
+        # The library's fast ways of attention have first derivatives only.
+        unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
         with kept(network.buffers()), in_training(supernet), unmoved, twice:
             logits = supernet.mix(to_layout(x), supernet.mixture(supernet.expected(), whole=True))
             loss = F.cross_entropy(logits.float(), y)

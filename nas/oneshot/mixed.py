@@ -83,15 +83,13 @@ class Terms:
     """What a mixture runs of the candidates of one decision at one place.
 
     options: those that are run. row: a tensor with their weights, None where one runs unweighed; at: where
-      each weight is in it. edge: the weight of the whole, if there is one. drawn: whether only the one whose
-    weight is not 0 has to be run.
+      each weight is in it. edge: the weight of the whole, if there is one.
     """
 
     options: tuple[int, ...]
     row: Tensor | None = None
     at: tuple[int, ...] = ()
     edge: Tensor | None = None
-    drawn: bool = False
 
 
 class MixedOp(nn.Module):
@@ -129,11 +127,8 @@ class MixedOp(nn.Module):
             return share.weight * self._whole(x, share.share)
         return self._whole(x, share)
 
-    def terms(self, *, unasked: bool = False) -> Terms | None:
-        """What the mixture of now runs; None where it differs from one part of the batch to another.
-
-        unasked: without asking the device which option has been drawn.
-        """
+    def terms(self) -> Terms | None:
+        """What the mixture of now runs; None where it differs from one part of the batch to another."""
         share = self._mixture[self.decision]
         edge = share.weight if isinstance(share, Weighed) else None
         inner = share.share if isinstance(share, Weighed) else share
@@ -143,8 +138,6 @@ class MixedOp(nn.Module):
             return Terms((inner,), edge=edge)
         live = tuple(self._live())
         if isinstance(inner, Drawn):
-            if unasked and live:
-                return Terms(live, inner.row, live, edge, drawn=True)
             inner = inner.chosen()
         if isinstance(inner, Chosen):
             return Terms((inner.option,), inner.weight.view(1), (0,), edge)

@@ -83,7 +83,7 @@ def train_shared(
         seed=seed,
         checkpoints=checkpoints,
         on_epoch=on_epoch,
-        steps=PathSteps(supernet, draw, distils=sampling.distils, alone=team.size == 1),
+        steps=PathSteps(supernet, draw, distils=sampling.distils),
         stop=stop,
         team=team,
     )

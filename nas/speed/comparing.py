@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +53,6 @@ PATHS = {
     "plain, channels last": Path("plain"),
     "batched": Path("batched"),
     "batched, graph": Path("batched", graph=True),
-    "kernels": Path("kernels"),
-    "kernels, graph": Path("kernels", graph=True),
     COMPILED: Path("plain", compiled=True),
 }
 """The first is how published code runs; the last one is timed only where it is asked for."""
@@ -77,12 +74,7 @@ class Run:
 def paths_of(device: torch.device) -> list[str]:
     """The paths that a device has."""
     cuda = device.type == "cuda"
-    kernels = cuda and find_spec("triton") is not None
-    return [
-        name
-        for name, path in PATHS.items()
-        if not path.compiled and (cuda or not path.graph) and (kernels or path.execution != "kernels")
-    ]
+    return [name for name, path in PATHS.items() if not path.compiled and (cuda or not path.graph)]
 
 
 def compare(

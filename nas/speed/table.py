@@ -46,7 +46,7 @@ _HEAD = (
     *("work", "plain eager", "ours", "ratio", "must", "aim", "kept", "peak GiB", "kernels launched"),
     *("share of the bandwidth floor", "path"),
 )
-_VERSIONS = {"torch": "torch", "cuda": "CUDA", "triton": "Triton", "cuda-core": "cuda-core"}
+_VERSIONS = {"torch": "torch", "cuda": "CUDA"}
 
 Found = dict[str, Any]
 """A row's file: its command, seconds and warnings, and `found` or `counts` or `error`."""

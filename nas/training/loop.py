@@ -83,7 +83,7 @@ class Loop:
         self.seconds = 0.0
         self.weight_decay = recipe.weight_decay
         # Before `form` is asked, which may depend on how cells run.
-        execute_cells(network, recipe.execution, self.device, self.steps)
+        execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What ranks say to each other in a step is not on the device, so that no graph could hold it.

@@ -17,7 +17,7 @@ from nas.text import shown
 from nas.types import MOST
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Execution = Literal["auto", "plain", "batched", "kernels"]
+Execution = Literal["auto", "plain", "batched"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Recipe:
     precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
       weights and their updates are float32 always.
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
-      (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest one known
-      (`auto`, see `nas.oneshot.fused.verdict`); with equal outcomes but for rounding.
+      (`batched`), or the faster one on the device (`auto`); with equal outcomes but for rounding.
     graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.captured`.
     """
 
@@ -191,8 +190,8 @@ _RULES: Mapping[str, _Rule] = {
         lambda value: value in ("auto", "float32", "bfloat16"),
     ),
     "execution": (
-        "'auto', 'plain', 'batched' or 'kernels'",
-        lambda value: value in ("auto", "plain", "batched", "kernels"),
+        "'auto', 'plain' or 'batched'",
+        lambda value: value in ("auto", "plain", "batched"),
     ),
     "graph": _SWITCH,
 }

@@ -6,9 +6,7 @@ edges that leave a node, and the weight of an operation is the scale of its last
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,36 +14,17 @@ from torch import Tensor, nn
 
 from nas.cell import Cell, drop_mask
 from nas.oneshot.fused.groups import Group
-from nas.oneshot.fused.inputs import LARGEST, hooked
 from nas.oneshot.fused.memory import Memory
 from nas.oneshot.fused.plan import Plan
 from nas.oneshot.fused.stack import channels_last
-from nas.oneshot.fused.together import following, mixed, outcome, scaled
+from nas.oneshot.fused.together import mixed, outcome, scaled
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
-
-if TYPE_CHECKING:
-    from nas.oneshot.fused.kernels.passage import Passage
 
 _WHOLE = Terms((0,))
 
 
-def run_by_kernels(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
-    """As `run`; in training, the kernels compute what they know, which cannot be differentiated twice.
-
-    They also preprocess the inputs (`nas.oneshot.fused.kernels.preparing`) and add up the nodes
-    (`nas.oneshot.fused.kernels.node`). Where one operation of each edge is drawn and all have a rule, they
-    look up on the device which it is, so that nothing waits and a CUDA graph serves every draw; what they do
-    not know, as pools of the channels of a 1x1 convolution, is then computed for all edges. Not yet run on a
-    GPU.
-    """
-    device = inputs[0].device
-    # Triton launches on the present device, wherever the tensors are.
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return run(cell, inputs, kernels=True)
-
-
-def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tensor]:
+def run(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
     """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
 
     A cell runs plainly where a module on an edge is hooked, where parts of the batch run different options,
@@ -56,38 +35,25 @@ def run(cell: Cell, inputs: list[Tensor], *, kernels: bool = False) -> list[Tens
     memory = Memory.of(cell)
     if any(map(hooked, memory.modules)):
         return cell.plain(inputs)
-    kernels = kernels and cell.training and all(x.ndim == 4 and x.numel() < LARGEST for x in inputs)
-    given = _terms(memory.edges, unasked=kernels)
+    given = _terms(memory.edges)
     if given is None:
         return cell.plain(inputs)
-    states = memory.inputs.states(cell, inputs) if kernels else cell.preprocessed(inputs)
+    states = cell.preprocessed(inputs)
     if any(state.ndim != 4 for state in states):
         return cell.computed(states)
-    kernels = kernels and all(state.numel() < LARGEST for state in states)
-    plan = memory.plan(cell, given, states, kernels=kernels)
-    # They normalise by the batch only.
-    kernels = kernels and _fit(plan, states) and all(norm.training for norm in plan.norms)
-    # A program is begun for each edge, where the device alone knows what is drawn.
-    alone = all(term.drawn or len(term.options) == 1 for term in given)
-    if any(term.drawn for term in given) and not (kernels and alone and plan.by_kernels):
-        given = _terms(memory.edges, unasked=False) or []
-        plan = memory.plan(cell, given, states, kernels=kernels)
-    if not kernels:
-        plan = memory.plan(cell, given, states, kernels=False)
+    plan = memory.plan(cell, given, states[0])
     return _Run(cell, plan, given, states).nodes() if plan.parts else cell.computed(states)
 
 
-def _fit(plan: Plan, states: Sequence[Tensor]) -> bool:
-    """Whether no map that kernels make is too large for them."""
-    if plan.layout is None:
-        return True
-    pixels = max(state.shape[2] * state.shape[3] for state in states)
-    return len(states[0]) * pixels * plan.layout.widest < LARGEST
+def hooked(module: nn.Module) -> bool:
+    """Whether something is to happen where a module is called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(map(bool, (*hooks, module._backward_pre_hooks)))
 
 
-def _terms(edges: Sequence[nn.Module], *, unasked: bool) -> list[Terms] | None:
+def _terms(edges: Sequence[nn.Module]) -> list[Terms] | None:
     """What each edge runs; None where that differs from one part of the batch to another."""
-    found = [op.terms(unasked=unasked) if isinstance(op, MixedOp) else _WHOLE for op in edges]
+    found = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in edges]
     known = [term for term in found if term is not None]
     return known if len(known) == len(found) else None
 
@@ -123,9 +89,6 @@ class _Run:
             for edge, (_, _, op) in enumerate(plan.edges):
                 if not isinstance(op, Zero | nn.Identity):
                     self.masks[edge] = drop_mask(states[0], cell.drop_path)
-        self.chosen = plan.chosen(terms, states[0])
-        drawn = self.chosen[-1] if self.chosen else None
-        self.kernels = _passage(plan, self.states, self.weights, self.masks, drawn)
 
     def nodes(self) -> list[Tensor]:
         inputs = self.cell.inputs
@@ -134,15 +97,11 @@ class _Run:
                 self.states.append(self._node(src))
             if self.plan.groups[src]:
                 self._leave(src)
-        if self.kernels is not None:
-            self.kernels.follow()
         return self.states[inputs:]
 
     def _node(self, dst: int) -> Tensor:
         number = dst - self.cell.inputs
         total = self.totals[number].total
-        if self.kernels is not None:
-            total = self.kernels.node(number, total)
         into = [(edge, src, op) for edge, (src, node, op) in enumerate(self.plan.edges) if node == dst]
         if total is None:  # nothing but zeros leads here
             _, src, op = into[0]
@@ -168,27 +127,17 @@ class _Run:
 
     def _leave(self, src: int) -> None:
         """Adds to the later nodes what the edges that leave a node carry there."""
-        if self.kernels is not None:
-            self._leave_by(self.kernels, src)
-            if all(group.form is not None for group in self.plan.groups[src]):
-                return
         x = self._computed(src)
         known: dict[Hashable, Tensor] = {}
         apart: dict[tuple[int, ...], _Sum] = {}
         shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
         for group in self.plan.groups[src]:
-            if group.form is not None:
-                continue
             weights = self.weights[group.number] if group.weighed else None
             edges = tuple(branch.edge for branch in group.branches)
-            on = self.chosen[group.number] if self.chosen else None
-            if on is not None and weights is not None:
-                weights = torch.where(on != 0, weights, 0.0)
             if self._drops(group):
                 self._add(edges, self._dropped(group, x, weights))
                 continue
-            with following(group, on):
-                stack, weights = outcome(group, x, weights, known)
+            stack, weights = outcome(group, x, weights, known)
             if stack.shared:
                 shared.setdefault(edges, []).append((stack.x, weights))
             else:
@@ -198,17 +147,6 @@ class _Run:
             self._add(edges, total.total.chunk(len(edges), dim=1))
         for edges, terms in shared.items():
             self._add(edges, mixed(terms, len(edges)))
-
-    def _leave_by(self, kernels: Passage, src: int) -> None:
-        """The same of what the kernels know."""
-        sources = kernels.read_from(src)
-        if not sources:
-            return
-        x = kernels.leave(src, [self._computed(source) for source in sources])
-        if x is not None:
-            self.computed[src] = x
-            if self.plan.parts == 1:
-                self.states[src] = x
 
     def _computed(self, src: int) -> Tensor:
         """The channels of a state that are computed on."""
@@ -238,21 +176,6 @@ class _Run:
         edges = [self.plan.edges[branch.edge][2] for branch in group.branches]
         maps = [edge.dropped(x) for edge in edges if isinstance(edge, MixedOp)]
         return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
-
-
-def _passage(
-    plan: Plan,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    masks: Mapping[int, Tensor],
-    chosen: Tensor | None,
-) -> Passage | None:
-    """A pass by the kernels, where they run anything."""
-    if plan.layout is None:
-        return None
-    from nas.oneshot.fused.kernels.passage import Passage
-
-    return Passage(plan.layout, states, weights[-1] if weights else None, masks, chosen)
 
 
 def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from nas.cell import Cell
-from nas.oneshot.fused.drafts import fitting
-from nas.oneshot.fused.families import kin_of
-from nas.oneshot.fused.groups import Branch, Group, Known, Layers
-from nas.oneshot.fused.laying_out import lay_out
-from nas.oneshot.fused.layout import Layout
+from nas.oneshot.fused.groups import Branch, Group, Layers
 from nas.oneshot.fused.rules import rule_of
 from nas.oneshot.fused.stack import Stack
-from nas.oneshot.fused.stages import Chain, Same, Shape
 from nas.oneshot.mixed import MixedOp, Terms
 from nas.ops import Zero
 
@@ -28,11 +21,9 @@ class Plan:
     """How a cell runs under all mixtures of one structure.
 
     edges: (src, dst, module). groups: [nodes] what runs on each node. parts: of the channels, of which one is
-      computed on; 0 where this differs between edges. sizes: branches of each group that the kernels do not
-      run, by its number, and last the contributions of those that they run.
+      computed on; 0 where this differs between edges. sizes: branches of each group, by its number.
     at: where their weights are in what `table_of` gives, or else in the rows of the mixture, one after the
       other, of which the last is that of what has none; edge_of: the edges.
-    layout: of what the kernels run; None where they run nothing.
     """
 
     edges: list[tuple[int, int, nn.Module]]
@@ -41,17 +32,10 @@ class Plan:
     sizes: list[int]
     at: list[int]
     edge_of: list[int]
-    layout: Layout | None
     _tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    @cached_property
-    def norms(self) -> list[nn.Module]:
-        """The batch-norms of all that the kernels run."""
-        groups = [group for own in self.groups for group in own if group.form is not None]
-        return [norm for g in groups for at in (g.form.norms if g.form else []) for norm in g.pieces[at]]
-
     def weights(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
-        """The weights `[G]` of groups, and last of contributions; nothing where there are none at all.
+        """The weights `[G]` of groups; nothing where there are none at all.
 
         x: whose device they are on.
         """
@@ -64,17 +48,6 @@ class Plan:
             each = torch.cat([one if edge is None else edge.view(1) for edge in edges])
             flat = flat * each.index_select(0, edge_of)
         return torch.split(flat, self.sizes)
-
-    def chosen(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
-        """As `weights`: 1 for what was drawn, else 0; nothing where Python knows what is run."""
-        if self.layout is None or not any(term.drawn for term in terms):
-            return ()
-        return torch.split(self._rows(terms, x).ne(0).int(), self.sizes)
-
-    @property
-    def by_kernels(self) -> bool:
-        """Whether they run what they know of it, and all else has a rule, as every primitive has."""
-        return self.parts > 0 and self.layout is not None and all(g.rules for own in self.groups for g in own)
 
     def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
         """The weights of operations, without those of edges."""
@@ -124,18 +97,12 @@ def make_plan(
     cell: Cell,
     terms: Sequence[Terms],
     together: int,
-    known: Callable[[nn.Module], Known],
-    joint: Callable[[Sequence[nn.Module]], bool],
-    *,
-    shapes: Sequence[Shape],
-    alike: bool,
-    device: torch.device,
+    known: Callable[[nn.Module], Layers | None],
 ) -> Plan:
     """The plan of a cell under one structure of mixture.
 
-    together: branches in a stack, at most. known: how an operation can be run. joint: whether kernels run
-    operations of several kinds in one launch. shapes: of the inputs' maps; alike: whether those are one, and
-    all or none of them need gradients.
+    together: branches in a stack, at most. known: the layers by which an operation runs with its like; None
+    where it runs by itself.
     """
     edges = list(cell.edges())
     leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
@@ -160,73 +127,32 @@ def make_plan(
             for part in group.split(together):
                 groups[-1].append(replace(part, number=number))
                 number += 1
-    groups = _for_kernels(groups, edges, _parts_of(shapes, alone), joint)
-    layout = lay_out(groups, edges, _parts_of(shapes, alone), device, alike=alike)
-    left = count()
-    groups = [[g if g.form is not None else replace(g, number=next(left)) for g in own] for own in groups]
-    apart = [group.branches for own in groups for group in own if group.form is None]
-    members = [branch for own in [*apart, layout.order if layout else ()] for branch in own]
+    members = [branch for own in groups for group in own for branch in group.branches]
     return Plan(
         edges,
         groups,
         alone,
-        sizes=[*map(len, apart), *([len(layout.order)] if layout else [])],
+        sizes=[len(group.branches) for own in groups for group in own],
         at=[offset if branch.weight is None else branch.weight for branch in members],
         edge_of=[branch.edge for branch in members],
-        layout=layout,
     )
 
 
-def _for_kernels(
-    groups: list[list[Group]],
-    edges: Sequence[tuple[int, int, nn.Module]],
-    shapes: Sequence[Shape],
-    joint: Callable[[Sequence[nn.Module]], bool],
-) -> list[list[Group]]:
-    """The groups of each node, without a form where the kernels cannot run them after all."""
-
-    def dropped(group: Group) -> bool:
-        """Whether these are identities of which entries may be dropped."""
-        ops = [edges[branch.edge][2] for branch in group.branches]
-        return isinstance(group.form, Same) and any(isinstance(o, MixedOp) and o.skip_dropout for o in ops)
-
-    plain = [[replace(g, form=None) if dropped(g) else g for g in own] for own in groups]
-    found = fitting(plain, edges, shapes)
-    refused = {id(group) for own in found for kin in _kin(own) if not _agree(kin, joint) for group in kin}
-    return [[replace(g, form=None) if id(g) in refused else g for g in own] for own in found]
-
-
-def _kin(groups: Sequence[Group]) -> list[list[Group]]:
-    return kin_of([group for group in groups if isinstance(group.form, Chain)])
-
-
-def _agree(kin: Sequence[Group], joint: Callable[[Sequence[nn.Module]], bool]) -> bool:
-    """Whether the kernels may run all of a family in one launch."""
-    kinds = {tuple(rule.key for rule in group.rules): group.branches[0].op for group in kin}
-    return len(kinds) == 1 or joint(list(kinds.values()))
-
-
-def _parts_of(shapes: Sequence[Shape], parts: int) -> list[Shape]:
-    """Of the channels that are computed on."""
-    return [(channels // max(1, parts), height, width) for channels, height, width in shapes]
-
-
 def _grouped(
-    branches: Sequence[Branch], terms: Sequence[Terms], known: Callable[[nn.Module], Known]
+    branches: Sequence[Branch], terms: Sequence[Terms], known: Callable[[nn.Module], Layers | None]
 ) -> list[Group]:
     """Branches on one map, by kind, in the order of first appearance."""
-    found: dict[Hashable, list[tuple[Branch, Known]]] = {}
+    found: dict[Hashable, list[tuple[Branch, Layers]]] = {}
     for branch in branches:
-        way = known(branch.op)
-        key: Hashable = id(branch.op) if way.chain is None else tuple(rule.key for _, rule in way.chain)
-        found.setdefault(key, []).append((branch, way))
+        chain = known(branch.op)
+        key: Hashable = id(branch.op) if chain is None else tuple(rule.key for _, rule in chain)
+        found.setdefault(key, []).append((branch, chain or ()))
     groups = []
     for members in found.values():
-        layers = tuple(zip(*([layer for layer, _ in k.chain or ()] for _, k in members), strict=True))
-        first, own = members[0][1], tuple(branch for branch, _ in members)
-        rules = tuple(rule for _, rule in first.chain or ())
+        layers = tuple(zip(*([layer for layer, _ in chain] for _, chain in members), strict=True))
+        own, rules = tuple(branch for branch, _ in members), tuple(rule for _, rule in members[0][1])
         weighed = any(b.weight is not None or terms[b.edge].edge is not None for b in own)
-        groups.append(Group(own, rules, layers, weighed, form=first.form))
+        groups.append(Group(own, rules, layers, weighed))
     return groups
 
 

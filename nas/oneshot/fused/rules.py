@@ -43,18 +43,6 @@ def rule_of(layer: nn.Module) -> Rule | None:
     return make(layer) if make is not None else None
 
 
-def layer_type(layer: nn.Module) -> type[nn.Module] | None:
-    """The type of torch's own that says what a layer does; its own type, where it is none of ours."""
-    return layer.batch_like() if isinstance(layer, Batched) else type(layer)
-
-
-def pieces_of(layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
-    """The layers of an operation as kernels see them: of a single one in halves, these and the batch-norm."""
-    if len(layers) == 1 and isinstance(layers[0], Batched):
-        return layers[0].batch_halves() or layers
-    return layers
-
-
 def convolve(layers: Sequence[nn.Module], stack: Stack) -> Stack:
     """Convolutions of equal form, with the weights of each."""
     convs = cast(Sequence[nn.Conv2d], layers)
@@ -117,35 +105,17 @@ def _by_batch(
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=first.eps)
     apart = len(mean) > first.num_features
     found = [new.chunk(len(norms)) if apart else [new] * len(norms) for new in (mean, var)]
-    follow([norms[at] for at in recording], *([new[at] for at in recording] for new in found))
+    _follow([norms[at] for at in recording], *([new[at] for at in recording] for new in found))
     return y
 
 
 @torch.no_grad()
-def follow(
-    norms: Sequence[nn.BatchNorm2d],
-    means: list[Tensor],
-    variances: list[Tensor],
-    *,
-    on: Sequence[Tensor] | None = None,
-) -> None:
-    """The running statistics of each norm go towards those of its batch, the variance being unbiased.
-
-    on: whether each norm has seen a batch, as scalars on the device; all have where None.
-    """
+def _follow(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
+    """The running statistics of each norm go towards those of its batch, the variance being unbiased."""
     momentum = cast(float, norms[0].momentum)
-    running = [[cast(Tensor, getattr(norm, f"running_{name}")) for norm in norms] for name in ("mean", "var")]
-    tracked = [cast(Tensor, norm.num_batches_tracked) for norm in norms]
-    if on is None:
-        for own, towards in zip(running, (means, variances), strict=True):
-            torch._foreach_lerp_(own, towards, momentum)
-        torch._foreach_add_(tracked, 1)
-        return
-    shares = torch.cat([seen.expand(len(mean)) for seen, mean in zip(on, means, strict=True)]) * momentum
-    each = list(torch.split(shares, [len(mean) for mean in means]))
-    for own, towards in zip(running, (means, variances), strict=True):
-        torch._foreach_lerp_(own, towards, each)
-    torch._foreach_add_(tracked, list(torch.stack(list(on)).to(tracked[0].dtype).unbind()))
+    for name, towards in (("mean", means), ("var", variances)):
+        torch._foreach_lerp_([cast(Tensor, getattr(n, f"running_{name}")) for n in norms], towards, momentum)
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

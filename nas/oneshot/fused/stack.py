@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +46,6 @@ class Batched:
         """All that modules must have in common."""
         raise NotImplementedError
 
-    def batch_like(self) -> type[nn.Module] | None:
-        """The layer of torch that it does the same as at present, so that kernels know it; None for none."""
-        return None
-
-    def batch_halves(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d] | None:
-        """Two 1x1 convolutions of stride 2 and a batch-norm, where all that it does is the following.
-
-        ReLU; the one makes the first channels and the other the rest, from the pixels below and to the right
-        of those that the one reads, zeros outside of the map; batch-norm. None where it does anything else.
-        """
-        return None
-
     @classmethod
     def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
         """What each of G modules makes of its maps; a batch-norm among them may be frozen by itself."""
@@ -73,14 +60,6 @@ def side_by_side(maps: Sequence[Tensor]) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """The same map with its channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def type_of_maps(states: Sequence[Tensor]) -> torch.dtype:
-    """The type that kernels keep maps in: that of the states, or of autocast where it is on."""
-    device = states[0].device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return reduce(torch.promote_types, [state.dtype for state in states])
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

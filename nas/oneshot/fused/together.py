@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,26 +58,3 @@ def mixed(terms: Sequence[tuple[Tensor, Tensor | None]], edges: int) -> Sequence
     maps = torch.stack([x.permute(0, 2, 3, 1) for x, _ in terms])
     product = torch.stack(rows).to(first.dtype).T @ maps.flatten(1)
     return [x.permute(0, 3, 1, 2) for x in product.view(edges, *maps.shape[1:]).unbind()]
-
-
-@contextmanager
-def following(group: Group, on: Tensor | None) -> Iterator[None]:
-    """Runs a group, whose running statistics follow only where an operation is drawn. on: [G], or None."""
-    if on is None:
-        yield
-        return
-    own = [(at, buffer) for at, branch in enumerate(group.branches) for buffer in branch.op.buffers()]
-    kinds = dict.fromkeys(buffer.dtype for _, buffer in own)
-    parts = [[(at, buffer) for at, buffer in own if buffer.dtype == kind] for kind in kinds]
-    before = [_flat([buffer for _, buffer in part]) for part in parts]
-    yield
-    live = on != 0
-    for part, kept in zip(parts, before, strict=True):
-        buffers = [buffer for _, buffer in part]
-        seen = torch.cat([live[at].expand(buffer.numel()) for at, buffer in part])
-        flat = torch.split(torch.where(seen, _flat(buffers), kept), [buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [x.view(y.shape) for x, y in zip(flat, buffers, strict=True)])
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
