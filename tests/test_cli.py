@@ -483,14 +483,6 @@ def test_options_of_gradients_reach_a_search(monkeypatch, given, field, value):
     assert got[0].model_dump()[field] == value
 
 
-@pytest.mark.parametrize("how", [["--execution", "kernels"], ["--set", "retrain.execution=kernels"]])
-def test_kernels_without_a_gpu_are_refused_before_anything_is_written(tmp_path, how):
-    done = search(tmp_path / "run", "--device", "cpu", *how)
-    assert done.exit_code == 2
-    assert "execution: kernels need CUDA and Triton, but the device is cpu" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     (tmp_path / "c.toml").write_text("[final_settings]\nwidth = 3\n")
     text = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"

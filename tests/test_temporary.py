@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import MODULES
+from nas.oneshot.fused.kernels import cubins
 
 from nas.bundle.proof import prove
 from nas.classifier import _temporary
@@ -21,7 +22,6 @@ from nas.files import temporary as files_temporary
 from nas.files.folders import prepare_folder
 from nas.files.temporary import temporary_folder
 from nas.job.config import Config
-from nas.oneshot.fused.kernels import cubins
 from nas.registry import load
 from nas.speed.table import Row, fill
 from nas.training.recipe import Recipe
