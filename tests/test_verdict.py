@@ -10,13 +10,11 @@ import warnings
 
 import pytest
 import torch
-from nas.budget.time_allowed import allowed_fidelity
 
-from nas.budget.clock import Clock
 from nas.cell import Cell
 from nas.errors import ConfigError, TrialError
 from nas.files.kernel_lock import KernelLock
-from nas.job import calibrate_run, preparation
+from nas.job import preparation
 from nas.job.config import make_config
 from nas.job.search_run import look
 from nas.oneshot.fused import execution, settling, trying, verdict
@@ -27,10 +25,8 @@ from nas.oneshot.supernet import Supernet
 from nas.progress import Silent
 from nas.seeding import isolated
 from nas.speed.workloads import noise
-from nas.task import load_task
 from nas.training import loop as training
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.user_code import user_errors
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -204,19 +200,6 @@ def test_a_preview_tries_nothing(asked, tmp_path):
     preparation.prepare(make_config(JOB | {"budget": "2h"}), tmp_path)
     preparation.prepare(make_config(JOB | {"execution": "batched"}), tmp_path)
     assert asked == [7200.0]
-
-
-@pytest.mark.parametrize(("hours", "tried"), [(0.1, 0), (0.6, 0), (2, 1)])
-def test_what_a_classifier_finds_out_within_an_hour_tries_nothing(asked, tmp_path, monkeypatch, hours, tried):
-    """It calibrates from half an hour on, with a job that knows of no budget."""
-
-    def calibrates(job, settings):
-        raise Stopped
-
-    monkeypatch.setattr(calibrate_run, "compare_estimates", calibrates)
-    settings = {"space": "toy", "task": "digits"}
-    allowed_fidelity("toy", load_task("digits"), tmp_path / "run", Clock(hours * 3600), settings)
-    assert len(asked) == tried
 
 
 @pytest.mark.parametrize(
