@@ -59,6 +59,18 @@ def network(channels: int, width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
+def reference_ms() -> float:
+    """How fast the machine is just now: a step of the plain network on one thread, in milliseconds."""
+    net, times, threads = network(1, 16), [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(12):
+        began = time.perf_counter()
+        net(torch.ones(BATCH, 1, SIDE, SIDE)).sum().backward()
+        times.append(1e3 * (time.perf_counter() - began))
+    torch.set_num_threads(threads)
+    return round(float(np.median(times)), 1)
+
+
 def plain(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, minutes: int, seed: int) -> Answers:
     """Trains for the whole time; the cosine follows it."""
     began, end_s, rate = time.monotonic(), 60 * minutes - 1, 0.05
@@ -104,13 +116,13 @@ def classical(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, who: str, seed: 
 
 
 def fit(who: str, data: str, minutes: int, seed: int, cifar: Path | None) -> dict:
-    x, y, x_test, y_test = load(data, seed, cifar)
+    (x, y, x_test, y_test), speed = load(data, seed, cifar), reference_ms()
     began = time.monotonic()
     if who in ("SVM", "forest"):
         answers, told = classical(x, y, x_test, who, seed)
     else:
         answers, told = {"estimator": estimator, "plain network": plain}[who](x, y, x_test, minutes, seed)
-    row = {"who": who, "data": data, "minutes": minutes, "seed": seed}
+    row = {"who": who, "data": data, "minutes": minutes, "seed": seed, "reference_ms": speed}
     return row | {"accuracy": float(np.mean(answers == y_test)), "seconds": time.monotonic() - began} | told
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_budget import reference_ms
 
 import nas
 from nas.evaluation.comparison import paired
@@ -95,6 +96,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     for seed in sorted(set(range(args.seeds)) - {r["seed"] for r in rows if r["busy"] == args.busy}):
+        speed = {"reference_ms": reference_ms()}  # where nothing else runs
         others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
         with tempfile.TemporaryDirectory() as folder:
             run, began = Path(folder) / "run", time.monotonic()
@@ -104,7 +106,7 @@ def main() -> None:
             finally:
                 for process in others:
                     process.kill()
-            row = {"seed": seed, "busy": args.busy, "seconds": round(time.monotonic() - began, 1)}
+            row = {"seed": seed, "busy": args.busy, "seconds": round(time.monotonic() - began, 1)} | speed
             metrics = json.loads((run / "metrics.json").read_text())
             row |= {"test_acc": metrics["test_acc"], **({} if args.busy else compared(run))}
         print(line := json.dumps(row), flush=True)

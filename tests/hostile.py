@@ -40,18 +40,19 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def in_time(seconds=20):
+def in_time(seconds=30):
     """Raises `Hang` in a block that takes too long."""
 
     def fail(*_):
         raise Hang(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, _ = signal.getitimer(signal.ITIMER_REAL)  # of a limit around this one, if there is any
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, left or seconds))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, left)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -65,19 +65,19 @@ class Preset:
 
 _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 8),
-    search=dataclasses.replace(compressed(RECIPES["quick"], 8), lr_min=0.001),
+    search=dataclasses.replace(compressed(RECIPES["quick"], 6), lr_min=0.001),
     alpha_speed=67.0,  # 3e-4 to 0.02: some 200 steps go as far as the published 20,000
     shared=compressed(RECIPES["quick"], 100),
-    final=compressed(RECIPES["quick"], 40),
+    final=compressed(RECIPES["quick"], 25),
     trials=12,
     shared_trials=200,
-    top_k=3,
+    top_k=2,
     shared_top_k=10,
     top_k_epochs=10,
     seeds=2,
     search_images=2560,
     final_images=180_000,
-    size=MappingProxyType({"width": 8, "cells": 5}),
+    size=MappingProxyType({"width": 8, "cells": 4}),
     final_size=MappingProxyType({"width": 16}),
 )
 

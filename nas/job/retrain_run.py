@@ -35,18 +35,9 @@ from nas.tracking.tracker import Tracker
 from nas.training.team import Team
 
 USED = (
-    *(
-        "preset",
-        "seed",
-        "device",
-        "execution",
-        "graph",
-        "deterministic",
-        "rank_timeout",
-        "augment",
-        "exclude",
-    ),
-    *("space_settings", "final_settings", "retrain", "export", "tensorboard", "mlflow"),
+    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
+    *("augment", "exclude", "export", "tensorboard", "mlflow"),
+    *("space_settings", "final_settings", "retrain"),
 )
 """The settings that a retraining reads, beside space and task."""
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from browser import chromium
 from torch import nn
 from using import TINY, begun, nas_command
 
@@ -22,16 +23,9 @@ IMAGE = '"><img src=x onerror=window.hit=1>'
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium without a screen."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra dev: playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as engine:
-        started = engine.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    """For all tests here."""
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

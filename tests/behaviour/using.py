@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from unittest import mock
 
 import pytest
 import typer.main
+from hostile import in_time
 
 import nas
 from nas.cli import main
@@ -85,27 +85,6 @@ def refused(call, *names, by=nas.NasError):
     assert not missing, f"{words!r} does not name {missing}"
     assert len(words) < 5000
     return words
-
-
-class TooLongError(BaseException):
-    """Something took longer than it may."""
-
-
-@contextlib.contextmanager
-def in_time(seconds=30):
-    """Raises `TooLongError` in a block that takes too long."""
-
-    def fail(*_):
-        raise TooLongError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    left, _ = signal.getitimer(signal.ITIMER_REAL)  # of a limit around this one, if there is any
-    signal.setitimer(signal.ITIMER_REAL, min(seconds, left or seconds))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        signal.signal(signal.SIGALRM, before)
 
 
 class Told:
