@@ -17,10 +17,10 @@ from torch import nn
 
 import nas
 from nas.cell import Cell
-from nas.oneshot.differentiable import search
 from nas.oneshot.guards import Guards
 from nas.oneshot.method import PUBLISHED
 from nas.oneshot.methods import METHODS
+from nas.oneshot.search import search
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Whole
 from nas.oneshot.updates import ExponentiatedGradient

@@ -12,9 +12,10 @@ import torch
 from ranks import make_plain_space, make_task, started, together
 
 from nas.errors import ConfigError, DataError
-from nas.oneshot import differentiable, fewshot
+from nas.oneshot import fewshot
 from nas.oneshot.method import PUBLISHED
 from nas.oneshot.methods import METHODS
+from nas.oneshot.search import search
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.stages import Progressive
@@ -40,7 +41,7 @@ def searched(team, space, name, *, images=96, data_seed=0, epochs=2, parts=None,
     task, method = make_task(images=images, seed=data_seed), METHODS[name]()
     weights = dataclasses.replace(PUBLISHED, epochs=epochs, batch=16)
     method = dataclasses.replace(method, weights=weights, **(parts or {}))
-    outcome = differentiable.search(space, task, method, seed=5, team=team, **options)
+    outcome = search(space, task, method, seed=5, team=team, **options)
     supernet = outcome.supernet
     return {
         "loss": [epoch.train_loss for epoch in outcome.epochs],

@@ -6,7 +6,8 @@ from smooth import RECIPE, make_task, smooth
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import stepping
 from nas.oneshot.freezing import Freezer, Freezing, operations
 from nas.oneshot.method import Method
 from nas.oneshot.mixed import MixedOp
@@ -99,25 +100,25 @@ def test_a_match_is_the_cosine_over_all_weights_of_an_operation():
 
 def test_frozen_weights_stand_still_while_alphas_and_others_move():
     net = supernet()
-    loop = BilevelLoop(net, make_task(), Method("t", RECIPE, freezing=Freezing(steps=10**6)), seed=0)
-    loop.advance()
-    path = next(iter(loop._freezer.operations))
-    loop._freezer.restore({**loop._freezer.state(), "frozen": [path]})
-    held = [w.detach().clone() for w in loop._freezer.operations[path]]
-    others = [w for p, ws in loop._freezer.operations.items() if p != path for w in ws]
+    loop = Bilevel.begun(net, make_task(), Method("t", RECIPE, freezing=Freezing(steps=10**6)), seed=0)
+    stepping(loop)()
+    path = next(iter(loop.freezer.operations))
+    loop.freezer.restore({**loop.freezer.state(), "frozen": [path]})
+    held = [w.detach().clone() for w in loop.freezer.operations[path]]
+    others = [w for p, ws in loop.freezer.operations.items() if p != path for w in ws]
     before, alphas = [w.detach().clone() for w in others], net.alphas[0].detach().clone()
-    loop.advance()
+    stepping(loop)()
     assert loop.frozen == 1
-    assert all(torch.equal(a, b) for a, b in zip(held, loop._freezer.operations[path], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(held, loop.freezer.operations[path], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, others, strict=True))
     assert not torch.equal(alphas, net.alphas[0])
 
 
 def test_the_search_really_freezes_what_overfits():
     """On random labels the gradients of training and validation agree about nothing."""
-    loop = BilevelLoop(supernet(), make_task(), Method("t", RECIPE, freezing=Freezing(steps=2)), seed=0)
+    loop = Bilevel.begun(supernet(), make_task(), Method("t", RECIPE, freezing=Freezing(steps=2)), seed=0)
     for _ in range(6):
-        loop.advance()
+        stepping(loop)()
     assert loop.frozen > 0
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forwarded import by
 from nested import nested_space
-from tape import Calls
+from calls import Calls
 from torch import nn
 
 from nas.cell import Cell
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import stepping
 from nas.oneshot.extraction import as_searched
 from nas.oneshot.fused import trust
 from nas.oneshot.fused.depthwise import depthwise
@@ -514,7 +516,7 @@ def test_a_training_runs_as_its_recipe_says_and_leaves_a_plain_network(execution
         assert x.is_contiguous(memory_format=torch.channels_last)
         return network(x)
 
-    train(network, task, recipe, seed=0, forward=forward)
+    train(network, task, recipe, seed=0, gradients=by(forward))
     assert seen[0] == expected
     assert executions(network) == {False}
 
@@ -529,9 +531,10 @@ def test_steps_of_a_search_are_the_same_on_either_path(method):
         own = METHODS[method](**{"steps": 2} if method == "sdarts-adv" else {})
         supernet = Supernet(space, relaxation=own.relaxation, parts=parts, edge_norm=own.edge_norm)
         recipe = Recipe(epochs=1, batch=16, lr=0.02, weight_decay=0.0, clip=5.0, execution=execution)
-        loop = BilevelLoop(supernet.train(), task, dataclasses.replace(own, weights=recipe), seed=0)
+        method = dataclasses.replace(own, weights=recipe)
+        advance = stepping(Bilevel.begun(supernet.train(), task, method, seed=0))
         for _ in range(2):
-            loop.advance()
+            advance()
         assert all(parameter.requires_grad for parameter in supernet.parameters())
         states.append([p.detach() for p in [*supernet.architecture(), *supernet.weights()]])
     worst = max(difference(a, b) for a, b in zip(*states, strict=True))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from smooth import RECIPE, make_task, smooth
 
 from nas.oneshot import health
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import stepping
 from nas.oneshot.health import Examiner, Health, dominant_eigenvalue, entropy, matching
 from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard, Uniform
@@ -20,10 +21,10 @@ def make(*, steps=2, **parts):
     method = Method("test", RECIPE, **parts)
     with isolated(0, "test"):
         supernet = Supernet(smooth(), relaxation=method.relaxation).train()
-    loop = BilevelLoop(supernet, make_task(), method, seed=0)
+    state = Bilevel.begun(supernet, make_task(), method, seed=0)
     for _ in range(steps):
-        loop.advance()
-    return loop
+        stepping(state)()
+    return state
 
 
 def dense_hessian(supernet, x, y):
@@ -79,14 +80,14 @@ def test_once_there_is_a_direction_short_epochs_take_few_iterations(monkeypatch)
 def test_two_iterations_follow_the_eigenvalue_of_a_search():
     loop, examiner = make(steps=0), Examiner()
     for _ in range(6):
-        loop.advance()
+        stepping(loop)()
         followed = examiner.eigenvalue(loop)
     assert abs(followed) == pytest.approx(abs(Examiner(iterations=200).eigenvalue(loop)), rel=0.1)
 
 
 def test_a_few_iterations_come_close():
     loop = make()
-    task = loop.task
+    task = loop.loop.task
     x, y = task.normalise(task.val.x[:16]), task.val.y[:16]
     loss = F.cross_entropy(loop.supernet(x), y)
     exact, _ = dominant_eigenvalue(loss, list(loop.supernet.alphas), iterations=200)
@@ -114,10 +115,10 @@ def test_matching_is_one_where_both_splits_are_the_same():
     import dataclasses
 
     loop = make()
-    same = dataclasses.replace(loop.task, val=loop.task.train)
-    loop.task = same
+    same = dataclasses.replace(loop.loop.task, val=loop.loop.task.train)
+    loop.loop.task = same
     assert matching(loop, 0) == pytest.approx(1, abs=1e-5)
-    loop.task = dataclasses.replace(same, val=dataclasses.replace(same.train, y=(same.train.y + 1) % 3))
+    loop.loop.task = dataclasses.replace(same, val=dataclasses.replace(same.train, y=(same.train.y + 1) % 3))
     assert matching(loop, 0) < 0.9
 
 

@@ -8,7 +8,8 @@ import torch
 
 from nas.errors import ConfigError
 from nas.oneshot import memory
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import stepping
 from nas.oneshot.health import Examiner
 from nas.oneshot.memory import Change, Needs, _probe, fit, gib
 from nas.oneshot.method import Method
@@ -32,9 +33,10 @@ def measured(method, *, steps=2, whole=False):
     parts = method.staging.stages(4, 5)[0].parts
     with peak_memory(torch.device("cpu")) as peak:
         supernet = Supernet(SPACE, relaxation=method.relaxation, parts=parts).train()
-        loop = BilevelLoop(supernet, TASK, method, seed=0)
+        loop = Bilevel.begun(supernet, TASK, method, seed=0)
+        advance = stepping(loop)
         for _ in range(steps):
-            loop.advance()
+            advance()
         if whole:
             Examiner().examine(loop, supernet.genotype(), None, 0.0)
         else:
@@ -136,10 +138,10 @@ def test_a_deeper_stage_is_foretold_too():
     method = dataclasses.replace(METHOD, staging=staging)
     supernet = Supernet(deepened(SPACE, 3.0)).train()
     supernet.keep([(2, 3)] * 6)  # the convolutions
-    loop = BilevelLoop(supernet, TASK, method, seed=0)
-    loop.advance()
+    advance = stepping(Bilevel.begun(supernet, TASK, method, seed=0))
+    advance()
     with peak_memory(torch.device("cpu")) as peak:
-        loop.advance()
+        advance()
     assert peak.bytes <= Needs.probed(SPACE, TASK, method).bytes(64)
 
 

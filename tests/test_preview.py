@@ -16,7 +16,7 @@ from nas.console import LiveProgress
 from nas.job.config import make_config
 from nas.job.preparation import prepare
 from nas.job.search_run import look
-from nas.oneshot.differentiable import CURVATURE
+from nas.oneshot.search import CURVATURE
 from nas.training.accuracy import FORWARD
 from tests.jobs import TINY, Recorder
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from killing import MODULES
-from nas.oneshot.fused.kernels import cubins
 
 from nas.bundle.proof import prove
 from nas.classifier import _temporary
@@ -23,7 +22,6 @@ from nas.files.folders import prepare_folder
 from nas.files.temporary import temporary_folder
 from nas.job.config import Config
 from nas.registry import load
-from nas.speed.table import Row, fill
 from nas.training.recipe import Recipe
 from nas.types import Trial
 from nas.workers.join import Home, _place
@@ -57,10 +55,6 @@ def a_classifier(_):
     owner = processes.Event()
     _temporary(owner)
     time.sleep(120)
-
-
-def a_bench(place):
-    fill({"row": Row("work", "-c 'import time; time.sleep(120)'")}, place, asked=["row"], more={})
 
 
 def _there(temporary):
@@ -110,7 +104,7 @@ def temporary(tmp_path, monkeypatch):
     return place
 
 
-@pytest.mark.parametrize("use", [an_export, a_worker, a_trial, a_classifier, a_bench])
+@pytest.mark.parametrize("use", [an_export, a_worker, a_trial, a_classifier])
 def test_what_a_killed_process_left_goes_with_the_next_that_needs_a_folder(temporary, tmp_path, use):
     with using(use, temporary, tmp_path):
         (living,) = _there(temporary)
@@ -172,10 +166,8 @@ def test_a_folder_that_was_taken_for_one_left_behind_is_made_again(temporary, mo
 
 
 def test_nothing_is_left_where_files_have_no_names(tmp_path, monkeypatch):
-    """A run's folder is tried by a file, and kernels are kept, without names that a killed process leaves."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    """A run's folder is tried by a file without a name, which a killed process would leave."""
     for maker in ("mkstemp", "NamedTemporaryFile"):
         monkeypatch.setattr(tempfile, maker, lambda *_, **__: pytest.fail("a file with a name"))
     prepare_folder(tmp_path / "run")
-    cubins.kept(["f"], lambda: cubins.Cubin(b"f", b"code"))
-    assert [len(list(place.iterdir())) for place in (tmp_path / "run", tmp_path / "nas" / "cubins")] == [0, 1]
+    assert list((tmp_path / "run").iterdir()) == []

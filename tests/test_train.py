@@ -8,14 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from forwarded import by
 from torch import nn
 
 from nas.cell import Cell
-from nas.data.augment import Policy
 from nas.errors import ConfigError, DataError, TrialError
 from nas.task import Split, Task
 from nas.training.accuracy import evaluate
-from nas.training.batches import Batches
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, learning_rate
 from nas.training.resumable import Stopped
@@ -192,7 +191,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, s
 @pytest.mark.parametrize(("every", "resumed_at"), [(0.0, 7), (1e9, 5)])
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tmp_path, every, resumed_at):
     task, whole, second = make_task(), make(), make(seed=9)
-    expected = train(whole, task, RICH, seed=5, forward=plainly)
+    expected = train(whole, task, RICH, seed=5, gradients=by(plainly))
     settings = {"seed": 5, "checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": every}
     seen = []
 
@@ -206,8 +205,8 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tmp_path, every,
         return network(x)
 
     with pytest.raises(RuntimeError, match="crash"):
-        train(make(), task, RICH, forward=crash, **settings)
-    curve = train(second, task, RICH, forward=watch, **settings)
+        train(make(), task, RICH, gradients=by(crash), **settings)
+    curve = train(second, task, RICH, gradients=by(watch), **settings)
     assert seen == list(range(resumed_at, 15))
     assert timeless(curve) == timeless(expected)
     assert_same_state(state(second), state(whole))
@@ -309,12 +308,12 @@ def test_a_training_begins_with_the_weights_and_momentum_of_another(tmp_path, em
     train(first, small, recipe, seed=0, checkpoints=Checkpoints(tmp_path))
     raw = Checkpoints(tmp_path).load()[1]["work"]["loop"]
     second = make(seed=1)
-    train(second, large, recipe, seed=1, start=Checkpoints(tmp_path), forward=watch)
+    train(second, large, recipe, seed=1, start=Checkpoints(tmp_path), gradients=by(watch))
     assert_same_state(seen[0], raw["network"])
     slow, other = make(seed=2), make(seed=2)
     slow.load_state_dict(raw["network"])
     train(slow, large, recipe, seed=1)
-    train(other, large, recipe, seed=1, start=Checkpoints(tmp_path), forward=plainly)
+    train(other, large, recipe, seed=1, start=Checkpoints(tmp_path), gradients=by(plainly))
     assert_same_state(state(second), state(other))
     assert not torch.equal(slow.head.weight, second.head.weight), "the momentum was lost"
 
@@ -353,27 +352,11 @@ def test_every_epoch_sees_each_image_once_in_a_new_order_without_the_partial_bat
         batches.append(x.flatten().tolist())
         return network(x)
 
-    train(Fixed([0.0] * 4), task, PLAIN, seed=0, forward=watch)
+    train(Fixed([0.0] * 4), task, PLAIN, seed=0, gradients=by(watch))
     epochs = [batches[2 * epoch] + batches[2 * epoch + 1] for epoch in range(3)]
     assert [len(batch) for batch in batches] == [8] * 6
     assert all(len(set(epoch)) == 16 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_a_batch_is_drawn_from_what_was_prepared_in_place():
-    task = make_task(train_images=20, flip=True)
-    policy = Policy(pad=1, flip=True, cutout=2)
-    batches, apart = (Batches(task.train, task, policy, size=8, seed=0) for _ in range(2))
-    index, stream = batches._index, batches.generator
-    seen = []
-    for step in (0, 3, 1, 3):
-        batches.prepare(step)
-        seen.append(batches.draw())
-        x, y, after = apart.at(step)
-        assert torch.equal(seen[-1][0], x) and torch.equal(seen[-1][1], y)
-        assert torch.equal(stream.get_state(), after.get_state())
-    assert batches._index is index and batches.generator is stream
-    assert torch.equal(seen[1][0], seen[3][0]) and not torch.equal(seen[0][0], seen[1][0])
 
 
 def test_a_split_below_the_batch_is_taken_whole():
@@ -384,7 +367,7 @@ def test_a_split_below_the_batch_is_taken_whole():
         return network(x)
 
     task = make_task()
-    train(make(), task, PLAIN, seed=0, split=split(5, seed=4), forward=watch)
+    train(make(), task, PLAIN, seed=0, split=split(5, seed=4), gradients=by(watch))
     assert sizes == [5, 5, 5]
     with pytest.raises(DataError, match="the split has 0 images"):
         train(make(), task, PLAIN, seed=0, split=split(0, seed=4))
@@ -421,8 +404,8 @@ def test_the_final_network_holds_the_average_of_the_weights(decay):
         history.append(state(network))
         return network(x)
 
-    train(raw, task, PLAIN, seed=0, forward=watch)
-    train(averaged, task, dataclasses.replace(PLAIN, ema=decay), seed=0, forward=plainly)
+    train(raw, task, PLAIN, seed=0, gradients=by(watch))
+    train(averaged, task, dataclasses.replace(PLAIN, ema=decay), seed=0, gradients=by(plainly))
     # The first step's batch norm has not run when `forward` is called, so history[s] follows step s - 1.
     expected = history[0]
     for step, now in enumerate([*history[1:], state(raw)]):
@@ -459,7 +442,7 @@ def test_mixup_mixes_images_and_labels():
         return network(x) * x.view(-1, 1)
 
     recipe = dataclasses.replace(PLAIN, epochs=1, mixup=5.0)
-    curve = train(Fixed(start.tolist()), task, recipe, seed=3, forward=watch)
+    curve = train(Fixed(start.tolist()), task, recipe, seed=3, gradients=by(watch))
     mixed = seen[0].flatten()
     levels = sorted({round(value, 5) for value in mixed.tolist()})
     assert set(levels) - {0.0, 1.0}
@@ -504,7 +487,7 @@ def test_drop_path_grows_by_epoch_and_ends_at_zero():
         seen.append(network.cell.drop_path)
         return network(x)
 
-    train(network, make_task(), dataclasses.replace(PLAIN, drop_path=0.3), seed=0, forward=watch)
+    train(network, make_task(), dataclasses.replace(PLAIN, drop_path=0.3), seed=0, gradients=by(watch))
     assert seen == pytest.approx([0.0] * 5 + [0.1] * 5 + [0.2] * 5)
     assert network.cell.drop_path == 0.0
 
@@ -530,7 +513,9 @@ def test_images_are_cropped_and_flipped_only_where_recipe_and_task_allow(crop, f
         seen.extend(x)
         return network(x)
 
-    train(make(), task, dataclasses.replace(PLAIN, epochs=1, crop=crop, flip=flip), seed=0, forward=watch)
+    train(
+        make(), task, dataclasses.replace(PLAIN, epochs=1, crop=crop, flip=flip), seed=0, gradients=by(watch)
+    )
     originals = task.normalise(task.train.x)
     unchanged = [any(torch.equal(x, original) for original in originals) for x in seen]
     assert all(unchanged) != changed
@@ -544,7 +529,7 @@ def test_every_step_draws_its_own_augmentation():
         batches.append(x)
         return network(x)
 
-    train(make(), task, dataclasses.replace(PLAIN, crop=True), seed=0, forward=watch)
+    train(make(), task, dataclasses.replace(PLAIN, crop=True), seed=0, gradients=by(watch))
     assert not torch.equal(batches[0], batches[1])
     assert not torch.equal(batches[1], batches[2])
 
@@ -563,7 +548,7 @@ def test_a_loss_that_turns_nan_late_is_found():
         return network(x) * (math.nan if step == 14 else 1.0)
 
     with pytest.raises(TrialError, match="at step 15, epoch 3") as error:
-        train(make(), make_task(), PLAIN, seed=0, forward=poisoned)
+        train(make(), make_task(), PLAIN, seed=0, gradients=by(poisoned))
     assert error.value.reason == "nan"
 
 
@@ -572,7 +557,8 @@ def test_a_network_without_gradients_is_a_failed_trial():
         train(make().requires_grad_(requires_grad=False), make_task(), PLAIN, seed=0)
     assert error.value.reason == "no-grad"
     with pytest.raises(TrialError, match="step 0 depends on no trainable parameter") as error:
-        train(make(), make_task(), PLAIN, seed=0, forward=lambda network, x, step: network(x).detach())
+        detached = by(lambda network, x, step: network(x).detach())
+        train(make(), make_task(), PLAIN, seed=0, gradients=detached)
     assert error.value.reason == "no-grad"
 
 
@@ -581,7 +567,7 @@ def test_lack_of_memory_is_a_failed_trial():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(TrialError, match="training at batch 8") as error:
-        train(make(), make_task(), PLAIN, seed=0, forward=greedy)
+        train(make(), make_task(), PLAIN, seed=0, gradients=by(greedy))
     assert error.value.reason == "oom"
 
 

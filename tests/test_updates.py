@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot.keeping import copied
 from nas.oneshot.updates import Adam, ExponentiatedGradient
 
 
@@ -84,37 +83,3 @@ def test_saved_and_restored_is_uninterrupted(rule):
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-class Capturing:
-    """A stream of a GPU on which a graph is captured."""
-
-    def is_capturing(self):
-        return True
-
-
-def test_a_step_of_adam_may_be_captured(monkeypatch):
-    """On a GPU torch's Adam looks whether a graph is captured, and refuses unless it was told before."""
-    movers = [Adam(0.01).begin(parameters(), captured=captured) for captured in (True, False)]
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "current_stream", Capturing)
-    movers[0].step(gradients(0))
-    with pytest.raises(RuntimeError, match="capturable is False"):
-        movers[1].step(gradients(0))
-
-
-@pytest.mark.parametrize("captured", [True, False])
-def test_moments_are_taken_up_where_steps_are_captured_and_where_not(captured):
-    """A search that began on a CPU goes on on a GPU, where Python must not count the steps."""
-    mine, theirs = parameters(), parameters()
-    saving, restored = Adam().begin(theirs, captured=not captured), Adam().begin(mine, captured=captured)
-    saving.step(gradients(0))
-    restored.restore(copied(saving.state()))
-    assert restored.adam.param_groups[0]["fused"] is (True if captured else None)
-    with torch.no_grad():
-        for ours, other in zip(mine, theirs, strict=True):
-            ours.copy_(other)
-    for mover in (saving, restored):
-        mover.step(gradients(1))
-    for ours, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(ours, other)

@@ -292,7 +292,7 @@ def _trained_for_a_moment(
     recipe, times = replace(compressed(preset("quick"), epochs), batch=batch), list[float]()
     with isolated(seed, "validate"):
         network = space.network(genotype).to(device)
-        loop = Loop(network, task, recipe, seed=seed, split=task.train, forward=lambda net, x, _: net(x))
+        loop = Loop(network, task, recipe, seed=seed, split=task.train)
         for _ in range(steps):
             start = time.perf_counter()
             loop.advance()

@@ -10,7 +10,7 @@ import torch
 from nas import devices
 from nas.job.job import Job
 from nas.job.shared_weights import fresh_supernet
-from nas.oneshot import differentiable
+from nas.oneshot.search import search
 from nas.oneshot.singlepath import train_shared
 from nas.seeding import isolated
 from nas.space import Space
@@ -84,9 +84,7 @@ def gradient_pace(job: Job, *, limit_s: float = 1.0) -> float:
     meter = Meter(job.task.train.x.device, limit_s)
     method = job.plan.search
     with user_errors():
-        return meter.measure(
-            lambda: differentiable.search(job.space, job.search_task, method, seed=0, stop=meter)
-        )
+        return meter.measure(lambda: search(job.space, job.search_task, method, seed=0, stop=meter))
 
 
 def shared_pace(job: Job, *, limit_s: float = 1.0) -> float:

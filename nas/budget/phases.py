@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
 from nas.evaluation.fidelity import Fidelity
 from nas.job.job import Job
-from nas.oneshot.differentiable import looks
+from nas.oneshot.search import looks
 from nas.text import counted
 from nas.training.accuracy import FORWARD
 from nas.workers.slots import cores

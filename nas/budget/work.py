@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 from nas.dispatch import Args, Kwargs, Seeing, tensors
 from nas.errors import TrialError
 from nas.job.job import Job
-from nas.oneshot import differentiable
 from nas.oneshot.method import Method
+from nas.oneshot.search import search
 from nas.seeding import isolated, rng
 from nas.training.resumable import Stopped
 from nas.training.train import train
@@ -59,7 +59,7 @@ def trial_work(job: Job, epochs: int) -> float:
 
 def _step(job: Job, method: Method) -> float:
     method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, graph=False))
-    return _work(lambda stop: differentiable.search(job.space, job.search_task, method, seed=0, stop=stop))
+    return _work(lambda stop: search(job.space, job.search_task, method, seed=0, stop=stop))
 
 
 def _trial_step(job: Job, genotype: Genotype) -> float:

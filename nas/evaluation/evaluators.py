@@ -128,7 +128,7 @@ class Trained:
                 evaluate_every=epochs if self.hopeless is None else 1,
                 until=epoch,
                 checkpoints=Checkpoints(folder) if folder is not None else None,
-                backward=ease.backward,
+                gradients=ease.gradients,
                 stop=self.stop,
             )
             if self.hopeless is not None and epoch < epochs and self.hopeless(curve.val_acc, epochs):

@@ -201,7 +201,7 @@ class Laddered:
                 until=stage.until(rung),
                 start=start,
                 checkpoints=checkpoints,
-                backward=ease.backward,
+                gradients=ease.gradients,
                 stop=self.stop,
             )
             start = checkpoints

@@ -61,7 +61,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
             split=last.split,
             checkpoints=Checkpoints(ease.place(last.folder)),
             on_epoch=told,
-            backward=ease.backward,
+            gradients=ease.gradients,
             stop=job.stop,
             elapsed=last.elapsed,
             team=job.team,

@@ -18,11 +18,12 @@ from nas.evaluation.measured import free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.job.job import Job
 from nas.latency import LATENCY, LatencyTable, measure_table
-from nas.oneshot import differentiable, memory
+from nas.oneshot import memory
 from nas.oneshot.expected import expected_cost
 from nas.oneshot.identities import keeps_cap
 from nas.oneshot.method import Method
 from nas.oneshot.record import Epoch, Outcome
+from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.records import NeededRecord, checked
@@ -91,9 +92,7 @@ def help_to_search(job: Job) -> None:
     """What the other ranks do while rank 0 searches; what it has measured before they read in the folder."""
     method = _within_memory(job, _constrained(job, job.plan.search))
     with user_errors():
-        differentiable.search(
-            job.space, job.search_task, method, seed=job.seed(SEARCH), stop=job.stop, team=job.team
-        )
+        search(job.space, job.search_task, method, seed=job.seed(SEARCH), stop=job.stop, team=job.team)
 
 
 def _attempt(
@@ -122,7 +121,7 @@ def _attempt(
         measured = [_metrics(epoch) for epoch in epochs]
         job.tracking.tell(of_search(study.name, job.space, epochs, measured, after=len(tried)))
 
-    outcome = differentiable.search(
+    outcome = search(
         job.space,
         job.search_task,
         dataclasses.replace(method, weights=ease.of(method.weights)),

@@ -133,9 +133,7 @@ def run(
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:
     """What the job of a configuration would cost on its device; nothing is written."""
-    job, _ = _prepared(
-        config, default_folder(config), progress=progress, clock=Clock(config.budget), tries=False
-    )
+    job, _ = _prepared(config, default_folder(config), progress=progress, clock=Clock(config.budget))
     return preview(job)
 
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.identities import skip_shares
 from nas.oneshot.keeping import in_training, kept, without_gradients
 from nas.oneshot.method import Method
 from nas.oneshot.paths import accuracies
 from nas.seeding import derive, torch_rng
-from nas.task import Split
+from nas.task import Split, Task
 from nas.training.arithmetic import is_half, precision, to_layout
 from nas.types import Genotype
 
@@ -76,28 +76,26 @@ class Examiner:
         self.direction: list[Tensor] = []
         self.trouble = ""
 
-    def examine(
-        self, loop: BilevelLoop, genotype: Genotype, before: Genotype | None, val_acc: float
-    ) -> Health:
+    def examine(self, state: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float) -> Health:
         """One epoch's health. val_acc: of the supernet, on the validation split."""
-        supernet = loop.supernet
-        epoch = loop.loop.step // loop.loop.steps_per_epoch
-        seed = derive(loop.seed, "health", epoch)
+        supernet = state.supernet
+        epoch = state.loop.step // state.loop.steps_per_epoch
+        seed = derive(state.seed, "health", epoch)
         sampled = supernet.relaxation.one_at_a_time
-        gap = math.nan if sampled else val_acc - preferred_accuracy(loop, genotype, seed)
+        gap = math.nan if sampled else val_acc - preferred_accuracy(state, genotype, seed)
         eigenvalue = math.nan
-        if loop.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
-            eigenvalue = self.eigenvalue(loop)
+        if state.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
+            eigenvalue = self.eigenvalue(state)
         return Health(
             skip_shares=skip_shares(supernet.space, genotype),
             entropy=entropy(supernet.preferences()),
             eigenvalue=eigenvalue,
-            matching=matching(loop, seed, genotype if sampled else None),
+            matching=matching(state, seed, genotype if sampled else None),
             gap=gap,
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
         )
 
-    def eigenvalue(self, loop: BilevelLoop, *, images: int = 0) -> float:
+    def eigenvalue(self, state: Bilevel, *, images: int = 0) -> float:
         """The present one; remembers its direction. images: `curvature_images` unless given.
 
         NaN where an operation of the space cannot be differentiated twice.
@@ -105,7 +103,7 @@ class Examiner:
         if self.trouble:
             return math.nan
         try:
-            return self._eigenvalue(loop, images)
+            return self._eigenvalue(state, images)
         except RuntimeError as error:
             if not _ONCE.search(str(error)):
                 raise
@@ -115,14 +113,14 @@ class Examiner:
             )
             return math.nan
 
-    def _eigenvalue(self, loop: BilevelLoop, images: int) -> float:
-        supernet = loop.supernet
-        seed = derive(loop.seed, "eigenvalue")
-        wanted = images or curvature_images(loop.method, loop.loop.images, loop.loop.device)
-        x, y = _batch(loop, loop.task.val, seed, wanted)
+    def _eigenvalue(self, state: Bilevel, images: int) -> float:
+        supernet, loop = state.supernet, state.loop
+        seed = derive(state.seed, "eigenvalue")
+        wanted = images or curvature_images(state.method, loop.images, loop.device)
+        x, y = _batch(loop.task, loop.task.val, seed, wanted)
         iterations = self.iterations
         if self.direction:
-            iterations = min(iterations, continued(loop.loop.steps_per_epoch))
+            iterations = min(iterations, continued(loop.steps_per_epoch))
         network = supernet.network
         # The library's fast ways of attention have first derivatives only.
         unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
@@ -196,44 +194,38 @@ def entropy(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def preferred_accuracy(loop: BilevelLoop, genotype: Genotype, seed: int) -> float:
+def preferred_accuracy(state: Bilevel, genotype: Genotype, seed: int) -> float:
     """Validation accuracy in [0, 1] of one architecture on the shared weights."""
-    images = loop.images_at_once
-    return accuracies(
-        loop.supernet,
-        [genotype],
-        loop.task,
-        calibration=images // 2,
-        seed=seed,
-        images=images,
-        record=loop.loop.record,
-    )[0]
+    images, task = state.images_at_once, state.loop.task
+    (found,) = accuracies(state.supernet, [genotype], task, calibration=images // 2, seed=seed, images=images)
+    return found
 
 
-def matching(loop: BilevelLoop, seed: int, genotype: Genotype | None = None) -> float:
+def matching(state: Bilevel, seed: int, genotype: Genotype | None = None) -> float:
     """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1].
 
     genotype: the architecture whose loss it is; the whole mixture's unless given.
     """
-    ours, theirs = (_gradient(loop, split, seed, genotype) for split in (loop.task.train, loop.task.val))
+    task = state.loop.task
+    ours, theirs = (_gradient(state, split, seed, genotype) for split in (task.train, task.val))
     norms = ours.norm() * theirs.norm()
     return float(ours @ theirs / norms) if norms > 0 else 0.0
 
 
-def _gradient(loop: BilevelLoop, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
-    supernet, weights = loop.supernet, list(loop.loop.parameters.values())
-    x, y = _batch(loop, split, seed, loop.loop.images)
+def _gradient(state: Bilevel, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
+    supernet, loop = state.supernet, state.loop
+    x, y = _batch(loop.task, split, seed, loop.images)
     with kept(supernet.network.buffers()), in_training(supernet):
         with torch.no_grad():
             whole = supernet.mixture(supernet.expected(), whole=True)
         mixture = whole if genotype is None else supernet.path(genotype)
-        with precision(x.device, loop.method.weights.precision):
+        with precision(x.device, state.method.weights.precision):
             logits = supernet.mix(to_layout(x), mixture)
-        return flat(gradients(F.cross_entropy(logits.float(), y), weights))
+        return flat(gradients(F.cross_entropy(logits.float(), y), list(loop.parameters.values())))
 
 
-def _batch(loop: BilevelLoop, split: Split, seed: int, size: int) -> tuple[Tensor, Tensor]:
+def _batch(task: Task, split: Split, seed: int, size: int) -> tuple[Tensor, Tensor]:
     """A batch of plain images, drawn by the seed."""
     order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[:size]
     index = order.to(split.x.device)
-    return loop.task.normalise(split.x[index]), split.y[index]
+    return task.normalise(split.x[index]), split.y[index]

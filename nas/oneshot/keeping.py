@@ -56,7 +56,7 @@ def in_training(network: nn.Module) -> Iterator[None]:
     for cell in rates:
         cell.drop_path = 0.0
     for op in skips:
-        op.skip_dropout = 0.0
+        op.skip_dropout = None
     try:
         yield
     finally:

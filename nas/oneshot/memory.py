@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from nas.errors import ConfigError, SpaceError
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import stepping
 from nas.oneshot.health import Examiner, curvature_images
 from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.shrinking import deepened
+from nas.oneshot.shrinking import supernet_of
 from nas.oneshot.stages import Stage, Whole
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
@@ -185,21 +186,15 @@ def _probe_stage(space: Space, task: Task, method: Method, stage: Stage, batch: 
     """The same of one stage, whose options are those with the most weights."""
     weights, device = dataclasses.replace(method.weights, batch=batch), task.train.x.device
     with isolated(0, "probe"):
-        supernet = Supernet(
-            deepened(space, stage.depth),
-            relaxation=method.relaxation,
-            parts=stage.parts,
-            edge_norm=method.edge_norm,
-        )
+        supernet = supernet_of(space, method, stage)
         supernet.keep(_heaviest(supernet, stage))
-        loop = BilevelLoop(
-            supernet.to(device).train(), task, dataclasses.replace(method, weights=weights), seed=0
-        )
+        probed = dataclasses.replace(method, weights=weights)
+        state = Bilevel.begun(supernet.to(device).train(), task, probed, seed=0)
         with peak_memory(device) as step:
-            loop.advance()
+            stepping(state)()
         with peak_memory(device) as look:
             if method.learns_alphas:
-                Examiner(iterations=2).eigenvalue(loop, images=batch)
+                Examiner(iterations=2).eigenvalue(state, images=batch)
     kept = sum(t.numel() * t.element_size() for t in (*supernet.parameters(), *supernet.buffers()))
     weights_bytes = sum(p.numel() * p.element_size() for p in supernet.parameters())
     # From the second step on the momentum is there, and the gradients of the step before.

@@ -99,10 +99,8 @@ class MixedOp(nn.Module):
     alive: the options that a mixture of weights `[O]` runs; the others count as having weight 0.
     parts: the candidates see the first 1/parts of the channels, the rest is passed on, and then the channels
       are shuffled (Xu et al., ICLR 2020, PC-DARTS, §3.2). 1 for all channels.
-    skip_dropout: probability of zeroing an entry of an identity's output while training
-      (Chen et al., ICCV 2019, P-DARTS, §3.3.2).
-    skip_scalar: the same as a scalar on the device, where steps may be captured, in which a number would stay
-      what it was.
+    skip_dropout: probability of zeroing an entry of an identity's output while training, a scalar on the
+      device (Chen et al., ICCV 2019, P-DARTS, §3.3.2); None where none is zeroed.
     """
 
     def __init__(
@@ -116,8 +114,7 @@ class MixedOp(nn.Module):
             for option, make in candidates.items()
         )
         self.alive = tuple(range(len(self.options)))
-        self.skip_dropout = 0.0
-        self.skip_scalar: Tensor | None = None
+        self.skip_dropout: Tensor | None = None
         self._mixture = mixture
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,15 +195,13 @@ class MixedOp(nn.Module):
     def _run(self, option: int, x: Tensor) -> Tensor:
         op = self.ops[option]
         y = cast(Tensor, op(x))
-        if self.training and self.skip_dropout and isinstance(op, nn.Identity):
-            return self.dropped(y)
-        return y
+        return self.dropped(y) if self.training and isinstance(op, nn.Identity) else y
 
     def dropped(self, x: Tensor) -> Tensor:
         """Zeroes entries with the probability of `skip_dropout`, scaling the others to keep the mean."""
-        if self.skip_scalar is None:
-            return F.dropout(x, self.skip_dropout)
-        keep = 1 - self.skip_scalar
+        if self.skip_dropout is None:
+            return x
+        keep = 1 - self.skip_dropout
         return x * (torch.rand_like(x, dtype=torch.float32) < keep) / keep
 
 

@@ -24,9 +24,8 @@ from nas.oneshot.supernet import Supernet
 from nas.ops import MixtureNorm
 from nas.seeding import torch_rng
 from nas.task import Split, Task
-from nas.training.accuracy import WORTH, Replayed, evaluating
+from nas.training.accuracy import evaluating
 from nas.training.arithmetic import precision, to_layout
-from nas.training.captured import Recorder
 from nas.types import Genotype
 from nas.user_code import memory_errors
 
@@ -47,7 +46,6 @@ def accuracies(
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
-    record: Recorder | None = None,
 ) -> list[float]:
     """The accuracies of `scores`."""
     found = scores(
@@ -57,7 +55,6 @@ def accuracies(
         calibration=calibration,
         seed=seed,
         images=images,
-        record=record,
     )
     return [score.accuracy for score in found]
 
@@ -70,7 +67,6 @@ def scores(
     calibration: int = 1024,
     seed: int,
     images: int = 4096,
-    record: Recorder | None = None,
 ) -> list[Score]:
     """How well architectures do on the validation images by shared weights, batch-norm re-estimated for each.
 
@@ -78,7 +74,6 @@ def scores(
     images: how many pass at the same time, counted once for each architecture; architectures, and then the
       images that are measured, are taken in portions accordingly. Halved where memory runs out, down to the
       calibration of one architecture.
-    record: what captures steps, see `nas.training.captured`; it makes of many portions replays of one.
     """
     if calibration < 2:
         raise ConfigError(f"calibration is {calibration}, but batch statistics need at least 2 images")
@@ -96,9 +91,7 @@ def scores(
             some = genotypes[len(found) : len(found) + together]
             try:
                 with memory_errors(f"running {len(some)} architectures at once"):
-                    found += _portion(
-                        supernet, some, task, split, leading=leading, images=images, record=record
-                    )
+                    found += _portion(supernet, some, task, split, leading=leading, images=images)
             except TrialError as error:
                 if error.reason != "oom" or images <= count:
                     raise
@@ -117,7 +110,6 @@ def _portion(
     *,
     leading: Tensor,
     images: int,
-    record: Recorder | None,
 ) -> list[Score]:
     """Architectures that fit together, over all images."""
     columns = zip(*genotypes, strict=True)
@@ -137,16 +129,12 @@ def _portion(
             return logits.view(groups, len(batch), -1)[:, lead:].transpose(0, 1)
 
         at, lead, size = 0, len(leading), max(1, images // groups)
-        many = len(split) // size >= WORTH
-        following = Replayed(logits_of, record) if record is not None and many else logits_of
         while at < len(split):
             x, y = (of[at : at + max(1, size - lead)] for of in (split.x, split.y))
-            logits = (logits_of(x, lead) if lead else following(x)).transpose(0, 1)
+            logits = logits_of(x, lead).transpose(0, 1)
             hits += (logits.argmax(2) == y).sum(1)
             losses += torch.stack([F.cross_entropy(rows, y, reduction="sum") for rows in logits])
             at, lead = at + len(x), 0
-        if isinstance(following, Replayed):
-            following.forget()
     shares = zip((hits / len(split)).tolist(), (losses / len(split)).tolist(), strict=True)
     return [Score(accuracy, loss) for accuracy, loss in shares]
 

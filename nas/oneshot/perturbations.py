@@ -39,43 +39,22 @@ class Perturbation(ABC):
                 "from 0 to 1 that do not fall"
             )
 
-    @property
-    def passes(self) -> int | None:
-        """How often it asks for the loss; None where that may differ, so that no CUDA graph can hold it."""
-        return None
-
-    def radius(self, progress: float | Tensor) -> float | Tensor:
-        """Linear in the progress, a number or a scalar in [0, 1]."""
+    def radius(self, progress: Tensor) -> Tensor:
+        """Linear in the progress, a scalar in [0, 1]."""
         return self.start + (self.end - self.start) * progress
 
     @abstractmethod
-    def __call__(
-        self, points: Points, loss: Loss, progress: float | Tensor, generator: torch.Generator
-    ) -> list[Tensor]:
-        """The perturbed mixture weights, without gradient."""
+    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:
+        """The perturbed mixture weights, without gradient; may draw from torch's global stream at first."""
 
 
 @dataclass(frozen=True)
 class RandomPerturbation(Perturbation):
     """SDARTS-RS: a uniform draw from the cube around the mixture."""
 
-    @property
-    def passes(self) -> int:
-        """Never."""
-        return 0
-
-    def __call__(
-        self,
-        points: Points,
-        loss: Loss,  # noqa: ARG002 - a perturbation's signature
-        progress: float | Tensor,
-        generator: torch.Generator,
-    ) -> list[Tensor]:
+    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:  # noqa: ARG002
         """`points + U(-radius, radius)`, on the simplex."""
-        return [
-            on_simplex(point + noise, point)
-            for point, noise in zip(points, _noise(points, self.radius(progress), generator), strict=True)
-        ]
+        return _moved(points, self.radius(progress))
 
 
 @dataclass(frozen=True)
@@ -95,26 +74,16 @@ class AdversarialPerturbation(Perturbation):
         if self.steps < 1:
             raise ConfigError(f"{type(self).__name__}: steps is {self.steps}, but must be at least 1")
 
-    @property
-    def passes(self) -> int:
-        """In every step, and for both mixtures at the end."""
-        return self.steps + 2
-
-    def __call__(
-        self, points: Points, loss: Loss, progress: float | Tensor, generator: torch.Generator
-    ) -> list[Tensor]:
+    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:
         """The worst mixture found."""
         radius = self.radius(progress)
         clean = [point.detach() for point in points]
-        moved = [
-            on_simplex(point + noise, point)
-            for point, noise in zip(clean, _noise(clean, radius, generator), strict=True)
-        ]
+        moved = _moved(clean, radius)
         for _ in range(self.steps):
             leaves = [point.requires_grad_() for point in moved]
             found = gradients(loss(leaves), leaves)
             moved = [
-                on_simplex(centre + _within(leaf + step - centre, radius), centre)
+                on_simplex(centre + (leaf + step - centre).clamp(-radius, radius), centre)
                 for centre, leaf, step in zip(
                     clean,
                     [leaf.detach() for leaf in leaves],
@@ -140,15 +109,7 @@ def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
     return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
 
 
-def _within(x: Tensor, radius: float | Tensor) -> Tensor:
-    if isinstance(radius, Tensor):
-        return x.clamp(-radius, radius)
-    return x.clamp(-radius, radius)
-
-
-def _noise(points: Points, radius: float | Tensor, generator: torch.Generator) -> list[Tensor]:
-    return [
-        (2 * torch.rand(point.shape, generator=generator, device=generator.device).to(point.device) - 1)
-        * radius
-        for point in points
-    ]
+def _moved(points: Points, radius: Tensor) -> list[Tensor]:
+    """Each of them moved by a uniform draw from the cube, on the simplex."""
+    noises = [(2 * torch.rand_like(point) - 1) * radius for point in points]
+    return [on_simplex(point + noise, point) for point, noise in zip(points, noises, strict=True)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.errors import ConfigError
+from nas.oneshot.identities import barred as barred_of
 from nas.oneshot.keeping import in_training, kept
 from nas.oneshot.mixed import Mixture, Share, Weighed
 from nas.oneshot.supernet import Supernet
@@ -59,6 +60,27 @@ class ByPerturbation:
 def order(supernet: Supernet, seed: int) -> list[int]:
     """The decisions, by position, in the random order in which they are selected."""
     return [int(i) for i in rng(seed, "selection").permutation(len(supernet.space.decisions))]
+
+
+def due(supernet: Supernet, seed: int, tuned: int, *, of: int) -> list[int]:
+    """The decisions whose turn it is after so many epochs of tuning. of: how many there are in all."""
+    turns = order(supernet, seed)
+    return [decision for i, decision in enumerate(turns) if i * of // len(turns) == tuned]
+
+
+def fix(
+    supernet: Supernet, task: Task, settings: ByPerturbation, due: Sequence[int], *, cap: int | None
+) -> list[str]:
+    """Fixes decisions, one after the other, by what removing an option costs; says to what.
+
+    cap: at most so many identities in a cell; any number when None.
+    """
+    space, events = supernet.space, []
+    for i in due:
+        banned = barred_of(space, supernet.alive, i, cap) if cap is not None else ()
+        option = select(supernet, task, settings, i, barred=banned)
+        events.append(f"{space.decisions[i].name} is {space.decisions[i].options[option]}")
+    return events
 
 
 def select(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.keeping import in_training, kept
+from nas.oneshot.method import Method
 from nas.oneshot.mixed import MixedOp
 from nas.oneshot.stages import Stage
 from nas.oneshot.supernet import Supernet
@@ -16,6 +17,16 @@ from nas.ops import Zero
 from nas.registry import load
 from nas.space import Space
 from nas.task import Task
+
+
+def supernet_of(space: Space, method: Method, stage: Stage) -> Supernet:
+    """A fresh supernet as a stage has it."""
+    return Supernet(
+        deepened(space, stage.depth),
+        relaxation=method.relaxation,
+        parts=stage.parts,
+        edge_norm=method.edge_norm,
+    )
 
 
 def shrink(supernet: Supernet, stage: Stage) -> list[str]:

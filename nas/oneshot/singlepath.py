@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nas.errors import ConfigError, unknown
-from nas.oneshot.path_steps import PathSteps
+from nas.oneshot.path_steps import along_paths
 from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
@@ -83,7 +83,8 @@ def train_shared(
         seed=seed,
         checkpoints=checkpoints,
         on_epoch=on_epoch,
-        steps=PathSteps(supernet, draw, distils=sampling.distils),
+        gradients=along_paths(supernet, draw, distils=sampling.distils),
+        reestimates=False,
         stop=stop,
         team=team,
     )

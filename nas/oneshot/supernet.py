@@ -33,7 +33,7 @@ class Supernet(nn.Module):
       are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
     relaxation: maps alphas to mixture weights.
     parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
-    progress: share of the search that is done, in [0, 1], a number or a scalar; what is annealed follows it.
+    progress: share of the search that is done, a scalar in [0, 1] on the device; what is annealed follows it.
 
     Inside cells and candidates batch-norm has no affine part, which would rescale what the alphas weigh
     (Liu et al. 2019, §A.1.1).
@@ -50,8 +50,11 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.parts = space, parts
         self.relaxation = relaxation or Softmax()
-        self.progress: float | Tensor = 0.0
-        self._skips: Tensor | None = None
+        # On the device, since in a CUDA graph numbers would stay what they were.
+        self.progress: Tensor
+        self.skip_dropout: Tensor
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.register_buffer("skip_dropout", torch.zeros(()), persistent=False)
         self._constants: dict[tuple[torch.device, object], Tensor] = {}
         self._mixture: dict[str, Share] = {}
         self.network = space.supernet(_Mixing(self._mixture, parts))
@@ -204,18 +207,9 @@ class Supernet(nn.Module):
 
     def drop_skips(self, probability: float) -> None:
         """Sets the dropout on identities, in [0, 1)."""
-        scalar = None if self._skips is None else self._skips.fill_(probability)
+        self.skip_dropout.fill_(probability)
         for mixed in self.mixed():
-            mixed.skip_dropout, mixed.skip_scalar = probability, scalar
-
-    def hold(self, device: torch.device) -> None:
-        """Keeps `progress` and the dropout on identities as scalars on the device.
-
-        That is for steps that may be captured, in which numbers would stay what they were.
-        """
-        if self._skips is None:
-            self.progress = torch.zeros((), dtype=torch.float64, device=device)
-            self._skips = torch.zeros((), device=device)
+            mixed.skip_dropout = self.skip_dropout if probability else None
 
     def grouped(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """One row `[O]` per decision in the space's order as tensors `[E, O]` like the alphas."""

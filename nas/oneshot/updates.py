@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +33,20 @@ class Update(ABC):
         return False
 
     @abstractmethod
-    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
-        """A run of this rule.
-
-        captured: whether its steps may be captured, see `nas.training.captured`.
-        """
+    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
+        """A run of this rule."""
 
 
-class Mover(ABC):
-    """A rule at work on its parameters."""
+class AlphaOptimizer(ABC):
+    """A rule at work on the alphas."""
 
     @abstractmethod
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Moves the parameters."""
+
+    def moved(self) -> Iterable[Tensor]:
+        """All tensors that a step changes beside the parameters."""
+        return ()
 
     def state(self) -> Mapping[str, Any]:
         """What the next step depends on beside the parameters."""
@@ -76,9 +77,9 @@ class Adam(Update):
                     f"alphas: {name} is {getattr(self, name)}, but must be a finite number of at least 0"
                 )
 
-    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:
+    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
         """Adam with fresh moments."""
-        return _AdamMover(self, alphas, captured=captured)
+        return _Adam(self, alphas)
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,24 @@ class ExponentiatedGradient(Update):
         """The gradient is that of the mixture weights."""
         return True
 
-    def begin(self, alphas: Sequence[nn.Parameter], *, captured: bool = False) -> Mover:  # noqa: ARG002
-        """The rule has no state, and can be captured as it is."""
-        return _ExponentiatedMover(self, alphas)
+    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
+        """The rule has no state."""
+        return _Exponentiated(self, alphas)
 
 
-class _AdamMover(Mover):
-    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter], *, captured: bool) -> None:
+class _Adam(AlphaOptimizer):
+    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter]) -> None:
         self.rule, self.alphas = rule, list(alphas)
+        cuda = self.alphas[0].device.type == "cuda"
         self.adam = torch.optim.Adam(
             self.alphas,
             lr=rule.lr,
             betas=rule.betas,
             weight_decay=rule.weight_decay,
-            # Otherwise Python counts the steps, and a captured one would not.
-            fused=True if captured else None,
-            # Without it, Adam refuses to be captured.
-            capturable=captured,
+            # Otherwise Python counts the steps, and a CUDA graph would not.
+            fused=True if cuda else None,
+            # Without it, Adam refuses to be captured as a graph.
+            capturable=cuda,
         )
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -123,6 +125,9 @@ class _AdamMover(Mover):
             nn.utils.clip_grad_norm_(self.alphas, self.rule.clip)
         self.adam.step()
         self.adam.zero_grad()
+
+    def moved(self) -> Iterable[Tensor]:
+        return [value for moments in self.adam.state.values() for value in moments.values()]
 
     def state(self) -> Mapping[str, Any]:
         return {"adam": self.adam.state_dict()}
@@ -135,7 +140,7 @@ class _AdamMover(Mover):
         self.adam.load_state_dict(saved)
 
 
-class _ExponentiatedMover(Mover):
+class _Exponentiated(AlphaOptimizer):
     def __init__(self, rule: ExponentiatedGradient, alphas: Sequence[nn.Parameter]) -> None:
         self.rule, self.alphas = rule, list(alphas)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas.training.arithmetic import precision
+from nas.training.batches import Batch
 from nas.training.criterion import Targets
-from nas.training.loop import Backward, Loop
+from nas.training.loop import Gradients, Loop
 from nas.training.soundness import check_depends
 
 
-def in_parts(passes: int) -> Backward:
+def in_parts(passes: int) -> Gradients:
     """A training step in so many passes forward and backward: the same mean loss and its gradient.
 
     Not the same: batch-norm normalises each part by its own statistics, and its running ones move once for
@@ -20,21 +20,20 @@ def in_parts(passes: int) -> Backward:
     passes: at most as many as there are images.
     """
 
-    def backward(loop: Loop) -> Tensor:
-        x, targets = loop.batch_of_step()
+    def gradients(loop: Loop, batch: Batch) -> Tensor:
+        loop.team.apart(loop.seed_of_step)
+        x, targets = batch
         total = torch.zeros((), device=x.device)
         for rows in torch.arange(len(x)).tensor_split(passes):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            with precision(loop.device, loop.recipe.precision):
-                output = loop.forward(loop.network, x[part], loop.step)
-            loss = loop.criterion(output, _of(targets, part))
+            loss = loop.loss((x[part], _of(targets, part)))
             check_depends(loss, loop.step)
             share = len(rows) / len(x)
             (share * loss).backward()  # type: ignore[no-untyped-call]
             total += share * loss.detach()
-        return total
+        return loop.combined(total)
 
-    return backward
+    return gradients
 
 
 def _of(targets: Targets, part: slice) -> Targets:

@@ -16,14 +16,14 @@ class Average:
     TensorFlow's ExponentialMovingAverage: without it a short training would average in its random start.
     Integer buffers are copied.
 
-    captured: whether `update` is part of steps that may be captured, in which a number would stay what it
-      was; there the share of the present value is a scalar on the device.
+    On CUDA the share of the present value is a scalar on the device: in a CUDA graph a number would stay what
+    it was.
     """
 
-    def __init__(self, network: nn.Module, decay: float, device: torch.device, *, captured: bool) -> None:
+    def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
         self.decay = decay
         self.state = copied(network.state_dict())
-        self._share: float | Tensor = torch.zeros((), device=device) if captured else 0.0
+        self._share: float | Tensor = torch.zeros((), device=device) if device.type == "cuda" else 0.0
 
     def follow(self, step: int) -> None:
         """Sets how much of the weights counts after step `step`, counted from 0."""

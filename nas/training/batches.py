@@ -22,51 +22,36 @@ class Batches:
     """The augmented batches of one split, without end; batch s is a pure function of (seed, s).
 
     size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
-    generator: the stream of the prepared step.
     """
 
     def __init__(self, split: Split, task: Task, policy: Policy, *, size: int, seed: int) -> None:
         self.split, self.task, self.policy, self.seed = split, task, policy, seed
         self.size = min(size, len(split))
         self.per_epoch = len(split) // self.size
-        device = split.x.device
-        self.generator = torch.Generator(device)
+        self._generator = torch.Generator(split.x.device)
         self._epoch, self._order = -1, torch.empty(0)
-        self._index = torch.empty(self.size, dtype=torch.int64, device=device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images `[B, C, H, W]`, labels `[B]`, and the stream for whatever else the step draws."""
-        self.prepare(step)
-        return *self.draw(), self.generator
-
-    def prepare(self, step: int) -> None:
-        """Sets what `draw` reads, in place: which images they are, and where the stream begins."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.split.x.device)
-        self._index.copy_(self._order[position * self.size : (position + 1) * self.size])
-        self.generator.manual_seed(derive(self.seed, "augment", step))
-
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of the prepared step: the same work on the device, whichever step it is.
-
-        It waits for nothing and no shape depends on a value, so that a CUDA graph in which `generator` is
-        registered can hold it.
-        """
-        x, y = (tensor.index_select(0, self._index) for tensor in (self.split.x, self.split.y))
-        return augment(x, self.task, self.policy, self.generator), y
+        index = self._order[position * self.size : (position + 1) * self.size]
+        self._generator.manual_seed(derive(self.seed, "augment", step))
+        x, y = (tensor.index_select(0, index) for tensor in (self.split.x, self.split.y))
+        return augment(x, self.task, self.policy, self._generator), y, self._generator
 
 
-def mixed(batches: Batches, alpha: float, team: Team) -> Batch:
-    """What a step of one rank learns from: its part of what `batches` draws, mixed up.
+def mixed(batches: Batches, step: int, alpha: float, team: Team) -> Batch:
+    """What step `step` of one rank learns from: its part of the batch, mixed up.
 
     alpha: of the mixing weight, Beta(alpha, alpha); 0 mixes nothing.
     """
-    x, y = batches.draw()
+    x, y, generator = batches.at(step)
     if not alpha:
         return to_layout(team.part(x)), (team.part(y), None)
-    x, partners, share = mixup(x, y, alpha, batches.generator)
+    x, partners, share = mixup(x, y, alpha, generator)
     return to_layout(team.part(x)), (team.part(y), (team.part(partners), share))
 
 

@@ -1,13 +1,12 @@
-"""The descent of a training: SGD with momentum by a recipe, a step of which may be captured as a graph."""
+"""The descent of a training: SGD with momentum by a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nas.training.captured import tensors_in
 from nas.training.recipe import Recipe
 from nas.training.resting import MOMENTUM, Resting, begin_momenta
 
@@ -18,17 +17,14 @@ FUSED = ("cpu", "cuda")
 class Descent:
     """Moves named parameters against their gradients.
 
-    captured: whether steps may be captured, in which a number would stay what it was; there the learning
-      rate is a scalar on the device.
+    On CUDA the learning rate is a scalar on the device: in a CUDA graph a number would stay what it was.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], recipe: Recipe, device: torch.device, *, captured: bool
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Recipe, device: torch.device) -> None:
         self._parameters, self._recipe = parameters, recipe
         self._optimizer = torch.optim.SGD(
             parameters.values(),
-            lr=torch.tensor(recipe.lr, device=device) if captured else recipe.lr,
+            lr=torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
@@ -37,7 +33,7 @@ class Descent:
 
     @property
     def rate(self) -> float | Tensor:
-        """The learning rate last set; of steps that may be captured a scalar on the device."""
+        """The learning rate last set; on CUDA a scalar on the device."""
         rate: float | Tensor = self._optimizer.param_groups[0]["lr"]
         return rate
 
@@ -89,7 +85,3 @@ class Descent:
         for name, slot in momentum.items():
             parameter = self._parameters[name]
             self._optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(slot)
-
-    def moved(self) -> Iterator[Tensor]:
-        """All tensors that a step changes beside the parameters."""
-        yield from tensors_in(list(self._optimizer.state.values()))

@@ -13,13 +13,12 @@ from nas.training.recipe import Recipe
 class DropPath:
     """That of a training: none in the first epoch, the recipe's after the last.
 
-    probability: the present one; that of the recipe until `follow` is asked.
-    captured: whether steps may be captured, in which a number would stay what it was; there the cells read a
-      scalar on the device.
+    probability: the present one; that of the recipe until `follow` is asked. On CUDA the cells read a scalar
+      on the device: in a CUDA graph a number would stay what it was.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device, *, captured: bool) -> None:
-        self._network, self._recipe, self._captured = network, recipe, captured
+    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        self._network, self._recipe = network, recipe
         self._scalar = torch.zeros((), device=device)
         self.probability = recipe.drop_path
         set_drop_path(network, self.probability)
@@ -30,7 +29,7 @@ class DropPath:
         if probability == self.probability:
             return
         self.probability = probability
-        if not self._captured or not probability:
+        if self._scalar.device.type != "cuda" or not probability:
             set_drop_path(self._network, probability)
             return
         self._scalar.fill_(probability)

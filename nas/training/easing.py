@@ -16,7 +16,7 @@ from nas import devices
 from nas.errors import ConfigError, TrialError
 from nas.files.atomic import read_json, storage_errors, write_json
 from nas.training.accumulation import in_parts
-from nas.training.loop import Backward
+from nas.training.loop import Gradients
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
 
@@ -48,7 +48,7 @@ class Ease:
         return replace(recipe, lr=recipe.lr * self.lr_factor, lr_min=recipe.lr_min * self.lr_factor)
 
     @property
-    def backward(self) -> Backward | None:
+    def gradients(self) -> Gradients | None:
         """What `nas.training.train.train` takes."""
         return in_parts(self.passes) if self.passes > 1 else None
 

@@ -47,7 +47,7 @@ class Recipe:
       weights and their updates are float32 always.
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
       (`batched`), or the faster one on the device (`auto`); with equal outcomes but for rounding.
-    graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.captured`.
+    graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.cuda_graph`.
     """
 
     epochs: int

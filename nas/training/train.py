@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError, TrialError
 from nas.seeding import isolated
 from nas.task import Split, Task
 from nas.training import resumable
-from nas.training.accuracy import Evaluation
+from nas.training.accuracy import evaluate
+from nas.training.batches import Batch
 from nas.training.checkpoint import Checkpoints
-from nas.training.criterion import Output
+from nas.training.cuda_graph import GraphedStep
 from nas.training.curve import Curve, EpochReport
-from nas.training.loop import Backward, Forward, Loop
+from nas.training.loop import Gradients, Loop
 from nas.training.recipe import Recipe
-from nas.training.steps import Steps
 from nas.training.team import ALONE, Team
 from nas.user_code import memory_errors
 
@@ -43,9 +44,8 @@ def train(
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[EpochReport], None] | None = None,
-    forward: Forward | None = None,
-    backward: Backward | None = None,
-    steps: Steps | None = None,
+    gradients: Gradients | None = None,
+    reestimates: bool = True,
     stop: Callable[[], bool] | None = None,
     elapsed: Callable[[], float] | None = None,
     team: Team = ALONE,
@@ -62,9 +62,9 @@ def train(
       with, e.g. on more or larger images.
     checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
     on_epoch: called after each epoch, its checkpoint already written.
-    forward: how step s runs the network, as `forward(network, x, s)`; plain `network(x)` by default.
-    backward: puts the gradients of a step in place and returns its loss; one pass by default.
-    steps: takes the place of `backward` where steps are prepared, and may be captured as CUDA graphs.
+    gradients: puts the gradients of a step in place and returns its loss; those of one pass by default.
+    reestimates: whether the batch-norm statistics of a short training are taken anew before it is evaluated
+      and in the end, see `nas.training.batchnorm`; what is not run by a plain call has its own.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     elapsed: share of its time that is over, asked before and after every step, where a training has a time
       and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
@@ -73,8 +73,7 @@ def train(
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
     With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
-    training mode. The batch-norm statistics of a short training are taken anew before it is evaluated and in
-    the end, see `nas.training.batchnorm`.
+    training mode.
     """
     if evaluate_every is not None and evaluate_every < 1:
         raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
@@ -82,38 +81,13 @@ def train(
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
         )
-    if backward is not None and steps is not None:
-        raise ConfigError("train: got backward and steps, which has one of its own; give one of them")
-
-    def whole(network: nn.Module, x: Tensor, _: int) -> Output:
-        loop.apart()
-        output: Output = network(x)
-        return output
-
-    def plain() -> Hashable:
-        return () if forward is None and backward is None else None
-
-    loop = Loop(
-        network,
-        task,
-        recipe,
-        seed=seed,
-        split=task.train if split is None else split,
-        forward=forward or whole,
-        backward=backward if steps is None else steps.backward,
-        form=plain if steps is None else steps.form,
-        elapsed=elapsed,
-        team=team,
-    )
-    begin = _nothing if steps is None else partial(steps.begin, loop)
-    if steps is not None:
-        loop.resting = steps.resting(loop)
+    loop = Loop(network, task, recipe, seed=seed, split=split or task.train, elapsed=elapsed, team=team)
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    # What runs otherwise than by a plain call, such as a path of a supernet, has statistics of its own.
-    settle = loop.settle if forward is None and steps is None else _nothing
-    work = _Training(loop, evaluate_on, evaluate_every, last, begin=begin, elapsed=elapsed, settle=settle)
+    work = _Training(
+        loop, evaluate_on, evaluate_every, last, gradients=gradients, elapsed=elapsed, reestimates=reestimates
+    )
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
         resumable.run(
@@ -140,14 +114,16 @@ class _Training:
         evaluate_every: int | None,
         until: int,
         *,
-        begin: Callable[[], None],
+        gradients: Gradients | None,
         elapsed: Callable[[], float] | None,
-        settle: Callable[[], None],
+        reestimates: bool,
     ) -> None:
-        self.loop, self.until, self.begin, self.elapsed, self.settle = loop, until, begin, elapsed, settle
+        self.loop, self.until, self.elapsed, self.reestimates = loop, until, elapsed, reestimates
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
         self.curve, self.cut = Curve(), False
-        self._evaluation = Evaluation(loop.network, loop.task, record=loop.record)
+        self._learn: Callable[[Batch], None] = partial(loop.learn, gradients=gradients)
+        if loop.device.type == "cuda" and loop.recipe.graph and gradients is None and loop.team.size == 1:
+            self._learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.read_by_steps)
 
     @property
     def step(self) -> int:
@@ -164,7 +140,7 @@ class _Training:
         return self.cut or self.loop.at_epoch_end
 
     def advance(self) -> None:
-        self.loop.advance(self.begin)
+        self.loop.advance(self._learn)
         self.cut = self.elapsed is not None and self.elapsed() >= 1
 
     def end_epoch(self) -> EpochReport:
@@ -175,7 +151,7 @@ class _Training:
         if self.evaluate_on is not None and self._is_evaluated(epoch):
             with loop.averaged():
                 self.settle()
-                val_loss, val_acc = self._evaluation.of(self.evaluate_on)
+                val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
             if not math.isfinite(val_loss):
                 raise TrialError(
                     "nan",
@@ -184,6 +160,10 @@ class _Training:
             report = dataclasses.replace(report, val_loss=val_loss, val_acc=val_acc)
         self.curve = self.curve.extended(report)
         return report
+
+    def settle(self) -> None:
+        if self.reestimates:
+            self.loop.settle()
 
     def state(self) -> Mapping[str, Any]:
         curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
@@ -213,12 +193,10 @@ class _Training:
         return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)
 
 
-def _nothing() -> None:
-    """What most steps begin with, beside what the loop sets."""
-
-
 def _inherit(loop: Loop, start: Checkpoints) -> None:
     saved = start.load()
     if saved is None:
         raise ConfigError("train: start has no checkpoint to begin with; finish that training first")
-    loop.inherit(saved[1]["work"]["loop"])
+    state, recipe = saved[1]["work"]["loop"], loop.recipe
+    fresh = {"average": state["network"], "loss_sum": torch.zeros(()), "seconds": 0.0}
+    loop.restore(0, {**state, **fresh, "weight_decay": recipe.weight_decay})

@@ -21,8 +21,8 @@ from nas.evaluation.grown import Grown
 from nas.evaluation.laddered import Laddered
 from nas.job.final_training import train_final
 from nas.job.search_run import search
-from nas.oneshot import differentiable
 from nas.oneshot.method import Method
+from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
@@ -87,7 +87,7 @@ def supernet(folder, stop=None, space=TOY):
 
 def by_gradients(folder, stop=None, space=TOY):
     method = Method(weights=RECIPE)
-    found = differentiable.search(space, TASK, method, seed=1, checkpoints=Checkpoints(folder), stop=stop)
+    found = search_by_gradients(space, TASK, method, seed=1, checkpoints=Checkpoints(folder), stop=stop)
     return found.selected, [row.tolist() for row in found.strengths], [e.train_loss for e in found.epochs]
 
 

@@ -95,7 +95,7 @@ def test_parts_without_a_gradient_are_told():
             return torch.zeros(len(x), 10)
 
     with pytest.raises(TrialError, match="depends on no trainable parameter") as caught:
-        train(Constant(64, 10), TASK, RECIPE, seed=0, backward=in_parts(2))
+        train(Constant(64, 10), TASK, RECIPE, seed=0, gradients=in_parts(2))
     assert caught.value.reason == "no-grad"
 
 

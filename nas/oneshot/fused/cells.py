@@ -168,7 +168,7 @@ class _Run:
     def _drops(self, group: Group) -> bool:
         """Whether these are identities of which entries are dropped."""
         op, edge = group.branches[0].op, self.plan.edges[group.branches[0].edge][2]
-        dropped = isinstance(edge, MixedOp) and edge.skip_dropout > 0
+        dropped = isinstance(edge, MixedOp) and edge.skip_dropout is not None
         return dropped and self.cell.training and isinstance(op, nn.Identity)
 
     def _dropped(self, group: Group, x: Tensor, weights: Tensor | None) -> list[Tensor]:

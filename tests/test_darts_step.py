@@ -1,4 +1,4 @@
-"""The bilevel search: gradients against finite differences, which data moves what, resumption to the bit."""
+"""A step of a search: gradients against finite differences, what moves what, resumption to the bit."""
 
 import dataclasses
 import time
@@ -13,7 +13,9 @@ from torch import nn
 from nas.cell import Cell
 from nas.dispatch import Seeing
 from nas.errors import ConfigError
-from nas.oneshot.bilevel import BilevelLoop
+from nas.oneshot import darts_step
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.darts_step import alpha_gradient, stepping, training_loss, validation_loss
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.keeping import copied, kept
 from nas.oneshot.method import Method
@@ -27,6 +29,7 @@ from nas.ops import Zero
 from nas.registry import load
 from nas.seeding import isolated
 from nas.space import Space
+from nas.training.batches import mixed
 from nas.training.peak import peak_memory
 
 
@@ -39,7 +42,29 @@ def make(*, order=1, task=None, recipe=RECIPE, space=None, **parts):
             parts=method.staging.stages(4, 5)[0].parts,
             edge_norm=method.edge_norm,
         )
-    return BilevelLoop(supernet.train(), task or make_task(), method, seed=3)
+    return Steps(Bilevel.begun(supernet.train(), task or make_task(), method, seed=3))
+
+
+class Steps:
+    """What a search moves, and its steps."""
+
+    def __init__(self, bilevel):
+        self.bilevel, self.supernet, self.loop = bilevel, bilevel.supernet, bilevel.loop
+        self.method, self.advance = bilevel.method, stepping(bilevel)
+        self.state, self.restore = bilevel.state, bilevel.restore
+
+    def batches(self):
+        bilevel = self.bilevel
+        return self.loop.begin(), mixed(bilevel.validation, self.loop.step, 0.0, self.loop.team)
+
+    def alpha_gradient(self):
+        return alpha_gradient(self.bilevel, *self.batches())
+
+    def training_loss(self):
+        return training_loss(self.bilevel, self.batches()[0])
+
+    def validation_loss(self):
+        return validation_loss(self.bilevel, self.batches()[1])
 
 
 def three_stages():
@@ -67,23 +92,18 @@ class Doubles:
     """Batches whose images are float64."""
 
     def __init__(self, batches):
-        self.batches, self.prepare, self.generator = batches, batches.prepare, batches.generator
-        self.size = batches.size
+        self.batches, self.size = batches, batches.size
 
     def at(self, step):
-        self.prepare(step)
-        return *self.draw(), self.generator
-
-    def draw(self):
-        x, y = self.batches.draw()
-        return x.double(), y
+        x, y, generator = self.batches.at(step)
+        return x.double(), y, generator
 
 
 def exact(monkeypatch, *, order, steps):
     """A loop that computes in float64 throughout, after a few steps, so that momentum is not zero."""
     loop = make(order=order, space=smooth())
     loop.supernet.double()
-    loop.loop._batches, loop.passes.validation = Doubles(loop.loop._batches), Doubles(loop.passes.validation)
+    loop.loop.batches, loop.bilevel.validation = Doubles(loop.loop.batches), Doubles(loop.bilevel.validation)
     # The losses are taken of `logits.float()`, which would round what is differentiated here.
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     for _ in range(steps):
@@ -93,15 +113,15 @@ def exact(monkeypatch, *, order, steps):
 
 def unrolled_loss(loop):
     """L_val(w - ξ (momentum · buffer + ∇w L_train(w, α) + decay · w), α), straight from the definition."""
-    recipe, rate = loop.method.weights, loop.loop.next_lr
     names, parameters = list(loop.loop.parameters), list(loop.loop.parameters.values())
     saved = [p.detach().clone() for p in parameters]
-    gradient = torch.autograd.grad(loop.loop.loss(), parameters)
+    gradient = torch.autograd.grad(loop.training_loss(), parameters)
+    recipe, rate = loop.method.weights, loop.loop.lr
     buffers = [loop.loop.state()["momentum"].get(name, 0) for name in names]
     with torch.no_grad():
         for p, g, buffer in zip(parameters, gradient, buffers, strict=True):
             p.sub_(rate * (recipe.momentum * buffer + g + recipe.weight_decay * p))
-        value = loop.passes.validation_loss().item()
+        value = loop.validation_loss().item()
         for p, old in zip(parameters, saved, strict=True):
             p.copy_(old)
     return value
@@ -128,7 +148,7 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(monkeypatch, st
     rows, columns = zip(*entries, strict=True)
     wanted = numerical(loop, entries)
     second = loop.alpha_gradient()[0][rows, columns]
-    loop.method = dataclasses.replace(loop.method, order=1)
+    loop.bilevel.method = dataclasses.replace(loop.method, order=1)
     first = loop.alpha_gradient()[0][rows, columns]
     torch.testing.assert_close(second, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().min().item())
     assert ((first - wanted).abs() > 1e-2 * wanted.abs()).sum() >= 4
@@ -142,7 +162,7 @@ def test_the_first_order_is_the_gradient_of_the_validation_loss(monkeypatch):
         for shift in (1e-5, -2e-5):
             with torch.no_grad():
                 loop.supernet.alphas[0][row, column] += shift
-            sides.append(loop.passes.validation_loss().item())
+            sides.append(loop.validation_loss().item())
         with torch.no_grad():
             loop.supernet.alphas[0][row, column] += 1e-5
         assert gradient[row, column].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
@@ -172,7 +192,7 @@ def test_what_the_second_order_does_to_all_weights_is_a_few_calls():
         tensors = [*loop.supernet.network.parameters(), *loop.supernet.network.buffers()]
         with kept(tensors) as back:
             back()
-        loop.loop.descent(gradients)
+        loop.loop.descent.direction(gradients, 0.1)
     kinds = {tensor.dtype for tensor in tensors}
     assert len(tensors) > 50
     assert calls["aten::_foreach_copy_"] == 3 * len(kinds)
@@ -185,10 +205,10 @@ def test_a_failure_in_the_second_order_leaves_the_weights_too(monkeypatch):
     loop.advance()
     before = weights(loop)
 
-    def fail():
+    def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.passes, "validation_loss", fail)
+    monkeypatch.setattr(darts_step, "validation_loss", fail)
     with pytest.raises(KeyboardInterrupt):
         loop.alpha_gradient()
     assert equal(weights(loop), before)
@@ -206,7 +226,7 @@ def test_the_gradient_does_not_depend_on_how_often_it_is_asked(order):
 
 def test_alphas_follow_the_validation_split_and_weights_the_training_split():
     one, other = make(), make(task=make_task(val_labels=1))
-    assert one.loop.loss() == other.loop.loss()
+    assert one.training_loss() == other.training_loss()
     assert not equal(one.alpha_gradient(), other.alpha_gradient())
 
 
@@ -219,15 +239,16 @@ def test_a_step_moves_the_alphas_first_and_then_the_weights_under_the_new_ones(o
         alpha.grad = g
     adam.step()
     adam.zero_grad()
-    twin.loop.advance()
+    twin.bilevel.moves_alphas = False
+    twin.advance()
     loop.advance()
     assert equal(alphas(loop), alphas(twin)) and not equal(alphas(loop), start)
     assert equal(weights(loop), weights(twin))
 
 
 def test_the_seconds_are_of_both_halves_of_a_step(monkeypatch):
-    loop, real = make(), BilevelLoop.alpha_gradient
-    monkeypatch.setattr(BilevelLoop, "alpha_gradient", lambda self: (time.sleep(0.2), real(self))[1])
+    loop = make()
+    monkeypatch.setattr(darts_step, "alpha_gradient", lambda *a: (time.sleep(0.2), alpha_gradient(*a))[1])
     loop.advance()
     assert loop.loop.seconds > 0.2
 
@@ -282,9 +303,9 @@ def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
     """Against reverse mode through the unrolled step: ∇α L_val(w - ξ (...∇w L_train(w, α)...), α)."""
     loop = exact(monkeypatch, order=2, steps=2)
     names, weights = list(loop.loop.parameters), list(loop.loop.parameters.values())
-    recipe, rate = loop.method.weights, loop.loop.next_lr
     buffers = [loop.loop.state()["momentum"][name] for name in names]
     found = loop.alpha_gradient()[0]
+    recipe, rate = loop.method.weights, loop.loop.lr
 
     def unrolled(alpha):
         own = {"alphas.0": alpha}
@@ -295,13 +316,13 @@ def test_the_second_order_is_the_exact_unrolled_gradient(monkeypatch):
             logits = torch.func.functional_call(loop.supernet, values, (x,))
             return torch.nn.functional.cross_entropy(logits, y)
 
-        train = at(weights, loop.loop._batches, loop.loop.step)
+        train = at(weights, loop.loop.batches, loop.loop.step)
         gradients = torch.autograd.grad(train, weights, create_graph=True)
         moved = [
             w - rate * (recipe.momentum * b + g + recipe.weight_decay * w)
             for w, g, b in zip(weights, gradients, buffers, strict=True)
         ]
-        return at(moved, loop.passes.validation, loop.loop.step)
+        return at(moved, loop.bilevel.validation, loop.loop.step)
 
     alpha = loop.supernet.alphas[0].detach().clone().requires_grad_()
     (wanted,) = torch.autograd.grad(unrolled(alpha), alpha)
@@ -377,7 +398,7 @@ def test_every_part_moves_alphas_and_weights(parts):
 
 def test_resting_alphas_stay_and_the_weights_move():
     loop = make()
-    loop.alphas_move = False
+    loop.bilevel.moves_alphas = False
     before, start = weights(loop), alphas(loop)
     loop.advance()
     assert equal(alphas(loop), start) and not equal(weights(loop), before)
@@ -393,11 +414,10 @@ def test_the_betas_move_with_the_alphas():
 def test_a_regulariser_adds_its_own_gradient():
     plain, decayed = make(), make(regularizers=(BetaDecay(30.0),))
     plain.loop.step = decayed.loop.step = 4
+    decayed.supernet.progress.fill_(0.25)
     theirs, ours = plain.alpha_gradient()[0], decayed.alpha_gradient()[0]
     rows = decayed.supernet.alphas[0].detach().softmax(-1)
-    torch.testing.assert_close(
-        ours - theirs, 30.0 * decayed.progress * rows / len(rows), atol=1e-5, rtol=1e-3
-    )
+    torch.testing.assert_close(ours - theirs, 30.0 * 0.25 * rows / len(rows), atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("added", [ZeroOne(5.0), ExpectedCost((torch.arange(5.0).expand(6, 5),), 0.0, 1.0)])
@@ -408,8 +428,9 @@ def test_on_the_simplex_a_regulariser_moves_the_alphas_by_its_own_gradient(added
         with torch.no_grad():
             loop.supernet.alphas[0].copy_(torch.linspace(-1, 1, 30).view(6, 5).log_softmax(-1))
         loop.loop.step = 4
+        loop.supernet.progress.fill_(0.25)
     start = other.supernet.alphas[0].detach().clone().requires_grad_()
-    penalty = added([start], [start.softmax(-1)], other.progress)
+    penalty = added([start], [start.softmax(-1)], other.supernet.progress)
     (wanted,) = torch.autograd.grad(penalty, start)
     plain.advance()
     other.advance()
@@ -427,6 +448,7 @@ def test_options_out_of_the_race_are_not_moved_by_a_regulariser(added, update):
     loop = make(regularizers=(added,), update=update)
     loop.supernet.keep([(1, 3)] * 6)
     loop.loop.step = 4
+    loop.supernet.progress.fill_(0.25)
     gradient = loop.alpha_gradient()[0]
     assert gradient.isfinite().all() and (gradient[:, [1, 3]] != 0).all()
     if isinstance(update, Adam):
@@ -443,13 +465,6 @@ def test_the_passes_of_which_a_difference_is_taken_are_in_float32_whatever_the_r
     assert halves == [True, True, False, False]
     wanted, first = (torch.cat([g.flatten() for g in make(order=o).alpha_gradient()]) for o in (2, 1))
     assert (second - wanted).norm() < 0.5 * (first - wanted).norm()
-
-
-def test_after_the_search_proper_all_of_it_is_done():
-    supernet = make().supernet
-    loop = BilevelLoop(supernet, make_task(), Method("test", RECIPE), seed=0, over=True)
-    loop.advance()
-    assert loop.progress == supernet.progress == 1.0
 
 
 def test_going_back_to_before_an_operation_ever_moved_forgets_its_momentum():

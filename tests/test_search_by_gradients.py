@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import time
 from functools import partial
 from pathlib import Path
 
@@ -13,25 +12,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from killing import run_killed
-from tape import Still
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot import course, differentiable, selection
-from nas.oneshot.bilevel import BilevelLoop
-from nas.oneshot.differentiable import search
+from nas.oneshot import search as searching
+from nas.oneshot import selection
+from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.freezing import Freezing
 from nas.oneshot.guards import Guards
 from nas.oneshot.identities import capped
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
+from nas.oneshot.search import Search, search
 from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Progressive
 from nas.registry import load
 from nas.space import Space
 from nas.task import task_from_arrays
-from nas.training import loop as training
-from nas.training.accuracy import Evaluation
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -147,22 +144,22 @@ def test_a_spent_budget_makes_the_step_in_progress_the_last(tmp_path):
 
 def steps_of_a_second(monkeypatch):
     timed = property(lambda _: 1.0, lambda *_: None)
-    monkeypatch.setattr(differentiable._Search, "step_s", timed, raising=False)
+    monkeypatch.setattr(Search, "step_s", timed, raising=False)
 
 
 @pytest.mark.parametrize(("left_s", "seen"), [(0.0, 12), (0.4, 24), (60.0, 48)])
 def test_a_spent_budget_leaves_no_time_to_validate_on_all_images(monkeypatch, left_s, seen):
     """48 of them, in portions of 12; a step takes 1 s, and so an image 0.0125 s."""
-    monkeypatch.setattr(BilevelLoop, "images_at_once", 12)
+    monkeypatch.setattr(Bilevel, "images_at_once", 12)
     steps_of_a_second(monkeypatch)
     counts, left = [], iter([0.0, left_s])
-    evaluated = Evaluation.of
+    evaluated = searching.evaluate
 
-    def noting(evaluation, split):
+    def noting(network, task, split, **options):
         counts.append(len(split))
-        return evaluated(evaluation, split)
+        return evaluated(network, task, split, **options)
 
-    monkeypatch.setattr(Evaluation, "of", noting)
+    monkeypatch.setattr(searching, "evaluate", noting)
     outcome = run(left_s=lambda: next(left, 0.0))
     assert len(outcome.epochs) == 1 and counts == [seen]
 
@@ -172,18 +169,6 @@ def test_what_comes_after_an_epoch_is_reckoned_with_before_the_first(monkeypatch
     steps_of_a_second(monkeypatch)
     assert run(left_s=lambda: 15.7).epochs[0].events == ()
     assert run(left_s=lambda: 15.5).epochs[0].events == ("the budget is spent",)
-
-
-def test_steps_that_are_yet_to_be_captured_do_not_tell_what_a_step_takes(monkeypatch):
-    """One that takes half a second, 15.6 times of which are left: those after it are replays."""
-
-    class Slow(Still):
-        def capture(self, run, generators):
-            time.sleep(0.5)
-            return super().capture(run, generators)
-
-    monkeypatch.setattr(training, "recorder", lambda _: Slow())
-    assert run(left_s=lambda: 7.0).epochs[0].events == ()
 
 
 def test_a_finished_search_is_not_done_again(tmp_path):
@@ -249,17 +234,17 @@ def test_options_drop_out_one_by_one_by_their_fisher_information():
 def test_progressive_stages_widen_the_supernet_and_keep_its_weights():
     method = Method("test", SIX, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), warmup=0.5)
     seen = []
-    before = course.inherit
+    before = searching.inherit
 
     def watched(new, old):
         before(new, old)
         seen.append((old.parts, new.parts, [len(o) for o in new.alive]))
 
-    course.inherit, restore = watched, before
+    searching.inherit, restore = watched, before
     try:
         outcome = run(make_space(**CELL), method=method)
     finally:
-        course.inherit = restore
+        searching.inherit = restore
     assert seen == [(4, 2, [3] * 6)] and outcome.supernet.parts == 2
     moved = [not np.array_equal(a.strengths, b.strengths) for a, b in itertools.pairwise(outcome.epochs)]
     # Three epochs a stage, in the first two of which the alphas rest; between them options drop out.
@@ -287,17 +272,17 @@ def test_the_dropout_of_identities_begins_anew_where_the_alphas_begin_to_move():
     method = Method(
         "test", SIX, warmup=1 / 3, staging=Progressive(keep=(1.0, 0.6), skip_dropout=(0.0, 0.5), anew=True)
     )
-    dropped, begin = [], course.Course.begin_epoch
+    dropped, begin = [], Search._begin_epoch
 
     def watched(self):
         begin(self)
-        dropped.append(next(self.supernet.mixed()).skip_dropout)
+        dropped.append(float(self.bilevel.supernet.skip_dropout))
 
-    course.Course.begin_epoch = watched
+    Search._begin_epoch = watched
     try:
         run(make_space(**CELL), method=method)
     finally:
-        course.Course.begin_epoch = begin
+        Search._begin_epoch = begin
     fade = np.exp(-5 / 3)
     np.testing.assert_allclose(dropped[:6], [0.0] * 3 + [0.5 * 2 / 3, 0.5, 0.5 * fade])
 
@@ -315,12 +300,12 @@ def test_alphas_rest_while_the_weights_warm_up():
 def alarmed(monkeypatch, eigenvalues):
     """Searches whose eigenvalues are given, epoch by epoch."""
     told = iter(eigenvalues)
-    real = course.Examiner.examine
+    real = searching.Examiner.examine
 
     def examine(self, loop, genotype, before, val_acc):
         return dataclasses.replace(real(self, loop, genotype, before, val_acc), eigenvalue=next(told))
 
-    monkeypatch.setattr(course.Examiner, "examine", examine)
+    monkeypatch.setattr(searching.Examiner, "examine", examine)
 
 
 TEN = dataclasses.replace(RECIPE, epochs=10)
@@ -392,15 +377,15 @@ def test_the_last_alarm_of_a_stage_leads_to_the_next_under_the_same_weight_decay
     method = dataclasses.replace(
         ENDING, weights=twenty, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), guards=ENDING.guards
     )
-    decays, looked = [], course.Watch.look
+    decays, looked = [], searching.Watch.look
 
     def look(self, epoch, *rest):
-        decays.append((epoch, work[-1].loop.loop.weight_decay))
+        decays.append((epoch, work[-1].bilevel.loop.weight_decay))
         return looked(self, epoch, *rest)
 
-    work, begin = [], course.Course.begin_epoch
-    monkeypatch.setattr(course.Course, "begin_epoch", lambda self: (work.append(self), begin(self))[1])
-    monkeypatch.setattr(course.Watch, "look", look)
+    work, begin = [], Search._begin_epoch
+    monkeypatch.setattr(Search, "_begin_epoch", lambda self: (work.append(self), begin(self))[1])
+    monkeypatch.setattr(searching.Watch, "look", look)
     outcome = run(make_space(**CELL), method=method)
     events = [event for e in outcome.epochs for event in e.events]
     assert events[0].endswith("weight decay 0.0003 -> 0.0009")
@@ -430,17 +415,17 @@ def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning():
         selection=ByPerturbation(tune=0.2, images=32),
     )
     frozen = []
-    begin = course.Course.begin_epoch
+    begin = Search._begin_epoch
 
     def watched(self):
-        frozen.append((self.stage, set(self.loop._freezer.frozen)))
+        frozen.append((self.stage, set(self.bilevel.freezer.frozen)))
         return begin(self)
 
-    course.Course.begin_epoch = watched
+    Search._begin_epoch = watched
     try:
         run(make_space(**CELL), method=method)
     finally:
-        course.Course.begin_epoch = begin
+        Search._begin_epoch = begin
     for (_, before), (_, after) in itertools.pairwise(frozen):
         assert before <= after
     assert frozen[-1][0] == 2 and len(frozen[-1][1]) >= len(frozen[3][1]) > 0
@@ -519,15 +504,16 @@ def test_selection_by_perturbation_fixes_every_decision_and_tunes_between():
 def test_the_tuning_goes_from_a_share_of_the_learning_rate_down_to_its_minimum(monkeypatch):
     recipes = []
 
-    class Spy(course.BilevelLoop):
-        def __init__(self, supernet, task, method, **options):
+    class Spy(Bilevel):
+        @classmethod
+        def begun(cls, supernet, task, method, **options):
             recipes.append(method.weights)
-            super().__init__(supernet, task, method, **options)
+            return Bilevel.begun(supernet, task, method, **options)
 
-    monkeypatch.setattr(course, "BilevelLoop", Spy)
+    monkeypatch.setattr(searching, "Bilevel", Spy)
     run(method=Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32)))
-    searching, tuning = recipes
-    assert (searching.lr, searching.lr_min) == (0.025, 0.001)
+    first, tuning = recipes
+    assert (first.lr, first.lr_min) == (0.025, 0.001)
     assert (tuning.lr, tuning.lr_min) == (pytest.approx(0.0025), 0.001)
 
 
