@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import Calls
 from forwarded import by
 from nested import nested_space
-from calls import Calls
 from torch import nn
 
 from nas.cell import Cell
