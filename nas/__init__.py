@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nas.evaluation.evaluators import Inherited, Trained
     from nas.evaluation.fidelity import Fidelity, Ladder
     from nas.evaluation.laddered import Laddered
-    from nas.evaluation.measured import Measured
+    from nas.evaluation.measured import Costs
     from nas.goals import Goals, parse_goals
     from nas.job.calibrate_run import calibrate
     from nas.job.config import Config, make_config
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from nas.searchers.named import make_searcher
     from nas.searchers.optuna_search import OptunaSearch
     from nas.space import Notation, Space
-    from nas.study import Study
+    from nas.study.measuring import Measure
+    from nas.study.study import Study
     from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
     from nas.tracking.tracker import Tracker
@@ -59,6 +60,7 @@ _HOME = {
     "Config": "nas.job.config",
     "ConfigError": "nas.errors",
     "Constraint": "nas.types",
+    "Costs": "nas.evaluation.measured",
     "DataError": "nas.errors",
     "Decision": "nas.types",
     "Fidelity": "nas.evaluation.fidelity",
@@ -73,7 +75,7 @@ _HOME = {
     "Laddered": "nas.evaluation.laddered",
     "LatencyTable": "nas.latency",
     "LocalSearch": "nas.searchers",
-    "Measured": "nas.evaluation.measured",
+    "Measure": "nas.study.measuring",
     "Method": "nas.oneshot.method",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
@@ -89,7 +91,7 @@ _HOME = {
     "Space": "nas.space",
     "SpaceError": "nas.errors",
     "Stopped": "nas.training.resumable",
-    "Study": "nas.study",
+    "Study": "nas.study.study",
     "SuccessiveHalving": "nas.schedulers.halving",
     "Supernet": "nas.oneshot.supernet",
     "Tabular": "nas.benchmarks",

@@ -79,17 +79,6 @@ class DeviceError(NoModelError):
     exit_code = 6
 
 
-class WorkersError(NasError):
-    """The workers of a search cannot do their work.
-
-    exit_code: that of a worker which ended with a user's error.
-    """
-
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class TrialError(NasError):
     """One trial failed; the search goes on.
 

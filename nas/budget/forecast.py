@@ -25,11 +25,11 @@ from nas.job.job import Job
 from nas.job.trial_setup import default_of
 from nas.latency import latencies
 from nas.seeding import isolated, rng
+from nas.study.local import places_on
 from nas.text import counted
 from nas.training.resumable import Stopped
 from nas.types import Genotype
 from nas.user_code import user_errors
-from nas.workers.side_by_side import places_on
 
 FILE = "preview.json"
 SAMPLE, TIMED = 50, 3

@@ -10,9 +10,9 @@ from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
 from nas.evaluation.fidelity import Fidelity
 from nas.job.job import Job
 from nas.oneshot.search import looks
+from nas.study.local import cores
 from nas.text import counted
 from nas.training.accuracy import FORWARD
-from nas.workers.slots import cores
 
 START_S = 4.0
 """Until processes that train side by side have begun."""

@@ -17,8 +17,8 @@ from nas.text import SCREEN, printable
 from nas.training.launch import follows, launched
 
 ORDER = (
-    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
-    *("validate", "audit", "calibrate", "benchmark", "worker", "launch", "spaces", "doctor"),
+    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check"),
+    *("validate", "audit", "calibrate", "benchmark", "spaces", "doctor"),
 )
 """The commands as help lists them, each a module: what is done with a run, what before one, helpers."""
 

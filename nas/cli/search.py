@@ -137,7 +137,18 @@ def search(
     ] = False,
     workers: Annotated[
         str | None,
-        typer.Option(help="Processes that train trials, a number or auto. [default: 1, this one]"),
+        typer.Option(help="Processes that evaluate trials, a number, auto, or 0 for none. [default: 1]"),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="Where trials are evaluated instead: ray, ray://HOST:PORT, dask://HOST:PORT, or "
+            "slurm:OPTION=VALUE,..."
+        ),
+    ] = None,
+    asynchronous: Annotated[
+        bool | None,
+        typer.Option("--asynchronous", help="Propose by whatever has ended; not repeatable, never waits."),
     ] = None,
     trial_timeout: Annotated[
         str | None,
@@ -220,6 +231,8 @@ def search(
         "epochs": epochs,
         "budget": budget,
         "workers": workers,
+        "executor": executor,
+        "asynchronous": asynchronous,
         "trial_timeout": trial_timeout,
         "top_k": top_k,
         "seed": seed,

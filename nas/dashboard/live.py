@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import optuna
+
 from nas.errors import ConfigError, NasError
-from nas.storage.run import past_storage
+from nas.study.storage import past_storage
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -56,12 +58,8 @@ class Live:
         """A text that is another one when trials or files of the run have changed."""
         files = [(p.name, p.stat().st_mtime_ns) for p in sorted(self.folder.iterdir()) if p.is_file()]
         storage = self._history()
-        studies = [] if storage is None else storage.get_all_studies()
-        trials = [
-            (study.study_name, trial.number, trial.state.name)
-            for study in studies
-            for trial in (storage.get_all_trials(study._study_id, deepcopy=False) if storage else ())
-        ]
+        studies = [] if storage is None else optuna.get_all_study_summaries(storage)
+        trials = [(study.study_name, study.n_trials, repr(study.user_attrs)) for study in studies]
         return hashlib.sha256(repr((files, trials)).encode()).hexdigest()[:16]
 
     def report(self) -> str:
@@ -86,7 +84,8 @@ class Live:
     def _history(self) -> BaseStorage | None:
         """The studies of the run, as soon as there are any."""
         if self._storage is None:
-            self._storage = past_storage(self.folder)
+            found = past_storage(self.folder)
+            self._storage = None if found is None else found[0]
         return self._storage
 
     def _optuna(self) -> WSGIApplication:

@@ -17,15 +17,13 @@ from torch import nn
 from nas.cost import Cost, cost
 from nas.errors import TrialError
 from nas.files.temporary import temporary_folder
-from nas.graph import architecture_hash
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.paths import scores
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space import Space
-from nas.study import Evaluator
 from nas.task import Task
-from nas.training.checkpoint import Checkpoints, saved_steps
+from nas.training.checkpoint import Checkpoints
 from nas.training.curve import Curve
 from nas.training.easing import Ease, eased
 from nas.training.needs import noting, require_memory, training_bytes
@@ -38,6 +36,8 @@ _log = logging.getLogger("nas")
 
 Start = Callable[[Trial, nn.Module], nn.Module]
 """The network that a trial's training begins with, from a freshly initialised one."""
+Hopeless = Callable[[Sequence[float], int], bool]
+"""Told the validation accuracies so far and the epochs granted, says whether to train no further."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,6 @@ class Trained:
 
     recipe: everything but the epochs; its schedule is compressed to them.
     folder: where a trial's own checkpoint lives while it trains, so that a killed one goes on.
-    hopeless: told the validation accuracies so far and the epochs granted, says whether to train no further.
     judge: told of every trained network.
     stop: see `nas.training.train.train`.
     start: gives the network that training begins with, from a freshly initialised one, and may draw from
@@ -59,22 +58,25 @@ class Trained:
     task: Task
     recipe: Recipe
     folder: Path | None = None
-    hopeless: Callable[[Sequence[float], int], bool] | None = None
     judge: Callable[[Trial, nn.Module], None] | None = None
     stop: Callable[[], bool] | None = None
     start: Start | None = None
 
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+    def __call__(
+        self, trial: Trial, rng: np.random.Generator, *, hopeless: Hopeless | None = None
+    ) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
 
         And `lr_factor` or `passes_per_step`, where it took them to train at all.
+
+        hopeless: ends a training that will not be among the best.
         """
         seed = int(rng.integers(2**62))
-        with self._place(trial) as folder, user_errors():
+        with self._place(trial, keeps=hopeless is not None) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
                 (network, curve), ease = eased(
-                    partial(self._attempt, trial, seed, folder),
+                    partial(self._attempt, trial, seed, folder, hopeless),
                     folder=folder,
                     batch=self._batch,
                     note=partial(_log.warning, "trial %d: %s", trial.number),
@@ -96,44 +98,64 @@ class Trained:
         counted = cost(self.space, trial.genotype, self.task.image_shape)
         return training_bytes(counted, self._batch)
 
-    def saved_steps(self, trial: Trial) -> int:
-        """How far the training of a trial that was interrupted got, by its checkpoints; 0 without any."""
-        return 0 if self.folder is None else saved_steps(self.folder / f"trial-{trial.number}")
-
     @property
     def _batch(self) -> int:
         return min(self.recipe.batch, len(self.task.train))
 
-    def _attempt(self, trial: Trial, seed: int, folder: Path | None, ease: Ease) -> tuple[nn.Module, Curve]:
+    def _attempt(
+        self, trial: Trial, seed: int, folder: Path | None, hopeless: Hopeless | None, ease: Ease
+    ) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             network = self._begin(trial).to(self.task.train.x.device)
         place = None if folder is None else ease.place(folder)
-        return network, self._train(network, trial.fidelity, seed, ease, place)
+        recipe = ease.of(compressed(self.recipe, trial.fidelity))
+        train_to = partial(self._train_to, network, recipe, seed, ease=ease, folder=place)
+        return network, self._train(train_to, trial.fidelity, place, hopeless)
 
     def _begin(self, trial: Trial) -> nn.Module:
         with build_errors():
             network = self.space.network(trial.genotype)
         return network if self.start is None else self.start(trial, network)
 
-    def _train(self, network: nn.Module, epochs: int, seed: int, ease: Ease, folder: Path | None) -> Curve:
+    def _train(
+        self,
+        train_to: Callable[..., Curve],
+        epochs: int,
+        folder: Path | None,
+        hopeless: Hopeless | None,
+    ) -> Curve:
         """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
-        first = epochs if self.hopeless is None or folder is None else self._begun(folder)
-        for epoch in range(first, epochs + 1):
-            curve = train(
-                network,
-                self.task,
-                ease.of(compressed(self.recipe, epochs)),
-                seed=seed,
-                evaluate_on=self.task.val,
-                evaluate_every=epochs if self.hopeless is None else 1,
-                until=epoch,
-                checkpoints=Checkpoints(folder) if folder is not None else None,
-                gradients=ease.gradients,
-                stop=self.stop,
-            )
-            if self.hopeless is not None and epoch < epochs and self.hopeless(curve.val_acc, epochs):
+        if hopeless is None or folder is None:
+            return train_to(epochs, evaluate_every=epochs)
+        for epoch in range(self._begun(folder), epochs + 1):
+            curve = train_to(epoch, evaluate_every=1)
+            if epoch < epochs and hopeless(curve.val_acc, epochs):
                 break
         return curve
+
+    def _train_to(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        seed: int,
+        epoch: int,
+        *,
+        ease: Ease,
+        folder: Path | None,
+        evaluate_every: int,
+    ) -> Curve:
+        return train(
+            network,
+            self.task,
+            recipe,
+            seed=seed,
+            evaluate_on=self.task.val,
+            evaluate_every=evaluate_every,
+            until=epoch,
+            checkpoints=Checkpoints(folder) if folder is not None else None,
+            gradients=ease.gradients,
+            stop=self.stop,
+        )
 
     def _begun(self, folder: Path) -> int:
         """The epoch that a checkpoint was written in or at the end of; 1 without one."""
@@ -142,10 +164,13 @@ class Trained:
         return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
 
     @contextmanager
-    def _place(self, trial: Trial) -> Iterator[Path | None]:
-        """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
+    def _place(self, trial: Trial, *, keeps: bool) -> Iterator[Path | None]:
+        """The folder of the trial's checkpoint; it stays behind only when training is interrupted.
+
+        keeps: whether one is needed, even if it is a temporary one.
+        """
         if self.folder is None:
-            if self.hopeless is None:
+            if not keeps:
                 yield None
                 return
             with temporary_folder() as temporary:
@@ -189,37 +214,6 @@ class Inherited:
             "params": counted.params,
             "macs": counted.macs,
         }
-
-
-class Cached:
-    """Answers from the history where an isomorphic architecture was already measured at the same fidelity.
-
-    history: the study's own list, which grows with it; what was done before a trial was proposed counts.
-    others: what was measured elsewhere before.
-    """
-
-    def __init__(
-        self,
-        evaluate: Evaluator,
-        space: Space,
-        history: Sequence[Trial],
-        *,
-        others: Sequence[Trial] = (),
-    ) -> None:
-        self.evaluate, self.space, self.history = evaluate, space, history
-        self._others = {self._key(t): t.metrics for t in reversed(others) if t.state == "done"}
-
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """The first measurement's metrics, else a new measurement."""
-        key = self._key(trial)
-        if key in self._others:
-            return self._others[key]
-        known = (t.metrics for t in trial.known(self.history) if self._key(t) == key)
-        found = next(known, None)
-        return self.evaluate(trial, rng) if found is None else found
-
-    def _key(self, trial: Trial) -> tuple[str, int]:
-        return architecture_hash(self.space, trial.genotype), trial.fidelity
 
 
 def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:

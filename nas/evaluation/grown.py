@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nas.architectures.morph import graft, is_addition, mismatch
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.evaluators import Start, Trained
+from nas.evaluation.evaluators import Hopeless, Start, Trained
 from nas.oneshot.supernet import Supernet
 from nas.training.checkpoint import Checkpoints
 from nas.types import Genotype, Trial
@@ -36,8 +36,6 @@ class Grown:
     afresh in the end.
 
     folder: where the weights of ended trials are kept, each in a folder of its own.
-    history: the study's own list, which grows with it. Only trials of the same fidelity count that were done
-      when this one was proposed; the best has the highest `val_acc`, and of equal ones the lowest number.
     keep: of how many of the best trials of each fidelity the weights stay, at least 1. Those of one more stay
       until the next trial begins, since a trial whose end was not recorded needs its parent again.
 
@@ -46,33 +44,41 @@ class Grown:
 
     trained: Trained
     folder: Path
-    history: Sequence[Trial]
     keep: int = 50
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ConfigError(f"grown: keep is {self.keep}, but must be at least 1")
 
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
+    def __call__(
+        self,
+        trial: Trial,
+        rng: np.random.Generator,
+        *,
+        parent: Trial | None = None,
+        hopeless: Hopeless | None = None,
+    ) -> Mapping[str, float]:
         """The metrics of `trained`, and `inherited_from`: the number of a trial, or -1 for none."""
-        best = self._best(trial)
-        parent = next((t for t in best if is_addition(self.trained.space, t.genotype, trial.genotype)), None)
         weights = None if parent is None else self._load(parent)
         evaluate = replace(self.trained, judge=self._judge)
         if parent is None or weights is None:
-            return {**evaluate(trial, rng), INHERITED: -1.0}
+            return {**evaluate(trial, rng, hopeless=hopeless), INHERITED: -1.0}
         evaluate = replace(evaluate, start=partial(self._start, parent.genotype, weights))
-        return {**evaluate(trial, rng), INHERITED: float(parent.number)}
+        return {**evaluate(trial, rng, hopeless=hopeless), INHERITED: float(parent.number)}
 
-    def _best(self, trial: Trial) -> list[Trial]:
-        """The trials whose weights stay, best first; those of others are removed."""
-        done = trial.known(self.history)
-        own = [t for t in done if t.fidelity == trial.fidelity and INHERITED in t.metrics]
+    def hints(self, trial: Trial, known: Sequence[Trial]) -> dict[str, Trial | None]:
+        """The parent of a trial among those of the same fidelity; removes weights that nobody will need.
+
+        The best has the highest `val_acc`, and of equal ones the lowest number.
+        """
+        own = [t for t in known if t.fidelity == trial.fidelity and INHERITED in t.metrics]
         ordered = sorted(own, key=lambda t: (-t.metrics["val_acc"], t.number))
         # Of those beside this one, each may have a parent that what ended since has pushed out.
         for beaten in ordered[self.keep + len(trial.beside) :]:
             shutil.rmtree(self._place(beaten), ignore_errors=True)
-        return ordered[: self.keep]
+        space = self.trained.space
+        best = (t for t in ordered[: self.keep] if is_addition(space, t.genotype, trial.genotype))
+        return {"parent": next(best, None)}
 
     def _load(self, parent: Trial) -> Mapping[str, Tensor] | None:
         """A trial's weights, on the CPU; None, with a note in the log, when they are lost or do not fit."""

@@ -21,7 +21,7 @@ from nas.results.records import RungsRecord, checked
 from nas.seeding import derive, isolated
 from nas.space import Space
 from nas.task import Task
-from nas.training.checkpoint import Checkpoints, saved_steps
+from nas.training.checkpoint import Checkpoints
 from nas.training.curve import Curve
 from nas.training.easing import EASED, Ease, begun, eased
 from nas.training.needs import noting, training_bytes
@@ -114,10 +114,6 @@ class Laddered:
     def needed_bytes(self, trial: Trial) -> int:
         """What the training up to a rung needs of memory at least by estimate, see `nas.training.needs`."""
         return self._needed_bytes(trial.genotype, self.ladder.rung(trial.fidelity))
-
-    def saved_steps(self, trial: Trial) -> int:
-        """How far the trainings of a trial's architecture got, by their checkpoints; 0 without any."""
-        return saved_steps(self.place(trial.genotype))
 
     def forget(self, genotype: Genotype) -> None:
         """Removes all that is kept of an architecture that will not be asked for again."""

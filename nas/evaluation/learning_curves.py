@@ -116,3 +116,20 @@ def _finite(values: Sequence[float]) -> Floats:
             f"values: epoch {int(np.argmin(np.isfinite(array))) + 1} is NaN or infinite; drop it"
         )
     return array
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """Whether a training will hardly beat the best one so far.
+
+    best: its accuracy in [0, 1]. chance: below which there is no hope.
+    """
+
+    best: float
+    chance: float
+
+    def __call__(self, accuracies: Sequence[float], epochs: int) -> bool:
+        """accuracies: after the epochs so far. epochs: that are granted."""
+        if len(accuracies) < 2:
+            return False
+        return extrapolate(accuracies, at=epochs).probability_above(self.best) < self.chance

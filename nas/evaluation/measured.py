@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -14,7 +14,6 @@ from nas.errors import ConfigError, TrialError, unknown
 from nas.latency import BEST_OF, LATENCY, Latency, LatencyTable, best, interleaved
 from nas.seeding import derive, isolated, torch_rng
 from nas.space import Space
-from nas.study import Evaluator
 from nas.training.needs import require_memory
 from nas.types import Constraint, Genotype, Trial
 from nas.user_code import build_errors
@@ -26,8 +25,8 @@ TRAINED = ("val_acc", "val_loss", "train_loss")
 """What the engine's own evaluators give."""
 
 
-class Measured:
-    """Adds the wanted costs to an evaluator's metrics; they replace its own, which may be of another size.
+class Costs:
+    """The costs of an architecture that a search decides by.
 
     `params`, `macs`, `activation_bytes` and `peak_bytes` are counted (`nas.cost.Cost`). Latency is that of
     one image, in milliseconds: `latency_ms` from the table if there is one; else measured by a `Stopwatch`,
@@ -36,51 +35,36 @@ class Measured:
 
     wanted: names of metrics that a search decides by (`Goals.metrics`).
     table: latencies looked up instead of measured.
-    constraints: a trial that breaks one on its costs fails with reason `constraint` before the evaluator is
-      called; those on the evaluator's own metrics are left to the goals. Give none where a searcher shall
-      learn from violations.
-    history, others: see `Stopwatch`.
+    timed: trials whose latencies were measured before, see `Stopwatch`.
     given: metrics that the evaluator itself gives.
     """
 
     def __init__(
         self,
-        evaluate: Evaluator,
         space: Space,
         image_shape: Sequence[int],
         device: torch.device,
         wanted: Sequence[str],
         *,
         table: LatencyTable | None = None,
-        constraints: Sequence[Constraint] = (),
-        history: Sequence[Trial] = (),
-        others: Sequence[Trial] = (),
+        timed: Callable[[], Iterable[Trial]] = lambda: (),
         given: Sequence[str] = TRAINED,
     ) -> None:
-        self.evaluate, self.space, self.image_shape, self.table = evaluate, space, tuple(image_shape), table
-        needed = {*wanted, *(bound.metric for bound in constraints)}
-        _check_names(needed, given, table)
+        self.space, self.image_shape, self.table = space, tuple(image_shape), table
+        _check_names({*wanted}, given, table)
         if table is not None:
             table.check(space)
         self._stopwatch = None
-        if table is None and needed & set(TIMED):
-            self._stopwatch = Stopwatch(space, image_shape, device, history=history, others=others)
+        if table is None and {*wanted} & set(TIMED):
+            self._stopwatch = Stopwatch(space, image_shape, device, timed=timed)
         self._wanted = set(wanted) | set(TIMED if self._stopwatch is not None else ())
-        self._constraints = tuple(constraints)
 
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """The wanted costs, and what the evaluator returns.
-
-        Raises:
-            TrialError: with reason `constraint` when a cost is out of bounds.
-        """
+    def __call__(self, trial: Trial) -> Mapping[str, float]:
+        """The wanted costs of a trial's architecture."""
         costs = free_metrics(self.space, trial.genotype, self.image_shape, self.table)
-        check_constraints(costs, self._constraints)
         if self._stopwatch is not None:
             costs |= self._stopwatch(trial.genotype, seed=trial.number)
-            check_constraints(costs, self._constraints)
-        wanted = {name: value for name, value in costs.items() if name in self._wanted}
-        return {**self.evaluate(trial, rng), **wanted}
+        return {name: value for name, value in costs.items() if name in self._wanted}
 
 
 class Stopwatch:
@@ -91,8 +75,7 @@ class Stopwatch:
     latency is the median ratio of these, times what the reference took when it was measured alone. Ranks
     depend on ratios only; the scale, common to all, is as good as that first measurement.
 
-    history: trials of the study, a list that grows with it; others: earlier ones of another study. The first
-      that was timed is the reference, that of all workers. While there is none, each takes its own first.
+    timed: trials that may have been timed before; the first that was is the reference.
     blocks: ratios per measurement. It is prolonged, up to `MOST` times, until the interval of the median is
       narrower than `TOLERANCE`.
     """
@@ -103,14 +86,13 @@ class Stopwatch:
         image_shape: Sequence[int],
         device: torch.device,
         *,
-        history: Sequence[Trial] = (),
-        others: Sequence[Trial] = (),
+        timed: Callable[[], Iterable[Trial]] = lambda: (),
         blocks: int = 12,
     ) -> None:
         self.space, self.device, self.rounds = space, device, blocks * BEST_OF
         stream = torch_rng(0, "latency", device=device)
         self.x = torch.randn(1, *image_shape, generator=stream, device=device)
-        self._history, self._others = history, others
+        self._timed = timed
         self._own: tuple[Genotype, float] | None = None
 
     def __call__(self, genotype: Genotype, *, seed: int = 0) -> dict[str, float]:
@@ -130,7 +112,7 @@ class Stopwatch:
         return dict(zip(TIMED, (found.p50_ms, found.low_ms, found.high_ms, p95_ms), strict=True))
 
     def _reference(self) -> tuple[Genotype, float] | None:
-        timed = (t for t in (*self._others, *self._history) if LATENCY in t.metrics)
+        timed = (t for t in self._timed() if LATENCY in t.metrics)
         return next(((t.genotype, t.metrics[LATENCY]) for t in timed), self._own)
 
     def _first(self, genotype: Genotype, network: nn.Module) -> tuple[Genotype, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,44 +11,34 @@ from nas.errors import TrialError
 from nas.searchers import Searcher
 from nas.searchers.bounded import Bounded
 from nas.space import Space
-from nas.study import Evaluator
 from nas.training.needs import NEEDED, failed_for_memory
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
 
-@dataclass(frozen=True, eq=False)
-class Remembering:
-    """Fails a trial without training it where it needs at least as much as an earlier one that ran out.
+def too_large(
+    trial: Trial, before: Sequence[Trial], needed_bytes: Callable[[Trial], int], memory: int
+) -> TrialError | None:
+    """Why a trial need not be trained: it needs at least as much memory as an earlier one that ran out.
 
-    needed_bytes: the estimate for a trial, see `nas.training.needs.training_bytes`.
-    memory: of the device in bytes.
-    history: the study's own list, which grows with it; `earlier`: trials of another study on this device.
+    before: the trials that had ended when it was proposed, or of another study on this device.
+    needed_bytes: the estimate for a trial, see `nas.training.needs.training_bytes`. memory: of the device.
     """
-
-    evaluate: Evaluator
-    needed_bytes: Callable[[Trial], int]
-    memory: int
-    history: Sequence[Trial]
-    earlier: Sequence[Trial] = ()
-
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """The evaluator's metrics.
-
-        Raises:
-            TrialError: with reason `oom`, its text beginning with `learned`.
-        """
-        failed = failed_for_memory([*self.earlier, *trial.before(self.history)], self.memory)
-        if failed is not None:
-            with user_errors():
-                needed = self.needed_bytes(trial)
-            if needed >= failed.metrics[NEEDED]:
-                raise TrialError(
-                    "oom",
-                    f"learned: it needs at least {needed / 2**20:,.0f} MiB to train, no less than trial "
-                    f"{failed.number}, which ran out of memory at {failed.metrics[NEEDED] / 2**20:,.0f} MiB",
-                )
-        return self.evaluate(trial, rng)
+    failed = failed_for_memory(before, memory)
+    if failed is None:
+        return None
+    try:
+        with user_errors():
+            needed = needed_bytes(trial)
+    except TrialError:  # its trial will fail for this reason, and say so
+        return None
+    if needed < failed.metrics[NEEDED]:
+        return None
+    return TrialError(
+        "oom",
+        f"learned: it needs at least {needed / 2**20:,.0f} MiB to train, no less than trial {failed.number}, "
+        f"which ran out of memory at {failed.metrics[NEEDED] / 2**20:,.0f} MiB",
+    )
 
 
 @dataclass(frozen=True)

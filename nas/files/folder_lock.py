@@ -22,12 +22,10 @@ class FolderLock:
 
     It is an open-file lock on `run.lock`, so the kernel frees it when the owner dies, however it dies. The
     file says who the owner is and stays behind; only the lock counts. Children do not inherit it.
-
-    otherwise: what else a second process can do, beside waiting or going elsewhere.
     """
 
-    def __init__(self, folder: Path, *, otherwise: str = "") -> None:
-        self._path, self._otherwise = folder / LOCK, otherwise
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -71,7 +69,7 @@ class FolderLock:
             return f"cannot lock {self._path}: {error.strerror}"
         return (
             f"the run folder {str(self._path.parent)!r} is in use by {self._owner()}; "
-            f"wait until it ends, stop it, or choose another folder{self._otherwise}"
+            f"wait until it ends, stop it, or choose another folder"
         )
 
     def _owner(self) -> str:

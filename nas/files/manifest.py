@@ -14,7 +14,7 @@ from nas.files.paths import check_contents, is_inside
 MANIFEST = "manifest.json"
 HISTORY = "study.log"
 """Of it, what there was when the run finished must still be there: a worker that is late may add to it."""
-_WORKING = ("checkpoint", "parked", "tensorboard")
+_WORKING = ("checkpoint", "tensorboard")
 """Folders inside a run's that hold no results."""
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from nas.budget.clock import TimeUp
 from nas.budget.work import search_work, trial_work
-from nas.evaluation.evaluators import Cached, Trained
+from nas.evaluation.evaluators import Trained
+from nas.evaluation.grown import Grown
+from nas.evaluation.laddered import Laddered
 from nas.job.job import Job
 from nas.job.search_phase import Found
-from nas.job.trial_setup import apart, bounded, default_of, fitting, remembering, telling, with_costs
+from nas.job.trial_setup import alike, bounded, default_of, fitting, measure_of, telling, workers
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.schedulers.halving import epochs_granted, finalists
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
-from nas.study import Evaluator, Study
+from nas.study.workers import Evaluate
 from nas.text import counted
 from nas.tracking.points import of_trials
 from nas.types import Genotype, Trial
@@ -64,16 +66,16 @@ def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Ba
 
 
 def _random(job: Job, found: Found) -> list[Trial]:
-    measure = _evaluator(job, found)
+    evaluate = _evaluator(job, found)
     epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
-    study = Study(
-        job.space,
-        Fixed(fitting(job, bounded(job, RandomSearch()), measure), epochs),
-        job.storage,
-        name=RANDOM,
-        seed=job.seed(RANDOM),
-        goals=job.plan.goals,
+    others = found.history if found.measure is not None else ()
+    sizes = evaluate if isinstance(evaluate, Trained | Laddered) else None
+    study = job.study(
+        RANDOM,
+        Fixed(fitting(job, bounded(job, RandomSearch()), sizes), epochs),
         announce=not job.config.shares_weights,
+        alike=alike(job),
+        others=others,
     )
     trials = _equal_trials(job, found)
     job.tracking.tell(of_trials(study.name, study.history))
@@ -83,24 +85,21 @@ def _random(job: Job, found: Found) -> list[Trial]:
         job.check_stop(f"random search stopped after {counted(study.ended, 'trial')}")
         return False
 
-    others = found.history if found.measure is not None else ()
-    evaluate, places = apart(job, measure)
-    measured = with_costs(job, evaluate, study.history, others=others)
-    fitted = remembering(job, measured, measure, study.history, found.history)
-    study.run(
-        Cached(fitted, job.space, study.history, others=others),
-        trials=trials,
-        stop=enough,
-        on_trial=telling(job, study.name),
-        max_failures=trials + 1,  # what fails here must not end a job whose search went well
-        places=places,
-    )
+    with workers(job, evaluate, beside=True) as side_by_side:
+        study.run(
+            measure_of(job, evaluate, study=lambda: study, others=found.history),
+            trials=trials,
+            stop=enough,
+            on_trial=telling(job, study.name),
+            max_failures=trials + 1,  # what fails here must not end a job whose search went well
+            workers=side_by_side,
+        )
     return study.history
 
 
-def _evaluator(job: Job, found: Found) -> Evaluator:
+def _evaluator(job: Job, found: Found) -> Evaluate:
     """That of the search; training from scratch keeps its checkpoints apart from those of the search."""
-    if found.measure is not None and not isinstance(found.measure, Trained):
+    if found.measure is not None and not isinstance(found.measure, Trained | Grown):
         return found.measure
     folder = job.folder / CHECKPOINT / RANDOM
     return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)

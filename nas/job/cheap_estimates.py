@@ -22,7 +22,7 @@ from nas.results.run_record import CHECKPOINT
 from nas.schedulers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
-from nas.study import Evaluator, Study
+from nas.study.measuring import Evaluator
 from nas.text import counted
 from nas.types import Genotype, Objective, Trial
 
@@ -187,15 +187,8 @@ def _measure(
     metric: str = "val_acc",
 ) -> list[Trial]:
     """All architectures in a study of their own, which is where a resumed calibration goes on."""
-    study = Study(
-        job.space,
-        Listed(tuple(genotypes), epochs, repeats),
-        job.storage,
-        name=name,
-        seed=job.seed(name),
-        goals=Goals((Objective(metric),)),
-        announce=epochs > 0,
-    )
+    listed = Listed(tuple(genotypes), epochs, repeats)
+    study = job.study(name, listed, goals=Goals((Objective(metric),)), announce=epochs > 0)
     total = len(genotypes) * repeats
     job.progress.phase(name, total, done=study.ended)
 

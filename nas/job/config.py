@@ -18,7 +18,7 @@ from pydantic import (
 from nas.errors import ConfigError, unknown
 from nas.job.method_names import METHODS, SHARED, by_gradients
 from nas.job.spellings import Count, Table, Text, Texts, address, count, number, seconds, size, switched
-from nas.storage.address import Address
+from nas.study.address import Address
 from nas.text import shown
 from nas.types import MOST
 
@@ -70,9 +70,10 @@ class Config(BaseModel):
     warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
       (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
     searcher: settings of the method, e.g. population and tournament of evolution.
-    workers: processes that train the trials; `auto` tries how many this machine bears, and with 0 all is done
-      in this process. More can join by `nas worker`. lease: a worker that shows no sign of life for so many
-      seconds has lost its trial.
+    workers: processes that evaluate trials; `auto` is the number of cores or GPUs, and with 0 all is done in
+      this process. executor: an engine that evaluates them instead, `workers` at a time: see
+      `nas.study.clusters.KINDS`. gpus_per_trial: what it reserves for each.
+    asynchronous: propose by whatever has ended, and not in an order that the same seed repeats.
     trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
     augment: how training images are varied in all phases: `none`, or parts of `crop+flip+cutout`; unless
       given, they are cropped, and mirrored where the task is known to bear it (CIFAR).
@@ -138,7 +139,9 @@ class Config(BaseModel):
     warm_start: Literal["none", "parent", "supernet"] = "none"
     searcher: Table = {}
     workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
-    lease: Annotated[FiniteFloat, Field(ge=1), BeforeValidator(seconds)] = 120.0
+    executor: Text | None = None
+    gpus_per_trial: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(number)] = 0.0
+    asynchronous: bool = False
     trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
     augment: Text | None = None
     exclude: Text | None = None
@@ -210,7 +213,9 @@ def _refuse_unused(config: Config, where: str) -> None:
         "fidelity": fixed,
         "calibration": config.fidelity == "auto",
         "early_stop": fixed,
-        "lease": trained,
+        "executor": trained,
+        "gpus_per_trial": config.executor is not None,
+        "asynchronous": trained,
         "trial_timeout": trained,
     }
     for name, is_used in used.items():

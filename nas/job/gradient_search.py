@@ -32,7 +32,7 @@ from nas.schedulers.halving import finalists
 from nas.schedulers.scheduler import Listed
 from nas.seeding import rng
 from nas.space import Space
-from nas.study import Study
+from nas.study.study import Study
 from nas.tracking.points import of_search
 from nas.training.checkpoint import Checkpoints
 from nas.training.easing import LR_FACTOR, Ease, eased
@@ -68,7 +68,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
     method, costs = _constrained(job, job.plan.search), _costs(job)
-    study = Study(job.space, Listed((), 0), job.storage, name=SEARCH, announce=False)
+    study = job.study(SEARCH, Listed((), 0), goals=None, seed=0, announce=False)
     method = _within_memory(job, method)
     outcome, _ = eased(
         lambda ease: _attempt(job, method, study, costs, ease=ease, until_s=until_s),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage
 
@@ -16,17 +18,19 @@ from nas.job.plan import Plan
 from nas.latency import LatencyTable
 from nas.progress import Progress
 from nas.results.run_record import read_run
+from nas.schedulers.scheduler import Scheduler
 from nas.seeding import derive
 from nas.space import Space
-from nas.storage.patience import Patience
-from nas.storage.run import run_storage
+from nas.study.journal import JOURNAL
+from nas.study.local import Processes
+from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.task import Task
 from nas.tracking.tracking import NO_TRACKING, Tracking
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.training.team import ALONE, Team
 from nas.types import Genotype
-from nas.workers.side_by_side import SideBySide
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +41,8 @@ class Job:
     final: the space at the size of the last network. recipe: of the last training.
     genotype: the architecture to train, where the job does not search for one.
     team: the processes that train together. clock: how long the job has been at work.
-    tracking: what is told to experiment trackers. processes: where trainings that do not wait for each other
-      are made, if not here.
+    tracking: what is told to experiment trackers. processes: of this machine, in which trials are evaluated;
+      None where all is done in this one. executor: where they are evaluated instead.
     """
 
     config: Config
@@ -55,7 +59,8 @@ class Job:
     team: Team = ALONE
     clock: Clock = field(default_factory=Clock)
     tracking: Tracking = NO_TRACKING
-    processes: SideBySide | None = None
+    processes: Processes | None = None
+    executor: Executor | None = None
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -65,12 +70,31 @@ class Job:
 
     @cached_property
     def storage(self) -> BaseStorage:
-        """Where the trials are written; for a database the folder must hold the record of the run."""
+        """Where the trials are written."""
         address = self.config.storage
+        return open_storage(self.folder / JOURNAL if address is None else address)
+
+    @cached_property
+    def prefix(self) -> str:
+        """What stands before the names of the job's studies, in a database that others use, too."""
+        if self.config.storage is None:
+            return ""
+        return f"{read_run(self.folder).get('run', self.folder.name)}/"
+
+    def study(self, name: str, scheduler: Scheduler, **options: Any) -> Study:  # noqa: ANN401 - of `Study`
+        """A study of this job. options: of `nas.Study`."""
         waiting = partial(self.check_stop, "stopped while the storage could not be used")
-        patience = Patience(self.config.storage_patience, on_wait=waiting)
-        run = "" if address is None else str(read_run(self.folder).get("run", self.folder.name))
-        return run_storage(self.folder, address, run=run, patience=patience)
+        options = {"goals": self.plan.goals, "seed": self.seed(name)} | options
+        return Study(
+            self.space,
+            scheduler,
+            self.storage,
+            name=name,
+            prefix=self.prefix,
+            patience_s=self.config.storage_patience,
+            stop=waiting,
+            **options,
+        )
 
     @property
     def has_choice(self) -> bool:

@@ -72,7 +72,7 @@ def _lead(
 ) -> Result:
     folder = open_folder(job.folder)
     job = replace(job, folder=folder)
-    with FolderLock(folder, otherwise=_how_to_join(job)):
+    with FolderLock(folder):
         record = begin(
             folder,
             job.config,
@@ -102,11 +102,6 @@ def _result(job: Job, notes: Sequence[str], work: Callable[[Job], Result]) -> Re
     for note in notes:
         job.progress.note(note)
     return work(job)
-
-
-def _how_to_join(job: Job) -> str:
-    shared = job.plan.searcher is not None and not job.config.shares_weights
-    return f"; to help it with its trials: nas worker {job.folder}" if shared else ""
 
 
 def _follow(job: Job) -> None:

@@ -29,8 +29,8 @@ from nas.registry import is_plugin, load
 from nas.results.result import is_finished
 from nas.seeding import rng
 from nas.space import Space
-from nas.storage.address import find_address
-from nas.storage.run import check_storage
+from nas.study.address import find_address
+from nas.study.storage import open_storage
 from nas.task import Task
 from nas.testing import check_space
 from nas.training.team import ALONE, Team
@@ -56,7 +56,7 @@ def prepare(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"storage": find_address(config.storage)})
     if config.storage is not None and not is_finished(folder):
-        check_storage(config.storage)
+        open_storage(config.storage)
     plan = make_plan(config, method)
     if space is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.

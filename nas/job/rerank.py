@@ -28,11 +28,11 @@ from nas.files.atomic import replacing
 from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.job import Job
-from nas.job.trial_setup import apart, telling, with_costs
+from nas.job.trial_setup import measure_of, telling, workers
 from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
 from nas.seeding import rng
-from nas.study import Study
+from nas.study.study import Study
 from nas.task import Task
 from nas.text import counted
 from nas.tracking.points import of_trials
@@ -179,14 +179,7 @@ def _evaluator(job: Job, start: Start | None) -> Trained:
 
 
 def _train(job: Job, genotypes: tuple[Genotype, ...], measure: Trained) -> Study:
-    study = Study(
-        job.space,
-        Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds),
-        job.storage,
-        name=RERANK,
-        seed=job.seed(RERANK),
-        goals=job.plan.goals,
-    )
+    study = job.study(RERANK, Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds))
     trainings = len(genotypes) * job.plan.seeds
     job.progress.phase("re-evaluation", trainings, done=study.ended)
     job.tracking.tell(of_trials(study.name, study.history))
@@ -195,16 +188,16 @@ def _train(job: Job, genotypes: tuple[Genotype, ...], measure: Trained) -> Study
         job.check_stop("re-evaluation stopped")
         return False
 
-    evaluate, places = apart(job, measure)
     try:
-        study.run(
-            with_costs(job, evaluate, study.history),
-            trials=trainings,
-            stop=stop,
-            on_trial=telling(job, study.name),
-            max_failures=trainings + 1,
-            places=places,
-        )
+        with workers(job, measure, beside=True) as side_by_side:
+            study.run(
+                measure_of(job, measure, study=lambda: study),
+                trials=trainings,
+                stop=stop,
+                on_trial=telling(job, study.name),
+                max_failures=trainings + 1,
+                workers=side_by_side,
+            )
     except TimeUp as error:
         job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
     return study

@@ -29,7 +29,7 @@ from nas.types import Genotype
 
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
-    *("config.workers", "config.lease", "config.trial_timeout", "config.rank_timeout"),
+    *("config.workers", "config.executor", "config.trial_timeout", "config.rank_timeout"),
     *("config.export", "config.pictures"),
     *("config.tensorboard", "config.mlflow"),
     "config.audit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,20 +15,16 @@ from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.gradient_search import search_by_gradients
 from nas.job.job import Job
-from nas.job.trial_search import TrialSearch, trial_search, write_record
-from nas.job.trial_setup import bounded, default_of, telling
+from nas.job.trial_search import trial_search
+from nas.job.trial_setup import bounded, default_of
 from nas.oneshot.record import Epoch
 from nas.results.alphas import Alphas
-from nas.results.run_record import SEARCH
 from nas.schedulers.halving import finalists
 from nas.searchers import Searcher
 from nas.seeding import rng
-from nas.study import Evaluator
+from nas.study.workers import Evaluate
 from nas.text import counted
-from nas.tracking.points import of_trials
 from nas.types import Genotype, Trial
-from nas.workers.identity import Identity
-from nas.workers.start import describe_job, job_slots, work_together
 
 IN_TIME = "no trial of the search was finished in time"
 ALIKE = 0.01
@@ -51,7 +46,7 @@ class Found:
     candidates: Sequence[Genotype]
     history: Sequence[Trial]
     seconds: float
-    measure: Evaluator | None = None
+    measure: Evaluate | None = None
     fidelity: int = 0
     alphas: Alphas | None = None
     epochs: Sequence[Epoch] = ()
@@ -90,13 +85,7 @@ def _differentiable(job: Job, until_s: float | None) -> Found:
 def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
     """Candidates: the best trials of the longest training."""
     try:
-        search = trial_search(
-            job,
-            searcher,
-            job.storage,
-            identity=Identity.of_this_process(leads=True),
-            heir=job.config.storage is None,
-        )
+        search = trial_search(job, searcher)
     except TimeUp as error:  # while a supernet was trained
         job.progress.note(f"the search ends before its first trial: {error}")
         return _untaught(
@@ -104,7 +93,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         )
     study, late = search.study, False
     try:
-        reason = _run(search, until_s)
+        reason = search.run(spend_s=until_s)
     except TimeUp as error:
         reason, late = str(error), True
     if study.ended < job.plan.trials:
@@ -126,7 +115,7 @@ def _black_box(job: Job, searcher: Searcher, until_s: float | None) -> Found:
         no_better = "the search learned nothing, no trial is better than guessing"
         return _untaught(job, searcher, study.history, no_better, seconds=seconds)
     genotypes = _distinct(job, (t.genotype for t in best))
-    return Found(genotypes, study.history, seconds, search.measure, search.fidelity)
+    return Found(genotypes, study.history, seconds, search.evaluate, search.fidelity)
 
 
 def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
@@ -137,28 +126,6 @@ def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
     longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
     best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
     return sorted(ranked, key=lambda t: t.number not in best)
-
-
-def _run(search: TrialSearch, until_s: float | None) -> str:
-    """Runs the trials, by workers where the job has any; why they came to an end."""
-    job, study = search.job, search.study
-    places = job_slots(job) if study.ended < job.plan.trials else []
-    if until_s is not None:  # also for workers that join from elsewhere
-        search = dataclasses.replace(search, spend_s=until_s * max(1, len(places)))
-    job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
-    job.tracking.tell(of_trials(study.name, study.history))
-    if study.claims.shared:
-        write_record(study, describe_job(job), spend_s=search.spend_s)
-    if places:
-        work_together(search, places)
-    # What the workers have left, for whatever reason, is done here.
-    return study.run(
-        search.evaluate,
-        trials=job.plan.trials,
-        stop=search.enough,
-        on_trial=telling(job, study.name),
-        max_failures=job.config.max_failures,
-    )
 
 
 def _untaught(

@@ -6,6 +6,8 @@ Every phase can be killed at any moment; the same call goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.budget.clock import Clock
 from nas.budget.forecast import Tell, foresee, preview
 from nas.budget.preview import Preview, comparison
-from nas.errors import ConfigError, NasError
+from nas.errors import NasError
 from nas.job.arguments import name_of, with_names
 from nas.job.config import Config, make_config
 from nas.job.job import Job
@@ -43,6 +45,7 @@ def search(
     progress: Progress | bool | None = None,
     trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
 
@@ -59,6 +62,8 @@ def search(
     trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
       for; see `nas.tracking.tracker.Tracker`.
     stop: asked often; when true, the state is saved and `Stopped` raised.
+    executor: evaluates the trials, as many at a time as `workers` says, e.g. a `ThreadPoolExecutor` (whose
+      trials share torch's random state, so that they cannot be repeated), or that of a cluster.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or no valid model was found.
@@ -79,6 +84,7 @@ def search(
         progress=progress,
         trackers=trackers,
         stop=stop,
+        executor=executor,
     )
 
 
@@ -95,20 +101,16 @@ def run(
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
     tell: Tell | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
 
-    force, progress, trackers, stop: as of `nas.search`.
+    force, progress, trackers, stop, executor: as of `nas.search`.
     clock: counts its time and holds its budget; begun now with that of the configuration unless given.
     tell: is shown what the job will cost before anything is trained, and says whether to go on.
     """
     clock = clock or Clock(config.budget)
     place = Path(out) if out is not None else default_folder(config)
-    if (config.workers not in (0, 1) or config.trial_timeout is not None) and (space, task) != (None, None):
-        raise ConfigError(
-            "workers or trial_timeout are set, which need other processes, but these cannot be given a space "
-            "or a task that was made in Python; give their names"
-        )
     return carry_out(
         config,
         place,
@@ -123,7 +125,7 @@ def run(
             team=team,
             clock=clock,
         ),
-        partial(_searched, tell=tell),
+        partial(_searched, tell=tell, executor=executor),
         progress=progress,
         trackers=trackers,
         stop=stop,
@@ -145,8 +147,9 @@ def _prepared(config: Config, place: Path, **parts: Any) -> tuple[Job, list[str]
     return job, notes
 
 
-def _searched(job: Job, *, tell: Tell | None) -> Result:
+def _searched(job: Job, *, tell: Tell | None, executor: Executor | None) -> Result:
     """The work of a search: audits where that is wanted, says what it will cost, and does it."""
+    job = replace(job, executor=executor)
     for note in _audited(job):
         job.progress.note(note)
     with devices.repeatable(enabled=job.config.deterministic):

@@ -16,7 +16,7 @@ from nas.oneshot.fewshot import Shared
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.seeding import isolated
-from nas.study import Evaluator
+from nas.study.workers import Evaluate
 from nas.tracking.points import of_report
 from nas.training.checkpoint import Checkpoints
 from nas.training.curve import EpochReport
@@ -99,7 +99,7 @@ def fresh_supernet(job: Job) -> Supernet:
         return Supernet(job.space).to(device)
 
 
-def warm_start(job: Job, measure: Evaluator | None) -> Start | None:
+def warm_start(job: Job, measure: Evaluate | None) -> Start | None:
     """What the re-evaluation begins with: the weights of the trials' supernet, where the job wants that."""
     if job.config.warm_start != "supernet" or not isinstance(measure, Inherited):
         return None

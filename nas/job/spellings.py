@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from nas.errors import ConfigError
-from nas.storage.address import Address
+from nas.study.address import Address
 from nas.types import MOST
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

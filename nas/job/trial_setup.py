@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,11 +14,12 @@ from nas.evaluation.evaluators import Trained
 from nas.evaluation.fidelity import Fidelity
 from nas.evaluation.grown import Grown
 from nas.evaluation.laddered import Laddered
-from nas.evaluation.learning_curves import extrapolate
-from nas.evaluation.measured import COUNTED, TRAINED, Measured, free_metrics
-from nas.evaluation.memory_bound import Fitting, Remembering
+from nas.evaluation.learning_curves import Hopeless
+from nas.evaluation.measured import COUNTED, TRAINED, Costs, free_metrics
+from nas.evaluation.memory_bound import Fitting, too_large
 from nas.evaluation.scored import Scored
 from nas.files.paths import is_file
+from nas.graph import architecture_hash
 from nas.job.job import Job
 from nas.job.method_names import by_gradients
 from nas.job.shared_weights import shared_weights
@@ -29,7 +32,10 @@ from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Sear
 from nas.searchers.bounded import Bounded
 from nas.searchers.default_first import DefaultFirst
 from nas.seeding import rng
-from nas.study import Evaluator, Study
+from nas.study.local import cores, places_on
+from nas.study.measuring import Measure
+from nas.study.study import Study
+from nas.study.workers import Borrowed, Evaluate, Slot, Workers
 from nas.tracking.points import of_trials
 from nas.training.easing import LR_FACTOR
 from nas.training.needs import memory_bytes
@@ -47,7 +53,7 @@ def check_search(job: Job) -> None:
     else:
         for bound in job.plan.goals.constraints:
             check_bound(bound, job.latency_table)
-    with_costs(job, _trained(job), ())
+    costs_of(job, lambda: ())
 
 
 def bounded(job: Job, searcher: Searcher) -> Searcher:
@@ -102,7 +108,7 @@ def _excess(job: Job) -> Callable[[Genotype], float]:
     return excess
 
 
-def fitting(job: Job, searcher: Searcher, measure: Evaluator | None) -> Searcher:
+def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
     """The searcher kept below what ran out of memory before it, where trials are trained."""
     if not isinstance(measure, Trained | Laddered):
         return searcher
@@ -111,36 +117,52 @@ def fitting(job: Job, searcher: Searcher, measure: Evaluator | None) -> Searcher
     return Fitting(searcher, lambda genotype: needed(Trial(0, genotype, first)), memory_bytes(device))
 
 
-def remembering(
-    job: Job,
-    evaluate: Evaluator,
-    measure: Evaluator | None,
-    history: Sequence[Trial],
-    earlier: Sequence[Trial] = (),
-) -> Evaluator:
-    """The evaluator that does not train what is known to run out of memory; `measure` is its innermost part.
+def measure_of(
+    job: Job, evaluate: Evaluate, *, study: Callable[[], Study], others: Sequence[Trial] = ()
+) -> Measure:
+    """How trials are measured: by an evaluator, with the costs that the goals need.
 
-    history: of the study, which grows. earlier: of the study before it.
+    Those are of the last network, which may be larger. What is known to run out of memory is not trained.
+
+    study: of the trials, once it is there. others: trials that were measured before it began.
     """
-    if not isinstance(measure, Trained | Laddered):
-        return evaluate
+    trained = evaluate.trained if isinstance(evaluate, Grown) else evaluate
+    hints = [evaluate.hints] if isinstance(evaluate, Grown) else []
+    if job.plan.early_stop and isinstance(trained, Trained):
+        hints.append(partial(_hopeless, job))
     memory = memory_bytes(job.task.train.x.device)
-    return Remembering(evaluate, measure.needed_bytes, memory, history, earlier)
+
+    def refuses(trial: Trial, before: Sequence[Trial]) -> TrialError | None:
+        if not isinstance(trained, Trained | Laddered):
+            return None
+        return too_large(trial, [*others, *before], trained.needed_bytes, memory)
+
+    return Measure(
+        evaluate,
+        hints=lambda trial, known: {name: v for hint in hints for name, v in hint(trial, known).items()},
+        refuses=refuses,
+        costs=costs_of(job, lambda: (*others, *study().history)),
+    )
 
 
-def with_costs(
-    job: Job, measure: Evaluator, history: Sequence[Trial], *, others: Sequence[Trial] = ()
-) -> Evaluator:
-    """The evaluator and the costs that the goals need: those of the last network, which may be larger.
-
-    history: that of the trials' own study, which grows. others: trials that were measured before it began.
-    """
+def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial], Mapping[str, float]]:
+    """The costs that the goals need. timed: trials that may have been timed before."""
     wanted = job.plan.goals.metrics
     if not set(wanted) - set(TRAINED):
-        return measure
+        return lambda _: {}
     shape, device = job.task.image_shape, job.task.train.x.device
-    table = job.latency_table
-    return Measured(measure, job.final, shape, device, wanted, table=table, history=history, others=others)
+    return Costs(job.final, shape, device, wanted, table=job.latency_table, timed=timed)
+
+
+def _hopeless(job: Job, _: Trial, known: Sequence[Trial]) -> dict[str, Hopeless]:
+    """Ends trials that will hardly beat the best one so far."""
+    done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(known)]
+    return {"hopeless": Hopeless(max(done), job.plan.early_stop)} if done else {}
+
+
+def alike(job: Job) -> Callable[[Genotype], Hashable]:
+    """What isomorphic architectures have in common, of which one need be measured."""
+    return partial(architecture_hash, job.space)
 
 
 def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
@@ -195,22 +217,7 @@ def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
     return tuple(comparable(trials, sorted({trial.fidelity for trial in done}), enough=enough))
 
 
-def early_stopped(job: Job, measure: Evaluator, study: Study) -> Evaluator:
-    """The evaluator, giving up trials that will hardly beat the best one so far."""
-    chance = job.plan.early_stop
-    if not chance or not isinstance(measure, Trained):
-        return measure
-
-    def hopeless(accuracies: Sequence[float], epochs: int) -> bool:
-        done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(study.history)]
-        if len(accuracies) < 2 or not done:
-            return False
-        return extrapolate(accuracies, at=epochs).probability_above(max(done)) < chance
-
-    return dataclasses.replace(measure, hopeless=hopeless)
-
-
-def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
+def grown(job: Job, measure: Evaluate) -> Evaluate:
     """The evaluator whose trials begin with the weights of an earlier one, where the job wants that."""
     if job.config.warm_start != "parent":
         return measure
@@ -218,37 +225,73 @@ def grown(job: Job, measure: Evaluator, study: Study) -> Evaluator:
         raise ConfigError(
             "warm_start is parent, but trials on a ladder continue their own training; remove it"
         )
-    return Grown(measure, job.folder / CHECKPOINT / "weights", study.history)
+    return Grown(measure, job.folder / CHECKPOINT / "weights")
 
 
-def apart(job: Job, measure: Evaluator, *, phase: str = "") -> tuple[Evaluator, int]:
-    """The evaluator in processes of their own, and how many; itself and one where it cannot run there.
+@contextmanager
+def workers(job: Job, evaluate: Evaluate, *, beside: bool = False) -> Iterator[Workers | None]:
+    """Where trials are evaluated for a block; None is this process.
 
-    That is where it looks at what this process knows, and where it cannot be sent to another. One process at
-    a time where latencies are measured, which others would disturb. phase: of trials one at a time, with as
-    many threads as `nas.budget.threads` has decided.
+    beside: for trainings that do not wait for each other, of which this machine makes as many at a time as it
+      bears; else as many as the job has workers. One at a time where latencies are measured, which others
+      would disturb.
     """
-    processes = job.processes
-    tied = isinstance(measure, Trained) and (measure.start is not None or measure.hopeless is not None)
-    if processes is None or tied or not isinstance(measure, Trained | Laddered):
-        return measure, 1
-    disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
+    folder, config = job.folder / CHECKPOINT / "workers", job.config
+    trained = isinstance(evaluate, Trained | Laddered | Grown)
+    if not trained or (job.executor is None and job.processes is None):
+        yield None
+        return
+    sent = sendable(evaluate)
+    slots: Sequence[Slot]
+    count = count_of(job)
+    if job.executor is not None:
+        slots = [Borrowed(job.executor) for _ in range(count)]
+    else:
+        assert job.processes is not None
+        disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
+        count = (1 if disturbed else places_on(job.task.train.x.device)) if beside else count
+        threads = 1
+        if count == 1 and not beside:
+            threads = int(job.clock.decide(f"threads {SEARCH}", lambda: [1, 0.0])[0])
+        slots = job.processes.slots(count, threads=threads)
+    found = Workers(
+        slots,
+        folder,
+        ordered=job.executor is None and not config.asynchronous,
+        timeout_s=config.trial_timeout,
+        stop=job.stop,
+        sent=sent,
+    )
     try:
-        threads, step_s = job.clock.decide(f"threads {phase}", lambda: [1, 0.0]) if phase else (1, 0.0)
-        places = 1 if phase or disturbed else processes.places
-        evaluate = processes.evaluator(measure, count=places, threads=int(threads), step_s=step_s)
-        return evaluate, places
-    except TypeError as error:
-        job.progress.note(f"one training at a time: the space cannot be sent to another process ({error})")
-        return measure, 1
+        yield found
+    finally:
+        found.close()
 
 
-def evaluator(job: Job) -> tuple[Evaluator, float]:
+def count_of(job: Job) -> int:
+    """How many trials of a search are evaluated at a time."""
+    wanted = job.config.workers
+    if wanted != "auto":
+        return max(1, wanted)
+    gpus = job.processes.gpus if job.processes is not None else []
+    return len(gpus) or cores()
+
+
+def sendable(evaluate: Evaluate) -> Evaluate:
+    """The evaluator without what belongs to this process; a worker asks nobody whether to stop."""
+    if isinstance(evaluate, Grown):
+        return dataclasses.replace(evaluate, trained=dataclasses.replace(evaluate.trained, stop=None))
+    if isinstance(evaluate, Trained | Laddered):
+        return dataclasses.replace(evaluate, stop=None)
+    return evaluate
+
+
+def evaluator(job: Job) -> tuple[Evaluate, float]:
     """The evaluator of the trials, and the seconds it took to prepare."""
     return shared_weights(job) if job.config.shares_weights else (_trained(job), 0.0)
 
 
-def _trained(job: Job) -> Evaluator:
+def _trained(job: Job) -> Evaluate:
     """From scratch for one rung of all images at full size, else up the ladder."""
     ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
     if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):

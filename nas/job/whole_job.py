@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
@@ -34,9 +34,10 @@ from nas.results.result_files import write_result
 from nas.results.run_record import DEFAULT, RANDOM, SEARCH
 from nas.schedulers.halving import longest
 from nas.seeding import rng
-from nas.storage.run import keep_history
+from nas.study.clusters import cluster
+from nas.study.local import processes_on
+from nas.study.storage import keep_history
 from nas.text import counted
-from nas.workers.side_by_side import side_by_side
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
@@ -53,9 +54,14 @@ def whole_job(job: Job, ahead: Forecast | None) -> Result:
     )
     if not job.has_choice:
         job.progress.note("the space holds a single architecture, so there is nothing to search")
-    alone = job.config.workers == 0 or job.team.size > 1 or current_process().daemon  # may have no children
-    with nullcontext() if alone else side_by_side(job.task.train.x.device) as processes:
-        job = replace(job, processes=processes)
+    config = job.config
+    alone = config.workers == 0 or job.team.size > 1 or current_process().daemon  # may have no children
+    with ExitStack() as stack:
+        if not alone:
+            job = replace(job, processes=stack.enter_context(processes_on(config.device)))
+        if job.executor is None and config.executor is not None:
+            opened = cluster(config.executor, job.folder, gpus=config.gpus_per_trial)
+            job = replace(job, executor=stack.enter_context(opened))
         found = _found(job, ahead)
         baselines, verdict = _compared(job, found, ahead)
     _tell(job, verdict)
@@ -101,7 +107,7 @@ def _write(job: Job, result: Result, found: Found, verdict: Verdict) -> None:
         write_json(job.folder / "baselines.json", compared)
     title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
     if job.config.storage is not None:
-        keep_history(job.storage, job.folder)
+        keep_history(job.storage, job.prefix, job.folder)
     pictures = job.config.pictures and job.clock.left_s > PICTURES_S
     job.clock.save()  # the manifest will hold it
     if job.config.pictures and not pictures:

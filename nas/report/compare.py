@@ -20,7 +20,7 @@ _MOST_CURVES = 8
 _MOST_CHANGES = 60
 _TOLD = (
     "storage",
-    "lease",
+    "executor",
     "storage_patience",
     "objective",
     "constraint",

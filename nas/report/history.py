@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage
-from optuna.study._frozen import FrozenStudy
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError
 from nas.goals import Goals
 from nas.results.records import StudyRecord, TrialRecord, checked
 from nas.schedulers.halving import longest
-from nas.storage.run import past_storage
+from nas.study.record import under_way
+from nas.study.storage import past_storage
 from nas.types import Decision, Genotype, Trial, of_longest_training
-from nas.workers.claims import owner_of
 
 JOB = "the job itself"
-"""Who evaluates the trials of studies that no worker can join."""
+"""Who evaluates trials of which nothing else is known."""
 _STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 
 
@@ -30,9 +29,8 @@ _STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 class Work:
     """Who evaluated a trial, and when.
 
-    worker: a process, or `JOB` where only that of the job could do the trial.
-    begun_s, ended_s: seconds since 1970 by the clock of the worker's machine. A trial that still runs has no
-      end; where a trial was begun more than once, the time it took is that of the last attempt.
+    worker: a process, or `JOB`.
+    begun_s, ended_s: seconds since 1970. A trial that still runs has no end, and begins when it is looked at.
     """
 
     worker: str
@@ -86,30 +84,39 @@ def read_studies(folder: Path) -> dict[str, Past]:
     Raises:
         ConfigError: when one is damaged, or was not written by this engine.
     """
-    storage = past_storage(folder)
-    if storage is None:
+    found = past_storage(folder)
+    if found is None:
         return {}
-    return {study.study_name: _past(storage, study) for study in storage.get_all_studies()}
+    storage, prefix = found
+    names = [name for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): _past(optuna.load_study(study_name=name, storage=storage))
+        for name in names
+    }
 
 
-def _past(storage: BaseStorage, study: FrozenStudy) -> Past:
+def _past(study: optuna.Study) -> Past:
     source = f"study {study.study_name!r}"
-    known = storage.get_study_user_attrs(study._study_id).get("nas")
+    known = study.user_attrs.get("nas")
     if known is None:  # killed before anything of it was written
         return Past((), Goals(), (), ())
     record = checked(StudyRecord, known, source, "record of a study")
     decisions = [Decision(name, tuple(options)) for name, options in record.decisions]
-    frozen = storage.get_all_trials(study._study_id, deepcopy=False)
-    trials = [_trial(one, decisions, source) for one in frozen]
-    work = [_work(one, trial) for one, trial in zip(frozen, trials, strict=True)]
-    return Past(decisions, Goals.from_dict(known), trials, work)
+    frozen = study.get_trials(deepcopy=False)
+    both = [(trial := _trial(one, decisions, source), _work(one, trial)) for one in frozen]
+    ended = {trial.number for trial, _ in both}
+    running = under_way(study)
+    now = time.time()
+    both += [(t, Work(JOB, now, None)) for t in running if t.number not in ended]
+    both.sort(key=lambda pair: pair[0].number)
+    return Past(decisions, Goals.from_dict(known), [t for t, _ in both], [w for _, w in both])
 
 
 def _trial(frozen: FrozenTrial, decisions: Sequence[Decision], source: str) -> Trial:
     where = f"{source}, trial {frozen.number}"
     record = checked(TrialRecord, frozen.user_attrs.get("nas"), where, "record of a trial")
     return Trial(
-        number=frozen.number,
+        number=record.number,
         genotype=_genotype(frozen.params, decisions, where),
         fidelity=record.fidelity,
         state=_STATES.get(frozen.state, "running"),  # type: ignore[arg-type]
@@ -128,15 +135,5 @@ def _genotype(params: Mapping[str, Any], decisions: Sequence[Decision], where: s
 
 
 def _work(frozen: FrozenTrial, trial: Trial) -> Work:
-    owner = owner_of(frozen)[0]
-    begun, ended = _seconds(frozen.datetime_start), _seconds(frozen.datetime_complete)
-    if ended is not None and trial.state != "running":
-        begun = ended - trial.cost_s
-    if trial.state == "running":
-        ended = None
-    name = JOB if owner is None else f"{owner.host}, process {owner.pid}"
-    return Work(name, begun if begun is not None else ended or 0.0, ended)
-
-
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
+    ended = frozen.datetime_complete.timestamp() if frozen.datetime_complete is not None else 0.0
+    return Work(frozen.user_attrs["nas"].get("worker") or JOB, ended - trial.cost_s, ended)

@@ -174,10 +174,21 @@ class MetricsRecord(_Record):
 class TrialRecord(_Record):
     """What a study keeps of a trial beside its architecture."""
 
+    number: Annotated[int, Field(ge=0)]
     fidelity: Annotated[int, Field(ge=0)]
     metrics: dict[str, FiniteFloat]
     cost_s: FiniteFloat
     reason: str
+    beside: list[Annotated[int, Field(ge=0)]] = []
+    worker: str = ""
+
+
+class UnderWayRecord(_Record):
+    """A trial that has been proposed and has not ended."""
+
+    number: Annotated[int, Field(ge=0)]
+    genotype: list[Annotated[int, Field(ge=0)]]
+    fidelity: Annotated[int, Field(ge=0)]
     beside: list[Annotated[int, Field(ge=0)]] = []
 
 

@@ -11,7 +11,6 @@ from nas.errors import FAULTS, ConfigError, NasError, describe, staying
 from nas.schedulers.scheduler import Scheduler
 from nas.space import Space
 from nas.types import Genotype, Trial
-from nas.workers.turns import NoTurnError
 
 
 def propose(
@@ -35,7 +34,7 @@ def propose(
     try:
         with staying():
             proposal: object = scheduler.ask(space, history, rng)
-    except (NasError, NoTurnError):
+    except NasError:
         raise
     except FAULTS as error:
         raise ConfigError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -13,17 +14,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError
 from nas.goals import Goals
-from nas.results.records import TrialRecord, checked
+from nas.results.records import TrialRecord, UnderWayRecord, checked
 from nas.space import Space
 from nas.types import Trial
 
 _STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
     TrialState.COMPLETE: "done",
     TrialState.FAIL: "failed",
-    TrialState.WAITING: "running",  # begun, and given back
-    TrialState.RUNNING: "running",
 }
 _WRITTEN = {name: state for state, name in _STATES.items()}
+UNDER_WAY = "under way"
+"""The attribute of a study that lists the trials which have been proposed and have not ended."""
 _LOSSES = ("loss", "error", "latency", "cost")
 _GAINS = ("acc", "score", "auc", "f1")
 
@@ -36,14 +37,16 @@ class Record:
     goals: Goals
     name: str
 
-    def write(self, trial: Trial) -> FrozenTrial:
-        """A trial as Optuna keeps it."""
+    def write(self, trial: Trial, worker: str = "") -> FrozenTrial:
+        """A trial as Optuna keeps it. worker: who did it, in words."""
         record = {
+            "number": trial.number,
             "fidelity": trial.fidelity,
             "metrics": dict(trial.metrics),
             "cost_s": trial.cost_s,
             "reason": trial.reason,
             **({"beside": list(trial.beside)} if trial.beside else {}),
+            **({"worker": worker} if worker else {}),
         }
         done = trial.state == "done"
         bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
@@ -70,7 +73,7 @@ class Record:
         source = f"study {self.name!r}, trial {frozen.number}"
         record = checked(TrialRecord, frozen.user_attrs["nas"], source, "record of a trial")
         return Trial(
-            number=frozen.number,
+            number=record.number,
             genotype=self.space.genotype(frozen.params),
             fidelity=record.fidelity,
             state=_STATES[frozen.state],
@@ -79,6 +82,27 @@ class Record:
             reason=record.reason,
             beside=tuple(record.beside),
         )
+
+    def noted(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Trials under way as plain values for JSON."""
+        return [
+            {
+                "number": t.number,
+                "genotype": list(t.genotype),
+                "fidelity": t.fidelity,
+                "beside": list(t.beside),
+            }
+            for t in trials
+        ]
+
+
+def under_way(study: optuna.Study) -> list[Trial]:
+    """The trials of a study that have been proposed, and may not have ended."""
+    source = f"study {study.study_name!r}, trials under way"
+    noted = study.user_attrs.get(UNDER_WAY)
+    noted = noted if isinstance(noted, list) else []
+    records = [checked(UnderWayRecord, record, source, "record of a trial") for record in noted]
+    return [Trial(r.number, tuple(r.genotype), r.fidelity, beside=tuple(r.beside)) for r in records]
 
 
 def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:

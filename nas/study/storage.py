@@ -1,0 +1,139 @@
+"""Where a history is kept: a journal in the run's folder, or a database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+from typing import TypeVar
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from nas.errors import ConfigError, StorageError, describe
+from nas.files.atomic import read_json, replacing
+from nas.files.manifest import MANIFEST
+from nas.study.address import Address, find_address
+from nas.study.journal import JOURNAL, Journal
+
+T = TypeVar("T")
+_log = logging.getLogger("nas")
+
+OWNER = "owner"
+"""The attribute of a study in a database that says which process writes it."""
+AWAY = (StorageInternalError, OSError)
+"""What a storage raises that may be back later: a server that restarts, a disk that is full."""
+
+
+def open_storage(where: Path | str) -> BaseStorage:
+    """An Optuna storage: the journal at a path, or the database that a URL names.
+
+    Raises:
+        ConfigError: when it cannot be used; passwords in URLs are never shown.
+    """
+    if isinstance(where, Path):
+        return JournalStorage(Journal(where))
+    address = where if isinstance(where, Address) else Address(where)
+    try:
+        return RDBStorage(address.secret, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise ConfigError(
+            f"storage {address} needs a driver that is not installed ({error.name}): pip install "
+            "'nas-engine[postgres]'"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - of any driver; its message may hold the password
+        why = address.hide(next(iter(str(error).splitlines()), type(error).__name__))
+        raise ConfigError(f"storage {address} cannot be used: {why}") from None
+
+
+def past_storage(folder: Path) -> tuple[BaseStorage, str] | None:
+    """The history of a run, to be read only, and what stands before its studies' names; None without one.
+
+    Of a finished run it is the journal in its folder, whatever it was written to; see `keep_history`.
+
+    Raises:
+        ConfigError: when it is in a database that is not given in `NAS_STORAGE`.
+    """
+    if (folder / JOURNAL).is_file():
+        return open_storage(folder / JOURNAL), ""
+    if (folder / MANIFEST).is_file() or not (folder / "run.json").is_file():
+        return None
+    record = read_json(folder / "run.json")
+    config = record.get("config") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(config, dict) or not config.get("storage"):
+        return None
+    address = find_address(Address(str(config["storage"])), recorded=True)
+    return None if address is None else (open_storage(address), f"{record.get('run')}/")
+
+
+def keep_history(storage: BaseStorage, prefix: str, folder: Path) -> None:
+    """Copies a run's studies into the journal of its folder, where they stay readable without a database."""
+    with replacing(folder / JOURNAL) as temporary:
+        journal = open_storage(temporary)
+        for name in optuna.get_all_study_names(storage):
+            if name.startswith(prefix):
+                optuna.copy_study(
+                    from_study_name=name,
+                    from_storage=storage,
+                    to_storage=journal,
+                    to_study_name=name.removeprefix(prefix),
+                )
+
+
+def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Callable[[], object]) -> T:
+    """Does what a storage is asked for, again and again while it is away.
+
+    stop: asked between two tries; may raise.
+
+    Raises:
+        StorageError: when it is still away after `patience_s`.
+    """
+
+    def waiting(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        _log.warning("%s: %s; trying again for up to %g s", what, describe(error), patience_s)
+        stop()
+
+    tries = Retrying(
+        retry=retry_if_exception_type(AWAY),
+        stop=stop_after_delay(patience_s),
+        wait=wait_exponential(0.5, max=5.0),
+        before_sleep=waiting,
+        reraise=True,
+    )
+    try:
+        return tries(work)
+    except AWAY as error:
+        raise StorageError(
+            f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the same "
+            "command goes on"
+        ) from error
+
+
+def own(study: optuna.Study, *, force: bool = False) -> None:
+    """Makes this process the one that writes a study in a database.
+
+    A journal needs no such record: its file is locked.
+
+    Raises:
+        ConfigError: when another process writes it, or may do so on another machine.
+    """
+    now = {"host": socket.gethostname(), "pid": os.getpid(), "token": token_hex(8)}
+    known = study.user_attrs.get(OWNER)
+    if isinstance(known, dict) and not force and (known["host"] != now["host"] or _lives(known["pid"])):
+        raise ConfigError(
+            f"study {study.study_name!r} is written by process {known['pid']} on {known['host']}; wait for "
+            "it, or where it is gone, go on with --force"
+        )
+    study.set_user_attr(OWNER, now)
+    if study.user_attrs.get(OWNER) != now:
+        raise ConfigError(f"study {study.study_name!r}: another process began to write it at the same time")
+
+
+def _lives(pid: object) -> bool:
+    return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()

@@ -1,0 +1,333 @@
+"""The one loop: ask, evaluate, tell, write it down. The history is an Optuna study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+
+from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
+from nas.evaluation.failures import diagnosis
+from nas.evaluation.metrics import check_metrics
+from nas.files.paths import check_contents, check_name, exists
+from nas.goals import Goals
+from nas.schedulers.proposal import propose
+from nas.schedulers.scheduler import Listed, Scheduler
+from nas.seeding import rng
+from nas.space import Space
+from nas.study.measuring import Evaluator, Measure, Outcome, measured
+from nas.study.record import UNDER_WAY, Record, open_study, recorded_goals, under_way, warn_of_direction
+from nas.study.storage import own, past_storage, patiently
+from nas.study.workers import Workers
+from nas.text import counted
+from nas.types import Genotype, Trial
+from nas.user_code import user_errors
+
+
+class Study:
+    """A search in progress, durable in an Optuna storage, which this process alone writes.
+
+    name: of the study inside `storage`, an existing one is continued; `prefix` stands before it there.
+    seed: with the trial's number, seeds the proposal and the evaluation of every trial.
+    announce: write down that a trial begins, so that it is taken up again under its own number when this
+      process is killed, and a resumed study equals an uninterrupted one. Evaluations of a few milliseconds
+      turn it off.
+    alike: what architectures have in common that need be measured only once at the same fidelity.
+    others: trials that were measured elsewhere before.
+    patience_s: for how long a storage that is away, or full, is waited for; stop: asked meanwhile.
+    history: every trial so far, in order of their numbers.
+
+    Example:
+        study = nas.Study(space, nas.Fixed(nas.RandomSearch(), 3), storage, name="first")
+        study.run(nas.Trained(space, task, recipe), trials=20)
+        print(study.best())
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        scheduler: Scheduler,
+        storage: BaseStorage,
+        *,
+        name: str,
+        prefix: str = "",
+        seed: int = 0,
+        goals: Goals | None = None,
+        announce: bool = True,
+        alike: Callable[[Genotype], Hashable] | None = None,
+        others: Sequence[Trial] = (),
+        patience_s: float = 600.0,
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
+        check_name(name, "study")
+        self.space, self.scheduler, self.name, self.seed = space, scheduler, name, seed
+        self._announce, self._alike, self._patience_s, self._stop = announce, alike, patience_s, stop
+        self._others = {self._key(t): t for t in reversed(others) if t.state == "done"}
+        self.optuna_study = self._patiently(lambda: open_study(storage, prefix + name, goals or Goals()))
+        self.goals = recorded_goals(self.optuna_study, space, goals)
+        warn_of_direction(self.goals, name)
+        self._record = Record(space, self.goals, name)
+        self._is_own = not isinstance(storage, RDBStorage)
+        self.history = self._read()
+        self._left = [trial.number for trial in self.history if trial.state == "running"]
+
+    @classmethod
+    def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
+        """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+        if not exists(folder):
+            return []
+        check_contents(folder)
+        found = past_storage(folder)
+        if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
+            return []
+        return cls(space, Listed((), 0), found[0], name=name, prefix=found[1]).history
+
+    # -- ask and tell ----------------------------------------------------------------------------------
+
+    def ask(self, *, lag: int = 0) -> Trial:
+        """The next trial: one that was left under way, else what the scheduler proposes.
+
+        lag: so many of the last trials are shown to it as running, whatever has become of them.
+
+        Raises:
+            ExhaustedError: when there is nothing left to try.
+        """
+        if self._left:
+            return self.history[self._left.pop(0)]
+        number = len(self.history)
+        seen = [t if t.number < number - lag else _running(t) for t in self.history]
+        beside = tuple(t.number for t in seen if t.state == "running")
+        trial = propose(
+            self.scheduler, self.space, seen, self._rng(number, "ask"), beside=beside, study=self.name
+        )
+        self.history.append(trial)
+        if self._announce:
+            self._note()
+        return trial
+
+    def tell(self, trial: Trial, metrics: Mapping[str, float], cost_s: float, *, worker: str = "") -> Trial:
+        """Records what was measured. worker: by whom, in words.
+
+        Raises:
+            TrialError: when the metrics are not finite numbers; the trial is not recorded then.
+            ConfigError: when a metric that the goals need is not among them, or the trial has ended already.
+        """
+        if trial.number < len(self.history) and self.history[trial.number].state != "running":
+            raise ConfigError(f"study {self.name!r}: trial {trial.number} has ended; it is told once only")
+        checked = check_metrics(metrics)
+        for name in self.goals.metrics:
+            if name not in checked:
+                raise ConfigError(
+                    f"study {self.name!r}: the evaluator returned no {name!r}; it returned {sorted(checked)}"
+                )
+        return self._end(replace(trial, state="done", metrics=checked, cost_s=cost_s), worker)
+
+    def fail(self, trial: Trial, error: TrialError, cost_s: float, *, worker: str = "") -> Trial:
+        """Records that a trial failed, why, and what was measured all the same."""
+        known = {name: float(value) for name, value in error.metrics.items() if math.isfinite(value)}
+        reason = f"{error.reason}: {error}"
+        return self._end(replace(trial, state="failed", reason=reason, metrics=known, cost_s=cost_s), worker)
+
+    # -- the loop --------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        measure: Evaluator | Measure,
+        *,
+        trials: int,
+        stop: Callable[[], bool] = lambda: False,
+        on_trial: Callable[[Trial], None] = lambda _: None,
+        max_failures: int = 10,
+        workers: Workers | None = None,
+    ) -> str:
+        """Evaluates until `trials` trials have ended; returns why it came to an end.
+
+        stop: asked before every trial.
+        max_failures: this many failures in a row end the study.
+        workers: where trials are evaluated, several at a time; in this process, one by one, by default. With
+          W of them the proposal of trial n sees the trials up to n - W, whatever ends first, so that the same
+          seed gives the same study; where they are not `ordered`, it sees whatever has ended.
+
+        Raises:
+            ConfigError: when `max_failures` is below 1.
+            NoModelError: after `max_failures` failures in a row, with their reasons and what to do.
+            DeviceError: when the GPU fails for good; the trial in which it did is recorded as failed.
+        """
+        if max_failures < 1:
+            raise ConfigError(f"study {self.name!r}: max_failures is {max_failures}, but must be at least 1")
+        told = {trial.number for trial in self.history if trial.state != "running"}
+        measure = measure if isinstance(measure, Measure) else Measure(measure)
+        flying: dict[Future[Outcome], Trial] = {}
+        why = ""
+        try:
+            while self.ended < trials:
+                if stop():
+                    return f"stopped after {counted(self.ended, 'trial')}"
+                while not why and self._has_room(flying, trials, workers):
+                    try:
+                        self._begin(measure, flying, workers)
+                    except ExhaustedError as error:
+                        why = str(error)
+                if not flying and why:
+                    return why
+                for future in wait(flying, return_when=FIRST_COMPLETED).done if flying else ():
+                    self._take(flying.pop(future), future.result(), measure)
+                told |= self.tell_of(on_trial, told)
+                self.check_failures(max_failures)
+        finally:
+            if flying and workers is not None:
+                workers.end()
+        return f"{counted(trials, 'trial')} done"
+
+    def tell_of(self, on_trial: Callable[[Trial], None], told: Container[int]) -> set[int]:
+        """Calls `on_trial` with every ended trial whose number is not among `told`; returns their numbers."""
+        new = [trial for trial in self.history if trial.state != "running" and trial.number not in told]
+        for trial in new:
+            on_trial(trial)
+        return {trial.number for trial in new}
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that are done or failed."""
+        return sum(trial.state != "running" for trial in self.history)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that all ended trials took."""
+        return sum(trial.cost_s for trial in self.history)
+
+    def best(self, count: int = 1) -> list[Trial]:
+        """The best trials by the goals, best first; see `Goals.ordered`. None before the first has ended.
+
+        Raises:
+            NoModelError: when all that have ended failed, with their reasons and what to do.
+        """
+        ended = [t for t in self.history if t.state != "running"]
+        if ended and all(t.state == "failed" for t in ended):
+            raise NoModelError(
+                f"study {self.name!r}: all {counted(len(ended), 'trial')} failed:{diagnosis(ended)}"
+            )
+        return self.goals.ordered([t for t in ended if t.state == "done"])[:count]
+
+    def check_failures(self, most: int) -> None:
+        """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""
+        last = [t for t in self.history if t.state != "running"][-most:]
+        if len(last) == most and all(t.state == "failed" for t in last):
+            raise NoModelError(
+                f"study {self.name!r}: the last {counted(most, 'trial')} failed, so the search stops here:"
+                f"{diagnosis(last)}"
+            )
+
+    def _has_room(self, flying: Mapping[object, Trial], trials: int, workers: Workers | None) -> bool:
+        """Whether another trial may begin now."""
+        count = 1 if workers is None else workers.count
+        if len(flying) >= count or (not self._left and len(self.history) >= trials):
+            return False
+        if self._left or workers is None or not workers.ordered:
+            return True
+        return all(t.state != "running" for t in self.history[: len(self.history) - count + 1])
+
+    def _begin(self, measure: Measure, flying: dict[Future[Outcome], Trial], workers: Workers | None) -> None:
+        """Answers the next trial from the history, evaluates it here, or sends it to a worker."""
+        lag = workers.count - 1 if workers is not None and workers.ordered else 0
+        trial = self.ask(lag=lag)
+        draw, known = self._rng(trial.number, "evaluate"), self._measured_before(trial)
+        if known is not None:
+            self.tell(trial, known.metrics, 0.0)
+        elif (refused := measure.refuses(trial, trial.before(self.history))) is not None:
+            self.fail(trial, refused, 0.0)
+        else:
+            hints = measure.hints(trial, trial.known(self.history))
+            if workers is None:
+                self._take(trial, measured(measure.evaluate, trial, draw, hints), measure)
+            else:
+                flying[workers.submit(measure.evaluate, trial, draw, hints)] = trial
+
+    def _measured_before(self, trial: Trial) -> Trial | None:
+        """A done trial of an architecture alike at the same fidelity, that was done when it was proposed."""
+        if self._alike is None:
+            return None
+        key = self._key(trial)
+        if key in self._others:
+            return self._others[key]
+        return next((t for t in trial.known(self.history) if self._key(t) == key), None)
+
+    def _key(self, trial: Trial) -> Hashable:
+        return None if self._alike is None else (self._alike(trial.genotype), trial.fidelity)
+
+    def _take(self, trial: Trial, outcome: Outcome, measure: Measure) -> None:
+        found = outcome.found
+        if not isinstance(found, TrialError):
+            try:
+                with user_errors():
+                    found = {**found, **measure.costs(trial)}
+                self.tell(trial, found, outcome.cost_s, worker=outcome.worker)
+            except TrialError as error:  # of costs, or of numbers that are none
+                found = error
+            else:
+                return
+        failed = self.fail(trial, found, outcome.cost_s, worker=outcome.worker)
+        if found.reason == "device":
+            raise DeviceError(
+                f"study {self.name!r}: nothing more can be computed on the device in this process:"
+                f"{diagnosis([failed])}"
+            ) from found
+
+    # -- the storage -----------------------------------------------------------------------------------
+
+    def _read(self) -> list[Trial]:
+        """The ended trials, and those that were under way in their places."""
+        found = [self._record.read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
+        ended = {trial.number: trial for trial in found}
+        begun = {trial.number: trial for trial in under_way(self.optuna_study)} | ended
+        if sorted(begun) != list(range(len(begun))):
+            raise ConfigError(
+                f"study {self.name!r}: {len(begun)} trials have numbers up to {max(begun)}; some of its "
+                "records are lost, so that it can only be read by Optuna"
+            )
+        return [begun[number] for number in range(len(begun))]
+
+    def _note(self) -> None:
+        running = [trial for trial in self.history if trial.state == "running"]
+        self._write(lambda: self.optuna_study.set_user_attr(UNDER_WAY, self._record.noted(running)))
+
+    def _end(self, trial: Trial, worker: str) -> Trial:
+        if trial.number == len(self.history):
+            self.history.append(trial)
+        frozen = self._record.write(trial, worker)
+        tried = []
+
+        def add() -> None:
+            # What was tried before may have got there all the same.
+            if not tried or all(t.number != trial.number for t in map(self._record.read, self._ended())):
+                tried.append(True)
+                self.optuna_study.add_trial(frozen)
+
+        self._write(add)
+        self.history[trial.number] = trial
+        return trial
+
+    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+        return self.optuna_study.get_trials(deepcopy=False)
+
+    def _write(self, work: Callable[[], None]) -> None:
+        if not self._is_own:
+            self._patiently(lambda: own(self.optuna_study))
+            self._is_own = True
+        self._patiently(work)
+
+    def _patiently(self, work: Callable[[], object]) -> object:
+        return patiently(work, what=f"study {self.name!r}", patience_s=self._patience_s, stop=self._stop)
+
+    def _rng(self, number: int, purpose: str) -> np.random.Generator:
+        return rng(self.seed, self.name, number, purpose)
+
+
+def _running(trial: Trial) -> Trial:
+    return replace(trial, state="running", metrics={}, cost_s=0.0, reason="")

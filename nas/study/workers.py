@@ -1,0 +1,299 @@
+"""Where trials are evaluated, several at a time: processes of this machine, or any executor.
+
+The coordinator alone asks, tells and writes; a worker computes. A process that dies takes nothing with it but
+the trial that it was at, which goes on from its checkpoint in another one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import io
+import os
+import pickle  # nosec B403 - of files whose digest the coordinator tells
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillAtWork
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import LifoQueue
+from typing import Protocol
+
+import cloudpickle
+import numpy as np
+import torch
+from loky import ProcessPoolExecutor
+
+from nas.errors import ConfigError, TrialError, describe, is_users
+from nas.registry import load
+from nas.space import Space
+from nas.study.measuring import Outcome, measured
+from nas.training.resumable import Stopped
+from nas.types import Trial
+
+Evaluate = Callable[..., Mapping[str, float]]
+"""As `Measure.evaluate`."""
+ATTEMPTS = 3
+"""So many workers a trial may take with it before it has failed."""
+POLL_S = 0.2
+
+
+class Slot(Protocol):
+    """A place where one trial is evaluated at a time."""
+
+    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+        """Begins a trial. The future raises where the worker is lost, not where the trial fails."""
+
+    def last_words(self) -> str:
+        """What is known of why its worker was lost."""
+
+    def end(self) -> None:
+        """Ends at once what it is at; it can be used again."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An evaluator in a file that every worker can read; it is unpacked once in a process.
+
+    digest: SHA-256 of the file, without which it is not read.
+    """
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def packed(cls, evaluate: Evaluate, folder: Path) -> Parcel:
+        """Writes the file.
+
+        Raises:
+            ConfigError: when the evaluator cannot be sent to another process.
+        """
+        try:
+            content = _pickled(evaluate)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"the trials cannot be sent to other processes ({error}); use --workers 0, or a space and "
+                "a task that can be pickled"
+            ) from error
+        digest = hashlib.sha256(content).hexdigest()
+        path = folder / f"evaluator-{digest[:16]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            temporary = path.with_suffix(".new")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        return cls(path, digest)
+
+    def unpacked(self) -> Evaluate:
+        """The evaluator, from the file where this process has not read it before."""
+        if self.digest not in _unpacked:
+            content = self.path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != self.digest:
+                raise ConfigError(f"{self.path} is not what the coordinator wrote")
+            _unpacked.clear()
+            _unpacked[self.digest] = pickle.loads(content)  # nosec B301
+        return _unpacked[self.digest]
+
+
+_unpacked: dict[str, Evaluate] = {}
+
+
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] - it has no types
+    """Sends a space that was loaded by name as that name, since nobody else can import code of a file."""
+
+    def reducer_override(self, obj: object) -> object:
+        """See `pickle.Pickler`."""
+        if isinstance(obj, Space) and obj.origin:
+            return load_again, (obj.origin, dict(obj.settings))
+        return super().reducer_override(obj)
+
+
+def load_again(origin: str, settings: Mapping[str, object]) -> Space:
+    """A space by its name."""
+    return load(origin, **settings)
+
+
+def _pickled(evaluate: Evaluate) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(evaluate)
+    return file.getvalue()
+
+
+class Workers:
+    """Evaluates as many trials of one evaluator at a time as there are slots.
+
+    folder: where evaluators are left for the workers.
+    ordered: whether proposals follow the order of trials, see `Study.run`.
+    timeout_s: a trial that takes longer is begun once more, and then fails; None for no limit.
+    stop: asked all the while; may raise, upon which the trials under way are ended.
+    sent: what is sent in place of the evaluator.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        folder: Path,
+        *,
+        ordered: bool = True,
+        timeout_s: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        sent: Evaluate | None = None,
+    ) -> None:
+        self.count, self.ordered = len(slots), ordered
+        self._slots, self._folder, self._timeout_s, self._stop = list(slots), folder, timeout_s, stop
+        self._free: LifoQueue[Slot] = LifoQueue()
+        for slot in slots:
+            self._free.put(slot)
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="trial")
+        self._sent = sent
+        self._parcel: Parcel | None = None
+        self._ending = threading.Event()
+
+    def submit(self, evaluate: Evaluate, *arguments: object) -> Future[Outcome]:
+        """Begins a trial as soon as a slot is free. arguments: the others of `measured`."""
+        if self._parcel is None:
+            self._parcel = Parcel.packed(self._sent or evaluate, self._folder)
+        return self._threads.submit(self._evaluate, self._parcel, *arguments)
+
+    def close(self) -> None:
+        """No more trials will come; the slots may be used by others."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def end(self) -> None:
+        """Ends all trials under way at once; what they had saved stays."""
+        self._ending.set()
+        for slot in self._slots:
+            slot.end()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _evaluate(self, parcel: Parcel, *arguments: object) -> Outcome:
+        slot = self._free.get()
+        start, lost, late = time.monotonic(), 0, 0
+        why: BaseException | str = ""
+        try:
+            while lost < ATTEMPTS and late < 2:
+                began = time.monotonic()
+                future = slot.submit(parcel, *arguments)
+                try:
+                    return self._waited(future, began)
+                except StillAtWork:
+                    slot.end()
+                    late += 1
+                except (Stopped, ConfigError):
+                    slot.end()
+                    raise
+                except (Exception, CancelledError) as error:
+                    if self._ending.is_set():
+                        raise Stopped("the workers have been ended") from error
+                    why = slot.last_words() or describe(error)
+                    slot.end()
+                    lost += 1
+        finally:
+            self._free.put(slot)
+        spent_s = time.monotonic() - start
+        if late == 2:
+            return Outcome(TrialError("timeout", f"longer than {self._timeout_s:g} s, twice"), spent_s)
+        return Outcome(TrialError("crash", f"its worker was lost {ATTEMPTS} times: {why}"), spent_s)
+
+    def _waited(self, future: Future[Outcome], began: float) -> Outcome:
+        while True:
+            if self._stop() or self._ending.is_set():
+                raise Stopped("the workers have been ended")
+            try:
+                return future.result(timeout=POLL_S)
+            except StillAtWork:
+                if future.done():  # its own, of what ran there
+                    raise RuntimeError("its worker timed out") from None
+                if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
+                    raise
+
+
+class Process:
+    """A slot of this machine: a process of its own, begun when it is needed.
+
+    gpu: what `CUDA_VISIBLE_DEVICES` shall be; None leaves it. threads: that it computes with.
+    log: where it leaves, when it crashes, at which line.
+
+    By loky, whose processes do not import the user's main program: it needs no guard.
+    """
+
+    def __init__(self, log: Path, *, gpu: str | None = None, threads: int = 1) -> None:
+        self._log, self._threads = log, threads
+        self._env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        if gpu is not None:
+            self._env["CUDA_VISIBLE_DEVICES"] = gpu
+        self._pool: ProcessPoolExecutor | None = None
+        self._pid: Future[int] | None = None
+
+    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+        """Begins a trial, in a new process where there is none."""
+        if self._pool is None:
+            arguments = (os.getpid(), str(self._log), self._threads)
+            self._pool = ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=arguments)
+            self._pid = self._pool.submit(os.getpid)
+            self._pid.result()  # so that no trial's time counts the start
+        found: Future[Outcome] = self._pool.submit(evaluated, parcel, *arguments)
+        return found
+
+    def last_words(self) -> str:
+        """The innermost line of the user's code at which the process crashed, if one is known."""
+        found = re.findall(r'File "(.+)", line (\d+) in', self._log.read_text() if self._log.exists() else "")
+        users = [f"it crashed at {file}, line {number}" for file, number in found if is_users(file)]
+        return users[0] if users else "it died, perhaps killed by the system for want of memory"
+
+    def end(self) -> None:
+        """Kills the process."""
+        if self._pool is not None and self._pid is not None:
+            with suppress(ProcessLookupError, Exception):
+                os.kill(self._pid.result(), signal.SIGKILL)
+            self._pool.shutdown(wait=True)
+        self._pool = self._pid = None
+
+
+class Borrowed:
+    """A slot of an executor that somebody else runs; what it is at can only be asked to end."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._future: Future[Outcome] | None = None
+
+    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+        """Begins a trial."""
+        self._future = self._executor.submit(evaluated, parcel, *arguments)
+        return self._future
+
+    def last_words(self) -> str:
+        """Nothing beside what the future raises."""
+        return ""
+
+    def end(self) -> None:
+        """Asks for the end of what runs there."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+def evaluated(parcel: Parcel, trial: Trial, rng: np.random.Generator, hints: Mapping[str, object]) -> Outcome:
+    """The outcome of a trial, in whatever process this is."""
+    return measured(parcel.unpacked(), trial, rng, hints)
+
+
+# -- in a process of this machine -----------------------------------------------------------------------
+
+
+def _begin(parent: int, log: str, threads: int) -> None:
+    """Ctrl-C is for the parent to understand; when that is gone, nobody waits for what is trained here."""
+    faulthandler.enable(Path(log).open("w"), all_threads=False)  # noqa: SIM115 - for as long as it lives
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)
