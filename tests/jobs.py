@@ -7,7 +7,7 @@ from nas.budget.last import Last
 from nas.job.config import make_config
 from nas.job.job import Job
 from nas.job.plan import make_plan
-from nas.storage.journal import JOURNAL
+from nas.study.journal import JOURNAL
 
 TINY = {
     "epochs": 2,

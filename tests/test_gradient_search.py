@@ -29,8 +29,8 @@ from nas.results.records import EpochRecord
 from nas.results.result import is_finished
 from nas.results.run_record import read_run
 from nas.schedulers.scheduler import Listed
-from nas.storage.run import run_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.types import Trial
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
@@ -203,7 +203,7 @@ def test_a_finished_evolution_seeds_the_alphas(tmp_path):
 def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
     space = load("toy")
     genotypes = sorted(space.enumerate())
-    study = Study(space, Listed((), 0), run_storage(tmp_path, None, run=""), name="search", announce=False)
+    study = Study(space, Listed((), 0), open_storage(tmp_path / "study.log"), name="search", announce=False)
     for number, (architecture, epochs, accuracy) in enumerate([(0, 1, 0.9), (1, 1, 0.8), (1, 3, 0.7)]):
         study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
     config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())

@@ -14,8 +14,8 @@ from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
-from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
@@ -243,7 +243,7 @@ def study(folder, *, stop=None, dies=lambda number: False, trials=9):
 
     folder.mkdir(exist_ok=True)
     scheduler = Fixed(RegularizedEvolution(3, 2, morphism=0.8), 1)
-    run = Study(CELLS, scheduler, journal_storage(folder / "study.log"), name="search", seed=6)
+    run = Study(CELLS, scheduler, open_storage(folder / "study.log"), name="search", seed=6)
     trained = dataclasses.replace(TRAINED, folder=folder / "checkpoint", stop=stop, judge=judge)
     run.run(Grown(trained, folder / "weights", run.history, keep=3), trials=trials)
     return [(t.genotype, t.metrics) for t in run.history]

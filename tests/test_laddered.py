@@ -19,8 +19,8 @@ from nas.schedulers.halving import Hyperband, SuccessiveHalving, epochs_granted
 from nas.searchers import RandomSearch
 from nas.seeding import derive, isolated
 from nas.space import Space
-from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, segmented
@@ -265,7 +265,7 @@ def search(folder, scheduler=SuccessiveHalving, *, trials=1000, stop=None):
     folder.mkdir(exist_ok=True)
     task = TASK.reduced(100)
     evaluate = Laddered(TOY, task, RECIPE, LADDER, folder / "checkpoint", seed=3, stop=stop)
-    storage = journal_storage(folder / "study.log")
+    storage = open_storage(folder / "study.log")
     study = Study(TOY, scheduler(RandomSearch(), LADDER), storage, name="s", seed=1)
     return study, study.run(evaluate, trials=trials)
 

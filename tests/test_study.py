@@ -15,8 +15,8 @@ from nas.registry import load
 from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
-from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.types import Objective, Trial
 
 TOY, CELLS = load("toy"), load("nasbench201")
@@ -34,7 +34,7 @@ def scored(trial, stream):
 
 
 def make(path, *, space=CELLS, scheduler=EVOLUTION, **settings):
-    return Study(space, scheduler, journal_storage(path / "study.log"), name="s", **({"seed": 1} | settings))
+    return Study(space, scheduler, open_storage(path / "study.log"), name="s", **({"seed": 1} | settings))
 
 
 def timeless(history):
@@ -78,7 +78,7 @@ def test_whether_trials_are_announced_changes_nothing_but_when_they_are_written(
 def test_another_seed_or_another_name_is_another_search(tmp_path):
     found = []
     for name, seed in (("s", 1), ("s2", 1), ("s3", 2)):
-        study = Study(CELLS, EVOLUTION, journal_storage(tmp_path / name), name=name, seed=seed)
+        study = Study(CELLS, EVOLUTION, open_storage(tmp_path / name), name=name, seed=seed)
         study.run(scored, trials=8)
         found.append([t.genotype for t in study.history])
     assert found[0] != found[1] != found[2] != found[0]
@@ -275,7 +275,7 @@ def test_the_study_of_another_space_is_refused(tmp_path):
 def test_optuna_sees_parameters_values_and_failures(tmp_path, announce):
     study = make(tmp_path, announce=announce)
     study.run(flaky, trials=6)
-    loaded = optuna.load_study(study_name="s", storage=journal_storage(tmp_path / "study.log"))
+    loaded = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "study.log"))
     assert loaded.direction == optuna.study.StudyDirection.MAXIMIZE
     for ours, theirs in zip(study.history, loaded.trials, strict=True):
         assert theirs.number == ours.number
@@ -339,7 +339,7 @@ def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, 
 
 def test_the_objective_is_kept_with_the_study(tmp_path):
     space = load("toy")
-    storage = journal_storage(tmp_path / "study.log")
+    storage = open_storage(tmp_path / "study.log")
     asked = Goals((Objective("score", maximize=False),))
     with pytest.warns(UserWarning, match="right direction"):
         Study(space, Fixed(RandomSearch()), storage, name="s", goals=asked)
@@ -357,13 +357,13 @@ def test_epochs_that_are_no_number_of_epochs_are_refused(tmp_path, epochs):
 
 
 def test_a_searcher_without_a_scheduler_is_named(tmp_path):
-    study = Study(load("toy"), RandomSearch(), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), RandomSearch(), open_storage(tmp_path / "s.log"), name="s")
     with pytest.raises(ConfigError, match=r"Fixed\(searcher, epochs\)"):
         study.ask()
 
 
 def test_a_trial_is_told_once(tmp_path):
-    study = Study(load("toy"), Fixed(RandomSearch()), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), Fixed(RandomSearch()), open_storage(tmp_path / "s.log"), name="s")
     trial = study.ask()
     study.tell(trial, {"val_acc": 0.5}, 0.0)
     with pytest.raises(ConfigError, match="trial 0 has ended"):
@@ -372,7 +372,7 @@ def test_a_trial_is_told_once(tmp_path):
 
 
 def test_an_evaluator_that_raises_fails_its_trial_with_the_users_line(tmp_path):
-    study = Study(load("toy"), Fixed(RandomSearch()), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), Fixed(RandomSearch()), open_storage(tmp_path / "s.log"), name="s")
     study.run(lambda trial, rng: {"val_acc": 1 / trial.number}, trials=2)
     assert [t.state for t in study.history] == ["failed", "done"]
     assert "ZeroDivisionError" in study.history[0].reason
@@ -380,7 +380,7 @@ def test_an_evaluator_that_raises_fails_its_trial_with_the_users_line(tmp_path):
 
 
 def test_a_trial_of_somebody_else_is_named(tmp_path):
-    storage = journal_storage(tmp_path / "s.log")
+    storage = open_storage(tmp_path / "s.log")
     study = Study(load("toy"), Fixed(RandomSearch()), storage, name="s")
     study.optuna_study.ask()
     with pytest.raises(ConfigError, match="trial 0 was not written by this engine"):

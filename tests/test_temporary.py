@@ -20,11 +20,9 @@ from nas.evaluation.evaluators import Trained
 from nas.files import temporary as files_temporary
 from nas.files.folders import prepare_folder
 from nas.files.temporary import temporary_folder
-from nas.job.config import Config
 from nas.registry import load
 from nas.training.recipe import Recipe
 from nas.types import Trial
-from nas.workers.join import Home, _place
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(MODULES)
@@ -38,16 +36,9 @@ def an_export(place):
     list(prove(place, ["source"], torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.ones(1, 2), python=python))
 
 
-def a_worker(_):
-    with _place(Home(None), Config(space="toy"), None):
-        time.sleep(120)
-
-
 def a_trial(_):
-    evaluator = Trained(
-        load("toy"), None, Recipe(1, batch=8, lr=0.1, weight_decay=0.0), hopeless=lambda *_: False
-    )
-    with evaluator._place(Trial(0, (0,), 1)):
+    evaluator = Trained(load("toy"), None, Recipe(1, batch=8, lr=0.1, weight_decay=0.0))
+    with evaluator._place(Trial(0, (0,), 1), keeps=True):
         time.sleep(120)
 
 
@@ -104,7 +95,7 @@ def temporary(tmp_path, monkeypatch):
     return place
 
 
-@pytest.mark.parametrize("use", [an_export, a_worker, a_trial, a_classifier])
+@pytest.mark.parametrize("use", [an_export, a_trial, a_classifier])
 def test_what_a_killed_process_left_goes_with_the_next_that_needs_a_folder(temporary, tmp_path, use):
     with using(use, temporary, tmp_path):
         (living,) = _there(temporary)

@@ -12,8 +12,8 @@ from nas.schedulers.halving import Hyperband, SuccessiveHalving
 from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
-from nas.storage.run import run_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.types import Trial
 
 
@@ -22,7 +22,7 @@ def earlier(tmp_path, *rows):
     space = load("toy")
     genotypes = sorted(space.enumerate())
     tmp_path.mkdir()
-    storage = run_storage(tmp_path, None, run="")
+    storage = open_storage(tmp_path / "study.log")
     study = Study(space, Listed((), 0), storage, name="search", announce=False)
     for number, (architecture, epochs, accuracy) in enumerate(rows):
         study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)

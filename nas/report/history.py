@@ -16,8 +16,9 @@ from nas.errors import ConfigError
 from nas.goals import Goals
 from nas.results.records import StudyRecord, TrialRecord, checked
 from nas.schedulers.halving import longest
+from nas.study.journal import JOURNAL
 from nas.study.record import under_way
-from nas.study.storage import past_storage
+from nas.study.storage import past_storage, reading
 from nas.types import Decision, Genotype, Trial, of_longest_training
 
 JOB = "the job itself"
@@ -84,15 +85,14 @@ def read_studies(folder: Path) -> dict[str, Past]:
     Raises:
         ConfigError: when one is damaged, or was not written by this engine.
     """
-    found = past_storage(folder)
-    if found is None:
-        return {}
-    storage, prefix = found
-    names = [name for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
-    return {
-        name.removeprefix(prefix): _past(optuna.load_study(study_name=name, storage=storage))
-        for name in names
-    }
+    with reading(folder / JOURNAL):
+        found = past_storage(folder)
+        if found is None:
+            return {}
+        storage, prefix = found
+        names = [name for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+        return {study.study_name.removeprefix(prefix): _past(study) for study in studies}
 
 
 def _past(study: optuna.Study) -> Past:

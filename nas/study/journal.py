@@ -14,6 +14,8 @@ from optuna.storages.journal import BaseJournalBackend
 from nas.errors import ConfigError
 
 JOURNAL = "study.log"
+MOST = 2**24
+"""Bytes of a record."""
 
 
 class Journal(BaseJournalBackend):
@@ -38,7 +40,9 @@ class Journal(BaseJournalBackend):
             self._offset = self._number = 0
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            for line in file:
+            while line := file.readline(MOST + 1):
+                if len(line) > MOST:
+                    raise ConfigError(f"{self.path}, line {self._number + 1} is longer than {MOST} bytes")
                 if not line.endswith(b"\n"):
                     return
                 try:

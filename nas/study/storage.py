@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
@@ -26,6 +27,8 @@ _log = logging.getLogger("nas")
 
 OWNER = "owner"
 """The attribute of a study in a database that says which process writes it."""
+DAMAGED = (LookupError, ValueError, TypeError, AttributeError, AssertionError, DuplicatedStudyError)
+"""What Optuna raises of records that are none."""
 AWAY = (StorageInternalError, OSError)
 """What a storage raises that may be back later: a server that restarts, a disk that is full."""
 
@@ -37,7 +40,8 @@ def open_storage(where: Path | str) -> BaseStorage:
         ConfigError: when it cannot be used; passwords in URLs are never shown.
     """
     if isinstance(where, Path):
-        return JournalStorage(Journal(where))
+        with reading(where):
+            return JournalStorage(Journal(where))
     address = where if isinstance(where, Address) else Address(where)
     try:
         return RDBStorage(address.secret, engine_kwargs={"pool_pre_ping": True})
@@ -49,6 +53,15 @@ def open_storage(where: Path | str) -> BaseStorage:
     except Exception as error:  # noqa: BLE001 - of any driver; its message may hold the password
         why = address.hide(next(iter(str(error).splitlines()), type(error).__name__))
         raise ConfigError(f"storage {address} cannot be used: {why}") from None
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Runs a block that reads a history, and says so where it is damaged."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise ConfigError(f"{where} is damaged: {describe(error)}; restore it from a copy") from error
 
 
 def past_storage(folder: Path) -> tuple[BaseStorage, str] | None:

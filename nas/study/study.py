@@ -21,9 +21,10 @@ from nas.schedulers.proposal import propose
 from nas.schedulers.scheduler import Listed, Scheduler
 from nas.seeding import rng
 from nas.space import Space
+from nas.study.journal import JOURNAL
 from nas.study.measuring import Evaluator, Measure, Outcome, measured
 from nas.study.record import UNDER_WAY, Record, open_study, recorded_goals, under_way, warn_of_direction
-from nas.study.storage import own, past_storage, patiently
+from nas.study.storage import own, past_storage, patiently, reading
 from nas.study.workers import Workers
 from nas.text import counted
 from nas.types import Genotype, Trial
@@ -83,10 +84,11 @@ class Study:
         if not exists(folder):
             return []
         check_contents(folder)
-        found = past_storage(folder)
-        if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
-            return []
-        return cls(space, Listed((), 0), found[0], name=name, prefix=found[1]).history
+        with reading(folder / JOURNAL):
+            found = past_storage(folder)
+            if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
+                return []
+            return cls(space, Listed((), 0), found[0], name=name, prefix=found[1]).history
 
     # -- ask and tell ----------------------------------------------------------------------------------
 
@@ -106,8 +108,8 @@ class Study:
         trial = propose(
             self.scheduler, self.space, seen, self._rng(number, "ask"), beside=beside, study=self.name
         )
-        self.history.append(trial)
         if self._announce:
+            self.history.append(trial)
             self._note()
         return trial
 

@@ -47,9 +47,8 @@ from nas.results.architecture_file import (
 )
 from nas.results.result import load_result, read_metrics
 from nas.results.run_record import read_run
-from nas.storage.journal import JOURNAL
-from nas.storage.journal_file import MAX_RECORD
 from nas.study import Study
+from nas.study.journal import JOURNAL, MOST
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))
@@ -504,9 +503,9 @@ def test_a_journal_of_one_endless_line_is_refused_in_little_memory(tmp_path):
         file.write(b'"}\n')
     tracemalloc.start()
     try:
-        with in_time(), pytest.raises(ConfigError, match=f"longer than {MAX_RECORD} bytes"):
+        with in_time(), pytest.raises(ConfigError, match=f"longer than {MOST} bytes"):
             Study.read(tmp_path, "search", TOY)
-        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_RECORD
+        assert tracemalloc.get_traced_memory()[1] < 4 * MOST
     finally:
         tracemalloc.stop()
 

@@ -20,8 +20,8 @@ from nas.job.search_run import search
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
-from nas.storage.journal import journal_storage
 from nas.study import Study
+from nas.study.storage import open_storage
 from nas.training.recipe import Recipe
 from nas.types import Trial
 from nas.user_code import reason_of
@@ -227,7 +227,7 @@ class Searches:
 
 
 def studied(tmp_path, answer):
-    return Study(load("toy"), Fixed(Searches(answer), 1), journal_storage(tmp_path / "s.log"), name="s")
+    return Study(load("toy"), Fixed(Searches(answer), 1), open_storage(tmp_path / "s.log"), name="s")
 
 
 def test_a_searcher_that_raises_is_named_with_its_line(tmp_path):
@@ -253,7 +253,7 @@ class Curt:
     ("searcher", "words"), [(Wordless(), "no attribute 'ask'"), (Curt(), "takes 2 positional")]
 )
 def test_a_searcher_without_the_right_method_is_refused(tmp_path, searcher, words):
-    study = Study(load("toy"), Fixed(searcher, 1), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), Fixed(searcher, 1), open_storage(tmp_path / "s.log"), name="s")
     with pytest.raises(ConfigError, match=f"failed to propose trial 0: .*{words}"):
         study.run(lambda trial, _: {"val_acc": 1.0}, trials=3)
     assert not study.history
@@ -325,7 +325,7 @@ def test_a_method_that_raises_is_named_with_its_line(tmp_path, function, words, 
 
 
 def test_an_evaluator_that_raises_fails_its_trials(tmp_path):
-    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), Fixed(RandomSearch(), 1), open_storage(tmp_path / "s.log"), name="s")
     study.run(lambda trial, _: {"val_acc": [0.5][trial.number]}, trials=3)
     assert [t.state for t in study.history] == ["done", "failed", "failed"]
     assert study.history[1].reason.startswith("error: IndexError") and ours(study.history[1].reason)
@@ -335,9 +335,9 @@ def test_what_a_failed_trial_found_out_is_recorded(tmp_path):
     def measure(trial, stream):
         raise TrialError("oom", "no memory", {"needed_bytes": 12.0})
 
-    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    study = Study(load("toy"), Fixed(RandomSearch(), 1), open_storage(tmp_path / "s.log"), name="s")
     study.run(measure, trials=1)
-    again = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
+    again = Study(load("toy"), Fixed(RandomSearch(), 1), open_storage(tmp_path / "s.log"), name="s")
     assert again.history[0].metrics == {"needed_bytes": 12.0} and again.history[0].state == "failed"
 
 

@@ -1,0 +1,183 @@
+"""Trials in processes of their own: what dies, hangs or cannot be sent costs its own trial alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from killing import run_killed
+
+from nas.errors import ConfigError
+from nas.registry import load
+from nas.schedulers.scheduler import Fixed
+from nas.searchers import RegularizedEvolution
+from nas.study import Study
+from nas.study.local import Processes
+from nas.study.storage import open_storage
+from nas.study.workers import Borrowed, Workers
+from nas.training.resumable import Stopped
+
+CELLS = load("nasbench201")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    found = Processes(tmp_path, ())
+    yield found
+    found.end()
+
+
+def make(path, **settings):
+    evolution = Fixed(RegularizedEvolution(4, 2), epochs=1)
+    return Study(CELLS, evolution, open_storage(path / "study.log"), name="s", **({"seed": 1} | settings))
+
+
+class Scored:
+    """A trial that depends on its architecture and its stream, and does what its number says."""
+
+    def __init__(self, folder, **does):
+        self.folder, self.does = folder, does
+
+    def __call__(self, trial, rng):
+        with (self.folder / f"begun-{trial.number}").open("a") as file:
+            file.write("x")
+        attempt = (self.folder / f"begun-{trial.number}").stat().st_size
+        match self.does.get(f"n{trial.number}"):
+            case "dies once" if attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "ends":
+                os._exit(0)
+            case "hangs once" if attempt == 1:
+                time.sleep(60)
+            case "hangs":
+                time.sleep(60)
+            case "raises":
+                raise ValueError("the user's")
+            case "is slow":
+                time.sleep(0.5)
+        return {"val_acc": sum(trial.genotype) / 30 + 0.01 * rng.random()}
+
+
+def timeless(history):
+    return [(t.number, t.genotype, t.state, dict(t.metrics)) for t in history]
+
+
+def test_each_failure_costs_its_own_trial_alone(tmp_path, processes):
+    does = {"n1": "dies once", "n2": "dies", "n3": "ends", "n4": "raises", "n5": "hangs once", "n6": "hangs"}
+    workers = Workers(processes.slots(2), tmp_path, timeout_s=2.0)
+    study = make(tmp_path)
+    study.run(Scored(tmp_path, **does), trials=9, workers=workers)
+    failed = {t.number: t.reason for t in study.history if t.state == "failed"}
+    assert failed.keys() == {2, 3, 4, 6}
+    assert failed[2].startswith("crash: its worker was lost 3 times")
+    assert failed[4].startswith("error: ValueError: the user's")
+    assert failed[6] == "timeout: longer than 2 s, twice"
+    assert len((tmp_path / "begun-2").read_text()) == 3 and len((tmp_path / "begun-5").read_text()) == 2
+    assert [t.number for t in study.history] == list(range(9))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_with_workers_the_same_seed_gives_the_same_study_whatever_ends_first(tmp_path, processes, count):
+    found = []
+    for slow in ("n1", "n6"):
+        place = tmp_path / slow
+        place.mkdir()
+        study = make(place)
+        workers = Workers(processes.slots(count), place)
+        study.run(Scored(place, **{slow: "is slow"}), trials=10, workers=workers)
+        found.append(timeless(study.history))
+    assert found[0] == found[1]
+
+
+def test_an_unordered_study_never_waits_for_a_slow_trial(tmp_path, processes):
+    study, workers = make(tmp_path), Workers(processes.slots(2), tmp_path, ordered=False)
+    ended = []
+    study.run(
+        Scored(tmp_path, n0="is slow"), trials=8, workers=workers, on_trial=lambda t: ended.append(t.number)
+    )
+    assert sorted(ended) == list(range(8)) and ended[0] != 0
+
+
+def test_any_executor_will_do(tmp_path):
+    with ThreadPoolExecutor(2) as executor:
+        workers = Workers([Borrowed(executor), Borrowed(executor)], tmp_path)
+        study = make(tmp_path)
+        study.run(Scored(tmp_path, n1="raises"), trials=6, workers=workers)
+    assert [t.state for t in study.history] == ["done", "failed", "done", "done", "done", "done"]
+
+
+def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, processes):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        if len(asked) > 12:
+            raise Stopped("enough")
+        return False
+
+    slow = Scored(tmp_path, **{f"n{i}": "is slow" for i in range(9)})
+    with pytest.raises(Stopped):
+        make(tmp_path).run(slow, trials=9, workers=Workers(processes.slots(2), tmp_path, stop=stop))
+    again = make(tmp_path)
+    assert again.ended < 9
+    again.run(slow, trials=9, workers=Workers(processes.slots(2), tmp_path))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    other = make(whole)
+    other.run(Scored(whole), trials=9, workers=Workers(processes.slots(2), whole))
+    assert timeless(again.history) == timeless(other.history)
+
+
+def test_what_cannot_be_sent_is_refused_in_words(tmp_path, processes):
+    held = open(__file__)  # noqa: SIM115
+    with held, pytest.raises(ConfigError, match="cannot be sent to other processes"):
+        workers = Workers(processes.slots(1), tmp_path)
+        make(tmp_path).run(lambda *_: {"val_acc": float(bool(held))}, trials=1, workers=workers)
+
+
+def search_killed(folder):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place = Path(folder)
+    processes = Processes(place, ())
+    make(place).run(Scored(place), trials=12, workers=Workers(processes.slots(2), place))
+    processes.end()
+
+
+def test_killed_at_random_points_a_study_by_workers_is_the_uninterrupted_one(tmp_path):
+    run_killed(search_killed, tmp_path, kills=4, longest_s=3.0, seed=2)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    search_killed(whole)
+    assert timeless(make(tmp_path).history) == timeless(make(whole).history)
+
+
+PROGRAM = """
+import nas
+
+result = nas.search(
+    space="toy", task="digits", method="random", out="run",
+    settings={"trials": 3, "epochs": 1, "workers": 2, "baselines": False, "export": False, "pictures": False,
+              "search_images": 128, "space_settings": {"width": 4}, "retrain": {"epochs": 1}, "top_k": 1},
+)
+print(len(result.history))
+"""
+
+
+def test_a_program_needs_no_main_guard(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["3"]
