@@ -112,7 +112,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
     assert told.get(timeout=60) == "written"
     study = make(path)
     assert study.ended == 1  # anybody may read
-    with pytest.raises(ConfigError, match="study.log is written by another process"):
+    with pytest.raises(ConfigError, match=r"study.log is written by another process"):
         study.run(scored, trials=2)
     other.kill()
     other.join()

@@ -141,7 +141,7 @@ def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, process
 
 
 def test_what_cannot_be_sent_is_refused_in_words(tmp_path, processes):
-    held = open(__file__)  # noqa: SIM115
+    held = Path(__file__).open()  # noqa: SIM115
     with held, pytest.raises(ConfigError, match="cannot be sent to other processes"):
         workers = Workers(processes.slots(1), tmp_path)
         make(tmp_path).run(lambda *_: {"val_acc": float(bool(held))}, trials=1, workers=workers)
