@@ -15,7 +15,7 @@ import torch
 
 import nas
 from nas.results.run_record import read_run
-from nas.study import Study
+from nas.study.study import Study
 
 NARROW = {"pcdarts": {"parts": 2}, "gaea": {"parts": 1}, "drnas": {"first_parts": 2, "last_parts": 1}}
 """A quarter of eight channels is too few."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import nas
-from nas.study import Study
+from nas.study.study import Study
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -17,7 +17,7 @@ from nas.job.search_phase import Found, find
 from nas.job.search_run import search
 from nas.results.result import BASELINES, load_result
 from nas.schedulers.halving import epochs_granted
-from nas.study import Study
+from nas.study.study import Study
 from nas.task import load_task
 from nas.training.resumable import Stopped
 from nas.training.team import Alone

@@ -26,7 +26,7 @@ from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
 from nas.searchers.named import make_searcher
-from nas.study import Study
+from nas.study.study import Study
 from nas.types import Objective, Trial
 
 SPACE = load("nasbench201")

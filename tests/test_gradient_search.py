@@ -29,8 +29,8 @@ from nas.results.records import EpochRecord
 from nas.results.result import is_finished
 from nas.results.run_record import read_run
 from nas.schedulers.scheduler import Listed
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.types import Trial
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}

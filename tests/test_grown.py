@@ -14,8 +14,8 @@ from nas.oneshot.supernet import Supernet
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe

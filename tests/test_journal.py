@@ -11,9 +11,9 @@ from nas.errors import ConfigError, StorageError
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
-from nas.study import Study
 from nas.study import storage as storages
 from nas.study.storage import open_storage, patiently
+from nas.study.study import Study
 
 TOY = load("toy")
 

@@ -19,8 +19,8 @@ from nas.schedulers.halving import Hyperband, SuccessiveHalving, epochs_granted
 from nas.searchers import RandomSearch
 from nas.seeding import derive, isolated
 from nas.space import Space
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, segmented

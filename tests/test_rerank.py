@@ -19,7 +19,7 @@ from nas.job.rerank import SEARCH, rerank
 from nas.job.search_run import search
 from nas.registry import load
 from nas.results.result import load_result
-from nas.study import Study
+from nas.study.study import Study
 from nas.task import load_task
 from nas.training.resumable import Stopped
 

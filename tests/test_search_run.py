@@ -32,7 +32,7 @@ from nas.results.result import load_result
 from nas.schedulers.halving import finalists
 from nas.searchers import RandomSearch
 from nas.space import Space
-from nas.study import Study
+from nas.study.study import Study
 from nas.task import load_task, task_from_arrays
 from nas.training.accuracy import evaluate
 from nas.training.resumable import Stopped

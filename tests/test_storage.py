@@ -13,9 +13,9 @@ from nas.errors import ConfigError
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
-from nas.study import Study
 from nas.study.address import Address
 from nas.study.storage import OWNER, open_storage
+from nas.study.study import Study
 
 TOY = load("toy")
 

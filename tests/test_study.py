@@ -15,8 +15,8 @@ from nas.registry import load
 from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.types import Objective, Trial
 
 TOY, CELLS = load("toy"), load("nasbench201")

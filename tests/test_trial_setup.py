@@ -12,8 +12,8 @@ from nas.schedulers.halving import Hyperband, SuccessiveHalving
 from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.bounded import Bounded
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.types import Trial
 
 

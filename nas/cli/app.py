@@ -42,27 +42,8 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
 ]
-TensorBoard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[FOLDER]",
-        help="Write event files for TensorBoard, into the run's folder unless another one is named.",
-    ),
-]
-MLflow = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[URI]",
-        help="Track the run on an MLflow server or database, that of $MLFLOW_TRACKING_URI if none is named.",
-    ),
-]
 SWITCHES = ("--tensorboard", "--mlflow")
 """Options whose value may be left out."""
-SPACE = "A name (see nas spaces), module:function or file.py:function."
-TASK = (
-    "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@64, which stretches its "
-    "images."
-)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import TASK, Json, Quiet, app, errors, say
+from nas.cli.app import Json, Quiet, app, errors, say
+from nas.job.config import TASK
 
 
 @app.command(short_help="Look for copies, leaks, outliers and wrong labels in data.")

@@ -8,33 +8,31 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Json, Quiet, Sets, announce, app, say, values
+from nas.cli.app import Json, Quiet, Sets, announce, app, say, values
 from nas.cli.job import stoppable
+from nas.cli.settings import with_settings
 
 
 @app.command(short_help="Measure which cheap estimates rank like long training.")
+@with_settings(("space", "task", "preset", "seed", "device"))
 def calibrate(
-    space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
-    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,
+    *,
+    given: dict[str, object],
     architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
     epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
     seeds: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
     threshold: Annotated[
         float, typer.Option(help="Kendall's tau that a fidelity must surely exceed to be trusted.")
     ] = 0.4,
-    preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome. [default: results/calibrate-SPACE-TASK]")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings of a job.")] = None,
     sets: Sets = None,
-    quiet: Quiet = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
-    given = {"space": space, "task": task, "preset": preset, "seed": seed, "device": device}
     with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
         from nas.evaluation.calibration import Settings
         from nas.job.calibrate_run import calibrate as run

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import TASK, announce, app, errors, say
+from nas.cli.app import announce, app, errors, say
 from nas.errors import ConfigError
+from nas.job.config import TASK
 
 
 @app.command(short_help="Write model.py, model.pt2 and model.onnx of a finished run.")

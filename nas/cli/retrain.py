@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import TASK, Force, Json, MLflow, Quiet, Sets, TensorBoard, announce, app, values
+from nas.cli.app import Force, Json, Quiet, Sets, announce, app, values
 from nas.cli.job import run_job
+from nas.cli.settings import with_settings
+from nas.job.config import TASK
 
 if TYPE_CHECKING:
     from nas.progress import Progress
@@ -16,53 +18,35 @@ if TYPE_CHECKING:
     from nas.signals import StopRequest
 
 
+USED = (
+    *("preset", "seed", "device", "execution", "graph", "export", "pictures", "deterministic"),
+    *("tensorboard", "mlflow", "augment", "exclude", "budget"),
+)
+"""Settings of a job that a retraining reads, as options."""
+
+
 @app.command(short_help="Train a known architecture from scratch and test it.")
+@with_settings(USED)
 def retrain(
     source: Annotated[
         str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
     ],
+    *,
+    given: dict[str, object],
     task: Annotated[str, typer.Option(help=TASK)],
     out: Annotated[Path, typer.Option(help="Folder for the result.")],
     space: Annotated[
         str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="As in search. [default: quick]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: the preset's]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
-    execution: Annotated[str | None, typer.Option(help="As in search. [default: auto]")] = None,
-    graph: Annotated[bool | None, typer.Option(help="As in search. [default: graph]")] = None,
-    export: Annotated[bool | None, typer.Option(help="As in search. [default: export]")] = None,
-    deterministic: Annotated[
-        bool | None, typer.Option("--deterministic", help="As in search. [default: off]")
-    ] = None,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
-    augment: Annotated[
-        str | None, typer.Option(help="none, or parts of crop+flip+cutout. [default: as in search]")
-    ] = None,
-    exclude: Annotated[str | None, typer.Option(help="As in search. [default: nothing]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
-    force: Force = False,  # noqa: FBT002
-    quiet: Quiet = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    given = {
-        "task": task,
-        "preset": preset,
-        "seed": seed,
-        "device": device,
-        "execution": execution,
-        "graph": graph,
-        "export": export,
-        "augment": augment,
-        "exclude": exclude,
-        "deterministic": deterministic,
-        "tensorboard": tensorboard,
-        "mlflow": mlflow,
-    }
+    given = {"task": task, **given}
 
     def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.job.retrain_run import retrain as train_again

@@ -12,22 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import (
-    SPACE,
-    TASK,
-    Force,
-    Json,
-    MLflow,
-    Quiet,
-    Sets,
-    TensorBoard,
-    announce,
-    app,
-    errors,
-    say,
-    values,
-)
+from nas.cli.app import Force, Json, Quiet, Sets, announce, app, errors, say, values
 from nas.cli.job import run_job
+from nas.cli.settings import with_settings
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
@@ -43,210 +30,27 @@ PREVIEW = "NAS_PREVIEW"
 
 
 @app.command()
+@with_settings()
 def search(
-    space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
-    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="By trials: random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME. On shared "
-            "weights: spos. By gradients: darts, darts2, gdas, snas, drnas, pcdarts, sdarts-rs, "
-            "sdarts-adv, fairdarts, beta-darts, gaea, oles, is-darts, pdarts, or your own as "
-            "FILE.py:FUNCTION. [default: is-darts]"
-        ),
-    ] = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="trained or shared, for methods by trials. [default: trained]")
-    ] = None,
-    guard: Annotated[
-        bool | None,
-        typer.Option(help="Whether a search by gradients is put right when it collapses. [default: guard]"),
-    ] = None,
-    selection: Annotated[
-        str | None, typer.Option(help="argmax or perturbation, by gradients. [default: argmax]")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help='What a step of a search by gradients may take, e.g. "8GiB"; it is changed to fit.'
-        ),
-    ] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="<str>",
-            help="What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; "
-            "several make a Pareto search. [default: val_acc]",
-        ),
-    ] = None,
-    constraint: Annotated[
-        list[str] | None, typer.Option(metavar="<str>", help='A bound, e.g. "params<=3e6"; may be repeated.')
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="fixed, successive-halving or hyperband. [default: fixed]")
-    ] = None,
-    fidelity: Annotated[
-        str | None,
-        typer.Option(help='What a trial may spend, e.g. "epochs=3,width=0.5", or auto.'),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Folder of nas calibrate, for --fidelity auto.")
-    ] = None,
-    baselines: Annotated[
-        bool | None,
-        typer.Option(help="Whether to compare with random search at equal cost. [default: baselines]"),
-    ] = None,
-    export: Annotated[
-        bool | None,
-        typer.Option(
-            help="Whether to write model.py, model.pt2 and model.onnx at the end. [default: export]"
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="How long phases take and how large networks are: quick (minutes), standard (as published), "
-            "nasbench201 or nasbench201-12 (as for its table). [default: quick]"
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Trials, of methods by trials. [default: the preset's]")
-    ] = None,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs of a trial, of a shared supernet, or of a search by gradients. [default: the "
-            "preset's]"
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help='Time for the whole job, e.g. "30m": a hard end, by when the best so far is trained.'
-        ),
-    ] = None,
-    preview: Annotated[  # noqa: FBT002 - a switch of the command line
+    *,
+    given: dict[str, object],
+    preview: Annotated[
         bool, typer.Option("--preview", help="Only say what the search would cost; nothing is written.")
     ] = False,
-    yes: Annotated[  # noqa: FBT002
+    yes: Annotated[
         bool, typer.Option("--yes", help="Begin without asking, however long it is estimated to take.")
     ] = False,
-    workers: Annotated[
-        str | None,
-        typer.Option(help="Processes that evaluate trials, a number, auto, or 0 for none. [default: 1]"),
-    ] = None,
-    executor: Annotated[
-        str | None,
-        typer.Option(
-            help="Where trials are evaluated instead: ray, ray://HOST:PORT, dask://HOST:PORT, or "
-            "slurm:OPTION=VALUE,..."
-        ),
-    ] = None,
-    asynchronous: Annotated[
-        bool | None,
-        typer.Option("--asynchronous", help="Propose by whatever has ended; not repeatable, never waits."),
-    ] = None,
-    trial_timeout: Annotated[
-        str | None,
-        typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="How many of the best are trained again with fresh seeds. [default: the preset's]"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
-    execution: Annotated[
-        str | None,
-        typer.Option(help="How cells are run: plain, batched or auto. [default: auto]"),
-    ] = None,
-    graph: Annotated[
-        bool | None,
-        typer.Option(
-            help="On CUDA, whether steps are captured and replayed as one graph where they can. "
-            "[default: graph]"
-        ),
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(
-            help="How training images are varied: none, or parts of crop+flip+cutout. [default: crop, of "
-            "CIFAR crop+flip]"
-        ),
-    ] = None,
-    exclude: Annotated[
-        str | None,
-        typer.Option(help="A suspects.json of nas audit, or PATH:KINDS: its images are left out."),
-    ] = None,
-    audit: Annotated[
-        bool | None,
-        typer.Option("--audit", help="Look for wrong labels, copies and leaks before the search."),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Database for the trials, e.g. sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
-            "[default: $NAS_STORAGE, else a file in the run's folder]"
-        ),
-    ] = None,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     sets: Sets = None,
-    force: Force = False,  # noqa: FBT002 - a switch of the command line
-    quiet: Quiet = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Search, train the best again, train the winner in full. The same command resumes a run."""
     since = time.monotonic()  # before libraries are loaded, which takes seconds
-    given = {
-        "space": space,
-        "task": task,
-        "method": method,
-        "evaluator": evaluator,
-        "guard": guard,
-        "selection": selection,
-        "memory": memory,
-        "objective": objective or None,
-        "constraint": constraint or None,
-        "scheduler": scheduler,
-        "fidelity": fidelity,
-        "calibration": None if calibration is None else str(calibration),
-        "baselines": baselines,
-        "export": export,
-        "preset": preset,
-        "trials": trials,
-        "max_failures": max_failures,
-        "epochs": epochs,
-        "budget": budget,
-        "workers": workers,
-        "executor": executor,
-        "asynchronous": asynchronous,
-        "trial_timeout": trial_timeout,
-        "top_k": top_k,
-        "seed": seed,
-        "device": device,
-        "execution": execution,
-        "graph": graph,
-        "deterministic": deterministic,
-        "augment": augment,
-        "exclude": exclude,
-        "audit": audit,
-        "storage": storage,
-        "tensorboard": tensorboard,
-        "mlflow": mlflow,
-    }
 
     def settled() -> Config:
         from nas.job.config import make_config

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import SPACE, TASK, Json, announce, app, errors, say
+from nas.cli.app import Json, announce, app, errors, say
+from nas.job.config import SPACE, TASK
 
 
 @app.command(short_help="Check a space: does it work, how large is it, what will it cost.")

@@ -16,11 +16,33 @@ from pydantic import (
 )
 
 from nas.errors import ConfigError, unknown
-from nas.job.method_names import METHODS, SHARED, by_gradients
+from nas.job.method_names import BLACK_BOX, DIFFERENTIABLE, METHODS, SHARED, by_gradients
 from nas.job.spellings import Count, Table, Text, Texts, address, count, number, seconds, size, switched
 from nas.study.address import Address
 from nas.text import shown
 from nas.types import MOST
+
+SPACE = "A name (see nas spaces), module:function or file.py:function."
+TASK = (
+    "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@64, which stretches its "
+    "images."
+)
+PANELS = {
+    "what": "What is searched",
+    "trials": "Methods by trials",
+    "gradients": "Methods by gradients",
+    "comparison": "Comparison",
+    "data": "Data",
+    "machine": "Machine",
+    "result": "Result",
+}
+"""The groups of options in the help of the command line."""
+
+
+def says(description: str, panel: str = "") -> Any:  # noqa: ANN401 - pydantic's
+    """What a setting does, and under which of `PANELS` it is an option; one without is given by `--set`."""
+    return Field(description=description, json_schema_extra={"panel": panel})
+
 
 _BY_GRADIENTS = frozenset(
     ("alphas", "alpha_speed", "search", "method_settings", "guard", "guards", "selection", "seed_alphas")
@@ -28,128 +50,224 @@ _BY_GRADIENTS = frozenset(
 
 
 class Config(BaseModel):
-    """The settings of one job. `None` means the preset's value.
+    """The settings of one job; `None` means the preset's value. The command line is made from them.
 
-    space: name, `module:function` or `file.py:function`; task: see `nas.load_task`.
-    method: one of `METHODS`, `optuna:` and the name of a sampler, or a function of your own that returns a
-      `nas.Method`, as `module:function` or `file.py:function`.
-    evaluator: for black-box methods, how to measure a trial: `trained` from scratch, or with weights
-      `shared` in a supernet; `spos` does the latter always.
-    trials: black-box trials. epochs: of one trial, of the supernet (`shared`), or of a differentiable search.
-    budget: seconds of the whole job, as a number or "30m": a hard end, see docs/budget.md.
-    top_k, top_k_epochs: how many of the best are trained again with fresh seeds, and for how long.
-    search_images: at most so many images before the last training; 0 means all.
-    objective: what is optimised: metrics or weighted sums, with several a Pareto front; default `val_acc`.
-    constraint: bounds on metrics, e.g. "params<=3e6". latency_table: a file that `latency_ms` comes from.
-    scheduler: `fixed`, `successive-halving` or `hyperband`. ladder: their rungs, e.g. "epochs=1; epochs=3";
-      by default epochs that grow by `eta` up to those of a trial.
-    fidelity: what one trial of the `fixed` scheduler may spend, e.g. "epochs=3,width=0.5", or `auto` for the
-      cheapest one that the folder of `nas calibrate` in `calibration` found trustworthy.
-    max_failures: so many trials that fail one after the other end the search.
-    early_stop: a trial ends when its chance to beat the best so far falls below this; 0 means never.
-    baselines: whether random search at equal cost is run too and compared with.
-    seeds: how often each of the best is trained again.
-    export: whether the found model is written at the end as source, program and ONNX, see docs/deploy.md.
-    pictures: whether the result is drawn, report.html included.
-    deterministic: on CUDA, use only what gives the same bits on every run; a CPU does so anyway.
-    execution, graph: how cells and steps are run in all phases, see `nas.training.recipe.Recipe`.
-    rank_timeout: under torchrun, seconds that a rank waits for the others within a step before it gives up.
-    space_settings: passed to the space; final_settings: to the space of the last training, on top of these.
-    trial, shared, search, retrain: changes to the recipe of that phase.
-    alphas: changes to how the alphas move: lr, weight_decay. alpha_speed: a factor on the method's own lr,
-      for searches of fewer steps than the published ones.
-    method_settings: of a differentiable method, e.g. `parts` of pcdarts (see `nas.oneshot.methods`).
-    guard: whether a differentiable search is watched and put right when it collapses. guards: settings of
-      `nas.oneshot.guards.Guards`, e.g. skip_cap.
-    selection: how a differentiable search chooses in the end: `argmax` of the alphas or by `perturbation`.
-    seed_alphas: folder of an earlier run with trials of the same space; its best architectures are what the
-      alphas start from.
-    memory: what a supernet may take, e.g. "8GiB"; batch, precision, checkpointing and method are chosen by
-      it.
-    sharing: settings of `nas.oneshot.singlepath.Sharing`, e.g. sampling="fair".
-    warm_start: what a training begins with: `none`, the weights of a `parent` that this architecture extends
-      (evolution), or those of the `supernet` (re-evaluation after trials on shared weights).
-    searcher: settings of the method, e.g. population and tournament of evolution.
-    workers: processes that evaluate trials; `auto` is the number of cores or GPUs, and with 0 all is done in
-      this process. executor: an engine that evaluates them instead, `workers` at a time: see
-      `nas.study.clusters.KINDS`. gpus_per_trial: what it reserves for each.
-    asynchronous: propose by whatever has ended, and not in an order that the same seed repeats.
-    trial_timeout: a trial that takes more seconds is begun once more, and then has failed.
-    augment: how training images are varied in all phases: `none`, or parts of `crop+flip+cutout`; unless
-      given, they are cropped, and mirrored where the task is known to bear it (CIFAR).
-    exclude: a suspects.json of `nas audit`, or `PATH:KINDS`; the images that it names leave their splits.
-    audit: whether the images and labels are audited before a search (see docs/audit.md).
-    storage: the URL of a database for the trials (see docs/storage.md); the journal in the run's folder where
-      there is none, here or in the environment variable NAS_STORAGE.
-    storage_patience: how long a storage that cannot be used, a database that is away or a disk that is full,
-      is waited for, as a number of seconds or "10m".
-    tensorboard: folder for event files of this run and others; true or "auto" is one in the run's folder.
-    mlflow: URI of an MLflow server or database to track the run on; true or "auto" leaves it to MLflow, which
-      reads MLFLOW_TRACKING_URI.
+    Example:
+        nas.make_config({"space": "nasbench201", "method": "evolution", "retrain": {"lr": 0.1}})
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    space: Text = "darts"
-    task: Text = "digits"
-    method: Text = "is-darts"
-    evaluator: Literal["trained", "shared"] = "trained"
-    preset: Text = "quick"
-    trials: Count | None = None
-    epochs: Count | None = None
-    budget: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
-    top_k: Count | None = None
-    top_k_epochs: Count | None = None
-    seeds: Count | None = None
-    search_images: Annotated[int, Field(ge=0, le=MOST), BeforeValidator(number)] | None = None
-    objective: Texts = ()
-    constraint: Texts = ()
-    latency_table: Text | None = None
-    scheduler: Literal["fixed", "successive-halving", "hyperband"] = "fixed"
-    ladder: Text | None = None
-    eta: Annotated[int, Field(ge=2, le=1000), BeforeValidator(number)] = 3
-    fidelity: Text | None = None
-    calibration: Text | None = None
-    max_failures: Count = 10
-    early_stop: Annotated[FiniteFloat, Field(ge=0, lt=1), BeforeValidator(number)] = 0.0
-    baselines: bool = True
-    export: bool = True
-    pictures: bool = True
-    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)] = 0
-    device: Text = "auto"
-    deterministic: bool = False
-    execution: Literal["auto", "plain", "batched"] = "auto"
-    graph: bool = True
-    rank_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] = 600.0
-    space_settings: Table = {}
-    final_settings: Table = {}
-    trial: Table = {}
-    shared: Table = {}
-    search: Table = {}
-    retrain: Table = {}
-    alphas: Table = {}
-    alpha_speed: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(number)] | None = None
-    method_settings: Table = {}
-    guard: bool = True
-    guards: Table = {}
-    selection: Literal["argmax", "perturbation"] = "argmax"
-    seed_alphas: Text | None = None
-    memory: Annotated[int, Field(gt=0), BeforeValidator(size)] | None = None
-    sharing: Table = {}
-    warm_start: Literal["none", "parent", "supernet"] = "none"
-    searcher: Table = {}
-    workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], BeforeValidator(count)] = 1
-    executor: Text | None = None
-    gpus_per_trial: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(number)] = 0.0
-    asynchronous: bool = False
-    trial_timeout: Annotated[FiniteFloat, Field(gt=0), BeforeValidator(seconds)] | None = None
-    augment: Text | None = None
-    exclude: Text | None = None
-    audit: bool = False
-    storage: Annotated[Address | None, PlainValidator(address)] = None
-    storage_patience: Annotated[FiniteFloat, Field(ge=0), BeforeValidator(seconds)] = 600.0
-    tensorboard: Annotated[Text | None, BeforeValidator(switched)] = None
-    mlflow: Annotated[Text | None, BeforeValidator(switched)] = None
+    space: Annotated[Text, says(SPACE, "what")] = "darts"
+    task: Annotated[Text, says(TASK, "what")] = "digits"
+    method: Annotated[
+        Text,
+        says(
+            f"By trials: {', '.join(BLACK_BOX)}, optuna:NAME. On shared weights: {', '.join(SHARED)}. By "
+            f"gradients: {', '.join(DIFFERENTIABLE)}, or your own as FILE.py:FUNCTION.",
+            "what",
+        ),
+    ] = "is-darts"
+    preset: Annotated[
+        Text,
+        says(
+            "How long phases take and how large networks are: quick (minutes), standard (as published), "
+            "nasbench201 or nasbench201-12 (as for its table).",
+            "what",
+        ),
+    ] = "quick"
+    evaluator: Annotated[
+        Literal["trained", "shared"],
+        says("Trials are trained from scratch or on shared weights: trained or shared.", "trials"),
+    ] = "trained"
+    trials: Annotated[Count | None, says("Trials, of methods by trials.", "trials")] = None
+    epochs: Annotated[
+        Count | None,
+        says("Epochs of a trial, of a shared supernet, or of a search by gradients.", "trials"),
+    ] = None
+    budget: Annotated[
+        FiniteFloat | None,
+        Field(gt=0),
+        BeforeValidator(seconds),
+        says('Time for the whole job, e.g. "30m": a hard end, by when the best so far is trained.', "what"),
+    ] = None
+    top_k: Annotated[
+        Count | None, says("How many of the best are trained again with fresh seeds.", "comparison")
+    ] = None
+    top_k_epochs: Annotated[Count | None, says("For how many epochs these are trained.", "comparison")] = None
+    seeds: Annotated[Count | None, says("How often each of these is trained.", "comparison")] = None
+    search_images: Annotated[
+        int | None,
+        Field(ge=0, le=MOST),
+        BeforeValidator(number),
+        says("At most so many images before the last training; 0 means all.", "trials"),
+    ] = None
+    objective: Annotated[
+        Texts,
+        says(
+            "What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; several make a "
+            "Pareto search. [default: val_acc]",
+            "trials",
+        ),
+    ] = ()
+    constraint: Annotated[Texts, says('A bound, e.g. "params<=3e6"; may be repeated.', "trials")] = ()
+    latency_table: Annotated[Text | None, says("A file that latency_ms comes from.", "trials")] = None
+    scheduler: Annotated[
+        Literal["fixed", "successive-halving", "hyperband"],
+        says("How long trials are trained: fixed, successive-halving or hyperband.", "trials"),
+    ] = "fixed"
+    ladder: Annotated[
+        Text | None,
+        says(
+            'The rungs of the latter two, e.g. "epochs=1; epochs=3"; by eta up to a trial\'s epochs.',
+            "trials",
+        ),
+    ] = None
+    eta: Annotated[
+        int, Field(ge=2, le=1000), BeforeValidator(number), says("One in so many climbs a rung.", "trials")
+    ] = 3
+    fidelity: Annotated[
+        Text | None, says('What a trial may spend, e.g. "epochs=3,width=0.5", or auto.', "trials")
+    ] = None
+    calibration: Annotated[Text | None, says("Folder of nas calibrate, for fidelity auto.", "trials")] = None
+    max_failures: Annotated[Count, says("So many failed trials in a row end the search.", "trials")] = 10
+    early_stop: Annotated[
+        FiniteFloat,
+        Field(ge=0, lt=1),
+        BeforeValidator(number),
+        says("A trial ends when its chance to beat the best so far falls below this.", "trials"),
+    ] = 0.0
+    baselines: Annotated[bool, says("Whether to compare with random search at equal cost.", "comparison")] = (
+        True
+    )
+    export: Annotated[bool, says("Whether to write model.py, model.pt2 and model.onnx.", "result")] = True
+    pictures: Annotated[bool, says("Whether the result is drawn, report.html included.", "result")] = True
+    seed: Annotated[
+        int, Field(ge=0, lt=2**63), BeforeValidator(number), says("Root of all randomness.", "what")
+    ] = 0
+    device: Annotated[Text, says("auto, cpu, cuda, cuda:1.", "machine")] = "auto"
+    deterministic: Annotated[
+        bool, says("On CUDA, only what gives the same bits on every run; slower.", "machine")
+    ] = False
+    execution: Annotated[
+        Literal["auto", "plain", "batched"], says("How cells are run: plain, batched or auto.", "machine")
+    ] = "auto"
+    graph: Annotated[
+        bool, says("On CUDA, whether whole steps are replayed as one graph where they can be.", "machine")
+    ] = True
+    rank_timeout: Annotated[
+        FiniteFloat,
+        Field(gt=0),
+        BeforeValidator(seconds),
+        says("Under torchrun, how long a rank waits for the others within a step.", "machine"),
+    ] = 600.0
+    space_settings: Annotated[Table, says("Passed to the space.")] = {}
+    final_settings: Annotated[Table, says("To the space of the last training, on top of these.")] = {}
+    trial: Annotated[Table, says("Changes to the recipe of trials.")] = {}
+    shared: Annotated[Table, says("Changes to that of a supernet for trials.")] = {}
+    search: Annotated[Table, says("Changes to that of a search by gradients.")] = {}
+    retrain: Annotated[Table, says("Changes to that of the last training.")] = {}
+    alphas: Annotated[Table, says("Changes to how the alphas move: lr, weight_decay.")] = {}
+    alpha_speed: Annotated[
+        FiniteFloat | None,
+        Field(gt=0),
+        BeforeValidator(number),
+        says(
+            "A factor on the alphas' own lr, for searches of fewer steps than the published ones.",
+            "gradients",
+        ),
+    ] = None
+    method_settings: Annotated[Table, says("Of a method by gradients, e.g. parts of pcdarts.")] = {}
+    guard: Annotated[
+        bool, says("Whether a search by gradients is put right when it collapses.", "gradients")
+    ] = True
+    guards: Annotated[Table, says("Settings of nas.oneshot.guards.Guards, e.g. skip_cap.")] = {}
+    selection: Annotated[
+        Literal["argmax", "perturbation"],
+        says("How the architecture is chosen in the end: argmax or perturbation.", "gradients"),
+    ] = "argmax"
+    seed_alphas: Annotated[
+        Text | None,
+        says("Folder of an earlier run, whose best architectures the alphas start from.", "gradients"),
+    ] = None
+    memory: Annotated[
+        int | None,
+        Field(gt=0),
+        BeforeValidator(size),
+        says('What a step may take, e.g. "8GiB"; the method is changed to fit.', "gradients"),
+    ] = None
+    sharing: Annotated[Table, says("Settings of nas.oneshot.singlepath.Sharing, e.g. sampling.")] = {}
+    warm_start: Annotated[
+        Literal["none", "parent", "supernet"],
+        says(
+            "What a training begins with: none, the weights of a parent that it extends (evolution), or "
+            "those of the supernet (fresh trainings after trials on shared weights).",
+            "trials",
+        ),
+    ] = "none"
+    searcher: Annotated[Table, says("Settings of the method, e.g. population of evolution.")] = {}
+    workers: Annotated[
+        Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
+        BeforeValidator(count),
+        says("Processes that evaluate trials: a number, auto for the cores or GPUs, 0 for none.", "machine"),
+    ] = 1
+    executor: Annotated[
+        Text | None,
+        says(
+            "Where trials are evaluated instead: ray, ray://HOST:PORT, dask://HOST:PORT or "
+            "slurm:OPTION=VALUE,...",
+            "machine",
+        ),
+    ] = None
+    gpus_per_trial: Annotated[
+        FiniteFloat, Field(ge=0), BeforeValidator(number), says("What an executor reserves.", "machine")
+    ] = 0.0
+    asynchronous: Annotated[
+        bool, says("Propose by whatever has ended; not repeatable, never waits.", "machine")
+    ] = False
+    trial_timeout: Annotated[
+        FiniteFloat | None,
+        Field(gt=0),
+        BeforeValidator(seconds),
+        says('A trial that takes longer, e.g. "2h", is begun once more, and then fails.', "machine"),
+    ] = None
+    augment: Annotated[
+        Text | None,
+        says(
+            "How training images are varied: none, or parts of crop+flip+cutout. [default: crop, of CIFAR "
+            "crop+flip]",
+            "data",
+        ),
+    ] = None
+    exclude: Annotated[
+        Text | None, says("A suspects.json of nas audit, or PATH:KINDS: its images are left out.", "data")
+    ] = None
+    audit: Annotated[bool, says("Look for wrong labels, copies and leaks before the search.", "data")] = False
+    storage: Annotated[
+        Address | None,
+        PlainValidator(address),
+        says(
+            "Database for the trials, e.g. sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
+            "[default: $NAS_STORAGE, else a file in the run's folder]",
+            "machine",
+        ),
+    ] = None
+    storage_patience: Annotated[
+        FiniteFloat,
+        Field(ge=0),
+        BeforeValidator(seconds),
+        says("How long a storage that is away, or full, is waited for.", "machine"),
+    ] = 600.0
+    tensorboard: Annotated[
+        Text | None,
+        BeforeValidator(switched),
+        says("Write event files for TensorBoard, into the run's folder unless another is named.", "result"),
+    ] = None
+    mlflow: Annotated[
+        Text | None,
+        BeforeValidator(switched),
+        says("Track the run on an MLflow server, that of $MLFLOW_TRACKING_URI if none is named.", "result"),
+    ] = None
 
     @property
     def is_differentiable(self) -> bool:

@@ -28,7 +28,7 @@ from nas.results.records import MetricsRecord, checked
 from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.schedulers.halving import longest
 from nas.space import Space
-from nas.study import Study
+from nas.study.study import Study
 from nas.text import counted
 from nas.training.checkpoint import load_tensors
 from nas.types import Genotype, Trial

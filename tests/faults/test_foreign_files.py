@@ -47,8 +47,8 @@ from nas.results.architecture_file import (
 )
 from nas.results.result import load_result, read_metrics
 from nas.results.run_record import read_run
-from nas.study import Study
 from nas.study.journal import JOURNAL, MOST
+from nas.study.study import Study
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))

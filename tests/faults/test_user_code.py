@@ -20,8 +20,8 @@ from nas.job.search_run import search
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
-from nas.study import Study
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.training.recipe import Recipe
 from nas.types import Trial
 from nas.user_code import reason_of

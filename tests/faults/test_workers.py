@@ -16,9 +16,9 @@ from nas.errors import ConfigError
 from nas.registry import load
 from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
-from nas.study import Study
 from nas.study.local import Processes
 from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.study.workers import Borrowed, Workers
 from nas.training.resumable import Stopped
 

@@ -34,8 +34,8 @@ from nas.results.result import Result, load_result
 from nas.results.run_record import read_run
 from nas.serving.inputs import pixels_of
 from nas.serving.served import Served, read_served
-from nas.study import Study
 from nas.study.journal import JOURNAL
+from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints, load_tensors, pack, unpack
 
 TOY = load("toy", width=4)
