@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import runpy
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,6 @@ import typer
 import nas
 from nas.cli import app
 from nas.cli.app import SWITCHES
-from nas.job.config import Config
 from nas.job.method_names import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -122,14 +120,3 @@ def test_the_sections_of_a_report_are_called_as_they_are():
     named = [name for row in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) for name in row.split(", ")]
     written = "".join(path.read_text() for path in sorted((ROOT / "nas" / "report").glob("*.py")))
     assert len(named) > 10 and not [name for name in named if f'"{name.lower()}' not in written.lower()]
-
-
-@pytest.mark.usefixtures("drawn")
-def test_the_reference_is_up_to_date(monkeypatch):
-    for name, value in {"export": True, "workers": 1}.items():  # which the suite sets otherwise, too
-        monkeypatch.setattr(Config.model_fields[name], "default", value)
-    Config.model_rebuild(force=True)
-    made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["reference"]()
-    assert made == (DOCS / "reference.md").read_text(), "run python scripts/reference.py"
-    monkeypatch.undo()
-    Config.model_rebuild(force=True)

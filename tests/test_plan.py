@@ -121,7 +121,8 @@ CHANGES = {
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
     *("calibration", "latency_table", "max_failures", "memory", "seed_alphas", "rank_timeout"),
-    *("storage", "storage_patience", "workers", "lease", "trial_timeout", "pictures"),
+    *("storage", "storage_patience", "workers", "executor", "gpus_per_trial", "asynchronous"),
+    *("trial_timeout", "pictures"),
     *("export", "audit", "augment", "exclude", "tensorboard", "mlflow"),
 }
 """Read by the job itself, see test_search_run.py."""
