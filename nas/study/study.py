@@ -171,15 +171,16 @@ class Study:
             while self.ended < trials:
                 if stop():
                     return f"stopped after {counted(self.ended, 'trial')}"
-                while not why and self._has_room(flying, trials, workers):
+                if not why and self._has_room(flying, trials, workers):
                     try:
                         self._begin(measure, flying, workers)
                     except ExhaustedError as error:
                         why = str(error)
-                if not flying and why:
+                elif flying:
+                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                        self._take(flying.pop(future), future.result(), measure)
+                else:
                     return why
-                for future in wait(flying, return_when=FIRST_COMPLETED).done if flying else ():
-                    self._take(flying.pop(future), future.result(), measure)
                 told |= self.tell_of(on_trial, told)
                 self.check_failures(max_failures)
         finally:

@@ -16,8 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillAtWork
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,26 +172,28 @@ class Workers:
 
     def _evaluate(self, parcel: Parcel, *arguments: object) -> Outcome:
         slot = self._free.get()
-        start, lost, late = time.monotonic(), 0, 0
-        why: BaseException | str = ""
+        start, lost, late, why = time.monotonic(), 0, 0, ""
         try:
             while lost < ATTEMPTS and late < 2:
-                began = time.monotonic()
-                future = slot.submit(parcel, *arguments)
                 try:
-                    return self._waited(future, began)
-                except StillAtWork:
-                    slot.end()
+                    outcome = self._waited(slot, parcel, arguments)
+                except _Late:
                     late += 1
                 except (Stopped, ConfigError):
-                    slot.end()
                     raise
-                except (Exception, CancelledError) as error:
+                except Exception as error:  # of whatever engine runs it: the worker is lost
                     if self._ending.is_set():
                         raise Stopped("the workers have been ended") from error
-                    why = slot.last_words() or describe(error)
-                    slot.end()
-                    lost += 1
+                    lost, why = lost + 1, slot.last_words() or describe(error)
+                else:
+                    found = outcome.found
+                    if not isinstance(found, TrialError) or found.reason != "device":
+                        return outcome
+                    lost, why = lost + 1, str(found)  # nothing more can be computed in that process
+                slot.end()
+        except BaseException:
+            slot.end()
+            raise
         finally:
             self._free.put(slot)
         spent_s = time.monotonic() - start
@@ -200,17 +201,19 @@ class Workers:
             return Outcome(TrialError("timeout", f"longer than {self._timeout_s:g} s, twice"), spent_s)
         return Outcome(TrialError("crash", f"its worker was lost {ATTEMPTS} times: {why}"), spent_s)
 
-    def _waited(self, future: Future[Outcome], began: float) -> Outcome:
+    def _waited(self, slot: Slot, parcel: Parcel, arguments: Sequence[object]) -> Outcome:
+        future, began = slot.submit(parcel, *arguments), time.monotonic()
         while True:
             if self._stop() or self._ending.is_set():
                 raise Stopped("the workers have been ended")
-            try:
-                return future.result(timeout=POLL_S)
-            except StillAtWork:
-                if future.done():  # its own, of what ran there
-                    raise RuntimeError("its worker timed out") from None
-                if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
-                    raise
+            if wait([future], timeout=POLL_S).done:
+                return future.result()
+            if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
+                raise _Late
+
+
+class _Late(Exception):
+    """A trial takes longer than it may."""
 
 
 class Process:
@@ -233,8 +236,8 @@ class Process:
     def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
         """Begins a trial, in a new process where there is none."""
         if self._pool is None:
-            arguments = (os.getpid(), str(self._log), self._threads)
-            self._pool = ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=arguments)
+            own = (os.getpid(), str(self._log), self._threads)
+            self._pool = ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=own)
             self._pid = self._pool.submit(os.getpid)
             self._pid.result()  # so that no trial's time counts the start
         found: Future[Outcome] = self._pool.submit(evaluated, parcel, *arguments)
