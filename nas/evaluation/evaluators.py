@@ -16,6 +16,7 @@ from torch import nn
 
 from nas.cost import Cost, cost
 from nas.errors import TrialError
+from nas.files.folder_lock import alone_in
 from nas.files.temporary import temporary_folder
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.paths import scores
@@ -177,12 +178,13 @@ class Trained:
                 yield temporary
             return
         folder = self.folder / f"trial-{trial.number}"
-        try:
-            yield folder
-        except TrialError:
+        with alone_in(folder):
+            try:
+                yield folder
+            except TrialError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False)

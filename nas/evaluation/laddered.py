@@ -17,6 +17,7 @@ from nas.errors import ConfigError, TrialError
 from nas.evaluation.evaluators import affordable
 from nas.evaluation.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.files.atomic import read_json, write_json
+from nas.files.folder_lock import alone_in
 from nas.results.records import RungsRecord, checked
 from nas.seeding import derive, isolated
 from nas.space import Space
@@ -91,14 +92,15 @@ class Laddered:
         continued: 1 where it went on with the weights of an earlier trial, else 0.
         """
         rung = self.ladder.rung(trial.fidelity)
-        try:
-            metrics = self._measured(trial.genotype, rung)
-        except TrialError:
-            self.forget(trial.genotype)
-            raise
-        if rung == len(self.ladder) - 1:
-            self._remove_checkpoints(trial.genotype)
-        return metrics
+        with alone_in(self.place(trial.genotype)):
+            try:
+                metrics = self._measured(trial.genotype, rung)
+            except TrialError:
+                self.forget(trial.genotype)
+                raise
+            if rung == len(self.ladder) - 1:
+                self._remove_checkpoints(trial.genotype)
+            return metrics
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:

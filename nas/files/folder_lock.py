@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -80,6 +82,18 @@ class FolderLock:
         if not isinstance(owner, dict):
             return "another process"
         return f"pid {owner.get('pid')} on host {owner.get('host')} since {owner.get('started')}"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Runs a block while no other process works in a folder; waits until one that does has gone.
+
+    A worker whose coordinator was killed lives on for a moment, while the next one has begun its trial again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 _HELD: set[FolderLock] = set()
