@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import nas
-from nas.latency import measure_table
+from nas.space.latency import measure_table
 
 TINY = "NAS_EXAMPLE_TINY" in os.environ  # as the tests run it
 SIZE = {"width": 4, "cells": 1}

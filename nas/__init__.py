@@ -11,40 +11,40 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nas.audit import Audit, audit_task
-    from nas.benchmarks import Tabular, load_benchmark
-    from nas.cell import Cell, VertexCell
-    from nas.choosers import Chooser
     from nas.classifier import ImageClassifier
-    from nas.data.suspects import without
+    from nas.data.exclusions import without
+    from nas.data.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
-    from nas.evaluation.calibration import Calibration
-    from nas.evaluation.evaluators import Inherited, Trained
-    from nas.evaluation.fidelity import Fidelity, Ladder
-    from nas.evaluation.laddered import Laddered
-    from nas.evaluation.measured import Costs
-    from nas.goals import Goals, parse_goals
-    from nas.job.calibrate_run import calibrate
-    from nas.job.config import Config, make_config
-    from nas.job.retrain_run import retrain
-    from nas.job.search_run import run, search
-    from nas.latency import LatencyTable
+    from nas.evaluate.benchmarks import Tabular, load_benchmark
+    from nas.evaluate.calibration import Calibration
+    from nas.evaluate.cost_metrics import Costs
+    from nas.evaluate.fidelity import Fidelity, Ladder
+    from nas.evaluate.multi_fidelity import Laddered
+    from nas.evaluate.trained import Inherited, Trained
     from nas.oneshot.method import Method
     from nas.oneshot.supernet import Supernet
-    from nas.ops import Candidate, candidates
-    from nas.progress import Progress
-    from nas.registry import load
     from nas.results.result import Result, load_result
-    from nas.schedulers.halving import Hyperband, SuccessiveHalving
-    from nas.schedulers.scheduler import Fixed
+    from nas.run.calibrate import calibrate
+    from nas.run.config import Config, make_config
+    from nas.run.retrain import retrain
+    from nas.run.search_run import run_job, search
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
-    from nas.searchers.named import make_searcher
+    from nas.searchers.factory import make_searcher
+    from nas.searchers.goals import Goals, parse_goals
+    from nas.searchers.halving import Hyperband, SuccessiveHalving
     from nas.searchers.optuna_search import OptunaSearch
-    from nas.space import Notation, Space
+    from nas.searchers.scheduler import Fixed
+    from nas.show.progress import Progress
+    from nas.show.tracking.tracker import Tracker
+    from nas.space.cell import Cell, VertexCell
+    from nas.space.choosers import Chooser
+    from nas.space.latency import LatencyTable
+    from nas.space.loading import load
+    from nas.space.ops import Candidate, candidates
+    from nas.space.space import Notation, Space
     from nas.study.measuring import Measure
     from nas.study.study import Study
-    from nas.task import Task, load_task, task_from_arrays, task_from_datasets
     from nas.testing import check_searcher, check_space
-    from nas.tracking.tracker import Tracker
     from nas.training.recipe import Recipe
     from nas.training.resumable import Stopped
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
@@ -53,82 +53,89 @@ __version__ = "0.5.0"
 
 _HOME = {
     "Audit": "nas.audit",
-    "Calibration": "nas.evaluation.calibration",
-    "Candidate": "nas.ops",
-    "Cell": "nas.cell",
-    "Chooser": "nas.choosers",
-    "Config": "nas.job.config",
+    "Calibration": "nas.evaluate.calibration",
+    "Candidate": "nas.space.ops",
+    "Cell": "nas.space.cell",
+    "Chooser": "nas.space.choosers",
+    "Config": "nas.run.config",
     "ConfigError": "nas.errors",
     "Constraint": "nas.types",
-    "Costs": "nas.evaluation.measured",
+    "Costs": "nas.evaluate.cost_metrics",
     "DataError": "nas.errors",
     "Decision": "nas.types",
-    "Fidelity": "nas.evaluation.fidelity",
-    "Fixed": "nas.schedulers.scheduler",
+    "Fidelity": "nas.evaluate.fidelity",
+    "Fixed": "nas.searchers.scheduler",
     "Genotype": "nas.types",
-    "Goals": "nas.goals",
+    "Goals": "nas.searchers.goals",
     "Guided": "nas.searchers",
-    "Hyperband": "nas.schedulers.halving",
+    "Hyperband": "nas.searchers.halving",
     "ImageClassifier": "nas.classifier",
-    "Inherited": "nas.evaluation.evaluators",
-    "Ladder": "nas.evaluation.fidelity",
-    "Laddered": "nas.evaluation.laddered",
-    "LatencyTable": "nas.latency",
+    "Inherited": "nas.evaluate.trained",
+    "Ladder": "nas.evaluate.fidelity",
+    "Laddered": "nas.evaluate.multi_fidelity",
+    "LatencyTable": "nas.space.latency",
     "LocalSearch": "nas.searchers",
     "Measure": "nas.study.measuring",
     "Method": "nas.oneshot.method",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
-    "Notation": "nas.space",
+    "Notation": "nas.space.space",
     "Nsga2": "nas.searchers",
     "Objective": "nas.types",
     "OptunaSearch": "nas.searchers.optuna_search",
-    "Progress": "nas.progress",
+    "Progress": "nas.show.progress",
     "RandomSearch": "nas.searchers",
     "Recipe": "nas.training.recipe",
     "RegularizedEvolution": "nas.searchers",
     "Result": "nas.results.result",
-    "Space": "nas.space",
+    "Space": "nas.space.space",
     "SpaceError": "nas.errors",
     "Stopped": "nas.training.resumable",
     "Study": "nas.study.study",
-    "SuccessiveHalving": "nas.schedulers.halving",
+    "SuccessiveHalving": "nas.searchers.halving",
     "Supernet": "nas.oneshot.supernet",
-    "Tabular": "nas.benchmarks",
-    "Task": "nas.task",
-    "Tracker": "nas.tracking.tracker",
-    "Trained": "nas.evaluation.evaluators",
+    "Tabular": "nas.evaluate.benchmarks",
+    "Task": "nas.data.task",
+    "Tracker": "nas.show.tracking.tracker",
+    "Trained": "nas.evaluate.trained",
     "Trial": "nas.types",
     "TrialError": "nas.errors",
-    "VertexCell": "nas.cell",
+    "VertexCell": "nas.space.cell",
     "audit_task": "nas.audit",
-    "calibrate": "nas.job.calibrate_run",
-    "candidates": "nas.ops",
+    "calibrate": "nas.run.calibrate",
+    "candidates": "nas.space.ops",
     "check_searcher": "nas.testing",
     "check_space": "nas.testing",
-    "load": "nas.registry",
-    "load_benchmark": "nas.benchmarks",
+    "load": "nas.space.loading",
+    "load_benchmark": "nas.evaluate.benchmarks",
     "load_result": "nas.results.result",
-    "load_task": "nas.task",
-    "make_config": "nas.job.config",
-    "make_searcher": "nas.searchers.named",
-    "parse_goals": "nas.goals",
-    "retrain": "nas.job.retrain_run",
-    "run": "nas.job.search_run",
-    "search": "nas.job.search_run",
-    "task_from_arrays": "nas.task",
-    "task_from_datasets": "nas.task",
-    "without": "nas.data.suspects",
+    "load_task": "nas.data.task",
+    "make_config": "nas.run.config",
+    "make_searcher": "nas.searchers.factory",
+    "parse_goals": "nas.searchers.goals",
+    "retrain": "nas.run.retrain",
+    "run_job": "nas.run.search_run",
+    "search": "nas.run.search_run",
+    "task_from_arrays": "nas.data.task",
+    "task_from_datasets": "nas.data.task",
+    "without": "nas.data.exclusions",
 }
 __all__ = list(_HOME)
 
 
-_MODULES = ("audit", "benchmarks", "draw", "oneshot", "proxies", "testing")
+_MODULES = {
+    "audit": "nas.audit",
+    "benchmarks": "nas.evaluate.benchmarks",
+    "draw": "nas.show.draw",
+    "oneshot": "nas.oneshot",
+    "proxies": "nas.evaluate.proxies",
+    "testing": "nas.testing",
+}
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return importlib.import_module(f"nas.{name}")
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

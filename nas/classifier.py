@@ -22,25 +22,25 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from nas.audit import AUDIT_FILES
-from nas.budget.allocation import allows_audit
-from nas.budget.clock import Clock
-from nas.bundle.bundle import bundle
-from nas.console import reporter
-from nas.data.images import Images, layout, rows_of
+from nas.data.tabular_images import Images, layout, rows_of
+from nas.data.task import Split, Task, task_from_arrays
 from nas.errors import ConfigError, DataError
+from nas.export.bundle import bundle
 from nas.files.atomic import read_json
 from nas.files.folder_lock import LOCK
 from nas.files.temporary import temporary_folder
-from nas.job.arguments import with_names
-from nas.job.config import Config, make_config
-from nas.job.method_names import BLACK_BOX, OPTUNA
-from nas.job.plan import UNBOUNDED
-from nas.job.search_run import run
-from nas.job.spellings import seconds
-from nas.registry import is_plugin
 from nas.results.result import Result, load_result
-from nas.space import Space
-from nas.task import Split, Task, task_from_arrays
+from nas.run.allocation import allows_audit
+from nas.run.arguments import with_names
+from nas.run.clock import Clock
+from nas.run.config import Config, make_config
+from nas.run.method_names import BLACK_BOX, OPTUNA
+from nas.run.parsing import seconds
+from nas.run.resolved_config import UNBOUNDED
+from nas.run.search_run import run_job
+from nas.show.console import reporter
+from nas.space.loading import is_plugin
+from nas.space.space import Space
 from nas.text import counted
 
 GRACE_S = 5.0
@@ -112,7 +112,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clock.recall(folder)
         with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
             config = self._config(task, clock, seed)
-            self.result_: Result = run(
+            self.result_: Result = run_job(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
             )
         path = folder / AUDIT_FILES[0]

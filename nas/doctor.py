@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from nas import devices
-from nas.benchmarks.benchmark import LOADERS, table_file
 from nas.data import datasets
-from nas.environment import environment
 from nas.errors import NasError
-from nas.oneshot.fused import execution
+from nas.evaluate.benchmarks.benchmark import LOADERS, table_file
+from nas.oneshot.batched import execution
+from nas.results.environment import environment
 
 EXTRAS = {
     "vision": ("torchvision", "pillow"),

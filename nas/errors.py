@@ -82,7 +82,7 @@ class DeviceError(NoModelError):
 class TrialError(NasError):
     """One trial failed; the search goes on.
 
-    reason: a short code for counting, one of `nas.evaluation.failures.ADVICE`, e.g. `"nan"` or `"oom"`.
+    reason: a short code for counting, one of `nas.evaluate.failure_summary.ADVICE`, e.g. `"nan"` or `"oom"`.
     metrics: what was measured all the same.
     """
 

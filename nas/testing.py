@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.architectures.listing import blaming, check_listing
-from nas.architectures.probing import Probing, shapes, variants
-from nas.choosers import Chooser
 from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, SpaceError, describe
 from nas.oneshot.supernet import Supernet
-from nas.ops import candidates
 from nas.searchers import Searcher
 from nas.seeding import isolated, rng
-from nas.space import Space
+from nas.space.candidate_checks import Probing, shapes, variants
+from nas.space.choosers import Chooser
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.space.space_checks import blaming, check_listing
 from nas.types import Genotype, Trial
 
 MIXTURES = 5

@@ -15,7 +15,7 @@ import numpy as np
 
 import nas
 from nas.audit import Planted, audit_task, plant
-from nas.task import Split
+from nas.data.task import Split
 
 
 def rates(found: AbstractSet, real: AbstractSet) -> dict[str, float]:

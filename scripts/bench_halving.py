@@ -16,12 +16,12 @@ import torch
 
 import nas
 from nas.errors import ExhaustedError
-from nas.evaluation.fidelity import geometric
-from nas.evaluation.laddered import Laddered
-from nas.schedulers.halving import SuccessiveHalving, epochs_granted, finalists
+from nas.evaluate.fidelity import geometric
+from nas.evaluate.multi_fidelity import Laddered
 from nas.searchers import RandomSearch
+from nas.searchers.halving import SuccessiveHalving, epochs_granted, finalists
 from nas.seeding import derive, isolated
-from nas.training.curve import Curve
+from nas.training.history import Curve
 from nas.training.recipe import Recipe, preset, segmented
 from nas.training.train import train
 

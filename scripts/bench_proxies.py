@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import nas
-from nas.evaluation.calibration import spearman
-from nas.proxies import PROXIES, Batch, draw_batch
+from nas.evaluate.calibration import spearman
+from nas.evaluate.proxies import PROXIES, Batch, draw_batch
 
 BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", "benchmarks"))
 OTHERS = {"epe": "naslib_epe_nas", "logsynflow": "logsynflow", "zen": "zen"}

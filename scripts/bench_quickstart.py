@@ -21,10 +21,10 @@ import torch
 from bench_budget import reference_ms
 
 import nas
-from nas.evaluation.comparison import paired
-from nas.evaluation.evaluators import Trained
-from nas.task import Split
-from nas.training.accuracy import predictions
+from nas.data.task import Split
+from nas.evaluate.significance import paired
+from nas.evaluate.trained import Trained
+from nas.training.evaluate import predictions
 from nas.training.recipe import preset
 
 FRESH, EPOCHS = 4, 10

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import nas
-from nas.evaluation.calibration import spearman
-from nas.oneshot import fewshot, paths
+from nas.evaluate.calibration import spearman
+from nas.oneshot import fewshot, path_evaluation
 from nas.oneshot.singlepath import Sharing
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
@@ -59,7 +59,9 @@ def main() -> None:
             cells = [space.sample(rng(seed, "cell", i)) for i in range(args.cells)]
             recipe = Recipe(epochs=args.epochs // at_once, batch=128, lr=0.1, weight_decay=5e-4, clip=5.0)
             shared = fewshot.train(Supernet(space), task, recipe, sharing, seed=seed)
-            scores = [paths.accuracies(shared.of(cell), [cell], task, seed=seed)[0] for cell in cells]
+            scores = [
+                path_evaluation.accuracies(shared.of(cell), [cell], task, seed=seed)[0] for cell in cells
+            ]
             truth = np.array([table.metrics(cell, 200)[table.report] for cell in cells])
             rows.append(agreement(np.array(scores), truth) | {"best": truth.max(), "seconds": shared.seconds})
             (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1))

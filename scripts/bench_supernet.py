@@ -14,8 +14,8 @@ import torch
 from timing import PATHS, compare, difference_in_float64, noise, searching, supernet_of
 
 import nas
-from nas.environment import environment
 from nas.oneshot.methods import METHODS
+from nas.results.environment import environment
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},

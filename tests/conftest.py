@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nas.devices import exact
-from nas.job.config import Config
+from nas.run.config import Config
 from nas.seeding import seed_global
 
 # The same examples on every run and every machine, and none left behind.

@@ -3,10 +3,10 @@
 import hashlib
 import json
 
-from nas.budget.last import Last
-from nas.job.config import make_config
-from nas.job.job import Job
-from nas.job.plan import make_plan
+from nas.run.config import make_config
+from nas.run.job import Job
+from nas.run.last import Last
+from nas.run.resolved_config import make_plan
 from nas.study.journal import JOURNAL
 
 TINY = {

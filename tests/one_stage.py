@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from nas.cell import Cell
-from nas.ops import candidates
-from nas.space import Space
+from nas.space.cell import Cell
+from nas.space.ops import candidates
+from nas.space.space import Space
 from spaces.nasbench201 import OPTIONS
 
 PATH = f"{__file__}:one_stage"

@@ -85,7 +85,7 @@ def _work(sender, environment, limit_s, target, args):
 
 def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
     """A space without batch-norm, whose gradients over two halves of a batch are those over the whole."""
-    from nas.space import Space
+    from nas.space.space import Space
 
     def conv(kernel):
         return nn.Sequential(nn.Conv2d(width, width, kernel, padding=kernel // 2), nn.Tanh())
@@ -101,7 +101,7 @@ def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
 
 def make_task(*, images=96, seed=0):
     """Random images of 8 x 8 pixels in three classes."""
-    from nas.task import task_from_arrays
+    from nas.data.task import task_from_arrays
 
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (images, 8, 8), dtype=np.uint8)

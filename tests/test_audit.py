@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 from nas.audit import audit_task, plant, predictions, write_audit
 from nas.audit.duplicates import groups, near_copies
 from nas.audit.features import features
+from nas.audit.image_table import SIDE, Pool
 from nas.audit.labels import confident_joint, prune
 from nas.audit.neighbours import nearest
 from nas.audit.outliers import outliers
-from nas.audit.pool import SIDE, Pool
 from nas.audit.predictions import FOLDS, deal
 from nas.cli import app
-from nas.data.suspects import load_without
+from nas.data.exclusions import load_without
+from nas.data.task import Split, Task, load_task, task_from_arrays
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
-from nas.task import Split, Task, load_task, task_from_arrays
 
 
 def shapes(count, *, classes=3, side=10, channels=1, seed=0, dtype=np.uint8):

@@ -7,9 +7,9 @@ from scipy.stats import beta
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.data.augment import Policy, _log_gamma_draws, augment, mixup
+from nas.data.task import Task, task_from_arrays
 from nas.errors import ConfigError
 from nas.seeding import rng, torch_rng
-from nas.task import Task, task_from_arrays
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,21 @@ import json
 import pytest
 from jobs import SMALL, TINY, Recorder
 
-from nas.cost import cost
-from nas.evaluation.evaluators import Trained
+from nas.data.task import load_task
+from nas.evaluate.trained import Trained
 from nas.files.folders import prepare_folder
-from nas.graph import architecture_hash
-from nas.job.baselines import LARGEST, RANDOM, run_baselines
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.job.search_phase import Found, find
-from nas.job.search_run import search
 from nas.results.result import BASELINES, load_result
-from nas.schedulers.halving import epochs_granted
+from nas.run.baselines import LARGEST, RANDOM, run_baselines
+from nas.run.config import make_config
+from nas.run.preparation import prepare
+from nas.run.search_phase import Found, find
+from nas.run.search_run import search
+from nas.searchers.halving import epochs_granted
+from nas.space.cost import cost
+from nas.space.graph import architecture_hash
 from nas.study.study import Study
-from nas.task import load_task
+from nas.training.ddp import Alone
 from nas.training.resumable import Stopped
-from nas.training.team import Alone
 from nas.types import Trial
 
 TASK = load_task("digits")
@@ -231,7 +231,7 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
         raise ValueError("broken")
 
     monkeypatch.setattr(Trained, "__call__", fails)
-    monkeypatch.setattr("nas.job.baselines.Cached", lambda measure, space, known, others: measure)
+    monkeypatch.setattr("nas.run.baselines.Cached", lambda measure, space, known, others: measure)
     baselines = run_baselines(made, found)
     assert [t.state for t in baselines.history] == ["failed"] * 12
     assert baselines.choices == {}

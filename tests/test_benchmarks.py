@@ -13,19 +13,27 @@ import pytest
 from published import table
 from typer.testing import CliRunner
 
-from nas.benchmarks import Tabular, load_benchmark
-from nas.benchmarks.nasbench201 import DATASETS, load_nasbench201
-from nas.benchmarks.outcome import bands, describe, lines, to_dict, write_outcome
-from nas.benchmarks.race import Race, Runs, _volumes, check_race, exact_front, reference_point, run_race
-from nas.benchmarks.simulate import UNBOUNDED, Protocol, incumbents, looked_up, simulate
 from nas.cli import app
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.evaluate.benchmarks import Tabular, load_benchmark
+from nas.evaluate.benchmarks.nasbench201 import DATASETS, load_nasbench201
+from nas.evaluate.benchmarks.outcome import bands, describe, lines, to_dict, write_outcome
+from nas.evaluate.benchmarks.race import (
+    Race,
+    Runs,
+    _volumes,
+    check_race,
+    exact_front,
+    reference_point,
+    run_race,
+)
+from nas.evaluate.benchmarks.replay import UNBOUNDED, Protocol, incumbents, looked_up, simulate
 from nas.files.atomic import read_json
-from nas.goals import Goals, parse_goals
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
 from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
-from nas.searchers.named import make_searcher
+from nas.searchers.factory import make_searcher
+from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
 from nas.study.study import Study
 from nas.types import Objective, Trial
 
@@ -834,7 +842,7 @@ def test_published_validation_figures_of_cifar100_are_few():
 
 
 def test_published_sizes_are_those_of_the_networks():
-    from nas.cost import count_params
+    from nas.space.cost import count_params
 
     for genotype in (published_rows()[0], published_rows()[6111], SOME):
         assert published().metrics(genotype, 12)["params"] == count_params(SPACE.network(genotype, meta=True))

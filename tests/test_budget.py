@@ -5,14 +5,14 @@ import math
 
 import pytest
 
-from nas.budget.allocation import Allocation, allocate, applied, shortened
-from nas.budget.clock import SAVE_S, Clock, TimeUp
-from nas.budget.phases import Steps
-from nas.budget.sizing import sized
-from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.job.config import make_config
-from nas.job.preparation import prepare
+from nas.run.allocation import Allocation, allocate, applied, shortened
+from nas.run.clock import SAVE_S, Clock, TimeUp
+from nas.run.config import make_config
+from nas.run.phases import Steps
+from nas.run.preparation import prepare
+from nas.run.sizing import sized
+from nas.space.cost import count_params
 from nas.training.recipe import learning_rate, preset
 
 
@@ -84,7 +84,7 @@ def test_a_training_that_is_cut_ends_at_a_low_rate(epochs):
 
 def test_the_last_network_is_the_largest_that_is_fast_enough(tmp_path, monkeypatch):
     """A step that takes a microsecond for each parameter, half of it in bfloat16 where that is tried."""
-    monkeypatch.setattr("nas.budget.sizing.final_pace", lambda at, genotype, **_: pace(at, genotype))
+    monkeypatch.setattr("nas.run.sizing.final_pace", lambda at, genotype, **_: pace(at, genotype))
 
     def pace(at, genotype):
         params = count_params(at.final.network(genotype, meta=True))

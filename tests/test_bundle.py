@@ -13,13 +13,13 @@ from jobs import SMALL, Recorder, snapshot
 from typer.testing import CliRunner
 
 import nas
-from nas.bundle import at_end, proof
-from nas.bundle.bundle import _written, bundle, record_of
-from nas.bundle.card import _text, card, origin
-from nas.bundle.forms import Pixels
-from nas.bundle.proof import installed, pixels_of, prove
 from nas.cli import app
 from nas.errors import ConfigError, MismatchError
+from nas.export import at_end, verify
+from nas.export.bundle import _written, bundle, record_of
+from nas.export.formats import Pixels
+from nas.export.model_card import _text, card, origin
+from nas.export.verify import installed, pixels_of, prove
 from nas.files.folder_lock import FolderLock
 from nas.files.manifest import check_manifest
 
@@ -82,13 +82,13 @@ def test_a_card_of_a_retraining_names_no_search(exported):
 def test_each_form_is_told_of_when_it_is_proven(exported, task, tmp_path, monkeypatch):
     result, _, _ = exported
     folder, pixels, begun, told = copied(result, tmp_path), pixels_of(task.test.x), [], []
-    ran = proof._ran
+    ran = verify._ran
 
     def watched(form, *given, **named):
         begun.append((form, len(told)))
         return ran(form, *given, **named)
 
-    monkeypatch.setattr(proof, "_ran", watched)
+    monkeypatch.setattr(verify, "_ran", watched)
     for found in prove(folder, ["source", "onnx"], pixels, task.test.y, logits(result, pixels)):
         told.append(found)
     assert begun == [("source", 0), ("onnx", 1)]
@@ -146,9 +146,9 @@ def test_other_images_are_not_what_was_scored(exported):
 def test_a_form_that_mismatches_is_removed(exported, task, tmp_path, monkeypatch):
     result, _, _ = exported
     result = replace(result, folder=copied(result, tmp_path))
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: (["source"], []))
-    monkeypatch.setattr("nas.bundle.bundle.installed", lambda _: ["torch"])
-    monkeypatch.setattr("nas.bundle.bundle.prove", failing(MismatchError("source: logits differ")))
+    monkeypatch.setattr("nas.export.bundle._written", lambda *_: (["source"], []))
+    monkeypatch.setattr("nas.export.bundle.installed", lambda _: ["torch"])
+    monkeypatch.setattr("nas.export.bundle.prove", failing(MismatchError("source: logits differ")))
     with pytest.raises(MismatchError, match="source: logits differ"):
         bundle(result, task)
     assert not [name for name in ("model.py", "MODEL_CARD.md") if (result.folder / name).exists()]
@@ -158,7 +158,7 @@ def test_a_form_that_mismatches_is_removed(exported, task, tmp_path, monkeypatch
 def test_no_form_of_an_older_export_stays_and_the_card_says_so(exported, task, tmp_path, monkeypatch):
     result, _, _ = exported
     result = replace(result, folder=copied(result, tmp_path))
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], ["no model.py: why"]))
+    monkeypatch.setattr("nas.export.bundle._written", lambda *_: ([], ["no model.py: why"]))
     bundle(result, task)
     assert not (result.folder / "model.onnx").exists() and check_manifest(result.folder) == []
     assert "No form could be written." in card_of(result) and "no model.py: why" in card_of(result)
@@ -169,7 +169,7 @@ def test_damage_to_other_files_is_still_found_after_an_export(exported, tmp_path
     result, _, _ = exported
     result = replace(result, folder=copied(result, tmp_path))
     (result.folder / "cells.svg").write_text("damaged")
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], ["nothing"]))
+    monkeypatch.setattr("nas.export.bundle._written", lambda *_: ([], ["nothing"]))
     bundle(result, task)
     assert check_manifest(result.folder) == ["cells.svg: differs from what was recorded"]
 
@@ -177,8 +177,8 @@ def test_damage_to_other_files_is_still_found_after_an_export(exported, tmp_path
 def test_every_interpreter_proves_what_it_has_the_packages_for(exported, task, monkeypatch):
     result, proofs, _ = exported
     has = {"first": ["torch"], "second": ["onnxruntime"], "third": []}
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: (["source", "program", "onnx"], []))
-    monkeypatch.setattr("nas.bundle.bundle.installed", has.get)
+    monkeypatch.setattr("nas.export.bundle._written", lambda *_: (["source", "program", "onnx"], []))
+    monkeypatch.setattr("nas.export.bundle.installed", has.get)
     ran, told = [], []
 
     def run(folder, forms, *_, python, limit_s):
@@ -186,7 +186,7 @@ def test_every_interpreter_proves_what_it_has_the_packages_for(exported, task, m
         assert limit_s >= 300
         return [p for p in proofs if p.form in forms]
 
-    monkeypatch.setattr("nas.bundle.bundle.prove", run)
+    monkeypatch.setattr("nas.export.bundle.prove", run)
     assert bundle(result, task, pythons=["first", "second"], tell=told.append) == proofs
     assert ran == [("first", ["source", "program"]), ("second", ["onnx"])]
     assert told[0] == "first has no onnxruntime, so it leaves onnx"
@@ -254,14 +254,14 @@ def test_a_mismatch_fails_the_search_and_leaves_the_run_whole(tmp_path, monkeypa
 
 
 def test_a_bundle_is_the_default_of_a_search():
-    code = "from nas.job.config import Config; print(Config().export)"  # not as the tests have it
+    code = "from nas.run.config import Config; print(Config().export)"  # not as the tests have it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 
 
 def test_a_missing_extra_leaves_out_onnx_and_says_how_to_install_it(exported, tmp_path, monkeypatch):
     result, _, _ = exported
-    monkeypatch.setattr("nas.bundle.bundle._ONNX", ("no_such_package",))
+    monkeypatch.setattr("nas.export.bundle._ONNX", ("no_such_package",))
     model = Pixels(result.network, result.inputs)
     forms, notes = _written(tmp_path, model, result, "title")
     assert forms == ["source", "program"]
@@ -270,7 +270,7 @@ def test_a_missing_extra_leaves_out_onnx_and_says_how_to_install_it(exported, tm
 
 def test_code_that_cannot_be_traced_leaves_a_note(exported, tmp_path, monkeypatch):
     result, _, _ = exported
-    monkeypatch.setattr("nas.bundle.bundle.exported", failing(KeyError("mine")))
+    monkeypatch.setattr("nas.export.bundle.exported", failing(KeyError("mine")))
     forms, notes = _written(tmp_path, Pixels(result.network, result.inputs), result, "title")
     assert forms == ["source"]
     assert notes[0].startswith("no model.pt2 and model.onnx: torch.export: KeyError")
@@ -286,12 +286,12 @@ def test_an_export_waits_for_nobody_in_the_folder(exported):
 def test_a_score_that_no_form_reaches_is_refused(exported, task, tmp_path, monkeypatch):
     result, proofs, _ = exported
     result = replace(result, folder=copied(result, tmp_path), metrics=dict(result.metrics))
-    monkeypatch.setattr("nas.bundle.bundle.prove", lambda *_, **__: proofs)
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], []))
+    monkeypatch.setattr("nas.export.bundle.prove", lambda *_, **__: proofs)
+    monkeypatch.setattr("nas.export.bundle._written", lambda *_: ([], []))
     monkeypatch.setitem(result.metrics, "test_acc", result.metrics["test_acc"] - 0.1)
     with pytest.raises(ConfigError, match="this is not the model that was scored"):
         bundle(result, task)
 
 
 def test_tolerance_is_stated():
-    assert proof.TOLERANCE <= 1e-4
+    assert verify.TOLERANCE <= 1e-4

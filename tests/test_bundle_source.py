@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.bundle.layout import wrapped
-from nas.bundle.source import name_of, source_of
 from nas.errors import SpaceError
-from nas.registry import bundled, load
+from nas.export.layout import wrapped
+from nas.export.source import name_of, source_of
 from nas.seeding import rng
+from nas.space.loading import bundled, load
 
 HEAD = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
 

@@ -11,16 +11,16 @@ from killing import run_killed
 from torch import nn
 from typer.testing import CliRunner
 
-import nas.evaluation.calibration
+import nas.evaluate.calibration
 from nas.cli import app
+from nas.data.task import load_task, task_from_arrays
 from nas.errors import ConfigError, NoModelError
-from nas.evaluation.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
-from nas.job.calibrate_run import calibrate
-from nas.job.cheap_estimates import fidelities
-from nas.job.search_run import search
-from nas.proxies import PROXIES
-from nas.space import Space
-from nas.task import load_task, task_from_arrays
+from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
+from nas.evaluate.proxies import PROXIES
+from nas.run.calibrate import calibrate
+from nas.run.cheap_estimates import fidelities
+from nas.run.search_run import search
+from nas.space.space import Space
 from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
@@ -32,7 +32,7 @@ FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 20)
+    monkeypatch.setattr("nas.evaluate.calibration.RESAMPLES", 20)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def toy(tmp_path_factory):
     """A finished calibration and its folder; not to be written to."""
     folder = tmp_path_factory.mktemp("toy") / "c"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.evaluation.calibration.RESAMPLES", 20)
+        patch.setattr("nas.evaluate.calibration.RESAMPLES", 20)
         return calibrate("toy", TASK, FEW, out=folder, config=TOY), folder
 
 
@@ -228,7 +228,7 @@ def test_a_finished_calibration_answers_at_once(toy, capsys):
 
 
 def small(folder):
-    nas.evaluation.calibration.RESAMPLES = 20
+    nas.evaluate.calibration.RESAMPLES = 20
     calibrate("toy", "digits", FEW, out=folder, config=TOY)
 
 
@@ -341,8 +341,8 @@ def test_bad_input_is_one_message(tmp_path, arguments, code, words):
 
 
 def test_fidelities_are_those_that_apply(tmp_path):
-    from nas.job.config import make_config
-    from nas.job.preparation import prepare
+    from nas.run.config import make_config
+    from nas.run.preparation import prepare
 
     values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
     made, _ = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)

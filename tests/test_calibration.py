@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nas.errors import ConfigError
-from nas.evaluation.calibration import (
+from nas.evaluate.calibration import (
     FILE,
     Calibration,
     Estimate,
@@ -74,7 +74,7 @@ def test_a_planted_correlation_is_found(rho):
 
 
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
-    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 100)
+    monkeypatch.setattr("nas.evaluate.calibration.RESAMPLES", 100)
     true, inside = 2 / math.pi * math.asin(0.6), 0
     for seed in range(60):
         found = measured(*planted(0.6, count=30, seed=seed))
@@ -83,7 +83,7 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty(monkeypatch):
 
 
 def test_the_interval_holds_the_estimate_however_few_resamples_there_are(monkeypatch):
-    monkeypatch.setattr("nas.evaluation.calibration.RESAMPLES", 1)
+    monkeypatch.setattr("nas.evaluate.calibration.RESAMPLES", 1)
     for seed in range(30):
         found = measured(*planted(0.3, count=6, seed=seed))
         assert -1 <= found.tau_low <= found.tau <= found.tau_high <= 1

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas.cell import Cell, VertexCell, drop_path
 from nas.errors import SpaceError
-from nas.ops import Zero
+from nas.space.cell import Cell, VertexCell, drop_path
+from nas.space.ops import Zero
 
 
 class Times(nn.Module):

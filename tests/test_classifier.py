@@ -16,11 +16,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.budget.allocation import allows_audit
-from nas.bundle.bundle import record_of
-from nas.data.images import Layout, layout, rows_of
+from nas.data.tabular_images import Layout, layout, rows_of
 from nas.errors import ConfigError
-from nas.training.accuracy import evaluate
+from nas.export.bundle import record_of
+from nas.run.allocation import allows_audit
+from nas.training.evaluate import evaluate
 
 FAST = {
     "search_images": 100,

@@ -420,7 +420,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     lists = {"--objective": ("val_acc", "-params"), "--constraint": ("params<=3e6", "macs<=1e9")}
     given += [word for name, texts in lists.items() for text in texts for word in (name, text)]
     switches = ("--no-baselines", "--deterministic", "--no-graph")
-    got = heard(monkeypatch, "job.search_run", "run", "search", *given, *others, *switches)
+    got = heard(monkeypatch, "run.search_run", "run_job", "search", *given, *others, *switches)
     config = got[0].model_dump()
     assert {name: config[name.strip("-").replace("-", "_")] for name in SEARCH} == SEARCH
     assert {name: config[name.strip("-")] for name in lists} == lists
@@ -465,7 +465,7 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, tmp_path):
     ],
 )
 def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, value):
-    got = heard(monkeypatch, "job.search_run", "run", "search", "--method", "evolution", *given)
+    got = heard(monkeypatch, "run.search_run", "run_job", "search", "--method", "evolution", *given)
     assert got[0].model_dump()[field] == value
 
 
@@ -479,7 +479,7 @@ def test_options_of_trained_trials_reach_a_search(monkeypatch, given, field, val
     ],
 )
 def test_options_of_gradients_reach_a_search(monkeypatch, given, field, value):
-    got = heard(monkeypatch, "job.search_run", "run", "search", *given)
+    got = heard(monkeypatch, "run.search_run", "run_job", "search", *given)
     assert got[0].model_dump()[field] == value
 
 
@@ -492,7 +492,7 @@ def test_every_option_of_a_retraining_reaches_it(monkeypatch, tmp_path):
     used |= {"--exclude": "s.json", "--augment": "crop"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     switches = ("--force", "--deterministic", "--no-graph", "--no-export")
-    got = heard(monkeypatch, "job.retrain_run", "retrain", "retrain", text, *given, *switches)
+    got = heard(monkeypatch, "run.retrain", "retrain", "retrain", text, *given, *switches)
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (text, "digits", tmp_path, "nasbench201")
     assert got["force"]
     assert got["settings"] == {

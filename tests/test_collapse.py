@@ -16,18 +16,18 @@ import torch
 from torch import nn
 
 import nas
-from nas.cell import Cell
-from nas.oneshot.guards import Guards
+from nas.data.task import task_from_arrays
+from nas.oneshot.alpha_optimizer import ExponentiatedGradient
+from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.early_stopping import Guards
 from nas.oneshot.method import PUBLISHED
 from nas.oneshot.methods import METHODS
 from nas.oneshot.search import search
-from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Whole
-from nas.oneshot.updates import ExponentiatedGradient
-from nas.ops import candidates
-from nas.space import Space
-from nas.task import task_from_arrays
-from nas.training.accuracy import evaluate
+from nas.space.cell import Cell
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.training.evaluate import evaluate
 from nas.training.train import train
 
 OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")

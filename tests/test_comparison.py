@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import t as student
 
 from nas.errors import ConfigError
-from nas.evaluation.comparison import Paired, paired
+from nas.evaluate.significance import Paired, paired
 
 
 def hits(*rows):

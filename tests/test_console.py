@@ -7,9 +7,9 @@ from jobs import SMALL
 from rich.console import Console
 
 import nas
-from nas.console import LiveProgress, PlainProgress, reporter, telling
 from nas.errors import ConfigError
-from nas.progress import Wanted
+from nas.show.console import LiveProgress, PlainProgress, reporter, telling
+from nas.show.progress import Wanted
 from nas.text import counted
 
 
@@ -45,7 +45,9 @@ def test_a_pipe_gets_plain_lines(capsys):
 
 
 def test_quiet_says_warnings_alone_wherever_it_goes(capsys, monkeypatch):
-    monkeypatch.setattr("nas.console.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr(
+        "nas.show.console.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True)
+    )
     assert isinstance(reporter(), LiveProgress)
     assert isinstance(reporter(plain=True), PlainProgress)
     with reporter(quiet=True) as progress:
@@ -58,7 +60,7 @@ def test_quiet_says_warnings_alone_wherever_it_goes(capsys, monkeypatch):
 
 def test_a_notebook_gets_plain_lines_though_it_says_that_it_is_a_terminal(monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, force_jupyter=True)
-    monkeypatch.setattr("nas.console.Console", lambda **_: console)
+    monkeypatch.setattr("nas.show.console.Console", lambda **_: console)
     assert isinstance(reporter(), PlainProgress)
 
 
@@ -82,7 +84,7 @@ def test_a_caller_in_python_may_ask_for_progress(capsys, monkeypatch):
     own = Own()
     with telling(own) as progress:
         assert progress is own
-    monkeypatch.setattr("nas.console.follows", lambda: True)  # another rank speaks
+    monkeypatch.setattr("nas.show.console.follows", lambda: True)  # another rank speaks
     with telling(YES) as progress:
         progress.note("hello")
     assert capsys.readouterr().err == ""
@@ -100,7 +102,7 @@ def test_public_functions_tell_when_asked(tmp_path, capsys):
     nas.search("toy", "digits", "random", out=tmp_path / "a", settings=SMALL)
     assert capsys.readouterr().err == ""
     config = nas.make_config({**SMALL, "space": "toy", "task": "digits", "method": "random"})
-    nas.run(config, out=tmp_path / "a", progress=True)
+    nas.run_job(config, out=tmp_path / "a", progress=True)
     assert "holds this run already, finished" in capsys.readouterr().err
     settings = {"retrain": {"epochs": 1}, "export": False}
     nas.retrain(result.folder, "digits", out=tmp_path / "b", settings=settings, progress=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import nas
-from nas.benchmarks.nasbench201 import DATASETS, load_nasbench201
-from nas.registry import load
+from nas.evaluate.benchmarks.nasbench201 import DATASETS, load_nasbench201
+from nas.space.loading import load
 
 FILE = Path(nas.__file__).parent.parent / "scripts" / "convert_nasbench201.py"
 SPACE = load("nasbench201")

@@ -12,11 +12,11 @@ from published import table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.cost import Cost, cost, count_params
 from nas.errors import TrialError
-from nas.ops import PRIMITIVES
-from nas.registry import load
-from nas.space import Space
+from nas.space.cost import Cost, cost, count_params
+from nas.space.loading import load
+from nas.space.ops import PRIMITIVES
+from nas.space.space import Space
 from spaces.nasbench201 import from_string
 
 

@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 import torch
 
+from nas.data.task import load_task
 from nas.devices import exact as exact_products
-from nas.evaluation.evaluators import Trained
-from nas.job.search_run import search as whole_job
+from nas.evaluate.trained import Trained
+from nas.oneshot.batched.execution import execute_cells
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import alpha_gradient, stepping
-from nas.oneshot.fused.execution import execute_cells
-from nas.oneshot.guards import Guards
-from nas.oneshot.memory import fit
+from nas.oneshot.early_stopping import Guards
+from nas.oneshot.memory_budget import fit
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
-from nas.oneshot.paths import accuracies
+from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
+from nas.run.search_run import search as whole_job
 from nas.seeding import isolated
-from nas.space import Space
-from nas.task import load_task
-from nas.training.accuracy import evaluate
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.training.batches import mixed
 from nas.training.checkpoint import Checkpoints
+from nas.training.evaluate import evaluate
 from nas.training.recipe import compressed, preset
 from nas.training.resumable import Stopped
 from nas.training.train import train

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.cli import dashboard as command
-from nas.dashboard.live import Live
-from nas.dashboard.server import serve
 from nas.errors import ConfigError
+from nas.show.dashboard import serve
+from nas.show.live import Live
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_folder_without_a_run_and_a_missing_package_are_said(run, tmp_path, mo
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, monkeypatch):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")
-    pytest.importorskip("nas.report.page", reason="needs the report")
+    pytest.importorskip("nas.show.report.page", reason="needs the report")
     seen = []
 
     def look(url):
@@ -158,7 +158,7 @@ def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, mo
 def test_other_machines_are_let_in_with_a_warning_only(run, monkeypatch):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")
     served = []
-    monkeypatch.setattr("nas.dashboard.server.serve", lambda live, host, port, **_: served.append(live.local))
+    monkeypatch.setattr("nas.show.dashboard.serve", lambda live, host, port, **_: served.append(live.local))
     monkeypatch.setattr(command, "_renderer", lambda space: str)
     open_to_all = CliRunner().invoke(app, ["dashboard", str(run), "--host", "0.0.0.0"])
     assert "WARNING" in open_to_all.output and "password" in open_to_all.output

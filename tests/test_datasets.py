@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from nas.data import datasets
-from nas.data.pictures import fitted
+from nas.data.image_io import fitted
+from nas.data.task import load_task
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
-from nas.task import load_task
 
 OFFICIAL_FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 

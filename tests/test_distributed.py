@@ -13,18 +13,18 @@ from ranks import make_plain_space, make_task, started, together
 
 from nas.errors import ConfigError, DataError
 from nas.oneshot import fewshot
+from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.method import PUBLISHED
 from nas.oneshot.methods import METHODS
 from nas.oneshot.search import search
-from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
 from nas.seeding import isolated
+from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
+from nas.training.ddp import ALONE, Alone
 from nas.training.recipe import Recipe
-from nas.training.team import ALONE, Alone
 from nas.training.train import train
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.

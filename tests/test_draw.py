@@ -15,11 +15,19 @@ from matplotlib.patches import PathPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from nas.draw import draw_alpha_heatmap, draw_alphas, draw_cells, draw_network, draw_search, op_kind, save
-from nas.draw.slots import layers
-from nas.draw.style import LOOKS, PAPER, clean, fit, node_text, palette, text_size
-from nas.draw.time_axis import time_ticks
 from nas.errors import ConfigError
+from nas.show.draw import (
+    draw_alpha_heatmap,
+    draw_alphas,
+    draw_cells,
+    draw_network,
+    draw_search,
+    op_kind,
+    save,
+)
+from nas.show.draw.dag_ordering import layers
+from nas.show.draw.style import LOOKS, PAPER, clean, fit, node_text, palette, text_size
+from nas.show.draw.time_axis import time_ticks
 from nas.types import Trial
 
 DARTS_V2 = {

@@ -5,12 +5,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from nas.draw import draw_cells
-from nas.draw.choices import Table, rows_of
+from nas.show.draw import draw_cells
+from nas.show.draw.choice_table import Table, rows_of
 
 
 def chain(ops, values=()):
-    """Of operations, or of values as `nas.graph` makes it where a space has nothing else."""
+    """Of operations, or of values as `nas.space.graph` makes it where a space has nothing else."""
     graph = nx.DiGraph(kind="network", values=dict(values))
     names = ["in", *map(str, range(len(ops) - 1)), "out"]
     for name in names:

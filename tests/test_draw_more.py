@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from nas.draw import Bands, Trust, draw_anytime, draw_front, draw_search, draw_trust, save
-from nas.draw.series import SERIES, bad_end, finite, spread
 from nas.errors import ConfigError
+from nas.show.draw import Bands, Trust, draw_anytime, draw_front, draw_search, draw_trust, save
+from nas.show.draw.series import SERIES, bad_end, finite, spread
 from nas.types import Trial
 
 NAMES = ("evolution", "random search", "local search", "TPE", "NSGA-II", "surrogate", "Hyperband", "one-shot")

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.architectures import encodings
-from nas.architectures.encodings import crossover_groups, features, option_counts, path_counts
-from nas.cell import Cell
-from nas.graph import architecture_hash, cell_graphs
-from nas.registry import load
 from nas.seeding import rng
-from nas.space import Space
+from nas.space.cell import Cell
+from nas.space.encodings import crossover_groups, features, option_counts, path_counts
+from nas.space.graph import architecture_hash, cell_graphs
+from nas.space.loading import load
+from nas.space.space import Space, encodings
 from spaces.darts import from_literal
 from spaces.nasbench101 import from_json
 from spaces.nasbench201 import from_string

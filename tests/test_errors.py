@@ -3,8 +3,8 @@
 import pytest
 
 from nas.errors import unknown
-from nas.job.config import Config
-from nas.job.method_names import METHODS
+from nas.run.config import Config
+from nas.run.method_names import METHODS
 
 SPACES = ("darts", "nasbench101", "nasbench201", "toy")
 

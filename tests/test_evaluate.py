@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluators import Cached, Inherited, Trained, affordable
-from nas.graph import architecture_hash
+from nas.evaluate.trained import Cached, Inherited, Trained, affordable
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
-from nas.training.accuracy import predictions
-from nas.training.needs import memory_bytes, require_memory
+from nas.space.graph import architecture_hash
+from nas.space.loading import load
+from nas.space.space import Space
+from nas.training.evaluate import predictions
+from nas.training.memory_estimate import memory_bytes, require_memory
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
 from nas.types import Trial

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from nas.cost import cost
 from nas.errors import ConfigError
-from nas.latency import LatencyTable
-from nas.oneshot.expected import expected_cost
+from nas.oneshot.expected_cost import expected_cost
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
+from nas.space.cost import cost
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
 from nas.types import Constraint
 
 SHAPE = (1, 16, 16)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from one_stage import one_stage
 
+from nas.data.task import load_task
 from nas.errors import ConfigError
 from nas.oneshot import fewshot
 from nas.oneshot.singlepath import Sharing
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.task import load_task
+from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -85,9 +85,9 @@ def test_the_decision_that_disagrees_most_is_split():
 def test_options_that_are_the_same_do_not_disagree():
     from torch import nn
 
-    from nas.cell import Cell
-    from nas.ops import candidates
-    from nas.space import Space
+    from nas.space.cell import Cell
+    from nas.space.ops import candidates
+    from nas.space.space import Space
 
     def build(choose):
         same = candidates(["skip_connect"], 4, 4)["skip_connect"]

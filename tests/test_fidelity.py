@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.fidelity import (
+from nas.evaluate.fidelity import (
     Fidelity,
     Ladder,
     geometric,
@@ -17,9 +18,8 @@ from nas.evaluation.fidelity import (
     scaled_space,
     scaled_task,
 )
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
+from nas.space.loading import load
+from nas.space.space import Space
 
 SHARES = st.floats(0.0, 1.0, exclude_min=True)
 FIDELITIES = st.builds(Fidelity, st.integers(1, 999), SHARES, SHARES, SHARES, SHARES)
@@ -164,7 +164,7 @@ def test_a_space_with_other_decisions_at_that_size_is_refused(tmp_path):
     file = tmp_path / "grows.py"
     file.write_text(
         "from torch import nn\n"
-        "from nas.space import Space\n"
+        "from nas.space.space import Space\n"
         "def grows(cells=2):\n"
         "    def build(choose):\n"
         "        makes = {'a': nn.Identity, 'b': nn.ReLU}\n"

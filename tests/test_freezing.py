@@ -8,14 +8,14 @@ from torch import nn
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.freezing import Freezer, Freezing, operations
 from nas.oneshot.method import Method
-from nas.oneshot.mixed import MixedOp
+from nas.oneshot.mixed_op import MixedOp
+from nas.oneshot.oles import Freezer, Freezing, operations
 from nas.oneshot.supernet import Supernet
-from nas.ops import FactorizedReduce
-from nas.registry import load
 from nas.seeding import isolated
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.ops import FactorizedReduce
+from nas.space.space import Space
 
 
 def supernet(space=None):

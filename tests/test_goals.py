@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nas.errors import ConfigError
-from nas.goals import Goals, parse_constraint, parse_goals, parse_objective
+from nas.searchers.goals import Goals, parse_constraint, parse_goals, parse_objective
 from nas.types import Constraint, Objective, Trial
 
 

@@ -9,26 +9,26 @@ import pytest
 from jobs import TINY, Recorder, outcome
 
 import nas
-from nas.cost import cost
 from nas.errors import ConfigError
-from nas.goals import Goals
-from nas.job import gradient_search
-from nas.job.gradient_search import health_of
-from nas.job.method_names import DIFFERENTIABLE, SHARED
-from nas.latency import LatencyTable
-from nas.oneshot.guards import Growth
-from nas.oneshot.health import Health
-from nas.oneshot.record import Epoch
+from nas.oneshot.diagnostics import Health
+from nas.oneshot.early_stopping import Growth
+from nas.oneshot.history import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
-from nas.registry import load
-from nas.report import render
-from nas.results.alphas import Alphas
-from nas.results.health import series_of
-from nas.results.records import EpochRecord
 from nas.results.result import is_finished
 from nas.results.run_record import read_run
-from nas.schedulers.scheduler import Listed
+from nas.results.schemas import EpochRecord
+from nas.run import differentiable
+from nas.run.alphas import Alphas
+from nas.run.differentiable import health_of
+from nas.run.health_file import series_of
+from nas.run.method_names import DIFFERENTIABLE, SHARED
+from nas.searchers.goals import Goals
+from nas.searchers.scheduler import Listed
+from nas.show.report import render
+from nas.space.cost import cost
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.types import Trial
@@ -98,7 +98,7 @@ def test_guards_can_be_turned_off(tmp_path):
 @pytest.mark.parametrize("guard", [True, False])
 def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
     skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
-    monkeypatch.setattr(gradient_search, "_likely", lambda *_: [skips, *others])
+    monkeypatch.setattr(differentiable, "_likely", lambda *_: [skips, *others])
     found = run(tmp_path, top_k=8, baselines=False, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
     assert (skips in again) is not guard
@@ -208,7 +208,7 @@ def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
         study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
     config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())
     preferred = []
-    prepare = gradient_search._seeded(SimpleNamespace(config=config, plan=plan, space=space))
+    prepare = differentiable._seeded(SimpleNamespace(config=config, plan=plan, space=space))
     prepare(SimpleNamespace(prefer=preferred.extend))
     assert preferred == [genotypes[1]]
 

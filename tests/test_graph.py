@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas import graph as graph_module
-from nas.cell import Cell, VertexCell
-from nas.graph import (
+from nas.space.cell import Cell, VertexCell
+from nas.space.graph import (
     architecture_hash,
     canonical_form,
     cell_graphs,
@@ -18,9 +17,10 @@ from nas.graph import (
     prune,
     to_dict,
 )
-from nas.ops import candidates
-from nas.registry import load
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.space.space import graph as graph_module
 from spaces.darts import EDGES as DARTS_EDGES
 from spaces.darts import OPTIONS as DARTS_OPTIONS
 from spaces.nasbench201 import EDGES, OPTIONS

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from nas.architectures.morph import additions
+from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.evaluators import Trained
-from nas.evaluation.grown import Grown, from_supernet
+from nas.evaluate.trained import Trained
+from nas.evaluate.weight_inheritance import Grown, from_supernet
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
+from nas.space.network_morphism import additions
 from nas.study.storage import open_storage
 from nas.study.study import Study
-from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped

@@ -3,7 +3,7 @@
 import pytest
 
 from nas.errors import ConfigError
-from nas.oneshot.guards import Growth, Guards
+from nas.oneshot.early_stopping import Growth, Guards
 
 
 def test_a_constant_curvature_raises_no_alarm():

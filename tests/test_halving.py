@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.evaluation.fidelity import Fidelity, Ladder, geometric
-from nas.goals import Goals, parse_goals
-from nas.registry import load
-from nas.schedulers.halving import (
+from nas.evaluate.fidelity import Fidelity, Ladder, geometric
+from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.halving import (
     Hyperband,
     SuccessiveHalving,
     bracketed,
@@ -19,8 +19,8 @@ from nas.schedulers.halving import (
     longest,
     promotion,
 )
-from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.seeding import rng
+from nas.space.loading import load
 from nas.types import Trial
 
 TOY, CELLS = load("toy"), load("nasbench201", width=4, cells=1)

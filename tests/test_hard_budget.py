@@ -5,19 +5,19 @@ import time
 
 import pytest
 
-from nas.budget import forecast
-from nas.budget.clock import Clock
-from nas.budget.forecast import Forecast
-from nas.budget.last import last_training
+from nas.data.task import load_task
 from nas.errors import ConfigError
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.job.search_run import run
-from nas.registry import load
 from nas.results.run_record import read_run
-from nas.task import load_task
+from nas.run import forecast
+from nas.run.clock import Clock
+from nas.run.config import make_config
+from nas.run.forecast import Forecast
+from nas.run.last import last_training
+from nas.run.preparation import prepare
+from nas.run.search_run import run_job
+from nas.space.loading import load
+from nas.training.ddp import Alone
 from nas.training.resumable import Stopped
-from nas.training.team import Alone
 from nas.training.train import train
 from tests.jobs import SMALL, TINY, Recorder
 
@@ -41,14 +41,14 @@ class Ticks:
 def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
     for name in ("forecast.network_pace", "forecast.search_pace", "forecast.final_pace", "sizing.final_pace"):
-        monkeypatch.setattr(f"nas.budget.{name}", lambda *_, **__: 0.1)
-    monkeypatch.setattr("nas.budget.last.final_pace", lambda *_, **__: 0.1)
+        monkeypatch.setattr(f"nas.run.{name}", lambda *_, **__: 0.1)
+    monkeypatch.setattr("nas.run.last.final_pace", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):
     stop, progress = more.pop("stop", None), more.pop("progress", None)
     values = {"space": "toy", **settings, "task": "digits", "budget": budget, "pictures": False, **more}
-    return run(make_config(values), out=folder, clock=clock, stop=stop, progress=progress)
+    return run_job(make_config(values), out=folder, clock=clock, stop=stop, progress=progress)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_estimate_begins_where_the_job_did(tmp_path):
     """Loading libraries and data takes seconds, too, before anything can be measured."""
     clock = Clock(since=time.monotonic() - 1000)
     config = make_config({**SMALL, "space": "toy", "method": "random"})
-    found = run(config, out=tmp_path, clock=clock, tell=lambda _: True)
+    found = run_job(config, out=tmp_path, clock=clock, tell=lambda _: True)
     needed_s = json.loads((tmp_path / "preview.json").read_text())["seconds"]
     assert 1000 < found.metrics["estimated_seconds"] - needed_s < found.metrics["job_seconds"]
 
@@ -192,9 +192,9 @@ def test_a_preview_is_shown_once_and_may_be_declined(tmp_path):
 
     config = make_config({**SMALL, "space": "toy", "method": "random", "pictures": False})
     with pytest.raises(Stopped, match="nothing was trained"):
-        run(config, out=tmp_path, tell=tell)
+        run_job(config, out=tmp_path, tell=tell)
     progress = Recorder()
-    run(config, out=tmp_path, tell=tell, progress=progress)
+    run_job(config, out=tmp_path, tell=tell, progress=progress)
     assert len(shown) == 2 and json.loads((tmp_path / "preview.json").read_text())["space"] == "toy"
     assert any("estimated were" in note for note in progress.notes)
     assert forecast.FILE == "preview.json"

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from smooth import RECIPE, make_task, smooth
 
-from nas.oneshot import health
+from nas.oneshot import diagnostics
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.health import Examiner, Health, dominant_eigenvalue, entropy, matching
+from nas.oneshot.diagnostics import Examiner, Health, dominant_eigenvalue, entropy, matching
 from nas.oneshot.method import Method
 from nas.oneshot.relaxations import GumbelHard, Uniform
 from nas.oneshot.supernet import Supernet
@@ -63,13 +63,13 @@ def test_it_finds_the_largest_in_magnitude(eigenvalues):
 
 
 def test_once_there_is_a_direction_short_epochs_take_few_iterations(monkeypatch):
-    counts, real = [], health.dominant_eigenvalue
+    counts, real = [], diagnostics.dominant_eigenvalue
 
     def counted(*args, iterations, **options):
         counts.append(iterations)
         return real(*args, iterations=iterations, **options)
 
-    monkeypatch.setattr(health, "dominant_eigenvalue", counted)
+    monkeypatch.setattr(diagnostics, "dominant_eigenvalue", counted)
     loop, examiner = make(), Examiner()
     for steps in (2, 2, 30, 300):
         loop.loop.steps_per_epoch = steps

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.oneshot.identities import barred, capped, identities, keeps_cap, members, skip_shares
-from nas.ops import candidates
-from nas.registry import load
-from nas.space import Space
+from nas.oneshot.skip_connections import barred, capped, identities, keeps_cap, members, skip_shares
+from nas.space.loading import load
+from nas.space.ops import candidates
+from nas.space.space import Space
 
 NB201 = load("nasbench201", width=4, cells=1)
 DARTS = load("darts", width=4, cells=3)

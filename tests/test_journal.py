@@ -8,9 +8,9 @@ import optuna
 import pytest
 
 from nas.errors import ConfigError, StorageError
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
 from nas.study import storage as storages
 from nas.study.storage import open_storage, patiently
 from nas.study.study import Study

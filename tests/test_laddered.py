@@ -10,18 +10,18 @@ import torch
 from killing import run_killed
 from torch import nn
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluators import affordable
-from nas.evaluation.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
-from nas.evaluation.laddered import Laddered
-from nas.registry import load
-from nas.schedulers.halving import Hyperband, SuccessiveHalving, epochs_granted
+from nas.evaluate.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import affordable
 from nas.searchers import RandomSearch
+from nas.searchers.halving import Hyperband, SuccessiveHalving, epochs_granted
 from nas.seeding import derive, isolated
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.study.storage import open_storage
 from nas.study.study import Study
-from nas.task import load_task
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, segmented
 from nas.training.resumable import Stopped
@@ -169,7 +169,7 @@ def test_weights_that_depend_on_the_image_size_are_not_continued(tmp_path):
     file = tmp_path / "flat.py"
     file.write_text(
         "from torch import nn\n"
-        "from nas.space import Space\n"
+        "from nas.space.space import Space\n"
         "def flat(image_size=8, classes=10):\n"
         "    def build(choose):\n"
         "        op = choose.op('op', {'a': nn.Identity, 'b': nn.ReLU})\n"

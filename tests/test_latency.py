@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas import latency as module
 from nas.errors import ConfigError, TrialError
-from nas.graph import architecture_hash
-from nas.latency import (
+from nas.space.graph import architecture_hash
+from nas.space.latency import (
     BEST_OF,
     Latency,
     LatencyTable,
@@ -23,8 +22,9 @@ from nas.latency import (
     latency,
     measure_table,
 )
-from nas.registry import load
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.space import Space
+from nas.space.space import latency as module
 
 CPU = torch.device("cpu")
 TOY = load("toy", width=4)

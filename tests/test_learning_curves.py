@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from nas.errors import ConfigError
-from nas.evaluation import learning_curves
-from nas.evaluation.learning_curves import Forecast, extrapolate
+from nas.evaluate import learning_curves
+from nas.evaluate.learning_curves import Forecast, extrapolate
 
 
 def power_law(epochs, *, a=0.93, b=0.5, c=0.4):

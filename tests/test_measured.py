@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from nas.cost import cost
 from nas.errors import ConfigError, TrialError
-from nas.evaluation import measured as module
-from nas.evaluation.measured import COUNTED, TIMED, Measured, Stopwatch, check_constraints, free_metrics
-from nas.goals import parse_goals
-from nas.latency import BEST_OF, LatencyTable
-from nas.registry import load
-from nas.space import Space
+from nas.evaluate import cost_metrics as module
+from nas.evaluate.cost_metrics import COUNTED, TIMED, Measured, Stopwatch, check_constraints, free_metrics
+from nas.searchers.goals import parse_goals
+from nas.space.cost import cost
+from nas.space.latency import BEST_OF, LatencyTable
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.types import Constraint, Trial
 
 CPU, SHAPE, RNG = torch.device("cpu"), (1, 8, 8), np.random.default_rng(0)
@@ -235,7 +235,7 @@ def test_a_measurement_goes_on_until_its_interval_is_narrow(monkeypatch):
 
 
 def test_a_network_too_large_for_the_device_is_not_built(monkeypatch):
-    monkeypatch.setattr("nas.training.needs.memory_bytes", lambda device: 10)
+    monkeypatch.setattr("nas.training.memory_estimate.memory_bytes", lambda device: 10)
     with pytest.raises(TrialError) as caught:
         Stopwatch(TOY, SHAPE, CPU)(CONVS)
     assert caught.value.reason == "oom"

@@ -6,21 +6,21 @@ import one_stage
 import pytest
 import torch
 
+from nas.data.task import load_task
 from nas.errors import ConfigError
-from nas.oneshot import memory
+from nas.oneshot import memory_budget
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.health import Examiner
-from nas.oneshot.memory import Change, Needs, _probe, fit, gib
+from nas.oneshot.diagnostics import Examiner
+from nas.oneshot.memory_budget import Change, Needs, _probe, fit, gib
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS
+from nas.oneshot.progressive import deepened
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.shrinking import deepened
 from nas.oneshot.stages import Progressive, Whole
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.task import load_task
-from nas.training.peak import peak_memory
+from nas.space.loading import load
+from nas.training.peak_memory import peak_memory
 from nas.training.resumable import Stopped
 
 SPACE = load(one_stage.PATH, width=8)
@@ -56,7 +56,7 @@ def _probed_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "_probe", probe)
+        patch.setattr(memory_budget, "_probe", probe)
         yield
 
 

@@ -6,18 +6,18 @@ import json
 import pytest
 
 from nas.errors import ConfigError
-from nas.job.config import make_config
-from nas.job.method_names import DIFFERENTIABLE
-from nas.job.plan import make_plan
-from nas.oneshot.freezing import Freezing
-from nas.oneshot.guards import Guards
+from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
+from nas.oneshot.early_stopping import Guards
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS, make_method
+from nas.oneshot.oles import Freezing
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
 from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Softmax, Uniform
 from nas.oneshot.stages import OneByOne, Progressive, Whole
-from nas.oneshot.updates import Adam, ExponentiatedGradient
+from nas.run.config import make_config
+from nas.run.method_names import DIFFERENTIABLE
+from nas.run.resolved_config import make_plan
 
 
 def published(name, preset, **settings):

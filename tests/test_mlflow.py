@@ -8,8 +8,8 @@ from jobs import TINY
 
 import nas
 from nas.results.run_record import read_run
-from nas.tracking.mlflow import MLflow, word
-from nas.tracking.tracker import FINAL, Point, Run
+from nas.show.tracking.mlflow import MLflow, word
+from nas.show.tracking.tracker import FINAL, Point, Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 RUN = Run("run-1", Path("run"), {"space": "toy", "seed": "0"})

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.architectures.morph import additions, graft, is_addition, last_norm
-from nas.cell import Cell
 from nas.errors import ConfigError, SpaceError
-from nas.ops import PRIMITIVES, FactorizedReduce, Zero, candidates
-from nas.registry import load
 from nas.searchers import RegularizedEvolution
-from nas.space import Space
+from nas.space.cell import Cell
+from nas.space.loading import load
+from nas.space.network_morphism import additions, graft, is_addition, last_norm
+from nas.space.ops import PRIMITIVES, FactorizedReduce, Zero, candidates
+from nas.space.space import Space
 from nas.types import Trial
 
 

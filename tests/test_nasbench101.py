@@ -11,13 +11,13 @@ import pytest
 import torch
 from published import table
 
-from nas.architectures.skeleton import skeleton
-from nas.benchmarks.nasbench101 import cell_hashes, load_nasbench101
-from nas.cell import VertexCell
-from nas.cost import count_params
 from nas.errors import ConfigError, SpaceError, TrialError
-from nas.graph import architecture_hash, cell_graphs
-from nas.registry import load
+from nas.evaluate.benchmarks.nasbench101 import cell_hashes, load_nasbench101
+from nas.space.cell import VertexCell
+from nas.space.cost import count_params
+from nas.space.graph import architecture_hash, cell_graphs
+from nas.space.loading import load
+from nas.space.macro_graph import skeleton
 from nas.testing import check_space
 from spaces.nasbench101 import COUNT, EDGES, INNER, NAMES, OPTIONS, OUTPUT, vertex_channels, wirings
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nas.goals import selection_order
-from nas.pareto import crowding, dominates, front, hypervolume, ranks
+from nas.searchers.goals import selection_order
+from nas.searchers.pareto import crowding, dominates, front, hypervolume, ranks
 
 LADDER = np.array([[1.0, 4.0], [2.0, 3.0], [4.0, 1.0], [1.0, 3.0], [2.0, 1.0], [1.0, 1.0]])
 """Fronts by hand: rows 0-2, then 3 and 4, then 5."""

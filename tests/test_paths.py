@@ -5,16 +5,16 @@ import torch
 from nested import nested_space
 from torch import nn
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.oneshot.paths import accuracies, scores
+from nas.oneshot.path_evaluation import accuracies, scores
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.ops import MixtureNorm
-from nas.registry import load
 from nas.seeding import rng, torch_rng
-from nas.space import Space
-from nas.task import load_task
-from nas.training.accuracy import evaluate
+from nas.space.loading import load
+from nas.space.ops import MixtureNorm
+from nas.space.space import Space
+from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe
 
 TASK = load_task("digits").reduced(400)

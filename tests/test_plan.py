@@ -4,10 +4,10 @@ import json
 import pytest
 
 from nas.errors import ConfigError
-from nas.job.changing import change
-from nas.job.config import Config, make_config
-from nas.job.plan import make_plan
-from nas.job.presets import PRESETS, preset
+from nas.run.config import Config, make_config
+from nas.run.overrides import change
+from nas.run.presets import PRESETS, preset
+from nas.run.resolved_config import make_plan
 from nas.training.recipe import Recipe, learning_rate
 
 

@@ -6,18 +6,18 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from nas.budget.clock import Clock
-from nas.budget.forecast import preview
-from nas.budget.phases import Steps, phases_of
-from nas.budget.preview import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
 from nas.cli import search
 from nas.cli.app import app
-from nas.console import LiveProgress
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.job.search_run import look
 from nas.oneshot.search import CURVATURE
-from nas.training.accuracy import FORWARD
+from nas.run.clock import Clock
+from nas.run.config import make_config
+from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
+from nas.run.forecast import preview
+from nas.run.phases import Steps, phases_of
+from nas.run.preparation import prepare
+from nas.run.search_run import look
+from nas.show.console import LiveProgress
+from nas.training.evaluate import FORWARD
 from tests.jobs import TINY, Recorder
 
 VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "trials": 7, "baselines": True}

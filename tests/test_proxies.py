@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from published import table
 from torch import nn
 
-from nas.cost import cost
+from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.calibration import spearman
-from nas.proxies import DEFAULT, PROXIES, Batch, draw_batch, log_rank
-from nas.proxies.ranks import ranks
-from nas.registry import load
-from nas.task import load_task
+from nas.evaluate.calibration import spearman
+from nas.evaluate.proxies import DEFAULT, PROXIES, Batch, draw_batch, log_rank
+from nas.evaluate.proxies.ranks import ranks
+from nas.space.cost import cost
+from nas.space.loading import load
 
 DATALESS = ("params", "macs", "l2_norm")
 BY_LOSS = ("grad_norm", "snip", "grasp", "fisher", "plain", "zico")

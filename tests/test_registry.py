@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from nas.errors import SpaceError
-from nas.registry import bundled, is_plugin, load
-from nas.space import Space
+from nas.space.loading import bundled, is_plugin, load
+from nas.space.space import Space
 
 GOOD = """
 from torch import nn
-from nas.space import Space
+from nas.space.space import Space
 
 
 def make(width=4, *, classes=10):
@@ -137,7 +137,10 @@ def test_an_import_error_names_the_users_line(plugin):
         ("def f():\n    raise ValueError('no')\n\nf()\n", 2),
         ("import json\n\nx = json.loads('{')\n", 3),  # raised inside Python's own library
         ("import torch\nx = torch.zeros(2).view(3)\n", 2),  # raised inside an installed one
-        ("from nas.ops import candidates\n\n\nx = candidates(['sep_conv'], 4, 4)\n", 4),  # inside the engine
+        (
+            "from nas.space.ops import candidates\n\n\nx = candidates(['sep_conv'], 4, 4)\n",
+            4,
+        ),  # inside the engine
     ],
 )
 def test_a_file_that_raises_on_import_is_reported_with_the_users_line(plugin, code, line):

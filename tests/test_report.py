@@ -19,24 +19,24 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas.cell import Cell
 from nas.cli import app
 from nas.errors import ConfigError
 from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
-from nas.goals import parse_goals
-from nas.report import REPORT, render, write_report
-from nas.report.curves import anytime, expected, order_statistics, thinned
-from nas.report.energy import assumed_watts
-from nas.report.history import Past, Work, read_studies
-from nas.report.importance import decisions, operations
-from nas.report.lineage import ancestors
-from nas.report.page import render_run
-from nas.report.pareto import front
-from nas.report.run import read
-from nas.report.words import metric, setting
-from nas.report.working import timeline
-from nas.space import Space
+from nas.searchers.goals import parse_goals
+from nas.show.report import REPORT, render, write_report
+from nas.show.report.curves import anytime, expected, order_statistics, thinned
+from nas.show.report.energy import assumed_watts
+from nas.show.report.formatting import metric, setting
+from nas.show.report.history import Past, Work, read_studies
+from nas.show.report.importance import decisions, operations
+from nas.show.report.lineage import ancestors
+from nas.show.report.page import render_run
+from nas.show.report.pareto import front
+from nas.show.report.run import read
+from nas.show.report.worker_timeline import timeline
+from nas.space.cell import Cell
+from nas.space.space import Space
 from nas.training.resumable import Stopped
 from nas.types import Decision, Trial
 

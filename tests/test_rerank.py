@@ -9,18 +9,18 @@ import torch
 from jobs import SMALL, TINY, Recorder, journal, outcome
 from killing import run_killed
 
+from nas.data.task import load_task
 from nas.errors import NoModelError
-from nas.evaluation.evaluators import Trained
+from nas.evaluate.trained import Trained
 from nas.files.folders import prepare_folder
-from nas.graph import architecture_hash
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.job.rerank import SEARCH, rerank
-from nas.job.search_run import search
-from nas.registry import load
 from nas.results.result import load_result
+from nas.run.config import make_config
+from nas.run.preparation import prepare
+from nas.run.reevaluate import SEARCH, rerank
+from nas.run.search_run import search
+from nas.space.graph import architecture_hash
+from nas.space.loading import load
 from nas.study.study import Study
-from nas.task import load_task
 from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
@@ -50,7 +50,7 @@ def scripted(monkeypatch, accuracies, *, failing=()):
         return split.y + wrong.long()
 
     monkeypatch.setattr(Trained, "__call__", call)
-    monkeypatch.setattr("nas.job.rerank.predictions", predictions)
+    monkeypatch.setattr("nas.run.reevaluate.predictions", predictions)
 
 
 # -- the trainings ---------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
 
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
     notes = Recorder()
-    monkeypatch.setattr("nas.job.rerank._first_like", lambda job, rival, candidates: rival)
-    monkeypatch.setattr("nas.job.search_phase.finalists", lambda history, goals: [t for t in history[:1]])
+    monkeypatch.setattr("nas.run.reevaluate._first_like", lambda job, rival, candidates: rival)
+    monkeypatch.setattr("nas.run.search_phase.finalists", lambda history, goals: [t for t in history[:1]])
     settings = SMALL | {
         "baselines": True,
         "trials": 3,

@@ -10,11 +10,9 @@ from jobs import SMALL, snapshot
 from torch import nn
 
 import nas
-from nas.data.inputs import Inputs
+from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError, DataError
-from nas.evaluation.metrics import wilson
-from nas.goals import Goals, parse_goals
-from nas.graph import cell_graphs, merged
+from nas.evaluate.metrics import wilson
 from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,
@@ -23,7 +21,9 @@ from nas.results.architecture_file import (
     write_graphml,
 )
 from nas.results.result import BASELINES, Result, baselines_of, load_result
-from nas.results.result_files import write_front
+from nas.run.result_files import write_front
+from nas.searchers.goals import Goals, parse_goals
+from nas.space.graph import cell_graphs, merged
 from nas.types import Trial
 
 HOSTILE = "<script>alert(1)</script> & '$x$'"
@@ -108,8 +108,8 @@ def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
     ]
     found = Result(space, history[2].genotype, {}, nn.Identity(), {}, history, tmp_path, None, {}, goals)
     drawn = {}
-    monkeypatch.setattr("nas.draw.draw_front", lambda points, **more: drawn.update(points=points, **more))
-    monkeypatch.setattr("nas.draw.save", lambda *_: None)
+    monkeypatch.setattr("nas.show.draw.draw_front", lambda points, **more: drawn.update(points=points, **more))
+    monkeypatch.setattr("nas.show.draw.save", lambda *_: None)
     write_front(found, title="toy")
     assert drawn["points"].tolist() == [[0.5, 40], [0.6, 60], [0.4, 70]] and drawn["chosen"] == [1]
     assert drawn["subtitle"] == "2 of 3 architectures are on it"

@@ -8,8 +8,8 @@ from jobs import SMALL, outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
-from nas.job import lifecycle
 from nas.results.architecture_file import describe_architecture
+from nas.run import lifecycle
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 

@@ -4,15 +4,15 @@ import os
 
 import pytest
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files.tomlfile import read_toml
-from nas.job.config import make_config
-from nas.job.plan import make_plan
-from nas.job.run_folder import begin, open_folder
-from nas.registry import load
 from nas.results.run_record import FORMAT, read_run
-from nas.space import Space
-from nas.task import load_task
+from nas.run.config import make_config
+from nas.run.resolved_config import make_plan
+from nas.run.run_folder import begin, open_folder
+from nas.space.loading import load
+from nas.space.space import Space
 
 TASK = load_task("digits")
 SPACE = load("toy", width=4)

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from nas.cost import cost
+from nas.data.task import load_task
 from nas.errors import ConfigError
-from nas.oneshot.sampling import SAMPLINGS, Sandwich, StrictlyFair, UniformSampling, extremes
+from nas.oneshot.path_sampling import SAMPLINGS, Sandwich, StrictlyFair, UniformSampling, extremes
 from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
-from nas.ops import candidates
-from nas.registry import load
 from nas.seeding import rng
-from nas.space import Space
-from nas.task import load_task
+from nas.space.cost import cost
+from nas.space.loading import load
+from nas.space.ops import candidates
+from nas.space.space import Space
 from nas.training.recipe import Recipe
 
 NB201 = load("nasbench201", width=4, cells=1, in_channels=1)

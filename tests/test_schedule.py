@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nas.errors import ExhaustedError
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed, Listed
 from nas.searchers import RandomSearch
+from nas.searchers.scheduler import Fixed, Listed
 from nas.seeding import rng
+from nas.space.loading import load
 from nas.types import Trial
 
 TOY = load("toy")

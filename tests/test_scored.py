@@ -1,13 +1,13 @@
 import pytest
 from torch import nn
 
-from nas.cost import cost
+from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.scored import FAILED, Scored
-from nas.proxies import PROXIES
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
+from nas.evaluate.proxies import PROXIES
+from nas.evaluate.proxy_evaluator import FAILED, Scored
+from nas.space.cost import cost
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(128)
@@ -49,7 +49,7 @@ def test_each_score_is_computed_once(monkeypatch):
         asked.append(len(batch))
         return 1.5
 
-    monkeypatch.setattr("nas.evaluation.scored.PROXIES", {"counting": counting})
+    monkeypatch.setattr("nas.evaluate.proxy_evaluator.PROXIES", {"counting": counting})
     scored = Scored(TOY, TASK, ["counting"])
     assert [scored((2, 2, 2)), scored((2, 2, 2)), scored((1, 1, 1))] == [[1.5]] * 3
     assert asked == [64, 64]

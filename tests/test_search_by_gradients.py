@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from killing import run_killed
 from torch import nn
 
+from nas.data.task import task_from_arrays
 from nas.errors import ConfigError
+from nas.oneshot import darts_pt
 from nas.oneshot import search as searching
-from nas.oneshot import selection
 from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.freezing import Freezing
-from nas.oneshot.guards import Guards
-from nas.oneshot.identities import capped
+from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.early_stopping import Guards
 from nas.oneshot.method import PUBLISHED, Method
 from nas.oneshot.methods import METHODS
+from nas.oneshot.oles import Freezing
 from nas.oneshot.search import Search, search
-from nas.oneshot.selection import ByPerturbation
+from nas.oneshot.skip_connections import capped
 from nas.oneshot.stages import Progressive
-from nas.registry import load
-from nas.space import Space
-from nas.task import task_from_arrays
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
@@ -433,12 +433,12 @@ def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning():
 
 def test_a_guarded_selection_by_perturbation_keeps_the_cap_too(monkeypatch):
     """Removing an identity is made to look worst everywhere; still only one of three is chosen."""
-    real = selection.accuracy_without
+    real = darts_pt.accuracy_without
 
     def biased(supernet, task, settings, decision, option=None):
         return 0.0 if option == 0 else real(supernet, task, settings, decision, option)
 
-    monkeypatch.setattr(selection, "accuracy_without", biased)
+    monkeypatch.setattr(darts_pt, "accuracy_without", biased)
     method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4), guards=Guards(skip_cap=1, ratio=1e9))
     assert sum(o == 0 for o in run(method=method).selected[0]) == 1
     assert run(method=dataclasses.replace(method, guards=None)).selected[0] == (0, 0, 0)
@@ -519,13 +519,13 @@ def test_the_tuning_goes_from_a_share_of_the_learning_rate_down_to_its_minimum(m
 
 def test_a_finished_search_weighs_its_connections_as_before(tmp_path, monkeypatch):
     """What candidates draw there is the same, whatever was drawn before."""
-    begun, real = [], selection.connections
+    begun, real = [], darts_pt.connections
 
     def connections(*args):
         begun.append(torch.get_rng_state())
         return real(*args)
 
-    monkeypatch.setattr(selection, "connections", connections)
+    monkeypatch.setattr(darts_pt, "connections", connections)
     method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32))
     for _ in range(2):
         run(method=method, checkpoints=Checkpoints(tmp_path))

@@ -13,28 +13,28 @@ from killing import MODULES
 from torch import nn
 
 import nas
+from nas.data.task import load_task, task_from_arrays
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
 from nas.files.folder_lock import FolderLock
 from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
-from nas.goals import Goals, parse_goals
-from nas.job.config import make_config
-from nas.job.final_network import final_recipe, final_space
-from nas.job.method_names import DIFFERENTIABLE
-from nas.job.method_names import METHODS as CONFIG_METHODS
-from nas.job.plan import make_plan
-from nas.job.preparation import default_folder
-from nas.job.search_phase import front_first
-from nas.job.search_run import run, search
-from nas.latency import LatencyTable
-from nas.registry import load
 from nas.results.result import load_result
-from nas.schedulers.halving import finalists
+from nas.run.config import make_config
+from nas.run.final_network import final_recipe, final_space
+from nas.run.method_names import DIFFERENTIABLE
+from nas.run.method_names import METHODS as CONFIG_METHODS
+from nas.run.preparation import default_folder
+from nas.run.resolved_config import make_plan
+from nas.run.search_phase import front_first
+from nas.run.search_run import run_job, search
 from nas.searchers import RandomSearch
-from nas.space import Space
+from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.halving import finalists
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.study.study import Study
-from nas.task import load_task, task_from_arrays
-from nas.training.accuracy import evaluate
+from nas.training.evaluate import evaluate
 from nas.training.resumable import Stopped
 from nas.types import Trial
 
@@ -495,7 +495,7 @@ def test_divergence_of_a_whole_phase_is_an_error(tmp_path, where):
 
 
 def test_a_network_that_overflows_only_in_the_test_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.job.final_training.evaluate", lambda *_: (float("inf"), 0.1))
+    monkeypatch.setattr("nas.run.final_training.evaluate", lambda *_: (float("inf"), 0.1))
     with pytest.raises(TrialError, match="test loss is inf"):
         evolve(tmp_path)
     assert not (tmp_path / "metrics.json").exists()
@@ -797,7 +797,7 @@ def test_changed_data_are_refused_and_taken_when_forced(tmp_path):
 
 def test_run_takes_a_config(tmp_path):
     config = make_config({"space": "toy", "method": "random", **SMALL})
-    assert run(config, out=tmp_path).metrics["trials"] == 3
+    assert run_job(config, out=tmp_path).metrics["trials"] == 3
 
 
 # -- a user's own space ------------------------------------------------------------------------------------

@@ -11,18 +11,18 @@ from published import table
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.goals import Goals, parse_goals
-from nas.pareto import hypervolume
-from nas.registry import load
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.bounded import Bounded
-from nas.searchers.generational import Generational
-from nas.searchers.named import SEARCHERS as NAMES
-from nas.searchers.named import make_searcher, settings_of
+from nas.searchers.constrained import Bounded
+from nas.searchers.factory import SEARCHERS as NAMES
+from nas.searchers.factory import make_searcher, settings_of
+from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
+from nas.searchers.pareto import hypervolume
+from nas.searchers.spos import Generational
 from nas.searchers.surrogate import SURROGATES
 from nas.seeding import rng
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.testing import check_searcher
 from nas.types import Objective, Trial
 from spaces.nasbench201 import to_string
@@ -643,7 +643,7 @@ def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
     """Guo et al.: the first at random, then 25 mutations and 25 crossovers of 50; here 6, 2 and 2 of 10."""
     searcher = Generational(population=10, parents=3, mutations=0.6, crossovers=0.2)
     drawn = []
-    monkeypatch.setattr("nas.searchers.generational.unseen", lambda space, history, rng, propose: propose())
+    monkeypatch.setattr("nas.searchers.spos.unseen", lambda space, history, rng, propose: propose())
     made = watched_children(monkeypatch)
     history = simulate(searcher, CELLS, planted, trials=10)
     assert (made["_mutated"], made["cross"], made["sample"]) == (0, 0, 10)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas.cell import Cell
+from nas.data.task import load_task, task_from_arrays
 from nas.errors import ConfigError
-from nas.oneshot.selection import (
+from nas.oneshot.darts_pt import (
     ByPerturbation,
     _without,
     accuracy,
@@ -19,10 +19,10 @@ from nas.oneshot.selection import (
     select,
 )
 from nas.oneshot.supernet import Supernet
-from nas.ops import Zero
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task, task_from_arrays
+from nas.space.cell import Cell
+from nas.space.loading import load
+from nas.space.ops import Zero
+from nas.space.space import Space
 
 SETTINGS = ByPerturbation()
 PLANTED = (1, 2, 1)

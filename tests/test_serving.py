@@ -22,23 +22,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import nas
-from nas.bundle import predicting
-from nas.bundle.forms import Pixels, exported, write_onnx
-from nas.bundle.predicting import _files_of
 from nas.cli import app
-from nas.data.pictures import fitted
+from nas.data.image_io import fitted
 from nas.errors import ConfigError, DataError
+from nas.export import predict as predicting
+from nas.export.formats import Pixels, exported, write_onnx
+from nas.export.predict import _files_of
+from nas.export.serving.answers import answers
+from nas.export.serving.inputs import array_pixels, pixels_of
+from nas.export.serving.served import Served, read_served
+from nas.export.serving.session import Session
 from nas.files.manifest import update_manifest
-from nas.serving.answers import answers
-from nas.serving.inputs import array_pixels, pixels_of
-from nas.serving.served import Served, read_served
-from nas.serving.session import Session
 
 fastapi = pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
 
-from nas.serving.app import Limits, make_app  # noqa: E402 - what it needs is asked for first
-from nas.serving.page import PAGE, POLICY  # noqa: E402
+from nas.export.serving.app import Limits, make_app  # noqa: E402 - what it needs is asked for first
+from nas.export.serving.page import PAGE, POLICY  # noqa: E402
 
 GREY = Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
 COLOUR = Served("toy on cifar10", ("cat", "dog"), (3, 8, 8), "uint8")
@@ -144,7 +144,7 @@ def test_what_cannot_be_taken_is_said(data, served, words):
 
 def test_a_pixel_bomb_is_not_decoded(monkeypatch):
     bomb = png(np.zeros((60, 50), np.uint8))
-    monkeypatch.setattr("nas.data.pictures.MOST_PIXELS", 2999)
+    monkeypatch.setattr("nas.data.image_io.MOST_PIXELS", 2999)
     with pytest.raises(ValueError, match="50x60 pixels, but at most 2,999"):
         fitted(bomb, (1, 8, 8))
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
@@ -282,7 +282,7 @@ def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
     assert "no images were given" in predict(run.folder).stderr
     assert "holds no finished run" in predict(tmp_path, "x.png").stderr
     (tmp_path / "a.png").write_bytes(b"x")
-    monkeypatch.setattr("nas.bundle.predicting.find_spec", lambda _: None)
+    monkeypatch.setattr("nas.export.predict.find_spec", lambda _: None)
     assert "pip install 'nas-engine[vision]'" in predict(run.folder, tmp_path / "a.png").stderr
 
 
@@ -428,7 +428,7 @@ def test_the_page_loads_nothing_from_elsewhere(server):
 
 @pytest.mark.parametrize("module", ["serve", "app", "session", "inputs"])
 def test_the_server_never_imports_torch(module):
-    code = f"import sys, nas.cli.predict, nas.cli.serve, nas.serving.{module}; print('torch' in sys.modules)"
+    code = f"import sys, nas.cli.predict, nas.cli.serve, nas.export.serving.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -443,7 +443,9 @@ def test_a_server_that_cannot_start_says_why(run, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = serve(run.folder, "--port", taken.getsockname()[1])
     assert (done.exit_code, "choose another --port or --host" in done.stderr) == (2, True)
-    monkeypatch.setattr("nas.serving.serve.find_spec", lambda name: None if name == "uvicorn" else name)
+    monkeypatch.setattr(
+        "nas.export.serving.serve.find_spec", lambda name: None if name == "uvicorn" else name
+    )
     assert "uvicorn is missing; pip install 'nas-engine[serve]'" in serve(run.folder).stderr
 
 

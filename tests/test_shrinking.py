@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
+from nas.oneshot.progressive import deepened, inherit, record_fisher, shrink
 from nas.oneshot.relaxations import Uniform
-from nas.oneshot.shrinking import deepened, inherit, record_fisher, shrink
 from nas.oneshot.stages import Stage
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.task import load_task
+from nas.space.loading import load
 
 NB201 = load("nasbench201", width=8, cells=1, in_channels=1)
 TASK = load_task("digits").reduced(96)

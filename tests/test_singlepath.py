@@ -4,12 +4,12 @@ import itertools
 import pytest
 import torch
 
-from nas.oneshot.mixed import MixedOp
+from nas.data.task import load_task
+from nas.oneshot.mixed_op import MixedOp
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
 from nas.seeding import rng
-from nas.task import load_task
+from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from nas.architectures.skeleton import skeleton
-from nas.registry import load
+from nas.space.loading import load
+from nas.space.macro_graph import skeleton
 
 
 def network(name, **settings):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.architectures.space_size import Size, estimate
-from nas.choosers import MAX_RUNS
 from nas.errors import SpaceError
-from nas.registry import load
-from nas.space import Space
+from nas.space.choosers import MAX_RUNS
+from nas.space.loading import load
+from nas.space.space import Space
+from nas.space.space_size import Size, estimate
 from nas.types import Decision
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nas.cell import Cell
-from nas.cost import cost, count_params
 from nas.errors import SpaceError
-from nas.ops import MixtureNorm
-from nas.registry import bundled, load
+from nas.space.cell import Cell
+from nas.space.cost import cost, count_params
+from nas.space.loading import bundled, load
+from nas.space.ops import MixtureNorm
 from spaces import darts, nasbench201, toy
 
 PC_DARTS = (

@@ -10,9 +10,9 @@ import pytest
 from postgres import Proxy
 
 from nas.errors import ConfigError
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
 from nas.searchers import RandomSearch
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
 from nas.study.address import Address
 from nas.study.storage import OWNER, open_storage
 from nas.study.study import Study

@@ -9,12 +9,12 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
-from nas.evaluation.metrics import check_metrics
-from nas.goals import Goals
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed, Listed
+from nas.evaluate.metrics import check_metrics
 from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.goals import Goals
+from nas.searchers.scheduler import Fixed, Listed
 from nas.seeding import rng
+from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.types import Objective, Trial

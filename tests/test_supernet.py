@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from nested import nested_space
 from torch import nn
 
-from nas.cell import Cell
 from nas.errors import SpaceError
-from nas.oneshot.extraction import used
-from nas.oneshot.mixed import MixedOp, Weighed
+from nas.oneshot.extract import used
+from nas.oneshot.mixed_op import MixedOp, Weighed
 from nas.oneshot.relaxations import GumbelHard, Relaxation
 from nas.oneshot.supernet import Supernet
-from nas.ops import Zero, candidates
-from nas.registry import load
-from nas.space import Space
+from nas.space.cell import Cell
+from nas.space.loading import load
+from nas.space.ops import Zero, candidates
+from nas.space.space import Space
 from spaces.darts import OPTIONS as DARTS_OPTIONS
 
 

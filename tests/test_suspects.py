@@ -5,11 +5,11 @@ import json
 import pytest
 from jobs import SMALL, Recorder
 
+from nas.data.exclusions import Suspect, list_of, without
 from nas.data.splits import digest
-from nas.data.suspects import Suspect, list_of, without
+from nas.data.task import load_task
 from nas.errors import ConfigError, DataError
-from nas.job.search_run import search
-from nas.task import load_task
+from nas.run.search_run import search
 
 TASK = load_task("digits", limit=300)
 
@@ -118,7 +118,7 @@ def test_a_search_audits_and_leaves_out(tmp_path):
 
 
 def test_a_retraining_leaves_out_too_and_refuses_to_audit(tmp_path):
-    from nas.job.retrain_run import retrain
+    from nas.run.retrain import retrain
 
     with pytest.raises(ConfigError, match="audit is set, but a retraining"):
         retrain(

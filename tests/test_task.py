@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from nas.data.task import Task, load_task, task_from_arrays, task_from_datasets
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
-from nas.task import Task, load_task, task_from_arrays, task_from_datasets
 
 
 def random_images(count: int, *shape: int, stream: str = "images") -> np.ndarray:
@@ -504,7 +504,7 @@ def test_resized_floats_stay_floats_and_keep_their_shape():
 
 def test_large_tasks_are_resized_in_parts(monkeypatch):
     whole = small().resized(3)
-    monkeypatch.setattr("nas.data.pixels._PART", 7)
+    monkeypatch.setattr("nas.data.transforms._PART", 7)
     assert torch.equal(small().resized(3).train.x, whole.train.x)
 
 

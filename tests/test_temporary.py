@@ -14,13 +14,13 @@ import pytest
 import torch
 from killing import MODULES
 
-from nas.bundle.proof import prove
 from nas.classifier import _temporary
-from nas.evaluation.evaluators import Trained
+from nas.evaluate.trained import Trained
+from nas.export.verify import prove
 from nas.files import temporary as files_temporary
 from nas.files.folders import prepare_folder
 from nas.files.temporary import temporary_folder
-from nas.registry import load
+from nas.space.loading import load
 from nas.training.recipe import Recipe
 from nas.types import Trial
 

@@ -7,8 +7,8 @@ import pytest
 from jobs import TINY
 
 import nas
-from nas.tracking.tensorboard import TensorBoard, keys
-from nas.tracking.tracker import FINAL, Point, Run
+from nas.show.tracking.tensorboard import TensorBoard, keys
+from nas.show.tracking.tracker import FINAL, Point, Run
 
 pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choosers import Chooser
 from nas.errors import ConfigError, ExhaustedError, SpaceError
-from nas.ops import Zero, candidates
-from nas.registry import bundled, load
 from nas.searchers import RandomSearch, RegularizedEvolution
-from nas.space import Space
+from nas.space.choosers import Chooser
+from nas.space.loading import bundled, load
+from nas.space.ops import Zero, candidates
+from nas.space.space import Space
 from nas.testing import SearcherError, check_searcher, check_space
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,14 +10,14 @@ from jobs import SMALL, TINY, Recorder
 import nas
 from nas.cli.app import spelt_out
 from nas.errors import ConfigError
-from nas.job import trackers
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.tracking import feed
-from nas.tracking.points import of_curve, of_trials
-from nas.tracking.tracker import FINAL, Point, Run
-from nas.tracking.tracking import Tracking
-from nas.training.curve import Curve
+from nas.run import trackers
+from nas.run.config import make_config
+from nas.run.preparation import prepare
+from nas.show.tracking import feed
+from nas.show.tracking.points import of_curve, of_trials
+from nas.show.tracking.tracker import FINAL, Point, Run
+from nas.show.tracking.tracking import Tracking
+from nas.training.history import Curve
 from nas.types import Trial
 
 RUN = Run("run-1", None, {"space": "toy"})

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from forwarded import by
 from torch import nn
 
-from nas.cell import Cell
+from nas.data.task import Split, Task
 from nas.errors import ConfigError, DataError, TrialError
-from nas.task import Split, Task
-from nas.training.accuracy import evaluate
+from nas.space.cell import Cell
 from nas.training.checkpoint import Checkpoints
+from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, learning_rate
 from nas.training.resumable import Stopped
 from nas.training.train import train

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.evaluation.fidelity import geometric
-from nas.goals import Goals
-from nas.job.trial_setup import informed, scheduler
-from nas.registry import load
-from nas.schedulers.halving import Hyperband, SuccessiveHalving
-from nas.schedulers.scheduler import Fixed, Listed
+from nas.evaluate.fidelity import geometric
+from nas.run.black_box import informed, scheduler
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.bounded import Bounded
+from nas.searchers.constrained import Bounded
+from nas.searchers.goals import Goals
+from nas.searchers.halving import Hyperband, SuccessiveHalving
+from nas.searchers.scheduler import Fixed, Listed
+from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.types import Trial

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot.updates import Adam, ExponentiatedGradient
+from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 
 
 def parameters():

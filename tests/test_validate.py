@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-import nas.architectures.validate
-from nas.architectures.validate import Spread, validate
-from nas.cell import Cell
-from nas.choosers import Chooser
-from nas.cost import cost, count_params
+import nas.evaluate.validate
+from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError, TrialError
+from nas.evaluate.validate import Spread, validate
 from nas.oneshot.supernet import Supernet
-from nas.ops import candidates
-from nas.registry import load
 from nas.seeding import rng
-from nas.space import Space
-from nas.task import load_task
+from nas.space.cell import Cell
+from nas.space.choosers import Chooser
+from nas.space.cost import cost, count_params
+from nas.space.loading import load
+from nas.space.ops import candidates
+from nas.space.space import Space
 
 TASK = load_task("digits", limit=200)
 TOY = load("toy")
@@ -154,7 +154,7 @@ def test_huge_feature_maps_are_refused_before_they_are_made():
 
 
 def test_the_batch_shrinks_to_the_memory(monkeypatch):
-    monkeypatch.setattr(nas.architectures.validate, "memory_bytes", lambda device: 1_200_000)
+    monkeypatch.setattr(nas.evaluate.validate, "memory_bytes", lambda device: 1_200_000)
     report = validate(TOY, TASK, samples=20)
     assert report.batch == 32
     assert "more than 32 images" in report.warnings[-1]

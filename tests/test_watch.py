@@ -2,9 +2,9 @@
 
 import torch
 
-from nas.oneshot.guards import Guards
-from nas.oneshot.record import Epoch, lasting
-from nas.oneshot.watch import Watch
+from nas.oneshot.early_stopping import Guards
+from nas.oneshot.eigenvalue_monitor import Watch
+from nas.oneshot.history import Epoch, lasting
 
 GUARDS = Guards(window=0.1, delay=0.1, start=0.1)
 """Of ten epochs: three each."""

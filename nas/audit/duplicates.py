@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nas.audit.findings import Group
+from nas.audit.image_table import Pool
 from nas.audit.neighbours import nearest
-from nas.audit.pool import Pool
 from nas.data.arrays import Array, Labels
-from nas.data.suspects import SPLITS, Suspect
+from nas.data.exclusions import SPLITS, Suspect
 
 CANDIDATES, SHIFT = 10, 1
 TAIL, LOCAL = 2.5, 0.2

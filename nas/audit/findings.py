@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from nas.data.suspects import KINDS, Suspect
+from nas.data.exclusions import KINDS, Suspect
 
 FORMAT = 1
 _WORDS = {

@@ -9,13 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from nas.audit.findings import Confusion, Group, Labels
-from nas.audit.pool import Pool
+from nas.audit.image_table import Pool
 from nas.audit.predictions import FOLDS, out_of_fold
 from nas.data.arrays import Array
 from nas.data.arrays import Labels as Numbers
-from nas.data.suspects import Suspect
+from nas.data.exclusions import Suspect
 from nas.errors import ConfigError, unknown
-from nas.evaluation.metrics import wilson
+from nas.evaluate.metrics import wilson
 
 Backend = Literal["own", "cleanlab"]
 BACKENDS: tuple[Backend, ...] = ("own", "cleanlab")

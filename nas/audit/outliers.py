@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from nas.audit.image_table import Pool
 from nas.audit.neighbours import nearest
-from nas.audit.pool import Pool
 from nas.data.arrays import Array
-from nas.data.suspects import Suspect
+from nas.data.exclusions import Suspect
 
 NEIGHBOURS, CUT = 10, 4.0
 _FEWEST = 20

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nas.audit.balance import balance, imbalance, remarks
+from nas.audit.class_balance import balance, imbalance, remarks
 from nas.audit.duplicates import copies, groups, near_copies
 from nas.audit.features import features
 from nas.audit.findings import Audit
+from nas.audit.image_table import Pool
 from nas.audit.labels import mislabels, named_backend
 from nas.audit.outliers import outliers
-from nas.audit.pool import Pool
-from nas.data.suspects import KINDS, Suspect, list_of
+from nas.data.exclusions import KINDS, Suspect, list_of
+from nas.data.task import Task
 from nas.files.atomic import write_json
-from nas.task import Task
 
 AUDIT_FILES = ("audit.json", "suspects.json", "suspects.png")
 """What an audit leaves in its folder."""
@@ -66,8 +66,8 @@ def _corrupt(skipped: Sequence[str]) -> list[Suspect]:
 
 def write_audit(found: Audit, task: Task, folder: Path) -> list[Path]:
     """Writes audit.json, suspects.json and, where there are images to show, suspects.png."""
-    from nas.audit.sheet import draw_sheet
-    from nas.draw import save
+    from nas.audit.contact_sheet import draw_sheet
+    from nas.show.draw import save
 
     report, listed, picture = (folder / name for name in AUDIT_FILES)
     write_json(report, found.to_dict())

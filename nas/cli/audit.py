@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nas.cli.app import Json, Quiet, app, errors, say
-from nas.job.config import TASK
+from nas.run.config import TASK
 
 
 @app.command(short_help="Look for copies, leaks, outliers and wrong labels in data.")
@@ -33,9 +33,9 @@ def audit(
     with errors():
         from nas.audit import audit_task, write_audit
         from nas.audit.labels import named_backend
-        from nas.data.suspects import without
+        from nas.data.exclusions import without
+        from nas.data.task import load_task
         from nas.files.folders import prepare_folder, results_folder
-        from nas.task import load_task
 
         chosen = named_backend(backend)
         data = load_task(task, seed=seed, limit=limit, lenient=True)

@@ -13,7 +13,7 @@ from nas.cli.app import Json, Quiet, app, errors, say
 from nas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nas.progress import Progress
+    from nas.show.progress import Progress
 
 
 @app.command(short_help="Replay searches on a published table.")
@@ -71,13 +71,13 @@ def benchmark(
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
     with errors():
-        from nas.benchmarks.contest import plan_contest
-        from nas.benchmarks.outcome import lines, to_dict, write_outcome
-        from nas.benchmarks.race import run_race
-        from nas.console import reporter
+        from nas.evaluate.benchmarks.contest import plan_contest
+        from nas.evaluate.benchmarks.outcome import lines, to_dict, write_outcome
+        from nas.evaluate.benchmarks.race import run_race
         from nas.files.folders import prepare_folder
         from nas.files.tomlfile import override
-        from nas.job.spellings import seconds
+        from nas.run.parsing import seconds
+        from nas.show.console import reporter
         from nas.training.launch import refuse
 
         refuse("a benchmark")

@@ -34,8 +34,8 @@ def calibrate(
 ) -> None:
     """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
     with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
-        from nas.evaluation.calibration import Settings
-        from nas.job.calibrate_run import calibrate as run
+        from nas.evaluate.calibration import Settings
+        from nas.run.calibrate import calibrate as run
 
         settings = {"space": "darts", "task": "digits"} | values(config, given, sets)
         announce(str(settings["space"]))

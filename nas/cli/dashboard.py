@@ -13,7 +13,7 @@ from nas.cli.app import announce, app, errors, say
 from nas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nas.space import Space
+    from nas.space.space import Space
 
 Browser = Annotated[
     bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")
@@ -35,11 +35,11 @@ def dashboard(
 ) -> None:
     """Show a run as it goes: its report, drawn anew when it changes, and its trials in Optuna's dashboard."""
     with errors():
-        from nas.dashboard.live import LOOPBACK, Live
-        from nas.dashboard.server import serve
-        from nas.registry import load
+        from nas.cli.signals import StopRequest
         from nas.results.run_record import read_run
-        from nas.signals import StopRequest
+        from nas.show.dashboard import serve
+        from nas.show.live import LOOPBACK, Live
+        from nas.space.loading import load
 
         record = read_run(run)
         if find_spec("optuna_dashboard") is None:
@@ -59,7 +59,7 @@ def dashboard(
 
 def _renderer(space: Space | None) -> Callable[[Path], str]:
     """Makes the report of a folder."""
-    from nas.report import render
+    from nas.show.report import render
 
     return lambda folder: render([folder], space=space)
 

@@ -10,7 +10,7 @@ import typer
 
 from nas.cli.app import announce, app, errors, say
 from nas.errors import ConfigError
-from nas.job.config import TASK
+from nas.run.config import TASK
 
 
 @app.command(short_help="Write model.py, model.pt2 and model.onnx of a finished run.")
@@ -31,8 +31,8 @@ def export(
 ) -> None:
     """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
     with errors():
-        from nas.bundle.bundle import bundle, record_of
-        from nas.data.suspects import load_without
+        from nas.data.exclusions import load_without
+        from nas.export.bundle import bundle, record_of
         from nas.files.folder_lock import FolderLock
         from nas.results.result import load_result
 

@@ -15,9 +15,9 @@ from nas.cli.app import errors, say
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.progress import Progress
+    from nas.cli.signals import StopRequest
     from nas.results.result import Result
-    from nas.signals import StopRequest
+    from nas.show.progress import Progress
 
 
 RIVALS = {
@@ -33,11 +33,11 @@ def stoppable(
 ) -> Iterator[tuple[Progress, StopRequest]]:
     """Errors, progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
 
-    quiet, plain: as `nas.console.reporter` takes them. afterwards: what is said where it was stopped.
+    quiet, plain: as `nas.show.console.reporter` takes them. afterwards: what is said where it was stopped.
     """
-    from nas.console import reporter
-    from nas.progress import Silent
-    from nas.signals import StopRequest
+    from nas.cli.signals import StopRequest
+    from nas.show.console import reporter
+    from nas.show.progress import Silent
     from nas.training.resumable import Stopped
 
     teller: AbstractContextManager[Progress] = (

@@ -13,8 +13,8 @@ from nas.errors import ConfigError, DataError
 from nas.text import counted
 
 if TYPE_CHECKING:
-    from nas.serving.answers import Answer
-    from nas.serving.served import Served
+    from nas.export.serving.answers import Answer
+    from nas.export.serving.served import Served
 
 
 @app.command()
@@ -37,10 +37,10 @@ def predict(
 ) -> None:
     """Say the classes of images. What cannot be read is named; all others are answered."""
     with errors():
-        from nas.bundle.predicting import predicted
+        from nas.export.predict import predicted
+        from nas.export.serving.answers import as_csv
+        from nas.export.serving.served import read_served
         from nas.files.atomic import write_text
-        from nas.serving.answers import as_csv
-        from nas.serving.served import read_served
 
         if not images and npz is None:
             raise ConfigError(

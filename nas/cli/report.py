@@ -34,8 +34,8 @@ def report(
     """Write report.html: all that a run did and found, as one file that needs no network."""
     with errors():
         from nas.files.manifest import MANIFEST, update_manifest
-        from nas.report import REPORT, write_report
-        from nas.report.page import searched_space
+        from nas.show.report import REPORT, write_report
+        from nas.show.report.page import searched_space
 
         if len(runs) > 1 and (space is not None or watts is not None):
             raise ConfigError("--space and --watts are for the report of a single run; remove them")

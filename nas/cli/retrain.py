@@ -10,12 +10,12 @@ import typer
 from nas.cli.app import Force, Json, Quiet, Sets, announce, app, values
 from nas.cli.job import run_job
 from nas.cli.settings import with_settings
-from nas.job.config import TASK
+from nas.run.config import TASK
 
 if TYPE_CHECKING:
-    from nas.progress import Progress
+    from nas.cli.signals import StopRequest
     from nas.results.result import Result
-    from nas.signals import StopRequest
+    from nas.show.progress import Progress
 
 
 USED = (
@@ -49,8 +49,8 @@ def retrain(
     given = {"task": task, **given}
 
     def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.job.retrain_run import retrain as train_again
         from nas.results.architecture_file import architecture_of
+        from nas.run.retrain import retrain as train_again
 
         assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
         if space is not None:

@@ -18,12 +18,12 @@ from nas.cli.settings import with_settings
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.budget.forecast import Tell
-    from nas.budget.preview import Preview
-    from nas.job.config import Config
-    from nas.progress import Progress
+    from nas.cli.signals import StopRequest
     from nas.results.result import Result
-    from nas.signals import StopRequest
+    from nas.run.config import Config
+    from nas.run.cost_estimate import Preview
+    from nas.run.forecast import Tell
+    from nas.show.progress import Progress
 
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
@@ -53,8 +53,8 @@ def search(
     since = time.monotonic()  # before libraries are loaded, which takes seconds
 
     def settled() -> Config:
-        from nas.job.config import make_config
-        from nas.job.method_names import is_own
+        from nas.run.config import make_config
+        from nas.run.method_names import is_own
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)
@@ -63,12 +63,12 @@ def search(
         return settings
 
     def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.budget.clock import Clock
-        from nas.job.search_run import run
+        from nas.run.clock import Clock
+        from nas.run.search_run import run_job
 
         settings = settled()
         clock = Clock(settings.budget, since=since)
-        return run(
+        return run_job(
             settings,
             out=out,
             force=force,
@@ -87,7 +87,7 @@ def search(
 def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
     """Shows what a search would cost."""
     with errors():
-        from nas.job.search_run import look
+        from nas.run.search_run import look
 
         found = look(settled())
         say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
@@ -98,8 +98,8 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
 
     None where $NAS_PREVIEW is off.
     """
-    from nas.budget.preview import HOUR_S
-    from nas.console import LiveProgress
+    from nas.run.cost_estimate import HOUR_S
+    from nas.show.console import LiveProgress
 
     if os.environ.get(PREVIEW) == "off" or follows():
         return None

@@ -20,8 +20,8 @@ def serve(
 ) -> None:
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
     with errors():
-        from nas.job.spellings import size
-        from nas.serving.serve import serve as run_server
+        from nas.export.serving.serve import serve as run_server
+        from nas.run.parsing import size
 
         try:
             most = size(max_upload)

@@ -11,7 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from nas.cli.app import SWITCHES
-from nas.job.config import PANELS, Config
+from nas.run.config import PANELS, Config
 
 
 def with_settings(names: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

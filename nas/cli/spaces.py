@@ -13,7 +13,7 @@ from nas.text import counted
 def spaces(as_json: Json = False) -> None:  # noqa: FBT002
     """List the search spaces that come with the engine."""
     with errors():
-        from nas.registry import about, bundled, load
+        from nas.space.loading import about, bundled, load
 
         rows: list[dict[str, Any]] = []
         for name in bundled():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nas.cli.app import Json, announce, app, errors, say
-from nas.job.config import SPACE, TASK
+from nas.run.config import SPACE, TASK
 
 
 @app.command(short_help="Check a space: does it work, how large is it, what will it cost.")
@@ -25,11 +25,11 @@ def validate(
     """Check a space against a task: does every part of it work, how large is it, what will it cost."""
     with errors():
         from nas import devices
-        from nas.architectures.validate import validate as check
+        from nas.data.task import load_task
+        from nas.evaluate.validate import validate as check
         from nas.files.tomlfile import override
-        from nas.job.suited import offer
-        from nas.registry import load
-        from nas.task import load_task
+        from nas.run.compatibility import offer
+        from nas.space.loading import load
 
         announce(space)
         data = load_task(task).to(devices.resolve(device))

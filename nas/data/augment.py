@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.data.task import Task
 from nas.errors import ConfigError, unknown
-from nas.task import Task
 from nas.text import shown
 
 PARTS = ("crop", "flip", "cutout")

@@ -15,7 +15,7 @@ import numpy as np
 
 from nas.data.arrays import Array, Source, channels_last
 from nas.data.imagefolder import read_folder
-from nas.data.unpacking import load_arrays, read_bounded
+from nas.data.safe_npz import load_arrays, read_bounded
 from nas.errors import ConfigError, DataError, unknown
 from nas.files.paths import exists, is_file
 from nas.text import printable

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nas.data.arrays import Array, Source
-from nas.data.pictures import DAMAGE, DEEP, FORMATS, GREY, fitted, pil_pixels
+from nas.data.image_io import DAMAGE, DEEP, FORMATS, GREY, fitted, pil_pixels
 from nas.errors import DataError
 from nas.files.paths import exists
 

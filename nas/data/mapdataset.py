@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from nas.data.arrays import Array, as_numpy, channels_last
-from nas.data.pictures import pil_pixels
+from nas.data.image_io import pil_pixels
 from nas.errors import FAULTS, DataError, describe
 
 

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.oneshot.freezing import Freezer
+from nas.data.task import Task
+from nas.oneshot.activation_checkpointing import recompute_cells
+from nas.oneshot.alpha_optimizer import AlphaOptimizer
 from nas.oneshot.method import Method
-from nas.oneshot.recompute import recompute_cells
+from nas.oneshot.oles import Freezer
 from nas.oneshot.supernet import Supernet
-from nas.oneshot.updates import AlphaOptimizer
 from nas.seeding import derive
-from nas.task import Task
 from nas.training.batches import Batches, images_of, policy_of
+from nas.training.ddp import ALONE, Team
 from nas.training.loop import Loop
-from nas.training.resting import Resting
-from nas.training.team import ALONE, Team
+from nas.training.masked_update import Resting
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Bilevel:
     ) -> Bilevel:
         """The search of a supernet by a method, before its first step.
 
-        team: its processes divide every batch among them, see `nas.training.team`.
+        team: its processes divide every batch among them, see `nas.training.ddp`.
         """
         loop = Loop(supernet.network, task, method.weights, seed=seed, split=task.train, team=team)
         recompute_cells(supernet, enabled=method.checkpointing)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nas.errors import ConfigError
-from nas.oneshot.freezing import Freezing
-from nas.oneshot.guards import Guards
+from nas.oneshot.alpha_optimizer import Adam, Update
+from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.early_stopping import Guards
+from nas.oneshot.oles import Freezing
 from nas.oneshot.perturbations import Perturbation
 from nas.oneshot.regularizers import Regularizer
 from nas.oneshot.relaxations import Relaxation, Softmax
-from nas.oneshot.selection import ByPerturbation
 from nas.oneshot.stages import Staging, Whole
-from nas.oneshot.updates import Adam, Update
 from nas.training.recipe import Recipe
 
 # Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.

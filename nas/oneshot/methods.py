@@ -2,7 +2,7 @@
 
 A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
 regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
-rate of the weights) is in `nas.job.presets`.
+rate of the weights) is in `nas.run.presets`.
 
 Deviations of all: what is annealed (temperatures, radii, weights of penalties) follows the step, in the codes
 the epoch; an epoch leaves out a last partial batch, so that all steps are alike and one graph can hold them.
@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nas.errors import FAULTS, ConfigError, NasError, describe, staying, unknown
-from nas.oneshot.freezing import Freezing
+from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 from nas.oneshot.method import Method
+from nas.oneshot.oles import Freezing
 from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
 from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Uniform
 from nas.oneshot.stages import OneByOne, Progressive, Whole
-from nas.oneshot.updates import Adam, ExponentiatedGradient
 
 
 def darts() -> Method:

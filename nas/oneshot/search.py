@@ -15,29 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.oneshot import selection
+from nas.data.task import Task, first_of
+from nas.oneshot import darts_pt
 from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.choosing import by_alphas
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.guards import Growth, Guards
-from nas.oneshot.health import ITERATIONS, Examiner, Health, continued, preferred_accuracy
-from nas.oneshot.identities import keeps_cap, skip_shares
+from nas.oneshot.diagnostics import ITERATIONS, Examiner, Health, continued, preferred_accuracy
+from nas.oneshot.discretize import by_alphas
+from nas.oneshot.early_stopping import Growth, Guards
+from nas.oneshot.eigenvalue_monitor import Moment, Watch
+from nas.oneshot.history import Epoch, Outcome, Strengths, lasting
 from nas.oneshot.method import Method
-from nas.oneshot.record import Epoch, Outcome, Strengths, lasting
-from nas.oneshot.shrinking import inherit, record_fisher, shrink, supernet_of
+from nas.oneshot.progressive import inherit, record_fisher, shrink, supernet_of
+from nas.oneshot.skip_connections import keeps_cap, skip_shares
 from nas.oneshot.stages import Stage, ends, fading
 from nas.oneshot.supernet import Supernet
-from nas.oneshot.watch import Moment, Watch
 from nas.seeding import derive, isolated
-from nas.space import Space
-from nas.task import Task, first_of
+from nas.space.space import Space
 from nas.training import resumable
-from nas.training.accuracy import FORWARD, evaluate
 from nas.training.checkpoint import Checkpoints
+from nas.training.checks import CHECK_STEPS
+from nas.training.ddp import ALONE, Team
+from nas.training.evaluate import FORWARD, evaluate
 from nas.training.pace import Pace
 from nas.training.recipe import Recipe, compressed
-from nas.training.soundness import CHECK_STEPS
-from nas.training.team import ALONE, Team
 from nas.types import Genotype
 from nas.user_code import memory_errors
 
@@ -70,7 +70,7 @@ def search(
       all images, some tell the accuracy. Not for a team.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
-    team: all of its ranks search together, see `nas.training.team`; rank 0 alone looks, selects and saves.
+    team: all of its ranks search together, see `nas.training.ddp`; rank 0 alone looks, selects and saves.
     """
     what = f"searching at batch {team.images(method.weights.batch)}"
     advice = "use a smaller batch or network, or let memory (`--memory 8GiB`) fit the search to the device"
@@ -331,7 +331,7 @@ class Search:
         """Enters the next stage, selects, or ends, where it is time; says what happened."""
         if self._present is None:
             tuned = self.done - self.ends[-1]
-            events = self._fix(selection.due(self.bilevel.supernet, self.seed, tuned, of=self.tuning))
+            events = self._fix(darts_pt.due(self.bilevel.supernet, self.seed, tuned, of=self.tuning))
             self.ended = tuned == self.tuning
             return events
         if self.done < self.ends[self.stage]:
@@ -347,7 +347,7 @@ class Search:
         self._steps_before += old.loop.step
         self._enter(old.supernet)
         self.bilevel.take_over(old)
-        return self._fix(selection.due(self.bilevel.supernet, self.seed, 0, of=self.tuning))
+        return self._fix(darts_pt.due(self.bilevel.supernet, self.seed, 0, of=self.tuning))
 
     def _next_stage(self) -> list[str]:
         if self.method.staging.by == "fisher":
@@ -397,14 +397,14 @@ class Search:
             _choose(self)
         if self.method.selection is None:
             return []
-        order, alive = selection.order(self.bilevel.supernet, self.seed), self.bilevel.supernet.alive
+        order, alive = darts_pt.order(self.bilevel.supernet, self.seed), self.bilevel.supernet.alive
         return self._fix([i for i in order if len(alive[i]) > 1])
 
     def _fix(self, due: Sequence[int]) -> list[str]:
         """Fixes decisions by what removing an option costs; says to what."""
         settings = self.method.selection
         assert settings is not None
-        return selection.fix(self.bilevel.supernet, self.task, settings, due, cap=self.method.identities)
+        return darts_pt.fix(self.bilevel.supernet, self.task, settings, due, cap=self.method.identities)
 
 
 def _outcome(work: Search) -> Outcome:
@@ -412,7 +412,7 @@ def _outcome(work: Search) -> Outcome:
     settings, supernet, selected = work.method.selection, work.bilevel.supernet, list[Genotype]()
     if settings is not None and all(len(options) == 1 for options in supernet.alive):
         with isolated(work.seed, "connections"):  # the same when a search that is over is asked again
-            scored = selection.connections(supernet, work.task, settings, work.strengths)
+            scored = darts_pt.connections(supernet, work.task, settings, work.strengths)
         selected.append(work.space.nearest(scored))
     selected += [work.preferred, *(e.genotype for e in reversed(lasting(work.epochs)))]
     return Outcome(tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet)

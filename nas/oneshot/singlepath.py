@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nas.data.task import Task
 from nas.errors import ConfigError, unknown
-from nas.oneshot.path_steps import along_paths
-from nas.oneshot.sampling import SAMPLINGS, Sampling, UniformSampling
+from nas.oneshot.path_sampling import SAMPLINGS, Sampling, UniformSampling
+from nas.oneshot.path_training import along_paths
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
-from nas.task import Task
 from nas.training.checkpoint import Checkpoints
-from nas.training.curve import Curve, EpochReport
+from nas.training.ddp import ALONE, Team
+from nas.training.history import Curve, EpochReport
 from nas.training.recipe import Recipe
-from nas.training.team import ALONE, Team
 from nas.training.train import train
 from nas.types import Genotype
 
@@ -23,7 +23,7 @@ from nas.types import Genotype
 class Sharing:
     """How the weights of a supernet are trained and used.
 
-    sampling: `uniform`, `fair` or `sandwich`, see `nas.oneshot.sampling`.
+    sampling: `uniform`, `fair` or `sandwich`, see `nas.oneshot.path_sampling`.
     splits: decisions that the supernet is split by after half of the epochs; every option then has a supernet
       of its own (few-shot NAS, Zhao et al., ICML 2021), see `nas.oneshot.fewshot`.
     calibration: training images that batch-norm statistics are taken of for each architecture.
@@ -64,7 +64,7 @@ def train_shared(
     """Trains the shared weights of `supernet` in place.
 
     Step s draws architectures as (seed, s) says, one after the other computes the gradients of their paths,
-    and then moves the weights once by the mean, see `nas.oneshot.path_steps`.
+    and then moves the weights once by the mean, see `nas.oneshot.path_training`.
 
     sampling: uniform unless given. within: turns a drawn architecture into one that may be trained.
     team: see `nas.training.train.train`; its ranks train the same paths.

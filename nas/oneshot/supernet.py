@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.choosers import Candidates
 from nas.errors import SpaceError
-from nas.oneshot.extraction import as_searched, extracted
-from nas.oneshot.mixed import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
-from nas.oneshot.places import into_nodes, outermost
+from nas.oneshot.extract import as_searched, extracted
+from nas.oneshot.mixed_op import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.oneshot.relaxations import Relaxation, Softmax
-from nas.space import Space
+from nas.oneshot.topology import into_nodes, outermost
+from nas.space.choosers import Candidates
+from nas.space.space import Space
 from nas.types import Genotype
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
 from nas.files.manifest import require_intact
 from nas.files.paths import check_contents, exists
-from nas.graph import Graph, architecture_hash, cell_graphs, from_dict, to_dict
-from nas.registry import is_plugin, load
-from nas.results.records import ArchitectureRecord, checked
-from nas.space import Space
+from nas.results.schemas import ArchitectureRecord, checked
+from nas.space.graph import Graph, architecture_hash, cell_graphs, from_dict, to_dict
+from nas.space.loading import is_plugin, load
+from nas.space.space import Space
 from nas.text import shown
 from nas.types import Genotype
 

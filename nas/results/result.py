@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.data.arrays import Array
-from nas.data.inputs import Inputs
+from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation import failures
+from nas.evaluate import failure_summary
 from nas.files.atomic import read_json
 from nas.files.manifest import HISTORY, MANIFEST, check_manifest, damaged
 from nas.files.paths import check_contents, is_file, is_folder
-from nas.goals import Goals
-from nas.graph import Graph, merged
-from nas.job.method_names import by_gradients
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
-from nas.results.records import MetricsRecord, checked
 from nas.results.run_record import RANDOM, SEARCH, read_run
-from nas.schedulers.halving import longest
-from nas.space import Space
+from nas.results.schemas import MetricsRecord, checked
+from nas.run.method_names import by_gradients
+from nas.searchers.goals import Goals
+from nas.searchers.halving import longest
+from nas.space.graph import Graph, merged
+from nas.space.space import Space
 from nas.study.study import Study
 from nas.text import counted
 from nas.training.checkpoint import load_tensors
@@ -73,7 +73,7 @@ class Result:
     @property
     def failures(self) -> dict[str, int]:
         """The number of failed trials of the search by reason, the commonest first."""
-        return failures.count(self.history)
+        return failure_summary.count(self.history)
 
     @property
     def graph(self) -> Graph:

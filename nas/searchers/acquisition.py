@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
-from nas.goals import Goals
-from nas.pareto import front, hypervolume
+from nas.searchers.goals import Goals
+from nas.searchers.pareto import front, hypervolume
 from nas.searchers.surrogate import Surrogate
 from nas.types import Trial
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.searchers.searcher import Searcher
-from nas.space import Space
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 

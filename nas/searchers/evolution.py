@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.architectures.morph import additions
 from nas.errors import ConfigError
-from nas.goals import Goals
+from nas.searchers.goals import Goals
 from nas.searchers.searcher import tried, unseen
-from nas.space import Space
+from nas.space.network_morphism import additions
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 
@@ -23,7 +23,7 @@ class RegularizedEvolution:
     tournament: how many of them, drawn without repeats, compete to be the parent.
     goals: what decides a tournament.
     morphism: probability in [0, 1] that a mutation is drawn among the parent's additions, where any is new
-      (`nas.architectures.morph.additions`), so that the child can go on from the parent's weights.
+      (`nas.space.network_morphism.additions`), so that the child can go on from the parent's weights.
 
     The defaults are the best for up to 500 trials on NAS-Bench-201; the paper's are 100 and 25. Deviations:
     the tournament is drawn without repeats, in the paper with them, so that one of the whole population is

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.goals import Goals
+from nas.searchers.goals import Goals
 from nas.searchers.searcher import tried, unseen
-from nas.space import Space
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.architectures.encodings import crossover_groups
 from nas.errors import ConfigError
-from nas.goals import Goals, selection_order
+from nas.searchers.goals import Goals, selection_order
 from nas.searchers.searcher import unseen
-from nas.space import Space
+from nas.space.encodings import crossover_groups
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 

@@ -16,9 +16,9 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, unknown
-from nas.goals import Goals
+from nas.searchers.goals import Goals
 from nas.searchers.searcher import tried, unseen
-from nas.space import Space
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 ALIASES = {"tpe": "TPESampler", "gp": "GPSampler"}

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from nas.errors import ExhaustedError
-from nas.space import ENUMERABLE, Space
+from nas.space.space import ENUMERABLE, Space
 from nas.types import Genotype, Trial
 
 TRIES = 100

@@ -13,9 +13,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError
-from nas.goals import Goals
-from nas.results.records import TrialRecord, UnderWayRecord, checked
-from nas.space import Space
+from nas.results.schemas import TrialRecord, UnderWayRecord, checked
+from nas.searchers.goals import Goals
+from nas.space.space import Space
 from nas.types import Trial
 
 _STATES: dict[TrialState, Literal["done", "failed", "running"]] = {

@@ -13,14 +13,14 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
-from nas.evaluation.failures import diagnosis
-from nas.evaluation.metrics import check_metrics
+from nas.evaluate.failure_summary import diagnosis
+from nas.evaluate.metrics import check_metrics
 from nas.files.paths import check_contents, check_name, exists
-from nas.goals import Goals
-from nas.schedulers.proposal import propose
-from nas.schedulers.scheduler import Listed, Scheduler
+from nas.searchers.goals import Goals
+from nas.searchers.proposal import propose
+from nas.searchers.scheduler import Listed, Scheduler
 from nas.seeding import rng
-from nas.space import Space
+from nas.space.space import Space
 from nas.study.journal import JOURNAL
 from nas.study.measuring import Evaluator, Measure, Outcome, measured
 from nas.study.record import UNDER_WAY, Record, open_study, recorded_goals, under_way, warn_of_direction

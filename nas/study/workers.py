@@ -29,8 +29,8 @@ import torch
 from loky import ProcessPoolExecutor
 
 from nas.errors import ConfigError, TrialError, describe, is_users
-from nas.registry import load
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.study.measuring import Outcome, measured
 from nas.training.resumable import Stopped
 from nas.types import Trial

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from nas.data.augment import Policy, augment, mixup
+from nas.data.task import Split, Task
 from nas.errors import ConfigError
 from nas.seeding import derive, torch_rng
-from nas.task import Split, Task
-from nas.training.arithmetic import to_layout
 from nas.training.criterion import Targets
+from nas.training.ddp import Team
+from nas.training.precision import to_layout
 from nas.training.recipe import Recipe
-from nas.training.team import Team
 
 Batch = tuple[Tensor, Targets]
 """Images `[B, C, H, W]` and their targets."""

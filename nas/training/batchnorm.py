@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.task import Split, Task
-from nas.training.arithmetic import precision, to_layout
+from nas.data.task import Split, Task
+from nas.training.precision import precision, to_layout
 
 IMAGES = 1024
 """From which the statistics are taken, at most; they settle after a few batches."""

@@ -26,9 +26,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from nas.errors import ConfigError, DismissedError, NasError, RankError
 from nas.training.checkpoint import decode, encode
+from nas.training.ddp import ALONE, Points, Team
 from nas.training.launch import launched
 from nas.training.resumable import Stopped
-from nas.training.team import ALONE, Points, Team
 
 AGAIN = "the same command goes on from the last checkpoint"
 _EVERY = 50  # agreements between two looks at what is on a GPU

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nas.cell import Cell
 from nas.errors import ConfigError
+from nas.space.cell import Cell
 from nas.training.recipe import Recipe
 
 

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.fused.execution import execute_cells
+from nas.data.task import Split, Task
+from nas.oneshot.batched.execution import execute_cells
 from nas.seeding import derive, reseed
-from nas.task import Split, Task
-from nas.training.arithmetic import precision
-from nas.training.averaging import Average
 from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
 from nas.training.batchnorm import SHORT, reestimate
+from nas.training.checks import CHECK_STEPS, check_depends, check_finite, described, shared_device
 from nas.training.criterion import Output, Targets, criterion
-from nas.training.descent import Descent
+from nas.training.ddp import ALONE, Team
 from nas.training.drop_path import DropPath, set_drop_path
+from nas.training.ema import Average
+from nas.training.masked_update import Resting
+from nas.training.optimizer import Descent
+from nas.training.precision import precision
 from nas.training.recipe import Precision, Recipe, learning_rate
-from nas.training.resting import Resting
-from nas.training.soundness import CHECK_STEPS, check_depends, check_finite, described, shared_device
-from nas.training.team import ALONE, Team
 
 Gradients = Callable[["Loop", Batch], Tensor]
 """Puts the gradients of the coming step in place, on its batch, and returns the loss, a scalar."""
@@ -56,7 +56,7 @@ class Loop:
 
         elapsed: share in [0, 1] of the training's time that is over, where that is what its schedule follows;
           else it follows the steps.
-        team: the processes that divide every batch among them and then move alike, see `nas.training.team`.
+        team: the processes that divide every batch among them and then move alike, see `nas.training.ddp`.
         """
         self.network, self.task, self.recipe, self.seed, self.split = network, task, recipe, seed, split
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}

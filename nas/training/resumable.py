@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas.errors import ConfigError, RankError
 from nas.training.checkpoint import Checkpoints
-from nas.training.team import ALONE, Team
+from nas.training.ddp import ALONE, Team
 
 Report_co = TypeVar("Report_co", covariant=True)
 R = TypeVar("R")

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.data.task import Split, Task
 from nas.errors import ConfigError, TrialError
 from nas.seeding import isolated
-from nas.task import Split, Task
 from nas.training import resumable
-from nas.training.accuracy import evaluate
 from nas.training.batches import Batch
 from nas.training.checkpoint import Checkpoints
 from nas.training.cuda_graph import GraphedStep
-from nas.training.curve import Curve, EpochReport
+from nas.training.ddp import ALONE, Team
+from nas.training.evaluate import evaluate
+from nas.training.history import Curve, EpochReport
 from nas.training.loop import Gradients, Loop
 from nas.training.recipe import Recipe
-from nas.training.team import ALONE, Team
 from nas.user_code import memory_errors
 
 
@@ -68,7 +68,7 @@ def train(
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     elapsed: share of its time that is over, asked before and after every step, where a training has a time
       and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
-    team: all of its ranks train the same network together, see `nas.training.team`; rank 0 alone evaluates
+    team: all of its ranks train the same network together, see `nas.training.ddp`; rank 0 alone evaluates
       and saves.
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.

@@ -15,17 +15,17 @@ from jobs import TINY, Recorder, last_job, outcome
 
 import nas
 from nas.errors import ConfigError
-from nas.evaluation.evaluators import Trained
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.grown import Grown
-from nas.evaluation.laddered import Laddered
-from nas.job.final_training import train_final
-from nas.job.search_run import search
+from nas.evaluate.fidelity import parse_ladder
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import Trained
+from nas.evaluate.weight_inheritance import Grown
 from nas.oneshot.method import Method
 from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
+from nas.run.final_training import train_final
+from nas.run.search_run import search
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe

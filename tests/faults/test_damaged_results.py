@@ -13,9 +13,9 @@ import nas
 from nas.cli.app import app
 from nas.errors import ConfigError
 from nas.files.manifest import MANIFEST, check_manifest
-from nas.job.search_run import search
 from nas.results.architecture_file import ARCHITECTURE, read_architecture
 from nas.results.result import load_result
+from nas.run.search_run import search
 
 FILES = {
     *("config.toml", "run.json", "metrics.json", "architecture.json", "architecture.graphml"),

@@ -21,10 +21,10 @@ from nas.cli import app
 from nas.errors import ConfigError, DataError, NasError
 from nas.files.atomic import write_json
 from nas.files.manifest import write_manifest
-from nas.job.gradient_search import Study
-from nas.registry import load
 from nas.results.architecture_file import describe_architecture, graphs_of, read_architecture
 from nas.results.result import load_result
+from nas.run.differentiable import Study
+from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints, load_tensors
 
 ROOT = Path(nas.__file__).parent.parent
@@ -57,16 +57,16 @@ ALLOWED = {
         "imports cloudpickle",
     ),  # what it sends to its own children
     "nas/serving/": ("imports fastapi", "imports uvicorn", "calls socket.create_server"),  # serves a model
-    "nas/dashboard/server.py": ("imports socketserver", "calls self.socket.bind"),  # serves a report
+    "nas/show/dashboard.py": ("imports socketserver", "calls self.socket.bind"),  # serves a report
     "nas/cli/dashboard.py": ("imports webbrowser",),  # shows the address that it serves
-    "nas/report/embed.py": ("imports xml.etree",),  # takes apart pictures that it has just drawn
+    "nas/show/report/svg.py": ("imports xml.etree",),  # takes apart pictures that it has just drawn
 }
 CALLS = {"load_module", "import_module", "exec_module", "spec_from_file_location"}
 MAY_IMPORT_BY_NAME = {
     "nas/__init__.py",  # the public names of the package, from a table in it
     "nas/cli/__init__.py",  # the commands, from a table beside it
-    "nas/registry.py",  # what a user has named
-    "nas/bundle/run_form.py",  # the model.py that was just written, in a process of its own
+    "nas/space/loading.py",  # what a user has named
+    "nas/export/verify_worker.py",  # the model.py that was just written, in a process of its own
     "scripts/convert_nasbench201.py",  # the official reader of the table; its header warns
 }
 

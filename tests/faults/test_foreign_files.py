@@ -19,25 +19,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas.benchmarks.nasbench101 import load_nasbench101
-from nas.benchmarks.nasbench201 import load_nasbench201
-from nas.cell import Cell
 from nas.cli import app
-from nas.data import datasets, unpacking
-from nas.draw import draw_cells
-from nas.environment import environment
+from nas.data import datasets, safe_npz
 from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
-from nas.evaluation.calibration import read_calibration
+from nas.evaluate.benchmarks.nasbench101 import load_nasbench101
+from nas.evaluate.benchmarks.nasbench201 import load_nasbench201
+from nas.evaluate.calibration import read_calibration
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import FolderLock
 from nas.files.manifest import check_manifest, write_manifest
 from nas.files.paths import check_contents, check_name
 from nas.files.tomlfile import read_toml
-from nas.goals import Goals
-from nas.graph import cell_graphs, from_dict, merged, to_dict
-from nas.job.run_folder import open_folder
-from nas.latency import LatencyTable
-from nas.registry import load
 from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,
@@ -45,8 +37,16 @@ from nas.results.architecture_file import (
     read_architecture,
     write_graphml,
 )
+from nas.results.environment import environment
 from nas.results.result import load_result, read_metrics
 from nas.results.run_record import read_run
+from nas.run.run_folder import open_folder
+from nas.searchers.goals import Goals
+from nas.show.draw import draw_cells
+from nas.space.cell import Cell
+from nas.space.graph import cell_graphs, from_dict, merged, to_dict
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
 from nas.study.journal import JOURNAL, MOST
 from nas.study.study import Study
 
@@ -413,7 +413,7 @@ def test_cells_too_large_to_be_laid_out_are_named(tmp_path):
 
 
 def test_very_many_cells_are_one_line(monkeypatch):
-    monkeypatch.setattr("nas.draw.cells.BUDGET", 100_000)
+    monkeypatch.setattr("nas.show.draw.cells.BUDGET", 100_000)
     empty = from_dict(
         {"kind": "c", "values": {}, "nodes": [{"id": "a", "role": "node", "label": ""}], "edges": []}
     )
@@ -511,7 +511,7 @@ def test_a_journal_of_one_endless_line_is_refused_in_little_memory(tmp_path):
 
 
 def test_an_archive_that_unpacks_to_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "half_of_memory", lambda: 1 << 20)
+    monkeypatch.setattr(safe_npz, "half_of_memory", lambda: 1 << 20)
     np.savez_compressed(
         tmp_path / "bomb.npz", x_train=np.zeros((600, 64, 64), np.uint8), y_train=np.zeros(600)
     )
@@ -555,14 +555,14 @@ def test_a_packed_file_that_never_ends_is_refused(tmp_path, monkeypatch):
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 8 << 20  # it is not unpacked first and refused afterwards
-    monkeypatch.setattr("nas.benchmarks.nasbench201.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("nas.evaluate.benchmarks.nasbench201.MAX_BYTES", 1 << 20)
     (tmp_path / "nasbench201.csv.gz").write_bytes(gzip.compress(bytes(2 << 20)))
     with pytest.raises(ConfigError, match=r"is damaged: .*more than the 1,048,576 bytes"):
         load_nasbench201(tmp_path / "nasbench201.csv.gz")
 
 
 def test_a_downloaded_architecture_of_a_billion_cells_is_not_built(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.choosers.MAX_QUESTIONS", 1000)
+    monkeypatch.setattr("nas.space.choosers.MAX_QUESTIONS", 1000)
     space = load("nasbench201", width=4, cells=1)
     genotype = (0,) * 6
     data = describe_architecture(space, genotype, {})

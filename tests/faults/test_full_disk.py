@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 import nas
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
-from nas.evaluation.evaluators import Trained
+from nas.evaluate.trained import Trained
 from nas.files import atomic as files
 from nas.files.atomic import storage_errors, write_bytes
 from nas.files.manifest import MANIFEST
-from nas.job.search_run import search
 from nas.results.result import load_result
+from nas.run.search_run import search
 from nas.training.recipe import Recipe
 from nas.types import Trial
 

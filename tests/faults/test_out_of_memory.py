@@ -12,21 +12,21 @@ from torch import nn
 
 import nas
 from nas.errors import NoModelError, TrialError
-from nas.evaluation.evaluators import Inherited, Trained
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.laddered import Laddered
-from nas.evaluation.memory_bound import Fitting, Remembering
-from nas.job.final_training import train_final
-from nas.job.search_run import search
+from nas.evaluate.fidelity import parse_ladder
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.oom_filter import Fitting, Remembering
+from nas.evaluate.trained import Inherited, Trained
 from nas.oneshot.supernet import Supernet
+from nas.run.final_training import train_final
+from nas.run.search_run import search
 from nas.searchers import RandomSearch
-from nas.training.accumulation import in_parts
-from nas.training.accuracy import evaluate, predictions
-from nas.training.easing import Ease, begun, eased
+from nas.training.evaluate import evaluate, predictions
+from nas.training.grad_accumulation import in_parts
 from nas.training.loop import Loop
-from nas.training.needs import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
+from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
 from nas.training.recipe import Recipe
 from nas.training.resumable import Stopped
+from nas.training.retry import Ease, begun, eased
 from nas.training.train import train
 from nas.types import Trial
 from nas.user_code import memory_errors, reason_of
@@ -324,7 +324,7 @@ def test_a_smaller_device_or_one_that_others_filled_teaches_nothing():
 
 
 def test_the_estimate_is_that_of_the_smallest_part():
-    counted = nas.cost.Cost(params=10, macs=0, activation_bytes=100, peak_bytes=0)
+    counted = nas.space.cost.Cost(params=10, macs=0, activation_bytes=100, peak_bytes=0)
     assert [training_bytes(counted, batch) for batch in (64, 16, 8, 4, 2)] == [920, 320, 320, 320, 320]
 
 

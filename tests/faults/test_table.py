@@ -31,7 +31,7 @@ def test_every_row_names_tests_that_exist(number):
 
 
 def test_every_reason_has_advice_and_a_row():
-    from nas.evaluation.failures import ADVICE
+    from nas.evaluate.failure_summary import ADVICE
 
     section = TEXT.split("## Failed trials")[1].split("##")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]

@@ -12,14 +12,14 @@ from torch import nn
 
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
-from nas.evaluation.evaluators import Trained
-from nas.evaluation.failures import ADVICE
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.laddered import Laddered
-from nas.job.search_run import search
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
+from nas.evaluate.failure_summary import ADVICE
+from nas.evaluate.fidelity import parse_ladder
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import Trained
+from nas.run.search_run import search
 from nas.searchers import RandomSearch
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.recipe import Recipe
@@ -198,7 +198,7 @@ def raising_space(where):
     def project(decisions, scores):
         if where == "project":
             raise ZeroDivisionError("in project")
-        return nas.space.argmax(decisions, scores)
+        return nas.space.space.argmax(decisions, scores)
 
     return nas.Space("raising", build, project)
 
@@ -376,7 +376,7 @@ def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
 
 
 def test_messages_that_differ_in_numbers_only_count_as_one():
-    from nas.evaluation.failures import count, diagnosis
+    from nas.evaluate.failure_summary import count, diagnosis
 
     reasons = [
         "nan: loss at step 50",

@@ -13,9 +13,9 @@ import pytest
 from killing import run_killed
 
 from nas.errors import ConfigError
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
 from nas.searchers import RegularizedEvolution
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
 from nas.study.local import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study

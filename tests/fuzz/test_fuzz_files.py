@@ -18,22 +18,22 @@ from PIL import Image
 from safetensors.torch import save
 
 import nas
-from nas.benchmarks.nasbench201 import load_nasbench201
 from nas.data import datasets
 from nas.data.arrays import Source
-from nas.draw import draw_cells
 from nas.errors import DataError, NasError
-from nas.evaluation.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
+from nas.evaluate.benchmarks.nasbench201 import load_nasbench201
+from nas.evaluate.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
+from nas.export.serving.inputs import pixels_of
+from nas.export.serving.served import Served, read_served
 from nas.files import strictjson
 from nas.files.atomic import read_json, write_json
 from nas.files.manifest import MANIFEST, check_manifest, write_manifest
-from nas.latency import LatencyTable
-from nas.registry import load
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.result import Result, load_result
 from nas.results.run_record import read_run
-from nas.serving.inputs import pixels_of
-from nas.serving.served import Served, read_served
+from nas.show.draw import draw_cells
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
 from nas.study.journal import JOURNAL
 from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints, load_tensors, pack, unpack

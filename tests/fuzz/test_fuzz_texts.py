@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import NasError
-from nas.evaluation.fidelity import Ladder, parse_fidelity, parse_ladder
+from nas.evaluate.fidelity import Ladder, parse_fidelity, parse_ladder
 from nas.files.paths import check_name
 from nas.files.tomlfile import override, read_toml, write_toml
-from nas.goals import Goals, parse_goals
-from nas.job.changing import change
-from nas.job.config import Config, make_config
-from nas.job.method_names import METHODS
-from nas.job.plan import make_plan
-from nas.registry import bundled, load
+from nas.run.config import Config, make_config
+from nas.run.method_names import METHODS
+from nas.run.overrides import change
+from nas.run.resolved_config import make_plan
+from nas.searchers.goals import Goals, parse_goals
+from nas.space.loading import bundled, load
 from nas.text import printable, shown
 from nas.training.recipe import PRESETS, Recipe
 from nas.types import Genotype

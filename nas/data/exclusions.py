@@ -1,0 +1,184 @@
+"""Lists of suspect images, `suspects.json`, and tasks without the images that such a list names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from nas.data.splits import digest
+from nas.data.task import Split, Task, load_task
+from nas.data.transforms import mean_and_std
+from nas.errors import ConfigError, DataError
+from nas.files.atomic import read_json, sha256
+from nas.results.schemas import SuspectRecord, SuspectsRecord, checked
+from nas.text import counted
+
+Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SPLITS = ("train", "val", "test")
+FORMAT = 1
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An image that may be wrong.
+
+    split: train, val or test; empty for a file that could not be read.
+    origin: its position in the source, the training part first, then the test part; -1 if it was not read.
+    file: relative to the task's folder; empty where images do not lie in files of their own.
+    digest: of its pixels, in hex.
+    given: the class that it has.
+    suggested: the class that predictions suggest; empty if none.
+    of: for a copy, the origin of the image that may stay; else -1.
+    score: how suspect it is, larger is more so; comparable within a kind only.
+    reason: in words.
+    """
+
+    kind: Kind
+    split: str
+    origin: int
+    file: str
+    digest: str
+    given: str
+    suggested: str
+    of: int
+    score: float
+    reason: str
+
+
+def list_of(task: Task, suspects: Sequence[Suspect]) -> dict[str, object]:
+    """The content of a suspects.json."""
+    return {"format": FORMAT, "task": task.name, "suspects": [asdict(suspect) for suspect in suspects]}
+
+
+def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> Task:
+    """A task without the images that a list names, see `without`; all of it without a list.
+
+    task: one that is loaded already, or the name of one to load, whose splits follow from `seed`.
+
+    Files that the list calls corrupt may be any number; another one that cannot be used is an error.
+    """
+    if isinstance(task, Task):
+        return task if listed is None else without(task, listed)
+    if listed is None:
+        return load_task(task, seed=seed)
+    path, kinds = _parsed(str(listed))
+    known = [f"{e.file}: " for e in _read(path).suspects if e.kind == "corrupt" and e.kind in kinds]
+    found = load_task(task, seed=seed, lenient=bool(known))
+    unknown = [line for line in found.skipped if not line.startswith(tuple(known))] if known else []
+    if unknown:
+        raise DataError(
+            f"{path} does not name {counted(len(unknown), 'file')} of {task} that cannot be used "
+            f"({unknown[0]}); run nas audit again"
+        )
+    return without(found, listed)
+
+
+def without(task: Task, listed: str | Path) -> Task:
+    """A task without the images that a list names, which leave the splits that they are in.
+
+    Mean and deviation are those of the training images that stay. The fingerprint changes with the list. A
+    test split without images that networks got wrong is easier than the whole one.
+
+    task: as loaded, not cut. listed: a suspects.json, or `PATH:KINDS` for some kinds only, e.g.
+      `suspects.json:mislabel,leak`.
+
+    Raises:
+        ConfigError: when the list cannot be read.
+        DataError: when it is about other images than the task's, or takes all images of a class in a split.
+    """
+    path, kinds = _parsed(str(listed))
+    entries = [entry for entry in _read(path).suspects if entry.kind in kinds and entry.origin >= 0]
+    gone = _origins(task, entries, path)
+    parts = zip(SPLITS, (task.train, task.val, task.test), strict=True)
+    (train, val, test), fewer = zip(
+        *(_kept(task, name, split, gone, path) for name, split in parts), strict=True
+    )
+    counts = dict(zip(SPLITS, fewer, strict=True))
+    mean, std = mean_and_std(train.x)
+    content = sha256(path)
+    identity = hashlib.sha256(repr((task.fingerprint, content, sorted(kinds))).encode())
+    told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return replace(
+        task,
+        train=train,
+        val=val,
+        test=test,
+        mean=mean,
+        std=std,
+        fingerprint=identity.hexdigest(),
+        notes=(*task.notes, f"left out by {path}: {told}"),
+        excluded={"sha256": content, "kinds": sorted(kinds), "images": counts},
+    )
+
+
+def _parsed(listed: str) -> tuple[Path, Sequence[str]]:
+    """The path, and the kinds behind its last colon if there are any."""
+    path, colon, tail = listed.rpartition(":")
+    kinds = tail.split(",")
+    if not colon or not path or not set(kinds) <= set(KINDS):
+        return Path(listed), KINDS
+    return Path(path), kinds
+
+
+def _read(path: Path) -> SuspectsRecord:
+    if not path.is_file():
+        raise ConfigError(
+            f"exclude: no list {str(path)!r} (looked from {Path.cwd()}); wanted a suspects.json of nas "
+            f"audit, or PATH:KINDS with kinds of {', '.join(KINDS)}"
+        )
+    record = checked(SuspectsRecord, read_json(path, max_bytes=_MOST_BYTES), path, "list of suspects")
+    if record.format > FORMAT:
+        raise ConfigError(f"{path} was written by a newer version; upgrade nas-engine")
+    return record
+
+
+def _origins(task: Task, entries: Sequence[SuspectRecord], path: Path) -> set[int]:
+    """Positions of the listed images; files that are no longer there need not be left out."""
+    place = {file: number for number, file in enumerate(task.files)}
+    wanted = {
+        (place.get(entry.file, -1) if task.files else entry.origin): entry
+        for entry in entries
+        if not task.files or entry.file in place
+    }
+    wrong = set(wanted)
+    for split in (task.train, task.val, task.test):
+        if split.origin is None:
+            raise DataError(f"exclude: task {task.name!r} was cut before; leave images out of the whole task")
+        for index, origin in enumerate(split.origin.tolist()):
+            if origin in wanted and _is(task, split, index, wanted[origin]):
+                wrong.discard(origin)
+    if wrong:
+        first = wanted[min(wrong)]
+        raise DataError(
+            f"{path} is about other images than those of task {task.name!r}: {len(wrong)} of {len(wanted)} "
+            f"are not there or changed, first {first.file or first.origin} ({first.given}); run nas audit "
+            "again"
+        )
+    return set(wanted)
+
+
+def _is(task: Task, split: Split, index: int, entry: SuspectRecord) -> bool:
+    same = digest(split.x[index].cpu().numpy()).hex() == entry.digest
+    return same and task.classes[int(split.y[index])] == entry.given
+
+
+def _kept(task: Task, name: str, split: Split, gone: set[int], path: Path) -> tuple[Split, int]:
+    assert split.origin is not None  # `_origins` has refused that
+    stays = ~torch.from_numpy(np.isin(split.origin.numpy(), list(gone)))
+    chosen = stays.to(split.y.device)
+    kept = Split(split.x[chosen], split.y[chosen], split.origin[stays])
+    lost = set(split.y.tolist()) - set(kept.y.tolist())
+    if lost:
+        classes = ", ".join(repr(task.classes[label]) for label in sorted(lost))
+        raise DataError(
+            f"exclude: {path} takes all images of class {classes} from {name}; remove some from the list"
+        )
+    return kept, len(split) - len(kept)

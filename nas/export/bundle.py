@@ -1,0 +1,163 @@
+"""`nas export`: a finished run's model as source, program and ONNX, each proven to be the scored model."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.data.task import Task
+from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
+from nas.export.formats import Pixels, exported, write_onnx, write_program, write_source
+from nas.export.model_card import card, origin, requirements
+from nas.export.verify import PACKAGES, Proof, installed, pixels_of, prove
+from nas.files.atomic import write_text
+from nas.files.manifest import update_manifest
+from nas.results.result import Result
+from nas.results.run_record import compared_of, read_run
+from nas.results.schemas import ExportedRecord, ScoredRecord, checked
+from nas.user_code import user_errors
+
+SLACK = 0.005
+"""How far the accuracy of forms, in float32 on a CPU, may be from the scored one, perhaps in bfloat16."""
+SLACK_IMAGES = 2
+"""So many images may be classified otherwise where they are more than that."""
+CARD = "MODEL_CARD.md"
+FILES = {"source": "model.py", "program": "model.pt2", "onnx": "model.onnx"}
+_SHORTEST_LIMIT_S, _SLOWER = 300.0, 20.0
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+def bundle(
+    result: Result,
+    task: Task,
+    *,
+    pythons: Sequence[Path | str] = (),
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Proof]:
+    """Writes every form into the run's folder, proves it, and writes MODEL_CARD.md and requirements.txt.
+
+    The folder's lock must be held.
+
+    task: that of the run, for its test images. pythons: interpreters of clean environments to prove the
+    forms in, each those that it has the packages for; this one unless given. tell: is given a line for each
+    form.
+
+    Raises:
+        MismatchError: when a form is not the scored model; then all forms are removed.
+        ConfigError: when a form does not run, or the task is not the run's.
+    """
+    folder, record = result.folder, record_of(result.folder)
+    checked(ScoredRecord, dict(result.metrics), folder / "metrics.json", "table of a scored model")
+    if record["task"]["fingerprint"] != task.fingerprint:
+        raise ConfigError(
+            f"export: {folder} was scored on other images than {task.name!r} now has; restore the data, or "
+            "name the task with --task"
+        )
+    compared = compared_of(folder)
+    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record, compared)}."
+    model = Pixels(result.network, result.inputs)
+    forms, notes = _written(folder, model, result, title)
+    for note in notes:
+        tell(note)
+    for form in FILES.keys() - set(forms):  # an older export's would be unproven
+        (folder / FILES[form]).unlink(missing_ok=True)
+    pixels, labels = pixels_of(task.test.x), task.test.y.cpu()
+    started = time.perf_counter()
+    logits = _logits(model, pixels)
+    limit_s = max(_SHORTEST_LIMIT_S, _SLOWER * (time.perf_counter() - started))
+    proofs = list[Proof]()
+    try:
+        for python in pythons or [sys.executable]:
+            able = _able(forms, python, tell)
+            for proof in prove(folder, able, pixels, labels, logits, python=python, limit_s=limit_s):
+                _check_score(proof, result.metrics["test_acc"], len(labels))
+                tell(str(proof))
+                proofs.append(proof)
+    except MismatchError:
+        for name in (*FILES.values(), CARD):
+            (folder / name).unlink(missing_ok=True)
+        update_manifest(folder, [*FILES.values(), CARD])
+        raise
+    unproven = [form for form in forms if form not in {proof.form for proof in proofs}]
+    notes += [f"{FILES[form]} was not run: no {PACKAGES[form]} where the forms were run" for form in unproven]
+    write_text(folder / "requirements.txt", requirements(proofs))
+    augment = record["config"].get("augment")
+    mirrors = task.flip if augment is None else "flip" in augment
+    write_text(folder / CARD, card(result, record, proofs, notes, mirrors=mirrors, compared=compared))
+    update_manifest(folder, [*FILES.values(), "requirements.txt", CARD])
+    return proofs
+
+
+def _able(forms: Sequence[str], python: Path | str, tell: Callable[[str], None]) -> list[str]:
+    """The forms that an interpreter has the package for."""
+    has = installed(python)
+    if left := [form for form in forms if PACKAGES[form] not in has]:
+        missing = sorted({PACKAGES[form] for form in left})
+        tell(f"{python} has no {' and no '.join(missing)}, so it leaves {' and '.join(left)}")
+    if forms and len(left) == len(forms):
+        raise ConfigError(
+            f"export: {python} can run no form; install {' or '.join(sorted({PACKAGES[f] for f in forms}))} "
+            "there"
+        )
+    return [form for form in forms if form not in left]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a run, with all that an export needs of it."""
+    record = read_run(folder)
+    checked(ExportedRecord, record, folder / "run.json", "record of a run that can be exported")
+    return record
+
+
+def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[Sequence[str], list[str]]:
+    """The forms that could be written, and why others could not."""
+    forms, notes = list[str](), list[str]()
+    try:
+        with user_errors():
+            write_source(folder / "model.py", result.network, result.inputs, title=title)
+        forms.append("source")
+    except (SpaceError, TrialError) as error:
+        notes.append(f"no model.py: {error}")
+    try:
+        with user_errors():
+            program = exported(model, result.inputs.image_shape)
+    except (SpaceError, TrialError) as error:
+        return forms, [*notes, f"no model.pt2 and model.onnx: torch.export: {_first_line(error)}"]
+    write_program(folder / "model.pt2", program)
+    forms.append("program")
+    if missing := [name for name in _ONNX if find_spec(name) is None]:
+        return forms, [
+            *notes,
+            f"no model.onnx: it needs {', '.join(missing)}; pip install 'nas-engine[onnx]'",
+        ]
+    try:
+        with user_errors():
+            write_onnx(folder / "model.onnx", program)
+    except TrialError as error:
+        return forms, [*notes, f"no model.onnx: torch.onnx.export: {_first_line(error)}"]
+    return [*forms, "onnx"], notes
+
+
+def _logits(model: Pixels, pixels: Tensor) -> Tensor:
+    with torch.no_grad(), warnings.catch_warnings(), user_errors():
+        return torch.cat([model(x) for x in torch.split(pixels, 256)])
+
+
+def _check_score(proof: Proof, scored: float, images: int) -> None:
+    if abs(proof.accuracy - scored) > max(SLACK, SLACK_IMAGES / images) + 1e-6:
+        raise MismatchError(
+            f"export: {proof.form} has accuracy {proof.accuracy:.4f}, but {scored:.4f} was scored; "
+            "so this is not the model that was scored"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

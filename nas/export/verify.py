@@ -1,0 +1,157 @@
+"""The proof that every form of a model is the model that was scored: each runs in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess  # nosec B404
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.errors import ConfigError, MismatchError
+from nas.export import verify_worker
+from nas.files.temporary import temporary_folder
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit."""
+PACKAGES = {"source": "torch", "program": "torch", "onnx": "onnxruntime"}
+LIMIT_S = 600.0
+_PROBE = "import importlib.util as u; print(*(n for n in ('torch', 'onnxruntime') if u.find_spec(n)))"
+_PROBE_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What one form did with the images that the model was scored on.
+
+    difference: of logits from the scored model's, the largest, as a share of the largest logit.
+    accuracy: in [0, 1], on those images. changed: images whose class differs from the scored model's.
+    latency_ms: of a batch of 1 and of 32 images, medians. runtime: what ran it.
+    """
+
+    form: str
+    difference: float
+    accuracy: float
+    changed: int
+    latency_ms: Mapping[str, float]
+    runtime: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.form}: logits differ by at most {self.difference:.1e} of the largest, "
+            f"{self.changed} classes differ, accuracy {self.accuracy:.4f}; "
+            f"{self.latency_ms['1']:.2f} ms for 1 image, {self.latency_ms['32']:.2f} ms for 32 "
+            f"({self.runtime})"
+        )
+
+
+def prove(
+    folder: Path,
+    forms: Sequence[str],
+    pixels: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    *,
+    python: Path | str = sys.executable,
+    limit_s: float = LIMIT_S,
+) -> Iterator[Proof]:
+    """Runs forms in clean processes, one after the other, and compares them with the scored model.
+
+    pixels: `[N, C, H, W]` as the forms take them. labels: `[N]`. logits: `[N, classes]`, the scored model's.
+    python: an interpreter whose environment has what the forms need, and need have nothing else.
+    limit_s: that each form may take.
+
+    Raises:
+        MismatchError: when a form imports the engine or does not do the same.
+        ConfigError: when a form does not run.
+    """
+    with temporary_folder() as place:
+        images = place / "images"
+        images.write_bytes(_framed(pixels))
+        for form in forms:
+            outcome = _ran(form, folder, images, place / form, python=str(python), limit_s=limit_s)
+            yield _compared(form, outcome, labels, logits)
+
+
+def installed(python: Path | str) -> list[str]:
+    """Which of torch and onnxruntime an interpreter has.
+
+    Raises:
+        ConfigError: when it does not run.
+    """
+    done = _run([str(python), "-I", "-c", _PROBE], Path(tempfile.gettempdir()), _PROBE_LIMIT_S)
+    if done.returncode:
+        raise ConfigError(f"export: {python} is no Python that runs: {_last_line(done.stderr)}")
+    return done.stdout.split()
+
+
+def pixels_of(x: Tensor) -> Tensor:
+    """Raw images `[N, C, H, W]` as the forms take them: float32, bytes divided by 255."""
+    return x.cpu().float() / 255 if x.dtype == torch.uint8 else x.cpu().float()
+
+
+def _framed(pixels: Tensor) -> bytes:
+    head = json.dumps({"shape": list(pixels.shape)}).encode()
+    return head + b"\n" + np.ascontiguousarray(pixels.numpy(), np.float32).tobytes()
+
+
+def _ran(form: str, folder: Path, images: Path, outcome: Path, *, python: str, limit_s: float) -> Path:
+    program = [python, "-IB", verify_worker.__file__, form, str(folder.resolve()), str(images), str(outcome)]
+    done = _run(program, outcome.parent, limit_s)
+    if done.returncode:
+        last = _last_line(done.stderr)
+        hint = f"; install {PACKAGES[form]} there" if "ModuleNotFoundError" in last else ""
+        raise ConfigError(f"export: {form} of {folder} does not run in {python}: {last}{hint}")
+    return outcome
+
+
+def _run(program: list[str], place: Path, limit_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs an interpreter of the user's, without a shell; -I keeps modules beside it out."""
+    try:
+        return subprocess.run(  # nosec B603
+            program, capture_output=True, text=True, cwd=place, check=False, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        what = program[3] if program[2] == verify_worker.__file__ else "a first question"
+        raise ConfigError(
+            f"export: {what} did not end within {limit_s:.0f} s in {program[0]} and was stopped; is the "
+            "machine busy with something else?"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"export: {program[0]} cannot be run: {error.strerror}") from error
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]
+
+
+def _compared(form: str, outcome: Path, labels: Tensor, expected: Tensor) -> Proof:
+    head, data = outcome.read_bytes().split(b"\n", 1)
+    record: dict[str, Any] = json.loads(head)
+    if record["engine"]:
+        raise MismatchError(
+            f"export: {form} imports the engine ({record['engine'][0]}), but must run without"
+        )
+    found: NDArray[np.float32] = np.frombuffer(data, np.float32).reshape(record["shape"])
+    wanted = expected.cpu().float().numpy()
+    difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    classes = found.argmax(1)
+    proof = Proof(
+        form,
+        difference,
+        float((classes == labels.cpu().numpy()).mean()),
+        int((classes != wanted.argmax(1)).sum()),
+        record["latency_ms"],
+        record["runtime"],
+    )
+    if not difference <= TOLERANCE:
+        raise MismatchError(f"export: {proof}; wanted at most {TOLERANCE:.0e}, so this form is not the model")
+    return proof

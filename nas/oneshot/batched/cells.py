@@ -1,0 +1,184 @@
+"""A cell run node by node: what leaves a node runs together, operations of one kind in one call.
+
+Beside fewer and larger calls this saves work: what has no weights (ReLU, pools) is computed once for all
+edges that leave a node, and the weight of an operation is the scale of its last batch-norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.oneshot.batched.batched_ops import mixed, outcome, scaled
+from nas.oneshot.batched.execution_plan import Plan
+from nas.oneshot.batched.groups import Group
+from nas.oneshot.batched.memory import Memory
+from nas.oneshot.batched.stack import channels_last
+from nas.oneshot.mixed_op import MixedOp, Terms
+from nas.space.cell import Cell, drop_mask
+from nas.space.ops import Zero
+
+_WHOLE = Terms((0,))
+
+
+def run(cell: Cell, inputs: list[Tensor]) -> list[Tensor]:
+    """The maps of the computed nodes from those of the inputs, as `Cell.plain` gives them.
+
+    A cell runs plainly where a module on an edge is hooked, where parts of the batch run different options,
+    where only some edges compute on a part of the channels, and where maps are no images (signals
+    `[B, C, L]`, tokens). Deviation: dropout on identities
+    (`MixedOp.skip_dropout`) draws in another order.
+    """
+    memory = Memory.of(cell)
+    if any(map(hooked, memory.modules)):
+        return cell.plain(inputs)
+    given = _terms(memory.edges)
+    if given is None:
+        return cell.plain(inputs)
+    states = cell.preprocessed(inputs)
+    if any(state.ndim != 4 for state in states):
+        return cell.computed(states)
+    plan = memory.plan(cell, given, states[0])
+    return _Run(cell, plan, given, states).nodes() if plan.parts else cell.computed(states)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something is to happen where a module is called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(map(bool, (*hooks, module._backward_pre_hooks)))
+
+
+def _terms(edges: Sequence[nn.Module]) -> list[Terms] | None:
+    """What each edge runs; None where that differs from one part of the batch to another."""
+    found = [op.terms() if isinstance(op, MixedOp) else _WHOLE for op in edges]
+    known = [term for term in found if term is not None]
+    return known if len(known) == len(found) else None
+
+
+class _Sum:
+    """A sum of maps; adds in place to what is its own."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self._own = False
+
+    def add(self, x: Tensor) -> None:
+        if self.total is None:
+            self.total = x
+        elif self._own and self.total.dtype == x.dtype:
+            self.total.add_(x)
+        else:
+            self.total, self._own = self.total + x, True
+
+
+class _Run:
+    """One pass through a cell."""
+
+    def __init__(self, cell: Cell, plan: Plan, terms: Sequence[Terms], states: list[Tensor]) -> None:
+        self.cell, self.plan, self.terms = cell, plan, terms
+        self.states = [channels_last(state) for state in states]
+        self.computed: dict[int, Tensor] = {}
+        self.weights = plan.weights(terms, states[0])
+        self.totals = [_Sum() for _ in cell.incoming]
+        self.masks: dict[int, Tensor] = {}
+        self.unseen: dict[tuple[int, torch.Size], Tensor] = {}
+        if cell.drops:
+            for edge, (_, _, op) in enumerate(plan.edges):
+                if not isinstance(op, Zero | nn.Identity):
+                    self.masks[edge] = drop_mask(states[0], cell.drop_path)
+
+    def nodes(self) -> list[Tensor]:
+        inputs = self.cell.inputs
+        for src in range(inputs + len(self.totals)):
+            if src >= inputs:
+                self.states.append(self._node(src))
+            if self.plan.groups[src]:
+                self._leave(src)
+        return self.states[inputs:]
+
+    def _node(self, dst: int) -> Tensor:
+        number = dst - self.cell.inputs
+        total = self.totals[number].total
+        into = [(edge, src, op) for edge, (src, node, op) in enumerate(self.plan.edges) if node == dst]
+        if total is None:  # nothing but zeros leads here
+            _, src, op = into[0]
+            zeros: Tensor = op(self.states[src])
+            return zeros
+        if self.plan.parts == 1:
+            return channels_last(total)
+        rest = _Sum()
+        for edge, src, _ in into:
+            x, weight = self._unseen(src, total), self.terms[edge].edge
+            rest.add(self._masked(edge, x if weight is None else weight * x))
+        assert rest.total is not None
+        return _interleaved(total, rest.total, self.plan.parts)
+
+    def _unseen(self, src: int, like: Tensor) -> Tensor:
+        """The channels of a state that are not computed on, in the size of a map."""
+        key = (src, like.shape[2:])
+        if key not in self.unseen:
+            x = self.states[src]
+            x = x[:, x.shape[1] // self.plan.parts :]
+            self.unseen[key] = x if x.shape[2:] == like.shape[2:] else F.max_pool2d(x, 2, 2, ceil_mode=True)
+        return self.unseen[key]
+
+    def _leave(self, src: int) -> None:
+        """Adds to the later nodes what the edges that leave a node carry there."""
+        x = self._computed(src)
+        known: dict[Hashable, Tensor] = {}
+        apart: dict[tuple[int, ...], _Sum] = {}
+        shared: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
+        for group in self.plan.groups[src]:
+            weights = self.weights[group.number] if group.weighed else None
+            edges = tuple(branch.edge for branch in group.branches)
+            if self._drops(group):
+                self._add(edges, self._dropped(group, x, weights))
+                continue
+            stack, weights = outcome(group, x, weights, known)
+            if stack.shared:
+                shared.setdefault(edges, []).append((stack.x, weights))
+            else:
+                apart.setdefault(edges, _Sum()).add(scaled(stack, weights))
+        for edges, total in apart.items():
+            assert total.total is not None
+            self._add(edges, total.total.chunk(len(edges), dim=1))
+        for edges, terms in shared.items():
+            self._add(edges, mixed(terms, len(edges)))
+
+    def _computed(self, src: int) -> Tensor:
+        """The channels of a state that are computed on."""
+        if src not in self.computed:
+            x, parts = self.states[src], self.plan.parts
+            self.computed[src] = x if parts == 1 else channels_last(x[:, : x.shape[1] // parts])
+        return self.computed[src]
+
+    def _add(self, edges: Sequence[int], maps: Sequence[Tensor]) -> None:
+        """Adds what each edge carries, or a part of it; paths are dropped as a whole, image by image."""
+        for edge, x in zip(edges, maps, strict=True):
+            self.totals[self.plan.edges[edge][1] - self.cell.inputs].add(self._masked(edge, x))
+
+    def _masked(self, edge: int, x: Tensor) -> Tensor:
+        """What an edge carries, without the images that are dropped from it."""
+        mask = self.masks.get(edge)
+        return x if mask is None else x * mask
+
+    def _drops(self, group: Group) -> bool:
+        """Whether these are identities of which entries are dropped."""
+        op, edge = group.branches[0].op, self.plan.edges[group.branches[0].edge][2]
+        dropped = isinstance(edge, MixedOp) and edge.skip_dropout is not None
+        return dropped and self.cell.training and isinstance(op, nn.Identity)
+
+    def _dropped(self, group: Group, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """The map of each identity with its own entries dropped."""
+        edges = [self.plan.edges[branch.edge][2] for branch in group.branches]
+        maps = [edge.dropped(x) for edge in edges if isinstance(edge, MixedOp)]
+        return maps if weights is None else [w * y for w, y in zip(weights, maps, strict=True)]
+
+
+def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:
+    """The channels of `nas.oneshot.mixed_op.shuffled`, last in memory."""
+    x = torch.cat([seen.permute(0, 2, 3, 1), rest.permute(0, 2, 3, 1)], dim=-1)
+    return torch.unflatten(x, -1, (parts, -1)).transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)

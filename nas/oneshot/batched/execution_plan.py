@@ -1,0 +1,179 @@
+"""Which operations of a cell run together: those of one kind on edges that leave the same node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from nas.oneshot.batched.batching_rules import rule_of
+from nas.oneshot.batched.groups import Branch, Group, Layers
+from nas.oneshot.batched.stack import Stack
+from nas.oneshot.mixed_op import MixedOp, Terms
+from nas.space.cell import Cell
+from nas.space.ops import Zero
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a cell runs under all mixtures of one structure.
+
+    edges: (src, dst, module). groups: [nodes] what runs on each node. parts: of the channels, of which one is
+      computed on; 0 where this differs between edges. sizes: branches of each group, by its number.
+    at: where their weights are in what `table_of` gives, or else in the rows of the mixture, one after the
+      other, of which the last is that of what has none; edge_of: the edges.
+    """
+
+    edges: list[tuple[int, int, nn.Module]]
+    groups: list[list[Group]]
+    parts: int
+    sizes: list[int]
+    at: list[int]
+    edge_of: list[int]
+    _tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def weights(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
+        """The weights `[G]` of groups; nothing where there are none at all.
+
+        x: whose device they are on.
+        """
+        edges = [term.edge for term in terms]
+        if all(term.row is None and term.edge is None for term in terms):
+            return ()
+        flat = self._rows(terms, x)
+        if any(edge is not None for edge in edges):
+            _, edge_of, one = self._places(x.device)
+            each = torch.cat([one if edge is None else edge.view(1) for edge in edges])
+            flat = flat * each.index_select(0, edge_of)
+        return torch.split(flat, self.sizes)
+
+    def _rows(self, terms: Sequence[Terms], x: Tensor) -> Tensor:
+        """The weights of operations, without those of edges."""
+        at, _, one = self._places(x.device)
+        table = table_of(terms)
+        if table is not None:
+            return table.view(-1).index_select(0, at)
+        rows = [term.row for term in terms if term.row is not None]
+        return torch.cat([*rows, one]).index_select(0, at)
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """`at`, `edge_of` and a one on a device."""
+        if device not in self._tensors:
+            # Of a cell in which nothing runs both are empty.
+            self._tensors[device] = (
+                torch.tensor(self.at, dtype=torch.int64, device=device),
+                torch.tensor(self.edge_of, dtype=torch.int64, device=device),
+                torch.ones(1, device=device),
+            )
+        return self._tensors[device]
+
+
+def table_of(terms: Sequence[Terms]) -> Tensor | None:
+    """What the rows of all terms are views of, as those of a supernet are; None where any is none.
+
+    To read it whole, once for each cell, saves a call for each row: its gradient is added up by itself.
+    """
+    rows = [term.row for term in terms]
+    table = None if rows[0] is None else rows[0]._base
+    if table is None or not table.is_contiguous():
+        return None
+    same = (table.requires_grad, table.dtype, (1,))
+    for row in rows:
+        if row is None or row._base is not table or (row.requires_grad, row.dtype, row.stride()) != same:
+            return None
+    return table
+
+
+def extent_of(row: Tensor | None, table: Tensor | None) -> tuple[int, int]:
+    """How many weights a row has, and where it begins in the table that it is a view of; -1 for nothing."""
+    if row is None:
+        return 0, -1
+    return len(row), -1 if table is None else int(row.storage_offset() - table.storage_offset())
+
+
+def make_plan(
+    cell: Cell,
+    terms: Sequence[Terms],
+    together: int,
+    known: Callable[[nn.Module], Layers | None],
+) -> Plan:
+    """The plan of a cell under one structure of mixture.
+
+    together: branches in a stack, at most. known: the layers by which an operation runs with its like; None
+    where it runs by itself.
+    """
+    edges = list(cell.edges())
+    leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
+    offset, idle, table = 0, False, table_of(terms)
+    for edge, ((src, _, op), term) in enumerate(zip(edges, terms, strict=True)):
+        ops = [op.ops[o] for o in term.options] if isinstance(op, MixedOp) else [op]
+        places: list[int | None] = [None] * len(ops)
+        if term.row is not None:
+            length, start = extent_of(term.row, table)
+            places = [(offset if table is None else start) + at for at in term.at]
+            offset += length
+        live = [(o, place) for o, place in zip(ops, places, strict=True) if not isinstance(o, Zero)]
+        idle = idle or not live
+        leaving[src] += [Branch(edge, o, place) for o, place in live]
+    parts = {op.parts if isinstance(op, MixedOp) else 1 for _, _, op in edges}
+    alone = 1 if parts == {1} else 0 if len(parts) > 1 or idle else parts.pop()
+    groups: list[list[Group]] = []
+    number = 0
+    for branches in leaving:
+        groups.append([])
+        for group in _grouped(branches, terms, known):
+            for part in group.split(together):
+                groups[-1].append(replace(part, number=number))
+                number += 1
+    members = [branch for own in groups for group in own for branch in group.branches]
+    return Plan(
+        edges,
+        groups,
+        alone,
+        sizes=[len(group.branches) for own in groups for group in own],
+        at=[offset if branch.weight is None else branch.weight for branch in members],
+        edge_of=[branch.edge for branch in members],
+    )
+
+
+def _grouped(
+    branches: Sequence[Branch], terms: Sequence[Terms], known: Callable[[nn.Module], Layers | None]
+) -> list[Group]:
+    """Branches on one map, by kind, in the order of first appearance."""
+    found: dict[Hashable, list[tuple[Branch, Layers]]] = {}
+    for branch in branches:
+        chain = known(branch.op)
+        key: Hashable = id(branch.op) if chain is None else tuple(rule.key for _, rule in chain)
+        found.setdefault(key, []).append((branch, chain or ()))
+    groups = []
+    for members in found.values():
+        layers = tuple(zip(*([layer for layer, _ in chain] for _, chain in members), strict=True))
+        own, rules = tuple(branch for branch, _ in members), tuple(rule for _, rule in members[0][1])
+        weighed = any(b.weight is not None or terms[b.edge].edge is not None for b in own)
+        groups.append(Group(own, rules, layers, weighed))
+    return groups
+
+
+def outcome_of(ops: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What operations of one kind make of one map together, `[B, G * C, H, W]`."""
+    stack = Stack(x, len(ops), shared=True)
+    chains = [chain_of(op) or () for op in ops]
+    for depth, (_, rule) in enumerate(chains[0]):
+        stack = rule.run([chain[depth][0] for chain in chains], stack)
+    return stack.apart()
+
+
+def chain_of(op: nn.Module) -> Layers | None:
+    """The layers of an operation, one after the other, with their rules; None unless all have one.
+
+    An empty sequence has no layer to say what it does, and so runs by itself.
+    """
+    if type(op) is nn.Sequential:
+        parts = [chain_of(child) for child in op]
+        known = [part for part in parts if part is not None]
+        whole = len(known) == len(parts) > 0
+        return tuple(layer for part in known for layer in part) if whole else None
+    rule = rule_of(op)
+    return None if rule is None else ((op, rule),)

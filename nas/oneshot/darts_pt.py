@@ -1,0 +1,169 @@
+"""Selection by perturbation: an operation is worth what its removal costs the supernet (DARTS-PT).
+
+The size of an alpha says little about how much the supernet relies on an operation
+(Wang et al., ICLR 2021, "Rethinking architecture selection in differentiable NAS", algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.data.task import Split, Task
+from nas.errors import ConfigError
+from nas.oneshot.contexts import in_training, kept
+from nas.oneshot.mixed_op import Mixture, Share, Weighed
+from nas.oneshot.skip_connections import barred as barred_of
+from nas.oneshot.supernet import Supernet
+from nas.seeding import rng
+
+BATCH = 256
+"""Images that batch-norm takes its statistics of."""
+
+
+@dataclass(frozen=True)
+class ByPerturbation:
+    """Settings of the selection.
+
+    tune: epochs of training between the selections, in all, as a share of the search's (published: 5 epochs
+      for each decision of a cell, those of both cells in step, after a search of 50 to 100; the default costs
+      less).
+    images: at most so many validation images are looked at for each removal (published: all of them, at
+      more cost).
+    lr_share: learning rate at the start of the tuning, as a share of the search's first one; a cosine takes
+      it down to the search's last one.
+
+    Deviation: the connections are chosen at once, by what the removal of each costs, and not one node after
+    the other with tuning between them, the worst leaving first: which connections exclude each other is known
+    to the space's `project` alone.
+    """
+
+    tune: float = 0.5
+    images: int = 2048
+    lr_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.tune < math.inf and self.images >= 2 and 0 < self.lr_share <= 1):
+            raise ConfigError(
+                f"selection: got tune {self.tune}, {self.images} images and lr_share {self.lr_share}; wanted "
+                "a finite number of at least 0, at least 2, and a share in (0, 1]"
+            )
+
+
+def order(supernet: Supernet, seed: int) -> list[int]:
+    """The decisions, by position, in the random order in which they are selected."""
+    return [int(i) for i in rng(seed, "selection").permutation(len(supernet.space.decisions))]
+
+
+def due(supernet: Supernet, seed: int, tuned: int, *, of: int) -> list[int]:
+    """The decisions whose turn it is after so many epochs of tuning. of: how many there are in all."""
+    turns = order(supernet, seed)
+    return [decision for i, decision in enumerate(turns) if i * of // len(turns) == tuned]
+
+
+def fix(
+    supernet: Supernet, task: Task, settings: ByPerturbation, due: Sequence[int], *, cap: int | None
+) -> list[str]:
+    """Fixes decisions, one after the other, by what removing an option costs; says to what.
+
+    cap: at most so many identities in a cell; any number when None.
+    """
+    space, events = supernet.space, []
+    for i in due:
+        banned = barred_of(space, supernet.alive, i, cap) if cap is not None else ()
+        option = select(supernet, task, settings, i, barred=banned)
+        events.append(f"{space.decisions[i].name} is {space.decisions[i].options[option]}")
+    return events
+
+
+def select(
+    supernet: Supernet,
+    task: Task,
+    settings: ByPerturbation,
+    decision: int,
+    *,
+    barred: Collection[int] = (),
+) -> int:
+    """Fixes one decision to the option whose removal hurts validation accuracy most; returns it.
+
+    barred: options that are not to be chosen, unless there are no others.
+    """
+    alive = supernet.alive
+    if len(alive[decision]) > 1:
+        options = [option for option in alive[decision] if option not in barred] or alive[decision]
+        left = [accuracy_without(supernet, task, settings, decision, option) for option in options]
+        best = options[int(np.argmin(left))]
+        supernet.keep([(best,) if i == decision else options for i, options in enumerate(alive)])
+    return supernet.alive[decision][0]
+
+
+def accuracy_without(
+    supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
+) -> float:
+    """Validation accuracy in [0, 1] when one option, or all of a decision, gets no weight.
+
+    The weights of the others stay as they are (as in the code).
+    """
+    name = supernet.space.decisions[decision].name
+    with torch.no_grad():
+        mixture = supernet.mixture(supernet.expected(), whole=True)
+    left = _without(mixture[name], option)
+    return accuracy(supernet, {**mixture, name: left}, task, _first(task.val, settings.images))
+
+
+def connections(
+    supernet: Supernet,
+    task: Task,
+    settings: ByPerturbation,
+    strengths: Sequence[NDArray[np.float64]] = (),
+) -> list[NDArray[np.float64]]:
+    """What `project` decides by once every decision is fixed to an option.
+
+    Where the space forbids combinations, connections whose removal hurts more score higher (the paper's
+    selection of the topology).
+
+    strengths: of the options, when the alphas chose. They decide where the space does not take the option
+      that was selected, such as `none` on a connection that a node of DARTS cannot do without.
+    """
+    space = supernet.space
+    hot = space.one_hot(tuple(options[0] for options in supernet.alive))
+    if space.is_free:
+        return hot
+    left = np.array([accuracy_without(supernet, task, settings, i) for i in range(len(hot))])
+    rank = (-left).argsort(kind="stable").argsort()
+    scored = [row * (1 + rank[i] / len(hot)) for i, row in enumerate(hot)]
+    return [row + 1e-6 * own for row, own in zip(scored, strengths, strict=True)] if strengths else scored
+
+
+def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
+    """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
+    hits, seen = 0, 0
+    with kept(supernet.network.buffers()), in_training(supernet), torch.no_grad():
+        for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
+            if len(x) > 1:
+                logits = supernet.mix(task.normalise(x), mixture)
+                hits += int((logits.argmax(1) == y).sum())
+                seen += len(x)
+    return hits / seen
+
+
+def _without(share: Share, option: int | None) -> Share:
+    """The share with one option removed, or with all and the channels that bypass them."""
+    inner = share.share if isinstance(share, Weighed) else share
+    row = cast(Tensor, inner)
+    if option is None:
+        return Weighed(row, row.new_zeros(()))
+    row = row.clone()
+    row[option] = 0.0
+    return Weighed(row, share.weight) if isinstance(share, Weighed) else row
+
+
+def _first(split: Split, images: int) -> Split:
+    return Split(split.x[:images], split.y[:images]) if len(split) > images else split

@@ -1,0 +1,231 @@
+"""How healthy a differentiable search is: numbers that foretell a collapse, measured after every epoch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nas.data.task import Split, Task
+from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.contexts import in_training, kept, without_gradients
+from nas.oneshot.gradients import flat, gradients
+from nas.oneshot.method import Method
+from nas.oneshot.path_evaluation import accuracies
+from nas.oneshot.skip_connections import skip_shares
+from nas.seeding import derive, torch_rng
+from nas.training.precision import is_half, precision, to_layout
+from nas.types import Genotype
+
+
+@dataclass(frozen=True)
+class Health:
+    """Measured after one epoch.
+
+    skip_shares: share of identities among the connections of the preferred architecture, in [0, 1], for each
+      kind of cell.
+    entropy: mean entropy of the decisions' strengths over that of a uniform choice, in [0, 1]; 1 is
+      undecided.
+    eigenvalue: largest in magnitude of the Hessian of the validation loss with respect to the alphas, on one
+      batch that is the same after every epoch; NaN where the alphas are not learned. Deviations: Zela et al.
+      (ICLR 2020, RobustDARTS, §4) draw another batch each time, and this one has `curvature_images` only;
+      their code takes the largest with its sign, and adds the alphas' weight decay, where a loss that falls
+      off steeply is here as sharp as one that rises.
+    matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1]; of
+      the preferred architecture's, where one option runs at a time.
+    gap: accuracy of the supernet minus that of the preferred architecture on its weights, both on the
+      validation split; what discretisation costs. NaN where one option runs at a time.
+    changes: decisions that are other than an epoch before.
+    """
+
+    skip_shares: dict[str, float] = field(default_factory=dict)
+    entropy: float = math.nan
+    eigenvalue: float = math.nan
+    matching: float = math.nan
+    gap: float = math.nan
+    changes: int = 0
+
+    @property
+    def skip_share(self) -> float:
+        """The largest share of identities of all kinds of cell."""
+        return max(self.skip_shares.values(), default=0.0)
+
+
+ITERATIONS = 10
+"""Of the dominant eigenvalue, at most."""
+_ONCE = re.compile("derivative .* is not implemented|differentiate twice")
+"""What the library says of an operation without second derivatives."""
+
+
+class Examiner:
+    """Measures the health of a search, the same whenever it is asked.
+
+    iterations: at most so many of `dominant_eigenvalue`, which starts where the one before ended. Then one
+      for each six steps of an epoch will do, at least two, so that looking takes a fraction of it.
+    trouble: why the eigenvalue cannot be measured; empty while it can.
+    """
+
+    def __init__(self, *, iterations: int = ITERATIONS) -> None:
+        self.iterations = iterations
+        self.direction: list[Tensor] = []
+        self.trouble = ""
+
+    def examine(self, state: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float) -> Health:
+        """One epoch's health. val_acc: of the supernet, on the validation split."""
+        supernet = state.supernet
+        epoch = state.loop.step // state.loop.steps_per_epoch
+        seed = derive(state.seed, "health", epoch)
+        sampled = supernet.relaxation.one_at_a_time
+        gap = math.nan if sampled else val_acc - preferred_accuracy(state, genotype, seed)
+        eigenvalue = math.nan
+        if state.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
+            eigenvalue = self.eigenvalue(state)
+        return Health(
+            skip_shares=skip_shares(supernet.space, genotype),
+            entropy=entropy(supernet.preferences()),
+            eigenvalue=eigenvalue,
+            matching=matching(state, seed, genotype if sampled else None),
+            gap=gap,
+            changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
+        )
+
+    def eigenvalue(self, state: Bilevel, *, images: int = 0) -> float:
+        """The present one; remembers its direction. images: `curvature_images` unless given.
+
+        NaN where an operation of the space cannot be differentiated twice.
+        """
+        if self.trouble:
+            return math.nan
+        try:
+            return self._eigenvalue(state, images)
+        except RuntimeError as error:
+            if not _ONCE.search(str(error)):
+                raise
+            self.trouble = (
+                "the curvature is not watched, so that a collapse may go unseen: an operation of the space "
+                f"cannot be differentiated twice ({str(error).splitlines()[0]})"
+            )
+            return math.nan
+
+    def _eigenvalue(self, state: Bilevel, images: int) -> float:
+        supernet, loop = state.supernet, state.loop
+        seed = derive(state.seed, "eigenvalue")
+        wanted = images or curvature_images(state.method, loop.images, loop.device)
+        x, y = _batch(loop.task, loop.task.val, seed, wanted)
+        iterations = self.iterations
+        if self.direction:
+            iterations = min(iterations, continued(loop.steps_per_epoch))
+        network = supernet.network
+        # The library's fast ways of attention have first derivatives only.
+        unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
+        with kept(network.buffers()), in_training(supernet), unmoved, twice:
+            logits = supernet.mix(to_layout(x), supernet.mixture(supernet.expected(), whole=True))
+            loss = F.cross_entropy(logits.float(), y)
+            value, self.direction = dominant_eigenvalue(
+                loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed
+            )
+        return value
+
+
+def continued(steps_per_epoch: int) -> int:
+    """Iterations that do for an eigenvalue that begins in the direction of the one before."""
+    return max(2, steps_per_epoch // 6)
+
+
+def curvature_images(method: Method, batch: int, device: torch.device) -> int:
+    """How many images the eigenvalue is taken of, so that it needs about the memory of a step.
+
+    All options are differentiated twice, in float32 and without recomputing anything.
+    """
+    half = 2 if is_half(device, method.weights.precision) else 1
+    again = 2 if method.checkpointing else 1
+    return max(4, batch // (2 * half * again * (4 if method.relaxation.one_at_a_time else 1)))
+
+
+def dominant_eigenvalue(
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    start: Sequence[Tensor] = (),
+    iterations: int = 10,
+    seed: int = 0,
+) -> tuple[float, list[Tensor]]:
+    """The eigenvalue of largest magnitude of the Hessian of `loss`, and its direction.
+
+    Power iteration from `start`, or from a random direction, with one product with the Hessian, by
+    differentiating twice, in each. Instead of the last vector alone the best combination of all of them
+    counts (Lanczos 1950, with full orthogonalisation), which tells a positive from a negative eigenvalue of
+    similar size, too.
+    """
+    gradient = flat(gradients(loss, parameters, create_graph=True))
+    size = len(gradient)
+    vector = flat(start) if start else torch.randn(size, generator=torch_rng(seed, "power"))
+    vector = vector.to(gradient)
+    basis, images = gradient.new_empty(size, 0), gradient.new_empty(size, 0)
+    for _ in range(min(iterations, size)):
+        for _ in range(2):  # twice is enough (Giraud et al. 2005)
+            vector = vector - basis @ (basis.T @ vector)
+        norm = vector.norm()
+        if not norm > 1e-6 * images.norm():  # the vectors so far span all that the Hessian does
+            break
+        basis = torch.cat([basis, (vector / norm)[:, None]], dim=1)
+        vector = flat(gradients(gradient @ basis[:, -1], parameters, retain_graph=True)).detach()
+        images = torch.cat([images, vector[:, None]], dim=1)
+    small = basis.T @ images
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    best = int(values.abs().argmax())
+    direction = (basis @ vectors[:, best]).split([p.numel() for p in parameters])
+    return float(values[best]), [d.view_as(p) for d, p in zip(direction, parameters, strict=True)]
+
+
+def entropy(rows: Sequence[Tensor]) -> float:
+    """Mean entropy of rows `[E, O]`, each scaled to sum to 1, over that of a uniform row; in [0, 1]."""
+    found = []
+    for group in rows:
+        if group.shape[1] > 1:
+            shares = group.detach().double() / group.detach().double().sum(-1, keepdim=True)
+            found.append(-torch.xlogy(shares, shares).sum(-1) / math.log(group.shape[1]))
+    return float(torch.cat(found).mean()) if found else 0.0
+
+
+def preferred_accuracy(state: Bilevel, genotype: Genotype, seed: int) -> float:
+    """Validation accuracy in [0, 1] of one architecture on the shared weights."""
+    images, task = state.images_at_once, state.loop.task
+    (found,) = accuracies(state.supernet, [genotype], task, calibration=images // 2, seed=seed, images=images)
+    return found
+
+
+def matching(state: Bilevel, seed: int, genotype: Genotype | None = None) -> float:
+    """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1].
+
+    genotype: the architecture whose loss it is; the whole mixture's unless given.
+    """
+    task = state.loop.task
+    ours, theirs = (_gradient(state, split, seed, genotype) for split in (task.train, task.val))
+    norms = ours.norm() * theirs.norm()
+    return float(ours @ theirs / norms) if norms > 0 else 0.0
+
+
+def _gradient(state: Bilevel, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
+    supernet, loop = state.supernet, state.loop
+    x, y = _batch(loop.task, split, seed, loop.images)
+    with kept(supernet.network.buffers()), in_training(supernet):
+        with torch.no_grad():
+            whole = supernet.mixture(supernet.expected(), whole=True)
+        mixture = whole if genotype is None else supernet.path(genotype)
+        with precision(x.device, state.method.weights.precision):
+            logits = supernet.mix(to_layout(x), mixture)
+        return flat(gradients(F.cross_entropy(logits.float(), y), list(loop.parameters.values())))
+
+
+def _batch(task: Task, split: Split, seed: int, size: int) -> tuple[Tensor, Tensor]:
+    """A batch of plain images, drawn by the seed."""
+    order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[:size]
+    index = order.to(split.x.device)
+    return task.normalise(split.x[index]), split.y[index]

@@ -1,0 +1,308 @@
+"""What the JSON files of a run's folder must look like; a damaged or strange one is refused in words."""
+
+from __future__ import annotations
+
+from math import nan
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+from nas.errors import ConfigError
+from nas.text import shown
+
+Word = Annotated[str, StringConstraints(max_length=1000)]
+Side = Annotated[int, Field(ge=1)]
+R = TypeVar("R")
+_TOLD = 3
+"""Problems that an error lists."""
+
+
+class _Record(BaseModel):
+    """Types are taken as they stand; what a newer version may have added is left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class NodeRecord(_Record):
+    """A feature map; `op` and `decision` where operations stand on nodes."""
+
+    id: Word
+    role: Literal["input", "node", "output"]
+    label: Word
+    op: Word | None = None
+    decision: Word | None = None
+
+
+class EdgeRecord(_Record):
+    """An operation between two nodes, or a plain connection."""
+
+    src: Word
+    dst: Word
+    op: Word
+    decision: Word
+    role: Word
+
+
+class GraphRecord(_Record):
+    """A cell."""
+
+    kind: Word
+    values: dict[Word, Word]
+    nodes: list[NodeRecord]
+    edges: list[EdgeRecord]
+
+
+class ArchitectureRecord(_Record):
+    """The parts of architecture.json that are read back."""
+
+    space: Word
+    settings: dict[Word, Any]
+    choices: dict[Word, Word]
+    cells: dict[Word, GraphRecord]
+
+
+class TaskRecord(_Record):
+    """The parts of a run's task that are read back; see `nas.data.preprocessing.Inputs`."""
+
+    name: str
+    fingerprint: Word
+    classes: list[str]
+    mean: list[FiniteFloat]
+    std: list[Annotated[FiniteFloat, Field(gt=0)]]
+    image_shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    pixels: Literal["uint8", "float32"] = "uint8"
+
+
+class RunRecord(_Record):
+    """The parts of run.json that are read back."""
+
+    format: Side
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    architecture: list[int] | None
+    space: dict[str, Any]
+    task: TaskRecord
+
+
+class SuspectRecord(_Record):
+    """An image of a list of suspects; those whose origin is below 0 could not be read at all."""
+
+    kind: Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
+    origin: Annotated[int, Field(ge=-1)]
+    file: str
+    digest: Word
+    given: str
+
+
+class SuspectsRecord(_Record):
+    """The parts of suspects.json that are read back."""
+
+    format: Side
+    suspects: list[SuspectRecord]
+
+
+class MethodRecord(_Record):
+    """The parts of a configuration that an export needs."""
+
+    method: str
+    task: str
+    seed: int
+
+
+class NameRecord(_Record):
+    """Something with a name."""
+
+    name: str
+
+
+class EngineRecord(_Record):
+    """What made a run."""
+
+    engine: Annotated[str, Field(alias="nas-engine")]
+
+
+class FinalRecord(_Record):
+    """The recipe of the last training."""
+
+    final: dict[str, Any]
+
+
+class ImagesRecord(_Record):
+    """How many images there were."""
+
+    images: dict[Word, int]
+
+
+class ExportedRecord(_Record):
+    """The further parts of run.json that an export tells of."""
+
+    config: MethodRecord
+    space: NameRecord
+    environment: EngineRecord
+    plan: FinalRecord
+    task: ImagesRecord
+
+
+class ScoredRecord(_Record):
+    """The numbers of metrics.json that an export tells of."""
+
+    params: FiniteFloat
+    macs: FiniteFloat
+    test_acc: FiniteFloat
+    test_acc_low: FiniteFloat
+    test_acc_high: FiniteFloat
+    latency_ms: FiniteFloat
+    retrain_epochs: FiniteFloat
+    retrain_seconds: FiniteFloat
+
+
+class MetricsRecord(_Record):
+    """Content of metrics.json."""
+
+    metrics: dict[Word, FiniteFloat]
+
+
+class TrialRecord(_Record):
+    """What a study keeps of a trial beside its architecture."""
+
+    number: Annotated[int, Field(ge=0)]
+    fidelity: Annotated[int, Field(ge=0)]
+    metrics: dict[str, FiniteFloat]
+    cost_s: FiniteFloat
+    reason: str
+    beside: list[Annotated[int, Field(ge=0)]] = []
+    worker: str = ""
+
+
+class UnderWayRecord(_Record):
+    """A trial that has been proposed and has not ended."""
+
+    number: Annotated[int, Field(ge=0)]
+    genotype: list[Annotated[int, Field(ge=0)]]
+    fidelity: Annotated[int, Field(ge=0)]
+    beside: list[Annotated[int, Field(ge=0)]] = []
+
+
+class ReportedTaskRecord(_Record):
+    """The further parts of a run's task that a report tells of."""
+
+    images: dict[Word, int] = {}
+    notes: list[str] = []
+
+
+class ReportedRecord(_Record):
+    """The further parts of run.json that a report tells of; older versions wrote fewer."""
+
+    environment: dict[Word, Any] = {}
+    begun: str = ""
+    task: ReportedTaskRecord
+
+
+class ReportedArchitectureRecord(ArchitectureRecord):
+    """The further parts of architecture.json that a report tells of."""
+
+    genotype: list[int] = []
+    hash: Word = ""
+    notation: str | None = None
+
+
+class StudyRecord(_Record):
+    """What a study searches: decisions with their options; its goals are read by `nas.searchers.goals`."""
+
+    # JSON has no tuples.
+    decisions: list[Annotated[tuple[Word, list[Word]], Field(strict=False)]]
+
+
+class ComparedRecord(_Record):
+    """Content of baselines.json."""
+
+    found_by: Word
+    choices: dict[Word, dict[Word, Word]]
+    statements: list[Word]
+
+
+class EpochRecord(_Record):
+    """One epoch of a search by gradients in health.json; what was not measured is left out."""
+
+    epoch: Annotated[int, Field(ge=0)]
+    val_acc: FiniteFloat = nan
+    skip_share: FiniteFloat = nan
+    alpha_entropy: FiniteFloat = nan
+    eigenvalue: FiniteFloat = nan
+    eigenvalue_mean: FiniteFloat = nan
+    eigenvalue_alarm: FiniteFloat = nan
+    gradient_matching: FiniteFloat = nan
+    discretisation_gap: FiniteFloat = nan
+    changes: FiniteFloat = 0.0
+    skip_shares: dict[Word, FiniteFloat] = {}
+    events: list[Word] = []
+
+
+class HealthRecord(_Record):
+    """Content of health.json."""
+
+    epochs: list[EpochRecord]
+
+
+class AlphasRecord(_Record):
+    """The names in alphas.npz."""
+
+    decisions: list[Word]
+    options: list[list[Word]]
+
+
+class RungsRecord(_Record):
+    """What an architecture reached at each rung of a ladder, and the settings that it was trained with."""
+
+    settings: list[str | int]
+    results: dict[Word, dict[Word, FiniteFloat]]
+
+
+class DecisionRecord(_Record):
+    """What was decided by measured time, under which budget."""
+
+    value: Any
+    budget_s: FiniteFloat | None
+
+
+class TimeRecord(_Record):
+    """How long a job has been at work, and what was decided by that."""
+
+    spent_s: Annotated[FiniteFloat, Field(ge=0)]
+    decided: dict[Word, DecisionRecord]
+
+
+class NeededRecord(_Record):
+    """The bytes that a step needs after what memory.json says has changed."""
+
+    needed: Annotated[int, Field(ge=0)]
+
+
+def checked(kind: type[R], data: object, source: Path | str, what: str) -> R:
+    """`data` as a record, or as another class whose fields say of what kind they are.
+
+    Raises:
+        ConfigError: naming the source, what it should be, and the first places that are wrong.
+    """
+    try:
+        if issubclass(kind, BaseModel):
+            return kind.model_validate(data)
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        told = "; ".join(_told(problem["loc"], problem["msg"]) for problem in problems[:_TOLD])
+        raise ConfigError(f"{source} is damaged, it is no {what}: {told}") from error
+
+
+def _told(place: tuple[int | str, ...], message: str) -> str:
+    where = ".".join(shown(part) if isinstance(part, str) and len(part) > 40 else str(part) for part in place)
+    return f"{where}: {message}" if where else message

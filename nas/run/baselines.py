@@ -1,0 +1,120 @@
+"""What a search must beat: random search at equal cost, and simply the largest network that it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import Trained
+from nas.evaluate.weight_inheritance import Grown
+from nas.results.run_record import CHECKPOINT, RANDOM
+from nas.run.black_box import alike, bounded, default_of, fitting, measure_of, telling, workers
+from nas.run.clock import TimeUp
+from nas.run.job import Job
+from nas.run.search_phase import Found
+from nas.run.work import search_work, trial_work
+from nas.searchers import RandomSearch
+from nas.searchers.halving import epochs_granted, finalists
+from nas.searchers.scheduler import Fixed
+from nas.show.tracking.points import of_trials
+from nas.study.workers import Evaluate
+from nas.text import counted
+from nas.types import Genotype, Trial
+
+LARGEST = "largest"
+"""The name of the second baseline in metrics and pictures; that of the first is that of its study."""
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """The trials of random search, and the architecture that each baseline would have chosen, by name."""
+
+    history: Sequence[Trial]
+    choices: dict[str, Genotype]
+
+
+def run_baselines(job: Job, found: Found, *, until_s: float | None = None) -> Baselines:
+    """Random search at the cost of the search, in a study of its own next to it.
+
+    Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
+    different numbers of them, and as much work (`nas.run.work`) where gradients searched. What the search
+    has measured is not measured again but replayed. Where the search was random itself, it is its own
+    baseline.
+
+    The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
+
+    until_s: when it has to be over, by the job's clock; a random search that was cut off had not the same
+      cost, so that nothing is compared with it.
+    """
+    try:
+        history = found.history if job.is_own_baseline else _random(job.until(until_s), found)
+    except TimeUp as error:
+        job.progress.note(
+            f"random search was not done at equal cost, so nothing is compared with it: {error}"
+        )
+        return Baselines((), {})
+    own = default_of(job) if job.is_own_baseline else None  # which is a baseline by itself
+    done = [trial for trial in job.plan.goals.kept_by(history) if trial.genotype != own]
+    if not done:
+        job.progress.note(
+            "random search found no architecture to compare with: all its trials failed or broke a constraint"
+        )
+        return Baselines(history, {})
+    largest = max(done, key=lambda t: t.metrics["macs"])
+    return Baselines(history, {RANDOM: finalists(done, job.plan.lead)[0].genotype, LARGEST: largest.genotype})
+
+
+def _random(job: Job, found: Found) -> list[Trial]:
+    evaluate = _evaluator(job, found)
+    epochs = found.fidelity if found.measure is not None else job.plan.trial.epochs
+    others = found.history if found.measure is not None else ()
+    sizes = evaluate if isinstance(evaluate, Trained | Laddered) else None
+    study = job.study(
+        RANDOM,
+        Fixed(fitting(job, bounded(job, RandomSearch()), sizes), epochs),
+        announce=not job.config.shares_weights,
+        alike=alike(job),
+        others=others,
+    )
+    trials = _equal_trials(job, found)
+    job.tracking.tell(of_trials(study.name, study.history))
+    job.progress.phase("random search at equal cost", trials, done=study.ended)
+
+    def enough() -> bool:
+        job.check_stop(f"random search stopped after {counted(study.ended, 'trial')}")
+        return False
+
+    with workers(job, evaluate, beside=True) as side_by_side:
+        study.run(
+            measure_of(job, evaluate, study=lambda: study, others=found.history),
+            trials=trials,
+            stop=enough,
+            on_trial=telling(job, study.name),
+            max_failures=trials + 1,  # what fails here must not end a job whose search went well
+            workers=side_by_side,
+        )
+    return study.history
+
+
+def _evaluator(job: Job, found: Found) -> Evaluate:
+    """That of the search; training from scratch keeps its checkpoints apart from those of the search."""
+    if found.measure is not None and not isinstance(found.measure, Trained | Grown):
+        return found.measure
+    folder = job.folder / CHECKPOINT / RANDOM
+    return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+
+
+def _equal_trials(job: Job, found: Found) -> int:
+    """The number of random trials of equal cost."""
+    if found.measure is None:
+        job.progress.note("counting what a step of the search and of a trial cost")
+        each = trial_work(job, job.plan.trial.epochs)
+        return max(1, round(search_work(job, len(found.history)) / each)) if each else 1
+    if job.plan.early_stop:
+        trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
+        return max(1, round(trained / found.fidelity))
+    if len(job.plan.ladder) == 1 or job.config.shares_weights:
+        return len(found.history)
+    granted = job.plan.ladder.granted
+    return max(1, round(epochs_granted(found.history, granted) / granted[-1]))

@@ -1,0 +1,328 @@
+"""How the trials of a job are proposed, scheduled and measured, as its plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from nas.errors import ConfigError, TrialError
+from nas.evaluate.cost_metrics import COUNTED, TRAINED, Costs, free_metrics
+from nas.evaluate.fidelity import Fidelity
+from nas.evaluate.learning_curves import Hopeless
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.oom_filter import Fitting, too_large
+from nas.evaluate.proxy_evaluator import Scored
+from nas.evaluate.trained import Trained
+from nas.evaluate.weight_inheritance import Grown
+from nas.files.paths import is_file
+from nas.oneshot.expected_cost import check_bound
+from nas.results.run_record import CHECKPOINT, SEARCH, read_run
+from nas.run.job import Job
+from nas.run.method_names import by_gradients
+from nas.run.supernet_phase import shared_weights
+from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
+from nas.searchers.constrained import Bounded
+from nas.searchers.default_first import DefaultFirst
+from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable
+from nas.searchers.scheduler import Fixed, Scheduler
+from nas.seeding import rng
+from nas.show.tracking.points import of_trials
+from nas.space.graph import architecture_hash
+from nas.space.latency import LATENCY
+from nas.study.local import cores, places_on
+from nas.study.measuring import Measure
+from nas.study.study import Study
+from nas.study.workers import Borrowed, Evaluate, Slot, Workers
+from nas.training.memory_estimate import memory_bytes
+from nas.training.retry import LR_FACTOR
+from nas.types import Genotype, Trial
+from nas.user_code import user_errors
+
+DRAWN = 200
+"""Changes of a default that breaks a constraint."""
+
+
+def check_search(job: Job) -> None:
+    """Raises ConfigError when a metric, a bound, a latency table or an earlier run cannot be used."""
+    if job.plan.searcher is not None:
+        informed(job, job.plan.searcher)
+    else:
+        for bound in job.plan.goals.constraints:
+            check_bound(bound, job.latency_table)
+    costs_of(job, lambda: ())
+
+
+def bounded(job: Job, searcher: Searcher) -> Searcher:
+    """The searcher kept to architectures whose last networks keep the constraints on costs."""
+    excess = _excess(job)
+    return (
+        Bounded(searcher, lambda genotype: excess(genotype) == 0) if job.plan.goals.constraints else searcher
+    )
+
+
+def default_of(job: Job) -> Genotype | None:
+    """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
+
+    None where no such one was found.
+    """
+    key = (f"default under {job.plan.goals} at {dict(job.final.settings)}", ())
+    if key not in job.space.memo:
+        job.space.memo[key] = _nearest_default(job)
+    return cast(Genotype | None, job.space.memo[key])
+
+
+def _nearest_default(job: Job) -> Genotype | None:
+    """Single changes are drawn, and kept where they bring an architecture nearer to the constraints."""
+    excess, draw = _excess(job), rng(0, "default")
+    found = job.space.default_genotype
+    least = excess(found)
+    for _ in range(DRAWN):
+        if least == 0:
+            return found
+        changed = job.space.mutate(found, draw)
+        if (now := excess(changed)) < least:
+            found, least = changed, now
+    return None
+
+
+def _excess(job: Job) -> Callable[[Genotype], float]:
+    """By how much the last network of an architecture breaks the constraints that need no training."""
+    table = job.latency_table
+    free = {*COUNTED, *([LATENCY] if table is not None else [])}
+    bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
+
+    def excess(genotype: Genotype) -> float:
+        if not bounds:
+            return 0.0
+        try:
+            with user_errors():
+                costs = free_metrics(job.final, genotype, job.task.image_shape, table)
+        except TrialError:  # its trial will fail for this reason, and say so
+            return 0.0
+        return sum(bound.excess(costs) for bound in bounds)
+
+    return excess
+
+
+def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
+    """The searcher kept below what ran out of memory before it, where trials are trained."""
+    if not isinstance(measure, Trained | Laddered):
+        return searcher
+    needed, first = measure.needed_bytes, job.plan.ladder.granted[0]
+    device = job.task.train.x.device
+    return Fitting(searcher, lambda genotype: needed(Trial(0, genotype, first)), memory_bytes(device))
+
+
+def measure_of(
+    job: Job, evaluate: Evaluate, *, study: Callable[[], Study], others: Sequence[Trial] = ()
+) -> Measure:
+    """How trials are measured: by an evaluator, with the costs that the goals need.
+
+    Those are of the last network, which may be larger. What is known to run out of memory is not trained.
+
+    study: of the trials, once it is there. others: trials that were measured before it began.
+    """
+    trained = evaluate.trained if isinstance(evaluate, Grown) else evaluate
+    hints = [evaluate.hints] if isinstance(evaluate, Grown) else []
+    if job.plan.early_stop and isinstance(trained, Trained):
+        hints.append(partial(_hopeless, job))
+    memory = memory_bytes(job.task.train.x.device)
+
+    def refuses(trial: Trial, before: Sequence[Trial]) -> TrialError | None:
+        if not isinstance(trained, Trained | Laddered):
+            return None
+        return too_large(trial, [*others, *before], trained.needed_bytes, memory)
+
+    return Measure(
+        evaluate,
+        hints=lambda trial, known: {name: v for hint in hints for name, v in hint(trial, known).items()},
+        refuses=refuses,
+        costs=costs_of(job, lambda: (*others, *study().history)),
+    )
+
+
+def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial], Mapping[str, float]]:
+    """The costs that the goals need. timed: trials that may have been timed before."""
+    wanted = job.plan.goals.metrics
+    if not set(wanted) - set(TRAINED):
+        return lambda _: {}
+    shape, device = job.task.image_shape, job.task.train.x.device
+    return Costs(job.final, shape, device, wanted, table=job.latency_table, timed=timed)
+
+
+def _hopeless(job: Job, _: Trial, known: Sequence[Trial]) -> dict[str, Hopeless]:
+    """Ends trials that will hardly beat the best one so far."""
+    done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(known)]
+    return {"hopeless": Hopeless(max(done), job.plan.early_stop)} if done else {}
+
+
+def alike(job: Job) -> Callable[[Genotype], Hashable]:
+    """What isomorphic architectures have in common, of which one need be measured."""
+    return partial(architecture_hash, job.space)
+
+
+def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
+    """Decides how long each trial trains; `fidelity` is that of the fixed one."""
+    plan = job.plan
+    match plan.scheduler:
+        case "successive-halving":
+            return SuccessiveHalving(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+        case "hyperband":
+            return Hyperband(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+    return Fixed(searcher, fidelity)
+
+
+def _enough(searcher: Searcher) -> int:
+    """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
+    match searcher:
+        case Bounded() | Fitting() | DefaultFirst():
+            return _enough(searcher.searcher)
+        case RegularizedEvolution() | Nsga2():
+            return max(SuccessiveHalving.enough, searcher.population)
+        case Guided() | LocalSearch():
+            return max(SuccessiveHalving.enough, searcher.init)
+    return SuccessiveHalving.enough
+
+
+def informed(job: Job, searcher: Searcher) -> Searcher:
+    """A guided searcher with the earlier run and the proxies that it was promised."""
+    if not isinstance(searcher, Guided):
+        return searcher
+    if job.plan.earlier:
+        searcher = dataclasses.replace(searcher, earlier=_earlier(job, enough=_enough(searcher)))
+    if job.plan.proxies:
+        scored = Scored(job.space, job.search_task, job.plan.proxies)
+        searcher = dataclasses.replace(searcher, describe=scored)
+    return searcher
+
+
+def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
+    """The trials of an earlier run; of one on a ladder those of one rung, for values must be comparable."""
+    folder = Path(job.plan.earlier)
+    trials = Study.read(folder, SEARCH, job.space)
+    done = [trial for trial in trials if trial.state == "done"]
+    if not done:
+        raise ConfigError(f"searcher.earlier: {folder} holds no finished trial to learn from")
+    if is_file(folder / "run.json") and by_gradients(str(read_run(folder)["config"].get("method"))):
+        raise ConfigError(
+            f"searcher.earlier: {folder} searched by gradients, and its accuracies are those of a supernet; "
+            "name a run by trials"
+        )
+    for trial in done:
+        job.plan.goals.check(trial)
+    return tuple(comparable(trials, sorted({trial.fidelity for trial in done}), enough=enough))
+
+
+def grown(job: Job, measure: Evaluate) -> Evaluate:
+    """The evaluator whose trials begin with the weights of an earlier one, where the job wants that."""
+    if job.config.warm_start != "parent":
+        return measure
+    if not isinstance(measure, Trained):
+        raise ConfigError(
+            "warm_start is parent, but trials on a ladder continue their own training; remove it"
+        )
+    return Grown(measure, job.folder / CHECKPOINT / "weights")
+
+
+@contextmanager
+def workers(job: Job, evaluate: Evaluate, *, beside: bool = False) -> Iterator[Workers | None]:
+    """Where trials are evaluated for a block; None is this process.
+
+    beside: for trainings that do not wait for each other, of which this machine makes as many at a time as it
+      bears; else as many as the job has workers. One at a time where latencies are measured, which others
+      would disturb.
+    """
+    folder, config = job.folder / CHECKPOINT / "workers", job.config
+    trained = isinstance(evaluate, Trained | Laddered | Grown)
+    if not trained or (job.executor is None and job.processes is None):
+        yield None
+        return
+    sent = sendable(evaluate)
+    slots: Sequence[Slot]
+    count = count_of(job)
+    if job.executor is not None:
+        slots = [Borrowed(job.executor) for _ in range(count)]
+    else:
+        assert job.processes is not None
+        disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
+        count = (1 if disturbed else places_on(job.task.train.x.device)) if beside else count
+        threads = 1
+        if count == 1 and not beside:
+            threads = int(job.clock.decide(f"threads {SEARCH}", lambda: [1, 0.0])[0])
+        slots = job.processes.slots(count, threads=threads)
+    found = Workers(
+        slots,
+        folder,
+        ordered=job.executor is None and not config.asynchronous,
+        timeout_s=config.trial_timeout,
+        stop=job.stop,
+        sent=sent,
+    )
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def count_of(job: Job) -> int:
+    """How many trials of a search are evaluated at a time."""
+    wanted = job.config.workers
+    if wanted != "auto":
+        return max(1, wanted)
+    gpus = job.processes.gpus if job.processes is not None else []
+    return len(gpus) or cores()
+
+
+def sendable(evaluate: Evaluate) -> Evaluate:
+    """The evaluator without what belongs to this process; a worker asks nobody whether to stop."""
+    if isinstance(evaluate, Grown):
+        return dataclasses.replace(evaluate, trained=dataclasses.replace(evaluate.trained, stop=None))
+    if isinstance(evaluate, Trained | Laddered):
+        return dataclasses.replace(evaluate, stop=None)
+    return evaluate
+
+
+def evaluator(job: Job) -> tuple[Evaluate, float]:
+    """The evaluator of the trials, and the seconds it took to prepare."""
+    return shared_weights(job) if job.config.shares_weights else (_trained(job), 0.0)
+
+
+def _trained(job: Job) -> Evaluate:
+    """From scratch for one rung of all images at full size, else up the ladder."""
+    ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
+    if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):
+        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    return Laddered(
+        job.space,
+        job.search_task,
+        job.plan.trial,
+        ladder,
+        folder / "ladder",
+        seed=job.seed(SEARCH),
+        stop=job.stop,
+    )
+
+
+def telling(job: Job, study: str) -> Callable[[Trial], None]:
+    """What hears of every ended trial of a study: the user, and the trackers."""
+
+    def told(trial: Trial) -> None:
+        job.progress.advance(trial_line(trial))
+        job.tracking.tell(of_trials(study, [trial]))
+
+    return told
+
+
+def trial_line(trial: Trial) -> str:
+    """One ended trial in words."""
+    if trial.state == "failed":
+        return f"trial {trial.number}: failed, {trial.reason}"
+    metrics = trial.metrics
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
+    accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
+    return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"

@@ -1,0 +1,268 @@
+"""Resolves a configuration against its preset: every recipe and number that a job will use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.errors import ConfigError
+from nas.evaluate.calibration import chosen_fidelity
+from nas.evaluate.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
+from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.early_stopping import Guards
+from nas.oneshot.method import Method
+from nas.oneshot.methods import METHODS, make_method
+from nas.oneshot.singlepath import Sharing
+from nas.run.config import Config
+from nas.run.method_names import OWN, SHARED
+from nas.run.overrides import change, settings_of
+from nas.run.presets import Preset, Published, fitted, preset
+from nas.searchers import Searcher
+from nas.searchers.factory import make_searcher
+from nas.searchers.goals import Goals, parse_goals
+from nas.space.latency import LATENCY
+from nas.space.loading import own_function
+from nas.training.recipe import Recipe
+
+UNBOUNDED = 10**6
+"""Trials from which on only the time ends a search."""
+MIN_STOPPED = 3
+"""Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do, nothing left open; the fields are those of `Preset`.
+
+    searcher: proposes the trials; None for a differentiable search. goals: what they are judged by.
+    sharing: how the weights of a supernet are trained for trials.
+    earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
+    scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
+    early_stop: the chance to beat the best below which a trial ends; 0 for never.
+    baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
+    budget_s: seconds of the whole job, or None.
+    size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
+    full_size: whether the space's own full size comes before `final_size`.
+    """
+
+    trial: Recipe
+    search: Method
+    shared: Recipe
+    sharing: Sharing
+    final: Recipe
+    searcher: Searcher | None
+    goals: Goals
+    earlier: str
+    proxies: tuple[str, ...]
+    scheduler: str
+    ladder: Ladder
+    eta: int
+    early_stop: float
+    baselines: bool
+    seeds: int
+    trials: int
+    top_k: int
+    top_k_epochs: int
+    search_images: int | None
+    final_images: int | None
+    budget_s: float | None
+    size: Mapping[str, object]
+    final_size: Mapping[str, object]
+    full_size: bool
+
+    @property
+    def planned_trials(self) -> int | None:
+        """The number of trials; None where only the time ends them."""
+        return self.trials if self.trials < UNBOUNDED else None
+
+    @property
+    def lead(self) -> Goals:
+        """The first objective under all constraints: what a single network is chosen by."""
+        return Goals(self.goals.objectives[:1], self.goals.constraints)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe | Sharing)}
+        return (
+            fields
+            | recipes
+            | {
+                "search": self.search.describe(),
+                "searcher": _plain(self.searcher),
+                "goals": self.goals.to_dict(),
+                "ladder": str(self.ladder),
+                "proxies": list(self.proxies),
+                "size": dict(self.size),
+                "final_size": dict(self.final_size),
+            }
+        )
+
+
+def make_plan(config: Config, method: Method | None = None) -> Plan:
+    """The plan of a configuration. method: one that was given in Python, which then is not looked up.
+
+    Raises:
+        ConfigError: naming the table and the setting that is unknown or out of range.
+    """
+    base = preset(config.preset)
+    epochs = {} if config.epochs is None else {"epochs": config.epochs}
+    shared = config.shares_weights
+    goals = parse_goals(config.objective, config.constraint)
+    tuned = dict(config.searcher)
+    earlier, proxies = str(tuned.pop("earlier", "")), str(tuned.pop("proxies", ""))
+    if (earlier or proxies) and config.method != "guided":
+        raise ConfigError(f"searcher: method {config.method!r} takes no earlier runs or proxies; use guided")
+    if config.warm_start == "parent":
+        tuned = {"morphism": 0.5, **tuned}
+    images = base.search_images if config.search_images is None else config.search_images
+    top_k = config.top_k or (base.shared_top_k if config.method in SHARED else base.top_k)
+    _refuse_unused(config, top_k)
+    pace: dict[str, object] = {"execution": config.execution} if config.execution != "auto" else {}
+    pace |= {} if config.graph else {"graph": False}
+    own_epochs = {} if shared or config.is_differentiable else epochs
+    trial = change(base.trial, pace | own_epochs | config.trial, "trial")
+    ladder = _ladder(config, trial)
+    _refuse_idle(config, goals, ladder)
+    return Plan(
+        trial=trial,
+        search=_method(config, base, method, pace),
+        shared=change(base.shared, pace | (epochs if shared else {}) | config.shared, "shared"),
+        sharing=settings_of(Sharing(), config.sharing, "sharing"),
+        final=change(base.final, pace | config.retrain, "retrain"),
+        searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
+        goals=goals,
+        earlier=earlier,
+        proxies=tuple(name.strip() for name in proxies.split(",") if name.strip()),
+        scheduler=config.scheduler,
+        ladder=ladder,
+        eta=config.eta,
+        early_stop=config.early_stop,
+        baselines=config.baselines,
+        seeds=config.seeds or base.seeds,
+        trials=config.trials or (base.shared_trials if config.method in SHARED else base.trials),
+        top_k=top_k,
+        top_k_epochs=config.top_k_epochs or base.top_k_epochs,
+        search_images=images or None,
+        final_images=None if "epochs" in config.retrain else base.final_images,
+        budget_s=config.budget,
+        size=base.size,
+        final_size=base.final_size,
+        full_size=base.full_size,
+    )
+
+
+def _method(config: Config, base: Preset, given: Method | None, pace: Mapping[str, object]) -> Method:
+    """The differentiable method: as published for the preset, with the user's settings on top.
+
+    One that was given in Python keeps its own recipe, unless settings change it. pace: those of its recipe
+    that hold for every phase.
+    """
+    if not config.is_differentiable:
+        return Method(weights=base.search)
+    published = base.published.get(config.method, Published())
+    epochs = {} if config.epochs is None else {"epochs": config.epochs}
+    if given is None and config.method.startswith(OWN):
+        raise ConfigError(
+            f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
+            "function that returns it and name it as FILE.py:FUNCTION"
+        )
+    if given is None:
+        make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
+        method = make_method(config.method, make, {**published.settings, **config.method_settings})
+        weights = change(base.search, published.recipe, f"preset {config.preset}")
+        speed = base.alpha_speed if config.alpha_speed is None else config.alpha_speed
+        method = fitted(method, weights, alpha_speed=speed)
+    elif config.method_settings or config.alpha_speed is not None:
+        raise ConfigError(
+            "method_settings or alpha_speed are given, but the method is made already; make it with these "
+            "settings"
+        )
+    else:
+        method = given
+    if not method.learns_alphas:
+        _refuse_alphas(config, method)
+    return dataclasses.replace(
+        method,
+        weights=change(method.weights, {**pace, **epochs, **config.search}, "search"),
+        update=settings_of(method.update, config.alphas, "alphas"),
+        guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
+        selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
+    )
+
+
+def _refuse_alphas(config: Config, method: Method) -> None:
+    """What needs alphas that move: their settings, and constraints, which are losses of theirs."""
+    given = {
+        "alphas": bool(config.alphas),
+        "alpha_speed": config.alpha_speed is not None,
+        "seed_alphas": config.seed_alphas is not None,
+        "constraint": bool(config.constraint),
+    }
+    for name, is_set in given.items():
+        if is_set:
+            raise ConfigError(
+                f"{name} is set, but method {method.name!r} learns no alphas; remove it or "
+                "choose another method"
+            )
+
+
+def _refuse_unused(config: Config, top_k: int) -> None:
+    """Settings of trainings that this job will not make."""
+    again_only = config.shares_weights or (config.is_differentiable and not config.baselines)
+    if "epochs" in config.trial and again_only:
+        raise ConfigError(
+            "trial.epochs is set, but here architectures are trained for top_k_epochs only; set that"
+        )
+    unused = {
+        "top_k_epochs": config.top_k_epochs is not None,
+        "seeds": config.seeds is not None,
+        "trial": again_only and bool(config.trial),
+    }
+    for name, is_set in unused.items():
+        if is_set and top_k == 1 and not config.baselines:
+            raise ConfigError(
+                f"{name} is set, but with top_k 1 and no baselines nothing is trained again; remove it or "
+                "raise top_k"
+            )
+
+
+def _refuse_idle(config: Config, goals: Goals, ladder: Ladder) -> None:
+    """A latency table that decides nothing, and early stopping where it cannot stop anything."""
+    if config.latency_table is not None and LATENCY not in goals.metrics:
+        raise ConfigError(
+            f"latency_table is set, but nothing decides by {LATENCY}; add it to objective or constraint"
+        )
+    if not config.early_stop:
+        return
+    if goals.objectives != Goals().objectives:
+        raise ConfigError("early_stop forecasts val_acc, so it must be the only objective; remove early_stop")
+    rung = ladder.rungs[-1]
+    if rung.epochs < MIN_STOPPED or rung != Fidelity(rung.epochs):
+        raise ConfigError(
+            f"early_stop needs trials of at least {MIN_STOPPED} epochs at full size, got {rung}; remove it"
+        )
+
+
+def _ladder(config: Config, trial: Recipe) -> Ladder:
+    """The rungs of the trials: given, grown by `eta` up to the trial's epochs, or those epochs alone."""
+    if config.scheduler == "fixed":
+        text = config.fidelity
+        if text == "auto":
+            text = chosen_fidelity(Path(str(config.calibration)), space=config.space, task=config.task)
+        return Ladder((Fidelity(trial.epochs) if text is None else parse_fidelity(text),))
+    if config.ladder is not None:
+        return parse_ladder(config.ladder)
+    return geometric(1, trial.epochs, config.eta)
+
+
+def _plain(searcher: Searcher | None) -> dict[str, object]:
+    """The searcher's settings that are plain values."""
+    if searcher is None:
+        return {}
+    fields = {f.name: getattr(searcher, f.name) for f in dataclasses.fields(searcher)}  # type: ignore[arg-type]
+    plain = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
+    options = fields.get("options")
+    return {**plain, **({"options": dict(options)} if options else {})}

@@ -1,0 +1,247 @@
+"""A run's folder: what was asked and resolved, and the refusal to mix two different runs in one place."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.data.task import Task
+from nas.errors import ConfigError, DataError, SpaceError
+from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
+from nas.files.folder_lock import LOCK
+from nas.files.folders import prepare_folder
+from nas.files.manifest import MANIFEST
+from nas.files.paths import check_contents, check_name
+from nas.files.tomlfile import write_toml
+from nas.results.environment import environment
+from nas.results.run_record import CHECKPOINT, FORMAT, read_run
+from nas.run.config import Config
+from nas.run.resolved_config import Plan
+from nas.space.loading import source_hash
+from nas.space.space import Space
+from nas.text import shown
+from nas.types import Genotype
+
+FREE = (
+    *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
+    *("config.workers", "config.executor", "config.trial_timeout", "config.rank_timeout"),
+    *("config.export", "config.pictures"),
+    *("config.tensorboard", "config.mlflow"),
+    "config.audit",
+)
+"""Settings that may differ when a run is resumed."""
+MOST_CHANGES = 20
+"""Differences that are listed."""
+
+
+def open_folder(out: str | Path) -> Path:
+    """The folder of a new run or of one to resume.
+
+    Raises:
+        ConfigError: when it cannot be written, or holds files that are not a run's.
+    """
+    folder = prepare_folder(named(Path(out)))
+    foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
+    if foreign and not (folder / "run.json").is_file():
+        raise ConfigError(
+            f"{folder} is not empty ({sorted(foreign)[0]}) and holds no run; choose another --out folder"
+        )
+    check_contents(folder)
+    return folder
+
+
+def named(out: Path) -> Path:
+    """A path whose last part can be the name of a run.
+
+    Raises:
+        ConfigError: showing what such a name may hold.
+    """
+    name = out.name if out.name not in ("", "..") else out.resolve().name
+    try:
+        check_name(name, "run")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; choose another --out folder") from error
+    return out
+
+
+def begin(
+    folder: Path,
+    config: Config,
+    plan: Plan,
+    *,
+    space: Space,
+    task: Task,
+    genotype: Genotype | None = None,
+    ranks: int = 1,
+    force: bool,
+) -> dict[str, Any]:
+    """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
+
+    genotype: the architecture to train, where the run does not search for one.
+    ranks: how many processes train together; another number may go on, so it is not compared.
+    force: go on although the data changed.
+
+    Raises:
+        ConfigError: with a line for every setting that differs, or for a folder of a newer version.
+        DataError: when the data are no longer those that the run began with.
+    """
+    now = describe_run(config, plan, space, task, genotype)
+    remove_unfinished(folder)
+    # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
+    now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
+    now["environment"]["ranks"] = ranks
+    if not (folder / "run.json").exists():
+        # The record comes first: a folder with a record is a run, whatever else is still missing.
+        write_json(folder / "run.json", now)
+    record = read_run(folder)
+    _refuse_another_kind(folder, record, now)
+    # The plan is compared too: a preset may mean something else in another version.
+    _refuse_changes(folder, record, now, ("config", "architecture", "plan"))
+    if record["task"]["fingerprint"] != task.fingerprint:
+        record = _with_new_data(folder, record, now, force=force)
+    _refuse_changes(folder, record, now, ("space",))
+    if not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", write_toml(config.model_dump()))
+    return record
+
+
+def refuse_another_job(record: Mapping[str, Any], now: Mapping[str, Any], *, ignoring: Sequence[str]) -> None:
+    """Raises ConfigError unless a worker that joins would evaluate trials as the run that it joins does.
+
+    record, now: from `describe_run`. ignoring: settings that say where things are on the worker's machine.
+    """
+    changes = [
+        f"  {name.removeprefix('config.')}: {before!r} in the study, {here!r} here"
+        for part in ("config", "plan", "space")
+        for name, before, here in _differences(
+            _flat(record[part], part), _flat(now[part], part), free=(*FREE, *ignoring)
+        )
+    ]
+    if record["task"]["fingerprint"] != now["task"]["fingerprint"]:
+        changes.append(f"  images: those of {record['task']['name']!r} are others here")
+    if changes:
+        raise ConfigError(
+            "this worker would do another job than the study's:\n"
+            + "\n".join(changes)
+            + "\nuse the same version, images and code of your own"
+        )
+
+
+def _refuse_another_kind(folder: Path, record: Mapping[str, object], now: Mapping[str, object]) -> None:
+    kinds = ["a search" if run.get("architecture") is None else "a retraining" for run in (record, now)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"{folder} holds {kinds[0]}, and this is {kinds[1]}; choose another --out folder")
+
+
+def _refuse_changes(
+    folder: Path, record: Mapping[str, object], now: Mapping[str, object], parts: Sequence[str]
+) -> None:
+    for part in parts:
+        refuse_other_settings(folder, "a run", _flat(record.get(part), part), _flat(now[part], part))
+
+
+def refuse_other_settings(
+    folder: Path, what: str, before: Mapping[str, object], now: Mapping[str, object]
+) -> None:
+    """Raises ConfigError with a line for every setting that differs from that of what a folder holds.
+
+    what: it holds, in words. before, now: values by dotted name.
+    """
+    changes = [
+        f"  {name.removeprefix('config.')}: {shown(there)} in the folder, {shown(here)} now"
+        for name, there, here in _differences(before, now)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{folder} holds {what} with other settings:\n"
+            + "\n".join(changes[:MOST_CHANGES])
+            + "\nrepeat its command to resume it, or choose another --out folder"
+        )
+
+
+def _with_new_data(
+    folder: Path, record: dict[str, Any], now: Mapping[str, Any], *, force: bool
+) -> dict[str, Any]:
+    """The record with the data of now; what was in training on the old data starts again."""
+    before, after = record["task"]["fingerprint"], now["task"]["fingerprint"]
+    if not force:
+        raise DataError(
+            f"task {now['task']['name']!r} changed since {folder} was begun: its fingerprint is "
+            f"{after[:12]}, not {before[:12]}; restore the data, choose another --out folder, or use --force"
+        )
+    if not (folder / MANIFEST).exists():
+        record = {**record, "task": now["task"]}
+        clear_checkpoints(folder)
+        write_json(folder / "run.json", record)
+    return record
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Removes what only an unfinished run needs."""
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+
+
+def describe_run(
+    config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None = None
+) -> dict[str, Any]:
+    """What `run.json` says of a run."""
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(),
+        "architecture": None if genotype is None else list(genotype),
+        "plan": plan.to_dict(),
+        "space": {
+            "name": space.name,
+            "origin": space.origin,
+            "settings": _plain_settings(space),
+            "file_sha256": source_hash(space.origin),
+            "decisions": len(space.decisions),
+            "size": str(space.size),
+        },
+        "task": {
+            "name": task.name,
+            "fingerprint": task.fingerprint,
+            "classes": list(task.classes),
+            "mean": task.mean.tolist(),
+            "std": task.std.tolist(),
+            "image_shape": list(task.image_shape),
+            "pixels": str(task.train.x.dtype).removeprefix("torch."),
+            "images": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+            "notes": list(task.notes),
+            "excluded": dict(task.excluded),
+        },
+        "environment": environment(task.train.x.device),
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _plain_settings(space: Space) -> object:
+    """The space's settings as JSON brings them back."""
+    try:
+        return json.loads(json.dumps(dict(space.settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SpaceError(
+            f"space {space.name!r}: its settings are {dict(space.settings)}, but a run can write down only "
+            f"text, finite numbers, true, false and lists of them ({error}); choose by name instead"
+        ) from error
+
+
+def _flat(value: object, name: str) -> dict[str, object]:
+    """The leaves of nested tables by dotted name, tuples as the lists that JSON makes of them."""
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
+
+
+def _differences(
+    before: Mapping[str, object], now: Mapping[str, object], *, free: Sequence[str] = FREE
+) -> Iterator[tuple[str, object, object]]:
+    """The settings that differ, with what they were and what they are."""
+    for name in sorted({*before, *now} - set(free)):
+        if before.get(name) != now.get(name):
+            yield name, before.get(name), now.get(name)

@@ -1,0 +1,304 @@
+"""Architectures as graphs: nodes are feature maps, edges are operations.
+
+The graph of a cell is read off the space's own wiring: whatever `Cell` the build function makes, its edges
+say which decision sits between which maps. In a `VertexCell` operations stand on the nodes and edges are
+plain. Decisions outside any cell form a chain, in the order asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import networkx as nx
+import torch
+from torch import nn
+
+from nas.errors import ConfigError
+from nas.space.cell import CELLS, Cell, VertexCell
+from nas.space.choosers import Fixed, Role, Slot
+from nas.space.space import Space
+from nas.text import shown
+from nas.types import Genotype
+
+if TYPE_CHECKING:
+    Graph = nx.DiGraph[str]
+else:
+    Graph = nx.DiGraph
+Edge = tuple[str, str, str]
+AnyCell = Cell | VertexCell
+Roles = Mapping[str, Mapping[str, Role]]
+CHAIN, CONNECT = "network", "connect"
+_NODE_KEYS = ("role", "label", "op", "decision")
+
+
+def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
+    """One graph for each kind of cell, live parts only; without cells, the one chain `"network"`.
+
+    Node attributes: `role` (`input`, `node`, `output`) and `label`. Edge attributes: `op` (the option),
+    `decision` and `role` (`op` or `identity`); edges into a concatenated output have `op="concat"`. Where
+    operations stand on nodes, it is those that have `op` and `decision`, and all edges have `op="connect"`.
+    Options of decisions that are plain values, other than which edges there are, stand in
+    `graph.graph["values"]`.
+    """
+    genotype = space.canonical(genotype)
+    choices, asked = space.choices(genotype), space.asked(genotype)
+    outline = _outline(space, choices)
+    cells, inside = _cells(space)
+    if outline is not space.outline:
+        cells = distinct_cells(outline)
+        inside = inside.union(*map(_decisions, cells.values()))
+    roles = space.trace.roles
+    graphs = {kind: prune(_graph(kind, cell, choices, roles)) for kind, cell in cells.items()}
+    outside = {name: option for name, option in asked.items() if name not in inside}
+    values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
+    if outside or not graphs:
+        graphs[CHAIN] = _chain(outside or {name: f"{name} = {value}" for name, value in values.items()})
+    for graph in graphs.values():
+        graph.graph["values"] = values
+    return graphs
+
+
+def prune(graph: Graph) -> Graph:
+    """The part of a graph that lies on a path from an input to the output; inputs and output always stay."""
+    roles = _roles(graph)
+    sources = [n for n, role in roles.items() if role == "input"]
+    sinks = [n for n, role in roles.items() if role == "output"]
+    below = set(sources).union(*(nx.descendants(graph, n) for n in sources))
+    above = set(sinks).union(*(nx.ancestors(graph, n) for n in sinks))
+    live = graph.subgraph((below & above) | {*sources, *sinks}).copy()
+    live.remove_edges_from([(a, b) for a, b in live.edges if a not in below])
+    return live
+
+
+def architecture_hash(space: Space, genotype: Genotype) -> str:
+    """A name of 16 hex digits that two genotypes share exactly if their simplified graphs are isomorphic.
+
+    Simplified: an option of zeros removes its edge, dead parts are pruned, and an identity that is the only
+    edge into a node makes that node one with its source. Over NAS-Bench-201 this gives 6,985 classes; the
+    paper's 6,466 (`spaces.nasbench201.unique_string`) also merges graphs that are not isomorphic, because it
+    compares unrolled expressions: `conv(a) + conv(b)` with `a` and `b` two convolutions of the input is there
+    the same as with one convolution used twice.
+    """
+    key = ("hash", genotype)
+    if key not in space.memo:
+        graphs = cell_graphs(space, genotype)
+        values = next(iter(graphs.values())).graph["values"]
+        parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
+        text = json.dumps([parts, values], sort_keys=True)
+        space.memo[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cast(str, space.memo[key])
+
+
+def canonical_form(graph: Graph) -> list[list[object]]:
+    """The edges `[src, dst, op]` of a graph under the numbering of inner nodes that sorts them first.
+
+    Nodes are first told apart by colour refinement (Weisfeiler & Leman 1968); what remains equal is permuted,
+    so that the form is exact. A node's own operation, where it has one, follows its number.
+    """
+    edges = _contract(graph)
+    roles = _roles(graph)
+    fixed = {n: n for n in graph.nodes if roles[n] != "node"}
+    inner = sorted({n for a, b, _ in edges for n in (a, b)} - fixed.keys())
+    ops = {n: str(graph.nodes[n].get("op", "")) for n in inner}
+    colours = _refine(edges, fixed, ops)
+    groups = [sorted(n for n in inner if colours[n] == c) for c in sorted({colours[n] for n in inner})]
+    forms = []
+    for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
+        number = fixed | {n: f"#{i} {ops[n]}".rstrip() for i, n in enumerate(itertools.chain(*orders))}
+        forms.append(sorted([number[a], number[b], op] for a, b, op in edges))
+    return cast(list[list[object]], min(forms))
+
+
+def merged(graphs: Mapping[str, Graph]) -> Graph:
+    """All cells in one graph, its nodes named `kind/node`, with plain attributes that GraphML can hold."""
+    union = Graph()
+    for kind, graph in graphs.items():
+        for node, data in graph.nodes(data=True):
+            union.add_node(f"{kind}/{node}", cell=kind, **data)
+        for a, b, data in graph.edges(data=True):
+            union.add_edge(f"{kind}/{a}", f"{kind}/{b}", **data)
+        union.graph |= {f"value {name}": value for name, value in graph.graph["values"].items()}
+    return union
+
+
+def to_dict(graph: Graph) -> dict[str, object]:
+    """A graph as plain values for JSON; the inverse of `from_dict`."""
+    return {
+        "kind": graph.graph["kind"],
+        "values": graph.graph.get("values", {}),
+        "nodes": [{"id": n, **data} for n, data in graph.nodes(data=True)],
+        "edges": [{"src": a, "dst": b, **data} for a, b, data in graph.edges(data=True)],
+    }
+
+
+def from_dict(data: Mapping[str, object]) -> Graph:
+    """The graph that `to_dict` wrote down.
+
+    Raises:
+        ConfigError: when two nodes have one name, an edge has no node at its end, leads into an input or out
+            of an output, or closes a circle.
+    """
+    graph = Graph(kind=data["kind"], values=data["values"])
+    for node in cast(Sequence[dict[str, str]], data["nodes"]):
+        if node["id"] in graph:
+            raise ConfigError(f"the cell is damaged: it has two nodes {shown(node['id'])}")
+        graph.add_node(node["id"])
+        graph.nodes[node["id"]].update({key: node[key] for key in _NODE_KEYS if node.get(key) is not None})
+    for edge in cast(Sequence[dict[str, str]], data["edges"]):
+        for end in (edge["src"], edge["dst"]):
+            if end not in graph:
+                raise ConfigError(f"the cell is damaged: an edge ends at {shown(end)}, which is no node")
+        graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
+    if not nx.is_directed_acyclic_graph(graph):
+        raise ConfigError("the cell is damaged: its edges lead in a circle")
+    for name, role in _roles(graph).items():
+        if (role == "input" and graph.in_degree(name)) or (role == "output" and graph.out_degree(name)):
+            raise ConfigError(
+                f"the cell is damaged: an edge leads into an input or out of an output, {shown(name)}"
+            )
+    return graph
+
+
+def _roles(graph: Graph) -> dict[str, str]:
+    return {node: data["role"] for node, data in graph.nodes(data=True)}
+
+
+def _outline(space: Space, choices: Mapping[str, str]) -> nn.Module:
+    """The wiring of one architecture, which decisions that are plain values may shape."""
+    if all(decision.mixable for decision in space.decisions):
+        return space.outline
+    with torch.device("meta"):
+        return space.build(Fixed(choices, outline=True, nested=frozenset(space.trace.nested)))
+
+
+def _cells(space: Space) -> tuple[dict[str, AnyCell], frozenset[str]]:
+    """The cells of the outline, and all decisions in them; looked for once, since that takes longest."""
+    key = ("cells", ())
+    if key not in space.memo:
+        cells = distinct_cells(space.outline)
+        inside = frozenset(decision for cell in cells.values() for decision in _decisions(cell))
+        space.memo[key] = cells, inside
+    return cast("tuple[dict[str, AnyCell], frozenset[str]]", space.memo[key])
+
+
+def distinct_cells(outline: nn.Module) -> dict[str, AnyCell]:
+    """The first cell of each kind; cells of one kind that ask different decisions get a number each."""
+    found: dict[tuple[str, tuple[str, ...]], AnyCell] = {}
+    for module in outline.modules():
+        if isinstance(module, CELLS):
+            found.setdefault((module.kind, _decisions(module)), module)
+    per_kind = Counter(kind for kind, _ in found)
+    seen: Counter[str] = Counter()
+    cells = {}
+    for (kind, _), cell in found.items():
+        seen[kind] += 1
+        cells[kind if per_kind[kind] == 1 else f"{kind} {seen[kind]}"] = cell
+    return cells
+
+
+def _decisions(cell: AnyCell) -> tuple[str, ...]:
+    if isinstance(cell, VertexCell):
+        own = (op.decision for op in cell.vertices.values() if isinstance(op, Slot))
+        return (*cell.decisions, *own)
+    return tuple(op.decision for _, _, op in cell.edges() if isinstance(op, Slot))
+
+
+def _graph(kind: str, cell: AnyCell, choices: Mapping[str, str], roles: Roles) -> Graph:
+    if isinstance(cell, VertexCell):
+        return _vertex_graph(kind, cell, choices)
+    return _cell_graph(kind, cell, choices, roles)
+
+
+def _vertex_graph(kind: str, cell: VertexCell, choices: Mapping[str, str]) -> Graph:
+    graph = Graph(kind=kind)
+    names = {0: "in0"} | {v: str(v) for v in cell.sources} | {max(cell.sources): "out"}
+    graph.add_node("in0", role="input", label="in")
+    for vertex, op in zip(cell.sources, cell.vertices.values(), strict=True):
+        name = names[vertex]
+        if name == "out":
+            graph.add_node(name, role="output", label="out")
+        else:
+            decision = op.decision if isinstance(op, Slot) else ""
+            option = choices[decision] if decision else type(op).__name__
+            graph.add_node(name, role="node", label=name, op=option, decision=decision)
+    for src, dst in cell.edges():
+        graph.add_edge(names[src], names[dst], op=CONNECT, decision="", role="op")
+    return graph
+
+
+def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str], roles: Roles) -> Graph:
+    graph = Graph(kind=kind)
+    names = [f"in{i}" for i in range(cell.inputs)] + [str(i) for i in range(len(cell.incoming))]
+    input_labels = {1: ["in"], 2: ["c_{k-2}", "c_{k-1}"]}.get(cell.inputs, names)
+    for i, name in enumerate(names):
+        if i < cell.inputs:
+            graph.add_node(name, role="input", label=input_labels[i])
+        else:
+            graph.add_node(name, role="node", label=name)
+    if cell.concat:
+        graph.add_node("out", role="output", label="out")
+        for name in names[cell.inputs :]:
+            graph.add_edge(name, "out", op="concat", decision="", role="op")
+    else:
+        graph.add_node(names[-1], role="output", label="out")
+    for src, dst, op in cell.edges():
+        option = choices[op.decision] if isinstance(op, Slot) else type(op).__name__
+        role = roles[op.decision][option] if isinstance(op, Slot) else "op"
+        if role != "zero":
+            decision = op.decision if isinstance(op, Slot) else ""
+            graph.add_edge(names[src], names[dst], op=option, decision=decision, role=role)
+    return graph
+
+
+def _chain(choices: Mapping[str, str]) -> Graph:
+    graph = Graph(kind=CHAIN)
+    graph.add_node("in", role="input", label="in")
+    last = "in"
+    for i, (decision, option) in enumerate(choices.items()):
+        final = i == len(choices) - 1
+        node = "out" if final else str(i)
+        graph.add_node(node, role="output" if final else "node", label=node)
+        graph.add_edge(last, node, op=option, decision=decision, role="op")
+        last = node
+    if not choices:
+        graph.add_node("out", role="output", label="out")
+    return graph
+
+
+def _contract(graph: Graph) -> list[Edge]:
+    """The edges once every identity that alone feeds a node has made the node one with its source."""
+    edges: list[Edge] = [(a, b, data["op"]) for a, b, data in graph.edges(data=True)]
+    identities = {(a, b, d["op"]) for a, b, d in graph.edges(data=True) if d["role"] == "identity"}
+    roles = _roles(graph)
+    for node in nx.topological_sort(graph):
+        into = [e for e in edges if e[1] == node]
+        if len(into) != 1 or (edge := into[0]) not in identities:
+            continue
+        src = edge[0]
+        if roles[node] == "output" and roles[src] != "node":
+            continue
+        # The output keeps its name; any other node takes its source's.
+        old, new = (src, node) if roles[node] == "output" else (node, src)
+        rename = {old: new}
+        identities = {(rename.get(a, a), rename.get(b, b), op) for a, b, op in identities - {edge}}
+        edges = [(rename.get(a, a), rename.get(b, b), op) for a, b, op in edges if (a, b, op) != edge]
+    return edges
+
+
+def _refine(edges: Iterable[Edge], fixed: Mapping[str, str], ops: Mapping[str, str]) -> dict[str, str]:
+    """Colours of all nodes, where those of `fixed` are known and each inner one starts from its operation."""
+    edges = list(edges)
+    colours = {**fixed, **ops}
+    for _ in ops:
+        updated = {}
+        for node in ops:
+            into = sorted((colours[a], op) for a, b, op in edges if b == node)
+            out = sorted((colours[b], op) for a, b, op in edges if a == node)
+            updated[node] = hashlib.sha256(repr((colours[node], into, out)).encode()).hexdigest()
+        colours |= updated
+    return colours

@@ -1,0 +1,287 @@
+"""Latency: measured on this device, or looked up in a table that was measured before."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas import devices
+from nas.errors import ConfigError, TrialError, unknown
+from nas.files.atomic import read_json, write_json
+from nas.seeding import isolated, rng, torch_rng
+from nas.space.graph import architecture_hash
+from nas.space.space import Space
+from nas.text import shown
+from nas.types import Genotype
+
+LATENCY = "latency_ms"
+"""The metric of a trial: milliseconds for one image."""
+RESAMPLES, FOLDS, BEST_OF = 1000, 5, 5
+UNIT, PARTS = "ms", ("unit", "device", "base", "error", "entries")
+MAX_BYTES = 16 << 20
+"""Of a table's file; an entry for each of 15,625 cells takes 2 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Measured milliseconds per batch.
+
+    low_ms, high_ms: bootstrap 95 % interval of the median.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    low_ms: float
+    high_ms: float
+
+    @classmethod
+    def of(cls, times: NDArray[np.float64]) -> Self:
+        """The summary of repeated measurements `[R]` in milliseconds."""
+        draws = np.random.default_rng(0).choice(times, (RESAMPLES, len(times)))
+        low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+        p50, p95 = np.quantile(times, [0.5, 0.95])
+        return cls(float(p50), float(p95), float(low), float(high))
+
+
+# -- measured -----------------------------------------------------------------------------------------
+
+
+def latency(network: nn.Module, x: Tensor, *, repeats: int = 50, warmup: int = 10) -> Latency:
+    """Times the forward pass of `network` in eval mode on `x [B, C, H, W]`, on the device where both are."""
+    return latencies([network], x, repeats=repeats, warmup=warmup)[0]
+
+
+def latencies(
+    networks: Sequence[nn.Module], x: Tensor, *, repeats: int = 50, warmup: int = 10
+) -> list[Latency]:
+    """Times several networks side by side, so that they can be compared; see `interleaved`."""
+    return [Latency.of(times) for times in interleaved(networks, x, repeats=repeats, warmup=warmup)]
+
+
+def interleaved(
+    networks: Sequence[nn.Module], x: Tensor, *, repeats: int = 50, warmup: int = 10, seed: int = 0
+) -> NDArray[np.float64]:
+    """Milliseconds `[N, repeats]` of one forward pass in eval mode on `x [B, C, H, W]`.
+
+    Every network runs once a round, in an order shuffled anew, so that drifting clocks, a warming chip and
+    other users of the machine hit all alike; the first `warmup` rounds are thrown away.
+    """
+    order = rng(seed, "latency")
+    times = np.empty((len(networks), warmup + repeats))
+    with _evaluating(networks), torch.no_grad():
+        for round_ in range(warmup + repeats):
+            for i in order.permutation(len(networks)):
+                times[i, round_] = _timed(networks[i], x)
+    return times[:, warmup:]
+
+
+def best(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least of every `BEST_OF` measurements in a row: `[N, R]` to `[N, R // BEST_OF]`.
+
+    What delays a pass is mostly other work on the machine; a few in a row are rarely all delayed.
+    """
+    blocks = times.reshape(len(times), -1, BEST_OF)
+    return np.asarray(blocks.min(axis=2))
+
+
+def _timed(network: nn.Module, x: Tensor) -> float:
+    devices.synchronise(x.device)
+    start = time.perf_counter()
+    network(x)
+    devices.synchronise(x.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+@contextmanager
+def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts networks in eval mode, and every module back in its own mode afterwards."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# -- looked up ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latencies by architecture, or by option, to be added up.
+
+    device: where they were measured, in words.
+    entries: milliseconds. With `base`, by option, as `"normal/0->2=sep_conv_3x3"`; without, by architecture,
+      named in the space's notation or by `nas.space.graph.architecture_hash`.
+    base: what every network takes, whatever is chosen.
+    error: mean absolute error of `predict` on networks held out of the fit, as a share of what they take.
+    """
+
+    device: str
+    entries: Mapping[str, float]
+    base: float | None = None
+    error: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> LatencyTable:
+        """The table in a JSON file `{"unit": "ms", "device": ..., "base": ..., "entries": {...}}`.
+
+        Raises:
+            ConfigError: when the file is too large, no JSON, or not such a table.
+        """
+        data = _parts(path)
+        entries = {name: _number(path, name, value) for name, value in data["entries"].items()}
+        base, error = (
+            _number(path, name, data[name]) if data.get(name) is not None else None
+            for name in ("base", "error")
+        )
+        return cls(data["device"], entries, base, error)
+
+    def write(self, path: Path) -> None:
+        """Writes what `read` reads."""
+        write_json(path, {"unit": UNIT, **asdict(self)})
+
+    def check(self, space: Space) -> None:
+        """Raises ConfigError when an entry is for an option that `space` does not have."""
+        options = {_option(d.name, option) for d in space.decisions for option in d.options}
+        for name in self.entries if self.base is not None else ():
+            if name not in options:
+                raise ConfigError(
+                    f"the latency table of {self.device} is not for space {space.name!r}: "
+                    f"{unknown('option', name, options)}"
+                )
+
+    def predict(self, space: Space, genotype: Genotype) -> float:
+        """Milliseconds of one architecture.
+
+        Raises:
+            TrialError: with reason `missing`, when the table does not have what is needed.
+        """
+        if self.base is None:
+            return self._entry(_names(space, genotype))
+        return self.base + sum(self._entry([name]) for name in _options(space, genotype))
+
+    def _entry(self, names: Sequence[str]) -> float:
+        for name in names:
+            if name in self.entries:
+                return self.entries[name]
+        raise TrialError("missing", f"the latency table of {self.device} has no entry {' or '.join(names)}")
+
+
+def measure_table(
+    space: Space,
+    image_shape: Sequence[int],
+    device: torch.device,
+    *,
+    samples: int = 100,
+    blocks: int = 4,
+    seed: int = 0,
+) -> LatencyTable:
+    """An additive table fitted to the latencies of random architectures on single images `[C, H, W]`.
+
+    samples: how many, and as many more as it takes until every option occurs. All are in memory at once.
+    blocks: of `BEST_OF` interleaved rounds. A latency is the median over blocks of a network's best, relative
+      to the other networks', times what the median network takes.
+    """
+    draw = rng(seed, "table")
+    genotypes = _covering(space, [space.sample(draw) for _ in range(samples)])
+    x = torch.randn(1, *image_shape, generator=torch_rng(seed, "table", device=device), device=device)
+    with isolated(seed, "table"):
+        networks = [space.network(genotype).to(device) for genotype in genotypes]
+    times = best(interleaved(networks, x, repeats=blocks * BEST_OF, seed=seed))
+    typical = np.median(times, axis=0)
+    ms = np.median(times / typical, axis=1) * np.median(typical)
+    return fit_table(space, genotypes, ms, device=devices.describe(device), seed=seed)
+
+
+def fit_table(
+    space: Space, genotypes: Sequence[Genotype], ms: NDArray[np.float64], *, device: str, seed: int = 0
+) -> LatencyTable:
+    """The additive table nearest to measured latencies `[N]`: non-negative least squares of relative errors.
+
+    Lawson & Hanson 1974, §23. `error` is that of five-fold cross-validation; the table itself is fitted to
+    all. In a space with conditional decisions an unasked one counts as its first option.
+    """
+    if len(genotypes) < FOLDS:
+        raise ConfigError(
+            f"a latency table is fitted to {len(genotypes)} architectures, wanted {FOLDS} or more"
+        )
+    chosen = [_options(space, genotype) for genotype in genotypes]
+    names = sorted({name for options in chosen for name in options})
+    design = np.array([[1.0, *(name in options for name in names)] for options in chosen])
+    fold = rng(seed, "folds").permutation(len(ms)) % FOLDS
+    errors = np.empty(len(ms))
+    for held in (fold == k for k in range(FOLDS)):
+        errors[held] = np.abs(design[held] @ _fit(design[~held], ms[~held]) / ms[held] - 1)
+    base, *weights = _fit(design, ms).tolist()
+    return LatencyTable(device, dict(zip(names, weights, strict=True)), base, float(errors.mean()))
+
+
+def _fit(design: NDArray[np.float64], ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.optimize import nnls
+
+    # Timing errors grow with the time: divided by it, every network counts the same.
+    weights: NDArray[np.float64] = nnls(design / ms[:, None], np.ones(len(ms)))[0]
+    return weights
+
+
+def _covering(space: Space, genotypes: Sequence[Genotype]) -> list[Genotype]:
+    """The different ones among `genotypes`, then one for every option that none of them has."""
+    found = dict.fromkeys(genotypes)
+    for i, decision in enumerate(space.decisions):
+        for option in range(len(decision.options)):
+            if all(genotype[i] != option for genotype in found):
+                scores = [np.zeros(len(d.options)) for d in space.decisions]
+                scores[i][option] = 1.0
+                found[space.canonical(space.nearest(scores))] = None
+    return list(found)
+
+
+def _options(space: Space, genotype: Genotype) -> list[str]:
+    choices = space.choices(space.canonical(genotype))
+    return [_option(decision, option) for decision, option in choices.items()]
+
+
+def _option(decision: str, option: str) -> str:
+    return f"{decision}={option}"
+
+
+def _names(space: Space, genotype: Genotype) -> list[str]:
+    written = [space.notation.write(genotype)] if space.notation is not None else []
+    return [*written, architecture_hash(space, genotype)]
+
+
+def _parts(path: Path) -> dict[str, Any]:
+    """The parts of a table's file, with `device` and `entries` of the right kind."""
+    data = read_json(path, max_bytes=MAX_BYTES)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a latency table: wanted an object, got {type(data).__name__}")
+    for name in data:
+        if name not in PARTS:
+            raise ConfigError(f"{path}: {unknown('part of a latency table', name, PARTS)}")
+    if data.get("unit") != UNIT:
+        raise ConfigError(f"{path}: unit is {shown(data.get('unit'))}, wanted {UNIT!r}")
+    if not isinstance(device := data.get("device"), str):
+        raise ConfigError(f"{path}: device is {shown(device)}, wanted the name of what was measured")
+    if not isinstance(entries := data.get("entries"), dict) or not entries:
+        raise ConfigError(f"{path}: entries is {shown(entries)}, wanted milliseconds by name")
+    return data
+
+
+def _number(path: Path, name: str, value: object) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= cast(float, value) <= sys.float_info.max:
+        raise ConfigError(f"{path}: {shown(name)} is {shown(value)}, wanted a number of at least 0")
+    return float(cast(float, value))
