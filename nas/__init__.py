@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from nas.classifier import ImageClassifier
     from nas.data.exclusions import without
     from nas.data.task import Task, load_task, task_from_arrays, task_from_datasets
-    from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
+    from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, Stopped, TrialError
     from nas.evaluate.benchmarks import Tabular, load_benchmark
     from nas.evaluate.calibration import Calibration
     from nas.evaluate.cost_metrics import Costs
-    from nas.evaluate.fidelity import Fidelity, Ladder
     from nas.evaluate.multi_fidelity import Laddered
     from nas.evaluate.trained import Inherited, Trained
     from nas.oneshot.method import Method
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from nas.run.search_run import run_job, search
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
     from nas.searchers.factory import make_searcher
+    from nas.searchers.fidelity import Fidelity, Ladder
     from nas.searchers.goals import Goals, parse_goals
     from nas.searchers.halving import Hyperband, SuccessiveHalving
     from nas.searchers.optuna_search import OptunaSearch
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from nas.study.study import Study
     from nas.testing import check_searcher, check_space
     from nas.training.recipe import Recipe
-    from nas.training.resumable import Stopped
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
 __version__ = "0.5.0"
@@ -63,7 +62,7 @@ _HOME = {
     "Costs": "nas.evaluate.cost_metrics",
     "DataError": "nas.errors",
     "Decision": "nas.types",
-    "Fidelity": "nas.evaluate.fidelity",
+    "Fidelity": "nas.searchers.fidelity",
     "Fixed": "nas.searchers.scheduler",
     "Genotype": "nas.types",
     "Goals": "nas.searchers.goals",
@@ -71,7 +70,7 @@ _HOME = {
     "Hyperband": "nas.searchers.halving",
     "ImageClassifier": "nas.classifier",
     "Inherited": "nas.evaluate.trained",
-    "Ladder": "nas.evaluate.fidelity",
+    "Ladder": "nas.searchers.fidelity",
     "Laddered": "nas.evaluate.multi_fidelity",
     "LatencyTable": "nas.space.latency",
     "LocalSearch": "nas.searchers",
@@ -90,7 +89,7 @@ _HOME = {
     "Result": "nas.results.result",
     "Space": "nas.space.space",
     "SpaceError": "nas.errors",
-    "Stopped": "nas.training.resumable",
+    "Stopped": "nas.errors",
     "Study": "nas.study.study",
     "SuccessiveHalving": "nas.searchers.halving",
     "Supernet": "nas.oneshot.supernet",

@@ -34,10 +34,10 @@ from nas.run.allocation import allows_audit
 from nas.run.arguments import with_names
 from nas.run.clock import Clock
 from nas.run.config import Config, make_config
-from nas.run.method_names import BLACK_BOX, OPTUNA
 from nas.run.parsing import seconds
 from nas.run.resolved_config import UNBOUNDED
 from nas.run.search_run import run_job
+from nas.searchers.method_names import BLACK_BOX, OPTUNA
 from nas.show.console import reporter
 from nas.space.loading import is_plugin
 from nas.space.space import Space

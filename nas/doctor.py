@@ -12,8 +12,8 @@ from nas import devices
 from nas.data import datasets
 from nas.errors import NasError
 from nas.evaluate.benchmarks.benchmark import LOADERS, table_file
-from nas.oneshot.batched import execution
 from nas.results.environment import environment
+from nas.training.batched import execution
 
 EXTRAS = {
     "vision": ("torchvision", "pillow"),

@@ -110,6 +110,10 @@ class StorageError(NasError, OSError):
         return str(self.strerror)
 
 
+class Stopped(Exception):
+    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
+
+
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """Says that `got` is no `what`, with the nearest known names where any is near, else all of them."""
     names = sorted(known)

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nas.errors import FAULTS, NasError, SpaceError, TrialError, describe, staying, user_line
-from nas.training.resumable import Stopped
+from nas.errors import FAULTS, NasError, SpaceError, Stopped, TrialError, describe, staying, user_line
 
 # Libraries report lack of memory by errors of several kinds, told apart by their words only.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")

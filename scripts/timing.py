@@ -14,7 +14,6 @@ from torch import nn
 
 from nas.data.task import Task, task_from_arrays
 from nas.devices import synchronise
-from nas.oneshot.batched.execution import execute_cells
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.method import Method
@@ -22,6 +21,7 @@ from nas.oneshot.progressive import supernet_of as first_stage
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space.space import Space
+from nas.training.batched.execution import execute_cells
 from nas.training.cuda_graph import GraphedStep
 from nas.training.loop import Loop
 from nas.training.peak_memory import peak_memory

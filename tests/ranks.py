@@ -69,9 +69,8 @@ def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
 def _work(sender, environment, limit_s, target, args):
     import torch
 
-    from nas.errors import NasError
+    from nas.errors import NasError, Stopped
     from nas.training.distributed import joined
-    from nas.training.resumable import Stopped
 
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}

@@ -7,6 +7,7 @@ import pytest
 from jobs import SMALL, TINY, Recorder
 
 from nas.data.task import load_task
+from nas.errors import Stopped
 from nas.evaluate.trained import Trained
 from nas.files.folders import prepare_folder
 from nas.results.result import BASELINES, load_result
@@ -20,7 +21,6 @@ from nas.space.cost import cost
 from nas.space.graph import architecture_hash
 from nas.study.study import Study
 from nas.training.ddp import Alone
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits")

@@ -14,14 +14,13 @@ from typer.testing import CliRunner
 import nas.evaluate.calibration
 from nas.cli import app
 from nas.data.task import load_task, task_from_arrays
-from nas.errors import ConfigError, NoModelError
+from nas.errors import ConfigError, NoModelError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES
 from nas.run.calibrate import calibrate
 from nas.run.cheap_estimates import fidelities
 from nas.run.search_run import search
 from nas.space.space import Space
-from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
 FEW = Settings(architectures=5, epochs=1, seeds=2)

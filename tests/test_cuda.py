@@ -9,8 +9,8 @@ import torch
 
 from nas.data.task import load_task
 from nas.devices import exact as exact_products
+from nas.errors import Stopped
 from nas.evaluate.trained import Trained
-from nas.oneshot.batched.execution import execute_cells
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import alpha_gradient, stepping
 from nas.oneshot.early_stopping import Guards
@@ -24,11 +24,11 @@ from nas.run.search_run import search as whole_job
 from nas.seeding import isolated
 from nas.space.loading import load
 from nas.space.space import Space
+from nas.training.batched.execution import execute_cells
 from nas.training.batches import mixed
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
 from nas.training.recipe import compressed, preset
-from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Trial
 

@@ -12,7 +12,7 @@ import typer
 import nas
 from nas.cli import app
 from nas.cli.app import SWITCHES
-from nas.run.method_names import METHODS
+from nas.searchers.method_names import METHODS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

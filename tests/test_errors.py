@@ -4,7 +4,7 @@ import pytest
 
 from nas.errors import unknown
 from nas.run.config import Config
-from nas.run.method_names import METHODS
+from nas.searchers.method_names import METHODS
 
 SPACES = ("darts", "nasbench101", "nasbench201", "toy")
 

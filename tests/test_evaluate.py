@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nas.data.task import load_task
-from nas.errors import ConfigError, TrialError
+from nas.errors import ConfigError, Stopped, TrialError
 from nas.evaluate.trained import Cached, Inherited, Trained, affordable
 from nas.oneshot.supernet import Supernet
 from nas.space.graph import architecture_hash
@@ -15,7 +15,6 @@ from nas.space.space import Space
 from nas.training.evaluate import predictions
 from nas.training.memory_estimate import memory_bytes, require_memory
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Trial
 from nas.user_code import user_errors
 

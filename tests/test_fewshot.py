@@ -5,14 +5,13 @@ import torch
 from one_stage import one_stage
 
 from nas.data.task import load_task
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.oneshot import fewshot
 from nas.oneshot.singlepath import Sharing
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 
 SPACE = one_stage()
 TASK = load_task("digits").reduced(96)

@@ -9,7 +9,7 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.evaluate.fidelity import (
+from nas.searchers.fidelity import (
     Fidelity,
     Ladder,
     geometric,

@@ -9,11 +9,11 @@ from nas.errors import ConfigError
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.method import Method
-from nas.oneshot.mixed_op import MixedOp
 from nas.oneshot.oles import Freezer, Freezing, operations
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.loading import load
+from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
 from nas.space.space import Space
 

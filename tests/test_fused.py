@@ -17,23 +17,23 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.oneshot.activation_checkpointing import recompute_cells
-from nas.oneshot.batched import trust
-from nas.oneshot.batched.depthwise import depthwise
-from nas.oneshot.batched.execution import execute_cells, explain, resolve
-from nas.oneshot.batched.execution_plan import chain_of, outcome_of, table_of
-from nas.oneshot.batched.stack import Batched, Stack, channels_last
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.extract import as_searched
 from nas.oneshot.methods import METHODS
-from nas.oneshot.mixed_op import MixedOp, Terms
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.relaxations import GumbelHard, Softmax
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
+from nas.space.depthwise import depthwise
 from nas.space.loading import load
+from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
+from nas.space.stack import Batched, Stack, channels_last
+from nas.training.batched import trust
+from nas.training.batched.execution import execute_cells, explain, resolve
+from nas.training.batched.execution_plan import chain_of, outcome_of, table_of
 from nas.training.recipe import Recipe
 from nas.training.train import train
 

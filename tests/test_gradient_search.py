@@ -7,23 +7,23 @@ import numpy as np
 import one_stage
 import pytest
 from jobs import TINY, Recorder, outcome
+from nas.show.draw.diagnostics_series import series_of
 
 import nas
 from nas.errors import ConfigError
+from nas.files.schemas import EpochRecord
 from nas.oneshot.diagnostics import Health
 from nas.oneshot.early_stopping import Growth
 from nas.oneshot.history import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
+from nas.results.alphas import Alphas
 from nas.results.result import is_finished
 from nas.results.run_record import read_run
-from nas.results.schemas import EpochRecord
 from nas.run import differentiable
-from nas.run.alphas import Alphas
 from nas.run.differentiable import health_of
-from nas.run.health_file import series_of
-from nas.run.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.goals import Goals
+from nas.searchers.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.scheduler import Listed
 from nas.show.report import render
 from nas.space.cost import cost

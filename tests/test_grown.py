@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nas.data.task import load_task
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, SpaceError, Stopped
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown, from_supernet
 from nas.oneshot.supernet import Supernet
@@ -19,7 +19,6 @@ from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(96)

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.evaluate.fidelity import Fidelity, Ladder, geometric
 from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.fidelity import Fidelity, Ladder, geometric
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import (
     Hyperband,

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from nas.data.task import load_task
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
 from nas.run import forecast
 from nas.run.clock import Clock
@@ -17,7 +17,6 @@ from nas.run.preparation import prepare
 from nas.run.search_run import run_job
 from nas.space.loading import load
 from nas.training.ddp import Alone
-from nas.training.resumable import Stopped
 from nas.training.train import train
 from tests.jobs import SMALL, TINY, Recorder
 

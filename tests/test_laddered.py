@@ -11,11 +11,11 @@ from killing import run_killed
 from torch import nn
 
 from nas.data.task import load_task
-from nas.errors import ConfigError, TrialError
-from nas.evaluate.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
+from nas.errors import ConfigError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import affordable
 from nas.searchers import RandomSearch
+from nas.searchers.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
 from nas.searchers.halving import Hyperband, SuccessiveHalving, epochs_granted
 from nas.seeding import derive, isolated
 from nas.space.loading import load
@@ -24,7 +24,6 @@ from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, segmented
-from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Trial
 

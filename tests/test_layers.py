@@ -22,7 +22,7 @@ NAMED = {
     "nas.cli.benchmark": {"nasbench101", "nasbench201"},
     "nas.cli.calibrate": {"darts"},
     "nas.run.config": {"darts"},
-    "nas.run.method_names": {"darts"},
+    "nas.searchers.method_names": {"darts"},
     "nas.oneshot.method": {"darts"},
     "nas.oneshot.methods": {"darts"},
     "nas.run.presets": {"darts", "nasbench201"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nas.data.task import load_task
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.oneshot import memory_budget
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
@@ -21,7 +21,6 @@ from nas.oneshot.stages import Progressive, Whole
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.training.peak_memory import peak_memory
-from nas.training.resumable import Stopped
 
 SPACE = load(one_stage.PATH, width=8)
 TASK = load_task("digits").reduced(200)

@@ -16,8 +16,8 @@ from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
 from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Softmax, Uniform
 from nas.oneshot.stages import OneByOne, Progressive, Whole
 from nas.run.config import make_config
-from nas.run.method_names import DIFFERENTIABLE
 from nas.run.resolved_config import make_plan
+from nas.searchers.method_names import DIFFERENTIABLE
 
 
 def published(name, preset, **settings):

@@ -7,7 +7,7 @@ from torch import nn
 
 from nas.dispatch import Seeing
 from nas.errors import SpaceError
-from nas.oneshot.mixed_op import Chosen, Many, MixedOp, shuffled
+from nas.space.mixed_op import Chosen, Many, MixedOp, shuffled
 from nas.space.ops import Candidate, Zero, candidates
 
 OPTIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_3x3")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import nas
 from nas.cli import app
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
 from nas.searchers.goals import parse_goals
@@ -37,7 +37,6 @@ from nas.show.report.run import read
 from nas.show.report.worker_timeline import timeline
 from nas.space.cell import Cell
 from nas.space.space import Space
-from nas.training.resumable import Stopped
 from nas.types import Decision, Trial
 
 EVIL = "<script>document.title='evil'</script>"

@@ -10,7 +10,7 @@ from jobs import SMALL, TINY, Recorder, journal, outcome
 from killing import run_killed
 
 from nas.data.task import load_task
-from nas.errors import NoModelError
+from nas.errors import NoModelError, Stopped
 from nas.evaluate.trained import Trained
 from nas.files.folders import prepare_folder
 from nas.results.result import load_result
@@ -21,7 +21,6 @@ from nas.run.search_run import search
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.study.study import Study
-from nas.training.resumable import Stopped
 
 TASK = load_task("digits")
 A, B, C = (2, 2, 2), (2, 0, 2), (0, 0, 1)

@@ -15,7 +15,7 @@ from killing import run_killed
 from torch import nn
 
 from nas.data.task import task_from_arrays
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.oneshot import darts_pt
 from nas.oneshot import search as searching
 from nas.oneshot.bilevel import Bilevel
@@ -31,7 +31,6 @@ from nas.space.loading import load
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 
 RECIPE = dataclasses.replace(PUBLISHED, epochs=3, batch=16)
 

@@ -14,15 +14,13 @@ from torch import nn
 
 import nas
 from nas.data.task import load_task, task_from_arrays
-from nas.errors import ConfigError, DataError, NoModelError, SpaceError, TrialError
+from nas.errors import ConfigError, DataError, NoModelError, SpaceError, Stopped, TrialError
 from nas.files.folder_lock import FolderLock
 from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
 from nas.results.result import load_result
 from nas.run.config import make_config
 from nas.run.final_network import final_recipe, final_space
-from nas.run.method_names import DIFFERENTIABLE
-from nas.run.method_names import METHODS as CONFIG_METHODS
 from nas.run.preparation import default_folder
 from nas.run.resolved_config import make_plan
 from nas.run.search_phase import front_first
@@ -30,12 +28,13 @@ from nas.run.search_run import run_job, search
 from nas.searchers import RandomSearch
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import finalists
+from nas.searchers.method_names import DIFFERENTIABLE
+from nas.searchers.method_names import METHODS as CONFIG_METHODS
 from nas.space.latency import LatencyTable
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.study.study import Study
 from nas.training.evaluate import evaluate
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 TASK = load_task("digits")

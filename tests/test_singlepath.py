@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from nas.data.task import load_task
-from nas.oneshot.mixed_op import MixedOp
+from nas.errors import Stopped
 from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.space.loading import load
+from nas.space.mixed_op import MixedOp
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 
 TASK = load_task("digits").reduced(64)
 SPACE = load("toy", width=4)

@@ -13,11 +13,11 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.oneshot.extract import used
-from nas.oneshot.mixed_op import MixedOp, Weighed
 from nas.oneshot.relaxations import GumbelHard, Relaxation
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
 from nas.space.loading import load
+from nas.space.mixed_op import MixedOp, Weighed
 from nas.space.ops import Zero, candidates
 from nas.space.space import Space
 from spaces.darts import OPTIONS as DARTS_OPTIONS

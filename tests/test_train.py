@@ -12,12 +12,11 @@ from forwarded import by
 from torch import nn
 
 from nas.data.task import Split, Task
-from nas.errors import ConfigError, DataError, TrialError
+from nas.errors import ConfigError, DataError, Stopped, TrialError
 from nas.space.cell import Cell
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, learning_rate
-from nas.training.resumable import Stopped
 from nas.training.train import train
 
 PLAIN = Recipe(epochs=3, batch=8, lr=0.05, weight_decay=5e-4, crop=False, flip=False)

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.evaluate.fidelity import geometric
 from nas.run.black_box import informed, scheduler
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
 from nas.searchers.constrained import Bounded
+from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals
 from nas.searchers.halving import Hyperband, SuccessiveHalving
 from nas.searchers.scheduler import Fixed, Listed

@@ -119,7 +119,7 @@ def values(config: Path | None, given: Mapping[str, object], sets: list[str] | N
         ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
     """
     from nas.files.tomlfile import override, read_toml
-    from nas.run.method_names import is_own
+    from nas.searchers.method_names import is_own
 
     values = read_toml(config) if config is not None else {}
     asked = override({k: v for k, v in given.items() if v is not None}, sets or [])

@@ -36,9 +36,9 @@ def stoppable(
     quiet, plain: as `nas.show.console.reporter` takes them. afterwards: what is said where it was stopped.
     """
     from nas.cli.signals import StopRequest
+    from nas.errors import Stopped
     from nas.show.console import reporter
     from nas.show.progress import Silent
-    from nas.training.resumable import Stopped
 
     teller: AbstractContextManager[Progress] = (
         nullcontext(Silent()) if follows() else reporter(plain=plain, quiet=quiet)

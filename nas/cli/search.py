@@ -54,7 +54,7 @@ def search(
 
     def settled() -> Config:
         from nas.run.config import make_config
-        from nas.run.method_names import is_own
+        from nas.searchers.method_names import is_own
 
         settings = make_config(values(config, given, sets), where=str(config or "command line"))
         announce(settings.space)

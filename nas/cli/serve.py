@@ -20,6 +20,7 @@ def serve(
 ) -> None:
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
     with errors():
+        from nas.cli.signals import StopRequest
         from nas.export.serving.serve import serve as run_server
         from nas.run.parsing import size
 
@@ -29,4 +30,5 @@ def serve(
             raise ConfigError(f"--max-upload {max_upload!r}: {error}") from error
         if not isinstance(most, int) or most < 1:
             raise ConfigError(f'--max-upload is {max_upload!r}, wanted a size such as "10MiB"')
-        run_server(run, host=host, port=port, upload_bytes=most, tell=say)
+        with StopRequest():
+            run_server(run, host=host, port=port, upload_bytes=most, tell=say)

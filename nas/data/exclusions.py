@@ -16,7 +16,7 @@ from nas.data.task import Split, Task, load_task
 from nas.data.transforms import mean_and_std
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
-from nas.results.schemas import SuspectRecord, SuspectsRecord, checked
+from nas.files.schemas import SuspectRecord, SuspectsRecord, checked
 from nas.text import counted
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.paths import is_file
-from nas.results.schemas import checked
+from nas.files.schemas import checked
 from nas.text import counted, shown
 
 FILE = "calibration.json"

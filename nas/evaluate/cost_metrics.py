@@ -28,8 +28,8 @@ TRAINED = ("val_acc", "val_loss", "train_loss")
 class Costs:
     """The costs of an architecture that a search decides by.
 
-    `params`, `macs`, `activation_bytes` and `peak_bytes` are counted (`nas.space.cost.Cost`). Latency is of one
-    image, in milliseconds: `latency_ms` from the table if there is one; else measured by a `Stopwatch`,
+    `params`, `macs`, `activation_bytes` and `peak_bytes` are counted (`nas.space.cost.Cost`). Latency is of
+    one image, in milliseconds: `latency_ms` from the table if there is one; else measured by a `Stopwatch`,
     and then with `latency_low_ms` and `latency_high_ms`, a bootstrap 95 % interval, and `latency_p95_ms`, the
     95th percentile of single passes, whatever delayed them.
 

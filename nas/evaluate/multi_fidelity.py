@@ -14,11 +14,11 @@ import torch
 
 from nas.data.task import Task
 from nas.errors import ConfigError, TrialError
-from nas.evaluate.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluate.trained import affordable
 from nas.files.atomic import read_json, write_json
 from nas.files.folder_lock import alone_in
-from nas.results.schemas import RungsRecord, checked
+from nas.files.schemas import RungsRecord, checked
+from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.seeding import derive, isolated
 from nas.space.cost import Cost, cost
 from nas.space.space import Space

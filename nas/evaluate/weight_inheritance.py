@@ -32,8 +32,8 @@ class Grown:
 
     Where there is none, or its weights are lost, it begins as `trained` has it. Additions are those of
     `nas.space.network_morphism`. A trial that inherits has been trained for longer than its fidelity says,
-    its parents' epochs included, so its accuracy flatters it beside that of one from scratch: compare the best
-    afresh in the end.
+    its parents' epochs included, so its accuracy flatters it beside that of one from scratch: compare the
+    best afresh in the end.
 
     folder: where the weights of ended trials are kept, each in a folder of its own.
     keep: of how many of the best trials of each fidelity the weights stay, at least 1. Those of one more stay

@@ -20,9 +20,9 @@ from nas.export.model_card import card, origin, requirements
 from nas.export.verify import PACKAGES, Proof, installed, pixels_of, prove
 from nas.files.atomic import write_text
 from nas.files.manifest import update_manifest
+from nas.files.schemas import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
 from nas.results.run_record import compared_of, read_run
-from nas.results.schemas import ExportedRecord, ScoredRecord, checked
 from nas.user_code import user_errors
 
 SLACK = 0.005

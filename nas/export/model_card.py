@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nas.export.verify import PACKAGES, TOLERANCE, Proof
+from nas.files.schemas import ComparedRecord
 from nas.results.result import Result
 from nas.results.run_record import DEFAULT
-from nas.results.schemas import ComparedRecord
 from nas.text import counted
 
 FILES = {

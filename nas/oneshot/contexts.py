@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.oneshot.mixed_op import MixedOp
 from nas.space.cell import Cell
+from nas.space.mixed_op import MixedOp
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from torch import Tensor
 from nas.data.task import Split, Task
 from nas.errors import ConfigError
 from nas.oneshot.contexts import in_training, kept
-from nas.oneshot.mixed_op import Mixture, Share, Weighed
 from nas.oneshot.skip_connections import barred as barred_of
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
+from nas.space.mixed_op import Mixture, Share, Weighed
 
 BATCH = 256
 """Images that batch-norm takes its statistics of."""

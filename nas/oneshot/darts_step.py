@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from nas.devices import exact
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.contexts import kept, without_gradients
-from nas.oneshot.gradients import gradients
-from nas.oneshot.mixed_op import chosen_of
 from nas.seeding import derive, reseed
+from nas.space.mixed_op import chosen_of
 from nas.training.batches import Batch, mixed
 from nas.training.checks import check_depends
 from nas.training.cuda_graph import GraphedStep
+from nas.training.gradients import gradients
 from nas.training.loop import Loop
 from nas.training.precision import precision
 from nas.training.recipe import Precision

@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nas.data.task import Split, Task
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.contexts import in_training, kept, without_gradients
-from nas.oneshot.gradients import flat, gradients
 from nas.oneshot.method import Method
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.skip_connections import skip_shares
 from nas.seeding import derive, torch_rng
+from nas.training.gradients import flat, gradients
 from nas.training.precision import is_half, precision, to_layout
 from nas.types import Genotype
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.oneshot.mixed_op import MixedOp
 from nas.oneshot.topology import outermost
 from nas.space.cell import Cell
+from nas.space.mixed_op import MixedOp
 from nas.space.ops import MixtureNorm
 from nas.space.space import Space
 from nas.types import Genotype

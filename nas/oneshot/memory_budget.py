@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nas.data.task import Task
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, SpaceError, Stopped
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.diagnostics import Examiner, curvature_images
@@ -22,7 +22,6 @@ from nas.seeding import isolated
 from nas.space.space import Space
 from nas.training.peak_memory import peak_memory
 from nas.training.recipe import Precision
-from nas.training.resumable import Stopped
 
 PROBES = (16, 32)
 """Images of the two probes; memory is a straight line in them."""

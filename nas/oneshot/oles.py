@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
-from nas.oneshot.gradients import flat
-from nas.oneshot.mixed_op import MixedOp
 from nas.oneshot.supernet import Supernet
+from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
+from nas.training.gradients import flat
 from nas.training.masked_update import shares
 
 

@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas import devices
 from nas.data.task import Split, Task
 from nas.errors import ConfigError, TrialError
-from nas.oneshot.mixed_op import Many
 from nas.oneshot.supernet import Supernet
 from nas.seeding import torch_rng
+from nas.space.mixed_op import Many
 from nas.space.ops import MixtureNorm
 from nas.training.evaluate import evaluating
 from nas.training.precision import precision, to_layout

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.oneshot.gradients import gradients
+from nas.training.gradients import gradients
 
 Points = Sequence[Tensor]
 """Mixture weights, `[E, O]` for each set of decisions with equally many options."""

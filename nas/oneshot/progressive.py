@@ -11,10 +11,10 @@ from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.contexts import in_training, kept
 from nas.oneshot.method import Method
-from nas.oneshot.mixed_op import MixedOp
 from nas.oneshot.stages import Stage
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
+from nas.space.mixed_op import MixedOp
 from nas.space.ops import Zero
 from nas.space.space import Space
 

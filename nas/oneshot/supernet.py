@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from nas.errors import SpaceError
 from nas.oneshot.extract import as_searched, extracted
-from nas.oneshot.mixed_op import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.oneshot.topology import into_nodes, outermost
 from nas.space.choosers import Candidates
+from nas.space.mixed_op import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.space.space import Space
 from nas.types import Genotype
 

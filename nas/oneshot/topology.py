@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import nn
 
-from nas.oneshot.mixed_op import MixedOp
 from nas.space.cell import Cell
+from nas.space.mixed_op import MixedOp
 
 
 def outermost(network: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
 from nas.files.manifest import require_intact
 from nas.files.paths import check_contents, exists
-from nas.results.schemas import ArchitectureRecord, checked
+from nas.files.schemas import ArchitectureRecord, checked
 from nas.space.graph import Graph, architecture_hash, cell_graphs, from_dict, to_dict
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space

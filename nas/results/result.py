@@ -20,12 +20,12 @@ from nas.evaluate import failure_summary
 from nas.files.atomic import read_json
 from nas.files.manifest import HISTORY, MANIFEST, check_manifest, damaged
 from nas.files.paths import check_contents, is_file, is_folder
+from nas.files.schemas import MetricsRecord, checked
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.run_record import RANDOM, SEARCH, read_run
-from nas.results.schemas import MetricsRecord, checked
-from nas.run.method_names import by_gradients
 from nas.searchers.goals import Goals
 from nas.searchers.halving import longest
+from nas.searchers.method_names import by_gradients
 from nas.space.graph import Graph, merged
 from nas.space.space import Space
 from nas.study.study import Study

@@ -8,7 +8,7 @@ from typing import Any
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.paths import check_contents, is_file
-from nas.results.schemas import ComparedRecord, RunRecord, checked
+from nas.files.schemas import ComparedRecord, RunRecord, checked
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""

@@ -10,9 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from nas.data.task import Task
-from nas.evaluate.fidelity import Fidelity, Ladder
 from nas.run.job import Job
 from nas.run.phases import Steps, of_search, rerank_s
+from nas.searchers.fidelity import Fidelity, Ladder
 from nas.training.recipe import Recipe, compressed
 
 LAST = 0.5

@@ -11,7 +11,6 @@ from typing import cast
 
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.cost_metrics import COUNTED, TRAINED, Costs, free_metrics
-from nas.evaluate.fidelity import Fidelity
 from nas.evaluate.learning_curves import Hopeless
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.oom_filter import Fitting, too_large
@@ -22,12 +21,13 @@ from nas.files.paths import is_file
 from nas.oneshot.expected_cost import check_bound
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.job import Job
-from nas.run.method_names import by_gradients
 from nas.run.supernet_phase import shared_weights
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.constrained import Bounded
 from nas.searchers.default_first import DefaultFirst
+from nas.searchers.fidelity import Fidelity
 from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable
+from nas.searchers.method_names import by_gradients
 from nas.searchers.scheduler import Fixed, Scheduler
 from nas.seeding import rng
 from nas.show.tracking.points import of_trials

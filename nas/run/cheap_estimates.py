@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluate.calibration import MIN_ARCHITECTURES, Calibration, Estimate, Settings, choose, estimate
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.proxies import DEFAULT, PROXIES, log_rank
 from nas.evaluate.proxy_evaluator import Scored
@@ -18,6 +17,7 @@ from nas.run.black_box import trial_line
 from nas.run.job import Job
 from nas.run.preparation import check_fit
 from nas.run.supernet_phase import shared_weights
+from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.searchers.searcher import unseen

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nas.errors import Stopped
 from nas.files.atomic import read_json, write_json
-from nas.results.schemas import DecisionRecord, TimeRecord, checked
-from nas.training.resumable import Stopped
+from nas.files.schemas import DecisionRecord, TimeRecord, checked
 
 FILE = "time.json"
 SAVE_S = 5.0

@@ -16,8 +16,8 @@ from pydantic import (
 )
 
 from nas.errors import ConfigError, unknown
-from nas.run.method_names import BLACK_BOX, DIFFERENTIABLE, METHODS, SHARED, by_gradients
 from nas.run.parsing import Count, Table, Text, Texts, address, count, number, seconds, size, switched
+from nas.searchers.method_names import BLACK_BOX, DIFFERENTIABLE, METHODS, SHARED, by_gradients
 from nas.study.address import Address
 from nas.text import shown
 from nas.types import MOST

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nas.errors import ConfigError
 from nas.evaluate.cost_metrics import free_metrics
 from nas.files.atomic import read_json, write_json
+from nas.files.schemas import NeededRecord, checked
 from nas.oneshot import memory_budget
 from nas.oneshot.expected_cost import expected_cost
 from nas.oneshot.history import Epoch, Outcome
@@ -21,9 +22,8 @@ from nas.oneshot.method import Method
 from nas.oneshot.search import search
 from nas.oneshot.skip_connections import keeps_cap
 from nas.oneshot.supernet import Supernet
+from nas.results.alphas import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
-from nas.results.schemas import NeededRecord, checked
-from nas.run.alphas import Alphas
 from nas.run.clock import Clock
 from nas.run.job import Job
 from nas.searchers.halving import finalists

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from nas import devices
-from nas.errors import TrialError
+from nas.errors import Stopped, TrialError
 from nas.files.atomic import write_json
 from nas.run.allocation import SLACK, Allocation, allocate, applied
 from nas.run.black_box import default_of
@@ -27,7 +27,6 @@ from nas.space.cost import Cost, cost
 from nas.space.latency import latencies
 from nas.study.local import places_on
 from nas.text import counted
-from nas.training.resumable import Stopped
 from nas.types import Genotype
 from nas.user_code import user_errors
 

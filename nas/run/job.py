@@ -12,6 +12,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from nas.data.task import Task
+from nas.errors import Stopped
 from nas.results.run_record import read_run
 from nas.run.clock import Clock
 from nas.run.config import Config
@@ -29,7 +30,6 @@ from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.ddp import ALONE, Team
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Genotype
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas.evaluate.fidelity import Fidelity
 from nas.oneshot.search import looks
 from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase
 from nas.run.job import Job
+from nas.searchers.fidelity import Fidelity
 from nas.study.local import cores
 from nas.text import counted
 from nas.training.evaluate import FORWARD

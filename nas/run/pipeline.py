@@ -20,7 +20,6 @@ from nas.run.black_box import default_of
 from nas.run.differentiable import health_of
 from nas.run.final_training import train_final
 from nas.run.forecast import Forecast
-from nas.run.health_file import write_health
 from nas.run.job import Job
 from nas.run.last import last_training
 from nas.run.reevaluate import Verdict, rerank
@@ -112,11 +111,13 @@ def _write(job: Job, result: Result, found: Found, verdict: Verdict) -> None:
     job.clock.save()  # the manifest will hold it
     if job.config.pictures and not pictures:
         job.progress.note("budget: no time for pictures; nas draw makes them")
-    if found.epochs:
-        heading = f"Health of the search: {title}"
-        write_health(job.folder, health_of(found.epochs), title=heading, pictures=pictures)
     write_result(
-        result, image_shape=job.task.image_shape, title=title, alphas=found.alphas, pictures=pictures
+        result,
+        image_shape=job.task.image_shape,
+        title=title,
+        alphas=found.alphas,
+        epochs=health_of(found.epochs),
+        pictures=pictures,
     )
     clear_checkpoints(job.folder)
 

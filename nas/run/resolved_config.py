@@ -9,19 +9,19 @@ from pathlib import Path
 
 from nas.errors import ConfigError
 from nas.evaluate.calibration import chosen_fidelity
-from nas.evaluate.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.method import Method
 from nas.oneshot.methods import METHODS, make_method
 from nas.oneshot.singlepath import Sharing
 from nas.run.config import Config
-from nas.run.method_names import OWN, SHARED
 from nas.run.overrides import change, settings_of
 from nas.run.presets import Preset, Published, fitted, preset
 from nas.searchers import Searcher
 from nas.searchers.factory import make_searcher
+from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.method_names import OWN, SHARED
 from nas.space.latency import LATENCY
 from nas.space.loading import own_function
 from nas.training.recipe import Recipe

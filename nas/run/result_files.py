@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nas.files.atomic import write_json
 from nas.files.manifest import write_manifest
+from nas.files.schemas import EpochRecord
+from nas.results.alphas import Alphas
 from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
 from nas.results.result import Result
-from nas.run.alphas import Alphas
 from nas.searchers.halving import longest
 from nas.space.graph import Graph
 from nas.space.macro_graph import skeleton
@@ -24,9 +26,13 @@ def write_result(
     image_shape: Sequence[int],
     title: str,
     alphas: Alphas | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (),
     pictures: bool = True,
 ) -> None:
-    """Writes every file of a finished run, pictures and report where wanted; the manifest is last."""
+    """Writes every file of a finished run, pictures and report where wanted; the manifest is last.
+
+    epochs: of a differentiable search, the fields of an `EpochRecord` of each, and what else was measured.
+    """
     folder, space, genotype = result.folder, result.space, result.genotype
     save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
     write_json(folder / "metrics.json", dict(result.metrics))
@@ -35,11 +41,14 @@ def write_result(
     if len(result.goals.objectives) > 1:
         write_front(result, title=title, pictures=pictures)
     if alphas is not None:
-        alphas.write(folder, pictures=pictures)
+        alphas.write(folder)
+    if epochs:
+        write_json(folder / "health.json", {"epochs": [dict(epoch) for epoch in epochs]})
     if pictures:
         from nas.show.report import REPORT, write_report  # and matplotlib, which workers can do without
 
         _draw(result, image_shape, title)
+        _draw_search_by_gradients(folder, alphas, epochs, title)
         write_report([folder], folder / REPORT, space=space)
     write_manifest(folder)
 
@@ -63,6 +72,27 @@ def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
             epochs=result.by_gradients,
         )
         draw.save(figure, folder / "search.svg", folder / "search.png")
+
+
+def _draw_search_by_gradients(
+    folder: Path, alphas: Alphas | None, epochs: Sequence[Mapping[str, Any]], title: str
+) -> None:
+    """alphas.svg and health.svg, and the same as PNG."""
+    from nas import draw
+    from nas.show.draw.diagnostics_series import series_of
+
+    if alphas is not None:
+        figure = draw.draw_alphas(
+            alphas.strengths,
+            decisions=alphas.decisions,
+            options=alphas.options,
+            title="Strength of every operation over the search",
+        )
+        draw.save(figure, folder / "alphas.svg", folder / "alphas.png")
+    if epochs:
+        series = series_of([EpochRecord.model_construct(**epoch) for epoch in epochs])
+        heading = f"Health of the search: {title}"
+        draw.save(draw.draw_health(series, title=heading), folder / "health.svg", folder / "health.png")
 
 
 def write_front(result: Result, *, title: str, pictures: bool = True) -> None:

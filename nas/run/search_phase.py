@@ -11,7 +11,7 @@ from nas.errors import NoModelError
 from nas.evaluate.failure_summary import at_chance, diagnosis
 from nas.evaluate.metrics import chance
 from nas.oneshot.history import Epoch
-from nas.run.alphas import Alphas
+from nas.results.alphas import Alphas
 from nas.run.black_box import bounded, default_of
 from nas.run.clock import TimeUp
 from nas.run.differentiable import search_by_gradients

@@ -15,7 +15,7 @@ from typing import Any
 from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.data.task import Task
-from nas.errors import NasError
+from nas.errors import NasError, Stopped
 from nas.oneshot.method import Method
 from nas.results.result import Result
 from nas.run.arguments import name_of, with_names
@@ -25,13 +25,12 @@ from nas.run.cost_estimate import Preview, comparison
 from nas.run.forecast import Tell, foresee, preview
 from nas.run.job import Job
 from nas.run.lifecycle import carry_out
-from nas.run.method_names import OWN
 from nas.run.pipeline import whole_job
 from nas.run.preparation import default_folder, prepare
+from nas.searchers.method_names import OWN
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import Tracker
 from nas.space.space import Space
-from nas.training.resumable import Stopped
 
 
 def search(
@@ -53,8 +52,8 @@ def search(
 
     space: a name, `module:function`, `file.py:function`, or a `Space`.
     task: a name that `load_task` knows, or a `Task`.
-    method: one of `nas.run.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a sampler's
-      name, or a `Method` put together in Python.
+    method: one of `nas.searchers.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a
+      sampler's name, or a `Method` put together in Python.
     out: the run's folder, by default `results/SPACE-TASK-METHOD`.
     settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
     force: go on although the data are no longer those that the run began with.

@@ -9,6 +9,7 @@ import torch
 
 from nas import devices
 from nas.data.task import Split, Task
+from nas.errors import Stopped
 from nas.oneshot.search import search
 from nas.oneshot.singlepath import train_shared
 from nas.run.job import Job
@@ -16,7 +17,6 @@ from nas.run.supernet_phase import fresh_supernet
 from nas.seeding import isolated
 from nas.space.space import Space
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Genotype
 from nas.user_code import user_errors

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from torch._ops import OpOverload
 
 from nas.dispatch import Args, Kwargs, Seeing, tensors
-from nas.errors import TrialError
+from nas.errors import Stopped, TrialError
 from nas.oneshot.method import Method
 from nas.oneshot.search import search
 from nas.run.job import Job
 from nas.seeding import isolated, rng
-from nas.training.resumable import Stopped
 from nas.training.train import train
 from nas.types import Genotype
 from nas.user_code import user_errors

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.evaluate.fidelity import Ladder
 from nas.searchers import Searcher
+from nas.searchers.fidelity import Ladder
 from nas.searchers.goals import Goals
 from nas.space.space import Space
 from nas.text import counted

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import SpaceError, unknown
-from nas.oneshot.batched.batching_rules import norm_key, normalise
-from nas.oneshot.batched.stack import Batched, Stack, joined
+from nas.space.batching import norm_key, normalise
+from nas.space.stack import Batched, Stack, joined
 
 Primitive = Callable[[int, int, int], nn.Module]
 

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError
-from nas.results.schemas import TrialRecord, UnderWayRecord, checked
+from nas.files.schemas import TrialRecord, UnderWayRecord, checked
 from nas.searchers.goals import Goals
 from nas.space.space import Space
 from nas.types import Trial

@@ -28,11 +28,10 @@ import numpy as np
 import torch
 from loky import ProcessPoolExecutor
 
-from nas.errors import ConfigError, TrialError, describe, is_users
+from nas.errors import ConfigError, Stopped, TrialError, describe, is_users
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.study.measuring import Outcome, measured
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 Evaluate = Callable[..., Mapping[str, float]]

@@ -24,11 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from nas.errors import ConfigError, DismissedError, NasError, RankError
+from nas.errors import ConfigError, DismissedError, NasError, RankError, Stopped
 from nas.training.checkpoint import decode, encode
 from nas.training.ddp import ALONE, Points, Team
 from nas.training.launch import launched
-from nas.training.resumable import Stopped
 
 AGAIN = "the same command goes on from the last checkpoint"
 _EVERY = 50  # agreements between two looks at what is on a GPU

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.task import Split, Task
-from nas.oneshot.batched.execution import execute_cells
 from nas.seeding import derive, reseed
+from nas.training.batched.execution import execute_cells
 from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
 from nas.training.batchnorm import SHORT, reestimate
 from nas.training.checks import CHECK_STEPS, check_depends, check_finite, described, shared_device

@@ -8,16 +8,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from nas.errors import ConfigError, RankError
+from nas.errors import ConfigError, RankError, Stopped
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
 
 Report_co = TypeVar("Report_co", covariant=True)
 R = TypeVar("R")
-
-
-class Stopped(Exception):
-    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
 
 
 class Resumable(Protocol, Generic[Report_co]):

@@ -14,8 +14,7 @@ from damage import DAMAGES, Attack, witness
 from jobs import TINY, Recorder, last_job, outcome
 
 import nas
-from nas.errors import ConfigError
-from nas.evaluate.fidelity import parse_ladder
+from nas.errors import ConfigError, Stopped
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
@@ -26,10 +25,10 @@ from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.final_training import train_final
 from nas.run.search_run import search
+from nas.searchers.fidelity import parse_ladder
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")

@@ -13,15 +13,14 @@ from torch import nn
 
 import nas
 from nas.cli.job import show
-from nas.errors import NoModelError, TrialError
-from nas.evaluate.fidelity import parse_ladder
+from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.run.final_training import train_final
 from nas.run.search_run import search
+from nas.searchers.fidelity import parse_ladder
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.training.retry import EASED, Ease, begun, eased
 from nas.types import Trial
 

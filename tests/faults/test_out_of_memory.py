@@ -11,8 +11,7 @@ from jobs import SMALL, Recorder, last_job
 from torch import nn
 
 import nas
-from nas.errors import NoModelError, TrialError
-from nas.evaluate.fidelity import parse_ladder
+from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.oom_filter import Fitting, Remembering
 from nas.evaluate.trained import Inherited, Trained
@@ -20,12 +19,12 @@ from nas.oneshot.supernet import Supernet
 from nas.run.final_training import train_final
 from nas.run.search_run import search
 from nas.searchers import RandomSearch
+from nas.searchers.fidelity import parse_ladder
 from nas.training.evaluate import evaluate, predictions
 from nas.training.grad_accumulation import in_parts
 from nas.training.loop import Loop
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.training.retry import Ease, begun, eased
 from nas.training.train import train
 from nas.types import Trial

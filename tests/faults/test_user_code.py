@@ -13,11 +13,11 @@ from torch import nn
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
 from nas.evaluate.failure_summary import ADVICE
-from nas.evaluate.fidelity import parse_ladder
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.run.search_run import search
 from nas.searchers import RandomSearch
+from nas.searchers.fidelity import parse_ladder
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
 from nas.study.storage import open_storage

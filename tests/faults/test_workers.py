@@ -12,7 +12,7 @@ import optuna
 import pytest
 from killing import run_killed
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, Stopped
 from nas.searchers import RegularizedEvolution
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
@@ -20,7 +20,6 @@ from nas.study.local import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.study.workers import Borrowed, Workers
-from nas.training.resumable import Stopped
 
 CELLS = load("nasbench201")
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import NasError
-from nas.evaluate.fidelity import Ladder, parse_fidelity, parse_ladder
 from nas.files.paths import check_name
 from nas.files.tomlfile import override, read_toml, write_toml
 from nas.run.config import Config, make_config
-from nas.run.method_names import METHODS
 from nas.run.overrides import change
 from nas.run.resolved_config import make_plan
+from nas.searchers.fidelity import Ladder, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.method_names import METHODS
 from nas.space.loading import bundled, load
 from nas.text import printable, shown
 from nas.training.recipe import PRESETS, Recipe

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 
-from nas.cli.signals import StopRequest
 from nas.errors import ConfigError
 from nas.export.serving.served import read_served
 
@@ -28,6 +27,7 @@ def serve(folder: Path, *, host: str, port: int, upload_bytes: int, tell: Callab
     """Serves the model of a finished run.
 
     port: 0 takes any that is free. tell: is given a line with the address, once it can be reached.
+    Stops at SIGINT or SIGTERM, which it raises again when all that was begun has been answered.
 
     Raises:
         ConfigError: when a package is missing, the run has no usable model.onnx, or the address is not free.
@@ -59,7 +59,7 @@ def serve(folder: Path, *, host: str, port: int, upload_bytes: int, tell: Callab
             f"WARNING: {host} can be reached from other machines, and there is no password and no "
             "encryption; put a proxy with both before it"
         )
-    with StopRequest(), listening:  # uvicorn raises the signal again after it has stopped
+    with listening:
         uvicorn.Server(config).run(sockets=[listening])
     tell("stopped")
 

@@ -11,7 +11,7 @@ from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.manifest import MANIFEST
 from nas.files.paths import check_contents, is_file
-from nas.results.schemas import RunRecord, checked
+from nas.files.schemas import RunRecord, checked
 
 FORMAT = 1
 """The newest `run.json` that this can read."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nas.errors import ConfigError
+from nas.files.schemas import EpochRecord
 from nas.show.draw.series import Column
 from nas.show.draw.style import clean
 
@@ -137,3 +138,25 @@ def _within(values: ArrayLike, who: str, count: int, low: float, high: float) ->
             "or NaN where nothing was measured"
         )
     return array.clip(low, high)
+
+
+def series_of(epochs: Sequence[EpochRecord]) -> HealthSeries:
+    """The record of a search as its picture wants it."""
+    kinds = dict.fromkeys(kind for epoch in epochs for kind in epoch.skip_shares)
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([getattr(epoch, name) for epoch in epochs], dtype=float)
+
+    return HealthSeries(
+        epochs=np.array([epoch.epoch for epoch in epochs]),
+        skip_shares={kind: np.array([e.skip_shares.get(kind, np.nan) for e in epochs]) for kind in kinds},
+        entropy=column("alpha_entropy"),
+        eigenvalue=np.abs(column("eigenvalue")),
+        mean=column("eigenvalue_mean"),
+        alarm=column("eigenvalue_alarm"),
+        matching=column("gradient_matching"),
+        gap=column("discretisation_gap"),
+        supernet_acc=column("val_acc"),
+        changes=np.array([int(epoch.changes) for epoch in epochs]),
+        events=[(place, event) for place, epoch in enumerate(epochs) for event in epoch.events],
+    )

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import ConfigError
-from nas.results.schemas import StudyRecord, TrialRecord, checked
+from nas.files.schemas import StudyRecord, TrialRecord, checked
 from nas.searchers.goals import Goals
 from nas.searchers.halving import longest
 from nas.study.journal import JOURNAL

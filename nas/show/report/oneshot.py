@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nas import draw
-from nas.results.schemas import EpochRecord
-from nas.run.health_file import series_of
+from nas.files.schemas import EpochRecord
+from nas.show.draw.diagnostics_series import series_of
 from nas.show.report.run import Run
 from nas.show.report.section import Drawing, Section, stored
 from nas.show.report.svg import inline

@@ -12,8 +12,7 @@ from nas.errors import NasError
 from nas.files.atomic import read_json
 from nas.files.manifest import MANIFEST, require_intact
 from nas.files.paths import is_file
-from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
-from nas.results.schemas import (
+from nas.files.schemas import (
     ComparedRecord,
     EpochRecord,
     HealthRecord,
@@ -22,9 +21,10 @@ from nas.results.schemas import (
     ReportedRecord,
     checked,
 )
-from nas.run.alphas import Alphas
-from nas.run.method_names import SHARED, by_gradients
+from nas.results.alphas import Alphas
+from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
 from nas.searchers.goals import Goals
+from nas.searchers.method_names import SHARED, by_gradients
 from nas.show.report.history import Past, read_studies
 from nas.space.graph import Graph, cell_graphs, from_dict
 from nas.space.loading import is_plugin, load

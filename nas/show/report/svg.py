@@ -1,4 +1,4 @@
-"""Pictures of `nas.show.draw` as parts of a page: plain attributes, own ids, text as text, spots to point at."""
+"""Drawings as parts of a page: plain attributes, own ids, text as text, spots to point at."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nas.errors import Stopped
 from nas.files.manifest import MANIFEST, read_manifest
 from nas.show.tracking.feed import PATIENCE_S, Feed
 from nas.show.tracking.tracker import FINAL, Point, Status
-from nas.training.resumable import Stopped
 
 
 class Tracking:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from nas.devices import exact
-from nas.oneshot.batched.execution_plan import chain_of, outcome_of
-from nas.oneshot.batched.groups import Layers
-from nas.oneshot.batched.stack import channels_last
-from nas.oneshot.gradients import gradients
 from nas.seeding import torch_rng
+from nas.space.stack import channels_last
+from nas.training.batched.execution_plan import chain_of, outcome_of
+from nas.training.batched.groups import Layers
+from nas.training.gradients import gradients
 
 TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
 """Largest relative difference, in the norm, of outputs and gradients."""

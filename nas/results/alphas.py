@@ -1,4 +1,4 @@
-"""How strong each operation was over a differentiable search, as numbers and as a picture."""
+"""How strong each operation was over a differentiable search: `alphas.npz`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nas.data.safe_npz import load_arrays
 from nas.errors import ConfigError
 from nas.files.atomic import replacing
-from nas.results.schemas import AlphasRecord, checked
+from nas.files.schemas import AlphasRecord, checked
 from nas.space.space import Space
 
 _LARGEST = 256 << 20
@@ -62,19 +62,8 @@ class Alphas:
             raise ConfigError(f"{path} is damaged: {error}") from error
         return cls(strengths, names.decisions, names.options)
 
-    def write(self, folder: Path, *, pictures: bool = True) -> None:
-        """alphas.npz, and with pictures alphas.svg and alphas.png."""
+    def write(self, folder: Path) -> None:
+        """alphas.npz."""
         names = json.dumps({"decisions": self.decisions, "options": self.options}).encode()
         with replacing(folder / "alphas.npz") as temporary:
             np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
-        if not pictures:
-            return
-        from nas import draw
-
-        figure = draw.draw_alphas(
-            self.strengths,
-            decisions=self.decisions,
-            options=self.options,
-            title="Strength of every operation over the search",
-        )
-        draw.save(figure, folder / "alphas.svg", folder / "alphas.png")

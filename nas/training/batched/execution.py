@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nas.oneshot.batched.cells import run
 from nas.space.cell import Cell
+from nas.training.batched.cells import run
 from nas.training.recipe import Execution
 
 DEVICES = ("cpu", "cuda")

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from nas.oneshot.batched.batching_rules import normalise
-from nas.oneshot.batched.groups import Group
-from nas.oneshot.batched.stack import Stack
+from nas.space.batching import normalise
+from nas.space.stack import Stack
+from nas.training.batched.groups import Group
 
 
 def outcome(

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.batched.execution_plan import Plan, extent_of, make_plan, table_of
-from nas.oneshot.batched.groups import Layers
-from nas.oneshot.batched.trust import known
-from nas.oneshot.mixed_op import Terms
 from nas.space.cell import Cell
+from nas.space.mixed_op import Terms
+from nas.training.batched.execution_plan import Plan, extent_of, make_plan, table_of
+from nas.training.batched.groups import Layers
+from nas.training.batched.trust import known
 
 CACHED = 2**20
 """Numbers in a stack on the CPU, at most, so that it stays in the cache from one call to the next."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from nas.oneshot.batched.batching_rules import Rule
+from nas.space.batching import Rule
 
 Layers = tuple[tuple[nn.Module, Rule], ...]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.oneshot.batched.depthwise import depthwise
-from nas.oneshot.batched.stack import Batched, Stack, joined, side_by_side
+from nas.space.depthwise import depthwise
+from nas.space.stack import Batched, Stack, joined, side_by_side
 
 Run = Callable[[Sequence[nn.Module], Stack], Stack]
 

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.oneshot.batched.batched_ops import mixed, outcome, scaled
-from nas.oneshot.batched.execution_plan import Plan
-from nas.oneshot.batched.groups import Group
-from nas.oneshot.batched.memory import Memory
-from nas.oneshot.batched.stack import channels_last
-from nas.oneshot.mixed_op import MixedOp, Terms
 from nas.space.cell import Cell, drop_mask
+from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import Zero
+from nas.space.stack import channels_last
+from nas.training.batched.batched_ops import mixed, outcome, scaled
+from nas.training.batched.execution_plan import Plan
+from nas.training.batched.groups import Group
+from nas.training.batched.memory import Memory
 
 _WHOLE = Terms((0,))
 
@@ -179,6 +179,6 @@ class _Run:
 
 
 def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:
-    """The channels of `nas.oneshot.mixed_op.shuffled`, last in memory."""
+    """The channels of `nas.space.mixed_op.shuffled`, last in memory."""
     x = torch.cat([seen.permute(0, 2, 3, 1), rest.permute(0, 2, 3, 1)], dim=-1)
     return torch.unflatten(x, -1, (parts, -1)).transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.batched.batching_rules import rule_of
-from nas.oneshot.batched.groups import Branch, Group, Layers
-from nas.oneshot.batched.stack import Stack
-from nas.oneshot.mixed_op import MixedOp, Terms
+from nas.space.batching import rule_of
 from nas.space.cell import Cell
+from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import Zero
+from nas.space.stack import Stack
+from nas.training.batched.groups import Branch, Group, Layers
 
 
 @dataclass(frozen=True, eq=False)
