@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nas.evaluate.cost_metrics import Costs
     from nas.evaluate.multi_fidelity import Laddered
     from nas.evaluate.trained import Inherited, Trained
-    from nas.oneshot.method import Method
+    from nas.oneshot.methods import Method
     from nas.oneshot.supernet import Supernet
     from nas.results.result import Result, load_result
     from nas.run.calibrate import calibrate
@@ -75,7 +75,7 @@ _HOME = {
     "LatencyTable": "nas.space.latency",
     "LocalSearch": "nas.searchers",
     "Measure": "nas.study.measuring",
-    "Method": "nas.oneshot.method",
+    "Method": "nas.oneshot.methods",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
     "Notation": "nas.space.space",

@@ -26,15 +26,13 @@ from nas.data.tabular_images import Images, layout, rows_of
 from nas.data.task import Split, Task, task_from_arrays
 from nas.errors import ConfigError, DataError
 from nas.export.bundle import bundle
-from nas.files.atomic import read_json
+from nas.files.atomic import read_json, temporary_folder
 from nas.files.folder_lock import LOCK
-from nas.files.temporary import temporary_folder
 from nas.results.result import Result, load_result
-from nas.run.allocation import allows_audit
-from nas.run.arguments import with_names
 from nas.run.clock import Clock
-from nas.run.config import Config, make_config
-from nas.run.parsing import seconds
+from nas.run.config import Config, make_config, seconds
+from nas.run.forecast import allows_audit
+from nas.run.preparation import with_names
 from nas.run.resolved_config import UNBOUNDED
 from nas.run.search_run import run_job
 from nas.searchers.method_names import BLACK_BOX, OPTUNA

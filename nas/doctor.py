@@ -12,8 +12,8 @@ from nas import devices
 from nas.data import datasets
 from nas.errors import NasError
 from nas.evaluate.benchmarks.benchmark import LOADERS, table_file
-from nas.results.environment import environment
-from nas.training.batched import execution
+from nas.results.run_record import environment
+from nas.training.batched import cells
 
 EXTRAS = {
     "vision": ("torchvision", "pillow"),
@@ -41,7 +41,7 @@ def examine() -> dict[str, str]:
     findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
     if device.type != "cuda":
         findings["gpu"] = f"no: {devices.without_cuda()}"
-    findings["execution"] = execution.explain(device)
+    findings["execution"] = cells.explain(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

@@ -15,11 +15,10 @@ from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, SpaceError
 from nas.oneshot.supernet import Supernet
 from nas.searchers import Searcher
 from nas.seeding import isolated, rng
-from nas.space.candidate_checks import Probing, shapes, variants
 from nas.space.choosers import Chooser
 from nas.space.ops import candidates
 from nas.space.space import Space
-from nas.space.space_checks import blaming, check_listing
+from nas.space.space_checks import Probing, blaming, check_listing, shapes, variants
 from nas.types import Genotype, Trial
 
 MIXTURES = 5

@@ -21,9 +21,8 @@ from nas.searchers import RandomSearch
 from nas.searchers.fidelity import geometric
 from nas.searchers.halving import SuccessiveHalving, epochs_granted, finalists
 from nas.seeding import derive, isolated
-from nas.training.history import Curve
 from nas.training.recipe import Recipe, preset, segmented
-from nas.training.train import train
+from nas.training.train import Curve, train
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import nas
 from nas.evaluate.calibration import spearman
 from nas.oneshot import fewshot, path_evaluation
-from nas.oneshot.singlepath import Sharing
+from nas.oneshot.path_training import Sharing
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.training.recipe import Recipe

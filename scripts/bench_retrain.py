@@ -12,7 +12,7 @@ import torch
 from timing import PATHS, compare, noise, training
 
 import nas
-from nas.results.environment import environment
+from nas.results.run_record import environment
 from nas.seeding import isolated
 from nas.training.recipe import preset
 

@@ -15,7 +15,7 @@ from timing import PATHS, compare, difference_in_float64, noise, searching, supe
 
 import nas
 from nas.oneshot.methods import METHODS
-from nas.results.environment import environment
+from nas.results.run_record import environment
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},

@@ -16,15 +16,15 @@ from nas.data.task import Task, task_from_arrays
 from nas.devices import synchronise
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.progressive import supernet_of as first_stage
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space.space import Space
-from nas.training.batched.execution import execute_cells
+from nas.training.batched.cells import execute_cells
 from nas.training.cuda_graph import GraphedStep
 from nas.training.loop import Loop
-from nas.training.peak_memory import peak_memory
+from nas.training.memory_estimate import peak_memory
 from nas.training.recipe import Recipe
 
 CLASSES, ENDLESS = 10, 10**6

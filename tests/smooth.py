@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from nas.data.task import task_from_arrays
-from nas.oneshot.method import PUBLISHED
+from nas.oneshot.methods import PUBLISHED
 from nas.space.cell import Cell
 from nas.space.ops import Zero
 from nas.space.space import Space

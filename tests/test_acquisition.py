@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from nas.searchers.acquisition import log_expected_improvement, normal_ranks, promise, volume_gain
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.pareto import front, hypervolume
-from nas.searchers.surrogate import SURROGATES, gaussian_process
+from nas.searchers.surrogate import (
+    SURROGATES,
+    gaussian_process,
+    log_expected_improvement,
+    normal_ranks,
+    promise,
+    volume_gain,
+)
 from nas.types import Trial
 
 

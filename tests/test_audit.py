@@ -9,14 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nas.audit import audit_task, plant, predictions, write_audit
+from nas.audit import audit_task, labels, plant, write_audit
 from nas.audit.duplicates import groups, near_copies
-from nas.audit.features import features
-from nas.audit.image_table import SIDE, Pool
-from nas.audit.labels import confident_joint, prune
-from nas.audit.neighbours import nearest
-from nas.audit.outliers import outliers
-from nas.audit.predictions import FOLDS, deal
+from nas.audit.features import SIDE, Pool, features, nearest
+from nas.audit.labels import FOLDS, confident_joint, deal, outliers, prune
 from nas.cli import app
 from nas.data.exclusions import load_without
 from nas.data.task import Split, Task, load_task, task_from_arrays
@@ -56,7 +52,7 @@ def tied(x, y, cut):
 def _one_division():
     """One division into folds, not two: the data here are easy, and it takes half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "REPEATS", 1)
+        patch.setattr(labels, "REPEATS", 1)
         yield
 
 

@@ -9,12 +9,11 @@ from jobs import SMALL, TINY, Recorder
 from nas.data.task import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
-from nas.files.folders import prepare_folder
+from nas.files.atomic import prepare_folder
 from nas.results.result import BASELINES, load_result
-from nas.run.baselines import LARGEST, RANDOM, run_baselines
 from nas.run.config import make_config
 from nas.run.preparation import prepare
-from nas.run.search_phase import Found, find
+from nas.run.search_phase import LARGEST, RANDOM, Found, find, run_baselines
 from nas.run.search_run import search
 from nas.searchers.halving import epochs_granted
 from nas.space.cost import cost
@@ -231,7 +230,7 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
         raise ValueError("broken")
 
     monkeypatch.setattr(Trained, "__call__", fails)
-    monkeypatch.setattr("nas.run.baselines.Cached", lambda measure, space, known, others: measure)
+    monkeypatch.setattr("nas.run.search_phase.Cached", lambda measure, space, known, others: measure)
     baselines = run_baselines(made, found)
     assert [t.state for t in baselines.history] == ["failed"] * 12
     assert baselines.choices == {}

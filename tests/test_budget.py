@@ -6,12 +6,11 @@ import math
 import pytest
 
 from nas.errors import ConfigError
-from nas.run.allocation import Allocation, allocate, applied, shortened
 from nas.run.clock import SAVE_S, Clock, TimeUp
 from nas.run.config import make_config
-from nas.run.phases import Steps
+from nas.run.forecast import Allocation, Steps, allocate, applied, shortened
 from nas.run.preparation import prepare
-from nas.run.sizing import sized
+from nas.run.step_timing import sized
 from nas.space.cost import count_params
 from nas.training.recipe import learning_rate, preset
 
@@ -84,7 +83,7 @@ def test_a_training_that_is_cut_ends_at_a_low_rate(epochs):
 
 def test_the_last_network_is_the_largest_that_is_fast_enough(tmp_path, monkeypatch):
     """A step that takes a microsecond for each parameter, half of it in bfloat16 where that is tried."""
-    monkeypatch.setattr("nas.run.sizing.final_pace", lambda at, genotype, **_: pace(at, genotype))
+    monkeypatch.setattr("nas.run.step_timing.final_pace", lambda at, genotype, **_: pace(at, genotype))
 
     def pace(at, genotype):
         params = count_params(at.final.network(genotype, meta=True))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli import app
 from nas.errors import ConfigError, MismatchError
-from nas.export import at_end, verify
+from nas.export import verify
 from nas.export.bundle import _written, bundle, record_of
 from nas.export.formats import Pixels
 from nas.export.model_card import _text, card, origin
@@ -38,7 +38,7 @@ def exported(tmp_path_factory, task):
     folder, heard, proofs = tmp_path_factory.mktemp("runs") / "run", Recorder(), []
     settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True, "pictures": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(at_end, "bundle", lambda *given, **named: proofs.extend(bundle(*given, **named)))
+        patch.setattr("nas.export.bundle.bundle", lambda *given, **named: proofs.extend(bundle(*given, **named)))
         result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)
     return result, proofs, [note for note in heard.notes if note.startswith("export: ")][1:]
 
@@ -232,13 +232,13 @@ def failing(error):
 
 
 def test_a_search_succeeds_without_a_bundle_and_its_command_adds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(at_end, "bundle", failing(ConfigError("export: no room")))
+    monkeypatch.setattr("nas.export.bundle.bundle", failing(ConfigError("export: no room")))
     result, notes = found(tmp_path / "run")
     assert "WARNING: no bundle: export: no room. The run is finished and whole; nas export" in notes[-1]
     assert result.metrics["test_acc"] > 0 and check_manifest(tmp_path / "run") == []
     before = snapshot(tmp_path / "run")
     calls = []
-    monkeypatch.setattr(at_end, "bundle", lambda *given, **_: calls.append(given[0].folder))
+    monkeypatch.setattr("nas.export.bundle.bundle", lambda *given, **_: calls.append(given[0].folder))
     found(tmp_path / "run", export=False)
     assert calls == []
     found(tmp_path / "run")
@@ -247,7 +247,7 @@ def test_a_search_succeeds_without_a_bundle_and_its_command_adds_it(tmp_path, mo
 
 
 def test_a_mismatch_fails_the_search_and_leaves_the_run_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(at_end, "bundle", failing(MismatchError("export: onnx differs")))
+    monkeypatch.setattr("nas.export.bundle.bundle", failing(MismatchError("export: onnx differs")))
     with pytest.raises(MismatchError, match=r"onnx differs.*is finished and whole"):
         found(tmp_path / "run")
     assert nas.load_result(tmp_path / "run").metrics["test_acc"] > 0

@@ -17,8 +17,7 @@ from nas.data.task import load_task, task_from_arrays
 from nas.errors import ConfigError, NoModelError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES
-from nas.run.calibrate import calibrate
-from nas.run.cheap_estimates import fidelities
+from nas.run.calibrate import calibrate, fidelities
 from nas.run.search_run import search
 from nas.space.space import Space
 

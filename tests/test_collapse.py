@@ -20,8 +20,7 @@ from nas.data.task import task_from_arrays
 from nas.oneshot.alpha_optimizer import ExponentiatedGradient
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.method import PUBLISHED
-from nas.oneshot.methods import METHODS
+from nas.oneshot.methods import METHODS, PUBLISHED
 from nas.oneshot.search import search
 from nas.oneshot.stages import Whole
 from nas.space.cell import Cell

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from nas.errors import ConfigError
 from nas.files.tomlfile import MAX_BYTES, override, read_toml, write_toml
-from nas.run.arguments import with_names
 from nas.run.config import Config, make_config
+from nas.run.preparation import with_names
 
 
 def refused(values):

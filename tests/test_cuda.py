@@ -15,8 +15,7 @@ from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import alpha_gradient, stepping
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.memory_budget import fit
-from nas.oneshot.method import PUBLISHED, Method
-from nas.oneshot.methods import METHODS
+from nas.oneshot.methods import METHODS, PUBLISHED, Method
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
@@ -24,7 +23,7 @@ from nas.run.search_run import search as whole_job
 from nas.seeding import isolated
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.training.batched.execution import execute_cells
+from nas.training.batched.cells import execute_cells
 from nas.training.batches import mixed
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate

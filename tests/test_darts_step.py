@@ -15,22 +15,26 @@ from nas.errors import ConfigError
 from nas.oneshot import darts_step
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.contexts import copied, kept
 from nas.oneshot.darts_step import alpha_gradient, stepping, training_loss, validation_loss
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezing
-from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
 from nas.oneshot.regularizers import BetaDecay, ExpectedCost, PullBack, ZeroOne
-from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft
+from nas.oneshot.relaxations import (
+    AdversarialPerturbation,
+    Dirichlet,
+    GumbelHard,
+    GumbelSoft,
+    RandomPerturbation,
+)
 from nas.oneshot.stages import Whole
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.supernet import Supernet, copied, kept
 from nas.seeding import isolated
 from nas.space.cell import Cell
 from nas.space.loading import load
 from nas.space.ops import Zero
 from nas.space.space import Space
 from nas.training.batches import mixed
-from nas.training.peak_memory import peak_memory
+from nas.training.memory_estimate import peak_memory
 
 
 def make(*, order=1, task=None, recipe=RECIPE, space=None, **parts):

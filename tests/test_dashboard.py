@@ -15,8 +15,7 @@ import nas
 from nas.cli import app
 from nas.cli import dashboard as command
 from nas.errors import ConfigError
-from nas.show.dashboard import serve
-from nas.show.live import Live
+from nas.show.dashboard import Live, serve
 
 
 @pytest.fixture(scope="module")

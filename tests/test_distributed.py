@@ -14,10 +14,9 @@ from ranks import make_plain_space, make_task, started, together
 from nas.errors import ConfigError, DataError
 from nas.oneshot import fewshot
 from nas.oneshot.darts_pt import ByPerturbation
-from nas.oneshot.method import PUBLISHED
-from nas.oneshot.methods import METHODS
+from nas.oneshot.methods import METHODS, PUBLISHED
+from nas.oneshot.path_training import Sharing, train_shared
 from nas.oneshot.search import search
-from nas.oneshot.singlepath import Sharing, train_shared
 from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated

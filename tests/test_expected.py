@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nas.errors import ConfigError
-from nas.oneshot.expected_cost import expected_cost
+from nas.oneshot.regularizers import expected_cost
 from nas.oneshot.supernet import Supernet
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable

@@ -7,7 +7,7 @@ from one_stage import one_stage
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import fewshot
-from nas.oneshot.singlepath import Sharing
+from nas.oneshot.path_training import Sharing
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints

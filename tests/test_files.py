@@ -13,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import ConfigError
-from nas.files.atomic import TEMPORARY, read_json, replacing, sha256, write_bytes, write_json, write_text
+from nas.files.atomic import (
+    TEMPORARY,
+    prepare_folder,
+    read_json,
+    replacing,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from nas.files.folder_lock import FolderLock
-from nas.files.folders import prepare_folder
 from nas.files.manifest import check_manifest, write_manifest
 
 processes = multiprocessing.get_context("forkserver")

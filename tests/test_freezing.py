@@ -8,7 +8,7 @@ from torch import nn
 from nas.errors import ConfigError
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer, Freezing, operations
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated

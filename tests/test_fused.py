@@ -16,23 +16,20 @@ from nested import nested_space
 from torch import nn
 
 from nas.data.task import load_task
-from nas.oneshot.activation_checkpointing import recompute_cells
-from nas.oneshot.bilevel import Bilevel
+from nas.oneshot.bilevel import Bilevel, recompute_cells
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.extract import as_searched
 from nas.oneshot.methods import METHODS
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.relaxations import GumbelHard, Softmax
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.supernet import Supernet, as_searched
+from nas.space.batching import Batched, Stack, channels_last, depthwise
 from nas.space.cell import Cell
-from nas.space.depthwise import depthwise
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
-from nas.space.stack import Batched, Stack, channels_last
 from nas.training.batched import trust
-from nas.training.batched.execution import execute_cells, explain, resolve
+from nas.training.batched.cells import execute_cells, explain, resolve
 from nas.training.batched.execution_plan import chain_of, outcome_of, table_of
 from nas.training.recipe import Recipe
 from nas.training.train import train

@@ -7,14 +7,12 @@ import numpy as np
 import one_stage
 import pytest
 from jobs import TINY, Recorder, outcome
-from nas.show.draw.diagnostics_series import series_of
 
 import nas
 from nas.errors import ConfigError
 from nas.files.schemas import EpochRecord
-from nas.oneshot.diagnostics import Health
+from nas.oneshot.diagnostics import Epoch, Health
 from nas.oneshot.early_stopping import Growth
-from nas.oneshot.history import Epoch
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
 from nas.results.alphas import Alphas
@@ -25,6 +23,7 @@ from nas.run.differentiable import health_of
 from nas.searchers.goals import Goals
 from nas.searchers.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.scheduler import Listed
+from nas.show.draw.diagnostics_series import series_of
 from nas.show.report import render
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable

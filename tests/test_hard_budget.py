@@ -11,8 +11,8 @@ from nas.results.run_record import read_run
 from nas.run import forecast
 from nas.run.clock import Clock
 from nas.run.config import make_config
+from nas.run.final_training import last_training
 from nas.run.forecast import Forecast
-from nas.run.last import last_training
 from nas.run.preparation import prepare
 from nas.run.search_run import run_job
 from nas.space.loading import load
@@ -41,7 +41,7 @@ def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
     for name in ("forecast.network_pace", "forecast.search_pace", "forecast.final_pace", "sizing.final_pace"):
         monkeypatch.setattr(f"nas.run.{name}", lambda *_, **__: 0.1)
-    monkeypatch.setattr("nas.run.last.final_pace", lambda *_, **__: 0.1)
+    monkeypatch.setattr("nas.run.final_training.final_pace", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):

@@ -11,7 +11,7 @@ from nas.oneshot import diagnostics
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.diagnostics import Examiner, Health, dominant_eigenvalue, entropy, matching
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.relaxations import GumbelHard, Uniform
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.oneshot.skip_connections import barred, capped, identities, keeps_cap, members, skip_shares
+from nas.oneshot.discretize import barred, capped, identities, keeps_cap, members, skip_shares
 from nas.space.loading import load
 from nas.space.ops import candidates
 from nas.space.space import Space

@@ -23,7 +23,6 @@ NAMED = {
     "nas.cli.calibrate": {"darts"},
     "nas.run.config": {"darts"},
     "nas.searchers.method_names": {"darts"},
-    "nas.oneshot.method": {"darts"},
     "nas.oneshot.methods": {"darts"},
     "nas.run.presets": {"darts", "nasbench201"},
     "nas.training.recipe": {"nasbench201"},

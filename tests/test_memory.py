@@ -13,14 +13,13 @@ from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.diagnostics import Examiner
 from nas.oneshot.memory_budget import Change, Needs, _probe, fit, gib
-from nas.oneshot.method import Method
-from nas.oneshot.methods import METHODS
+from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.progressive import deepened
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.stages import Progressive, Whole
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
-from nas.training.peak_memory import peak_memory
+from nas.training.memory_estimate import peak_memory
 
 SPACE = load(one_stage.PATH, width=8)
 TASK = load_task("digits").reduced(200)

@@ -8,12 +8,19 @@ import pytest
 from nas.errors import ConfigError
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.method import Method
-from nas.oneshot.methods import METHODS, make_method
+from nas.oneshot.methods import METHODS, Method, make_method
 from nas.oneshot.oles import Freezing
-from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
 from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
-from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Softmax, Uniform
+from nas.oneshot.relaxations import (
+    AdversarialPerturbation,
+    Dirichlet,
+    GumbelHard,
+    GumbelSoft,
+    RandomPerturbation,
+    Sigmoid,
+    Softmax,
+    Uniform,
+)
 from nas.oneshot.stages import OneByOne, Progressive, Whole
 from nas.run.config import make_config
 from nas.run.resolved_config import make_plan

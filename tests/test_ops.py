@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.errors import SpaceError
+from nas.space.batching import Stack
 from nas.space.cost import count_params
 from nas.space.ops import PRIMITIVES, FactorizedReduce, MixtureNorm, Zero, candidates
-from nas.space.stack import Stack
 
 C = 6
 WITHOUT_WEIGHTS = {"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"}

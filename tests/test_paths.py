@@ -8,7 +8,7 @@ from torch import nn
 from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.path_evaluation import accuracies, scores
-from nas.oneshot.singlepath import train_shared
+from nas.oneshot.path_training import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng, torch_rng
 from nas.space.loading import load

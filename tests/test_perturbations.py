@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nas.errors import ConfigError
-from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation, on_simplex
+from nas.oneshot.relaxations import AdversarialPerturbation, RandomPerturbation, on_simplex
 
 
 def points():

@@ -5,9 +5,8 @@ import pytest
 
 from nas.errors import ConfigError
 from nas.run.config import Config, make_config
-from nas.run.overrides import change
 from nas.run.presets import PRESETS, preset
-from nas.run.resolved_config import make_plan
+from nas.run.resolved_config import change, make_plan
 from nas.training.recipe import Recipe, learning_rate
 
 

@@ -12,8 +12,7 @@ from nas.oneshot.search import CURVATURE
 from nas.run.clock import Clock
 from nas.run.config import make_config
 from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
-from nas.run.forecast import preview
-from nas.run.phases import Steps, phases_of
+from nas.run.forecast import Steps, phases_of, preview
 from nas.run.preparation import prepare
 from nas.run.search_run import look
 from nas.show.console import LiveProgress

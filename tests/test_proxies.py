@@ -17,7 +17,7 @@ from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.calibration import spearman
 from nas.evaluate.proxies import DEFAULT, PROXIES, Batch, draw_batch, log_rank
-from nas.evaluate.proxies.ranks import ranks
+from nas.evaluate.proxies.base import ranks
 from nas.space.cost import cost
 from nas.space.loading import load
 

@@ -12,7 +12,7 @@ from killing import run_killed
 from nas.data.task import load_task
 from nas.errors import NoModelError, Stopped
 from nas.evaluate.trained import Trained
-from nas.files.folders import prepare_folder
+from nas.files.atomic import prepare_folder
 from nas.results.result import load_result
 from nas.run.config import make_config
 from nas.run.preparation import prepare

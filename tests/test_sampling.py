@@ -6,8 +6,15 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.errors import ConfigError
-from nas.oneshot.path_sampling import SAMPLINGS, Sandwich, StrictlyFair, UniformSampling, extremes
-from nas.oneshot.singlepath import Sharing, train_shared
+from nas.oneshot.path_training import (
+    SAMPLINGS,
+    Sandwich,
+    Sharing,
+    StrictlyFair,
+    UniformSampling,
+    extremes,
+    train_shared,
+)
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.space.cost import cost

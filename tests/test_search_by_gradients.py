@@ -20,12 +20,11 @@ from nas.oneshot import darts_pt
 from nas.oneshot import search as searching
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.discretize import capped
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.method import PUBLISHED, Method
-from nas.oneshot.methods import METHODS
+from nas.oneshot.methods import METHODS, PUBLISHED, Method
 from nas.oneshot.oles import Freezing
 from nas.oneshot.search import Search, search
-from nas.oneshot.skip_connections import capped
 from nas.oneshot.stages import Progressive
 from nas.space.loading import load
 from nas.space.space import Space

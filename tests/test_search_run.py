@@ -20,8 +20,7 @@ from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
 from nas.results.result import load_result
 from nas.run.config import make_config
-from nas.run.final_network import final_recipe, final_space
-from nas.run.preparation import default_folder
+from nas.run.preparation import default_folder, final_recipe, final_space
 from nas.run.resolved_config import make_plan
 from nas.run.search_phase import front_first
 from nas.run.search_run import run_job, search

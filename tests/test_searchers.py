@@ -12,12 +12,12 @@ from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
 from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.constrained import Bounded
 from nas.searchers.factory import SEARCHERS as NAMES
 from nas.searchers.factory import make_searcher, settings_of
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
 from nas.searchers.pareto import hypervolume
+from nas.searchers.searcher import Bounded
 from nas.searchers.spos import Generational
 from nas.searchers.surrogate import SURROGATES
 from nas.seeding import rng

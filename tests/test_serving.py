@@ -28,17 +28,13 @@ from nas.errors import ConfigError, DataError
 from nas.export import predict as predicting
 from nas.export.formats import Pixels, exported, write_onnx
 from nas.export.predict import _files_of
-from nas.export.serving.answers import answers
-from nas.export.serving.inputs import array_pixels, pixels_of
-from nas.export.serving.served import Served, read_served
-from nas.export.serving.session import Session
+from nas.export.serving.session import Served, Session, answers, array_pixels, pixels_of, read_served
 from nas.files.manifest import update_manifest
 
 fastapi = pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
 
-from nas.export.serving.app import Limits, make_app  # noqa: E402 - what it needs is asked for first
-from nas.export.serving.page import PAGE, POLICY  # noqa: E402
+from nas.export.serving.app import PAGE, POLICY, Limits, make_app  # noqa: E402 - what it needs is asked for first  # noqa: E402
 
 GREY = Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
 COLOUR = Served("toy on cifar10", ("cat", "dog"), (3, 8, 8), "uint8")

@@ -6,7 +6,7 @@ import torch
 
 from nas.data.task import load_task
 from nas.errors import Stopped
-from nas.oneshot.singlepath import train_shared
+from nas.oneshot.path_training import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.space.loading import load

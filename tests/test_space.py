@@ -11,9 +11,9 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.space.choosers import MAX_RUNS
+from nas.space.genotypes import Size, estimate
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.space.space_size import Size, estimate
 from nas.types import Decision
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}

@@ -12,9 +12,8 @@ from nested import nested_space
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.oneshot.extract import used
 from nas.oneshot.relaxations import GumbelHard, Relaxation
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.supernet import Supernet, used
 from nas.space.cell import Cell
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp, Weighed

@@ -17,9 +17,8 @@ from killing import MODULES
 from nas.classifier import _temporary
 from nas.evaluate.trained import Trained
 from nas.export.verify import prove
-from nas.files import temporary as files_temporary
-from nas.files.folders import prepare_folder
-from nas.files.temporary import temporary_folder
+from nas.files import atomic as files_temporary
+from nas.files.atomic import prepare_folder, temporary_folder
 from nas.space.loading import load
 from nas.training.recipe import Recipe
 from nas.types import Trial

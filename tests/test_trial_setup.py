@@ -6,11 +6,11 @@ import pytest
 
 from nas.run.black_box import informed, scheduler
 from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.constrained import Bounded
 from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals
 from nas.searchers.halving import Hyperband, SuccessiveHalving
 from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.searcher import Bounded
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study

@@ -2,9 +2,8 @@
 
 import torch
 
-from nas.oneshot.early_stopping import Guards
-from nas.oneshot.eigenvalue_monitor import Watch
-from nas.oneshot.history import Epoch, lasting
+from nas.oneshot.diagnostics import Epoch, lasting
+from nas.oneshot.early_stopping import Guards, Watch
 
 GUARDS = Guards(window=0.1, delay=0.1, start=0.1)
 """Of ten epochs: three each."""

@@ -1,6 +1,6 @@
 """Audit of a task's images and labels: what may be wrong with them before anything is trained."""
 
-from nas.audit.findings import Audit, Confusion, Group, Labels
+from nas.audit.findings import Audit, Confusion, Group, LabelErrors
 from nas.audit.run import AUDIT_FILES, audit_task, write_audit
 from nas.audit.synthetic_label_noise import Planted, plant
 
@@ -9,7 +9,7 @@ __all__ = [
     "Audit",
     "Confusion",
     "Group",
-    "Labels",
+    "LabelErrors",
     "Planted",
     "audit_task",
     "plant",

@@ -45,7 +45,7 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class LabelErrors:
     """How far labels can be trusted.
 
     noise, low, high: estimated share of wrong labels and its 95 % interval; what the predictions get wrong
@@ -83,7 +83,7 @@ class Audit:
     imbalance: float
     groups: tuple[Group, ...]
     near_threshold: float
-    labels: Labels
+    labels: LabelErrors
     suspects: tuple[Suspect, ...]
     remarks: tuple[str, ...]
 

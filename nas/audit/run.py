@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nas.audit.class_balance import balance, imbalance, remarks
 from nas.audit.duplicates import copies, groups, near_copies
-from nas.audit.features import features
+from nas.audit.features import Pool, features
 from nas.audit.findings import Audit
-from nas.audit.image_table import Pool
-from nas.audit.labels import mislabels, named_backend
-from nas.audit.outliers import outliers
+from nas.audit.labels import balance, imbalance, mislabels, named_backend, outliers, remarks
 from nas.data.exclusions import KINDS, Suspect, list_of
 from nas.data.task import Task
 from nas.files.atomic import write_json

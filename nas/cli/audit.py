@@ -35,7 +35,7 @@ def audit(
         from nas.audit.labels import named_backend
         from nas.data.exclusions import without
         from nas.data.task import load_task
-        from nas.files.folders import prepare_folder, results_folder
+        from nas.files.atomic import prepare_folder, results_folder
 
         chosen = named_backend(backend)
         data = load_task(task, seed=seed, limit=limit, lenient=True)

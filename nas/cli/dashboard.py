@@ -37,8 +37,7 @@ def dashboard(
     with errors():
         from nas.cli.signals import StopRequest
         from nas.results.run_record import read_run
-        from nas.show.dashboard import serve
-        from nas.show.live import LOOPBACK, Live
+        from nas.show.dashboard import LOOPBACK, Live, serve
         from nas.space.loading import load
 
         record = read_run(run)

@@ -13,8 +13,7 @@ from nas.errors import ConfigError, DataError
 from nas.text import counted
 
 if TYPE_CHECKING:
-    from nas.export.serving.answers import Answer
-    from nas.export.serving.served import Served
+    from nas.export.serving.session import Answer, Served
 
 
 @app.command()
@@ -38,8 +37,7 @@ def predict(
     """Say the classes of images. What cannot be read is named; all others are answered."""
     with errors():
         from nas.export.predict import predicted
-        from nas.export.serving.answers import as_csv
-        from nas.export.serving.served import read_served
+        from nas.export.serving.session import as_csv, read_served
         from nas.files.atomic import write_text
 
         if not images and npz is None:
@@ -61,7 +59,7 @@ def predict(
 
 def _check_csv(path: Path) -> None:
     """Refuses a name that is rather an image's, so that none is overwritten where the name was forgotten."""
-    from nas.files.folders import prepare_folder
+    from nas.files.atomic import prepare_folder
 
     if path.suffix.lower() != ".csv":
         raise ConfigError(f"--csv is {str(path)!r}, wanted the name of a file that ends in .csv")

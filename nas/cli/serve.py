@@ -22,7 +22,7 @@ def serve(
     with errors():
         from nas.cli.signals import StopRequest
         from nas.export.serving.serve import serve as run_server
-        from nas.run.parsing import size
+        from nas.run.config import size
 
         try:
             most = size(max_upload)

@@ -23,11 +23,10 @@ from nas.seeding import derive, isolated
 from nas.space.cost import Cost, cost
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
-from nas.training.history import Curve
 from nas.training.memory_estimate import noting, training_bytes
 from nas.training.recipe import Recipe, segmented
 from nas.training.retry import EASED, Ease, begun, eased
-from nas.training.train import train
+from nas.training.train import Curve, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nas.errors import TrialError
 from nas.searchers import Searcher
-from nas.searchers.constrained import Bounded
+from nas.searchers.searcher import Bounded
 from nas.space.space import Space
 from nas.training.memory_estimate import NEEDED, failed_for_memory
 from nas.types import Genotype, Trial

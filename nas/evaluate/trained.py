@@ -16,8 +16,8 @@ from torch import nn
 
 from nas.data.task import Task
 from nas.errors import TrialError
+from nas.files.atomic import temporary_folder
 from nas.files.folder_lock import alone_in
-from nas.files.temporary import temporary_folder
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.path_evaluation import scores
 from nas.oneshot.supernet import Supernet
@@ -25,11 +25,10 @@ from nas.seeding import isolated
 from nas.space.cost import Cost, cost
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
-from nas.training.history import Curve
 from nas.training.memory_estimate import noting, require_memory, training_bytes
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Ease, eased
-from nas.training.train import train
+from nas.training.train import Curve, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
 

@@ -15,12 +15,11 @@ from nas.data.task import Task, first_of
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
-from nas.space.candidate_checks import Probe, Probing, variants
 from nas.space.cost import Cost, cost, count_params
+from nas.space.genotypes import Size
 from nas.space.graph import architecture_hash
 from nas.space.space import Space
-from nas.space.space_checks import blaming, check_listing
-from nas.space.space_size import Size
+from nas.space.space_checks import Probe, Probing, blaming, check_listing, variants
 from nas.testing import check_space
 from nas.training.evaluate import evaluate
 from nas.training.loop import Loop

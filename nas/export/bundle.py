@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from nas.data.task import Task
-from nas.errors import ConfigError, MismatchError, SpaceError, TrialError
+from nas.errors import ConfigError, MismatchError, NasError, SpaceError, TrialError
 from nas.export.formats import Pixels, exported, write_onnx, write_program, write_source
 from nas.export.model_card import card, origin, requirements
 from nas.export.verify import PACKAGES, Proof, installed, pixels_of, prove
 from nas.files.atomic import write_text
+from nas.files.folder_lock import FolderLock
 from nas.files.manifest import update_manifest
+from nas.files.paths import is_file
 from nas.files.schemas import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
 from nas.results.run_record import compared_of, read_run
+from nas.show.progress import Progress
 from nas.user_code import user_errors
 
 SLACK = 0.005
@@ -161,3 +164,30 @@ def _check_score(proof: Proof, scored: float, images: int) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_bundled(folder: Path) -> bool:
+    """Whether a run has a bundle: its card is written last."""
+    return is_file(folder / CARD)
+
+
+def bundle_at_end(result: Result, task: Task, progress: Progress) -> None:
+    """Writes and proves the bundle of a run that has just finished, or notes why there is none.
+
+    Raises:
+        MismatchError: when a form is not the scored model; the run is finished and whole all the same.
+    """
+    progress.note("export: writing model.py, model.pt2 and model.onnx, and proving each (--no-export: not)")
+    try:
+        with FolderLock(result.folder):
+            bundle(result, task, tell=lambda line: progress.note(f"export: {line}"))
+    except MismatchError as error:
+        raise MismatchError(
+            f"{error}. The run in {result.folder} is finished and whole; with --no-export its command "
+            "leaves it as it is"
+        ) from error
+    except NasError as error:
+        progress.note(
+            f"WARNING: no bundle: {error}. The run is finished and whole; nas export {result.folder} tries "
+            "again"
+        )

@@ -14,10 +14,8 @@ from nas.data.imagefolder import SUFFIXES
 from nas.data.safe_npz import NPY, load_arrays, read_bounded
 from nas.errors import ConfigError, DataError
 from nas.export.formats import Pixels
-from nas.export.serving.answers import Answer, answers, numbered
-from nas.export.serving.inputs import Pixels as Images
-from nas.export.serving.inputs import array_pixels, pixels_of
-from nas.export.serving.served import Served
+from nas.export.serving.session import Answer, Served, answers, array_pixels, numbered, pixels_of
+from nas.export.serving.session import Pixels as Images
 from nas.files.paths import is_file, is_folder
 from nas.results.result import load_result
 from nas.user_code import user_errors

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from nas.export.layout import wrapped
-from nas.export.pieces import Made, Shape, Whole
-from nas.export.tracing import root_of
+from nas.export.tracing import Made, Shape, Whole, root_of
 
 
 @dataclass

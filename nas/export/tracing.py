@@ -10,6 +10,7 @@ import inspect
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,148 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nas.errors import SpaceError
-from nas.export.constructors import constructor, is_torch
-from nas.export.pieces import Made, Piece, Whole, joined, made
 from nas.training.evaluate import evaluating
+
+_ELSEWHERE = ("device", "dtype")
+_LOOSE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_SHORT = {"in_channels": "c_in", "out_channels": "c_out", "num_features": "c", "groups": "c"}
+
+
+def is_torch(module: nn.Module) -> bool:
+    """Whether PyTorch itself defines what a module does."""
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def constructor(module: nn.Module) -> list[Piece]:
+    """`nn.Conv2d(16, 16, 3, padding=1, bias=False)`: what differs from the defaults.
+
+    Raises:
+        SpaceError: when an argument cannot be read from the module.
+    """
+    arguments: list[list[Piece]] = []
+    by_position = True
+    for parameter in inspect.signature(type(module).__init__).parameters.values():
+        if parameter.name in ("self", *_ELSEWHERE) or parameter.kind in _LOOSE:
+            continue
+        value = _value(module, parameter)
+        if parameter.default is not inspect.Parameter.empty and value == _simple(parameter.default):
+            by_position = False
+            continue
+        own = list(_pieces(value, parameter.name))
+        arguments.append(own if by_position else [f"{parameter.name}=", *own])
+    return [f"nn.{type(module).__name__}(", *joined(arguments, ", "), ")"]
+
+
+def _value(module: nn.Module, parameter: inspect.Parameter) -> object:
+    value: Any = getattr(module, parameter.name, inspect.Parameter.empty)
+    if value is inspect.Parameter.empty:
+        if parameter.default is inspect.Parameter.empty:
+            raise SpaceError(
+                f"source: how a {type(module).__name__} was made cannot be read from it: it keeps no "
+                f"{parameter.name!r}"
+            )
+        return _simple(parameter.default)
+    if parameter.name == "bias":
+        return value is not None and value is not False
+    return _simple(value)
+
+
+def _simple(value: object) -> object:
+    """A tuple of equal numbers as one."""
+    if isinstance(value, tuple) and value and len(set(value)) == 1:
+        return value[0]
+    return value
+
+
+def _pieces(value: object, name: str) -> Iterator[Piece]:
+    if isinstance(value, bool | float | str | None):
+        yield repr(value)
+    elif isinstance(value, int):
+        yield Whole(value, _SHORT.get(name, name))
+    elif isinstance(value, tuple | list):
+        yield "("
+        yield from joined([list(_pieces(item, name)) for item in value], ", ")
+        yield ",)" if len(value) == 1 else ")"
+    else:
+        kind = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise SpaceError(f"source: argument {name!r} is {kind}, which cannot be written as source")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number in the source. name: what it would be called as a parameter."""
+
+    value: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A call of a generated class, which stands for one of its instances.
+
+    shape: the class's text without its numbers. numbers: all of this instance, those inside its own parts
+    included.
+    """
+
+    shape: Shape
+    numbers: tuple[Whole, ...]
+
+
+Piece = str | Whole | Made
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The text of a class without its numbers: what two instances of one class share.
+
+    name: what the class would be called. parts: text, with None for each number and the shape of each part
+    that is made of another class. base: the class that it derives from.
+    """
+
+    name: str
+    parts: tuple[str | Shape | None, ...]
+    base: str = "nn.Module"
+
+
+def made(name: str, pieces: Sequence[Piece], base: str = "nn.Module") -> Made:
+    """The instance whose class has this text."""
+    parts: list[str | Shape | None] = []
+    numbers: list[Whole] = []
+    for piece in merged(pieces):
+        match piece:
+            case Whole():
+                parts.append(None)
+                numbers.append(piece)
+            case Made(shape, own):
+                parts.append(shape)
+                numbers += own
+            case text:
+                parts.append(text)
+    return Made(Shape(name, tuple(parts), base), tuple(numbers))
+
+
+def merged(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """The same with neighbouring texts as one."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        if text:
+            yield text
+        text = ""
+        yield piece
+    if text:
+        yield text
+
+
+def joined(items: Sequence[Sequence[Piece]], between: str) -> list[Piece]:
+    """All items with a text between them."""
+    found: list[Piece] = []
+    for i, item in enumerate(items):
+        found += [*([between] if i else []), *item]
+    return found
+
 
 _INFIX = {
     operator.add: "+", operator.iadd: "+", operator.mul: "*", operator.imul: "*", operator.sub: "-",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nas.errors import ConfigError, MismatchError
 from nas.export import verify_worker
-from nas.files.temporary import temporary_folder
+from nas.files.atomic import temporary_folder
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""

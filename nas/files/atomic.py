@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import shutil
+import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from nas.errors import ConfigError, StorageError
@@ -194,3 +198,99 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems without such a call
             raise
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's temporary directory, for the time of the block.
+
+    One that a killed process left is removed when a process of the same user and machine opens its next one.
+    Each is locked by its process (an open-file lock), which the kernel undoes however that ends; where a file
+    system has no such locks, those of killed processes stay. Some tell no other machine of a lock, so names
+    say which machine a folder is of.
+
+    Raises:
+        OSError: when none can be made.
+    """
+    _sweep()
+    with ExitStack() as at_end:
+        folder = _made(at_end)
+        at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def _made(at_end: ExitStack) -> Path:
+    """A new folder, locked until the end; another process may remove one before its lock, see `_sweep`."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix()))
+        with suppress(FileNotFoundError), ExitStack() as on_failure:
+            descriptor = os.open(folder, os.O_RDONLY)
+            on_failure.callback(os.close, descriptor)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                at_end.push(on_failure.pop_all())
+                return folder
+
+
+def _sweep() -> None:
+    """Removes the folders of this user's processes on this machine that have ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
+        # Where it is another user's, in use, or gone meanwhile, it is left alone.
+        with suppress(OSError), ExitStack() as at_end:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            at_end.callback(os.close, descriptor)
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix() -> str:
+    return f"nas-temporary-{socket.gethostname()}@"
+
+
+def prepare_folder(path: Path) -> Path:
+    """Makes a run folder, or takes an existing one, and returns its absolute path without links.
+
+    Raises ConfigError, saying what is in the way, unless files can be written there; one really is, because
+    permission bits say nothing to root, on a read-only disk or on a full one.
+    """
+    _check_names(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=TEMPORARY, buffering=0) as probe:
+            probe.write(b"\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {str(path)!r} as the run folder: {_obstacle(path, error)}; choose another folder"
+        ) from error
+    return path.resolve()
+
+
+def results_folder(*parts: str) -> Path:
+    """The folder in `results` that is named by the last parts of these paths, made of harmless characters."""
+    names = ("".join(c if c.isalnum() or c in "._" else "_" for c in Path(part).name) for part in parts)
+    return Path("results") / "-".join(names)
+
+
+def _check_names(path: Path) -> None:
+    for part in path.parts:
+        if any(ord(character) < 32 or ord(character) == 127 for character in part):
+            raise ConfigError(f"the folder name {part!r} holds a control character; use printable ones")
+        try:
+            size = len(os.fsencode(part))
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"the folder name {part!r} cannot be encoded: {error.reason}") from error
+        if size > 255:
+            raise ConfigError(f"the folder name {part[:40]!r}... has {size} bytes; at most 255 are possible")
+
+
+def _obstacle(path: Path, error: OSError) -> str:
+    """The part of the path that is no folder, where there is one; else the system's own words."""
+    for part in (path, *path.parents):
+        with suppress(OSError):  # a part that may not be looked at is explained by `error`
+            if part.is_symlink() and not part.exists():
+                return f"{str(part)!r} is a symbolic link that leads nowhere or in a loop"
+            if part.exists() and not part.is_dir():
+                return f"{str(part)!r} is a file"
+    return error.strerror or str(error)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from nas.data.task import Split, Task
 from nas.errors import ConfigError
-from nas.oneshot.contexts import in_training, kept
-from nas.oneshot.skip_connections import barred as barred_of
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.discretize import barred as barred_of
+from nas.oneshot.supernet import Supernet, in_training, kept
 from nas.seeding import rng
 from nas.space.mixed_op import Mixture, Share, Weighed
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nas.devices import exact
 from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.contexts import kept, without_gradients
+from nas.oneshot.supernet import kept, without_gradients
 from nas.seeding import derive, reseed
 from nas.space.mixed_op import chosen_of
 from nas.training.batches import Batch, mixed
@@ -23,8 +23,7 @@ from nas.training.checks import check_depends
 from nas.training.cuda_graph import GraphedStep
 from nas.training.gradients import gradients
 from nas.training.loop import Loop
-from nas.training.precision import precision
-from nas.training.recipe import Precision
+from nas.training.recipe import Precision, precision
 
 Points = Sequence[Tensor]
 """Mixture weights `[E, O]` as in `Supernet.points`."""

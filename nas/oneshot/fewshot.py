@@ -14,16 +14,15 @@ from torch import Tensor
 
 from nas.data.task import Task
 from nas.errors import ConfigError
-from nas.oneshot.contexts import in_training, kept
-from nas.oneshot.singlepath import Sharing, train_shared
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.path_training import Sharing, train_shared
+from nas.oneshot.supernet import Supernet, in_training, kept
 from nas.seeding import derive, rng, torch_rng
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
 from nas.training.gradients import flat, gradients
-from nas.training.history import EpochReport
 from nas.training.recipe import Recipe, compressed
+from nas.training.train import EpochReport
 from nas.types import Genotype
 
 PATHS, BATCH = 2, 64

@@ -13,14 +13,14 @@ from nas.errors import ConfigError, SpaceError, Stopped
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
 from nas.oneshot.diagnostics import Examiner, curvature_images
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.progressive import supernet_of
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.stages import Stage, Whole
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.space import Space
-from nas.training.peak_memory import peak_memory
+from nas.training.memory_estimate import peak_memory
 from nas.training.recipe import Precision
 
 PROBES = (16, 32)

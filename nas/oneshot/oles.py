@@ -14,7 +14,7 @@ from nas.oneshot.supernet import Supernet
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
 from nas.training.gradients import flat
-from nas.training.masked_update import shares
+from nas.training.optimizer import shares
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Freezer:
         self._steps.masked_fill_(full, 0)
 
     def hold(self) -> None:
-        """Makes the gradients of what is frozen zeros, so that it rests (`nas.training.masked_update`)."""
+        """Makes the gradients of what is frozen zeros, so that it rests (`nas.training.optimizer`)."""
         learning = self._frozen.logical_not().index_select(0, self._owners).unbind()
         own = [(w.grad, one) for w, one in zip(self.weights, learning, strict=True) if w.grad is not None]
         if own:

@@ -25,7 +25,7 @@ from nas.seeding import torch_rng
 from nas.space.mixed_op import Many
 from nas.space.ops import MixtureNorm
 from nas.training.evaluate import evaluating
-from nas.training.precision import precision, to_layout
+from nas.training.recipe import precision, to_layout
 from nas.types import Genotype
 from nas.user_code import memory_errors
 

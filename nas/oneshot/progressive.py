@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError
-from nas.oneshot.contexts import in_training, kept
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
 from nas.oneshot.stages import Stage
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.supernet import Supernet, in_training, kept
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import Zero

@@ -19,14 +19,21 @@ from nas.data.task import Task, first_of
 from nas.oneshot import darts_pt
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import stepping
-from nas.oneshot.diagnostics import ITERATIONS, Examiner, Health, continued, preferred_accuracy
-from nas.oneshot.discretize import by_alphas
-from nas.oneshot.early_stopping import Growth, Guards
-from nas.oneshot.eigenvalue_monitor import Moment, Watch
-from nas.oneshot.history import Epoch, Outcome, Strengths, lasting
-from nas.oneshot.method import Method
+from nas.oneshot.diagnostics import (
+    ITERATIONS,
+    Epoch,
+    Examiner,
+    Health,
+    Outcome,
+    Strengths,
+    continued,
+    lasting,
+    preferred_accuracy,
+)
+from nas.oneshot.discretize import by_alphas, keeps_cap, skip_shares
+from nas.oneshot.early_stopping import Growth, Guards, Moment, Watch
+from nas.oneshot.methods import Method
 from nas.oneshot.progressive import inherit, record_fisher, shrink, supernet_of
-from nas.oneshot.skip_connections import keeps_cap, skip_shares
 from nas.oneshot.stages import Stage, ends, fading
 from nas.oneshot.supernet import Supernet
 from nas.seeding import derive, isolated

@@ -2,24 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.errors import SpaceError
-from nas.oneshot.extract import as_searched, extracted
 from nas.oneshot.relaxations import Relaxation, Softmax
-from nas.oneshot.topology import into_nodes, outermost
+from nas.space.cell import Cell
 from nas.space.choosers import Candidates
 from nas.space.mixed_op import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
+from nas.space.ops import MixtureNorm
 from nas.space.space import Space
 from nas.types import Genotype
+
+
+def extracted(supernet: nn.Module, space: Space, genotype: Genotype) -> nn.Module:
+    """The network of one architecture with a copy of its weights in the network of a supernet.
+
+    It is built by the space anew and given the supernet's form (no affine part), so that loading the weights
+    proves that both come from the same wiring.
+
+    Raises:
+        SpaceError: when they do not.
+    """
+    choices = space.choices(genotype)
+    state = supernet.state_dict()
+    shared = {to: state[key].clone() for key, to in used(supernet, choices) if key in state}
+    network = space.network(genotype, meta=True)
+    as_searched(network, outermost(supernet))
+    if differing := sorted(shared.keys() ^ network.state_dict().keys()):
+        raise SpaceError(
+            f"space {space.name!r}: the supernet and the network of {choices} differ in {differing[:3]}; "
+            "build must wire both alike"
+        )
+    network.load_state_dict(shared, assign=True)
+    return network
+
+
+def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
+    """Gives a network the form it has inside a supernet, in all its cells and at the paths in `places`.
+
+    Batch-norm loses its affine part, and the norms that exist only in a mixture are switched on.
+    """
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    for root in [*cells, *(network.get_submodule(place) for place in places)]:
+        for module in root.modules():
+            if isinstance(module, MixtureNorm):
+                module.active = True
+            elif isinstance(module, nn.BatchNorm2d):
+                module.affine = False
+                module.weight = module.bias = None  # type: ignore[assignment]
+
+
+def used(
+    module: nn.Module, choices: Mapping[str, str], source: str = "", target: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Names of the tensors that one architecture uses: in the supernet, and in the network of its own."""
+    if isinstance(module, MixedOp):
+        chosen = module.options.index(choices[module.decision])
+        yield from used(module.ops[chosen], choices, f"{source}ops.{chosen}.", target)
+        return
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    yield from ((source + name, target + name) for name, _ in own)
+    for name, child in module.named_children():
+        yield from used(child, choices, f"{source}{name}.", f"{target}{name}.")
+
+
+def outermost(network: nn.Module) -> list[str]:
+    """Paths of the mixed operations that lie in no other one."""
+    paths: list[str] = []
+    for path, module in network.named_modules():
+        if isinstance(module, MixedOp) and not any(path.startswith(f"{outer}.") for outer in paths):
+            paths.append(path)
+    return paths
+
+
+def into_nodes(network: nn.Module, names: Sequence[str]) -> list[list[int]]:
+    """The decisions, by position, on the edges into each node of each kind of cell; each in one group."""
+    position = {name: i for i, name in enumerate(names)}
+    found: list[list[int]] = []
+    seen: set[int] = set()
+    for cell in network.modules():
+        for incoming in cell.incoming if isinstance(cell, Cell) else ():
+            ops = [op for op in cast(nn.ModuleList, incoming) if isinstance(op, MixedOp)]
+            members = list(dict.fromkeys(position[op.decision] for op in ops))
+            if members and seen.isdisjoint(members):
+                found.append(members)
+                seen.update(members)
+    return found
+
 
 T = TypeVar("T")
 
@@ -299,3 +377,83 @@ def _rows(widths: Sequence[int]) -> dict[int, list[int]]:
     for i, width in enumerate(widths):
         rows.setdefault(width, []).append(i)
     return rows
+
+
+@contextmanager
+def kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
+    """Runs a block, then gives the tensors back their values; so does calling what the block is given."""
+    own = [tensor.detach() for tensor in tensors]
+    saved = [torch.empty_like(tensor) for tensor in own]
+    _put(saved, own)
+
+    def back() -> None:
+        _put(own, saved)
+
+    try:
+        yield back
+    finally:
+        back()
+
+
+@torch.no_grad()
+def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Gives tensors values, all of a type in one call: a supernet has thousands, each a launch of its own."""
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        pairs = [(a, b) for a, b in zip(tensors, values, strict=True) if a.dtype == kind]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+
+
+@contextmanager
+def in_training(network: nn.Module) -> Iterator[None]:
+    """Runs a block with batch-norm on batch statistics, without drop-path or dropout on identities.
+
+    Batch-norm records none of these statistics: a graph that is to be differentiated twice must not see them
+    change.
+    """
+    before = {module: module.training for module in network.modules()}
+    rates = {cell: cell.drop_path for cell in network.modules() if isinstance(cell, Cell)}
+    skips = {op: op.skip_dropout for op in network.modules() if isinstance(op, MixedOp)}
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    recording = [norm.track_running_stats for norm in norms]
+    network.train()
+    for norm in norms:
+        norm.track_running_stats = False
+    for cell in rates:
+        cell.drop_path = 0.0
+    for op in skips:
+        op.skip_dropout = None
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+        for norm, records in zip(norms, recording, strict=True):
+            norm.track_running_stats = records
+        for cell, rate in rates.items():
+            cell.drop_path = rate
+        for op, share in skips.items():
+            op.skip_dropout = share
+
+
+@contextmanager
+def without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Runs a block in which no gradients of the parameters are computed, whatever they have had before."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad = True
+
+
+def copied(state: Any) -> Any:  # noqa: ANN401 - whatever a state is made of
+    """A copy of a state, its tensors on the CPU; of dicts, lists, tuples, tensors and plain values."""
+    if isinstance(state, Tensor):
+        return torch.empty_like(state, device="cpu").copy_(state.detach())
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -18,25 +19,25 @@ from nas.evaluate.proxy_evaluator import Scored
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.files.paths import is_file
-from nas.oneshot.expected_cost import check_bound
+from nas.oneshot.regularizers import check_bound
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.job import Job
 from nas.run.supernet_phase import shared_weights
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
-from nas.searchers.constrained import Bounded
-from nas.searchers.default_first import DefaultFirst
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable
 from nas.searchers.method_names import by_gradients
 from nas.searchers.scheduler import Fixed, Scheduler
+from nas.searchers.searcher import Bounded, DefaultFirst
 from nas.seeding import rng
-from nas.show.tracking.points import of_trials
+from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
 from nas.study.local import cores, places_on
 from nas.study.measuring import Measure
 from nas.study.study import Study
 from nas.study.workers import Borrowed, Evaluate, Slot, Workers
+from nas.text import counted
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR
 from nas.types import Genotype, Trial
@@ -326,3 +327,57 @@ def trial_line(trial: Trial) -> str:
     rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
     accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
     return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"
+
+
+@dataclass(frozen=True, eq=False)
+class TrialSearch:
+    """A search by trials, ready to run.
+
+    measure: of its trials. evaluate: the part of it that trains, or takes weights from a supernet.
+    fidelity: epochs of a full trial. prepared_s: seconds that `evaluate` took to prepare.
+    """
+
+    job: Job
+    study: Study
+    measure: Measure
+    evaluate: Evaluate
+    fidelity: int
+    prepared_s: float
+
+    def run(self, *, spend_s: float | None) -> str:
+        """Runs the trials; why they came to an end.
+
+        spend_s: when the trials of all workers have taken so many seconds, no more are begun.
+        """
+        job, study = self.job, self.study
+        job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
+        job.tracking.tell(of_trials(study.name, study.history))
+
+        def enough() -> bool:
+            job.check_stop(f"search stopped after {counted(study.ended, 'trial')}")
+            return spend_s is not None and study.ended > 0 and study.spent_s >= spend_s
+
+        with workers(job, self.evaluate) as found:
+            return study.run(
+                self.measure,
+                trials=job.plan.trials,
+                stop=enough,
+                on_trial=telling(job, study.name),
+                max_failures=job.config.max_failures,
+                workers=found,
+            )
+
+
+def trial_search(job: Job, searcher: Searcher) -> TrialSearch:
+    """Opens or makes the study, and prepares what measures its trials."""
+    shares = job.config.shares_weights
+    fidelity = 0 if shares else job.plan.ladder.granted[-1]
+    evaluate, prepared_s = evaluator(job)
+    sizes = evaluate if isinstance(evaluate, Trained | Laddered) else None
+    default, proposes = default_of(job), fitting(job, bounded(job, informed(job, searcher)), sizes)
+    if default is not None:
+        proposes = DefaultFirst(proposes, default)
+    study = job.study(SEARCH, scheduler(job, proposes, fidelity), announce=not shares, alike=alike(job))
+    evaluate = grown(job, evaluate)
+    measure = measure_of(job, evaluate, study=lambda: study)
+    return TrialSearch(job, study, measure, evaluate, fidelity, prepared_s)

@@ -3,27 +3,249 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nas import draw
+from nas.show import draw
 from nas.data.task import Task
-from nas.errors import ConfigError
-from nas.evaluate.calibration import FILE, Calibration, Settings, read_calibration
-from nas.files.atomic import read_json, write_json
+from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
+from nas.evaluate.calibration import (
+    FILE,
+    MIN_ARCHITECTURES,
+    Calibration,
+    Estimate,
+    Settings,
+    choose,
+    estimate,
+    read_calibration,
+)
+from nas.evaluate.failure_summary import diagnosis
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.proxies import DEFAULT, PROXIES, log_rank
+from nas.evaluate.proxy_evaluator import Scored
+from nas.evaluate.trained import Trained
+from nas.files.atomic import read_json, results_folder, write_json
 from nas.files.folder_lock import FolderLock
-from nas.files.folders import results_folder
-from nas.run.arguments import name_of, refuse_others, with_names
-from nas.run.cheap_estimates import compare_estimates
+from nas.results.run_record import CHECKPOINT
+from nas.run.black_box import trial_line
 from nas.run.config import make_config
-from nas.run.preparation import prepare
+from nas.run.job import Job
+from nas.run.preparation import check_fit, name_of, prepare, refuse_others, with_names
 from nas.run.run_folder import begin, clear_checkpoints, open_folder, refuse_other_settings
+from nas.run.supernet_phase import shared_weights
+from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
+from nas.searchers.goals import Goals
+from nas.searchers.scheduler import Listed
+from nas.searchers.searcher import unseen
+from nas.seeding import rng
 from nas.show.console import telling
 from nas.show.progress import Progress
 from nas.space.space import Space
+from nas.study.measuring import Evaluator
 from nas.text import counted
 from nas.training.launch import refuse
+from nas.types import Genotype, Objective, Trial
+
+
+def compare_estimates(job: Job, settings: Settings) -> Calibration:
+    """Trains the architectures for long, estimates them in every cheap way, and compares.
+
+    Raises:
+        NoModelError: when too few of them train, or all are equally accurate.
+    """
+    genotypes = _sample(job, settings.architectures)
+    trials = _truth(job, genotypes, settings)
+    truth = [[_value(t, "val_acc") for t in trials if t.genotype == g] for g in genotypes]
+    means = [_mean(values) for values in truth]
+    if sum(map(math.isfinite, means)) < MIN_ARCHITECTURES:
+        raise NoModelError(
+            f"calibrate: fewer than {MIN_ARCHITECTURES} architectures could be trained:{diagnosis(trials)}"
+        )
+    found: list[Estimate | None] = []
+    if settings.seeds > 1:
+        others = [_mean(values[1:]) for values in truth]
+        cost_s = _cost(trials) / settings.seeds
+        name = f"{counted(settings.epochs, 'epoch')} again (ceiling)"
+        found.append(estimate(name, "ceiling", [v[0] for v in truth], others, cost_s=cost_s))
+    for fidelity in fidelities(job):
+        found += _trained(job, genotypes, means, fidelity)
+    found.append(_shared(job, genotypes, means))
+    found += _proxies(job, genotypes, means)
+    estimates = tuple(e for e in found if e is not None)
+    if not estimates:
+        raise NoModelError(
+            f"calibrate: after {counted(settings.epochs, 'epoch')} all architectures are equally accurate; "
+            "train for longer, or on more images"
+        )
+    chosen = choose(estimates, settings.threshold)
+    return Calibration(
+        job.config.space,
+        job.config.task,
+        job.task.fingerprint,
+        len(genotypes),
+        settings.epochs,
+        settings.seeds,
+        settings.threshold,
+        estimates,
+        None if chosen is None else chosen.name,
+    )
+
+
+def fidelities(job: Job) -> list[Fidelity]:
+    """Cheaper ways to spend a trial: fewer epochs, images, channels, cells or pixels, where they apply."""
+    full = job.plan.trial.epochs
+    wanted = [Fidelity(1), Fidelity(full)]
+    wanted += [Fidelity(full, images=0.25), Fidelity(full, image_size=0.5)]
+    wanted += [Fidelity(full, width=0.5), Fidelity(full, cells=0.5)]
+    return [fidelity for fidelity in dict.fromkeys(wanted) if _applies(job, fidelity)]
+
+
+def _applies(job: Job, fidelity: Fidelity) -> bool:
+    try:
+        space, task = scaled_space(job.space, fidelity), scaled_task(job.search_task, fidelity)
+        check_fit(space, task)
+    except SpaceError as error:
+        job.progress.note(f"{fidelity} is left out: {error}")
+        return False
+    cuts_space = fidelity.width < 1 or fidelity.cells < 1
+    if cuts_space and space.settings == job.space.settings:
+        job.progress.note(f"{fidelity} is left out: the space is as small as it gets")
+        return False
+    return True
+
+
+def _sample(job: Job, count: int) -> list[Genotype]:
+    """Different random architectures; all of them where the space has no more."""
+    draws, drawn = rng(job.seed("calibrate"), "sample"), list[Trial]()
+    for number in range(count):
+        try:
+            genotype = unseen(job.space, drawn, draws, propose=lambda: job.space.sample(draws))
+        except ExhaustedError as error:
+            if number < MIN_ARCHITECTURES:
+                raise ConfigError(
+                    f"calibrate: {error}; a calibration needs {MIN_ARCHITECTURES} architectures"
+                ) from error
+            job.progress.note(f"{error}: {number} are calibrated with")
+            break
+        drawn.append(Trial(number, genotype))
+    return [trial.genotype for trial in drawn]
+
+
+def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[Trial]:
+    """The long trainings, each architecture with every seed."""
+    folder = job.folder / CHECKPOINT / "truth"
+    measure = Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    return _measure(job, "truth", measure, genotypes, epochs=settings.epochs, repeats=settings.seeds)
+
+
+def _trained(
+    job: Job, genotypes: Sequence[Genotype], truth: Sequence[float], fidelity: Fidelity
+) -> list[Estimate | None]:
+    """Two estimates from one short training: its validation accuracy and its training speed.
+
+    The latter is TSE-E of Ru et al. 2021 with E = 1, the training loss of the last epoch, its sign turned.
+    """
+    name = str(fidelity)
+    measure = Laddered(
+        job.space,
+        job.search_task,
+        job.plan.trial,
+        Ladder((fidelity,)),
+        job.folder / CHECKPOINT / name,
+        seed=job.seed(name),
+        stop=job.stop,
+    )
+    trials = _measure(job, name, measure, genotypes, epochs=fidelity.epochs)
+    cost_s = _cost(trials)
+    accuracies = [_value(t, "val_acc") for t in trials]
+    speeds = [-_value(t, "train_loss") for t in trials]
+    return [
+        estimate(name, "trained", accuracies, truth, cost_s=cost_s),
+        estimate(f"TSE-E, {name}", "speed", speeds, truth, cost_s=cost_s),
+    ]
+
+
+def _shared(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) -> Estimate | None:
+    """Weights of one supernet; its training is shared out among the architectures."""
+    if any(not d.mixable for d in job.space.decisions):
+        job.progress.note("shared weights are left out: the space has decisions that are no modules")
+        return None
+    measure, seconds = shared_weights(job)
+    trials = _measure(job, "shared", measure, genotypes, epochs=0)
+    cost_s = _cost(trials) + seconds / len(genotypes)
+    return estimate("shared weights", "shared", [_value(t, "val_acc") for t in trials], truth, cost_s=cost_s)
+
+
+def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) -> list[Estimate | None]:
+    """Every zero-cost proxy, and the log-rank sum of the default ones."""
+    found: list[Estimate | None] = []
+    scores: dict[str, list[float]] = {}
+    costs: dict[str, float] = {}
+    for name in PROXIES:
+        measure = Scored(job.space, job.search_task, [name]).evaluate
+        trials = _measure(job, f"proxy {name}", measure, genotypes, epochs=0, metric=name)
+        scores[name] = [_value(t, name) for t in trials]
+        costs[name] = _cost(trials)
+        found.append(estimate(name, "proxy", scores[name], truth, cost_s=costs[name]))
+    complete = [i for i in range(len(genotypes)) if all(math.isfinite(scores[n][i]) for n in DEFAULT)]
+    if complete:
+        ranks = log_rank({name: [scores[name][i] for i in complete] for name in DEFAULT})
+        cost_s = sum(costs[name] for name in DEFAULT)
+        name = f"log-rank of {', '.join(DEFAULT)}"
+        found.append(estimate(name, "proxy", list(ranks), [truth[i] for i in complete], cost_s=cost_s))
+    return found
+
+
+def _measure(
+    job: Job,
+    name: str,
+    measure: Evaluator,
+    genotypes: Sequence[Genotype],
+    *,
+    epochs: int,
+    repeats: int = 1,
+    metric: str = "val_acc",
+) -> list[Trial]:
+    """All architectures in a study of their own, which is where a resumed calibration goes on."""
+    listed = Listed(tuple(genotypes), epochs, repeats)
+    study = job.study(name, listed, goals=Goals((Objective(metric),)), announce=epochs > 0)
+    total = len(genotypes) * repeats
+    job.progress.phase(name, total, done=study.ended)
+
+    def stop() -> bool:
+        job.check_stop(f"calibration stopped in {name!r}")
+        return False
+
+    study.run(
+        measure,
+        trials=total,
+        stop=stop,
+        on_trial=lambda trial: job.progress.advance(_line(trial, metric)),
+        max_failures=total + 1,
+    )
+    return study.history
+
+
+def _line(trial: Trial, metric: str) -> str:
+    if trial.state == "done" and metric != "val_acc":
+        return f"trial {trial.number}: {metric} {trial.metrics[metric]:.4g}, {trial.cost_s:.2f} s"
+    return trial_line(trial)
+
+
+def _cost(trials: Sequence[Trial]) -> float:
+    """Seconds for one architecture, over all its repeats."""
+    return sum(t.cost_s for t in trials) / max(1, len({t.genotype for t in trials}))
+
+
+def _value(trial: Trial, metric: str) -> float:
+    return trial.metrics[metric] if trial.state == "done" else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
 
 SETTINGS = "settings.json"
 USED = (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nas.space.space_size import Size
+from nas.space.genotypes import Size
 from nas.text import counted
 
 HOUR_S = 3600.0

@@ -16,11 +16,11 @@ from nas.evaluate.cost_metrics import free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.files.schemas import NeededRecord, checked
 from nas.oneshot import memory_budget
-from nas.oneshot.expected_cost import expected_cost
-from nas.oneshot.history import Epoch, Outcome
-from nas.oneshot.method import Method
+from nas.oneshot.diagnostics import Epoch, Outcome
+from nas.oneshot.discretize import keeps_cap
+from nas.oneshot.methods import Method
+from nas.oneshot.regularizers import expected_cost
 from nas.oneshot.search import search
-from nas.oneshot.skip_connections import keeps_cap
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
@@ -29,7 +29,7 @@ from nas.run.job import Job
 from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
-from nas.show.tracking.points import of_search
+from nas.show.tracking.tracker import of_search
 from nas.space.cost import count_params
 from nas.space.latency import LATENCY, LatencyTable, measure_table
 from nas.space.space import Space

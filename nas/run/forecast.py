@@ -5,30 +5,253 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from nas import devices
+from nas.data.task import Task
 from nas.errors import Stopped, TrialError
 from nas.files.atomic import write_json
-from nas.run.allocation import SLACK, Allocation, allocate, applied
+from nas.oneshot.search import looks
 from nas.run.black_box import default_of
-from nas.run.cost_estimate import BASELINES, RERANK, RETRAIN, SEARCH, Phase, Preview, Range, time_text
+from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Phase, Preview, Range, time_text
 from nas.run.job import Job
-from nas.run.phases import Steps, again, describe, last_phase, networks_again, phases_of, testing_s
-from nas.run.sizing import sized
-from nas.run.step_timing import final_pace, network_pace, search_pace
-from nas.run.threads import paced, threads
+from nas.run.step_timing import final_pace, network_pace, paced, search_pace, sized, threads
+from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost
 from nas.space.latency import latencies
-from nas.study.local import places_on
+from nas.study.local import cores, places_on
 from nas.text import counted
+from nas.training.evaluate import FORWARD
+from nas.training.recipe import Recipe, compressed
 from nas.types import Genotype
 from nas.user_code import user_errors
+
+START_S = 4.0
+"""Until processes that train side by side have begun."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of a step.
+
+    trial: of a trial by one thread; alone: by as many as suit it. supernet: searched or shared. final: of the
+    last network.
+    """
+
+    trial: float
+    alone: float
+    supernet: float
+    final: float
+
+
+def of_trial(job: Job, step_s: float, epochs: float) -> float:
+    """Seconds of a training of so many epochs with its validation."""
+    batch = job.plan.trial.batch
+    per_epoch = max(1, len(job.search_task.train) // batch)
+    return (epochs * per_epoch + FORWARD * len(job.search_task.val) / batch) * step_s
+
+
+def of_search(job: Job, steps: Steps, trials: int, epochs: float) -> float:
+    """Seconds of a search of so many trials; epochs are those of a trial, or of its supernet."""
+    plan, images, val = job.plan, len(job.search_task.train), len(job.search_task.val)
+    if plan.searcher is None:
+        per_epoch = max(1, images // plan.search.weights.batch)
+        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        return (epochs * (per_epoch + later) + first - later) * steps.supernet
+    if job.config.shares_weights:
+        batch = plan.shared.batch
+        return (epochs * max(1, images // batch) + trials * FORWARD * val / batch) * steps.supernet
+    workers = cores() if job.config.workers == "auto" else max(1, job.config.workers)
+    return trials * of_trial(job, steps.alone, epochs) / workers
+
+
+def rerank_s(job: Job, steps: Steps, *, places: int, compares: bool) -> float:
+    """Seconds of the fresh trainings, `places` of them at a time; 0 where there are none."""
+    networks = networks_again(job, compares=compares)
+    rounds = math.ceil(networks * job.plan.seeds / places)
+    start_s = START_S if places > 1 and networks and not compares else 0.0
+    return rounds * of_trial(job, steps.trial, job.plan.top_k_epochs) + start_s
+
+
+def networks_again(job: Job, *, compares: bool) -> int:
+    """How many networks are trained again: the best, the default, and what two baselines have chosen."""
+    return 0 if job.plan.top_k == 1 and not compares else job.plan.top_k + 1 + 2 * compares
+
+
+def testing_s(job: Job, step_s: float) -> float:
+    """Seconds that testing the last network takes, of which a step of its training takes so long."""
+    return FORWARD * len(job.task.test) / job.recipe.batch * step_s
+
+
+def phases_of(job: Job, steps: Steps, *, places: int, finish_s: float) -> list[Phase]:
+    """All phases in order, without a budget. finish_s: what the last of them takes beside the test."""
+    plan = job.plan
+    found, search_s = [], 0.0
+    if job.has_choice:
+        trials, epochs = work_of(job)
+        search_s = of_search(job, steps, trials, epochs)
+        found.append(Phase(SEARCH, describe(job, trials), search_s))
+    compares = plan.baselines and job.has_choice
+    if compares and not job.is_own_baseline:
+        found.append(Phase(BASELINES, "random search at equal cost", START_S + search_s / places))
+    if networks := networks_again(job, compares=compares):
+        seconds = rerank_s(job, steps, places=places, compares=compares)
+        found.append(Phase(RERANK, again(job, networks), seconds))
+    images = len(job.task.train) + len(job.task.val)
+    seconds = job.recipe.epochs * max(1, images // job.recipe.batch) * steps.final
+    words = f"{counted(job.recipe.epochs, 'epoch')} of {counted(images, 'image')}"
+    return [*found, Phase(RETRAIN, words, seconds), last_phase(job, steps, finish_s)]
+
+
+def last_phase(job: Job, steps: Steps, finish_s: float) -> Phase:
+    """What comes after the last training."""
+    return Phase(FINISH, "test accuracy, files and pictures", testing_s(job, steps.final) + finish_s)
+
+
+def again(job: Job, networks: int) -> str:
+    """The fresh trainings in words."""
+    each = f"{counted(job.plan.seeds, 'seed')}, {counted(job.plan.top_k_epochs, 'epoch')}"
+    return f"{counted(networks, 'network')}, {each}"
+
+
+def work_of(job: Job) -> tuple[int, float]:
+    """Trials of the search as planned, and epochs of each, or of their supernet."""
+    plan = job.plan
+    if plan.searcher is None:
+        return 0, plan.search.weights.epochs
+    return plan.trials, plan.shared.epochs if job.config.shares_weights else _epochs(
+        plan.ladder.rungs, plan.eta
+    )
+
+
+def describe(job: Job, trials: int) -> str:
+    """The search in words."""
+    plan, count = job.plan, counted(trials, "trial")
+    if plan.searcher is None:
+        return f"{counted(plan.search.weights.epochs, 'epoch')} of a supernet"
+    if job.config.shares_weights:
+        return f"{counted(plan.shared.epochs, 'epoch')} of a supernet, {count}"
+    if len(plan.ladder) > 1:
+        return f"{count}, on {plan.ladder}"
+    return f"{count}, {counted(plan.ladder.granted[-1], 'epoch')} each"
+
+
+def _epochs(rungs: Sequence[Fidelity], eta: int) -> float:
+    """Epochs of full size that a trial takes on average: of `eta` on a rung one climbs."""
+    shares = [float(eta) ** -i for i in range(len(rungs))]
+    work = [r.epochs * r.images * r.width**2 * r.cells * r.image_size**2 for r in rungs]
+    added = [now - before for before, now in zip([0.0, *work], work, strict=False)]
+    return sum(s * max(a, 0.0) for s, a in zip(shares, added, strict=True)) / sum(shares)
+
+
+LAST = 0.5
+"""The least share of the time that the last training gets."""
+TRIALS, EPOCHS = 12, 6
+"""A search is worth its time from so many trials on, of so many epochs each."""
+SHARED = 0.7
+"""Of the time of a search on shared weights, for their training."""
+SLACK = 0.1
+"""Of what was planned, the last training included: by how much phases before it may be late before a cut."""
+AUDITED, AUDIT_S, AUDIT_PAIRS = 0.1, 0.004, 20_000
+"""Share of the time that an audit may take; its seconds for an image; so many images take twice as long."""
+AUDIT_LEAST_S = 3.0
+"""Of an audit of however few images: its networks are trained for a least number of steps."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What fits into a budget.
+
+    trials, epochs: of the search, `epochs` those of a trial or of a supernet; none where nothing is searched.
+    search_s, baselines_s, rerank_s: seconds of the phases; 0 for one that is left out.
+    last_s: seconds of the last training.
+    """
+
+    last_s: float
+    trials: int = 0
+    epochs: int = 0
+    search_s: float = 0.0
+    baselines_s: float = 0.0
+    rerank_s: float = 0.0
+
+
+def allocate(job: Job, steps: Steps, usable_s: float, *, places: int) -> Allocation:
+    """Divides so many seconds. places: of trainings that are made side by side."""
+    rest_s = (1 - LAST) * usable_s
+    for compares in (True, False) if job.plan.baselines and not job.is_own_baseline else (False,):
+        again_s = rerank_s(job, steps, places=places, compares=compares)
+        search_s = (rest_s - again_s) / (1 + compares / places)
+        if job.has_choice and (found := _fitted(job, steps, search_s)) is not None:
+            trials, epochs = found
+            search_s = min(search_s, of_search(job, steps, trials, epochs))
+            beside_s = compares * search_s / places
+            last_s = usable_s - search_s - beside_s - again_s
+            return Allocation(last_s, trials, epochs, search_s, beside_s, again_s)
+    return Allocation(usable_s)
+
+
+def _fitted(job: Job, steps: Steps, seconds: float) -> tuple[int, int] | None:
+    """Trials and epochs of a search that is worth its time; None where there is not enough of it."""
+    plan, config = job.plan, job.config
+    if plan.searcher is None or config.shares_weights:
+        recipe = plan.shared if plan.searcher is not None else plan.search.weights
+        share = seconds if plan.searcher is None else SHARED * seconds
+        epochs = min(recipe.epochs, int(share / max(1e-9, of_search(job, steps, 0, 1))))
+        return (plan.trials, epochs) if epochs >= min(EPOCHS, recipe.epochs) else None
+    wanted = min(TRIALS, config.trials or TRIALS)
+    epochs = plan.ladder.granted[-1]
+    while epochs > EPOCHS and _is_free(job) and of_search(job, steps, wanted, epochs) > seconds:
+        epochs -= 1
+    trials = int(seconds / max(1e-9, of_search(job, steps, 1, epochs)))
+    return (min(trials, config.trials or trials), epochs) if trials >= wanted else None
+
+
+def _is_free(job: Job) -> bool:
+    """Whether the user has left the epochs of a trial open."""
+    config = job.config
+    fixed = config.epochs is not None or config.fidelity is not None or "epochs" in config.trial
+    return not fixed and config.scheduler == "fixed" and job.plan.trial.epochs > EPOCHS
+
+
+def applied(job: Job, found: Allocation) -> Job:
+    """The job with the trials and epochs of an allocation."""
+    plan = job.plan
+    if not found.epochs:
+        return job
+    if plan.searcher is None:
+        weights = shortened(plan.search.weights, found.epochs)
+        return dataclasses.replace(
+            job, plan=dataclasses.replace(plan, search=dataclasses.replace(plan.search, weights=weights))
+        )
+    if job.config.shares_weights:
+        return dataclasses.replace(
+            job, plan=dataclasses.replace(plan, shared=shortened(plan.shared, found.epochs))
+        )
+    ladder = Ladder((Fidelity(found.epochs),)) if _is_free(job) else plan.ladder
+    return dataclasses.replace(job, plan=dataclasses.replace(plan, trials=found.trials, ladder=ladder))
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """Its schedule compressed, and by steps, as by few epochs it would end at a high rate."""
+    return (
+        recipe
+        if epochs == recipe.epochs
+        else dataclasses.replace(compressed(recipe, epochs), schedule="step")
+    )
+
+
+def allows_audit(task: Task, budget_s: float) -> bool:
+    """Whether the images can be audited in a small share of the time."""
+    count = sum(len(split) for split in (task.train, task.val, task.test))
+    pixels = task.image_shape[1] * task.image_shape[2]
+    expected_s = AUDIT_S * count * (1 + count / AUDIT_PAIRS) * max(1.0, pixels / 28**2)
+    return max(AUDIT_LEAST_S, expected_s) <= AUDITED * budget_s
+
 
 FILE = "preview.json"
 SAMPLE, TIMED = 50, 3

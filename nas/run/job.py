@@ -21,9 +21,9 @@ from nas.searchers.scheduler import Scheduler
 from nas.seeding import derive
 from nas.show.progress import Progress
 from nas.show.tracking.tracking import NO_TRACKING, Tracking
+from nas.space.genotypes import Size
 from nas.space.latency import LatencyTable
 from nas.space.space import Space
-from nas.space.space_size import Size
 from nas.study.journal import JOURNAL
 from nas.study.local import Processes
 from nas.study.storage import open_storage

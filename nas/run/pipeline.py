@@ -15,20 +15,16 @@ from nas.evaluate.metrics import chance, rounded
 from nas.files.atomic import write_json
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, SEARCH
-from nas.run.baselines import Baselines, run_baselines
 from nas.run.black_box import default_of
 from nas.run.differentiable import health_of
-from nas.run.final_training import train_final
+from nas.run.final_training import last_training, train_final
 from nas.run.forecast import Forecast
 from nas.run.job import Job
-from nas.run.last import last_training
 from nas.run.reevaluate import Verdict, rerank
-from nas.run.result_files import write_result
-from nas.run.run_folder import clear_checkpoints
-from nas.run.search_phase import Found, find
-from nas.run.step_timing import search_pace
+from nas.run.run_folder import clear_checkpoints, write_result
+from nas.run.search_phase import Baselines, Found, find, run_baselines
+from nas.run.step_timing import paced, search_pace, suited
 from nas.run.supernet_phase import warm_start
-from nas.run.threads import paced, suited
 from nas.searchers.halving import longest
 from nas.searchers.pareto import hypervolume
 from nas.seeding import rng

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from nas.errors import ConfigError, unknown
-from nas.oneshot.method import PUBLISHED, Method
+from nas.oneshot.methods import PUBLISHED, Method
 from nas.training.recipe import PRESETS as RECIPES
 from nas.training.recipe import Recipe, compressed
 

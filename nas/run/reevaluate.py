@@ -28,11 +28,11 @@ from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
 from nas.run.black_box import measure_of, telling, workers
 from nas.run.clock import TimeUp
 from nas.run.job import Job
-from nas.run.threads import threads
+from nas.run.step_timing import threads
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
-from nas.show.tracking.points import of_trials
+from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.study.study import Study
 from nas.text import counted

@@ -15,18 +15,23 @@ from nas.errors import ConfigError
 from nas.evaluate.metrics import rounded
 from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, to_cpu
-from nas.run.arguments import name_of, refuse_made, refuse_others, with_names
-from nas.run.compatibility import augmented, offer
 from nas.run.config import Config, make_config
-from nas.run.final_network import final_recipe, final_space
-from nas.run.final_training import train_final
+from nas.run.final_training import last_training, train_final
 from nas.run.job import Job
-from nas.run.last import last_training
-from nas.run.lifecycle import carry_out
-from nas.run.ranks import team_notes
+from nas.run.preparation import (
+    augmented,
+    final_recipe,
+    final_space,
+    name_of,
+    offer,
+    refuse_made,
+    refuse_others,
+    team_notes,
+    with_names,
+)
 from nas.run.resolved_config import make_plan
-from nas.run.result_files import write_result
-from nas.run.run_folder import clear_checkpoints
+from nas.run.run_folder import clear_checkpoints, write_result
+from nas.run.search_run import carry_out
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs

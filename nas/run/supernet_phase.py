@@ -15,13 +15,13 @@ from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.job import Job
 from nas.seeding import isolated
-from nas.show.tracking.points import of_report
+from nas.show.tracking.tracker import of_report
 from nas.space.cost import count_params
 from nas.study.workers import Evaluate
 from nas.training.checkpoint import Checkpoints
-from nas.training.history import EpochReport
 from nas.training.memory_estimate import require_memory
 from nas.training.retry import Ease, eased
+from nas.training.train import EpochReport
 from nas.types import Trial
 from nas.user_code import user_errors
 

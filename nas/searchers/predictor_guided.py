@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import ConfigError
-from nas.searchers.acquisition import normal_ranks, promise
 from nas.searchers.goals import Goals
 from nas.searchers.searcher import tried, unseen
-from nas.searchers.surrogate import surrogate
+from nas.searchers.surrogate import normal_ranks, promise, surrogate
 from nas.space.cost import count_params
 from nas.space.encodings import features
 from nas.space.space import Space
@@ -32,7 +31,7 @@ class Guided:
 
     After BANANAS (White et al. 2021, AAAI): candidates are mutations of the best trials, the surrogate sees
     paths. Deviations: a Gaussian process, from the first trial on, in place of five networks, and what
-    `nas.searchers.acquisition` says in place of independent Thompson sampling.
+    `nas.searchers.surrogate` says in place of independent Thompson sampling.
 
     init: random architectures in the beginning.
     largest: how many of these are the largest among 1,000 random ones in all (200 without `size`).

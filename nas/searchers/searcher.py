@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from nas.errors import ExhaustedError
+from nas.errors import ConfigError, ExhaustedError
 from nas.space.space import ENUMERABLE, Space
 from nas.types import Genotype, Trial
 
@@ -48,3 +49,50 @@ def unseen(
             return left[int(rng.integers(len(left)))]
         raise ExhaustedError(f"all {len(seen)} architectures of space {space.name!r} have been tried")
     raise ExhaustedError(f"no new architecture of space {space.name!r} in {2 * TRIES} draws")
+
+
+@dataclass(frozen=True)
+class DefaultFirst:
+    """Proposes `default` while nothing was tried, then what `searcher` does, which sees it in the history."""
+
+    searcher: Searcher
+    default: Genotype
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """The next architecture."""
+        return self.searcher.ask(space, history, rng) if history else self.default
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Asks another searcher again while its proposal breaks a bound.
+
+    The searcher sees what was turned down as failed trials, so that it does not propose it again.
+
+    holds: whether an architecture keeps the bounds that can be checked without training it.
+    tries: after so many, at least 1, or where all is tried, the last proposal is returned as it is, so that a
+      bound that nothing holds shows.
+    """
+
+    searcher: Searcher
+    holds: Callable[[Genotype], bool]
+    tries: int = 100
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ConfigError(f"bounded: tries is {self.tries}, but must be at least 1")
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """The first proposal that holds, from one stream of random numbers."""
+        known = list(history)
+        for _ in range(self.tries):
+            try:
+                genotype = self.searcher.ask(space, known, rng)
+            except ExhaustedError:
+                if len(known) == len(history):
+                    raise
+                break
+            if self.holds(genotype):
+                return genotype
+            known.append(Trial(len(known), genotype, state="failed", reason=TURNED_DOWN))
+        return known[-1].genotype

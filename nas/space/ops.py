@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import SpaceError, unknown
-from nas.space.batching import norm_key, normalise
-from nas.space.stack import Batched, Stack, joined
+from nas.space.batching import Batched, Stack, joined, norm_key, normalise
 
 Primitive = Callable[[int, int, int], nn.Module]
 

@@ -21,8 +21,7 @@ from torch import nn
 
 from nas.errors import FAULTS, NasError, SpaceError, describe, staying
 from nas.space.choosers import Chooser, Fixed, Tracer, traced
-from nas.space.genotypes import check_genotype, from_words
-from nas.space.space_size import Size, estimate
+from nas.space.genotypes import Size, check_genotype, estimate, from_words
 from nas.text import shown
 from nas.types import Decision, Genotype
 

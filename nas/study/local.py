@@ -11,7 +11,7 @@ import torch
 
 from nas import devices
 from nas.errors import ConfigError
-from nas.files.temporary import temporary_folder
+from nas.files.atomic import temporary_folder
 from nas.study.workers import Process
 
 

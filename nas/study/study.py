@@ -17,8 +17,7 @@ from nas.evaluate.failure_summary import diagnosis
 from nas.evaluate.metrics import check_metrics
 from nas.files.paths import check_contents, check_name, exists
 from nas.searchers.goals import Goals
-from nas.searchers.proposal import propose
-from nas.searchers.scheduler import Listed, Scheduler
+from nas.searchers.scheduler import Listed, Scheduler, propose
 from nas.seeding import rng
 from nas.space.space import Space
 from nas.study.journal import JOURNAL

@@ -9,10 +9,9 @@ from nas.data.augment import Policy, augment, mixup
 from nas.data.task import Split, Task
 from nas.errors import ConfigError
 from nas.seeding import derive, torch_rng
-from nas.training.criterion import Targets
 from nas.training.ddp import Team
-from nas.training.precision import to_layout
-from nas.training.recipe import Recipe
+from nas.training.evaluate import Targets
+from nas.training.recipe import Recipe, to_layout
 
 Batch = tuple[Tensor, Targets]
 """Images `[B, C, H, W]` and their targets."""

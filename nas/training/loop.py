@@ -11,19 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.task import Split, Task
+from nas.errors import ConfigError
 from nas.seeding import derive, reseed
-from nas.training.batched.execution import execute_cells
+from nas.space.cell import Cell
+from nas.training.batched.cells import execute_cells
 from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
-from nas.training.batchnorm import SHORT, reestimate
 from nas.training.checks import CHECK_STEPS, check_depends, check_finite, described, shared_device
-from nas.training.criterion import Output, Targets, criterion
 from nas.training.ddp import ALONE, Team
-from nas.training.drop_path import DropPath, set_drop_path
-from nas.training.ema import Average
-from nas.training.masked_update import Resting
-from nas.training.optimizer import Descent
-from nas.training.precision import precision
-from nas.training.recipe import Precision, Recipe, learning_rate
+from nas.training.evaluate import SHORT, Output, Targets, criterion, reestimate
+from nas.training.optimizer import Average, Descent, Resting
+from nas.training.recipe import Precision, Recipe, learning_rate, precision
+
+
+class DropPath:
+    """That of a training: none in the first epoch, the recipe's after the last.
+
+    probability: the present one; that of the recipe until `follow` is asked. On CUDA the cells read a scalar
+      on the device: in a CUDA graph a number would stay what it was.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        self._network, self._recipe = network, recipe
+        self._scalar = torch.zeros((), device=device)
+        self.probability = recipe.drop_path
+        set_drop_path(network, self.probability)
+
+    def follow(self, epoch: int) -> None:
+        """Sets what an epoch, counted from 0, wants."""
+        probability = self._recipe.drop_path * epoch / self._recipe.epochs
+        if probability == self.probability:
+            return
+        self.probability = probability
+        if self._scalar.device.type != "cuda" or not probability:
+            set_drop_path(self._network, probability)
+            return
+        self._scalar.fill_(probability)
+        set_drop_path(self._network, self._scalar)
+
+
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
+    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    if not cells and (isinstance(probability, Tensor) or probability):
+        raise ConfigError(
+            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
+            "set it to 0"
+        )
+    for cell in cells:
+        cell.drop_path = probability
+
 
 Gradients = Callable[["Loop", Batch], Tensor]
 """Puts the gradients of the coming step in place, on its batch, and returns the loss, a scalar."""

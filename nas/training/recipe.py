@@ -12,6 +12,9 @@ from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from nas.errors import ConfigError, unknown
 from nas.text import shown
 from nas.types import MOST
@@ -232,3 +235,18 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 """`quick`: minutes on a CPU. `standard`: the 600 epochs of DARTS. `nasbench201`: 200 epochs, or 12."""
+
+
+def precision(device: torch.device, wanted: Precision = "auto") -> torch.autocast:
+    """The arithmetic of a forward pass: as wanted, or bfloat16 where safe on CUDA and float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half(device, wanted))
+
+
+def is_half(device: torch.device, wanted: Precision = "auto") -> bool:
+    """Whether that arithmetic is bfloat16."""
+    return device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
+
+
+def to_layout(x: Tensor) -> Tensor:
+    """A batch `[B, C, H, W]` in the memory layout that is computed fastest in, on CPUs too: channels last."""
+    return x.contiguous(memory_format=torch.channels_last)

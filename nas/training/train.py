@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,62 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.cuda_graph import GraphedStep
 from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import evaluate
-from nas.training.history import Curve, EpochReport
 from nas.training.loop import Gradients, Loop
 from nas.training.recipe import Recipe
 from nas.user_code import memory_errors
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a training went.
+
+    train_loss: [epochs] mean of the minimised loss (smoothing, mixup and auxiliary head included).
+    lr: [epochs] learning rate of each epoch's last step.
+    seconds: [epochs] time spent training, evaluation not included.
+    val_epochs: [evaluations] epochs, counted from 1, after which the network was evaluated.
+    val_loss, val_acc: [evaluations] mean cross-entropy in nats, and accuracy in [0, 1].
+    """
+
+    train_loss: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+    val_epochs: tuple[int, ...] = ()
+    val_loss: tuple[float, ...] = ()
+    val_acc: tuple[float, ...] = ()
+
+    def extended(self, report: EpochReport) -> Curve:
+        """This curve and one more epoch."""
+        longer = dataclasses.replace(
+            self,
+            train_loss=(*self.train_loss, report.train_loss),
+            lr=(*self.lr, report.lr),
+            seconds=(*self.seconds, report.seconds),
+        )
+        if report.val_loss is None or report.val_acc is None:
+            return longer
+        return dataclasses.replace(
+            longer,
+            val_epochs=(*self.val_epochs, report.epoch),
+            val_loss=(*self.val_loss, report.val_loss),
+            val_acc=(*self.val_acc, report.val_acc),
+        )
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch, counted from 1 to `epochs`; the fields are those of `Curve`."""
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    lr: float
+    seconds: float
+    val_loss: float | None = None
+    val_acc: float | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"epoch {self.epoch}: loss {self.train_loss:.3f}, {self.seconds:.1f} s"
 
 
 def train(
@@ -64,7 +117,7 @@ def train(
     on_epoch: called after each epoch, its checkpoint already written.
     gradients: puts the gradients of a step in place and returns its loss; those of one pass by default.
     reestimates: whether the batch-norm statistics of a short training are taken anew before it is evaluated
-      and in the end, see `nas.training.batchnorm`; what is not run by a plain call has its own.
+      and in the end, see `nas.training.evaluate`; what is not run by a plain call has its own.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     elapsed: share of its time that is over, asked before and after every step, where a training has a time
       and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.

@@ -18,9 +18,9 @@ from nas.errors import ConfigError, Stopped
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
-from nas.oneshot.method import Method
+from nas.oneshot.methods import Method
+from nas.oneshot.path_training import train_shared
 from nas.oneshot.search import search as search_by_gradients
-from nas.oneshot.singlepath import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.final_training import train_final

@@ -37,9 +37,8 @@ from nas.results.architecture_file import (
     read_architecture,
     write_graphml,
 )
-from nas.results.environment import environment
 from nas.results.result import load_result, read_metrics
-from nas.results.run_record import read_run
+from nas.results.run_record import environment, read_run
 from nas.run.run_folder import open_folder
 from nas.searchers.goals import Goals
 from nas.show.draw import draw_cells

@@ -21,11 +21,10 @@ from nas.run.search_run import search
 from nas.searchers import RandomSearch
 from nas.searchers.fidelity import parse_ladder
 from nas.training.evaluate import evaluate, predictions
-from nas.training.grad_accumulation import in_parts
 from nas.training.loop import Loop
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
 from nas.training.recipe import Recipe
-from nas.training.retry import Ease, begun, eased
+from nas.training.retry import Ease, begun, eased, in_parts
 from nas.training.train import train
 from nas.types import Trial
 from nas.user_code import memory_errors, reason_of

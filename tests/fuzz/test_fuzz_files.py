@@ -23,8 +23,7 @@ from nas.data.arrays import Source
 from nas.errors import DataError, NasError
 from nas.evaluate.benchmarks.nasbench201 import load_nasbench201
 from nas.evaluate.calibration import Calibration, Estimate, chosen_fidelity, read_calibration
-from nas.export.serving.inputs import pixels_of
-from nas.export.serving.served import Served, read_served
+from nas.export.serving.session import Served, pixels_of, read_served
 from nas.files import strictjson
 from nas.files.atomic import read_json, write_json
 from nas.files.manifest import MANIFEST, check_manifest, write_manifest

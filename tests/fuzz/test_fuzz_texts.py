@@ -15,8 +15,7 @@ from nas.errors import NasError
 from nas.files.paths import check_name
 from nas.files.tomlfile import override, read_toml, write_toml
 from nas.run.config import Config, make_config
-from nas.run.overrides import change
-from nas.run.resolved_config import make_plan
+from nas.run.resolved_config import change, make_plan
 from nas.searchers.fidelity import Ladder, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.method_names import METHODS

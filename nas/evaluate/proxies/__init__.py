@@ -7,16 +7,21 @@ They are meant for networks as torch initialises them. None is good on every spa
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nas.evaluate.proxies.activations import nwot, swap
-from nas.evaluate.proxies.base import Proxy
-from nas.evaluate.proxies.batch import Batch, draw_batch
-from nas.evaluate.proxies.gradients import fisher, grad_norm, grasp, plain, snip
-from nas.evaluate.proxies.jacobian import epe, jacov
-from nas.evaluate.proxies.magnitude import l2_norm, macs, params
-from nas.evaluate.proxies.ranks import DEFAULT, log_rank
-from nas.evaluate.proxies.synflow import logsynflow, synflow
-from nas.evaluate.proxies.zen import zen
-from nas.evaluate.proxies.zico import zico
+from nas.evaluate.proxies.activations import epe, jacov, nwot, swap, zen
+from nas.evaluate.proxies.base import DEFAULT, Batch, Proxy, draw_batch, log_rank
+from nas.evaluate.proxies.gradients import (
+    fisher,
+    grad_norm,
+    grasp,
+    l2_norm,
+    logsynflow,
+    macs,
+    params,
+    plain,
+    snip,
+    synflow,
+    zico,
+)
 
 PROXIES: Mapping[str, Proxy] = MappingProxyType(
     {

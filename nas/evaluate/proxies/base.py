@@ -4,16 +4,59 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from nas.errors import TrialError
-from nas.evaluate.proxies.batch import Batch
-from nas.seeding import isolated
+from nas.data.task import Task
+from nas.errors import ConfigError, TrialError
+from nas.seeding import isolated, rng
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Labelled images, as a network in training sees them.
+
+    x: [B, C, H, W] float32 of about zero mean and unit variance, on the network's device; B at least 2.
+    y: [B] int64, in 0..num_classes-1.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4 or len(self.x) < 2 or not self.x.is_floating_point():
+            raise ConfigError(
+                f"Batch: x is {self.x.dtype} {tuple(self.x.shape)}, wanted float32 [B, C, H, W] with B of at "
+                "least 2; normalise the images with Task.normalise"
+            )
+        if self.y.shape != self.x.shape[:1] or self.y.dtype != torch.int64:
+            raise ConfigError(
+                f"Batch: y is {self.y.dtype} {tuple(self.y.shape)}, wanted int64 ({len(self.x)},), one class "
+                "number for each image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def draw_batch(task: Task, images: int = 64, *, seed: int = 0) -> Batch:
+    """Draws `images` different training images of `task`, normalised and not augmented."""
+    if images > len(task.train):
+        raise ConfigError(
+            f"draw_batch: got {images} images, but task {task.name!r} has {len(task.train)} to train on"
+        )
+    chosen = rng(seed, "proxy batch").choice(len(task.train), images, replace=False)
+    index = torch.from_numpy(chosen).to(task.train.y.device)
+    return Batch(task.normalise(task.train.x[index]), task.train.y[index])
+
 
 Proxy = Callable[[nn.Module, Batch], float]
 """Scores an untrained network on a batch; larger is better. Neither argument is changed."""
@@ -108,3 +151,54 @@ def _copy(network: nn.Module) -> nn.Module:
 def _require_finite(what: str, tensors: Iterable[Tensor]) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise TrialError("nan", f"the {what} are not finite; wanted a network that is normalised throughout")
+
+
+class Watch(TorchFunctionMode):
+    """Inside `with Watch(see):`, calls `see(function, output)` for each function of torch."""
+
+    def __init__(self, see: Callable[[object, Tensor], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self._see(func, output)
+        return output
+
+
+DEFAULT = ("params", "macs", "l2_norm")
+"""The proxies that rank well on every published space, if none the best; others fail on some."""
+
+
+def log_rank(scores: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """One score `[m]` for each of m architectures: the sum over proxies of log(rank / m), at most 0.
+
+    Lee & Ham 2024 (AZ-NAS), "Non-linear ranking aggregation": rank m is the best, so that being among the
+    worst for one proxy costs more than being the best for another gains.
+
+    scores: by proxy, of the same m architectures in the same order; larger is better.
+    """
+    lengths = {name: len(values) for name, values in scores.items()}
+    if len(set(lengths.values())) != 1:
+        raise ConfigError(f"log_rank: got {lengths or 'nothing'}, wanted the same number of scores by proxy")
+    logs = np.stack([np.log(ranks(values) / len(values)) for values in scores.values()])
+    total: NDArray[np.float64] = logs.sum(axis=0)
+    return total
+
+
+def ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Ascending ranks `[m]` from 1, equal values sharing the mean of theirs."""
+    from scipy.stats import rankdata
+
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ConfigError(f"ranks: got nan at {np.flatnonzero(np.isnan(values)).tolist()}; leave these out")
+    found: NDArray[np.float64] = rankdata(values)
+    return found

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
-from collections.abc import Callable, Collection
+from asyncio import TimerHandle, Transport
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from importlib.resources import files
+from typing import Any, TypeVar
 
+import h11
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -17,14 +23,70 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nas.data.image_io import picture_pixels
 from nas.errors import DataError
-from nas.export.serving.answers import answers, numbered, refused
-from nas.export.serving.inputs import pixels_of
-from nas.export.serving.page import PAGE, POLICY
-from nas.export.serving.queue import FullError, Queue
-from nas.export.serving.served import Served
+from nas.export.serving.session import Served, answers, numbered, pixels_of, refused
+
+PAGE = files("nas.export.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+
+def _hashes(tag: str) -> str:
+    """What a policy calls the inline contents of all elements of a kind."""
+    contents = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+POLICY = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; "
+        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+T = TypeVar("T")
+
+
+class FullError(Exception):
+    """No further request can wait."""
+
+
+class Queue:
+    """Places for requests.
+
+    at_once: calls that run at the same time, in threads. places: requests inside, waiting ones included.
+    """
+
+    def __init__(self, *, at_once: int, places: int) -> None:
+        self.places, self.inside = places, 0
+        self._running = asyncio.Semaphore(at_once)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Holds a place from a request's first byte to its answer.
+
+        Raises:
+            FullError: when all are taken.
+        """
+        if self.inside >= self.places:
+            raise FullError
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The value of a function that takes the processor for a while."""
+        async with self._running:
+            return await asyncio.to_thread(work)
+
 
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images `[N, C, H, W]` to logits `[N, classes]`; runs in several threads at once."""
@@ -178,3 +240,24 @@ def _bounded(receive: Receive, limits: Limits) -> Receive:
         )
 
     return counted
+
+
+HEAD_S = 5.0
+
+
+class Timely(H11Protocol):
+    """Uvicorn's own protocol, with a limit on the time that the head of a request may take."""
+
+    _late: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override] # noqa: D102
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif self.conn.their_state is h11.IDLE and self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nas.errors import ConfigError
-from nas.export.serving.served import read_served
+from nas.export.serving.session import read_served
 
 NEEDED = {
     "fastapi": "fastapi",
@@ -36,9 +36,8 @@ def serve(folder: Path, *, host: str, port: int, upload_bytes: int, tell: Callab
         raise ConfigError(f"serve: {', '.join(missing)} is missing; pip install 'nas-engine[serve]'")
     import uvicorn
 
-    from nas.export.serving.app import Limits, make_app
+    from nas.export.serving.app import Limits, Timely, make_app
     from nas.export.serving.session import Session
-    from nas.export.serving.timely import Timely
 
     served = read_served(folder)
     limits = Limits(upload_bytes=upload_bytes)

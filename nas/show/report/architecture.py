@@ -8,13 +8,11 @@ from functools import lru_cache
 
 from markupsafe import Markup
 
-from nas import draw
+from nas.show import draw
 from nas.errors import NasError
 from nas.show.draw.layout import effort
-from nas.show.report.formatting import metric
 from nas.show.report.run import Run
-from nas.show.report.section import Drawing, Section, stored
-from nas.show.report.svg import inline
+from nas.show.report.section import Drawing, Section, inline, metric, stored
 from nas.space.graph import Graph, from_dict, to_dict
 from nas.space.macro_graph import skeleton
 from nas.types import Genotype, Trial

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nas import draw
+from nas.show import draw
 from nas.show.draw import Bands
 from nas.show.report.architecture import cells
 from nas.show.report.curves import RANDOM, expected
-from nas.show.report.formatting import metric, setting
 from nas.show.report.run import Run
-from nas.show.report.section import Drawing, Section
+from nas.show.report.section import Drawing, Section, inline, metric, setting
 from nas.show.report.summary import facts
-from nas.show.report.svg import inline
 
 _MOST_CURVES = 8
 _MOST_CHANGES = 60

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from nas import draw
+from nas.show import draw
 from nas.show.draw import Bands
 from nas.show.draw.curves import BEST
 from nas.show.draw.trial_points import BASELINE, axis_places
-from nas.show.report.formatting import duration, metric
 from nas.show.report.history import Past
 from nas.show.report.run import Run
-from nas.show.report.section import Drawing, Section, Tip, stored
-from nas.show.report.svg import Spot, inline
+from nas.show.report.section import Drawing, Section, Spot, Tip, duration, inline, metric, stored
 from nas.types import Trial
 
 RANDOM, LARGEST = "random search", "largest of these by MACs"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nas.show.report.formatting import duration
 from nas.show.report.run import Run
-from nas.show.report.section import Section
+from nas.show.report.section import Section, duration
 
 GPU_WATTS: Mapping[str, float] = {
     "H200": 700,

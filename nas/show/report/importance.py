@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.show.report.formatting import signed
 from nas.show.report.history import Past
 from nas.show.report.run import Run
-from nas.show.report.section import Section
+from nas.show.report.section import Section, signed
 from nas.types import Trial
 
 _LEAST_TRIALS = 8

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nas.show.report.formatting import metric, signed
 from nas.show.report.history import Past
 from nas.show.report.run import Run
-from nas.show.report.section import Section
+from nas.show.report.section import Section, metric, signed
 from nas.types import Genotype, Trial
 
 WITH_PARENTS = ("evolution", "local", "nsga2", "guided", "spos")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from nas import draw
+from nas.show import draw
 from nas.files.schemas import EpochRecord
 from nas.show.draw.diagnostics_series import series_of
 from nas.show.report.run import Run
-from nas.show.report.section import Drawing, Section, stored
-from nas.show.report.svg import inline
+from nas.show.report.section import Drawing, Section, inline, stored
 
 
 def alphas(run: Run) -> Section | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from nas import draw
+from nas.show import draw
 from nas.show.report.curves import MOST_DOTS, thinned, tip
-from nas.show.report.formatting import metric
 from nas.show.report.run import Run
-from nas.show.report.section import Drawing, Section
-from nas.show.report.svg import Spot, inline
+from nas.show.report.section import Drawing, Section, Spot, inline, metric
 from nas.types import Trial
 
 _MOST_ROWS = 30

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from nas.files.paths import is_file
 from nas.results.run_record import DEFAULT, SEARCH
 from nas.searchers.goals import Goals
-from nas.show.report.formatting import count, duration, metric, percent, signed
 from nas.show.report.run import Run
-from nas.show.report.section import Section
+from nas.show.report.section import Section, count, duration, metric, percent, signed
 from nas.space.loading import is_plugin
 
 _MOST_CONFIG = 20_000

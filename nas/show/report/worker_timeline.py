@@ -7,10 +7,9 @@ from datetime import datetime
 
 from nas.evaluate import failure_summary
 from nas.show.draw.time_axis import time_ticks
-from nas.show.report.formatting import duration, metric
 from nas.show.report.history import Past, Work
 from nas.show.report.run import Run
-from nas.show.report.section import Section
+from nas.show.report.section import Section, duration, metric
 from nas.types import Trial
 
 _MOST_BARS = 1500

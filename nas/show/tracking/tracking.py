@@ -9,8 +9,7 @@ from typing import Self
 
 from nas.errors import Stopped
 from nas.files.manifest import MANIFEST, read_manifest
-from nas.show.tracking.feed import PATIENCE_S, Feed
-from nas.show.tracking.tracker import FINAL, Point, Status
+from nas.show.tracking.tracker import FINAL, PATIENCE_S, Feed, Point, Status
 
 
 class Tracking:

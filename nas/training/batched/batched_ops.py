@@ -7,9 +7,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from nas.space.batching import normalise
-from nas.space.stack import Stack
-from nas.training.batched.groups import Group
+from nas.space.batching import Stack, normalise
+from nas.training.batched.execution_plan import Group
 
 
 def outcome(

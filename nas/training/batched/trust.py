@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from nas.devices import exact
 from nas.seeding import torch_rng
-from nas.space.stack import channels_last
-from nas.training.batched.execution_plan import chain_of, outcome_of
-from nas.training.batched.groups import Layers
+from nas.space.batching import channels_last
+from nas.training.batched.execution_plan import Layers, chain_of, outcome_of
 from nas.training.gradients import gradients
 
 TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
