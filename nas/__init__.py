@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nas.run.calibrate import calibrate
     from nas.run.config import Config, make_config
     from nas.run.retrain import retrain
-    from nas.run.search_run import run_job, search
+    from nas.run.search import run_job, search
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from nas.space.loading import load
     from nas.space.ops import Candidate, candidates
     from nas.space.space import Notation, Space
-    from nas.study.measuring import Measure
     from nas.study.study import Study
+    from nas.study.workers import Measure
     from nas.testing import check_searcher, check_space
     from nas.training.recipe import Recipe
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
@@ -74,7 +74,7 @@ _HOME = {
     "Laddered": "nas.evaluate.multi_fidelity",
     "LatencyTable": "nas.space.latency",
     "LocalSearch": "nas.searchers",
-    "Measure": "nas.study.measuring",
+    "Measure": "nas.study.workers",
     "Method": "nas.oneshot.methods",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
@@ -113,8 +113,8 @@ _HOME = {
     "make_searcher": "nas.searchers.factory",
     "parse_goals": "nas.searchers.goals",
     "retrain": "nas.run.retrain",
-    "run_job": "nas.run.search_run",
-    "search": "nas.run.search_run",
+    "run_job": "nas.run.search",
+    "search": "nas.run.search",
     "task_from_arrays": "nas.data.task",
     "task_from_datasets": "nas.data.task",
     "without": "nas.data.exclusions",

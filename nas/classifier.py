@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from nas.audit import AUDIT_FILES
-from nas.data.tabular_images import Images, layout, rows_of
+from nas.data.preprocessing import Images, layout, rows_of
 from nas.data.task import Split, Task, task_from_arrays
 from nas.errors import ConfigError, DataError
 from nas.export.bundle import bundle
@@ -34,7 +34,7 @@ from nas.run.config import Config, make_config, seconds
 from nas.run.forecast import allows_audit
 from nas.run.preparation import with_names
 from nas.run.resolved_config import UNBOUNDED
-from nas.run.search_run import run_job
+from nas.run.search import run_job
 from nas.searchers.method_names import BLACK_BOX, OPTUNA
 from nas.show.console import reporter
 from nas.space.loading import is_plugin

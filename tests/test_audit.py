@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from nas.audit import audit_task, labels, plant, write_audit
 from nas.audit.duplicates import groups, near_copies
-from nas.audit.features import SIDE, Pool, features, nearest
+from nas.audit.image_features import SIDE, Pool, features, nearest
 from nas.audit.labels import FOLDS, confident_joint, deal, outliers, prune
 from nas.cli import app
 from nas.data.exclusions import load_without

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nas.cli import app
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
 from nas.evaluate.benchmarks import Tabular, load_benchmark
-from nas.evaluate.benchmarks.contest import bands, describe, lines, to_dict, write_outcome
+from nas.evaluate.benchmarks.comparison import bands, describe, lines, to_dict, write_outcome
 from nas.evaluate.benchmarks.nasbench201 import DATASETS, load_nasbench201
 from nas.evaluate.benchmarks.race import (
     Race,

@@ -38,7 +38,9 @@ def exported(tmp_path_factory, task):
     folder, heard, proofs = tmp_path_factory.mktemp("runs") / "run", Recorder(), []
     settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True, "pictures": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.export.bundle.bundle", lambda *given, **named: proofs.extend(bundle(*given, **named)))
+        patch.setattr(
+            "nas.export.bundle.bundle", lambda *given, **named: proofs.extend(bundle(*given, **named))
+        )
         result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)
     return result, proofs, [note for note in heard.notes if note.startswith("export: ")][1:]
 

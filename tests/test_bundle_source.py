@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.export.layout import wrapped
-from nas.export.source import name_of, source_of
+from nas.export.source import name_of, source_of, wrapped
 from nas.seeding import rng
 from nas.space.loading import bundled, load
 

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.data.tabular_images import Layout, layout, rows_of
+from nas.data.preprocessing import Layout, layout, rows_of
 from nas.errors import ConfigError
 from nas.export.bundle import record_of
 from nas.run.forecast import allows_audit

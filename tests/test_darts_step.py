@@ -10,7 +10,6 @@ from one_stage import one_stage
 from smooth import RECIPE, make_task, smooth
 from torch import nn
 
-from nas.dispatch import Seeing
 from nas.errors import ConfigError
 from nas.oneshot import darts_step
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
@@ -30,6 +29,7 @@ from nas.oneshot.stages import Whole
 from nas.oneshot.supernet import Supernet, copied, kept
 from nas.seeding import isolated
 from nas.space.cell import Cell
+from nas.space.cost import Seeing
 from nas.space.loading import load
 from nas.space.ops import Zero
 from nas.space.space import Space

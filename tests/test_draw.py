@@ -25,9 +25,9 @@ from nas.show.draw import (
     op_kind,
     save,
 )
-from nas.show.draw.dag_ordering import layers
+from nas.show.draw.curves import time_ticks
+from nas.show.draw.layout import layers
 from nas.show.draw.style import LOOKS, PAPER, clean, fit, node_text, palette, text_size
-from nas.show.draw.time_axis import time_ticks
 from nas.types import Trial
 
 DARTS_V2 = {

@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from nas.show.draw import draw_cells
-from nas.show.draw.choice_table import Table, rows_of
+from nas.show.draw.cells import Table, rows_of
 
 
 def chain(ops, values=()):

@@ -9,8 +9,7 @@ from test_draw_more import assert_readable, texts, words
 
 from nas.errors import ConfigError
 from nas.show.draw import HealthSeries, draw_health, save
-from nas.show.draw.series import SERIES
-from nas.show.draw.style import text_size
+from nas.show.draw.style import SERIES, text_size
 
 TITLES = ("Skip share", "Entropy", "Eigenvalue", "Gradient matching", "Accuracy", "Genotype changes")
 NAN = float("nan")

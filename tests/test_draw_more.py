@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 from nas.errors import ConfigError
 from nas.show.draw import Bands, Trust, draw_anytime, draw_front, draw_search, draw_trust, save
-from nas.show.draw.series import SERIES, bad_end, finite, spread
+from nas.show.draw.style import SERIES, bad_end, finite, spread
 from nas.types import Trial
 
 NAMES = ("evolution", "random search", "local search", "TPE", "NSGA-II", "surrogate", "Hyperband", "one-shot")

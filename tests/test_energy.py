@@ -2,7 +2,7 @@
 
 import pytest
 
-from nas.show.report.energy import _energy, _unit
+from nas.show.report.workers import _energy, _unit
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from nas.space.loading import load
 from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
-from nas.training.batched import trust
+from nas.training.batched import equivalence
 from nas.training.batched.cells import execute_cells, explain, resolve
 from nas.training.batched.execution_plan import chain_of, outcome_of, table_of
 from nas.training.recipe import Recipe
@@ -560,7 +560,7 @@ class Wrong(nn.Module, Batched):
 
 
 def test_a_wrong_rule_is_found_out_once_and_not_used(monkeypatch):
-    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(equivalence, "_TRIED", {})
     cell = Cell("c", 1, 2, lambda *_: Wrong())
     with torch.no_grad():
         for i, parameter in enumerate(cell.parameters()):
@@ -579,10 +579,10 @@ def test_a_wrong_rule_is_found_out_once_and_not_used(monkeypatch):
 
 
 def test_trying_leaves_random_streams_and_operations_alone(monkeypatch):
-    monkeypatch.setattr(trust, "_TRIED", {})
+    monkeypatch.setattr(equivalence, "_TRIED", {})
     op = PRIMITIVES["sep_conv_3x3"](4, 4, 1)
     before, state = copy.deepcopy(op.state_dict()), torch.get_rng_state()
-    assert trust.known(op) is not None
+    assert equivalence.known(op) is not None
     assert torch.equal(state, torch.get_rng_state())
     for name, value in op.state_dict().items():
         assert torch.equal(value, before[name])

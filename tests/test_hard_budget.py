@@ -14,7 +14,7 @@ from nas.run.config import make_config
 from nas.run.final_training import last_training
 from nas.run.forecast import Forecast
 from nas.run.preparation import prepare
-from nas.run.search_run import run_job
+from nas.run.search import run_job
 from nas.space.loading import load
 from nas.training.ddp import Alone
 from nas.training.train import train

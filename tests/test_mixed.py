@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.dispatch import Seeing
 from nas.errors import SpaceError
+from nas.space.cost import Seeing
 from nas.space.mixed_op import Chosen, Many, MixedOp, shuffled
 from nas.space.ops import Candidate, Zero, candidates
 

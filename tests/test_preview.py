@@ -14,7 +14,7 @@ from nas.run.config import make_config
 from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
 from nas.run.forecast import Steps, phases_of, preview
 from nas.run.preparation import prepare
-from nas.run.search_run import look
+from nas.run.search import look
 from nas.show.console import LiveProgress
 from nas.training.evaluate import FORWARD
 from tests.jobs import TINY, Recorder

@@ -25,16 +25,12 @@ from nas.files.atomic import write_json
 from nas.files.manifest import check_manifest, update_manifest, write_manifest
 from nas.searchers.goals import parse_goals
 from nas.show.report import REPORT, render, write_report
-from nas.show.report.curves import anytime, expected, order_statistics, thinned
-from nas.show.report.energy import assumed_watts
-from nas.show.report.history import Past, Work, read_studies
-from nas.show.report.importance import decisions, operations
-from nas.show.report.lineage import ancestors
+from nas.show.report.curves import anytime, expected, front, order_statistics, thinned
 from nas.show.report.page import render_run
-from nas.show.report.pareto import front
-from nas.show.report.run import read
+from nas.show.report.run import Past, Work, read, read_studies
 from nas.show.report.section import metric, setting
-from nas.show.report.worker_timeline import timeline
+from nas.show.report.trials import ancestors, decisions, operations
+from nas.show.report.workers import assumed_watts, timeline
 from nas.space.cell import Cell
 from nas.space.space import Space
 from nas.types import Decision, Trial

@@ -17,7 +17,7 @@ from nas.results.result import load_result
 from nas.run.config import make_config
 from nas.run.preparation import prepare
 from nas.run.reevaluate import SEARCH, rerank
-from nas.run.search_run import search
+from nas.run.search import search
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.study.study import Study

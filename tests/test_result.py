@@ -12,7 +12,7 @@ from torch import nn
 import nas
 from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError, DataError
-from nas.evaluate.metrics import wilson
+from nas.evaluate.significance import wilson
 from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,

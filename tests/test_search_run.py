@@ -22,8 +22,8 @@ from nas.results.result import load_result
 from nas.run.config import make_config
 from nas.run.preparation import default_folder, final_recipe, final_space
 from nas.run.resolved_config import make_plan
+from nas.run.search import run_job, search
 from nas.run.search_phase import front_first
-from nas.run.search_run import run_job, search
 from nas.searchers import RandomSearch
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import finalists

@@ -9,7 +9,7 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
-from nas.evaluate.metrics import check_metrics
+from nas.evaluate.significance import check_metrics
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Fixed, Listed

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.audit.features import Pool, nearest
 from nas.audit.findings import Group
+from nas.audit.image_features import Pool, nearest
 from nas.data.arrays import Array, Labels
 from nas.data.exclusions import SPLITS, Suspect
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.audit.features import Pool, nearest
 from nas.audit.findings import Confusion, Group, LabelErrors
+from nas.audit.image_features import Pool, nearest
 from nas.data.arrays import Array, Labels
 from nas.data.exclusions import SPLITS, Suspect
 from nas.errors import ConfigError, unknown
-from nas.evaluate.metrics import wilson
+from nas.evaluate.significance import wilson
 from nas.seeding import derive, isolated, rng
 from nas.text import counted
 

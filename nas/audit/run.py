@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas.audit.duplicates import copies, groups, near_copies
-from nas.audit.features import Pool, features
 from nas.audit.findings import Audit
+from nas.audit.image_features import Pool, features
 from nas.audit.labels import balance, imbalance, mislabels, named_backend, outliers, remarks
 from nas.data.exclusions import KINDS, Suspect, list_of
 from nas.data.task import Task

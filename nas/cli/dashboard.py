@@ -35,7 +35,7 @@ def dashboard(
 ) -> None:
     """Show a run as it goes: its report, drawn anew when it changes, and its trials in Optuna's dashboard."""
     with errors():
-        from nas.cli.signals import StopRequest
+        from nas.cli.job import StopRequest
         from nas.results.run_record import read_run
         from nas.show.dashboard import LOOPBACK, Live, serve
         from nas.space.loading import load

@@ -13,7 +13,7 @@ from nas.cli.settings import with_settings
 from nas.run.config import TASK
 
 if TYPE_CHECKING:
-    from nas.cli.signals import StopRequest
+    from nas.cli.job import StopRequest
     from nas.results.result import Result
     from nas.show.progress import Progress
 

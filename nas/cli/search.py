@@ -18,7 +18,7 @@ from nas.cli.settings import with_settings
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.cli.signals import StopRequest
+    from nas.cli.job import StopRequest
     from nas.results.result import Result
     from nas.run.config import Config
     from nas.run.cost_estimate import Preview
@@ -64,7 +64,7 @@ def search(
 
     def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.run.clock import Clock
-        from nas.run.search_run import run_job
+        from nas.run.search import run_job
 
         settings = settled()
         clock = Clock(settings.budget, since=since)
@@ -87,7 +87,7 @@ def search(
 def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
     """Shows what a search would cost."""
     with errors():
-        from nas.run.search_run import look
+        from nas.run.search import look
 
         found = look(settled())
         say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))

@@ -20,7 +20,7 @@ def serve(
 ) -> None:
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
     with errors():
-        from nas.cli.signals import StopRequest
+        from nas.cli.job import StopRequest
         from nas.export.serving.serve import serve as run_server
         from nas.run.config import size
 

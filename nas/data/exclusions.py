@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from nas.data.image_io import mean_and_std
 from nas.data.splits import digest
 from nas.data.task import Split, Task, load_task
-from nas.data.transforms import mean_and_std
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
 from nas.files.schemas import SuspectRecord, SuspectsRecord, checked

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nas.data import datasets
 from nas.data.arrays import Array, Source, as_numpy, images_as_numpy
-from nas.data.mapdataset import MapDataset, collect
+from nas.data.image_io import as_float, mean_and_std, shrunk, usual_padding
+from nas.data.imagefolder import MapDataset, collect
 from nas.data.splits import Samples, divide
-from nas.data.transforms import as_float, mean_and_std, shrunk, usual_padding
 from nas.errors import ConfigError
 
 

@@ -33,10 +33,9 @@ from nas.seeding import rng
 from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
-from nas.study.local import cores, places_on
-from nas.study.measuring import Measure
+from nas.study.local_processes import cores, places_on
 from nas.study.study import Study
-from nas.study.workers import Borrowed, Evaluate, Slot, Workers
+from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers
 from nas.text import counted
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nas.show import draw
 from nas.data.task import Task
 from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
 from nas.evaluate.calibration import (
@@ -40,10 +39,11 @@ from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
+from nas.show import draw
 from nas.show.console import telling
 from nas.show.progress import Progress
 from nas.space.space import Space
-from nas.study.measuring import Evaluator
+from nas.study.workers import Evaluator
 from nas.text import counted
 from nas.training.launch import refuse
 from nas.types import Genotype, Objective, Trial

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas.data.task import Split, Task
 from nas.errors import TrialError
-from nas.evaluate.metrics import wilson
+from nas.evaluate.significance import wilson
 from nas.evaluate.trained import affordable
 from nas.results.run_record import CHECKPOINT, RETRAIN
 from nas.run.forecast import Forecast

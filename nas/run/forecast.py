@@ -24,7 +24,7 @@ from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost
 from nas.space.latency import latencies
-from nas.study.local import cores, places_on
+from nas.study.local_processes import cores, places_on
 from nas.text import counted
 from nas.training.evaluate import FORWARD
 from nas.training.recipe import Recipe, compressed

@@ -20,12 +20,12 @@ from nas.run.resolved_config import Plan
 from nas.searchers.scheduler import Scheduler
 from nas.seeding import derive
 from nas.show.progress import Progress
-from nas.show.tracking.tracking import NO_TRACKING, Tracking
+from nas.show.tracking.tracker import NO_TRACKING, Tracking
 from nas.space.genotypes import Size
 from nas.space.latency import LatencyTable
 from nas.space.space import Space
 from nas.study.journal import JOURNAL
-from nas.study.local import Processes
+from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.ddp import ALONE, Team

@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.data.preprocessing import Inputs
 from nas.evaluate import failure_summary
-from nas.evaluate.metrics import chance, rounded
+from nas.evaluate.significance import chance, rounded
 from nas.files.atomic import write_json
 from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, SEARCH
@@ -30,7 +30,7 @@ from nas.searchers.pareto import hypervolume
 from nas.seeding import rng
 from nas.space.graph import cell_graphs
 from nas.study.clusters import cluster
-from nas.study.local import processes_on
+from nas.study.local_processes import processes_on
 from nas.study.storage import keep_history
 from nas.text import counted
 

@@ -12,7 +12,7 @@ from nas.data.exclusions import load_without
 from nas.data.preprocessing import Inputs
 from nas.data.task import Task
 from nas.errors import ConfigError
-from nas.evaluate.metrics import rounded
+from nas.evaluate.significance import rounded
 from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, to_cpu
 from nas.run.config import Config, make_config
@@ -31,7 +31,7 @@ from nas.run.preparation import (
 )
 from nas.run.resolved_config import make_plan
 from nas.run.run_folder import clear_checkpoints, write_result
-from nas.run.search_run import carry_out
+from nas.run.search import carry_out
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs

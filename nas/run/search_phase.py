@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch._ops import OpOverload
 
-from nas.dispatch import Args, Kwargs, Seeing, tensors
 from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.failure_summary import at_chance, diagnosis
-from nas.evaluate.metrics import chance
 from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.significance import chance
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.oneshot.diagnostics import Epoch
@@ -31,6 +30,7 @@ from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.scheduler import Fixed
 from nas.seeding import isolated, rng
 from nas.show.tracking.tracker import of_trials
+from nas.space.cost import Args, Kwargs, Seeing, tensors
 from nas.space.graph import architecture_hash
 from nas.study.workers import Evaluate
 from nas.text import counted

@@ -6,23 +6,53 @@ image through the network as it is deployed, and a batch of two as it is trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
 from nas.errors import FAULTS, SpaceError, TrialError, describe, staying
 from nas.space.space import Space
 from nas.types import Genotype
 from nas.user_code import reason_of
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+See = Callable[[OpOverload, Args, Kwargs, object], None]
+"""Told of an operator, what it was given, and what it gave."""
+
+
+class Seeing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside `with Seeing(see):`, calls `see` after each operator."""
+
+    def __init__(self, see: See) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._see = see
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        output: object = func(*args, **(kwargs or {}))
+        self._see(func, args, kwargs or {}, output)
+        return output
+
+
+def tensors(tree: object) -> list[Tensor]:
+    """All tensors in nested lists, tuples and mappings."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What is equal for tensors that share their memory, as long as one of them lives."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 @dataclass(frozen=True, slots=True)

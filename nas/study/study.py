@@ -14,17 +14,16 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.metrics import check_metrics
+from nas.evaluate.significance import check_metrics
 from nas.files.paths import check_contents, check_name, exists
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed, Scheduler, propose
 from nas.seeding import rng
 from nas.space.space import Space
 from nas.study.journal import JOURNAL
-from nas.study.measuring import Evaluator, Measure, Outcome, measured
 from nas.study.record import UNDER_WAY, Record, open_study, recorded_goals, under_way, warn_of_direction
 from nas.study.storage import own, past_storage, patiently, reading
-from nas.study.workers import Workers
+from nas.study.workers import Evaluator, Measure, Outcome, Workers, measured
 from nas.text import counted
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors

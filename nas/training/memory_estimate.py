@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
 
-from nas.dispatch import Args, Kwargs, Seeing, storage_of, tensors
 from nas.errors import TrialError
-from nas.space.cost import Cost
+from nas.space.cost import Args, Cost, Kwargs, Seeing, storage_of, tensors
 from nas.training.retry import MOST_PASSES
 from nas.types import Trial
 

@@ -16,7 +16,7 @@ from nas.errors import ConfigError, Stopped
 from nas.searchers import RegularizedEvolution
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
-from nas.study.local import Processes
+from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.study.workers import Borrowed, Workers

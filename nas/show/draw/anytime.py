@@ -10,18 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nas.errors import ConfigError
-from nas.show.draw.series import SERIES, Column, bad_end, finite, padded, spread, tidy_ticks
 from nas.show.draw.style import (
     INK,
     MUTED,
     PAPER,
+    SERIES,
+    Column,
     Heading,
+    bad_end,
     clean,
+    finite,
     fit,
+    padded,
     page,
     plot_axes,
     shade,
+    spread,
     text_size,
+    tidy_ticks,
     write,
 )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from math import isfinite
 
 import matplotlib as mpl
 import numpy as np
@@ -14,12 +16,147 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from nas.show.draw.series import bad_end
-from nas.show.draw.style import MUTED, PAPER, Heading, Key, Legend, clean, page, plot_axes, set_dash, write
-from nas.show.draw.time_axis import draw_elapsed, time_ticks
-from nas.show.draw.trial_points import Baseline, Points, axis_places, baselines_of
+from nas.errors import ConfigError
+from nas.show.draw.style import (
+    HAIR,
+    MUTED,
+    PAPER,
+    Heading,
+    Key,
+    Legend,
+    bad_end,
+    clean,
+    page,
+    plot_axes,
+    set_dash,
+    write,
+)
 from nas.text import counted
 from nas.types import Trial
+
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def elapsed(trials: Sequence[Trial]) -> dict[int, float]:
+    """By trial number, the seconds of evaluation that it and all before it took."""
+    ordered = sorted(trials, key=lambda trial: trial.number)
+    seconds = np.cumsum([trial.cost_s for trial in ordered]).tolist()
+    return {trial.number: s for trial, s in zip(ordered, seconds, strict=True)}
+
+
+def time_ticks(span_s: float, *, most: int) -> list[tuple[float, str]]:
+    """Round times from 0 to at most `span_s`, in seconds, each with its label in a unit that suits."""
+    unit, name = next((u, n) for u, n in _UNITS if span_s >= 2 * u or u == 1.0)
+    marks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, span_s / unit)
+    return [(float(m * unit), f"{m:g} {name}") for m in marks if 0 <= m * unit <= span_s]
+
+
+def draw_elapsed(axes: Axes, trials: Sequence[Trial], span: tuple[float, float]) -> None:
+    """Ticks of cumulative evaluation time along the top."""
+    after = elapsed(trials)
+    numbers, seconds = list(after), list(after.values())
+    marks = [(at, label) for at, label in time_ticks(seconds[-1], most=7) if at > 0]
+    twin = axes.twiny()
+    twin.set_xlim(*span)
+    shown: list[tuple[int, str]] = []
+    for mark, label in marks:
+        # The end of the trial during which the time was reached.
+        x = numbers[np.searchsorted(seconds, mark)]
+        if not shown or x - shown[-1][0] > 0.07 * (span[1] - span[0]):
+            shown.append((x, label))
+    twin.set_xticks([x for x, _ in shown], [label for _, label in shown])
+    twin.tick_params(colors=MUTED, labelsize=9.5, length=3, color=HAIR, labelfontfamily="DejaVu Sans")
+    for spine in twin.spines.values():
+        spine.set_visible(False)
+
+
+_MUTED_HUES = ("#5F7F9B", "#B58B4A", "#8B6F96", "#6E9A86", "#8C8C8C")
+BASELINE = _MUTED_HUES[0]
+"""The line of what a search is compared with first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """The trials as columns: those with a value in the order of their numbers, and places of the failed.
+
+    places, failed: on the horizontal axis.
+    kept: [N] whether each keeps all constraints; others are never the best.
+    """
+
+    numbers: NDArray[np.int64]
+    places: NDArray[np.float64]
+    values: NDArray[np.float64]
+    fidelities: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    failed: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, trials: Sequence[Trial], metric: str, broken: Collection[int] = (), *, by_time: bool
+    ) -> Points:
+        """The columns of `trials` by `metric`; those with numbers in `broken` break a constraint."""
+        places = axis_places(trials, by_time=by_time)
+        done, failed = [], []
+        for trial in trials:
+            value = trial.metrics.get(metric, float("nan"))
+            if trial.state == "done" and isfinite(value):
+                done.append((trial.number, places[trial.number], value, trial.fidelity))
+            elif trial.state != "running":
+                failed.append(places[trial.number])
+        done.sort()
+        numbers, at, values, fidelities = zip(*done, strict=True) if done else ((), (), (), ())
+        return cls(
+            np.asarray(numbers, dtype=np.int64),
+            np.asarray(at, dtype=np.float64),
+            np.asarray(values, dtype=np.float64),
+            np.asarray(fidelities, dtype=np.int64),
+            np.asarray([number not in broken for number in numbers], dtype=np.bool_),
+            np.asarray(failed, dtype=np.float64),
+        )
+
+    def improving(self, *, maximize: bool) -> NDArray[np.int64]:
+        """[K] rows of the trials at which there was a new best."""
+        kept = np.flatnonzero(self.kept)
+        running = (np.maximum if maximize else np.minimum).accumulate(self.values[kept])
+        return np.asarray(kept[np.diff(running, prepend=np.nan) != 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Another search to compare with: when its best improved, and how that is drawn.
+
+    places, values: [K] where on the horizontal axis there was a new best, and that best.
+    dash: on and off lengths of its line.
+    """
+
+    name: str
+    color: str
+    dash: tuple[float, ...]
+    places: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+def baselines_of(
+    runs: Mapping[str, Sequence[Trial]], metric: str, *, maximize: bool, by_time: bool
+) -> list[Baseline]:
+    """Each of `runs` in a muted colour of its own; ConfigError for one without a finite value."""
+    found = []
+    for (name, run), color in zip(runs.items(), cycle(_MUTED_HUES), strict=False):
+        points = Points.of(run, metric, by_time=by_time)
+        if not len(points.numbers):
+            raise ConfigError(
+                f"baselines[{name!r}]: got no finished trial with a finite {metric!r}; leave it out"
+            )
+        new = points.improving(maximize=maximize)
+        dash = (5.0, 2.4) if len(run) == 1 else ()
+        found.append(Baseline(name, color, dash, points.places[new], points.values[new]))
+    return found
+
+
+def axis_places(trials: Sequence[Trial], *, by_time: bool) -> dict[int, float]:
+    """Where trials are on the horizontal axis, by their numbers: there, or at the seconds at their ends."""
+    return elapsed(trials) if by_time else {trial.number: trial.number for trial in trials}
+
 
 _WIDTH, _PLOT, _STRIP, _LEFT, _RIGHT = 10.0, 3.9, 0.32, 0.95, 0.35
 BEST = "#D55E00"

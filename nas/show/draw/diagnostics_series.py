@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nas.errors import ConfigError
 from nas.files.schemas import EpochRecord
-from nas.show.draw.series import Column
-from nas.show.draw.style import clean
+from nas.show.draw.style import Column, clean
 
 Whole = NDArray[np.int64]
 

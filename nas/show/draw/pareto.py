@@ -16,20 +16,24 @@ from numpy.typing import ArrayLike
 
 from nas.errors import ConfigError
 from nas.searchers.pareto import front
-from nas.show.draw.series import Column, bad_end, finite, padded, tidy_ticks
 from nas.show.draw.style import (
     INK,
     MUTED,
     PAPER,
+    Column,
     Heading,
     Key,
     Legend,
+    bad_end,
     clean,
+    finite,
     fit,
+    padded,
     page,
     plot_axes,
     shade,
     text_size,
+    tidy_ticks,
     tint,
     write,
 )

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from nas.errors import ConfigError
-from nas.show.draw.series import SERIES
 from nas.show.draw.style import (
     HAIR,
     INK,
     MUTED,
     PAPER,
+    SERIES,
     Heading,
     clean,
     fit,

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from markupsafe import Markup
 
-from nas.show import draw
 from nas.errors import NasError
+from nas.show import draw
 from nas.show.draw.layout import effort
 from nas.show.report.run import Run
 from nas.show.report.section import Drawing, Section, inline, metric, stored

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from nas.files.schemas import EpochRecord
 from nas.show import draw
 from nas.show.draw import Bands
-from nas.show.draw.curves import BEST
-from nas.show.draw.trial_points import BASELINE, axis_places
-from nas.show.report.history import Past
-from nas.show.report.run import Run
+from nas.show.draw.curves import BASELINE, BEST, axis_places
+from nas.show.draw.diagnostics_series import series_of
+from nas.show.report.run import Past, Run
 from nas.show.report.section import Drawing, Section, Spot, Tip, duration, inline, metric, stored
 from nas.types import Trial
 
@@ -176,3 +176,120 @@ def order_statistics(scores: NDArray[np.float64], most: int = 200) -> tuple[NDAr
         places = (min(int(np.searchsorted(share, q - 1e-9)), count - 1) for q in _QUANTILES)
         rows.append([ordered[place] for place in places])
     return sizes, *np.array(rows).T
+
+
+_MOST_ROWS = 30
+
+
+def front(run: Run) -> Section | None:
+    """The Pareto front, where there are several objectives."""
+    past = run.search
+    objectives = past.goals.objectives
+    if len(objectives) < 2 or not past.allowed:
+        return None
+    best = past.goals.front(past.allowed)
+    rows = [
+        (str(t.number), [metric(o.name, o.value(t.metrics)) for o in objectives])
+        for t in sorted(best, key=lambda t: -objectives[0].score(t.metrics))
+    ]
+    usable = {t.number for t in past.allowed}
+    shown = [t for t in thinned(past, MOST_DOTS) if t.number in usable]
+    wanted = " and ".join(f"{o.name} ({'larger' if o.maximize else 'smaller'} is better)" for o in objectives)
+    kept = " that keep all constraints" if past.goals.constraints else ""
+    more = " The picture shows the first two." if len(objectives) > 2 else ""
+    return Section(
+        "front",
+        "Pareto front",
+        f"Trade-offs between {wanted}. No other trial is at least as good in every objective and better in "
+        f"one than those on the front: {len(best)} of {len(past.allowed)} finished trials{kept}.{more} Point "
+        "at a dot, or move to it with the tab key, to see what it was.",
+        template="front",
+        drawings=[_drawing(run, shown)],
+        values={
+            "names": [o.name for o in objectives],
+            "rows": rows[:_MOST_ROWS],
+            "more": len(rows) - _MOST_ROWS,
+        },
+        tips={"trials": {trial.number: tip(run, trial) for trial in shown}},
+    )
+
+
+def _drawing(run: Run, shown: list[Trial]) -> Drawing:
+    first, second = run.search.goals.objectives[:2]
+    points = np.array([[first.value(t.metrics), second.value(t.metrics)] for t in shown])
+    won = run.winner
+    figure = draw.draw_front(
+        points,
+        names=(first.name, second.name),
+        maximize=(first.maximize, second.maximize),
+        chosen=[place for place, t in enumerate(shown) if won is not None and t.number == won.number],
+    )
+    spots = [
+        Spot(x, y, t.number, f"trial {t.number}") for t, (x, y) in zip(shown, points.tolist(), strict=True)
+    ]
+    label = f"{first.name} against {second.name}, a dot for each of these trials"
+    svg = inline(figure, name="front", label=label, spots=spots, tips="trials")
+    return Drawing(label, label, svg=svg, wide=True)
+
+
+def alphas(run: Run) -> Section | None:
+    """How strong every operation was at the end, and on the way there."""
+    reading = (
+        "Every decision's row holds the strength (the mixture weight that its alphas give) of each operation "
+        "after the last epoch, from 0 to 1; outlined is the strongest. Rows without a clear favourite "
+        "are close decisions. The panels show the same over the epochs; dotted is an even mixture."
+    )
+    drawings = _alphas(run) or stored(run.folder, "alphas.svg", "strengths over the search")
+    return Section("alphas", "Alphas", reading, drawings=drawings) if drawings else None
+
+
+def _alphas(run: Run) -> list[Drawing]:
+    found = run.alphas
+    if found is None or not len(found.strengths):
+        return []
+    names, options = found.decisions, found.options
+    heat = draw.draw_alpha_heatmap(found.strengths[-1], names, options)
+    panels = draw.draw_alphas(found.strengths, decisions=names, options=options)
+    return [
+        Drawing(label, label, svg=inline(figure, name=name, label=label), wide=True)
+        for name, figure, label in (
+            ("heat", heat, "heat map of the strengths after the last epoch"),
+            ("strengths", panels, "strengths over the search, a panel for each decision"),
+        )
+    ]
+
+
+def health(run: Run) -> Section | None:
+    """The signs of a collapse, epoch by epoch."""
+    rows = run.health or _from_trials(run)
+    if not rows:
+        return None
+    figure = draw.draw_health(series_of(rows))
+    label = "health of the search by epoch"
+    return Section(
+        "health",
+        "Health of the search",
+        "Signs of a collapse: a growing share of identities (skip connections), a dominant eigenvalue of the "
+        "validation loss's Hessian that leaves its band, and a gap between the supernet and the network that "
+        "it prefers. An entropy near 1 means that the alphas are undecided.",
+        drawings=[Drawing(label, label, svg=inline(figure, name="health", label=label), wide=True)],
+        template="events",
+        values={"events": [(row.epoch, event) for row in rows for event in row.events]},
+    )
+
+
+def _from_trials(run: Run) -> list[EpochRecord]:
+    """The same of a search that has not ended, in which each epoch is a trial."""
+    if not run.is_by_gradients:
+        return []
+    return [
+        EpochRecord.model_validate(
+            {
+                **trial.metrics,
+                "epoch": place + 1,
+                "skip_shares": {"all cells": trial.metrics.get("skip_share", 0.0)},
+                "events": [],
+            }
+        )
+        for place, trial in enumerate(run.search.done)
+    ]

@@ -16,18 +16,7 @@ from nas import __version__
 from nas.errors import ConfigError
 from nas.files.atomic import write_text
 from nas.results.run_record import read_run
-from nas.show.report import (
-    architecture,
-    compare,
-    curves,
-    energy,
-    importance,
-    lineage,
-    oneshot,
-    pareto,
-    summary,
-    worker_timeline,
-)
+from nas.show.report import architecture, compare, curves, summary, trials, workers
 from nas.show.report.run import Run, read
 from nas.show.report.section import Section, Tip
 from nas.space.loading import load
@@ -91,14 +80,14 @@ def sections(run: Run, watts: float | None = None) -> list[Section]:
         architecture.network(run),
         architecture.evolving(run),
         curves.anytime(run),
-        pareto.front(run),
-        oneshot.alphas(run),
-        oneshot.health(run),
-        lineage.lineage(run),
-        importance.importance(run),
-        worker_timeline.failed(run),
-        worker_timeline.timeline(run),
-        energy.energy(run, watts),
+        curves.front(run),
+        curves.alphas(run),
+        curves.health(run),
+        trials.lineage(run),
+        trials.importance(run),
+        workers.failed(run),
+        workers.timeline(run),
+        workers.energy(run, watts),
         summary.reproduce(run),
     ]
     return [section for section in found if section is not None]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import FAULTS, NasError
+from nas.errors import FAULTS, NasError, Stopped
+from nas.files.manifest import MANIFEST, read_manifest
 from nas.oneshot.diagnostics import Epoch
 from nas.space.space import Space
 from nas.text import printable
@@ -241,3 +243,63 @@ class Feed:
         if new:
             self._tracker.track(list(new.values()))
             self._known |= new.keys()
+
+
+class Tracking:
+    """Hands every point to every tracker. A job may tell the same point again: it is kept once.
+
+    A resumed job therefore tells all it has, and trackers that were away get what they missed.
+
+    note: hears why a tracker was given up.
+    """
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed] = (),
+        *,
+        note: Callable[[str], None] = lambda _: None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._feeds, self._note, self._patience_s = feeds, note, patience_s
+        self._given_up: set[Feed] = set()
+
+    def tell(self, points: Iterable[Point]) -> None:
+        """Tells of points; returns at once."""
+        if self._feeds:
+            gathered = list(points)
+            for feed in self._feeds:
+                feed.put(gathered)
+            self._warn()
+
+    def finish(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """Tells of the files of a finished run and, last, of its final metrics."""
+        if self._feeds:
+            names = sorted(read_manifest(folder))
+            for feed in self._feeds:
+                feed.keep(folder, [*names, MANIFEST])
+        self.tell([Point(FINAL, 0, metrics)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        paused = isinstance(error, Stopped | KeyboardInterrupt)
+        status: Status = "finished" if error is None else "stopped" if paused else "failed"
+        for feed in self._feeds:
+            feed.close(status, patience_s=self._patience_s)
+        self._warn()
+
+    def _warn(self) -> None:
+        for feed in self._feeds:
+            if feed.failure is not None and feed not in self._given_up:
+                self._given_up.add(feed)
+                self._note(
+                    f"WARNING: {feed.name} is told no more: {feed.failure}; the job goes on, and what is "
+                    "missing there is told when the run is resumed"
+                )
+
+
+NO_TRACKING = Tracking()
+"""Nobody is told."""

@@ -19,8 +19,8 @@ from nas.space.cell import Cell, drop_mask
 from nas.space.mixed_op import MixedOp, Terms
 from nas.space.ops import Zero
 from nas.training.batched.batched_ops import mixed, outcome, scaled
+from nas.training.batched.equivalence import known
 from nas.training.batched.execution_plan import Group, Layers, Plan, extent_of, make_plan, table_of
-from nas.training.batched.trust import known
 from nas.training.recipe import Execution
 
 CACHED = 2**20

@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nas.show import draw
 from nas.errors import ConfigError
 from nas.evaluate.benchmarks.benchmark import Benchmark, load_benchmark
 from nas.evaluate.benchmarks.race import Race, Runs, check_race, exact_front, reference_point
 from nas.evaluate.benchmarks.replay import UNBOUNDED, Protocol
 from nas.files.atomic import prepare_folder, write_json
 from nas.searchers.goals import Goals, parse_goals
+from nas.show import draw
 from nas.text import counted
 from nas.types import Objective
 

@@ -40,8 +40,7 @@ from nas.show.console import telling
 from nas.show.progress import Progress, Silent, Wanted
 from nas.show.tracking.mlflow import MLflow
 from nas.show.tracking.tensorboard import TensorBoard
-from nas.show.tracking.tracker import Feed, Run, Tracker
-from nas.show.tracking.tracking import NO_TRACKING, Tracking
+from nas.show.tracking.tracker import NO_TRACKING, Feed, Run, Tracker, Tracking
 from nas.space.loading import is_plugin
 from nas.space.space import Space
 from nas.training.ddp import Team
