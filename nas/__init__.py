@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from nas.results.result import Result, load_result
     from nas.run.calibrate import calibrate
     from nas.run.config import Config, make_config
+    from nas.run.pipeline import run_job, search
     from nas.run.retrain import retrain
-    from nas.run.search import run_job, search
     from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
@@ -113,8 +113,8 @@ _HOME = {
     "make_searcher": "nas.searchers.factory",
     "parse_goals": "nas.searchers.goals",
     "retrain": "nas.run.retrain",
-    "run_job": "nas.run.search",
-    "search": "nas.run.search",
+    "run_job": "nas.run.pipeline",
+    "search": "nas.run.pipeline",
     "task_from_arrays": "nas.data.task",
     "task_from_datasets": "nas.data.task",
     "without": "nas.data.exclusions",

@@ -29,12 +29,12 @@ from nas.export.bundle import bundle
 from nas.files.atomic import read_json, temporary_folder
 from nas.files.folder_lock import LOCK
 from nas.results.result import Result, load_result
+from nas.run.budget import allows_audit
 from nas.run.clock import Clock
 from nas.run.config import Config, make_config, seconds
-from nas.run.forecast import allows_audit
+from nas.run.pipeline import run_job
 from nas.run.preparation import with_names
 from nas.run.resolved_config import UNBOUNDED
-from nas.run.search import run_job
 from nas.searchers.method_names import BLACK_BOX, OPTUNA
 from nas.show.console import reporter
 from nas.space.loading import is_plugin

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from jobs import SMALL, TINY, Recorder
+from nas.run.search_phase import LARGEST, RANDOM, Found, find, run_baselines
 
 from nas.data.task import load_task
 from nas.errors import Stopped
@@ -12,9 +13,8 @@ from nas.evaluate.trained import Trained
 from nas.files.atomic import prepare_folder
 from nas.results.result import BASELINES, load_result
 from nas.run.config import make_config
+from nas.run.pipeline import search
 from nas.run.preparation import prepare
-from nas.run.search import search
-from nas.run.search_phase import LARGEST, RANDOM, Found, find, run_baselines
 from nas.searchers.halving import epochs_granted
 from nas.space.cost import cost
 from nas.space.graph import architecture_hash

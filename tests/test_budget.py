@@ -6,9 +6,9 @@ import math
 import pytest
 
 from nas.errors import ConfigError
+from nas.run.budget import Allocation, Steps, allocate, applied, shortened
 from nas.run.clock import SAVE_S, Clock, TimeUp
 from nas.run.config import make_config
-from nas.run.forecast import Allocation, Steps, allocate, applied, shortened
 from nas.run.preparation import prepare
 from nas.run.step_timing import sized
 from nas.space.cost import count_params

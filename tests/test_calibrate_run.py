@@ -18,7 +18,7 @@ from nas.errors import ConfigError, NoModelError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES
 from nas.run.calibrate import calibrate, fidelities
-from nas.run.search import search
+from nas.run.pipeline import search
 from nas.space.space import Space
 
 TASK = load_task("digits")

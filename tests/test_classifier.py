@@ -19,7 +19,7 @@ from nas import ImageClassifier
 from nas.data.preprocessing import Layout, layout, rows_of
 from nas.errors import ConfigError
 from nas.export.bundle import record_of
-from nas.run.forecast import allows_audit
+from nas.run.budget import allows_audit
 from nas.training.evaluate import evaluate
 
 FAST = {

@@ -19,7 +19,7 @@ from nas.oneshot.methods import METHODS, PUBLISHED, Method
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
-from nas.run.search import search as whole_job
+from nas.run.pipeline import search as whole_job
 from nas.seeding import isolated
 from nas.space.loading import load
 from nas.space.space import Space

@@ -9,12 +9,12 @@ from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
 from nas.run import forecast
+from nas.run.budget import Forecast
 from nas.run.clock import Clock
 from nas.run.config import make_config
 from nas.run.final_training import last_training
-from nas.run.forecast import Forecast
+from nas.run.pipeline import run_job
 from nas.run.preparation import prepare
-from nas.run.search import run_job
 from nas.space.loading import load
 from nas.training.ddp import Alone
 from nas.training.train import train

@@ -26,7 +26,7 @@ NAMED = {
     "nas.oneshot.methods": {"darts"},
     "nas.run.presets": {"darts", "nasbench201"},
     "nas.training.recipe": {"nasbench201"},
-    "nas.run.search": {"darts"},
+    "nas.run.pipeline": {"darts"},
 }
 
 # All that the author of a space needs.

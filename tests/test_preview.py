@@ -9,12 +9,22 @@ from typer.testing import CliRunner
 from nas.cli import search
 from nas.cli.app import app
 from nas.oneshot.search import CURVATURE
+from nas.run.budget import (
+    BASELINES,
+    FINISH,
+    RERANK,
+    RETRAIN,
+    SEARCH,
+    Steps,
+    comparison,
+    phases_of,
+    preview,
+    time_text,
+)
 from nas.run.clock import Clock
 from nas.run.config import make_config
-from nas.run.cost_estimate import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, comparison, time_text
-from nas.run.forecast import Steps, phases_of, preview
+from nas.run.pipeline import look
 from nas.run.preparation import prepare
-from nas.run.search import look
 from nas.show.console import LiveProgress
 from nas.training.evaluate import FORWARD
 from tests.jobs import TINY, Recorder

@@ -15,9 +15,9 @@ from nas.evaluate.trained import Trained
 from nas.files.atomic import prepare_folder
 from nas.results.result import load_result
 from nas.run.config import make_config
+from nas.run.pipeline import search
 from nas.run.preparation import prepare
 from nas.run.reevaluate import SEARCH, rerank
-from nas.run.search import search
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.study.study import Study

@@ -10,6 +10,7 @@ import pytest
 import torch
 from jobs import SMALL, TINY, Recorder, options, outcome, snapshot
 from killing import MODULES
+from nas.run.search_phase import front_first
 from torch import nn
 
 import nas
@@ -20,10 +21,9 @@ from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
 from nas.results.result import load_result
 from nas.run.config import make_config
+from nas.run.pipeline import run_job, search
 from nas.run.preparation import default_folder, final_recipe, final_space
 from nas.run.resolved_config import make_plan
-from nas.run.search import run_job, search
-from nas.run.search_phase import front_first
 from nas.searchers import RandomSearch
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import finalists

@@ -9,7 +9,7 @@ from nas.data.exclusions import Suspect, list_of, without
 from nas.data.splits import digest
 from nas.data.task import load_task
 from nas.errors import ConfigError, DataError
-from nas.run.search import search
+from nas.run.pipeline import search
 
 TASK = load_task("digits", limit=300)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
 
 import typer
 
@@ -15,12 +17,8 @@ from nas.cli.app import errors, say
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.cli.job import StopRequest
     from nas.results.result import Result
     from nas.show.progress import Progress
-import signal
-from types import FrameType, TracebackType
-from typing import Self
 
 RIVALS = {
     "random": "random search at equal cost",
@@ -37,7 +35,6 @@ def stoppable(
 
     quiet, plain: as `nas.show.console.reporter` takes them. afterwards: what is said where it was stopped.
     """
-    from nas.cli.job import StopRequest
     from nas.errors import Stopped
     from nas.show.console import reporter
     from nas.show.progress import Silent
@@ -55,7 +52,7 @@ def stoppable(
             raise typer.Exit(stop.exit_code) from stopped
 
 
-def run_job(job: Callable[[Progress, StopRequest], Result], *, quiet: bool, as_json: bool) -> None:
+def run_and_show(job: Callable[[Progress, StopRequest], Result], *, quiet: bool, as_json: bool) -> None:
     """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
     with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
         result = job(progress, stop)

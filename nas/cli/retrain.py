@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli.app import Force, Json, Quiet, Sets, announce, app, values
-from nas.cli.job import run_job
+from nas.cli.job import run_and_show
 from nas.cli.settings import with_settings
 from nas.run.config import TASK
 
@@ -66,4 +66,4 @@ def retrain(
             stop=stop,
         )
 
-    run_job(job, quiet=quiet, as_json=as_json)
+    run_and_show(job, quiet=quiet, as_json=as_json)

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli.app import Force, Json, Quiet, Sets, announce, app, errors, say, values
-from nas.cli.job import run_job
+from nas.cli.job import run_and_show
 from nas.cli.settings import with_settings
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
     from nas.cli.job import StopRequest
     from nas.results.result import Result
+    from nas.run.budget import Preview, Tell
     from nas.run.config import Config
-    from nas.run.cost_estimate import Preview
-    from nas.run.forecast import Tell
     from nas.show.progress import Progress
 
 PREVIEW = "NAS_PREVIEW"
@@ -64,7 +63,7 @@ def search(
 
     def job(progress: Progress, stop: StopRequest) -> Result:
         from nas.run.clock import Clock
-        from nas.run.search import run_job
+        from nas.run.pipeline import run_job
 
         settings = settled()
         clock = Clock(settings.budget, since=since)
@@ -81,13 +80,13 @@ def search(
     if preview:
         look_only(settled, as_json=as_json)
     else:
-        run_job(job, quiet=quiet, as_json=as_json)
+        run_and_show(job, quiet=quiet, as_json=as_json)
 
 
 def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
     """Shows what a search would cost."""
     with errors():
-        from nas.run.search import look
+        from nas.run.pipeline import look
 
         found = look(settled())
         say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
@@ -98,7 +97,7 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
 
     None where $NAS_PREVIEW is off.
     """
-    from nas.run.cost_estimate import HOUR_S
+    from nas.run.budget import HOUR_S
     from nas.show.console import LiveProgress
 
     if os.environ.get(PREVIEW) == "off" or follows():

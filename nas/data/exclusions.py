@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from nas.data.image_io import mean_and_std
+from nas.data.arrays import mean_and_std
 from nas.data.splits import digest
 from nas.data.task import Split, Task, load_task
 from nas.errors import ConfigError, DataError

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from nas.data import datasets
-from nas.data.arrays import Array, Source, as_numpy, images_as_numpy
-from nas.data.image_io import as_float, mean_and_std, shrunk, usual_padding
+from nas.data.arrays import (
+    Array,
+    Source,
+    as_float,
+    as_numpy,
+    images_as_numpy,
+    mean_and_std,
+    shrunk,
+    usual_padding,
+)
 from nas.data.imagefolder import MapDataset, collect
 from nas.data.splits import Samples, divide
 from nas.errors import ConfigError

@@ -5,27 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
-from nas.errors import ConfigError, TrialError
-from nas.evaluate.cost_metrics import COUNTED, TRAINED, Costs, free_metrics
+from nas.errors import ConfigError, NoModelError, TrialError
+from nas.evaluate.cost_metrics import TRAINED, Costs
+from nas.evaluate.failure_summary import at_chance, diagnosis
 from nas.evaluate.learning_curves import Hopeless
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.oom_filter import Fitting, too_large
 from nas.evaluate.proxy_evaluator import Scored
+from nas.evaluate.significance import chance
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.files.paths import is_file
 from nas.oneshot.regularizers import check_bound
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
-from nas.run.job import Job
+from nas.run.clock import TimeUp
+from nas.run.constraints import bounded, default_of
+from nas.run.job import Job, SearchOutcome, distinct
 from nas.run.supernet_phase import shared_weights
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.fidelity import Fidelity
-from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable
+from nas.searchers.goals import Goals
+from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable, finalists
 from nas.searchers.method_names import by_gradients
 from nas.searchers.scheduler import Fixed, Scheduler
 from nas.searchers.searcher import Bounded, DefaultFirst
@@ -40,10 +43,8 @@ from nas.text import counted
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR
 from nas.types import Genotype, Trial
-from nas.user_code import user_errors
 
-DRAWN = 200
-"""Changes of a default that breaks a constraint."""
+IN_TIME = "no trial of the search was finished in time"
 
 
 def check_search(job: Job) -> None:
@@ -54,58 +55,6 @@ def check_search(job: Job) -> None:
         for bound in job.plan.goals.constraints:
             check_bound(bound, job.latency_table)
     costs_of(job, lambda: ())
-
-
-def bounded(job: Job, searcher: Searcher) -> Searcher:
-    """The searcher kept to architectures whose last networks keep the constraints on costs."""
-    excess = _excess(job)
-    return (
-        Bounded(searcher, lambda genotype: excess(genotype) == 0) if job.plan.goals.constraints else searcher
-    )
-
-
-def default_of(job: Job) -> Genotype | None:
-    """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
-
-    None where no such one was found.
-    """
-    key = (f"default under {job.plan.goals} at {dict(job.final.settings)}", ())
-    if key not in job.space.memo:
-        job.space.memo[key] = _nearest_default(job)
-    return cast(Genotype | None, job.space.memo[key])
-
-
-def _nearest_default(job: Job) -> Genotype | None:
-    """Single changes are drawn, and kept where they bring an architecture nearer to the constraints."""
-    excess, draw = _excess(job), rng(0, "default")
-    found = job.space.default_genotype
-    least = excess(found)
-    for _ in range(DRAWN):
-        if least == 0:
-            return found
-        changed = job.space.mutate(found, draw)
-        if (now := excess(changed)) < least:
-            found, least = changed, now
-    return None
-
-
-def _excess(job: Job) -> Callable[[Genotype], float]:
-    """By how much the last network of an architecture breaks the constraints that need no training."""
-    table = job.latency_table
-    free = {*COUNTED, *([LATENCY] if table is not None else [])}
-    bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
-
-    def excess(genotype: Genotype) -> float:
-        if not bounds:
-            return 0.0
-        try:
-            with user_errors():
-                costs = free_metrics(job.final, genotype, job.task.image_shape, table)
-        except TrialError:  # its trial will fail for this reason, and say so
-            return 0.0
-        return sum(bound.excess(costs) for bound in bounds)
-
-    return excess
 
 
 def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
@@ -328,55 +277,96 @@ def trial_line(trial: Trial) -> str:
     return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"
 
 
-@dataclass(frozen=True, eq=False)
-class TrialSearch:
-    """A search by trials, ready to run.
+def search_by_trials(job: Job, *, until_s: float | None = None) -> SearchOutcome:
+    """Proposes and measures trials; the candidates are the best of the longest training.
 
-    measure: of its trials. evaluate: the part of it that trains, or takes weights from a supernet.
-    fidelity: epochs of a full trial. prepared_s: seconds that `evaluate` took to prepare.
+    until_s: when it has to be over, by the job's clock; what was found by then counts.
+
+    Raises:
+        NoModelError: when every trial failed.
     """
-
-    job: Job
-    study: Study
-    measure: Measure
-    evaluate: Evaluate
-    fidelity: int
-    prepared_s: float
-
-    def run(self, *, spend_s: float | None) -> str:
-        """Runs the trials; why they came to an end.
-
-        spend_s: when the trials of all workers have taken so many seconds, no more are begun.
-        """
-        job, study = self.job, self.study
-        job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
-        job.tracking.tell(of_trials(study.name, study.history))
-
-        def enough() -> bool:
-            job.check_stop(f"search stopped after {counted(study.ended, 'trial')}")
-            return spend_s is not None and study.ended > 0 and study.spent_s >= spend_s
-
-        with workers(job, self.evaluate) as found:
-            return study.run(
-                self.measure,
-                trials=job.plan.trials,
-                stop=enough,
-                on_trial=telling(job, study.name),
-                max_failures=job.config.max_failures,
-                workers=found,
-            )
-
-
-def trial_search(job: Job, searcher: Searcher) -> TrialSearch:
-    """Opens or makes the study, and prepares what measures its trials."""
-    shares = job.config.shares_weights
+    searcher, job, shares = job.plan.searcher, job.until(until_s), job.config.shares_weights
+    assert searcher is not None
+    try:
+        evaluate, prepared_s = evaluator(job)
+    except TimeUp as error:  # while a supernet was trained
+        job.progress.note(f"the search ends before its first trial: {error}")
+        return _untaught(job, searcher, (), IN_TIME, seconds=job.clock.elapsed_s)
     fidelity = 0 if shares else job.plan.ladder.granted[-1]
-    evaluate, prepared_s = evaluator(job)
-    sizes = evaluate if isinstance(evaluate, Trained | Laddered) else None
-    default, proposes = default_of(job), fitting(job, bounded(job, informed(job, searcher)), sizes)
+    default, proposes = default_of(job), fitting(job, bounded(job, informed(job, searcher)), evaluate)
     if default is not None:
         proposes = DefaultFirst(proposes, default)
     study = job.study(SEARCH, scheduler(job, proposes, fidelity), announce=not shares, alike=alike(job))
-    evaluate = grown(job, evaluate)
-    measure = measure_of(job, evaluate, study=lambda: study)
-    return TrialSearch(job, study, measure, evaluate, fidelity, prepared_s)
+    evaluate, late = grown(job, evaluate), False
+    try:
+        reason = _run(job, study, evaluate, until_s)
+    except TimeUp as error:
+        reason, late = str(error), True
+    if study.ended < job.plan.trials:
+        job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
+    best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
+    if not best and late:
+        return _untaught(job, searcher, study.history, IN_TIME)
+    if not best:
+        raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
+    if job.plan.goals.violation(best[0].metrics) > 0:
+        job.progress.note(
+            f"WARNING: no architecture keeps all constraints ({job.plan.goals}); the nearest is taken"
+        )
+    seconds = prepared_s + study.spent_s
+    if _learned_nothing(job, study.history, default):
+        no_better = "the search learned nothing, no trial is better than guessing"
+        return _untaught(job, searcher, study.history, no_better, seconds=seconds)
+    genotypes = distinct(job, (t.genotype for t in best))
+    return SearchOutcome(genotypes, study.history, seconds, evaluate, fidelity)
+
+
+def _run(job: Job, study: Study, evaluate: Evaluate, spend_s: float | None) -> str:
+    """Runs the trials of a search; why they came to an end.
+
+    spend_s: when the trials of all workers have taken so many seconds, no more are begun.
+    """
+    job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
+
+    def enough() -> bool:
+        job.check_stop(f"search stopped after {counted(study.ended, 'trial')}")
+        return spend_s is not None and study.ended > 0 and study.spent_s >= spend_s
+
+    with workers(job, evaluate) as found:
+        return study.run(
+            measure_of(job, evaluate, study=lambda: study),
+            trials=job.plan.trials,
+            stop=enough,
+            on_trial=telling(job, study.name),
+            max_failures=job.config.max_failures,
+            workers=found,
+        )
+
+
+def _learned_nothing(job: Job, history: Sequence[Trial], default: Genotype | None) -> bool:
+    """Whether accuracy is searched for, no trial is better than chance, and the default did not fail."""
+    done = [t for t in history if t.state == "done"]
+    failed = {t.genotype for t in history if t.state == "failed"}
+    judged = job.plan.goals.objectives == Goals().objectives and default not in {None, *failed}
+    return judged and at_chance(done, chance(job.search_task.val)) == len(done)
+
+
+def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """Trials, ranked by the first objective, with those of the front before all others.
+
+    Otherwise one that another beats could be trained, where both are equal in the first objective.
+    """
+    longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
+    best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
+    return sorted(ranked, key=lambda t: t.number not in best)
+
+
+def _untaught(
+    job: Job, searcher: Searcher, history: Sequence[Trial], why: str, *, seconds: float = 0.0
+) -> SearchOutcome:
+    """The default; where no such one keeps the constraints, what the searcher would begin with."""
+    default = default_of(job)
+    if default is None:
+        default = bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
+    return SearchOutcome([default], history, seconds, untaught=why)

@@ -286,7 +286,7 @@ def calibrate(
     refuse_others(made, USED, what="a calibration")
     place = Path(out) if out is not None else results_folder("calibrate", made.space, made.task)
     with telling(progress) as told:
-        job, notes = prepare(
+        job = prepare(
             made,
             place,
             space=space if isinstance(space, Space) else None,
@@ -294,6 +294,7 @@ def calibrate(
             progress=told,
             stop=stop,
         )
+        notes = list(job.notes)
         if settings.epochs <= job.plan.trial.epochs:
             notes.append(
                 f"WARNING: the truth has {counted(settings.epochs, 'epoch')}, a trial "

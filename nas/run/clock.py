@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from nas.errors import Stopped
+from nas.errors import NasError, Stopped
 from nas.files.atomic import read_json, write_json
 from nas.files.schemas import DecisionRecord, TimeRecord, checked
 
@@ -110,6 +111,16 @@ class Clock:
         self._decided[name] = DecisionRecord(value=value, budget_s=self.budget_s)
         self.save()
         return value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Writes the time down where a job has failed or was stopped."""
+        if isinstance(error, NasError | Stopped):
+            self.save()
 
     def save(self) -> None:
         """Writes the time down, where it is kept."""

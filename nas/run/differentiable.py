@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +25,12 @@ from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.clock import Clock
-from nas.run.job import Job
+from nas.run.constraints import default_of
+from nas.run.job import Job, SearchOutcome, distinct
 from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
-from nas.show.tracking.tracker import of_search
+from nas.show.tracking.tracker import Point, finite
 from nas.space.cost import count_params
 from nas.space.latency import LATENCY, LatencyTable, measure_table
 from nas.space.space import Space
@@ -44,48 +45,67 @@ DRAWS, LIKELY = 2000, 50
 """Architectures that are drawn by the last strengths, and how many of them are candidates."""
 PENALTY = 10.0
 """Loss of an expected cost twice as high as its bound."""
+ALIKE = 0.01
+"""Of their mean: by how much at least some strengths of a decision differ where its alphas were learned."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Searched:
-    """candidates: preferred first, without end repeats; epochs: the record; trials: the same as a history."""
-
-    candidates: Sequence[Genotype]
-    epochs: Sequence[Epoch]
-    trials: Sequence[Trial]
-    seconds: float
-
-
-def search_by_gradients(job: Job, *, until_s: float | None = None) -> Searched:
+def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutcome:
     """Trains the supernet and its alphas; what they prefer at the end comes first, then what they did before.
 
     Where there are too few, the most likely ones under the last strengths follow. Those that break a
     constraint come after those that keep it, and those with more identities than the method allows after the
-    others.
+    others. Where the alphas are all alike at the end, the default architecture is what is left.
 
-    until_s: when it has to be over, by the job's clock.
+    until_s: when it has to be over, by the job's clock; what was found by then counts.
     """
+    if job.config.workers not in (0, 1):
+        job.progress.note(f"method {job.config.method!r} runs with one worker: it trains one supernet")
+    if not job.has_choice:
+        return SearchOutcome([job.space.sample(rng(0))])
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
     method, costs = _constrained(job, job.plan.search), _costs(job)
     study = job.study(SEARCH, Listed((), 0), goals=None, seed=0, announce=False)
     method = _within_memory(job, method)
     outcome, _ = eased(
-        lambda ease: _attempt(job, method, study, costs, ease=ease, until_s=until_s),
+        partial(_attempt, job, method, study, costs, until_s=until_s),
         folder=job.folder / CHECKPOINT / SEARCH,
         batch=1,  # what a step of a supernet takes is the business of `memory`
         note=job.progress.note,
         alone=job.team.size == 1,
     )
+    epochs, default = outcome.epochs, default_of(job)
+    if epochs[-1].epoch < job.plan.search.weights.epochs:
+        job.progress.note(f"the search ends early, after epoch {epochs[-1].epoch}")
+    if default is not None and all(np.ptp(row) < ALIKE / len(row) for row in epochs[-1].strengths):
+        candidates, untaught = [default], "the search learned nothing, its alphas are all alike"
+    else:
+        candidates, untaught = distinct(job, _candidates(job, method, outcome, costs)), ""
+    return SearchOutcome(
+        candidates,
+        study.history,
+        study.spent_s,
+        alphas=Alphas.of(job.space, [epoch.strengths for epoch in epochs]),
+        epochs=[
+            {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
+            for e in epochs
+        ],
+        untaught=untaught,
+    )
+
+
+def _candidates(
+    job: Job, method: Method, outcome: Outcome, costs: Callable[[Genotype], dict[str, float]]
+) -> list[Genotype]:
+    """What was preferred, and what is likely under the last strengths, by constraints and identities."""
     likely = _likely(job.space, outcome.strengths, rng(job.seed(SEARCH), "likely"))
-    candidates = list(dict.fromkeys([*outcome.selected, *likely]))
     bounds, cap = job.plan.goals.constraints, method.identities
 
     def place(genotype: Genotype) -> tuple[float, bool]:
         excess = sum(bound.excess(costs(genotype)) for bound in bounds) if bounds else 0.0
         return excess, cap is not None and not keeps_cap(job.space, genotype, cap)
 
-    return Searched(sorted(candidates, key=place), outcome.epochs, study.history, study.spent_s)
+    return sorted(dict.fromkeys([*outcome.selected, *likely]), key=place)
 
 
 def help_to_search(job: Job) -> None:
@@ -100,8 +120,8 @@ def _attempt(
     method: Method,
     study: Study,
     costs: Callable[[Genotype], dict[str, float]],
-    *,
     ease: Ease,
+    *,
     until_s: float | None,
 ) -> Outcome:
     """Searches at the learning rate that is left, and writes down every epoch: a trial, and the strengths."""
@@ -117,7 +137,7 @@ def _attempt(
             job.progress.advance(_line(epoch), done=epoch.epoch)
             for event in epoch.events:
                 job.progress.note(f"epoch {epoch.epoch}: {event}")
-        Alphas.of(job.space, [epoch.strengths for epoch in epochs]).write(job.folder, pictures=False)
+        Alphas.of(job.space, [epoch.strengths for epoch in epochs]).write(job.folder)
         measured = [_metrics(epoch) for epoch in epochs]
         job.tracking.tell(of_search(study.name, job.space, epochs, measured, after=len(tried)))
 
@@ -255,9 +275,16 @@ def _seeded(job: Job) -> Callable[[Supernet], None] | None:
     return prepare
 
 
-def health_of(epochs: Sequence[Epoch]) -> list[dict[str, object]]:
-    """The record of a search, epoch by epoch, as health.json holds it."""
-    return [
-        {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
-        for e in epochs
-    ]
+def of_search(
+    series: str, space: Space, epochs: Sequence[Epoch], metrics: Sequence[Mapping[str, float]], *, after: int
+) -> Iterator[Point]:
+    """One point for each epoch of a search by gradients: its metrics, and the alphas by decision.
+
+    metrics: of each epoch. after: epochs that were told before the first one; one that the search went back
+      on counts.
+    """
+    options = {decision.name: decision.options for decision in space.decisions}
+    for number, (epoch, measured) in enumerate(zip(epochs, metrics, strict=True), start=after + 1):
+        values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **measured}
+        alphas = dict(zip(options, epoch.strengths, strict=True))
+        yield Point(series, number, finite(values), alphas, options)

@@ -15,7 +15,7 @@ from nas.errors import TrialError
 from nas.evaluate.significance import wilson
 from nas.evaluate.trained import affordable
 from nas.results.run_record import CHECKPOINT, RETRAIN
-from nas.run.forecast import Forecast
+from nas.run.budget import BudgetPlan
 from nas.run.job import Job
 from nas.run.step_timing import final_pace, suited
 from nas.seeding import isolated
@@ -44,24 +44,24 @@ class Last:
     elapsed: Callable[[], float] | None = None
 
 
-def last_training(job: Job, genotype: Genotype, made: Forecast | None) -> Last:
+def last_training(job: Job, genotype: Genotype, plan: BudgetPlan) -> Last:
     """As planned, or where there is a budget for as long as is left of it.
 
     Its schedule follows the time, so that it is never cut; its epochs only divide it, and are as many as a
     step of this very network says. Where the user has set epochs, it takes no longer than these should.
     """
     split, folder, clock = job.task.train_and_val(), job.folder / CHECKPOINT / "retrain", job.clock
-    if clock.budget_s is None or made is None:
+    if not plan.limited:
         return Last(job.recipe, split, folder)
 
     def choose() -> dict[str, float]:
-        left_s = clock.left_s - made.reserve_s
+        left_s = clock.left_s - plan.reserve_s
         try:
             step_s = final_pace(job, genotype, limit_s=0.03 * left_s)
         except TrialError:  # which the training itself will raise
             step_s = 1.0
         epoch_s = step_s * max(1, len(split) // job.recipe.batch)
-        began_s, left_s = clock.elapsed_s, clock.left_s - made.reserve_s
+        began_s, left_s = clock.elapsed_s, clock.left_s - plan.reserve_s
         if "epochs" in job.config.retrain:
             left_s = min(left_s, job.recipe.epochs * epoch_s)
         return {"epochs": max(1, round(left_s / epoch_s)), "began_s": began_s, "takes_s": left_s}
@@ -72,7 +72,7 @@ def last_training(job: Job, genotype: Genotype, made: Forecast | None) -> Last:
 
     def elapsed() -> float:
         clock.tick()
-        left_s = min(clock.left_s - made.reserve_s, began_s + takes_s - clock.elapsed_s)  # less after Ctrl-C
+        left_s = min(clock.left_s - plan.reserve_s, began_s + takes_s - clock.elapsed_s)  # less after Ctrl-C
         gone_s = clock.elapsed_s - began_s
         return gone_s / (gone_s + left_s) if left_s > 0 else 1.0
 

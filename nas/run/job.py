@@ -1,8 +1,8 @@
-"""A job as its phases see it: settings, space, data, and where everything goes."""
+"""A job as its phases see it, settings, space, data, and where everything goes, and what its search found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 
 from nas.data.task import Task
 from nas.errors import Stopped
+from nas.results.alphas import Alphas
 from nas.results.run_record import read_run
 from nas.run.clock import Clock
 from nas.run.config import Config
@@ -22,15 +23,17 @@ from nas.seeding import derive
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import NO_TRACKING, Tracking
 from nas.space.genotypes import Size
+from nas.space.graph import architecture_hash
 from nas.space.latency import LatencyTable
 from nas.space.space import Space
 from nas.study.journal import JOURNAL
 from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study
+from nas.study.workers import Evaluate
 from nas.training.ddp import ALONE, Team
 from nas.training.recipe import Recipe
-from nas.types import Genotype
+from nas.types import Genotype, Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Job:
     team: the processes that train together. clock: how long the job has been at work.
     tracking: what is told to experiment trackers. processes: of this machine, in which trials are evaluated;
       None where all is done in this one. executor: where they are evaluated instead.
+    notes: what the user should know before it begins.
     """
 
     config: Config
@@ -61,6 +65,7 @@ class Job:
     tracking: Tracking = NO_TRACKING
     processes: Processes | None = None
     executor: Executor | None = None
+    notes: Sequence[str] = ()
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -118,3 +123,36 @@ class Job:
     def seed(self, phase: str) -> int:
         """The root of one phase's random streams."""
         return derive(self.config.seed, phase)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchOutcome:
+    """What a search found.
+
+    candidates: the best architectures, best first, no two isomorphic.
+    history: its trials. seconds: what they and their supernet took.
+    alphas, epochs: of a differentiable search, its strengths, and the record of each epoch as of
+      `EpochRecord`.
+    measure: the evaluator of its trials, None where gradients searched. fidelity: epochs of a full trial.
+    untaught: why nothing was learned, so that its one candidate is the default architecture; empty where
+      anything was.
+    """
+
+    candidates: Sequence[Genotype]
+    history: Sequence[Trial] = ()
+    seconds: float = 0.0
+    measure: Evaluate | None = None
+    fidelity: int = 0
+    alphas: Alphas | None = None
+    epochs: Sequence[Mapping[str, object]] = ()
+    untaught: str = ""
+
+
+def distinct(job: Job, genotypes: Iterable[Genotype]) -> list[Genotype]:
+    """The first `top_k` that are not isomorphic to one before."""
+    found: dict[str, Genotype] = {}
+    for genotype in genotypes:
+        found.setdefault(architecture_hash(job.space, genotype), genotype)
+        if len(found) == job.plan.top_k:
+            break
+    return list(found.values())

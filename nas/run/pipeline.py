@@ -1,54 +1,314 @@
-"""From a prepared job to its written result: the phases in their order, and what is told of them."""
+"""A job from top to bottom: data, cost preview, search, comparison with baselines, retraining, result.
+
+Every phase can be killed at any moment; the same call goes on where it was.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from multiprocessing import current_process
+from pathlib import Path
 
 import numpy as np
 
+from nas import devices
+from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.data.preprocessing import Inputs
+from nas.data.task import Task
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
+from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import write_json
-from nas.results.result import Result, baselines_of, to_cpu
-from nas.results.run_record import DEFAULT, RANDOM, SEARCH
-from nas.run.black_box import default_of
-from nas.run.differentiable import health_of
-from nas.run.final_training import last_training, train_final
-from nas.run.forecast import Forecast
-from nas.run.job import Job
+from nas.files.folder_lock import FolderLock
+from nas.oneshot.methods import Method
+from nas.results.result import Result, baselines_of, is_finished, load_result, to_cpu
+from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
+from nas.run.baselines import Baselines, random_search
+from nas.run.black_box import search_by_trials
+from nas.run.budget import BASELINES, EXPORT_S, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
+from nas.run.clock import Clock
+from nas.run.config import Config, make_config
+from nas.run.constraints import default_of
+from nas.run.differentiable import help_to_search, search_by_gradients
+from nas.run.final_training import help_to_retrain, last_training, train_final
+from nas.run.job import Job, SearchOutcome
+from nas.run.preparation import BEGIN, default_folder, follow_to, help_all, name_of, prepare, with_names
 from nas.run.reevaluate import Verdict, rerank
-from nas.run.run_folder import clear_checkpoints, write_result
-from nas.run.search_phase import Baselines, Found, find, run_baselines
-from nas.run.step_timing import paced, search_pace, suited
-from nas.run.supernet_phase import warm_start
+from nas.run.run_folder import begin, clear_checkpoints, open_folder, write_result
+from nas.run.step_timing import suited_to_search
+from nas.run.supernet_phase import SHARED, help_with_weights, warm_start
 from nas.searchers.halving import longest
+from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
-from nas.seeding import rng
+from nas.show.console import telling
+from nas.show.progress import Progress
+from nas.show.tracking import check_trackers, open_tracking
+from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
+from nas.space.loading import is_plugin
+from nas.space.space import Space
 from nas.study.clusters import cluster
 from nas.study.local_processes import processes_on
 from nas.study.storage import keep_history
 from nas.text import counted
+from nas.training.distributed import joined
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
 
 
-def whole_job(job: Job, ahead: Forecast | None) -> Result:
-    """Searches, compares, trains the winner, and writes the result.
+def search(
+    space: str | Space = "darts",
+    task: str | Task = "digits",
+    method: str | Method = "is-darts",
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    force: bool = False,
+    progress: Progress | bool | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop: Callable[[], bool] | None = None,
+    executor: Executor | None = None,
+) -> Result:
+    """Finds an architecture, trains it, and leaves everything in a folder; called again, it resumes.
 
-    ahead: what it is going to do, where anybody wants to know or there is a budget.
+    Under torchrun all ranks train supernets and the last network together, see docs/distributed.md.
+
+    space: a name, `module:function`, `file.py:function`, or a `Space`.
+    task: a name that `load_task` knows, or a `Task`.
+    method: one of `nas.searchers.method_names.METHODS`, e.g. `guided`, `nsga2`, `drnas`, `optuna:` and a
+      sampler's name, or a `Method` put together in Python.
+    out: the run's folder, by default `results/SPACE-TASK-METHOD`.
+    settings: any other setting of `nas.Config`, e.g. `{"epochs": 2, "seed": 1, "retrain": {"lr": 0.1}}`.
+    force: go on although the data are no longer those that the run began with.
+    progress: told what is done; True prints it on standard error, and nothing is said unless given.
+    trackers: told of every trial and epoch, beside those that `tensorboard` and `mlflow` in the settings ask
+      for; see `nas.show.tracking.tracker.Tracker`.
+    stop: asked often; when true, the state is saved and `Stopped` raised.
+    executor: evaluates the trials, as many at a time as `workers` says, e.g. a `ThreadPoolExecutor` (whose
+      trials share torch's random state, so that they cannot be repeated), or that of a cluster.
+
+    Raises:
+        NasError: when a setting, the space or the data cannot be used, or no valid model was found.
     """
-    size = job.space.size
-    job.progress.note(
-        f"space {job.space.name}: {counted(len(job.space.decisions), 'decision')}, {size} architectures"
+    names = {
+        "space": name_of("space", space, who="search"),
+        "task": name_of("task", task, who="search"),
+        "method": method if isinstance(method, str) else f"{OWN}{name_of('method', method, who='search')}",
+    }
+    return run_job(
+        make_config(with_names(settings, names)),
+        out=out,
+        space=space if isinstance(space, Space) else None,
+        task=task if isinstance(task, Task) else None,
+        method=method if isinstance(method, Method) else None,
+        force=force,
+        progress=progress,
+        trackers=trackers,
+        stop=stop,
+        executor=executor,
     )
-    if not job.has_choice:
-        job.progress.note("the space holds a single architecture, so there is nothing to search")
+
+
+def run_job(
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    space: Space | None = None,
+    task: Task | None = None,
+    method: Method | None = None,
+    force: bool = False,
+    progress: Progress | bool | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop: Callable[[], bool] | None = None,
+    clock: Clock | None = None,
+    tell: Tell | None = None,
+    executor: Executor | None = None,
+) -> Result:
+    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
+
+    force, progress, trackers, stop, executor: as of `nas.search`.
+    clock: counts its time and holds its budget; begun now with that of the configuration unless given.
+    tell: is shown what the job will cost before anything is trained, and says whether to go on.
+    """
+    clock, place = clock or Clock(config.budget), default_folder(config) if out is None else Path(out)
+    with telling(progress) as told:
+        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+            if not team.leads:
+                follow_to(place, team)
+            job = prepare(
+                config, place, space=space, task=task, method=method, progress=told, stop=stop, team=team,
+                clock=clock, executor=executor,
+            )  # fmt: skip
+            if not team.leads:
+                return follow(job)
+            with begun(job, trackers, force=force) as job:
+                result = finished(job) or whole_job(job, tell)
+                job.tracking.finish(result.metrics, job.folder)
+        export(job, result)  # without the other ranks, which would wait in vain
+    return result
+
+
+def whole_job(job: Job, tell: Tell | None = None) -> Result:
+    """Searches, compares, trains the winner, and writes the result."""
+    with job.clock, devices.repeatable(enabled=job.config.deterministic):
+        audit(job)
+        job, plan = plan_budget(job, tell)
+        job.progress.note(_described(job))
+        with workplaces(job) as job:
+            if plan.has_no_search and job.has_choice and (default := default_of(job)) is not None:
+                why = "there is no time for a search that would be worth it"
+                found = SearchOutcome([default], untaught=why)
+            else:
+                by_gradients = job.plan.searcher is None
+                with suited_to_search(job) as at_work:
+                    look = search_by_gradients if by_gradients else search_by_trials
+                    found = look(at_work, until_s=plan.until_s(SEARCH))
+            baselines, verdict = compare(job, found, plan)
+        network, trained = train_final(job, verdict.best, last_training(job, verdict.best, plan))
+        metrics = {
+            **trained,
+            **verdict.metrics,
+            **_of_search(job, found, verdict),
+            **_volumes(job, found, baselines),
+        }
+        if plan.seconds:
+            metrics |= {"estimated_seconds": plan.total_s, "job_seconds": job.clock.elapsed_s}
+        result = Result(
+            job.final,
+            verdict.best,
+            cell_graphs(job.final, verdict.best),
+            to_cpu(network),
+            rounded(metrics),
+            found.history,
+            job.folder,
+            Inputs.of(job.task),
+            baselines_of(baselines.history, job.plan.goals, method=job.config.method),
+            job.plan.goals,
+            job.config.is_differentiable,
+        )
+        _write(job, result, found, verdict)
+    if plan.seconds:
+        job.progress.note(plan.comparison(job.clock.elapsed_s))
+    return result
+
+
+def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines, Verdict]:
+    """Random search at equal cost, and the fresh trainings, as far as there is time for them."""
+    if found.untaught:
+        why = f"{found.untaught}: the space's default architecture is taken"
+        job.progress.note(why)
+        own = found.history if job.is_own_baseline else ()
+        return Baselines(own, {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
+    compares = job.plan.baselines and job.has_choice and bool(found.history)
+    if plan.limited and BASELINES not in plan.seconds and not job.is_own_baseline:
+        compares = False
+    baselines = Baselines((), {})
+    if compares:
+        baselines = random_search(job, found, until_s=plan.until_s(BASELINES))
+    default = default_of(job) if (compares or job.plan.top_k > 1) and job.has_choice else None
+    rivals = {**({} if default is None else {DEFAULT: default}), **baselines.choices}
+    start = warm_start(job, found.measure)
+    verdict = rerank(job, found.candidates, rivals, start=start, until_s=plan.until_s(RERANK))
+    for statement in verdict.statements:
+        job.progress.note(statement)
+    if verdict.found_by not in (SEARCH, DEFAULT):
+        job.progress.note(f"the architecture of baseline {verdict.found_by!r} did better and is taken")
+    return baselines, verdict
+
+
+def look(config: Config, *, progress: Progress | None = None) -> Preview:
+    """What the job of a configuration would cost on its device; nothing is written."""
+    return preview(prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget)))
+
+
+# -- around a job -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job]:
+    """The job in its own folder: locked, with its record written, and its trackers told."""
+    config = job.config
+    check_trackers(config.tensorboard, config.mlflow)
+    folder = open_folder(job.folder)
+    with FolderLock(folder):
+        record = begin(
+            folder,
+            config,
+            job.plan,
+            space=job.space,
+            task=job.task,
+            genotype=job.genotype,
+            ranks=job.team.size,
+            force=force,
+        )
+        job.team.call(BEGIN)
+        with open_tracking(
+            str(record.get("run", folder.name)),
+            folder,
+            _settings(config),
+            tensorboard=config.tensorboard,
+            mlflow=config.mlflow,
+            own=trackers,
+            note=job.progress.note,
+        ) as tracking:
+            yield replace(job, folder=folder, tracking=tracking)
+
+
+def finished(job: Job) -> Result | None:
+    """The result that the folder holds already; None where there is work, whose clock begins."""
+    if is_finished(job.folder):
+        job.progress.note(f"{job.folder} holds this run already, finished")
+        clear_checkpoints(job.folder)
+        # Its own record knows the size of its network, which a budget may have chosen.
+        named = job.config.space if is_plugin(job.config.space) else None
+        return load_result(job.folder, space=named if job.final.origin else job.final)
+    job.clock.open(job.folder)
+    for note in job.notes:
+        job.progress.note(note)
+    return None
+
+
+def follow(job: Job) -> Result:
+    """What the other ranks do: they join the trainings that rank 0 calls them to, until the job ends."""
+    phases = {
+        SEARCH: lambda _: help_to_search(job),
+        SHARED: lambda _: help_with_weights(job),
+        RETRAIN: lambda genotype: help_to_retrain(job, tuple(genotype)),
+    }
+    with devices.repeatable(enabled=job.config.deterministic):
+        help_all(job.team, phases)
+    return load_result(job.folder, space=job.final)
+
+
+def export(job: Job, result: Result) -> None:
+    """Writes the bundle, where it is wanted and there is time for it."""
+    if not job.config.export or is_bundled(result.folder):
+        return
+    if job.clock.left_s < EXPORT_S:
+        job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+    else:
+        bundle_at_end(result, job.task, job.progress)
+
+
+def audit(job: Job) -> None:
+    """Audits the task where the job wants that, leaves the findings in its folder, and tells them."""
+    if not job.config.audit or (job.folder / AUDIT_FILES[0]).is_file():
+        return
+    job.progress.note("auditing images and labels")
+    found = audit_task(job.task, seed=job.config.seed)
+    paths = write_audit(found, job.task, job.folder)
+    for note in (*found.summary(), f"suspect images: {paths[1]}"):
+        job.progress.note(note)
+
+
+@contextmanager
+def workplaces(job: Job) -> Iterator[Job]:
+    """The job with the processes of this machine, or the cluster, that its trials are evaluated in."""
     config = job.config
     alone = config.workers == 0 or job.team.size > 1 or current_process().daemon  # may have no children
     with ExitStack() as stack:
@@ -57,123 +317,35 @@ def whole_job(job: Job, ahead: Forecast | None) -> Result:
         if job.executor is None and config.executor is not None:
             opened = cluster(config.executor, job.folder, gpus=config.gpus_per_trial)
             job = replace(job, executor=stack.enter_context(opened))
-        found = _found(job, ahead)
-        baselines, verdict = _compared(job, found, ahead)
-    _tell(job, verdict)
-    best, last = verdict.best, last_training(job, verdict.best, ahead)
-    network, trained = train_final(job, best, last)
-    _warn_of_guessing(job, trained["test_acc"])
-    searched = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
-    metrics = {
-        **trained,
+        yield job
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """What differs from the defaults, and the names of what is searched, as text."""
+    named = ("space", "task", "method", "preset", "seed")
+    values = {**{name: getattr(config, name) for name in named}, **config.model_dump(exclude_defaults=True)}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+# -- what is told and written -------------------------------------------------------------------------
+
+
+def _described(job: Job) -> str:
+    decisions = counted(len(job.space.decisions), "decision")
+    size = f"space {job.space.name}: {decisions}, {job.space.size} architectures"
+    return size if job.has_choice else f"{size}; with a single architecture there is nothing to search"
+
+
+def _of_search(job: Job, found: SearchOutcome, verdict: Verdict) -> dict[str, float]:
+    """How long the search took, what it saw of the best, how many trials failed, and for which reasons."""
+    counts = failure_summary.count(found.history)
+    searched = [
+        t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == verdict.best
+    ]
+    metrics: dict[str, float] = {
         **({"search_val_acc": searched[-1]} if searched else {}),
-        **verdict.metrics,
-        **_volumes(job, found, baselines),
         "search_seconds": found.seconds,
         "trials": len(found.history),
-        **_failures(job, found),
-        **_times(job, ahead),
-    }
-    result = Result(
-        job.final,
-        best,
-        cell_graphs(job.final, best),
-        to_cpu(network),
-        rounded(metrics),
-        found.history,
-        job.folder,
-        Inputs.of(job.task),
-        baselines_of(baselines.history, job.plan.goals, method=job.config.method),
-        job.plan.goals,
-        job.config.is_differentiable,
-    )
-    _write(job, result, found, verdict)
-    return result
-
-
-def _write(job: Job, result: Result, found: Found, verdict: Verdict) -> None:
-    """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
-    if verdict.rivals or verdict.found_by != SEARCH:
-        compared = {
-            "found_by": verdict.found_by,
-            "choices": {name: job.space.choices(g) for name, g in verdict.rivals.items()},
-            "statements": list(verdict.statements),
-        }
-        write_json(job.folder / "baselines.json", compared)
-    title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
-    if job.config.storage is not None:
-        keep_history(job.storage, job.prefix, job.folder)
-    pictures = job.config.pictures and job.clock.left_s > PICTURES_S
-    job.clock.save()  # the manifest will hold it
-    if job.config.pictures and not pictures:
-        job.progress.note("budget: no time for pictures; nas draw makes them")
-    write_result(
-        result,
-        image_shape=job.task.image_shape,
-        title=title,
-        alphas=found.alphas,
-        epochs=health_of(found.epochs),
-        pictures=pictures,
-    )
-    clear_checkpoints(job.folder)
-
-
-def _found(job: Job, ahead: Forecast | None) -> Found:
-    """What the search found; the default architecture where there is no time to search."""
-    default = default_of(job) if job.has_choice else None
-    allocation = None if ahead is None else ahead.allocation
-    if allocation is not None and not allocation.epochs and default is not None:
-        return Found([default], (), 0.0, untaught="there is no time for a search that would be worth it")
-    until_s = None if ahead is None else ahead.until_s("search")
-    alone = job.plan.searcher is None or job.config.shares_weights or job.config.workers == 0
-    if not job.has_choice or not (alone or job.config.workers == 1):
-        return find(job, until_s=until_s)
-    genotype = job.space.sample(rng(0)) if default is None else default
-    pace = partial(search_pace, job, genotype)
-    if not alone:
-        paced(job, SEARCH, pace)  # for the process that trains the trials
-        return find(job, until_s=until_s)
-    with suited(job, SEARCH, pace) as suited_job:
-        return find(suited_job, until_s=until_s)
-
-
-def _compared(job: Job, found: Found, ahead: Forecast | None) -> tuple[Baselines, Verdict]:
-    """The baselines and the fresh trainings, as far as there is time for them."""
-    if found.untaught:
-        why = f"{found.untaught}: the space's default architecture is taken"
-        own = found.history if job.is_own_baseline else ()
-        return Baselines(own, {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
-    compares = job.plan.baselines and job.has_choice and bool(found.history)
-    allocation = None if ahead is None else ahead.allocation
-    if allocation is not None and not allocation.baselines_s and not job.is_own_baseline:
-        compares = False
-    races = (compares or job.plan.top_k > 1) and job.has_choice
-    default = default_of(job) if races else None
-    baselines_s, rerank_s = (
-        None if ahead is None else ahead.until_s("search", "baselines", *more) for more in ((), ("rerank",))
-    )
-    baselines = run_baselines(job, found, until_s=baselines_s) if compares else Baselines((), {})
-    verdict = rerank(
-        job,
-        found.candidates,
-        {**({} if default is None else {DEFAULT: default}), **baselines.choices},
-        start=warm_start(job, found.measure),
-        until_s=rerank_s,
-    )
-    return baselines, verdict
-
-
-def _times(job: Job, ahead: Forecast | None) -> dict[str, float]:
-    """What was estimated, and what the job has taken up to the writing of its result."""
-    if ahead is None:
-        return {}
-    return {"estimated_seconds": ahead.seconds, "job_seconds": job.clock.elapsed_s}
-
-
-def _failures(job: Job, found: Found) -> dict[str, float]:
-    """How many trials failed, for each reason too, and how many learned nothing."""
-    counts = failure_summary.count(found.history)
-    metrics: dict[str, float] = {
         "failed_trials": sum(counts.values()),
         **{f"failed_{k}": v for k, v in counts.items()},
     }
@@ -190,25 +362,7 @@ def _failures(job: Job, found: Found) -> dict[str, float]:
     return {**metrics, "chance_trials": idle}
 
 
-def _warn_of_guessing(job: Job, accuracy: float) -> None:
-    """accuracy: of the delivered network on the test images."""
-    level = chance(job.task.test)
-    if accuracy <= level:
-        job.progress.note(
-            f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
-            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the "
-            "budget, or lower retrain.lr"
-        )
-
-
-def _tell(job: Job, verdict: Verdict) -> None:
-    for statement in verdict.statements:
-        job.progress.note(statement)
-    if verdict.found_by not in (SEARCH, DEFAULT):
-        job.progress.note(f"the architecture of baseline {verdict.found_by!r} did better and is taken")
-
-
-def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
+def _volumes(job: Job, found: SearchOutcome, baselines: Baselines) -> dict[str, float]:
     """With several objectives, the hypervolumes of search and random search above their common worst.
 
     Each is that of the trials of its longest training.
@@ -228,3 +382,37 @@ def _volumes(job: Job, found: Found, baselines: Baselines) -> dict[str, float]:
         f"{name}hypervolume": hypervolume((table - worst) / scale, np.full(len(worst), -0.05))
         for name, table in scores.items()
     }
+
+
+def _write(job: Job, result: Result, found: SearchOutcome, verdict: Verdict) -> None:
+    """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
+    level, accuracy = chance(job.task.test), result.metrics["test_acc"]
+    if accuracy <= level:
+        job.progress.note(
+            f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
+            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the "
+            "budget, or lower retrain.lr"
+        )
+    if verdict.rivals or verdict.found_by != SEARCH:
+        compared = {
+            "found_by": verdict.found_by,
+            "choices": {name: job.space.choices(g) for name, g in verdict.rivals.items()},
+            "statements": list(verdict.statements),
+        }
+        write_json(job.folder / "baselines.json", compared)
+    if job.config.storage is not None:
+        keep_history(job.storage, job.prefix, job.folder)
+    pictures = job.config.pictures and job.clock.left_s > PICTURES_S
+    job.clock.save()  # the manifest will hold it
+    if job.config.pictures and not pictures:
+        job.progress.note("budget: no time for pictures; nas draw makes them")
+    title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
+    write_result(
+        result,
+        image_shape=job.task.image_shape,
+        title=title,
+        alphas=found.alphas,
+        epochs=found.epochs,
+        pictures=pictures,
+    )
+    clear_checkpoints(job.folder)

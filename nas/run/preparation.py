@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,9 @@ def prepare(
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
     clock: Clock | None = None,
-) -> tuple[Job, list[str]]:
-    """All that a job needs, checked before anything is written, and what the user should know of it."""
+    executor: Executor | None = None,
+) -> Job:
+    """All that a job needs, checked before anything is written."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"storage": find_address(config.storage)})
     if config.storage is not None and not is_finished(folder):
@@ -309,12 +311,15 @@ def prepare(
         stop or (lambda: False),
         team=team,
         clock=clock or Clock(),
+        executor=executor,
     )
     check_search(job)
+    if job.has_choice and (config.is_differentiable or config.shares_weights):
+        space.check_supernet()
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
     batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
-    return job, [about, *task.notes, *notes]
+    return dataclasses.replace(job, notes=(about, *task.notes, *notes))
 
 
 def _refuse_trials(config: Config) -> None:

@@ -15,13 +15,16 @@ from nas.errors import ConfigError
 from nas.evaluate.significance import rounded
 from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, to_cpu
+from nas.run.budget import BudgetPlan
 from nas.run.config import Config, make_config
 from nas.run.final_training import last_training, train_final
 from nas.run.job import Job
+from nas.run.pipeline import begun, export, finished, follow
 from nas.run.preparation import (
     augmented,
     final_recipe,
     final_space,
+    follow_to,
     name_of,
     offer,
     refuse_made,
@@ -31,13 +34,14 @@ from nas.run.preparation import (
 )
 from nas.run.resolved_config import make_plan
 from nas.run.run_folder import clear_checkpoints, write_result
-from nas.run.search import carry_out
+from nas.show.console import telling
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.training.ddp import Team
+from nas.training.distributed import joined
 
 USED = (
     *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
@@ -77,18 +81,18 @@ def retrain(
         _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     )
     config, place = _config(data, space, task, settings), Path(out)
-    return carry_out(
-        config,
-        place,
-        lambda told, team: _prepare(
-            data, config, place, space=space, task=task, progress=told, stop=stop, team=team
-        ),
-        _trained,
-        progress=progress,
-        trackers=trackers,
-        stop=stop,
-        force=force,
-    )
+    with telling(progress) as told:
+        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+            if not team.leads:
+                follow_to(place, team)
+            job = _prepare(data, config, place, space=space, task=task, progress=told, stop=stop, team=team)
+            if not team.leads:
+                return follow(job)
+            with begun(job, trackers, force=force) as job:
+                result = finished(job) or _trained(job)
+                job.tracking.finish(result.metrics, job.folder)
+        export(job, result)
+    return result
 
 
 def _prepare(
@@ -101,7 +105,7 @@ def _prepare(
     progress: Progress,
     stop: Callable[[], bool] | None,
     team: Team,
-) -> tuple[Job, list[str]]:
+) -> Job:
     # The architecture keeps its own size, unless the preset asks for the space's full one.
     plan = replace(make_plan(config), final_size={})
     device = devices.resolve(config.device, local=team.local)
@@ -111,8 +115,10 @@ def _prepare(
     final = final_space(config, plan, searched, task)
     recipe, notes = final_recipe(config, plan, final, task)
     genotype, stop = searched.genotype(data["choices"]), stop or (lambda: False)
-    job = Job(config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team)
-    return job, [f"augmentation {varied}", *notes, *team_notes(team, recipe.batch)]
+    told = (f"augmentation {varied}", *notes, *team_notes(team, recipe.batch))
+    return Job(
+        config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team, notes=told
+    )
 
 
 def _trained(job: Job) -> Result:
@@ -120,7 +126,7 @@ def _trained(job: Job) -> Result:
     assert job.genotype is not None
     space, genotype, task = job.final, job.genotype, job.task
     with devices.repeatable(enabled=job.config.deterministic):
-        network, metrics = train_final(job, genotype, last_training(job, genotype, None))
+        network, metrics = train_final(job, genotype, last_training(job, genotype, BudgetPlan()))
     graphs = cell_graphs(space, genotype)
     result = Result(
         space, genotype, graphs, to_cpu(network), rounded(metrics), (), job.folder, Inputs.of(task)

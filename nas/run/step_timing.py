@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from nas.errors import NasError, Stopped, TrialError
 from nas.evaluate.cost_metrics import COUNTED, free_metrics
 from nas.oneshot.path_training import train_shared
 from nas.oneshot.search import search
-from nas.results.run_record import RETRAIN
+from nas.results.run_record import RETRAIN, SEARCH
+from nas.run.constraints import default_of
 from nas.run.job import Job
 from nas.run.preparation import final_space
 from nas.run.supernet_phase import fresh_supernet
-from nas.seeding import isolated
+from nas.seeding import isolated, rng
 from nas.space.space import Space
 from nas.training.pace import Watch
 from nas.training.recipe import Recipe
@@ -178,7 +180,28 @@ def suited(job: Job, what: str, pace: Callable[[], float]) -> Iterator[Job]:
         yield replace(job, stop=stop) if count > 1 else job
 
 
-STEPS, EPOCHS = 2200, 35
+@contextmanager
+def suited_to_search(job: Job) -> Iterator[Job]:
+    """The job with the threads that suit its search, where it trains one network at a time.
+
+    That is in this process, or in the only one that it has for its trials, which asks for the threads later.
+    """
+    here = job.plan.searcher is None or job.config.shares_weights or job.config.workers == 0
+    if not job.has_choice or not (here or job.config.workers == 1):
+        yield job
+        return
+    default = default_of(job)
+    genotype = job.space.sample(rng(0)) if default is None else default
+    pace = partial(search_pace, job, genotype)
+    if not here:
+        paced(job, SEARCH, pace)
+        yield job
+        return
+    with suited(job, SEARCH, pace) as suited_job:
+        yield suited_job
+
+
+LONG_STEPS, LONG_EPOCHS = 2200, 35
 """Of a last training that is long enough: the fewer of both."""
 WIDTHS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 """Times the preset's last network; beyond the first of them images keep twice the resolution."""
@@ -193,11 +216,11 @@ FASTER = 1.15
 def sized(job: Job, genotype: Genotype, last_s: float) -> tuple[Job, float]:
     """The job whose last network is as large as a time for its training allows, and the seconds of a step.
 
-    It is the largest of which `STEPS` steps or `EPOCHS` epochs fit. With it the arithmetic is chosen, since a
-    CPU may do bfloat16 several times as fast; what the user has set stays.
+    It is the largest of which `LONG_STEPS` steps or `LONG_EPOCHS` epochs fit. With it the arithmetic is
+    chosen, since a CPU may do bfloat16 several times as fast; what the user has set stays.
     """
     images = len(job.task.train) + len(job.task.val)
-    wanted = min(STEPS, EPOCHS * max(1, images // job.recipe.batch))
+    wanted = min(LONG_STEPS, LONG_EPOCHS * max(1, images // job.recipe.batch))
     found = job.clock.decide("size", lambda: _chosen(job, genotype, last_s / wanted), lasting=True)
     return _at(job, found["settings"], found["precision"]), found["step_s"]
 

@@ -1,27 +1,21 @@
-"""Serves a WSGI application to this machine until it is asked to stop."""
+"""The live page of a run: Optuna's dashboard, and beside it what the search has found so far."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from nas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from wsgiref.types import WSGIApplication
-import hashlib
-import json
-import threading
-from collections.abc import Iterable
-from pathlib import Path
-
 import optuna
 
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 from nas.study.storage import past_storage
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.final_training import train_final
-from nas.run.search import search
+from nas.run.pipeline import search
 from nas.searchers.fidelity import parse_ladder
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints

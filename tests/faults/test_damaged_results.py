@@ -15,7 +15,7 @@ from nas.errors import ConfigError
 from nas.files.manifest import MANIFEST, check_manifest
 from nas.results.architecture_file import ARCHITECTURE, read_architecture
 from nas.results.result import load_result
-from nas.run.search import search
+from nas.run.pipeline import search
 
 FILES = {
     *("config.toml", "run.json", "metrics.json", "architecture.json", "architecture.graphml"),

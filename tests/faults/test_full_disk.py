@@ -20,7 +20,7 @@ from nas.files import atomic as files
 from nas.files.atomic import storage_errors, write_bytes
 from nas.files.manifest import MANIFEST
 from nas.results.result import load_result
-from nas.run.search import search
+from nas.run.pipeline import search
 from nas.training.recipe import Recipe
 from nas.types import Trial
 

@@ -17,7 +17,7 @@ from nas.evaluate.oom_filter import Fitting, Remembering
 from nas.evaluate.trained import Inherited, Trained
 from nas.oneshot.supernet import Supernet
 from nas.run.final_training import train_final
-from nas.run.search import search
+from nas.run.pipeline import search
 from nas.searchers import RandomSearch
 from nas.searchers.fidelity import parse_ladder
 from nas.training.evaluate import evaluate, predictions

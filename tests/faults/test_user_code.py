@@ -15,7 +15,7 @@ from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceE
 from nas.evaluate.failure_summary import ADVICE
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
-from nas.run.search import search
+from nas.run.pipeline import search
 from nas.searchers import RandomSearch
 from nas.searchers.fidelity import parse_ladder
 from nas.searchers.scheduler import Fixed

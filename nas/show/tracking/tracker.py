@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from nas.errors import FAULTS, NasError, Stopped
 from nas.files.manifest import MANIFEST, read_manifest
-from nas.oneshot.diagnostics import Epoch
-from nas.space.space import Space
 from nas.text import printable
 from nas.training.train import Curve, EpochReport
 from nas.types import Trial
@@ -104,21 +102,6 @@ def of_trials(series: str, trials: Iterable[Trial]) -> Iterator[Point]:
             failed = float(trial.state == "failed")
             values = {"epochs": float(trial.fidelity), "seconds": trial.cost_s, "failed": failed}
             yield Point(series, trial.number, finite({**values, **trial.metrics}))
-
-
-def of_search(
-    series: str, space: Space, epochs: Sequence[Epoch], metrics: Sequence[Mapping[str, float]], *, after: int
-) -> Iterator[Point]:
-    """One point for each epoch of a search by gradients: its metrics, and the alphas by decision.
-
-    metrics: of each epoch. after: epochs that were told before the first one; one that the search went back
-      on counts.
-    """
-    options = {decision.name: decision.options for decision in space.decisions}
-    for number, (epoch, measured) in enumerate(zip(epochs, metrics, strict=True), start=after + 1):
-        values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **measured}
-        alphas = dict(zip(options, epoch.strengths, strict=True))
-        yield Point(series, number, finite(values), alphas, options)
 
 
 def of_report(series: str, report: EpochReport) -> Point:
