@@ -27,7 +27,7 @@ from nas.data.task import Split, Task, task_from_arrays
 from nas.errors import ConfigError, DataError
 from nas.export.bundle import bundle
 from nas.files.atomic import read_json, temporary_folder
-from nas.files.folder_lock import LOCK
+from nas.files.lock import LOCK
 from nas.results.result import Result, load_result
 from nas.run.budget import allows_audit
 from nas.run.clock import Clock

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from nas import Fixed, RegularizedEvolution, Study, Trial, load
-from nas.files.folder_lock import alone_in
+from nas.files.lock import alone_in
 from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
 from nas.study.workers import Workers

@@ -20,7 +20,7 @@ from nas.export.bundle import _written, bundle, record_of
 from nas.export.formats import Pixels
 from nas.export.model_card import _text, card, origin
 from nas.export.verify import installed, pixels_of, prove
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.files.manifest import check_manifest
 
 pytest.importorskip("onnxruntime", reason="the ONNX form needs the extra `onnx`")

@@ -21,7 +21,7 @@ import nas
 from nas.cli import app
 from nas.cli.app import ORDER, warned
 from nas.doctor import EXTRAS
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.results.result import load_result
 
 PYTHON = [sys.executable, "-c", "from nas.cli import main; main()"]

@@ -23,7 +23,7 @@ from nas.files.atomic import (
     write_json,
     write_text,
 )
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.files.manifest import check_manifest, write_manifest
 
 processes = multiprocessing.get_context("forkserver")

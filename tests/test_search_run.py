@@ -16,7 +16,7 @@ from torch import nn
 import nas
 from nas.data.task import load_task, task_from_arrays
 from nas.errors import ConfigError, DataError, NoModelError, SpaceError, Stopped, TrialError
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
 from nas.results.result import load_result

@@ -33,7 +33,7 @@ def export(
     with errors():
         from nas.data.exclusions import load_without
         from nas.export.bundle import bundle, record_of
-        from nas.files.folder_lock import FolderLock
+        from nas.files.lock import FolderLock
         from nas.results.result import load_result
 
         if space is not None:

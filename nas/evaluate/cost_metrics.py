@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from nas.errors import ConfigError, TrialError, unknown
+from nas.errors import ConfigError, unknown
 from nas.seeding import derive, isolated, torch_rng
 from nas.space.cost import Cost, cost
 from nas.space.latency import BEST_OF, LATENCY, Latency, LatencyTable, best, interleaved
 from nas.space.space import Space
 from nas.training.memory_estimate import require_memory
-from nas.types import Constraint, Genotype, Trial
+from nas.types import Genotype, Trial
 from nas.user_code import build_errors
 
 COUNTED = tuple(field.name for field in fields(Cost))
@@ -136,13 +136,6 @@ def free_metrics(
     """
     counted: dict[str, float] = asdict(cost(space, genotype, image_shape))
     return counted if table is None else {**counted, LATENCY: table.predict(space, genotype)}
-
-
-def check_constraints(metrics: Mapping[str, float], constraints: Sequence[Constraint]) -> None:
-    """Raises TrialError, reason `constraint`, when one of these metrics is out of bounds."""
-    for bound in constraints:
-        if bound.metric in metrics and bound.excess(metrics) > 0:
-            raise TrialError("constraint", f"{bound.metric} is {metrics[bound.metric]:g}, wanted {bound}")
 
 
 def _check_names(needed: set[str], given: Sequence[str], table: LatencyTable | None) -> None:

@@ -16,7 +16,7 @@ from nas.data.task import Task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.trained import affordable
 from nas.files.atomic import read_json, write_json
-from nas.files.folder_lock import alone_in
+from nas.files.lock import alone_in
 from nas.files.schemas import RungsRecord, checked
 from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.seeding import derive, isolated

@@ -17,7 +17,7 @@ from torch import nn
 from nas.data.task import Task
 from nas.errors import TrialError
 from nas.files.atomic import temporary_folder
-from nas.files.folder_lock import alone_in
+from nas.files.lock import alone_in
 from nas.oneshot.fewshot import Shared
 from nas.oneshot.path_evaluation import scores
 from nas.oneshot.supernet import Supernet

@@ -19,7 +19,7 @@ from nas.export.formats import Pixels, exported, write_onnx, write_program, writ
 from nas.export.model_card import card, origin, requirements
 from nas.export.verify import PACKAGES, Proof, installed, pixels_of, prove
 from nas.files.atomic import write_text
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.files.manifest import update_manifest
 from nas.files.paths import is_file
 from nas.files.schemas import ExportedRecord, ScoredRecord, checked

@@ -77,15 +77,3 @@ def is_inside(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a loop
         return False
-
-
-def cache_folder() -> Path:
-    """The folder, which need not be there.
-
-    Raises:
-        ConfigError: for a user without a name, as in containers, who has none.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas"
-    except RuntimeError as error:
-        raise ConfigError(f"cache: {error}; set HOME or XDG_CACHE_HOME") from error

@@ -100,39 +100,6 @@ class PullBack(Regularizer):
         return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
 
 
-@dataclass(frozen=True)
-class DirichletKL(Regularizer):
-    """DrNAS, its other penalty: `scale · Σ over edges KL(Dir(elu(α) + 1) ‖ Dir(1))`."""
-
-    scale: float = 1e-3
-
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """The divergence, in nats."""
-        total = torch.stack([_divergence(rows).sum() for rows in alphas]).sum()
-        return self.scale * total
-
-
-@dataclass(frozen=True)
-class Entropy(Regularizer):
-    """The mean entropy of the mixtures, in nats, whose weight grows linearly from 0: decisions become sharp.
-
-    A negative `end` keeps them open instead.
-    """
-
-    end: float = 0.1
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """`end · progress · mean over decisions of -Σ p log p`."""
-        # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
-        rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
-        return self.end * progress * rows.mean()
-
-
 @dataclass(frozen=True, eq=False)
 class ExpectedCost(Regularizer):
     """The expected cost of the mixture above a target, in units of the target.

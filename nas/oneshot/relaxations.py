@@ -181,26 +181,6 @@ class Uniform(Relaxation):
         return alive / alive.sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class UniformPath(Uniform):
-    """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
-
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """One option is run for each decision."""
-        return True
-
-    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
-        """One-hot rows without gradient."""
-        # As torch.multinomial does for one draw, but without waiting for the device to check the weights.
-        return _one_hot(self.expected(alphas) / torch.empty_like(alphas).exponential_())
-
-
 def _one_hot(rows: Tensor) -> Tensor:
     """1 at the largest entry of each row, else 0."""
     return torch.zeros_like(rows).scatter_(-1, rows.detach().argmax(-1, keepdim=True), 1.0)

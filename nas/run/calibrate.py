@@ -26,7 +26,7 @@ from nas.evaluate.proxies import DEFAULT, PROXIES, log_rank
 from nas.evaluate.proxy_evaluator import Scored
 from nas.evaluate.trained import Trained
 from nas.files.atomic import read_json, results_folder, write_json
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.results.run_record import CHECKPOINT
 from nas.run.black_box import trial_line
 from nas.run.config import make_config

@@ -23,7 +23,7 @@ from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
 from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import write_json
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.oneshot.methods import Method
 from nas.results.result import Result, baselines_of, is_finished, load_result, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH

@@ -15,7 +15,7 @@ import numpy as np
 from nas.data.task import Task
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files.atomic import TEMPORARY, prepare_folder, remove_unfinished, write_json, write_text
-from nas.files.folder_lock import LOCK
+from nas.files.lock import LOCK
 from nas.files.manifest import MANIFEST, write_manifest
 from nas.files.paths import check_contents, check_name
 from nas.files.schemas import EpochRecord
@@ -116,28 +116,6 @@ def begin(
     if not (folder / "config.toml").exists():
         write_text(folder / "config.toml", write_toml(config.model_dump()))
     return record
-
-
-def refuse_another_job(record: Mapping[str, Any], now: Mapping[str, Any], *, ignoring: Sequence[str]) -> None:
-    """Raises ConfigError unless a worker that joins would evaluate trials as the run that it joins does.
-
-    record, now: from `describe_run`. ignoring: settings that say where things are on the worker's machine.
-    """
-    changes = [
-        f"  {name.removeprefix('config.')}: {before!r} in the study, {here!r} here"
-        for part in ("config", "plan", "space")
-        for name, before, here in _differences(
-            _flat(record[part], part), _flat(now[part], part), free=(*FREE, *ignoring)
-        )
-    ]
-    if record["task"]["fingerprint"] != now["task"]["fingerprint"]:
-        changes.append(f"  images: those of {record['task']['name']!r} are others here")
-    if changes:
-        raise ConfigError(
-            "this worker would do another job than the study's:\n"
-            + "\n".join(changes)
-            + "\nuse the same version, images and code of your own"
-        )
 
 
 def _refuse_another_kind(folder: Path, record: Mapping[str, object], now: Mapping[str, object]) -> None:

@@ -111,16 +111,6 @@ def writers(address: Address | None) -> int | None:
     return 1 if address is not None and address.scheme == "sqlite" else None
 
 
-def check_writers(address: Address | None, workers: int) -> None:
-    """Raises ConfigError when so many workers may not record trials at the same time."""
-    most = writers(address)
-    if most is not None and workers > most:
-        raise ConfigError(
-            f"storage {address} takes {most} worker, not {workers}; leave storage out for workers on one "
-            f"machine, or use {SCHEMES['postgresql+psycopg']}"
-        )
-
-
 def _scheme(url: str) -> str:
     found = re.match(r"([A-Za-z][\w+.-]*)://", url)
     if found is None:

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -266,16 +265,6 @@ class Checkpoints:
     def _remove_temporaries(self) -> None:
         for path in self._folder.glob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
-
-
-def saved_steps(folder: Path) -> int:
-    """The steps of the newest checkpoints in a folder and in those below it, added up; 0 without any."""
-    newest: Counter[Path] = Counter()
-    with suppress(FileNotFoundError):  # removed under our hands
-        for path in folder.glob("**/step-*"):
-            if match := _NAME.fullmatch(path.name):
-                newest[path.parent] = max(newest[path.parent], int(match[1]))
-    return newest.total()
 
 
 class _Found(NamedTuple):

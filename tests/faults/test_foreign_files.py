@@ -26,7 +26,7 @@ from nas.evaluate.benchmarks.nasbench101 import load_nasbench101
 from nas.evaluate.benchmarks.nasbench201 import load_nasbench201
 from nas.evaluate.calibration import read_calibration
 from nas.files.atomic import read_json, write_json
-from nas.files.folder_lock import FolderLock
+from nas.files.lock import FolderLock
 from nas.files.manifest import check_manifest, write_manifest
 from nas.files.paths import check_contents, check_name
 from nas.files.tomlfile import read_toml
