@@ -5,14 +5,18 @@ import json
 
 import pytest
 from jobs import SMALL, TINY, Recorder
-from nas.run.search_phase import LARGEST, RANDOM, Found, find, run_baselines
 
 from nas.data.task import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
 from nas.files.atomic import prepare_folder
 from nas.results.result import BASELINES, load_result
+from nas.results.run_record import RANDOM
+from nas.run.baselines import LARGEST
+from nas.run.baselines import random_search as run_baselines
+from nas.run.black_box import search_by_trials as find
 from nas.run.config import make_config
+from nas.run.job import SearchOutcome as Found
 from nas.run.pipeline import search
 from nas.run.preparation import prepare
 from nas.searchers.halving import epochs_granted
@@ -37,8 +41,7 @@ DRAWN = {"pictures": True}
 
 def job(folder, method="evolution", *, space=None, task=TASK, progress=None, **settings):
     values = {"space": "toy", "task": "digits", "method": method, **SMALL, **COMPARED, **settings}
-    made, _ = prepare(make_config(values), prepare_folder(folder), space=space, task=task, progress=progress)
-    return made
+    return prepare(make_config(values), prepare_folder(folder), space=space, task=task, progress=progress)
 
 
 def trial(number, genotype, accuracy, *, epochs=1, **metrics):
@@ -83,7 +86,7 @@ def test_random_search_pays_for_what_early_stopping_saves(tmp_path):
 def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
     settings = {k: v for k, v in TINY.items() if k != "baselines"}
     values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK)
+    made = prepare(make_config(values), prepare_folder(tmp_path), task=TASK)
     baselines = run_baselines(made, Found([(2, 2, 2)], (), seconds=0.3))
     seconds = [t.cost_s for t in baselines.history]
     assert sum(seconds) >= 0.3 > sum(seconds[:-1])
@@ -97,7 +100,7 @@ def test_random_search_gets_the_seconds_of_all_ranks(tmp_path):
 
     settings = {k: v for k, v in TINY.items() if k != "baselines"}
     values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK, team=Three())
+    made = prepare(make_config(values), prepare_folder(tmp_path), task=TASK, team=Three())
     seconds = [t.cost_s for t in run_baselines(made, Found([(2, 2, 2)], (), seconds=0.1)).history]
     assert sum(seconds) >= 0.3 > sum(seconds[:-1])
 
@@ -230,7 +233,6 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
         raise ValueError("broken")
 
     monkeypatch.setattr(Trained, "__call__", fails)
-    monkeypatch.setattr("nas.run.search_phase.Cached", lambda measure, space, known, others: measure)
     baselines = run_baselines(made, found)
     assert [t.state for t in baselines.history] == ["failed"] * 12
     assert baselines.choices == {}

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nas.errors import ConfigError
-from nas.run.budget import Allocation, Steps, allocate, applied, shortened
+from nas.run.budget import BASELINES, RERANK, RETRAIN, SEARCH, BudgetPlan, Steps, applied, divided, shortened
 from nas.run.clock import SAVE_S, Clock, TimeUp
 from nas.run.config import make_config
 from nas.run.preparation import prepare
@@ -32,17 +32,17 @@ def hands():
 
 def job(tmp_path, **settings):
     values = {"space": "convnet", "task": "digits", "method": "random", "baselines": False, **settings}
-    return prepare(make_config(values), tmp_path, clock=Clock(settings.get("budget")))[0]
+    return prepare(make_config(values), tmp_path, clock=Clock(settings.get("budget")))
 
 
-STEPS = Steps(trial=0.01, alone=0.01, supernet=0.01, final=0.01)
+STEPS = Steps(trial=0.01, search=0.01, final=0.01)
 """Eleven steps make an epoch of the search."""
 
 
 @pytest.mark.parametrize("method", ["random", "darts", "spos"])
 def test_without_time_for_a_search_all_of_it_goes_to_the_last_training(tmp_path, method):
-    found = allocate(job(tmp_path, method=method), STEPS, 5.0, places=1)
-    assert found == Allocation(5.0)
+    found = divided(job(tmp_path, method=method), STEPS, 5.0, places=1)
+    assert found == BudgetPlan({RETRAIN: 5.0}, limited=True)
 
 
 @pytest.mark.parametrize("places", [1, 2])
@@ -50,24 +50,23 @@ def test_without_time_for_a_search_all_of_it_goes_to_the_last_training(tmp_path,
 def test_the_last_training_gets_half_or_more_and_a_trial_six_epochs(tmp_path, usable_s, places):
     for baselines in (True, False):
         made = job(tmp_path, method="evolution", baselines=baselines)
-        found = allocate(made, STEPS, usable_s, places=places)
-        assert found.trials >= 12 and found.epochs >= 6 and found.last_s >= usable_s / 2
-        parts = found.search_s, found.baselines_s, found.rerank_s
-        assert sum(parts) + found.last_s == pytest.approx(usable_s) and min(parts[0], parts[2]) > 0
+        found = divided(made, STEPS, usable_s, places=places)
+        assert found.trials >= 12 and found.epochs >= 6 and found.seconds[RETRAIN] >= usable_s / 2
+        assert sum(found.seconds.values()) == pytest.approx(usable_s)
+        assert found.seconds[SEARCH] > 0 and found.seconds[RERANK] > 0
         assert applied(made, found).plan.ladder.granted == (found.epochs,)
-        assert (found.baselines_s > 0) <= baselines and (
-            usable_s < 300 or bool(found.baselines_s) == baselines
-        )
+        compares = BASELINES in found.seconds
+        assert compares <= baselines and (usable_s < 300 or compares == baselines)
 
 
 def test_what_the_user_has_set_stays(tmp_path):
-    found = allocate(job(tmp_path, trials=5, epochs=2), STEPS, 300.0, places=1)
+    found = divided(job(tmp_path, trials=5, epochs=2), STEPS, 300.0, places=1)
     assert (found.trials, found.epochs) == (5, 2)
 
 
 def test_a_supernet_is_trained_for_fewer_epochs_by_its_whole_schedule(tmp_path):
     made = job(tmp_path, method="spos", epochs=50)
-    found = allocate(made, STEPS, 60.0, places=1)
+    found = divided(made, STEPS, 60.0, places=1)
     assert 6 <= found.epochs < 50
     shared = applied(made, found).plan.shared
     assert (shared.epochs, shared.schedule) == (found.epochs, "step")

@@ -343,7 +343,7 @@ def test_fidelities_are_those_that_apply(tmp_path):
     from nas.run.preparation import prepare
 
     values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
-    made, _ = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)
+    made = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)
     names = list(map(str, fidelities(made)))
     assert names == [
         *("epochs=1", "epochs=4", "epochs=4,images=0.25", "epochs=4,image_size=0.5"),

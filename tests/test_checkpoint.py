@@ -16,7 +16,7 @@ from torch import nn
 
 from nas.errors import ConfigError, StorageError
 from nas.training import checkpoint
-from nas.training.checkpoint import TRIES, Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
+from nas.training.checkpoint import TRIES, Checkpoints, load_tensors, pack, save_tensors, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 states = st.recursive(
@@ -280,18 +280,6 @@ def test_checkpoint_of_another_format_is_an_error(tmp_path):
 def write_as_checkpoint(path, data):
     path.unlink()
     path.with_name(f"step-000000001-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
-
-
-def test_saved_steps_are_those_of_the_newest_checkpoint_of_each_training(tmp_path):
-    assert saved_steps(tmp_path / "nothing") == 0
-    one, other = Checkpoints(tmp_path / "rung-0"), Checkpoints(tmp_path / "lr-0.1" / "rung-0")
-    for step in (3, 7, 12):
-        one.save(step, {})
-    assert saved_steps(tmp_path) == 12
-    other.save(2, {})
-    assert saved_steps(tmp_path) == 14
-    (tmp_path / "rung-0" / "step-000000099-damaged.safetensors").touch()
-    assert saved_steps(tmp_path) == 14
 
 
 def test_save_and_load_tensors(tmp_path):

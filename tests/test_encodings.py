@@ -9,11 +9,12 @@ import pytest
 from torch import nn
 
 from nas.seeding import rng
+from nas.space import encodings
 from nas.space.cell import Cell
 from nas.space.encodings import crossover_groups, features, option_counts, path_counts
 from nas.space.graph import architecture_hash, cell_graphs
 from nas.space.loading import load
-from nas.space.space import Space, encodings
+from nas.space.space import Space
 from spaces.darts import from_literal
 from spaces.nasbench101 import from_json
 from spaces.nasbench201 import from_string

@@ -7,9 +7,8 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped, TrialError
-from nas.evaluate.trained import Cached, Inherited, Trained, affordable
+from nas.evaluate.trained import Inherited, Trained, affordable
 from nas.oneshot.supernet import Supernet
-from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.training.evaluate import predictions
@@ -275,77 +274,6 @@ def test_inherited_counts_what_the_stand_alone_network_costs():
     metrics = Inherited(supernet(), TASK)(Trial(0, (2, 2, 2), 0), rng())
     assert metrics.keys() == {"val_acc", "val_loss", "params", "macs"}
     assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
-
-
-# -- cached ----------------------------------------------------------------------------------------------
-
-
-class Counting:
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, trial, rng):
-        self.asked.append(trial.genotype)
-        return {"val_acc": 1.0 / len(self.asked)}
-
-
-def test_isomorphic_architectures_are_measured_once():
-    bench = load("nasbench201", width=4, cells=1, in_channels=1)
-    first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
-    assert architecture_hash(bench, first) == architecture_hash(bench, second)
-    measure, history = Counting(), []
-    cached = Cached(measure, bench, history)
-    history.append(Trial(0, first, 0, "done", cached(Trial(0, first, 0), rng())))
-    assert cached(Trial(1, second, 0), rng(1)) == {"val_acc": 1.0}
-    assert measure.asked == [first]
-
-
-def test_a_result_that_came_after_the_proposal_is_not_looked_up():
-    """Whoever evaluates the trial, and whenever, must find the same."""
-    history = [
-        Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
-        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.8}),
-    ]
-    measure = Counting()
-    cached = Cached(measure, TOY, history)
-    assert cached(Trial(1, (2, 2, 2), 0, beside=(0,)), rng()) == {"val_acc": 1.0}
-    assert cached(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
-
-
-def test_what_another_study_measured_counts_first():
-    others = [Trial(5, (2, 2, 2), 0, "done", {"val_acc": 0.4})]
-    history = [Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7})]
-    assert Cached(Counting(), TOY, history, others=others)(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.4}
-
-
-def test_another_fidelity_is_another_measurement():
-    measure = Counting()
-    cached = Cached(measure, TOY, [])
-    assert cached(Trial(0, (2, 2, 2), 1), rng()) != cached(Trial(1, (2, 2, 2), 2), rng())
-
-
-def test_the_first_measurement_counts_also_after_a_resume():
-    history = [
-        Trial(0, (2, 2, 2), 0, "failed", reason="nan: x"),
-        Trial(1, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
-        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.9}),
-        Trial(3, (1, 1, 1), 0, "running"),
-    ]
-    measure = Counting()
-    cached = Cached(measure, TOY, history)
-    assert cached(Trial(4, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
-    assert cached(Trial(3, (1, 1, 1), 0), rng()) == {"val_acc": 1.0}
-    assert measure.asked == [(1, 1, 1)]
-
-
-def test_a_failure_is_not_remembered():
-    def fails(trial, rng):
-        raise TrialError("nan", "x")
-
-    cached = Cached(fails, TOY, [])
-    for _ in range(2):
-        with pytest.raises(TrialError):
-            cached(Trial(0, (2, 2, 2), 0), rng())
 
 
 # -- errors ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from nas.results.alphas import Alphas
 from nas.results.result import is_finished
 from nas.results.run_record import read_run
 from nas.run import differentiable
-from nas.run.differentiable import health_of
+from nas.run.differentiable import recorded
 from nas.searchers.goals import Goals
 from nas.searchers.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.scheduler import Listed
@@ -266,7 +266,7 @@ def test_the_picture_tells_what_was_measured():
         Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
         Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
     ]
-    series = series_of([EpochRecord.model_validate(row) for row in health_of(epochs)])
+    series = series_of([EpochRecord.model_validate(row) for row in map(recorded, epochs)])
     assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
     assert (series.mean[0], series.alarm[0]) == (0.2, 0.26) and np.isnan(series.mean[1])
     assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from nas.space import graph as graph_module
 from nas.space.cell import Cell, VertexCell
 from nas.space.graph import (
     architecture_hash,
@@ -20,7 +21,6 @@ from nas.space.graph import (
 from nas.space.loading import load
 from nas.space.ops import candidates
 from nas.space.space import Space
-from nas.space.space import graph as graph_module
 from spaces.darts import EDGES as DARTS_EDGES
 from spaces.darts import OPTIONS as DARTS_OPTIONS
 from spaces.nasbench201 import EDGES, OPTIONS

@@ -8,8 +8,7 @@ import pytest
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
-from nas.run import forecast
-from nas.run.budget import Forecast
+from nas.run.budget import FINISH, BudgetPlan
 from nas.run.clock import Clock
 from nas.run.config import make_config
 from nas.run.final_training import last_training
@@ -39,7 +38,7 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
-    for name in ("forecast.network_pace", "forecast.search_pace", "forecast.final_pace", "sizing.final_pace"):
+    for name in ("budget.network_pace", "budget.search_pace", "budget.final_pace", "step_timing.final_pace"):
         monkeypatch.setattr(f"nas.run.{name}", lambda *_, **__: 0.1)
     monkeypatch.setattr("nas.run.final_training.final_pace", lambda *_, **__: 0.1)
 
@@ -86,9 +85,9 @@ def test_the_last_training_follows_its_time(tmp_path):
     """Of 60 s, 12 were gone when it began and 3 are kept, so that after 22.5 more it is half over."""
     values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0, "retrain": {}}
     ticks = Ticks(0.0)
-    made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=ticks))
+    made = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=ticks))
     ticks.at = 12.0
-    last = last_training(made, (0, 0, 0), Forecast(0.0, 0.0, 3.0, 0.0, None))
+    last = last_training(made, (0, 0, 0), BudgetPlan({FINISH: 3.0}, limited=True))
     assert last.elapsed() == 0 and last.recipe.epochs == round(45 / (22 * 0.1))
     ticks.at = 34.5
     assert last.elapsed() == 0.5
@@ -100,8 +99,8 @@ def test_the_last_training_follows_its_time(tmp_path):
 
 def test_the_users_epochs_bound_the_last_training(tmp_path):
     values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0}
-    made, _ = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
-    last = last_training(made, (0, 0, 0), Forecast(0.0, 0.0, 3.0, 0.0, None))
+    made = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
+    last = last_training(made, (0, 0, 0), BudgetPlan({FINISH: 3.0}, limited=True))
     assert last.recipe.epochs == TINY["retrain"]["epochs"]
 
 
@@ -196,4 +195,3 @@ def test_a_preview_is_shown_once_and_may_be_declined(tmp_path):
     run_job(config, out=tmp_path, tell=tell, progress=progress)
     assert len(shown) == 2 and json.loads((tmp_path / "preview.json").read_text())["space"] == "toy"
     assert any("estimated were" in note for note in progress.notes)
-    assert forecast.FILE == "preview.json"

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.errors import ConfigError, TrialError
+from nas.space import latency as module
 from nas.space.graph import architecture_hash
 from nas.space.latency import (
     BEST_OF,
@@ -24,7 +25,6 @@ from nas.space.latency import (
 )
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.space.space import latency as module
 
 CPU = torch.device("cpu")
 TOY = load("toy", width=4)

@@ -15,11 +15,11 @@ from nas.run.budget import (
     RERANK,
     RETRAIN,
     SEARCH,
+    BudgetPlan,
     Steps,
-    comparison,
-    phases_of,
     preview,
     time_text,
+    unlimited,
 )
 from nas.run.clock import Clock
 from nas.run.config import make_config
@@ -33,7 +33,7 @@ VALUES = {**TINY, "space": "toy", "task": "digits", "method": "evolution", "tria
 
 
 def made(tmp_path, **more):
-    return prepare(make_config(VALUES | more), tmp_path / "run", clock=Clock(more.get("budget")))[0]
+    return prepare(make_config(VALUES | more), tmp_path / "run", clock=Clock(more.get("budget")))
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def found(tmp_path_factory):
 
 def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert (found.space, found.decisions, found.architectures, found.exact) == ("toy", 3, 27, True)
-    assert 1 <= found.sample <= 27 and all(r.low <= r.high for r in found.ranges.values())
+    assert 1 <= found.sample <= 27 and all(low <= high for low, high in found.ranges.values())
     assert {"params", "macs", "peak_bytes", "latency_ms"} == found.ranges.keys()
-    assert [phase.name for phase in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
-    assert all(phase.seconds > 0 for phase in found.phases) and found.memory_bytes > 0
+    assert [name for name, _, _ in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
+    assert all(seconds > 0 for _, _, seconds in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
     assert "7 trials, 2 epochs each" in text and "27 architectures" in text
     assert "random architectures at final size" in text
@@ -58,10 +58,9 @@ def test_an_estimated_size_is_told_as_one(found):
 
 
 def test_its_times_follow_from_the_steps(tmp_path):
-    steps = Steps(trial=0.1, alone=0.2, supernet=0.0, final=1.0)
+    steps = Steps(trial=0.1, search=0.2, final=1.0)
     for places in (1, 2):
-        phases = phases_of(made(tmp_path), steps, places=places, finish_s=3.0)
-        seconds = {phase.name: phase.seconds for phase in phases}
+        seconds = unlimited(made(tmp_path), steps, places=places).seconds
         assert seconds[BASELINES] == pytest.approx(4 + seconds[SEARCH] / places)
         assert seconds[RETRAIN] == 1438 // 64
         assert seconds[FINISH] == pytest.approx(3 + FORWARD * 359 / 64)
@@ -69,12 +68,11 @@ def test_its_times_follow_from_the_steps(tmp_path):
 
 def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
     """It has no direction to begin in: ten iterations, not two."""
-    steps = Steps(0.1, 0.1, supernet=1.0, final=0.0)
+    steps = Steps(trial=0.1, search=1.0, final=0.0)
 
     def seconds(epochs):
         values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
-        job = prepare(make_config(values), tmp_path)[0]
-        return phases_of(job, steps, places=1, finish_s=1.0)[0].seconds
+        return unlimited(prepare(make_config(values), tmp_path), steps, places=1).seconds[SEARCH]
 
     one, two, three = map(seconds, (1, 2, 3))
     assert three - two == pytest.approx(two - one)
@@ -92,9 +90,9 @@ def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
 )
 def test_every_kind_of_search_has_an_estimate(tmp_path, changes, words):
     values = {k: v for k, v in VALUES.items() if k != "trials" or changes.get("method") != "darts"}
-    made_ = prepare(make_config({**values, **changes}), tmp_path)[0]
-    phase = preview(made_).phases[0]
-    assert words in phase.planned and phase.seconds > 0
+    made_ = prepare(make_config({**values, **changes}), tmp_path)
+    _, planned, seconds = preview(made_).phases[0]
+    assert words in planned and seconds > 0
 
 
 def test_looking_writes_nothing(tmp_path, monkeypatch):
@@ -148,7 +146,8 @@ def test_a_setting_leaves_it_out(monkeypatch):
 
 def test_times_in_words():
     assert [time_text(s) for s in (5, 119, 600, 7300)] == ["5 s", "119 s", "10 min", "2.0 h"]
-    assert comparison(100, 125) == "the job took 2 min, estimated were 100 s: 25% longer"
-    told = comparison(42, 33, before_s=23)
+    planned = BudgetPlan({RETRAIN: 100.0})
+    assert planned.comparison(125) == "the job took 2 min, estimated were 100 s: 25% longer"
+    told = BudgetPlan({RETRAIN: 19.0}, begins_s=23.0).comparison(33)
     assert told == "the job took 33 s (23 s of it until the preview), estimated were 42 s: 21% less"
-    assert comparison(100, 80) == "the job took 80 s, estimated were 100 s: 20% less"
+    assert planned.comparison(80) == "the job took 80 s, estimated were 100 s: 20% less"

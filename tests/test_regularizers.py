@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.errors import ConfigError
-from nas.oneshot.regularizers import BetaDecay, DirichletKL, Entropy, ExpectedCost, PullBack, ZeroOne
+from nas.oneshot.regularizers import BetaDecay, ExpectedCost, PullBack, ZeroOne
 
 
 def rows():
@@ -23,12 +23,12 @@ def value(regularizer, alphas, progress=0.5, relax=None):
 
 
 COSTS = [torch.arange(6.0).view(2, 3), torch.arange(5.0).view(1, 5)]
-ALL = [BetaDecay(), ZeroOne(), PullBack(), DirichletKL(), Entropy(), ExpectedCost(COSTS, 1.0, 2.0)]
+ALL = [BetaDecay(), ZeroOne(), PullBack(), ExpectedCost(COSTS, 1.0, 2.0)]
 
 
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(BetaDecay, "end"), (ZeroOne, "weight"), (PullBack, "scale"), (DirichletKL, "scale"), (Entropy, "end")],
+    [(BetaDecay, "end"), (ZeroOne, "weight"), (PullBack, "scale")],
 )
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_refused(make, name, number):
@@ -76,29 +76,6 @@ def test_the_pull_back_has_the_gradient_of_weight_decay():
     a, b = rows()
     gradients = torch.autograd.grad(value(PullBack(1e-3), [a, b]), [a, b])
     torch.testing.assert_close(gradients, (1e-3 * a.detach(), 1e-3 * b.detach()))
-
-
-def test_the_divergence_from_the_uniform_distribution_is_torchs():
-    a, b = rows()
-    wanted = sum(
-        torch.distributions.kl_divergence(
-            torch.distributions.Dirichlet(torch.nn.functional.elu(row) + 1),
-            torch.distributions.Dirichlet(torch.ones_like(row)),
-        )
-        for r in (a, b)
-        for row in r
-    )
-    torch.testing.assert_close(value(DirichletKL(0.1), [a, b]), 0.1 * wanted)
-    zero = [torch.zeros_like(a), torch.zeros_like(b)]
-    assert value(DirichletKL(), zero).item() == pytest.approx(0, abs=1e-12)
-
-
-def test_entropy_is_largest_for_a_uniform_mixture():
-    uniform = [torch.zeros(4, 3), torch.zeros(2, 3)]
-    assert value(Entropy(1.0), uniform, 1.0).item() == pytest.approx(math.log(3))
-    sharp = [torch.tensor([[50.0, 0.0, 0.0]])]
-    assert value(Entropy(1.0), sharp, 1.0).item() == pytest.approx(0, abs=1e-6)
-    assert value(Entropy(1.0), uniform, 0.0).item() == 0
 
 
 def test_the_expected_cost_is_the_mean_of_the_options():

@@ -12,10 +12,9 @@ from nas.oneshot.relaxations import (
     Sigmoid,
     Softmax,
     Uniform,
-    UniformPath,
 )
 
-ALL = [Softmax(), GumbelSoft(), GumbelHard(), Dirichlet(), Sigmoid(), Uniform(), UniformPath()]
+ALL = [Softmax(), GumbelSoft(), GumbelHard(), Dirichlet(), Sigmoid(), Uniform()]
 each = pytest.mark.parametrize("relaxation", ALL, ids=lambda r: type(r).__name__)
 
 
@@ -146,18 +145,10 @@ def test_sigmoid_is_its_closed_form():
 def test_uniform_mixtures_do_not_depend_on_the_alphas():
     assert torch.equal(Uniform().mix(alphas(), 0.0), torch.full((3, 4), 0.25, dtype=torch.float64))
     assert not Uniform().mix(alphas(), 0.0).requires_grad
-    assert not UniformPath().mix(alphas(), 0.0).requires_grad
-
-
-def test_uniform_paths_take_every_option_equally_often():
-    torch.manual_seed(2)
-    paths = UniformPath().mix(torch.zeros(20_000, 4), 0.0)
-    torch.testing.assert_close(paths.mean(0), torch.full((4,), 0.25), atol=0.01, rtol=0)
-    assert (paths.sum(-1) == 1).all()
 
 
 def test_which_relaxations_run_one_option_at_a_time():
-    assert [type(r).__name__ for r in ALL if r.one_at_a_time] == ["GumbelHard", "UniformPath"]
+    assert [type(r).__name__ for r in ALL if r.one_at_a_time] == ["GumbelHard"]
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 0.0), (1.0, 2.0), (float("inf"), 1.0), (1.0, -1.0)])

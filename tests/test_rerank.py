@@ -30,7 +30,7 @@ def job(folder, *, space=None, name="toy", stop=None, **settings):
     values = {"space": name, "method": "evolution", **SMALL, "seeds": 2, "top_k_epochs": 10, **settings}
     if space is not None:
         values["space_settings"] = {}
-    return prepare(make_config(values), prepare_folder(folder), space=space, task=TASK, stop=stop)[0]
+    return prepare(make_config(values), prepare_folder(folder), space=space, task=TASK, stop=stop)
 
 
 def scripted(monkeypatch, accuracies, *, failing=()):
@@ -151,7 +151,7 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
     notes = Recorder()
     monkeypatch.setattr("nas.run.reevaluate._first_like", lambda job, rival, candidates: rival)
-    monkeypatch.setattr("nas.run.search_phase.finalists", lambda history, goals: [t for t in history[:1]])
+    monkeypatch.setattr("nas.run.baselines.finalists", lambda history, goals: [t for t in history[:1]])
     settings = SMALL | {
         "baselines": True,
         "trials": 3,

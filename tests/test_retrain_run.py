@@ -9,7 +9,7 @@ from jobs import SMALL, outcome, snapshot
 import nas
 from nas.errors import ConfigError
 from nas.results.architecture_file import describe_architecture
-from nas.run import search
+from nas.run import pipeline
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 
@@ -104,7 +104,7 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
 
 def test_it_ends_with_the_bundle(architecture, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(search, "bundle_at_end", lambda result, task, _: written.append((result, task)))
+    monkeypatch.setattr(pipeline, "bundle_at_end", lambda result, task, _: written.append((result, task)))
     for export in (False, True):
         settings = {**SETTINGS, "retrain": {"epochs": 1}, "export": export}
         result = nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)

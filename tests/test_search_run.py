@@ -10,7 +10,6 @@ import pytest
 import torch
 from jobs import SMALL, TINY, Recorder, options, outcome, snapshot
 from killing import MODULES
-from nas.run.search_phase import front_first
 from torch import nn
 
 import nas
@@ -20,6 +19,7 @@ from nas.files.lock import FolderLock
 from nas.files.manifest import check_manifest
 from nas.files.tomlfile import read_toml
 from nas.results.result import load_result
+from nas.run.black_box import front_first
 from nas.run.config import make_config
 from nas.run.pipeline import run_job, search
 from nas.run.preparation import default_folder, final_recipe, final_space

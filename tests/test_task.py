@@ -504,7 +504,7 @@ def test_resized_floats_stay_floats_and_keep_their_shape():
 
 def test_large_tasks_are_resized_in_parts(monkeypatch):
     whole = small().resized(3)
-    monkeypatch.setattr("nas.data.image_io._PART", 7)
+    monkeypatch.setattr("nas.data.arrays._PART", 7)
     assert torch.equal(small().resized(3).train.x, whole.train.x)
 
 

@@ -10,11 +10,9 @@ from jobs import SMALL, TINY, Recorder
 import nas
 from nas.cli.app import spelt_out
 from nas.errors import ConfigError
-from nas.run import search
 from nas.run.config import make_config
-from nas.run.preparation import prepare
-from nas.show.tracking import tracker
-from nas.show.tracking.tracker import FINAL, Point, Run, Tracking, of_curve, of_trials
+from nas.show import tracking as trackers
+from nas.show.tracking.tracker import FINAL, Feed, Point, Run, Tracking, of_curve, of_trials
 from nas.training.train import Curve
 from nas.types import Trial
 
@@ -66,7 +64,7 @@ def points(series, *steps):
 
 
 def tracking(tracker, notes, **settings):
-    return Tracking([tracker.Feed("mine", tracker, RUN)], note=notes.append, **settings)
+    return Tracking([Feed("mine", tracker, RUN)], note=notes.append, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -207,22 +205,16 @@ def test_running_trials_and_numbers_that_are_none_are_left_out():
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_missing_package_is_said_before_anything_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "find_spec", lambda _: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=rf"pip install 'nas-engine\[{name}\]'"):
         nas.search("toy", "digits", "random", out=tmp_path / "run", settings=SMALL | {name: True})
     assert not (tmp_path / "run").exists()
 
 
-def test_a_worker_that_joins_needs_no_tracker(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "find_spec", lambda _: None)
-    config = make_config({"space": "toy", "method": "random", "tensorboard": True})
-    assert prepare(config, tmp_path / "run")[0].config.tensorboard == "auto"
-
-
 def test_a_password_in_a_uri_is_refused_and_not_shown(monkeypatch):
-    monkeypatch.setattr(search, "find_spec", lambda _: True)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: True)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
-        search.check_trackers(make_config({"mlflow": "postgresql://me:s3cret@host/db"}))
+        trackers.check_trackers(None, "postgresql://me:s3cret@host/db")
     assert "s3cret" not in str(caught.value)
 
 

@@ -165,17 +165,18 @@ class Steps:
 def _planned(job: Job) -> tuple[Job, BudgetPlan, Steps]:
     steps = Steps(**job.clock.decide("steps", lambda: dataclasses.asdict(_timed(job)), lasting=True))
     if job.clock.budget_s is None:
-        made = job.clock.decide("plan", lambda: dataclasses.asdict(_free(job, steps)))
+        places = places_on(job.task.train.x.device)
+        made = job.clock.decide("plan", lambda: dataclasses.asdict(unlimited(job, steps, places=places)))
         return job, BudgetPlan(**made), steps
     limited = partial(_limited, job, steps, job.clock.budget_s)
     plan = BudgetPlan(**job.clock.decide("plan", lambda: dataclasses.asdict(limited())))
-    job, final_s = sized(_applied(job, plan), _typical(job), plan.seconds[RETRAIN])
+    job, final_s = sized(applied(job, plan), _typical(job), plan.seconds[RETRAIN])
     return job, plan, replace(steps, final=final_s)
 
 
-def _free(job: Job, steps: Steps) -> BudgetPlan:
-    """Without a budget: all as it was asked for."""
-    plan, places = job.plan, places_on(job.task.train.x.device)
+def unlimited(job: Job, steps: Steps, *, places: int) -> BudgetPlan:
+    """Without a budget: all as it was asked for. places: of trainings that are made side by side."""
+    plan = job.plan
     trials, epochs, compares = 0, 0.0, plan.baselines and job.has_choice
     seconds = dict[str, float]()
     if job.has_choice:
@@ -192,24 +193,32 @@ def _free(job: Job, steps: Steps) -> BudgetPlan:
 
 
 def _limited(job: Job, steps: Steps, budget_s: float) -> BudgetPlan:
-    """Within a budget: the last training first, and a search where one worth it fits beside it."""
-    places, plain_s = places_on(job.task.train.x.device), FINISH_S if job.config.pictures else PLAIN_S
+    """Within a budget, of which some is kept for testing and writing."""
+    plain_s = FINISH_S if job.config.pictures else PLAIN_S
     finish_s = min(plain_s * steps.busy, max(plain_s, FINISH_SHARE * budget_s))
     finish_s += EXPORT_S if job.config.export and budget_s >= EXPORTED_S else 0.0
     finish_s += min(_testing_s(job, steps), FINISH_SHARE * budget_s)
-    begins_s = job.clock.elapsed_s
-    usable_s = max(0.0, budget_s - begins_s - finish_s)
+    begins_s, places = job.clock.elapsed_s, places_on(job.task.train.x.device)
+    plan = divided(job, steps, max(0.0, budget_s - begins_s - finish_s), places=places)
+    return replace(plan, seconds={**plan.seconds, FINISH: finish_s}, begins_s=begins_s)
+
+
+def divided(job: Job, steps: Steps, usable_s: float, *, places: int) -> BudgetPlan:
+    """So many seconds: the last training first, and a search where one worth it fits beside it.
+
+    places: of trainings that are made side by side.
+    """
     for compares in (True, False) if job.plan.baselines and not job.is_own_baseline else (False,):
         again_s = rerank_s(job, steps, places=places, compares=compares)
         longest_s = ((1 - LAST) * usable_s - again_s) / (1 + compares / places)
         if job.has_choice and (fitting := _fitted(job, steps, longest_s)) is not None:
             trials, epochs = fitting
             found_s = min(longest_s, search_s(job, steps, trials, epochs))
-            seconds = {SEARCH: found_s, BASELINES: compares * found_s / places, RERANK: again_s}
-            seconds = {name: value for name, value in seconds.items() if value}
-            seconds |= {RETRAIN: usable_s - sum(seconds.values()), FINISH: finish_s}
-            return BudgetPlan(seconds, trials, epochs, begins_s, limited=True)
-    return BudgetPlan({RETRAIN: usable_s, FINISH: finish_s}, begins_s=begins_s, limited=True)
+            parts = {SEARCH: found_s, BASELINES: compares * found_s / places, RERANK: again_s}
+            seconds = {name: value for name, value in parts.items() if value}
+            seconds[RETRAIN] = usable_s - sum(seconds.values())
+            return BudgetPlan(seconds, trials, epochs, limited=True)
+    return BudgetPlan({RETRAIN: usable_s}, limited=True)
 
 
 def _fitted(job: Job, steps: Steps, seconds: float) -> tuple[int, int] | None:
@@ -235,22 +244,22 @@ def _is_open(job: Job) -> bool:
     return not fixed and config.scheduler == "fixed" and job.plan.trial.epochs > EPOCHS
 
 
-def _applied(job: Job, found: BudgetPlan) -> Job:
+def applied(job: Job, found: BudgetPlan) -> Job:
     """The job with the trials and epochs of its plan."""
     plan, epochs = job.plan, int(found.epochs)
     if not epochs:
         return job
     if plan.searcher is None:
-        plan = replace(plan, search=replace(plan.search, weights=_shortened(plan.search.weights, epochs)))
+        plan = replace(plan, search=replace(plan.search, weights=shortened(plan.search.weights, epochs)))
     elif job.config.shares_weights:
-        plan = replace(plan, shared=_shortened(plan.shared, epochs))
+        plan = replace(plan, shared=shortened(plan.shared, epochs))
     else:
         ladder = Ladder((Fidelity(epochs),)) if _is_open(job) else plan.ladder
         plan = replace(plan, trials=found.trials, ladder=ladder)
     return replace(job, plan=plan)
 
 
-def _shortened(recipe: Recipe, epochs: int) -> Recipe:
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """Its schedule compressed, and by steps, as by few epochs it would end at a high rate."""
     return recipe if epochs == recipe.epochs else replace(compressed(recipe, epochs), schedule="step")
 

@@ -86,10 +86,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
         study.history,
         study.spent_s,
         alphas=Alphas.of(job.space, [epoch.strengths for epoch in epochs]),
-        epochs=[
-            {"epoch": e.epoch, **_metrics(e), "skip_shares": e.health.skip_shares, "events": list(e.events)}
-            for e in epochs
-        ],
+        epochs=[*map(recorded, epochs)],
         untaught=untaught,
     )
 
@@ -177,6 +174,12 @@ def _metrics(epoch: Epoch) -> dict[str, float]:
         "changes": float(health.changes),
     }
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def recorded(epoch: Epoch) -> dict[str, object]:
+    """The fields of an `EpochRecord`, and what else was measured, as health.json holds them."""
+    events, shares = list(epoch.events), epoch.health.skip_shares
+    return {"epoch": epoch.epoch, **_metrics(epoch), "skip_shares": shares, "events": events}
 
 
 def _line(epoch: Epoch) -> str:

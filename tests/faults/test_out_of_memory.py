@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 import nas
 from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
-from nas.evaluate.oom_filter import Fitting, Remembering
+from nas.evaluate.oom_filter import Fitting, too_large
 from nas.evaluate.trained import Inherited, Trained
 from nas.oneshot.supernet import Supernet
 from nas.run.final_training import train_final
@@ -327,30 +328,17 @@ def test_the_estimate_is_that_of_the_smallest_part():
 
 
 def test_what_needs_as_much_is_not_trained():
-    asked = []
-
-    def measure(trial, stream):
-        asked.append(trial.number)
-        return {"val_acc": 1.0}
-
     needs = {(0,): 299, (1,): 300, (2,): 301}
-    history = [failed(4, 300)]
-    remembering = Remembering(measure, lambda t: needs[t.genotype], TOTAL, history)
-    assert remembering(Trial(5, (0,), 1), rng()) == {"val_acc": 1.0}
-    for number, genotype in ((6, (1,)), (7, (2,))):
-        with pytest.raises(TrialError, match=r"learned: it needs at least 0 MiB .* than trial 4") as caught:
-            remembering(Trial(number, genotype, 1), rng())
-        assert caught.value.reason == "oom"
-        assert NEEDED not in caught.value.metrics
-    # The trial that failed is not judged by itself, nor by later ones: a resumed study repeats itself.
-    assert remembering(Trial(3, (2,), 1), rng()) == {"val_acc": 1.0}
-    assert asked == [5, 3]
 
+    def refusal(genotype):
+        return too_large(Trial(5, genotype, 1), [failed(4, 300)], lambda t: needs[t.genotype], TOTAL)
 
-def test_what_another_study_found_out_counts_too():
-    remembering = Remembering(lambda *_: {}, lambda _: 10, TOTAL, [], [failed(40, 10)])
-    with pytest.raises(TrialError, match="learned"):
-        remembering(Trial(0, (0,), 1), rng())
+    assert refusal((0,)) is None
+    for genotype in ((1,), (2,)):
+        error = refusal(genotype)
+        assert error.reason == "oom" and NEEDED not in error.metrics
+        assert re.search(r"learned: it needs at least 0 MiB .* than trial 4", str(error))
+    assert too_large(Trial(3, (2,), 1), [], lambda t: needs[t.genotype], TOTAL) is None
 
 
 def many():
