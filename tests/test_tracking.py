@@ -162,7 +162,7 @@ def test_a_tracker_that_hangs_is_not_waited_for():
 
 
 def test_a_tracker_that_is_too_slow_is_given_up(monkeypatch):
-    monkeypatch.setattr(tracker, "WAITING", 5)
+    monkeypatch.setattr("nas.show.tracking.tracker.WAITING", 5)
     notes = []
     with tracking(Hanging(), notes, patience_s=0.05) as told:
         for step in range(10):
