@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from nas.cli import app
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
 from nas.evaluate.benchmarks import Tabular, load_benchmark
-from nas.evaluate.benchmarks.comparison import bands, describe, lines, to_dict, write_outcome
 from nas.evaluate.benchmarks.nasbench201 import DATASETS, load_nasbench201
 from nas.evaluate.benchmarks.race import (
     Race,
@@ -33,6 +32,7 @@ from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
 from nas.searchers.factory import make_searcher
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.scheduler import Fixed
+from nas.show.benchmark import bands, describe, lines, to_dict, write_outcome
 from nas.space.loading import load
 from nas.study.study import Study
 from nas.types import Objective, Trial

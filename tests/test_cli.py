@@ -344,7 +344,7 @@ def test_changed_data_need_force(tmp_path):
 def test_a_downloaded_result_never_runs_its_plug_in(tmp_path):
     plugin = tmp_path / "evil.py"
     plugin.write_text(
-        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom spaces.toy import toy as make  # noqa\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom nas.spaces.toy import toy as make  # noqa\n"
     )
     sizes = ["--set", "space_settings.width=4", "--set", "retrain.epochs=1"]
     assert search(tmp_path / "run", space=f"{plugin}:make").exit_code == 0

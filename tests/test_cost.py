@@ -17,7 +17,7 @@ from nas.space.cost import Cost, cost, count_params
 from nas.space.loading import load
 from nas.space.ops import PRIMITIVES
 from nas.space.space import Space
-from spaces.nasbench201 import from_string
+from nas.spaces.nasbench201 import from_string
 
 
 def fixed(make):

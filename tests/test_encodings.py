@@ -15,9 +15,9 @@ from nas.space.encodings import crossover_groups, features, option_counts, path_
 from nas.space.graph import architecture_hash, cell_graphs
 from nas.space.loading import load
 from nas.space.space import Space
-from spaces.darts import from_literal
-from spaces.nasbench101 import from_json
-from spaces.nasbench201 import from_string
+from nas.spaces.darts import from_literal
+from nas.spaces.nasbench101 import from_json
+from nas.spaces.nasbench201 import from_string
 
 TOY, CELLS, DARTS, VERTICES = (load(name) for name in ("toy", "nasbench201", "darts", "nasbench101"))
 ONE, THREE, POOL = "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"

@@ -21,9 +21,9 @@ from nas.space.graph import (
 from nas.space.loading import load
 from nas.space.ops import candidates
 from nas.space.space import Space
-from spaces.darts import EDGES as DARTS_EDGES
-from spaces.darts import OPTIONS as DARTS_OPTIONS
-from spaces.nasbench201 import EDGES, OPTIONS
+from nas.spaces.darts import EDGES as DARTS_EDGES
+from nas.spaces.darts import OPTIONS as DARTS_OPTIONS
+from nas.spaces.nasbench201 import EDGES, OPTIONS
 
 CELLS = load("nasbench201", width=4, cells=1)
 DARTS = load("darts", width=4, cells=3)

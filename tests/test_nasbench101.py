@@ -18,8 +18,8 @@ from nas.space.cost import count_params
 from nas.space.graph import architecture_hash, cell_graphs
 from nas.space.loading import load
 from nas.space.macro_graph import skeleton
+from nas.spaces.nasbench101 import COUNT, EDGES, INNER, NAMES, OPTIONS, OUTPUT, vertex_channels, wirings
 from nas.testing import check_space
-from spaces.nasbench101 import COUNT, EDGES, INNER, NAMES, OPTIONS, OUTPUT, vertex_channels, wirings
 
 SPACE = load("nasbench101", width=5, stacks=2, cells=1)
 FULL = load("nasbench101")

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 
 import pytest
 
@@ -202,11 +203,6 @@ def test_an_empty_module_name():
     assert "wanted FILE.py:FUNCTION" in refusal(":make")
 
 
-def test_another_package_of_that_name_is_named(tmp_path, monkeypatch):
-    import sys
-    import types
-
-    other = types.ModuleType("spaces")
-    other.__path__ = [str(tmp_path)]
-    monkeypatch.setitem(sys.modules, "spaces", other)
-    assert f"the package 'spaces' in {tmp_path} hides the engine's own" in refusal("toy")
+def test_another_package_called_spaces_is_no_trouble(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spaces", types.ModuleType("spaces"))
+    assert load("toy").name == "toy"

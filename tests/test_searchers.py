@@ -23,10 +23,10 @@ from nas.searchers.surrogate import SURROGATES
 from nas.seeding import rng
 from nas.space.loading import load
 from nas.space.space import Space
+from nas.spaces.nasbench201 import to_string
+from nas.spaces.toy import OPTIMUM, score
 from nas.testing import check_searcher
 from nas.types import Objective, Trial
-from spaces.nasbench201 import to_string
-from spaces.toy import OPTIMUM, score
 
 TOY, CELLS, DARTS = load("toy"), load("nasbench201"), load("darts")
 TWO = parse_goals(["near", "-far"])

@@ -11,7 +11,7 @@ from nas.space.cell import Cell
 from nas.space.cost import cost, count_params
 from nas.space.loading import bundled, load
 from nas.space.ops import MixtureNorm
-from spaces import darts, nasbench201, toy
+from nas.spaces import darts, nasbench201, toy
 
 PC_DARTS = (
     "Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 0), ('dil_conv_3x3', 1), "

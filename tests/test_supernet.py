@@ -19,7 +19,7 @@ from nas.space.loading import load
 from nas.space.mixed_op import MixedOp, Weighed
 from nas.space.ops import Zero, candidates
 from nas.space.space import Space
-from spaces.darts import OPTIONS as DARTS_OPTIONS
+from nas.spaces.darts import OPTIONS as DARTS_OPTIONS
 
 
 def without_cells():

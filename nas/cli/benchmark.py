@@ -71,11 +71,11 @@ def benchmark(
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
     with errors():
-        from nas.evaluate.benchmarks.comparison import lines, plan_contest, to_dict, write_outcome
         from nas.evaluate.benchmarks.race import run_race
         from nas.files.atomic import prepare_folder
         from nas.files.tomlfile import override
         from nas.run.config import seconds
+        from nas.show.benchmark import lines, plan_contest, to_dict, write_outcome
         from nas.show.console import reporter
         from nas.training.launch import refuse
 

@@ -18,18 +18,13 @@ from nas.errors import FAULTS, ConfigError, NasError, SpaceError, describe, stay
 from nas.files.paths import is_file
 from nas.space.space import Space
 
-BUNDLED = "spaces"
+BUNDLED = "nas.spaces"
+"""The folder `spaces/` of the repository, which `nas/spaces` is a link to: installed, it lies in `nas`."""
 
 
 def bundled() -> tuple[str, ...]:
     """Names of the spaces that come with the engine."""
     package = importlib.import_module(BUNDLED)
-    own = Path(__file__).parents[2] / BUNDLED
-    if own.is_dir() and str(own) not in map(str, package.__path__):
-        raise SpaceError(
-            f"the package {BUNDLED!r} in {next(iter(package.__path__))} hides the engine's own of that name; "
-            "rename it, or start elsewhere"
-        )
     return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
 
 

@@ -138,7 +138,7 @@ def test_two_workers_do_each_trial_once_and_leave_nobody_behind(task, tmp_path):
 THREAD = """
 import threading, time
 import nas
-from spaces.toy import toy
+from nas.spaces.toy import toy
 
 
 def make(classes=10, in_channels=1):

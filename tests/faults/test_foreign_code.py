@@ -246,7 +246,7 @@ def downloaded(request, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     trace = tmp_path / "trace"
-    Path("evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nfrom spaces.toy import toy as make\n")
+    Path("evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nfrom nas.spaces.toy import toy as make\n")
     for name in ("architecture.json", "run.json"):
         data = json.loads((finished / name).read_text())
         if name == "architecture.json":
