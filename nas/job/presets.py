@@ -68,7 +68,7 @@ _QUICK = Preset(
     search=dataclasses.replace(compressed(RECIPES["quick"], 6), lr_min=0.001),
     alpha_speed=67.0,  # 3e-4 to 0.02: some 200 steps go as far as the published 20,000
     shared=compressed(RECIPES["quick"], 100),
-    final=compressed(RECIPES["quick"], 25),
+    final=compressed(RECIPES["quick"], 20),
     trials=12,
     shared_trials=200,
     top_k=2,
@@ -77,7 +77,7 @@ _QUICK = Preset(
     seeds=2,
     search_images=2560,
     final_images=180_000,
-    size=MappingProxyType({"width": 8, "cells": 4}),
+    size=MappingProxyType({"width": 8, "cells": 3}),
     final_size=MappingProxyType({"width": 16}),
 )
 
