@@ -19,7 +19,7 @@ STEPS, EPOCHS = 2200, 35
 """Of a last training that is long enough: the fewer of both."""
 WIDTHS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 """Times the preset's last network; beyond the first of them images keep twice the resolution."""
-LEAST_SIDE = 14
+LEAST_SIDE = 16
 """Pixels of a map that cells, which halve it twice, still make something of."""
 TIMED = 10
 """Steps."""
