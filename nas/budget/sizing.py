@@ -15,7 +15,7 @@ from nas.job.job import Job
 from nas.results.run_record import RETRAIN
 from nas.types import Genotype
 
-STEPS, EPOCHS = 2200, 35
+STEPS, EPOCHS = 2200, 28
 """Of a last training that is long enough: the fewer of both."""
 WIDTHS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 """Times the preset's last network; beyond the first of them images keep twice the resolution."""
