@@ -152,9 +152,11 @@ def main() -> None:
     done = {(r["who"], r["data"], r["minutes"], r["seed"]) for r in rows}
     cores, own = sorted(os.sched_getaffinity(0)), (["--cifar", args.cifar] if args.cifar else [])
     names = ("fashion_mnist", "digits", *(["cifar"] if args.cifar else []))
-    for seed, minutes, data in itertools.product(range(args.seeds), (1, 3), names):
-        pairs = [("estimator",), ("plain network",)] if args.alone else [("estimator", "plain network")]
-        for pair in [*pairs, *([("SVM", "forest")] if minutes == 1 else [])]:
+    pairs = [("estimator",), ("plain network",)] if args.alone else [("estimator", "plain network")]
+    fits = [(s, m, d, pairs) for s, m, d in itertools.product(range(args.seeds), (1, 3), names)]
+    fits += [(s, 1, d, [("SVM", "forest")]) for s, d in itertools.product(range(args.seeds), names)]
+    for seed, minutes, data, together in fits:
+        for pair in together:
             begun = []
             for core, who in zip(cores, pair, strict=False):
                 if (key := (who, data, minutes, seed)) in done:

@@ -90,7 +90,7 @@ def test_the_last_network_is_the_largest_that_is_fast_enough(tmp_path, monkeypat
 
     made = job(tmp_path, budget=600.0)
     genotype = made.space.default_genotype
-    steps = min(2200, 35 * (1438 // 64))
+    steps = min(2200, 28 * (1438 // 64))
     for step_s in (0.01, 0.02, 0.1):
         made.clock._decided.clear()
         at, took_s = sized(made, genotype, steps * step_s)

@@ -201,11 +201,11 @@ def suited_to_search(job: Job) -> Iterator[Job]:
         yield suited_job
 
 
-LONG_STEPS, LONG_EPOCHS = 2200, 35
+LONG_STEPS, LONG_EPOCHS = 2200, 28
 """Of a last training that is long enough: the fewer of both."""
 WIDTHS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 """Times the preset's last network; beyond the first of them images keep twice the resolution."""
-LEAST_SIDE = 14
+LEAST_SIDE = 16
 """Pixels of a map that cells, which halve it twice, still make something of."""
 TIMED = 10
 """Steps."""
