@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from nas.evaluate.benchmarks import Tabular, load_benchmark
     from nas.evaluate.calibration import Calibration
     from nas.evaluate.cost_metrics import Costs
+    from nas.evaluate.inherited import Inherited
     from nas.evaluate.multi_fidelity import Laddered
-    from nas.evaluate.trained import Inherited, Trained
+    from nas.evaluate.trained import Trained
     from nas.oneshot.methods import Method
     from nas.oneshot.supernet import Supernet
     from nas.results.result import Result, load_result
@@ -69,7 +70,7 @@ _HOME = {
     "Guided": "nas.searchers",
     "Hyperband": "nas.searchers.halving",
     "ImageClassifier": "nas.classifier",
-    "Inherited": "nas.evaluate.trained",
+    "Inherited": "nas.evaluate.inherited",
     "Ladder": "nas.searchers.fidelity",
     "Laddered": "nas.evaluate.multi_fidelity",
     "LatencyTable": "nas.space.latency",

@@ -20,18 +20,19 @@ from nas.data.task import task_from_arrays
 from nas.oneshot.alpha_optimizer import ExponentiatedGradient
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.methods import METHODS, PUBLISHED
+from nas.oneshot.methods import METHODS
 from nas.oneshot.search import search
 from nas.oneshot.stages import Whole
 from nas.space.cell import Cell
 from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.training.evaluate import evaluate
+from nas.training.recipe import DARTS_SEARCH
 from nas.training.train import train
 
 OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")
 SKIP, PLANTED = (0,), (2,)
-RECIPE = dataclasses.replace(PUBLISHED, epochs=30, batch=32, lr=0.1, lr_min=0.004, crop=False)
+RECIPE = dataclasses.replace(DARTS_SEARCH, epochs=30, batch=32, lr=0.1, lr_min=0.004, crop=False)
 
 
 def stripes(count, *, seed, wrong=0.0):

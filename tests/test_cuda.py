@@ -15,7 +15,7 @@ from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_step import alpha_gradient, stepping
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.memory_budget import fit
-from nas.oneshot.methods import METHODS, PUBLISHED, Method
+from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.path_evaluation import accuracies
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
@@ -27,7 +27,7 @@ from nas.training.batched.cells import execute_cells
 from nas.training.batches import mixed
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
-from nas.training.recipe import compressed, preset
+from nas.training.recipe import DARTS_SEARCH, compressed, preset
 from nas.training.train import train
 from nas.types import Trial
 
@@ -84,7 +84,9 @@ def test_a_batched_supernet_is_that_of_float64(name):
 @pytest.mark.parametrize("order", [1, 2])
 def test_alpha_gradients_agree_with_the_cpu(task, order):
     # Without augmentation both devices see the same images; in float32 they compute the same numbers.
-    recipe = dataclasses.replace(PUBLISHED, epochs=1, batch=32, crop=False, flip=False, precision="float32")
+    recipe = dataclasses.replace(
+        DARTS_SEARCH, epochs=1, batch=32, crop=False, flip=False, precision="float32"
+    )
     found = []
     for device in ("cpu", "cuda"):
         with isolated(0, "supernet"):
@@ -98,7 +100,7 @@ def test_alpha_gradients_agree_with_the_cpu(task, order):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path, name):
     space = load("nasbench201", width=8, cells=1, in_channels=1)
-    recipe = dataclasses.replace(PUBLISHED, epochs=6)
+    recipe = dataclasses.replace(DARTS_SEARCH, epochs=6)
     method = dataclasses.replace(METHODS[name](), weights=recipe, guards=Guards())
     asked = iter(range(1000))
     with pytest.raises(Stopped):

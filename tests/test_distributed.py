@@ -14,7 +14,7 @@ from ranks import make_plain_space, make_task, started, together
 from nas.errors import ConfigError, DataError
 from nas.oneshot import fewshot
 from nas.oneshot.darts_pt import ByPerturbation
-from nas.oneshot.methods import METHODS, PUBLISHED
+from nas.oneshot.methods import METHODS
 from nas.oneshot.path_training import Sharing, train_shared
 from nas.oneshot.search import search
 from nas.oneshot.stages import Progressive
@@ -23,7 +23,7 @@ from nas.seeding import isolated
 from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Alone
-from nas.training.recipe import Recipe
+from nas.training.recipe import DARTS_SEARCH, Recipe
 from nas.training.train import train
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.
@@ -38,7 +38,7 @@ def make_toy():
 def searched(team, space, name, *, images=96, data_seed=0, epochs=2, parts=None, **options):
     """The curve of a search, the alphas and weights at its end, and the architecture."""
     task, method = make_task(images=images, seed=data_seed), METHODS[name]()
-    weights = dataclasses.replace(PUBLISHED, epochs=epochs, batch=16)
+    weights = dataclasses.replace(DARTS_SEARCH, epochs=epochs, batch=16)
     method = dataclasses.replace(method, weights=weights, **(parts or {}))
     outcome = search(space, task, method, seed=5, team=team, **options)
     supernet = outcome.supernet

@@ -7,7 +7,8 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped, TrialError
-from nas.evaluate.trained import Inherited, Trained, affordable
+from nas.evaluate.inherited import Inherited
+from nas.evaluate.trained import Trained, affordable
 from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.space.space import Space

@@ -8,8 +8,9 @@ import torch
 
 from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError, Stopped
+from nas.evaluate.inherited import from_supernet
 from nas.evaluate.trained import Trained
-from nas.evaluate.weight_inheritance import Grown, from_supernet
+from nas.evaluate.weight_inheritance import Grown
 from nas.oneshot.supernet import Supernet
 from nas.searchers import RegularizedEvolution
 from nas.searchers.scheduler import Fixed

@@ -22,16 +22,16 @@ from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.discretize import capped
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.methods import METHODS, PUBLISHED, Method
+from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.oles import Freezing
 from nas.oneshot.search import Search, search
 from nas.oneshot.stages import Progressive
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
-from nas.training.recipe import Recipe
+from nas.training.recipe import DARTS_SEARCH, Recipe
 
-RECIPE = dataclasses.replace(PUBLISHED, epochs=3, batch=16)
+RECIPE = dataclasses.replace(DARTS_SEARCH, epochs=3, batch=16)
 
 
 def make_task(*, images=96):

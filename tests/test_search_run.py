@@ -21,8 +21,9 @@ from nas.files.tomlfile import read_toml
 from nas.results.result import load_result
 from nas.run.black_box import front_first
 from nas.run.config import make_config
+from nas.run.final_network import final_recipe, final_space
 from nas.run.pipeline import run_job, search
-from nas.run.preparation import default_folder, final_recipe, final_space
+from nas.run.preparation import default_folder
 from nas.run.resolved_config import make_plan
 from nas.searchers import RandomSearch
 from nas.searchers.goals import Goals, parse_goals

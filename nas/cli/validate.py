@@ -28,7 +28,7 @@ def validate(
         from nas.data.task import load_task
         from nas.evaluate.validate import validate as check
         from nas.files.tomlfile import override
-        from nas.run.preparation import offer
+        from nas.run.final_network import offer
         from nas.space.loading import load
 
         announce(space)

@@ -1,4 +1,4 @@
-"""Evaluators: how good an architecture is, by training it a little or by weights taken from a supernet."""
+"""The evaluator that trains an architecture for a few epochs, and validates it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from nas.data.task import Task
 from nas.errors import TrialError
 from nas.files.atomic import temporary_folder
 from nas.files.lock import alone_in
-from nas.oneshot.fewshot import Shared
-from nas.oneshot.path_evaluation import scores
-from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.cost import Cost, cost
 from nas.space.space import Space
@@ -184,37 +181,6 @@ class Trained:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Inherited:
-    """Validates each architecture with weights taken from trained supernets, its batch-norm re-estimated.
-
-    Guo et al. 2020 (SPOS), §3.4; see `nas.oneshot.path_evaluation`.
-
-    shared: one supernet, or several of which each architecture has one.
-    calibration: training images for the statistics.
-    """
-
-    shared: Supernet | Shared
-    task: Task
-    calibration: int = 1024
-
-    def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """`val_acc`, `val_loss`, `params` and `macs`."""
-        seed = int(rng.integers(2**62))
-        supernet = self.shared if isinstance(self.shared, Supernet) else self.shared.of(trial.genotype)
-        with user_errors():
-            counted = affordable(supernet.space, trial.genotype, self.task)
-            score = scores(supernet, [trial.genotype], self.task, calibration=self.calibration, seed=seed)[0]
-        if not math.isfinite(score.loss):
-            raise TrialError("nan", f"the validation loss on shared weights is {score.loss}")
-        return {
-            "val_acc": score.accuracy,
-            "val_loss": score.loss,
-            "params": counted.params,
-            "macs": counted.macs,
-        }
 
 
 def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:

@@ -1,4 +1,4 @@
-"""Trials that begin with weights trained elsewhere: in a smaller architecture, or in a supernet."""
+"""Trials that begin with the weights of a smaller architecture, trained before."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from nas.errors import ConfigError, SpaceError
-from nas.evaluate.trained import Hopeless, Start, Trained
-from nas.oneshot.supernet import Supernet
+from nas.errors import ConfigError
+from nas.evaluate.trained import Hopeless, Trained
 from nas.space.network_morphism import graft, is_addition, mismatch
 from nas.training.checkpoint import Checkpoints
 from nas.types import Genotype, Trial
@@ -108,35 +106,3 @@ class Grown:
 
     def _place(self, trial: Trial) -> Path:
         return self.folder / f"weights-{trial.number}"
-
-
-def from_supernet(supernet: Supernet) -> Start:
-    """A `Trained.start` that copies a trained supernet's weights and statistics into each fresh network.
-
-    A supernet has no affine part of the batch-norms in cells and candidates: that begins at weight 1 and bias
-    0. Before it is trained, the network computes what the supernet's path does, norms that exist only in a
-    mixture (`nas.space.ops.MixtureNorm`) aside.
-    """
-
-    def start(trial: Trial, network: nn.Module) -> nn.Module:
-        shared = supernet.extract(trial.genotype).state_dict()
-        weights = {**_plain_affine(network), **shared}
-        if differing := mismatch(network.state_dict(), weights):
-            raise SpaceError(
-                f"from_supernet: the supernet and the trial's network differ in {differing[:3]}; train the "
-                "supernet in the space of the trials, with the same settings"
-            )
-        network.load_state_dict(weights)
-        return network
-
-    return start
-
-
-def _plain_affine(network: nn.Module) -> dict[str, Tensor]:
-    """The weight 1 and bias 0 of every affine batch-norm, by its name in the network."""
-    found: dict[str, Tensor] = {}
-    for path, norm in network.named_modules():
-        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
-            found[f"{path}.weight"] = torch.ones_like(norm.weight)
-            found[f"{path}.bias"] = torch.zeros_like(norm.bias)
-    return found

@@ -36,19 +36,7 @@ from nas.oneshot.relaxations import (
     Uniform,
 )
 from nas.oneshot.stages import OneByOne, Progressive, Staging, Whole
-from nas.training.recipe import Recipe
-
-# Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.
-PUBLISHED = Recipe(
-    epochs=50,
-    batch=64,
-    lr=0.025,
-    lr_min=0.001,
-    weight_decay=3e-4,
-    nesterov=False,
-    schedule="epoch",
-    clip=5.0,
-)
+from nas.training.recipe import DARTS_SEARCH, Recipe
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ class Method:
     """
 
     name: str = "darts"
-    weights: Recipe = PUBLISHED
+    weights: Recipe = DARTS_SEARCH
     relaxation: Relaxation = Softmax()  # noqa: RUF009 - a frozen value
     order: Literal[0, 1, 2] = 1
     update: Update = Adam()  # noqa: RUF009

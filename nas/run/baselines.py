@@ -6,28 +6,24 @@ Equal cost is counted, not timed, so that it does not depend on how busy the mac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch._ops import OpOverload
-
-from nas.errors import Stopped, TrialError
+from nas.errors import TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
-from nas.oneshot.methods import Method
-from nas.oneshot.search import search
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.run.black_box import alike, fitting, measure_of, telling, workers
 from nas.run.clock import TimeUp
-from nas.run.constraints import bounded, default_of
+from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome
 from nas.searchers import RandomSearch
 from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.scheduler import Fixed
 from nas.seeding import isolated, rng
 from nas.show.tracking.tracker import of_trials
-from nas.space.cost import Args, Kwargs, Seeing, tensors
+from nas.space.cost import step_work
 from nas.study.workers import Evaluate
 from nas.text import counted
 from nas.training.train import train
@@ -121,7 +117,9 @@ def _equal_trials(job: Job, found: SearchOutcome) -> int:
     """The number of random trials of equal cost."""
     if found.measure is None:
         job.progress.note("counting what a step of the search and of a trial cost")
-        each = trial_work(job, job.plan.trial.epochs)
+        from nas.run.differentiable import search_work
+
+        each = _trial_work(job, job.plan.trial.epochs)
         return max(1, round(search_work(job, len(found.history)) / each)) if each else 1
     if job.plan.early_stop:
         trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
@@ -132,30 +130,11 @@ def _equal_trials(job: Job, found: SearchOutcome) -> int:
     return max(1, round(epochs_granted(found.history, granted) / granted[-1]))
 
 
-OPERATOR = 32_768
-"""Bytes that are written in the time that an operator takes to begin."""
 SAMPLE = 3
 """Random architectures that stand for all."""
 
 
-def search_work(job: Job, epochs: int) -> float:
-    """Of a search by gradients of so many epochs.
-
-    The alphas rest for the warm-up; stages run on fewer options and more cells, in proportion.
-    """
-    method = job.plan.search
-    steps = epochs * max(1, len(job.search_task.train) // method.weights.batch)
-    guarded = 0.0 if method.guards is None else method.guards.warmup
-    rests = max(method.warmup, guarded) if method.learns_alphas else 0.0
-    resting = _step(job, dataclasses.replace(method, guards=None, warmup=0.99)) if rests else 0.0
-    moving = _step(job, dataclasses.replace(method, guards=None, warmup=0.0))
-    stages = method.staging.stages(method.weights.epochs, max(len(d.options) for d in job.space.decisions))
-    whole = sum(stage.epochs for stage in stages)
-    share = sum(stage.epochs * stage.keep * stage.depth for stage in stages) / whole
-    return steps * share * (rests * resting + (1 - rests) * moving)
-
-
-def trial_work(job: Job, epochs: int) -> float:
+def _trial_work(job: Job, epochs: int) -> float:
     """Of a trial of so many epochs, the mean of a few random architectures."""
     draw, found = rng(job.seed("work"), "sample"), list[float]()
     for _ in range(SAMPLE):
@@ -167,35 +146,8 @@ def trial_work(job: Job, epochs: int) -> float:
     return steps * sum(found) / len(found) if found else 0.0
 
 
-def _step(job: Job, method: Method) -> float:
-    method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, graph=False))
-    return _work(lambda stop: search(job.space, job.search_task, method, seed=0, stop=stop))
-
-
 def _trial_step(job: Job, genotype: Genotype) -> float:
     recipe = dataclasses.replace(job.plan.trial, graph=False)
     with user_errors(), isolated(0, "work"):
         network = job.space.network(genotype).to(job.search_task.train.x.device)
-        return _work(lambda stop: train(network, job.search_task, recipe, seed=0, stop=stop))
-
-
-def _work(training: Callable[[Callable[[], bool]], object]) -> float:
-    """Of the last of a training's first two steps."""
-    total, marks = 0, list[int]()
-
-    def see(operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG001 - a `See`
-        nonlocal total
-        total += OPERATOR + sum(tensor.nbytes for tensor in tensors(output))
-
-    def stop() -> bool:
-        marks.append(total)
-        return len(marks) > 2
-
-    try:
-        with Seeing(see):
-            training(stop)
-    except Stopped:
-        pass
-    else:  # it had no more steps
-        marks.append(total)
-    return marks[-1] - marks[-2]
+        return step_work(lambda stop: train(network, job.search_task, recipe, seed=0, stop=stop))

@@ -19,12 +19,10 @@ from nas.evaluate.significance import chance
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.files.paths import is_file
-from nas.oneshot.regularizers import check_bound
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.clock import TimeUp
-from nas.run.constraints import bounded, default_of
+from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, distinct
-from nas.run.supernet_phase import shared_weights
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
@@ -49,11 +47,13 @@ IN_TIME = "no trial of the search was finished in time"
 
 def check_search(job: Job) -> None:
     """Raises ConfigError when a metric, a bound, a latency table or an earlier run cannot be used."""
+    # Supernets are loaded by those who train one alone.
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)
     else:
-        for bound in job.plan.goals.constraints:
-            check_bound(bound, job.latency_table)
+        from nas.run.differentiable import check_bounds
+
+        check_bounds(job)
     costs_of(job, lambda: ())
 
 
@@ -237,7 +237,11 @@ def sendable(evaluate: Evaluate) -> Evaluate:
 
 def evaluator(job: Job) -> tuple[Evaluate, float]:
     """The evaluator of the trials, and the seconds it took to prepare."""
-    return shared_weights(job) if job.config.shares_weights else (_trained(job), 0.0)
+    if not job.config.shares_weights:
+        return _trained(job), 0.0
+    from nas.run.supernet_phase import shared_weights
+
+    return shared_weights(job)
 
 
 def _trained(job: Job) -> Evaluate:

@@ -19,9 +19,8 @@ from nas import devices
 from nas.data.task import Task
 from nas.errors import Stopped, TrialError
 from nas.files.atomic import write_json
-from nas.oneshot.search import looks
 from nas.results.run_record import RETRAIN, SEARCH
-from nas.run.constraints import default_of
+from nas.run.final_network import default_of
 from nas.run.job import Job
 from nas.run.step_timing import final_pace, network_pace, paced, search_pace, sized, threads
 from nas.searchers.fidelity import Fidelity, Ladder
@@ -225,7 +224,7 @@ def _fitted(job: Job, steps: Steps, seconds: float) -> tuple[int, int] | None:
     """Trials and epochs of a search that is worth its time; None where there is not enough of it."""
     plan, config = job.plan, job.config
     if plan.searcher is None or config.shares_weights:
-        recipe = plan.shared if plan.searcher is not None else plan.search.weights
+        recipe = plan.shared if plan.searcher is not None else plan.method.weights
         share = seconds if plan.searcher is None else SHARED * seconds
         epochs = min(recipe.epochs, int(share / max(1e-9, search_s(job, steps, 0, 1))))
         return (plan.trials, epochs) if epochs >= min(EPOCHS, recipe.epochs) else None
@@ -250,7 +249,7 @@ def applied(job: Job, found: BudgetPlan) -> Job:
     if not epochs:
         return job
     if plan.searcher is None:
-        plan = replace(plan, search=replace(plan.search, weights=shortened(plan.search.weights, epochs)))
+        plan = replace(plan, search=replace(plan.method, weights=shortened(plan.method.weights, epochs)))
     elif job.config.shares_weights:
         plan = replace(plan, shared=shortened(plan.shared, epochs))
     else:
@@ -278,8 +277,10 @@ def search_s(job: Job, steps: Steps, trials: int, epochs: float) -> float:
     """Of a search of so many trials; epochs are those of a trial, or of its supernet."""
     plan, images, val = job.plan, len(job.search_task.train), len(job.search_task.val)
     if plan.searcher is None:
-        per_epoch = max(1, images // plan.search.weights.batch)
-        first, later = (looks(job.search_task, plan.search, first=first) for first in (True, False))
+        from nas.oneshot.search import looks
+
+        per_epoch = max(1, images // plan.method.weights.batch)
+        first, later = (looks(job.search_task, plan.method, first=first) for first in (True, False))
         return (epochs * (per_epoch + later) + first - later) * steps.search
     if job.config.shares_weights:
         batch = plan.shared.batch
@@ -318,7 +319,7 @@ def _work_of(job: Job) -> tuple[int, float]:
     """Trials of the search as asked for, and epochs of each, or of their supernet."""
     plan = job.plan
     if plan.searcher is None:
-        return 0, plan.search.weights.epochs
+        return 0, plan.method.weights.epochs
     if job.config.shares_weights:
         return plan.trials, plan.shared.epochs
     # Epochs of full size that a trial takes on average: of `eta` on a rung one climbs.
@@ -453,7 +454,7 @@ def _words(job: Job, found: BudgetPlan, steps: Steps) -> dict[str, str]:
     """What is planned for each phase."""
     plan, trials = job.plan, counted(found.trials, "trial")
     if plan.searcher is None:
-        search = f"{counted(plan.search.weights.epochs, 'epoch')} of a supernet"
+        search = f"{counted(plan.method.weights.epochs, 'epoch')} of a supernet"
     elif job.config.shares_weights:
         search = f"{counted(plan.shared.epochs, 'epoch')} of a supernet, {trials}"
     elif len(plan.ladder) > 1:

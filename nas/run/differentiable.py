@@ -19,19 +19,20 @@ from nas.oneshot import memory_budget
 from nas.oneshot.diagnostics import Epoch, Outcome
 from nas.oneshot.discretize import keeps_cap
 from nas.oneshot.methods import Method
-from nas.oneshot.regularizers import expected_cost
+from nas.oneshot.regularizers import check_bound, expected_cost
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.clock import Clock
-from nas.run.constraints import default_of
+from nas.run.final_network import default_of
 from nas.run.job import Job, SearchOutcome, distinct
+from nas.run.step_timing import Meter
 from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
 from nas.show.tracking.tracker import Point, finite
-from nas.space.cost import count_params
+from nas.space.cost import count_params, step_work
 from nas.space.latency import LATENCY, LatencyTable, measure_table
 from nas.space.space import Space
 from nas.study.study import Study
@@ -64,7 +65,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
         return SearchOutcome([job.space.sample(rng(0))])
     with torch.device("meta"):
         require_memory(count_params(Supernet(job.space)), job.task.train.x.device)
-    method, costs = _constrained(job, job.plan.search), _costs(job)
+    method, costs = _constrained(job, job.plan.method), _costs(job)
     study = job.study(SEARCH, Listed((), 0), goals=None, seed=0, announce=False)
     method = _within_memory(job, method)
     outcome, _ = eased(
@@ -75,7 +76,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
         alone=job.team.size == 1,
     )
     epochs, default = outcome.epochs, default_of(job)
-    if epochs[-1].epoch < job.plan.search.weights.epochs:
+    if epochs[-1].epoch < job.plan.method.weights.epochs:
         job.progress.note(f"the search ends early, after epoch {epochs[-1].epoch}")
     if default is not None and all(np.ptp(row) < ALIKE / len(row) for row in epochs[-1].strengths):
         candidates, untaught = [default], "the search learned nothing, its alphas are all alike"
@@ -105,9 +106,15 @@ def _candidates(
     return sorted(dict.fromkeys([*outcome.selected, *likely]), key=place)
 
 
+def check_bounds(job: Job) -> None:
+    """Raises ConfigError when a bound cannot be a loss of the alphas."""
+    for bound in job.plan.goals.constraints:
+        check_bound(bound, job.latency_table)
+
+
 def help_to_search(job: Job) -> None:
     """What the other ranks do while rank 0 searches; what it has measured before they read in the folder."""
-    method = _within_memory(job, _constrained(job, job.plan.search))
+    method = _within_memory(job, _constrained(job, job.plan.method))
     with user_errors():
         search(job.space, job.search_task, method, seed=job.seed(SEARCH), stop=job.stop, team=job.team)
 
@@ -291,3 +298,33 @@ def of_search(
         values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **measured}
         alphas = dict(zip(options, epoch.strengths, strict=True))
         yield Point(series, number, finite(values), alphas, options)
+
+
+def gradient_pace(job: Job, *, limit_s: float = 1.0) -> float:
+    """Seconds of a step of the job's search by gradients."""
+    meter = Meter(job.task.train.x.device, limit_s)
+    method = job.plan.method
+    with user_errors():
+        return meter.measure(lambda: search(job.space, job.search_task, method, seed=0, stop=meter))
+
+
+def search_work(job: Job, epochs: int) -> float:
+    """Of a search by gradients of so many epochs.
+
+    The alphas rest for the warm-up; stages run on fewer options and more cells, in proportion.
+    """
+    method = job.plan.method
+    steps = epochs * max(1, len(job.search_task.train) // method.weights.batch)
+    guarded = 0.0 if method.guards is None else method.guards.warmup
+    rests = max(method.warmup, guarded) if method.learns_alphas else 0.0
+    resting = _step_work(job, dataclasses.replace(method, guards=None, warmup=0.99)) if rests else 0.0
+    moving = _step_work(job, dataclasses.replace(method, guards=None, warmup=0.0))
+    stages = method.staging.stages(method.weights.epochs, max(len(d.options) for d in job.space.decisions))
+    whole = sum(stage.epochs for stage in stages)
+    share = sum(stage.epochs * stage.keep * stage.depth for stage in stages) / whole
+    return steps * share * (rests * resting + (1 - rests) * moving)
+
+
+def _step_work(job: Job, method: Method) -> float:
+    method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, graph=False))
+    return step_work(lambda stop: search(job.space, job.search_task, method, seed=0, stop=stop))

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import current_process
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +22,10 @@ from nas.data.preprocessing import Inputs
 from nas.data.task import Task
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
+from nas.evaluate.trained import Start
 from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import write_json
 from nas.files.lock import FolderLock
-from nas.oneshot.methods import Method
 from nas.results.result import Result, baselines_of, is_finished, load_result, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
 from nas.run.baselines import Baselines, random_search
@@ -32,15 +33,13 @@ from nas.run.black_box import search_by_trials
 from nas.run.budget import BASELINES, EXPORT_S, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
 from nas.run.clock import Clock
 from nas.run.config import Config, make_config
-from nas.run.constraints import default_of
-from nas.run.differentiable import help_to_search, search_by_gradients
+from nas.run.final_network import default_of
 from nas.run.final_training import help_to_retrain, last_training, train_final
 from nas.run.job import Job, SearchOutcome
 from nas.run.preparation import BEGIN, default_folder, follow_to, help_all, name_of, prepare, with_names
 from nas.run.reevaluate import Verdict, rerank
 from nas.run.run_folder import begin, clear_checkpoints, open_folder, write_result
 from nas.run.step_timing import suited_to_search
-from nas.run.supernet_phase import SHARED, help_with_weights, warm_start
 from nas.searchers.halving import longest
 from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
@@ -56,6 +55,9 @@ from nas.study.local_processes import processes_on
 from nas.study.storage import keep_history
 from nas.text import counted
 from nas.training.distributed import joined
+
+if TYPE_CHECKING:
+    from nas.oneshot.methods import Method
 
 PICTURES_S = 2.0
 """Pictures are left out where less of a budget is left."""
@@ -105,7 +107,7 @@ def search(
         out=out,
         space=space if isinstance(space, Space) else None,
         task=task if isinstance(task, Task) else None,
-        method=method if isinstance(method, Method) else None,
+        method=None if isinstance(method, str) else method,
         force=force,
         progress=progress,
         trackers=trackers,
@@ -164,10 +166,9 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
                 why = "there is no time for a search that would be worth it"
                 found = SearchOutcome([default], untaught=why)
             else:
-                by_gradients = job.plan.searcher is None
                 with suited_to_search(job) as at_work:
-                    look = search_by_gradients if by_gradients else search_by_trials
-                    found = look(at_work, until_s=plan.until_s(SEARCH))
+                    search_phase = search_by_trials if job.plan.searcher is not None else _gradients()
+                    found = search_phase(at_work, until_s=plan.until_s(SEARCH))
             baselines, verdict = compare(job, found, plan)
         network, trained = train_final(job, verdict.best, last_training(job, verdict.best, plan))
         metrics = {
@@ -212,7 +213,7 @@ def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines
         baselines = random_search(job, found, until_s=plan.until_s(BASELINES))
     default = default_of(job) if (compares or job.plan.top_k > 1) and job.has_choice else None
     rivals = {**({} if default is None else {DEFAULT: default}), **baselines.choices}
-    start = warm_start(job, found.measure)
+    start = _warm_start(job, found) if job.config.warm_start == "supernet" else None
     verdict = rerank(job, found.candidates, rivals, start=start, until_s=plan.until_s(RERANK))
     for statement in verdict.statements:
         job.progress.note(statement)
@@ -275,6 +276,9 @@ def finished(job: Job) -> Result | None:
 
 def follow(job: Job) -> Result:
     """What the other ranks do: they join the trainings that rank 0 calls them to, until the job ends."""
+    from nas.run.differentiable import help_to_search
+    from nas.run.supernet_phase import SHARED, help_with_weights
+
     phases = {
         SEARCH: lambda _: help_to_search(job),
         SHARED: lambda _: help_with_weights(job),
@@ -318,6 +322,21 @@ def workplaces(job: Job) -> Iterator[Job]:
             opened = cluster(config.executor, job.folder, gpus=config.gpus_per_trial)
             job = replace(job, executor=stack.enter_context(opened))
         yield job
+
+
+# Supernets are loaded by those who train one alone.
+
+
+def _gradients() -> Callable[..., SearchOutcome]:
+    from nas.run.differentiable import search_by_gradients
+
+    return search_by_gradients
+
+
+def _warm_start(job: Job, found: SearchOutcome) -> Start | None:
+    from nas.run.supernet_phase import warm_start
+
+    return warm_start(job, found.measure)
 
 
 def _settings(config: Config) -> dict[str, str]:

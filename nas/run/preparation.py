@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
@@ -19,27 +18,27 @@ from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.atomic import results_folder
-from nas.oneshot.methods import Method
 from nas.results.result import is_finished
 from nas.run.black_box import check_search
 from nas.run.clock import Clock
 from nas.run.config import Config
+from nas.run.final_network import check_trial, final_recipe, final_space, offer
 from nas.run.job import Job
-from nas.run.resolved_config import Plan, change, make_plan
+from nas.run.resolved_config import Plan, make_plan
 from nas.seeding import rng
 from nas.show.progress import Progress, Silent
-from nas.space.cell import Cell
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.study.address import find_address
 from nas.study.storage import open_storage
-from nas.testing import check_space
-from nas.text import counted
 from nas.training.batches import images_of
 from nas.training.ddp import ALONE, Team
 from nas.training.distributed import END
-from nas.training.recipe import Recipe, compressed
+from nas.training.recipe import Recipe
 from nas.user_code import user_errors
+
+if TYPE_CHECKING:
+    from nas.oneshot.methods import Method
 
 BEGIN = "begin"
 """What the start of a job is called between ranks."""
@@ -78,10 +77,10 @@ def team_notes(team: Team, *batches: int) -> list[str]:
     return [f"{team.size} ranks train together: each takes {' or '.join(shares)} images of a batch"]
 
 
-_KINDS: Mapping[str, tuple[type[Space | Task | Method], str]] = {
-    "space": (Space, "a name, FILE.py:FUNCTION or a nas.Space"),
-    "task": (Task, "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it"),
-    "method": (Method, "a name or a nas.Method; a searcher of your own runs in a nas.Study"),
+_WANTED = {
+    "space": "a name, FILE.py:FUNCTION or a nas.Space",
+    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
+    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
 }
 
 
@@ -90,12 +89,21 @@ def name_of(role: str, given: object, *, who: str) -> str:
 
     who: the function whose argument it is, for errors.
     """
-    kind, wanted = _KINDS[role]
     if isinstance(given, str):
         return given
+    kind = _kind(role)
     if not isinstance(given, kind):
-        raise ConfigError(f"{who}: {role} is a {type(given).__name__}, wanted {wanted}")
-    return given.name
+        raise ConfigError(f"{who}: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
+    name: str = given.name
+    return name
+
+
+def _kind(role: str) -> Any:  # noqa: ANN401 - a class
+    if role == "method":
+        from nas.oneshot.methods import Method
+
+        return Method
+    return Space if role == "space" else Task
 
 
 def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) -> dict[str, object]:
@@ -129,66 +137,6 @@ def refuse_made(space: object, config: Config) -> None:
         )
 
 
-def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
-    """The space at the size of the last network.
-
-    From weak to strong: the searched size, the space's full size (where the preset asks for it), the preset's
-    final size (the engine's own spaces only), the user's `space_settings`, the user's `final_settings`.
-    """
-    if not space.origin:
-        if config.final_settings:
-            raise ConfigError("final_settings are given, but a space made by hand has one size only")
-        return space
-    sizes = {**space.settings, **(space.full_size if plan.full_size else {}), **plan.final_size}
-    final = load(space.origin, sizes | offer(task), **{**config.space_settings, **config.final_settings})
-    if final.decisions != space.decisions:
-        raise ConfigError(
-            f"space {space.name!r} has other decisions at its final size; settings of the last network may "
-            "change its size only"
-        )
-    return final
-
-
-def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[Recipe, list[str]]:
-    """The recipe of the last training, and notes on what of the preset's it leaves out.
-
-    That is epochs beyond the preset's bound on images, and what does not suit the space and the images.
-
-    Raises:
-        ConfigError: when the user's own settings ask for what does not suit them.
-    """
-    recipe, notes = plan.final, []
-    images = len(task.train) + len(task.val)
-    if plan.final_images is not None and recipe.epochs * images > plan.final_images:
-        epochs = max(1, round(plan.final_images / images))
-        notes.append(
-            f"last training: {counted(epochs, 'epoch')}, not {recipe.epochs}, for {counted(images, 'image')} "
-            f"(preset {config.preset}; --set retrain.epochs={recipe.epochs} trains longer)"
-        )
-        recipe = compressed(recipe, epochs)
-    for name, reason in unsuited(recipe, space, task).items():
-        if name in config.retrain:
-            raise ConfigError(f"retrain.{name} is set, but {reason}; remove it")
-        recipe = change(recipe, {name: 0}, "retrain")
-        notes.append(f"{reason}: {name} off")
-    return recipe, notes
-
-
-MAP = 32
-"""Pixels: images of CIFAR enter cells as they are, larger ones are reduced before."""
-
-
-def offer(task: Task) -> dict[str, object]:
-    """What a task tells a space about its images; their size is that of the shorter side.
-
-    stem_stride: so that maps of at most `MAP` pixels a side reach the cells.
-    """
-    channels, *sides = task.image_shape
-    stride = 1 << max(0, math.ceil(math.log2(min(sides) / MAP)))
-    sizes = {"image_size": min(sides), "stem_stride": stride}
-    return {"classes": task.num_classes, "in_channels": channels, **sizes}
-
-
 def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     """The plan and the task whose images are varied as `augment` says, and what is on, in words.
 
@@ -218,41 +166,12 @@ def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     changed = dataclasses.replace(
         plan,
         trial=varied(plan.trial, config.trial),
-        search=dataclasses.replace(plan.search, weights=varied(plan.search.weights, config.search)),
+        search=plan.search
+        and dataclasses.replace(plan.search, weights=varied(plan.search.weights, config.search)),
         shared=varied(plan.shared, config.shared),
         final=varied(plan.final, config.retrain),
     )
     return changed, dataclasses.replace(task, flip="flip" in parts), config.augment
-
-
-def check_trial(plan: Plan, space: Space, task: Task) -> None:
-    """Raises ConfigError when the trials' recipe asks for what does not suit the space or the images."""
-    for name, reason in unsuited(plan.trial, space, task).items():
-        raise ConfigError(f"trial.{name} is set, but {reason}; remove it")
-
-
-def unsuited(recipe: Recipe, space: Space, task: Task) -> dict[str, str]:
-    """Settings of a recipe that make no sense for this space and these images, each with the reason."""
-    found = {}
-    if recipe.drop_path and not any(isinstance(module, Cell) for module in space.outline.modules()):
-        found["drop_path"] = f"space {space.name!r} has no cells here"
-    if recipe.auxiliary and not _has_auxiliary(space, task):
-        found["auxiliary"] = f"space {space.name!r} has no auxiliary head here"
-    side = min(task.image_shape[1:])
-    if recipe.cutout >= side:
-        found["cutout"] = f"a square of {recipe.cutout} pixels blanks images of {side}"
-    return found
-
-
-def _has_auxiliary(space: Space, task: Task) -> bool:
-    """What one random architecture gives in training; one that fails says nothing against it."""
-    try:
-        with user_errors():
-            network = space.network(space.sample(rng(0, "auxiliary")), meta=True).train()
-            output = network(torch.zeros(2, *task.image_shape, device="meta"))
-    except (SpaceError, TrialError):
-        return True
-    return isinstance(output, tuple) and output[1] is not None
 
 
 SAMPLES = 3
@@ -317,7 +236,7 @@ def prepare(
     if job.has_choice and (config.is_differentiable or config.shares_weights):
         space.check_supernet()
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
-    batch = plan.search.weights.batch if config.is_differentiable else plan.shared.batch
+    batch = plan.method.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
     return dataclasses.replace(job, notes=(about, *task.notes, *notes))
 
@@ -374,6 +293,8 @@ def check_fit(space: Space, task: Task) -> None:
 
 def _blamed(space: Space, task: Task) -> str:
     """Which decision and option of a space are at fault, where one alone is; else nothing."""
+    from nas.testing import check_space  # and supernets, which only this case needs
+
     try:
         check_space(space, task.normalise(task.train.x[:4]), samples=1)
     except SpaceError as error:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from nas.errors import ConfigError, unknown
-from nas.oneshot.methods import PUBLISHED, Method
+from nas.training.recipe import DARTS_SEARCH, Recipe, compressed
 from nas.training.recipe import PRESETS as RECIPES
-from nas.training.recipe import Recipe, compressed
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ _STANDARD = Preset(
     trial=dataclasses.replace(
         RECIPES["standard"], epochs=12, auxiliary=0.0, drop_path=0.0, cutout=0, schedule="step"
     ),
-    search=PUBLISHED,
+    search=DARTS_SEARCH,
     published=MappingProxyType(
         {
             "gdas": Published({"epochs": 250}),
@@ -158,9 +157,3 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(unknown("preset", name, PRESETS))
     return PRESETS[name]
-
-
-def fitted(method: Method, recipe: Recipe, *, alpha_speed: float) -> Method:
-    """The method with the weights' recipe of a job, its alphas so many times as fast as published."""
-    update = dataclasses.replace(method.update, lr=method.update.lr * alpha_speed)
-    return dataclasses.replace(method, weights=recipe, update=update)

@@ -8,84 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.errors import ConfigError, unknown
+from nas.errors import ConfigError
 from nas.evaluate.calibration import chosen_fidelity
-from nas.oneshot.darts_pt import ByPerturbation
-from nas.oneshot.early_stopping import Guards
-from nas.oneshot.methods import METHODS, Method, make_method
-from nas.oneshot.path_training import Sharing
 from nas.run.config import Config
-from nas.run.presets import Preset, Published, fitted, preset
+from nas.run.overrides import change, settings_of
+from nas.run.presets import Preset, preset
 from nas.searchers import Searcher
 from nas.searchers.factory import make_searcher
 from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
-from nas.searchers.method_names import OWN, SHARED
+from nas.searchers.method_names import SHARED
 from nas.space.latency import LATENCY
-from nas.space.loading import own_function
-from nas.text import shown
-from nas.training.recipe import Recipe, compressed
+from nas.training.recipe import Recipe
 
-T = typing.TypeVar("T")
-EXACT = 2**53
-"""Whole numbers below it are floats of their own."""
-
-
-def settings_of(value: T, table: Mapping[str, object], where: str) -> T:
-    """A frozen value with the settings of a table, each of the kind that it has there.
-
-    Raises:
-        ConfigError: for an unknown name, another kind, or what the value itself refuses.
-    """
-    known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
-    plain = {k: v for k, v in known.items() if isinstance(v, bool | int | float | str)}
-    changes: dict[str, object] = {}
-    for name, given in table.items():
-        if name not in plain:
-            raise ConfigError(f"{where}: {unknown('setting', name, plain)}")
-        kind = "bool" if isinstance(plain[name], bool) else type(plain[name]).__name__
-        changes[name] = _typed(given, kind, f"{where}.{name}")
-    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
-
-
-def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
-    """`recipe` with the settings of a table; a new number of epochs compresses its schedule.
-
-    Text that spells a number counts as that number, and a whole float as an integer.
-    """
-    types = {f.name: str(f.type) for f in dataclasses.fields(Recipe)}
-    values: dict[str, object] = {}
-    for name, value in table.items():
-        if name not in types:
-            raise ConfigError(f"{where}: {unknown('recipe setting', name, types)}")
-        values[name] = _typed(value, types[name], f"{where}.{name}")
-    epochs = values.get("epochs")
-    try:
-        if isinstance(epochs, int) and epochs >= 1:
-            recipe = compressed(recipe, epochs)
-        return dataclasses.replace(recipe, **values)  # type: ignore[arg-type]
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _typed(value: object, kind: str, where: str) -> object:
-    if kind == "int":
-        return int(_number(value, where, whole=True))
-    return _number(value, where) if kind == "float" else value
-
-
-def _number(value: object, where: str, *, whole: bool = False) -> float:
-    wanted = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}") from error
-    if whole and not (number.is_integer() and abs(number) < EXACT):
-        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
-    return number
-
+if typing.TYPE_CHECKING:
+    from nas.oneshot.methods import Method
+    from nas.oneshot.path_training import Sharing
 
 UNBOUNDED = 10**6
 """Trials from which on only the time ends a search."""
@@ -97,8 +35,9 @@ MIN_STOPPED = 3
 class Plan:
     """What a job will do, nothing left open; the fields are those of `Preset`.
 
-    searcher: proposes the trials; None for a differentiable search. goals: what they are judged by.
-    sharing: how the weights of a supernet are trained for trials.
+    searcher: proposes the trials; None for a differentiable search, whose method is `search`.
+    goals: what they are judged by.
+    sharing: how the weights of a supernet are trained for trials; None where there is none.
     earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
     scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
     early_stop: the chance to beat the best below which a trial ends; 0 for never.
@@ -109,9 +48,9 @@ class Plan:
     """
 
     trial: Recipe
-    search: Method
+    search: Method | None
     shared: Recipe
-    sharing: Sharing
+    sharing: Sharing | None
     final: Recipe
     searcher: Searcher | None
     goals: Goals
@@ -134,6 +73,12 @@ class Plan:
     full_size: bool
 
     @property
+    def method(self) -> Method:
+        """The method of a differentiable search."""
+        assert self.search is not None
+        return self.search
+
+    @property
     def planned_trials(self) -> int | None:
         """The number of trials; None where only the time ends them."""
         return self.trials if self.trials < UNBOUNDED else None
@@ -146,12 +91,13 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe | Sharing)}
+        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe)}
         return (
             fields
             | recipes
             | {
-                "search": self.search.describe(),
+                "search": None if self.search is None else self.search.describe(),
+                "sharing": None if self.sharing is None else dataclasses.asdict(self.sharing),
                 "searcher": _plain(self.searcher),
                 "goals": self.goals.to_dict(),
                 "ladder": str(self.ladder),
@@ -189,9 +135,9 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     _refuse_idle(config, goals, ladder)
     return Plan(
         trial=trial,
-        search=_method(config, base, method, pace),
+        search=_differentiable(config, base, method, pace) if config.is_differentiable else None,
         shared=change(base.shared, pace | (epochs if shared else {}) | config.shared, "shared"),
-        sharing=settings_of(Sharing(), config.sharing, "sharing"),
+        sharing=_sharing(config) if config.shares_weights or config.sharing else None,
         final=change(base.final, pace | config.retrain, "retrain"),
         searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
         goals=goals,
@@ -215,59 +161,20 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     )
 
 
-def _method(config: Config, base: Preset, given: Method | None, pace: Mapping[str, object]) -> Method:
-    """The differentiable method: as published for the preset, with the user's settings on top.
-
-    One that was given in Python keeps its own recipe, unless settings change it. pace: those of its recipe
-    that hold for every phase.
-    """
-    if not config.is_differentiable:
-        return Method(weights=base.search)
-    published = base.published.get(config.method, Published())
-    epochs = {} if config.epochs is None else {"epochs": config.epochs}
-    if given is None and config.method.startswith(OWN):
-        raise ConfigError(
-            f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
-            "function that returns it and name it as FILE.py:FUNCTION"
-        )
-    if given is None:
-        make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
-        method = make_method(config.method, make, {**published.settings, **config.method_settings})
-        weights = change(base.search, published.recipe, f"preset {config.preset}")
-        speed = base.alpha_speed if config.alpha_speed is None else config.alpha_speed
-        method = fitted(method, weights, alpha_speed=speed)
-    elif config.method_settings or config.alpha_speed is not None:
-        raise ConfigError(
-            "method_settings or alpha_speed are given, but the method is made already; make it with these "
-            "settings"
-        )
-    else:
-        method = given
-    if not method.learns_alphas:
-        _refuse_alphas(config, method)
-    return dataclasses.replace(
-        method,
-        weights=change(method.weights, {**pace, **epochs, **config.search}, "search"),
-        update=settings_of(method.update, config.alphas, "alphas"),
-        guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
-        selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
-    )
+# What only a job with a supernet needs is loaded by it alone.
 
 
-def _refuse_alphas(config: Config, method: Method) -> None:
-    """What needs alphas that move: their settings, and constraints, which are losses of theirs."""
-    given = {
-        "alphas": bool(config.alphas),
-        "alpha_speed": config.alpha_speed is not None,
-        "seed_alphas": config.seed_alphas is not None,
-        "constraint": bool(config.constraint),
-    }
-    for name, is_set in given.items():
-        if is_set:
-            raise ConfigError(
-                f"{name} is set, but method {method.name!r} learns no alphas; remove it or "
-                "choose another method"
-            )
+def _differentiable(
+    config: Config, base: Preset, method: Method | None, pace: Mapping[str, object]
+) -> Method:
+    from nas.run.resolved_method import method_of
+
+    return method_of(config, base, method, pace)
+
+
+def _sharing(config: Config) -> Sharing:
+
+    return settings_of(Sharing(), config.sharing, "sharing")
 
 
 def _refuse_unused(config: Config, top_k: int) -> None:

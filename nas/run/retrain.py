@@ -17,16 +17,14 @@ from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, to_cpu
 from nas.run.budget import BudgetPlan
 from nas.run.config import Config, make_config
+from nas.run.final_network import final_recipe, final_space, offer
 from nas.run.final_training import last_training, train_final
 from nas.run.job import Job
 from nas.run.pipeline import begun, export, finished, follow
 from nas.run.preparation import (
     augmented,
-    final_recipe,
-    final_space,
     follow_to,
     name_of,
-    offer,
     refuse_made,
     refuse_others,
     team_notes,

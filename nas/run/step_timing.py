@@ -16,13 +16,9 @@ from nas import devices
 from nas.data.task import Split, Task
 from nas.errors import NasError, Stopped, TrialError
 from nas.evaluate.cost_metrics import COUNTED, free_metrics
-from nas.oneshot.path_training import train_shared
-from nas.oneshot.search import search
 from nas.results.run_record import RETRAIN, SEARCH
-from nas.run.constraints import default_of
+from nas.run.final_network import default_of, final_space
 from nas.run.job import Job
-from nas.run.preparation import final_space
-from nas.run.supernet_phase import fresh_supernet
 from nas.seeding import isolated, rng
 from nas.space.space import Space
 from nas.training.pace import Watch
@@ -89,31 +85,16 @@ def network_pace(
         return meter.measure(lambda: train(network, task, recipe, seed=0, split=split, stop=meter))
 
 
-def gradient_pace(job: Job, *, limit_s: float = 1.0) -> float:
-    """Seconds of a step of the job's search by gradients."""
-    meter = Meter(job.task.train.x.device, limit_s)
-    method = job.plan.search
-    with user_errors():
-        return meter.measure(lambda: search(job.space, job.search_task, method, seed=0, stop=meter))
-
-
-def shared_pace(job: Job, *, limit_s: float = 1.0) -> float:
-    """Seconds of a step of the supernet that the job's trials take weights from."""
-    supernet, meter = fresh_supernet(job), Meter(job.task.train.x.device, limit_s)
-    sampling = job.plan.sharing.sampler
-    with user_errors():
-        return meter.measure(
-            lambda: train_shared(
-                supernet, job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=meter
-            )
-        )
-
-
 def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
     """Seconds of a step of what the job's search trains: a supernet, or this architecture as a trial."""
+    # Supernets are loaded by those who train one alone.
     if job.plan.searcher is None:
+        from nas.run.differentiable import gradient_pace
+
         return gradient_pace(job, limit_s=limit_s)
     if job.config.shares_weights:
+        from nas.run.supernet_phase import shared_pace
+
         return shared_pace(job, limit_s=limit_s)
     return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nas.evaluate.trained import Inherited, Start
-from nas.evaluate.weight_inheritance import from_supernet
+from nas.evaluate.inherited import Inherited, from_supernet
+from nas.evaluate.trained import Start
 from nas.oneshot import fewshot
 from nas.oneshot.fewshot import Shared
+from nas.oneshot.path_training import Sharing, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.job import Job
+from nas.run.step_timing import Meter
 from nas.seeding import isolated
 from nas.show.tracking.tracker import of_report
 from nas.space.cost import count_params
@@ -42,7 +44,7 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
     if shared.split:
         names = ", ".join(job.space.decisions[i].name for i in shared.split)
         job.progress.note(f"the supernet was split by {names} into {len(shared.supernets)}")
-    return Inherited(shared, job.search_task, job.plan.sharing.calibration), shared.seconds
+    return Inherited(shared, job.search_task, sharing_of(job).calibration), shared.seconds
 
 
 def _share(job: Job, ease: Ease) -> Shared:
@@ -66,7 +68,7 @@ def _share(job: Job, ease: Ease) -> Shared:
         supernet,
         job.search_task,
         ease.of(job.plan.shared),
-        job.plan.sharing,
+        sharing_of(job),
         seed=job.seed("shared"),
         checkpoints=checkpoints,
         on_epoch=told,
@@ -83,11 +85,16 @@ def help_with_weights(job: Job) -> None:
             supernet,
             job.search_task,
             plan.shared,
-            plan.sharing,
+            sharing_of(job),
             seed=job.seed("shared"),
             stop=job.stop,
             team=job.team,
         )
+
+
+def sharing_of(job: Job) -> Sharing:
+    """How the weights of the job's supernet are trained and used."""
+    return job.plan.sharing or Sharing()
 
 
 def fresh_supernet(job: Job) -> Supernet:
@@ -110,3 +117,15 @@ def warm_start(job: Job, measure: Evaluate | None) -> Start | None:
         return from_supernet(supernet)(trial, network)
 
     return start
+
+
+def shared_pace(job: Job, *, limit_s: float = 1.0) -> float:
+    """Seconds of a step of the supernet that the job's trials take weights from."""
+    supernet, meter = fresh_supernet(job), Meter(job.task.train.x.device, limit_s)
+    sampling = sharing_of(job).sampler
+    with user_errors():
+        return meter.measure(
+            lambda: train_shared(
+                supernet, job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=meter
+            )
+        )

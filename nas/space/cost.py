@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from nas.errors import FAULTS, SpaceError, TrialError, describe, staying
+from nas.errors import FAULTS, SpaceError, Stopped, TrialError, describe, staying
 from nas.space.space import Space
 from nas.types import Genotype
 from nas.user_code import reason_of
@@ -225,3 +225,34 @@ def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved
+
+
+OPERATOR = 32_768
+"""Bytes that are written in the time that an operator takes to begin."""
+
+
+def step_work(training: Callable[[Callable[[], bool]], object]) -> float:
+    """What the second step of a training computes: the bytes that its operators write, and their beginnings.
+
+    It is counted, so that it does not depend on how busy the machine is.
+
+    training: asks what it is given, before each step, whether to stop.
+    """
+    total, marks = 0, list[int]()
+
+    def see(operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG001 - a `See`
+        nonlocal total
+        total += OPERATOR + sum(tensor.nbytes for tensor in tensors(output))
+
+    def stop() -> bool:
+        marks.append(total)
+        return len(marks) > 2
+
+    try:
+        with Seeing(see):
+            training(stop)
+    except Stopped:
+        pass
+    else:  # it had no more steps
+        marks.append(total)
+    return marks[-1] - marks[-2]

@@ -226,6 +226,18 @@ _STANDARD = Recipe(
 # Dong & Yang 2020 (NAS-Bench-201), table 1, and the released code, whose cosine looks at the epoch alone.
 _NASBENCH201 = Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, schedule="epoch")
 
+# Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.
+DARTS_SEARCH = Recipe(
+    epochs=50,
+    batch=64,
+    lr=0.025,
+    lr_min=0.001,
+    weight_decay=3e-4,
+    nesterov=False,
+    schedule="epoch",
+    clip=5.0,
+)
+
 PRESETS: Mapping[str, Recipe] = MappingProxyType(
     {
         "quick": _QUICK,

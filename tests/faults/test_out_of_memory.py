@@ -13,9 +13,10 @@ from torch import nn
 
 import nas
 from nas.errors import NoModelError, Stopped, TrialError
+from nas.evaluate.inherited import Inherited
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.oom_filter import Fitting, too_large
-from nas.evaluate.trained import Inherited, Trained
+from nas.evaluate.trained import Trained
 from nas.oneshot.supernet import Supernet
 from nas.run.final_training import train_final
 from nas.run.pipeline import search
