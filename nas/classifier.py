@@ -30,7 +30,7 @@ from nas.files.atomic import read_json, temporary_folder
 from nas.files.lock import LOCK
 from nas.results.result import Result, load_result
 from nas.run.budget import allows_audit
-from nas.run.clock import Clock
+from nas.run.job import Clock
 from nas.run.config import Config, make_config, seconds
 from nas.run.pipeline import run_job
 from nas.run.preparation import with_names

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from nas.run.config import make_config
-from nas.run.final_training import Last
+from nas.run.retrain import Last
 from nas.run.job import Job
 from nas.run.resolved_config import make_plan
 from nas.study.journal import JOURNAL

@@ -8,10 +8,9 @@ import pytest
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
-from nas.run.budget import FINISH, BudgetPlan
-from nas.run.clock import Clock
+from nas.run.job import Clock
 from nas.run.config import make_config
-from nas.run.final_training import last_training
+from nas.run.retrain import last_training
 from nas.run.pipeline import run_job
 from nas.run.preparation import prepare
 from nas.space.loading import load
@@ -40,7 +39,7 @@ def _paced(monkeypatch):
     """Every step is said to take a tenth of a second."""
     for name in ("budget.network_pace", "budget.search_pace", "budget.final_pace", "step_timing.final_pace"):
         monkeypatch.setattr(f"nas.run.{name}", lambda *_, **__: 0.1)
-    monkeypatch.setattr("nas.run.final_training.final_pace", lambda *_, **__: 0.1)
+    monkeypatch.setattr("nas.run.retrain.final_pace", lambda *_, **__: 0.1)
 
 
 def job(folder, budget=1e-6, *, clock=None, settings=TINY, **more):
@@ -87,7 +86,7 @@ def test_the_last_training_follows_its_time(tmp_path):
     ticks = Ticks(0.0)
     made = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=ticks))
     ticks.at = 12.0
-    last = last_training(made, (0, 0, 0), BudgetPlan({FINISH: 3.0}, limited=True))
+    last = last_training(made, (0, 0, 0), reserve_s=3.0)
     assert last.elapsed() == 0 and last.recipe.epochs == round(45 / (22 * 0.1))
     ticks.at = 34.5
     assert last.elapsed() == 0.5
@@ -100,7 +99,7 @@ def test_the_last_training_follows_its_time(tmp_path):
 def test_the_users_epochs_bound_the_last_training(tmp_path):
     values = {"space": "toy", **TINY, "task": "digits", "method": "random", "budget": 60.0}
     made = prepare(make_config(values), tmp_path, clock=Clock(60.0, now=Ticks(0.0)))
-    last = last_training(made, (0, 0, 0), BudgetPlan({FINISH: 3.0}, limited=True))
+    last = last_training(made, (0, 0, 0), reserve_s=3.0)
     assert last.recipe.epochs == TINY["retrain"]["epochs"]
 
 

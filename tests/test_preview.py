@@ -21,7 +21,7 @@ from nas.run.budget import (
     time_text,
     unlimited,
 )
-from nas.run.clock import Clock
+from nas.run.job import Clock
 from nas.run.config import make_config
 from nas.run.pipeline import look
 from nas.run.preparation import prepare

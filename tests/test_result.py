@@ -21,7 +21,7 @@ from nas.results.architecture_file import (
     write_graphml,
 )
 from nas.results.result import BASELINES, Result, baselines_of, load_result
-from nas.run.run_folder import write_front
+from nas.run.result_files import write_front
 from nas.searchers.goals import Goals, parse_goals
 from nas.space.graph import cell_graphs, merged
 from nas.types import Trial

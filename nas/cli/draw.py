@@ -26,7 +26,7 @@ def draw(
         from nas.files.atomic import prepare_folder
         from nas.files.paths import exists
         from nas.results.architecture_file import architecture_of, graphs_of
-        from nas.run.run_folder import draw_architecture
+        from nas.run.result_files import draw_architecture
 
         if space is not None and exists(Path(source)):
             raise ConfigError(

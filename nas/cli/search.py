@@ -62,7 +62,7 @@ def search(
         return settings
 
     def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.run.clock import Clock
+        from nas.run.job import Clock
         from nas.run.pipeline import run_job
 
         settings = settled()

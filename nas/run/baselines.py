@@ -15,9 +15,8 @@ from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.run.black_box import alike, fitting, measure_of, telling, workers
-from nas.run.clock import TimeUp
 from nas.run.final_network import bounded, default_of
-from nas.run.job import Job, SearchOutcome
+from nas.run.job import Job, SearchOutcome, TimeUp
 from nas.searchers import RandomSearch
 from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.scheduler import Fixed

@@ -20,9 +20,8 @@ from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.files.paths import is_file
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
-from nas.run.clock import TimeUp
 from nas.run.final_network import bounded, default_of
-from nas.run.job import Job, SearchOutcome, distinct
+from nas.run.job import Job, SearchOutcome, TimeUp, distinct
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals

@@ -22,6 +22,7 @@ from nas.files.atomic import write_json
 from nas.results.run_record import RETRAIN, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Job
+from nas.run.run_folder import EXPORT_S
 from nas.run.step_timing import final_pace, network_pace, paced, search_pace, sized, threads
 from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import isolated, rng
@@ -52,8 +53,8 @@ FINISH_S, PLAIN_S = 3.0, 1.0
 """Set aside for writing the result, with pictures and without."""
 MOST_BUSY, FINISH_SHARE = 4.0, 0.2
 """How much longer the writing may take on a busy machine, and its largest share of a budget."""
-EXPORT_S, EXPORTED_S = 30.0, 600.0
-"""Set aside for the bundle, where a budget is at least as long as the second; else there is none."""
+EXPORTED_S = 600.0
+"""A budget that is at least as long has time set aside for the bundle."""
 LIMIT_S, SHARE = 5.0, 0.05
 """Seconds that measuring takes at most, but for the step in progress; and of a budget."""
 AUDITED, AUDIT_S, AUDIT_PAIRS, AUDIT_LEAST_S = 0.1, 0.004, 20_000, 3.0
@@ -83,9 +84,9 @@ class BudgetPlan:
         return self.limited and not self.epochs
 
     @property
-    def reserve_s(self) -> float:
-        """Kept for testing and writing."""
-        return self.seconds.get(FINISH, 0.0)
+    def reserve_s(self) -> float | None:
+        """Kept for testing and writing within a budget; None without one."""
+        return self.seconds.get(FINISH, 0.0) if self.limited else None
 
     @property
     def total_s(self) -> float:

@@ -24,9 +24,8 @@ from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.alphas import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
-from nas.run.clock import Clock
 from nas.run.final_network import default_of
-from nas.run.job import Job, SearchOutcome, distinct
+from nas.run.job import Clock, Job, SearchOutcome, distinct
 from nas.run.step_timing import Meter
 from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed

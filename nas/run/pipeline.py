@@ -5,14 +5,14 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
-import json
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import current_process
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,32 +23,30 @@ from nas.data.task import Task
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
 from nas.evaluate.trained import Start
-from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import write_json
-from nas.files.lock import FolderLock
-from nas.results.result import Result, baselines_of, is_finished, load_result, to_cpu
+from nas.results.result import Result, baselines_of, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
 from nas.run.baselines import Baselines, random_search
 from nas.run.black_box import search_by_trials
-from nas.run.budget import BASELINES, EXPORT_S, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
-from nas.run.clock import Clock
+from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
 from nas.run.config import Config, make_config
 from nas.run.final_network import default_of
-from nas.run.final_training import help_to_retrain, last_training, train_final
-from nas.run.job import Job, SearchOutcome
-from nas.run.preparation import BEGIN, default_folder, follow_to, help_all, name_of, prepare, with_names
+from nas.run.job import Clock, Job, SearchOutcome
+from nas.run.preparation import default_folder, follow, follow_to, name_of, prepare, with_names
 from nas.run.reevaluate import Verdict, rerank
-from nas.run.run_folder import begin, clear_checkpoints, open_folder, write_result
+from nas.run.result_files import write_result
+from nas.run.retrain import help_to_retrain, last_training, train_final
+from nas.run.run_folder import begun, clear_checkpoints, export, finished
 from nas.run.step_timing import suited_to_search
 from nas.searchers.halving import longest
 from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
 from nas.show.console import telling
 from nas.show.progress import Progress
-from nas.show.tracking import check_trackers, open_tracking
+
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
-from nas.space.loading import is_plugin
+
 from nas.space.space import Space
 from nas.study.clusters import cluster
 from nas.study.local_processes import processes_on
@@ -147,7 +145,7 @@ def run_job(
                 clock=clock, executor=executor,
             )  # fmt: skip
             if not team.leads:
-                return follow(job)
+                return follow(job, _phases(job))
             with begun(job, trackers, force=force) as job:
                 result = finished(job) or whole_job(job, tell)
                 job.tracking.finish(result.metrics, job.folder)
@@ -170,7 +168,9 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
                     search_phase = search_by_trials if job.plan.searcher is not None else _gradients()
                     found = search_phase(at_work, until_s=plan.until_s(SEARCH))
             baselines, verdict = compare(job, found, plan)
-        network, trained = train_final(job, verdict.best, last_training(job, verdict.best, plan))
+        network, trained = train_final(
+            job, verdict.best, last_training(job, verdict.best, reserve_s=plan.reserve_s)
+        )
         metrics = {
             **trained,
             **verdict.metrics,
@@ -227,78 +227,6 @@ def look(config: Config, *, progress: Progress | None = None) -> Preview:
     return preview(prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget)))
 
 
-# -- around a job -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job]:
-    """The job in its own folder: locked, with its record written, and its trackers told."""
-    config = job.config
-    check_trackers(config.tensorboard, config.mlflow)
-    folder = open_folder(job.folder)
-    with FolderLock(folder):
-        record = begin(
-            folder,
-            config,
-            job.plan,
-            space=job.space,
-            task=job.task,
-            genotype=job.genotype,
-            ranks=job.team.size,
-            force=force,
-        )
-        job.team.call(BEGIN)
-        with open_tracking(
-            str(record.get("run", folder.name)),
-            folder,
-            _settings(config),
-            tensorboard=config.tensorboard,
-            mlflow=config.mlflow,
-            own=trackers,
-            note=job.progress.note,
-        ) as tracking:
-            yield replace(job, folder=folder, tracking=tracking)
-
-
-def finished(job: Job) -> Result | None:
-    """The result that the folder holds already; None where there is work, whose clock begins."""
-    if is_finished(job.folder):
-        job.progress.note(f"{job.folder} holds this run already, finished")
-        clear_checkpoints(job.folder)
-        # Its own record knows the size of its network, which a budget may have chosen.
-        named = job.config.space if is_plugin(job.config.space) else None
-        return load_result(job.folder, space=named if job.final.origin else job.final)
-    job.clock.open(job.folder)
-    for note in job.notes:
-        job.progress.note(note)
-    return None
-
-
-def follow(job: Job) -> Result:
-    """What the other ranks do: they join the trainings that rank 0 calls them to, until the job ends."""
-    from nas.run.differentiable import help_to_search
-    from nas.run.supernet_phase import SHARED, help_with_weights
-
-    phases = {
-        SEARCH: lambda _: help_to_search(job),
-        SHARED: lambda _: help_with_weights(job),
-        RETRAIN: lambda genotype: help_to_retrain(job, tuple(genotype)),
-    }
-    with devices.repeatable(enabled=job.config.deterministic):
-        help_all(job.team, phases)
-    return load_result(job.folder, space=job.final)
-
-
-def export(job: Job, result: Result) -> None:
-    """Writes the bundle, where it is wanted and there is time for it."""
-    if not job.config.export or is_bundled(result.folder):
-        return
-    if job.clock.left_s < EXPORT_S:
-        job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
-    else:
-        bundle_at_end(result, job.task, job.progress)
-
-
 def audit(job: Job) -> None:
     """Audits the task where the job wants that, leaves the findings in its folder, and tells them."""
     if not job.config.audit or (job.folder / AUDIT_FILES[0]).is_file():
@@ -339,11 +267,15 @@ def _warm_start(job: Job, found: SearchOutcome) -> Start | None:
     return warm_start(job, found.measure)
 
 
-def _settings(config: Config) -> dict[str, str]:
-    """What differs from the defaults, and the names of what is searched, as text."""
-    named = ("space", "task", "method", "preset", "seed")
-    values = {**{name: getattr(config, name) for name in named}, **config.model_dump(exclude_defaults=True)}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+def _phases(job: Job) -> dict[str, Callable[[Any], None]]:
+    from nas.run.differentiable import help_to_search
+    from nas.run.supernet_phase import SHARED, help_with_weights
+
+    return {
+        SEARCH: lambda _: help_to_search(job),
+        SHARED: lambda _: help_with_weights(job),
+        RETRAIN: lambda genotype: help_to_retrain(job, tuple(genotype)),
+    }
 
 
 # -- what is told and written -------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.atomic import results_folder
-from nas.results.result import is_finished
+from nas.results.result import Result, is_finished, load_result
 from nas.run.black_box import check_search
-from nas.run.clock import Clock
+
 from nas.run.config import Config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
-from nas.run.job import Job
+from nas.run.job import BEGIN, Clock, Job
 from nas.run.resolved_config import Plan, make_plan
 from nas.seeding import rng
 from nas.show.progress import Progress, Silent
@@ -40,10 +40,6 @@ from nas.user_code import user_errors
 if TYPE_CHECKING:
     from nas.oneshot.methods import Method
 
-BEGIN = "begin"
-"""What the start of a job is called between ranks."""
-
-
 def follow_to(out: str | Path, team: Team) -> None:
     """Waits on another rank until rank 0 has begun the job in its folder.
 
@@ -58,11 +54,16 @@ def follow_to(out: str | Path, team: Team) -> None:
         )
 
 
-def help_all(team: Team, phases: Mapping[str, Callable[[Any], None]]) -> None:
-    """Does on another rank what rank 0 calls to, until the end of the job."""
-    while (called := team.called())[0] != END:
-        phase, value = called
-        phases[phase](value)
+def follow(job: Job, phases: Mapping[str, Callable[[Any], None]]) -> Result:
+    """What another rank than rank 0 does: it joins the trainings that it is called to, until the job ends.
+
+    phases: by name, each with the value that rank 0 calls it with.
+    """
+    with devices.repeatable(enabled=job.config.deterministic):
+        while (called := job.team.called())[0] != END:
+            phase, value = called
+            phases[phase](value)
+    return load_result(job.folder, space=job.final)
 
 
 def team_notes(team: Team, *batches: int) -> list[str]:

@@ -26,8 +26,7 @@ from nas.evaluate.trained import Start, Trained
 from nas.files.atomic import replacing
 from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
 from nas.run.black_box import measure_of, telling, workers
-from nas.run.clock import TimeUp
-from nas.run.job import Job
+from nas.run.job import Job, TimeUp
 from nas.run.step_timing import threads
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed

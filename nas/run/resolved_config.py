@@ -173,6 +173,7 @@ def _differentiable(
 
 
 def _sharing(config: Config) -> Sharing:
+    from nas.oneshot.path_training import Sharing
 
     return settings_of(Sharing(), config.sharing, "sharing")
 

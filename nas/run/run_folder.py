@@ -7,32 +7,29 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nas.data.task import Task
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.files.atomic import TEMPORARY, prepare_folder, remove_unfinished, write_json, write_text
-from nas.files.lock import LOCK
-from nas.files.manifest import MANIFEST, write_manifest
+from nas.files.lock import LOCK, FolderLock
+from nas.files.manifest import MANIFEST
 from nas.files.paths import check_contents, check_name
-from nas.files.schemas import EpochRecord
 from nas.files.tomlfile import write_toml
-from nas.results.alphas import Alphas
-from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
-from nas.results.result import Result
+from nas.results.result import Result, is_finished, load_result
 from nas.results.run_record import CHECKPOINT, FORMAT, environment, read_run
+from nas.export.bundle import bundle_at_end, is_bundled
 from nas.run.config import Config
+from nas.run.job import BEGIN, Job
 from nas.run.resolved_config import Plan
-from nas.searchers.halving import longest
-from nas.space.graph import Graph
-from nas.space.loading import source_hash
-from nas.space.macro_graph import skeleton
+from nas.show.tracking import check_trackers, open_tracking
+from nas.show.tracking.tracker import Tracker
+from nas.space.loading import is_plugin, source_hash
 from nas.space.space import Space
 from nas.text import shown
-from nas.training.checkpoint import save_tensors
 from nas.types import Genotype
 
 FREE = (
@@ -45,6 +42,70 @@ FREE = (
 """Settings that may differ when a run is resumed."""
 MOST_CHANGES = 20
 """Differences that are listed."""
+
+EXPORT_S = 30.0
+"""Seconds that a bundle takes at most."""
+
+
+@contextmanager
+def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job]:
+    """The job in its own folder: locked, with its record written, and its trackers told."""
+    config = job.config
+    check_trackers(config.tensorboard, config.mlflow)
+    folder = open_folder(job.folder)
+    with FolderLock(folder):
+        record = begin(
+            folder,
+            config,
+            job.plan,
+            space=job.space,
+            task=job.task,
+            genotype=job.genotype,
+            ranks=job.team.size,
+            force=force,
+        )
+        job.team.call(BEGIN)
+        with open_tracking(
+            str(record.get("run", folder.name)),
+            folder,
+            _settings(config),
+            tensorboard=config.tensorboard,
+            mlflow=config.mlflow,
+            own=trackers,
+            note=job.progress.note,
+        ) as tracking:
+            yield replace(job, folder=folder, tracking=tracking)
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """What differs from the defaults, and the names of what is searched, as text."""
+    named = ("space", "task", "method", "preset", "seed")
+    values = {**{name: getattr(config, name) for name in named}, **config.model_dump(exclude_defaults=True)}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def finished(job: Job) -> Result | None:
+    """The result that the folder holds already; None where there is work, whose clock begins."""
+    if is_finished(job.folder):
+        job.progress.note(f"{job.folder} holds this run already, finished")
+        clear_checkpoints(job.folder)
+        # Its own record knows the size of its network, which a budget may have chosen.
+        named = job.config.space if is_plugin(job.config.space) else None
+        return load_result(job.folder, space=named if job.final.origin else job.final)
+    job.clock.open(job.folder)
+    for note in job.notes:
+        job.progress.note(note)
+    return None
+
+
+def export(job: Job, result: Result) -> None:
+    """Writes the bundle, where it is wanted and there is time for it."""
+    if not job.config.export or is_bundled(result.folder):
+        return
+    if job.clock.left_s < EXPORT_S:
+        job.progress.note(f"budget: no time for a bundle; nas export {result.folder} writes it")
+    else:
+        bundle_at_end(result, job.task, job.progress)
 
 
 def open_folder(out: str | Path) -> Path:
@@ -231,123 +292,3 @@ def _differences(
     for name in sorted({*before, *now} - set(free)):
         if before.get(name) != now.get(name):
             yield name, before.get(name), now.get(name)
-
-
-def write_result(
-    result: Result,
-    *,
-    image_shape: Sequence[int],
-    title: str,
-    alphas: Alphas | None = None,
-    epochs: Sequence[Mapping[str, Any]] = (),
-    pictures: bool = True,
-) -> None:
-    """Writes every file of a finished run, pictures and report where wanted; the manifest is last.
-
-    epochs: of a differentiable search, the fields of an `EpochRecord` of each, and what else was measured.
-    """
-    folder, space, genotype = result.folder, result.space, result.genotype
-    save_tensors(folder / "model.safetensors", dict(result.network.state_dict()), {"space": space.name})
-    write_json(folder / "metrics.json", dict(result.metrics))
-    write_json(folder / ARCHITECTURE, describe_architecture(space, genotype, result.metrics))
-    write_graphml(folder / "architecture.graphml", result.graph)
-    if len(result.goals.objectives) > 1:
-        write_front(result, title=title, pictures=pictures)
-    if alphas is not None:
-        alphas.write(folder)
-    if epochs:
-        write_json(folder / "health.json", {"epochs": [dict(epoch) for epoch in epochs]})
-    if pictures:
-        from nas.show.report import REPORT, write_report  # and matplotlib, which workers can do without
-
-        _draw(result, image_shape, title)
-        _draw_search_by_gradients(folder, alphas, epochs, title)
-        write_report([folder], folder / REPORT, space=space)
-    write_manifest(folder)
-
-
-def _draw(result: Result, image_shape: Sequence[int], title: str) -> None:
-    from nas.show import draw
-
-    folder, space, genotype = result.folder, result.space, result.genotype
-    draw_architecture(folder, result.graphs, title=title)
-    outline = skeleton(space.network(genotype, meta=True), image_shape)
-    draw.save(draw.draw_network(outline, title=title), folder / "network.svg", folder / "network.png")
-    if result.history:
-        first = result.goals.objectives[0]
-        figure = draw.draw_search(
-            [*map(first.with_value, result.history)],
-            metric=first.name,
-            maximize=first.maximize,
-            title=f"Search: {title}",
-            baselines={name: [*map(first.with_value, trials)] for name, trials in result.baselines.items()},
-            broken=result.goals.broken_by(result.history),
-            epochs=result.by_gradients,
-        )
-        draw.save(figure, folder / "search.svg", folder / "search.png")
-
-
-def _draw_search_by_gradients(
-    folder: Path, alphas: Alphas | None, epochs: Sequence[Mapping[str, Any]], title: str
-) -> None:
-    """alphas.svg and health.svg, and the same as PNG."""
-    from nas.show import draw
-    from nas.show.draw.diagnostics_series import series_of
-
-    if alphas is not None:
-        figure = draw.draw_alphas(
-            alphas.strengths,
-            decisions=alphas.decisions,
-            options=alphas.options,
-            title="Strength of every operation over the search",
-        )
-        draw.save(figure, folder / "alphas.svg", folder / "alphas.png")
-    if epochs:
-        series = series_of([EpochRecord.model_construct(**epoch) for epoch in epochs])
-        heading = f"Health of the search: {title}"
-        draw.save(draw.draw_health(series, title=heading), folder / "health.svg", folder / "health.png")
-
-
-def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
-    """front.json, and with two objectives and pictures front.svg and front.png.
-
-    The picture shows what can be on the front: trials of the longest training that keep all constraints.
-    """
-    goals, best = result.goals, result.front
-    write_json(
-        result.folder / "front.json",
-        {
-            "goals": goals.to_dict(),
-            "front": [
-                {
-                    "trial": trial.number,
-                    "genotype": list(map(int, trial.genotype)),
-                    "choices": result.space.choices(trial.genotype),
-                    "metrics": dict(trial.metrics),
-                }
-                for trial in best
-            ],
-        },
-    )
-    if len(goals.objectives) != 2 or not pictures:
-        return
-    from nas.show import draw
-
-    first, second = goals.objectives
-    allowed = longest(result.history, goals)
-    figure = draw.draw_front(
-        np.array([[first.value(t.metrics), second.value(t.metrics)] for t in allowed]).reshape(-1, 2),
-        names=(first.name, second.name),
-        maximize=(first.maximize, second.maximize),
-        chosen=[i for i, t in enumerate(allowed) if t.genotype == result.genotype][:1],
-        title=f"Pareto front: {title}",
-        subtitle=f"{len(best)} of {len(allowed)} architectures are on it",
-    )
-    draw.save(figure, result.folder / "front.svg", result.folder / "front.png")
-
-
-def draw_architecture(folder: Path, graphs: Mapping[str, Graph], *, title: str) -> None:
-    """cells.svg and cells.png."""
-    from nas.show import draw
-
-    draw.save(draw.draw_cells(graphs, title=title), folder / "cells.svg", folder / "cells.png")

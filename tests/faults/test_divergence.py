@@ -16,7 +16,7 @@ from nas.cli.job import show
 from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
-from nas.run.final_training import train_final
+from nas.run.retrain import train_final
 from nas.run.pipeline import search
 from nas.searchers.fidelity import parse_ladder
 from nas.training.checkpoint import Checkpoints
