@@ -93,18 +93,6 @@ def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
     assert {t.fidelity for t in baselines.history} == {made.plan.trial.epochs}
 
 
-def test_random_search_gets_the_seconds_of_all_ranks(tmp_path):
-    class Three(Alone):
-        def __init__(self):
-            self.rank, self.size, self.local = 0, 3, 0
-
-    settings = {k: v for k, v in TINY.items() if k != "baselines"}
-    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made = prepare(make_config(values), prepare_folder(tmp_path), task=TASK, team=Three())
-    seconds = [t.cost_s for t in run_baselines(made, Found([(2, 2, 2)], (), seconds=0.1)).history]
-    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
-
-
 def test_shared_weights_are_shared_with_random_search(tmp_path):
     made = job(tmp_path, evaluator="shared", **LEARNING)
     found = find(made)
@@ -144,15 +132,6 @@ def test_what_the_search_did_not_measure_is_measured_once(tmp_path, monkeypatch)
     )
     history = run_baselines(made, found).history
     assert sorted(asked) == sorted({t.genotype for t in history} - set(known))
-
-
-def test_another_fidelity_is_not_replayed(tmp_path, monkeypatch):
-    made = job(tmp_path)
-    cheap = [trial(i, g, 0.5, epochs=7) for i, g in enumerate(made.space.enumerate())]
-    found = Found([(2, 2, 2)], cheap[:2], 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
-    assert all(
-        t.metrics["val_acc"] != 0.5 or t.metrics["macs"] != 1 for t in run_baselines(made, found).history
-    )
 
 
 def test_random_search_is_its_own_baseline_unless_a_scheduler_promotes(tmp_path):
@@ -239,37 +218,6 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
 
 
 # -- the whole job ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_compared_job_says_how_it_did(tmp_path, name):
-    progress = Recorder()
-    result = search(
-        "toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name] | DRAWN, progress=progress
-    )
-    for rival in (RANDOM, LARGEST):
-        wanted = {f"{rival}_{part}" for part in ("val_acc", "delta", "delta_low", "delta_high", "p")}
-        assert wanted <= result.metrics.keys()
-        low, delta, high = (result.metrics[f"{rival}_delta{end}"] for end in ("_low", "", "_high"))
-        assert low <= delta <= high
-        difference = result.metrics["first_val_acc"] - result.metrics[f"{rival}_val_acc"]
-        assert delta == pytest.approx(difference, abs=1e-5)
-    written = json.loads((tmp_path / "baselines.json").read_text())
-    assert written["choices"].keys() == {"default", RANDOM, LARGEST}
-    assert written["found_by"] in ("search", "default", RANDOM, LARGEST)
-    assert set(written["statements"]) <= set(progress.notes)
-    assert "random search at equal cost" in (tmp_path / "search.svg").read_text()
-    again = load_result(tmp_path)
-    assert again.goals == result.goals
-    assert again.baselines.keys() == result.baselines.keys() == set(BASELINES)
-    for label in BASELINES:
-        assert list(again.baselines[label]) == list(result.baselines[label])
-
-
-def test_a_random_search_read_back_has_itself_as_its_baseline(tmp_path):
-    result = search("toy", TASK, "random", out=tmp_path, settings=SMALL | COMPARED)
-    again = load_result(tmp_path)
-    assert list(again.baselines[BASELINES[0]]) == list(result.baselines[BASELINES[0]]) == result.history
 
 
 def test_without_baselines_nothing_is_compared(tmp_path):

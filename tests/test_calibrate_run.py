@@ -85,11 +85,6 @@ def test_the_folder_holds_the_record_and_the_picture(toy):
     assert tomllib.loads((folder / "config.toml").read_text())["method"] == "random"
 
 
-def test_long_training_takes_longer_and_proxies_hardly_any_time(toy):
-    costs = {e.name: e.cost_s for e in toy[0].estimates}
-    assert costs["epochs=8"] > costs["epochs=1"] > costs["params"]
-
-
 def test_all_of_a_small_space_are_calibrated_with(tmp_path):
     progress = Recorder()
     settings = Settings(architectures=30, epochs=1, seeds=1)
@@ -140,24 +135,6 @@ def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
     assert {e.group for e in found.estimates} >= {"trained", "proxy"}
 
 
-def test_values_that_a_hand_made_space_chooses_are_no_size(tmp_path):
-    progress = Recorder()
-    calibrate(by_hand(widths=True), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
-    assert any("shared weights are left out" in note for note in progress.notes)
-
-
-def test_few_images_are_enough_for_every_proxy(tmp_path):
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    y = np.arange(60) % 2
-    x = (rng.random((60, 8, 8)) * 100 + 100 * y[:, None, None]).astype(np.uint8)
-    task = task_from_arrays(x, y, name="halves")
-    assert len(task.train) < 64
-    found = calibrate("toy", task, FEW, out=tmp_path / "c", config=TOY | {"search_images": 0})
-    assert [e for e in found.estimates if e.group == "proxy"]
-
-
 # -- settings --------------------------------------------------------------------------------------------
 
 
@@ -176,11 +153,6 @@ def test_settings_out_of_range_are_refused(values, words):
     with pytest.raises(ConfigError) as refusal:
         Settings(**values)
     assert str(refusal.value) == f"calibrate: {words}"
-
-
-def test_arguments_of_another_kind_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"calibrate: task is a int, wanted a name or a nas.Task"):
-        calibrate("toy", 5, FEW, out=tmp_path / "c")
 
 
 @pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
@@ -204,13 +176,6 @@ def test_a_folder_of_other_settings_is_refused(toy):
         calibrate("toy", TASK, FEW, out=toy[1], config=TOY | {"seed": 1})
 
 
-def test_a_damaged_record_of_settings_is_refused(toy, tmp_path):
-    shutil.copytree(toy[1], tmp_path / "c")
-    (tmp_path / "c" / "settings.json").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"settings\.json is no record of a calibration's settings"):
-        calibrate("toy", TASK, FEW, out=tmp_path / "c", config=TOY)
-
-
 # -- resuming --------------------------------------------------------------------------------------------
 
 
@@ -228,13 +193,6 @@ def test_a_finished_calibration_answers_at_once(toy, capsys):
 def small(folder):
     nas.evaluate.calibration.RESAMPLES = 20
     calibrate("toy", "digits", FEW, out=folder, config=TOY)
-
-
-def test_a_killed_calibration_goes_on_to_the_same_end(toy, tmp_path):
-    run_killed(small, tmp_path / "c", kills=4, longest_s=0.6, seed=0)
-    found = Calibration.from_dict(read_calibration(tmp_path / "c"))
-    assert timeless(found) == timeless(toy[0])
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {path.name for path in toy[1].iterdir()}
 
 
 def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
@@ -319,23 +277,6 @@ def test_the_command_prints_json_or_a_table(tmp_path):
     assert "holds this calibration already, finished" in table.stderr
     quiet = command(*arguments, "--quiet")
     assert (quiet.stdout, quiet.stderr) == (table.stdout, "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--architectures", 3], 2, "architectures is 3, wanted at least 5"),
-        (["--threshold", 2], 2, "threshold is 2.0, wanted a number between -1 and 1"),
-        (["--space", "tory"], 3, "no search space 'tory'; did you mean 'toy'?"),
-        (["--set", "trials=3"], 2, "trials is set, but a calibration uses only"),
-        (["--set", "method=darts"], 2, "method is 'darts'"),
-    ],
-)
-def test_bad_input_is_one_message(tmp_path, arguments, code, words):
-    done = command("--space", "toy", *arguments, "--out", tmp_path / "c")
-    assert done.exit_code == code, done.stderr
-    assert words in done.stderr
-    assert not (tmp_path / "c").exists()
 
 
 def test_fidelities_are_those_that_apply(tmp_path):

@@ -54,35 +54,6 @@ DRAWN = {"darts", "gdas", "is-darts"}
 """Those whose records differ: with everything, without a gap, and with stages but no eigenvalues."""
 
 
-@pytest.mark.parametrize("method", DIFFERENTIABLE)
-def test_every_method_leaves_a_finished_folder(tmp_path, method):
-    drawn = method in DRAWN
-    found = run(tmp_path, method, space="nasbench201" if drawn else one_stage.PATH, pictures=drawn)
-    names = {path.name for path in found.folder.iterdir()}
-    assert is_finished(found.folder) and names >= FILES | OF_GRADIENTS and "checkpoint" not in names
-    assert names >= (PICTURES | THEIR_PICTURES if drawn else set())
-    assert 0 <= found.metrics["test_acc"] <= 1 and len(found.history) >= 5
-    record = json.loads((found.folder / "health.json").read_text())["epochs"]
-    assert len(record) == len(found.history)
-    assert {"val_acc", "skip_share", "alpha_entropy", "gradient_matching"} <= record[0].keys()
-    assert ("discretisation_gap" in record[0]) == (method != "gdas")  # which never runs the whole supernet
-    described = read_run(found.folder)["plan"]["search"]
-    assert described["name"] == method and described["guards"]["part"] == "Guards"
-    again = nas.load_result(found.folder, space=found.space)
-    assert again.genotype == found.genotype and again.metrics == found.metrics
-
-
-@pytest.mark.parametrize("sampling", ["uniform", "fair", "sandwich"])
-@pytest.mark.parametrize("method", SHARED)
-def test_evolution_on_shared_weights_leaves_a_finished_folder(tmp_path, method, sampling):
-    drawn = sampling == "uniform"
-    found = run(tmp_path, method, trials=60, top_k=3, sharing={"sampling": sampling}, pictures=drawn)
-    names = {p.name for p in found.folder.iterdir()}
-    assert is_finished(found.folder) and names >= FILES | (PICTURES if drawn else set())
-    assert len(found.history) == 60 and len({t.genotype for t in found.history}) == 60
-    assert found.metrics["trials"] == 60
-
-
 def test_a_supernet_is_split_when_asked(tmp_path):
     told = Recorder()
     run(tmp_path, "spos", trials=5, top_k=2, sharing={"splits": 1}, progress=told)
@@ -111,28 +82,6 @@ def test_selection_by_perturbation_in_a_job(tmp_path):
 
 
 # -- methods of one's own -----------------------------------------------------------------------------
-
-
-def test_a_method_put_together_in_python(tmp_path):
-    own = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(5.0),))
-    found = run(tmp_path, own)
-    record = read_run(found.folder)
-    assert record["config"]["method"] == "own:calm"
-    assert record["plan"]["search"]["relaxation"] == {"part": "Dirichlet"}
-    assert run(tmp_path, own).metrics == found.metrics
-    other = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(6.0),))
-    with pytest.raises(ConfigError, match="holds a run with other settings"):
-        run(tmp_path, other)
-
-
-def test_a_method_in_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(
-        "import nas\nfrom nas.oneshot.relaxations import GumbelSoft\n\n\n"
-        "def make(end=1.0):\n    return nas.Method('mine', relaxation=GumbelSoft(5.0, end))\n"
-    )
-    found = run(tmp_path, "mine.py:make", method_settings={"end": 0.5})
-    assert read_run(found.folder)["plan"]["search"]["relaxation"]["end"] == 0.5
 
 
 # -- constraints --------------------------------------------------------------------------------------
@@ -248,11 +197,6 @@ def test_a_search_under_way_shows_its_alphas_in_the_report(tmp_path):
     page = render([tmp_path])
     assert 'id="alphas"' in page
     assert "heat map of the strengths after the last epoch" in page
-
-
-def test_runs_repeat_themselves(tmp_path):
-    one, two = run(tmp_path / "one", "gdas"), run(tmp_path / "two", "gdas")
-    assert outcome(one) == outcome(two)
 
 
 # -- the picture --------------------------------------------------------------------------------------

@@ -148,27 +148,6 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
     )
 
 
-def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
-    notes = Recorder()
-    monkeypatch.setattr("nas.run.reevaluate._first_like", lambda job, rival, candidates: rival)
-    monkeypatch.setattr("nas.run.baselines.finalists", lambda history, goals: [t for t in history[:1]])
-    settings = SMALL | {
-        "baselines": True,
-        "trials": 3,
-        "epochs": 3,
-        "retrain": {"epochs": 1},
-        "search_images": 400,
-    }
-    result = search("toy", TASK, "evolution", out=tmp_path, settings=settings, progress=notes)
-    written = json.loads((tmp_path / "baselines.json").read_text())
-    accuracies = {SEARCH: result.metrics["rerank_val_acc"]} | {
-        name: result.metrics[f"{name}_val_acc"] for name in ("random", "largest", "default")
-    }
-    assert accuracies[written["found_by"]] == max(accuracies.values()) or written["found_by"] == "default"
-    said = [note for note in notes.notes if "did better and is taken" in note]
-    assert len(said) == (written["found_by"] not in (SEARCH, "default"))
-
-
 def test_an_isomorphic_rival_is_the_same_architecture(tmp_path, monkeypatch):
     settings = {"width": 4, "cells": 1, "in_channels": 1, "classes": 10}
     first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
@@ -240,52 +219,3 @@ def test_trainings_whose_predictions_are_gone_are_repeated(tmp_path):
     assert found.metrics == expected.metrics
 
 
-# -- whole jobs, killed ----------------------------------------------------------------------------------
-
-COMPARED = {"baselines": True, "seeds": 2, "pictures": True}
-KILLED = {
-    "evolution": ("evolution", SMALL | COMPARED | {"searcher": {"population": 2}}),
-    "halving": (
-        "evolution",
-        SMALL | COMPARED | {"trials": 6, "epochs": 3, "eta": 2, "scheduler": "successive-halving"},
-    ),
-    "darts": ("darts", TINY | COMPARED | {"epochs": 2}),
-}
-
-
-def whole(folder, name):
-    method, settings = KILLED[name]
-    search("toy", "digits", method, out=folder, settings=settings)
-
-
-def compared(folder):
-    return json.loads((folder / "baselines.json").read_text())
-
-
-@pytest.mark.parametrize("name", ["evolution", "halving"])
-def test_a_killed_job_compares_like_an_uninterrupted_one(tmp_path, name):
-    start = time.perf_counter()
-    whole(tmp_path / "a", name)
-    longest = 0.2 * (time.perf_counter() - start)  # five of them last less than the whole
-    run_killed(whole, tmp_path / "b", name, kills=5, longest_s=min(longest, 0.6), seed=name)
-    expected, found = load_result(tmp_path / "a"), load_result(tmp_path / "b")
-    assert outcome(found) == outcome(expected)
-    assert compared(tmp_path / "b") == compared(tmp_path / "a")
-    for label, history in expected.baselines.items():
-        assert [(t.genotype, t.metrics) for t in found.baselines[label]] == [
-            (t.genotype, t.metrics) for t in history
-        ]
-
-
-def test_a_killed_differentiable_job_ends_with_one_consistent_comparison(tmp_path):
-    """How many random trials equal its seconds depends on the machine; all else does not."""
-    whole(tmp_path / "a", "darts")
-    run_killed(whole, tmp_path / "b", "darts", kills=5, longest_s=0.5, seed=1)
-    expected, found = load_result(tmp_path / "a"), load_result(tmp_path / "b")
-    assert outcome(found)["history"] == outcome(expected)["history"]
-    both = [Study.read(tmp_path / name, "random", found.space) for name in "ab"]
-    shorter = min(map(len, both))
-    assert shorter >= 1
-    assert [t.metrics for t in both[0][:shorter]] == [t.metrics for t in both[1][:shorter]]
-    assert compared(tmp_path / "b")["choices"].keys() == {"default", "random", "largest"}
-    assert len(journal(tmp_path / "b")) > 0

@@ -51,15 +51,6 @@ def ours(text):
 # -- operations ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError, RecursionError])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_an_operation_that_raises_fails_its_trial_with_the_line(kind, backward):
-    found = failure(flat(a=lambda: Raising(kind(3), backward=backward)))
-    assert found.reason == "error"
-    assert kind.__name__ in str(found) and ours(str(found))
-    assert ("raise ctx.error" if backward else "raise self.error") in str(found)
-
-
 def test_a_rung_names_the_line_too(tmp_path):
     ladder = parse_ladder("epochs=1; epochs=1")
     with pytest.raises(TrialError, match=r"raise self\.error"):
@@ -249,28 +240,12 @@ class Curt:
         return (0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("searcher", "words"), [(Wordless(), "no attribute 'ask'"), (Curt(), "takes 2 positional")]
-)
-def test_a_searcher_without_the_right_method_is_refused(tmp_path, searcher, words):
-    study = Study(load("toy"), Fixed(searcher, 1), open_storage(tmp_path / "s.log"), name="s")
-    with pytest.raises(ConfigError, match=f"failed to propose trial 0: .*{words}"):
-        study.run(lambda trial, _: {"val_acc": 1.0}, trials=3)
-    assert not study.history
-
-
 @pytest.mark.parametrize("answer", [(0,), (0, 0, 9), None, [0, 0, 0], "abc", (0.5, 0, 0), ("0", 0, 0)])
 def test_a_proposal_that_is_no_architecture_is_refused_and_not_recorded(tmp_path, answer):
     study = studied(tmp_path, lambda space: answer)
     with pytest.raises((ConfigError, SpaceError)):
         study.ask()
     assert not study.history and not study.optuna_study.trials
-
-
-def test_numbers_of_numpy_are_taken_as_options(tmp_path):
-    trial = studied(tmp_path, lambda space: tuple(np.array([2, 1, 0]))).ask()
-    assert trial.genotype == (2, 1, 0)
-    assert {type(option) for option in trial.genotype} == {int}
 
 
 def test_a_data_set_that_raises_is_named_with_its_line():
@@ -322,13 +297,6 @@ def test_a_method_that_raises_is_named_with_its_line(tmp_path, function, words, 
     with pytest.raises((ConfigError, TrialError)) as caught:
         search("toy", DIGITS, f"{tmp_path / 'mine.py'}:{function}", out=tmp_path / "out", settings=TINY)
     assert words in str(caught.value) and line in str(caught.value)
-
-
-def test_an_evaluator_that_raises_fails_its_trials(tmp_path):
-    study = Study(load("toy"), Fixed(RandomSearch(), 1), open_storage(tmp_path / "s.log"), name="s")
-    study.run(lambda trial, _: {"val_acc": [0.5][trial.number]}, trials=3)
-    assert [t.state for t in study.history] == ["done", "failed", "failed"]
-    assert study.history[1].reason.startswith("error: IndexError") and ours(study.history[1].reason)
 
 
 def test_what_a_failed_trial_found_out_is_recorded(tmp_path):
