@@ -14,17 +14,15 @@ from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.evaluate.weight_inheritance import Grown
 from nas.results.run_record import CHECKPOINT, RANDOM
-from nas.run.black_box import alike, fitting, measure_of, telling, workers
+from nas.run.black_box import alike, fitting, run_trials
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp
 from nas.searchers import RandomSearch
 from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.scheduler import Fixed
 from nas.seeding import isolated, rng
-from nas.show.tracking.tracker import of_trials
 from nas.space.cost import step_work
 from nas.study.workers import Evaluate
-from nas.text import counted
 from nas.training.train import train
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
@@ -85,22 +83,7 @@ def _random(job: Job, found: SearchOutcome) -> list[Trial]:
         others=others,
     )
     trials = _equal_trials(job, found)
-    job.tracking.tell(of_trials(study.name, study.history))
-    job.progress.phase("random search at equal cost", trials, done=study.ended)
-
-    def enough() -> bool:
-        job.check_stop(f"random search stopped after {counted(study.ended, 'trial')}")
-        return False
-
-    with workers(job, evaluate, beside=True) as side_by_side:
-        study.run(
-            measure_of(job, evaluate, study=lambda: study, others=found.history),
-            trials=trials,
-            stop=enough,
-            on_trial=telling(job, study.name),
-            max_failures=trials + 1,  # what fails here must not end a job whose search went well
-            workers=side_by_side,
-        )
+    run_trials(job, study, evaluate, trials, what="random search at equal cost", others=found.history)
     return study.history
 
 

@@ -22,6 +22,7 @@ from nas.files.paths import is_file
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp, distinct
+from nas.run.resolved_config import UNBOUNDED
 from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
@@ -66,13 +67,13 @@ def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
 
 
 def measure_of(
-    job: Job, evaluate: Evaluate, *, study: Callable[[], Study], others: Sequence[Trial] = ()
+    job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()
 ) -> Measure:
     """How trials are measured: by an evaluator, with the costs that the goals need.
 
     Those are of the last network, which may be larger. What is known to run out of memory is not trained.
 
-    study: of the trials, once it is there. others: trials that were measured before it began.
+    study: of the trials. others: trials that were measured before it began.
     """
     trained = evaluate.trained if isinstance(evaluate, Grown) else evaluate
     hints = [evaluate.hints] if isinstance(evaluate, Grown) else []
@@ -89,7 +90,7 @@ def measure_of(
         evaluate,
         hints=lambda trial, known: {name: v for hint in hints for name, v in hint(trial, known).items()},
         refuses=refuses,
-        costs=costs_of(job, lambda: (*others, *study().history)),
+        costs=costs_of(job, lambda: (*others, *study.history)),
     )
 
 
@@ -280,6 +281,42 @@ def trial_line(trial: Trial) -> str:
     return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"
 
 
+def run_trials(
+    job: Job,
+    study: Study,
+    evaluate: Evaluate,
+    trials: int,
+    *,
+    what: str,
+    others: Sequence[Trial] = (),
+    until_spent_s: float | None = None,
+    stops_at_failures: bool = False,
+) -> str:
+    """Runs the trials of a study where the job evaluates them; why they came to an end.
+
+    what: the study is called for the user. others: trials that were measured before it began.
+    until_spent_s: when the trials of all workers have taken so many seconds, no more are begun.
+    stops_at_failures: after as many in a row as the settings say, as for a search. Trainings that are listed
+      beforehand are all made, as many side by side as the machine bears.
+    """
+    job.progress.phase(what, trials if trials < UNBOUNDED else None, done=study.ended)
+    job.tracking.tell(of_trials(study.name, study.history))
+
+    def enough() -> bool:
+        job.check_stop(f"{what} stopped after {counted(study.ended, 'trial')}")
+        return until_spent_s is not None and study.ended > 0 and study.spent_s >= until_spent_s
+
+    with workers(job, evaluate, beside=not stops_at_failures) as found:
+        return study.run(
+            measure_of(job, evaluate, study=study, others=others),
+            trials=trials,
+            stop=enough,
+            on_trial=telling(job, study.name),
+            max_failures=job.config.max_failures if stops_at_failures else trials + 1,
+            workers=found,
+        )
+
+
 def search_by_trials(job: Job, *, until_s: float | None = None) -> SearchOutcome:
     """Proposes and measures trials; the candidates are the best of the longest training.
 
@@ -302,7 +339,9 @@ def search_by_trials(job: Job, *, until_s: float | None = None) -> SearchOutcome
     study = job.study(SEARCH, scheduler(job, proposes, fidelity), announce=not shares, alike=alike(job))
     evaluate, late = grown(job, evaluate), False
     try:
-        reason = _run(job, study, evaluate, until_s)
+        reason = run_trials(
+            job, study, evaluate, job.plan.trials, what=SEARCH, until_spent_s=until_s, stops_at_failures=True
+        )
     except TimeUp as error:
         reason, late = str(error), True
     if study.ended < job.plan.trials:
@@ -322,29 +361,6 @@ def search_by_trials(job: Job, *, until_s: float | None = None) -> SearchOutcome
         return _untaught(job, searcher, study.history, no_better, seconds=seconds)
     genotypes = distinct(job, (t.genotype for t in best))
     return SearchOutcome(genotypes, study.history, seconds, evaluate, fidelity)
-
-
-def _run(job: Job, study: Study, evaluate: Evaluate, spend_s: float | None) -> str:
-    """Runs the trials of a search; why they came to an end.
-
-    spend_s: when the trials of all workers have taken so many seconds, no more are begun.
-    """
-    job.progress.phase(SEARCH, job.plan.planned_trials, done=study.ended)
-    job.tracking.tell(of_trials(study.name, study.history))
-
-    def enough() -> bool:
-        job.check_stop(f"search stopped after {counted(study.ended, 'trial')}")
-        return spend_s is not None and study.ended > 0 and study.spent_s >= spend_s
-
-    with workers(job, evaluate) as found:
-        return study.run(
-            measure_of(job, evaluate, study=lambda: study),
-            trials=job.plan.trials,
-            stop=enough,
-            on_trial=telling(job, study.name),
-            max_failures=job.config.max_failures,
-            workers=found,
-        )
 
 
 def _learned_nothing(job: Job, history: Sequence[Trial], default: Genotype | None) -> bool:

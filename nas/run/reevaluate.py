@@ -25,13 +25,12 @@ from nas.evaluate.significance import Paired, paired
 from nas.evaluate.trained import Start, Trained
 from nas.files.atomic import replacing
 from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
-from nas.run.black_box import measure_of, telling, workers
+from nas.run.black_box import run_trials
 from nas.run.job import Job, TimeUp
 from nas.run.step_timing import threads
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
-from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.study.study import Study
 from nas.text import counted
@@ -180,23 +179,8 @@ def _evaluator(job: Job, start: Start | None) -> Trained:
 def _train(job: Job, genotypes: tuple[Genotype, ...], measure: Trained) -> Study:
     study = job.study(RERANK, Listed(genotypes, job.plan.top_k_epochs, job.plan.seeds))
     trainings = len(genotypes) * job.plan.seeds
-    job.progress.phase("re-evaluation", trainings, done=study.ended)
-    job.tracking.tell(of_trials(study.name, study.history))
-
-    def stop() -> bool:
-        job.check_stop("re-evaluation stopped")
-        return False
-
     try:
-        with workers(job, measure, beside=True) as side_by_side:
-            study.run(
-                measure_of(job, measure, study=lambda: study),
-                trials=trainings,
-                stop=stop,
-                on_trial=telling(job, study.name),
-                max_failures=trainings + 1,
-                workers=side_by_side,
-            )
+        run_trials(job, study, measure, trials=trainings, what="re-evaluation")
     except TimeUp as error:
         job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
     return study

@@ -79,11 +79,6 @@ class Plan:
         return self.search
 
     @property
-    def planned_trials(self) -> int | None:
-        """The number of trials; None where only the time ends them."""
-        return self.trials if self.trials < UNBOUNDED else None
-
-    @property
     def lead(self) -> Goals:
         """The first objective under all constraints: what a single network is chosen by."""
         return Goals(self.goals.objectives[:1], self.goals.constraints)
