@@ -1,4 +1,4 @@
-"""Where tensors live: from `auto`, `cpu`, `cuda`, `cuda:1` or `mps` to a device that exists."""
+"""Where and how networks run: from `auto`, `cpu`, `cuda`, `cuda:1` or `mps` to a device that exists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from nas.errors import ConfigError
 from nas.text import counted
@@ -128,3 +129,16 @@ def exact() -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Runs a block with networks in evaluation mode, then gives every module its own mode back."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,6 +1,6 @@
 """Trainings whose network is run by a function of a test."""
 
-from nas.training.checks import check_depends
+from nas.training.optimizer import check_depends
 
 
 def by(forward):

@@ -70,7 +70,7 @@ def _work(sender, environment, limit_s, target, args):
     import torch
 
     from nas.errors import NasError, Stopped
-    from nas.training.distributed import joined
+    from nas.training.ddp import joined
 
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}

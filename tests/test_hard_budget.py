@@ -14,7 +14,7 @@ from nas.run.retrain import last_training
 from nas.run.pipeline import run_job
 from nas.run.preparation import prepare
 from nas.space.loading import load
-from nas.training.ddp import Alone
+from nas.training.ddp import Team
 from nas.training.train import train
 from tests.jobs import SMALL, TINY, Recorder
 
@@ -136,14 +136,9 @@ def test_without_a_budget_nothing_is_measured(tmp_path):
 
 
 def test_several_ranks_have_no_budget(tmp_path):
-    class Two(Alone):
-        def __init__(self):
-            super().__init__()
-            self.size = 2
-
     config = make_config({"space": "toy", "method": "darts", "budget": "1m"})
     with pytest.raises(ConfigError, match="budget is set, but several ranks"):
-        prepare(config, tmp_path, task=TASK, team=Two())
+        prepare(config, tmp_path, task=TASK, team=Team(0, 2))
 
 
 def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):

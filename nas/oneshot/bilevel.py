@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -19,10 +19,9 @@ from nas.oneshot.oles import Freezer
 from nas.oneshot.supernet import Supernet, kept
 from nas.seeding import derive
 from nas.space.cell import Cell
-from nas.training.batches import Batches, images_of, policy_of
 from nas.training.ddp import ALONE, Team
-from nas.training.loop import Loop
-from nas.training.optimizer import Resting
+from nas.training.loop import Batches, Loop
+from nas.training.optimizer import MaskedUpdate
 
 
 def recompute_cells(supernet: Supernet, *, enabled: bool) -> None:
@@ -98,14 +97,13 @@ class Bilevel:
         """
         loop = Loop(supernet.network, task, method.weights, seed=seed, split=task.train, team=team)
         recompute_cells(supernet, enabled=method.checkpointing)
-        policy, size = policy_of(method.weights, task), method.weights.batch
-        validation = Batches(task.val, task, policy, size=size, seed=derive(seed, "validation"))
-        images_of(team, validation.size)
+        recipe = replace(method.weights, mixup=0.0)
+        validation = Batches(task.val, task, recipe, seed=derive(seed, "validation"), team=team)
         freezer = None if method.freezing is None else Freezer(supernet, method.freezing)
         if method.relaxation.one_at_a_time:
-            loop.resting = Resting(loop.parameters.values())
+            loop.masked = MaskedUpdate(loop.parameters.values())
         elif freezer is not None:
-            loop.resting = Resting(freezer.weights)
+            loop.masked = MaskedUpdate(freezer.weights)
         alpha_optimizer = method.update.begin(supernet.architecture())
         moves = method.learns_alphas
         return cls(supernet, method, loop, validation, alpha_optimizer, freezer, moves, seed)

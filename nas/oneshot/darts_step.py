@@ -17,12 +17,10 @@ from nas.devices import exact
 from nas.oneshot.bilevel import Bilevel
 from nas.oneshot.supernet import kept, without_gradients
 from nas.seeding import derive, reseed
-from nas.space.mixed_op import chosen_of
-from nas.training.batches import Batch, mixed
-from nas.training.checks import check_depends
 from nas.training.cuda_graph import GraphedStep
-from nas.training.gradients import gradients
+from nas.training.evaluate import Batch
 from nas.training.loop import Loop
+from nas.training.optimizer import check_depends, gradients
 from nas.training.recipe import Precision, precision
 
 Points = Sequence[Tensor]
@@ -169,20 +167,16 @@ def perturbed(state: Bilevel, train: Batch) -> Points | None:
 
 def _mixed(state: Bilevel, x: Tensor, points: Points | None, seed: int) -> Tensor:
     """The logits under a mixture, which all ranks draw alike; what the network draws is a rank's own."""
-    supernet, team = state.supernet, state.loop.team
+    supernet = state.supernet
     under = supernet.points() if points is None else points
     mixture = supernet.mixture(under, whole=points is not None)
-    if team.size > 1:  # what is drawn is known to the device only
-        team.note(chosen_of(mixture), [*under, *supernet.architecture()])
-        team.apart(seed)
+    state.loop.team.apart(seed)
     return supernet.mix(x, mixture)
 
 
 def _mean(state: Bilevel, loss: Tensor, inputs: Sequence[Tensor], images: int) -> list[Tensor]:
     """The gradients of a loss, the mean over a batch of so many images, of which each rank has a part."""
-    team, found = state.loop.team, gradients(loss, inputs)
-    team.agree(f"search, alphas of step {state.loop.step}")
-    return list(team.average(found, images))
+    return list(state.loop.team.average(gradients(loss, inputs), images))
 
 
 def stepping(state: Bilevel) -> Callable[[], None]:
@@ -200,6 +194,6 @@ def stepping(state: Bilevel) -> Callable[[], None]:
         graphed = GraphedStep(step, moved=state.moved, reads=lambda: state.read_by_steps)
 
     def learn(train: Batch) -> None:
-        graphed((train, mixed(state.validation, loop.step, 0.0, loop.team) if state.moves_alphas else None))
+        graphed((train, state.validation.at(loop.step) if state.moves_alphas else None))
 
     return lambda: loop.advance(learn)

@@ -20,7 +20,7 @@ from nas.seeding import derive, rng, torch_rng
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
-from nas.training.gradients import flat, gradients
+from nas.training.optimizer import flat, gradients
 from nas.training.recipe import Recipe, compressed
 from nas.training.train import EpochReport
 from nas.types import Genotype

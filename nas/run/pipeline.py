@@ -52,7 +52,7 @@ from nas.study.clusters import cluster
 from nas.study.local_processes import processes_on
 from nas.study.storage import keep_history
 from nas.text import counted
-from nas.training.distributed import joined
+from nas.training.ddp import joined
 
 if TYPE_CHECKING:
     from nas.oneshot.methods import Method
@@ -137,7 +137,7 @@ def run_job(
     """
     clock, place = clock or Clock(config.budget), default_folder(config) if out is None else Path(out)
     with telling(progress) as told:
-        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+        with joined(limit_s=config.rank_timeout) as team:
             if not team.leads:
                 follow_to(place, team)
             job = prepare(

@@ -47,8 +47,7 @@ from nas.space.latency import LATENCY, latency
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
-from nas.training.ddp import Team
-from nas.training.distributed import joined
+from nas.training.ddp import Team, joined
 from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Ease, eased
@@ -95,7 +94,7 @@ def retrain(
     )
     config, place = _config(data, space, task, settings), Path(out)
     with telling(progress) as told:
-        with joined(limit_s=config.rank_timeout, stop=stop) as team:
+        with joined(limit_s=config.rank_timeout) as team:
             if not team.leads:
                 follow_to(place, team)
             job = _prepare(data, config, place, space=space, task=task, progress=told, stop=stop, team=team)
@@ -263,7 +262,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
             split=last.split,
             checkpoints=Checkpoints(ease.place(last.folder)),
             on_epoch=told,
-            gradients=ease.gradients,
+            passes=ease.passes,
             stop=job.stop,
             elapsed=last.elapsed,
             team=job.team,

@@ -21,7 +21,6 @@ from nas.run.final_network import default_of, final_space
 from nas.run.job import Job
 from nas.seeding import isolated, rng
 from nas.space.space import Space
-from nas.training.pace import Watch
 from nas.training.recipe import Recipe
 from nas.training.train import train
 from nas.types import Genotype
@@ -140,6 +139,24 @@ def paced(job: Job, what: str, pace: Callable[[], float]) -> tuple[int, float]:
 
     count, step_s = job.clock.decide(f"threads {what}", choose, lasting=True)
     return min(int(count), most), step_s
+
+
+FAR, PATIENCE = 8.0, 3
+"""Steps are far slower than they were when so many in a row take so many times as long."""
+
+
+class Watch:
+    """Asked before every step whether steps are far slower than the `step_s` that they took; 0 if unknown."""
+
+    def __init__(self, step_s: float) -> None:
+        self._limit_s, self._slow, self._before = FAR * step_s, 0, time.perf_counter()
+
+    def is_slow(self) -> bool:
+        """Takes in the step that has just ended."""
+        now = time.perf_counter()
+        self._slow = self._slow + 1 if now - self._before > self._limit_s > 0 else 0
+        self._before = now
+        return self._slow >= PATIENCE
 
 
 @contextmanager

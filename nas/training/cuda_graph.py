@@ -3,7 +3,7 @@
 The step is wrapped from outside and knows nothing of it. It runs a first time as it is, is captured at the
 second, and at the third the replay is compared with the step itself; from then on it is replayed. Where it
 cannot be captured, or a replay differs, one warning says so and all steps run as they are. Written for
-PyTorch's graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); not yet run on a GPU.
+PyTorch's graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas.devices import release
 from nas.seeding import unseeded
@@ -49,8 +50,9 @@ class GraphedStep(Generic[Inputs]):
 
     def __call__(self, inputs: Inputs) -> None:
         """Does a step."""
-        key = None if self._given_up else (self._reads(), _shapes(inputs))
-        if key is None or key[0] is None:
+        reads = None if self._given_up else self._reads()
+        key = (reads, tree_map_only(Tensor, lambda tensor: tensor.shape, inputs))
+        if reads is None:
             self._step(inputs)
         elif key != self._key:
             self._key, self._graph, self._inputs, self._trusted = key, None, None, False
@@ -58,7 +60,7 @@ class GraphedStep(Generic[Inputs]):
         elif self._graph is None:
             self._capture(inputs)
         elif not self._trusted:
-            self._compare(inputs)
+            self._compare(self._graph, inputs)
         else:
             _copy(self._inputs, inputs)
             self._graph.replay()
@@ -83,20 +85,18 @@ class GraphedStep(Generic[Inputs]):
         self._graph = graph
         graph.replay()
 
-    def _compare(self, inputs: Inputs) -> None:
+    def _compare(self, graph: torch.cuda.CUDAGraph, inputs: Inputs) -> None:
         """Does the step both ways from the same state; what it leaves is the step's own outcome."""
-        assert self._graph is not None
         moved = [tensor.detach() for tensor in self._moved()]
-        before, drawn = _cloned(tuple(moved)), torch.cuda.get_rng_state()
+        before, drawn = _cloned(moved), torch.cuda.get_rng_state()
         _copy(self._inputs, inputs)
-        self._graph.replay()
-        replayed = _cloned(tuple(moved))
-        _copy(tuple(moved), before)
+        graph.replay()
+        replayed = _cloned(moved)
+        _copy(moved, before)
         torch.cuda.set_rng_state(drawn)
         with unseeded():
             self._step(inputs)
-        real = [i for i, tensor in enumerate(moved) if tensor.is_floating_point()]
-        away, change = (_distance([o[i] for i in real], [moved[i] for i in real]) for o in (replayed, before))
+        away, change = _distance(replayed, moved), _distance(before, moved)
         if not away <= LIMIT * change:
             self._give_up(f"its replay differs by {away / change if change else away:.1e} of what it changes")
         self._trusted = True
@@ -107,28 +107,21 @@ class GraphedStep(Generic[Inputs]):
         release()
 
 
-def _shapes(inputs: object) -> Hashable:
-    if isinstance(inputs, tuple):
-        return tuple(map(_shapes, inputs))
-    return inputs.shape if isinstance(inputs, Tensor) else inputs
-
-
 def _cloned(inputs: Inputs) -> Inputs:
-    """The same tuples with memory of their own."""
-    if isinstance(inputs, tuple):
-        return tuple(map(_cloned, inputs))  # type: ignore[return-value]
-    return inputs.detach().clone() if isinstance(inputs, Tensor) else inputs  # type: ignore[return-value]
+    """The same with memory of its own."""
+    copies: Inputs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
+    return copies
 
 
 def _copy(into: object, values: object) -> None:
-    """Gives the tensors of some tuples the values of others."""
-    if isinstance(into, tuple) and isinstance(values, tuple):
-        for one, other in zip(into, values, strict=True):
-            _copy(one, other)
-    elif isinstance(into, Tensor) and isinstance(values, Tensor):
-        into.copy_(values)
+    """Gives tensors the values of others."""
+    for one, other in zip(tree_leaves(into), tree_leaves(values), strict=True):
+        if isinstance(one, Tensor):
+            one.copy_(other)
 
 
 def _distance(some: Iterable[Tensor], others: Iterable[Tensor]) -> float:
-    squares = [(one - other).double().square().sum() for one, other in zip(some, others, strict=True)]
+    """Of all tensors of real numbers together, in the Euclidean norm."""
+    pairs = [(one, other) for one, other in zip(some, others, strict=True) if one.is_floating_point()]
+    squares = [(one - other).double().square().sum() for one, other in pairs]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,25 +1,51 @@
-"""The processes that train one network together: each takes a part of every batch, all do the same steps."""
+"""Data parallel: the processes that torchrun started train one network together, each on a part of every batch.
+
+All ranks draw the same numbers and average their gradients, so that all do the same steps. After every epoch
+their weights are compared, and rank 0, which alone evaluates, writes and decides, hands out its state.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
+from nas.errors import ConfigError, DismissedError, NasError, RankError, Stopped
 from nas.seeding import derive, seed_global
+from nas.training.checkpoint import decode, encode
+from nas.training.launch import launched
 
 Points = Sequence[Tensor]
+AGAIN = "the same command goes on from the last checkpoint"
+END = "end"
+"""The phase of a job after the last one."""
+_LAUNCH, _LONG = timedelta(minutes=5), timedelta(days=30)
+_GRACE_S = 3.0
+"""How long word from rank 0 is waited for by a rank that has failed."""
+_WORD = "word"
+_jobs = count()
 
 
-class Team(ABC):
-    """The ranks 0 to `size - 1`; rank 0 leads: it alone writes, evaluates and decides.
+class Team:
+    """The ranks 0 to `size - 1` of a training; by default a process alone, which has nobody to talk to.
 
     local: which of its machine's GPUs a rank has; None where there is only one rank.
+
+    Every method but `part`, `images` and `apart` is called by all ranks, in the same order.
     """
 
-    def __init__(self, rank: int, size: int, *, local: int | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, *, local: int | None = None) -> None:
         self.rank, self.size, self.local = rank, size, local
 
     @property
@@ -27,105 +53,239 @@ class Team(ABC):
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This rank's share of a batch, next to that of the rank before; they differ by at most one image."""
-        return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
-
     def images(self, batch: int) -> int:
-        """How many images the largest share of a batch has."""
+        """How many images the largest part of a batch has.
+
+        Raises:
+            ConfigError: when a rank would hold a single image, of which batch-norm can take no statistics.
+        """
+        if self.size > 1 and batch < 2 * self.size:
+            raise ConfigError(
+                f"train: a batch of {batch} leaves {self.size} ranks fewer than 2 images each; use a batch of "
+                f"at least {2 * self.size}, or fewer ranks"
+            )
         return -(-batch // self.size)
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This rank's part of a batch, next to that of the rank before; they differ by at most one image."""
+        return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
 
     def apart(self, seed: int) -> None:
         """From here on each rank draws its own numbers from torch's global stream, not those of rank 0."""
         if not self.leads:
             seed_global(derive(seed, "rank", self.rank))
 
-    @abstractmethod
-    def note(self, choices: object, values: Iterable[Tensor] = ()) -> None:
-        """Remembers what this rank runs until the next `agree`.
+    def agree(self, where: str, facts: object) -> None:
+        """Raises RankError, which names the ranks, unless all state the same: plain values with a `repr`."""
 
-        choices: plain values with a `repr` of their own. values: float32, on the device.
-        """
-
-    @abstractmethod
-    def agree(self, where: str, facts: object = None) -> None:
-        """Raises RankError, which names the ranks, unless all have noted the same and state the same facts.
-
-        What is on a GPU is compared now and then only, since reading it would wait for the device.
-        """
-
-    @abstractmethod
-    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
-        """The means over a batch of so many images of what are means over the ranks' parts of it."""
-
-    @abstractmethod
-    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:
-        """`loss(points)`, and its gradient with respect to them, averaged like that."""
-
-    @abstractmethod
     def same(self, where: str, tensors: Iterable[Tensor]) -> None:
-        """Raises RankError, which names the ranks, unless the tensors are the same on all to the bit."""
+        """Raises RankError, which names the ranks, unless float32 tensors are the same on all to the bit."""
 
-    @abstractmethod
+    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:  # noqa: ARG002
+        """The means over a batch of so many images of what are means over the ranks' parts of it."""
+        return tensors
+
+    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:  # noqa: ARG002
+        """`loss(points)`, and its gradient with respect to them, averaged like that."""
+        return loss(points)
+
     def any(self, ask: Callable[[], bool] | None) -> bool:
         """Whether any rank answers yes; None is no."""
+        return ask is not None and ask()
 
-    @abstractmethod
-    def handed(self, state: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
+    def handed(self, state: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:  # noqa: ARG002
         """On all but rank 0 the state that rank 0 has, on rank 0 None.
 
         state: see `nas.training.checkpoint.pack`; asked on rank 0 only.
         """
+        return None
 
-    @abstractmethod
     def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Calls the other ranks to a phase of the job, with a value for JSON; these wait for that call."""
 
-    @abstractmethod
     def called(self) -> tuple[str, Any]:
-        """On another rank than 0, the next phase that rank 0 calls to, and its value.
-
-        Raises:
-            DismissedError, Stopped: when rank 0 has failed or stopped, or this rank shall stop.
-        """
-
-
-class Alone(Team):
-    """A process that trains by itself."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1)
-
-    def note(self, choices: object, values: Iterable[Tensor] = ()) -> None:
-        """Nobody else runs anything."""
-
-    def agree(self, where: str, facts: object = None) -> None:
-        """It does."""
-
-    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:  # noqa: ARG002
-        """The tensors."""
-        return tensors
-
-    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:  # noqa: ARG002
-        """`loss(points)`."""
-        return loss(points)
-
-    def same(self, where: str, tensors: Iterable[Tensor]) -> None:
-        """They are."""
-
-    def any(self, ask: Callable[[], bool] | None) -> bool:
-        """The answer."""
-        return ask is not None and ask()
-
-    def handed(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Nothing to hand out."""
-
-    def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401
-        """Nobody to call."""
-
-    def called(self) -> tuple[str, Any]:
-        """Nobody calls."""
+        """On another rank than 0, the next phase that rank 0 calls to, and its value."""
         raise RuntimeError("a process alone leads itself")
 
 
-ALONE = Alone()
+ALONE = Team()
+
+
+class Ranks(Team):
+    """The processes that torchrun started, one for each GPU or, on CPUs, as many as it was told to.
+
+    In a step nobody waits longer for another than the time limit. Between steps, where rank 0 evaluates and
+    writes, the others wait as long as it lives.
+    """
+
+    def __init__(self, rank: int, size: int, *, limit_s: float) -> None:
+        if dist.is_initialized():
+            raise ConfigError(
+                "a process group exists already: one of your own, or that of a job that failed here; the "
+                "engine makes its own, so destroy yours before, or start the ranks anew"
+            )
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        super().__init__(rank, size, local=local)
+        self.limit_s = limit_s
+        limit, gpus = timedelta(seconds=limit_s), torch.cuda.device_count()
+        with self._reaching("find the others"):
+            store, _, _ = next(rendezvous("env://", timeout=_LAUNCH))
+            # The launcher's store outlives the jobs that this process has done.
+            self._store = dist.PrefixStore(f"nas/{next(_jobs)}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
+                rank=rank,
+                world_size=size,
+                # Whoever waits on the host is to say so before NCCL's own watchdog ends the process.
+                timeout=2 * limit,
+            )
+            self._prompt = dist.new_group(backend="gloo", timeout=limit)
+            # Where rank 0 comes to the others, these should be there.
+            self._patient = dist.new_group(backend="gloo", timeout=limit if self.leads else _LONG)
+        if local < gpus:
+            torch.cuda.set_device(local)
+
+    def agree(self, where: str, facts: object) -> None:
+        """Compares digests of what the ranks state."""
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
+        found = self._gather(int.from_bytes(digest, "little", signed=True))
+        if odd := [rank for rank, number in enumerate(found) if number != found[0]]:
+            who = f"rank {odd[0]} does" if len(odd) == 1 else f"ranks {', '.join(map(str, odd))} do"
+            raise RankError(
+                f"{where}: {who} not agree with rank 0 on what is trained; all ranks need the same command, "
+                f"versions, data and kind of device; {AGAIN}"
+            )
+
+    def same(self, where: str, tensors: Iterable[Tensor]) -> None:
+        """Compares checksums."""
+        self.agree(where, torch.stack([_checksum(tensor) for tensor in tensors]).tolist())
+
+    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
+        """In one piece, so that it is one call."""
+        if not tensors:
+            return tensors
+        whole = torch.cat([tensor.detach().flatten() for tensor in tensors])
+        whole *= (batch // self.size + (self.rank < batch % self.size)) / batch
+        with self._reaching("exchange gradients"):
+            dist.all_reduce(whole)
+        parts = torch.split(whole, [tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:
+        """By a function whose gradient is the average."""
+        spread: Points = _Spread.apply(self, batch, *points)  # type: ignore[no-untyped-call]
+        own = loss(spread)
+        return own + (self.average([own], batch)[0] - own).detach()
+
+    def any(self, ask: Callable[[], bool] | None) -> bool:
+        """Asks all."""
+        return any(self._gather(int(ask is not None and ask())))
+
+    def handed(self, state: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
+        """By one broadcast."""
+        data = self._broadcast(encode(state()) if self.leads else b"")
+        return None if self.leads else decode(data, "the state of rank 0")
+
+    def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401
+        """Sends the call by a broadcast, or waits for it."""
+        if self.leads:
+            self._broadcast(json.dumps([phase, value]).encode())
+        elif (found := self.called()[0]) != phase:
+            raise RankError(f"rank {self.rank} waits for {phase!r}, but rank 0 calls to {found!r}; {AGAIN}")
+
+    def called(self) -> tuple[str, Any]:
+        """By the same broadcast."""
+        phase, value = json.loads(self._broadcast(b""))
+        return phase, value
+
+    def part_ways(self, error: BaseException) -> None:
+        """As rank 0 leaves word in the launcher's store why the job ends; another rank looks for that word.
+
+        Raises:
+            DismissedError, Stopped: on another rank, when rank 0 has failed or stopped.
+        """
+        if self.leads:
+            code = error.exit_code if isinstance(error, NasError) else 1
+            text = str(error) if isinstance(error, NasError | Stopped) else repr(error)
+            word = json.dumps([text, None if isinstance(error, Stopped) else code])
+            with suppress(RuntimeError):  # the store has gone, and with it whoever could read it
+                self._store.set(_WORD, word)
+        elif not isinstance(error, Stopped):
+            with suppress(RuntimeError):  # there is no word, or the store has gone with rank 0
+                self._store.wait([_WORD], timedelta(seconds=_GRACE_S))
+                text, code = json.loads(self._store.get(_WORD))
+                raise Stopped(f"rank 0: {text}") if code is None else DismissedError(f"rank 0: {text}", code)
+
+    def _gather(self, number: int) -> list[int]:
+        """The numbers of all ranks."""
+        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._reaching("compare steps with the others"):
+            dist.all_gather(found, torch.tensor([number]), group=self._prompt)
+        return [int(n) for n in found]
+
+    def _broadcast(self, data: bytes) -> bytes:
+        """The bytes that rank 0 gives; those of the other ranks are not read."""
+        with self._reaching("meet the others"):
+            length = torch.tensor([len(data)])
+            dist.broadcast(length, 0, group=self._patient)
+            whole = torch.frombuffer(bytearray(data or int(length)), dtype=torch.uint8)
+            dist.broadcast(whole, 0, group=self._patient)
+        return whole.numpy().tobytes()
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # all of torch.distributed's are
+            # Of "[file:line] Read error [address]: Connection reset by peer. This is typically ..."
+            reason = str(error).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
+            raise RankError(
+                f"cannot {what}: another of {self.size} ranks is lost, or has not answered within "
+                f"{self.limit_s:g} s ({reason}); {AGAIN}"
+            ) from error
+
+
+@contextmanager
+def joined(*, limit_s: float) -> Iterator[Team]:
+    """The team that this process belongs to while the block runs: itself alone, or the ranks of torchrun.
+
+    limit_s: how long a rank waits for the others within a step.
+
+    Raises, beside what the block raises:
+        DismissedError, Stopped: on the other ranks, when rank 0 has failed or stopped.
+        RankError: when another rank is lost.
+    """
+    found = launched()
+    if found is None:
+        yield ALONE
+        return
+    team = Ranks(*found, limit_s=limit_s)
+    try:
+        yield team
+    except BaseException as error:
+        team.part_ways(error)
+        raise
+    if team.leads:
+        with suppress(RankError):  # the work is done: who has gone before the end does not matter
+            team.call(END)
+    dist.destroy_process_group()
+
+
+class _Spread(torch.autograd.Function):
+    """The points as they are; their gradient is the average over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, team: Ranks, batch: int, *points: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        ctx.team, ctx.batch = team, batch
+        return tuple(point.view_as(point) for point in points)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return None, None, *ctx.team.average(gradients, ctx.batch)
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """A number that follows every bit of a float32 tensor and their order; on its device."""
+    bits = tensor.detach().float().flatten().view(torch.int32).long()
+    return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()

@@ -1,10 +1,8 @@
-"""What a trained network says of images, in evaluation mode: loss, accuracy, predictions."""
+"""What a network's output is worth: the loss that training minimises, and accuracy in evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +11,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas import devices
 from nas.data.task import Split, Task
+from nas.devices import evaluating
 from nas.errors import ConfigError, DataError, TrialError
 from nas.training.recipe import Recipe, precision, to_layout
 from nas.user_code import memory_errors
 
 Output = Tensor | tuple[Tensor, Tensor | None]
 """Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
-
 Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
 """Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
+Batch = tuple[Tensor, Targets]
+"""Images `[B, C, H, W]` and their targets."""
+FORWARD = 0.4
+"""Of the time that a training step takes, what as many images take in evaluation."""
+STATISTICS_IMAGES = 1024
+"""From which batch-norm statistics are taken anew, at most; they settle after a few batches."""
+SHORT = 1000
+"""Steps of a training after which moving averages have caught up with the weights."""
 
 
 def criterion(output: Output, targets: Targets, recipe: Recipe, *, classes: int, network: str) -> Tensor:
@@ -56,10 +62,6 @@ def _cross_entropy(logits: Tensor, targets: Targets, classes: int, smoothing: fl
     return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
 
 
-FORWARD = 0.4
-"""Of the time that a training step takes, what as many images take in evaluation."""
-
-
 def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device.
 
@@ -68,34 +70,19 @@ def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) 
     if not len(split):
         raise DataError("evaluate: the split has no images")
     loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    with evaluating(network), torch.no_grad():
-        for logits, y in _in_portions(partial(_logits, network, task), split, batch):
-            loss += F.cross_entropy(logits, y, reduction="sum")
-            hits += (logits.argmax(1) == y).sum()
-        return loss.item() / len(split), hits.item() / len(split)
+    for logits, y in _portions(network, task, split, batch):
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        hits += (logits.argmax(1) == y).sum()
+    return loss.item() / len(split), hits.item() / len(split)
 
 
 def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
     """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
-    with evaluating(network), torch.no_grad():
-        portions = _in_portions(partial(_logits, network, task), split, batch)
-        return torch.cat([logits.argmax(1) for logits, _ in portions])
+    return torch.cat([logits.argmax(1) for logits, _ in _portions(network, task, split, batch)])
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Runs a block in evaluation mode, then gives every module its own mode back."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _in_portions(
-    logits_of: Callable[[Tensor], Tensor], split: Split, batch: int
+def _portions(
+    network: nn.Module, task: Task, split: Split, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, portion by portion; the portions halve where memory runs out."""
     at = 0
@@ -103,7 +90,7 @@ def _in_portions(
         x, y = split.x[at : at + batch], split.y[at : at + batch]
         try:
             with memory_errors(f"evaluating at batch {len(x)}"):
-                logits = logits_of(x)
+                logits = _logits(network, task.normalise(x))
         except TrialError as error:
             if error.reason != "oom" or len(x) == 1:
                 raise
@@ -115,40 +102,31 @@ def _in_portions(
         devices.release()  # outside of the handler: what failed is kept alive by its traceback
 
 
-def _logits(network: nn.Module, task: Task, x: Tensor) -> Tensor:
-    with precision(x.device):
-        output: Output = network(to_layout(task.normalise(x)))
+def _logits(network: nn.Module, x: Tensor) -> Tensor:
+    with evaluating(network), torch.no_grad(), precision(x.device):
+        output: Output = network(to_layout(x))
     return (output[0] if isinstance(output, tuple) else output).float()
-
-
-IMAGES = 1024
-"""From which the statistics are taken, at most; they settle after a few batches."""
-SHORT = 1000
-"""Steps of a training after which moving averages have caught up with the weights."""
 
 
 def reestimate(network: nn.Module, task: Task, split: Split, *, batch: int) -> None:
     """Sets the running statistics of all batch-norm layers to means over the first training images.
 
     Moving averages lag behind weights that change fast: after 33 steps a network was seen to classify 14 % by
-    them and 86 % by these. batch: images at once, as in training, since variances depend on it.
+    them and 86 % by these.
+
+    batch: images at once, as in training, since variances depend on it.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    modes = {module: module.training for module in network.modules()}
     momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.train()
-    try:
-        with torch.no_grad(), precision(split.x.device):
-            for count, x in enumerate(torch.split(split.x[: max(1, IMAGES // batch) * batch], batch), 1):
-                for norm in norms:
-                    norm.momentum = 1 / count  # the plain mean over batches
-                network(to_layout(task.normalise(x)))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    images = split.x[: max(1, STATISTICS_IMAGES // batch) * batch]
+    with evaluating(network), torch.no_grad(), precision(split.x.device):
+        for norm in norms:
+            norm.train()
+        for count, x in enumerate(torch.split(images, batch), 1):
+            for norm in norms:
+                norm.momentum = 1 / count  # the plain mean over batches
+            network(to_layout(task.normalise(x)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

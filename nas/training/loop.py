@@ -1,7 +1,13 @@
-"""The steps of one training; what is random about step s follows from (seed, s) alone."""
+"""The steps of one training: batches, learning rates, gradients, weights; one page is `Loop.advance`.
+
+What is random about step s follows from (seed, s) alone, so that a training that goes on from a saved state
+is the uninterrupted one, bit for bit on the CPU.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,59 +16,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.data.augment import Policy, augment, mixup
 from nas.data.task import Split, Task
-from nas.errors import ConfigError
-from nas.seeding import derive, reseed
+from nas.errors import ConfigError, DataError, TrialError
+from nas.seeding import derive, reseed, torch_rng
 from nas.space.cell import Cell
 from nas.training.batched.cells import execute_cells
-from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
-from nas.training.checks import CHECK_STEPS, check_depends, check_finite, described, shared_device
 from nas.training.ddp import ALONE, Team
-from nas.training.evaluate import SHORT, Output, Targets, criterion, reestimate
-from nas.training.optimizer import Average, Descent, Resting
-from nas.training.recipe import Precision, Recipe, learning_rate, precision
+from nas.training.evaluate import SHORT, Batch, Output, Targets, criterion, reestimate
+from nas.training.optimizer import Descent, Ema, MaskedUpdate, accumulate
+from nas.training.recipe import Precision, Recipe, learning_rate, precision, to_layout
 
-
-class DropPath:
-    """That of a training: none in the first epoch, the recipe's after the last.
-
-    probability: the present one; that of the recipe until `follow` is asked. On CUDA the cells read a scalar
-      on the device: in a CUDA graph a number would stay what it was.
-    """
-
-    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-        self._network, self._recipe = network, recipe
-        self._scalar = torch.zeros((), device=device)
-        self.probability = recipe.drop_path
-        set_drop_path(network, self.probability)
-
-    def follow(self, epoch: int) -> None:
-        """Sets what an epoch, counted from 0, wants."""
-        probability = self._recipe.drop_path * epoch / self._recipe.epochs
-        if probability == self.probability:
-            return
-        self.probability = probability
-        if self._scalar.device.type != "cuda" or not probability:
-            set_drop_path(self._network, probability)
-            return
-        self._scalar.fill_(probability)
-        set_drop_path(self._network, self._scalar)
-
-
-def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
-    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
-    cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if not cells and (isinstance(probability, Tensor) or probability):
-        raise ConfigError(
-            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
-            "set it to 0"
-        )
-    for cell in cells:
-        cell.drop_path = probability
-
-
+CHECK_STEPS = 50
+"""Steps from one look for divergence to the next: reading a number back from the device waits for it."""
 Gradients = Callable[["Loop", Batch], Tensor]
 """Puts the gradients of the coming step in place, on its batch, and returns the loss, a scalar."""
+
+
+class Batches:
+    """The batches of one split, augmented and without end; batch s is a pure function of (seed, s).
+
+    size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    per_epoch: batches of an epoch. images: how many of a batch the largest part of a team's rank has.
+    """
+
+    def __init__(self, split: Split, task: Task, recipe: Recipe, *, seed: int, team: Team = ALONE) -> None:
+        """As described.
+
+        recipe: its `batch`, its augmentation as far as the task's images allow that, and its mixup.
+        team: of whose batches this process takes its part.
+        """
+        self.split, self.task, self.seed, self.team, self.mixup = split, task, seed, team, recipe.mixup
+        self.policy = Policy(
+            pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout
+        )
+        self.size = min(recipe.batch, len(split))
+        self.per_epoch = len(split) // self.size
+        self.images = team.images(self.size)
+        self._generator = torch.Generator(split.x.device)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def at(self, step: int) -> Batch:
+        """What a step, counted from 0, learns from: this rank's part of the batch."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order.to(self.split.x.device)
+        index = self._order[position * self.size : (position + 1) * self.size]
+        self._generator.manual_seed(derive(self.seed, "augment", step))
+        x, y = (tensor.index_select(0, index) for tensor in (self.split.x, self.split.y))
+        x, part = augment(x, self.task, self.policy, self._generator), self.team.part
+        if not self.mixup:
+            return to_layout(part(x)), (part(y), None)
+        x, partners, share = mixup(x, y, self.mixup, self._generator)
+        return to_layout(part(x)), (part(y), (part(partners), share))
 
 
 class Loop:
@@ -70,11 +77,12 @@ class Loop:
 
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
     lr: the learning rate of the last step, or the one under way; before the first, that of the first.
-    seconds: time spent on the current epoch so far.
+    seconds: time spent on the current epoch so far. step_s: what a step took of late, in seconds; 0 while
+      that is not known. On CUDA it is known when the device has been waited for.
     weight_decay: the recipe's, unless it was changed on the way.
     batch: images of a step; images: how many of them this process holds, fewer in a team.
     descent: moves the weights; its `rate` is `lr`, on CUDA as a scalar on the device.
-    resting: which parameters stay as they are where their gradient is zeros; none unless set.
+    masked: which parameters stay as they are where their gradient is zeros; none unless set.
     """
 
     def __init__(
@@ -85,32 +93,33 @@ class Loop:
         *,
         seed: int,
         split: Split,
+        passes: int = 1,
         elapsed: Callable[[], float] | None = None,
         team: Team = ALONE,
     ) -> None:
         """As described.
 
+        passes: parts that each batch is divided into to save memory, see `nas.training.optimizer.accumulate`.
         elapsed: share in [0, 1] of the training's time that is over, where that is what its schedule follows;
           else it follows the steps.
         team: the processes that divide every batch among them and then move alike, see `nas.training.ddp`.
         """
         self.network, self.task, self.recipe, self.seed, self.split = network, task, recipe, seed, split
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.device = shared_device(self.parameters, split)
-        self.batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
-        self.batch, self.steps_per_epoch = self.batches.size, self.batches.per_epoch
-        self.team, self.images = team, images_of(team, self.batch)
+        self.device = _shared_device(self.parameters, split)
+        self.batches = Batches(split, task, recipe, seed=seed, team=team)
+        self.batch, self.images = self.batches.size, self.batches.images
+        self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.step = 0
-        self.seconds = 0.0
-        self.weight_decay = recipe.weight_decay
-        self.resting = Resting(())
+        self.step, self.seconds, self.step_s = 0, 0.0, 0.0
+        self.weight_decay, self.masked = recipe.weight_decay, MaskedUpdate(())
+        self.team, self._passes, self._elapsed = team, passes, elapsed
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._elapsed = elapsed
-        self._drop_path = DropPath(network, recipe, self.device)
-        self._average = Average(network, recipe.ema, self.device) if recipe.ema else None
+        self._drop_path, self._drop_path_on_device = recipe.drop_path, torch.zeros((), device=self.device)
+        set_drop_path(network, recipe.drop_path)
+        self._ema = Ema(network, recipe.ema, self.device) if recipe.ema else None
         self.descent = Descent(self.parameters, recipe, self.device)
         self.lr = learning_rate(recipe, 0, steps_per_epoch=self.steps_per_epoch)
         self._loss_sum = torch.zeros((), device=self.device)
@@ -123,28 +132,42 @@ class Loop:
         batch = self.begin()
         (learn or self.learn)(batch)
         self.step += 1
-        if self.step % CHECK_STEPS == 0:
+        if looks := self.step % CHECK_STEPS == 0:
             self._check_finite()
-        self.seconds += time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        self.seconds += took_s
+        if self.device.type != "cuda":
+            self.step_s = took_s
+        elif looks:
+            self.step_s = self.seconds / self._steps_of_epoch
 
     def begin(self) -> Batch:
         """Sets the rates of the coming step, draws its batch, and sets torch's stream to where it begins."""
         at = self.step
         if self._elapsed is not None:
             at = min(self.steps - 1, int(self._elapsed() * self.steps))
-        self._drop_path.follow(at // self.steps_per_epoch)
+        self._follow_drop_path(at // self.steps_per_epoch)
         self.lr = learning_rate(self.recipe, at, steps_per_epoch=self.steps_per_epoch)
         self.descent.set(self.lr, self.weight_decay)
-        if self._average is not None:
-            self._average.follow(self.step)
-        batch = mixed(self.batches, self.step, self.recipe.mixup, self.team)
+        if self._ema is not None:
+            self._ema.follow(self.step)
+        batch = self.batches.at(self.step)
         reseed(self.seed_of_step)
         return batch
 
     def learn(self, batch: Batch, gradients: Gradients | None = None) -> None:
-        """Moves the weights along the gradients of a batch; those of one pass unless given."""
+        """Moves the weights along the gradients of a batch; those of its loss unless given."""
         self.descent.clear()
-        self.descend((gradients or one_pass)(self, batch))
+        loss = (gradients or Loop.backward)(self, batch)
+        self.descent.step(self.masked)
+        if self._ema is not None:
+            self._ema.update(self.network)
+        self._loss_sum += loss.detach()
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Puts the gradients of the recipe's loss of a batch in place; returns the loss."""
+        self.team.apart(self.seed_of_step)
+        return self.combined(accumulate(self.loss, _divided(batch, self._passes), step=self.step))
 
     def loss(
         self, batch: Batch, forward: Callable[[Tensor], Output] | None = None, wanted: Precision | None = None
@@ -159,20 +182,18 @@ class Loop:
             output: Output = (forward or self.network)(x)
         return self.criterion(output, targets)
 
-    def descend(self, loss: Tensor) -> None:
-        """Moves the weights along the gradients that are in place. loss: that they are of."""
-        self.descent.step(self.resting)
-        if self._average is not None:
-            self._average.update(self.network)
-        self._loss_sum += loss.detach()
+    def criterion(self, output: Output, targets: Targets) -> Tensor:
+        """The recipe's loss of what the network gave."""
+        name = type(self.network).__name__
+        return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
 
     def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
         if self.team.size == 1:
             return loss.detach()
         found = [p.grad for p in self.parameters.values() if p.grad is not None]
-        trained = tuple(i for i, p in enumerate(self.parameters.values()) if p.grad is not None)
-        self.team.agree(f"train, step {self.step}", hash(trained))
+        trained = [name for name, p in self.parameters.items() if p.grad is not None]
+        self.team.agree(f"train, step {self.step}", trained)
         *means, mean = self.team.average([*found, loss], self.batch)
         torch._foreach_copy_(found, means)
         return mean
@@ -182,15 +203,28 @@ class Loop:
         """Of what the network draws in the coming step."""
         return derive(self.seed, "step", self.step)
 
-    def criterion(self, output: Output, targets: Targets) -> Tensor:
-        """The recipe's loss of what the network gave."""
-        name = type(self.network).__name__
-        return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
-
     @property
     def read_by_steps(self) -> Hashable:
         """What a step reads of Python and may change from one step to the next."""
-        return self._drop_path.probability > 0, self.weight_decay
+        return self._drop_path > 0, self.weight_decay
+
+    def moved(self) -> Iterator[Tensor]:
+        """All tensors that a step changes."""
+        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
+        yield from self.descent.momentum.values()
+        if self._ema is not None:
+            yield from self._ema.state.values()
+
+    def _follow_drop_path(self, epoch: int) -> None:
+        """Sets the drop-path of an epoch, counted from 0: none in the first, the recipe's after the last.
+
+        On CUDA the cells read a scalar on the device: in a CUDA graph a number would stay what it was.
+        """
+        probability = self.recipe.drop_path * epoch / self.recipe.epochs
+        if probability != self._drop_path:
+            self._drop_path = probability
+            on_device = self._drop_path_on_device.fill_(probability)
+            set_drop_path(self.network, on_device if on_device.is_cuda and probability else probability)
 
     # -- epochs ----------------------------------------------------------------------------------------
 
@@ -203,18 +237,13 @@ class Loop:
         """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
         started = time.perf_counter()
         self._check_finite()
-        mean = self._loss_sum.item() / (self.step % self.steps_per_epoch or self.steps_per_epoch)
+        mean = self._loss_sum.item() / self._steps_of_epoch
         seconds = self.seconds + time.perf_counter() - started
+        if self.device.type == "cuda":
+            self.step_s = seconds / self._steps_of_epoch
         self._loss_sum.zero_()
         self.seconds = 0.0
         return mean, seconds
-
-    def finish(self) -> None:
-        """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
-        set_drop_path(self.network, 0.0)
-        execute_cells(self.network, "plain", self.device)
-        if self._average is not None:
-            self.network.load_state_dict(self._average.state)
 
     def settle(self) -> None:
         """Takes the batch-norm statistics anew, where the training is too short for moving averages."""
@@ -223,7 +252,30 @@ class Loop:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Runs a block on the averaged weights, where the recipe keeps any."""
-        return nullcontext() if self._average is None else self._average.during(self.network)
+        return nullcontext() if self._ema is None else self._ema.during(self.network)
+
+    def finish(self) -> None:
+        """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
+        set_drop_path(self.network, 0.0)
+        execute_cells(self.network, "plain", self.device)
+        if self._ema is not None:
+            self.network.load_state_dict(self._ema.state)
+
+    @property
+    def _steps_of_epoch(self) -> int:
+        """Steps done of the epoch that the last step was of."""
+        return self.step % self.steps_per_epoch or self.steps_per_epoch
+
+    def _check_finite(self) -> None:
+        """Raises TrialError when a loss or a weight is infinite or no number; waits for the device."""
+        weights = nn.utils.get_total_norm(self.parameters.values())
+        if not (self._loss_sum + weights).isfinite():
+            epoch = (self.step - 1) // self.steps_per_epoch + 1
+            raise TrialError(
+                "nan",
+                f"train: loss or weights are not finite at step {self.step}, epoch {epoch}, lr {self.lr:.3g}; "
+                "lower the learning rate",
+            )
 
     # -- saving ----------------------------------------------------------------------------------------
 
@@ -231,16 +283,12 @@ class Loop:
         """All that the next step depends on, beside the settings and `step`."""
         return {
             "network": self.network.state_dict(),
-            "average": self._average.state if self._average is not None else {},
+            "average": self._ema.state if self._ema is not None else {},
             "momentum": self.descent.momentum,
             "loss_sum": self._loss_sum,
             "seconds": self.seconds,
             "weight_decay": self.weight_decay,
         }
-
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for a saved state to be taken up again."""
-        return described(self.network, self.task, self.split, self.recipe, seed=self.seed)
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to where `state` was taken, after `step` steps."""
@@ -249,26 +297,59 @@ class Loop:
         self.weight_decay = state["weight_decay"]
         self._loss_sum.copy_(state["loss_sum"])
         self.network.load_state_dict(state["network"])
-        if self._average is not None:
-            self._average.restore(state["average"])
+        if self._ema is not None:
+            self._ema.restore(state["average"])
         self.descent.restore(state["momentum"])
 
-    def moved(self) -> Iterator[Tensor]:
-        """All tensors that a step changes."""
-        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
-        yield from self.descent.momentum.values()
-        if self._average is not None:
-            yield from self._average.state.values()
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a saved state to be taken up again, as plain values."""
+        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.network.state_dict().items()]
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
+            "data": self.task.fingerprint,
+            "split": len(self.split),
+        }
 
-    def _check_finite(self) -> None:
-        epoch = (self.step - 1) // self.steps_per_epoch + 1
-        check_finite(self._loss_sum, self.parameters, step=self.step, epoch=epoch, lr=self.lr)
+
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
+    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    if not cells and (isinstance(probability, Tensor) or probability):
+        raise ConfigError(
+            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
+            "set it to 0"
+        )
+    for cell in cells:
+        cell.drop_path = probability
 
 
-def one_pass(loop: Loop, batch: Batch) -> Tensor:
-    """The gradients of one pass forward and backward."""
-    loop.team.apart(loop.seed_of_step)
-    loss = loop.loss(batch)
-    check_depends(loss, loop.step)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loop.combined(loss)
+def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:
+    """Where the parameters of a network and the images that it learns from are.
+
+    Raises:
+        TrialError: when there are no parameters to train.
+        DataError: when there are too few images.
+        ConfigError: when they are on different devices.
+    """
+    if not parameters:
+        raise TrialError("no-grad", "train: the network has no trainable parameter")
+    if len(split) < 2:
+        raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
+    device = next(iter(parameters.values())).device
+    if split.x.device != device:
+        raise ConfigError(
+            f"train: the network is on {device}, the images on {split.x.device}; "
+            f"call task.to({str(device)!r})"
+        )
+    return device
+
+
+def _divided(batch: Batch, passes: int) -> Iterator[tuple[float, Batch]]:
+    """A batch in so many parts, at most one for each image, each with its share."""
+    x, (y, mixed) = batch
+    for rows in torch.arange(len(x)).tensor_split(passes):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        partners = None if mixed is None else (mixed[0][part], mixed[1])
+        yield len(rows) / len(x), (x[part], (y[part], partners))

@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import UntypedStorage
 from torch._ops import OpOverload
 
 from nas.errors import TrialError
@@ -112,34 +113,24 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         torch.cuda.synchronize(device)
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    with Seeing(_Following(peak).see):
-        yield peak
+    alive: dict[int, weakref.ref[UntypedStorage]] = {}
+    total = 0
 
+    def died(key: int, size: int, _: object) -> None:
+        nonlocal total
+        del alive[key]
+        total -= size
 
-class _Following:
-    """Adds up storages from when they are made until they die."""
-
-    def __init__(self, peak: Peak) -> None:
-        self.peak = peak
-        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
-        self._total = 0
-
-    def see(self, operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG002 - a `See`
+    def see(operator: OpOverload, args: Args, kwargs: Kwargs, output: object) -> None:  # noqa: ARG001 - a `See`
+        nonlocal total
         known = {storage_of(tensor) for tensor in tensors((args, kwargs))}
         for tensor in tensors(output):
-            if storage_of(tensor) not in known:
-                self._add(tensor)
+            if (key := storage_of(tensor)) not in known and key not in alive:
+                storage = tensor.untyped_storage()
+                size = storage.nbytes()
+                alive[key] = weakref.ref(storage, partial(died, key, size))
+                total += size
+                peak.bytes = max(peak.bytes, total)
 
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-
-        def died(_: object) -> None:
-            del self._alive[key]
-            self._total -= size
-
-        self._alive[key] = weakref.ref(storage, died)
-        self._total += size
-        self.peak.bytes = max(self.peak.bytes, self._total)
+    with Seeing(see):
+        yield peak

@@ -1,20 +1,75 @@
-"""The descent of a training: SGD with momentum by a recipe."""
+"""How gradients become new weights: accumulation over parts of a batch, SGD with momentum, averaged weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from nas.errors import TrialError
 from nas.training.recipe import Recipe
 
+Part = TypeVar("Part")
 MOMENTUM = "momentum_buffer"
+FUSED = ("cpu", "cuda")
+"""Devices on which torch moves all parameters in one call."""
 
 
-class Resting:
-    """Lets parameters whose gradient is nothing but zeros rest, as those do that have none.
+def gradients(
+    loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+) -> list[Tensor]:
+    """The gradient of `loss` for each input, zero for what it does not depend on."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(x) for x in inputs]
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        loss,
+        list(inputs),
+        allow_unused=True,
+        retain_graph=retain_graph or create_graph,
+        create_graph=create_graph,
+    )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries in one vector."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def accumulate(
+    loss_of: Callable[[Part], Tensor], parts: Iterable[tuple[float, Part]], *, step: int
+) -> Tensor:
+    """Adds up the gradients of the parts of a batch, one pass forward and backward each; the batch's loss.
+
+    Not the same as one pass: batch-norm normalises each part by its own statistics, and its running ones move
+    once for each part; what a network draws at random (paths to drop, dropout) is drawn in another order.
+
+    parts: each with its share of the batch. step: its number, for errors.
+
+    Raises:
+        TrialError: when a loss depends on no parameter.
+    """
+    total = None
+    for share, part in parts:
+        loss = loss_of(part)
+        check_depends(loss, step)
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        total = share * loss.detach() if total is None else total + share * loss.detach()
+    assert total is not None, "a batch has at least one part"
+    return total
+
+
+def check_depends(loss: Tensor, step: int) -> None:
+    """Raises TrialError unless the loss of a step depends on a parameter."""
+    if not loss.requires_grad:
+        raise TrialError("no-grad", f"train: the loss of step {step} depends on no trainable parameter")
+
+
+class MaskedUpdate:
+    """Leaves parameters whose gradient is nothing but zeros as they are, like those that have none.
 
     So neither weight decay nor momentum moves operations that were not run, or led nowhere. It does not wait
     for the device.
@@ -25,29 +80,21 @@ class Resting:
 
     @contextmanager
     def during(self, optimizer: torch.optim.SGD) -> Iterator[None]:
-        """Runs a step of an optimizer, whose only state is a momentum (see `begin_momenta`)."""
+        """Runs a step of an optimizer whose only state is a momentum."""
         moving = [p for p in self._parameters if p.grad is not None]
         if not moving:
             yield
             return
         norms = torch._foreach_norm([p.grad for p in moving if p.grad is not None], torch.inf)
         values = [p.detach() for p in moving]
-        momenta = [optimizer.state[p].get(MOMENTUM) for p in moving]
-        kept = [*values, *(momentum for momentum in momenta if momentum is not None)]
+        momenta = [optimizer.state[p][MOMENTUM] for p in moving if optimizer.state.get(p)]
+        kept = [*values, *momenta]
         before = list(torch._foreach_add(kept, 0))
         yield
         moved = shares(torch.stack(norms).ne(0), values)
         # With a share of 0 or 1, an interpolation gives either end to the bit.
         torch._foreach_lerp_(before, kept, [*moved, *moved][: len(kept)])
         torch._foreach_copy_(kept, before)
-
-
-def begin_momenta(optimizer: torch.optim.SGD) -> None:
-    """Gives what has its first gradient a momentum of zeros; a fused step takes those of all or of none."""
-    for group in optimizer.param_groups:
-        for p in group["params"] if group["momentum"] else ():
-            if p.grad is not None and optimizer.state[p].get(MOMENTUM) is None:
-                optimizer.state[p][MOMENTUM] = torch.zeros_like(p)
 
 
 def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -58,12 +105,8 @@ def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [p.as_strided(t.shape, t.stride(), p.storage_offset()) for p, t in zip(parts, like, strict=True)]
 
 
-FUSED = ("cpu", "cuda")
-"""Devices that move all parameters in one call."""
-
-
 class Descent:
-    """Moves named parameters against their gradients.
+    """Moves named parameters against their gradients: SGD with momentum by a recipe.
 
     On CUDA the learning rate is a scalar on the device: in a CUDA graph a number would stay what it was.
     """
@@ -87,9 +130,9 @@ class Descent:
 
     @property
     def momentum(self) -> dict[str, Tensor]:
-        """The momentum of each parameter that has one."""
-        slots = {name: self._optimizer.state[p].get(MOMENTUM) for name, p in self._parameters.items()}
-        return {name: slot for name, slot in slots.items() if slot is not None}
+        """The momentum of each parameter; none before the first step, and where the recipe has none."""
+        state = self._optimizer.state
+        return {n: state[p][MOMENTUM] for n, p in self._parameters.items() if state.get(p)}
 
     def set(self, lr: float, weight_decay: float) -> None:
         """Sets what the coming step reads."""
@@ -104,12 +147,15 @@ class Descent:
         """Forgets the gradients."""
         self._optimizer.zero_grad()
 
-    def step(self, resting: Resting) -> None:
-        """Clips the gradients as the recipe says and moves all parameters but those that rest."""
+    def step(self, masked: MaskedUpdate) -> None:
+        """Clips the gradients as the recipe says and moves all parameters but those that are masked."""
         if self._recipe.clip:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip)
-        begin_momenta(self._optimizer)
-        with resting.during(self._optimizer):
+        state = self._optimizer.state
+        if self._recipe.momentum and not state:  # a fused step takes the momenta of all parameters or of none
+            for parameter in self._parameters.values():
+                state[parameter][MOMENTUM] = torch.zeros_like(parameter)
+        with masked.during(self._optimizer):
             self._optimizer.step()
 
     def direction(self, gradients: Sequence[Tensor], weight_decay: float) -> Sequence[Tensor]:
@@ -120,11 +166,8 @@ class Descent:
         # All in one call: a supernet has thousands, each a launch of its own.
         values = [parameter.detach() for parameter in self._parameters.values()]
         torch._foreach_add_([*gradients], values, alpha=weight_decay)
-        slots = [self._optimizer.state[parameter].get(MOMENTUM) for parameter in self._parameters.values()]
-        moving = [(own, slot) for own, slot in zip(gradients, slots, strict=True) if slot is not None]
-        if moving:
-            own, momenta = zip(*moving, strict=True)
-            torch._foreach_add_([*own], [*momenta], alpha=self._recipe.momentum)
+        if momenta := [*self.momentum.values()]:
+            torch._foreach_add_([*gradients], momenta, alpha=self._recipe.momentum)
         return gradients
 
     def restore(self, momentum: Mapping[str, Tensor]) -> None:
@@ -135,37 +178,34 @@ class Descent:
             self._optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(slot)
 
 
-class Average:
+class Ema:
     """An exponential moving average of a network's parameters and buffers.
 
     `average ← d·average + (1 - d)·value` with `d = min(decay, (1 + step) / (10 + step))`, the warm-up of
     TensorFlow's ExponentialMovingAverage: without it a short training would average in its random start.
     Integer buffers are copied.
-
-    On CUDA the share of the present value is a scalar on the device: in a CUDA graph a number would stay what
-    it was.
     """
 
     def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
         self.decay = decay
         self.state = copied(network.state_dict())
-        self._share: float | Tensor = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+        # On the device: in a CUDA graph a number would stay what it was.
+        self._share = torch.zeros((), device=device)
 
     def follow(self, step: int) -> None:
         """Sets how much of the weights counts after step `step`, counted from 0."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        if isinstance(self._share, Tensor):
-            self._share.fill_(share)
-        else:
-            self._share = share
+        self._share.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     def update(self, network: nn.Module) -> None:
         """Takes in the weights as they are."""
         now = network.state_dict()
         real = [name for name, value in now.items() if value.is_floating_point()]
-        _approach([self.state[n] for n in real], [now[n] for n in real], self._share)
+        averages = [self.state[name] for name in real]
+        away = torch._foreach_sub([now[name] for name in real], averages)
+        torch._foreach_mul_([*away], self._share)
+        torch._foreach_add_(averages, [*away])
         if whole := [name for name, value in now.items() if not value.is_floating_point()]:
-            torch._foreach_copy_([self.state[n] for n in whole], [now[n] for n in whole])
+            torch._foreach_copy_([self.state[name] for name in whole], [now[name] for name in whole])
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over the given averages as they are."""
@@ -186,13 +226,3 @@ class Average:
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A network's state with memory of its own."""
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def _approach(averages: Sequence[Tensor], values: Sequence[Tensor], share: float | Tensor) -> None:
-    """Moves each average towards its value by a share of the way."""
-    if not isinstance(share, Tensor):
-        torch._foreach_lerp_([*averages], [*values], share)
-        return
-    away = torch._foreach_sub([*values], [*averages])
-    torch._foreach_mul_([*away], share)
-    torch._foreach_add_([*averages], [*away])

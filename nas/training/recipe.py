@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from nas.types import MOST
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Execution = Literal["auto", "plain", "batched"]
+Schedule = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Recipe:
     nesterov: bool = True
     warmup_epochs: float = 0.0
     restarts: tuple[int, ...] = ()
-    schedule: Literal["step", "epoch"] = "step"
+    schedule: Schedule = "step"
     label_smoothing: float = 0.0
     clip: float = 0.0
     auxiliary: float = 0.0
@@ -77,9 +78,9 @@ class Recipe:
     graph: bool = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            wanted, holds = _RULES[field.name]
-            self._require(field.name, wanted, holds=holds(getattr(self, field.name)))
+        for (wanted, holds), fields in _RULES:
+            for field in fields:
+                self._require(field, wanted, holds=holds(getattr(self, field)))
         self._require("lr_min", f"at most lr, {self.lr}", holds=self.lr_min <= self.lr)
         self._require(
             "restarts", f"below epochs, {self.epochs}", holds=all(r < self.epochs for r in self.restarts)
@@ -158,46 +159,36 @@ def _number(wanted: str, holds: Callable[[float], bool]) -> _Rule:
     return f"a finite number {wanted}", check
 
 
+def _one_of(kind: object) -> _Rule:
+    names = get_args(kind)
+    return " or ".join(map(repr, names)), lambda value: isinstance(value, str) and value in names
+
+
 def _are_restarts(value: object) -> bool:
     whole = isinstance(value, tuple) and all(type(epoch) is int for epoch in value)
     return whole and all(a < b for a, b in pairwise((0, *value)))  # type: ignore[misc]
 
 
-_POSITIVE = _number("above 0", lambda value: value > 0)
-_AT_LEAST_ZERO = _number("of at least 0", lambda value: value >= 0)
-_BELOW_ONE = _number("of at least 0 and below 1", lambda value: 0 <= value < 1)
-_SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
-
-_RULES: Mapping[str, _Rule] = {
-    "epochs": _integer(1),
-    "batch": _integer(2),
-    "lr": _POSITIVE,
-    "weight_decay": _AT_LEAST_ZERO,
-    "lr_min": _AT_LEAST_ZERO,
-    "momentum": _BELOW_ONE,
-    "nesterov": _SWITCH,
-    "warmup_epochs": _AT_LEAST_ZERO,
-    "restarts": ("a tuple of ascending epochs from 1 on", _are_restarts),
-    "schedule": ("'step' or 'epoch'", lambda value: value in ("step", "epoch")),
-    "label_smoothing": _BELOW_ONE,
-    "clip": _AT_LEAST_ZERO,
-    "auxiliary": _AT_LEAST_ZERO,
-    "drop_path": _BELOW_ONE,
-    "cutout": _integer(0),
-    "mixup": _AT_LEAST_ZERO,
-    "ema": _BELOW_ONE,
-    "crop": _SWITCH,
-    "flip": _SWITCH,
-    "precision": (
-        "'auto', 'float32' or 'bfloat16'",
-        lambda value: value in ("auto", "float32", "bfloat16"),
+_RULES: Sequence[tuple[_Rule, Sequence[str]]] = (
+    (_integer(0), ["cutout"]),
+    (_integer(1), ["epochs"]),
+    (_integer(2), ["batch"]),
+    (_number("above 0", lambda value: value > 0), ["lr"]),
+    (
+        _number("of at least 0", lambda value: value >= 0),
+        ["weight_decay", "lr_min", "warmup_epochs", "clip", "auxiliary", "mixup"],
     ),
-    "execution": (
-        "'auto', 'plain' or 'batched'",
-        lambda value: value in ("auto", "plain", "batched"),
+    (
+        _number("of at least 0 and below 1", lambda value: 0 <= value < 1),
+        ["momentum", "label_smoothing", "drop_path", "ema"],
     ),
-    "graph": _SWITCH,
-}
+    (("true or false", lambda value: isinstance(value, bool)), ["nesterov", "crop", "flip", "graph"]),
+    (("a tuple of ascending epochs from 1 on", _are_restarts), ["restarts"]),
+    (_one_of(Schedule), ["schedule"]),
+    (_one_of(Precision), ["precision"]),
+    (_one_of(Execution), ["execution"]),
+)
+"""What must hold of the settings, and for which."""
 
 _QUICK = Recipe(
     epochs=15,

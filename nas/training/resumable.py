@@ -55,7 +55,6 @@ def run(
     *,
     what: str,
     checkpoints: Checkpoints | None,
-    checkpoint_seconds: float,
     on_epoch: Callable[[R], None] | None,
     stop: Callable[[], bool] | None,
     team: Team = ALONE,
@@ -65,7 +64,7 @@ def run(
     In a team all ranks call this with the same work; rank 0 alone has checkpoints and sums up epochs, and the
     others go on from the state that it hands them at the start and after every epoch.
 
-    checkpoints: written after each epoch and every `checkpoint_seconds`.
+    checkpoints: written after each epoch, and in the middle of one as often as they say.
     on_epoch: called after each epoch, its checkpoint already written.
     stop: asked before every step; when true, a checkpoint is written.
 
@@ -85,9 +84,21 @@ def run(
     def hand_out() -> None:
         handed = team.handed(lambda: {"step": work.step, **packed()})
         if handed is not None:
-            _take_over(work, what, handed, team)
+            if differing := _differing(work, handed):
+                raise RankError(
+                    f"{what}: rank {team.rank} has another {differing} than rank 0; give all ranks the same "
+                    "command and the same data"
+                )
+            work.restore(handed["step"], handed["work"])
 
-    _resume(work, what, checkpoints)
+    saved = checkpoints.load() if checkpoints is not None else None
+    if saved is not None:
+        if differing := _differing(work, saved[1]):
+            raise ConfigError(
+                f"{what}: the checkpoint was written with another {differing}; resume with the same settings "
+                "and the version that wrote it, or clear the checkpoints to start anew"
+            )
+        work.restore(saved[0], saved[1]["work"])
     hand_out()
     saved_at = time.monotonic()
     while work.step < work.steps:
@@ -99,7 +110,7 @@ def run(
         if ended:
             team.same(f"{what}, after step {work.step}", work.replicas())
         report = work.end_epoch() if ended and team.leads else None
-        if ended or time.monotonic() - saved_at >= checkpoint_seconds:
+        if ended or (checkpoints is not None and time.monotonic() - saved_at >= checkpoints.every_s):
             save()
             saved_at = time.monotonic()
         if ended:
@@ -108,30 +119,7 @@ def run(
             on_epoch(report)
 
 
-def _resume(work: Resumable[R], what: str, checkpoints: Checkpoints | None) -> None:
-    saved = checkpoints.load() if checkpoints is not None else None
-    if saved is None:
-        return
-    step, state = saved
-    if differing := _differing(work, state.get("settings", {})):
-        raise ConfigError(
-            f"{what}: the checkpoint was written with another {', '.join(differing)}; "
-            "resume with the same settings and the version that wrote it, or clear the checkpoints to start "
-            "anew"
-        )
-    work.restore(step, state["work"])
-
-
-def _take_over(work: Resumable[R], what: str, handed: Mapping[str, Any], team: Team) -> None:
-    """Goes to where rank 0 is."""
-    if differing := _differing(work, handed["settings"]):
-        raise RankError(
-            f"{what}: rank {team.rank} has another {', '.join(differing)} than rank 0; give all ranks the "
-            "same command and the same data"
-        )
-    work.restore(handed["step"], handed["work"])
-
-
-def _differing(work: Resumable[R], found: Mapping[str, object]) -> list[str]:
-    settings = work.settings()
-    return [name for name in settings if settings[name] != found.get(name)]
+def _differing(work: Resumable[R], saved: Mapping[str, Any]) -> str:
+    """The names of the settings that are not those that a state was saved with."""
+    settings, found = work.settings(), saved.get("settings", {})
+    return ", ".join(name for name in settings if settings[name] != found.get(name))

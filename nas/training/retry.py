@@ -12,52 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from nas import devices
 from nas.errors import ConfigError, TrialError
 from nas.files.atomic import read_json, storage_errors, write_json
-from nas.training.batches import Batch
-from nas.training.checks import check_depends
-from nas.training.evaluate import Targets
-from nas.training.loop import Gradients, Loop
+from nas.files.schemas import checked
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
-
-
-def in_parts(passes: int) -> Gradients:
-    """A training step in so many passes forward and backward: the same mean loss and its gradient.
-
-    Not the same: batch-norm normalises each part by its own statistics, and its running ones move once for
-    each part; what a network draws at random (paths to drop, dropout) is drawn in another order.
-
-    passes: at most as many as there are images.
-    """
-
-    def gradients(loop: Loop, batch: Batch) -> Tensor:
-        loop.team.apart(loop.seed_of_step)
-        x, targets = batch
-        total = torch.zeros((), device=x.device)
-        for rows in torch.arange(len(x)).tensor_split(passes):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            loss = loop.loss((x[part], _of(targets, part)))
-            check_depends(loss, loop.step)
-            share = len(rows) / len(x)
-            (share * loss).backward()  # type: ignore[no-untyped-call]
-            total += share * loss.detach()
-        return loop.combined(total)
-
-    return gradients
-
-
-def _of(targets: Targets, part: slice) -> Targets:
-    labels, mixed = targets
-    if mixed is None:
-        return labels[part], None
-    partners, share = mixed
-    return labels[part], (partners[part], share)
-
 
 T = TypeVar("T")
 _log = logging.getLogger("nas")
@@ -85,11 +45,6 @@ class Ease:
         if self.lr_factor == 1:
             return recipe
         return replace(recipe, lr=recipe.lr * self.lr_factor, lr_min=recipe.lr_min * self.lr_factor)
-
-    @property
-    def gradients(self) -> Gradients | None:
-        """What `nas.training.train.train` takes."""
-        return in_parts(self.passes) if self.passes > 1 else None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -164,12 +119,7 @@ def begun(folder: Path | None) -> Ease:
     if folder is None or not (folder / EASED).exists():
         return Ease()
     try:
-        record = read_json(folder / EASED)
+        return checked(Ease, read_json(folder / EASED), folder / EASED, "record of a second chance")
     except ConfigError as error:
         _log.warning("%s; the training begins as its recipe says", error)
         return Ease()
-    match record:
-        case {"lr_factor": float() as factor, "passes": int() as passes}:
-            return Ease(factor, passes)
-    _log.warning("%s is damaged; the training begins as its recipe says", folder / EASED)
-    return Ease()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,11 +20,10 @@ from nas.data.task import Split, Task
 from nas.errors import ConfigError, TrialError
 from nas.seeding import isolated
 from nas.training import resumable
-from nas.training.batches import Batch
 from nas.training.checkpoint import Checkpoints
 from nas.training.cuda_graph import GraphedStep
 from nas.training.ddp import ALONE, Team
-from nas.training.evaluate import evaluate
+from nas.training.evaluate import Batch, evaluate
 from nas.training.loop import Gradients, Loop
 from nas.training.recipe import Recipe
 from nas.user_code import memory_errors
@@ -48,21 +47,21 @@ class Curve:
     val_loss: tuple[float, ...] = ()
     val_acc: tuple[float, ...] = ()
 
-    def extended(self, report: EpochReport) -> Curve:
-        """This curve and one more epoch."""
-        longer = dataclasses.replace(
-            self,
-            train_loss=(*self.train_loss, report.train_loss),
-            lr=(*self.lr, report.lr),
-            seconds=(*self.seconds, report.seconds),
-        )
-        if report.val_loss is None or report.val_acc is None:
-            return longer
-        return dataclasses.replace(
-            longer,
-            val_epochs=(*self.val_epochs, report.epoch),
-            val_loss=(*self.val_loss, report.val_loss),
-            val_acc=(*self.val_acc, report.val_acc),
+    @classmethod
+    def of(cls, reports: Sequence[EpochReport]) -> Curve:
+        """The curve of a training's epochs."""
+        evaluated = [
+            (r.epoch, r.val_loss, r.val_acc)
+            for r in reports
+            if r.val_loss is not None and r.val_acc is not None
+        ]
+        return cls(
+            train_loss=tuple(r.train_loss for r in reports),
+            lr=tuple(r.lr for r in reports),
+            seconds=tuple(r.seconds for r in reports),
+            val_epochs=tuple(epoch for epoch, _, _ in evaluated),
+            val_loss=tuple(loss for _, loss, _ in evaluated),
+            val_acc=tuple(accuracy for _, _, accuracy in evaluated),
         )
 
 
@@ -95,10 +94,9 @@ def train(
     until: int | None = None,
     start: Checkpoints | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    passes: int = 1,
     gradients: Gradients | None = None,
-    reestimates: bool = True,
     stop: Callable[[], bool] | None = None,
     elapsed: Callable[[], float] | None = None,
     team: Team = ALONE,
@@ -113,20 +111,21 @@ def train(
       its own.
     start: those of another training of the same network, whose last weights and momentum this one begins
       with, e.g. on more or larger images.
-    checkpoints: where to resume from, and where to save to after each epoch and every `checkpoint_seconds`.
+    checkpoints: where to resume from, and where to save to after each epoch and as often as they say.
     on_epoch: called after each epoch, its checkpoint already written.
-    gradients: puts the gradients of a step in place and returns its loss; those of one pass by default.
-    reestimates: whether the batch-norm statistics of a short training are taken anew before it is evaluated
-      and in the end, see `nas.training.evaluate`; what is not run by a plain call has its own.
+    passes: parts that each batch is divided into to save memory, see `nas.training.optimizer.accumulate`.
+    gradients: puts the gradients of a step in place and returns its loss, where that is not the loss of a
+      plain call of the network; batch-norm statistics are then those of its own calls, and stay as they are.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     elapsed: share of its time that is over, asked before and after every step, where a training has a time
       and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
     team: all of its ranks train the same network together, see `nas.training.ddp`; rank 0 alone evaluates
       and saves.
 
-    On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32.
-    With `recipe.ema` the averaged weights are evaluated and, at the end, left in the network; it stays in
-    training mode.
+    On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32. The
+    batch-norm statistics of a short training are taken anew before it is evaluated and in the end, see
+    `nas.training.evaluate.reestimate`. With `recipe.ema` the averaged weights are evaluated and, at the end,
+    left in the network; it stays in training mode.
     """
     if evaluate_every is not None and evaluate_every < 1:
         raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
@@ -134,31 +133,22 @@ def train(
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
         )
-    loop = Loop(network, task, recipe, seed=seed, split=split or task.train, elapsed=elapsed, team=team)
+    split = split or task.train
+    loop = Loop(network, task, recipe, seed=seed, split=split, passes=passes, elapsed=elapsed, team=team)
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    work = _Training(
-        loop, evaluate_on, evaluate_every, last, gradients=gradients, elapsed=elapsed, reestimates=reestimates
-    )
+    work = _Training(loop, evaluate_on, evaluate_every, last, gradients=gradients, elapsed=elapsed)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
-        resumable.run(
-            work,
-            what="train",
-            checkpoints=checkpoints,
-            checkpoint_seconds=checkpoint_seconds,
-            on_epoch=on_epoch,
-            stop=stop,
-            team=team,
-        )
+        resumable.run(work, what="train", checkpoints=checkpoints, on_epoch=on_epoch, stop=stop, team=team)
         loop.finish()
         work.settle()
-    return work.curve
+    return Curve.of(work.reports)
 
 
 class _Training:
-    """A loop with its curve and evaluations, as a `Resumable`."""
+    """A loop with its evaluations, as a `Resumable`. reports: of the epochs done."""
 
     def __init__(
         self,
@@ -169,13 +159,13 @@ class _Training:
         *,
         gradients: Gradients | None,
         elapsed: Callable[[], float] | None,
-        reestimates: bool,
     ) -> None:
-        self.loop, self.until, self.elapsed, self.reestimates = loop, until, elapsed, reestimates
+        self.loop, self.until, self.elapsed, self.plain = loop, until, elapsed, gradients is None
         self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
-        self.curve, self.cut = Curve(), False
+        self.reports: list[EpochReport] = []
+        self.cut = False
         self._learn: Callable[[Batch], None] = partial(loop.learn, gradients=gradients)
-        if loop.device.type == "cuda" and loop.recipe.graph and gradients is None and loop.team.size == 1:
+        if loop.device.type == "cuda" and loop.recipe.graph and self.plain and loop.team.size == 1:
             self._learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.read_by_steps)
 
     @property
@@ -211,16 +201,16 @@ class _Training:
                     f"train: validation loss is {val_loss} after epoch {epoch}; lower the learning rate",
                 )
             report = dataclasses.replace(report, val_loss=val_loss, val_acc=val_acc)
-        self.curve = self.curve.extended(report)
+        self.reports.append(report)
         return report
 
     def settle(self) -> None:
-        if self.reestimates:
+        if self.plain:
             self.loop.settle()
 
     def state(self) -> Mapping[str, Any]:
-        curve = {name: list(values) for name, values in dataclasses.asdict(self.curve).items()}
-        return {"loop": self.loop.state(), "curve": curve, "cut": self.cut}
+        reports = [dataclasses.asdict(report) for report in self.reports]
+        return {"loop": self.loop.state(), "reports": reports, "cut": self.cut}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
         if self.elapsed is None and step > self.steps:
@@ -229,8 +219,7 @@ class _Training:
                 f"{self.steps}; ask for more epochs, or clear the checkpoints to start anew"
             )
         self.loop.restore(step, state["loop"])
-        self.cut = bool(state.get("cut", False))
-        self.curve = Curve(**{name: tuple(values) for name, values in state["curve"].items()})
+        self.cut, self.reports = state["cut"], [EpochReport(**report) for report in state["reports"]]
 
     def settings(self) -> Mapping[str, Any]:
         evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]

@@ -15,7 +15,7 @@ from nas.devices import exact
 from nas.seeding import torch_rng
 from nas.space.batching import channels_last
 from nas.training.batched.execution_plan import Layers, chain_of, outcome_of
-from nas.training.gradients import gradients
+from nas.training.optimizer import gradients
 
 TOLERANCE = {("cpu", torch.float64): 1e-9, ("cpu", torch.float32): 1e-3}
 """Largest relative difference, in the norm, of outputs and gradients."""
