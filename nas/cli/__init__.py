@@ -1,22 +1,19 @@
-"""The `nas` command, each of its commands in the module of that name.
+"""The `nas` command: what all commands share is in `app`, options made from settings in `settings`.
 
 Heavy libraries are imported inside the commands, so that help comes at once.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
 import warnings
 
-from nas.cli.app import ORDER, Printable, app, spelt_out, warned
+from nas.cli import benchmark, checks, doctor, model, results, search  # noqa: F401 - each adds its commands
+from nas.cli.app import Printable, app, spelt_out, warned
 from nas.training.launch import follows
 
 __all__ = ["app", "main"]
-
-for name in ORDER:  # which is that of the help
-    importlib.import_module(f"nas.cli.{name}")
 
 
 def main() -> None:
@@ -27,6 +24,6 @@ def main() -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(message)s"))
-    warnings.showwarning = warned
+    warnings.showwarning = warned  # type: ignore[assignment]  # Python gives all by position
     logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
     app(spelt_out(sys.argv[1:]))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nas import __version__
-from nas.errors import ConfigError, DismissedError, NasError, StorageError, describe
+from nas.errors import DismissedError, NasError, StorageError, describe
 from nas.text import SCREEN, printable
 from nas.training.launch import follows, launched
 
@@ -20,9 +21,33 @@ ORDER = (
     *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check"),
     *("validate", "audit", "calibrate", "benchmark", "spaces", "doctor"),
 )
-"""The commands as help lists them, each a module: what is done with a run, what before one, helpers."""
+"""The commands as help lists them: what is done with a run, what before one, helpers."""
+
+Run = Annotated[Path, typer.Argument(help="A finished run's folder.")]
+OwnSpace = Annotated[
+    str | None, typer.Option("--space", help="The run's space, where it is your own code: FILE.py:FUNCTION.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
+SWITCHES = ("--tensorboard", "--mlflow")
+"""Options whose value may be left out."""
+
+
+class Commands(TyperGroup):
+    """The commands; an error that any of them foresees is one message and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - typer's signature
+        """Their names, as help lists them."""
+        return list(ORDER)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Runs a command."""
+        with errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="""Neural architecture search: from a data set to a found architecture and its trained model.
 
 \b
@@ -35,20 +60,10 @@ nas COMMAND --help      say what a command does, and all its options""",
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
-Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
-]
-SWITCHES = ("--tensorboard", "--mlflow")
-"""Options whose value may be left out."""
-
 
 @app.callback(invoke_without_command=True)
 def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,  # noqa: FBT002
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """What is asked of the engine without a command."""
     if version:
@@ -66,6 +81,8 @@ def errors() -> Iterator[None]:
     except NasError as error:
         say(f"error: {_rank()}{error}", limit=SCREEN, err=True)
         raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError:  # whoever read the output has had enough, which typer knows
+        raise
     except OSError as error:
         what = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
@@ -90,15 +107,8 @@ def say(text: str, *, limit: int | None = None, err: bool = False) -> None:
     typer.echo(printable(text, limit=limit), err=err)
 
 
-def warned(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,  # noqa: ARG001 - the signature is that of warnings.showwarning
-    lineno: int,  # noqa: ARG001
-    file: TextIO | None = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
-) -> None:
-    """A warning for people: what it says, without the line of the source that said it."""
+def warned(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Shows a warning as `warnings.showwarning` does, but without the line of the source that gave it."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     if not follows():
         say(f"WARNING: {kind}{message}", err=True)
@@ -112,27 +122,6 @@ class Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def values(config: Path | None, given: Mapping[str, object], sets: list[str] | None) -> dict[str, Any]:
-    """The file's settings, then the options, then `--set`.
-
-    Raises:
-        ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
-    """
-    from nas.files.tomlfile import override, read_toml
-    from nas.searchers.method_names import is_own
-
-    values = read_toml(config) if config is not None else {}
-    asked = override({k: v for k, v in given.items() if v is not None}, sets or [])
-    for name in ("space", "method"):
-        code = values.get(name)
-        if isinstance(code, str) and is_own(code, optuna=name == "method") and name not in asked:
-            raise ConfigError(
-                f"{config} names code that is not the engine's, {name} = {code!r}; to run it, name it on the "
-                f"command line, too: --{name} {code}"
-            )
-    return override(values | {k: v for k, v in given.items() if v is not None}, sets or [])
-
-
 def spelt_out(arguments: Sequence[str]) -> list[str]:
     """A command line in which the `SWITCHES` that stand alone have the value `auto`."""
     following = [*arguments, "-"][1:]
@@ -142,14 +131,16 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def announce(path: str) -> None:
+def announce(path: str | None) -> None:
     """Says that code from outside the engine is about to run, and lets a module in this folder be found.
 
     Only then: whatever else lies here could otherwise take the place of a library that is not installed.
+
+    path: of a space or method; nothing is said of the engine's own, and of None.
     """
     from nas.space.loading import is_plugin
 
-    if is_plugin(path):
+    if path is not None and is_plugin(path):
         if not follows():
             say(f"running your code: {path}", err=True)
         if (here := str(Path.cwd())) not in sys.path:

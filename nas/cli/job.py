@@ -6,14 +6,14 @@ import json
 import math
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 import typer
 
-from nas.cli.app import errors, say
+from nas.cli.app import say
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
@@ -25,89 +25,76 @@ RIVALS = {
     "largest": "largest of these",
     "default": "default architecture",
 }
+FILES = ("report.html", "MODEL_CARD.md", "network.png", "search.png", "front.png", "alphas.png", "health.png")
+"""What a run may leave behind for people, beside its model and the pictures of its cells."""
 
 
 @contextmanager
-def stoppable(
-    *, quiet: bool, plain: bool, afterwards: str = "the same command goes on from here"
-) -> Iterator[tuple[Progress, StopRequest]]:
-    """Errors, progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
+def stoppable(*, quiet: bool, plain: bool) -> Iterator[tuple[Progress, StopRequest]]:
+    """Progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
 
-    quiet, plain: as `nas.show.console.reporter` takes them. afterwards: what is said where it was stopped.
+    quiet, plain: as `nas.show.progress.reporter` takes them.
     """
     from nas.errors import Stopped
-    from nas.show.console import reporter
-    from nas.show.progress import Silent
+    from nas.show.progress import Silent, reporter
 
     teller: AbstractContextManager[Progress] = (
         nullcontext(Silent()) if follows() else reporter(plain=plain, quiet=quiet)
     )
-    with errors(), StopRequest() as stop:
+    with StopRequest() as stop:
         try:
             with teller as progress:
                 yield progress, stop
         except Stopped as stopped:
             if not follows():
-                say(f"{stopped}; {afterwards}", err=True)
+                say(f"{stopped}; the same command goes on from here", err=True)
             raise typer.Exit(stop.exit_code) from stopped
 
 
-def run_and_show(job: Callable[[Progress, StopRequest], Result], *, quiet: bool, as_json: bool) -> None:
-    """Runs a job that can be stopped and resumed, and shows its result; of several ranks only rank 0 does."""
-    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
-        result = job(progress, stop)
-    if not follows():
-        show(result, as_json=as_json)
-
-
 def show(result: Result, *, as_json: bool) -> None:
-    """The result in a few lines, or as JSON."""
-    if as_json:
-        choices = result.space.choices(result.genotype)
-        answer = {
-            "folder": str(result.folder),
-            "choices": choices,
-            "metrics": dict(result.metrics),
-            "failures": result.failures,
-        }
-        say(json.dumps(answer))
+    """The result in a few lines, or as JSON; of several ranks only rank 0 shows it."""
+    if follows():
         return
+    if not as_json:
+        say("\n".join(_lines(result)))
+        return
+    answer = {
+        "folder": str(result.folder),
+        "choices": result.space.choices(result.genotype),
+        "metrics": dict(result.metrics),
+        "failures": result.failures,
+    }
+    say(json.dumps(answer))
+
+
+def _lines(result: Result) -> Iterator[str]:
     m = defaultdict(lambda: math.nan, result.metrics)
-    model = f"model        {result.folder / 'model.safetensors'}"
-    words = ", ".join(f"{name} {option}" for name, option in result.space.asked(result.genotype).items())
-    found = result.space.notation.write(result.genotype) if result.space.notation else words
-    lines = [
-        f"found        {found}",
+    if result.space.notation:
+        yield f"found        {result.space.notation.write(result.genotype)}"
+    else:
+        asked = result.space.asked(result.genotype)
+        yield f"found        {', '.join(f'{name} {option}' for name, option in asked.items())}"
+    yield (
         f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
-        f"{m['test_acc_high']:.4f}), measured once",
+        f"{m['test_acc_high']:.4f}), measured once"
+    )
+    yield (
         f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
-        f"{m['latency_ms']:.2f} ms an image",
-        model,
-    ]
-    if (result.folder / "cells.png").exists():
-        lines.append(f"pictures     {result.folder / 'cells.png'}")
+        f"{m['latency_ms']:.2f} ms an image"
+    )
     rivals = [
         f"{words} {m[f'{name}_val_acc']:.4f}" + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
         for name, words in RIVALS.items()
         if f"{name}_val_acc" in m
     ]
     if rivals and "first_val_acc" in m:
-        lines.insert(
-            3, f"baselines    first choice {m['first_val_acc']:.4f} on validation, {', '.join(rivals)}"
-        )
+        yield f"baselines    first choice {m['first_val_acc']:.4f} on validation, {', '.join(rivals)}"
     if troubles := _troubles(result):
-        lines.insert(lines.index(model), f"trials       {m['trials']:,.0f}, {troubles}")
-    others = (
-        "report.html",
-        "MODEL_CARD.md",
-        "network.png",
-        "search.png",
-        "front.png",
-        "alphas.png",
-        "health.png",
-    )
-    lines += [f"             {result.folder / name}" for name in others if (result.folder / name).exists()]
-    say("\n".join(lines))
+        yield f"trials       {m['trials']:,.0f}, {troubles}"
+    yield f"model        {result.folder / 'model.safetensors'}"
+    if (result.folder / "cells.png").exists():
+        yield f"pictures     {result.folder / 'cells.png'}"
+    yield from (f"             {result.folder / name}" for name in FILES if (result.folder / name).exists())
 
 
 def _troubles(result: Result) -> str:
@@ -146,10 +133,6 @@ class StopRequest:
     def exit_code(self) -> int:
         """What a shell or a batch system expects of a process that ends so: 130 after SIGINT, else 143."""
         return 128 + (signal.SIGINT if self.number in (0, signal.SIGINT) else signal.SIGTERM)
-
-    def ask(self) -> None:
-        """Does what SIGTERM would, for once."""
-        self.number = self.number or signal.SIGTERM
 
     def __enter__(self) -> Self:
         for number in POLITE:

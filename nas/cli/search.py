@@ -1,4 +1,4 @@
-"""`nas search`: the whole job, with a look at what it would cost."""
+"""`nas search`, `nas retrain`, `nas calibrate`: jobs that can be stopped and that the same command resumes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import Force, Json, Quiet, Sets, announce, app, errors, say, values
-from nas.cli.job import run_and_show
-from nas.cli.settings import with_settings
+from nas.cli.app import Json, Quiet, announce, app, say
+from nas.cli.job import show, stoppable
+from nas.cli.settings import ConfigFile, Sets, values, with_settings
+from nas.run.config import TASK, Config, make_config
+from nas.searchers.method_names import is_own
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.cli.job import StopRequest
-    from nas.results.result import Result
     from nas.run.budget import Preview, Tell
-    from nas.run.config import Config
     from nas.show.progress import Progress
 
+Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
 
@@ -42,7 +41,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    config: ConfigFile = None,
     sets: Sets = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -50,46 +49,27 @@ def search(
 ) -> None:
     """Search, train the best again, train the winner in full. The same command resumes a run."""
     since = time.monotonic()  # before libraries are loaded, which takes seconds
+    settings = make_config(values(config, given, sets), where=str(config or "command line"))
+    announce(settings.space)
+    announce(settings.method if is_own(settings.method) else None)
+    from nas.run.job import Clock
+    from nas.run.pipeline import look, run_job
 
-    def settled() -> Config:
-        from nas.run.config import make_config
-        from nas.searchers.method_names import is_own
-
-        settings = make_config(values(config, given, sets), where=str(config or "command line"))
-        announce(settings.space)
-        if is_own(settings.method):
-            announce(settings.method)
-        return settings
-
-    def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.run.job import Clock
-        from nas.run.pipeline import run_job
-
-        settings = settled()
-        clock = Clock(settings.budget, since=since)
-        return run_job(
+    if preview:
+        found = look(settings)
+        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+        return
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        result = run_job(
             settings,
             out=out,
             force=force,
             progress=progress,
             stop=stop,
-            clock=clock,
+            clock=Clock(settings.budget, since=since),
             tell=teller(progress, yes=yes),
         )
-
-    if preview:
-        look_only(settled, as_json=as_json)
-    else:
-        run_and_show(job, quiet=quiet, as_json=as_json)
-
-
-def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
-    """Shows what a search would cost."""
-    with errors():
-        from nas.run.pipeline import look
-
-        found = look(settled())
-        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+    show(result, as_json=as_json)
 
 
 def teller(progress: Progress, *, yes: bool) -> Tell | None:
@@ -98,7 +78,7 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
     None where $NAS_PREVIEW is off.
     """
     from nas.run.budget import HOUR_S
-    from nas.show.console import LiveProgress
+    from nas.show.progress import LiveProgress
 
     if os.environ.get(PREVIEW) == "off" or follows():
         return None
@@ -111,3 +91,87 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
         return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
 
     return tell
+
+
+@app.command(short_help="Train a known architecture from scratch and test it.")
+@with_settings(
+    (
+        *("preset", "seed", "device", "execution", "graph", "export", "pictures", "deterministic"),
+        *("tensorboard", "mlflow", "augment", "exclude", "budget"),
+    )
+)
+def retrain(
+    source: Annotated[
+        str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
+    ],
+    *,
+    given: dict[str, object],
+    task: Annotated[str, typer.Option(help=TASK)],
+    out: Annotated[Path, typer.Option(help="Folder for the result.")],
+    space: Annotated[
+        str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: the preset's]")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
+    from nas.results.architecture_file import architecture_of
+    from nas.run.retrain import retrain as train_again
+
+    assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
+    announce(space)
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        result = train_again(
+            architecture_of(source, space=space),
+            task,
+            out=out,
+            space=space,
+            settings=values(config, {"task": task, **given}, assignments),
+            force=force,
+            progress=progress,
+            stop=stop,
+        )
+    show(result, as_json=as_json)
+
+
+@app.command(short_help="Measure which cheap estimates rank like long training.")
+@with_settings(("space", "task", "preset", "seed", "device"))
+def calibrate(
+    *,
+    given: dict[str, object],
+    architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
+    threshold: Annotated[
+        float, typer.Option(help="Kendall's tau that a fidelity must surely exceed to be trusted.")
+    ] = 0.4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outcome. [default: results/calibrate-SPACE-TASK]")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        from nas.evaluate.calibration import Settings
+        from nas.run.calibrate import calibrate as run
+
+        default = {name: Config.model_fields[name].default for name in ("space", "task")}
+        settings = default | values(config, given, sets)
+        announce(str(settings["space"]))
+        found = run(
+            str(settings["space"]),
+            str(settings["task"]),
+            Settings(architectures, epochs, seeds, threshold),
+            out=out,
+            config=settings,
+            progress=progress,
+            stop=stop,
+        )
+    say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))

@@ -1,17 +1,49 @@
-"""Options of the command line that are made from the settings of a job."""
+"""Options of the command line that are made from the settings of a job, and what is asked for by them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 from nas.cli.app import SWITCHES
+from nas.errors import ConfigError
+from nas.files.tomlfile import override, read_toml
 from nas.run.config import PANELS, Config
+from nas.searchers.method_names import is_own
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with any of these settings.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
+]
+PRESET = ("trials", "epochs", "top_k", "top_k_epochs", "seeds", "search_images", "alpha_speed")
+"""Settings whose default is that of the preset."""
+
+
+def values(config: Path | None, given: Mapping[str, object], sets: Sequence[str] | None) -> dict[str, Any]:
+    """The file's settings, then the options, then `--set`.
+
+    Raises:
+        ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
+    """
+    values = read_toml(config) if config is not None else {}
+    asked = override(dict(given), list(sets or []))
+    for name in ("space", "method"):
+        code = values.get(name)
+        if isinstance(code, str) and is_own(code, optuna=name == "method") and name not in asked:
+            raise ConfigError(
+                f"{config} names code that is not the engine's, {name} = {code!r}; to run it, name it on the "
+                f"command line, too: --{name} {code}"
+            )
+    return override(values | dict(given), list(sets or []))
 
 
 def with_settings(names: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -62,15 +94,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         show_default=False,
     )
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
-
-
-PRESET = ("trials", "epochs", "top_k", "top_k_epochs", "seeds", "search_images", "alpha_speed")
-"""Settings whose default is that of the preset."""
 
 
 def _panel(field: FieldInfo) -> str:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nas.data.task import Task
 from nas.errors import ConfigError, MismatchError, NasError, SpaceError, TrialError
 from nas.export.formats import Pixels, exported, write_onnx, write_program, write_source
 from nas.export.model_card import card, origin, requirements
-from nas.export.verify import PACKAGES, Proof, installed, pixels_of, prove
+from nas.export.verify import PACKAGES, Proof, installed, prove
 from nas.files.atomic import write_text
-from nas.files.lock import FolderLock
-from nas.files.manifest import update_manifest
-from nas.files.paths import is_file
+from nas.files.folder import folder_lock, is_file, update_manifest
 from nas.files.schemas import ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
 from nas.results.run_record import compared_of, read_run
@@ -65,25 +61,15 @@ def bundle(
             "name the task with --task"
         )
     compared = compared_of(folder)
-    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record, compared)}."
     model = Pixels(result.network, result.inputs)
+    title = f"{record['space']['name']} on {record['task']['name']}, {origin(record, compared)}."
     forms, notes = _written(folder, model, result, title)
     for note in notes:
         tell(note)
     for form in FILES.keys() - set(forms):  # an older export's would be unproven
         (folder / FILES[form]).unlink(missing_ok=True)
-    pixels, labels = pixels_of(task.test.x), task.test.y.cpu()
-    started = time.perf_counter()
-    logits = _logits(model, pixels)
-    limit_s = max(_SHORTEST_LIMIT_S, _SLOWER * (time.perf_counter() - started))
-    proofs = list[Proof]()
     try:
-        for python in pythons or [sys.executable]:
-            able = _able(forms, python, tell)
-            for proof in prove(folder, able, pixels, labels, logits, python=python, limit_s=limit_s):
-                _check_score(proof, result.metrics["test_acc"], len(labels))
-                tell(str(proof))
-                proofs.append(proof)
+        proofs = _proven(model, result, task, forms, pythons=pythons or [sys.executable], tell=tell)
     except MismatchError:
         for name in (*FILES.values(), CARD):
             (folder / name).unlink(missing_ok=True)
@@ -97,20 +83,6 @@ def bundle(
     write_text(folder / CARD, card(result, record, proofs, notes, mirrors=mirrors, compared=compared))
     update_manifest(folder, [*FILES.values(), "requirements.txt", CARD])
     return proofs
-
-
-def _able(forms: Sequence[str], python: Path | str, tell: Callable[[str], None]) -> list[str]:
-    """The forms that an interpreter has the package for."""
-    has = installed(python)
-    if left := [form for form in forms if PACKAGES[form] not in has]:
-        missing = sorted({PACKAGES[form] for form in left})
-        tell(f"{python} has no {' and no '.join(missing)}, so it leaves {' and '.join(left)}")
-    if forms and len(left) == len(forms):
-        raise ConfigError(
-            f"export: {python} can run no form; install {' or '.join(sorted({PACKAGES[f] for f in forms}))} "
-            "there"
-        )
-    return [form for form in forms if form not in left]
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -137,10 +109,8 @@ def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[S
     write_program(folder / "model.pt2", program)
     forms.append("program")
     if missing := [name for name in _ONNX if find_spec(name) is None]:
-        return forms, [
-            *notes,
-            f"no model.onnx: it needs {', '.join(missing)}; pip install 'nas-engine[onnx]'",
-        ]
+        hint = "pip install 'nas-engine[onnx]'"
+        return forms, [*notes, f"no model.onnx: it needs {', '.join(missing)}; {hint}"]
     try:
         with user_errors():
             write_onnx(folder / "model.onnx", program)
@@ -149,21 +119,52 @@ def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[S
     return [*forms, "onnx"], notes
 
 
-def _logits(model: Pixels, pixels: Tensor) -> Tensor:
-    with torch.no_grad(), warnings.catch_warnings(), user_errors():
-        return torch.cat([model(x) for x in torch.split(pixels, 256)])
-
-
-def _check_score(proof: Proof, scored: float, images: int) -> None:
-    if abs(proof.accuracy - scored) > max(SLACK, SLACK_IMAGES / images) + 1e-6:
-        raise MismatchError(
-            f"export: {proof.form} has accuracy {proof.accuracy:.4f}, but {scored:.4f} was scored; "
-            "so this is not the model that was scored"
-        )
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _proven(
+    model: Pixels,
+    result: Result,
+    task: Task,
+    forms: Sequence[str],
+    *,
+    pythons: Sequence[Path | str],
+    tell: Callable[[str], None],
+) -> list[Proof]:
+    """What every form did on the test images, in each interpreter that has the package for it."""
+    images = task.test.x.cpu()
+    pixels = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).numpy()
+    labels, scored = task.test.y.cpu().numpy(), result.metrics["test_acc"]
+    started = time.perf_counter()
+    logits = model.logits(pixels)
+    limit_s = max(_SHORTEST_LIMIT_S, _SLOWER * (time.perf_counter() - started))
+    proofs = list[Proof]()
+    for python in pythons:
+        able = _able(forms, python, tell)
+        for proof in prove(result.folder, able, pixels, labels, logits, python=python, limit_s=limit_s):
+            if abs(proof.accuracy - scored) > max(SLACK, SLACK_IMAGES / len(labels)) + 1e-6:
+                raise MismatchError(
+                    f"export: {proof.form} has accuracy {proof.accuracy:.4f}, but {scored:.4f} was scored; "
+                    "so this is not the model that was scored"
+                )
+            tell(str(proof))
+            proofs.append(proof)
+    return proofs
+
+
+def _able(forms: Sequence[str], python: Path | str, tell: Callable[[str], None]) -> list[str]:
+    """The forms that an interpreter has the package for."""
+    has = installed(python)
+    if left := [form for form in forms if PACKAGES[form] not in has]:
+        missing = sorted({PACKAGES[form] for form in left})
+        tell(f"{python} has no {' and no '.join(missing)}, so it leaves {' and '.join(left)}")
+    if forms and len(left) == len(forms):
+        raise ConfigError(
+            f"export: {python} can run no form; install {' or '.join(sorted({PACKAGES[f] for f in forms}))} "
+            "there"
+        )
+    return [form for form in forms if form not in left]
 
 
 def is_bundled(folder: Path) -> bool:
@@ -179,7 +180,7 @@ def bundle_at_end(result: Result, task: Task, progress: Progress) -> None:
     """
     progress.note("export: writing model.py, model.pt2 and model.onnx, and proving each (--no-export: not)")
     try:
-        with FolderLock(result.folder):
+        with folder_lock(result.folder):
             bundle(result, task, tell=lambda line: progress.note(f"export: {line}"))
     except MismatchError as error:
         raise MismatchError(

@@ -10,15 +10,20 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.data.preprocessing import Inputs
 from nas.export.source import name_of, source_of
 from nas.files.atomic import replacing, write_text
+from nas.user_code import user_errors
 
-BATCH = 64
+EXAMPLES = 64
 """Images in the example that a form is made with; any other number runs too."""
+BATCH = 256
+"""Images that are run at once."""
 OPSET = 20
 
 _HEAD = '''\
@@ -104,6 +109,13 @@ class Pixels(nn.Module):
         out: Tensor | tuple[Tensor, ...] = self.network((x - self.mean) / self.std)
         return out[0] if isinstance(out, tuple) else out
 
+    def logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits `[N, classes]` of images `[N, C, H, W]` in numpy, in batches."""
+        with torch.no_grad(), warnings.catch_warnings(), user_errors():
+            parts = torch.split(torch.from_numpy(pixels), BATCH)
+            found: NDArray[np.float32] = torch.cat([self(part) for part in parts]).numpy()
+        return found
+
 
 def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) -> None:
     """`model.py`: classes of torch alone that make exactly this network.
@@ -126,7 +138,7 @@ def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) 
 
 def exported(model: Pixels, image_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     """The program of torch.export for any number of images."""
-    images = torch.rand(BATCH, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(EXAMPLES, *image_shape, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     with _quiet():
         return torch.export.export(model, (images,), dynamic_shapes={"x": {0: batch}})

@@ -1,90 +1,37 @@
-"""The source of a found network: readable, of torch alone, each kind of part written once."""
+"""The source of a found network: readable, of torch alone, one class for each kind of module that is not torch's.
+
+A module's forward is traced symbolically in evaluation mode with the modules in it left whole (torch.fx):
+what it decides in Python is decided for good, and what it does not use is not written. Whole numbers stand
+in the text as marks, so that modules whose texts differ in nothing else become one class; its parameters are
+the numbers that differ between them. Example of a text before its numbers are settled:
+
+    self.conv = nn.Conv2d(⟦16:c_in⟧, ⟦32:c_out⟧, ⟦1:kernel_size⟧)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+import builtins
+import inspect
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import indent
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
-from nas.export.tracing import Made, Shape, Whole, root_of
+from nas.devices import evaluating
+from nas.errors import SpaceError
 
-WIDTH = 100
-_OPEN, _CLOSE = "([{", ")]}"
-
-
-def wrapped(line: str, width: int = WIDTH) -> str:
-    """The line, or where it is too long its outermost brackets' contents on lines of their own."""
-    if len(line) <= width:
-        return line
-    ends = _outermost(line)
-    if ends is None or ends[1] - ends[0] <= len(line) - width:  # what is around them is too long, too
-        return line
-    start, end = ends
-    indent = len(line) - len(line.lstrip())
-    inner = [wrapped(f"{' ' * (indent + 4)}{item},", width) for item in _items(line[start + 1 : end])]
-    return "\n".join([line[: start + 1], *inner, " " * indent + line[end:]])
-
-
-def _outermost(line: str) -> tuple[int, int] | None:
-    """Where the longest pair of brackets outside any other is, of those that bear a comma at the end."""
-    depth, start, best = 0, 0, (0, 0)
-    for at, character in enumerate(line):
-        if character in _OPEN:
-            start = at if depth == 0 else start
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-            if depth == 0 and at - start > best[1] - best[0] and _bears_comma(line, start, at):
-                best = (start, at)
-    return best if best[1] - best[0] > 1 else None
-
-
-def _bears_comma(line: str, start: int, end: int) -> bool:
-    """Whether a comma before the closing bracket changes nothing: not so in `x["a"]` and `(a + b)`."""
-    before = line[start - 1 : start]
-    behind = before.isalnum() or before in ("_", ")", "]")
-    lone = behind if line[start] == "[" else not behind and line[start] == "("
-    return not lone or len(list(_items(line[start + 1 : end]))) > 1
-
-
-def _items(text: str) -> Iterator[str]:
-    """What stands between the commas that are in no further brackets."""
-    depth, start = 0, 0
-    for at, character in enumerate(text):
-        depth += (character in _OPEN) - (character in _CLOSE)
-        if character == "," and depth == 0:
-            yield text[start:at].strip()
-            start = at + 1
-    if text[start:].strip():
-        yield text[start:].strip()
-
-
-@dataclass
-class _Class:
-    """A class to be written, and the numbers of all its instances.
-
-    parameters: name and the columns of numbers that it stands for.
-    """
-
-    name: str
-    shape: Shape
-    instances: list[tuple[Whole, ...]] = field(default_factory=list)
-    parameters: dict[str, list[int]] = field(default_factory=dict)
-
-    def settle(self) -> None:
-        """Makes parameters of the numbers that differ between instances; equal ones become one."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for at in range(len(self.instances[0])):
-            column = tuple(instance[at].value for instance in self.instances)
-            if len(set(column)) > 1:
-                groups.setdefault(column, []).append(at)
-        for columns in groups.values():
-            wanted = self.instances[0][columns[0]].name
-            name, number = wanted, 2
-            while name in self.parameters:
-                name, number = f"{wanted}{number}", number + 1
-            self.parameters[name] = columns
+_NUMBER = re.compile(r"⟦(?P<value>-?\d+):(?P<name>\w+)⟧")
+_INSTANCE = re.compile(r"⟪(?P<index>\d+):[^⟫]*⟫")
+"""An instance of a class that is written, with all of its numbers, those of its own parts included."""
+_EITHER = re.compile(f"{_INSTANCE.pattern}|{_NUMBER.pattern}")
+_SHORT = {"in_channels": "c_in", "out_channels": "c_out", "num_features": "c", "groups": "c"}
+_RESERVED = ("F", "Model", "Path", "json", "nn", "torch")
+"""Names that model.py uses itself."""
 
 
 def source_of(network: nn.Module, x: Tensor) -> str:
@@ -92,16 +39,17 @@ def source_of(network: nn.Module, x: Tensor) -> str:
 
     Its parameters and buffers have the names that they have in `network`, as far as they are used.
 
+    x: images that it takes.
+
     Raises:
         SpaceError: when a forward or a constructor cannot be written down, naming the class.
     """
-    root = root_of(network, x)
-    found: dict[Shape, _Class] = {}
-    _collect(root, found)
-    for own in found.values():
-        own.settle()
-    texts = [_text(own, found) for own in found.values()]
-    return "\n\n".join(texts)
+    writer = _Writer(_inputs_taken(network, x))
+    if type(network) is nn.Sequential or not _INSTANCE.fullmatch(writer.expression(network)):
+        layers = network if type(network) is nn.Sequential else [network]
+        made = _call("super().__init__", [writer.expression(layer) for layer in layers]) + "\n"
+        writer.instance("Network", made, base="nn.Sequential")
+    return writer.source()
 
 
 def name_of(source: str) -> str:
@@ -109,56 +57,332 @@ def name_of(source: str) -> str:
     return source.rsplit("\nclass ", 1)[-1].removeprefix("class ").split("(", 1)[0]
 
 
-def _collect(root: Made, found: dict[Shape, _Class]) -> None:
-    """All classes below, those that others are made of first."""
-    at = 0
-    for part in root.shape.parts:
-        if part is None:
-            at += 1
-        elif isinstance(part, Shape):
-            count = _count(part)
-            _collect(Made(part, root.numbers[at : at + count]), found)
-            at += count
-    if root.shape not in found:
-        names = {own.name for own in found.values()}
-        name, number = root.shape.name, 2
-        while name in names:
-            name, number = f"{root.shape.name}{number}", number + 1
-        found[root.shape] = _Class(name, root.shape)
-    found[root.shape].instances.append(root.numbers)
+def _inputs_taken(network: nn.Module, x: Tensor) -> dict[nn.Module, int]:
+    """How many maps each module is given in a forward; modules that take no part in it are absent."""
+    counts: dict[nn.Module, int] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, given: counts.update({module: len(given)}))
+        for module in network.modules()
+    ]
+    try:
+        with evaluating(network), torch.no_grad():
+            network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
 
 
-def _count(shape: Shape) -> int:
-    return sum(1 if part is None else _count(part) if isinstance(part, Shape) else 0 for part in shape.parts)
+# -- classes --------------------------------------------------------------------------------------------------
 
 
-def _text(own: _Class, found: dict[Shape, _Class]) -> str:
-    names = {at: name for name, columns in own.parameters.items() for at in columns}
-    body, at = "", 0
-    kept: dict[str, None] = {}
+@dataclass
+class _Class:
+    """A class to be written, and the numbers of all its instances.
 
-    def number(at: int) -> str:
-        if at not in names:
-            return str(own.instances[0][at].value)
-        if "def forward" not in body:
-            return names[at]
-        kept[names[at]] = None
-        return f"self.{names[at]}"
+    init, forward: its text, with the marks of its first instance.
+    """
 
-    for part in own.shape.parts:
-        if part is None:
-            body += number(at)
-            at += 1
-        elif isinstance(part, Shape):
-            inner = found[part]
-            given = [number(at + columns[0]) for columns in inner.parameters.values()]
-            body += f"{inner.name}({', '.join(given)})"
-            at += _count(part)
+    name: str
+    base: str
+    init: str
+    forward: str
+    instances: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> dict[str, list[int]]:
+        """Names for the places of numbers that differ between instances; places of equal numbers share one."""
+        taken = set(re.findall(r"self\.(\w+)", self.init))
+        marks = [match["name"] for match in _NUMBER.finditer(self.init + self.forward)]
+        places: dict[tuple[int, ...], list[int]] = {}
+        for at, column in enumerate(zip(*self.instances, strict=True)):
+            if len(set(column)) > 1:
+                places.setdefault(column, []).append(at)
+        found: dict[str, list[int]] = {}
+        for same in places.values():
+            found[_unused(marks[same[0]], taken | found.keys())] = same
+        return found
+
+
+class _Writer:
+    """Turns modules into expressions that make them, and keeps the classes that these need.
+
+    inputs: how many maps each module is given.
+    """
+
+    def __init__(self, inputs: Mapping[nn.Module, int]) -> None:
+        self.inputs = inputs
+        self.classes: dict[tuple[str, ...], _Class] = {}
+
+    def expression(self, module: nn.Module) -> str:
+        """An expression that makes a module like this one."""
+        if type(module) is nn.Sequential:
+            return _call("nn.Sequential", [self.expression(child) for child in module])
+        if type(module).__module__.startswith("torch.nn."):
+            return _constructor(module)
+        graph = _traced(module, self._names(module))
+        if _is_identity(graph):
+            return "nn.Identity()"
+        used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        members = [
+            f"self.{name} = {self._member(getattr(module, name), inner)}\n"
+            for name, inner in _by_first(dict.fromkeys(used)).items()
+        ]
+        return self.instance(
+            _class_name(module), "".join(["super().__init__()\n", *members]), _forward(graph)
+        )
+
+    def instance(self, name: str, init: str, forward: str = "", *, base: str = "nn.Module") -> str:
+        """An expression for an instance of the class that has this text but for its numbers."""
+        key = (name, base, _NUMBER.sub("", init), _NUMBER.sub("", forward))
+        if key not in self.classes:
+            names = {own.name for own in self.classes.values()}
+            self.classes[key] = _Class(_unused(name, names | set(_RESERVED)), base, init, forward)
+        marks = list(_NUMBER.finditer(init + forward))
+        self.classes[key].instances.append(tuple(int(mark["value"]) for mark in marks))
+        return f"⟪{list(self.classes).index(key)}:{''.join(mark[0] for mark in marks)}⟫"
+
+    def source(self) -> str:
+        """The classes, those that others are made of first."""
+        classes = list(self.classes.values())
+        parameters = [own.parameters for own in classes]
+
+        def text(own: _Class, chosen: Mapping[str, Sequence[int]]) -> str:
+            names = {place: name for name, places in chosen.items() for place in places}
+            at = 0
+
+            def number(place: int, prefix: str) -> str:
+                return f"{prefix}{names[place]}" if place in names else str(own.instances[0][place])
+
+            def settled(match: re.Match[str], prefix: str = "") -> str:
+                nonlocal at
+                begin = at
+                at += len(_NUMBER.findall(match[0]))
+                if match["index"] is None:
+                    return number(begin, prefix)
+                inner = int(match["index"])
+                given = [number(begin + places[0], prefix) for places in parameters[inner].values()]
+                return f"{classes[inner].name}({', '.join(given)})"
+
+            init = _EITHER.sub(settled, own.init)
+            forward = _EITHER.sub(lambda match: settled(match, "self."), own.forward)
+            used = set(re.findall(r"self\.(\w+)", forward))
+            init += "".join(f"self.{name} = {name}\n" for name in chosen if name in used)
+            body = f"def __init__({', '.join(['self', *chosen])}):\n{indent(init, '    ')}"
+            body += f"\n{forward}\n" if forward else ""
+            return f"class {own.name}({own.base}):\n{indent(body, '    ')}"
+
+        return "\n\n".join(map(text, classes, parameters))
+
+    def _names(self, module: nn.Module) -> list[str]:
+        """What the maps are called that a module's forward takes; one that takes any number has `x0`, `x1`."""
+        taken = list(inspect.signature(module.forward).parameters.values())
+        count = self.inputs.get(module, 1)
+        if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in taken):
+            return [f"x{i}" for i in range(count)]
+        return [parameter.name for parameter in taken[:count]]
+
+    def _member(self, value: object, inner: Sequence[str]) -> str:
+        """An attribute's value; what lies deeper in it is kept in dictionaries, under the same names."""
+        if isinstance(value, nn.Module) and inner:
+            parts = _by_first(inner).items()
+            items = [f'"{name}": {self._member(value.get_submodule(name), deeper)}' for name, deeper in parts]
+            return f"nn.ModuleDict({_call('', items, '{}')})"
+        if isinstance(value, nn.Module):
+            return self.expression(value)
+        if isinstance(value, nn.Parameter):
+            return f"nn.Parameter(torch.empty({_literal(tuple(value.shape), 'c')}))"
+        raise SpaceError(f"source: a {type(value).__name__} that is no parameter cannot be written; register it")
+
+
+def _class_name(module: nn.Module) -> str:
+    """That of its type; where it has a `kind`, as cells have, with that before it."""
+    kind, own = getattr(module, "kind", ""), type(module).__name__
+    told = not isinstance(kind, str) or own.lower().endswith(kind.lower())
+    return re.sub(r"\W", "", own if told else f"{kind.title()}{own}")
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """The name itself, or with the first number from 2 on by which it is new."""
+    found, number = name, 2
+    while found in taken:
+        found, number = f"{name}{number}", number + 1
+    return found
+
+
+def _by_first(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Dotted paths by their first part, without it."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        first, _, rest = path.partition(".")
+        found.setdefault(first, []).extend([rest] if rest else [])
+    return found
+
+
+def _call(function: str, arguments: Sequence[str], brackets: str = "()") -> str:
+    """A call, or what stands in other brackets, with several arguments on a line each."""
+    if len(arguments) > 1:
+        lines = "".join(f"{argument},\n" for argument in arguments)
+        return f"{function}{brackets[0]}\n{indent(lines, '    ')}{brackets[1]}"
+    return f"{function}{brackets[0]}{''.join(arguments)}{brackets[1]}"
+
+
+# -- how a module of torch is made ----------------------------------------------------------------------------
+
+
+def _constructor(module: nn.Module) -> str:
+    """`nn.Conv2d(16, 16, 3, padding=1, bias=False)`: what differs from the defaults.
+
+    Raises:
+        SpaceError: when an argument cannot be read from the module.
+    """
+    arguments: list[str] = []
+    by_position = True
+    for parameter in inspect.signature(type(module).__init__).parameters.values():
+        loose = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if loose or parameter.name in ("self", "device", "dtype"):
+            continue
+        value = _argument(module, parameter)
+        if parameter.default is not inspect.Parameter.empty and value == _simple(parameter.default):
+            by_position = False
+            continue
+        text = _literal(value, _SHORT.get(parameter.name, parameter.name))
+        arguments.append(text if by_position else f"{parameter.name}={text}")
+    return f"nn.{type(module).__name__}({', '.join(arguments)})"
+
+
+def _argument(module: nn.Module, parameter: inspect.Parameter) -> object:
+    value: Any = getattr(module, parameter.name, parameter.default)
+    if value is inspect.Parameter.empty:
+        raise SpaceError(
+            f"source: how a {type(module).__name__} was made cannot be read from it: it keeps no "
+            f"{parameter.name!r}"
+        )
+    if parameter.name == "bias":
+        return value is not None and value is not False
+    return _simple(value)
+
+
+def _simple(value: object) -> object:
+    """A tuple of equal numbers as one."""
+    return value[0] if isinstance(value, tuple) and value and len(set(value)) == 1 else value
+
+
+def _literal(value: object, name: str) -> str:
+    """A plain value as source, its whole numbers as marks of this name."""
+    if isinstance(value, bool | float | str | None):
+        return repr(value)
+    if isinstance(value, int):
+        return f"⟦{value}:{name}⟧"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(_literal(item, name) for item in value)}{',' if len(value) == 1 else ''})"
+    kind = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+    raise SpaceError(f"source: argument {name!r} is {kind}, which cannot be written as source")
+
+
+# -- how its maps flow ----------------------------------------------------------------------------------------
+
+
+class _Shallow(fx.Tracer):
+    """Leaves every module inside the traced one as it is.
+
+    inputs: names of the maps that it is given.
+    """
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ANN401, ARG002, FBT001
+        """As many as it is given, also where its forward takes any number."""
+        return root_fn, [self.root, *(self.create_proxy("placeholder", n, (), {}) for n in self.inputs)]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        """All are."""
+        return True
+
+
+def _traced(module: nn.Module, inputs: Sequence[str]) -> fx.Graph:
+    """The forward of a module as a graph, without what changes nothing."""
+    try:
+        with evaluating(module):
+            graph = _Shallow(inputs).trace(module)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
+        raise SpaceError(
+            f"source: {type(module).__name__}.forward decides by the values of its maps or iterates over "
+            f"their shape, so it cannot be written down ({error}); write it without"
+        ) from error
+    for node in graph.nodes:
+        if node.op == "call_module" and type(module.get_submodule(node.target)) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+        elif node.op == "call_function" and inspect.isfunction(node.target):
+            defaults = {p.name: p.default for p in inspect.signature(node.target).parameters.values()}
+            chosen = {n: v for n, v in node.kwargs.items() if n not in defaults or v is not defaults[n]}
+            node.kwargs = chosen
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return graph
+
+
+def _is_identity(graph: fx.Graph) -> bool:
+    nodes = [node for node in graph.nodes if node.op != "placeholder"]
+    return len(nodes) == 1 and isinstance(nodes[0].args[0], fx.Node)
+
+
+def _forward(graph: fx.Graph) -> str:
+    """A graph as a method, whole numbers as marks."""
+    code = graph.python_code("self")
+    (method,) = (node for node in ast.parse(code.src).body if isinstance(node, ast.FunctionDef))
+    method.returns = None
+    text = ast.unparse(_Plain(code.globals).visit(method))
+    return text.replace("torch.nn.functional.", "F.").replace("torch._C._nn.", "F.")
+
+
+class _Plain(ast.NodeTransformer):
+    """Makes the code of torch.fx what a person would write: `self.ops["0"](x)`, `x[:, 1:]`, no deletions.
+
+    known: what its global names stand for.
+    """
+
+    def __init__(self, known: Mapping[str, object]) -> None:
+        self.known = known
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:  # noqa: N802 - ast's name
+        """Leaves `x = None` out, which only frees memory."""
+        is_deletion = isinstance(node.value, ast.Constant) and node.value.value is None
+        return None if is_deletion else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+        """`getattr(self.ops, "0")` as `self.ops["0"]`."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            return ast.Subscript(node.args[0], node.args[1], ast.Load())
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802
+        """`x[slice(1, None, None)]` as `x[1:]`."""
+        self.generic_visit(node)
+        if isinstance(node.slice, ast.Tuple):
+            node.slice.elts = [_as_slice(part) for part in node.slice.elts]
         else:
-            body += part
-    begin, rest = body.split("\n", 1)
-    begin = begin.replace("(self)", f"(self{''.join(f', {name}' for name in own.parameters)})")
-    start, rest = rest.split("\n", 1)
-    keeping = [f"        self.{name} = {name}" for name in kept]
-    lines = [begin, start, *keeping, *rest.splitlines()]
-    return "\n".join([f"class {own.name}({own.shape.base}):", *map(wrapped, lines), ""])
+            node.slice = _as_slice(node.slice)
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802
+        """Whole numbers as marks."""
+        return ast.Name(f"⟦{node.value}:n⟧", ast.Load()) if type(node.value) is int else node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+        """Refuses what is not torch's, nor Python's own."""
+        found = self.known.get(node.id, torch)
+        if node.id in ("inf", "nan", "device") and node.id in self.known:
+            return ast.Attribute(ast.Name("torch", ast.Load()), node.id, ast.Load())
+        if found is not torch and getattr(builtins, node.id, None) is not found:
+            raise SpaceError(f"source: a call of {found} in a forward cannot be written")
+        return node
+
+
+def _as_slice(node: ast.expr) -> ast.expr:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "slice":
+        ends = (None if isinstance(end, ast.Constant) and end.value is None else end for end in node.args)
+        return ast.Slice(*ends)
+    return node

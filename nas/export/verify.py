@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nas.errors import ConfigError, MismatchError
 from nas.export import verify_worker
@@ -56,9 +54,9 @@ class Proof:
 def prove(
     folder: Path,
     forms: Sequence[str],
-    pixels: Tensor,
-    labels: Tensor,
-    logits: Tensor,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
     *,
     python: Path | str = sys.executable,
     limit_s: float = LIMIT_S,
@@ -74,11 +72,16 @@ def prove(
         ConfigError: when a form does not run.
     """
     with temporary_folder() as place:
-        images = place / "images"
-        images.write_bytes(_framed(pixels))
+        head = json.dumps({"shape": list(pixels.shape)}).encode()
+        (place / "images").write_bytes(head + b"\n" + np.ascontiguousarray(pixels, np.float32).tobytes())
         for form in forms:
-            outcome = _ran(form, folder, images, place / form, python=str(python), limit_s=limit_s)
-            yield _compared(form, outcome, labels, logits)
+            worker = [verify_worker.__file__, form, str(folder.resolve()), "images", form]
+            done = _run([str(python), "-IB", *worker], place, limit_s, what=form)
+            if done.returncode:
+                last = _last_line(done.stderr)
+                hint = f"; install {PACKAGES[form]} there" if "ModuleNotFoundError" in last else ""
+                raise ConfigError(f"export: {form} of {folder} does not run in {python}: {last}{hint}")
+            yield _compared(form, (place / form).read_bytes(), labels, logits)
 
 
 def installed(python: Path | str) -> list[str]:
@@ -87,40 +90,22 @@ def installed(python: Path | str) -> list[str]:
     Raises:
         ConfigError: when it does not run.
     """
-    done = _run([str(python), "-I", "-c", _PROBE], Path(tempfile.gettempdir()), _PROBE_LIMIT_S)
+    program = [str(python), "-I", "-c", _PROBE]
+    done = _run(program, Path(tempfile.gettempdir()), _PROBE_LIMIT_S, what="a first question")
     if done.returncode:
         raise ConfigError(f"export: {python} is no Python that runs: {_last_line(done.stderr)}")
     return done.stdout.split()
 
 
-def pixels_of(x: Tensor) -> Tensor:
-    """Raw images `[N, C, H, W]` as the forms take them: float32, bytes divided by 255."""
-    return x.cpu().float() / 255 if x.dtype == torch.uint8 else x.cpu().float()
-
-
-def _framed(pixels: Tensor) -> bytes:
-    head = json.dumps({"shape": list(pixels.shape)}).encode()
-    return head + b"\n" + np.ascontiguousarray(pixels.numpy(), np.float32).tobytes()
-
-
-def _ran(form: str, folder: Path, images: Path, outcome: Path, *, python: str, limit_s: float) -> Path:
-    program = [python, "-IB", verify_worker.__file__, form, str(folder.resolve()), str(images), str(outcome)]
-    done = _run(program, outcome.parent, limit_s)
-    if done.returncode:
-        last = _last_line(done.stderr)
-        hint = f"; install {PACKAGES[form]} there" if "ModuleNotFoundError" in last else ""
-        raise ConfigError(f"export: {form} of {folder} does not run in {python}: {last}{hint}")
-    return outcome
-
-
-def _run(program: list[str], place: Path, limit_s: float) -> subprocess.CompletedProcess[str]:
+def _run(
+    program: list[str], place: Path, limit_s: float, *, what: str
+) -> subprocess.CompletedProcess[str]:
     """Runs an interpreter of the user's, without a shell; -I keeps modules beside it out."""
     try:
         return subprocess.run(  # nosec B603
             program, capture_output=True, text=True, cwd=place, check=False, timeout=limit_s
         )
     except subprocess.TimeoutExpired as error:
-        what = program[3] if program[2] == verify_worker.__file__ else "a first question"
         raise ConfigError(
             f"export: {what} did not end within {limit_s:.0f} s in {program[0]} and was stopped; is the "
             "machine busy with something else?"
@@ -133,25 +118,23 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def _compared(form: str, outcome: Path, labels: Tensor, expected: Tensor) -> Proof:
-    head, data = outcome.read_bytes().split(b"\n", 1)
+def _compared(form: str, outcome: bytes, labels: NDArray[np.int64], wanted: NDArray[np.float32]) -> Proof:
+    head, data = outcome.split(b"\n", 1)
     record: dict[str, Any] = json.loads(head)
     if record["engine"]:
         raise MismatchError(
             f"export: {form} imports the engine ({record['engine'][0]}), but must run without"
         )
     found: NDArray[np.float32] = np.frombuffer(data, np.float32).reshape(record["shape"])
-    wanted = expected.cpu().float().numpy()
-    difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     classes = found.argmax(1)
     proof = Proof(
         form,
-        difference,
-        float((classes == labels.cpu().numpy()).mean()),
-        int((classes != wanted.argmax(1)).sum()),
-        record["latency_ms"],
-        record["runtime"],
+        difference=float(np.abs(found - wanted).max() / np.abs(wanted).max()),
+        accuracy=float((classes == labels).mean()),
+        changed=int((classes != wanted.argmax(1)).sum()),
+        latency_ms=record["latency_ms"],
+        runtime=record["runtime"],
     )
-    if not difference <= TOLERANCE:
+    if not proof.difference <= TOLERANCE:
         raise MismatchError(f"export: {proof}; wanted at most {TOLERANCE:.0e}, so this form is not the model")
     return proof

@@ -1,4 +1,7 @@
-"""The HTTP interface: `/predict`, `/health` and a page, within bounds of size, number and time."""
+"""`nas serve`: a run's model.onnx over HTTP, within bounds of size, number and time. Nothing here needs torch.
+
+`/predict` answers images, `/health` says what is served, `/` is a page to drop images on.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,22 @@ import asyncio
 import base64
 import hashlib
 import re
+import socket
 from asyncio import TimerHandle, Transport
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from importlib.resources import files
-from typing import Any, TypeVar
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 
 import h11
 import numpy as np
+import onnxruntime
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
@@ -25,11 +32,19 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nas.data.image_io import picture_pixels
-from nas.errors import DataError
-from nas.export.serving.session import Served, answers, numbered, pixels_of, refused
+from nas.data.decode import picture_pixels
+from nas.errors import ConfigError, DataError
+from nas.export.inference import Model, Pixels, Served, answers, pixels_of, read_served
+from nas.files.folder import is_file, require_intact
+from nas.text import printable
 
-PAGE = files("nas.export.serving").joinpath("page.html").read_text(encoding="utf-8")
+MODEL = "model.onnx"
+BATCH = 32
+GRACE_S = 30
+"""How long requests that have begun may take once the server was asked to stop."""
+HEAD_S = 5.0
+"""How long the head of a request may take."""
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:
@@ -48,48 +63,6 @@ POLICY = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-
-
-T = TypeVar("T")
-
-
-class FullError(Exception):
-    """No further request can wait."""
-
-
-class Queue:
-    """Places for requests.
-
-    at_once: calls that run at the same time, in threads. places: requests inside, waiting ones included.
-    """
-
-    def __init__(self, *, at_once: int, places: int) -> None:
-        self.places, self.inside = places, 0
-        self._running = asyncio.Semaphore(at_once)
-
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Holds a place from a request's first byte to its answer.
-
-        Raises:
-            FullError: when all are taken.
-        """
-        if self.inside >= self.places:
-            raise FullError
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """The value of a function that takes the processor for a while."""
-        async with self._running:
-            return await asyncio.to_thread(work)
-
-
-Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Images `[N, C, H, W]` to logits `[N, classes]`; runs in several threads at once."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +88,84 @@ class Limits:
     top: int = 5
 
 
+def serve(folder: Path, *, host: str, port: int, upload_bytes: int, tell: Callable[[str], None]) -> None:
+    """Serves the model of a finished run.
+
+    port: 0 takes any that is free. tell: is given a line with the address, once it can be reached.
+    Stops at SIGINT or SIGTERM, which it raises again when all that was begun has been answered.
+
+    Raises:
+        ConfigError: when the run has no usable model.onnx, or the address is not free.
+    """
+    served = read_served(folder)
+    listening = _listening(host, port)
+    address, number, *rest = listening.getsockname()
+    # Where it listens to everybody, by whatever name they know this machine.
+    hosts = () if ip_address(address).is_unspecified else {"localhost", "127.0.0.1", "::1", host.lower()}
+    app = make_app(load_model(folder, served), served, Limits(upload_bytes=upload_bytes), hosts=hosts)
+    config = uvicorn.Config(
+        app, http=Timely, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
+        proxy_headers=False, timeout_graceful_shutdown=GRACE_S,
+    )  # fmt: skip
+    name = f"[{address}]" if rest else address
+    tell(f"{served.title}, {len(served.classes)} classes, on http://{name}:{number}/ (stop it by Ctrl-C)")
+    tell(f"an image becomes: {served.steps}")
+    if not ip_address(address).is_loopback:
+        tell(
+            f"WARNING: {host} can be reached from other machines, and there is no password and no "
+            "encryption; put a proxy with both before it"
+        )
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+    tell("stopped")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(
+            f"serve: cannot listen on {host}:{port}: {error}; choose another --port or --host"
+        ) from error
+
+
+def load_model(folder: Path, served: Served) -> Model:
+    """A run's model.onnx on the CPU; may be called from several threads at once.
+
+    Raises:
+        ConfigError: when the run has none, or it is damaged or another run's.
+    """
+    if not is_file(folder / MODEL):
+        raise ConfigError(
+            f"{folder} has no {MODEL}; write it by: pip install 'nas-engine[onnx]' && nas export {folder}"
+        )
+    require_intact(folder, MODEL, "run.json")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+    except (states.Fail, states.InvalidProtobuf, states.InvalidGraph, states.NotImplemented) as error:
+        raise ConfigError(
+            f"{folder / MODEL} cannot be loaded: {printable(str(error), limit=300)}; export it again"
+        ) from error
+    inputs = [(i.name, tuple(i.shape[1:])) for i in session.get_inputs()]
+    classes = [tuple(o.shape[1:]) for o in session.get_outputs()]
+    if inputs != [("pixels", served.image_shape)] or classes != [(len(served.classes),)]:
+        raise ConfigError(
+            f"{folder / MODEL} takes {inputs} and answers {classes}, but the run is of images "
+            f"{served.image_shape} and {len(served.classes)} classes; export it again"
+        )
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        parts = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+        return np.concatenate(
+            [session.run(["logits"], {"pixels": np.ascontiguousarray(part)})[0] for part in parts]
+        )
+
+    return run
+
+
 def make_app(
     model: Model, served: Served, limits: Limits = Limits(), *, hosts: Collection[str] = ()
 ) -> FastAPI:
@@ -124,7 +175,8 @@ def make_app(
     """
     # Its own pages of documentation would load scripts from elsewhere.
     app = FastAPI(title=served.title, docs_url=None, redoc_url=None)
-    queue = Queue(at_once=limits.at_once, places=limits.places)
+    computing = asyncio.Semaphore(limits.at_once)
+    inside = 0
 
     @app.middleware("http")
     async def check_host(request: Request, answer: RequestResponseEndpoint) -> Response:
@@ -150,23 +202,24 @@ def make_app(
             "image_shape": served.image_shape,
             "steps": served.steps,
             "takes_files": served.takes_files,
-            "inside": queue.inside,
+            "inside": inside,
             "limits": asdict(limits),
         }
 
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Classes of the files of a form, or of the one file that is the body."""
+        nonlocal inside
+        if inside >= limits.places:
+            full = f"{limits.places} requests are being answered already; try again in a moment"
+            raise HTTPException(503, full, {"Retry-After": "1"})
+        inside += 1
         try:
-            async with queue.place():
-                files = await _uploads(request, limits)
-                found = await queue.run(lambda: _answered(files, model, served, limits))
-        except FullError as error:
-            raise HTTPException(
-                503,
-                f"{limits.places} requests are being answered already; try again in a moment",
-                {"Retry-After": "1"},
-            ) from error
+            files = await _uploads(request, limits)
+            async with computing:
+                found = await asyncio.to_thread(_answered, files, model, served, limits)
+        finally:
+            inside -= 1
         good = any("error" not in answer for answer in found)
         return JSONResponse({"answers": found}, 200 if good else 422)
 
@@ -196,10 +249,10 @@ def _answered(
             if len(pixels) > left:
                 raise DataError(f"{name} is beyond the {limits.images} images that a request may hold")
             left -= len(pixels)
-            rows = answers(numbered(name, len(pixels)), model(pixels), served.classes, top=limits.top)
+            rows = answers(name, model(pixels), served.classes, top=limits.top)
             found += [answer.to_dict() for answer in rows]
         except DataError as error:
-            found.append(dict(refused(name, str(error))))
+            found.append({"name": name, "error": str(error)})
     return found
 
 
@@ -240,9 +293,6 @@ def _bounded(receive: Receive, limits: Limits) -> Receive:
         )
 
     return counted
-
-
-HEAD_S = 5.0
 
 
 class Timely(H11Protocol):

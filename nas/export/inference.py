@@ -1,28 +1,38 @@
-"""A run's model.onnx in onnxruntime."""
+"""What a found model takes and answers: images from files, classes with probabilities. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from nas.data.image_io import FORMATS, MOST_PIXELS, fitted
-from nas.data.safe_npz import NPY, array_of
+from nas.data.decode import FORMATS, MOST_PIXELS, NPY, SUFFIXES, array_of, fitted, load_arrays, read_bounded
 from nas.errors import ConfigError, DataError
-from nas.files.atomic import read_json
-from nas.files.manifest import MANIFEST, require_intact
-from nas.files.paths import check_contents, is_file
-from nas.files.schemas import RunRecord, checked
+from nas.files.folder import MANIFEST, is_file, is_folder
+from nas.results.run_record import read_run
 from nas.text import printable
 
-FORMAT = 1
-"""The newest `run.json` that this can read."""
+Pixels = NDArray[np.float32]
+"""Images `[N, C, H, W]` as the exported forms take them."""
+Model = Callable[[Pixels], NDArray[np.float32]]
+"""Images to logits `[N, classes]`."""
+BATCH = 256
+"""Images that are run at once."""
+MOST_BYTES = 256 << 20
+"""Of one image file or array."""
+ARRAYS = ("images", "x", "x_test")
+"""Names of the array of images in an .npz file."""
 
 
 @dataclass(frozen=True)
@@ -66,77 +76,22 @@ def read_served(folder: Path) -> Served:
     """
     if not is_file(folder / MANIFEST) or not is_file(folder / "run.json"):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to finish it")
-    check_contents(folder)
-    data = read_json(folder / "run.json")
-    record = checked(RunRecord, data, folder / "run.json", "record of a run")
-    if record.format > FORMAT:
-        raise ConfigError(
-            f"{folder} was written by a newer version (format {record.format}, this one reads {FORMAT}); "
-            "upgrade nas-engine"
-        )
-    task = record.task
-    channels, height, width = task.image_shape
+    record = read_run(folder)
+    task = record["task"]
+    channels, height, width = task["image_shape"]
     if height * width > MOST_PIXELS:
         raise ConfigError(
             f"{folder}: its images have {width}x{height} pixels, but at most {MOST_PIXELS:,} are read"
         )
-    title = f"{record.space.get('name')} on {task.name}"
-    return Served(title, tuple(task.classes), (channels, height, width), task.pixels)
+    title = f"{record['space'].get('name')} on {task['name']}"
+    return Served(title, tuple(task["classes"]), (channels, height, width), task.get("pixels", "uint8"))
 
 
-MODEL = "model.onnx"
-BATCH = 32
-
-
-class Session:
-    """Runs a model on the CPU; may be called from several threads at once.
-
-    Raises:
-        ConfigError: when the run has no model.onnx, or it is damaged or another run's.
-    """
-
-    def __init__(self, folder: Path, served: Served) -> None:
-        if not is_file(folder / MODEL):
-            raise ConfigError(
-                f"{folder} has no {MODEL}; write it by: pip install 'nas-engine[onnx]' && nas export {folder}"
-            )
-        require_intact(folder, MODEL, "run.json")
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as states
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                folder / MODEL, options, providers=["CPUExecutionProvider"]
-            )
-        except (states.Fail, states.InvalidProtobuf, states.InvalidGraph, states.NotImplemented) as error:
-            raise ConfigError(
-                f"{folder / MODEL} cannot be loaded: {printable(str(error), limit=300)}; export it again"
-            ) from error
-        inputs = [(i.name, tuple(i.shape[1:])) for i in self._session.get_inputs()]
-        classes = [tuple(o.shape[1:]) for o in self._session.get_outputs()]
-        if inputs != [("pixels", served.image_shape)] or classes != [(len(served.classes),)]:
-            raise ConfigError(
-                f"{folder / MODEL} takes {inputs} and answers {classes}, but the run is of images "
-                f"{served.image_shape} and {len(served.classes)} classes; export it again"
-            )
-
-    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `[N, classes]` of images `[N, C, H, W]`."""
-        parts = [
-            self._session.run(["logits"], {"pixels": np.ascontiguousarray(pixels[start : start + BATCH])})[0]
-            for start in range(0, len(pixels), BATCH)
-        ]
-        return np.concatenate(parts)
-
-
-Pixels = NDArray[np.float32]
-_BYTE = np.float32(255)
+# -- images ---------------------------------------------------------------------------------------------------
 
 
 def pixels_of(name: str, data: bytes, served: Served) -> Pixels:
-    """The images of a file as float32 `[N, C, H, W]`, as the exported forms take them.
+    """The images of a file.
 
     data: an image, or an .npy array as `array_pixels` takes it.
 
@@ -155,7 +110,7 @@ def pixels_of(name: str, data: bytes, served: Served) -> Pixels:
     if not served.takes_files:
         raise DataError(f"{what}: this model takes {served.steps}; send an .npy array")
     try:
-        return fitted(data, served.image_shape)[None].astype(np.float32) / _BYTE
+        return fitted(data, served.image_shape)[None].astype(np.float32) / np.float32(255)
     except ValueError as error:
         raise DataError(
             f"{what} cannot be read as an image: {printable(str(error), limit=200)}; wanted a whole "
@@ -164,7 +119,7 @@ def pixels_of(name: str, data: bytes, served: Served) -> Pixels:
 
 
 def array_pixels(name: str, array: NDArray[np.generic], served: Served) -> Pixels:
-    """Images of the model's size as float32 `[N, C, H, W]`.
+    """Images of the model's size.
 
     array: one image or several, `[H, W]`, `[H, W, C]`, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`; bytes,
       or floats of the scale that the training images had.
@@ -174,7 +129,7 @@ def array_pixels(name: str, array: NDArray[np.generic], served: Served) -> Pixel
     """
     channels, height, width = served.image_shape
     shape, wanted = array.shape, (height, width, channels)
-    if channels == 1 and shape in ((height, width), (shape[0] if shape else 0, height, width)):
+    if channels == 1 and shape[-2:] == (height, width) and len(shape) in (2, 3):
         images = array.reshape(-1, 1, height, width)
     elif shape == wanted or (len(shape) == 4 and shape[1:] == wanted):
         images = array.reshape(-1, *wanted).transpose(0, 3, 1, 2)
@@ -199,12 +154,14 @@ def _scaled(name: str, images: NDArray[np.generic], served: Served) -> Pixels:
         if kind != "f":
             raise DataError(f"{name} has type {images.dtype}, wanted floats of the training images' scale")
         return images.astype(np.float32)
-    most = 1 if kind == "f" else 255
-    if low < 0 or high > most:
+    if low < 0 or high > (1 if kind == "f" else 255):
         wanted = "floats from 0 to 1" if kind == "f" else "integers from 0 to 255"
         raise DataError(f"{name} has pixels from {low:g} to {high:g}, wanted {wanted}")
     pixels = images.astype(np.float32)
-    return pixels if kind == "f" else pixels / _BYTE
+    return pixels if kind == "f" else pixels / np.float32(255)
+
+
+# -- answers --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -220,27 +177,24 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         first, probability = self.top[0]
-        return {
-            "name": self.name,
-            "class": first,
-            "probability": probability,
-            "top": [{"class": name, "probability": p} for name, p in self.top],
-        }
+        top = [{"class": name, "probability": p} for name, p in self.top]
+        return {"name": self.name, "class": first, "probability": probability, "top": top}
 
     def __str__(self) -> str:
         return f"{self.name}: " + ", ".join(f"{name} {p:.1%}" for name, p in self.top)
 
 
 def answers(
-    names: Sequence[str], logits: NDArray[np.float32], classes: Sequence[str], *, top: int
+    name: str, logits: NDArray[np.float32], classes: Sequence[str], *, top: int
 ) -> list[Answer]:
     """One answer for each row of `logits` [N, classes]; `top` is at least 1.
+
+    name: of the file that the images are from; where it holds several, their place is added.
 
     Raises:
         ConfigError: when the model has another number of classes.
         DataError: when a logit is not finite.
     """
-    found = []
     if logits.shape[1:] != (len(classes),):
         raise ConfigError(
             f"the model answers {list(logits.shape)} numbers, but its run names {len(classes)} classes; "
@@ -248,11 +202,13 @@ def answers(
         )
     if not np.isfinite(logits).all():
         raise DataError(
-            f"{names[0]}: the model's answer is not finite; its pixels are far from those of the training"
+            f"{name}: the model's answer is not finite; its pixels are far from those of the training"
         )
-    for name, row in zip(names, probabilities(logits), strict=True):
+    found = []
+    for place, row in enumerate(softmax(logits.astype(np.float64), axis=1)):
         best = np.argsort(-row, kind="stable")[:top]
-        found.append(Answer(name, tuple((classes[i], float(f"{row[i]:.6f}")) for i in best)))
+        own = name if len(logits) == 1 else f"{name}[{place}]"
+        found.append(Answer(own, tuple((classes[i], float(f"{row[i]:.6f}")) for i in best)))
     return found
 
 
@@ -269,19 +225,92 @@ def as_csv(found: Sequence[Answer]) -> str:
     return text.getvalue()
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Softmax of each row."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    exponentials = np.exp(shifted)
-    shares: NDArray[np.float64] = exponentials / exponentials.sum(1, keepdims=True)
-    return shares
+def answer_files(
+    model: Model, served: Served, files: Sequence[str], npz: Path | None = None, *, top: int
+) -> tuple[list[Answer], list[str]]:
+    """Answers for all images that can be read, and what is wrong with the others.
+
+    files: image files, .npy arrays, or folders of them, see `_files_of`. npz: a file with one of `ARRAYS`.
+    """
+    found, troubles = list[Answer](), list[str]()
+    for group in _groups(_images(files, npz, served, troubles)):
+        logits = model(np.concatenate([pixels for _, pixels in group]))
+        ends = np.cumsum([len(pixels) for _, pixels in group])
+        for (name, _), rows in zip(group, np.split(logits, ends[:-1]), strict=True):
+            try:
+                found += answers(name, rows, served.classes, top=top)
+            except DataError as error:
+                troubles.append(str(error))
+    return found, troubles
 
 
-def numbered(name: str, count: int) -> list[str]:
-    """Names of the images of one file: its own, or with their place where it holds several."""
-    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+def _groups(images: Iterator[tuple[str, Pixels]]) -> Iterator[list[tuple[str, Pixels]]]:
+    """Files whose images fill a batch together."""
+    group, size = list[tuple[str, Pixels]](), 0
+    for name, pixels in images:
+        group.append((name, pixels))
+        size += len(pixels)
+        if size >= BATCH:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
-def refused(name: str, reason: str) -> Mapping[str, str]:
-    """What is said of a file that cannot be answered, as JSON."""
-    return {"name": name, "error": reason}
+def _images(
+    files: Sequence[str], npz: Path | None, served: Served, troubles: list[str]
+) -> Iterator[tuple[str, Pixels]]:
+    """The images of each file, one after the other; what is wrong with the others is put into `troubles`."""
+    readers = ((name, partial(_read, name, served)) for given in files for name in _files_of(given, troubles))
+    last = [(str(npz), partial(_read_npz, npz, served))] if npz is not None else []
+    for name, read in chain(readers, last):
+        try:
+            pixels = read()
+        except DataError as error:
+            troubles.append(str(error))
+        else:
+            yield name, pixels
+
+
+def _files_of(given: str, troubles: list[str]) -> list[str]:
+    """The file itself, or the images and .npy arrays in a folder and those within, in sorted order.
+
+    Names that begin with a dot are passed over; what cannot be looked into is named in `troubles`.
+    """
+    if not is_folder(Path(given)):
+        return [given]
+    found, refused = list[Path](), list[str]()
+    for place, inside, names in os.walk(
+        given, onerror=lambda error: refused.append(f"{error.filename} cannot be read: {error.strerror}")
+    ):
+        inside[:] = (name for name in inside if not name.startswith("."))
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    kinds = SUFFIXES | {".npy"}
+    images = sorted(path for path in found if path.suffix.lower() in kinds)
+    if not images and not refused:
+        refused.append(f"{given} has no images in it; wanted files that end in {', '.join(sorted(kinds))}")
+    troubles += refused
+    return [*map(str, images)]
+
+
+def _read(name: str, served: Served) -> Pixels:
+    if not is_file(Path(name)):
+        raise DataError(f"{name} is no file; wanted an image or an .npy array")
+    try:
+        data = read_bounded(Path(name), max_bytes=MOST_BYTES)
+    except ValueError as error:
+        raise DataError(f"{name} cannot be read: {error}") from error
+    if served.takes_files and not data.startswith(NPY) and find_spec("PIL") is None:
+        raise ConfigError("predict: image files need Pillow; pip install 'nas-engine[vision]', or give --npz")
+    return pixels_of(name, data, served)
+
+
+def _read_npz(path: Path, served: Served) -> Pixels:
+    try:
+        arrays, names = load_arrays(path, ARRAYS)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}; write it with np.savez(path, images=...)") from error
+    if not arrays:
+        raise DataError(f"{path} holds {', '.join(names) or 'nothing'}, wanted an array {' or '.join(ARRAYS)}")
+    name = next(name for name in ARRAYS if name in arrays)
+    return array_pixels(f"{path} ({name})", arrays[name], served)

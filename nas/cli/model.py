@@ -1,0 +1,147 @@
+"""`nas predict`, `nas export`, `nas serve`: the model that a run found is put to use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nas.cli.app import Json, OwnSpace, Run, announce, app, say
+from nas.errors import ConfigError, DataError
+from nas.run.config import TASK, size
+from nas.text import counted
+
+if TYPE_CHECKING:
+    from nas.export.inference import Answer, Served
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Image files, .npy arrays, or folders of them.")
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="An .npz file with an array `images`, `x` or `x_test`.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="So many classes of each image.", min=1)] = 3,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the answers into this .csv file instead of showing them.")
+    ] = None,
+    space: OwnSpace = None,
+    as_json: Json = False,
+) -> None:
+    """Say the classes of images. What cannot be read is named; all others are answered."""
+    from nas.export.formats import Pixels
+    from nas.export.inference import answer_files, as_csv, read_served
+    from nas.files.atomic import write_text
+    from nas.results.result import load_result
+
+    if not images and npz is None:
+        raise ConfigError(
+            "predict: no images were given; name image files or a folder, or arrays with --npz FILE"
+        )
+    if csv is not None:
+        _check_csv(csv)
+    served = read_served(run)
+    announce(space)
+    result = load_result(run, space=space)
+    model = Pixels(result.network, result.inputs)
+    found, troubles = answer_files(model.logits, served, images or [], npz, top=top)
+    if csv is not None:
+        write_text(csv, as_csv(found))
+    _show(found, troubles, served, csv=csv, as_json=as_json)
+    if troubles:
+        raise DataError(f"{len(troubles)} of {len(troubles) + len(found)} could not be answered")
+
+
+def _check_csv(path: Path) -> None:
+    """Refuses a name that is rather an image's, so that none is overwritten where the name was forgotten."""
+    from nas.files.folder import prepare_folder
+
+    if path.suffix.lower() != ".csv":
+        raise ConfigError(f"--csv is {str(path)!r}, wanted the name of a file that ends in .csv")
+    if path.is_dir():
+        raise ConfigError(f"--csv is {str(path)!r}, a folder; name a file in it")
+    prepare_folder(path.parent)
+
+
+def _show(
+    found: list[Answer], troubles: list[str], served: Served, *, csv: Path | None, as_json: bool
+) -> None:
+    if as_json:
+        answers = [answer.to_dict() for answer in found]
+        told = {"model": served.title, "steps": served.steps, "answers": answers, "errors": troubles}
+        say(json.dumps(told))
+        return
+    say(f"an image becomes: {served.steps}", err=True)
+    if csv is not None:
+        say(f"{csv}  {counted(len(found), 'answer')}")
+    else:
+        for answer in found:
+            say(str(answer))
+    for trouble in troubles:
+        say(f"error: {trouble}", err=True)
+
+
+@app.command(short_help="Write model.py, model.pt2 and model.onnx of a finished run.")
+def export(
+    run: Run,
+    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: the run's]")] = None,
+    space: OwnSpace = None,
+    python: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="<path>",
+            help="Interpreter of a clean environment to prove the forms in, those that it has torch or "
+            "onnxruntime for; may be repeated. [default: this one]",
+        ),
+    ] = None,
+) -> None:
+    """Write model.py, model.pt2 and model.onnx beside the weights, each proven to be the scored model."""
+    from nas.data.exclusions import load_without
+    from nas.export.bundle import bundle, record_of
+    from nas.files.folder import folder_lock
+    from nas.results.result import load_result
+
+    announce(space)
+    result = load_result(run, space=space)
+    config = record_of(run)["config"]
+    listed = config.get("exclude") if task is None else None
+    data = load_without(task or config["task"], listed, seed=config["seed"])
+    say("writing model.py, model.pt2 and model.onnx, and proving each", err=True)
+    with folder_lock(result.folder):
+        bundle(result, data, pythons=[_interpreter(path) for path in python or []], tell=say)
+    say(f"{run / 'MODEL_CARD.md'}")
+
+
+def _interpreter(python: Path) -> Path:
+    """Where an interpreter is; its link is kept, since a virtual environment is known by where that lies."""
+    found = shutil.which(str(python))
+    if found is None:
+        raise ConfigError(f"--python {python}: there is no such program; give the path of a Python")
+    return Path(found).absolute()
+
+
+@app.command(short_help="Answer images over HTTP, with a page to drop them on.")
+def serve(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder with its bundle.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
+    max_upload: Annotated[str, typer.Option(help="What one request may hold.")] = "10MiB",
+) -> None:
+    """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
+    from nas.cli.job import StopRequest
+    from nas.export.server import serve as run_server
+
+    try:
+        most = size(max_upload)
+    except ValueError as error:
+        raise ConfigError(f"--max-upload {max_upload!r}: {error}") from error
+    if not isinstance(most, int) or most < 1:
+        raise ConfigError(f'--max-upload is {max_upload!r}, wanted a size such as "10MiB"')
+    with StopRequest():
+        run_server(run, host=host, port=port, upload_bytes=most, tell=say)
