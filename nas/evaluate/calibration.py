@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
-from nas.files.paths import is_file
+from nas.files.folder import is_file
 from nas.files.schemas import checked
 from nas.text import counted, shown
 
@@ -150,8 +150,8 @@ class Calibration:
         return [truth, head, *rows, verdict]
 
 
-def read_calibration(folder: Path) -> dict[str, Any]:
-    """The record of a calibration.
+def read_calibration(folder: Path) -> Calibration:
+    """The finished calibration of a folder.
 
     Raises:
         ConfigError: when the folder holds none.
@@ -159,23 +159,18 @@ def read_calibration(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not is_file(path):
         raise ConfigError(f"{folder} holds no finished calibration ({FILE}); run `nas calibrate` first")
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"space", "task", "chosen", "threshold"} <= record.keys():
-        raise ConfigError(f"{path} is no record of a calibration; run `nas calibrate` again")
-    checked(Calibration, record, path, "record of a calibration")
-    return record
+    return checked(Calibration, read_json(path), path, "record of a calibration")
 
 
 def chosen_fidelity(folder: Path, *, space: str, task: str) -> str | None:
     """The fidelity that a calibration of this space and task chose, None where it trusts none."""
-    record: Mapping[str, Any] = read_calibration(folder)
-    if (record["space"], record["task"]) != (space, task):
+    found = read_calibration(folder)
+    if (found.space, found.task) != (space, task):
         raise ConfigError(
-            f"{folder} calibrated space {shown(record['space'])} on task {shown(record['task'])}, "
+            f"{folder} calibrated space {shown(found.space)} on task {shown(found.task)}, "
             f"not {space!r} on {task!r}; run `nas calibrate` for these"
         )
-    chosen = record["chosen"]
-    return None if chosen is None else str(chosen)
+    return found.chosen
 
 
 def _around(value: float, resampled: Sequence[float]) -> tuple[float, float]:

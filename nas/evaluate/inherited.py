@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas.data.task import Task
 from nas.errors import SpaceError, TrialError
 from nas.evaluate.trained import Start, affordable
-from nas.oneshot.fewshot import Shared
+from nas.oneshot.path_training import Shared
 from nas.oneshot.path_evaluation import scores
 from nas.oneshot.supernet import Supernet
 from nas.space.network_morphism import mismatch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import erfc, sqrt
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,31 +24,29 @@ _PRIOR_SD = np.asarray([0.5, 0.4])
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """A normal belief about an accuracy not yet measured.
+class EarlyStop:
+    """Ends a training that will hardly beat the best one so far; a `should_stop` of `Trained`.
 
-    mean: in [0, 1].
-    sd: standard deviation, above 0; the noise of one evaluation is included.
+    best: the accuracy of that one, in [0, 1]. chance: the probability below which a training ends.
     """
 
-    mean: float
-    sd: float
+    best: float
+    chance: float
 
-    def __post_init__(self) -> None:
-        # Not a comparison the other way round: NaN must be refused too.
-        if not self.sd > 0:
-            raise ConfigError(f"Forecast: sd is {self.sd:g}, but must be above 0")
-
-    def probability_above(self, threshold: float) -> float:
-        """The probability that the accuracy will be above `threshold`."""
-        return 0.5 * erfc((threshold - self.mean) / (self.sd * sqrt(2)))
+    def __call__(self, accuracies: Sequence[float], epochs: int) -> bool:
+        """accuracies: after the epochs so far. epochs: that are granted."""
+        if len(accuracies) < 2:
+            return False
+        return 1 - extrapolate(accuracies, at=epochs).cdf(self.best) < self.chance
 
 
-def extrapolate(values: Sequence[float], *, at: int) -> Forecast:
-    """The validation accuracy after epoch `at`, from the first epochs of the same training.
+def extrapolate(values: Sequence[float], *, at: int) -> NormalDist:
+    """A belief about the validation accuracy after epoch `at`, from the first epochs of the same training.
 
     values: [n] accuracies in [0, 1] after epochs 1, 2, ..., n, at least two.
     at: an epoch after n.
+
+    The mean is in [0, 1]; the deviation includes the noise of one evaluation.
 
     Every curve is a power law `a - b t^-c` or an exponential `a - b exp(-c t)` (two of the shapes of
     Domhan et al. 2015) with independent normal noise. Given the family, c and the noise it is
@@ -57,11 +56,15 @@ def extrapolate(values: Sequence[float], *, at: int) -> Forecast:
 
     The model knows no late take-off: with two or three epochs at chance level it is overconfident. To rank
     trainings of equal length the last accuracy is no worse; a forecast says what is still possible.
+
+    Raises:
+        ConfigError: when the values are too few or no accuracies, or `at` is not after them.
     """
-    curve = _finite(values)
-    if curve.min() < 0 or curve.max() > 1:
+    curve = np.asarray(values, dtype=np.float64)
+    if curve.ndim != 1 or len(curve) < 2 or not ((curve >= 0) & (curve <= 1)).all():  # NaN is not
         raise ConfigError(
-            f"values: got accuracies from {curve.min():g} to {curve.max():g}, wanted shares in [0, 1]"
+            f"extrapolate: values are {curve.tolist()}, wanted an accuracy in [0, 1] for each of 2 or more "
+            "epochs"
         )
     if at <= len(curve):
         raise ConfigError(f"extrapolate: at is {at}, but must be after the {len(curve)} epochs observed")
@@ -70,7 +73,7 @@ def extrapolate(values: Sequence[float], *, at: int) -> Forecast:
     weights /= weights.sum()
     mean = float((weights * means).sum())
     variance = float((weights * (variances + (means - mean) ** 2)).sum())
-    return Forecast(min(max(mean, 0.0), 1.0), sqrt(variance))
+    return NormalDist(min(max(mean, 0.0), 1.0), sqrt(variance))
 
 
 def _features(observed: int, at: int) -> Floats:
@@ -105,31 +108,3 @@ def _posteriors(curve: Floats, features: Floats) -> tuple[Floats, Floats, Floats
     misfit = accuracy * (surprise**2).sum(-1) - (pull * shift).sum(-1)
     log_evidence = -0.5 * (misfit + np.linalg.slogdet(precision)[1]) - len(curve) * np.log(_NOISES)[:, None]
     return means, variances, log_evidence
-
-
-def _finite(values: Sequence[float]) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < 2:
-        raise ConfigError(f"values: got shape {array.shape}, wanted one number for each of 2 or more epochs")
-    if not np.isfinite(array).all():
-        raise ConfigError(
-            f"values: epoch {int(np.argmin(np.isfinite(array))) + 1} is NaN or infinite; drop it"
-        )
-    return array
-
-
-@dataclass(frozen=True)
-class Hopeless:
-    """Whether a training will hardly beat the best one so far.
-
-    best: its accuracy in [0, 1]. chance: below which there is no hope.
-    """
-
-    best: float
-    chance: float
-
-    def __call__(self, accuracies: Sequence[float], epochs: int) -> bool:
-        """accuracies: after the epochs so far. epochs: that are granted."""
-        if len(accuracies) < 2:
-            return False
-        return extrapolate(accuracies, at=epochs).probability_above(self.best) < self.chance

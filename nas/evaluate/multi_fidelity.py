@@ -16,9 +16,9 @@ from nas.data.task import Task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.trained import affordable
 from nas.files.atomic import read_json, write_json
-from nas.files.lock import alone_in
+from nas.files.folder import alone_in
 from nas.files.schemas import RungsRecord, checked
-from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
+from nas.searchers.fidelity import Ladder, scaled_space, scaled_task
 from nas.seeding import derive, isolated
 from nas.space.cost import Cost, cost
 from nas.space.space import Space
@@ -93,7 +93,8 @@ class Laddered:
         rung = self.ladder.rung(trial.fidelity)
         with alone_in(self.place(trial.genotype)):
             try:
-                metrics = self._measured(trial.genotype, rung)
+                with user_errors():
+                    metrics = self._measured(trial, rung)
             except TrialError:
                 self.forget(trial.genotype)
                 raise
@@ -108,13 +109,22 @@ class Laddered:
         first = 0
         for _, group in groupby(self.ladder.rungs, key=lambda rung: rung.shares):
             rungs = list(group)
-            found.append(self._stage(first, rungs))
+            space, task = scaled_space(self.space, rungs[0]), scaled_task(self.task, rungs[0])
+            found.append(Stage(first, space, task, segmented(self.recipe, [rung.epochs for rung in rungs])))
             first += len(rungs)
         return tuple(found)
 
     def needed_bytes(self, trial: Trial) -> int:
         """Memory that the training up to a rung needs at least, see `nas.training.memory_estimate`."""
-        return self._needed_bytes(trial.genotype, self.ladder.rung(trial.fidelity))
+        rung = self.ladder.rung(trial.fidelity)
+        return max(
+            training_bytes(
+                cost(stage.space, trial.genotype, stage.task.image_shape),
+                min(stage.recipe.batch, len(stage.task.train)),
+            )
+            for stage in self.stages
+            if stage.first <= rung
+        )
 
     def forget(self, genotype: Genotype) -> None:
         """Removes all that is kept of an architecture that will not be asked for again."""
@@ -128,29 +138,18 @@ class Laddered:
         """The root of everything random about one architecture's trainings."""
         return derive(self.seed, "ladder", *genotype)
 
-    def _measured(self, genotype: Genotype, rung: int) -> Mapping[str, float]:
+    def _measured(self, trial: Trial, rung: int) -> Mapping[str, float]:
         """The metrics at a rung: those on record, else of a training that is put there."""
-        with user_errors():
-            counted = affordable(self.space, genotype, self.task)
-        results, key = self._results(genotype, counted), str(self.ladder.granted[rung])
+        counted = affordable(self.space, trial.genotype, self.task)
+        results, key = self._results(trial.genotype, counted), str(trial.fidelity)
         if key not in results:
-            with user_errors():
-                needed = self._needed_bytes(genotype, rung)
-                with noting(counted, needed, self.task.train.x.device):
-                    found = self._climb(genotype, rung, results)
+            with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
+                found = self._climb(trial.genotype, rung, results)
             results[key] = {**found, "params": counted.params, "macs": counted.macs}
-            self._record(genotype, counted, results)
+            record = {"settings": self._settings(counted), "results": results}
+            self.place(trial.genotype).mkdir(parents=True, exist_ok=True)
+            write_json(self.place(trial.genotype) / RESULTS, record)
         return results[key]
-
-    def _needed_bytes(self, genotype: Genotype, rung: int) -> int:
-        return max(
-            training_bytes(
-                cost(stage.space, genotype, stage.task.image_shape),
-                min(stage.recipe.batch, len(stage.task.train)),
-            )
-            for stage in self.stages
-            if stage.first <= rung
-        )
 
     def _climb(self, genotype: Genotype, rung: int, before: Iterable[str]) -> dict[str, float]:
         """Trains up to a rung; `before` are the fidelities that earlier trials reached."""
@@ -198,15 +197,11 @@ class Laddered:
                 until=stage.until(rung),
                 start=start,
                 checkpoints=checkpoints,
-                gradients=ease.gradients,
+                passes=ease.passes,
                 stop=self.stop,
             )
             start = checkpoints
         return curve
-
-    def _stage(self, first: int, rungs: Sequence[Fidelity]) -> Stage:
-        recipe = segmented(self.recipe, [rung.epochs for rung in rungs])
-        return Stage(first, scaled_space(self.space, rungs[0]), scaled_task(self.task, rungs[0]), recipe)
 
     def _results(self, genotype: Genotype, counted: Cost) -> dict[str, dict[str, float]]:
         """What was measured before, by fidelity. A trial killed before it was told finds its own there."""
@@ -220,11 +215,6 @@ class Laddered:
                 f"settings, or remove {self.folder} to start anew"
             )
         return record.results
-
-    def _record(self, genotype: Genotype, counted: Cost, results: Mapping[str, Mapping[str, float]]) -> None:
-        record = {"settings": self._settings(counted), "results": results}
-        self.place(genotype).mkdir(parents=True, exist_ok=True)
-        write_json(self.place(genotype) / RESULTS, record)
 
     def _settings(self, counted: Cost) -> list[str | int]:
         network = [counted.params, counted.macs]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from nas.data.task import Split
-from nas.errors import ConfigError, TrialError
+from nas.errors import ConfigError
 from nas.text import counted
 
 LEVEL = 0.05
@@ -100,35 +99,6 @@ def _sign_flips(difference: NDArray[np.int64]) -> float:
     pluses = np.random.default_rng(0).binomial(counts, 0.5, size=(FLIPS, len(counts)))
     reached = np.abs((2 * pluses - counts) @ sizes) >= abs(difference.sum())
     return float((1 + reached.sum()) / (1 + FLIPS))
-
-
-def check_metrics(metrics: object) -> dict[str, float]:
-    """Plain finite floats from what an evaluator returned: numpy scalars and 0-dim tensors are converted.
-
-    Raises:
-        TrialError: with reason `metric` (`nan` for values that are not finite), naming the metric and type.
-    """
-    if not isinstance(metrics, Mapping):
-        raise TrialError(
-            "metric", f"the evaluator returned {type(metrics).__name__}, wanted a dictionary of numbers"
-        )
-    checked = {}
-    for name, value in metrics.items():
-        item = getattr(value, "item", None)
-        number = item() if item is not None and getattr(value, "ndim", None) == 0 else value
-        if isinstance(number, bool) or not isinstance(number, Real):
-            raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
-        if not math.isfinite(converted := _as_float(number)):
-            raise TrialError("nan", f"metric {name!r} is {converted}, wanted a finite number")
-        checked[str(name)] = converted
-    return checked
-
-
-def _as_float(number: Real) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # an integer beyond every float
-        return math.inf
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

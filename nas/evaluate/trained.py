@@ -6,23 +6,24 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from nas.data.task import Task
-from nas.errors import TrialError
+from nas.errors import ConfigError, TrialError
 from nas.files.atomic import temporary_folder
-from nas.files.lock import alone_in
+from nas.files.folder import alone_in
 from nas.seeding import isolated
 from nas.space.cost import Cost, cost
+from nas.space.network_morphism import graft, is_addition, mismatch
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
-from nas.training.memory_estimate import noting, require_memory, training_bytes
+from nas.training.memory_estimate import NEEDED, failed_for_memory, noting, require_memory, training_bytes
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Ease, eased
 from nas.training.train import Curve, train
@@ -31,10 +32,12 @@ from nas.user_code import build_errors, user_errors
 
 _log = logging.getLogger("nas")
 
+INHERITED = "inherited_from"
+"""The metric that says with which trial's weights a trial began; -1 for none."""
 Start = Callable[[Trial, nn.Module], nn.Module]
 """The network that a trial's training begins with, from a freshly initialised one."""
-Hopeless = Callable[[Sequence[float], int], bool]
-"""Told the validation accuracies so far and the epochs granted, says whether to train no further."""
+ShouldStop = Callable[[Sequence[float], int], bool]
+"""Whether to train no further, given the validation accuracies so far and the epochs granted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,14 @@ class Trained:
     stop: see `nas.training.train.train`.
     start: gives the network that training begins with, from a freshly initialised one, and may draw from
       torch's global stream; asked again when a trial is resumed. From scratch by default.
+    weights: where the weights of ended trials are kept. Each trial then begins with those of the best earlier
+      one that it is one addition to (`nas.space.network_morphism`); where there is none, or its weights are
+      lost, as `start` has it. It has then been trained for longer than its fidelity says, the epochs of its
+      ancestors included, so its accuracy flatters it: compare the best afresh in the end.
+    keep: of how many of the best trials of each fidelity the weights stay, at least 1.
+
+    Example:
+        study.run(nas.Trained(space, task, nas.Recipe(epochs=3)), trials=20)
     """
 
     space: Space
@@ -58,28 +69,46 @@ class Trained:
     judge: Callable[[Trial, nn.Module], None] | None = None
     stop: Callable[[], bool] | None = None
     start: Start | None = None
+    weights: Path | None = None
+    keep: int = 50
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"Trained: keep is {self.keep}, but must be at least 1")
 
     def __call__(
-        self, trial: Trial, rng: np.random.Generator, *, hopeless: Hopeless | None = None
+        self,
+        trial: Trial,
+        rng: np.random.Generator,
+        *,
+        parent: Trial | None = None,
+        should_stop: ShouldStop | None = None,
     ) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
 
-        And `lr_factor` or `passes_per_step`, where it took them to train at all.
+        And `lr_factor` or `passes_per_step`, where it took them to train at all; `inherited_from`, the number
+        of a trial or -1, where weights are kept.
 
-        hopeless: ends a training that will not be among the best.
+        parent: the trial whose weights it begins with; see `hints`.
+        should_stop: ends a training that will not be among the best.
         """
         seed = int(rng.integers(2**62))
-        with self._place(trial, keeps=hopeless is not None) as folder, user_errors():
+        with self._place(trial, is_needed=should_stop is not None) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
+            start, inherited = self.start, -1.0
+            if parent is not None and (weights := self._weights_of(parent)) is not None:
+                start, inherited = partial(self._grafted, parent.genotype, weights), float(parent.number)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
                 (network, curve), ease = eased(
-                    partial(self._attempt, trial, seed, folder, hopeless),
+                    partial(self._attempt, trial, seed, folder, start, should_stop),
                     folder=folder,
                     batch=self._batch,
                     note=partial(_log.warning, "trial %d: %s", trial.number),
                 )
             if self.judge is not None:
                 self.judge(trial, network)
+            if self.weights is not None:
+                self._kept(trial).save(trial.fidelity, {"weights": network.state_dict()})
         return {
             "val_acc": curve.val_acc[-1],
             "val_loss": curve.val_loss[-1],
@@ -88,7 +117,24 @@ class Trained:
             "macs": counted.macs,
             "epochs_trained": len(curve.train_loss),
             **ease.metrics,
+            **({} if self.weights is None else {INHERITED: inherited}),
         }
+
+    def hints(self, trial: Trial, known: Sequence[Trial]) -> Mapping[str, Trial | None]:
+        """What a trial is told of those known when it was proposed: its `parent`, where weights are kept.
+
+        The parent is the trial of the highest `val_acc`, of equal ones the earliest. Weights of trials that
+        are no longer among the best are removed, but for those that a trial under way may need again.
+        """
+        if self.weights is None:
+            return {}
+        own = [t for t in known if t.fidelity == trial.fidelity and INHERITED in t.metrics]
+        ordered = sorted(own, key=lambda t: (-t.metrics["val_acc"], t.number))
+        # Of those beside this one, each may have a parent that what ended since has pushed out.
+        for beaten in ordered[self.keep + len(trial.beside) :]:
+            shutil.rmtree(self._weights_folder(beaten), ignore_errors=True)
+        best = (t for t in ordered[: self.keep] if is_addition(self.space, t.genotype, trial.genotype))
+        return {"parent": next(best, None)}
 
     def needed_bytes(self, trial: Trial) -> int:
         """What the training is estimated to need of memory at least, see `nas.training.memory_estimate`."""
@@ -100,77 +146,49 @@ class Trained:
         return min(self.recipe.batch, len(self.task.train))
 
     def _attempt(
-        self, trial: Trial, seed: int, folder: Path | None, hopeless: Hopeless | None, ease: Ease
+        self,
+        trial: Trial,
+        seed: int,
+        folder: Path | None,
+        start: Start | None,
+        should_stop: ShouldStop | None,
+        ease: Ease,
     ) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
-            network = self._begin(trial).to(self.task.train.x.device)
-        place = None if folder is None else ease.place(folder)
-        recipe = ease.of(compressed(self.recipe, trial.fidelity))
-        train_to = partial(self._train_to, network, recipe, seed, ease=ease, folder=place)
-        return network, self._train(train_to, trial.fidelity, place, hopeless)
-
-    def _begin(self, trial: Trial) -> nn.Module:
-        with build_errors():
-            network = self.space.network(trial.genotype)
-        return network if self.start is None else self.start(trial, network)
-
-    def _train(
-        self,
-        train_to: Callable[..., Curve],
-        epochs: int,
-        folder: Path | None,
-        hopeless: Hopeless | None,
-    ) -> Curve:
-        """Trains to the end, or with `hopeless` one epoch at a time, each going on from the checkpoint."""
-        if hopeless is None or folder is None:
-            return train_to(epochs, evaluate_every=epochs)
-        for epoch in range(self._begun(folder), epochs + 1):
-            curve = train_to(epoch, evaluate_every=1)
-            if epoch < epochs and hopeless(curve.val_acc, epochs):
-                break
-        return curve
-
-    def _train_to(
-        self,
-        network: nn.Module,
-        recipe: Recipe,
-        seed: int,
-        epoch: int,
-        *,
-        ease: Ease,
-        folder: Path | None,
-        evaluate_every: int,
-    ) -> Curve:
-        return train(
+            with build_errors():
+                network = self.space.network(trial.genotype)
+            network = (network if start is None else start(trial, network)).to(self.task.train.x.device)
+        place, epochs = None if folder is None else ease.place(folder), trial.fidelity
+        train_to = partial(
+            train,
             network,
             self.task,
-            recipe,
+            ease.of(compressed(self.recipe, epochs)),
             seed=seed,
             evaluate_on=self.task.val,
-            evaluate_every=evaluate_every,
-            until=epoch,
-            checkpoints=Checkpoints(folder) if folder is not None else None,
-            gradients=ease.gradients,
+            checkpoints=None if place is None else Checkpoints(place),
+            passes=ease.passes,
             stop=self.stop,
         )
+        if should_stop is None or place is None:
+            return network, train_to(evaluate_every=epochs)
+        for epoch in range(self._epoch_at(place), epochs + 1):  # each goes on from the checkpoint
+            curve = train_to(until=epoch, evaluate_every=1)
+            if epoch < epochs and should_stop(curve.val_acc, epochs):
+                break
+        return network, curve
 
-    def _begun(self, folder: Path) -> int:
+    def _epoch_at(self, folder: Path) -> int:
         """The epoch that a checkpoint was written in or at the end of; 1 without one."""
         saved = Checkpoints(folder).load()
         steps_per_epoch = len(self.task.train) // self._batch
         return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
 
     @contextmanager
-    def _place(self, trial: Trial, *, keeps: bool) -> Iterator[Path | None]:
-        """The folder of the trial's checkpoint; it stays behind only when training is interrupted.
-
-        keeps: whether one is needed, even if it is a temporary one.
-        """
+    def _place(self, trial: Trial, *, is_needed: bool) -> Iterator[Path | None]:
+        """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
         if self.folder is None:
-            if not keeps:
-                yield None
-                return
-            with temporary_folder() as temporary:
+            with temporary_folder() if is_needed else nullcontext() as temporary:
                 yield temporary
             return
         folder = self.folder / f"trial-{trial.number}"
@@ -181,6 +199,35 @@ class Trained:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             shutil.rmtree(folder, ignore_errors=True)
+
+    # -- weights of earlier trials ---------------------------------------------------------------------
+
+    def _weights_folder(self, trial: Trial) -> Path:
+        assert self.weights is not None
+        return self.weights / f"weights-{trial.number}"
+
+    def _kept(self, trial: Trial) -> Checkpoints:
+        return Checkpoints(self._weights_folder(trial), keep=1)
+
+    def _weights_of(self, parent: Trial) -> Mapping[str, Tensor] | None:
+        """A trial's weights, on the CPU; None, with a note in the log, when they are lost or do not fit."""
+        try:
+            saved = self._kept(parent).load()
+        except ConfigError as error:
+            _log.warning("%s", error)
+            saved = None
+        weights: Mapping[str, Tensor] = {} if saved is None else saved[1].get("weights", {})
+        if mismatch(self.space.network(parent.genotype, meta=True).state_dict(), weights):
+            folder = self._weights_folder(parent)
+            _log.warning("%s holds no weights of trial %d to grow from", folder, parent.number)
+            return None
+        return weights
+
+    def _grafted(
+        self, parent: Genotype, weights: Mapping[str, Tensor], trial: Trial, network: nn.Module
+    ) -> nn.Module:
+        graft(self.space, trial.genotype, network, parent=parent, weights=weights)
+        return network
 
 
 def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
@@ -193,3 +240,29 @@ def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:
     counted = cost(space, genotype, task.image_shape)
     require_memory(counted.params, task.train.x.device)
     return counted
+
+
+def too_large(
+    trial: Trial, before: Sequence[Trial], needed_bytes: Callable[[Trial], int], memory: int
+) -> TrialError | None:
+    """Why a trial need not be trained: it needs at least as much memory as an earlier one that ran out.
+
+    before: the trials that had ended when it was proposed, or of another study on this device.
+    needed_bytes: the estimate for a trial, e.g. `Trained.needed_bytes`.
+    memory: of the device.
+    """
+    failed = failed_for_memory(before, memory)
+    if failed is None:
+        return None
+    try:
+        with user_errors():
+            needed = needed_bytes(trial)
+    except TrialError:  # its trial will fail for this reason, and say so
+        return None
+    if needed < failed.metrics[NEEDED]:
+        return None
+    return TrialError(
+        "oom",
+        f"learned: it needs at least {needed / 2**20:,.0f} MiB to train, no less than trial {failed.number}, "
+        f"which ran out of memory at {failed.metrics[NEEDED] / 2**20:,.0f} MiB",
+    )

@@ -16,9 +16,8 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost, count_params
-from nas.space.genotypes import Size
 from nas.space.graph import architecture_hash
-from nas.space.space import Space
+from nas.space.space import Size, Space
 from nas.space.space_checks import Probe, Probing, blaming, check_listing, variants
 from nas.testing import check_space
 from nas.training.evaluate import evaluate

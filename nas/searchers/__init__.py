@@ -1,12 +1,12 @@
-"""Black-box searchers: pure functions of the history, so that resuming is reading the history again."""
+"""Black-box searchers: pure functions of the history, so that resuming is reading the history again.
 
-from nas.searchers.evolution import RegularizedEvolution
+Begin with `searcher`; `evolution` shows what one looks like, `scheduler` who says how long trials train.
+"""
+
+from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
 from nas.searchers.local import LocalSearch
-from nas.searchers.nsga2 import Nsga2
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.random_search import RandomSearch
-from nas.searchers.searcher import Searcher
-from nas.searchers.spos import Generational
+from nas.searchers.searcher import RandomSearch, Searcher
 
 __all__ = [
     "Generational",

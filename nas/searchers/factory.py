@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nas.errors import ConfigError, unknown
-from nas.searchers.evolution import RegularizedEvolution
+from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.local import LocalSearch
-from nas.searchers.nsga2 import Nsga2
+from nas.searchers.method_names import OPTUNA
 from nas.searchers.optuna_search import ALIASES, OptunaSearch
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.random_search import RandomSearch
-from nas.searchers.searcher import Searcher
-from nas.searchers.spos import Generational
+from nas.searchers.searcher import RandomSearch, Searcher
 from nas.types import Genotype
 
-OPTUNA = "optuna:"
-"""What stands before the name of an Optuna sampler."""
 _CLASSES: Mapping[str, type[Searcher]] = MappingProxyType(
     {
         "random": RandomSearch,
@@ -32,13 +28,6 @@ _CLASSES: Mapping[str, type[Searcher]] = MappingProxyType(
 )
 SEARCHERS = (*_CLASSES, *ALIASES)
 """Every name that is not an Optuna sampler's own."""
-
-
-def settings_of(name: str) -> dict[str, object]:
-    """The settings that a searcher takes as plain values, with their defaults; Optuna's are not known."""
-    if name not in _CLASSES:
-        return {}
-    return {f.name: f.default for f in _fields(name) if isinstance(f.default, int | float | str)}
 
 
 def make_searcher(
@@ -54,6 +43,9 @@ def make_searcher(
 
     Raises:
         ConfigError: for an unknown name or setting, or a value of another type or out of range.
+
+    Example:
+        nas.make_searcher("evolution", {"population": 20})
     """
     settings, goals = dict(settings or {}), goals or Goals()
     if name in ALIASES or name.startswith(OPTUNA):
@@ -61,23 +53,20 @@ def make_searcher(
         return OptunaSearch(sampler, settings, goals)
     if name not in _CLASSES:
         raise ConfigError(unknown("searcher", name, SEARCHERS) + f", or {OPTUNA}NAME for an Optuna sampler")
-    known = settings_of(name)
-    values = {key: _checked(name, key, value, known) for key, value in settings.items()}
+    fields = {f.name: f.default for f in dataclasses.fields(_CLASSES[name])}  # type: ignore[arg-type]
+    plain = {key: default for key, default in fields.items() if isinstance(default, int | float | str)}
+    values = {key: _checked(name, key, value, plain) for key, value in settings.items()}
     if name == "evolution" and "population" in values and "tournament" not in values:
-        values["tournament"] = min(int(str(known["tournament"])), int(str(values["population"])))
-    if any(f.name == "goals" for f in _fields(name)):
+        values["tournament"] = min(int(str(plain["tournament"])), int(str(values["population"])))
+    if "goals" in fields:
         values["goals"] = goals
-    if name == "guided":
+    if "size" in fields:
         values["size"] = size
     return _CLASSES[name](**values)
 
 
-def _fields(name: str) -> tuple[dataclasses.Field[object], ...]:
-    return dataclasses.fields(_CLASSES[name])  # type: ignore[arg-type]
-
-
 def _checked(name: str, key: str, value: object, known: Mapping[str, object]) -> object:
-    """The value as the default's type; a whole float or a number in text counts as that number."""
+    """The value as the type of the default in `known`; a whole float or a number in text is that number."""
     if key not in known:
         problem = unknown("setting", key, known) if known else f"got {key!r}, but there are no settings"
         raise ConfigError(f"{name}: {problem}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import ConfigError, check_length
+from nas.files.schemas import GoalsRecord, checked
 from nas.searchers.pareto import crowding, front, ranks
-from nas.text import shown
 from nas.types import Constraint, Objective, Trial
 
 MAX_TEXT = 1000
@@ -123,48 +122,18 @@ class Goals:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Goals:
-        """The goals that `to_dict` wrote down, or the one objective that older studies have.
+        """The goals that `to_dict` wrote down; what else stands in `data` is left alone.
 
         Raises:
             ConfigError: when they were written by something else.
         """
-        try:
-            objectives = [[*data["objective"], []]] if "objective" in data else data["objectives"]
-            wanted = tuple(_recorded_objective(*objective) for objective in objectives)
-            return cls(wanted, tuple(_recorded_constraint(*bound) for bound in data.get("constraints", ())))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"the recorded goals {shown(data)} are damaged: {error}") from error
+        record = checked(GoalsRecord, data, "the goals of a search", "record of goals")
+        objectives = [Objective(name, maximize, tuple(added)) for name, maximize, added in record.objectives]
+        return cls(tuple(objectives), tuple(Constraint(*bound) for bound in record.constraints))
 
     def __str__(self) -> str:
         wanted = [f"{'max' if o.maximize else 'min'} {o.name}" for o in self.objectives]
         return ", ".join([*wanted, *map(str, self.constraints)])
-
-
-def _recorded_objective(metric: object, maximize: object, added: Sequence[Sequence[object]]) -> Objective:
-    weights = tuple((_metric(name), _finite(weight)) for name, weight in added)
-    return Objective(_metric(metric), _switch(maximize), weights)
-
-
-def _recorded_constraint(metric: object, limit: object, at_most: object) -> Constraint:
-    return Constraint(_metric(metric), _finite(limit), _switch(at_most))
-
-
-def _metric(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{shown(value)} is no metric")
-    return value
-
-
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{shown(value)} is not true or false")
-    return value
-
-
-def _finite(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
-        return float(value)
-    raise TypeError(f"{shown(value)} is no finite number")
 
 
 def selection_order(scores: NDArray[np.float64], violations: NDArray[np.float64]) -> list[int]:

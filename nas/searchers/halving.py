@@ -43,7 +43,8 @@ class _Promoting(ABC):
     def __post_init__(self) -> None:
         if self.eta < 2 or self.enough < 1:
             raise ConfigError(
-                f"{self._name()}: eta is {self.eta} and enough {self.enough}, but must be at least 2 and 1"
+                f"{type(self).__name__}: eta is {self.eta} and enough {self.enough}, but must be at least 2 "
+                "and 1"
             )
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> tuple[Genotype, int]:
@@ -68,9 +69,6 @@ class _Promoting(ABC):
     def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
         """The trials of each bracket; bracket b begins at rung b."""
 
-    @abstractmethod
-    def _name(self) -> str: ...
-
 
 @dataclass(frozen=True)
 class SuccessiveHalving(_Promoting):
@@ -82,9 +80,6 @@ class SuccessiveHalving(_Promoting):
 
     def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
         return [history]
-
-    def _name(self) -> str:
-        return "successive halving"
 
 
 @dataclass(frozen=True)
@@ -100,9 +95,6 @@ class Hyperband(_Promoting):
 
     def _brackets(self, history: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
         return bracketed(history, self.ladder.granted)
-
-    def _name(self) -> str:
-        return "hyperband"
 
 
 def promotion(

@@ -16,7 +16,7 @@ from nas.searchers.searcher import tried, unseen
 from nas.searchers.surrogate import normal_ranks, promise, surrogate
 from nas.space.cost import count_params
 from nas.space.encodings import features
-from nas.space.space import Space
+from nas.space.space import Space, remembered
 from nas.types import Genotype, Trial
 
 WARM, COUNTED, RANDOM, MUTANTS = 1000, 200, 40, 30
@@ -113,11 +113,9 @@ class Guided:
         return [*blocks, np.apply_along_axis(normal_ranks, 0, described)]
 
 
+@remembered
 def _params(space: Space, genotype: Genotype) -> float:
-    key = ("params", genotype)
-    if key not in space.memo:
-        space.memo[key] = count_params(space.network(genotype, meta=True))
-    return float(space.memo[key])
+    return float(count_params(space.network(genotype, meta=True)))
 
 
 def _mutants(space: Space, parent: Genotype, rng: np.random.Generator) -> list[Genotype]:

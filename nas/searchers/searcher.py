@@ -1,4 +1,4 @@
-"""What a searcher is, and how one never proposes the same architecture twice."""
+"""What a searcher is, how one never proposes the same architecture twice, and the simplest: random search."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def unseen(
 
 
 @dataclass(frozen=True)
+class RandomSearch:
+    """Uniform sampling without repeats: the baseline that every other searcher must beat."""
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """A random architecture that is not in the history."""
+        return unseen(space, history, rng, propose=lambda: space.sample(rng))
+
+
+@dataclass(frozen=True)
 class DefaultFirst:
     """Proposes `default` while nothing was tried, then what `searcher` does, which sees it in the history."""
 
@@ -69,14 +78,14 @@ class Bounded:
 
     The searcher sees what was turned down as failed trials, so that it does not propose it again.
 
-    holds: whether an architecture keeps the bounds that can be checked without training it.
+    holds: whether an architecture, after the history, keeps the bounds that can be checked without training.
     tries: after so many, at least 1, or where all is tried, the last proposal is returned as it is, so that a
       bound that nothing holds shows.
     """
 
     searcher: Searcher
-    holds: Callable[[Genotype], bool]
-    tries: int = 100
+    holds: Callable[[Genotype, Sequence[Trial]], bool]
+    tries: int = TRIES
 
     def __post_init__(self) -> None:
         if self.tries < 1:
@@ -92,7 +101,7 @@ class Bounded:
                 if len(known) == len(history):
                     raise
                 break
-            if self.holds(genotype):
+            if self.holds(genotype, history):
                 return genotype
             known.append(Trial(len(known), genotype, state="failed", reason=TURNED_DOWN))
         return known[-1].genotype

@@ -26,14 +26,13 @@ class Address(str):
     It is safe in messages, logs and files. One that was read from such a file cannot be connected to; see
     `find_address`. The path of an SQLite file is made absolute.
 
-    secret: the whole URL. scheme: a key of `SCHEMES`. passwords: what must not be shown.
+    secret: the whole URL. passwords: what must not be shown.
 
     Raises:
         ConfigError: when it is no URL of a database that is known; no part of it is shown then.
     """
 
     secret: str
-    scheme: str
     passwords: tuple[str, ...]
 
     def __new__(cls, url: str) -> Self:
@@ -56,7 +55,7 @@ class Address(str):
             parsed = parsed.set(database=_absolute(parsed.database))
         hidden = {name: MASK for name in _SECRETS if name in parsed.query}
         self = super().__new__(cls, parsed.update_query_dict(hidden).render_as_string(hide_password=True))
-        self.secret, self.scheme = parsed.render_as_string(hide_password=False), scheme
+        self.secret = parsed.render_as_string(hide_password=False)
         given = [parsed.password, *(parsed.query.get(name) for name in _SECRETS)]
         self.passwords = tuple(str(p) for p in given if p)
         return self
@@ -102,22 +101,12 @@ def find_address(address: Address | None, *, recorded: bool = False) -> Address 
     return found
 
 
-def writers(address: Address | None) -> int | None:
-    """How many processes may record trials at the same time; None is any number.
-
-    SQLite locks the whole file for each write and gives up under load, so only one may; a journal on one
-    machine or a good file server, and PostgreSQL, take many.
-    """
-    return 1 if address is not None and address.scheme == "sqlite" else None
-
-
 def _scheme(url: str) -> str:
     found = re.match(r"([A-Za-z][\w+.-]*)://", url)
-    if found is None:
-        raise ConfigError(f"the storage is no URL; known: {', '.join(SCHEMES.values())}")
-    scheme = _ALIASES.get(found[1], found[1])
+    scheme = "" if found is None else _ALIASES.get(found[1], found[1])
     if scheme not in SCHEMES:
-        raise ConfigError(f"storage: no kind of database {scheme!r}; known: {', '.join(SCHEMES.values())}")
+        got = f"no kind of database {scheme!r}" if scheme else "this is no URL"
+        raise ConfigError(f"storage: {got}; known: {', '.join(SCHEMES.values())}")
     return scheme
 
 

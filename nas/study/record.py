@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas.errors import ConfigError
 from nas.files.schemas import TrialRecord, UnderWayRecord, checked
 from nas.searchers.goals import Goals
+from nas.searchers.optuna_search import quiet
 from nas.space.space import Space
 from nas.types import Trial
 
@@ -83,17 +84,16 @@ class Record:
             beside=tuple(record.beside),
         )
 
-    def noted(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        """Trials under way as plain values for JSON."""
-        return [
-            {
-                "number": t.number,
-                "genotype": list(t.genotype),
-                "fidelity": t.fidelity,
-                "beside": list(t.beside),
-            }
-            for t in trials
-        ]
+
+def note_under_way(study: optuna.Study, trials: Sequence[Trial]) -> None:
+    """Writes down the trials of a study that have been proposed and have not ended."""
+    records = [
+        UnderWayRecord(
+            number=t.number, genotype=list(t.genotype), fidelity=t.fidelity, beside=list(t.beside)
+        )
+        for t in trials
+    ]
+    study.set_user_attr(UNDER_WAY, [record.model_dump() for record in records])
 
 
 def under_way(study: optuna.Study) -> list[Trial]:
@@ -111,18 +111,11 @@ def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     if name in (study.study_name for study in storage.get_all_studies()):
         # Asking Optuna to create what exists would append to the journal.
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it would announce a new study
-    try:
+    directions = ["maximize" if o.maximize else "minimize" for o in goals.objectives]
+    with quiet():
         return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=["maximize" if o.maximize else "minimize" for o in goals.objectives],
-            sampler=sampler,
-            load_if_exists=True,
+            storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
         )
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
 
 def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import optuna
@@ -14,19 +15,27 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.significance import check_metrics
-from nas.files.paths import check_contents, check_name, exists
+from nas.files.folder import check_contents, check_name, exists
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed, Scheduler, propose
 from nas.seeding import rng
 from nas.space.space import Space
-from nas.study.journal import JOURNAL
-from nas.study.record import UNDER_WAY, Record, open_study, recorded_goals, under_way, warn_of_direction
-from nas.study.storage import own, past_storage, patiently, reading
-from nas.study.workers import Evaluator, Measure, Outcome, Workers, measured
+from nas.study.record import (
+    Record,
+    note_under_way,
+    open_study,
+    recorded_goals,
+    under_way,
+    warn_of_direction,
+)
+from nas.study.storage import JOURNAL, own, past_storage, patiently, reading
+from nas.study.workers import Evaluator, Measure, Outcome, Workers, check_metrics, measured
 from nas.text import counted
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
+
+
+T = TypeVar("T")
 
 
 class Study:
@@ -40,6 +49,7 @@ class Study:
     alike: what architectures have in common that need be measured only once at the same fidelity.
     others: trials that were measured elsewhere before.
     patience_s: for how long a storage that is away, or full, is waited for; stop: asked meanwhile.
+    force: take over a study in a database whose writer is gone with its machine.
     history: every trial so far, in order of their numbers.
 
     Example:
@@ -63,6 +73,7 @@ class Study:
         others: Sequence[Trial] = (),
         patience_s: float = 600.0,
         stop: Callable[[], object] = lambda: None,
+        force: bool = False,
     ) -> None:
         check_name(name, "study")
         self.space, self.scheduler, self.name, self.seed = space, scheduler, name, seed
@@ -72,7 +83,7 @@ class Study:
         self.goals = recorded_goals(self.optuna_study, space, goals)
         warn_of_direction(self.goals, name)
         self._record = Record(space, self.goals, name)
-        self._is_own = not isinstance(storage, RDBStorage)
+        self._is_own, self._force = not isinstance(storage, RDBStorage), force
         self.history = self._read()
         self._left = [trial.number for trial in self.history if trial.state == "running"]
 
@@ -108,7 +119,8 @@ class Study:
         )
         if self._announce:
             self.history.append(trial)
-            self._note()
+            running = [t for t in self.history if t.state == "running"]
+            self._write(lambda: note_under_way(self.optuna_study, running))
         return trial
 
     def tell(self, trial: Trial, metrics: Mapping[str, float], cost_s: float, *, worker: str = "") -> Trial:
@@ -149,6 +161,7 @@ class Study:
         """Evaluates until `trials` trials have ended; returns why it came to an end.
 
         stop: asked before every trial.
+        on_trial: told of every trial that ends.
         max_failures: this many failures in a row end the study.
         workers: where trials are evaluated, several at a time; in this process, one by one, by default. With
           W of them the proposal of trial n sees the trials up to n - W, whatever ends first, so that the same
@@ -161,37 +174,31 @@ class Study:
         """
         if max_failures < 1:
             raise ConfigError(f"study {self.name!r}: max_failures is {max_failures}, but must be at least 1")
-        told = {trial.number for trial in self.history if trial.state != "running"}
         measure = measure if isinstance(measure, Measure) else Measure(measure)
         flying: dict[Future[Outcome], Trial] = {}
         why = ""
         try:
             while self.ended < trials:
+                ended: list[Trial] = []
                 if stop():
                     return f"stopped after {counted(self.ended, 'trial')}"
                 if not why and self._has_room(flying, trials, workers):
                     try:
-                        self._begin(measure, flying, workers)
+                        ended += self._begin(measure, flying, workers)
                     except ExhaustedError as error:
                         why = str(error)
                 elif flying:
                     for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                        self._take(flying.pop(future), future.result(), measure)
+                        ended.append(self._take(flying.pop(future), future.result(), measure))
                 else:
                     return why
-                told |= self.tell_of(on_trial, told)
-                self.check_failures(max_failures)
+                for trial in sorted(ended, key=lambda t: t.number):
+                    on_trial(trial)
+                self._check_failures(max_failures)
         finally:
             if flying and workers is not None:
                 workers.end()
         return f"{counted(trials, 'trial')} done"
-
-    def tell_of(self, on_trial: Callable[[Trial], None], told: Container[int]) -> set[int]:
-        """Calls `on_trial` with every ended trial whose number is not among `told`; returns their numbers."""
-        new = [trial for trial in self.history if trial.state != "running" and trial.number not in told]
-        for trial in new:
-            on_trial(trial)
-        return {trial.number for trial in new}
 
     @property
     def ended(self) -> int:
@@ -216,7 +223,7 @@ class Study:
             )
         return self.goals.ordered([t for t in ended if t.state == "done"])[:count]
 
-    def check_failures(self, most: int) -> None:
+    def _check_failures(self, most: int) -> None:
         """Raises NoModelError when the last `most` ended trials all failed, with a count of their reasons."""
         last = [t for t in self.history if t.state != "running"][-most:]
         if len(last) == most and all(t.state == "failed" for t in last):
@@ -234,21 +241,24 @@ class Study:
             return True
         return all(t.state != "running" for t in self.history[: len(self.history) - count + 1])
 
-    def _begin(self, measure: Measure, flying: dict[Future[Outcome], Trial], workers: Workers | None) -> None:
-        """Answers the next trial from the history, evaluates it here, or sends it to a worker."""
+    def _begin(
+        self, measure: Measure, flying: dict[Future[Outcome], Trial], workers: Workers | None
+    ) -> list[Trial]:
+        """Answers the next trial from the history, evaluates it here, or sends it to a worker.
+
+        Returns the trial where it has ended.
+        """
         lag = workers.count - 1 if workers is not None and workers.ordered else 0
         trial = self.ask(lag=lag)
-        draw, known = self._rng(trial.number, "evaluate"), self._measured_before(trial)
-        if known is not None:
-            self.tell(trial, known.metrics, 0.0)
-        elif (refused := measure.refuses(trial, trial.before(self.history))) is not None:
-            self.fail(trial, refused, 0.0)
-        else:
-            hints = measure.hints(trial, trial.known(self.history))
-            if workers is None:
-                self._take(trial, measured(measure.evaluate, trial, draw, hints), measure)
-            else:
-                flying[workers.submit(measure.evaluate, trial, draw, hints)] = trial
+        if (known := self._measured_before(trial)) is not None:
+            return [self.tell(trial, known.metrics, 0.0)]
+        if (refused := measure.refuses(trial, trial.before(self.history))) is not None:
+            return [self.fail(trial, refused, 0.0)]
+        draw, hints = self._rng(trial.number, "evaluate"), measure.hints(trial, trial.known(self.history))
+        if workers is None:
+            return [self._take(trial, measured(measure.evaluate, trial, draw, hints), measure)]
+        flying[workers.submit(measure.evaluate, trial, draw, hints)] = trial
+        return []
 
     def _measured_before(self, trial: Trial) -> Trial | None:
         """A done trial of an architecture alike at the same fidelity, that was done when it was proposed."""
@@ -262,30 +272,29 @@ class Study:
     def _key(self, trial: Trial) -> Hashable:
         return None if self._alike is None else (self._alike(trial.genotype), trial.fidelity)
 
-    def _take(self, trial: Trial, outcome: Outcome, measure: Measure) -> None:
+    def _take(self, trial: Trial, outcome: Outcome, measure: Measure) -> Trial:
+        """Records what a worker found, with the costs that are measured here."""
         found = outcome.found
         if not isinstance(found, TrialError):
             try:
                 with user_errors():
-                    found = {**found, **measure.costs(trial)}
-                self.tell(trial, found, outcome.cost_s, worker=outcome.worker)
+                    metrics = {**found, **measure.costs(trial)}
+                return self.tell(trial, metrics, outcome.cost_s, worker=outcome.worker)
             except TrialError as error:  # of costs, or of numbers that are none
                 found = error
-            else:
-                return
         failed = self.fail(trial, found, outcome.cost_s, worker=outcome.worker)
         if found.reason == "device":
             raise DeviceError(
                 f"study {self.name!r}: nothing more can be computed on the device in this process:"
                 f"{diagnosis([failed])}"
             ) from found
+        return failed
 
     # -- the storage -----------------------------------------------------------------------------------
 
     def _read(self) -> list[Trial]:
         """The ended trials, and those that were under way in their places."""
-        found = [self._record.read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
-        ended = {trial.number: trial for trial in found}
+        ended = {trial.number: trial for trial in self._recorded()}
         begun = {trial.number: trial for trial in under_way(self.optuna_study)} | ended
         if sorted(begun) != list(range(len(begun))):
             raise ConfigError(
@@ -294,9 +303,8 @@ class Study:
             )
         return [begun[number] for number in range(len(begun))]
 
-    def _note(self) -> None:
-        running = [trial for trial in self.history if trial.state == "running"]
-        self._write(lambda: self.optuna_study.set_user_attr(UNDER_WAY, self._record.noted(running)))
+    def _recorded(self) -> list[Trial]:
+        return [self._record.read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
 
     def _end(self, trial: Trial, worker: str) -> Trial:
         if trial.number == len(self.history):
@@ -306,7 +314,7 @@ class Study:
 
         def add() -> None:
             # What was tried before may have got there all the same.
-            if not tried or all(t.number != trial.number for t in map(self._record.read, self._ended())):
+            if not tried or all(t.number != trial.number for t in self._recorded()):
                 tried.append(True)
                 self.optuna_study.add_trial(frozen)
 
@@ -314,16 +322,13 @@ class Study:
         self.history[trial.number] = trial
         return trial
 
-    def _ended(self) -> list[optuna.trial.FrozenTrial]:
-        return self.optuna_study.get_trials(deepcopy=False)
-
     def _write(self, work: Callable[[], None]) -> None:
         if not self._is_own:
-            self._patiently(lambda: own(self.optuna_study))
+            self._patiently(lambda: own(self.optuna_study, force=self._force))
             self._is_own = True
         self._patiently(work)
 
-    def _patiently(self, work: Callable[[], object]) -> object:
+    def _patiently(self, work: Callable[[], T]) -> T:
         return patiently(work, what=f"study {self.name!r}", patience_s=self._patience_s, stop=self._stop)
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import io
+import math
 import os
 import pickle  # nosec B403 - of files whose digest the coordinator tells
 import re
@@ -16,10 +17,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from queue import LifoQueue
 from typing import NamedTuple, Protocol
@@ -29,11 +33,20 @@ import numpy as np
 import torch
 from loky import ProcessPoolExecutor
 
+from nas import devices
 from nas.errors import ConfigError, Stopped, TrialError, describe, is_users
+from nas.files.atomic import temporary_folder
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.types import Trial
 from nas.user_code import user_errors
+
+ATTEMPTS = 3
+"""So many workers a trial may take with it before it has failed."""
+POLL_S = 0.2
+
+Evaluate = Callable[..., Mapping[str, float]]
+"""An `Evaluator` that takes hints, by name, too."""
 
 
 class Evaluator(Protocol):
@@ -53,7 +66,7 @@ class Measure:
     costs: metrics that are counted or timed here; they replace the evaluator's own.
     """
 
-    evaluate: Callable[..., Mapping[str, float]]
+    evaluate: Evaluate
     hints: Callable[[Trial, Sequence[Trial]], Mapping[str, object]] = lambda *_: {}
     refuses: Callable[[Trial, Sequence[Trial]], TrialError | None] = lambda *_: None
     costs: Callable[[Trial], Mapping[str, float]] = lambda _: {}
@@ -68,39 +81,45 @@ class Outcome(NamedTuple):
 
 
 def measured(
-    evaluate: Callable[..., Mapping[str, float]],
-    trial: Trial,
-    rng: np.random.Generator,
-    hints: Mapping[str, object],
+    evaluate: Evaluate, trial: Trial, rng: np.random.Generator, hints: Mapping[str, object]
 ) -> Outcome:
     """Evaluates a trial, whose failure is an outcome like another."""
     start = time.perf_counter()
     try:
         with user_errors():
-            found: Mapping[str, float] | TrialError = dict(evaluate(trial, rng, **hints))
+            found: Mapping[str, float] | TrialError = check_metrics(evaluate(trial, rng, **hints))
     except TrialError as error:
         found = error
     return Outcome(found, time.perf_counter() - start, f"{socket.gethostname()}, process {os.getpid()}")
 
 
-Evaluate = Callable[..., Mapping[str, float]]
-"""As `Measure.evaluate`."""
-ATTEMPTS = 3
-"""So many workers a trial may take with it before it has failed."""
-POLL_S = 0.2
+def check_metrics(metrics: object) -> dict[str, float]:
+    """Plain finite floats from what an evaluator returned: numpy scalars and 0-dim tensors are converted.
+
+    Raises:
+        TrialError: with reason `metric` (`nan` for values that are not finite), naming the metric and type.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TrialError(
+            "metric", f"the evaluator returned {type(metrics).__name__}, wanted a dictionary of numbers"
+        )
+    found = {}
+    for name, value in metrics.items():
+        item = getattr(value, "item", None)
+        number = item() if item is not None and getattr(value, "ndim", None) == 0 else value
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
+        try:
+            converted = float(number)
+        except OverflowError:  # an integer beyond every float
+            converted = math.inf
+        if not math.isfinite(converted):
+            raise TrialError("nan", f"metric {name!r} is {converted}, wanted a finite number")
+        found[str(name)] = converted
+    return found
 
 
-class Slot(Protocol):
-    """A place where one trial is evaluated at a time."""
-
-    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
-        """Begins a trial. The future raises where the worker is lost, not where the trial fails."""
-
-    def last_words(self) -> str:
-        """What is known of why its worker was lost."""
-
-    def end(self) -> None:
-        """Ends at once what it is at; it can be used again."""
+# -- what travels --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,19 +139,20 @@ class Parcel:
         Raises:
             ConfigError: when the evaluator cannot be sent to another process.
         """
+        file = io.BytesIO()
         try:
-            content = _pickled(evaluate)
+            _Pickler(file).dump(evaluate)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise ConfigError(
                 f"the trials cannot be sent to other processes ({error}); use --workers 0, or a space and "
                 "a task that can be pickled"
             ) from error
-        digest = hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256(file.getvalue()).hexdigest()
         path = folder / f"evaluator-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             temporary = path.with_suffix(".new")
-            temporary.write_bytes(content)
+            temporary.write_bytes(file.getvalue())
             temporary.replace(path)
         return cls(path, digest)
 
@@ -156,19 +176,32 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] - it has no type
     def reducer_override(self, obj: object) -> object:
         """See `pickle.Pickler`."""
         if isinstance(obj, Space) and obj.origin:
-            return load_again, (obj.origin, dict(obj.settings))
+            return partial(load, obj.origin, **obj.settings), ()
         return super().reducer_override(obj)
 
 
-def load_again(origin: str, settings: Mapping[str, object]) -> Space:
-    """A space by its name."""
-    return load(origin, **settings)
+def evaluated(parcel: Parcel, trial: Trial, rng: np.random.Generator, hints: Mapping[str, object]) -> Outcome:
+    """The outcome of a trial, in whatever process this is."""
+    return measured(parcel.unpacked(), trial, rng, hints)
 
 
-def _pickled(evaluate: Evaluate) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file).dump(evaluate)
-    return file.getvalue()
+# -- the coordinator's side ----------------------------------------------------------------------------
+
+
+class Slot(ABC):
+    """A place where one trial is evaluated at a time."""
+
+    @abstractmethod
+    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+        """Begins a trial. The future raises where the worker is lost, not where the trial fails."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Ends at once what it is at; it can be used again."""
+
+    def last_words(self) -> str:
+        """What is known of why its worker was lost, beside what the future raises."""
+        return ""
 
 
 class Workers:
@@ -178,7 +211,6 @@ class Workers:
     ordered: whether proposals follow the order of trials, see `Study.run`.
     timeout_s: a trial that takes longer is begun once more, and then fails; None for no limit.
     stop: asked all the while; may raise, upon which the trials under way are ended.
-    sent: what is sent in place of the evaluator.
     """
 
     def __init__(
@@ -189,7 +221,6 @@ class Workers:
         ordered: bool = True,
         timeout_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
-        sent: Evaluate | None = None,
     ) -> None:
         self.count, self.ordered = len(slots), ordered
         self._slots, self._folder, self._timeout_s, self._stop = list(slots), folder, timeout_s, stop
@@ -197,14 +228,13 @@ class Workers:
         for slot in slots:
             self._free.put(slot)
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="trial")
-        self._sent = sent
         self._parcel: Parcel | None = None
         self._ending = threading.Event()
 
     def submit(self, evaluate: Evaluate, *arguments: object) -> Future[Outcome]:
         """Begins a trial as soon as a slot is free. arguments: the others of `measured`."""
         if self._parcel is None:
-            self._parcel = Parcel.packed(self._sent or evaluate, self._folder)
+            self._parcel = Parcel.packed(evaluate, self._folder)
         return self._threads.submit(self._evaluate, self._parcel, *arguments)
 
     def close(self) -> None:
@@ -264,7 +294,28 @@ class _Late(Exception):
     """A trial takes longer than it may."""
 
 
-class Process:
+class Borrowed(Slot):
+    """A slot of an executor that somebody else runs; what it is at can only be asked to end."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._future: Future[Outcome] | None = None
+
+    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+        """Begins a trial."""
+        self._future = self._executor.submit(evaluated, parcel, *arguments)
+        return self._future
+
+    def end(self) -> None:
+        """Asks for the end of what runs there."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+# -- processes of this machine -------------------------------------------------------------------------
+
+
+class Process(Slot):
     """A slot of this machine: a process of its own, begun when it is needed.
 
     gpu: what `CUDA_VISIBLE_DEVICES` shall be; None leaves it. threads: that it computes with.
@@ -306,36 +357,6 @@ class Process:
         self._pool = self._pid = None
 
 
-class Borrowed:
-    """A slot of an executor that somebody else runs; what it is at can only be asked to end."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._future: Future[Outcome] | None = None
-
-    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
-        """Begins a trial."""
-        self._future = self._executor.submit(evaluated, parcel, *arguments)
-        return self._future
-
-    def last_words(self) -> str:
-        """Nothing beside what the future raises."""
-        return ""
-
-    def end(self) -> None:
-        """Asks for the end of what runs there."""
-        if self._future is not None:
-            self._future.cancel()
-
-
-def evaluated(parcel: Parcel, trial: Trial, rng: np.random.Generator, hints: Mapping[str, object]) -> Outcome:
-    """The outcome of a trial, in whatever process this is."""
-    return measured(parcel.unpacked(), trial, rng, hints)
-
-
-# -- in a process of this machine -----------------------------------------------------------------------
-
-
 def _begin(parent: int, log: str, threads: int) -> None:
     """Ctrl-C is for the parent to understand; when that is gone, nobody waits for what is trained here."""
     faulthandler.enable(Path(log).open("w"), all_threads=False)  # noqa: SIM115 - for as long as it lives
@@ -348,3 +369,70 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Processes:
+    """Processes of this machine that begin when they are needed, and end together.
+
+    folder: where they leave, when they crash, at which line.
+    gpus: what `CUDA_VISIBLE_DEVICES` shall be, one after the other; empty on a CPU.
+    """
+
+    def __init__(self, folder: Path, gpus: Sequence[str]) -> None:
+        self._folder, self.gpus = folder, list(gpus)
+        self._all: dict[tuple[int, int], Process] = {}
+
+    def slots(self, count: int, *, threads: int = 1) -> list[Process]:
+        """So many of them, each of which computes with so many threads."""
+        for number in range(count):
+            if (number, threads) not in self._all:
+                gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+                log = self._folder / f"process-{number}-{threads}.txt"
+                self._all[number, threads] = Process(log, gpu=gpu, threads=threads)
+        return [self._all[number, threads] for number in range(count)]
+
+    def end(self) -> None:
+        """Kills them."""
+        for process in self._all.values():
+            process.end()
+
+
+@contextmanager
+def processes_on(device: str) -> Iterator[Processes]:
+    """Processes for a block. device: as in `--device`."""
+    with temporary_folder() as folder:
+        found = Processes(folder, gpus_of(device))
+        try:
+            yield found
+        finally:
+            found.end()
+
+
+def places_on(device: torch.device) -> int:
+    """How many trainings are made side by side: on a CPU as many as this process has threads, else one."""
+    return min(cores(), torch.get_num_threads()) if device.type == "cpu" else 1
+
+
+def gpus_of(device: str) -> list[str]:
+    """What processes on a device (`auto`, `cpu`, `cuda`, `cuda:1`) put in `CUDA_VISIBLE_DEVICES`.
+
+    Raises:
+        ConfigError: for a device that processes cannot share out.
+    """
+    resolved = devices.resolve(device)
+    if resolved.type == "cpu":
+        return []
+    if resolved.type != "cuda":
+        raise ConfigError(f"workers compute on cpu or cuda, got device {device!r}; set workers to 0")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    names = names or [str(number) for number in range(torch.cuda.device_count())]
+    return [names[resolved.index]] if ":" in device else names
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.data.safe_npz import load_arrays
+from nas.data.decode import load_arrays
 from nas.errors import ConfigError, TrialError
 from nas.space.loading import load
 from nas.space.space import Space

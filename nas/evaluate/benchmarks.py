@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from nas.errors import ConfigError, TrialError, unknown
-from nas.evaluate.benchmarks.nasbench101 import load_nasbench101
-from nas.evaluate.benchmarks.nasbench201 import load_nasbench201
+from nas.evaluate.nasbench101 import load_nasbench101
+from nas.evaluate.nasbench201 import load_nasbench201
 from nas.space.space import Space
 from nas.types import Genotype, Trial
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.data.safe_npz import load_arrays, read_bounded
+from nas.data.decode import load_arrays, read_bounded
 from nas.errors import ConfigError, SpaceError, TrialError, unknown
 from nas.space.loading import load
 from nas.space.space import Space

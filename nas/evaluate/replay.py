@@ -1,0 +1,393 @@
+"""Searches replayed on a table: what they reached after how much work, repeated side by side in processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError, unknown
+from nas.evaluate.benchmarks import Benchmark, load_benchmark
+from nas.searchers import Searcher
+from nas.searchers.factory import make_searcher
+from nas.searchers.goals import Goals
+from nas.searchers.pareto import dominates, front, hypervolume
+from nas.seeding import derive, rng
+from nas.space.space import ENUMERABLE
+from nas.types import Genotype, Trial
+
+UNBOUNDED = sys.maxsize
+"""Trials of a search that only its simulated seconds end."""
+MARKS = (25, 50, 100, 150, 200, 300, 500)
+"""Numbers of evaluations at which results are told."""
+LOOKED_AT = 100
+"""Random architectures whose figures show what a table holds."""
+_COORDINATE = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(m?)\s*")
+
+# -- one search ----------------------------------------------------------------------------------------
+
+
+def replay(
+    benchmark: Benchmark,
+    searcher: Searcher,
+    *,
+    trials: int,
+    fidelity: int,
+    seed: int,
+    budget_s: float | None = None,
+    needed: Sequence[str] = (),
+) -> list[Trial]:
+    """The history of one search on the table; under a budget its costs are simulated seconds, else 0.
+
+    Equal to that of a study named `benchmark`: the same searcher sees the same history and the same random
+    streams. See `Replay` for the settings.
+
+    needed: metrics without which a trial has failed, for the table may not hold all for each cell.
+    """
+    history: list[Trial] = []
+    spent_s = 0.0
+    while len(history) < trials and (budget_s is None or spent_s < budget_s):
+        number = len(history)
+        try:
+            genotype = searcher.ask(benchmark.space, history, rng(seed, "benchmark", number, "ask"))
+        except ExhaustedError:
+            break
+        cost_s = benchmark.seconds(genotype, fidelity) if budget_s is not None else 0.0
+        try:
+            metrics = looked_up(benchmark, genotype, fidelity, needed)
+            trial = Trial(number, genotype, fidelity, "done", metrics, cost_s)
+        except TrialError as error:
+            trial = Trial(number, genotype, fidelity, "failed", {}, cost_s, f"{error.reason}: {error}")
+        history.append(trial)
+        spent_s += cost_s
+    return history
+
+
+def looked_up(
+    benchmark: Benchmark, genotype: Genotype, fidelity: int, needed: Sequence[str]
+) -> Mapping[str, float]:
+    """The figures of one architecture.
+
+    Raises:
+        TrialError: with reason `missing`, when the table lacks one of those needed.
+    """
+    metrics = benchmark.metrics(genotype, fidelity)
+    if lacking := [name for name in needed if name not in metrics]:
+        raise TrialError("missing", f"{benchmark.name} has no {', '.join(lacking)} for {genotype}")
+    return metrics
+
+
+def incumbents(history: Sequence[Trial], goals: Goals, report: str) -> NDArray[np.float64]:
+    """What would be reported `[T]` if the search stopped after 1 to T trials; NaN before the first success.
+
+    The choice is by the goals alone; `report` is looked up for it, as a user would measure a test accuracy.
+    """
+    values = np.full(len(history), np.nan)
+    best: Trial | None = None
+    for position, trial in enumerate(history):
+        if trial.state == "done" and (best is None or goals.fitness(trial) > goals.fitness(best)):
+            best = trial
+        if best is not None:
+            values[position] = best.metrics[report]
+    return values
+
+
+def volumes(history: Sequence[Trial], goals: Goals, reference: Sequence[float]) -> NDArray[np.float64]:
+    """The hypervolume `[T]` reached after 1 to T trials; NaN before the first success.
+
+    reference: the point that it is measured from, one number for each objective, in its own units.
+    """
+    point = _turned(reference, goals)
+    found, volume = np.empty((0, len(point))), np.nan
+    values = np.empty(len(history))
+    for position, trial in enumerate(history):
+        if trial.state == "done" and np.isnan(volume):
+            volume = 0.0  # until one of the successes keeps all bounds and is beyond the reference
+        if trial.state == "done" and goals.violation(trial.metrics) == 0:
+            scores = np.array([goals.scores(trial.metrics)])
+            if not dominates(found, scores).any():
+                found = np.concatenate([found, scores])
+                volume = hypervolume(found, point)
+        values[position] = volume
+    return values
+
+
+def _turned(reference: Sequence[float], goals: Goals) -> NDArray[np.float64]:
+    """The reference point as scores, of which larger is better."""
+    return np.array([o.better(value) for o, value in zip(goals.objectives, reference, strict=True)])
+
+
+# -- repeats -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A search to be repeated; every field is a plain value, so that other processes can be told.
+
+    benchmark, dataset, folder: see `load_benchmark`.
+    searcher, settings: see `make_searcher`; a warm start by size takes the table's parameter counts.
+    goals: what is searched for. reference: with several objectives, the point in their own units that
+      hypervolume is measured from.
+    fidelity: epochs of each evaluation. trials: evaluations, failed ones included.
+    budget_s: simulated seconds after which no evaluation starts; the last one is finished.
+    """
+
+    benchmark: str
+    searcher: str
+    goals: Goals
+    fidelity: int
+    trials: int
+    budget_s: float | None = None
+    settings: tuple[tuple[str, object], ...] = ()
+    dataset: str | None = None
+    folder: Path | None = None
+    reference: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or (self.budget_s is not None and self.budget_s <= 0):
+            raise ConfigError(
+                f"benchmark: got {self.trials} trials and a budget of {self.budget_s} s, wanted at least 1 "
+                "and more than 0"
+            )
+        wanted = len(self.goals.objectives) if len(self.goals.objectives) > 1 else 0
+        if len(self.reference) != wanted:
+            raise ConfigError(
+                f"benchmark: got a reference of {len(self.reference)} numbers, wanted {wanted}: one for each "
+                "of several objectives"
+            )
+
+    def load(self) -> Benchmark:
+        """The table, read once in a process."""
+        return _loaded(self.benchmark, self.dataset, self.folder)
+
+    def made_searcher(self) -> Searcher:
+        """The searcher, made from its settings."""
+        table = self.load()
+
+        def size(genotype: Genotype) -> float:
+            return table.metrics(genotype, self.fidelity)["params"]
+
+        return make_searcher(self.searcher, dict(self.settings), goals=self.goals, size=size)
+
+
+@functools.cache
+def _loaded(benchmark: str, dataset: str | None, folder: Path | None) -> Benchmark:
+    return load_benchmark(benchmark, dataset=dataset, folder=folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The outcome of all repeats.
+
+    values: [R, T] what would be reported after 1 to T evaluations: the metric of the incumbent, or the share
+      of the exact front's hypervolume; NaN before the first success. seconds: [R, T] simulated, 0 without
+      a budget. A repeat that ended early keeps its last value and its last second.
+    counts: [R] evaluations made.
+    history: the first repeat's trials, for a picture.
+    """
+
+    values: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    history: Sequence[Trial]
+
+    def at(self, evaluations: int) -> NDArray[np.float64]:
+        """The reported value `[R]` after so many evaluations."""
+        if not 1 <= evaluations <= self.values.shape[1]:
+            raise ConfigError(f"benchmark: got {evaluations} evaluations, wanted 1 to {self.values.shape[1]}")
+        return self.values[:, evaluations - 1]
+
+    def table(self) -> dict[int, tuple[float, float]]:
+        """Mean and standard deviation over the repeats at every mark, and at the end.
+
+        The deviation is divided by the number of repeats, as in published tables, and not by one less.
+        Only repeats with a success count; a mark before every success is left out.
+        """
+        last = self.values.shape[1]
+        columns = {mark: self.at(mark) for mark in (*(m for m in MARKS if m < last), last)}
+        return {
+            mark: (float(np.nanmean(column)), float(np.nanstd(column)))
+            for mark, column in columns.items()
+            if not np.isnan(column).all()
+        }
+
+
+def check_replay(planned: Replay) -> None:
+    """Says at once what would else be said by a process far away.
+
+    Raises:
+        ConfigError: for an unknown name or setting, or when the table has no such metric, epochs or times.
+    """
+    table = planned.load()
+    planned.made_searcher()
+    _check_metrics(table, planned.goals, planned.fidelity)
+    if planned.budget_s is not None:
+        table.seconds(table.space.sample(rng(planned.seed, "check")), planned.fidelity)
+
+
+def run_replays(
+    planned: Replay,
+    *,
+    repeats: int,
+    workers: int | None = None,
+    on_repeat: Callable[[int], None] = lambda _: None,
+) -> Runs:
+    """Repeats a search with seeds of its own in each of `workers` processes, by default one for each core.
+
+    The outcome does not depend on the number of processes.
+
+    Raises:
+        NoModelError: when no trial of any repeat succeeded.
+    """
+    if repeats < 1 or (workers is not None and workers < 1):
+        raise ConfigError(f"benchmark: got {repeats} repeats and {workers} workers, wanted at least 1")
+    check_replay(planned)
+    seeds = [derive(planned.seed, "repeat", number) for number in range(repeats)]
+    outcomes = []
+    for outcome in _outcomes(planned, seeds, min(repeats, workers or os.cpu_count() or 1)):
+        outcomes.append(outcome)
+        on_repeat(len(outcomes))
+    longest = max(len(values) for values, _, _ in outcomes)
+    if all(np.isnan(values[-1]) for values, _, _ in outcomes):
+        raise NoModelError(f"{planned.searcher}: every trial failed, the first by {outcomes[0][2][0].reason}")
+
+    def extended(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+
+    return Runs(
+        extended([values for values, _, _ in outcomes]),
+        extended([seconds for _, seconds, _ in outcomes]),
+        np.array([len(values) for values, _, _ in outcomes]),
+        outcomes[0][2],
+    )
+
+
+Outcome = tuple[NDArray[np.float64], NDArray[np.float64], list[Trial]]
+"""Of one repeat: values `[T]`, seconds `[T]` and its trials."""
+
+
+def _outcomes(planned: Replay, seeds: Sequence[int], workers: int) -> Iterator[Outcome]:
+    """One outcome for each seed, in order; only the first keeps its history."""
+    exact = _exact_volume(planned) if len(planned.goals.objectives) > 1 else 1.0
+    one = functools.partial(_repeat, planned, first=seeds[0], exact=exact)
+    if workers == 1:
+        yield from map(one, seeds)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_single_threaded)
+    try:
+        yield from pool.map(one, seeds, chunksize=max(1, min(10, len(seeds) // (4 * workers))))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _repeat(planned: Replay, seed: int, *, first: int, exact: float) -> Outcome:
+    table, goals = planned.load(), planned.goals
+    history = replay(
+        table,
+        planned.made_searcher(),
+        trials=planned.trials,
+        fidelity=planned.fidelity,
+        seed=seed,
+        budget_s=planned.budget_s,
+        needed=goals.metrics,
+    )
+    if len(goals.objectives) == 1:
+        values = incumbents(history, goals, table.report)
+    else:
+        values = volumes(history, goals, planned.reference) / exact
+    seconds = np.cumsum([trial.cost_s for trial in history])
+    return values, seconds, history if seed == first else []
+
+
+def _single_threaded() -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+# -- the exact front -----------------------------------------------------------------------------------
+
+
+def exact_front(benchmark: Benchmark, goals: Goals, fidelity: int) -> NDArray[np.float64]:
+    """The scores `[N, K]` of every architecture that keeps the constraints and that none dominates.
+
+    Architectures without all figures are left out.
+
+    Raises:
+        ConfigError: for a space too large to be enumerated, or when nothing keeps the constraints.
+    """
+    measured = _measured(benchmark, goals, fidelity)
+    kept = [goals.scores(metrics) for metrics in measured if goals.violation(metrics) == 0]
+    if not kept:
+        bounds = ", ".join(map(str, goals.constraints))
+        raise ConfigError(f"no architecture of {benchmark.name} keeps {bounds}; loosen them")
+    scores = np.array(kept)
+    found: NDArray[np.float64] = scores[front(scores)]
+    return found
+
+
+def reference_point(text: str, benchmark: Benchmark, goals: Goals, fidelity: int) -> tuple[float, ...]:
+    """A point in the objectives' units from text: `"0.15,1.5m"`, where `m` means times the table's median."""
+    parts = text.split(",")
+    if len(parts) != len(goals.objectives):
+        raise ConfigError(
+            f"reference {text!r}: wanted {len(goals.objectives)} numbers, one for each objective"
+        )
+    point = []
+    for part, objective in zip(parts, goals.objectives, strict=True):
+        match = _COORDINATE.fullmatch(part)
+        if match is None:
+            raise ConfigError(f"reference {text!r}: {part!r} is no number, such as 0.15 or 1.5m")
+        number = float(match[1])
+        if match[2]:
+            every = [objective.value(metrics) for metrics in _measured(benchmark, goals, fidelity)]
+            number *= float(np.median(every))
+        point.append(number)
+    return tuple(point)
+
+
+def _exact_volume(planned: Replay) -> float:
+    scores = exact_front(planned.load(), planned.goals, planned.fidelity)
+    volume = hypervolume(scores, _turned(planned.reference, planned.goals))
+    if volume == 0:
+        raise ConfigError(
+            f"reference {planned.reference}: no architecture of {planned.benchmark} is better in every "
+            "objective; give a worse point"
+        )
+    return volume
+
+
+def _measured(benchmark: Benchmark, goals: Goals, fidelity: int) -> list[Mapping[str, float]]:
+    """The figures of every architecture that has all those that the goals need."""
+    if benchmark.space.size.count > ENUMERABLE:
+        raise ConfigError(f"{benchmark.name} is too large for its exact front; use one objective")
+    _check_metrics(benchmark, goals, fidelity)
+    found = []
+    for genotype in benchmark.space.enumerate():
+        with suppress(TrialError):
+            found.append(looked_up(benchmark, genotype, fidelity, goals.metrics))
+    return found
+
+
+def _check_metrics(benchmark: Benchmark, goals: Goals, fidelity: int) -> None:
+    draw = rng(0, "figures")
+    known: set[str] = set()
+    for _ in range(LOOKED_AT):
+        with suppress(TrialError):
+            known.update(benchmark.metrics(benchmark.space.sample(draw), fidelity))
+    for name in goals.metrics:
+        if name not in known:
+            raise ConfigError(unknown(f"metric of {benchmark.name}", name, known))
