@@ -1,1 +1,1 @@
-"""Architectures and spaces as numbers, graphs and words: counted, encoded, probed, changed."""
+"""Search spaces, and what can be said of their architectures without training one; begin with `space`."""

@@ -6,10 +6,9 @@ image through the network as it is deployed, and a batch of two as it is trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from nas.errors import FAULTS, SpaceError, Stopped, TrialError, describe, staying
-from nas.space.space import Space
+from nas.space.space import Space, remembered
 from nas.types import Genotype
 from nas.user_code import reason_of
 
@@ -31,17 +30,24 @@ See = Callable[[OpOverload, Args, Kwargs, object], None]
 
 
 class Seeing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside `with Seeing(see):`, calls `see` after each operator."""
+    """Inside `with Seeing(see):`, calls `see` after each operator.
 
-    def __init__(self, see: See) -> None:
+    instead: what is run in place of some operators.
+    """
+
+    def __init__(
+        self, see: See | None = None, instead: Mapping[OpOverload, Callable[..., object]] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._see = see
+        self._see, self._instead = see, instead or {}
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
-        output: object = func(*args, **(kwargs or {}))
-        self._see(func, args, kwargs or {}, output)
+        run: Callable[..., object] = self._instead.get(func, func)
+        output = run(*args, **(kwargs or {}))
+        if self._see is not None:
+            self._see(func, args, kwargs or {}, output)
         return output
 
 
@@ -87,10 +93,7 @@ def cost(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
         TrialError: with reason `build` when it cannot be built or rejects such images, `unsupported` when an
           operator has no form without values.
     """
-    key = (f"cost {tuple(image_shape)}", genotype)
-    if key not in space.memo:
-        space.memo[key] = _count(space, genotype, image_shape)
-    return cast(Cost, space.memo[key])
+    return _counted(space, genotype, tuple(image_shape))
 
 
 _WITHOUT_VALUES = (
@@ -99,8 +102,9 @@ _WITHOUT_VALUES = (
 )
 
 
+@remembered
 @staying()
-def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost:
+def _counted(space: Space, genotype: Genotype, image_shape: tuple[int, ...]) -> Cost:
     try:
         network = space.network(genotype, meta=True)
         params, macs, peak = _deployed(network, torch.zeros(1, *image_shape, device="meta"))
@@ -113,21 +117,30 @@ def _count(space: Space, genotype: Genotype, image_shape: Sequence[int]) -> Cost
         unfit = isinstance(error, RuntimeError | ValueError | TypeError)  # by layers, of maps
         reason = "unsupported" if reason_of(error) == "unsupported" else "build" if unfit else "error"
         hint = _WITHOUT_VALUES if "meta" in str(error) else ""
-        raise TrialError(reason, f"images of {tuple(image_shape)} fail: {describe(error)}{hint}") from error
+        raise TrialError(reason, f"images of {image_shape} fail: {describe(error)}{hint}") from error
 
 
 def _deployed(network: nn.Module, x: Tensor) -> tuple[int, int, int]:
     """Parameters, multiply-accumulates and peak bytes of one pass over `x` in eval mode."""
     seen = _Counting(x)
-    with _Quick(), Seeing(seen.see), torch.no_grad():
+    with Seeing(seen.see, _BY_SHAPE), torch.no_grad():
         output = network.eval()(x)
     params = sum(p.numel() for p in network.parameters() if p.requires_grad and storage_of(p) in seen.read)
     return params, seen.macs, seen.peak_bytes(output)
 
 
 def _trained(network: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps of one training pass over `x`."""
-    with _Quick(), _saving(network) as saved:
+    """Bytes that autograd keeps of one training pass over `x`, weights and statistics not included."""
+    own = {storage_of(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    saved: dict[int, Tensor] = {}  # by storage, because a linear layer keeps a view of its weight
+
+    def keep(tensor: Tensor) -> Tensor:
+        if storage_of(tensor) not in own:
+            saved[storage_of(tensor)] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with Seeing(instead=_BY_SHAPE), hooks:
         network.train()(x)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
@@ -138,26 +151,11 @@ def _batch_norm(x: Tensor, *settings: object) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
-_BY_SHAPE: dict[OpOverload, Callable[..., object]] = {
+_BY_SHAPE: Mapping[OpOverload, Callable[..., object]] = {
     torch.ops.aten.relu.default: torch.empty_like,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
 }
-
-
-class _Quick(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Makes a pass on the meta device several times faster.
-
-    For these operators torch finds the shapes by running a decomposition in Python, which takes milliseconds.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
-    ) -> object:
-        run: Callable[..., object] = _BY_SHAPE.get(func, func)
-        return run(*args, **(kwargs or {}))
+"""Of these operators torch finds the shapes by running a decomposition in Python, which takes milliseconds."""
 
 
 class _Counting:
@@ -207,24 +205,6 @@ class _Counting:
         for tensor in tensors:
             if (storage := storage_of(tensor)) in self._buffers:
                 self._used[storage] = self._step
-
-
-@contextmanager
-def _saving(network: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Collects what autograd keeps for the backward pass by storage, weights and statistics not included.
-
-    By storage, because a linear layer keeps a view of its weight.
-    """
-    own = {storage_of(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    saved: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if storage_of(tensor) not in own:
-            saved[storage_of(tensor)] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield saved
 
 
 OPERATOR = 32_768

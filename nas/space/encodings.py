@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import cast
 
 import networkx as nx
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from nas.space.cell import Cell
 from nas.space.choosers import Slot
-from nas.space.graph import CONNECT, Graph, cell_graphs, distinct_cells
-from nas.space.space import Space
+from nas.space.graph import CONNECT, Graph, cell_graphs, outline_cells
+from nas.space.space import Space, remembered
 from nas.types import Genotype
 
 Path = tuple[str, ...]
@@ -43,20 +42,18 @@ def option_counts(space: Space, genotype: Genotype) -> NDArray[np.float64]:
     return np.array([float(counts[name]) for name in names])
 
 
+@remembered
 def path_counts(space: Space, genotype: Genotype) -> Counter[Path]:
     """How many paths from an input to an output of its cells spell the same operations.
 
     The path encoding of BANANAS (White et al. 2021, AAAI, §3), with counts for bits; identities and plain
     connections spell nothing. Isomorphic architectures have equal counts.
     """
-    key = ("paths", genotype)
-    if key not in space.memo:
-        counts: Counter[Path] = Counter()
-        for kind, graph in cell_graphs(space, genotype).items():
-            for path, number in _paths(graph).items():
-                counts[(kind, *path)] += number
-        space.memo[key] = counts
-    return cast("Counter[Path]", space.memo[key])
+    counts: Counter[Path] = Counter()
+    for kind, graph in cell_graphs(space, genotype).items():
+        for path, number in _paths(graph).items():
+            counts[(kind, *path)] += number
+    return counts
 
 
 def crossover_groups(space: Space) -> list[list[int]]:
@@ -66,7 +63,7 @@ def crossover_groups(space: Space) -> list[list[int]]:
     """
     position = {d.name: i for i, d in enumerate(space.decisions)}
     groups: dict[tuple[str, int], list[int]] = {}
-    for kind, cell in distinct_cells(space.outline).items():
+    for kind, cell in outline_cells(space).items():
         for _, dst, op in cell.edges() if isinstance(cell, Cell) else ():
             if isinstance(op, Slot):
                 groups.setdefault((kind, dst), []).append(position[op.decision])

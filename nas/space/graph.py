@@ -1,8 +1,9 @@
-"""Architectures as graphs: nodes are feature maps, edges are operations.
+"""Architectures as graphs: of a cell, with feature maps as nodes and operations as edges, and of whole networks.
 
 The graph of a cell is read off the space's own wiring: whatever `Cell` the build function makes, its edges
 say which decision sits between which maps. In a `VertexCell` operations stand on the nodes and edges are
-plain. Decisions outside any cell form a chain, in the order asked.
+plain. Decisions outside any cell form a chain, in the order asked. The graph of a network (`skeleton`) is
+read off what runs.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import networkx as nx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nas.devices import evaluating
 from nas.errors import ConfigError
 from nas.space.cell import CELLS, Cell, VertexCell
 from nas.space.choosers import Fixed, Role, Slot
-from nas.space.space import Space
+from nas.space.space import Space, remembered
 from nas.text import shown
 from nas.types import Genotype
 
@@ -46,15 +48,11 @@ def cell_graphs(space: Space, genotype: Genotype) -> dict[str, Graph]:
     `graph.graph["values"]`.
     """
     genotype = space.canonical(genotype)
-    choices, asked = space.choices(genotype), space.asked(genotype)
-    outline = _outline(space, choices)
-    cells, inside = _cells(space)
-    if outline is not space.outline:
-        cells = distinct_cells(outline)
-        inside = inside.union(*map(_decisions, cells.values()))
+    choices, cells = space.choices(genotype), _cells(space, genotype)
+    inside = {name for cell in (*outline_cells(space).values(), *cells.values()) for name in _decisions(cell)}
     roles = space.trace.roles
     graphs = {kind: prune(_graph(kind, cell, choices, roles)) for kind, cell in cells.items()}
-    outside = {name: option for name, option in asked.items() if name not in inside}
+    outside = {name: option for name, option in space.asked(genotype).items() if name not in inside}
     values = {d.name: outside.pop(d.name) for d in space.decisions if not d.mixable and d.name in outside}
     if outside or not graphs:
         graphs[CHAIN] = _chain(outside or {name: f"{name} = {value}" for name, value in values.items()})
@@ -75,6 +73,7 @@ def prune(graph: Graph) -> Graph:
     return live
 
 
+@remembered
 def architecture_hash(space: Space, genotype: Genotype) -> str:
     """A name of 16 hex digits that two genotypes share exactly if their simplified graphs are isomorphic.
 
@@ -84,14 +83,11 @@ def architecture_hash(space: Space, genotype: Genotype) -> str:
     compares unrolled expressions: `conv(a) + conv(b)` with `a` and `b` two convolutions of the input is there
     the same as with one convolution used twice.
     """
-    key = ("hash", genotype)
-    if key not in space.memo:
-        graphs = cell_graphs(space, genotype)
-        values = next(iter(graphs.values())).graph["values"]
-        parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
-        text = json.dumps([parts, values], sort_keys=True)
-        space.memo[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cast(str, space.memo[key])
+    graphs = cell_graphs(space, genotype)
+    values = next(iter(graphs.values())).graph["values"]
+    parts = {kind: canonical_form(graph) for kind, graph in graphs.items()}
+    text = json.dumps([parts, values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def canonical_form(graph: Graph) -> list[list[object]]:
@@ -168,25 +164,22 @@ def _roles(graph: Graph) -> dict[str, str]:
     return {node: data["role"] for node, data in graph.nodes(data=True)}
 
 
-def _outline(space: Space, choices: Mapping[str, str]) -> nn.Module:
-    """The wiring of one architecture, which decisions that are plain values may shape."""
+def _cells(space: Space, genotype: Genotype) -> dict[str, AnyCell]:
+    """The cells of one architecture, whose wiring decisions that are plain values may shape."""
     if all(decision.mixable for decision in space.decisions):
-        return space.outline
+        return outline_cells(space)
     with torch.device("meta"):
-        return space.build(Fixed(choices, outline=True, nested=frozenset(space.trace.nested)))
+        chooser = Fixed(space.choices(genotype), outline=True, nested=frozenset(space.trace.nested))
+        return _distinct(space.build(chooser))
 
 
-def _cells(space: Space) -> tuple[dict[str, AnyCell], frozenset[str]]:
-    """The cells of the outline, and all decisions in them; looked for once, since that takes longest."""
-    key = ("cells", ())
-    if key not in space.memo:
-        cells = distinct_cells(space.outline)
-        inside = frozenset(decision for cell in cells.values() for decision in _decisions(cell))
-        space.memo[key] = cells, inside
-    return cast("tuple[dict[str, AnyCell], frozenset[str]]", space.memo[key])
+@remembered
+def outline_cells(space: Space) -> dict[str, AnyCell]:
+    """The first cell of each kind in a space's outline, with a `Slot` for each operation."""
+    return _distinct(space.outline)
 
 
-def distinct_cells(outline: nn.Module) -> dict[str, AnyCell]:
+def _distinct(outline: nn.Module) -> dict[str, AnyCell]:
     """The first cell of each kind; cells of one kind that ask different decisions get a number each."""
     found: dict[tuple[str, tuple[str, ...]], AnyCell] = {}
     for module in outline.modules():
@@ -257,16 +250,11 @@ def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str], roles: Roles)
 
 def _chain(choices: Mapping[str, str]) -> Graph:
     graph = Graph(kind=CHAIN)
-    graph.add_node("in", role="input", label="in")
-    last = "in"
-    for i, (decision, option) in enumerate(choices.items()):
-        final = i == len(choices) - 1
-        node = "out" if final else str(i)
-        graph.add_node(node, role="output" if final else "node", label=node)
-        graph.add_edge(last, node, op=option, decision=decision, role="op")
-        last = node
-    if not choices:
-        graph.add_node("out", role="output", label="out")
+    names = ["in", *map(str, range(len(choices) - 1)), "out"]
+    for name in names:
+        graph.add_node(name, role={"in": "input", "out": "output"}.get(name, "node"), label=name)
+    for (src, dst), (decision, option) in zip(itertools.pairwise(names), choices.items(), strict=False):
+        graph.add_edge(src, dst, op=option, decision=decision, role="op")
     return graph
 
 
@@ -302,3 +290,74 @@ def _refine(edges: Iterable[Edge], fixed: Mapping[str, str], ops: Mapping[str, s
             updated[node] = hashlib.sha256(repr((colours[node], into, out)).encode()).hexdigest()
         colours |= updated
     return colours
+
+
+# -- whole networks -----------------------------------------------------------------------------------
+
+
+def skeleton(network: nn.Module, image_shape: Sequence[int]) -> Graph:
+    """Runs one image `[1, C, H, W]` through `network` and records its blocks in the order they ran.
+
+    A block is a cell, or the largest module without a cell inside. Node attributes: `label` (its name and
+    class; of a sequence, the classes of the first and the last layer), `shape` ("16x32x32"), `kind` (the
+    cell's kind, else `stem`, `block` or `head` by its place).
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = torch.zeros(1, *image_shape, device=device)
+    graph, last = Graph(), "input"
+    graph.add_node(last, label=last, shape=_shape(x), kind="input")
+    made = {id(x): (last, x)}  # with the tensors, so that their identities stay unique
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal last
+            sources = {made[id(x)][0] for x in inputs if id(x) in made} or {last}
+            kind = module.kind if isinstance(module, CELLS) else "block"
+            graph.add_node(name, label=_label(name, module), shape=_shape(output), kind=kind)
+            graph.add_edges_from((source, name) for source in sorted(sources))
+            made[id(output)], last = (name, output), name
+
+        return record
+
+    hooks = [module.register_forward_hook(recorder(name)) for name, module in _blocks(network, "")]
+    try:
+        with evaluating(network), torch.no_grad():
+            network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _name_ends(graph)
+    return graph
+
+
+def _blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        where = f"{path}.{name}" if path else name
+        has_cell = any(isinstance(m, CELLS) for m in child.modules())
+        if isinstance(child, CELLS) or not (has_cell or isinstance(child, nn.ModuleList)):
+            yield where, child
+        else:
+            yield from _blocks(child, where)
+
+
+def _label(name: str, module: nn.Module) -> str:
+    if isinstance(module, CELLS):
+        return f"{name}\n{module.kind}"
+    text = type(module).__name__
+    if type(module) is nn.Sequential:
+        leaves = [type(m).__name__ for m in module.modules() if not any(True for _ in m.children())]
+        text = leaves[0] if len(leaves) == 1 else f"{leaves[0]}..{leaves[-1]}"
+    return f"{name}\n{text}"
+
+
+def _shape(x: Tensor) -> str:
+    return "×".join(str(side) for side in x.shape[1:])
+
+
+def _name_ends(graph: Graph) -> None:
+    """Blocks before the first cell are the stem, those after the last one the head."""
+    order = [n for n in graph.nodes if n != "input"]
+    cells = [i for i, n in enumerate(order) if graph.nodes[n]["kind"] != "block"]
+    for i, node in enumerate(order):
+        if cells and graph.nodes[node]["kind"] == "block":
+            graph.nodes[node]["kind"] = "stem" if i < cells[0] else "head" if i > cells[-1] else "block"

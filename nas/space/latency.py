@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor, nn
 
 from nas import devices
 from nas.errors import ConfigError, TrialError, unknown
 from nas.files.atomic import read_json, write_json
+from nas.files.schemas import checked
 from nas.seeding import isolated, rng, torch_rng
 from nas.space.graph import architecture_hash
 from nas.space.space import Space
-from nas.text import shown
 from nas.types import Genotype
 
 LATENCY = "latency_ms"
 """The metric of a trial: milliseconds for one image."""
 RESAMPLES, FOLDS, BEST_OF = 1000, 5, 5
-UNIT, PARTS = "ms", ("unit", "device", "base", "error", "entries")
 MAX_BYTES = 16 << 20
 """Of a table's file; an entry for each of 15,625 cells takes 2 MB."""
 
@@ -78,7 +76,7 @@ def interleaved(
     """
     order = rng(seed, "latency")
     times = np.empty((len(networks), warmup + repeats))
-    with _evaluating(networks), torch.no_grad():
+    with devices.evaluating(*networks), torch.no_grad():
         for round_ in range(warmup + repeats):
             for i in order.permutation(len(networks)):
                 times[i, round_] = _timed(networks[i], x)
@@ -102,20 +100,22 @@ def _timed(network: nn.Module, x: Tensor) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-@contextmanager
-def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts networks in eval mode, and every module back in its own mode afterwards."""
-    modes = {module: module.training for network in networks for module in network.modules()}
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 # -- looked up ----------------------------------------------------------------------------------------
+
+Ms = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class _TableFile(BaseModel):
+    """What a table's file holds; nothing else, so that a misspelt part is noticed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    unit: Literal["ms"]
+    device: str
+    entries: Annotated[dict[str, Ms], Field(min_length=1)]
+    base: Ms | None = None
+    error: Ms | None = None
+
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,12 @@ class LatencyTable:
         Raises:
             ConfigError: when the file is too large, no JSON, or not such a table.
         """
-        data = _parts(path)
-        entries = {name: _number(path, name, value) for name, value in data["entries"].items()}
-        base, error = (
-            _number(path, name, data[name]) if data.get(name) is not None else None
-            for name in ("base", "error")
-        )
-        return cls(data["device"], entries, base, error)
+        data = checked(_TableFile, read_json(path, max_bytes=MAX_BYTES), path, "latency table")
+        return cls(data.device, data.entries, data.base, data.error)
 
     def write(self, path: Path) -> None:
         """Writes what `read` reads."""
-        write_json(path, {"unit": UNIT, **asdict(self)})
+        write_json(path, {"unit": "ms", **asdict(self)})
 
     def check(self, space: Space) -> None:
         """Raises ConfigError when an entry is for an option that `space` does not have."""
@@ -170,7 +165,8 @@ class LatencyTable:
             TrialError: with reason `missing`, when the table does not have what is needed.
         """
         if self.base is None:
-            return self._entry(_names(space, genotype))
+            written = [] if space.notation is None else [space.notation.write(genotype)]
+            return self._entry([*written, architecture_hash(space, genotype)])
         return self.base + sum(self._entry([name]) for name in _options(space, genotype))
 
     def _entry(self, names: Sequence[str]) -> float:
@@ -256,32 +252,3 @@ def _options(space: Space, genotype: Genotype) -> list[str]:
 
 def _option(decision: str, option: str) -> str:
     return f"{decision}={option}"
-
-
-def _names(space: Space, genotype: Genotype) -> list[str]:
-    written = [space.notation.write(genotype)] if space.notation is not None else []
-    return [*written, architecture_hash(space, genotype)]
-
-
-def _parts(path: Path) -> dict[str, Any]:
-    """The parts of a table's file, with `device` and `entries` of the right kind."""
-    data = read_json(path, max_bytes=MAX_BYTES)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a latency table: wanted an object, got {type(data).__name__}")
-    for name in data:
-        if name not in PARTS:
-            raise ConfigError(f"{path}: {unknown('part of a latency table', name, PARTS)}")
-    if data.get("unit") != UNIT:
-        raise ConfigError(f"{path}: unit is {shown(data.get('unit'))}, wanted {UNIT!r}")
-    if not isinstance(device := data.get("device"), str):
-        raise ConfigError(f"{path}: device is {shown(device)}, wanted the name of what was measured")
-    if not isinstance(entries := data.get("entries"), dict) or not entries:
-        raise ConfigError(f"{path}: entries is {shown(entries)}, wanted milliseconds by name")
-    return data
-
-
-def _number(path: Path, name: str, value: object) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= cast(float, value) <= sys.float_info.max:
-        raise ConfigError(f"{path}: {shown(name)} is {shown(value)}, wanted a number of at least 0")
-    return float(cast(float, value))

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import cast
 
 from nas.errors import FAULTS, ConfigError, NasError, SpaceError, describe, staying, unknown
-from nas.files.paths import is_file
+from nas.files.folder import is_file
 from nas.space.space import Space
 
 BUNDLED = "nas.spaces"

@@ -8,7 +8,7 @@ to that weight is not zero, so the addition learns at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import networkx as nx
@@ -19,7 +19,7 @@ from nas.errors import SpaceError
 from nas.space.choosers import Fixed
 from nas.space.graph import Graph, cell_graphs
 from nas.space.ops import FactorizedReduce, Zero
-from nas.space.space import Space
+from nas.space.space import Space, remembered
 from nas.types import Genotype
 
 
@@ -31,16 +31,21 @@ def additions(space: Space, genotype: Genotype) -> list[Genotype]:
     must have another input, or an identity must pass it on to one that has: alone in front of a ReLU, which
     passes no gradient at 0, an addition would stay zero for ever.
 
-    Of the decisions that only the addition asks, at most one is not at its first option. Architectures that
-    `project` would change are left out, so there are none in a space of a fixed number of connections.
+    Decisions that only the addition asks are at their first option. Architectures that `project` would change
+    are left out, so there are none in a space of a fixed number of connections.
     """
-    key = ("additions", space.canonical(genotype))
-    if key not in space.memo:
-        children = set(_children(space, key[1]))
-        space.memo[key] = sorted(
-            child for child in children if _is_valid(space, child) and is_addition(space, key[1], child)
-        )
-    return list(space.memo[key])
+    return list(_additions(space, space.canonical(genotype)))
+
+
+@remembered
+def _additions(space: Space, parent: Genotype) -> list[Genotype]:
+    children = set()
+    for i, decision in enumerate(space.decisions):
+        roles = space.trace.roles.get(decision.name, {})
+        if roles.get(decision.options[parent[i]]) == "zero":
+            opened = (option for option, name in enumerate(decision.options) if roles[name] == "op")
+            children |= {space.canonical(_changed(parent, i, option)) for option in opened}
+    return sorted(child for child in children if _is_valid(space, child) and is_addition(space, parent, child))
 
 
 def is_addition(space: Space, parent: Genotype, child: Genotype) -> bool:
@@ -95,27 +100,6 @@ def mismatch(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[st
     """Names of the tensors that only one of two `state_dict`s has, or that differ in shape."""
     shapes = ({(name, value.shape) for name, value in weights.items()} for weights in (wanted, got))
     return sorted({name for name, _ in set.symmetric_difference(*shapes)})
-
-
-def _children(space: Space, parent: Genotype) -> Iterator[Genotype]:
-    """All that could be additions, as far as the roles of options tell."""
-    for i, decision in enumerate(space.decisions):
-        roles = space.trace.roles.get(decision.name, {})
-        if roles.get(decision.options[parent[i]]) == "zero":
-            for option, name in enumerate(decision.options):
-                if roles[name] == "op":
-                    yield from _opened(space, parent, i, option)
-
-
-def _opened(space: Space, parent: Genotype, i: int, option: int) -> Iterator[Genotype]:
-    """The child with that option, and its variants in one decision that the parent does not ask."""
-    child = space.canonical(_changed(parent, i, option))
-    yield child
-    if space.decisions[i].name in space.trace.nested:
-        for j, decision in enumerate(space.decisions):
-            for other in range(1, len(decision.options)):
-                if _asks(space, child, j, other) and not _asks(space, parent, j, other):
-                    yield space.canonical(_changed(child, j, other))
 
 
 def _is_valid(space: Space, genotype: Genotype) -> bool:

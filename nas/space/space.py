@@ -9,33 +9,71 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, cast
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas.errors import FAULTS, NasError, SpaceError, describe, staying
+from nas.errors import FAULTS, NasError, SpaceError, describe, staying, unknown
 from nas.space.choosers import Chooser, Fixed, Tracer, traced
-from nas.space.genotypes import Size, check_genotype, estimate, from_words
 from nas.text import shown
 from nas.types import Decision, Genotype
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Scores = Sequence[NDArray[np.float64]]
 """One row `[O]` per decision; a larger score is preferred."""
 TRIES = 200
 ENUMERABLE = 20_000
+DRAWS = 400
+"""For each decision of an estimated size."""
 MAX_TEXT = 5000
 """Characters of a genotype's text."""
+
+
+def remembered(function: Callable[Concatenate[Space, P], T]) -> Callable[Concatenate[Space, P], T]:
+    """Lets a costly pure function of a space and hashable values keep its answers, in the space itself."""
+
+    @wraps(function)
+    def answer(space: Space, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (function.__module__, function.__qualname__, *args, *kwargs.items())
+        if key not in space.memo:
+            space.memo[key] = function(space, *args, **kwargs)
+        return cast(T, space.memo[key])
+
+    return answer
 
 
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
     """The default projection: every decision is free, so take its best option."""
     return tuple(int(np.argmax(row)) for row in scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many different architectures a space holds.
+
+    exact: whether `count` was counted or else estimated by sampling.
+    """
+
+    count: int
+    exact: bool
+
+    def __str__(self) -> str:
+        large = Decimal(self.count)  # which no float may hold: 2,000 decisions between two are 1e602
+        if not self.exact:
+            if self.count < 10**6:
+                return f"about {round(self.count, 2 - len(str(self.count))):,} (estimated)"
+            return f"about {large:.1e} (estimated)"
+        return f"{self.count:,}" if self.count < 10**9 else f"{large.normalize():.3g}"
 
 
 @dataclass(frozen=True)
@@ -217,11 +255,10 @@ class Space:
         Where forcing one decision makes `project` give up another (two inputs per node), every such way is
         listed.
         """
-        key = ("neighbours", self.canonical(genotype))
-        if key not in self.memo:
-            self.memo[key] = self._neighbours(key[1])
-        return list(self.memo[key])
+        return list(self._neighbours(self.canonical(genotype)))
 
+    @remembered
+    def _neighbours(self, parent: Genotype) -> list[Genotype]:
     def _neighbours(self, parent: Genotype) -> list[Genotype]:
         found: dict[Genotype, None] = {}
         for i, decision in enumerate(self.decisions):
@@ -242,24 +279,22 @@ class Space:
         """The one genotype that stands for all with the same architecture: unasked decisions at option 0."""
         if not self.is_conditional:
             return genotype
-        key = ("canonical", genotype)
-        if key not in self.memo:
-            asked = self._asked(genotype)
-            names = [d.name for d in self.decisions]
-            self.memo[key] = tuple(
-                option if name in asked else 0 for name, option in zip(names, genotype, strict=True)
-            )
-        return cast(Genotype, self.memo[key])
+        asked, named = self._asked(genotype), zip(self.decisions, genotype, strict=True)
+        return tuple(option if decision.name in asked else 0 for decision, option in named)
 
     def asked(self, genotype: Genotype) -> dict[str, str]:
         """The choices that `build` asks for; the others, such as blocks beyond the depth, mean nothing."""
         choices = self.choices(genotype)
         if not self.is_conditional:
             return choices
-        key = ("asked", genotype)
-        if key not in self.memo:
-            self.memo[key] = self._asked(genotype)
-        return {name: option for name, option in choices.items() if name in self.memo[key]}
+        asked = self._asked(genotype)
+        return {name: option for name, option in choices.items() if name in asked}
+
+    @remembered
+    def _asked(self, genotype: Genotype) -> set[str]:
+        chooser = Fixed(self.choices(genotype), outline=True, nested=frozenset(self.trace.nested))
+        self._build(chooser, meta=True)
+        return chooser.asked
 
     def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
         """One row `[O]` per decision, 1.0 at the chosen option."""
@@ -276,12 +311,42 @@ class Space:
         return {d.name: d.options[i] for d, i in zip(self.decisions, genotype, strict=True)}
 
     def genotype(self, choices: Mapping[str, str]) -> Genotype:
-        """The genotype of an architecture given in words; the inverse of `choices`."""
-        return from_words(choices, self.decisions, space=self.name)
+        """The genotype of an architecture given as decision name to option name; the inverse of `choices`.
+
+        Raises:
+            SpaceError: when a decision or an option is unknown, or a decision is not chosen.
+        """
+        names = {d.name for d in self.decisions}
+        for name in choices:
+            if name not in names:
+                raise SpaceError(f"space {self.name!r}: {unknown('decision', str(name), names)}")
+        for d in self.decisions:
+            if d.name not in choices:
+                raise SpaceError(
+                    f"space {self.name!r}: decision {d.name!r} is not chosen; wanted one of {d.options}"
+                )
+            if choices[d.name] not in d.options:
+                raise SpaceError(f"decision {d.name!r}: {unknown('option', str(choices[d.name]), d.options)}")
+        return tuple(d.options.index(choices[d.name]) for d in self.decisions)
 
     def check(self, genotype: Genotype) -> None:
         """Raises SpaceError unless `genotype` has one option index in range for every decision."""
-        check_genotype(genotype, self.decisions, space=self.name)
+        if len(genotype) != len(self.decisions):
+            raise SpaceError(
+                f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
+            )
+        for d, option in zip(self.decisions, genotype, strict=True):
+            if isinstance(option, bool) or not isinstance(option, int | np.integer):
+                raise SpaceError(
+                    f"decision {d.name!r} got {shown(option)}, a {type(option).__name__}; a genotype has one "
+                    "option index for each decision, a whole number"
+                )
+            if not 0 <= option < len(d.options):
+                raise SpaceError(
+                    f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "
+                    f"{len(d.options) - 1}"
+                )
+
 
     # -- networks -------------------------------------------------------------------------------------
 
@@ -334,33 +399,41 @@ class Space:
     # -- counting -------------------------------------------------------------------------------------
 
     @cached_property
-    def memo(self) -> dict[tuple[str, Genotype], Any]:
-        """Where costly pure functions of a genotype keep their answers, by the function's name."""
+    def memo(self) -> dict[tuple[object, ...], Any]:
+        """What `remembered` functions have answered, by their name and arguments."""
         return {}
-
-    def _asked(self, genotype: Genotype) -> set[str]:
-        chooser = Fixed(self.choices(genotype), outline=True, nested=frozenset(self.trace.nested))
-        self._build(chooser, meta=True)
-        return chooser.asked
 
     def _noise(self, rng: np.random.Generator) -> list[NDArray[np.float64]]:
         return [rng.random(len(d.options)) for d in self.decisions]
 
     def _estimate(self) -> int:
-        rng = np.random.default_rng(0)
-        return estimate(
-            self.decisions,
-            lambda prefix: self._draw(prefix, rng),
-            free=self.project is argmax,
-            aliases=self._aliases if self.is_conditional else None,
-        )
+        """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
+
+        Takes what is drawn to be uniform over the valid genotypes. A genotype with unasked decisions counts
+        as its share of all those that mean the same.
+        """
+        rng, prefix, total = np.random.default_rng(0), list[int](), Fraction(1)
+        for depth, decision in enumerate(self.decisions):
+            if self.project is argmax:
+                total *= len(decision.options)
+                continue
+            seen = [self._draw(prefix, rng)[depth] for _ in range(2 * DRAWS)]
+            # Choosing and counting on the same draws would favour options that were drawn too often.
+            option = Counter(seen[:DRAWS]).most_common(1)[0][0]
+            total *= Fraction(DRAWS, max(1, seen[DRAWS:].count(option)))
+            prefix.append(option)
+        if self.is_conditional:
+            total *= Fraction(float(np.mean([1 / self._aliases(self._draw([], rng)) for _ in range(DRAWS)])))
+        return round(total)
 
     def _draw(self, prefix: Sequence[int], rng: np.random.Generator) -> Genotype:
+        """A random architecture whose first options are given."""
         scores = self._noise(rng)
         for i, option in enumerate(prefix):
             scores[i] = 3.0 * np.eye(len(scores[i]))[option]
         return self.nearest(scores)
 
     def _aliases(self, genotype: Genotype) -> int:
+        """How many genotypes mean the same architecture."""
         asked = self._asked(genotype)
         return math.prod(len(d.options) for d in self.decisions if d.name not in asked)

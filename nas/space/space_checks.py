@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ def check_listing(space: Space) -> None:
     """Checks what can be chosen; allocates nothing.
 
     Raises:
-        SpaceError: when there is nothing to choose, a name is misspelt, or listings and projections fail.
+        SpaceError: when there is nothing to choose, or listings and projections fail.
     """
     with blaming(space):
         if not space.decisions:
@@ -37,7 +36,6 @@ def check_listing(space: Space) -> None:
                 )
         for _ in range(TRACES):
             _check_repeatable(space)
-        _check_names(space)
         _check_project(space)
 
 
@@ -74,38 +72,6 @@ def _check_repeatable(space: Space) -> None:
         )
     if again != space.decisions:
         raise SpaceError("listed twice, build asked its decisions in another order; iterate over no set")
-
-
-def _check_names(space: Space) -> None:
-    """Compares the words of names that are the same but for one word and have the same options."""
-    words: dict[tuple[object, ...], list[tuple[str, str]]] = {}
-    for decision in space.decisions:
-        parts = re.split(r"([a-z]{4,})", decision.name)
-        for i in range(1, len(parts), 2):
-            alike = words.setdefault((decision.options, i, *parts[:i], *parts[i + 1 :]), [])
-            for word, name in alike:
-                if _is_slip(word, parts[i]):
-                    raise SpaceError(
-                        f"decision {decision.name!r} has the options of {name!r}; did you mean {name!r}? "
-                        "one name is one decision; if two are meant, tell their names further apart"
-                    )
-            alike.append((parts[i], decision.name))
-
-
-def _is_slip(a: str, b: str) -> bool:
-    """Whether two words differ by two swapped neighbours or by one letter that is neither first nor last.
-
-    A first or last letter often tells apart on purpose: `qproj` and `kproj`, `kernelh` and `kernelw`.
-    """
-    short, long = sorted((a, b), key=len)
-    inside = range(1, len(long) - 1)
-    if len(short) < len(long):
-        return any(long[:i] + long[i + 1 :] == short for i in inside)
-    wrong = [i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q]
-    if len(wrong) == 2:
-        i, j = wrong
-        return j == i + 1 and (a[i], a[j]) == (b[j], b[i])
-    return len(wrong) == 1 and wrong[0] in inside
 
 
 def _check_project(space: Space) -> None:

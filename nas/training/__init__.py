@@ -1,1 +1,1 @@
-"""Training one network: recipes, steps, checkpoints, one process or many."""
+"""Training one network: recipes, steps, checkpoints, one process or many; begin with `train`, then `loop`."""
