@@ -8,8 +8,7 @@ from typing import Any
 
 from nas.errors import ConfigError
 from nas.files.atomic import read_json, replacing
-from nas.files.manifest import require_intact
-from nas.files.paths import check_contents, exists
+from nas.files.folder import check_contents, exists, require_intact
 from nas.files.schemas import ArchitectureRecord, checked
 from nas.space.graph import Graph, architecture_hash, cell_graphs, from_dict, to_dict
 from nas.space.loading import is_plugin, load
@@ -59,9 +58,10 @@ def read_architecture(path: Path) -> dict[str, Any]:
     data = read_json(file)
     if not isinstance(data, dict) or not {"space", "settings", "choices", "cells"} <= data.keys():
         raise ConfigError(f"{file} describes no architecture")
-    if isinstance(data.get("format", FORMAT), int) and data.get("format", FORMAT) > FORMAT:
+    found = data.get("format", FORMAT)
+    if isinstance(found, int) and found > FORMAT:
         raise ConfigError(
-            f"{file} was written by a newer version (format {data['format']}, this one reads {FORMAT}); "
+            f"{file} was written by a newer version (format {found}, this one reads {FORMAT}); "
             "upgrade nas-engine"
         )
     checked(ArchitectureRecord, data, file, "architecture")
@@ -89,11 +89,13 @@ def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
     return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
 
 
-def load_architecture(path: Path, *, space: str | None = None, **settings: object) -> tuple[Space, Genotype]:
+def load_architecture(
+    path: Path, *, space: str | Space | None = None, **settings: object
+) -> tuple[Space, Genotype]:
     """The space and genotype of an architecture.json.
 
     space: must be given where the architecture came from a user's own file, which is never run unasked.
-    settings: changes to the space's settings.
+    settings: changes to the space's settings, where it is loaded.
 
     Raises:
         ConfigError: when the space is a plug-in that was not named.
@@ -106,8 +108,9 @@ def load_architecture(path: Path, *, space: str | None = None, **settings: objec
             f"{path} was found in the space {origin!r}, which is code of your own; "
             "name it with --space to run it, in Python with space="
         )
-    loaded = load(space or origin, **{**data["settings"], **settings})
-    return loaded, loaded.genotype(data["choices"])
+    if not isinstance(space, Space):
+        space = load(space or origin, **{**data["settings"], **settings})
+    return space, space.genotype(data["choices"])
 
 
 def write_graphml(path: Path, graph: Graph) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.data.arrays import Array
+from nas.data.decode import load_arrays
 from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError, SpaceError
 from nas.evaluate import failure_summary
-from nas.files.atomic import read_json
-from nas.files.manifest import HISTORY, MANIFEST, check_manifest, damaged
-from nas.files.paths import check_contents, is_file, is_folder
-from nas.files.schemas import MetricsRecord, checked
+from nas.files.atomic import read_json, replacing
+from nas.files.folder import HISTORY, MANIFEST, check_manifest, damaged, is_file, is_folder
+from nas.files.schemas import AlphasRecord, MetricsRecord, checked
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.searchers.goals import Goals
@@ -35,6 +37,8 @@ from nas.types import Genotype, Trial
 
 BASELINES = ("random search at equal cost", "largest of these by MACs")
 _READ = ("architecture.json", "baselines.json", "metrics.json", "model.safetensors", "run.json")
+_MOST_BYTES = 256 << 20
+"""That alphas.npz may unpack to."""
 _log = logging.getLogger("nas")
 
 
@@ -86,7 +90,7 @@ class Result:
         measured = [
             *([] if accuracy is None else [f"test_acc {accuracy:.4f}"]),
             *([] if params is None else [f"{params:,.0f} params"]),
-            f"{counted(len(self.history), 'epoch' if self.by_gradients else 'trial')}",
+            counted(len(self.history), "epoch" if self.by_gradients else "trial"),
         ]
         return f"<Result of {self.space.name!r} in {str(self.folder)!r}: {', '.join(measured)}>"
 
@@ -98,6 +102,53 @@ class Result:
         with torch.no_grad():
             parts = [self.network(x).argmax(1) for x in torch.split(self.inputs.prepare(images), batch)]
         return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Alphas:
+    """How strong each operation was over a differentiable search, as alphas.npz holds it.
+
+    strengths: [T, E, O], NaN where a decision has fewer options.
+    decisions: [E] names; options: for each of them.
+    """
+
+    strengths: NDArray[np.float64]
+    decisions: Sequence[str]
+    options: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, space: Space, epochs: Sequence[Sequence[NDArray[np.float64]]]) -> Self:
+        """Collects the strengths `[O]` of each decision, epoch by epoch."""
+        options = tuple(d.options for d in space.decisions)
+        strengths = np.full((len(epochs), len(options), max(map(len, options))), math.nan)
+        for t, rows in enumerate(epochs):
+            for e, row in enumerate(rows):
+                strengths[t, e, : len(row)] = row
+        return cls(strengths, tuple(d.name for d in space.decisions), options)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The content of an alphas.npz.
+
+        Raises:
+            ConfigError: when it is damaged.
+        """
+        try:
+            arrays, _ = load_arrays(path, ("strengths", "names"), max_bytes=_MOST_BYTES)
+            names = checked(AlphasRecord, json.loads(arrays["names"].tobytes()), path, "table of alphas")
+            strengths = np.asarray(arrays["strengths"], dtype=float)
+            fitting = (len(names.decisions), max(map(len, names.options), default=0))
+            if strengths.shape[1:] != fitting or len(names.options) != len(names.decisions):
+                raise ValueError(f"its strengths are {strengths.shape}, which do not fit its names")
+        except (KeyError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+        return cls(strengths, names.decisions, names.options)
+
+    def write(self, folder: Path) -> None:
+        """alphas.npz."""
+        names = json.dumps({"decisions": self.decisions, "options": self.options}).encode()
+        with replacing(folder / "alphas.npz") as temporary:
+            np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
 
 
 def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict[str, Sequence[Trial]]:
@@ -123,28 +174,25 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     """A finished run read back, with its trained network on the CPU.
 
     space: must be given where the run used a user's own space.
+
+    Raises:
+        ConfigError: when there is no finished run, or what a result is made of is damaged.
+        SpaceError: when the space is another one by now.
     """
     folder = Path(folder)
     if not is_folder(folder):
         raise ConfigError(f"no folder {folder} (looked from {Path.cwd()}); wanted that of a finished run")
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished run; repeat its command to resume it")
-    check_contents(folder)
     damage = check_manifest(folder)
     if needed := [line for line in damage if line.startswith(_READ)]:
         raise damaged(folder, needed)
     for line in damage:
         _log.warning("%s: %s in the manifest; the model and its figures are as recorded", folder, line)
-    data = read_architecture(folder)
-    if isinstance(space, Space):
-        found, genotype = space, space.genotype(data["choices"])
-    else:
-        found, genotype = load_architecture(folder, space=space)
-    tensors, _ = load_tensors(folder / "model.safetensors")
-    network = _filled(found, genotype, tensors, folder)
-    metrics = read_metrics(folder)
-    record = read_run(folder)
+    found, genotype = load_architecture(folder, space=space)
+    record, metrics = read_run(folder), read_metrics(folder)
     goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
+    method = str(record["config"].get("method"))
     try:
         history, random = (Study.read(folder, name, found) for name in (SEARCH, RANDOM))
     except ConfigError as error:
@@ -152,14 +200,13 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
             raise
         _log.warning("%s", error)
         history, random = [], []
-    method = str(record["config"].get("method"))
     # A random search is its own baseline, and has no second study.
-    own = history if method == "random" and (folder / "baselines.json").is_file() else []
+    own = history if method == "random" and is_file(folder / "baselines.json") else []
     return Result(
         found,
         genotype,
-        graphs_of(data),
-        network.eval(),
+        graphs_of(read_architecture(folder)),
+        _trained(found, genotype, folder),
         metrics,
         history,
         folder,
@@ -170,14 +217,15 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
     )
 
 
-def _filled(space: Space, genotype: Genotype, tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
-    """The network with these weights; what they do not fit is never built in full size."""
+def _trained(space: Space, genotype: Genotype, folder: Path) -> nn.Module:
+    """The network with the weights of a run; what they do not fit is never built in full size."""
+    tensors, _ = load_tensors(folder / "model.safetensors")
     outline = space.network(genotype, meta=True).state_dict()
     if {k: v.shape for k, v in outline.items()} != {k: v.shape for k, v in tensors.items()}:
         raise SpaceError(f"{folder}: the weights do not fit space {space.name!r} any more")
     network = space.network(genotype)
     network.load_state_dict(dict(tensors))
-    return network
+    return network.eval()
 
 
 def read_metrics(folder: Path) -> dict[str, float]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import platform
 import subprocess  # nosec B404
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nas import __version__, devices
+from nas import __version__
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
-from nas.files.paths import check_contents, is_file
+from nas.files.folder import check_contents, is_file
 from nas.files.schemas import ComparedRecord, RunRecord, checked
+
+if TYPE_CHECKING:  # servers read records and have no torch
+    import torch
 
 FORMAT = 1
 """Grows when the meaning of `run.json` changes."""
@@ -28,43 +29,45 @@ CHECKPOINT = "checkpoint"
 """The part of a run's folder that only lives until the run is finished."""
 
 
-def compared_of(folder: Path) -> ComparedRecord | None:
-    """What a run was compared with, where it was."""
-    path = folder / "baselines.json"
-    return checked(ComparedRecord, read_json(path), path, "comparison") if is_file(path) else None
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """The record of a run.
 
     Raises:
         ConfigError: when there is none, or it was written by a newer version.
     """
-    if not is_file(folder / "run.json"):
+    file = folder / "run.json"
+    if not is_file(file):
         raise ConfigError(f"{folder} holds no run: there is no run.json in it")
     check_contents(folder)
-    record = read_json(folder / "run.json")
+    record = read_json(file)
     if not isinstance(record, dict) or type(record.get("format")) is not int:
-        raise ConfigError(f"{folder / 'run.json'} is no record of a run")
+        raise ConfigError(f"{file} is no record of a run")
     if record["format"] > FORMAT:
         raise ConfigError(
             f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
             "upgrade nas-engine"
         )
     if not {"config", "plan", "architecture", "space", "task"} <= record.keys():
-        raise ConfigError(
-            f"{folder / 'run.json'} is no complete record of a run; choose another --out folder"
-        )
-    checked(RunRecord, record, folder / "run.json", "record of a run")
+        raise ConfigError(f"{file} is no complete record of a run; choose another --out folder")
+    checked(RunRecord, record, file, "record of a run")
     return record
+
+
+def compared_of(folder: Path) -> ComparedRecord | None:
+    """What a run was compared with, where it was."""
+    path = folder / "baselines.json"
+    return checked(ComparedRecord, read_json(path), path, "comparison") if is_file(path) else None
 
 
 def environment(device: torch.device) -> dict[str, object]:
     """Versions and hardware; nothing of the process's environment variables."""
-    names = ("torch", "numpy", "optuna", "networkx", "scikit-learn")
+    import torch
+
+    from nas import devices
+
     return {
         "python": platform.python_version(),
-        **{name: _installed(name) for name in names},
+        **{name: version(name) for name in ("torch", "numpy", "optuna", "networkx", "scikit-learn")},
         "cuda": torch.version.cuda,
         "nas-engine": __version__,
         "platform": f"{platform.system()} {platform.machine()}",
@@ -73,14 +76,6 @@ def environment(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
-
-
-def _installed(name: str) -> str | None:
-    """The version of a package that the engine can do without."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -23,63 +23,9 @@ if TYPE_CHECKING:
 
     from optuna.storages import BaseStorage
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL_S = 0.2
 """How soon a stop is noticed."""
-
-
-class _Quiet(WSGIRequestHandler):
-    """Logs no requests: a page that looks every two seconds would fill the screen."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def server_bind(self) -> None:
-        """Binds without asking a name server who this machine is, which may take long."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
-def serve(
-    app: WSGIApplication, host: str, port: int, *, ready: Callable[[str], None], stop: Callable[[], bool]
-) -> None:
-    """Answers requests until `stop` says so, which is asked several times a second.
-
-    port: 0 takes a free one. ready: is told the URL once requests are answered.
-
-    Raises:
-        ConfigError: when the address is no address of this machine, or the port is in use.
-    """
-    kind = _Server6 if ":" in host else _Server
-    try:
-        server = kind((host, port), _Quiet)
-    except OSError as error:
-        advice = (
-            "choose another --port"
-            if error.errno in (errno.EADDRINUSE, errno.EACCES)
-            else "choose another --host"
-        )
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}; {advice}") from error
-    with server:
-        server.timeout = POLL_S
-        server.set_app(app)
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{server.server_port}/")
-        while not stop():
-            server.handle_request()
-
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHELL = (Path(__file__).parent / "live.html").read_text(encoding="utf-8")
 
 
@@ -96,21 +42,25 @@ class Live:
         self._lock = threading.Lock()
         self._storage: BaseStorage | None = None
         self._studies: WSGIApplication | None = None
-        self._rendered: tuple[str, str] | None = None
+        self._rendered = "", ""
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Answers one request."""
         if environ["REQUEST_METHOD"] != "GET":
-            return _answer(
-                start, "405 Method Not Allowed", "this view only reads: a run is changed by its job"
-            )
+            return _answer(start, "405 Method Not Allowed", "this view only reads: a run is changed by its job")
         if self.local and _host(environ) not in LOOPBACK:
             return _answer(start, "403 Forbidden", "open this page as http://127.0.0.1 or http://localhost")
         try:
-            page = self._page(environ["PATH_INFO"])
-            if page is not None:
-                return _answer(start, "200 OK", page[0], kind=page[1])
-            return self._optuna()(environ, start)
+            match environ["PATH_INFO"]:
+                case "" | "/":
+                    return _answer(start, "200 OK", SHELL, kind="text/html")
+                case "/state":
+                    now = json.dumps({"run": self.folder.name, "state": self.state()})
+                    return _answer(start, "200 OK", now, kind="application/json")
+                case "/report":
+                    return _answer(start, "200 OK", self.report(), kind="text/html")
+                case _:
+                    return self._optuna()(environ, start)
         except (NasError, OSError) as error:
             return _answer(start, "503 Service Unavailable", str(error))
 
@@ -126,20 +76,9 @@ class Live:
         """The report of the run as it is now."""
         with self._lock:  # drawn once, however many ask
             now = self.state()
-            if self._rendered is None or self._rendered[0] != now:
+            if self._rendered[0] != now:
                 self._rendered = now, self.render(self.folder)
             return self._rendered[1]
-
-    def _page(self, path: str) -> tuple[str, str] | None:
-        """A page of ours and its kind; None where it is Optuna's."""
-        match path:
-            case "" | "/":
-                return SHELL, "text/html"
-            case "/state":
-                return json.dumps({"run": self.folder.name, "state": self.state()}), "application/json"
-            case "/report":
-                return self.report(), "text/html"
-        return None
 
     def _history(self) -> BaseStorage | None:
         """The studies of the run, as soon as there are any."""
@@ -176,3 +115,52 @@ def _answer(start: StartResponse, status: str, text: str, *, kind: str = "text/p
     ]
     start(status, headers)
     return [body]
+
+
+class _Quiet(WSGIRequestHandler):
+    """Logs no requests: a page that looks every two seconds would fill the screen."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Quiet)
+        self.timeout = POLL_S
+
+    def server_bind(self) -> None:
+        """Binds without asking a name server who this machine is, which may take long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+def serve(
+    app: WSGIApplication, host: str, port: int, *, ready: Callable[[str], None], stop: Callable[[], bool]
+) -> None:
+    """Answers requests until `stop` says so, which is asked several times a second.
+
+    port: 0 takes a free one. ready: is told the URL once requests are answered.
+
+    Raises:
+        ConfigError: when the address is no address of this machine, or the port is in use.
+    """
+    try:
+        server = _Server(host, port)
+    except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another {option}"
+        ) from error
+    with server:
+        server.set_app(app)
+        name = f"[{host}]" if ":" in host else host
+        ready(f"http://{name}:{server.server_port}/")
+        while not stop():
+            server.handle_request()

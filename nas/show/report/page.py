@@ -1,10 +1,12 @@
-"""The page: one file without anything from outside, in which nothing from a name can run."""
+"""The report of a run, or the comparison of several: one file without anything from outside.
+
+Nothing from a name can run in it: all text is escaped, and its policy allows its own script and style alone.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,15 +18,19 @@ from nas import __version__
 from nas.errors import ConfigError
 from nas.files.atomic import write_text
 from nas.results.run_record import read_run
-from nas.show.report import architecture, compare, curves, summary, trials, workers
+from nas.show import draw
+from nas.show.draw import Bands
+from nas.show.report import history, outcome
 from nas.show.report.run import Run, read
-from nas.show.report.section import Section, Tip
+from nas.show.report.section import NUMBERS, Drawing, Tip, Values, metric
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.text import printable
 
 REPORT = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
+Part = tuple[str, str, Values | None]
+"""Name and title of a section, and what it shows; None where there are no data for it."""
 
 
 def write_report(
@@ -50,16 +56,7 @@ def render(folders: Sequence[Path], *, space: Space | None = None, watts: float 
     if not folders:
         raise ConfigError("report: got no run, wanted at least one folder of a run")
     runs = [read(folder, space) for folder in folders]
-    if len(runs) == 1:
-        return render_run(runs[0], watts)
-    names = _distinct(runs)
-    return _page(", ".join(names), f"Comparison of {len(runs)} runs", compare.compare(runs, names))
-
-
-def render_run(run: Run, watts: float | None = None) -> str:
-    """The report of one run that was read."""
-    kind = "Report of a search" if run.method else "Report of a training"
-    return _page(run.name, kind, sections(run, watts))
+    return render_run(runs[0], watts) if len(runs) == 1 else _comparison(runs)
 
 
 def searched_space(folder: Path, path: str) -> Space:
@@ -72,55 +69,44 @@ def searched_space(folder: Path, path: str) -> Space:
     return load(path, **(settings if isinstance(settings, dict) else {}))
 
 
-def sections(run: Run, watts: float | None = None) -> list[Section]:
-    """The parts of a run's report, without those that there are no data for."""
-    found = [
-        summary.summary(run),
-        architecture.found(run),
-        architecture.network(run),
-        architecture.evolving(run),
-        curves.anytime(run),
-        curves.front(run),
-        curves.alphas(run),
-        curves.health(run),
-        trials.lineage(run),
-        trials.importance(run),
-        workers.failed(run),
-        workers.timeline(run),
-        workers.energy(run, watts),
-        summary.reproduce(run),
-    ]
-    return [section for section in found if section is not None]
+def render_run(run: Run, watts: float | None = None) -> str:
+    """The report of one run that was read."""
+    parts: Sequence[Part] = (
+        ("summary", "Summary", outcome.summary(run)),
+        ("cells", "Found cells", outcome.cells(run)),
+        ("network", "Whole network", outcome.network(run)),
+        ("evolving", "How the cell evolved", outcome.evolving(run)),
+        ("anytime", "Anytime curve", history.anytime(run)),
+        ("front", "Pareto front", history.front(run)),
+        ("alphas", "Alphas", outcome.alphas(run)),
+        ("health", "Health of the search", outcome.health(run)),
+        ("importance", "What mattered", history.importance(run)),
+        ("failures", "Failures", history.failures(run)),
+        ("timeline", "Timeline of trials", history.timeline(run)),
+        ("cost", "Cost", history.cost(run, watts)),
+        ("reproduce", "To do it again", outcome.reproduce(run)),
+    )
+    return _page(run.name, "Report of a search" if run.method else "Report of a training", parts)
 
 
-def _distinct(runs: Sequence[Run]) -> list[str]:
-    """Names of the runs' folders, with that of the folder around them or a number where they are alike."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [f"{run.folder.parent.name}/{run.name}" for run in runs]
-    if len(set(names)) < len(names):
-        names = [f"{place} {name}" for place, name in enumerate(names, 1)]
-    return names
-
-
-def _page(title: str, kind: str, parts: Sequence[Section]) -> str:
-    style, script = (_file(name) for name in ("style.css", "script.js"))
-    tips: dict[str, dict[int, Tip]] = {}
-    for section in parts:
-        for name, entries in section.tips.items():
-            tips.setdefault(name, {}).update(entries)
+def _page(title: str, kind: str, parts: Sequence[Part]) -> str:
+    tips: dict[str, dict[int, Tip]] = {"trials": {}, "timeline": {}}
+    for _, _, values in parts:
+        for name, entries in (values or {}).get("tips", {}).items():
+            tips[name] |= entries
+    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return (
         _environment()
-        .get_template("page.html")
+        .get_template("report.html")
         .render(
             title=title,
             kind=kind,
-            sections=parts,
+            sections=[part for part in parts if part[2] is not None],
             style=Markup(style),  # nosec B704
             script=Markup(script),  # nosec B704
             style_hash=_hash(style),
             script_hash=_hash(script),
-            tips=_data(tips),
+            tips=tips,
             version=__version__,
         )
     )
@@ -128,7 +114,7 @@ def _page(title: str, kind: str, parts: Sequence[Section]) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -136,6 +122,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.globals.update(NUMBERS)
+    return found
 
 
 def _shown(value: object) -> object:
@@ -145,18 +133,126 @@ def _shown(value: object) -> object:
     return printable(value).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _file(name: str) -> str:
-    return (_TEMPLATES / name).read_text()
-
-
 def _hash(text: str) -> str:
     """What a content security policy knows a style or a script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _data(value: Mapping[str, object]) -> Markup:
-    """JSON for a script element, which no text in it can end."""
-    text = json.dumps(value, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # nosec B704
+# -- several runs beside each other -------------------------------------------------------------------
+
+_MOST_CURVES = 8
+_MOST_ROWS = 60
+_TOLD = (
+    *("storage", "executor", "storage_patience", "objective", "constraint"),
+    *("goals.objectives", "goals.constraints"),
+)
+"""Settings that say nothing of the outcome, or stand in the table in words."""
+_RETRAINED = (
+    *("final", "full_size", "preset", "retrain", "space_settings", "final_settings", "deterministic"),
+    *("execution", "graph", "exclude"),
+)
+"""The settings of a retraining."""
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    """What differs between runs in settings and outcome."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{run.folder.parent.name}/{run.name}" for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{place} {name}" for place, name in enumerate(names, 1)]
+    parts: Sequence[Part] = (
+        ("settings", "Settings", _settings(runs, names)),
+        ("metrics", "Outcomes", _metrics(runs, names)),
+        ("curves", "Anytime curves", _curves(runs, names)),
+        ("cells", "Found cells", _cells(runs, names)),
+    )
+    return _page(", ".join(names), f"Comparison of {len(runs)} runs", parts)
+
+
+def _settings(runs: Sequence[Run], names: Sequence[str]) -> Values:
+    """What the runs are, and the settings in which they differ."""
+    told, flat = [outcome.facts(run) for run in runs], [_used(run) for run in runs]
+    rows = [(key, [table.get(key, "–") for table in told]) for key in dict.fromkeys(k for t in told for k in t)]
+    facts = {key for key, _ in rows}
+    for key in sorted({key for table in flat for key in table} - facts - set(_TOLD)):
+        found = [table.get(key) for table in flat]
+        if len(set(map(str, found))) > 1:
+            rows.append((key, [*map(setting, found)]))
+    marked = [(key, row, len(set(row)) > 1) for key, row in rows[:_MOST_ROWS]]
+    return {"head": names, "rows": marked, "more": len(rows) - _MOST_ROWS}
+
+
+def setting(value: object) -> str:
+    """A setting's value: a number without the digits that nobody set, a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _used(run: Run) -> dict[str, object]:
+    """The settings that a run had any use for: its record holds those of other kinds of runs, too."""
+    plan, config = run.record["plan"], run.record["config"]
+    if not run.method:
+        plan, config = ({k: v for k, v in table.items() if k in _RETRAINED} for table in (plan, config))
+    else:
+        shared = () if run.shares_weights else ("shared", "sharing")
+        idle = ("searcher", "shared", "sharing") if run.is_by_gradients else ("search", *shared)
+        plan = {k: v for k, v in plan.items() if k not in idle}
+    return _flat(plan, "") | _flat(config, "")
+
+
+def _flat(value: object, name: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}".lstrip(".")).items()}
+
+
+def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
+    """Each metric with its interval, where there is one."""
+    rows = [
+        (key.replace("_", " "), [_value(run.metrics, key) for run in runs], False)
+        for key in dict.fromkeys(key for run in runs for key in run.metrics)
+        if not key.endswith(("_low", "_high"))
+    ]
+    return {"head": names, "rows": rows, "more": 0} if rows else None
+
+
+def _value(metrics: Mapping[str, float], key: str) -> str:
+    if key not in metrics:
+        return "–"
+    ends = [metric(key, metrics[f"{key}_{end}"]) for end in ("low", "high") if f"{key}_{end}" in metrics]
+    return metric(key, metrics[key]) + (f" ({' to '.join(ends)})" if len(ends) == 2 else "")
+
+
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
+    """The best so far of each run, over seconds where gradients searched in one of them."""
+    searched = [(run, name) for run, name in zip(runs, names, strict=True) if run.search.allowed]
+    objectives = {run.search.goals.objectives[0].name for run, _ in searched}
+    if len(objectives) != 1:
+        return None
+    kinds = {run.is_by_gradients for run, _ in searched}
+    curves: dict[str, Bands] = {}
+    for run, name in searched[:_MOST_CURVES]:
+        band = history.expected(run, name)[name]
+        seconds = history.elapsed(run.search.allowed)
+        curves[name] = Bands(seconds, band.mean, band.low, band.high) if len(kinds) > 1 else band
+    xlabel, objective = "evaluations" if kinds == {False} else "seconds of evaluation", objectives.pop()
+    figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective)
+    return {
+        "drawings": [Drawing.of(figure, "curves", f"best {objective} so far of each run")],
+        "objective": objective,
+        "xlabel": xlabel,
+        "mixed": len(kinds) > 1,
+        "shown": len(curves),
+        "of": len(searched),
+    }
+
+
+def _cells(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
+    found = [
+        drawing
+        for place, (run, name) in enumerate(zip(runs, names, strict=True))
+        for drawing in outcome.draw_cells(run.graphs, f"run{place}", caption=name)
+    ]
+    return {"drawings": found, "text": "", "beside": True} if found else None

@@ -1,4 +1,4 @@
-"""What the page is made of."""
+"""What the sections of a report are made of: pictures as inline SVG, what is told of their spots, numbers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,36 @@ import math
 import re
 import xml.etree.ElementTree as ET  # nosec B405
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nas.files.manifest import MANIFEST, check_manifest
-from nas.files.paths import is_file
+from nas.files.folder import MANIFEST, check_manifest, is_file
 from nas.text import printable
 
+Values = Mapping[str, Any]
+"""What a section's part of the template shows; `tips` holds what spots tell, by the name of all of them."""
 Tip = Sequence[tuple[str, str]]
 """What is told of one spot of a picture: names and values, line by line."""
 _MOST_BYTES = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A place in a picture's plot that tells of a trial.
+
+    x, y: in the units of its axes; what lies outside is shown at their edge.
+    trial: its number. label: what it is, in a few words.
+    """
+
+    x: float
+    y: float
+    trial: int
+    label: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +53,10 @@ class Drawing:
     image: str = ""
     wide: bool = False
 
-
-@dataclass(frozen=True, eq=False)
-class Section:
-    """One part of a report.
-
-    name: unique in the page, and that of the template `sections/NAME.html` unless `template` is given.
-    reading: how to read it, in one or two sentences. tips: what spots tell, by the name of all of them.
-    """
-
-    name: str
-    title: str
-    reading: str
-    template: str = "drawings"
-    drawings: Sequence[Drawing] = ()
-    values: Mapping[str, object] = field(default_factory=dict)
-    tips: Mapping[str, Mapping[int, Tip]] = field(default_factory=dict)
+    @classmethod
+    def of(cls, figure: Figure, name: str, label: str, *, spots: Sequence[Spot] = ()) -> Self:
+        """A figure over the whole width. name: of no other picture in the page."""
+        return cls(label, label, svg=inline(figure, name=name, label=label, spots=spots), wide=True)
 
 
 def stored(folder: Path, name: str, caption: str) -> list[Drawing]:
@@ -67,65 +70,6 @@ def stored(folder: Path, name: str, caption: str) -> list[Drawing]:
     return [Drawing(caption, caption, image=f"data:image/svg+xml;base64,{data}", wide=True)]
 
 
-MINUS = "\u2212"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that suit them."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = timedelta(seconds=round(seconds))
-    hours, rest = divmod(whole.seconds + 86400 * whole.days, 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1], e.g. an accuracy."""
-    return f"{100 * share:.2f} %"
-
-
-def count(number: float) -> str:
-    """A large number with its unit."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.4g}"
-
-
-def setting(value: object) -> str:
-    """A setting's value: a number without the digits that nobody set, a dash where there is none."""
-    if value is None:
-        return "–"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def signed(number: float, digits: int = 2) -> str:
-    """A difference; its sign always shows."""
-    return "–" if not math.isfinite(number) else f"{number:+.{digits}f}".replace("-", MINUS)
-
-
-def milliseconds(value: float) -> str:
-    """A latency in the unit that suits it."""
-    return f"{value:.3g} ms" if value < 1000 else duration(value / 1000)
-
-
-_UNITS: tuple[tuple[tuple[str, ...], Callable[[float], str]], ...] = (
-    (("params", "macs"), count),
-    (("_bytes",), lambda value: f"{count(value)}B"),
-    (("_acc", "_acc_low", "_acc_high"), percent),
-    (("_delta", "_delta_low", "_delta_high"), lambda value: f"{signed(100 * value)} points"),
-    (("seconds", "cost_s"), duration),
-    (("_ms",), milliseconds),
-)
-"""Ends of metrics' names, and how what they name is written."""
-
-
-def metric(name: str, value: float) -> str:
-    """A metric's value in its unit, as far as its name tells it."""
-    write = next((write for ends, write in _UNITS if name.endswith(ends)), "{:.4g}".format)
-    return write(value)
-
-
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _DROPPED = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")
 _FONTS = "'DejaVu Sans', Verdana, sans-serif"
@@ -137,27 +81,19 @@ _MOST_FOCUSED = 200
 """Spots that the keyboard stops at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """A place in a picture's plot that tells something.
-
-    x, y: in the units of its axes; what lies outside is shown at their edge.
-    entry: the number of what is told. label: the same in a few words.
-    """
-
-    x: float
-    y: float
-    entry: int
-    label: str
-
-
-def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (), tips: str = "") -> Markup:
+def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = ()) -> Markup:
     """The figure as an `<svg>` element for a page.
 
     Styles become attributes, which a strict content security policy allows. name: what its ids begin with.
-    label: what it shows, for those who cannot see it. tips: the name of what the spots tell.
+    label: what it shows, for those who cannot see it.
     """
-    root = _parsed(figure)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "nas", "svg.fonttype": "none"}):
+        # The page behind it may be dark.
+        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _LINK)
+    root = ET.fromstring(buffer.getvalue())  # nosec B314
     _simplify(root, name)
     width, height = figure.get_size_inches() * 72
     root.attrib = {
@@ -171,18 +107,8 @@ def inline(figure: Figure, *, name: str, label: str, spots: Sequence[Spot] = (),
         "font-family": _FONTS,
     }
     if spots:
-        root.append(_spots(figure, spots, tips))
+        root.append(_circles(figure, spots))
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))  # nosec B704
-
-
-def _parsed(figure: Figure) -> ET.Element:
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "nas", "svg.fonttype": "none"}):
-        # The page behind it may be dark.
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", _LINK)
-    return ET.fromstring(buffer.getvalue())  # nosec B314
 
 
 def _simplify(root: ET.Element, name: str) -> None:
@@ -208,21 +134,73 @@ def _simplify(root: ET.Element, name: str) -> None:
         node.attrib = attributes
 
 
-def _spots(figure: Figure, spots: Sequence[Spot], tips: str) -> ET.Element:
+def _circles(figure: Figure, spots: Sequence[Spot]) -> ET.Element:
     """Invisible circles over what they tell of."""
-    group = ET.Element("g", {"class": "spots", "data-tips": tips})
+    group = ET.Element("g", {"class": "spots", "data-tips": "trials"})
     plot, scale = figure.axes[1], 72 / figure.dpi  # the first axes are the whole page's
     box, height = plot.get_window_extent(), float(figure.get_size_inches()[1]) * 72
     for place, spot in enumerate(spots):
         x, y = plot.transData.transform((spot.x, spot.y))
-        x, y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-        attributes = {
-            "cx": f"{x * scale:.1f}",
-            "cy": f"{height - y * scale:.1f}",
-            "r": "7",
-            "data-tip": str(spot.entry),
-        }
+        x, y = min(max(x, box.x0), box.x1) * scale, height - min(max(y, box.y0), box.y1) * scale
+        attributes = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "7", "data-tip": str(spot.trial)}
         if place < _MOST_FOCUSED:
             attributes |= {"tabindex": "0", "role": "img", "aria-label": printable(spot.label)}
         group.append(ET.Element("circle", attributes))
     return group
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units that suit them."""
+    if not 60 <= seconds < 1e9:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1], e.g. an accuracy."""
+    return f"{100 * share:.2f} %"
+
+
+def quantity(number: float, unit: str = "") -> str:
+    """A number in thousands, millions or billions of its unit, where it has so many."""
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number:.4g} {unit}".rstrip()
+
+
+def signed(number: float, digits: int = 2) -> str:
+    """A difference; its sign always shows."""
+    return "–" if not math.isfinite(number) else f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else duration(value / 1000)
+
+
+_UNITS: tuple[tuple[tuple[str, ...], Callable[[float], str]], ...] = (
+    (("params", "macs"), quantity),
+    (("_bytes",), lambda value: quantity(value, "B")),
+    (("_acc", "_acc_low", "_acc_high"), percent),
+    (("_delta", "_delta_low", "_delta_high"), lambda value: f"{signed(100 * value)} points"),
+    (("seconds", "cost_s"), duration),
+    (("_ms",), _milliseconds),
+)
+"""Ends of metrics' names, and how what they name is written."""
+
+
+def metric(name: str, value: float) -> str:
+    """A metric's value in its unit, as far as its name tells it."""
+    write = next((write for ends, write in _UNITS if name.endswith(ends)), "{:.4g}".format)
+    return write(value)
+
+
+NUMBERS: Mapping[str, Callable[..., str]] = {
+    "duration": duration,
+    "metric": metric,
+    "percent": percent,
+    "quantity": quantity,
+    "signed": signed,
+}
+"""How numbers are written, by the names that the template calls these functions by."""

@@ -13,11 +13,9 @@ from urllib.parse import urlsplit
 from nas.errors import ConfigError
 from nas.show.tracking.mlflow import MLflow
 from nas.show.tracking.tensorboard import TensorBoard
-from nas.show.tracking.tracker import NO_TRACKING, Feed, Run, Tracker, Tracking
+from nas.show.tracking.tracker import NO_TRACKING, Feed, TrackedRun, Tracker, Tracking
 
 AUTO = "auto"
-TENSORBOARD = "tensorboard"
-"""The folder in a run's folder where its event files are unless another one is named."""
 
 
 def check_trackers(tensorboard: str | None, mlflow: str | None) -> None:
@@ -49,18 +47,17 @@ def open_tracking(
     """Begins to track a run.
 
     name: other than that of any other run. settings: what was asked, as text.
-    tensorboard: the folder of event files, `auto` for one in the run's. mlflow: a URI, `auto` for that of the
-      environment. own: trackers that were given in Python. note: hears how to watch, and what fails.
+    tensorboard: the folder of event files, `auto` for `tensorboard` in the run's. mlflow: a URI, `auto` for
+      that of the environment. own: trackers that were given in Python. note: hears how to watch, and what
+      fails.
     """
-    trackers: list[tuple[str, Tracker]] = []
+    trackers: list[Tracker] = []
     if tensorboard is not None:
-        events = folder / TENSORBOARD if tensorboard == AUTO else Path(tensorboard)
+        events = folder / "tensorboard" if tensorboard == AUTO else Path(tensorboard)
         note(f"to watch the run: tensorboard --logdir {events}")
-        trackers.append(("tensorboard", TensorBoard(events)))
+        trackers.append(TensorBoard(events))
     if mlflow is not None:
-        trackers.append(("mlflow", MLflow(None if mlflow == AUTO else mlflow)))
-    trackers += [(type(tracker).__name__, tracker) for tracker in own]
-    if not trackers:
-        return NO_TRACKING
-    run = Run(name, folder, settings)
-    return Tracking([Feed(called, tracker, run) for called, tracker in trackers], note=note)
+        trackers.append(MLflow(None if mlflow == AUTO else mlflow))
+    run = TrackedRun(name, folder, settings)
+    feeds = [Feed(type(tracker).__name__, tracker, run) for tracker in (*trackers, *own)]
+    return Tracking(feeds, note=note) if feeds else NO_TRACKING

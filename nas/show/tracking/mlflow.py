@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from nas.show.tracking.tracker import Key, Point, Run, Status
+from nas.show.tracking.tracker import Key, Point, Status, TrackedRun
 
 EXPERIMENT = "nas"
 TAG = "nas.run"
 ALPHAS = "alphas"
-MOST = 1000
+_MOST = 1000
 """Metrics that a server takes at once."""
-_LONGEST = 500
-"""Characters of a setting."""
+_MOST_SETTINGS, _LONGEST = 100, 500
+"""Settings that a server takes at once, and characters of one."""
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -29,7 +29,7 @@ class MLflow:
     def __init__(self, uri: str | None) -> None:
         self.uri = uri
 
-    def begin(self, run: Run) -> AbstractSet[Key]:
+    def begin(self, run: TrackedRun) -> AbstractSet[Key]:
         """Takes up the run with its tag, or creates it."""
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -41,25 +41,20 @@ class MLflow:
         if found:
             self._run: str = found[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
-            return self._keys(found[0].data.metrics)
+            return set(self._keys(found[0].data.metrics))
         self._run = self._client.create_run(number, run_name=run.name, tags={TAG: run.name}).info.run_id
         settings = [Param(word(k), v[:_LONGEST]) for k, v in run.settings.items()]
-        self._client.log_batch(self._run, params=settings[:100])
+        self._client.log_batch(self._run, params=settings[:_MOST_SETTINGS])
         return set()
 
     def track(self, points: Sequence[Point]) -> None:
-        """Sends points, a whole one at a time where that is possible."""
+        """Sends points, the alphas of each before its numbers, by which it is found again."""
         from mlflow.entities import Metric
 
         now = round(time.time() * 1000)
-        waiting: list[Metric] = []
-        for point in points:
-            metrics = [Metric(name, value, now, point.step) for name, value in _metrics(point)]
-            if len(waiting) + len(metrics) > MOST:
-                self._send(waiting)
-                waiting = []
-            waiting += metrics
-        self._send(waiting)
+        metrics = [Metric(name, value, now, point.step) for point in points for name, value in _named(point)]
+        for start in range(0, len(metrics), _MOST):
+            self._client.log_batch(self._run, metrics=metrics[start : start + _MOST])
 
     def keep(self, folder: Path, files: Sequence[str]) -> None:
         """Uploads the files as artefacts."""
@@ -71,22 +66,15 @@ class MLflow:
         """Says how the run ended."""
         self._client.set_terminated(self._run, status=_STATUS[status])
 
-    def _send(self, metrics: Sequence[object]) -> None:
-        for start in range(0, len(metrics), MOST):
-            self._client.log_batch(self._run, metrics=metrics[start : start + MOST])
-
-    def _keys(self, names: AbstractSet[str] | dict[str, float]) -> set[Key]:
+    def _keys(self, names: Iterable[str]) -> Iterator[Key]:
         """All points of the run: those of the numbers, because alphas are many and never come alone."""
-        found: set[Key] = set()
         for name in names:
-            series = name.rpartition("/")[0]
             if not name.startswith(f"{ALPHAS}/"):
-                history = self._client.get_metric_history(self._run, name)
-                found |= {(series, metric.step) for metric in history}
-        return found
+                for metric in self._client.get_metric_history(self._run, name):
+                    yield name.rpartition("/")[0], metric.step
 
 
-def _metrics(point: Point) -> Iterator[tuple[str, float]]:
+def _named(point: Point) -> Iterator[tuple[str, float]]:
     """Names and values; there are no histograms, so that each option's alpha is a metric of its own."""
     for decision, row in point.alphas.items():
         for option, value in zip(point.options[decision], row, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from nas.show.tracking.tracker import Key, Point, Run, Status
+from nas.show.tracking.tracker import Key, Point, Status, TrackedRun
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 PICTURES: Key = ("pictures", 0)
 SETTINGS: Key = ("settings", 0)
-_HEADER = slice(16, 24)
-"""Where a PNG file has its width and height."""
 
 
 class TensorBoard:
@@ -31,12 +29,15 @@ class TensorBoard:
         self.folder = folder
         self._file: IO[bytes] | None = None
 
-    def begin(self, run: Run) -> AbstractSet[Key]:
+    def begin(self, run: TrackedRun) -> AbstractSet[Key]:
         """Reads what the run has left before; what is new goes into a file beside it."""
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
         self._place = self.folder / run.name
         self._known = keys(self._place)
         if SETTINGS not in self._known:
-            self._write([_event(summary=_settings(run))])
+            lines = ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.settings.items())]
+            self._write([_event(summary=text_pb("settings/asked", "\n".join(lines)))])
         return self._known
 
     def track(self, points: Sequence[Point]) -> None:
@@ -96,20 +97,13 @@ def _summary(point: Point) -> Summary:
     return Summary(value=[*numbers, *alphas])
 
 
-def _settings(run: Run) -> Summary:
-    from tensorboard.plugins.text.summary_v2 import text_pb
-
-    lines = ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.settings.items())]
-    return text_pb("settings/asked", "\n".join(lines))
-
-
 def _pictures(paths: Sequence[Path]) -> Summary:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     found = []
     for path in paths:
         png = path.read_bytes()
-        width, height = (int.from_bytes(png[_HEADER][i : i + 4], "big") for i in (0, 4))
+        width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")  # of its header
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         found.append(Summary.Value(tag=f"{PICTURES[0]}/{path.stem}", image=image))
     return Summary(value=found)

@@ -1,4 +1,4 @@
-"""What a tracker is: the one Protocol, the points it is given, and how its failures are told apart."""
+"""What a tracker is, the points it is given, and how they are handed over so that a job never waits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -16,8 +16,8 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import FAULTS, NasError, Stopped
-from nas.files.manifest import MANIFEST, read_manifest
+from nas.errors import FAULTS, Stopped
+from nas.files.folder import MANIFEST, read_manifest
 from nas.text import printable
 from nas.training.train import Curve, EpochReport
 from nas.types import Trial
@@ -27,10 +27,12 @@ FINAL = "final"
 Status = Literal["finished", "stopped", "failed"]
 Key = tuple[str, int]
 """The series and step of a point; a run has no two points of the same key."""
-
-
-class TrackingError(NasError):
-    """A tracker cannot do its work; the job goes on without it."""
+WAITING = 10_000
+"""Hand-overs that may wait for a tracker before it is given up."""
+BATCH = 100
+"""Hand-overs that a tracker is given at once, at most."""
+PATIENCE_S = 15.0
+"""How long the end of a job waits for what a tracker still has to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrackedRun:
     """What is tracked.
 
     name: other than that of any other run. folder: where it lives. settings: what was asked, as text.
@@ -72,7 +74,7 @@ class Tracker(Protocol):
     Whatever it raises ends the tracking, never the job.
     """
 
-    def begin(self, run: Run) -> AbstractSet[Key]:
+    def begin(self, run: TrackedRun) -> AbstractSet[Key]:
         """Begins or goes on with a run; returns the keys of the points that it has of it already."""
 
     def track(self, points: Sequence[Point]) -> None:
@@ -85,14 +87,134 @@ class Tracker(Protocol):
         """Comes to an end, until the run is resumed."""
 
 
-@contextmanager
-def tracker_errors() -> Iterator[None]:
-    """Raises TrackingError, in one line, for whatever a tracker raises."""
-    try:
-        yield
-    except FAULTS as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrackingError(printable(lines[0], limit=300)) from error
+@dataclass(frozen=True)
+class _End:
+    """How a run ended; of a finished one its files and, as the very last point, its metrics."""
+
+    status: Status = "stopped"
+    folder: Path = Path()
+    files: Sequence[str] = ()
+    final: Sequence[Point] = ()
+
+
+class Feed:
+    """Hands one tracker, in a thread of its own, what it has not got yet.
+
+    name: what the tracker is called in messages. failure: why it was given up, None while it works.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, run: TrackedRun) -> None:
+        self.name, self._run = name, run
+        self.failure: str | None = None
+        self._tracker = tracker
+        self._queue: queue.Queue[Sequence[Point] | _End] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Sequence[Point] | _End) -> None:
+        """Hands over points, or the end."""
+        if self.failure is None:
+            try:
+                self._queue.put_nowait(item)
+            except queue.Full:
+                self.failure = f"it is too slow: {WAITING:,} points wait for it"
+
+    def join(self, patience_s: float) -> None:
+        """Waits a while for what is still to be done."""
+        self._thread.join(patience_s if self.failure is None else 0.0)
+        if self._thread.is_alive() and self.failure is None:
+            self.failure = f"it did not finish within {patience_s:.0f} s"
+
+    def _work(self) -> None:
+        try:
+            known, end = set(self._tracker.begin(self._run)), None
+            while end is None and self.failure is None:
+                items = self._waiting()
+                self._track([p for item in items if not isinstance(item, _End) for p in item], known)
+                end = items[-1] if isinstance(items[-1], _End) else None
+            if end is None:
+                return
+            if end.final and end.final[0].key not in known:
+                self._tracker.keep(end.folder, end.files)
+                self._track(end.final, known)
+            self._tracker.end(end.status)
+        except FAULTS as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.failure = printable(lines[0], limit=300)
+
+    def _waiting(self) -> list[Sequence[Point] | _End]:
+        """What waits, or what comes next; the end is the last of all."""
+        items = [self._queue.get()]
+        with suppress(queue.Empty):
+            while len(items) < BATCH:
+                items.append(self._queue.get_nowait())
+        return items
+
+    def _track(self, points: Sequence[Point], known: set[Key]) -> None:
+        new = {point.key: point for point in points if point.key not in known}
+        if new:
+            self._tracker.track(list(new.values()))
+            known |= new.keys()
+
+
+class Tracking:
+    """Hands every point to every tracker. A job may tell the same point again: it is kept once.
+
+    A resumed job therefore tells all it has, and trackers that were away get what they missed.
+
+    note: hears why a tracker was given up.
+    """
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed] = (),
+        *,
+        note: Callable[[str], None] = lambda _: None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._feeds, self._note, self._patience_s = feeds, note, patience_s
+        self._given_up: set[Feed] = set()
+        self._end = _End()
+
+    def tell(self, points: Iterable[Point]) -> None:
+        """Tells of points; returns at once."""
+        gathered = list(points) if self._feeds else []
+        for feed in self._feeds:
+            feed.put(gathered)
+        self._warn()
+
+    def finish(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """Says that the run is finished: at the end its files are told of and, last, its final metrics."""
+        if self._feeds:
+            files = [*sorted(read_manifest(folder)), MANIFEST]
+            self._end = _End("finished", folder, files, [Point(FINAL, 0, metrics)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        paused = isinstance(error, Stopped | KeyboardInterrupt)
+        status: Status = "finished" if error is None else "stopped" if paused else "failed"
+        for feed in self._feeds:
+            feed.put(replace(self._end, status=status))
+        for feed in self._feeds:
+            feed.join(self._patience_s)
+        self._warn()
+
+    def _warn(self) -> None:
+        for feed in self._feeds:
+            if feed.failure is not None and feed not in self._given_up:
+                self._given_up.add(feed)
+                self._note(
+                    f"WARNING: {feed.name} is told no more: {feed.failure}; the job goes on, and what is "
+                    "missing there is told when the run is resumed"
+                )
+
+
+NO_TRACKING = Tracking()
+"""Nobody is told."""
 
 
 def of_trials(series: str, trials: Iterable[Trial]) -> Iterator[Point]:
@@ -124,165 +246,3 @@ def of_curve(series: str, curve: Curve) -> Iterator[Point]:
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Those values that a chart can show."""
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
-
-
-WAITING = 10_000
-"""Hand-overs that may wait for a tracker before it is given up."""
-BATCH = 100
-"""Hand-overs that a tracker is given at once, at most."""
-PATIENCE_S = 15.0
-"""How long the end of a job waits for what a tracker still has to do."""
-
-
-@dataclass(frozen=True)
-class _Files:
-    folder: Path
-    names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _End:
-    status: Status
-
-
-class Feed:
-    """Hands one tracker what it has not got yet.
-
-    name: what the tracker is called in messages. failure: why it was given up, None while it works.
-    """
-
-    def __init__(self, name: str, tracker: Tracker, run: Run) -> None:
-        self.name, self.failure = name, None
-        self._tracker, self._run = tracker, run
-        self._queue: queue.Queue[Sequence[Point] | _Files | _End] = queue.Queue(WAITING)
-        self._known: set[Key] = set()
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
-        self._thread.start()
-
-    failure: str | None
-
-    def put(self, points: Sequence[Point]) -> None:
-        """Hands over points; those that the tracker has are left out."""
-        self._put(points)
-
-    def keep(self, folder: Path, names: Sequence[str]) -> None:
-        """Hands over the files of a finished run, which a tracker that has its final point does not want."""
-        self._put(_Files(folder, names))
-
-    def close(self, status: Status, *, patience_s: float = PATIENCE_S) -> None:
-        """Waits a while for what is still to be done."""
-        self._put(_End(status))
-        self._thread.join(patience_s if self.failure is None else 0.0)
-        if self._thread.is_alive() and self.failure is None:
-            self.failure = f"it did not finish within {patience_s:.0f} s"
-
-    def _put(self, item: Sequence[Point] | _Files | _End) -> None:
-        if self.failure is not None:
-            return
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            self.failure = f"it is too slow: {WAITING:,} points wait for it"
-
-    def _work(self) -> None:
-        try:
-            with tracker_errors():
-                self._known |= self._tracker.begin(self._run)
-                while self.failure is None and not self._step():
-                    pass
-        except TrackingError as error:
-            self.failure = str(error)
-
-    def _step(self) -> bool:
-        """Does what waits; true at the end."""
-        points: list[Point] = []
-        for item in self._waiting():
-            match item:
-                case _Files():
-                    self._track(points)
-                    points = []
-                    if (FINAL, 0) not in self._known:
-                        self._tracker.keep(item.folder, item.names)
-                case _End():
-                    self._track(points)
-                    self._tracker.end(item.status)
-                    return True
-                case _:
-                    points.extend(item)
-        self._track(points)
-        return False
-
-    def _waiting(self) -> list[Sequence[Point] | _Files | _End]:
-        items = [self._queue.get()]
-        while len(items) < BATCH:
-            try:
-                items.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
-        return items
-
-    def _track(self, points: Sequence[Point]) -> None:
-        new = {point.key: point for point in points if point.key not in self._known}
-        if new:
-            self._tracker.track(list(new.values()))
-            self._known |= new.keys()
-
-
-class Tracking:
-    """Hands every point to every tracker. A job may tell the same point again: it is kept once.
-
-    A resumed job therefore tells all it has, and trackers that were away get what they missed.
-
-    note: hears why a tracker was given up.
-    """
-
-    def __init__(
-        self,
-        feeds: Sequence[Feed] = (),
-        *,
-        note: Callable[[str], None] = lambda _: None,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        self._feeds, self._note, self._patience_s = feeds, note, patience_s
-        self._given_up: set[Feed] = set()
-
-    def tell(self, points: Iterable[Point]) -> None:
-        """Tells of points; returns at once."""
-        if self._feeds:
-            gathered = list(points)
-            for feed in self._feeds:
-                feed.put(gathered)
-            self._warn()
-
-    def finish(self, metrics: Mapping[str, float], folder: Path) -> None:
-        """Tells of the files of a finished run and, last, of its final metrics."""
-        if self._feeds:
-            names = sorted(read_manifest(folder))
-            for feed in self._feeds:
-                feed.keep(folder, [*names, MANIFEST])
-        self.tell([Point(FINAL, 0, metrics)])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        paused = isinstance(error, Stopped | KeyboardInterrupt)
-        status: Status = "finished" if error is None else "stopped" if paused else "failed"
-        for feed in self._feeds:
-            feed.close(status, patience_s=self._patience_s)
-        self._warn()
-
-    def _warn(self) -> None:
-        for feed in self._feeds:
-            if feed.failure is not None and feed not in self._given_up:
-                self._given_up.add(feed)
-                self._note(
-                    f"WARNING: {feed.name} is told no more: {feed.failure}; the job goes on, and what is "
-                    "missing there is told when the run is resumed"
-                )
-
-
-NO_TRACKING = Tracking()
-"""Nobody is told."""
