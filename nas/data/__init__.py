@@ -1,1 +1,1 @@
-"""Images and labels: read, checked, divided and augmented."""
+"""Images and labels: read, checked, divided and augmented. Begin with `task`, then `datasets`."""

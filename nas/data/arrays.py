@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -47,7 +48,7 @@ class Source:
 
 
 def image_tensor(x: Array, *, who: str) -> Array:
-    """Images [N, H, W] or [N, H, W, C] as a contiguous [N, C, H, W] of uint8 or finite float32.
+    """Images [N, H, W] or [N, H, W, C] as a new array [N, C, H, W] of uint8 or finite float32.
 
     Integers of any width are taken as uint8 when all lie in 0..255; floats keep their scale.
     """
@@ -58,7 +59,7 @@ def image_tensor(x: Array, *, who: str) -> Array:
         raise DataError(f"{who} is empty: its shape is {x.shape}; give it images")
     if x.ndim == 3:
         x = x[..., None]
-    return np.ascontiguousarray(_pixels(x, who=who).transpose(0, 3, 1, 2))
+    return np.array(_pixels(x, who=who).transpose(0, 3, 1, 2), order="C")
 
 
 def _pixels(x: Array, *, who: str) -> Array:
@@ -216,3 +217,8 @@ def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
 def usual_padding(side: int) -> int:
     """4 from 32 pixels on, as usual for CIFAR; less for smaller images: 2 at 28, 1 at 8."""
     return 4 if side >= 32 else max(1, side // 12)
+
+
+def digest(image: Array) -> bytes:
+    """What stands for an image's pixels, 16 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

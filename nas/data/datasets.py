@@ -1,23 +1,27 @@
-"""Readers of image data: each turns what lies on disk into a `Source`; nothing is ever downloaded."""
+"""Readers of image data: each turns what lies on disk, or in a data set, into a `Source`; none downloads."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import sys
+import warnings
 import zipfile
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import distribution
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
-from nas.data.arrays import Array, Source, channels_last
-from nas.data.imagefolder import read_folder
-from nas.data.safe_npz import load_arrays, read_bounded
-from nas.errors import ConfigError, DataError, unknown
-from nas.files.paths import exists, is_file
+from nas.data.arrays import Array, Source, as_numpy, channels_last
+from nas.data.decode import DEEP, GREY, SUFFIXES, fitted, load_arrays, open_image, pil_pixels, read_bounded
+from nas.errors import FAULTS, ConfigError, DataError, describe, unknown
+from nas.files.folder import exists, is_file, is_folder
 from nas.text import printable
 
 _FASHION_CLASSES = (
@@ -35,9 +39,10 @@ _MAX_IDX = 64 << 20
 """Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
 _SIZED = re.compile(r"(.+)@([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _LARGEST_SIDE = 4096
-_HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
+_LARGEST_CORRUPT_SHARE = 0.01
 
 
 def read(name: str, *, lenient: bool = False) -> Source:
@@ -48,21 +53,21 @@ def read(name: str, *, lenient: bool = False) -> Source:
     lenient: whether any number of images of a folder may be unusable, see `read_folder`.
     """
     kind, colon, path = name.partition(":")
-    if colon and kind in _BY_PATH:
+    if colon and kind in ("npz", "folder"):
         if not path:
             raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
-    if name not in _BY_NAME:
-        if exists(_expanded(name)):
-            kind = "npz" if is_file(_expanded(name)) else "folder"
-            raise ConfigError(
-                f"no task {printable(name)!r}, but there is such a path; write {kind}:{printable(name)}"
-            )
-        raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
-    return _BY_NAME[name]()
+        return npz(_expanded(path)) if kind == "npz" else _sized_folder(path, lenient=lenient)
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    if exists(_expanded(name)):
+        kind = "npz" if is_file(_expanded(name)) else "folder"
+        raise ConfigError(
+            f"no task {printable(name)!r}, but there is such a path; write {kind}:{printable(name)}"
+        )
+    raise ConfigError(unknown("task", name, [*_BY_NAME, "npz:PATH", "folder:PATH"]))
 
 
-def _folder(path: str, *, lenient: bool) -> Source:
+def _sized_folder(path: str, *, lenient: bool) -> Source:
     """A folder of images; a size behind its name counts where no folder has that whole name."""
     match, place = _SIZED.fullmatch(path), _expanded(path)
     if match is None or exists(place):
@@ -85,27 +90,19 @@ def _expanded(path: str) -> Path:
         ) from error
 
 
+def _data_roots() -> list[Path]:
+    """Where data is looked for, in order: $NAS_DATA, then ~/.cache/nas."""
+    chosen = os.environ.get("NAS_DATA")
+    return [*([Path(chosen).expanduser()] if chosen else []), Path("~/.cache/nas").expanduser()]
+
+
 def digits() -> Source:
     """The 1,797 handwritten digits of 8x8 that come with scikit-learn; they have no official test part."""
-    pixels, labels = _digits()
-    pixels = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return Source(pixels, labels, classes=tuple("0123456789"))
-
-
-def _digits() -> tuple[Array, Array]:
-    """Pixels `[1797, 64]` in [0, 16] and labels, from scikit-learn's file: its import takes most of a second.
-
-    Every worker would wait for that. Where the file lies elsewhere, scikit-learn is asked for it.
-    """
-    package = find_spec("sklearn")
-    for folder in (package and package.submodule_search_locations) or ():
-        if is_file(file := Path(folder, "datasets", "data", "digits.csv.gz")):
-            rows = np.loadtxt(file, delimiter=",")
-            return rows[:, :-1], rows[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels, labels
+    # Not by sklearn.datasets, whose import takes most of a second in each process.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    rows = np.loadtxt(str(file), delimiter=",")
+    pixels = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return Source(pixels, rows[:, -1].astype(np.int64), classes=tuple("0123456789"))
 
 
 def fashion_mnist() -> Source:
@@ -113,7 +110,8 @@ def fashion_mnist() -> Source:
     places = [place for root in _data_roots() for place in (root, root / "fashion-mnist")]
     places.append(_FASHION_SYSTEM_FOLDER)
     for place in places:
-        files = [path for name in _FASHION_FILES if (path := _plain_or_gzipped(place / name))]
+        both = [(place / name, place / f"{name}.gz") for name in _FASHION_FILES]
+        files = [file for pair in both if (file := next(filter(is_file, pair), None))]
         if len(files) == len(_FASHION_FILES):
             x_train, y_train, x_test, y_test = map(read_idx, files)
             return Source(x_train, y_train, x_test, y_test, classes=_FASHION_CLASSES)
@@ -123,47 +121,6 @@ def fashion_mnist() -> Source:
         "https://github.com/zalandoresearch/fashion-mnist on a connected machine and put them into one of "
         "these folders, or set NAS_DATA to theirs"
     )
-
-
-def cifar10() -> Source:
-    """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 images of 3x32x32, from its binary version."""
-    place = _data_folder("cifar-10-batches-bin")
-    if place is None:
-        return _from_torchvision("CIFAR10", folder="cifar-10-batches-bin", archive="cifar-10-binary.tar.gz")
-    train = [_read_cifar(place / f"data_batch_{batch}.bin", label_bytes=1) for batch in range(1, 6)]
-    x_train, y_train = (np.concatenate(part) for part in zip(*train, strict=True))
-    test = _read_cifar(place / "test_batch.bin", label_bytes=1)
-    return Source(x_train, y_train, *test, classes=_lines(place / "batches.meta.txt"), flip=True)
-
-
-def cifar100() -> Source:
-    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, from its binary version."""
-    place = _data_folder("cifar-100-binary")
-    if place is None:
-        return _from_torchvision("CIFAR100", folder="cifar-100-binary", archive="cifar-100-binary.tar.gz")
-    train = _read_cifar(place / "train.bin", label_bytes=2)
-    test = _read_cifar(place / "test.bin", label_bytes=2)
-    return Source(*train, *test, classes=_lines(place / "fine_label_names.txt"), flip=True)
-
-
-def npz(path: Path) -> Source:
-    """Arrays x_train and y_train, and x_test and y_test if there, of an .npz file; never unpickles."""
-    if not is_file(path):
-        raise DataError(f"npz:{path}: no such file (looked from {Path.cwd()}); {_HOW_TO_SAVE}")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"npz:{path} is not an .npz archive, or not a whole one; {_HOW_TO_SAVE}")
-    try:
-        arrays, names = load_arrays(path, _NPZ_ARRAYS)
-    except ValueError as error:
-        raise DataError(f"npz:{path} cannot be read ({error}); {_HOW_TO_SAVE}") from error
-    x_train, y_train, x_test, y_test = map(arrays.get, _NPZ_ARRAYS)
-    if x_train is None or y_train is None:
-        held = printable(", ".join(names) or "nothing", limit=200)
-        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train; {_HOW_TO_SAVE}")
-    for name in ("x_train", "x_test"):
-        if name in arrays:
-            channels_last(arrays[name], who=f"npz:{path}: {name}")
-    return Source(x_train, y_train, x_test, y_test)
 
 
 def read_idx(path: Path) -> Array:
@@ -191,7 +148,35 @@ def read_idx(path: Path) -> Array:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def _read_cifar(path: Path, *, label_bytes: int) -> tuple[Array, Array]:
+def cifar10() -> Source:
+    """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 images of 3x32x32, from its binary version."""
+    batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _cifar("CIFAR10", "cifar-10-batches-bin", batches, "test_batch.bin", "batches.meta.txt")
+
+
+def cifar100() -> Source:
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, from its binary version."""
+    return _cifar("CIFAR100", "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt")
+
+
+_Cifar = Literal["CIFAR10", "CIFAR100"]
+
+
+def _cifar(kind: _Cifar, folder: str, train: Sequence[str], test: str, names: str) -> Source:
+    place = next((root / folder for root in _data_roots() if (root / folder).is_dir()), None)
+    if place is None:
+        return _from_torchvision(kind, folder)
+    label_bytes = 2 if kind == "CIFAR100" else 1
+    parts = [_read_cifar(place / file, label_bytes) for file in train]
+    x_train, y_train = (np.concatenate(part) for part in zip(*parts, strict=True))
+    try:
+        classes = tuple((place / names).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{place / names} cannot be read ({error}); unpack the archive again") from error
+    return Source(x_train, y_train, *_read_cifar(place / test, label_bytes), classes=classes, flip=True)
+
+
+def _read_cifar(path: Path, label_bytes: int) -> tuple[Array, Array]:
     """Images [N, 32, 32, 3] and the last of the `label_bytes` labels before each image."""
     record = label_bytes + math.prod(_CIFAR_SHAPE)
     try:
@@ -208,13 +193,14 @@ def _read_cifar(path: Path, *, label_bytes: int) -> tuple[Array, Array]:
     return images.transpose(0, 2, 3, 1), records[:, label_bytes - 1]
 
 
-def _from_torchvision(kind: Literal["CIFAR10", "CIFAR100"], *, folder: str, archive: str) -> Source:
+def _from_torchvision(kind: _Cifar, folder: str) -> Source:
     """The same data by torchvision, from a copy that it has downloaded before."""
     places = _data_roots()
     advice = (
-        f"{kind.lower()}: no folder {folder} in {', '.join(map(str, places))}; get {archive} from "
-        "https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it in one of these "
-        "folders, or set NAS_DATA to the folder where it is"
+        f"{kind.lower()}: no folder {folder} in {', '.join(map(str, places))}; get "
+        f"cifar-{kind.removeprefix('CIFAR')}-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html "
+        "on a connected machine and unpack it in one of these folders, or set NAS_DATA to the folder where "
+        "it is"
     )
     try:
         from torchvision import datasets
@@ -222,34 +208,227 @@ def _from_torchvision(kind: Literal["CIFAR10", "CIFAR100"], *, folder: str, arch
         raise DataError(advice) from error
     load = datasets.CIFAR10 if kind == "CIFAR10" else datasets.CIFAR100
     for place in places:
-        try:
+        with suppress(RuntimeError):  # torchvision's way to say that the data is not in this folder
             train, test = (load(str(place), train=part, download=False) for part in (True, False))
-        except RuntimeError:  # torchvision's way to say that the data is not in this folder
-            continue
-        labels = np.asarray(train.targets), np.asarray(test.targets)
-        return Source(train.data, labels[0], test.data, labels[1], classes=tuple(train.classes), flip=True)
+            y_train, y_test = np.asarray(train.targets), np.asarray(test.targets)
+            return Source(train.data, y_train, test.data, y_test, classes=tuple(train.classes), flip=True)
     raise DataError(advice)
 
 
-def _data_roots() -> list[Path]:
-    """Where data is looked for, in order: $NAS_DATA, then ~/.cache/nas."""
-    chosen = os.environ.get("NAS_DATA")
-    return [*([Path(chosen).expanduser()] if chosen else []), Path("~/.cache/nas").expanduser()]
-
-
-def _data_folder(name: str) -> Path | None:
-    return next((root / name for root in _data_roots() if (root / name).is_dir()), None)
-
-
-def _plain_or_gzipped(path: Path) -> Path | None:
-    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
-
-
-def _lines(path: Path) -> tuple[str, ...]:
+def npz(path: Path) -> Source:
+    """Arrays x_train and y_train, and x_test and y_test if there, of an .npz file; never unpickles."""
+    if not is_file(path):
+        raise DataError(f"npz:{path}: no such file (looked from {Path.cwd()}); {_HOW_TO_SAVE}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"npz:{path} is not an .npz archive, or not a whole one; {_HOW_TO_SAVE}")
     try:
-        return tuple(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive again") from error
+        arrays, names = load_arrays(path, _NPZ_ARRAYS)
+    except ValueError as error:
+        raise DataError(f"npz:{path} cannot be read ({error}); {_HOW_TO_SAVE}") from error
+    x_train, y_train, x_test, y_test = map(arrays.get, _NPZ_ARRAYS)
+    if x_train is None or y_train is None:
+        held = printable(", ".join(names) or "nothing", limit=200)
+        raise DataError(f"npz:{path} holds {held}, but not both x_train and y_train; {_HOW_TO_SAVE}")
+    for name in ("x_train", "x_test"):
+        if name in arrays:
+            channels_last(arrays[name], who=f"npz:{path}: {name}")
+    return Source(x_train, y_train, x_test, y_test)
+
+
+def read_folder(root: Path, *, size: tuple[int, int] | None = None, lenient: bool = False) -> Source:
+    """Reads PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, with Pillow.
+
+    Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
+
+    size: (width, height) that all images are stretched to, turned upright as their EXIF data say, and made
+        colour where any of them is; without it all must have one size and colour mode.
+    lenient: leave out and list any number of them, and all images that differ from most in size or channels.
+    """
+    if not is_folder(root):
+        sized = "; a size to stretch images to is written as @64 or @64x48" if "@" in root.name else ""
+        raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()}){sized}")
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"folder:{root} needs Pillow to read images; install it with: pip install 'nas-engine[vision]'"
+        ) from error
+    divided = (root / "train").is_dir()
+    train, test = (root / "train", root / "test") if divided else (root, None)
+    into = None if size is None else (_channels(root), size[1], size[0])
+    skipped: list[str] = []
+    parts = [
+        _class_images(root, folder, into, skipped)
+        for folder in (train, test)
+        if folder is not None and folder.is_dir()
+    ]
+    if not lenient or not any(parts):
+        _check_skipped(root, skipped, sum(map(len, parts)) + len(skipped))
+    parts = _of_one_shape(root, parts, skipped, lenient=lenient)
+    arrays = [(np.array([p for _, _, p in part]), np.array([c for _, c, _ in part])) for part in parts]
+    x_train, y_train = arrays[0]
+    x_test, y_test = arrays[1] if len(arrays) > 1 else (None, None)
+    unused = [folder.name for folder in _folders(root) if divided and folder not in (train, test)]
+    return Source(
+        x_train,
+        y_train,
+        x_test,
+        y_test,
+        classes=tuple(folder.name for folder in _class_folders(train)),
+        skipped=tuple(sorted(skipped)),
+        notes=tuple(f"{name}/ beside train/ is not used" for name in unused),
+        files=tuple(file for part in parts for file, _, _ in part),
+    )
+
+
+_Found = list[tuple[str, str, Array]]
+"""Images with their files, relative to the whole folder, and their classes."""
+
+
+def _class_images(
+    root: Path, folder: Path, into: tuple[int, int, int] | None, skipped: list[str]
+) -> _Found:
+    """All images in the class folders of `folder`; those that cannot be read are told in `skipped`.
+
+    into: (C, H, W) that every image is brought to, None for images as they are.
+    """
+    found: _Found = []
+    for class_folder in _class_folders(folder):
+        files = _images(class_folder)
+        if not files:
+            raise DataError(
+                f"folder:{class_folder} has no images ({', '.join(sorted(SUFFIXES))}); "
+                "add some or remove the folder"
+            )
+        for file in files:
+            name = file.relative_to(root).as_posix()
+            try:
+                found.append((name, class_folder.name, _pixels_of(file, into)))
+            except (OSError, ValueError) as error:
+                skipped.append(f"{name}: {error}")
+    return found
+
+
+def _pixels_of(file: Path, into: tuple[int, int, int] | None) -> Array:
+    if not file.is_file():  # a pipe would never end
+        raise ValueError("not a regular file")
+    if into is not None:  # as `nas predict` does for a network of this shape
+        pixels = fitted(file.read_bytes(), into)
+        return pixels[0] if into[0] == 1 else pixels.transpose(1, 2, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd metadata beside good pixels
+        with open_image(file) as image:
+            return pil_pixels(image)
+
+
+def _channels(root: Path) -> int:
+    """1 where no image has colours, else 3; only their heads are read."""
+    for file in _images(root):
+        with suppress(ValueError), open_image(file) as image:
+            if image.mode not in GREY | DEEP:
+                return 3
+    return 1
+
+
+def _check_skipped(root: Path, skipped: Sequence[str], seen: int) -> None:
+    if len(skipped) > _LARGEST_CORRUPT_SHARE * seen:
+        raise DataError(
+            f"folder:{root}: {len(skipped)} of {seen} images cannot be read, "
+            f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(skipped[:3])}); "
+            "repair or remove them"
+        )
+
+
+def _of_one_shape(root: Path, parts: list[_Found], skipped: list[str], *, lenient: bool) -> list[_Found]:
+    """The images that have the size and channels of most, where they need not all have."""
+    sizes = Counter(pixels.shape for part in parts for *_, pixels in part)
+    usual = sizes.most_common(1)[0][0]
+    odd = [(file, pixels.shape) for part in parts for file, _, pixels in part if pixels.shape != usual]
+    if odd and not lenient:
+        first = next(file for part in parts for file, _, pixels in part if pixels.shape == usual)
+        file, shape = odd[0]
+        raise DataError(
+            f"folder:{root}: images differ in size or channels: {first} is {_size(usual)}, {file} is "
+            f"{_size(shape)}; bring all to one size and colour mode, or let them be stretched to one: "
+            f"folder:{root}@32"
+        )
+    skipped += [f"{file}: it is {_size(shape)}, but most are {_size(usual)}" for file, shape in odd]
+    return [[found for found in part if found[2].shape == usual] for part in parts]
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_folders(path: Path) -> list[Path]:
+    folders = _folders(path)
+    if not folders:
+        raise DataError(f"folder:{path} has no sub-folders; put the images of each class into one of its own")
+    return folders
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """The size as people say it: width x height, then the channels."""
+    height, width, *channels = shape
+    return f"{width}x{height} {'colour' if channels else 'grey'}"
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """A map-style data set of (image, label), read by index from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
+    """All images [N, H, W] or [N, H, W, C] and labels [N], read once in order."""
+    if not isinstance(dataset, MapDataset):
+        raise DataError(
+            f"{who} is a {type(dataset).__name__}, wanted a data set with a length that is read by index; of "
+            "a DataLoader give its `dataset`, of what can only be gone through, `list(...)` of it"
+        )
+    images: list[Array] = []
+    labels: list[object] = []
+    for index in range(len(dataset)):
+        try:
+            item = dataset[index]
+        except FAULTS as error:
+            raise DataError(
+                f"{who}: item {index} cannot be read: {describe(error)}; repair it, or leave it out"
+            ) from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{who}: item {index} is a {type(item).__name__}, but must be (image, label)")
+        pixels = _image_array(item[0], who=f"{who}: item {index}")
+        if images and pixels.shape != images[0].shape:
+            raise DataError(
+                f"{who}: images differ in size or channels: item 0 is {images[0].shape}, item {index} is "
+                f"{pixels.shape}; bring all to one [H, W] or [H, W, C]"
+            )
+        images.append(pixels)
+        labels.append(as_numpy(item[1]) if isinstance(item[1], Tensor) else item[1])
+    if not images:
+        raise DataError(f"{who} is empty; give at least two images of each class")
+    return np.array(images), np.array(labels)
+
+
+def _image_array(image: object, *, who: str) -> Array:
+    if isinstance(image, Tensor):
+        return as_numpy(image.permute(1, 2, 0) if image.ndim == 3 else image)
+    if isinstance(image, np.ndarray):
+        channels_last(image[None], who=who)
+        return image
+    pillow = sys.modules.get("PIL.Image")  # whoever made a Pillow image has loaded Pillow
+    if pillow is not None and isinstance(image, pillow.Image):
+        return pil_pixels(image)
+    raise DataError(
+        f"{who} has a {type(image).__name__} as image, but must have a Pillow image, an array or a tensor"
+    )
 
 
 _BY_NAME: dict[str, Callable[[], Source]] = {
@@ -258,4 +437,3 @@ _BY_NAME: dict[str, Callable[[], Source]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
 }
-_BY_PATH: dict[str, Callable[[Path], Source]] = {"npz": npz, "folder": read_folder}

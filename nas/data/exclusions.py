@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from nas.data.arrays import mean_and_std
-from nas.data.splits import digest
+from nas.data.arrays import digest, mean_and_std
 from nas.data.task import Split, Task, load_task
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
+from nas.files.folder import is_file
 from nas.files.schemas import SuspectRecord, SuspectsRecord, checked
 from nas.text import counted
 
@@ -65,14 +65,14 @@ def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> T
 
     Files that the list calls corrupt may be any number; another one that cannot be used is an error.
     """
-    if isinstance(task, Task):
-        return task if listed is None else without(task, listed)
     if listed is None:
-        return load_task(task, seed=seed)
-    path, kinds = _parsed(str(listed))
-    known = [f"{e.file}: " for e in _read(path).suspects if e.kind == "corrupt" and e.kind in kinds]
+        return task if isinstance(task, Task) else load_task(task, seed=seed)
+    if isinstance(task, Task):
+        return without(task, listed)
+    path, suspects = _read(listed)
+    known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
     found = load_task(task, seed=seed, lenient=bool(known))
-    unknown = [line for line in found.skipped if not line.startswith(tuple(known))] if known else []
+    unknown = [line for line in found.skipped if known and not line.startswith(known)]
     if unknown:
         raise DataError(
             f"{path} does not name {counted(len(unknown), 'file')} of {task} that cannot be used "
@@ -94,42 +94,40 @@ def without(task: Task, listed: str | Path) -> Task:
         ConfigError: when the list cannot be read.
         DataError: when it is about other images than the task's, or takes all images of a class in a split.
     """
-    path, kinds = _parsed(str(listed))
-    entries = [entry for entry in _read(path).suspects if entry.kind in kinds and entry.origin >= 0]
-    gone = _origins(task, entries, path)
-    parts = zip(SPLITS, (task.train, task.val, task.test), strict=True)
-    (train, val, test), fewer = zip(
-        *(_kept(task, name, split, gone, path) for name, split in parts), strict=True
-    )
-    counts = dict(zip(SPLITS, fewer, strict=True))
-    mean, std = mean_and_std(train.x)
-    content = sha256(path)
-    identity = hashlib.sha256(repr((task.fingerprint, content, sorted(kinds))).encode())
-    told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    path, suspects = _read(listed)
+    gone = _origins(task, [suspect for suspect in suspects if suspect.origin >= 0], path)
+    kept = {name: _kept(task, name, split, gone, path) for name, split in task.splits.items()}
+    fewer = {name: len(split) - len(kept[name]) for name, split in task.splits.items()}
+    mean, std = mean_and_std(kept["train"].x)
+    content, kinds = sha256(path), sorted(_parsed(listed)[1])
+    identity = hashlib.sha256(repr((task.fingerprint, content, kinds)).encode())
+    told = ", ".join(f"{count} of {name}" for name, count in fewer.items())
     return replace(
         task,
-        train=train,
-        val=val,
-        test=test,
+        train=kept["train"],
+        val=kept["val"],
+        test=kept["test"],
         mean=mean,
         std=std,
         fingerprint=identity.hexdigest(),
         notes=(*task.notes, f"left out by {path}: {told}"),
-        excluded={"sha256": content, "kinds": sorted(kinds), "images": counts},
+        excluded={"sha256": content, "kinds": kinds, "images": fewer},
     )
 
 
-def _parsed(listed: str) -> tuple[Path, Sequence[str]]:
+def _parsed(listed: str | Path) -> tuple[Path, Sequence[str]]:
     """The path, and the kinds behind its last colon if there are any."""
-    path, colon, tail = listed.rpartition(":")
+    path, colon, tail = str(listed).rpartition(":")
     kinds = tail.split(",")
     if not colon or not path or not set(kinds) <= set(KINDS):
         return Path(listed), KINDS
     return Path(path), kinds
 
 
-def _read(path: Path) -> SuspectsRecord:
-    if not path.is_file():
+def _read(listed: str | Path) -> tuple[Path, list[SuspectRecord]]:
+    """The path of a list, and its suspects of the kinds that are asked for."""
+    path, kinds = _parsed(listed)
+    if not is_file(path):
         raise ConfigError(
             f"exclude: no list {str(path)!r} (looked from {Path.cwd()}); wanted a suspects.json of nas "
             f"audit, or PATH:KINDS with kinds of {', '.join(KINDS)}"
@@ -137,19 +135,19 @@ def _read(path: Path) -> SuspectsRecord:
     record = checked(SuspectsRecord, read_json(path, max_bytes=_MOST_BYTES), path, "list of suspects")
     if record.format > FORMAT:
         raise ConfigError(f"{path} was written by a newer version; upgrade nas-engine")
-    return record
+    return path, [suspect for suspect in record.suspects if suspect.kind in kinds]
 
 
-def _origins(task: Task, entries: Sequence[SuspectRecord], path: Path) -> set[int]:
+def _origins(task: Task, suspects: Sequence[SuspectRecord], path: Path) -> Tensor:
     """Positions of the listed images; files that are no longer there need not be left out."""
     place = {file: number for number, file in enumerate(task.files)}
     wanted = {
-        (place.get(entry.file, -1) if task.files else entry.origin): entry
-        for entry in entries
-        if not task.files or entry.file in place
+        (place.get(suspect.file, -1) if task.files else suspect.origin): suspect
+        for suspect in suspects
+        if not task.files or suspect.file in place
     }
     wrong = set(wanted)
-    for split in (task.train, task.val, task.test):
+    for split in task.splits.values():
         if split.origin is None:
             raise DataError(f"exclude: task {task.name!r} was cut before; leave images out of the whole task")
         for index, origin in enumerate(split.origin.tolist()):
@@ -162,17 +160,17 @@ def _origins(task: Task, entries: Sequence[SuspectRecord], path: Path) -> set[in
             f"are not there or changed, first {first.file or first.origin} ({first.given}); run nas audit "
             "again"
         )
-    return set(wanted)
+    return torch.tensor(sorted(wanted), dtype=torch.int64)
 
 
-def _is(task: Task, split: Split, index: int, entry: SuspectRecord) -> bool:
-    same = digest(split.x[index].cpu().numpy()).hex() == entry.digest
-    return same and task.classes[int(split.y[index])] == entry.given
+def _is(task: Task, split: Split, index: int, suspect: SuspectRecord) -> bool:
+    same = digest(split.x[index].cpu().numpy()).hex() == suspect.digest
+    return same and task.classes[int(split.y[index])] == suspect.given
 
 
-def _kept(task: Task, name: str, split: Split, gone: set[int], path: Path) -> tuple[Split, int]:
+def _kept(task: Task, name: str, split: Split, gone: Tensor, path: Path) -> Split:
     assert split.origin is not None  # `_origins` has refused that
-    stays = ~torch.from_numpy(np.isin(split.origin.numpy(), list(gone)))
+    stays = ~torch.isin(split.origin, gone)
     chosen = stays.to(split.y.device)
     kept = Split(split.x[chosen], split.y[chosen], split.origin[stays])
     lost = set(split.y.tolist()) - set(kept.y.tolist())
@@ -181,4 +179,4 @@ def _kept(task: Task, name: str, split: Split, gone: set[int], path: Path) -> tu
         raise DataError(
             f"exclude: {path} takes all images of class {classes} from {name}; remove some from the list"
         )
-    return kept, len(split) - len(kept)
+    return kept

@@ -1,8 +1,9 @@
-"""Task: the images a search is for, on the device, with splits made once and fingerprinted."""
+"""Task: the images a search is for, on the device, checked, split once and fingerprinted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,17 +14,22 @@ from torch import Tensor
 from nas.data import datasets
 from nas.data.arrays import (
     Array,
+    Labels,
     Source,
     as_float,
     as_numpy,
+    digest,
+    encode_labels,
+    image_tensor,
     images_as_numpy,
     mean_and_std,
     shrunk,
     usual_padding,
 )
-from nas.data.imagefolder import MapDataset, collect
-from nas.data.splits import Samples, divide
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DataError
+from nas.seeding import rng
+
+_IMBALANCE = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +52,11 @@ class Split:
     def __repr__(self) -> str:
         """A line for people."""
         return f"<Split of {len(self)} images {tuple(self.x.shape[1:])} of {self.x.dtype}>"
+
+    def at(self, indices: Labels) -> Split:
+        """A copy of the images at `indices`, in their order, on the CPU."""
+        index = torch.from_numpy(indices)
+        return Split(self.x[index], self.y[index], None if self.origin is None else self.origin[index])
 
     def to(self, device: torch.device | str) -> Split:
         """The same images on `device`."""
@@ -96,6 +107,11 @@ class Task:
         """(C, H, W) of every image."""
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by their names: train, val, test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def __repr__(self) -> str:
         """A line for people; the fields hold the rest."""
@@ -250,8 +266,8 @@ def task_from_arrays(
 
 
 def task_from_datasets(
-    train: MapDataset,
-    test: MapDataset | None = None,
+    train: datasets.MapDataset,
+    test: datasets.MapDataset | None = None,
     *,
     name: str = "datasets",
     classes: Sequence[str] | None = None,
@@ -265,8 +281,8 @@ def task_from_datasets(
 
     Images are read once, in order: Pillow images, numpy [H, W] or [H, W, C], or tensors [H, W] or [C, H, W].
     """
-    x_train, y_train = collect(train, who=f"{name}: train")
-    x_test, y_test = (None, None) if test is None else collect(test, who=f"{name}: test")
+    x_train, y_train = datasets.collect(train, who=f"{name}: train")
+    x_test, y_test = (None, None) if test is None else datasets.collect(test, who=f"{name}: test")
     source = Source(
         x_train, y_train, x_test, y_test, classes=None if classes is None else tuple(classes), flip=flip
     )
@@ -285,31 +301,164 @@ def _task(
     device: torch.device | str,
     limit: int | None = None,
 ) -> Task:
-    parts = divide(
-        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, limit=limit
+    """Checks a source and divides it; equal arguments give equal parts."""
+    _check_fraction("val_fraction", val_fraction)
+    _check_fraction("test_fraction", test_fraction)
+    pool, classes = _checked(
+        source.x_train, source.y_train, f"{name}: x_train", f"{name}: y_train", source.classes
     )
-    train = _split(parts.train)
+    test = _official_test(source, pool, name=name, classes=classes)
+    # Every class must reach every part that is still to be taken from the pool.
+    _check_class_sizes(pool, classes, who=f"{name}: y_train", least=3 if test is None else 2)
+    draw = rng(seed, "split")
+    if test is None:
+        taken, rest = stratified(pool.y.numpy(), round(test_fraction * len(pool)), draw, spare=2)
+        test, pool = pool.at(taken), pool.at(rest)
+    if limit is not None:
+        pool = _limited(pool, limit, draw, classes=len(classes))
+    taken, rest = stratified(pool.y.numpy(), round(val_fraction * len(pool)), draw)
+    train, val = pool.at(rest), pool.at(taken)
     mean, std = mean_and_std(train.x)
     task = Task(
         name=name,
-        classes=parts.classes,
+        classes=classes,
         train=train,
-        val=_split(parts.val),
-        test=_split(parts.test),
+        val=val,
+        test=test,
         mean=mean,
         std=std,
-        fingerprint=parts.fingerprint,
+        fingerprint=_fingerprint((train, val, test), classes, seed),
         flip=source.flip,
         pad=usual_padding(min(train.x.shape[2:])),
         skipped=source.skipped,
-        notes=parts.notes,
+        notes=(*source.notes, *_findings(train, val, test, classes)),
         files=source.files,
     )
     return task.to(device)
 
 
-def _split(samples: Samples) -> Split:
-    return Split(torch.from_numpy(samples.x), torch.from_numpy(samples.y), torch.from_numpy(samples.origin))
+def _check_fraction(what: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigError(
+            f"{what} is {value}, but must lie between 0 and 1, both excluded; 0.2 or 0.5 are usual"
+        )
+
+
+def _checked(
+    x: Array, y: Array, x_name: str, y_name: str, classes: Sequence[str] | None
+) -> tuple[Split, tuple[str, ...]]:
+    images = torch.from_numpy(image_tensor(x, who=x_name))
+    labels, names = encode_labels(y, who=y_name, classes=classes)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{x_name} has {len(images)} images, but {y_name} has {len(labels)} labels; give each image one"
+        )
+    return Split(images, torch.from_numpy(labels), torch.arange(len(labels))), names
+
+
+def _official_test(source: Source, pool: Split, *, name: str, classes: Sequence[str]) -> Split | None:
+    if source.x_test is None and source.y_test is None:
+        return None
+    if source.x_test is None or source.y_test is None:
+        missing = "x_test" if source.x_test is None else "y_test"
+        raise DataError(f"{name} has only half of its test part: {missing} is missing; give both or neither")
+    test, _ = _checked(source.x_test, source.y_test, f"{name}: x_test", f"{name}: y_test", classes)
+    if test.x.shape[1:] != pool.x.shape[1:] or test.x.dtype != pool.x.dtype:
+        raise DataError(
+            f"{name}: test images are {tuple(test.x.shape[1:])} (C, H, W) of {test.x.numpy().dtype}, but "
+            f"training images are {tuple(pool.x.shape[1:])} of {pool.x.numpy().dtype}; bring both to one form"
+        )
+    return replace(test, origin=len(pool) + torch.arange(len(test)))
+
+
+def _check_class_sizes(pool: Split, classes: Sequence[str], *, who: str, least: int) -> None:
+    """Refuses labels of one class only, or a class of fewer than `least` images."""
+    counts = np.bincount(pool.y.numpy(), minlength=len(classes))
+    if np.count_nonzero(counts) < 2:
+        raise DataError(
+            f"{who}: all {len(pool)} labels are of one class ({classes[int(counts.argmax())]!r}), "
+            "but a classifier needs at least two"
+        )
+    small = np.flatnonzero(counts < least)
+    if len(small):
+        listed = ", ".join(f"{classes[c]!r}: {counts[c]}" for c in small[:5])
+        raise DataError(
+            f"{who}: {len(small)} of {len(classes)} classes have fewer than {least} images ({listed}), "
+            "too few to be in every split; add images or leave these classes out"
+        )
+
+
+def _limited(pool: Split, limit: int, draw: np.random.Generator, *, classes: int) -> Split:
+    if limit < 2 * classes:
+        raise ConfigError(f"limit is {limit}, but must be at least {2 * classes}, two images of each class")
+    kept, _ = stratified(pool.y.numpy(), min(limit, len(pool)), draw, least=2, spare=0)
+    return pool.at(kept)
+
+
+def _fingerprint(parts: Sequence[Split], classes: Sequence[str], seed: int) -> str:
+    """SHA-256 in hex of the parts in their order, the class names and the seed."""
+    content = hashlib.sha256(repr((seed, tuple(classes))).encode())
+    for x, y in ((part.x.numpy(), part.y.numpy()) for part in parts):
+        content.update(repr((x.shape, str(x.dtype))).encode())
+        content.update(x.data)
+        content.update(y.data)
+    return content.hexdigest()
+
+
+def _findings(train: Split, val: Split, test: Split, classes: Sequence[str]) -> Iterator[str]:
+    """What is suspicious, but may be meant: images in two parts or of two classes, very unequal classes."""
+    trained, validated, tested = (
+        [digest(image) for image in part.x.numpy()] for part in (train, val, test)
+    )
+    known = set(trained)
+    if both := sum(image in known for image in validated):
+        yield f"{both} of {len(val)} validation images are also among the images trained on"
+    known.update(validated)
+    if both := sum(image in known for image in tested):
+        yield f"{both} of {len(test)} test images are also in the training set"
+    labels: dict[bytes, set[int]] = {}
+    y = torch.cat([train.y, val.y, test.y]).tolist()
+    for image, label in zip([*trained, *validated, *tested], y, strict=True):
+        labels.setdefault(image, set()).add(label)
+    if noisy := sum(len(given) > 1 for given in labels.values()):
+        yield f"{noisy} images occur more than once, with different labels; look for wrong ones"
+    counts = np.bincount(train.y.numpy()) + np.bincount(val.y.numpy())
+    most, fewest = int(counts.argmax()), int(counts.argmin())
+    if counts[most] > _IMBALANCE * counts[fewest]:
+        yield (
+            f"classes are unequal: {classes[most]!r} has {counts[most]} training images, "
+            f"{classes[fewest]!r} has {counts[fewest]}"
+        )
+
+
+def stratified(
+    y: Labels, take: int, generator: np.random.Generator, *, least: int = 1, spare: int = 1
+) -> tuple[Labels, Labels]:
+    """Indices of `take` samples in the class proportions of `y`, and of all the others, in random orders.
+
+    Not in all orders alike: the others begin with classes of which enough were taken first.
+
+    least, spare: at least so many of each class are among the taken and among the others; `take` gives way.
+    """
+    quota = _quota(np.bincount(y), take, least=least, spare=spare)
+    order = generator.permutation(len(y))
+    taken = np.zeros(len(y), dtype=bool)
+    for label, count in enumerate(quota):
+        taken[order[y[order] == label][:count]] = True
+    return order[taken[order]], order[~taken[order]]
+
+
+def _quota(counts: Labels, take: int, *, least: int, spare: int) -> Labels:
+    """How many of each class to take: the method of largest remainders within [least, counts - spare]."""
+    top: Labels = counts - spare
+    take = min(max(take, least * len(counts)), int(top.sum()))
+    share = counts * (take / counts.sum())
+    quota: Labels = np.clip(np.floor(share).astype(np.int64), least, top)
+    while quota.sum() < take:
+        quota[np.where(quota < top, share - quota, -np.inf).argmax()] += 1
+    while quota.sum() > take:
+        quota[np.where(quota > least, quota - share, -np.inf).argmax()] -= 1
+    return quota
 
 
 def first_of(split: Split, keep: int) -> Split:

@@ -1,1 +1,1 @@
-"""Files and folders that survive kills, and texts from outside."""
+"""Files and folders that survive kills, and texts from outside. Begin with `atomic`, then `folder`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AliasPath,
     BaseModel,
     ConfigDict,
     Field,
@@ -110,46 +111,16 @@ class SuspectsRecord(_Record):
     suspects: list[SuspectRecord]
 
 
-class MethodRecord(_Record):
-    """The parts of a configuration that an export needs."""
-
-    method: str
-    task: str
-    seed: int
-
-
-class NameRecord(_Record):
-    """Something with a name."""
-
-    name: str
-
-
-class EngineRecord(_Record):
-    """What made a run."""
-
-    engine: Annotated[str, Field(alias="nas-engine")]
-
-
-class FinalRecord(_Record):
-    """The recipe of the last training."""
-
-    final: dict[str, Any]
-
-
-class ImagesRecord(_Record):
-    """How many images there were."""
-
-    images: dict[Word, int]
-
-
 class ExportedRecord(_Record):
     """The further parts of run.json that an export tells of."""
 
-    config: MethodRecord
-    space: NameRecord
-    environment: EngineRecord
-    plan: FinalRecord
-    task: ImagesRecord
+    method: Annotated[str, Field(validation_alias=AliasPath("config", "method"))]
+    task: Annotated[str, Field(validation_alias=AliasPath("config", "task"))]
+    seed: Annotated[int, Field(validation_alias=AliasPath("config", "seed"))]
+    space: Annotated[str, Field(validation_alias=AliasPath("space", "name"))]
+    engine: Annotated[str, Field(validation_alias=AliasPath("environment", "nas-engine"))]
+    recipe: Annotated[dict[str, Any], Field(validation_alias=AliasPath("plan", "final"))]
+    images: Annotated[dict[Word, int], Field(validation_alias=AliasPath("task", "images"))]
 
 
 class ScoredRecord(_Record):
@@ -216,10 +187,21 @@ class ReportedArchitectureRecord(ArchitectureRecord):
 
 
 class StudyRecord(_Record):
-    """What a study searches: decisions with their options; its goals are read by `nas.searchers.goals`."""
+    """What a study searches: decisions with their options. Its goals are a `GoalsRecord`."""
 
     # JSON has no tuples.
     decisions: list[Annotated[tuple[Word, list[Word]], Field(strict=False)]]
+
+
+class GoalsRecord(_Record):
+    """Objectives as (metric, maximize, added terms) and constraints as (metric, limit, at most)."""
+
+    objectives: list[
+        Annotated[
+            tuple[str, bool, list[Annotated[tuple[str, FiniteFloat], Field(strict=False)]]], Field(strict=False)
+        ]
+    ]
+    constraints: list[Annotated[tuple[str, FiniteFloat, bool], Field(strict=False)]] = []
 
 
 class ComparedRecord(_Record):

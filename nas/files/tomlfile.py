@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from nas.errors import ConfigError
+from nas.files.atomic import MAX_DEPTH, is_deep, read_bytes
 from nas.text import shown
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 100
 _DOT = re.compile(r"""[\w"'-][ \t]*\.[ \t]*(?=[\w"'-])""")
 """A dot between two parts of a key; not those of a row in a comment, nor of `../`."""
 
@@ -25,30 +25,36 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: naming the path tried, or line and column of what is wrong.
     """
-    raw = _read(path)
+    raw = read_bytes(path, max_bytes=MAX_BYTES)
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if max(text.count("["), text.count("{")) > MAX_DEPTH * 10 or _depth(text) > MAX_DEPTH:
-        raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
+    deep = ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
+    # The time that a key takes grows with the square of its parts.
+    if any(len(_DOT.findall(line)) > MAX_DEPTH for line in text.splitlines()):
+        raise deep
     try:
         values = tomllib.loads(text)
+    except RecursionError as error:
+        raise deep from error
     except ValueError as error:  # also for an integer of thousands of digits
         raise ConfigError(f"{path}: {error}{_yaml_hint(text)}") from error
+    if is_deep(values):
+        raise deep
     if not values:
         raise ConfigError(f"{path}: empty config")
     return values
 
 
+def _yaml_hint(text: str) -> str:
+    looks_yaml = re.search(r"^[ \t]*[\w-]+:\s", text, re.MULTILINE) is not None
+    return "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
+
+
 def write_toml(values: Mapping[str, object]) -> str:
-    """Scalars first, then one table for each mapping; `None` is left out. The inverse of `read_toml`."""
-    plain = {k: v for k, v in values.items() if v not in (None, ()) and not isinstance(v, Mapping)}
-    lines = [f"{_key(k)} = {_literal(v)}" for k, v in plain.items()]
-    for name, table in values.items():
-        if isinstance(table, Mapping) and table:
-            lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_literal(v)}" for k, v in table.items())]
-    return "\n".join(lines) + "\n"
+    """The inverse of `read_toml`; what is `None` or empty is left out."""
+    return tomli_w.dumps({name: value for name, value in values.items() if value not in (None, (), {})})
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -68,35 +74,6 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return merged
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise ConfigError(f"no config file {path} (looked for {Path.cwd() / path}, from {Path.cwd()})")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path}: {size:,} bytes, but a config has at most {MAX_BYTES:,}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {shown(str(path))}: {error.strerror}") from error
-
-
-def _depth(text: str) -> int:
-    """How deep brackets or the dots of a key nest, at most."""
-    depth, deepest = 0, max((len(_DOT.findall(line)) for line in text.splitlines()), default=0)
-    for character in text:
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth = max(0, depth - 1)
-    return deepest
-
-
-def _yaml_hint(text: str) -> str:
-    looks_yaml = re.search(r"^[ \t]*[\w-]+:\s", text, re.MULTILINE) is not None
-    return "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
-
-
 def _value(text: str) -> object:
     if "\n" in text or "\r" in text:  # what follows the line would be read as another setting
         return text
@@ -104,19 +81,3 @@ def _value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"got {value}, wanted a finite number")
-    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
-        return f"[{', '.join(map(_literal, value))}]"
-    if isinstance(value, bool | int | float | str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold DEL, TOML not
-    raise ConfigError(
-        f"got {shown(value)} of type {type(value).__name__}, wanted text, a number, true or false"
-    )
