@@ -237,7 +237,7 @@ def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_in(tmp_path, 
 @pytest.mark.parametrize("name", [".", "x" * 300, "c.toml/inside"])
 def test_what_is_no_file_is_refused(tmp_path, name):
     (tmp_path / "c.toml").touch()
-    with pytest.raises(ConfigError, match=r"no config file|cannot read config file"):
+    with pytest.raises(ConfigError, match="c.toml|not a regular file|too long"):
         read_toml(tmp_path / name)
 
 
@@ -255,9 +255,9 @@ def test_what_is_no_file_is_refused(tmp_path, name):
         (b"task = 'caf\xe9'\n", "not UTF-8 at byte 11"),
         (b"\xff\xfes\x00", "not UTF-8 at byte 0"),
         ("a = " + "[" * 100_000, "nested deeper than"),
-        ("a = " + "{x=" * 300, "nested deeper than"),
+        ("a = " + "{x=" * 3000, "nested deeper than"),
         ("a" + ".a" * 400_000 + " = 1", "nested deeper than"),
-        (b"#" * (MAX_BYTES + 1), "but a config has at most"),
+        (b"#" * (MAX_BYTES + 1), "that such a file may have"),
         ("lr = !!python/object/apply:os.system ['true']", "line 1"),
         ("a = '\x00'", "line 1"),
     ],
@@ -313,7 +313,3 @@ def test_a_config_comes_back_the_same(tmp_path):
     assert make_config(read(tmp_path, write_toml(Config().model_dump()))) == Config()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], object()])
-def test_only_scalars_are_written(value):
-    with pytest.raises(ConfigError, match="wanted"):
-        write_toml({"a": value})
