@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from nas.run.config import Config, make_config
     from nas.run.pipeline import run_job, search
     from nas.run.retrain import retrain
-    from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
+    from nas.searchers.evolution import Nsga2, RegularizedEvolution
+    from nas.searchers.local import LocalSearch
+    from nas.searchers.predictor_guided import Guided
+    from nas.searchers.searcher import RandomSearch
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
     from nas.searchers.goals import Goals, parse_goals
@@ -67,26 +70,26 @@ _HOME = {
     "Fixed": "nas.searchers.scheduler",
     "Genotype": "nas.types",
     "Goals": "nas.searchers.goals",
-    "Guided": "nas.searchers",
+    "Guided": "nas.searchers.predictor_guided",
     "Hyperband": "nas.searchers.halving",
     "ImageClassifier": "nas.classifier",
     "Inherited": "nas.evaluate.inherited",
     "Ladder": "nas.searchers.fidelity",
     "Laddered": "nas.evaluate.multi_fidelity",
     "LatencyTable": "nas.space.latency",
-    "LocalSearch": "nas.searchers",
+    "LocalSearch": "nas.searchers.local",
     "Measure": "nas.study.workers",
     "Method": "nas.oneshot.methods",
     "NasError": "nas.errors",
     "NoModelError": "nas.errors",
     "Notation": "nas.space.space",
-    "Nsga2": "nas.searchers",
+    "Nsga2": "nas.searchers.evolution",
     "Objective": "nas.types",
     "OptunaSearch": "nas.searchers.optuna_search",
     "Progress": "nas.show.progress",
-    "RandomSearch": "nas.searchers",
+    "RandomSearch": "nas.searchers.searcher",
     "Recipe": "nas.training.recipe",
-    "RegularizedEvolution": "nas.searchers",
+    "RegularizedEvolution": "nas.searchers.evolution",
     "Result": "nas.results.result",
     "Space": "nas.space.space",
     "SpaceError": "nas.errors",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, SpaceError, describe
 from nas.oneshot.supernet import Supernet
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.seeding import isolated, rng
 from nas.space.choosers import Chooser
 from nas.space.ops import candidates

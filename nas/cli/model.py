@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,15 @@ from nas.text import counted
 
 if TYPE_CHECKING:
     from nas.export.inference import Answer, Served
+
+SERVE = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "onnxruntime": "onnxruntime",
+    "PIL": "pillow",
+}
+"""Packages that a server needs, by the names of their modules."""
 
 
 @app.command()
@@ -134,6 +144,8 @@ def serve(
     max_upload: Annotated[str, typer.Option(help="What one request may hold.")] = "10MiB",
 ) -> None:
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
+    if missing := [package for module, package in SERVE.items() if find_spec(module) is None]:
+        raise ConfigError(f"serve: {', '.join(missing)} is missing; pip install 'nas-engine[serve]'")
     from nas.cli.job import StopRequest
     from nas.export.server import serve as run_server
 

@@ -28,9 +28,7 @@ def report(
     ] = None,
     watts: Annotated[
         float | None,
-        typer.Option(
-            min=0.0, help="Power of a device at work, for the estimate of energy. [default: assumed]"
-        ),
+        typer.Option(min=0.0, help="Power of a device at work, for an estimate of energy."),
     ] = None,
 ) -> None:
     """Write report.html: all that a run did and found, as one file that needs no network."""

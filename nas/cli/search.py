@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from nas.run.budget import Preview, Tell
     from nas.show.progress import Progress
 
-Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although the data changed, or a database names another writer.")
+]
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError, unknown
 from nas.evaluate.benchmarks import Benchmark, load_benchmark
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.searchers.factory import make_searcher
 from nas.searchers.goals import Goals
 from nas.searchers.pareto import dominates, front, hypervolume

@@ -6,9 +6,10 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from nas.searchers.halving import longest
 from nas.searchers.method_names import by_gradients
 from nas.space.graph import Graph, merged
 from nas.space.space import Space
-from nas.study.study import Study
 from nas.text import counted
 from nas.training.checkpoint import load_tensors
 from nas.types import Genotype, Trial
@@ -52,9 +52,8 @@ class Result:
     metrics: see metrics.json; `test_acc` was measured once, on this network.
     history: the trials of the search; for a differentiable one, one for each epoch.
     inputs: how raw images are normalised, and the names of the classes.
-    baselines: the trials of what the search was compared with, by name; a choice made without trials is one.
-    goals: what the search was for.
-    by_gradients: whether the trials of `history` are the epochs of one supernet.
+    random: the trials of the random search that it was compared with.
+    goals: what the search was for. method: by which it searched.
     """
 
     space: Space
@@ -65,9 +64,19 @@ class Result:
     history: Sequence[Trial]
     folder: Path
     inputs: Inputs
-    baselines: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
+    random: Sequence[Trial] = ()
     goals: Goals = Goals()  # noqa: RUF009 - a frozen value
-    by_gradients: bool = False
+    method: str = ""
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the trials of `history` are the epochs of one supernet."""
+        return by_gradients(self.method)
+
+    @property
+    def baselines(self) -> dict[str, Sequence[Trial]]:
+        """The trials of what the search was compared with, by name; a choice made without trials is one."""
+        return baselines_of(self.random, self.goals, method=self.method)
 
     @property
     def front(self) -> list[Trial]:
@@ -151,6 +160,46 @@ class Alphas:
             np.savez_compressed(temporary, strengths=self.strengths, names=np.frombuffer(names, np.uint8))
 
 
+class Recorded(Sequence[Trial]):
+    """The trials of a study in a finished run's folder, read when they are first looked at.
+
+    A prediction looks at none, so it need not wait for Optuna.
+
+    is_damaged: whether the history is not as the manifest says; where it then cannot be read, there is a
+      warning and no trial.
+    """
+
+    def __init__(self, folder: Path, name: str, space: Space, *, is_damaged: bool) -> None:
+        self.folder, self.name, self.space, self.is_damaged = folder, name, space, is_damaged
+
+    @cached_property
+    def _trials(self) -> list[Trial]:
+        from nas.study.study import Study
+
+        try:
+            return Study.read(self.folder, self.name, self.space)
+        except ConfigError as error:
+            if not self.is_damaged:
+                raise
+            _log.warning("%s", error)
+            return []
+
+    @overload
+    def __getitem__(self, index: int) -> Trial: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Trial]: ...
+    def __getitem__(self, index: int | slice) -> Trial | list[Trial]:
+        return self._trials[index]
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._trials == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def baselines_of(history: Sequence[Trial], goals: Goals, *, method: str) -> dict[str, Sequence[Trial]]:
     """What a search is drawn against: all random trials, and the one of the largest allowed architecture.
 
@@ -191,17 +240,11 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         _log.warning("%s: %s in the manifest; the model and its figures are as recorded", folder, line)
     found, genotype = load_architecture(folder, space=space)
     record, metrics = read_run(folder), read_metrics(folder)
-    goals = Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals()
     method = str(record["config"].get("method"))
-    try:
-        history, random = (Study.read(folder, name, found) for name in (SEARCH, RANDOM))
-    except ConfigError as error:
-        if not any(line.startswith(HISTORY) for line in damage):
-            raise
-        _log.warning("%s", error)
-        history, random = [], []
     # A random search is its own baseline, and has no second study.
-    own = history if method == "random" and is_file(folder / "baselines.json") else []
+    is_own = method == "random" and is_file(folder / "baselines.json")
+    is_damaged = any(line.startswith(HISTORY) for line in damage)
+    history = Recorded(folder, SEARCH, found, is_damaged=is_damaged)
     return Result(
         found,
         genotype,
@@ -211,9 +254,9 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         history,
         folder,
         Inputs.of_record(record["task"]),
-        baselines_of(random or own, goals, method=method),
-        goals,
-        by_gradients(method),
+        history if is_own else Recorded(folder, RANDOM, found, is_damaged=is_damaged),
+        Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals(),
+        method,
     )
 
 

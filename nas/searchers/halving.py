@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.searchers.fidelity import Ladder
 from nas.searchers.goals import Goals
 from nas.space.space import Space

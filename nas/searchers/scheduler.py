@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, describe, staying
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.space.space import Space
 from nas.types import Genotype, Trial
 
