@@ -5,18 +5,16 @@ import time
 
 import numpy as np
 import pytest
-from jobs import SMALL, TINY, Recorder
+from jobs import SMALL, TINY
 
 import nas
 from nas.cli.app import spelt_out
 from nas.errors import ConfigError
 from nas.run.config import make_config
 from nas.show import tracking as trackers
-from nas.show.tracking.tracker import FINAL, Feed, Point, Run, Tracking, of_curve, of_trials
+from nas.show.tracking.tracker import FINAL, Feed, Point, TrackedRun, Tracking, of_curve, of_trials
 from nas.training.train import Curve
 from nas.types import Trial
-
-RUN = Run("run-1", None, {"space": "toy"})
 
 
 class Keeper:
@@ -45,13 +43,6 @@ class Keeper:
         return set().union(*(point.values for point in self.points if point.series == series))
 
 
-class Broken(Keeper):
-    """A tracker whose disk is full from some point on."""
-
-    def track(self, points):
-        raise OSError(28, "No space left on device")
-
-
 class Hanging(Keeper):
     """A tracker whose server never answers."""
 
@@ -64,7 +55,8 @@ def points(series, *steps):
 
 
 def tracking(tracker, notes, **settings):
-    return Tracking([Feed("mine", tracker, RUN)], note=notes.append, **settings)
+    run = TrackedRun("run-1", None, {"space": "toy"})
+    return Tracking([Feed("mine", tracker, run)], note=notes.append, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +84,15 @@ def test_every_trial_epoch_and_final_metric_is_told_once(tracked):
     assert {"val_acc", "params", "seconds", "failed"} <= keeper.names("search")
     assert {"train_loss", "lr"} <= keeper.names("retrain")
     assert keeper.points[-1].values == result.metrics
-
-
-def test_files_are_kept_and_the_run_keeps_its_name(tracked):
-    keeper, _, result = tracked
     assert len(keeper.files) > 10 and all(keeper.files)
+
+
+def test_the_run_keeps_its_name_and_a_finished_one_tells_nothing_twice(tracked):
+    keeper, _, result = tracked
     assert keeper.ends == ["stopped", "finished"]
     assert keeper.runs[0] == keeper.runs[1]
     assert keeper.runs[0].name.startswith("run-") and keeper.runs[0].settings["space"] == "toy"
     assert result.folder == keeper.runs[0].folder
-
-
-def test_a_finished_run_tells_nothing_twice(tracked):
-    keeper, _, result = tracked
     before = len(keeper.points), len(keeper.files)
     nas.search("toy", "digits", "random", out=result.folder, settings=SMALL, trackers=[keeper])
     assert (len(keeper.points), len(keeper.files)) == before
@@ -123,76 +111,39 @@ def test_a_search_by_gradients_tells_health_and_alphas(tmp_path):
     assert all(np.isclose(row.sum(), 1) for row in point.alphas.values())
 
 
-def test_shared_weights_tell_the_epochs_of_the_supernet(tmp_path):
-    keeper = Keeper()
+def test_shared_weights_and_a_retraining_tell_their_epochs(tmp_path):
+    keeper, other = Keeper(), Keeper()
     settings = SMALL | {"epochs": 2}
-    nas.search("toy", "digits", "spos", out=tmp_path / "run", settings=settings, trackers=[keeper])
-    assert keeper.steps("supernet") == [1, 2]
-    assert keeper.steps("search") == [0, 1, 2]
-
-
-def test_a_retraining_is_tracked(tracked, tmp_path):
-    keeper = Keeper()
+    found = nas.search("toy", "digits", "spos", out=tmp_path / "run", settings=settings, trackers=[keeper])
+    assert keeper.steps("supernet") == [1, 2] and keeper.steps("search") == [0, 1, 2]
     settings = {"retrain": {"epochs": 2}}
-    nas.retrain(tracked[2].folder, "digits", out=tmp_path / "again", settings=settings, trackers=[keeper])
-    assert keeper.steps("retrain") == [1, 2] and keeper.steps(FINAL) == [0]
+    nas.retrain(found.folder, "digits", out=tmp_path / "again", settings=settings, trackers=[other])
+    assert other.steps("retrain") == [1, 2] and other.steps(FINAL) == [0]
 
 
-def test_a_tracker_that_fails_costs_one_warning(tmp_path):
-    progress, broken = Recorder(), Broken()
-    result = nas.search(
-        *("toy", "digits", "random"),
-        out=tmp_path / "run",
-        settings=SMALL,
-        trackers=[broken],
-        progress=progress,
-    )
-    assert 0 <= result.metrics["test_acc"] <= 1
-    warnings = [note for note in progress.notes if "Broken" in note]
-    assert len(warnings) == 1 and "No space left" in warnings[0] and warnings[0].startswith("WARNING")
-
-
-def test_a_tracker_that_hangs_is_not_waited_for():
+@pytest.mark.parametrize(("waiting", "words"), [(10_000, "did not finish"), (5, "too slow")])
+def test_a_tracker_that_hangs_is_not_waited_for(waiting, words, monkeypatch):
+    monkeypatch.setattr("nas.show.tracking.tracker.WAITING", waiting)
     notes, begun = [], time.monotonic()
     with tracking(Hanging(), notes, patience_s=0.05) as told:
         for step in range(100):
             told.tell(points("search", step))
     assert time.monotonic() - begun < 25  # the tracker hangs for half a minute
-    assert len(notes) == 1 and "did not finish" in notes[0]
+    assert len(notes) == 1 and words in notes[0]
 
 
-def test_a_tracker_that_is_too_slow_is_given_up(monkeypatch):
-    monkeypatch.setattr("nas.show.tracking.tracker.WAITING", 5)
-    notes = []
-    with tracking(Hanging(), notes, patience_s=0.05) as told:
-        for step in range(10):
-            told.tell(points("search", step))
-    assert len(notes) == 1 and "too slow" in notes[0]
-
-
-def test_what_a_tracker_has_is_left_out():
+def test_what_a_tracker_has_is_left_out_and_what_it_missed_is_told():
     keeper, notes = Keeper(), []
     keeper.points = points("search", 0, 1)
+    curve = Curve((2.0, 1.0), (0.1, 0.05), (3.0, 3.0), (2,), (0.9,), (0.5,))
     with tracking(keeper, notes) as told:
         told.tell(points("search", 0, 1, 2))
         told.tell(points("search", 2, 3))
-    assert keeper.steps("search") == [0, 1, 2, 3] and not notes
-
-
-def test_a_killed_training_tells_the_epochs_it_had_not_told():
-    keeper, notes = Keeper(), []
-    curve = Curve((2.0, 1.0), (0.1, 0.05), (3.0, 3.0), (2,), (0.9,), (0.5,))
-    with tracking(keeper, notes) as told:
         told.tell(points("retrain", 1))
         told.tell(of_curve("retrain", curve))
-    assert keeper.steps("retrain") == [1, 2]
-    assert keeper.points[1].values == {
-        "train_loss": 1.0,
-        "lr": 0.05,
-        "seconds": 3.0,
-        "val_loss": 0.9,
-        "val_acc": 0.5,
-    }
+    assert keeper.steps("search") == [0, 1, 2, 3] and keeper.steps("retrain") == [1, 2] and not notes
+    known = {"train_loss": 1.0, "lr": 0.05, "seconds": 3.0, "val_loss": 0.9, "val_acc": 0.5}
+    assert keeper.points[-1].values == known
 
 
 def test_running_trials_and_numbers_that_are_none_are_left_out():
@@ -218,13 +169,8 @@ def test_a_password_in_a_uri_is_refused_and_not_shown(monkeypatch):
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "kept"), [(True, "auto"), (False, None), ("events", "events")])
-def test_a_tracker_is_switched_on_or_placed(given, kept):
-    assert make_config({"tensorboard": given}).tensorboard == kept
-
-
-def test_switches_of_the_command_line_may_stand_alone():
-    assert spelt_out(["search", "--tensorboard", "--mlflow"]) == [
-        *("search", "--tensorboard=auto", "--mlflow=auto")
-    ]
-    assert spelt_out(["--tensorboard", "here", "--seed", "1"]) == ["--tensorboard", "here", "--seed", "1"]
+def test_a_switch_may_stand_alone_or_name_a_place():
+    kept = [make_config({"tensorboard": given}).tensorboard for given in (True, False, "events")]
+    assert kept == ["auto", None, "events"]
+    given = ["search", "--tensorboard", "here", "--mlflow"]
+    assert spelt_out(given) == ["search", "--tensorboard", "here", "--mlflow=auto"]
