@@ -39,23 +39,21 @@ def together(target, *args, **options):
     return [value for _, value in outcomes]
 
 
-def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
+def started(target, *args, size=2, limit_s=LIMIT_S):
     """The ranks at work.
 
     limit_s: how long they wait for each other; None for a target that joins them by itself.
-    store: that of an earlier start, as a launcher keeps it that starts the ranks for the `attempt`-th time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     # As torchrun does, which outlives the ranks.
-    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []
     for number in range(size):
         receiver, sender = context.Pipe(duplex=False)
         environment = {
             "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
-            "TORCHELASTIC_RESTART_COUNT": attempt,
         }  # fmt: skip
         process = context.Process(
             target=_work, args=(sender, environment, limit_s, target, args), daemon=True

@@ -22,7 +22,7 @@ from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
-from nas.training.ddp import ALONE, Alone
+from nas.training.ddp import ALONE, Team
 from nas.training.recipe import DARTS_SEARCH, Recipe
 from nas.training.train import train
 
@@ -76,32 +76,16 @@ def test_two_ranks_search_like_one_process_with_the_whole_batch():
         assert first["selected"] == alone[name]["selected"]
 
 
-def retrained(team, recipe, *, checkpoints=None, images=96, space=make_plain_space):
+def retrain_in_parts(team, batch):
     with isolated(0, "init"):
-        network = space().network((0, 1, 0))
-    curve = train(
-        network,
-        make_task(images=images),
-        recipe,
-        seed=3,
-        evaluate_on=make_task().val,
-        checkpoints=checkpoints,
-        team=team,
-    )
+        network = make_plain_space().network((0, 1, 0))
+    recipe, task = dataclasses.replace(RETRAIN, batch=batch), make_task()
+    curve = train(network, task, recipe, seed=3, evaluate_on=task.val, team=team)
     weights = torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
-    return {
-        "loss": curve.train_loss,
-        "val_acc": curve.val_acc,
-        "weights": weights,
-        "state": {name: value.numpy() for name, value in network.state_dict().items()},
-    }
+    return {"loss": curve.train_loss, "val_acc": curve.val_acc, "weights": weights}
 
 
 RETRAIN = Recipe(epochs=3, batch=16, lr=0.05, weight_decay=1e-3, clip=1.0, mixup=0.2, ema=0.9, cutout=2)
-
-
-def retrain_in_parts(team, batch):
-    return retrained(team, dataclasses.replace(RETRAIN, batch=batch))
 
 
 @pytest.mark.parametrize("batch", [16, 13])
@@ -178,19 +162,6 @@ def draw_apart(team):
     train_shared(Supernet(make_toy()), make_task(), recipe, seed=3, within=within, team=team)
 
 
-def mix_apart(team):
-    """One bit of one alpha of rank 1 is flipped after three steps."""
-
-    def stop():
-        if team.rank == 1 and next(steps) == 3:
-            bits = found[0].alphas[0].data.view(torch.int32)
-            bits[0, 0] ^= 1
-        return False
-
-    steps, found = itertools.count(), []
-    searched(team, make_plain_space(), "darts", stop=stop, prepare=found.append)
-
-
 def learn_apart(team):
     """One bit of one weight of rank 1 is flipped after three steps."""
 
@@ -212,7 +183,6 @@ def see_other_data(team):
     ("target", "size", "words"),
     [
         (draw_apart, 3, "train, step 3: rank 2 does not agree with rank 0"),
-        (mix_apart, 2, "search, alphas of step 3: rank 1 does not agree with rank 0"),
         (learn_apart, 2, "train, after step 6: rank 1 does not agree with rank 0"),
     ],
 )
@@ -267,8 +237,8 @@ def die(team, folder, victim, at):
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    checkpoints = Checkpoints(folder) if team.leads else None
-    return searched(team, make_toy(), "darts", checkpoints=checkpoints, checkpoint_seconds=0, stop=stop)
+    checkpoints = Checkpoints(folder, every_s=0) if team.leads else None
+    return searched(team, make_toy(), "darts", checkpoints=checkpoints, stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +254,7 @@ def test_a_killed_rank_ends_all_and_the_next_start_ends_where_an_undisturbed_one
     assert ranks[victim].outcome() == ("exit", -signal.SIGKILL)
     _, error, text = ranks[1 - victim].outcome()
     assert error == "RankError" and "another of 2 ranks is lost" in text
-    for found in together(die, tmp_path, victim, -1, store=ranks[0].store, attempt=1):
+    for found in together(die, tmp_path, victim, -1):
         assert_same(found, undisturbed)
 
 
@@ -304,23 +274,11 @@ def test_all_stop_after_the_same_step_when_one_is_told_to(tmp_path):
     assert step == 2
 
 
-def test_a_batch_that_leaves_a_rank_one_image_is_refused():
-    class Team(Alone):
-        def __init__(self):
-            self.rank, self.size, self.local = 0, 4, 0
-
-    with pytest.raises(
-        ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"
-    ):
-        retrained(Team(), dataclasses.replace(RETRAIN, batch=7))
-
-
-@pytest.mark.parametrize("count", [4, 7, 8])
-def test_the_parts_of_a_batch_are_the_batch(count):
-    teams = [Alone() for _ in range(3)]
-    for rank, team in enumerate(teams):
-        team.rank, team.size = rank, 3
-    batch = torch.arange(count)
-    parts = [team.part(batch) for team in teams]
-    assert torch.equal(torch.cat(parts), batch)
-    assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
+def test_a_batch_is_divided_into_parts_of_at_least_two_images():
+    for count in (6, 7, 8):
+        teams, batch = [Team(rank, 3) for rank in range(3)], torch.arange(count)
+        parts = [team.part(batch) for team in teams]
+        assert torch.equal(torch.cat(parts), batch)
+        assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
+    with pytest.raises(ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"):
+        Team(0, 4).images(7)

@@ -17,8 +17,7 @@ import nas
 from nas.cli import app, main
 from nas.results.result import load_result
 from nas.training.checkpoint import Checkpoints
-from nas.training.ddp import ALONE
-from nas.training.distributed import joined
+from nas.training.ddp import ALONE, joined
 
 SETTINGS = {**TINY, "epochs": 12, "top_k": 1, "search_images": 64}
 del SETTINGS["seeds"], SETTINGS["top_k_epochs"], SETTINGS["trial"]
