@@ -25,7 +25,7 @@ from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import noting, training_bytes
 from nas.training.recipe import Recipe, segmented
-from nas.training.retry import EASED, Ease, begun, eased
+from nas.training.retry import RETRY, Retry, last_retry, with_retries
 from nas.training.train import Curve, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
@@ -154,19 +154,19 @@ class Laddered:
     def _climb(self, genotype: Genotype, rung: int, before: Iterable[str]) -> dict[str, float]:
         """Trains up to a rung; `before` are the fidelities that earlier trials reached."""
         chain, place = self._chain(genotype, rung), self.place(genotype)
-        rate = begun(place).lr_factor
+        rate = last_retry(place).lr_factor
         batch = min(self.recipe.batch, len(self.task.train))
-        curve, ease = eased(partial(self._train, genotype, chain, rung), folder=place, batch=batch)
+        curve, retry = with_retries(partial(self._train, genotype, chain, rung), folder=place, batch=batch)
         below = max((self.ladder.rung(int(fidelity)) for fidelity in before), default=-1)
         # At another learning rate it is another training, from the first rung on.
-        begin = max(chain[0].first, below + 1) if ease.lr_factor == rate else chain[0].first
+        begin = max(chain[0].first, below + 1) if retry.lr_factor == rate else chain[0].first
         return {
             "val_acc": curve.val_acc[-1],
             "val_loss": curve.val_loss[-1],
             "train_loss": curve.train_loss[-1],
             "epochs_trained": sum(r.epochs for r in self.ladder.rungs[begin : rung + 1]),
             "continued": int(begin > chain[0].first),
-            **ease.metrics,
+            **retry.metrics,
         }
 
     def _chain(self, genotype: Genotype, rung: int) -> list[Stage]:
@@ -178,15 +178,15 @@ class Laddered:
                 chain = [*chain, stage] if fits else [stage]
         return chain
 
-    def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int, ease: Ease) -> Curve:
-        place = ease.place(self.place(genotype))
+    def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int, retry: Retry) -> Curve:
+        place = retry.place(self.place(genotype))
         seed, curve, start = self.seed_of(genotype), Curve(), None
         for stage in chain:
             with isolated(seed, "init"), build_errors():
                 network = stage.space.network(genotype).to(stage.task.train.x.device)
             # Many trials are paused at a time, and a damaged checkpoint costs a repetition only.
             checkpoints = Checkpoints(place / f"rung-{stage.first}", keep=1)
-            recipe = ease.of(stage.recipe)
+            recipe = retry.of(stage.recipe)
             curve = train(
                 network,
                 stage.task,
@@ -197,7 +197,7 @@ class Laddered:
                 until=stage.until(rung),
                 start=start,
                 checkpoints=checkpoints,
-                passes=ease.passes,
+                passes=retry.passes,
                 stop=self.stop,
             )
             start = checkpoints
@@ -224,4 +224,4 @@ class Laddered:
         place = self.place(genotype)
         for folder in (*place.glob("rung-*"), *place.glob("lr-*")):
             shutil.rmtree(folder, ignore_errors=True)
-        (place / EASED).unlink(missing_ok=True)
+        (place / RETRY).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import NEEDED, failed_for_memory, noting, require_memory, training_bytes
 from nas.training.recipe import Recipe, compressed
-from nas.training.retry import Ease, eased
+from nas.training.retry import Retry, with_retries
 from nas.training.train import Curve, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
@@ -99,7 +99,7 @@ class Trained:
             if parent is not None and (weights := self._weights_of(parent)) is not None:
                 start, inherited = partial(self._grafted, parent.genotype, weights), float(parent.number)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
-                (network, curve), ease = eased(
+                (network, curve), retry = with_retries(
                     partial(self._attempt, trial, seed, folder, start, should_stop),
                     folder=folder,
                     batch=self._batch,
@@ -116,7 +116,7 @@ class Trained:
             "params": counted.params,
             "macs": counted.macs,
             "epochs_trained": len(curve.train_loss),
-            **ease.metrics,
+            **retry.metrics,
             **({} if self.weights is None else {INHERITED: inherited}),
         }
 
@@ -152,22 +152,22 @@ class Trained:
         folder: Path | None,
         start: Start | None,
         should_stop: ShouldStop | None,
-        ease: Ease,
+        retry: Retry,
     ) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             with build_errors():
                 network = self.space.network(trial.genotype)
             network = (network if start is None else start(trial, network)).to(self.task.train.x.device)
-        place, epochs = None if folder is None else ease.place(folder), trial.fidelity
+        place, epochs = None if folder is None else retry.place(folder), trial.fidelity
         train_to = partial(
             train,
             network,
             self.task,
-            ease.of(compressed(self.recipe, epochs)),
+            retry.of(compressed(self.recipe, epochs)),
             seed=seed,
             evaluate_on=self.task.val,
             checkpoints=None if place is None else Checkpoints(place),
-            passes=ease.passes,
+            passes=retry.passes,
             stop=self.stop,
         )
         if should_stop is None or place is None:

@@ -22,7 +22,7 @@ from nas.oneshot.methods import Method
 from nas.oneshot.regularizers import check_bound, expected_cost
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
-from nas.results.alphas import Alphas
+from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Clock, Job, SearchOutcome, distinct
@@ -37,7 +37,7 @@ from nas.space.space import Space
 from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import require_memory
-from nas.training.retry import LR_FACTOR, Ease, eased
+from nas.training.retry import LR_FACTOR, Retry, with_retries
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
@@ -67,7 +67,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
     method, costs = _constrained(job, job.plan.method), _costs(job)
     study = job.study(SEARCH, Listed((), 0), goals=None, seed=0, announce=False)
     method = _within_memory(job, method)
-    outcome, _ = eased(
+    outcome, _ = with_retries(
         partial(_attempt, job, method, study, costs, until_s=until_s),
         folder=job.folder / CHECKPOINT / SEARCH,
         batch=1,  # what a step of a supernet takes is the business of `memory`
@@ -123,19 +123,19 @@ def _attempt(
     method: Method,
     study: Study,
     costs: Callable[[Genotype], dict[str, float]],
-    ease: Ease,
+    retry: Retry,
     *,
     until_s: float | None,
 ) -> Outcome:
     """Searches at the learning rate that is left, and writes down every epoch: a trial, and the strengths."""
-    tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != ease.lr_factor]
+    tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != retry.lr_factor]
     job.progress.phase(SEARCH, method.weights.epochs, done=len(study.history) - len(tried))
     job.team.call(SEARCH)
 
     def record(epochs: Sequence[Epoch]) -> None:
         for epoch in epochs[len(study.history) - len(tried) :]:
             trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
-            metrics = {**_metrics(epoch), **costs(epoch.genotype), **ease.metrics}
+            metrics = {**_metrics(epoch), **costs(epoch.genotype), **retry.metrics}
             study.tell(trial, metrics, epoch.seconds)
             job.progress.advance(_line(epoch), done=epoch.epoch)
             for event in epoch.events:
@@ -147,10 +147,10 @@ def _attempt(
     outcome = search(
         job.space,
         job.search_task,
-        dataclasses.replace(method, weights=ease.of(method.weights)),
+        dataclasses.replace(method, weights=retry.of(method.weights)),
         seed=job.seed(SEARCH),
         prepare=_seeded(job),
-        checkpoints=Checkpoints(ease.place(job.folder / CHECKPOINT / SEARCH)),
+        checkpoints=Checkpoints(retry.place(job.folder / CHECKPOINT / SEARCH)),
         left_s=None if until_s is None else partial(_left_s, job.clock, until_s),
         on_epoch=record,
         stop=job.stop,

@@ -39,8 +39,7 @@ from nas.run.result_files import write_result
 from nas.run.run_folder import begun, clear_checkpoints, export, finished
 from nas.run.step_timing import final_pace, suited
 from nas.seeding import isolated
-from nas.show.console import telling
-from nas.show.progress import Progress
+from nas.show.progress import Progress, telling
 from nas.show.tracking.tracker import Tracker, of_curve, of_report
 from nas.space.graph import architecture_hash, cell_graphs
 from nas.space.latency import LATENCY, latency
@@ -50,7 +49,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import Team, joined
 from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, compressed
-from nas.training.retry import Ease, eased
+from nas.training.retry import Retry, with_retries
 from nas.training.train import Curve, EpochReport, train
 from nas.types import MOST, Genotype
 from nas.user_code import user_errors
@@ -244,11 +243,11 @@ def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, di
 def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
     task, progress = job.task, job.progress
 
-    def attempt(ease: Ease) -> tuple[nn.Module, Curve]:
+    def attempt(retry: Retry) -> tuple[nn.Module, Curve]:
         network = _fresh(job, genotype)
         progress.phase("retrain", last.recipe.epochs if last.elapsed is None else None)
         job.team.call(RETRAIN, list(genotype))
-        series = str(ease.place(Path(RETRAIN)))
+        series = str(retry.place(Path(RETRAIN)))
 
         def told(report: EpochReport) -> None:
             progress.advance(str(report), done=report.epoch)
@@ -257,12 +256,12 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
         curve = train(
             network,
             task,
-            ease.of(last.recipe),
+            retry.of(last.recipe),
             seed=job.seed(RETRAIN),
             split=last.split,
-            checkpoints=Checkpoints(ease.place(last.folder)),
+            checkpoints=Checkpoints(retry.place(last.folder)),
             on_epoch=told,
-            passes=ease.passes,
+            passes=retry.passes,
             stop=job.stop,
             elapsed=last.elapsed,
             team=job.team,
@@ -272,7 +271,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
 
     with user_errors():
         counted = affordable(job.final, genotype, task)
-        (network, curve), ease = eased(
+        (network, curve), retry = with_retries(
             attempt,
             folder=last.folder,
             batch=last.recipe.batch,
@@ -288,7 +287,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
         "activation_bytes": counted.activation_bytes,
         "retrain_epochs": len(curve.train_loss),
         "retrain_seconds": sum(curve.seconds),
-        **{f"retrain_{name}": value for name, value in ease.metrics.items()},
+        **{f"retrain_{name}": value for name, value in retry.metrics.items()},
     }
 
 

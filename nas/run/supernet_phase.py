@@ -22,7 +22,7 @@ from nas.space.cost import count_params
 from nas.study.workers import Evaluate
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import require_memory
-from nas.training.retry import Ease, eased
+from nas.training.retry import Retry, with_retries
 from nas.training.train import EpochReport
 from nas.types import Trial
 from nas.user_code import user_errors
@@ -34,8 +34,8 @@ SHARED = "shared weights"
 def shared_weights(job: Job) -> tuple[Inherited, float]:
     """Trained supernets as an evaluator, and the seconds that they took."""
     # A supernet's steps have passes of their own, so that nothing eases lack of memory.
-    shared, _ = eased(
-        lambda ease: _share(job, ease),
+    shared, _ = with_retries(
+        lambda retry: _share(job, retry),
         folder=job.folder / CHECKPOINT,
         batch=1,
         note=job.progress.note,
@@ -47,8 +47,8 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
     return Inherited(shared, job.search_task, sharing_of(job).calibration), shared.seconds
 
 
-def _share(job: Job, ease: Ease) -> Shared:
-    supernet, folder = fresh_supernet(job), ease.place(job.folder / CHECKPOINT)
+def _share(job: Job, retry: Retry) -> Shared:
+    supernet, folder = fresh_supernet(job), retry.place(job.folder / CHECKPOINT)
     job.progress.phase("supernet", job.plan.shared.epochs)
     job.team.call(SHARED)
     done, part = 0, ""
@@ -57,7 +57,7 @@ def _share(job: Job, ease: Ease) -> Shared:
         nonlocal done
         done += 1
         job.progress.advance(str(report), done=done)
-        job.tracking.tell([of_report(str(ease.place(Path(part))), report)])
+        job.tracking.tell([of_report(str(retry.place(Path(part))), report)])
 
     def checkpoints(name: str) -> Checkpoints:
         nonlocal part
@@ -67,7 +67,7 @@ def _share(job: Job, ease: Ease) -> Shared:
     return fewshot.train(
         supernet,
         job.search_task,
-        ease.of(job.plan.shared),
+        retry.of(job.plan.shared),
         sharing_of(job),
         seed=job.seed("shared"),
         checkpoints=checkpoints,

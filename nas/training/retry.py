@@ -26,13 +26,13 @@ LR_FACTOR, PASSES = "lr_factor", "passes_per_step"
 """Metrics of a training that had a second chance."""
 LOWER = 0.1
 MOST_PASSES = 8
-EASED = "eased.json"
+RETRY = "retry.json"
 """Where is written down what is being tried."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ease:
-    """How a training differs from its recipe.
+class Retry:
+    """What another attempt at a training changes of its recipe; nothing by default.
 
     lr_factor: of the learning rates. passes: forward and backward that each step is divided into.
     """
@@ -52,7 +52,7 @@ class Ease:
         lower = {LR_FACTOR: self.lr_factor} if self.lr_factor != 1 else {}
         return lower | ({PASSES: float(self.passes)} if self.passes > 1 else {})
 
-    def after(self, reason: str, batch: int) -> Ease | None:
+    def after(self, reason: str, batch: int) -> Retry | None:
         """What to try after a failure of that reason at that batch; None when nothing is left.
 
         Every part keeps at least two images, which batch-norm needs.
@@ -72,17 +72,17 @@ class Ease:
         return " and ".join([*rate, *[f"with batches in {self.passes} parts"] * (self.passes > 1)])
 
 
-def eased(
-    attempt: Callable[[Ease], T],
+def with_retries(
+    attempt: Callable[[Retry], T],
     *,
     folder: Path | None,
     batch: int,
     note: Callable[[str], None] = _log.warning,
     alone: bool = True,
-) -> tuple[T, Ease]:
-    """What `attempt` returns, asked again where it diverges or runs out of memory, and what eased it.
+) -> tuple[T, Retry]:
+    """What `attempt` returns, asked again where it diverges or runs out of memory, and what was changed for it.
 
-    attempt: trains as told, with checkpoints where `Ease.place` says, on a network that it makes anew.
+    attempt: trains as told, with checkpoints where `Retry.place` says, on a network that it makes anew.
     folder: where is written down what was tried, so that a killed training goes on with the last of it.
     batch: images per step; below 4 there is nothing to divide.
     note: hears why there is another attempt.
@@ -92,34 +92,34 @@ def eased(
     Raises:
         TrialError: of the last attempt.
     """
-    ease = begun(folder) if alone else Ease()
+    retry = last_retry(folder) if alone else Retry()
     while True:
         try:
             with user_errors():
-                return attempt(ease), ease
+                return attempt(retry), retry
         except TrialError as error:
-            following = ease.after(error.reason, batch) if alone else None
+            following = retry.after(error.reason, batch) if alone else None
             if following is None:
-                if ease == Ease():
+                if retry == Retry():
                     raise
-                raise TrialError(error.reason, f"{error} (tried again {ease})", error.metrics) from error
+                raise TrialError(error.reason, f"{error} (tried again {retry})", error.metrics) from error
             reason, why = error.reason, str(error)
         if reason == "oom":  # outside of the handler: what failed is kept alive by its traceback
             devices.release()
-        ease = following
-        note(f"{why}; tried again {ease}")
+        retry = following
+        note(f"{why}; tried again {retry}")
         if folder is not None:
-            with storage_errors(folder / EASED):
+            with storage_errors(folder / RETRY):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / EASED, asdict(ease))
+            write_json(folder / RETRY, asdict(retry))
 
 
-def begun(folder: Path | None) -> Ease:
+def last_retry(folder: Path | None) -> Retry:
     """What was being tried in a folder when its training was interrupted."""
-    if folder is None or not (folder / EASED).exists():
-        return Ease()
+    if folder is None or not (folder / RETRY).exists():
+        return Retry()
     try:
-        return checked(Ease, read_json(folder / EASED), folder / EASED, "record of a second chance")
+        return checked(Retry, read_json(folder / RETRY), folder / RETRY, "record of a second chance")
     except ConfigError as error:
         _log.warning("%s; the training begins as its recipe says", error)
-        return Ease()
+        return Retry()

@@ -19,7 +19,7 @@ from nas.run.retrain import train_final
 from nas.run.pipeline import search
 from nas.searchers.fidelity import parse_ladder
 from nas.training.recipe import Recipe
-from nas.training.retry import EASED, Ease, begun, eased
+from nas.training.retry import RETRY, Retry, last_retry, with_retries
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")
@@ -67,20 +67,20 @@ def test_a_second_attempt_resumes_to_the_same_end(tmp_path, steps):
 
 
 def test_what_is_being_tried_is_written_down_before_it_begins(tmp_path):
-    def attempt(ease):
-        assert begun(tmp_path) == ease
-        if ease.lr_factor == 1:
+    def attempt(retry):
+        assert last_retry(tmp_path) == retry
+        if retry.lr_factor == 1:
             raise TrialError("nan", "loss")
-        return ease.place(tmp_path)
+        return retry.place(tmp_path)
 
-    assert eased(attempt, folder=tmp_path, batch=8) == (tmp_path / "lr-0.1", Ease(0.1))
-    assert json.loads((tmp_path / EASED).read_text()) == {"lr_factor": 0.1, "passes": 1}
+    assert with_retries(attempt, folder=tmp_path, batch=8) == (tmp_path / "lr-0.1", Retry(0.1))
+    assert json.loads((tmp_path / RETRY).read_text()) == {"lr_factor": 0.1, "passes": 1}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"lr_factor": 0.1', '{"lr_factor": "no", "passes": 1}'])
 def test_a_damaged_note_of_it_costs_a_repetition(tmp_path, caplog, text):
-    (tmp_path / EASED).write_text(text)
-    assert begun(tmp_path) == Ease()
+    (tmp_path / RETRY).write_text(text)
+    assert last_retry(tmp_path) == Retry()
     assert "the training begins as its recipe says" in caplog.text
 
 

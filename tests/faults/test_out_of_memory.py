@@ -20,7 +20,7 @@ from nas.training.evaluate import evaluate, predictions
 from nas.training.loop import Loop
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes
 from nas.training.recipe import Recipe
-from nas.training.retry import Ease, begun
+from nas.training.retry import Retry, last_retry
 from nas.types import Trial
 from nas.user_code import memory_errors, reason_of
 
@@ -128,7 +128,7 @@ def test_a_killed_training_goes_on_in_the_same_parts(tmp_path):
     whole = Trained(hungry(8), TASK, RECIPE)(trial, rng())
     with pytest.raises(Stopped):
         Trained(hungry(8), TASK, RECIPE, folder=tmp_path, stop=lambda: next(asked))(trial, rng())
-    assert begun(tmp_path / "trial-0") == Ease(passes=4)
+    assert last_retry(tmp_path / "trial-0") == Retry(passes=4)
     assert Trained(hungry(8), TASK, RECIPE, folder=tmp_path)(trial, rng()) == whole
 
 
