@@ -7,6 +7,7 @@ import numpy as np
 import one_stage
 import pytest
 from jobs import TINY, Recorder, outcome
+from matplotlib.text import Text
 
 import nas
 from nas.errors import ConfigError
@@ -15,15 +16,14 @@ from nas.oneshot.diagnostics import Epoch, Health
 from nas.oneshot.early_stopping import Growth
 from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import Dirichlet
-from nas.results.alphas import Alphas
-from nas.results.result import is_finished
+from nas.results.result import Alphas, is_finished
 from nas.results.run_record import read_run
 from nas.run import differentiable
 from nas.run.differentiable import recorded
 from nas.searchers.goals import Goals
 from nas.searchers.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.scheduler import Listed
-from nas.show.draw.diagnostics_series import series_of
+from nas.show.draw import draw_diagnostics
 from nas.show.report import render
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable
@@ -210,8 +210,6 @@ def test_the_picture_tells_what_was_measured():
         Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
         Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
     ]
-    series = series_of([EpochRecord.model_validate(row) for row in map(recorded, epochs)])
-    assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
-    assert (series.mean[0], series.alarm[0]) == (0.2, 0.26) and np.isnan(series.mean[1])
-    assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]
-    assert list(series.events) == [(0, "something happened")]
+    figure = draw_diagnostics([EpochRecord.model_validate(row) for row in map(recorded, epochs)])
+    told = {text.get_text() for text in figure.findobj(Text)}
+    assert {"mean 0.2", "alarm at 0.26", "cell 0.00", "supernet 0.70", "something happened"} <= told

@@ -13,9 +13,9 @@ from torch import Tensor
 from nas.data.arrays import Array
 from nas.data.exclusions import Suspect
 from nas.data.task import Task
-from nas.show.draw.style import HAIR, INK, MUTED, Heading, clean, fit, page, text_size, write
+from nas.show.draw.style import HAIR, INK, MUTED, clean, finish, fit, page, styled, text_size, write
 
-_THUMB, _GAP, _COLUMNS, _ROWS, _MARGIN = 0.86, 0.16, 10, 3, 0.35
+_THUMB, _GAP, _COLUMNS, _ROWS = 0.86, 0.16, 10, 3
 _SIZE, _LINE, _HEAD, _AFTER = 7.5, 0.145, 0.42, 0.22
 _ROW = _THUMB + 2 * _LINE + 0.16
 _BAD, _GOOD = "#A23B00", "#00664F"
@@ -55,6 +55,7 @@ class _Section:
         return _HEAD + min(_ROWS, -(-len(self.suspects) // self.per_row)) * _ROW + _AFTER
 
 
+@styled
 def draw_sheet(task: Task, suspects: Sequence[Suspect], *, title: str = "") -> Figure | None:
     """Draws at most three rows of suspects of each kind, the most suspect first; None where there are none.
 
@@ -68,18 +69,13 @@ def draw_sheet(task: Task, suspects: Sequence[Suspect], *, title: str = "") -> F
     ]
     if not sections:
         return None
-    heading = Heading(title)
-    width = 2 * _MARGIN + _COLUMNS * _THUMB + (_COLUMNS - 1) * _GAP
-    height = 2 * _MARGIN + heading.height + sum(section.height for section in sections) - _AFTER
-    figure, sheet = page(width, height)
-    top = height - _MARGIN
-    heading.draw(sheet, _MARGIN, top)
-    top -= heading.height
+    width = _COLUMNS * _THUMB + (_COLUMNS - 1) * _GAP
+    top = sum(section.height for section in sections) - _AFTER
+    figure, sheet = page(width, top)
     for section in sections:
         _draw_section(sheet, section, top)
         top -= section.height
-    sheet.set(xlim=(0, width), ylim=(0, height), aspect="auto")
-    return figure
+    return finish(figure, title=title)
 
 
 def _by_origin(task: Task) -> Iterator[tuple[int, _Thumbnail]]:
@@ -101,15 +97,15 @@ def _thumbnails(suspect: Suspect, images: Mapping[int, _Thumbnail]) -> list[_Thu
 
 
 def _draw_section(sheet: Axes, section: _Section, top: float) -> None:
-    write(sheet, _MARGIN, top - 0.14, section.title, size=11.5, bold=True, ha="left")
+    write(sheet, 0, top - 0.14, section.title, size=11.5, bold=True, ha="left")
     shown = section.suspects[: _ROWS * section.per_row]
     all_of_them = f"{len(section.suspects):,}"
     count = all_of_them if len(shown) == len(section.suspects) else f"{len(shown)} of {all_of_them}"
-    right = _MARGIN + text_size(section.title, 11.5, bold=True)[0] + 0.2
+    right = text_size(section.title, 11.5, bold=True)[0] + 0.2
     write(sheet, right, top - 0.14, count, size=10, color=MUTED, ha="left")
     for number, thumbnails in enumerate(shown):
         row, column = divmod(number, section.per_row)
-        left = _MARGIN + column * len(thumbnails) * (_THUMB + _GAP)
+        left = column * len(thumbnails) * (_THUMB + _GAP)
         low = top - _HEAD - row * _ROW - _THUMB
         for place, thumbnail in enumerate(thumbnails):
             _draw(sheet, thumbnail, left + place * (_THUMB + 0.04), low)

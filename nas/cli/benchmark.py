@@ -74,7 +74,7 @@ def benchmark(
     from nas.files.folder import prepare_folder
     from nas.files.tomlfile import override
     from nas.run.config import seconds
-    from nas.show.benchmark import lines, plan_contest, to_dict, write_outcome
+    from nas.show.benchmark import lines, plan_comparison, to_dict, write_comparison
     from nas.show.progress import reporter
     from nas.training.launch import refuse
 
@@ -83,7 +83,7 @@ def benchmark(
         budget_s = None if time_budget is None else float(str(seconds(time_budget)))
     except ValueError as error:
         raise ConfigError(f"--time-budget {time_budget!r}: {error}") from error
-    table, planned = plan_contest(
+    table, planned = plan_comparison(
         name,
         searcher or (),
         trials=trials,
@@ -104,7 +104,7 @@ def benchmark(
             progress.phase(replay.searcher, min(10, repeats))
             runs = run_replays(replay, repeats=repeats, workers=workers, on_repeat=_tell(progress, repeats))
             replays[replay.searcher] = (replay, runs)
-    paths = write_outcome(folder, table, replays)
+    paths = write_comparison(folder, table, replays)
     if as_json:
         say(json.dumps(to_dict(table, replays)))
     else:

@@ -1,4 +1,4 @@
-"""A contest of searchers on one table: races with the same protocol, goals and seeds, checked at once."""
+"""Searchers compared on one table: replays with one protocol, goals and seeds, as JSON and pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nas.errors import ConfigError
-from nas.evaluate.benchmarks.benchmark import Benchmark, load_benchmark
-from nas.evaluate.benchmarks.race import Race, Runs, check_race, exact_front, reference_point
-from nas.evaluate.benchmarks.replay import UNBOUNDED, Protocol
-from nas.files.atomic import prepare_folder, write_json
+from nas.evaluate.benchmarks import Benchmark, load_benchmark
+from nas.evaluate.replay import UNBOUNDED, Replay, Runs, check_replay, exact_front, reference_point
+from nas.files.atomic import write_json
+from nas.files.folder import prepare_folder
 from nas.searchers.goals import Goals, parse_goals
 from nas.show import draw
 from nas.text import counted
@@ -25,7 +25,7 @@ ONE, SEVERAL = ("random", "evolution", "local", "guided"), ("random", "nsga2", "
 """What is compared unless searchers are named: for one objective, for several."""
 
 
-def plan_contest(
+def plan_comparison(
     name: str,
     searchers: Sequence[str] = (),
     *,
@@ -39,8 +39,8 @@ def plan_contest(
     reference: str | None = None,
     settings: Mapping[str, object] | None = None,
     seed: int = 0,
-) -> tuple[Benchmark, list[Race]]:
-    """The table and one race for each searcher.
+) -> tuple[Benchmark, list[Replay]]:
+    """The table and one replay for each searcher.
 
     trials: evaluations of each search, 100 unless given; budget_s: simulated seconds instead.
     epochs: of the training that selection sees; the longest, or with a budget the shortest, unless given.
@@ -48,7 +48,7 @@ def plan_contest(
     settings: of the searchers; a table named like one of them is for it alone.
 
     Raises:
-        ConfigError: for anything that no race could be run with.
+        ConfigError: for anything that no replay could be run with.
     """
     if budget_s is not None and trials is not None:
         raise ConfigError("give --trials or --time-budget, not both")
@@ -67,113 +67,114 @@ def plan_contest(
     elif reference is not None:
         raise ConfigError("--reference is for several objectives; remove it")
     evaluations = (100 if budget_s is None else UNBOUNDED) if trials is None else trials
-    protocol = Protocol(evaluations, fidelity, budget_s)
     labels = list(dict.fromkeys(searchers or (ONE if len(goals.objectives) == 1 else SEVERAL)))
     if len(labels) > CURVES:
         raise ConfigError(f"got {len(labels)} searchers, but a picture has at most {CURVES} curves")
-    races = [
-        Race(name, label, protocol, goals, _own(label, labels, settings or {}), dataset, folder, point, seed)
+    given = settings or {}
+    own = {key: value for key, value in given.items() if isinstance(value, Mapping)}
+    common = {key: value for key, value in given.items() if key not in own}
+    for key in own.keys() - set(labels):
+        raise ConfigError(f"settings for {key!r} are given, but only {', '.join(labels)} are compared")
+    replays = [
+        Replay(
+            name,
+            label,
+            goals,
+            fidelity,
+            evaluations,
+            budget_s,
+            settings=tuple({**common, **own.get(label, {})}.items()),
+            dataset=dataset,
+            folder=folder,
+            reference=point,
+            seed=seed,
+        )
         for label in labels
     ]
-    for race in races:
-        check_race(race)
-    return table, races
-
-
-def _own(label: str, labels: Sequence[str], settings: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
-    """The settings of one searcher: those for all, then those in its own table."""
-    common: dict[str, object] = {}
-    own: dict[str, object] = {}
-    for key, value in settings.items():
-        if not isinstance(value, Mapping):
-            common[key] = value
-        elif key not in labels:
-            raise ConfigError(f"settings for {key!r} are given, but only {', '.join(labels)} are compared")
-        elif key == label:
-            own.update(value)
-    return tuple((common | own).items())
+    for replay in replays:
+        check_replay(replay)
+    return table, replays
 
 
 BAND = (0.1, 0.9)
 """Quantiles of the repeats between which a curve's band lies."""
 
 
-def write_outcome(folder: Path, benchmark: Benchmark, races: Mapping[str, tuple[Race, Runs]]) -> list[Path]:
+def write_comparison(
+    folder: Path, benchmark: Benchmark, replays: Mapping[str, tuple[Replay, Runs]]
+) -> list[Path]:
     """benchmark.json and anytime.svg/.png, with two objectives front.svg/.png too; returns their paths."""
     folder = prepare_folder(folder)
-    race = next(iter(races.values()))[0]
-    title = f"{benchmark.name} {race.dataset}" if race.dataset is not None else benchmark.name
-    write_json(folder / "benchmark.json", to_dict(benchmark, races))
+    replay = next(iter(replays.values()))[0]
+    title = f"{benchmark.name} {replay.dataset}" if replay.dataset is not None else benchmark.name
+    write_json(folder / "benchmark.json", to_dict(benchmark, replays))
     written = [folder / "benchmark.json", folder / "anytime.svg", folder / "anytime.png"]
-    several = len(race.goals.objectives) > 1
+    several = len(replay.goals.objectives) > 1
+    repeats = min(len(runs.values) for _, runs in replays.values())
     figure = draw.draw_anytime(
-        {name: bands(runs, seconds=race.protocol.budget_s is not None) for name, (_, runs) in races.items()},
-        xlabel="simulated seconds" if race.protocol.budget_s is not None else "evaluations",
+        {name: bands(runs, seconds=replay.budget_s is not None) for name, (_, runs) in replays.items()},
+        xlabel="simulated seconds" if replay.budget_s is not None else "evaluations",
         ylabel="share of the exact hypervolume" if several else benchmark.report,
-        title=f"{title}: mean and {BAND[0]:.0%} to {BAND[1]:.0%} of {_repeats(races)} repeats",
-        subtitle=describe(benchmark, race),
+        title=f"{title}: mean and {BAND[0]:.0%} to {BAND[1]:.0%} of {repeats} repeats",
+        subtitle=describe(benchmark, replay),
         optimum=1.0 if several else benchmark.optimum,
     )
     draw.save(figure, *written[1:])
-    if len(race.goals.objectives) == 2:
-        name, (race, runs) = list(races.items())[-1]
-        exact = exact_front(benchmark, race.goals, race.protocol.fidelity)
-        figure = _front(race.goals, race, runs, exact, title=f"{title}: {name}, one repeat")
+    if len(replay.goals.objectives) == 2:
+        name, (replay, runs) = list(replays.items())[-1]
+        exact = exact_front(benchmark, replay.goals, replay.fidelity)
+        figure = _front(replay.goals, replay, runs, exact, title=f"{title}: {name}, one repeat")
         written += [folder / "front.svg", folder / "front.png"]
         draw.save(figure, *written[3:])
     return written
 
 
-def describe(benchmark: Benchmark, race: Race) -> str:
+def describe(benchmark: Benchmark, replay: Replay) -> str:
     """What was selected by what, in one line."""
-    if len(race.goals.objectives) > 1:
-        return f"{race.goals}, {counted(race.protocol.fidelity, 'epoch')}"
-    if race.goals != Goals((Objective(benchmark.signal),)):
-        wanted = f"selected by {race.goals} after {counted(race.protocol.fidelity, 'epoch')}"
+    if len(replay.goals.objectives) > 1:
+        return f"{replay.goals}, {counted(replay.fidelity, 'epoch')}"
+    if replay.goals != Goals((Objective(benchmark.signal),)):
+        wanted = f"selected by {replay.goals} after {counted(replay.fidelity, 'epoch')}"
         return f"{wanted}, reported by {benchmark.report}"
-    return f"{benchmark.note} ({counted(race.protocol.fidelity, 'epoch')} for selection)"
+    return f"{benchmark.note} ({counted(replay.fidelity, 'epoch')} for selection)"
 
 
-def lines(races: Mapping[str, tuple[Race, Runs]], benchmark: Benchmark) -> list[str]:
+def lines(replays: Mapping[str, tuple[Replay, Runs]], benchmark: Benchmark) -> list[str]:
     """The table of means and standard deviations, in percent, as text."""
-    tables = {name: runs.table() for name, (_, runs) in races.items()}
-    race = next(iter(races.values()))[0]
-    if race.protocol.budget_s is not None:
+    tables = {name: runs.table() for name, (_, runs) in replays.items()}
+    replay = next(iter(replays.values()))[0]
+    if replay.budget_s is not None:
         head = f"{'searcher':20}{'evaluations':>12}{'at the end':>18}"
         rows = [
             f"{name:20}{runs.counts.mean():>12.1f}{_cell(runs.table()[runs.values.shape[1]]):>18}"
-            for name, (_, runs) in races.items()
+            for name, (_, runs) in replays.items()
         ]
-        return [describe(benchmark, race), head, *rows]
+        return [describe(benchmark, replay), head, *rows]
     marks = sorted({mark for table in tables.values() for mark in table})
     head = f"{'searcher':20}" + "".join(f"{mark:>16}" for mark in marks)
     rows = [
         f"{name:20}" + "".join(f"{_cell(table[mark]) if mark in table else '':>16}" for mark in marks)
         for name, table in tables.items()
     ]
-    return [describe(benchmark, race), head, *rows]
+    return [describe(benchmark, replay), head, *rows]
 
 
-def to_dict(benchmark: Benchmark, races: Mapping[str, tuple[Race, Runs]]) -> dict[str, Any]:
+def to_dict(benchmark: Benchmark, replays: Mapping[str, tuple[Replay, Runs]]) -> dict[str, Any]:
     """Plain values for JSON: settings, means and standard deviations at the marks, curves with bands."""
-    race = next(iter(races.values()))[0]
+    replay = next(iter(replays.values()))[0]
     return {
         "benchmark": benchmark.name,
-        "dataset": race.dataset,
-        "description": describe(benchmark, race),
-        "goals": race.goals.to_dict(),
-        "reference": list(race.reference),
-        "fidelity": race.protocol.fidelity,
-        "trials": race.protocol.trials if race.protocol.budget_s is None else None,
-        "time_budget_s": race.protocol.budget_s,
-        "seed": race.seed,
+        "dataset": replay.dataset,
+        "description": describe(benchmark, replay),
+        "goals": replay.goals.to_dict(),
+        "reference": list(replay.reference),
+        "fidelity": replay.fidelity,
+        "trials": replay.trials if replay.budget_s is None else None,
+        "time_budget_s": replay.budget_s,
+        "seed": replay.seed,
         "optimum": benchmark.optimum,
-        "searchers": {name: _record(race, runs) for name, (race, runs) in races.items()},
+        "searchers": {name: _record(replay, runs) for name, (replay, runs) in replays.items()},
     }
-
-
-def _repeats(races: Mapping[str, tuple[Race, Runs]]) -> int:
-    return min(len(runs.values) for _, runs in races.values())
 
 
 def bands(runs: Runs, *, seconds: bool) -> draw.Bands:
@@ -182,9 +183,9 @@ def bands(runs: Runs, *, seconds: bool) -> draw.Bands:
     The band is made to hold the mean, which a few very bad repeats can pull below every quantile.
     """
     if seconds:
-        first = runs.seconds[:, 0].max()
-        x = np.unique(np.linspace(first, runs.seconds[:, -1].max(), 200))
-        values = np.stack([_at_seconds(v, s, x) for v, s in zip(runs.values, runs.seconds, strict=True)])
+        x = np.unique(np.linspace(runs.seconds[:, 0].max(), runs.seconds[:, -1].max(), 200))
+        at = [np.maximum(0, np.searchsorted(row, x, side="right") - 1) for row in runs.seconds]
+        values = np.take_along_axis(runs.values, np.stack(at), axis=1)
     else:
         x, values = np.arange(1, runs.values.shape[1] + 1, dtype=np.float64), runs.values
     known = ~np.isnan(values).all(0)
@@ -194,46 +195,34 @@ def bands(runs: Runs, *, seconds: bool) -> draw.Bands:
     return draw.Bands(x, mean, np.minimum(low, mean), np.maximum(high, mean))
 
 
-def _at_seconds(
-    values: NDArray[np.float64], seconds: NDArray[np.float64], x: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = values[np.maximum(0, np.searchsorted(seconds, x, side="right") - 1)]
-    return found
-
-
-def _record(race: Race, runs: Runs) -> dict[str, Any]:
-    curve = bands(runs, seconds=race.protocol.budget_s is not None)
-    by_end = runs.values[~np.isnan(runs.values[:, -1]), -1]
+def _record(replay: Replay, runs: Runs) -> dict[str, Any]:
+    curve = bands(runs, seconds=replay.budget_s is not None)
+    ends = runs.values[~np.isnan(runs.values[:, -1]), -1]
     return {
-        "searcher": race.searcher,
-        "settings": dict(race.settings),
+        "searcher": replay.searcher,
+        "settings": dict(replay.settings),
         "repeats": len(runs.values),
         "mean_evaluations": float(runs.counts.mean()),
         "at": {str(mark): {"mean": mean, "sd": sd} for mark, (mean, sd) in runs.table().items()},
-        "standard_error": _standard_error(by_end),
-        "curve": {name: _short(getattr(curve, name)) for name in ("x", "mean", "low", "high")},
+        # A single repeat says nothing of its own spread.
+        "standard_error": float(np.std(ends, ddof=1) / np.sqrt(len(ends))) if len(ends) > 1 else None,
+        "curve": {
+            name: [float(f"{value:.6g}") for value in getattr(curve, name)]
+            for name in ("x", "mean", "low", "high")
+        },
     }
 
 
-def _standard_error(values: NDArray[np.float64]) -> float | None:
-    """Of the mean; None of a single repeat, which says nothing of its own spread."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
-def _short(values: NDArray[np.float64]) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]
-
-
-def _front(goals: Goals, race: Race, runs: Runs, exact: NDArray[np.float64], *, title: str) -> Figure:
+def _front(goals: Goals, replay: Replay, runs: Runs, exact: NDArray[np.float64], *, title: str) -> Figure:
     first, second = goals.objectives
     done = goals.kept_by(runs.history)
     signs = np.array([1.0 if o.maximize else -1.0 for o in goals.objectives])
     scores, _ = goals.table(done)
-    return draw.draw_front(
+    return draw.draw_pareto_front(
         scores * signs,
         names=(first.name, second.name),
         maximize=(first.maximize, second.maximize),
-        reference=(race.reference[0], race.reference[1]),
+        reference=(replay.reference[0], replay.reference[1]),
         exact=exact * signs,
         title=title,
         subtitle=f"{counted(len(runs.history), 'evaluation')}, {len(done)} of them successful and within all "

@@ -1,12 +1,13 @@
-"""Pictures of a one-shot search's architecture weights: over time, and at one moment."""
+"""Pictures of the alphas of a differentiable search: over its epochs, and at one moment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, sqrt
+from math import ceil, isfinite, sqrt
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -16,19 +17,19 @@ from nas.errors import ConfigError
 from nas.show.draw.style import (
     HAIR,
     INK,
+    MARGIN,
     MUTED,
     PAPER,
-    Heading,
-    Key,
-    Legend,
     Look,
     clean,
+    finish,
     fit,
-    page,
+    key,
+    nothing_recorded,
     palette,
-    plot_axes,
     set_dash,
     shade,
+    styled,
     text_size,
     tint,
     write,
@@ -37,12 +38,14 @@ from nas.show.draw.style import (
 Floats = NDArray[np.floating]
 Options = Sequence[str] | Sequence[Sequence[str]]
 
-_MARGIN, _PANEL, _ROW_GAP, _COLUMN_GAP, _CAPTION = 0.35, (1.6, 1.15), 0.36, 0.22, 0.46
+_PANEL = (1.6, 1.15)
+"""Inches of one panel of alphas."""
 _VERTICES = 5000
 _CELL = (0.66, 0.34)
 _HEAT = "#0072B2"
 
 
+@styled
 def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options, title: str = "") -> Figure:
     """Draws how strong every option was after every epoch: one panel per decision, one line per option.
 
@@ -50,89 +53,65 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
     than O options is read up to its length. options: common to all decisions, or one sequence for each.
     The strongest option of the last epoch is marked and named; the dotted rule is the uniform mixture.
     """
-    names = _check(strengths, decisions, options, axes=3)
-    looks = palette(name for row in names for name in row)
-    columns = min(7, max(1, ceil(sqrt(1.5 * len(decisions)))))
-    rows = max(1, ceil(len(decisions) / columns))
-    heading = Heading(title)
-    across = columns * (_PANEL[0] + _COLUMN_GAP) - _COLUMN_GAP
-    inner = max(across + 0.42, heading.width, 4.5)
-    legend = Legend([Key(n, look.color, look.dash) for n, look in looks.items()], inner)
-    pitch = _PANEL[1] + _CAPTION + _ROW_GAP
-    foot = _MARGIN + legend.height + 0.62
-    height = foot + rows * pitch - _ROW_GAP + heading.height + _MARGIN
-    figure, sheet = page(inner + 2 * _MARGIN, height)
-    heading.draw(sheet, _MARGIN, height - _MARGIN)
-    legend.draw(sheet, _MARGIN, _MARGIN + legend.height)
+    names = _names(strengths, decisions, options, axes=3)
     if not decisions or not len(strengths):
-        write(sheet, _MARGIN, foot + pitch / 2, "nothing was recorded", color=MUTED, size=12, ha="left")
-        return figure
-    write(sheet, _MARGIN + 0.42 + across / 2, foot - 0.42, "epoch", size=11, color=MUTED)
+        return nothing_recorded(title)
+    looks = palette(name for row in names for name in row)
+    columns = min(7, ceil(sqrt(1.5 * len(decisions))))
+    rows = ceil(len(decisions) / columns)
+    size = columns * (_PANEL[0] + 0.22) + 0.42, rows * (_PANEL[1] + 0.65) + 0.4
+    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     peak = min(1.0, ceil(round(10 * float(np.nanmax(strengths, initial=0.1)), 3)) / 10)
+    grid[0, 0].set(ylim=(0, peak), yticks=[0, peak / 2, peak])
     # Few enough points a line that a whole page of panels stays a small file.
     points = max(8, _VERTICES // sum(map(len, names)))
-    for i, name in enumerate(decisions):
-        row, column = divmod(i, columns)
-        left = _MARGIN + 0.42 + column * (_PANEL[0] + _COLUMN_GAP)
-        bottom = foot + (rows - 1 - row) * pitch
-        axes = plot_axes(figure, left, bottom, *_PANEL)
-        axes.set(ylim=(0, peak), yticks=[0, peak / 2, peak])
-        axes.tick_params(labelleft=column == 0, labelbottom=i + columns >= len(decisions))
-        winner = _draw_panel(
-            axes, strengths[:, i, : len(names[i])], [looks[n] for n in names[i]], points=points
-        )
-        write(
-            sheet,
-            left,
-            bottom + _PANEL[1] + 0.31,
-            fit(clean(name), 10, _PANEL[0], bold=True),
-            size=10,
-            bold=True,
-            ha="left",
-        )
+    for i, axes in enumerate(grid.flat):
+        if i >= len(decisions):
+            axes.remove()
+            continue
+        axes.tick_params(labelbottom=i + columns >= len(decisions))
+        axes.set_title(fit(clean(decisions[i]), 10, _PANEL[0], bold=True), fontsize=10, pad=18)
+        own = [looks[name] for name in names[i]]
+        winner = _draw_options(axes, strengths[:, i, : len(own)], own, points=points)
         if winner is not None:
-            color = shade(winner.color, 0.25)
-            write(
-                sheet,
-                left,
-                bottom + _PANEL[1] + 0.115,
-                fit(clean(winner.label), 9.5, _PANEL[0]),
-                size=9.5,
-                color=color,
-                ha="left",
-            )
-    return figure
+            text, color = fit(clean(winner.label), 9.5, _PANEL[0]), shade(winner.color, 0.25)
+            axes.annotate(text, (0, 1), (0, 5), "axes fraction", "offset points", color=color, fontsize=9.5)
+    grid[-1, (len(decisions) - 1) % columns // 2].set_xlabel("epoch")
+    return finish(figure, title=title, keys=[key(n, look.color, dash=look.dash) for n, look in looks.items()])
 
 
-def _draw_panel(axes: Axes, strengths: Floats, looks: Sequence[Look], *, points: int) -> Look | None:
+def _draw_options(axes: Axes, strengths: Floats, looks: Sequence[Look], *, points: int) -> Look | None:
     """Draws one decision, [T, O], the winner on top; returns the winner's look, None without a number."""
     epochs = np.arange(1, len(strengths) + 1)
-    last = np.where(np.isfinite(strengths[-1]), strengths[-1], -1.0)
-    best = int(last.argmax()) if len(last) and last.max() >= 0 else None
+    best = _strongest(strengths[-1])
     kept = np.unique(np.linspace(0, len(epochs) - 1, points).round().astype(int))
+    marker = "o" if len(epochs) == 1 else ""  # of a single epoch there is no line to see
     axes.axhline(1 / max(len(looks), 1), color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
     for option, look in enumerate(looks):
-        won = option == best
-        (line,) = axes.plot(epochs[kept], strengths[kept, option], color=look.color, zorder=4 if won else 3)
-        line.set_linewidth(2.6 if won else 1.2)
-        line.set_alpha(1.0 if won else 0.8)
-        if not won:
+        (line,) = axes.plot(epochs[kept], strengths[kept, option], color=look.color, marker=marker)
+        if option == best:
+            line.set(linewidth=2.6, zorder=4)
+        else:
+            line.set(linewidth=1.2, alpha=0.8, zorder=3, markersize=4)
             set_dash(line, look.dash)
     pad = 0.04 * max(len(epochs) - 1, 1)
     axes.set_xlim(1 - pad / 2, len(epochs) + 2 * pad)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
     if best is None:
         return None
-    if len(epochs) == 1:  # of which no line is left to see
-        for option, look in enumerate(looks):
-            axes.plot(epochs, strengths[:, option], "o", color=look.color, markersize=4, alpha=0.8, zorder=3)
-    end = (epochs[-1:], strengths[-1:, best])
-    axes.plot(
-        *end, "o", color=looks[best].color, markersize=7, markeredgecolor=PAPER, zorder=5, clip_on=False
-    )
+    (end,) = axes.plot(epochs[-1:], strengths[-1:, best], "o", color=looks[best].color, zorder=5)
+    end.set(markeredgecolor=PAPER, clip_on=False)
     return looks[best]
 
 
+def _strongest(values: Floats) -> int | None:
+    """The option with the largest of [O] numbers, None where none is a number."""
+    known = np.where(np.isfinite(values), values, -1.0)
+    return int(known.argmax()) if len(known) and known.max() >= 0 else None
+
+
+@styled
 def draw_alpha_heatmap(
     strengths: Floats, decisions: Sequence[str], options: Options, *, title: str = ""
 ) -> Figure:
@@ -141,63 +120,57 @@ def draw_alpha_heatmap(
     strengths: [E, O] in [0, 1]; options as for `draw_alphas`. A decision's own options are put under their
     names; what it does not offer stays blank. The strongest option of every row is outlined.
     """
-    names = _check(strengths, decisions, options, axes=2)
-    columns = {name: i for i, name in enumerate(palette(name for row in names for name in row))}
-    looks = palette(columns)
-    heading = Heading(title)
-    side = max((text_size(clean(d), 10.5)[0] for d in decisions), default=0.5) + 0.15
-    head = max((0.62 * text_size(clean(o), 10.5)[0] for o in columns), default=0.0) + 0.3
-    slant = max((0.8 * text_size(clean(o), 10.5)[0] for o in columns), default=0.0)
-    inner = max(side + len(columns) * _CELL[0] + slant, heading.width, 3.0)
-    height = 2 * _MARGIN + heading.height + head + len(decisions) * _CELL[1]
-    figure, sheet = page(inner + 2 * _MARGIN, height)
-    heading.draw(sheet, _MARGIN, height - _MARGIN)
-    left, top = _MARGIN + side, height - _MARGIN - heading.height - head
-    for name, column in columns.items():
-        color = shade(looks[name].color, 0.25)
-        x = left + (column + 0.5) * _CELL[0]
-        write(sheet, x, top + 0.12, clean(name), size=10.5, color=color, ha="left", angle=38)
-    peak = float(np.nanmax(strengths, initial=1e-9))
-    for row, name in enumerate(decisions):
-        y = top - (row + 1) * _CELL[1]
-        write(sheet, left - 0.12, y + _CELL[1] / 2, clean(name), size=10.5, ha="right")
-        values = strengths[row, : len(names[row])]
-        places = [left + columns[option] * _CELL[0] for option in names[row]]
-        _draw_row(sheet, values, places, y, peak=peak)
-    return figure
+    names = _names(strengths, decisions, options, axes=2)
+    looks = palette(name for row in names for name in row)
+    if not looks:
+        return nothing_recorded(title)
+    columns = {name: i for i, name in enumerate(looks)}
+    table = np.full((len(decisions), len(columns)), np.nan)
+    for row, own in enumerate(names):
+        table[row, [columns[name] for name in own]] = strengths[row, : len(own)]
+    peak = float(np.nanmax(table, initial=1e-9))
+    side = max(text_size(clean(name), 10.5)[0] for name in decisions)
+    slant = max(text_size(clean(name), 10.5)[0] for name in columns)
+    size = side + len(columns) * _CELL[0] + slant, len(decisions) * _CELL[1] + 0.62 * slant + 0.3
+    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN))
+    axes = figure.subplots()
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    colors = LinearSegmentedColormap.from_list("strength", [tint(_HEAT, 1.0), tint(_HEAT, 0.08)])
+    cells = axes.pcolormesh(np.ma.masked_invalid(table), cmap=colors, vmin=0, vmax=peak)
+    cells.set(edgecolor=HAIR, linewidth=0.6)
+    axes.invert_yaxis()
+    axes.xaxis.tick_top()
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [clean(name) or "?" for name in columns])
+    axes.set_yticks(np.arange(len(decisions)) + 0.5, [clean(name) for name in decisions])
+    for label, look in zip(axes.get_xticklabels(), looks.values(), strict=True):
+        label.set(color=shade(look.color, 0.25), rotation=38, ha="left", rotation_mode="anchor")
+    axes.tick_params(labelsize=10.5)
+    axes.tick_params(axis="y", labelcolor=INK)
+    for row, own in enumerate(names):
+        best = _strongest(strengths[row, : len(own)])
+        for option, name in enumerate(own):
+            value, x = float(table[row, columns[name]]), columns[name]
+            text = f"{value:.2f}" if isfinite(value) else "–"
+            color = PAPER if value > 0.66 * peak else INK
+            write(axes, x + 0.5, row + 0.5, text, size=9.5, color=color, bold=option == best)
+            if option == best:
+                axes.add_patch(Rectangle((x, row), 1, 1, fill=False, edgecolor=INK, linewidth=2, zorder=3))
+    return finish(figure, title=title)
 
 
-def _draw_row(sheet: Axes, values: Floats, places: Sequence[float], y: float, *, peak: float) -> None:
-    finite = np.where(np.isfinite(values), values, -1.0)
-    best = int(finite.argmax()) if len(finite) and finite.max() >= 0 else None
-    for option, (value, x) in enumerate(zip(finite, places, strict=True)):
-        won = option == best
-        share = max(float(value), 0.0) / peak
-        cell = Rectangle((x + 0.02, y + 0.02), _CELL[0] - 0.04, _CELL[1] - 0.04, zorder=3 if won else 2)
-        cell.set(
-            facecolor=tint(_HEAT, 1 - 0.92 * share),
-            edgecolor=INK if won else HAIR,
-            linewidth=2.0 if won else 0.6,
-        )
-        sheet.add_patch(cell)
-        text = f"{value:.2f}" if value >= 0 else "–"
-        color = PAPER if share > 0.66 else INK
-        write(sheet, x + _CELL[0] / 2, y + _CELL[1] / 2, text, size=9.5, color=color, bold=won)
 
 
-def _check(strengths: Floats, decisions: Sequence[str], options: Options, *, axes: int) -> list[list[str]]:
+def _names(strengths: Floats, decisions: Sequence[str], options: Options, *, axes: int) -> list[list[str]]:
     """The option names of every decision, after checking that everything fits together."""
-    names = [[o] if isinstance(o, str) else list(o) for o in options]
-    common = all(isinstance(o, str) for o in options)
-    each = [[o for row in names for o in row]] * len(decisions) if common else names
-    wanted = f"{axes} axes, the last two {len(decisions)} decisions and their options"
-    if strengths.ndim != axes or strengths.shape[-2] != len(decisions) or len(each) != len(decisions):
+    common = all(isinstance(option, str) for option in options)
+    names = [list(map(str, options))] * len(decisions) if common else [list(map(str, own)) for own in options]
+    most = max(map(len, names), default=0)
+    shape = strengths.shape
+    if len(shape) != axes or shape[-2] != len(decisions) or len(names) != len(decisions) or most > shape[-1]:
         raise ConfigError(
-            f"alphas: got shape {strengths.shape} with {len(each)} option lists, wanted {wanted}"
-        )
-    if max(map(len, each), default=0) > strengths.shape[-1]:
-        raise ConfigError(
-            f"alphas: got shape {strengths.shape} with {max(map(len, each))} options, wanted {wanted}"
+            f"alphas: got shape {shape} and {len(names)} lists of up to {most} options, wanted {axes} axes, "
+            f"the last two {len(decisions)} decisions and their options"
         )
     finite = strengths[np.isfinite(strengths)]
     if finite.size and (finite.min() < -1e-6 or finite.max() > 1 + 1e-6):
@@ -205,4 +178,8 @@ def _check(strengths: Floats, decisions: Sequence[str], options: Options, *, axe
             f"alphas: got strengths from {finite.min():.3g} to {finite.max():.3g}, "
             "wanted mixture weights in [0, 1]; apply the search's relaxation (such as softmax) first"
         )
-    return each
+    return names
+
+
+
+

@@ -4,23 +4,67 @@ Every edge is cut into a chain of slots, one per column between its ends, and it
 slots at its full size, as in Gansner et al., "A Technique for Drawing Directed Graphs" (1993), section 5.3.
 The slots of a column are ordered to reduce crossings and then given heights with a minimum separation; an
 edge runs level through a column and bends only between columns. So no edge touches a node or a foreign label.
+A layout that is wider than a page, such as that of a whole network, is folded into rows.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from bisect import bisect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+from scipy import sparse
+from scipy.optimize import isotonic_regression, linprog
 
 Size = tuple[float, float]
+Point = tuple[float, float]
 Edge = tuple[str, str]
 Order = list[list[int]]
+Run = tuple[float, float, float]
 
 _SLOT_GAP, _LABEL_GAP, _NODE_GAP = 0.15, 0.11, 0.24
+_PORT_STEP, ARROW = 0.13, 0.19
 _RESTARTS, _SWEEPS = 6, 10
+_ROW_GAP, _TURN = 0.45, 0.12
+"""Between rows, and from the end of a row to where its wires turn; all lengths are inches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The route of one edge: level runs `(x from, x to, y)` in inches, joined by curves."""
+
+    runs: tuple[Run, ...]
+    label: Point | None
+
+    def points(self) -> list[Point]:
+        """Both ends of the first run, then two control points and both ends for each of the others."""
+        start, end, y = self.runs[0]
+        points = [(start, y), (end, y)]
+        for (before, x0, y0), (x1, x2, y1) in itertools.pairwise(self.runs):
+            middle = (x0 + x1) / 2
+            if math.isclose(x0, x1, abs_tol=1e-6):  # the wire turns into the next row
+                middle += math.copysign(_bulge(y0 - y1), x0 - before)
+            points += [(middle, y0), (middle, y1), (x1, y1), (x2, y1)]
+        return points
+
+
+def _bulge(drop: float) -> float:
+    """How far the control points of a turn by so many inches lie outside; the curve goes 3/4 as far."""
+    return 0.25 + 0.2 * abs(drop)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything goes, in inches from the lower left corner; `nodes` holds centres."""
+
+    width: float
+    height: float
+    nodes: Mapping[str, Point]
+    wires: Mapping[Edge, Wire]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +78,54 @@ class Grid:
     chains: dict[Edge, list[int]]
     labelled: dict[Edge, int]
 
+    def add(self, column: int, size: Size, gap: float) -> int:
+        """Adds a vertex and returns its number."""
+        self.columns.append(column)
+        self.sizes.append(size)
+        self.gaps.append(gap)
+        return len(self.columns) - 1
+
+    def steps(self) -> list[tuple[int, int]]:
+        """All pairs of vertices that a wire joins."""
+        return [step for chain in self.chains.values() for step in itertools.pairwise(chain)]
+
     def neighbours(self) -> tuple[list[list[int]], list[list[int]]]:
         """For each vertex, those that it touches in the column before and in the column after."""
         before: list[list[int]] = [[] for _ in self.columns]
         after: list[list[int]] = [[] for _ in self.columns]
-        for chain in self.chains.values():
-            for a, b in itertools.pairwise(chain):
-                after[a].append(b)
-                before[b].append(a)
+        for a, b in self.steps():
+            after[a].append(b)
+            before[b].append(a)
         return before, after
+
+
+def arrange(
+    graph: nx.DiGraph[str],
+    *,
+    sizes: Mapping[str, Size],
+    labels: Mapping[Edge, Size],
+    width: float = math.inf,
+) -> Layout:
+    """Lays the graph out from left to right; the same graph always gives the same layout.
+
+    graph: a DAG whose nodes may carry `role`; nodes without predecessors other than inputs start in column 1
+        where there are inputs.
+    sizes: width and height of every node box; labels: of every edge label, only for edges that have one.
+    width: what is wider is folded into rows of about this width, in which data flow to the right and to the
+        left in turn. A graph that is folded has no labels.
+    """
+    if not graph:
+        return Layout(0.0, 0.0, {}, {})
+    grid = expand(graph, sizes=sizes, labels=labels)
+    found = list(orders(grid))
+    fewest = min(crossed for crossed, _ in found)
+    finalists = [order for crossed, order in found if crossed == fewest]
+    distinct = [order for i, order in enumerate(finalists) if order not in finalists[:i]]
+    _, heights = min(_heights(grid, order) for order in distinct)
+    inputs = [grid.names[node] for node in graph if role_of(graph, node) == "input"]
+    if len(inputs) > 1 and heights[inputs[0]] < heights[inputs[-1]]:
+        heights = [-height for height in heights]  # the first input is the upper one
+    return _route(grid, heights, width)
 
 
 def role_of(graph: nx.DiGraph[str], node: str) -> str:
@@ -51,14 +134,35 @@ def role_of(graph: nx.DiGraph[str], node: str) -> str:
 
 
 def layers(graph: nx.DiGraph[str]) -> dict[str, int]:
-    """The longest-path layer of every node: inputs in 0, outputs alone in the last."""
+    """The longest-path layer of every node, from 0: inputs in the first, outputs alone in the last."""
     roles = {node: role_of(graph, node) for node in graph}
     rank: dict[str, int] = {}
     for node in nx.topological_sort(graph):
         earlier = max((rank[p] for p in graph.predecessors(node)), default=0)
         rank[node] = 0 if roles[node] == "input" else earlier + 1
     last = max((rank[node] for node in rank if roles[node] != "output"), default=-1) + 1
-    return {node: last if roles[node] == "output" else rank[node] for node in graph}
+    rank |= {node: last for node in rank if roles[node] == "output"}
+    first = min(rank.values(), default=0)
+    return {node: rank[node] - first for node in graph}
+
+
+def effort(graph: nx.DiGraph[str]) -> int:
+    """How much work the layout of a graph is: the number of its nodes and edge slots."""
+    rank = layers(graph)
+    return len(graph) + sum(2 * (rank[target] - rank[source]) - 1 for source, target in graph.edges)
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """The places nearest to `wanted` in the least-squares sense, in its order, at least `gap` apart.
+
+    All lie in [low, high], which must have room for them. Without the gaps this is isotonic regression.
+    """
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    flat = isotonic_regression(np.asarray(wanted)[order] - steps).x
+    places = np.empty(len(order))
+    places[order] = np.clip(flat, low, high - steps[-1]) + steps
+    return [float(place) for place in places]
 
 
 def expand(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mapping[Edge, Size]) -> Grid:
@@ -66,7 +170,7 @@ def expand(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mapping
     rank = layers(graph)
     grid = Grid([], [], [], {}, {}, {})
     for node in graph:
-        grid.names[node] = _add(grid, 2 * rank[node], sizes[node], _NODE_GAP)
+        grid.names[node] = grid.add(2 * rank[node], sizes[node], _NODE_GAP)
     load: dict[int, float] = {}
     for edge in sorted(graph.edges, key=lambda e: (rank[e[1]] - rank[e[0]], rank[e[0]])):
         source, target = edge
@@ -74,7 +178,7 @@ def expand(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mapping
         # The emptiest column takes the label; among equals the one nearest to the target.
         home = min(between[::2], key=lambda c: (load.get(c, 0.0), -c)) if edge in labels else -1
         slots = [
-            _add(grid, c, labels[edge], _LABEL_GAP) if c == home else _add(grid, c, (0.0, 0.0), _SLOT_GAP)
+            grid.add(c, labels[edge], _LABEL_GAP) if c == home else grid.add(c, (0.0, 0.0), _SLOT_GAP)
             for c in between
         ]
         if edge in labels:
@@ -84,34 +188,31 @@ def expand(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mapping
     return grid
 
 
-def _add(grid: Grid, column: int, size: Size, gap: float) -> int:
-    grid.columns.append(column)
-    grid.sizes.append(size)
-    grid.gaps.append(gap)
-    return len(grid.columns) - 1
-
-
-def orders(grid: Grid) -> Iterator[Order]:
-    """Candidate orders of the columns' vertices, from several fixed starts."""
+def orders(grid: Grid) -> Iterator[tuple[int, Order]]:
+    """Orders of the columns' vertices with few crossings, and how many, from several fixed starts."""
     rng = np.random.default_rng(0)
     before, after = grid.neighbours()
     count = max(grid.columns, default=0) + 1
+    there = [(column, before, column - 1) for column in range(1, count)]
+    back = [(column, after, column + 1) for column in reversed(range(count - 1))]
     for restart in range(_RESTARTS):
         vertices = list(range(len(grid.columns)))
         if restart:
             vertices = rng.permutation(len(vertices)).tolist()
-        order: Order = [[v for v in vertices if grid.columns[v] == c] for c in range(count)]
-        best, fewest = order, crossings(grid, order)
+        order: Order = [[] for _ in range(count)]
+        for v in vertices:
+            order[grid.columns[v]].append(v)
+        best, fewest = [list(column) for column in order], crossings(grid, order)
         for _ in range(_SWEEPS):
-            for column in range(1, count):
-                _sort_column(order, column, before, column - 1)
-            for column in reversed(range(count - 1)):
-                _sort_column(order, column, after, column + 1)
+            for column, links, fixed in there + back:
+                _sort_column(order, column, links, fixed)
             _swap_neighbours(order, before, after)
             crossed = crossings(grid, order)
             if crossed < fewest:
                 best, fewest = [list(column) for column in order], crossed
-        yield best
+            if not fewest:
+                break
+        yield fewest, best
 
 
 def _sort_column(order: Order, column: int, links: Sequence[Sequence[int]], fixed: int) -> None:
@@ -150,9 +251,8 @@ def crossings(grid: Grid, order: Order) -> int:
     """How many pairs of wires cross between neighbouring columns."""
     place = {v: i for column in order for i, v in enumerate(column)}
     steps: dict[int, list[tuple[int, int]]] = {}
-    for chain in grid.chains.values():
-        for a, b in itertools.pairwise(chain):
-            steps.setdefault(grid.columns[a], []).append((place[a], place[b]))
+    for a, b in grid.steps():
+        steps.setdefault(grid.columns[a], []).append((place[a], place[b]))
     total = 0
     for pairs in steps.values():
         ends = np.asarray(pairs)
@@ -161,168 +261,72 @@ def crossings(grid: Grid, order: Order) -> int:
     return total
 
 
-Point = tuple[float, float]
-Run = tuple[float, float, float]
-_Held = tuple[int, float, float, list[tuple[int, float]]]
-"""A vertex of a column, its offset there, the sum of its links' weights, and the links."""
+def _heights(grid: Grid, order: Order) -> tuple[float, list[float]]:
+    """How much all wires rise and fall, and the heights of the vertices with which that is least.
 
-_PORT_STEP, ARROW = 0.13, 0.19
-_SETTLE, _FINALISTS = 24, 4
-_FLOORS = (1e9, 0.5, 0.25, 0.12, 0.06, 0.03, 0.01)
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """The route of one edge: level runs `(x from, x to, y)` in inches, joined by S-curves."""
-
-    runs: tuple[Run, ...]
-    label: Point | None
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where everything goes, in inches from the lower left corner; `nodes` holds centres."""
-
-    width: float
-    height: float
-    nodes: Mapping[str, Point]
-    wires: Mapping[Edge, Wire]
-
-
-def arrange(graph: nx.DiGraph[str], *, sizes: Mapping[str, Size], labels: Mapping[Edge, Size]) -> Layout:
-    """Lays the graph out from left to right; the same graph always gives the same layout.
-
-    graph: a DAG whose nodes carry `role`; nodes without predecessors other than inputs start in column 1.
-    sizes: width and height of every node box; labels: of every edge label, only for edges that have one.
+    A linear program as in Gansner et al. (1993), section 4.2: the weighted sum of |y_a - y_b| over all wires'
+    steps is least, while neighbours in a column keep their clearance. Of all solutions it is the mean of
+    the highest and the lowest, which is one too: what could be anywhere is in the middle.
     """
-    grid = expand(graph, sizes=sizes, labels=labels)
-    scored = sorted(
-        ((crossings(grid, order), number, order) for number, order in enumerate(orders(grid))),
-        key=lambda entry: entry[:2],
-    )
-    finalists = [order for crossed, _, order in scored if crossed == scored[0][0]][:_FINALISTS]
-    heights = min((_heights(grid, order) for order in finalists), key=lambda ys: _bending(grid, ys))
-    return _route(grid, _upright(graph, grid, heights))
+    steps, nodes = grid.steps(), set(grid.names.values())
+    stacked = [pair for column in order for pair in itertools.pairwise(column)]
+    rooms = [
+        (grid.sizes[a][1] + grid.sizes[b][1]) / 2 + max(grid.gaps[a], grid.gaps[b]) for a, b in stacked
+    ]
+    # Variables: the heights, then the size of each step. Rows: twice each step, then each neighbourhood.
+    count, rises = len(grid.columns), len(steps)
+    entries = [
+        (2 * i + (sign < 0), column, factor)
+        for i, (a, b) in enumerate(steps)
+        for sign in (1, -1)
+        for column, factor in ((a, sign), (b, -sign), (count + i, -1))
+    ]
+    entries += [
+        (2 * rises + i, v, sign) for i, (a, b) in enumerate(stacked) for v, sign in ((a, 1), (b, -1))
+    ]
+    rows, columns, factors = np.asarray(entries, dtype=np.int64).reshape(-1, 3).T
+    shape = 2 * rises + len(stacked), count + rises
+    limits = sparse.coo_array((factors.astype(np.float64), (rows, columns)), shape=shape)
+    bounds = [0.0] * (2 * rises) + [-room for room in rooms]
+    stiffness = [1.0 if a in nodes or b in nodes else 4.0 for a, b in steps]
+    tallest = 1.0 + 2 * sum(rooms)
+    ends = [(0.0, tallest)] * count + [(0.0, None)] * rises
+    found = [
+        linprog([tilt] * count + stiffness, A_ub=limits, b_ub=bounds, bounds=ends).x[:count]
+        for tilt in (1e-3, -1e-3)
+    ]
+    heights = [float(height) for height in np.mean(found, axis=0)]
+    return sum(abs(heights[a] - heights[b]) for a, b in steps), heights
 
 
-def effort(graph: nx.DiGraph[str]) -> int:
-    """How much work the layout of a graph is, roughly.
-
-    Its nodes and slots times its columns, and for each gap between columns the square of the wires in it.
-    """
-    rank = layers(graph)
-    gaps = max(rank.values(), default=0)
-    wires = [0] * (gaps + 1)
-    for source, target in graph.edges:
-        wires[rank[source]] += 1
-        wires[rank[target]] -= 1
-    wires = list(itertools.accumulate(wires))
-    slots = len(graph) + 2 * sum(wires)
-    return slots * (2 * gaps + 1) + 2 * sum(count**2 for count in wires)
-
-
-def _heights(grid: Grid, order: Order) -> list[float]:
-    """Heights with few bends: the sum of the steps' rises, minimised as reweighted squares.
-
-    Squares alone would spread one rise over many small steps. Each pass is a block descent whose blocks are
-    the columns; a column's separation constraints make its block an isotonic regression.
-    """
-    nodes = set(grid.names.values())
-    steps = [step for chain in grid.chains.values() for step in itertools.pairwise(chain)]
-    heights = [0.0] * len(grid.columns)
-    offsets = [_stack(grid, column) for column in order]
-    for floor in _FLOORS:
-        links: list[list[tuple[int, float]]] = [[] for _ in grid.columns]
-        for a, b in steps:
-            stiffness = 1.0 if a in nodes or b in nodes else 4.0
-            weight = stiffness / max(abs(heights[a] - heights[b]), floor)
-            links[a].append((b, weight))
-            links[b].append((a, weight))
-        columns = [
-            [(v, o, sum(w for _, w in links[v]), links[v]) for v, o in zip(column, offset, strict=True)]
-            for column, offset in zip(order, offsets, strict=True)
-        ]
-        for _ in range(_SETTLE):
-            before = heights.copy()
-            for column in itertools.chain(columns, reversed(columns)):
-                _settle(heights, column)
-            if heights == before:
-                break
-    return heights
-
-
-def _settle(heights: list[float], column: Sequence[_Held]) -> None:
-    """Moves one column to its best heights, the neighbours held."""
-    targets = []
-    for v, offset, weight, links in column:
-        if weight:
-            pulled = 0.0
-            for neighbour, stiffness in links:
-                pulled += heights[neighbour] * stiffness
-            targets.append(pulled / weight - offset)
-        else:
-            targets.append(heights[v] - offset)
-    if any(a >= b for a, b in itertools.pairwise(targets)):
-        targets = _isotonic(targets, [weight or 1e-6 for _, _, weight, _ in column])
-    for (v, offset, _, _), height in zip(column, targets, strict=True):
-        heights[v] = height + offset
-
-
-def _stack(grid: Grid, column: Sequence[int]) -> list[float]:
-    """The tightest allowed heights of a column's vertices, centred on 0."""
-    heights = [0.0]
-    for a, b in itertools.pairwise(column):
-        room = (grid.sizes[a][1] + grid.sizes[b][1]) / 2 + max(grid.gaps[a], grid.gaps[b])
-        heights.append(heights[-1] + room)
-    return [height - heights[-1] / 2 for height in heights][: len(column)]
-
-
-def _isotonic(targets: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The non-decreasing sequence nearest to `targets` in weighted squares (pool adjacent violators)."""
-    blocks: list[tuple[float, float, int]] = []
-    for target, weight in zip(targets, weights, strict=True):
-        mean, mass, count = target, weight, 1
-        while blocks and blocks[-1][0] >= mean:
-            previous, other, members = blocks.pop()
-            mean = (mean * mass + previous * other) / (mass + other)
-            mass, count = mass + other, count + members
-        blocks.append((mean, mass, count))
-    return [mean for mean, _, count in blocks for _ in range(count)]
-
-
-def _bending(grid: Grid, heights: Sequence[float]) -> float:
-    return sum(
-        abs(heights[a] - heights[b]) for chain in grid.chains.values() for a, b in itertools.pairwise(chain)
-    )
-
-
-def _upright(graph: nx.DiGraph[str], grid: Grid, heights: Sequence[float]) -> list[float]:
-    """`heights` counted upwards, mirrored where needed so that the first input is the upper one."""
-    inputs = [grid.names[node] for node in graph if role_of(graph, node) == "input"]
-    upwards = len(inputs) < 2 or heights[inputs[0]] > heights[inputs[-1]]
-    return [height if upwards else -height for height in heights]
-
-
-def _route(grid: Grid, heights: Sequence[float]) -> Layout:
-    lows = [y - size[1] / 2 for y, size in zip(heights, grid.sizes, strict=True)]
-    highs = [y + size[1] / 2 for y, size in zip(heights, grid.sizes, strict=True)]
-    floor = min(lows, default=0.0)
+def _route(grid: Grid, heights: Sequence[float], width: float) -> Layout:
+    floor = min((y - size[1] / 2 for y, size in zip(heights, grid.sizes, strict=True)), default=0.0)
     ys = [y - floor for y in heights]
+    height = max((y + size[1] / 2 for y, size in zip(ys, grid.sizes, strict=True)), default=0.0)
     spans = _spans(grid, ys)
-    wires = _wires(grid, ys, spans)
+    cuts: Sequence[int] = []
+    if spans and spans[-1][1] > width:
+        layer_count = len(spans) // 2 + 1
+        each = math.ceil(layer_count / math.ceil(spans[-1][1] / width))
+        cuts = range(2 * each - 1, len(spans), 2 * each)
+        spans = _spans(grid, ys, cuts)
     nodes = {name: (sum(spans[grid.columns[v]]) / 2, ys[v]) for name, v in grid.names.items()}
-    return Layout(max((x for _, x in spans), default=0.0), max(highs, default=0.0) - floor, nodes, wires)
+    layout = Layout(max((x for _, x in spans), default=0.0), height, nodes, _wires(grid, ys, spans))
+    return _fold(layout, [sum(spans[column]) / 2 for column in cuts]) if cuts else layout
 
 
-def _spans(grid: Grid, ys: Sequence[float]) -> list[tuple[float, float]]:
-    """Left and right end of every column; the steeper the steps between two columns, the wider the gap."""
+def _spans(grid: Grid, ys: Sequence[float], cuts: Collection[int] = ()) -> list[tuple[float, float]]:
+    """Left and right end of every column; the steeper the steps between two columns, the wider the gap.
+
+    cuts: columns in which the layout is folded.
+    """
     count = max(grid.columns, default=-1) + 1
-    widths, rises = [0.0] * count, [0.0] * count
+    widths = [2 * _TURN if column in cuts else 0.0 for column in range(count)]
+    rises = [0.0] * count
     for column, (width, _) in zip(grid.columns, grid.sizes, strict=True):
         widths[column] = max(widths[column], width)
-    for chain in grid.chains.values():
-        for a, b in itertools.pairwise(chain):
-            rises[grid.columns[a]] = max(rises[grid.columns[a]], abs(ys[a] - ys[b]))
+    for a, b in grid.steps():
+        rises[grid.columns[a]] = max(rises[grid.columns[a]], abs(ys[a] - ys[b]))
     spans, x = [], 0.0
     for column in range(count):
         spans.append((x, x + widths[column]))
@@ -355,14 +359,53 @@ def _wires(grid: Grid, ys: Sequence[float], spans: Sequence[tuple[float, float]]
 
 
 def _ports(grid: Grid, ys: Sequence[float], *, end: int) -> dict[Edge, float]:
-    """Where each edge leaves (`end` 0) or enters (`end` -1) its node, spread in the order of the slots."""
+    """Where each edge leaves (`end` 0) or enters (`end` -1) its node: near the height of its next slot."""
     groups: dict[int, list[Edge]] = {}
     for edge, chain in grid.chains.items():
         groups.setdefault(chain[end], []).append(edge)
-    ports = {}
+    ports: dict[Edge, float] = {}
     for vertex, edges in groups.items():
-        edges.sort(key=lambda e: ys[grid.chains[e][1 if end == 0 else -2]])
-        step = min(_PORT_STEP, 0.7 * grid.sizes[vertex][1] / len(edges))
-        for i, edge in enumerate(edges):
-            ports[edge] = ys[vertex] + (i - (len(edges) - 1) / 2) * step
+        half = 0.35 * grid.sizes[vertex][1]
+        wanted = [ys[grid.chains[edge][1 if end == 0 else -2]] for edge in edges]
+        step = min(_PORT_STEP, 2 * half / len(edges))
+        places = spread(wanted, gap=step, low=ys[vertex] - half, high=ys[vertex] + half)
+        ports |= zip(edges, places, strict=True)
     return ports
+
+
+def _fold(layout: Layout, cuts: Sequence[float]) -> Layout:
+    """Breaks a layout at the places `cuts` into rows, every other one turned by half, like a ribbon."""
+    ends = [0.0, *cuts, layout.width]
+    begins = [0.0]  # where each row begins on the page
+    for row, (start, end) in enumerate(itertools.pairwise(ends)):
+        begins.append(begins[-1] + (start - end if row % 2 else end - start))
+    pitch = layout.height + _ROW_GAP
+    margin = 0.75 * _bulge(pitch + layout.height)
+    left = min(begins) - margin
+
+    def place(row: int, x: float, y: float) -> Point:
+        along, up = x - ends[row], (len(cuts) - row) * pitch
+        if row % 2:
+            return begins[row] - left - along, up + layout.height - y
+        return begins[row] - left + along, up + y
+
+    def moved(point: Point) -> Point:
+        return place(bisect(cuts, point[0]), *point)
+
+    def runs(wire: Wire) -> Iterator[Run]:
+        for start, end, y in wire.runs:
+            parts = [start, *(cut for cut in cuts if start < cut < end), end]
+            for a, b in itertools.pairwise(parts):
+                row = bisect(cuts, (a + b) / 2)
+                (x0, height), (x1, _) = place(row, a, y), place(row, b, y)
+                yield x0, x1, height
+
+    return Layout(
+        max(begins) - left + margin,
+        len(cuts) * pitch + layout.height,
+        {name: moved(centre) for name, centre in layout.nodes.items()},
+        {
+            edge: Wire(tuple(runs(wire)), wire.label and moved(wire.label))
+            for edge, wire in layout.wires.items()
+        },
+    )

@@ -1,16 +1,18 @@
-"""What every picture shares: colours, safe text, text sizes, the page and its legend."""
+"""What every picture shares: style sheet, colours, plain text, the page with heading and legend, files."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -19,17 +21,66 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from nas.errors import ConfigError
+from nas.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+Column = NDArray[np.float64]
 
 FONT = "DejaVu Sans"
 INK, MUTED, HAIR, PANEL, PAPER = "#1B2733", "#667380", "#D5DBE1", "#F6F8FA", "#FFFFFF"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#A0307F", "#E0A500", "#56B4E9", "#1B2733", "#98A2AB")
+"""Colours in order of use, at least 16 CIELAB units apart for the three kinds of colour blindness."""
+MARGIN = 0.35
+"""Inches around all that is on a page."""
 TEXT_LIMIT = 24
+_DPI = 160
+_MANY = 1500
+"""Dots that are drawn as one picture, which is a smaller file."""
 
-Mark = Literal["line", "dot", "ring", "cross", "box"]
-HorizontalAlign = Literal["left", "center", "right"]
-VerticalAlign = Literal["bottom", "center", "top"]
+STYLE: dict[RcKeyType, Any] = {
+    "font.family": FONT,
+    "text.color": INK,
+    "text.parse_math": False,  # names may hold dollar signs
+    "figure.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": HAIR,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 11,
+    "axes.labelpad": 8,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "grid.color": HAIR,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "xtick.major.size": 0,
+    "xtick.major.pad": 7,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 9.5,
+    "ytick.major.size": 0,
+    "ytick.major.pad": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "svg.hashsalt": "nas",  # the same picture is the same bytes
+    "svg.fonttype": "path",  # and looks the same on a machine without the font
+}
+styled = mpl.rc_context(STYLE)
+"""Decorates what makes a figure, so that all in it has the style."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +107,6 @@ LOOKS: Mapping[str, Look] = {
     "concat": Look("concat", "#B3BCC5"),
     "other": Look("other", "#B07C00"),
 }
-
 _PATTERNS: Sequence[tuple[str, str]] = (
     ("none", r"^(none|zero|zeroize)$"),
     ("concat", r"^concat"),
@@ -67,14 +117,30 @@ _PATTERNS: Sequence[tuple[str, str]] = (
     ("conv", r"conv"),
 )
 _OTHERS = ("#B07C00", "#4477AA", "#882255", "#117733", "#AA4466", "#44AA99", "#332288", "#999933")
-_MEASURE = TextToPath()
-_SUBSCRIPTS = str.maketrans("0123456789+-=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
+_DASHES = ((), (5.0, 1.6), (2.2, 1.4), (1.0, 1.4))
 
 
 def op_kind(name: str) -> str:
     """The family of an operation, a key of `LOOKS`, read from its name: `"sep_conv_3x3"` is `"sep"`."""
     lowered = name.strip().lower()
     return next((kind for kind, pattern in _PATTERNS if re.search(pattern, lowered)), "other")
+
+
+def palette(names: Iterable[str]) -> dict[str, Look]:
+    """One look per name: the hue of its family, lighter and dashed for the family's later members."""
+    looks: dict[str, Look] = {}
+    members: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        kind = op_kind(name)
+        rank = members[kind] = members.get(kind, -1) + 1
+        if kind == "other":
+            turn, rank = divmod(rank, len(_OTHERS))
+            looks[name] = Look(name, _OTHERS[rank], _DASHES[min(turn, 3)])
+        else:
+            family = LOOKS[kind]
+            dash = family.dash or _DASHES[min(rank, 3)]
+            looks[name] = Look(name, tint(family.color, min(0.3 * rank, 0.6)), dash)
+    return looks
 
 
 def tint(color: str, amount: float) -> str:
@@ -87,23 +153,10 @@ def shade(color: str, amount: float) -> str:
     return to_hex(tuple(np.asarray(to_rgb(color)) * (1 - amount)))
 
 
-def palette(names: Iterable[str]) -> dict[str, Look]:
-    """One look per name: the hue of its family, lighter and dashed for the family's later members."""
-    looks: dict[str, Look] = {}
-    members: dict[str, int] = {}
-    for name in dict.fromkeys(names):
-        kind = op_kind(name)
-        rank = members[kind] = members.get(kind, -1) + 1
-        if kind == "other":
-            looks[name] = Look(name, _OTHERS[rank % len(_OTHERS)], _dash(rank // len(_OTHERS)))
-        else:
-            family = LOOKS[kind]
-            looks[name] = Look(name, tint(family.color, min(0.3 * rank, 0.6)), family.dash or _dash(rank))
-    return looks
-
-
-def _dash(rank: int) -> tuple[float, ...]:
-    return ((), (5.0, 1.6), (2.2, 1.4), (1.0, 1.4))[min(rank, 3)]
+def set_dash(artist: Line2D | Patch, dash: tuple[float, ...]) -> None:
+    """Gives a line or a patch its dash pattern; an empty one leaves it solid."""
+    if dash:
+        artist.set_linestyle((0, dash))
 
 
 @cache
@@ -122,6 +175,9 @@ def clean(text: str, *, limit: int = TEXT_LIMIT) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+_SUBSCRIPTS = str.maketrans("0123456789+-=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
+
+
 def node_text(label: str) -> str:
     """`clean(label)`, with `c_{k-2}` written with real subscripts."""
     match = re.fullmatch(r"(\w)_\{([0-9+\-=()aehijklmnoprstuvx]{1,6})\}", label)
@@ -132,9 +188,8 @@ def node_text(label: str) -> str:
 def text_size(text: str, size: float, *, bold: bool = False) -> tuple[float, float]:
     """Width and height in inches of one line of text at `size` points, without hinting."""
     font = FontProperties(family=FONT, size=size, weight="bold" if bold else "normal")
-    width, _, _ = _MEASURE.get_text_width_height_descent(text, font, ismath=False)
-    _, height, _ = _MEASURE.get_text_width_height_descent("lp", font, ismath=False)
-    return width / 72, height / 72
+    measure = TextToPath().get_text_width_height_descent
+    return measure(text, font, ismath=False)[0] / 72, measure("lp", font, ismath=False)[1] / 72
 
 
 def fit(text: str, size: float, width: float, *, bold: bool = False) -> str:
@@ -143,30 +198,6 @@ def fit(text: str, size: float, width: float, *, bold: bool = False) -> str:
     while len(shown) > 1 and text_size(shown, size, bold=bold)[0] > width:
         shown = shown[:-2].rstrip() + "…"
     return shown
-
-
-def page(width: float, height: float) -> tuple[Figure, Axes]:
-    """A blank figure and invisible axes over all of it whose data units are inches."""
-    figure = Figure(figsize=(width, height), facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    sheet = figure.add_axes((0, 0, 1, 1))
-    sheet.set_axis_off()
-    sheet.set(xlim=(0, width), ylim=(0, height))
-    return figure, sheet
-
-
-def plot_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Quiet axes at a place given in inches: no box, light horizontal rules, muted ticks."""
-    total_width, total_height = figure.get_size_inches()
-    rectangle = (left / total_width, bottom / total_height, width / total_width, height / total_height)
-    axes = figure.add_axes(rectangle, facecolor="none")
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "bottom")
-        spine.set_color(HAIR)
-    axes.grid(visible=True, axis="y", color=HAIR, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=9.5, length=0, labelfontfamily=FONT)
-    return axes
 
 
 def write(
@@ -178,153 +209,157 @@ def write(
     size: float = 10,
     color: str = INK,
     bold: bool = False,
-    ha: HorizontalAlign = "center",
-    va: VerticalAlign = "center",
-    angle: float = 0.0,
+    ha: Literal["left", "center", "right"] = "center",
 ) -> Text:
-    """Puts plain text on `axes`; nothing in it is read as mathematics."""
-    artist = axes.text(x, y, text, fontsize=size, color=color, fontfamily=FONT, zorder=10)
-    artist.set(ha=ha, va="center_baseline" if va == "center" else va, parse_math=False)
-    artist.set(fontweight="bold" if bold else "normal", rotation=angle, rotation_mode="anchor")
+    """Puts plain text on `axes`, its line centred at height `y`; nothing in it is read as mathematics."""
+    artist = axes.text(x, y, text, fontsize=size, color=color, fontfamily=FONT, zorder=10, parse_math=False)
+    artist.set(ha=ha, va="center_baseline", fontweight="bold" if bold else "normal")
     return artist
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """The words at the top of a picture; either may be empty."""
-
-    title: str = ""
-    subtitle: str = ""
-
-    @property
-    def height(self) -> float:
-        """Inches that the heading takes."""
-        return 0.42 * bool(self.title) + 0.27 * bool(self.subtitle) + 0.1 * bool(self.title or self.subtitle)
-
-    @property
-    def width(self) -> float:
-        """Inches that the heading needs."""
-        title, subtitle = self._lines()
-        return max(text_size(title, 16, bold=True)[0], text_size(subtitle, 11)[0])
-
-    def _lines(self) -> tuple[str, str]:
-        return clean(self.title, limit=80), clean(self.subtitle, limit=110)
-
-    def draw(self, sheet: Axes, x: float, top: float) -> None:
-        """Writes the heading with its upper left corner at (x, top) inches."""
-        title, subtitle = self._lines()
-        if title:
-            write(sheet, x, top - 0.18, title, size=16, bold=True, ha="left")
-        if subtitle:
-            y = top - (0.42 if title else 0.0) - 0.14
-            write(sheet, x, y, subtitle, size=11, color=MUTED, ha="left")
+def key(
+    label: str, color: str, *, dash: tuple[float, ...] = (), marker: str = "", limit: int = TEXT_LIMIT
+) -> Line2D:
+    """An entry of a legend: a line, or one marker such as `"o"`, `"x"` and `"s"`."""
+    line = Line2D([], [], color=color, linewidth=2.4, label=clean(label, limit=limit) or "?")
+    set_dash(line, dash)
+    if marker:
+        line.set(linestyle="none", marker=marker, markersize=10 if marker == "s" else 7)
+        line.set(markeredgewidth=1.6 if marker == "x" else 1.0)
+    return line
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One entry of a legend: the mark that stands in the picture and what it means."""
+def page(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure around a body of so many inches, and blank axes in inches from the body's lower left corner.
 
-    label: str
-    color: str
-    dash: tuple[float, ...] = ()
-    mark: Mark = "line"
-
-    @property
-    def text(self) -> str:
-        """The label as it is written."""
-        return clean(self.label) or "?"
-
-    @property
-    def indent(self) -> float:
-        """Inches from the start of the mark to the start of the label."""
-        return 0.42 if self.mark == "line" else 0.25
+    `finish` adds heading and legend.
+    """
+    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), layout="none")
+    sheet = figure.add_axes((0, 0, 1, 1))
+    sheet.set_axis_off()
+    return figure, sheet
 
 
-_KEY_SIZE, _KEY_ROW, _KEY_GAP = 10.5, 0.29, 0.34
+_HEADING = ((16.0, "bold", INK, 80, 0.42), (11.0, "normal", MUTED, 110, 0.3))
+"""Of title and subtitle: points, weight, colour, the most characters, inches of the line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Legend:
-    """A legend that flows over as many rows as `width` inches ask for."""
-
-    keys: Sequence[Key]
-    width: float
-
-    def _rows(self) -> list[list[tuple[float, Key]]]:
-        rows: list[list[tuple[float, Key]]] = [[]]
-        x = 0.0
-        for key in self.keys:
-            needed = key.indent + text_size(key.text, _KEY_SIZE)[0]
-            if rows[-1] and x + needed > self.width:
-                rows.append([])
-                x = 0.0
-            rows[-1].append((x, key))
-            x += needed + _KEY_GAP
-        return rows
-
-    @property
-    def height(self) -> float:
-        """Inches that the legend takes, 0 without entries."""
-        return _KEY_ROW * len(self._rows()) if self.keys else 0.0
-
-    def draw(self, sheet: Axes, x: float, top: float) -> None:
-        """Draws the legend with its upper left corner at (x, top) inches."""
-        for row, entries in enumerate(self._rows()):
-            y = top - _KEY_ROW * (row + 0.5)
-            for offset, key in entries:
-                _draw_mark(sheet, x + offset, y, key)
-                write(sheet, x + offset + key.indent, y, key.text, size=_KEY_SIZE, ha="left")
+def heading_width(title: str, subtitle: str = "") -> float:
+    """Inches that a heading needs."""
+    sizes = [
+        text_size(clean(text, limit=limit), size, bold=weight == "bold")[0]
+        for text, (size, weight, _, limit, _) in zip((title, subtitle), _HEADING, strict=True)
+    ]
+    return max(sizes)
 
 
-def _draw_mark(sheet: Axes, x: float, y: float, key: Key) -> None:
-    if key.mark == "line":
-        (line,) = sheet.plot([x, x + 0.32], [y, y], color=key.color, linewidth=2.4)
-        set_dash(line, key.dash)
-        return
-    marker = {"dot": "o", "ring": "o", "cross": "x", "box": "s"}[key.mark]
-    size = {"dot": 7.0, "ring": 6.0, "cross": 6.0, "box": 10.0}[key.mark]
-    (drawn,) = sheet.plot([x + 0.08], [y], marker, color=key.color, markersize=size, markeredgewidth=1.6)
-    if key.mark == "ring":
-        drawn.set_markerfacecolor(PAPER)
+def finish(figure: Figure, *, title: str = "", subtitle: str = "", keys: Sequence[Line2D] = ()) -> Figure:
+    """Grows the page for a heading and for a legend of `keys`, draws these, and fixes the layout."""
+    width, height = map(float, figure.get_size_inches())
+    lines = [(text, line) for text, line in zip((title, subtitle), _HEADING, strict=True) if clean(text)]
+    width = max(width, heading_width(title, subtitle) + 2 * MARGIN)
+    head, foot = sum(line[-1] for _, line in lines), _legend(figure, keys, width - 2 * MARGIN)
+    body, height = height - 2 * MARGIN, height + head + foot
+    figure.set_size_inches(width, height)
+    top = height - MARGIN
+    for text, (size, weight, color, limit, room) in lines:
+        shown = figure.text(MARGIN, top, clean(text, limit=limit), va="top")
+        shown.set(fontsize=size, fontweight=weight, color=color, transform=figure.dpi_scale_trans)
+        top -= room
+    engine = figure.get_layout_engine()
+    if engine is None:
+        figure.axes[0].set(xlim=(-MARGIN, width - MARGIN), ylim=(-MARGIN - foot, height - MARGIN - foot))
+        return figure
+    inner = MARGIN / width, (MARGIN + foot) / height, 1 - 2 * MARGIN / width, body / height
+    engine.set(rect=inner)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
-def set_dash(artist: Line2D | Patch, dash: tuple[float, ...]) -> None:
-    """Gives a line or a patch its dash pattern; an empty one leaves it solid."""
-    if dash:
-        artist.set_linestyle((0, dash))
+def nothing_recorded(title: str) -> Figure:
+    """A page that says so."""
+    figure, sheet = page(4.5, 0.5)
+    write(sheet, 0, 0.25, "nothing was recorded", color=MUTED, size=12, ha="left")
+    return finish(figure, title=title)
 
 
-Column = NDArray[np.float64]
-
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#A0307F", "#E0A500", "#56B4E9", "#1B2733", "#98A2AB")
-"""Colours in order of use, at least 16 CIELAB units apart for the three kinds of colour blindness."""
-
-
-def finite(values: ArrayLike, *, who: str, shape: tuple[int, ...]) -> Column:
-    """`values` as finite float64 of `shape`, in which -1 stands for any length; `who` names the argument."""
-    array = np.asarray(values, dtype=np.float64)
-    fits = array.ndim == len(shape) and all(w in (-1, s) for w, s in zip(shape, array.shape, strict=True))
-    if not fits:
-        wanted = ", ".join("N" if length < 0 else str(length) for length in shape)
-        raise ConfigError(f"{who}: got shape {array.shape}, wanted [{wanted}]")
-    if not np.isfinite(array).all():
-        raise ConfigError(
-            f"{who}: {int((~np.isfinite(array)).sum())} of {array.size} numbers are NaN or infinite; "
-            "leave out what was not measured"
+def _legend(figure: Figure, keys: Sequence[Line2D], width: float) -> float:
+    """Draws a legend at the foot in as many columns as `width` has room for; returns the inches it takes."""
+    for columns in range(min(len(keys), 12), 0, -1):
+        legend = figure.legend(
+            handles=keys,
+            loc="lower left",
+            ncols=columns,
+            bbox_to_anchor=(MARGIN, MARGIN),
+            bbox_transform=figure.dpi_scale_trans,
         )
-    return array
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= width * figure.dpi:
+            return float(box.height / figure.dpi) + 0.2
+        legend.remove()
+    return 0.0
 
 
-def bad_end(scores: Column) -> float:
-    """Where an axis may cut off scores [N], larger being better, that lie far below the rest."""
-    best, worst, quarter = float(scores.max()), float(scores.min()), float(np.quantile(scores, 0.25))
-    return max(worst, quarter - 1.2 * (best - quarter)) if best > quarter else worst
+_PATHS = re.compile(r' d="[^"]*"')
+_DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
-def padded(low: float, high: float, *, below: float, above: float) -> tuple[float, float]:
-    """The range from `low` to `high` with room at both ends, as shares of it; never empty."""
-    spread = (high - low) or 0.1 * abs(high) or 1.0
-    return low - below * spread, high + above * spread
+@styled
+def save(figure: Figure, *paths: Path) -> None:
+    """Writes `figure` to every path, each `.svg` or `.png`; the same figure gives the same bytes.
+
+    A reader sees a whole file or the previous one, never a part.
+    """
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix not in (".svg", ".png"):
+            raise ConfigError(f"save: got {path.name!r}, wanted a name that ends in .svg or .png")
+        buffer = io.BytesIO()
+        stamp = "Date" if suffix == ".svg" else "Software"
+        dpi = _DPI if suffix == ".png" else "figure"
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata={stamp: None})
+        data = buffer.getvalue()
+        if suffix == ".svg":
+            # A hundredth of a point is enough for the eye and halves the file.
+            data = _PATHS.sub(lambda d: _DECIMALS.sub(r"\1", d[0]), data.decode()).encode()
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
+def good_limits(
+    values: Sequence[float], shown: Sequence[float], *, maximize: bool, above: float
+) -> tuple[float, float]:
+    """Limits of an axis that hold the best of `values`; bad ones that lie far from the rest are cut off.
+
+    shown: values that lie within them in any case. above: room beyond the best, as a share of the range.
+    """
+    sign = 1.0 if maximize else -1.0
+    scores = sign * np.asarray([*values, *shown], dtype=np.float64)
+    best, quarter = float(scores.max()), float(np.quantile(scores, 0.25))
+    bad = float(scores.min())
+    if best > quarter:
+        bad = max(bad, quarter - 1.2 * (best - quarter))
+    bad = min(bad, *(sign * value for value in shown), best)
+    room = (best - bad) or 0.1 * abs(best) or 1.0
+    low, high = bad - 0.06 * room, best + above * room
+    return (low, high) if maximize else (-high, -low)
+
+
+def scatter_within(axes: Axes, x: Column, y: Column, *, color: str, hollow: bool = False) -> None:
+    """Draws dots at [N] places, and triangles at the edge of the plot for those that lie outside."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    outside = {"<": x < left, ">": x > right, "v": y < low, "^": y > high}
+    inside = ~np.any(list(outside.values()), axis=0)
+    across, up = 0.02 * (right - left), 0.02 * (high - low)
+    x = np.where(inside, x, x.clip(left + across, right - across))
+    y = np.where(inside, y, y.clip(low + up, high - up))
+    for marker, chosen in {"o": inside, **outside}.items():
+        (dots,) = axes.plot(x[chosen], y[chosen], marker, markersize=5.5, zorder=3, alpha=0.7)
+        dots.set(markerfacecolor=PAPER if hollow else color, markeredgecolor=color if hollow else PAPER)
+        dots.set_markeredgewidth(1.1 if hollow else 0.5)
+        if len(x) > _MANY:
+            dots.set(rasterized=True, markersize=2.7, markeredgewidth=0.6 if hollow else 0.0)
 
 
 def tidy_ticks(axes: Axes, *, most: int, whole: bool = False) -> None:
@@ -332,34 +367,11 @@ def tidy_ticks(axes: Axes, *, most: int, whole: bool = False) -> None:
 
     whole: the horizontal axis counts something, of which there are no halves.
     """
-    # In the corner an upright axis's label would touch that of the other axis.
-    for axis, corner in ((axes.xaxis, 0.0), (axes.yaxis, 0.03)):
-        low, high = axis.get_view_interval()
+    for axis in (axes.xaxis, axes.yaxis):
         integer = whole and axis is axes.xaxis
-        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
-        axis.set_ticks([tick for tick in ticks if low + corner * (high - low) <= tick <= high])
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=integer))
         plain = ScalarFormatter(useOffset=False)
-        # Powers of ten would be written beside the axis, where other words are.
+        # Powers of ten would be written beside the axis.
         plain.set_scientific(False)
-        short = 1e-4 <= max(abs(low), abs(high)) < 1e4
-        axis.set_major_formatter(plain if short else EngFormatter(sep=""))
-
-
-def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """The places nearest to `wanted` in the least-squares sense, in its order, at least `gap` apart.
-
-    All lie in [low, high], which must have room for them. Without the gaps this is isotonic regression,
-    solved by pooling adjacent violators (Barlow et al. 1972, section 1.2).
-    """
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    pools: list[tuple[float, int]] = []
-    for rank, index in enumerate(order):
-        mean, count = wanted[index] - rank * gap, 1
-        while pools and pools[-1][0] > mean:
-            other, size = pools.pop()
-            mean, count = (mean * count + other * size) / (count + size), count + size
-        pools.append((mean, count))
-    top = high - gap * (len(wanted) - 1)
-    flat = [min(max(mean, low), top) for mean, count in pools for _ in range(count)]
-    places = {index: flat[rank] + rank * gap for rank, index in enumerate(order)}
-    return [places[index] for index in range(len(wanted))]
+        size = float(np.abs(axis.get_view_interval()).max())
+        axis.set_major_formatter(plain if 1e-4 <= size < 1e4 else EngFormatter(sep=""))

@@ -164,7 +164,7 @@ def front(run: Run) -> Values | None:
     usable = {t.number for t in past.allowed}
     shown = [t for t in thinned(past, MOST_DOTS) if t.number in usable]
     points = np.array([[first.value(t.metrics), second.value(t.metrics)] for t in shown])
-    figure = draw.draw_front(
+    figure = draw.draw_pareto_front(
         points,
         names=(first.name, second.name),
         maximize=(first.maximize, second.maximize),

@@ -18,7 +18,6 @@ from nas.results.run_record import SEARCH
 from nas.searchers.goals import Goals
 from nas.searchers.method_names import OWN
 from nas.show import draw
-from nas.show.draw.diagnostics_series import series_of
 from nas.show.draw.layout import effort
 from nas.show.report.run import Run
 from nas.show.report.section import Drawing, Values, inline, metric, stored
@@ -29,7 +28,7 @@ from nas.types import Trial
 
 _MOST_CONFIG = 20_000
 _MOST_FRAMES, _FRAMES_BYTES = 40, 1_000_000
-_FRAMES_EFFORT = 2_000_000
+_FRAMES_EFFORT = 10_000
 """Of `nas.show.draw.layout.effort` for all frames: about twenty seconds on one core."""
 _ID = "cell-id"
 
@@ -166,7 +165,7 @@ def health(run: Run) -> Values | None:
             rows.append(EpochRecord.model_validate({**trial.metrics, "epoch": place, "skip_shares": shares}))
     if not rows:
         return None
-    drawing = Drawing.of(draw.draw_health(series_of(rows)), "health", "health of the search by epoch")
+    drawing = Drawing.of(draw.draw_diagnostics(rows), "health", "health of the search by epoch")
     return {"drawings": [drawing], "events": [(row.epoch, event) for row in rows for event in row.events]}
 
 

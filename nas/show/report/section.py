@@ -137,7 +137,7 @@ def _simplify(root: ET.Element, name: str) -> None:
 def _circles(figure: Figure, spots: Sequence[Spot]) -> ET.Element:
     """Invisible circles over what they tell of."""
     group = ET.Element("g", {"class": "spots", "data-tips": "trials"})
-    plot, scale = figure.axes[1], 72 / figure.dpi  # the first axes are the whole page's
+    plot, scale = figure.axes[0], 72 / figure.dpi
     box, height = plot.get_window_extent(), float(figure.get_size_inches()[1]) * 72
     for place, spot in enumerate(spots):
         x, y = plot.transData.transform((spot.x, spot.y))
