@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from nas import Fixed, RegularizedEvolution, Study, Trial, load
-from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
-from nas.study.workers import Workers
+from nas.study.workers import Processes, Workers
 
 
 class Sleeping:

@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from nas import Fixed, RegularizedEvolution, Study, Trial, load
-from nas.files.lock import alone_in
-from nas.study.local_processes import Processes
+from nas.files.folder import alone_in
 from nas.study.storage import open_storage
-from nas.study.workers import Workers
+from nas.study.workers import Processes, Workers
 
 STEPS = 10
 """Of a trial, each of which is saved."""

@@ -7,7 +7,7 @@ from nas.run.config import make_config
 from nas.run.retrain import Last
 from nas.run.job import Job
 from nas.run.resolved_config import make_plan
-from nas.study.journal import JOURNAL
+from nas.study.storage import JOURNAL
 
 TINY = {
     "epochs": 2,

@@ -30,7 +30,7 @@ def planted(x, goals, candidates, *, kind="ei", fit=gaussian_process, seed=0, **
 # -- pieces -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (-1.0, 0.5), (2.0, 1.0), (0.3, 2.0)])
+@pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (-1.0, 0.5), (0.3, 2.0)])
 def test_expected_improvement_against_sampling(mean, sd):
     draws = np.random.default_rng(0).normal(mean, sd, 400_000)
     sampled = np.maximum(0, draws - 0.4).mean()
@@ -38,48 +38,26 @@ def test_expected_improvement_against_sampling(mean, sd):
     assert found[0] == pytest.approx(sampled, abs=0.01 * sd)
 
 
-def test_expected_improvement_without_doubt_is_the_improvement():
-    found = np.exp(log_expected_improvement(np.array([1.0, 3.0]), np.zeros(2), 2.0))
-    assert found == pytest.approx([0.0, 1.0], abs=1e-8)
-
-
-def test_the_logarithm_is_that_of_the_formula_where_this_does_not_underflow():
+def test_the_logarithm_is_that_of_the_formula_and_of_exact_arithmetic_where_this_underflows():
+    """Values of `log(phi(z) + z Phi(z))` by arithmetic of 80 digits; a later one is always told apart."""
     z = np.linspace(-6, 6, 1201)
-    formula = 0.3 * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
-    found = log_expected_improvement(0.3 * z + 2, np.full_like(z, 0.3), 2.0)
-    assert found == pytest.approx(np.log(formula), rel=1e-6)
-    assert np.argsort(found).tolist() == np.argsort(formula).tolist()
-
-
-def test_hopeless_candidates_are_told_apart_however_far_from_the_best():
-    """By what improvement they promise, though that is 0 in floating point."""
-    mean = -np.logspace(0, 8, 400)
-    gain = log_expected_improvement(mean, np.ones_like(mean), 0.0)
-    assert np.isfinite(gain).all()
-    assert (np.diff(gain) < 0).all()
-
-
-def test_the_logarithm_far_from_the_best_is_that_of_exact_arithmetic():
-    """Values of `log(phi(z) + z Phi(z))` by arithmetic of 80 digits."""
-    exact = {
-        -1.5: -3.529935921,
-        -10: -55.55312204,
-        -38: -730.1961834,
-        -1000: -500014.73445,
-        -20000: -2.0000002073e8,
-    }
+    formula = z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    assert log_expected_improvement(z, np.ones_like(z), 0.0) == pytest.approx(np.log(formula), rel=1e-6)
+    exact = {-1.5: -3.529935921, -10: -55.55312204, -38: -730.1961834, -1000: -500014.73445}
+    exact[-20000] = -2.0000002073e8
     found = log_expected_improvement(np.array([*exact], dtype=float), np.ones(len(exact)), 0.0)
     assert found == pytest.approx([*exact.values()], rel=1e-9)
+    mean = -np.logspace(0, 8, 400)
+    assert (np.diff(log_expected_improvement(mean, np.ones_like(mean), 0.0)) < 0).all()
 
 
 def test_normal_scores_of_ranks():
-    scores = normal_ranks(np.array([30.0, 1.0, 2.0]))
-    assert ndtr(scores) == pytest.approx([0.75, 0.25, 0.5])
+    assert ndtr(normal_ranks(np.array([30.0, 1.0, 2.0]))) == pytest.approx([0.75, 0.25, 0.5])
     assert normal_ranks(np.array([5.0, 5.0])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("objectives", [2, 3])
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_volume_gain_is_a_difference_of_hypervolumes(objectives, seed):
     draw = np.random.default_rng(seed)
     scores, candidates = draw.random((15, objectives)), 2 * draw.random((60, objectives)) - 0.5
@@ -92,23 +70,12 @@ def test_volume_gain_is_a_difference_of_hypervolumes(objectives, seed):
     gain = volume_gain(scores, candidates)
     assert gain == pytest.approx(np.array(expected), abs=1e-12)
     assert gain.max() > 0
-
-
-@pytest.mark.parametrize("objectives", [2, 3])
-def test_what_is_dominated_adds_no_volume(objectives):
-    scores = np.random.default_rng(0).random((10, objectives))
     assert volume_gain(scores, scores) == pytest.approx(0, abs=1e-12)
-    assert volume_gain(np.vstack([scores, scores]), scores - 0.01) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_front_of_one_point_can_be_widened():
+def test_a_front_of_one_point_can_be_widened_and_without_one_nothing_is_gained():
     gain = volume_gain(np.array([[1.0, 1.0]]), np.array([[2.0, 0.995], [0.5, 0.5], [1.1, 1.1]]))
-    assert gain[0] > 0
-    assert gain[1] == 0
-    assert gain[2] > 0
-
-
-def test_without_a_front_nothing_is_gained():
+    assert (gain > 0).tolist() == [True, False, True]
     assert volume_gain(np.zeros((0, 2)), np.ones((3, 2))).tolist() == [0, 0, 0]
 
 
@@ -133,14 +100,6 @@ def test_a_single_objective_goes_by_order_alone():
     assert planted(X, Goals(), new, val_acc=np.exp(20 * X[:, 0])) == pytest.approx(plain)
 
 
-def test_draws_differ_and_expectations_do_not():
-    new = np.random.default_rng(0).random((30, 1)) * 3
-    noise = np.random.default_rng(1).random(21)
-    for kind, same in (("ei", True), ("thompson", False)):
-        first, second = (planted(X, Goals(), new, kind=kind, seed=s, val_acc=noise) for s in (0, 1))
-        assert np.array_equal(first, second) is same
-
-
 @pytest.mark.parametrize("kind", ["ei", "thompson"])
 @pytest.mark.parametrize("bound", ["params<=0.5", "spare>=0.5"])
 def test_candidates_that_keep_the_bounds_come_first(kind, bound):
@@ -151,12 +110,6 @@ def test_candidates_that_keep_the_bounds_come_first(kind, bound):
     worth = planted(X, goals, new, kind=kind, **metrics)
     assert np.argmax(worth) == 1
     assert worth[3] < worth[1] + np.log(0.1)
-
-
-def test_where_nothing_keeps_the_bounds_the_nearest_to_them_comes_first():
-    goals = parse_goals(["val_acc"], ["params<=0.1"])
-    worth = planted(X + 0.2, goals, np.array([[0.05], [0.5], [1.2]]), val_acc=X[:, 0], params=X[:, 0] + 0.2)
-    assert np.argmax(worth) == 0
 
 
 @pytest.mark.parametrize("objectives", [["a", "b"], ["a", "b", "-c"]])

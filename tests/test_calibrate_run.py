@@ -80,7 +80,7 @@ def test_the_folder_holds_the_record_and_the_picture(toy):
     found, folder = toy
     assert {path.name for path in folder.iterdir()} >= FILES
     assert not (folder / "checkpoint").exists()
-    assert Calibration.from_dict(read_calibration(folder)) == found
+    assert read_calibration(folder) == found
     assert json.loads((folder / "settings.json").read_text())["architectures"] == 5
     assert tomllib.loads((folder / "config.toml").read_text())["method"] == "random"
 
@@ -217,7 +217,7 @@ AUTO = {
 
 
 def trusting(folder, chosen, tmp_path):
-    record = read_calibration(folder) | {"chosen": chosen}
+    record = read_calibration(folder).to_dict() | {"chosen": chosen}
     (tmp_path / "trust").mkdir()
     (tmp_path / "trust" / FILE).write_text(json.dumps(record))
     return str(tmp_path / "trust")

@@ -4,13 +4,12 @@ import csv
 import gzip
 import importlib.util
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 import nas
-from nas.evaluate.benchmarks.nasbench201 import DATASETS, load_nasbench201
+from nas.evaluate.nasbench201 import DATASETS, load_nasbench201
 from nas.space.loading import load
 
 FILE = Path(nas.__file__).parent.parent / "scripts" / "convert_nasbench201.py"
@@ -118,18 +117,3 @@ def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package
         script.open_api(Path(name))
 
 
-def test_each_kind_of_results_is_opened_by_its_own_package(script, monkeypatch, tmp_path):
-    calls = []
-
-    def opens(*arguments, **named):
-        calls.append((*arguments, named))
-        return calls[-1]
-
-    old, new = types.ModuleType("nas_201_api"), types.ModuleType("nats_bench")
-    old.NASBench201API = new.create = opens
-    monkeypatch.setitem(sys.modules, "nas_201_api", old)
-    monkeypatch.setitem(sys.modules, "nats_bench", new)
-    assert script.open_api(Path("a.pth")) == ("a.pth", {"verbose": False})
-    folder = {"fast_mode": True, "verbose": False}
-    assert script.open_api(tmp_path) == (str(tmp_path), "tss", folder)
-    assert script.open_api(Path("a.pbz2")) == ("a.pbz2", "tss", folder | {"fast_mode": False})

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.evolution import RegularizedEvolution
+from nas.searchers.searcher import RandomSearch
 from nas.searchers.fidelity import Fidelity, Ladder, geometric
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import (
@@ -75,59 +76,43 @@ def simulate(scheduler, score, *, trials=10_000, space=TOY):
 
 # -- the rule -------------------------------------------------------------------------------------------
 
-
-def test_nothing_is_due_before_eta_trials_have_ended():
-    assert due(history()) is None
-    assert due(history((0, 1, 0.5), (1, 1, 0.6))) is None
-    assert due(history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))) == (1, 3)
-    assert due(history((0, 1, 0.5), (1, 1, 0.6)), eta=2) == (1, 3)
+SIX = [(i, 1, accuracy) for i, accuracy in enumerate([0.1, 0.5, 0.3, 0.6, 0.2, 0.4])]
+NINE = [(i, 1, 0.5 + i / 100) for i in range(9)]
+HIGH = [(8, 3, 0.6), (7, 3, 0.8), (6, 3, 0.7)]
 
 
-def test_a_rung_of_six_promotes_two_best_first():
-    first = [(i, 1, accuracy) for i, accuracy in enumerate([0.1, 0.5, 0.3, 0.6, 0.2, 0.4])]
-    assert due(history(*first)) == (3, 3)
-    assert due(history(*first, (3, 3, 0.7))) == (1, 3)
-    assert due(history(*first, (3, 3, 0.7), (1, 3, 0.6))) is None
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], None),
+        ([(0, 1, 0.5), (1, 1, 0.6)], None),  # fewer than eta have ended
+        ([(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)], (1, 3)),
+        (SIX, (3, 3)),
+        ([*SIX, (3, 3, 0.7)], (1, 3)),  # two of six, the best first
+        ([*SIX, (3, 3, 0.7), (1, 3, 0.6)], None),
+        *(([(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, r)], None) for r in (0.9, "running", "failed")),
+        ([*NINE, *HIGH], (7, 9)),  # from the highest rung possible
+        ([*NINE, *HIGH, (7, 9, 0.9)], None),
+        ([*NINE, (9, 1, 0.9), (10, 1, 0.1), (11, 1, 0.1), *HIGH, (7, 9, 0.9)], (9, 3)),
+        ([(0, 1, "failed"), (1, 1, 0.2), (2, 1, "failed")], (1, 3)),  # a failure counts but never climbs
+        ([(0, 1, "failed"), (1, 1, "failed"), (2, 1, "failed")], None),
+        ([(0, 1, 0.1), (1, 1, 0.2), (2, 1, "running")], None),
+        ([(4, 1, 0.5), (2, 1, 0.5), (3, 1, 0.5)], (4, 3)),  # of equals the earlier
+    ],
+)
+def test_who_is_promoted(rows, expected):
+    assert due(history(*rows)) == expected
 
 
-@pytest.mark.parametrize("result", [0.9, "running", "failed"])
-def test_a_promotion_in_any_state_is_not_repeated(result):
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, result))
-    assert due(trials) is None
-
-
-def test_the_highest_rung_comes_first():
-    low = [(i, 1, 0.5 + i / 100) for i in range(9)]
-    high = [(8, 3, 0.6), (7, 3, 0.8), (6, 3, 0.7)]
-    assert due(history(*low, *high)) == (7, 9)
-    assert due(history(*low, *high, (7, 9, 0.9))) is None
-    assert due(history(*low, (9, 1, 0.9), (10, 1, 0.1), (11, 1, 0.1), *high, (7, 9, 0.9))) == (9, 3)
-
-
-def test_a_failed_trial_counts_but_never_climbs():
-    assert due(history((0, 1, "failed"), (1, 1, 0.2), (2, 1, "failed"))) == (1, 3)
-    assert due(history((0, 1, "failed"), (1, 1, "failed"), (2, 1, "failed"))) is None
-
-
-def test_a_running_trial_does_not_count():
-    assert due(history((0, 1, 0.1), (1, 1, 0.2), (2, 1, "running"))) is None
-
-
-def test_of_equals_the_earlier_climbs():
-    assert due(history((4, 1, 0.5), (2, 1, 0.5), (3, 1, 0.5))) == (4, 3)
-
-
-def test_a_loss_is_minimised():
-    goals = parse_goals(["-val_acc"])
-    assert due(history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)), goals=goals) == (2, 3)
-
-
-def test_what_breaks_a_constraint_climbs_last():
-    goals = parse_goals(["val_acc"], ["params<=100"])
+def test_goals_decide_who_is_promoted():
+    three = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
+    assert due(three, goals=parse_goals(["-val_acc"])) == (2, 3)
+    assert due(three[:2], eta=2) == (1, 3)
     sizes = (300, 90, 100)
-    rows = [(i, 1, 0.9 - i / 10, {"params": size}) for i, size in enumerate(sizes)]
-    trials = [trial(n, a, f, r, **more) for n, (a, f, r, more) in enumerate(rows)]
-    assert due(trials, goals=goals) == (1, 3)
+    trials = [trial(i, i, 1, 0.9 - i / 10, params=size) for i, size in enumerate(sizes)]
+    assert due(trials, goals=parse_goals(["val_acc"], ["params<=100"])) == (1, 3)
+    with pytest.raises(ConfigError, match="decides by 'params', but trial 0 has"):
+        due(three, goals=parse_goals(["-params"]))
 
 
 def test_with_two_objectives_the_front_climbs():
@@ -141,28 +126,18 @@ def test_with_two_objectives_the_front_climbs():
     assert due([*after, trial(7, 3, 3, 0.2, params=10)], goals=goals) is None
 
 
-def test_a_metric_that_is_missing_is_named():
-    with pytest.raises(ConfigError, match="decides by 'params', but trial 0 has"):
-        due(history((0, 1, 0.1), (1, 1, 0.2), (2, 1, 0.3)), goals=parse_goals(["-params"]))
-
-
 # -- successive halving ---------------------------------------------------------------------------------
 
 
 def test_ask_promotes_before_it_asks_the_searcher():
+    ended = [(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)]
     scheduler = SuccessiveHalving(fixed(5, 6), LADDER)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[1], 3)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, "running"))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[5], 1)
-
-
-def test_ask_promotes_also_when_the_searcher_has_nothing_left():
-    scheduler = SuccessiveHalving(fixed(), LADDER)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[1], 3)
+    assert scheduler.ask(TOY, history(*ended), rng(0)) == (GENOTYPES[1], 3)
+    assert scheduler.ask(TOY, history(*ended, (1, 3, "running")), rng(0)) == (GENOTYPES[5], 1)
+    # Also when that has nothing left.
+    assert SuccessiveHalving(fixed(), LADDER).ask(TOY, history(*ended), rng(0)) == (GENOTYPES[1], 3)
     with pytest.raises(ExhaustedError, match="the pool is empty"):
-        scheduler.ask(TOY, history((0, 1, 0.5), (1, 1, 0.6)), rng(0))
+        SuccessiveHalving(fixed(), LADDER).ask(TOY, history(*ended[:2]), rng(0))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -188,24 +163,13 @@ def test_one_rung_is_no_halving():
     assert Counter(t.fidelity for t in found) == {4: 27}
 
 
-def test_ask_depends_on_its_arguments_alone():
-    trials, _ = simulate(SuccessiveHalving(RandomSearch(), LADDER), lambda g, f: sum(g), trials=20)
-    again, _ = simulate(SuccessiveHalving(RandomSearch(), LADDER), lambda g, f: sum(g), trials=20)
-    assert trials == again
-
-
-def test_a_history_of_another_ladder_is_refused():
-    for scheduler in (SuccessiveHalving(RandomSearch(), LADDER), Hyperband(RandomSearch(), LADDER)):
-        with pytest.raises(ConfigError, match="no rung ends after 5 epochs; its rungs end after 1, 3, 9"):
-            scheduler.ask(TOY, history((0, 5, 0.5)), rng(0))
-
-
 @pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
-def test_impossible_settings_are_refused(make):
-    with pytest.raises(ConfigError, match="eta is 1 and enough 20, but must be at least 2 and 1"):
-        make(RandomSearch(), LADDER, eta=1)
-    with pytest.raises(ConfigError, match="eta is 3 and enough 0"):
-        make(RandomSearch(), LADDER, enough=0)
+def test_other_ladders_and_impossible_settings_are_refused(make):
+    with pytest.raises(ConfigError, match="no rung ends after 5 epochs; its rungs end after 1, 3, 9"):
+        make(RandomSearch(), LADDER).ask(TOY, history((0, 5, 0.5)), rng(0))
+    for wrong in ({"eta": 1}, {"enough": 0}):
+        with pytest.raises(ConfigError, match="must be at least 2 and 1"):
+            make(RandomSearch(), LADDER, **wrong)
 
 
 # -- what a searcher sees -------------------------------------------------------------------------------
@@ -224,18 +188,21 @@ def test_a_searcher_sees_one_fidelity_and_every_architecture_once():
     assert seen(trials, enough=3) == lowest
     assert seen(trials, enough=2) == [(2, 1, "failed"), (1, 3, 0.8), (3, 1, "running"), (0, 3, 0.7)]
     assert seen([*trials, trial(6, 4, 1, 0.4)], enough=2)[-1] == (4, 1, "failed")
-
-
-def test_a_promotion_that_fails_or_runs_leaves_the_lower_result():
+    # A promotion that fails or runs leaves the lower result.
     trials = history((0, 1, 0.5), (1, 1, 0.6), (0, 3, "failed"), (1, 3, "running"))
     assert seen(trials, enough=5) == [(0, 1, 0.5), (1, 1, 0.6)]
 
 
-def test_a_searcher_never_proposes_what_was_tried_at_any_rung():
-    scheduler = SuccessiveHalving(RegularizedEvolution(4, 4), LADDER, enough=4)
-    found, why = simulate(scheduler, lambda g, f: sum(g) + f)
+@pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
+def test_whatever_is_due_is_promoted_before_the_space_is_exhausted(make):
+    found, why = simulate(make(RegularizedEvolution(4, 4), LADDER, enough=4), lambda g, f: sum(g) + f)
     assert "all 27 architectures" in why
-    assert sorted(t.genotype for t in found if t.fidelity == 1) == GENOTYPES
+    brackets = bracketed(found, LADDER.granted) if make is Hyperband else [found]
+    for first, bracket in enumerate(brackets):
+        assert promotion(bracket, LADDER.granted[first:], eta=3, goals=BEST) is None
+    assert {t.genotype for t in found} == set(GENOTYPES)
+    firsts = {t.genotype: t.number for t in reversed(found)}
+    assert len(firsts) == 27 and len({(t.genotype, t.fidelity) for t in found}) == len(found)
 
 
 def test_a_searcher_learns_through_the_halving():
@@ -297,14 +264,6 @@ def test_every_bracket_gets_its_share_of_the_budget():
     assert climbed[0][9] == pytest.approx(started[0] / 9, rel=0.5)
 
 
-def test_hyperband_promotes_what_is_due_before_it_ends():
-    found, why = simulate(Hyperband(RandomSearch(), LADDER), lambda g, f: sum(g))
-    assert "all 27 architectures" in why
-    for first, bracket in enumerate(bracketed(found, LADDER.granted)):
-        assert promotion(bracket, LADDER.granted[first:], eta=3, goals=BEST) is None
-    assert {t.genotype for t in found} == set(GENOTYPES)
-
-
 # -- results --------------------------------------------------------------------------------------------
 
 
@@ -314,7 +273,8 @@ def test_finalists_are_ordered_by_rung_and_then_by_the_goals():
     )
     found = [(GENOTYPES.index(t.genotype), t.fidelity) for t in finalists(trials, BEST)]
     assert found == [(1, 3), (0, 3), (2, 1)]
-    assert finalists([], BEST) == []
+    assert [t.number for t in longest(trials, BEST)] == [3, 4]
+    assert finalists([], BEST) == longest([], BEST) == []
 
 
 def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
@@ -323,12 +283,6 @@ def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
     trials = [trial(n, a, f, accuracy, params=size) for n, (a, f, accuracy, size) in enumerate(rows)]
     assert [t.number for t in finalists(trials, goals)] == [3, 2, 1]
     assert [t.number for t in longest(trials, goals)] == [2, 3]
-
-
-def test_the_longest_training_is_that_of_the_highest_finished_rung():
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (1, 3, 0.7), (0, 3, 0.4), (1, 9, "running"), (0, 9, "failed"))
-    assert [t.number for t in longest(trials, BEST)] == [2, 3]
-    assert longest([], BEST) == []
 
 
 def test_epochs_are_those_of_the_rungs():

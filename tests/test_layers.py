@@ -14,13 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 # Where the name of a bundled space also names a published method, recipe or preset, or is a default.
 NAMED = {
-    "nas.evaluate.benchmarks.benchmark": {"nasbench101", "nasbench201"},
-    "nas.evaluate.benchmarks.nasbench101": {"nasbench101"},
-    "nas.evaluate.benchmarks.nasbench201": {"nasbench201"},
+    "nas.evaluate.benchmarks": {"nasbench101", "nasbench201"},
+    "nas.evaluate.nasbench101": {"nasbench101"},
+    "nas.evaluate.nasbench201": {"nasbench201"},
     "nas.classifier": {"convnet"},
-    "nas.cli.search": {"darts", "nasbench201"},
     "nas.cli.benchmark": {"nasbench101", "nasbench201"},
-    "nas.cli.calibrate": {"darts"},
     "nas.run.config": {"darts"},
     "nas.searchers.method_names": {"darts"},
     "nas.oneshot.methods": {"darts"},
@@ -46,7 +44,7 @@ LAYERS = (
     ("audit",),
     ("export",),
     ("run",),
-    ("classifier", "doctor", "cli", "__main__"),
+    ("classifier", "cli", "__main__"),
 )
 
 # All that the author of a space needs.

@@ -5,7 +5,6 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from nas.errors import ConfigError
 from nas.searchers import surrogate as module
 from nas.searchers.surrogate import SURROGATES, bayesian_ridge, gaussian_process, random_forest, surrogate
 
@@ -30,7 +29,7 @@ def fixed(monkeypatch, lengths, noise):
 # -- the Gaussian process -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("length", "noise"), [(0.5, 0.003), (1.0, 0.1), (2.0, 0.3)])
+@pytest.mark.parametrize(("length", "noise"), [(0.5, 0.003), (2.0, 0.3)])
 def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
     fixed(monkeypatch, (length,), noise)
     (x, y), new = data(25, width=2), np.random.default_rng(1).random((40, 2)) * 4
@@ -44,25 +43,11 @@ def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
     assert sd == pytest.approx(deviation, abs=1e-6)
 
 
-def test_no_settings_are_tried_twice_and_none_nearby_are_better(monkeypatch):
-    (x, y), tried, real = data(30, width=2), [], module._log_likelihood
-
-    def likelihood(squares, y, settings):
-        tried.append(settings)
-        return real(squares, y, settings)
-
-    monkeypatch.setattr(module, "_log_likelihood", likelihood)
-    best = module._tuned([x, x[:, :1] ** 2], y, np.random.default_rng(0))
-    assert len(tried) == len(set(tried)) > 10
-    squares = [module._squared_distances(block, block) for block in (x, x[:, :1] ** 2)]
-    assert real(squares, y, best) == max(real(squares, y, settings) for settings in tried)
-
-
 def test_the_likelihood_is_that_of_scikit_learn():
     """Up to a constant, and with the best variance of the signal, which no other variance beats."""
     x, y = data(20, width=2)
     found, expected = [], []
-    for length in (0.5, 1.0, 2.0):
+    for length in (0.5, 2.0):
         for noise in (0.003, 0.1):
             squares = module._squared_distances(x, x)
             found.append(module._log_likelihood([squares], y, module._Settings((length,), noise)))
@@ -89,46 +74,26 @@ def test_blocks_multiply(monkeypatch):
     assert np.array(split) == pytest.approx(np.array(whole), abs=1e-8)
 
 
-def test_an_infinite_length_ignores_a_block(monkeypatch):
-    x, y = data(20)
-    noise = np.random.default_rng(2).random((20, 3))
-    fixed(monkeypatch, (1.0, np.inf), 0.1)
-    both = gaussian_process([x, noise], y, np.random.default_rng(0))([x, noise[::-1]])
-    fixed(monkeypatch, (1.0,), 0.1)
-    assert np.array(both) == pytest.approx(np.array(gaussian_process([x], y, np.random.default_rng(0))([x])))
-
-
 def test_it_passes_through_noise_free_data_and_is_unsure_far_away():
-    x, y = data(40)
-    predict = gaussian_process([x], y, np.random.default_rng(0))
-    mean, near = predict([x])
-    assert np.abs(mean - y).max() < 0.1
-    new = np.linspace(0.1, 1.9, 30)[:, None]
-    expected = (wave(new) - wave(x).mean()) / wave(x).std()
-    assert np.abs(predict([new])[0] - expected).max() < 0.15
-    _, far = predict([np.full((1, 1), 9.0)])
-    assert far[0] > 5 * near.max()
+    """All trials are learnt, though many are tuned on some of them."""
+    for count in (40, 3 * module.TUNED_ON):
+        x, y = data(count)
+        predict = gaussian_process([x], y, np.random.default_rng(0))
+        mean, near = predict([x])
+        assert np.abs(mean - y).max() < 0.1
+        _, far = predict([np.full((1, 1), 9.0)])
+        assert far[0] > 5 * near.max()
 
 
-def test_noise_is_not_followed():
-    draw = np.random.default_rng(3)
-    x, noise = draw.random((60, 1)), draw.standard_normal(60)
-    mean, _ = gaussian_process([x], noise, draw)([x])
-    assert mean.std() < 0.6 * noise.std()
-
-
-def test_an_irrelevant_block_is_given_up():
+def test_an_irrelevant_block_is_given_up_and_noise_is_not_followed():
     x, y = data(60)
-    noise = np.random.default_rng(4).standard_normal((60, 5))
-    settings = module._tuned([noise, x], y, np.random.default_rng(0))
+    draw = np.random.default_rng(4)
+    settings = module._tuned([draw.standard_normal((60, 5)), x], y, np.random.default_rng(0))
     assert settings.lengths[0] == np.inf
     assert np.isfinite(settings.lengths[1])
-
-
-def test_many_trials_are_tuned_on_some_of_them_but_all_are_learnt():
-    x, y = data(3 * module.TUNED_ON)
-    mean, _ = gaussian_process([x], y, np.random.default_rng(0))([x])
-    assert np.abs(mean - y).max() < 0.1
+    noise = draw.standard_normal(60)
+    mean, _ = gaussian_process([x], noise, draw)([x])
+    assert mean.std() < 0.6 * noise.std()
 
 
 # -- all of them --------------------------------------------------------------------------------------
@@ -144,8 +109,7 @@ def test_better_architectures_are_predicted_to_be_better(name):
     mean, sd = predict([x[80:, :4], x[80:, 4:]])
     assert mean.shape == sd.shape == (40,)
     assert np.corrcoef(mean, y[80:])[0, 1] > 0.8
-    assert (sd >= 0).all()
-    assert sd.max() > 0
+    assert (sd >= 0).all() and sd.max() > 0
 
 
 @each
@@ -163,25 +127,13 @@ def test_equal_trials_teach_nothing_but_break_nothing(name, x):
     assert np.isfinite(sd).all()
 
 
-def test_the_forest_is_the_mean_of_its_trees_and_their_spread():
+def test_the_forest_stays_within_the_data_and_the_ridge_goes_on_in_a_line():
     x, y = data(30)
-    mean, sd = random_forest([x], y, np.random.default_rng(0))([x])
-    assert np.corrcoef(mean, y)[0, 1] > 0.95
     far, _ = random_forest([x], y, np.random.default_rng(0))([np.full((1, 1), 99.0)])
     assert y.min() <= far[0] <= y.max()
-    assert sd.min() < sd.max()
-
-
-def test_the_ridge_recovers_a_line_and_is_unsure_beyond_the_data():
     draw = np.random.default_rng(0)
     x = draw.random((50, 2))
     y = 2 * x[:, 0] - x[:, 1] + 0.05 * draw.standard_normal(50)
-    new = np.array([[0.5, 0.5], [20.0, -20.0]])
-    mean, sd = bayesian_ridge([x], y - y.mean(), draw)([new])
+    mean, sd = bayesian_ridge([x], y - y.mean(), draw)([np.array([[0.5, 0.5], [20.0, -20.0]])])
     assert mean[1] - mean[0] == pytest.approx(2 * 19.5 + 20.5, rel=0.1)
     assert sd[1] > 3 * sd[0]
-
-
-def test_an_unknown_surrogate_is_named():
-    with pytest.raises(ConfigError, match="no surrogate 'forrest'; did you mean 'forest'"):
-        surrogate("forrest")

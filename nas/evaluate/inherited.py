@@ -14,7 +14,7 @@ from nas.data.task import Task
 from nas.errors import SpaceError, TrialError
 from nas.evaluate.trained import Start, affordable
 from nas.oneshot.path_training import Shared
-from nas.oneshot.path_evaluation import scores
+from nas.oneshot.path_evaluation import score
 from nas.oneshot.supernet import Supernet
 from nas.space.network_morphism import mismatch
 from nas.types import Trial
@@ -41,12 +41,12 @@ class Inherited:
         supernet = self.shared if isinstance(self.shared, Supernet) else self.shared.of(trial.genotype)
         with user_errors():
             counted = affordable(supernet.space, trial.genotype, self.task)
-            score = scores(supernet, [trial.genotype], self.task, calibration=self.calibration, seed=seed)[0]
-        if not math.isfinite(score.loss):
-            raise TrialError("nan", f"the validation loss on shared weights is {score.loss}")
+            found = score(supernet, trial.genotype, self.task, calibration=self.calibration, seed=seed)
+        if not math.isfinite(found.loss):
+            raise TrialError("nan", f"the validation loss on shared weights is {found.loss}")
         return {
-            "val_acc": score.accuracy,
-            "val_loss": score.loss,
+            "val_acc": found.accuracy,
+            "val_loss": found.loss,
             "params": counted.params,
             "macs": counted.macs,
         }

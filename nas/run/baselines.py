@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from nas.errors import TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
-from nas.evaluate.weight_inheritance import Grown
 from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.run.black_box import alike, fitting, run_trials
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp
-from nas.searchers import RandomSearch
+from nas.searchers.searcher import RandomSearch
 from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.scheduler import Fixed
 from nas.seeding import isolated, rng
@@ -89,7 +88,7 @@ def _random(job: Job, found: SearchOutcome) -> list[Trial]:
 
 def _evaluator(job: Job, found: SearchOutcome) -> Evaluate:
     """That of the search; training from scratch keeps its checkpoints apart from those of the search."""
-    if found.measure is not None and not isinstance(found.measure, Trained | Grown):
+    if found.measure is not None and not isinstance(found.measure, Trained):
         return found.measure
     folder = job.folder / CHECKPOINT / RANDOM
     return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)

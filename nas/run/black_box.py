@@ -11,19 +11,20 @@ from pathlib import Path
 from nas.errors import ConfigError, NoModelError, TrialError
 from nas.evaluate.cost_metrics import TRAINED, Costs
 from nas.evaluate.failure_summary import at_chance, diagnosis
-from nas.evaluate.learning_curves import Hopeless
+from nas.evaluate.learning_curves import EarlyStop
 from nas.evaluate.multi_fidelity import Laddered
-from nas.evaluate.oom_filter import Fitting, too_large
-from nas.evaluate.proxy_evaluator import Scored
+from nas.evaluate.proxies import Scored
 from nas.evaluate.significance import chance
-from nas.evaluate.trained import Trained
-from nas.evaluate.weight_inheritance import Grown
-from nas.files.paths import is_file
+from nas.evaluate.trained import Trained, too_large
+from nas.files.folder import is_file
 from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp, distinct
 from nas.run.resolved_config import UNBOUNDED
-from nas.searchers import Guided, LocalSearch, Nsga2, RegularizedEvolution, Searcher
+from nas.searchers.evolution import Nsga2, RegularizedEvolution
+from nas.searchers.local import LocalSearch
+from nas.searchers.predictor_guided import Guided
+from nas.searchers.searcher import Searcher
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
 from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable, finalists
@@ -34,9 +35,8 @@ from nas.seeding import rng
 from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
-from nas.study.local_processes import cores, places_on
 from nas.study.study import Study
-from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers
+from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers, cores, places_on
 from nas.text import counted
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR
@@ -61,9 +61,13 @@ def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
     """The searcher kept below what ran out of memory before it, where trials are trained."""
     if not isinstance(measure, Trained | Laddered):
         return searcher
-    needed, first = measure.needed_bytes, job.plan.ladder.granted[0]
-    device = job.task.train.x.device
-    return Fitting(searcher, lambda genotype: needed(Trial(0, genotype, first)), memory_bytes(device))
+    needed, memory = measure.needed_bytes, memory_bytes(job.task.train.x.device)
+
+    def fits(genotype: Genotype, history: Sequence[Trial]) -> bool:
+        trial = Trial(0, genotype, job.plan.ladder.granted[0])
+        return too_large(trial, history, needed, memory) is None
+
+    return Bounded(searcher, fits)
 
 
 def measure_of(
@@ -75,20 +79,21 @@ def measure_of(
 
     study: of the trials. others: trials that were measured before it began.
     """
-    trained = evaluate.trained if isinstance(evaluate, Grown) else evaluate
-    hints = [evaluate.hints] if isinstance(evaluate, Grown) else []
-    if job.plan.early_stop and isinstance(trained, Trained):
-        hints.append(partial(_hopeless, job))
     memory = memory_bytes(job.task.train.x.device)
 
+    def hints(trial: Trial, known: Sequence[Trial]) -> Mapping[str, object]:
+        if not isinstance(evaluate, Trained):
+            return {}
+        return {**evaluate.hints(trial, known), **_early_stop(job, known)}
+
     def refuses(trial: Trial, before: Sequence[Trial]) -> TrialError | None:
-        if not isinstance(trained, Trained | Laddered):
+        if not isinstance(evaluate, Trained | Laddered):
             return None
-        return too_large(trial, [*others, *before], trained.needed_bytes, memory)
+        return too_large(trial, [*others, *before], evaluate.needed_bytes, memory)
 
     return Measure(
         evaluate,
-        hints=lambda trial, known: {name: v for hint in hints for name, v in hint(trial, known).items()},
+        hints=hints,
         refuses=refuses,
         costs=costs_of(job, lambda: (*others, *study.history)),
     )
@@ -103,10 +108,10 @@ def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial]
     return Costs(job.final, shape, device, wanted, table=job.latency_table, timed=timed)
 
 
-def _hopeless(job: Job, _: Trial, known: Sequence[Trial]) -> dict[str, Hopeless]:
-    """Ends trials that will hardly beat the best one so far."""
+def _early_stop(job: Job, known: Sequence[Trial]) -> dict[str, EarlyStop]:
+    """What ends a trial that will hardly beat the best one so far, where the job wants that."""
     done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(known)]
-    return {"hopeless": Hopeless(max(done), job.plan.early_stop)} if done else {}
+    return {"should_stop": EarlyStop(max(done), job.plan.early_stop)} if done and job.plan.early_stop else {}
 
 
 def alike(job: Job) -> Callable[[Genotype], Hashable]:
@@ -128,7 +133,7 @@ def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
 def _enough(searcher: Searcher) -> int:
     """Trials that a rung must have before the searcher sees it: no fewer than it draws at random at first."""
     match searcher:
-        case Bounded() | Fitting() | DefaultFirst():
+        case Bounded() | DefaultFirst():
             return _enough(searcher.searcher)
         case RegularizedEvolution() | Nsga2():
             return max(SuccessiveHalving.enough, searcher.population)
@@ -174,7 +179,7 @@ def grown(job: Job, measure: Evaluate) -> Evaluate:
         raise ConfigError(
             "warm_start is parent, but trials on a ladder continue their own training; remove it"
         )
-    return Grown(measure, job.folder / CHECKPOINT / "weights")
+    return dataclasses.replace(measure, weights=job.folder / CHECKPOINT / "weights")
 
 
 @contextmanager
@@ -186,11 +191,10 @@ def workers(job: Job, evaluate: Evaluate, *, beside: bool = False) -> Iterator[W
       would disturb.
     """
     folder, config = job.folder / CHECKPOINT / "workers", job.config
-    trained = isinstance(evaluate, Trained | Laddered | Grown)
+    trained = isinstance(evaluate, Trained | Laddered)
     if not trained or (job.executor is None and job.processes is None):
         yield None
         return
-    sent = sendable(evaluate)
     slots: Sequence[Slot]
     count = count_of(job)
     if job.executor is not None:
@@ -209,7 +213,6 @@ def workers(job: Job, evaluate: Evaluate, *, beside: bool = False) -> Iterator[W
         ordered=job.executor is None and not config.asynchronous,
         timeout_s=config.trial_timeout,
         stop=job.stop,
-        sent=sent,
     )
     try:
         yield found
@@ -228,8 +231,6 @@ def count_of(job: Job) -> int:
 
 def sendable(evaluate: Evaluate) -> Evaluate:
     """The evaluator without what belongs to this process; a worker asks nobody whether to stop."""
-    if isinstance(evaluate, Grown):
-        return dataclasses.replace(evaluate, trained=dataclasses.replace(evaluate.trained, stop=None))
     if isinstance(evaluate, Trained | Laddered):
         return dataclasses.replace(evaluate, stop=None)
     return evaluate
@@ -308,7 +309,7 @@ def run_trials(
 
     with workers(job, evaluate, beside=not stops_at_failures) as found:
         return study.run(
-            measure_of(job, evaluate, study=study, others=others),
+            measure_of(job, evaluate if found is None else sendable(evaluate), study=study, others=others),
             trials=trials,
             stop=enough,
             on_trial=telling(job, study.name),

@@ -27,9 +27,9 @@ from nas.run.step_timing import final_pace, network_pace, paced, search_pace, si
 from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost
-from nas.space.genotypes import Size
+from nas.space.space import Size
 from nas.space.latency import latencies
-from nas.study.local_processes import cores, places_on
+from nas.study.workers import cores, places_on
 from nas.text import counted
 from nas.training.evaluate import FORWARD
 from nas.training.recipe import Recipe, compressed
@@ -278,10 +278,10 @@ def search_s(job: Job, steps: Steps, trials: int, epochs: float) -> float:
     """Of a search of so many trials; epochs are those of a trial, or of its supernet."""
     plan, images, val = job.plan, len(job.search_task.train), len(job.search_task.val)
     if plan.searcher is None:
-        from nas.oneshot.search import looks
+        from nas.oneshot.diagnostics import monitoring_cost
 
         per_epoch = max(1, images // plan.method.weights.batch)
-        first, later = (looks(job.search_task, plan.method, first=first) for first in (True, False))
+        first, later = (monitoring_cost(job.search_task, plan.method, first=first) for first in (True, False))
         return (epochs * (per_epoch + later) + first - later) * steps.search
     if job.config.shares_weights:
         batch = plan.shared.batch

@@ -22,11 +22,10 @@ from nas.evaluate.calibration import (
 )
 from nas.evaluate.failure_summary import diagnosis
 from nas.evaluate.multi_fidelity import Laddered
-from nas.evaluate.proxies import DEFAULT, PROXIES, log_rank
-from nas.evaluate.proxy_evaluator import Scored
+from nas.evaluate.proxies import DEFAULT, PROXIES, Scored, log_rank
 from nas.evaluate.trained import Trained
-from nas.files.atomic import read_json, results_folder, write_json
-from nas.files.lock import FolderLock
+from nas.files.atomic import read_json, write_json
+from nas.files.folder import folder_lock, results_folder
 from nas.results.run_record import CHECKPOINT
 from nas.run.black_box import trial_line
 from nas.run.config import make_config
@@ -40,8 +39,7 @@ from nas.searchers.scheduler import Listed
 from nas.searchers.searcher import unseen
 from nas.seeding import rng
 from nas.show import draw
-from nas.show.console import telling
-from nas.show.progress import Progress
+from nas.show.progress import Progress, telling
 from nas.space.space import Space
 from nas.study.workers import Evaluator
 from nas.text import counted
@@ -302,13 +300,13 @@ def calibrate(
             )
         folder = open_folder(place)
         job = dataclasses.replace(job, folder=folder)
-        with FolderLock(folder):
+        with folder_lock(folder):
             begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
             _keep(folder / SETTINGS, settings)
             if (folder / FILE).exists():
                 job.progress.note(f"{folder} holds this calibration already, finished")
                 clear_checkpoints(folder)
-                return Calibration.from_dict(read_calibration(folder))
+                return read_calibration(folder)
             for note in notes:
                 job.progress.note(note)
             found = compare_estimates(job, settings)
@@ -319,8 +317,9 @@ def calibrate(
 
 
 def _draw(found: Calibration, folder: Path, *, title: str) -> None:
-    rows = [draw.Trust(e.name, e.tau, e.tau_low, e.tau_high, e.cost_s, e.group) for e in found.estimates]
-    figure = draw.draw_trust(rows, title=title, subtitle=found.lines()[0], threshold=found.threshold)
+    figure = draw.draw_rank_correlation(
+        found.estimates, title=title, subtitle=found.lines()[0], threshold=found.threshold
+    )
     draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
 
 

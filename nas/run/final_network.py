@@ -15,7 +15,7 @@ from nas.run.config import Config
 from nas.run.job import Job
 from nas.run.overrides import change
 from nas.run.resolved_config import Plan
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.searchers.searcher import Bounded
 from nas.seeding import rng
 from nas.space.cell import Cell
@@ -117,7 +117,7 @@ def bounded(job: Job, searcher: Searcher) -> Searcher:
     """The searcher kept to architectures whose last networks keep the constraints on costs."""
     excess = _excess(job)
     return (
-        Bounded(searcher, lambda genotype: excess(genotype) == 0) if job.plan.goals.constraints else searcher
+        Bounded(searcher, lambda genotype, _: excess(genotype) == 0) if job.plan.goals.constraints else searcher
     )
 
 def default_of(job: Job) -> Genotype | None:

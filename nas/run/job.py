@@ -18,7 +18,7 @@ from nas.data.task import Task
 from nas.errors import NasError, Stopped
 from nas.files.atomic import read_json, write_json
 from nas.files.schemas import DecisionRecord, TimeRecord, checked
-from nas.results.alphas import Alphas
+from nas.results.result import Alphas
 from nas.results.run_record import read_run
 from nas.run.config import Config
 from nas.run.resolved_config import Plan
@@ -26,15 +26,12 @@ from nas.searchers.scheduler import Scheduler
 from nas.seeding import derive
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import NO_TRACKING, Tracking
-from nas.space.genotypes import Size
 from nas.space.graph import architecture_hash
 from nas.space.latency import LatencyTable
-from nas.space.space import Space
-from nas.study.journal import JOURNAL
-from nas.study.local_processes import Processes
-from nas.study.storage import open_storage
+from nas.space.space import Size, Space
+from nas.study.storage import JOURNAL, open_storage
 from nas.study.study import Study
-from nas.study.workers import Evaluate
+from nas.study.workers import Evaluate, Processes
 from nas.training.ddp import ALONE, Team
 from nas.training.recipe import Recipe
 from nas.types import Genotype, Trial
@@ -170,7 +167,7 @@ class Job:
     team: the processes that train together. clock: how long the job has been at work.
     tracking: what is told to experiment trackers. processes: of this machine, in which trials are evaluated;
       None where all is done in this one. executor: where they are evaluated instead.
-    notes: what the user should know before it begins.
+    notes: what the user should know before it begins. force: go on where a database names another writer.
     """
 
     config: Config
@@ -190,6 +187,7 @@ class Job:
     processes: Processes | None = None
     executor: Executor | None = None
     notes: Sequence[str] = ()
+    force: bool = False
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -222,6 +220,7 @@ class Job:
             prefix=self.prefix,
             patience_s=self.config.storage_patience,
             stop=waiting,
+            force=self.force,
             **options,
         )
 

@@ -24,7 +24,7 @@ from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
 from nas.evaluate.trained import Start
 from nas.files.atomic import write_json
-from nas.results.result import Result, baselines_of, to_cpu
+from nas.results.result import Result, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
 from nas.run.baselines import Baselines, random_search
 from nas.run.black_box import search_by_trials
@@ -41,15 +41,14 @@ from nas.run.step_timing import suited_to_search
 from nas.searchers.halving import longest
 from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
-from nas.show.console import telling
-from nas.show.progress import Progress
+from nas.show.progress import Progress, telling
 
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
 
 from nas.space.space import Space
 from nas.study.clusters import cluster
-from nas.study.local_processes import processes_on
+from nas.study.workers import processes_on
 from nas.study.storage import keep_history
 from nas.text import counted
 from nas.training.ddp import joined
@@ -188,9 +187,9 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
             found.history,
             job.folder,
             Inputs.of(job.task),
-            baselines_of(baselines.history, job.plan.goals, method=job.config.method),
+            baselines.history,
             job.plan.goals,
-            job.config.is_differentiable,
+            job.config.method,
         )
         _write(job, result, found, verdict)
     if plan.seconds:

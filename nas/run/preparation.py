@@ -17,7 +17,7 @@ from nas.data.exclusions import load_without
 from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
-from nas.files.atomic import results_folder
+from nas.files.folder import results_folder
 from nas.results.result import Result, is_finished, load_result
 from nas.run.black_box import check_search
 
@@ -31,9 +31,7 @@ from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.study.address import find_address
 from nas.study.storage import open_storage
-from nas.training.batches import images_of
-from nas.training.ddp import ALONE, Team
-from nas.training.distributed import END
+from nas.training.ddp import ALONE, END, Team
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
 
@@ -74,7 +72,7 @@ def team_notes(team: Team, *batches: int) -> list[str]:
     """
     if team.size == 1:
         return []
-    shares = [f"{images_of(team, batch)} of {batch}" for batch in dict.fromkeys(batches)]
+    shares = [f"{team.images(batch)} of {batch}" for batch in dict.fromkeys(batches)]
     return [f"{team.size} ranks train together: each takes {' or '.join(shares)} images of a batch"]
 
 
@@ -264,10 +262,10 @@ def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
     """What a calibration means for the trials."""
     if config.fidelity != "auto":
         return []
-    record = read_calibration(Path(str(config.calibration)))
-    changed = record.get("fingerprint") != task.fingerprint
+    found = read_calibration(Path(str(config.calibration)))
+    changed = found.fingerprint != task.fingerprint
     notes = ["WARNING: the calibration was made on other images of this task"] if changed else []
-    if record["chosen"] is not None:
+    if found.chosen is not None:
         return [*notes, f"fidelity of the trials, by calibration: {plan.ladder}"]
     return [*notes, f"WARNING: the calibration trusts no cheap fidelity; trials take {plan.ladder}"]
 

@@ -14,10 +14,8 @@ from typing import Any
 
 from nas.data.task import Task
 from nas.errors import ConfigError, DataError, SpaceError
-from nas.files.atomic import TEMPORARY, prepare_folder, remove_unfinished, write_json, write_text
-from nas.files.lock import LOCK, FolderLock
-from nas.files.manifest import MANIFEST
-from nas.files.paths import check_contents, check_name
+from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
+from nas.files.folder import LOCK, MANIFEST, check_contents, check_name, folder_lock, prepare_folder
 from nas.files.tomlfile import write_toml
 from nas.results.result import Result, is_finished, load_result
 from nas.results.run_record import CHECKPOINT, FORMAT, environment, read_run
@@ -53,7 +51,7 @@ def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job
     config = job.config
     check_trackers(config.tensorboard, config.mlflow)
     folder = open_folder(job.folder)
-    with FolderLock(folder):
+    with folder_lock(folder):
         record = begin(
             folder,
             config,
@@ -74,7 +72,7 @@ def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job
             own=trackers,
             note=job.progress.note,
         ) as tracking:
-            yield replace(job, folder=folder, tracking=tracking)
+            yield replace(job, folder=folder, tracking=tracking, force=force)
 
 
 def _settings(config: Config) -> dict[str, str]:

@@ -13,13 +13,12 @@ import pytest
 from killing import run_killed
 
 from nas.errors import ConfigError, Stopped
-from nas.searchers import RegularizedEvolution
+from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
-from nas.study.local_processes import Processes
 from nas.study.storage import open_storage
 from nas.study.study import Study
-from nas.study.workers import Borrowed, Workers
+from nas.study.workers import Borrowed, Processes, Workers
 
 CELLS = load("nasbench201")
 
