@@ -51,11 +51,6 @@ def test_the_logarithm_is_that_of_the_formula_and_of_exact_arithmetic_where_this
     assert (np.diff(log_expected_improvement(mean, np.ones_like(mean), 0.0)) < 0).all()
 
 
-def test_normal_scores_of_ranks():
-    assert ndtr(normal_ranks(np.array([30.0, 1.0, 2.0]))) == pytest.approx([0.75, 0.25, 0.5])
-    assert normal_ranks(np.array([5.0, 5.0])).tolist() == [0, 0]
-
-
 @pytest.mark.parametrize("objectives", [2, 3])
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_volume_gain_is_a_difference_of_hypervolumes(objectives, seed):
@@ -73,12 +68,6 @@ def test_volume_gain_is_a_difference_of_hypervolumes(objectives, seed):
     assert volume_gain(scores, scores) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_front_of_one_point_can_be_widened_and_without_one_nothing_is_gained():
-    gain = volume_gain(np.array([[1.0, 1.0]]), np.array([[2.0, 0.995], [0.5, 0.5], [1.1, 1.1]]))
-    assert (gain > 0).tolist() == [True, False, True]
-    assert volume_gain(np.zeros((0, 2)), np.ones((3, 2))).tolist() == [0, 0, 0]
-
-
 # -- the whole ----------------------------------------------------------------------------------------
 
 X = np.linspace(0, 1, 21)[:, None]
@@ -92,12 +81,6 @@ def test_the_better_candidate_promises_more(kind, fit):
     assert np.argmax(rising) == 2
     falling = planted(X, parse_goals(["-loss"]), new, kind=kind, fit=fit, loss=X[:, 0])
     assert np.argmax(falling) == 0
-
-
-def test_a_single_objective_goes_by_order_alone():
-    new = np.array([[0.2], [0.77], [1.1]])
-    plain = planted(X, Goals(), new, val_acc=X[:, 0])
-    assert planted(X, Goals(), new, val_acc=np.exp(20 * X[:, 0])) == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("kind", ["ei", "thompson"])

@@ -137,21 +137,6 @@ def test_a_missing_figure_fails_the_trial(folder):
     assert caught.value.reason == "missing"
 
 
-def test_other_epochs_are_refused(bench):
-    for ask in (bench.metrics, bench.seconds):
-        with pytest.raises(ConfigError, match=r"nasbench201 knows \(12, 200\) epochs, not 50"):
-            ask(SOME, 50)
-
-
-def test_an_empty_accuracy_is_missing_but_no_other_field_may_be_empty(made, tmp_path):
-    rows = [row(genotype) for genotype in CELLS]
-    rows[7]["c10_test_200_nats"] = ""
-    bench = load_nasbench201(save(tmp_path, written(rows)))
-    with pytest.raises(TrialError, match="has no c10_test_200_nats"):
-        bench.metrics(CELLS[7], 12)
-    assert bench.optimum == pytest.approx(0.735)
-
-
 def save(place, text):
     path = place / "nasbench201.csv.gz"
     path.write_bytes(gzip.compress(text.encode(), 1))
@@ -227,17 +212,6 @@ def test_damaged_hardware_figures_are_refused(made, tmp_path, data, message):
 # -- where tables are looked for ----------------------------------------------------------------------
 
 
-def test_unknown_names_say_the_nearest(folder):
-    with pytest.raises(ConfigError, match="no benchmark 'nasbench20'; did you mean 'nasbench201'"):
-        load_benchmark("nasbench20", folder=folder)
-    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
-        load_benchmark("nasbench201", dataset="cifar", folder=folder)
-    (folder / "nasbench101.npz").touch()
-    with pytest.raises(ConfigError, match="has a single data set; leave dataset 'cifar10' out"):
-        load_benchmark("nasbench101", dataset="cifar10", folder=folder)
-    (folder / "nasbench101.npz").unlink()
-
-
 def test_the_folder_is_the_argument_then_the_variable_then_here(folder, tmp_path, monkeypatch):
     here = tmp_path / "benchmarks"
     monkeypatch.chdir(tmp_path)
@@ -299,20 +273,6 @@ def test_no_evaluation_starts_after_the_budget_and_the_last_is_finished(bench):
     assert costs(None, trials=9) == [0.0] * 9
 
 
-class Three:
-    """Knows three architectures."""
-
-    def ask(self, space, history, rng):
-        if len(history) == 3:
-            raise ExhaustedError("all three have been tried")
-        return CELLS[len(history)]
-
-
-def test_an_exhausted_space_ends_the_search(bench):
-    found = replay(bench, Three(), trials=10, fidelity=12, seed=0)
-    assert [trial.genotype for trial in found] == CELLS[:3]
-
-
 def test_a_trial_without_a_needed_metric_fails(bench):
     found = replay(bench, RandomSearch(), trials=40, fidelity=12, seed=0, needed=("tpu_latency",))
     for trial in found:
@@ -367,13 +327,6 @@ def test_repeats_do_not_depend_on_the_number_of_processes(folder):
     assert len(np.unique(one.values[:, 0])) > 1
 
 
-def test_curves_are_those_of_the_history(folder):
-    runs = run_replays(planned(folder), repeats=2, workers=1)
-    assert runs.values.shape == runs.seconds.shape == (2, 30)
-    assert runs.counts.tolist() == [30, 30]
-    assert np.array_equal(runs.values[0], incumbents(runs.history, VAL, "test_acc"))
-
-
 def test_a_repeat_that_ended_early_keeps_its_last_value_and_second(folder):
     search = planned(folder, trials=UNBOUNDED, budget_s=3000.0, fidelity=12)
     runs = run_replays(search, repeats=6, workers=1)
@@ -390,15 +343,6 @@ def runs_of(values, seconds=None):
     values = np.array(values, dtype=float)
     seconds = np.zeros_like(values) if seconds is None else np.array(seconds, dtype=float)
     return Runs(values, seconds, np.full(len(values), values.shape[1]), [])
-
-
-def test_marks_are_told_and_the_end():
-    runs = runs_of([np.arange(60.0), np.arange(60.0) + 2])
-    assert runs.table() == {25: (25.0, 1.0), 50: (50.0, 1.0), 60: (60.0, 1.0)}
-    assert list(runs_of(np.zeros((1, 25))).table()) == [25]
-    values = np.full((2, 30), np.nan)
-    values[0, 26:] = 0.5
-    assert runs_of(values).table() == {30: (0.5, 0.0)}, "repeats without a success do not count"
 
 
 def test_a_search_in_which_everything_fails_says_why(folder):
@@ -459,12 +403,6 @@ def test_the_exact_front_keeps_constraints_and_leaves_out_what_is_missing(bench,
         exact_front(bench, parse_goals(["val_acc", "-params"], ["params<=10"]), 200)
 
 
-def test_a_reference_is_numbers_or_times_the_median(bench):
-    median = np.median([row(genotype)["params"] for genotype in CELLS])
-    assert reference_point("0.15,1.5m", bench, PARETO, 200) == (0.15, 1.5 * median)
-    assert reference_point(" 2e-1 , 30000", bench, PARETO, 200) == (0.2, 30_000.0)
-
-
 @pytest.mark.parametrize("text", ["0.15", "0.15,1,2", "0.15,big", "0.15,m", "nan,1m", "0.15,inf"])
 def test_another_reference_is_refused(bench, text):
     with pytest.raises(ConfigError, match=r"reference .*(wanted 2 numbers|is no number)"):
@@ -497,27 +435,6 @@ def test_a_search_that_cannot_be_run_is_refused_at_once(folder, more, words):
 # -- the outcome --------------------------------------------------------------------------------------
 
 
-def test_bands_hold_a_mean_that_is_below_every_quantile_and_begin_at_the_first_success():
-    values = np.full((20, 3), 0.9)
-    values[0] = 0.1
-    curve = bands(runs_of(values), seconds=False)
-    assert curve.mean == pytest.approx(0.86)
-    assert (curve.low <= curve.mean).all()
-    assert curve.high == pytest.approx(0.9)
-    curve = bands(runs_of([[np.nan, np.nan, 0.5], [np.nan, 0.1, 0.1]]), seconds=False)
-    assert curve.x.tolist() == [2, 3]
-    assert curve.mean == pytest.approx([0.1, 0.3])
-
-
-def test_bands_by_seconds_by_hand():
-    runs = runs_of([[0.1, 0.2, 0.3], [0.5, 0.6, 0.6]], [[10, 20, 30], [5, 45, 45]])
-    curve = bands(runs, seconds=True)
-    assert (curve.x[0], curve.x[-1], len(curve.x)) == (10, 45, 200)
-    at = dict(zip(curve.x.round(9).tolist(), curve.mean.tolist(), strict=True))
-    assert at[10] == pytest.approx((0.1 + 0.5) / 2)
-    assert at[45] == pytest.approx((0.3 + 0.6) / 2)
-
-
 def outcome_of(folder, searchers, repeats=3, **more):
     searches = [planned(folder, searcher, **more) for searcher in searchers]
     return {s.searcher: (s, run_replays(s, repeats=repeats, workers=1)) for s in searches}
@@ -541,28 +458,6 @@ def test_an_outcome_is_numbers_words_and_pictures(folder, bench, tmp_path):
     told = lines(found, bench)
     assert told[0] == describe(bench, found["random"][0])
     assert told[3].endswith(f"{100 * last.mean():.2f} +- {100 * last.std():.2f}")
-
-
-def test_an_outcome_by_seconds(folder, bench, tmp_path):
-    found = outcome_of(folder, ["random"], trials=UNBOUNDED, budget_s=2000.0, fidelity=12)
-    record = read_json(write_outcome(tmp_path, bench, found)[0])
-    assert (record["trials"], record["time_budget_s"]) == (None, 2000.0)
-    x, seconds = record["searchers"]["random"]["curve"]["x"], found["random"][1].seconds
-    assert (x[0], x[-1]) == pytest.approx((seconds[:, 0].max(), seconds[:, -1].max()))
-    assert lines(found, bench)[-1].split()[1] == f"{found['random'][1].counts.mean():.1f}"
-
-
-@pytest.mark.parametrize(("repeats", "budget_s"), [(1, None), (4, 1e-9)])
-def test_the_smallest_outcomes_are_drawn(folder, bench, tmp_path, repeats, budget_s):
-    found = outcome_of(folder, ["random"], repeats, trials=1, budget_s=budget_s, fidelity=12)
-    assert all(path.is_file() for path in write_outcome(tmp_path, bench, found))
-
-
-def test_an_outcome_with_failures_is_strict_json(folder, tmp_path):
-    bench = load_benchmark("nasbench201", dataset="cifar100", folder=folder)
-    found = outcome_of(folder, ["random"], repeats=30, trials=5, dataset="cifar100")
-    assert np.isnan(found["random"][1].values).any()
-    assert read_json(write_outcome(tmp_path, bench, found)[0])["dataset"] == "cifar100"
 
 
 @pytest.mark.parametrize("constraint", [[], ["params<=1000"]])
@@ -606,15 +501,6 @@ def test_the_command_prints_a_table_and_where_files_are(folder, tmp_path, monkey
     record = read_json(out / "benchmark.json")
     assert (record["seed"], record["fidelity"], record["dataset"]) == (3, 12, "cifar100")
     assert record["searchers"]["evolution"]["settings"] == {"population": 6, "tournament": 2}
-
-
-def test_several_objectives_compare_what_can_have_several(folder, tmp_path):
-    given = ["--trials", 14, "--repeats", 1, "--workers", 1, "--tables", folder, "--out", tmp_path]
-    goals = ["--objective=-test_err", "--objective=-params", "--constraint", "params<=20e3"]
-    done = call("nasbench201", *given, *goals, "--reference", "0.9,1.5m", "--json")
-    assert done.exit_code == 0, done.stderr
-    assert list(json.loads(done.stdout)["searchers"]) == ["random", "nsga2", "guided"]
-    assert (tmp_path / "front.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -662,18 +548,6 @@ def published(dataset="cifar10"):
 def published_rows():
     with gzip.open(table("nasbench201.csv.gz"), "rt", newline="") as file:
         return [SPACE.notation.read(row["arch"]) for row in csv.DictReader(file)]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "index", "test"),
-    [("cifar10", 6111, 94.373), ("cifar100", 9930, 73.513), ("imagenet16", 857, 47.311)],
-)
-def test_the_best_cells_are_the_published_ones(dataset, index, test):
-    bench = published(dataset)
-    everything = [bench.metrics(genotype, 12)["test_acc"] for genotype in published_rows()]
-    assert int(np.argmax(everything)) == index
-    assert 100 * bench.optimum == pytest.approx(test, abs=5e-4)
-    assert bench.optimum == everything[index]
 
 
 def test_published_figures():

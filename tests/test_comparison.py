@@ -58,19 +58,6 @@ def test_the_ends_of_the_scale():
     assert 0 < paired(*drawn(0, images=50_000, seeds=3)).p <= 1
 
 
-def test_what_both_get_right_or_wrong_makes_the_interval_narrower():
-    alike, apart = (paired(*drawn(1, images=2000, own=0.75, shared=share)) for share in (0.9, 0.0))
-    assert alike.high - alike.low < 0.5 * (apart.high - apart.low)
-
-
-def test_the_interval_is_that_of_a_bootstrap_over_images():
-    own, other = drawn(2, images=400, own=0.75, other=0.65)
-    found, difference = paired(own, other), own.mean(0) - other.mean(0)
-    picks = np.random.default_rng(0).integers(400, size=(4000, 400))
-    low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
-
-
 def test_chance_alone_is_called_significant_one_time_in_twenty():
     found = [paired(*drawn(seed, images=100)) for seed in range(400)]
     assert 0.02 <= np.mean([f.p < 0.05 for f in found]) <= 0.08
@@ -130,10 +117,3 @@ def test_a_noise_that_few_trainings_tell_of_is_not_taken_for_known():
     assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.93
 
 
-def test_degrees_of_freedom_by_hand():
-    own, other = hits("1111", "1110"), hits("1010", "0110")
-    of_images, of_seeds = np.var([0.5, 0.5, 0.0, 0.5], ddof=1) / 4, 0.2**2
-    degrees = (of_images + of_seeds) ** 2 / (of_seeds**2 / 3)
-    half = student.ppf(0.975, degrees) * np.sqrt(of_images + of_seeds)
-    found = paired(own, other, seed_sd=0.2, seed_degrees=3)
-    assert (found.low, found.high) == pytest.approx((0.375 - half, 0.375 + half))

@@ -107,13 +107,6 @@ def test_less_violation_comes_before_a_better_score():
     assert BOUND.ordered(same) == same  # of equal ones the earlier comes first
 
 
-def test_a_minimised_objective_is_turned():
-    goals = parse_goals(["-loss"])
-    trials = [trial(0, loss=3.0), trial(1, loss=1.0), trial(2, loss=2.0)]
-    assert [t.number for t in goals.ordered(trials)] == [1, 2, 0]
-    assert [t.number for t in goals.front(trials)] == [1]
-
-
 def test_the_front_of_two_objectives():
     trials = [trial(0, val_acc=0.5, params=5), trial(1, val_acc=0.9, params=9)]
     trials += [trial(2, val_acc=0.4, params=6), trial(3, val_acc=0.1, params=1)]
@@ -134,13 +127,6 @@ def test_a_missing_metric_is_named(missing):
     for ask in (BOUND.table, BOUND.ordered, BOUND.front):
         with pytest.raises(ConfigError, match=f"decides by '{missing}', but trial 3 has"):
             ask([trial(3, **metrics)])
-
-
-def test_finished_trials_keep_the_constraints_or_break_them():
-    trials = [trial(0, val_acc=0.5, params=10.0), trial(1, val_acc=0.9, params=11.0)]
-    trials += [Trial(2, (2,), state="failed", metrics={"params": 1.0}), Trial(3, (3,))]
-    assert BOUND.kept_by(trials) == trials[:1]
-    assert BOUND.broken_by(trials) == {1}
 
 
 # -- writing down -------------------------------------------------------------------------------------

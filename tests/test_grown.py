@@ -91,19 +91,6 @@ def test_a_trial_begins_with_the_weights_of_its_parent(small, tmp_path):
     assert found[f"3.{conv}"].abs().max() > 0.01
 
 
-def test_a_grown_trial_is_better_after_one_epoch_than_one_from_scratch(tmp_path):
-    space = load("nasbench201", width=8, cells=1, in_channels=1)
-    trained = Trained(space, load_task("digits"), RECIPE)
-    known, keeps = [], growing(tmp_path, trained)
-    for number, genotype in enumerate((SMALL, MIDDLE, LARGE)):
-        trial = Trial(number, genotype, 1)
-        known.append(dataclasses.replace(trial, state="done", metrics=told(keeps, trial, known, seed=1)))
-    last, scratch = known[-1].metrics, trained(Trial(2, LARGE, 1), rng(1))
-    assert last["inherited_from"] == 1.0
-    assert last["epochs_trained"] == scratch["epochs_trained"] == 1
-    assert last["val_acc"] > scratch["val_acc"] + 0.2
-
-
 def parent(known, tmp_path, *, number=9, genotype=MIDDLE, **settings):
     """Which of some trials, whose weights were kept, is grown from; -1 for none."""
     for past in known:

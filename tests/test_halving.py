@@ -115,17 +115,6 @@ def test_goals_decide_who_is_promoted():
         due(three, goals=parse_goals(["-params"]))
 
 
-def test_with_two_objectives_the_front_climbs():
-    goals = parse_goals(["val_acc", "-params"])
-    points = [(0.5, 50), (0.9, 90), (0.4, 60), (0.1, 10), (0.4, 95), (0.3, 80)]
-    trials = [trial(n, n, 1, accuracy, params=size) for n, (accuracy, size) in enumerate(points)]
-    # The front is 0, 1 and 3; its ends have infinite crowding distance and so come first.
-    assert due(trials, goals=goals) == (1, 3)
-    after = [*trials, trial(6, 1, 3, 0.9, params=90)]
-    assert due(after, goals=goals) == (3, 3)
-    assert due([*after, trial(7, 3, 3, 0.2, params=10)], goals=goals) is None
-
-
 # -- successive halving ---------------------------------------------------------------------------------
 
 
@@ -156,11 +145,6 @@ def test_27_architectures_leave_9_and_3(shuffled):
     spent = epochs_granted(found, LADDER.granted)
     assert spent == counts[1] + 2 * counts[3] + 6 * counts[9]
     assert spent < 0.4 * 27 * 9
-
-
-def test_one_rung_is_no_halving():
-    found, _ = simulate(SuccessiveHalving(RandomSearch(), geometric(4, 4)), lambda g, f: 0.0)
-    assert Counter(t.fidelity for t in found) == {4: 27}
 
 
 @pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
@@ -218,26 +202,6 @@ def test_a_searcher_learns_through_the_halving():
 
 
 # -- hyperband ------------------------------------------------------------------------------------------
-
-
-def test_brackets_are_told_by_the_first_fidelity():
-    trials = history((0, 1, 0.5), (1, 3, 0.6), (2, 9, 0.4), (0, 3, 0.5), (1, 9, 0.7), (0, 9, 0.6))
-    found = bracketed(trials, LADDER.granted)
-    assert [[t.number for t in bracket] for bracket in found] == [[0, 3, 5], [1, 4], [2]]
-    assert [epochs_granted(bracket, LADDER.granted) for bracket in found] == [9, 9, 9]
-
-
-def test_promotions_stay_within_their_bracket():
-    scheduler = Hyperband(fixed(20), LADDER)
-    # Six trials at the middle rung, but only two of either bracket and so none due.
-    trials = history(
-        (0, 1, 0.1), (1, 1, 0.2), (0, 3, 0.1), (1, 3, 0.2), (2, 3, 0.3), (3, 3, 0.4), (4, 9, 0.5)
-    )
-    genotype, fidelity = scheduler.ask(TOY, trials, rng(0))
-    assert genotype == GENOTYPES[20]
-    assert fidelity == 1
-    trials = [*trials, trial(7, 5, 3, 0.2)]
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[3], 9)
 
 
 def test_a_new_architecture_goes_to_the_bracket_that_spent_least():

@@ -99,15 +99,6 @@ def test_rungs_that_no_trial_trained_are_trained_first(tmp_path, path):
     assert straight["continued"] == len(path) - 1
 
 
-def test_the_seed_and_the_architecture_alone_decide(tmp_path):
-    first = climb(make(tmp_path / "a"), 1)
-    torch.manual_seed(99)
-    evaluate = make(tmp_path / "b")
-    climb(evaluate, 1, 2, genotype=(1, 1, 2))
-    assert [dict(evaluate(Trial(123, GENOTYPE, 1), rng(5)))] == first
-    assert learnt(climb(make(tmp_path / "c", seed=1), 1)[0]) != learnt(first[0])
-
-
 # -- what the rungs cut ---------------------------------------------------------------------------------
 
 
@@ -181,14 +172,6 @@ def test_other_settings_are_refused(tmp_path, change):
     change = {k: parse_ladder(v) if isinstance(v, str) else v for k, v in change.items()}
     with pytest.raises(ConfigError, match="was written with another recipe, ladder, space or task"):
         climb(make(tmp_path, **change), 2)
-
-
-def test_a_failed_trial_leaves_nothing(tmp_path):
-    evaluate = make(tmp_path, recipe=dataclasses.replace(RECIPE, lr=1e30))
-    with pytest.raises(TrialError) as caught:
-        climb(evaluate, 1)
-    assert caught.value.reason == "nan"
-    assert not list(tmp_path.iterdir())
 
 
 # -- whole searches -------------------------------------------------------------------------------------

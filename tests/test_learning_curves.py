@@ -104,14 +104,6 @@ def test_more_epochs_narrow_the_forecast_and_noise_widens_it():
     assert sds == sorted(sds) and sds[-1] > 0.03
 
 
-def test_extreme_curves_stay_accuracies():
-    for curve in ([0.0, 0.0], [1.0, 1.0], [0.1] * 30, [0.2, 0.5, 0.8], [0.9, 0.5, 0.1], [1.0, 0.0, 1.0]):
-        forecast = extrapolate(curve, at=1000)
-        assert 0 <= forecast.mean <= 1
-        assert 0 < forecast.stdev < 0.6
-    assert extrapolate(np.linspace(0.3, 0.99, 10), at=1000).mean == 1.0
-
-
 def test_a_training_ends_where_the_best_is_out_of_reach():
     stop = EarlyStop(best=0.9, chance=0.05)
     assert not stop([0.1], 40)

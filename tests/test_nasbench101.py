@@ -1,7 +1,6 @@
 """NAS-Bench-101: what project makes of any scores, the published network, and the published table."""
 
 import functools
-import io
 import itertools
 import json
 
@@ -126,36 +125,6 @@ def test_project_takes_the_best_total_with_the_strongest_edge():
         assert all(op == scores[20 + v].argmax() for v, op in ops_of(genotype).items() if v in live)
 
 
-def test_a_forced_decision_stays_forced():
-    for genotype in samples(20):
-        live = {v for edge in edges_of(genotype) for v in edge}
-        for i, decision in enumerate(SPACE.decisions):
-            for option in range(len(decision.options)):
-                scores = SPACE.one_hot(genotype)
-                scores[i] = 2.0 * np.eye(len(decision.options))[option]
-                child = SPACE.nearest(scores)
-                assert_valid(child)
-                if i < len(EDGES) or i - len(EDGES) + 1 in live:
-                    assert child[i] == option, (genotype, decision.name, option)
-
-
-def test_mutants_children_and_neighbours_are_valid_and_near():
-    rng = np.random.default_rng(0)
-    parents, changes = samples(60), []
-    for mother, father in itertools.pairwise(parents):
-        mutant = SPACE.mutate(mother, rng)
-        child = SPACE.cross(mother, father, rng)
-        assert_valid(mutant)
-        assert_valid(child)
-        changes.append(sum(a != b for a, b in zip(mother, mutant, strict=True)))
-    assert max(changes) <= 9 and np.median(changes) <= 2
-    for genotype in parents[:5]:
-        neighbours = SPACE.neighbours(genotype)
-        assert len(neighbours) > 20 and genotype not in neighbours
-        for neighbour in neighbours:
-            assert_valid(neighbour)
-
-
 # -- the network --------------------------------------------------------------------------------------
 
 
@@ -204,30 +173,7 @@ def test_the_published_example_has_the_published_number_of_parameters():
     assert count_params(FULL.network(genotype, meta=True)) == 2_694_282
 
 
-def test_a_genotype_without_a_path_is_refused():
-    with pytest.raises(SpaceError, match="lead from vertex 0 to no vertex 6"):
-        SPACE.network((1, *(0,) * 25))
-
-
 # -- graphs -------------------------------------------------------------------------------------------
-
-
-def test_operations_stand_on_the_nodes():
-    graph = cell_graphs(FULL, FULL.notation.read(json.dumps(INCEPTION)))["cell"]
-    nodes = {n: (d["role"], d.get("op"), d.get("decision")) for n, d in graph.nodes(data=True)}
-    assert nodes == {
-        "in0": ("input", None, None),
-        "1": ("node", "conv1x1-bn-relu", "op1"),
-        "2": ("node", "conv3x3-bn-relu", "op2"),
-        "3": ("node", "conv3x3-bn-relu", "op3"),
-        "4": ("node", "conv3x3-bn-relu", "op4"),
-        "5": ("node", "maxpool3x3", "op5"),
-        "out": ("output", None, None),
-    }
-    wanted = "in0 1, in0 2, in0 3, in0 5, 1 out, 2 out, 3 4, 4 out, 5 out"
-    assert set(graph.edges) == {tuple(pair.split()) for pair in wanted.split(", ")}
-    assert {op for _, _, op in graph.edges(data="op")} == {"connect"}
-    assert graph.graph["values"] == {}
 
 
 def test_the_hash_is_equal_exactly_for_isomorphic_cells():
@@ -243,18 +189,6 @@ def test_the_hash_is_equal_exactly_for_isomorphic_cells():
     assert renumbered > 60
 
 
-def test_dead_parts_do_not_count():
-    genotype = FULL.notation.read(json.dumps(INCEPTION))
-    matrix = np.array(INCEPTION["matrix"])
-    matrix[5, 6] = 0
-    matrix[0, 5] = 0
-    small = FULL.notation.read(json.dumps(INCEPTION | {"matrix": matrix.tolist()}))
-    dead = list(small)
-    dead[EDGES.index((2, 5))] = 1
-    assert architecture_hash(SPACE, tuple(dead)) == architecture_hash(SPACE, small)
-    assert architecture_hash(SPACE, small) != architecture_hash(SPACE, genotype)
-
-
 # -- the published notation ---------------------------------------------------------------------------
 
 
@@ -262,14 +196,6 @@ def test_the_notation_round_trips():
     for genotype in samples(100):
         assert SPACE.notation.read(SPACE.notation.write(genotype)) == genotype
     assert json.loads(SPACE.notation.write(SPACE.notation.read(json.dumps(INCEPTION)))) == INCEPTION
-
-
-def test_smaller_cells_and_dead_vertices_are_read():
-    ops = ["input", OPTIONS[2], OPTIONS[1], "output"]
-    matrix = [[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    genotype = SPACE.notation.read(json.dumps({"matrix": matrix, "ops": ops}))
-    assert edges_of(genotype) == [(0, 1), (1, OUTPUT)]
-    assert ops_of(genotype) == {1: 2, 2: 0, 3: 0, 4: 0, 5: 0}
 
 
 FULLY = np.triu(np.ones((7, 7), dtype=int), 1).tolist()
@@ -296,12 +222,6 @@ FULLY = np.triu(np.ones((7, 7), dtype=int), 1).tolist()
 def test_other_cells_are_refused(change, message):
     with pytest.raises(SpaceError, match=message):
         SPACE.notation.read(json.dumps(INCEPTION | change))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "null", "[" * 4_000])
-def test_text_that_is_no_cell_is_refused(text):
-    with pytest.raises(SpaceError, match="wanted the form"):
-        SPACE.notation.read(text)
 
 
 # -- the published table ------------------------------------------------------------------------------
@@ -352,11 +272,6 @@ def test_every_cell_is_in_the_table_and_the_table_has_no_other():
     assert np.array_equal(np.unique(hashes), benchmark().hashes)
 
 
-def test_random_cells_have_the_expected_accuracy():
-    found = [benchmark().metrics(genotype, 108)["test_acc"] for genotype in samples(500)]
-    assert np.mean(found) == pytest.approx(0.9065, abs=0.006)
-
-
 def test_what_the_table_does_not_hold():
     genotype = samples(1)[0]
     assert benchmark().fidelities == (108,) and benchmark().space.name == "nasbench101"
@@ -370,41 +285,34 @@ def test_what_the_table_does_not_hold():
         assert caught.value.reason == "missing"
 
 
-def damaged(path, kind):
-    data = bytearray(path.read_bytes())
-    if kind == "flipped":
-        data[len(data) // 2] ^= 4
-        return bytes(data)
-    if kind == "short":
-        return bytes(data[: len(data) // 2])
-    kept = {name: column.copy() for name, column in columns().items()}
-    if kind == "column":
-        del kept["ops"]
-    elif kind == "rows":
-        kept["ops"] = kept["ops"][:-1]
-    elif kind == "type":
-        kept["ops"] = kept["ops"].astype(float)
-    elif kind == "repeated":
-        for column in kept.values():
-            column[1] = column[0]
-    buffer = io.BytesIO()
-    np.savez(buffer, **kept)
-    return buffer.getvalue()
+def flipped(columns, data):
+    data[len(data) // 2] ^= 4
+    return bytes(data)
+
+
+def cut(columns, data):
+    columns["ops"] = columns["ops"][:-1]
+
+
+def repeated(columns, data):
+    for column in columns.values():
+        column[1] = column[0]
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("damage", "message"),
     [
-        ("flipped", ""),
-        ("short", "not a zip file"),
-        ("column", "ops"),
-        ("rows", r"ops is uint16 \(423623,\), wanted uint16 \(423624,\)"),
-        ("type", "ops is float64"),
-        ("repeated", "some of its cells are isomorphic"),
+        (flipped, ""),
+        (cut, r"ops is uint16 \(423623,\), wanted uint16 \(423624,\)"),
+        (repeated, "some of its cells are isomorphic"),
+        (lambda columns, data: columns.pop("ops") is None, "ops"),
     ],
 )
-def test_a_damaged_table_is_refused(tmp_path, kind, message):
-    path = tmp_path / "nasbench101.npz"
-    path.write_bytes(damaged(table("nasbench101.npz"), kind))
+def test_a_damaged_table_is_refused(tmp_path, damage, message):
+    path, kept = tmp_path / "nasbench101.npz", {name: column.copy() for name, column in columns().items()}
+    if data := damage(kept, bytearray(table("nasbench101.npz").read_bytes())):
+        path.write_bytes(data)
+    else:
+        np.savez(path, **kept)
     with pytest.raises(ConfigError, match=f"is damaged: .*{message}"):
         load_nasbench101(path)

@@ -105,25 +105,6 @@ def test_evolution_is_the_published_algorithm(population, tournament, fail):
     assert found == ageing_evolution(CELLS, planted, **settings)
 
 
-def test_evolution_minimises_where_it_should():
-    searcher = RegularizedEvolution(goals=Goals((Objective("loss", maximize=False),)))
-    history = []
-    for number in range(60):
-        genotype = searcher.ask(CELLS, history, rng(0, number))
-        metrics = {"loss": -planted(genotype), "val_acc": 0}
-        history.append(Trial(number, genotype, state="done", metrics=metrics))
-    upwards = simulate(RegularizedEvolution(), CELLS, planted, trials=60)
-    assert [t.genotype for t in history] == [t.genotype for t in upwards]
-
-
-def test_a_running_trial_is_not_a_parent_but_is_not_proposed_again():
-    history = simulate(RegularizedEvolution(2, 2), TOY, sum, trials=25)
-    running = [Trial(t.number, t.genotype) for t in history[:20]]
-    for number in range(50):
-        genotype = RegularizedEvolution(2, 2).ask(TOY, [*running, *history[20:]], rng(1, number))
-        assert genotype not in {t.genotype for t in history}
-
-
 # -- local search -------------------------------------------------------------------------------------
 
 
@@ -156,19 +137,6 @@ def test_parents_are_the_best_by_front_and_crowding():
     for seed in range(30):
         child = searcher.ask(CELLS, history, rng(seed))
         assert any(sum(a != b for a, b in zip(child, parent, strict=True)) == 1 for parent in parents)
-
-
-def test_nsga2_takes_half_of_its_children_apart_by_nodes():
-    """Of two parents that share nothing; one decision of every child is mutated besides."""
-    ones, twos = (Trial(i, (i + 1,) * 6, state="done", metrics={"val_acc": 0.0}) for i in range(2))
-    children = [Nsga2(population=2, crossover=1.0).ask(CELLS, [ones, twos], rng(seed)) for seed in range(400)]
-    by_nodes = [(a, b, b, c, c, c) for a in (1, 2) for b in (1, 2) for c in (1, 2)]
-
-    def is_by_nodes(child):
-        return any(sum(x != y for x, y in zip(child, pure, strict=True)) <= 1 for pure in by_nodes)
-
-    mixed = [child for child in children if child.count(1) >= 2 and child.count(2) >= 2]
-    assert 0.45 < np.mean([is_by_nodes(child) for child in mixed]) < 0.75
 
 
 # -- guided -------------------------------------------------------------------------------------------
@@ -259,13 +227,6 @@ def test_proposals_are_projected_into_the_space():
         assert DARTS.nearest(DARTS.one_hot(trial.genotype)) == trial.genotype
 
 
-def test_optuna_says_nothing_and_keeps_its_verbosity(capfd):
-    before = optuna.logging.get_verbosity()
-    simulate(SEARCHERS["nsga3"], TOY, sum, trials=12)
-    assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr() == ("", "")
-
-
 # -- bounds that are known beforehand -----------------------------------------------------------------
 
 
@@ -276,10 +237,6 @@ def test_nothing_outside_the_bounds_is_proposed_while_something_is_inside(name):
     history = simulate(searcher, TOY, score, trials=len(inside) + 1)
     assert {t.genotype for t in history[:-1]} == inside
     assert history[-1].genotype not in inside, "all inside have been tried"
-
-
-def test_a_bound_that_nothing_keeps_shows():
-    assert len(simulate(Bounded(RandomSearch(), lambda *_: False), TOY, sum, trials=27)) == 27
 
 
 def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
@@ -376,11 +333,6 @@ def test_an_objective_that_trials_do_not_have_is_named(name):
 @pytest.mark.parametrize("space", [TOY, CELLS], ids=lambda space: space.name)
 def test_every_searcher_keeps_its_promises(searcher, space):
     check_searcher(searcher, space, trials=28 if space is TOY else 12)
-
-
-@pytest.mark.parametrize("name", ["local", "nsga2", "guided", "tpe"])
-def test_promises_are_kept_where_a_projection_decides(name):
-    check_searcher(SEARCHERS[name], DARTS, trials=8)
 
 
 @each_searcher

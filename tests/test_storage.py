@@ -140,17 +140,6 @@ def test_what_was_written_although_the_storage_said_no_is_not_written_again(tmp_
     assert len(calls) == 3 and len(make(tmp_path / "study.log").history) == 3
 
 
-def test_waiting_can_be_stopped():
-    def away():
-        raise OSError(errno.ENOSPC, "full")
-
-    def stop():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        patiently(away, what="x", patience_s=60.0, stop=stop)
-
-
 # -- databases --------------------------------------------------------------------------------------------
 
 

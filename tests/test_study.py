@@ -74,23 +74,6 @@ def test_another_seed_or_another_name_is_another_search(tmp_path):
     assert found[0] != found[1] != found[2] != found[0]
 
 
-def test_every_trial_has_streams_of_its_own(tmp_path):
-    class Drawing:
-        def ask(self, space, history, stream):
-            asked.append(stream.random())
-            return (0,) * 6, 0
-
-    asked, evaluated = [], []
-
-    def evaluate(trial, stream):
-        evaluated.append(stream.random())
-        return {"val_acc": 0.0}
-
-    make(tmp_path, scheduler=Drawing(), seed=7).run(evaluate, trials=4)
-    assert asked == [rng(7, "s", number, "ask").random() for number in range(4)]
-    assert evaluated == [rng(7, "s", number, "evaluate").random() for number in range(4)]
-
-
 def test_an_interrupted_trial_is_taken_up_under_its_number(tmp_path):
     def interrupted(trial, stream):
         if trial.number == 2:
@@ -106,15 +89,6 @@ def test_an_interrupted_trial_is_taken_up_under_its_number(tmp_path):
     whole = make(tmp_path / "whole")
     whole.run(scored, trials=5)
     assert timeless(study.history) == timeless(whole.history)
-
-
-def test_failed_trials_are_recorded_with_their_reason_and_the_search_goes_on(tmp_path):
-    make(tmp_path).run(flaky, trials=8)
-    study = make(tmp_path)
-    failed = [t for t in study.history if t.state == "failed"]
-    assert [t.number for t in failed] == [2, 6]
-    assert all(t.reason == "oom: out of memory" and t.metrics == {} and t.cost_s >= 0 for t in failed)
-    assert study.ended == 8
 
 
 def test_too_many_failures_in_a_row_end_the_search_with_counts(tmp_path):
@@ -138,13 +112,6 @@ def test_stop_is_asked_before_every_trial(tmp_path):
     reason = study.run(scored, trials=9, stop=lambda: len(told) >= 4, on_trial=told.append)
     assert reason == "stopped after 4 trials"
     assert told == study.history and [t.state for t in told] == ["done"] * 4
-
-
-def test_a_list_may_repeat_architectures(tmp_path):
-    study = make(tmp_path, space=TOY, scheduler=Listed(((0, 1, 2), (2, 2, 2)), epochs=3, repeats=2))
-    assert "evaluated 2 times" in study.run(scored, trials=100)
-    assert [t.genotype for t in study.history] == [(0, 1, 2), (2, 2, 2)] * 2
-    assert study.history[0].metrics["val_acc"] != study.history[2].metrics["val_acc"]
 
 
 def test_where_every_trial_failed_there_is_no_best_and_the_reasons_are_told(tmp_path, capfd):

@@ -43,37 +43,6 @@ def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
     assert sd == pytest.approx(deviation, abs=1e-6)
 
 
-def test_the_likelihood_is_that_of_scikit_learn():
-    """Up to a constant, and with the best variance of the signal, which no other variance beats."""
-    x, y = data(20, width=2)
-    found, expected = [], []
-    for length in (0.5, 2.0):
-        for noise in (0.003, 0.1):
-            squares = module._squared_distances(x, x)
-            found.append(module._log_likelihood([squares], y, module._Settings((length,), noise)))
-            _, _, signal = module._solved(np.exp(-squares / length**2), y, noise)
-
-            def theirs(scale, length=length, noise=noise):
-                kernel = ConstantKernel(scale) * RBF(length / np.sqrt(2))
-                model = GaussianProcessRegressor(kernel, alpha=scale * noise, optimizer=None).fit(x, y)
-                return model.log_marginal_likelihood_value_
-
-            expected.append(theirs(signal))
-            assert theirs(signal) > max(theirs(0.8 * signal), theirs(1.25 * signal))
-    assert np.array(found) - found[0] == pytest.approx(np.array(expected) - expected[0], abs=1e-6)
-
-
-def test_blocks_multiply(monkeypatch):
-    """Two blocks of lengths a and b are one block whose columns are divided by them."""
-    (x, y), new = data(20, width=2), np.random.default_rng(1).random((10, 2))
-    fixed(monkeypatch, (0.5, 2.0), 0.1)
-    split = gaussian_process([x[:, :1], x[:, 1:]], y, np.random.default_rng(0))([new[:, :1], new[:, 1:]])
-    fixed(monkeypatch, (1.0,), 0.1)
-    scale = np.array([0.5, 2.0])
-    whole = gaussian_process([x / scale], y, np.random.default_rng(0))([new / scale])
-    assert np.array(split) == pytest.approx(np.array(whole), abs=1e-8)
-
-
 def test_it_passes_through_noise_free_data_and_is_unsure_far_away():
     """All trials are learnt, though many are tuned on some of them."""
     for count in (40, 3 * module.TUNED_ON):
