@@ -16,7 +16,7 @@ from nas.evaluate.cost_metrics import free_metrics
 from nas.files.atomic import read_json, write_json
 from nas.files.schemas import NeededRecord, checked
 from nas.oneshot import memory_budget
-from nas.oneshot.diagnostics import Epoch, Outcome
+from nas.oneshot.diagnostics import DifferentiableOutcome, Epoch
 from nas.oneshot.discretize import keeps_cap
 from nas.oneshot.methods import Method
 from nas.oneshot.regularizers import check_bound, expected_cost
@@ -26,7 +26,6 @@ from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Clock, Job, SearchOutcome, distinct
-from nas.run.step_timing import Meter
 from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
@@ -92,7 +91,7 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
 
 
 def _candidates(
-    job: Job, method: Method, outcome: Outcome, costs: Callable[[Genotype], dict[str, float]]
+    job: Job, method: Method, outcome: DifferentiableOutcome, costs: Callable[[Genotype], dict[str, float]]
 ) -> list[Genotype]:
     """What was preferred, and what is likely under the last strengths, by constraints and identities."""
     likely = _likely(job.space, outcome.strengths, rng(job.seed(SEARCH), "likely"))
@@ -126,7 +125,7 @@ def _attempt(
     retry: Retry,
     *,
     until_s: float | None,
-) -> Outcome:
+) -> DifferentiableOutcome:
     """Searches at the learning rate that is left, and writes down every epoch: a trial, and the strengths."""
     tried = [t for t in study.history if t.metrics.get(LR_FACTOR, 1.0) != retry.lr_factor]
     job.progress.phase(SEARCH, method.weights.epochs, done=len(study.history) - len(tried))
@@ -299,12 +298,9 @@ def of_search(
         yield Point(series, number, finite(values), alphas, options)
 
 
-def gradient_pace(job: Job, *, limit_s: float = 1.0) -> float:
-    """Seconds of a step of the job's search by gradients."""
-    meter = Meter(job.task.train.x.device, limit_s)
-    method = job.plan.method
-    with user_errors():
-        return meter.measure(lambda: search(job.space, job.search_task, method, seed=0, stop=meter))
+def gradient_steps(job: Job, stop: Callable[[], bool]) -> None:
+    """Takes steps of the job's search by gradients until `stop` ends them."""
+    search(job.space, job.search_task, job.plan.method, seed=0, stop=stop)
 
 
 def search_work(job: Job, epochs: int) -> float:

@@ -27,7 +27,7 @@ from nas.files.atomic import write_json
 from nas.results.result import Result, to_cpu
 from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
 from nas.run.baselines import Baselines, random_search
-from nas.run.black_box import search_by_trials
+from nas.run.black_box import check_search, search_by_trials
 from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
 from nas.run.config import Config, make_config
 from nas.run.final_network import default_of
@@ -143,6 +143,7 @@ def run_job(
                 config, place, space=space, task=task, method=method, progress=told, stop=stop, team=team,
                 clock=clock, executor=executor,
             )  # fmt: skip
+            check_search(job)
             if not team.leads:
                 return follow(job, _phases(job))
             with begun(job, trackers, force=force) as job:
@@ -223,7 +224,9 @@ def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines
 
 def look(config: Config, *, progress: Progress | None = None) -> Preview:
     """What the job of a configuration would cost on its device; nothing is written."""
-    return preview(prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget)))
+    job = prepare(config, default_folder(config), progress=progress, clock=Clock(config.budget))
+    check_search(job)
+    return preview(job)
 
 
 def audit(job: Job) -> None:

@@ -19,7 +19,6 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.folder import results_folder
 from nas.results.result import Result, is_finished, load_result
-from nas.run.black_box import check_search
 
 from nas.run.config import Config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
@@ -231,7 +230,6 @@ def prepare(
         clock=clock or Clock(),
         executor=executor,
     )
-    check_search(job)
     if job.has_choice and (config.is_differentiable or config.shares_weights):
         space.check_supernet()
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"

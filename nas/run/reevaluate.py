@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas.data.safe_npz import load_arrays
+from nas.data.decode import load_arrays
 from nas.data.task import Task
 from nas.errors import NoModelError, TrialError
 from nas.evaluate.failure_summary import diagnosis

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from nas.files.atomic import write_json
-from nas.files.manifest import write_manifest
+from nas.files.folder import write_manifest
 from nas.files.schemas import EpochRecord
-from nas.results.alphas import Alphas
 from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
-from nas.results.result import Result
+from nas.results.result import Alphas, Result
 from nas.searchers.halving import longest
 from nas.space.graph import Graph
-from nas.space.macro_graph import skeleton
+from nas.space.graph import skeleton
 from nas.training.checkpoint import save_tensors
 
 
@@ -79,7 +78,6 @@ def _draw_search_by_gradients(
 ) -> None:
     """alphas.svg and health.svg, and the same as PNG."""
     from nas.show import draw
-    from nas.show.draw.diagnostics_series import series_of
 
     if alphas is not None:
         figure = draw.draw_alphas(
@@ -90,9 +88,9 @@ def _draw_search_by_gradients(
         )
         draw.save(figure, folder / "alphas.svg", folder / "alphas.png")
     if epochs:
-        series = series_of([EpochRecord.model_construct(**epoch) for epoch in epochs])
+        records = [EpochRecord.model_construct(**epoch) for epoch in epochs]
         heading = f"Health of the search: {title}"
-        draw.save(draw.draw_health(series, title=heading), folder / "health.svg", folder / "health.png")
+        draw.save(draw.draw_diagnostics(records, title=heading), folder / "health.svg", folder / "health.png")
 
 
 def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
@@ -122,7 +120,7 @@ def write_front(result: Result, *, title: str, pictures: bool = True) -> None:
 
     first, second = goals.objectives
     allowed = longest(result.history, goals)
-    figure = draw.draw_front(
+    figure = draw.draw_pareto_front(
         np.array([[first.value(t.metrics), second.value(t.metrics)] for t in allowed]).reshape(-1, 2),
         names=(first.name, second.name),
         maximize=(first.maximize, second.maximize),

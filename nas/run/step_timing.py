@@ -88,14 +88,14 @@ def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
     """Seconds of a step of what the job's search trains: a supernet, or this architecture as a trial."""
     # Supernets are loaded by those who train one alone.
     if job.plan.searcher is None:
-        from nas.run.differentiable import gradient_pace
-
-        return gradient_pace(job, limit_s=limit_s)
-    if job.config.shares_weights:
-        from nas.run.supernet_phase import shared_pace
-
-        return shared_pace(job, limit_s=limit_s)
-    return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
+        from nas.run.differentiable import gradient_steps as steps
+    elif job.config.shares_weights:
+        from nas.run.supernet_phase import shared_steps as steps
+    else:
+        return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
+    meter = Meter(job.task.train.x.device, limit_s)
+    with user_errors():
+        return meter.measure(lambda: steps(job, meter))
 
 
 def final_pace(job: Job, genotype: Genotype, *, steps: int = STEPS, limit_s: float = 1.0) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,13 +10,10 @@ from torch import nn
 
 from nas.evaluate.inherited import Inherited, from_supernet
 from nas.evaluate.trained import Start
-from nas.oneshot import fewshot
-from nas.oneshot.fewshot import Shared
-from nas.oneshot.path_training import Sharing, train_shared
+from nas.oneshot.path_training import Shared, Sharing, train_shared, train_split
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.job import Job
-from nas.run.step_timing import Meter
 from nas.seeding import isolated
 from nas.show.tracking.tracker import of_report
 from nas.space.cost import count_params
@@ -64,7 +62,7 @@ def _share(job: Job, retry: Retry) -> Shared:
         part = name  # what is trained next
         return Checkpoints(folder / name)
 
-    return fewshot.train(
+    return train_split(
         supernet,
         job.search_task,
         retry.of(job.plan.shared),
@@ -81,7 +79,7 @@ def help_with_weights(job: Job) -> None:
     """What the other ranks do while rank 0 trains the shared weights."""
     supernet, plan = fresh_supernet(job), job.plan
     with user_errors():
-        fewshot.train(
+        train_split(
             supernet,
             job.search_task,
             plan.shared,
@@ -119,13 +117,7 @@ def warm_start(job: Job, measure: Evaluate | None) -> Start | None:
     return start
 
 
-def shared_pace(job: Job, *, limit_s: float = 1.0) -> float:
-    """Seconds of a step of the supernet that the job's trials take weights from."""
-    supernet, meter = fresh_supernet(job), Meter(job.task.train.x.device, limit_s)
-    sampling = sharing_of(job).sampler
-    with user_errors():
-        return meter.measure(
-            lambda: train_shared(
-                supernet, job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=meter
-            )
-        )
+def shared_steps(job: Job, stop: Callable[[], bool]) -> None:
+    """Takes steps of the supernet that the job's trials take weights from until `stop` ends them."""
+    sampling = sharing_of(job).sampling
+    train_shared(fresh_supernet(job), job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=stop)
