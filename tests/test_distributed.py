@@ -12,10 +12,9 @@ import torch
 from ranks import make_plain_space, make_task, started, together
 
 from nas.errors import ConfigError, DataError
-from nas.oneshot import fewshot
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.methods import METHODS
-from nas.oneshot.path_training import Sharing, train_shared
+from nas.oneshot.path_training import train_shared
 from nas.oneshot.search import search
 from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
@@ -97,29 +96,6 @@ def test_two_ranks_train_like_one_process_whether_or_not_the_batch_divides_evenl
     np.testing.assert_array_equal(first["weights"], second["weights"])
     np.testing.assert_allclose(first["loss"], alone["loss"], **CLOSE)
     np.testing.assert_allclose(first["weights"], alone["weights"], **CLOSE)
-
-
-def share_weights(team, sampling, splits):
-    space = make_toy()
-    with isolated(0, "init"):
-        supernet = Supernet(space)
-    recipe = Recipe(epochs=2, batch=16, lr=0.05, weight_decay=1e-3)
-    shared = fewshot.train(
-        supernet, make_task(), recipe, Sharing(sampling, splits=splits, calibration=16), seed=3, team=team
-    )
-    parts = [p.detach().flatten() for part in shared.supernets.values() for p in part.parameters()]
-    return shared.split, torch.cat(parts).numpy()
-
-
-def share_weights_in_every_way(team):
-    return [share_weights(team, "uniform", 1), share_weights(team, "fair", 0)]
-
-
-def test_ranks_share_the_drawn_paths_and_the_splits_of_a_supernet():
-    found = together(share_weights_in_every_way, size=3)
-    for ours, theirs in zip(found[0], found[2], strict=True):
-        assert ours[0] == theirs[0]
-        np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 def search_with_batch_norm(team):

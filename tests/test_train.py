@@ -204,26 +204,6 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, s
     assert_same_state(state(second), state(whole))
 
 
-@pytest.mark.parametrize(("every_s", "resumed_at"), [(0.0, 7), (1e9, 5)])
-def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tmp_path, every_s, resumed_at):
-    task, whole, second = make_task(), make(), make(seed=9)
-    expected = train(whole, task, RICH, seed=5, gradients=by(plainly))
-    settings = {"seed": 5, "checkpoints": Checkpoints(tmp_path, every_s=every_s)}
-    seen = []
-
-    def crash(network, x, step):
-        if step == 7:
-            raise RuntimeError("crash")
-        return network(x)
-
-    with pytest.raises(RuntimeError, match="crash"):
-        train(make(), task, RICH, gradients=by(crash), **settings)
-    curve = train(second, task, RICH, gradients=noting(seen, lambda *_: None), **settings)
-    assert len(seen) == 15 - resumed_at
-    assert timeless(curve) == timeless(expected)
-    assert_same_state(state(second), state(whole))
-
-
 @pytest.mark.parametrize(
     ("what", "change"),
     [
