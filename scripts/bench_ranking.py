@@ -12,8 +12,8 @@ import torch
 
 import nas
 from nas.evaluate.calibration import spearman
-from nas.oneshot import fewshot, path_evaluation
-from nas.oneshot.path_training import Sharing
+from nas.oneshot.path_evaluation import score
+from nas.oneshot.path_training import Sharing, train_split
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.training.recipe import Recipe
@@ -58,10 +58,8 @@ def main() -> None:
             torch.manual_seed(seed)
             cells = [space.sample(rng(seed, "cell", i)) for i in range(args.cells)]
             recipe = Recipe(epochs=args.epochs // at_once, batch=128, lr=0.1, weight_decay=5e-4, clip=5.0)
-            shared = fewshot.train(Supernet(space), task, recipe, sharing, seed=seed)
-            scores = [
-                path_evaluation.accuracies(shared.of(cell), [cell], task, seed=seed)[0] for cell in cells
-            ]
+            shared = train_split(Supernet(space), task, recipe, sharing, seed=seed)
+            scores = [score(shared.of(cell), cell, task, seed=seed).accuracy for cell in cells]
             truth = np.array([table.metrics(cell, 200)[table.report] for cell in cells])
             rows.append(agreement(np.array(scores), truth) | {"best": truth.max(), "seconds": shared.seconds})
             (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timing import PATHS, compare, difference_in_float64, noise, searching, supernet_of
+from timing import PATHS, compare, difference_in_float64, noise, searching
 
 import nas
 from nas.oneshot.methods import METHODS
@@ -31,12 +31,13 @@ def bench(size: dict, mode: str, args: argparse.Namespace) -> dict[str, object]:
     task = noise(channels=size["channels"], side=size["side"], images=8 * batch, device=device)
     method = METHODS[MODES[mode]]()
     method = replace(method, weights=replace(method.weights, batch=batch, precision=args.precision))
-    supernet = supernet_of(nas.load(size["space"], **form), method, device)
+    space = nas.load(size["space"], **form)
     asked = args.path or [name for name, path in PATHS.items() if device.type == "cuda" or not path.graph]
-    runs = {name: searching(supernet, task, method, name) for name in asked}
-    paths = compare(runs, steps=args.steps, device=device)
+    made = {name: searching(space, task, method, name) for name in asked}
+    difference = difference_in_float64(made[asked[0]][1], task)
+    paths = compare({name: run for name, (run, _) in made.items()}, steps=args.steps, device=device)
     return {**size, "mode": mode, "precision": args.precision, "paths": paths} | {
-        "loss_difference_float64": difference_in_float64(supernet, task)
+        "loss_difference_float64": difference
     }
 
 

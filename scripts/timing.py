@@ -14,11 +14,8 @@ from torch import nn
 
 from nas.data.task import Task, task_from_arrays
 from nas.devices import synchronise
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.darts_step import stepping
 from nas.oneshot.methods import Method
-from nas.oneshot.progressive import supernet_of as first_stage
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.search import Search
 from nas.seeding import isolated, rng
 from nas.space.space import Space
 from nas.training.batched.cells import execute_cells
@@ -65,17 +62,11 @@ def noise(*, channels: int, side: int, images: int, device: torch.device) -> Tas
     return task_from_arrays(x, y, x[:CLASSES], y[:CLASSES], name="noise", device=device)
 
 
-def supernet_of(space: Space, method: Method, device: torch.device) -> Supernet:
-    """A supernet as the method's first stage has it."""
-    with isolated(0, "supernet"):
-        return first_stage(space, method, method.staging.stages(1, 1)[0]).to(device).train()
-
-
-def searching(supernet: Supernet, task: Task, method: Method, path: str) -> Run:
-    """Steps of a search on a copy of the supernet: of the alphas and of the weights."""
-    weights = _on(path, method.weights)
-    state = Bilevel.begun(copy.deepcopy(supernet), task, replace(method, weights=weights), seed=0)
-    return _run(stepping(state), state.loop, path)
+def searching(space: Space, task: Task, method: Method, path: str) -> tuple[Run, nn.Module]:
+    """Steps of a search, of the alphas and of the weights, and its supernet: the same on every path."""
+    search = Search(space, task, replace(method, weights=_on(path, method.weights)), seed=0)
+    search.moves_alphas = method.learns_alphas
+    return _run(search.advance, search.loop, path), search.supernet
 
 
 def training(network: nn.Module, task: Task, recipe: Recipe, path: str) -> Run:

@@ -22,7 +22,7 @@ from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS
 from nas.oneshot.search import search
-from nas.oneshot.stages import Whole
+from nas.oneshot.progressive import SingleStage
 from nas.space.cell import Cell
 from nas.space.ops import candidates
 from nas.space.space import Space
@@ -98,8 +98,8 @@ def test_without_guards_darts_collapses(seed):
     [
         made("darts", selection=ByPerturbation(tune=0.1)),
         made("is-darts"),
-        made("drnas", staging=Whole()),
-        made("gaea", staging=Whole(), edge_norm=False, warmup=0.0, update=ExponentiatedGradient(3.0)),
+        made("drnas", staging=SingleStage()),
+        made("gaea", staging=SingleStage(), edge_norm=False, warmup=0.0, update=ExponentiatedGradient(3.0)),
     ],
     ids=["perturbation", "is-darts", "drnas", "gaea"],
 )

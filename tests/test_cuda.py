@@ -9,12 +9,11 @@ import torch
 from nas.data.task import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.darts_step import alpha_gradient, stepping
+from nas.oneshot.darts_step import alpha_gradient
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS, Method
-from nas.oneshot.path_evaluation import accuracies
-from nas.oneshot.search import search
+from nas.oneshot.path_evaluation import score
+from nas.oneshot.search import Search, search
 from nas.oneshot.supernet import Supernet
 from nas.run.pipeline import search as whole_job
 from nas.seeding import isolated
@@ -57,11 +56,10 @@ def test_alpha_gradients_agree_with_the_cpu(task, order):
     )
     found = []
     for device in ("cpu", "cuda"):
-        with isolated(0, "supernet"):
-            supernet = Supernet(load("nasbench201", width=8, cells=1, in_channels=1)).to(device).train()
-        state = Bilevel.begun(supernet, task.to(device), Method("test", recipe, order=order), seed=0)
-        train, val = state.loop.begin(), state.validation.at(0)
-        found.append(torch.cat([g.flatten().cpu() for g in alpha_gradient(state, train, val)]))
+        space = load("nasbench201", width=8, cells=1, in_channels=1)
+        work = Search(space, task.to(device), Method("test", recipe, order=order), seed=0)
+        gradient = alpha_gradient(work, work.loop.begin(), work.validation.at(0))
+        found.append(torch.cat([g.flatten().cpu() for g in gradient]))
     assert torch.allclose(found[0], found[1], rtol=0.05, atol=1e-4)
 
 
@@ -75,7 +73,7 @@ def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path, name):
         search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked) == 15)
     outcome = search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path))
     assert outcome.epochs[-1].epoch == 6
-    assert 0 <= accuracies(outcome.supernet, [outcome.selected[0]], task, seed=0)[0] <= 1
+    assert 0 <= score(outcome.supernet, outcome.selected[0], task, seed=0).accuracy <= 1
 
 
 def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
@@ -97,13 +95,12 @@ def test_a_search_in_graphs_is_the_search(task, name):
     for graph in (False, True):
         recipe = dataclasses.replace(compressed(preset("quick"), 2), graph=graph, precision="float32")
         method = dataclasses.replace(METHODS[name](), weights=recipe)
-        with isolated(0, "graphs"):
-            space = load("nasbench201", {"in_channels": 1, "image_size": 8}, width=8, cells=1)
-            supernet = Supernet(space, relaxation=method.relaxation).cuda()
-        advance = stepping(Bilevel.begun(supernet, task, method, seed=0))
+        space = load("nasbench201", {"in_channels": 1, "image_size": 8}, width=8, cells=1)
+        work = Search(space, task, method, seed=0)
+        work.moves_alphas = True
         for _ in range(12):
-            advance()
-        found.append(torch.cat([a.detach().flatten() for a in supernet.architecture()]))
+            work.advance()
+        found.append(torch.cat([a.detach().flatten() for a in work.supernet.architecture()]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 

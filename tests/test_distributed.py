@@ -15,8 +15,8 @@ from nas.errors import ConfigError, DataError
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.methods import METHODS
 from nas.oneshot.path_training import train_shared
+from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import search
-from nas.oneshot.stages import Progressive
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.loading import load

@@ -8,9 +8,10 @@ import pytest
 from nas.errors import ConfigError
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.methods import METHODS, Method, make_method
+from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.oles import Freezing
-from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
+from nas.oneshot.progressive import Progressive, PruneOneByOne, SingleStage
+from nas.oneshot.regularizers import BetaDecay, L2Anchor, ZeroOne
 from nas.oneshot.relaxations import (
     AdversarialPerturbation,
     Dirichlet,
@@ -21,7 +22,6 @@ from nas.oneshot.relaxations import (
     Softmax,
     Uniform,
 )
-from nas.oneshot.stages import OneByOne, Progressive, Whole
 from nas.run.config import make_config
 from nas.run.resolved_config import make_plan
 from nas.searchers.method_names import DIFFERENTIABLE
@@ -48,13 +48,10 @@ def test_what_each_method_is_made_of():
     assert made["darts"] == Method() and made["darts2"] == Method("darts2", order=2)
     assert made["gdas"].relaxation == GumbelHard(10.0, 0.1)
     assert made["snas"].relaxation == GumbelSoft(10.0, 1.0)
-    assert made["drnas"].relaxation == Dirichlet() and made["drnas"].regularizers == (PullBack(1e-3),)
+    assert made["drnas"].relaxation == Dirichlet() and made["drnas"].regularizers == (L2Anchor(1e-3),)
     assert made["drnas"].staging == Progressive(keep=(1.0, 0.6), parts=(4, 2))
-    assert (
-        made["pcdarts"].staging == Whole(4)
-        and made["pcdarts"].edge_norm
-        and made["pcdarts"].warmup == 15 / 50
-    )
+    assert made["pcdarts"].staging == SingleStage(4) and made["pcdarts"].edge_norm
+    assert made["pcdarts"].warmup == 15 / 50
     assert made["sdarts-rs"].perturbation == RandomPerturbation(0.03, 0.3)
     assert made["sdarts-adv"].perturbation == AdversarialPerturbation(0.03, 0.3, 7)
     assert made["fairdarts"].relaxation == Sigmoid() and made["fairdarts"].regularizers == (ZeroOne(10.0),)
@@ -62,7 +59,7 @@ def test_what_each_method_is_made_of():
     assert made["gaea"].update == ExponentiatedGradient(0.1)
     assert made["oles"].freezing == Freezing(20, 0.4)
     assert (made["is-darts"].relaxation, made["is-darts"].order) == (Uniform(), 0)
-    assert made["is-darts"].staging == OneByOne()
+    assert made["is-darts"].staging == PruneOneByOne()
     assert made["pdarts"].staging.keep == (1.0, 5 / 8, 3 / 8) and made["pdarts"].staging.anew
     assert made["pdarts"].staging.skip_dropout == (0.1, 0.4, 0.7) and made["pdarts"].warmup == 10 / 25
     assert {name: method.skip_cap for name, method in made.items() if method.skip_cap is not None} == {
@@ -142,7 +139,7 @@ def test_guards_are_on_unless_turned_off():
 
 
 def test_settings_of_a_method():
-    assert published("pcdarts", "quick", method_settings={"parts": "2"}).staging == Whole(2)
+    assert published("pcdarts", "quick", method_settings={"parts": "2"}).staging == SingleStage(2)
     assert published("beta-darts", "quick", method_settings={"end": 10}).regularizers == (BetaDecay(10.0),)
     changed = published("darts", "quick", alphas={"lr": "1e-2", "weight_decay": 0})
     assert (changed.update.lr, changed.update.weight_decay) == (0.01, 0.0)
@@ -150,18 +147,18 @@ def test_settings_of_a_method():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "subject"),
     [
-        ({"method_settings": {"part": 2}}, "method 'pcdarts': no setting 'part'; did you mean 'parts'"),
-        ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5, but must be a whole number"),
-        ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many', but must be a number"),
-        ({"alphas": {"lrr": 1}}, "alphas: no setting 'lrr'; did you mean 'lr'"),
-        ({"guards": {"skip": 1}, "guard": True}, "guards: no setting 'skip'; did you mean 'skip_cap'"),
-        ({"guards": {"skip_cap": 1}}, "guards is set, but"),
+        ({"method_settings": {"part": 2}}, "'part'.*'parts'"),
+        ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5"),
+        ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many'"),
+        ({"alphas": {"lrr": 1}}, "alphas: .*'lrr'.*'lr'"),
+        ({"guards": {"skip": 1}, "guard": True}, "guards: .*'skip'.*'skip_cap'"),
+        ({"guards": {"skip_cap": 1}}, "guards"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_settings_are_refused(settings, subject):
+    with pytest.raises(ConfigError, match=subject):
         published("pcdarts", "quick", **settings)
 
 
@@ -200,10 +197,6 @@ def test_a_function_of_ones_own_is_a_method(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=message):
             published(name, "quick")
 
-
-def test_make_method_refuses_unknown_settings():
-    with pytest.raises(ConfigError, match="no setting 'x'"):
-        make_method("darts", METHODS["darts"], {"x": 1})
 
 
 def test_a_method_of_python_keeps_its_recipe():

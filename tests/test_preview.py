@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from nas.cli import search
 from nas.cli.app import app
-from nas.oneshot.search import CURVATURE
+from nas.oneshot.diagnostics import CURVATURE
 from nas.run.budget import (
     BASELINES,
     FINISH,
@@ -25,7 +25,7 @@ from nas.run.job import Clock
 from nas.run.config import make_config
 from nas.run.pipeline import look
 from nas.run.preparation import prepare
-from nas.show.console import LiveProgress
+from nas.show.progress import LiveProgress
 from nas.training.evaluate import FORWARD
 from tests.jobs import TINY, Recorder
 

@@ -1,15 +1,19 @@
-"""How the alphas move: by Adam, or multiplicatively on the simplex."""
+"""How the alphas follow their gradients: by Adam, or multiplicatively on the simplex of mixture weights.
+
+A rule is a frozen value with its settings; `begin` makes the optimizer that moves the alphas of a search.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
 from nas.errors import ConfigError
 
@@ -23,37 +27,16 @@ class Update(ABC):
 
     lr: float = 3e-4
 
+    on_simplex: ClassVar[bool] = False
+    """Whether the gradient is taken with respect to the mixture weights instead of the alphas."""
+
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"alphas: lr is {self.lr}, but must be a finite number above 0")
 
-    @property
-    def on_simplex(self) -> bool:
-        """Whether the gradient is taken with respect to the mixture weights instead of the alphas."""
-        return False
-
     @abstractmethod
-    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
-        """A run of this rule."""
-
-
-class AlphaOptimizer(ABC):
-    """A rule at work on the alphas."""
-
-    @abstractmethod
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves the parameters."""
-
-    def moved(self) -> Iterable[Tensor]:
-        """All tensors that a step changes beside the parameters."""
-        return ()
-
-    def state(self) -> Mapping[str, Any]:
-        """What the next step depends on beside the parameters."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a rule may have no state
-        """Goes back to a state."""
+    def begin(self, alphas: Sequence[nn.Parameter]) -> Optimizer:
+        """An optimizer of the alphas before its first step."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +60,26 @@ class Adam(Update):
                     f"alphas: {name} is {getattr(self, name)}, but must be a finite number of at least 0"
                 )
 
-    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
-        """Adam with fresh moments."""
-        return _Adam(self, alphas)
+    def begin(self, alphas: Sequence[nn.Parameter]) -> Optimizer:
+        """torch's Adam with fresh moments."""
+        cuda = alphas[0].device.type == "cuda"
+        adam = torch.optim.Adam(
+            alphas,
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            # Otherwise Python counts the steps, and a CUDA graph would not.
+            fused=True if cuda else None,
+            # Without it, Adam refuses to be captured as a graph.
+            capturable=cuda,
+        )
+        if self.clip:
+
+            def clip(*_: object) -> None:
+                nn.utils.clip_grad_norm_(alphas, self.clip)
+
+            adam.register_step_pre_hook(clip)
+        return adam
 
 
 @dataclass(frozen=True)
@@ -93,60 +93,20 @@ class ExponentiatedGradient(Update):
 
     lr: float = 0.1
 
-    @property
-    def on_simplex(self) -> bool:
-        """The gradient is that of the mixture weights."""
-        return True
+    on_simplex: ClassVar[bool] = True
 
-    def begin(self, alphas: Sequence[nn.Parameter]) -> AlphaOptimizer:
-        """The rule has no state."""
-        return _Exponentiated(self, alphas)
+    def begin(self, alphas: Sequence[nn.Parameter]) -> Optimizer:
+        """An optimizer without any state."""
+        return _Exponentiated(alphas, {"lr": self.lr})
 
 
-class _Adam(AlphaOptimizer):
-    def __init__(self, rule: Adam, alphas: Sequence[nn.Parameter]) -> None:
-        self.rule, self.alphas = rule, list(alphas)
-        cuda = self.alphas[0].device.type == "cuda"
-        self.adam = torch.optim.Adam(
-            self.alphas,
-            lr=rule.lr,
-            betas=rule.betas,
-            weight_decay=rule.weight_decay,
-            # Otherwise Python counts the steps, and a CUDA graph would not.
-            fused=True if cuda else None,
-            # Without it, Adam refuses to be captured as a graph.
-            capturable=cuda,
-        )
+class _Exponentiated(Optimizer):
+    """Moves alphas along the gradients of their mixture weights."""
 
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        for alpha, gradient in zip(self.alphas, gradients, strict=True):
-            alpha.grad = gradient
-        if self.rule.clip:
-            nn.utils.clip_grad_norm_(self.alphas, self.rule.clip)
-        self.adam.step()
-        self.adam.zero_grad()
-
-    def moved(self) -> Iterable[Tensor]:
-        return [value for moments in self.adam.state.values() for value in moments.values()]
-
-    def state(self) -> Mapping[str, Any]:
-        return {"adam": self.adam.state_dict()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        saved = dict(state["adam"])
-        # Whether moments are kept for a captured step is this device's business, not that of who saved them.
-        own = {name: self.adam.param_groups[0][name] for name in ("fused", "foreach", "capturable")}
-        saved["param_groups"] = [group | own for group in saved["param_groups"]]
-        self.adam.load_state_dict(saved)
-
-
-class _Exponentiated(AlphaOptimizer):
-    def __init__(self, rule: ExponentiatedGradient, alphas: Sequence[nn.Parameter]) -> None:
-        self.rule, self.alphas = rule, list(alphas)
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for alpha, gradient in zip(self.alphas, gradients, strict=True):
-                alpha.sub_(self.rule.lr * gradient)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
+        for group in self.param_groups:
+            for alphas in group["params"]:
+                alphas.sub_(group["lr"] * alphas.grad)
                 # Edges of different nodes share one vector; their softmax does not see this shift.
-                alpha.sub_(alpha.logsumexp(-1, keepdim=True))
+                alphas.sub_(alphas.logsumexp(-1, keepdim=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.data.task import Split, Task
+from nas.data.task import Split, Task, first_of
 from nas.errors import ConfigError
-from nas.oneshot.discretize import barred as barred_of
-from nas.oneshot.supernet import Supernet, in_training, kept
+from nas.oneshot.discretize import barred as barred_identities
+from nas.oneshot.supernet import Supernet, in_training, preserving
 from nas.seeding import rng
 from nas.space.mixed_op import Mixture, Share, Weighed
+from nas.training.recipe import Recipe
 
 BATCH = 256
 """Images that batch-norm takes its statistics of."""
@@ -55,6 +56,12 @@ class ByPerturbation:
                 "a finite number of at least 0, at least 2, and a share in (0, 1]"
             )
 
+    def recipe(self, weights: Recipe, epochs: int) -> Recipe:
+        """Of the weights while decisions are fixed in so many epochs. weights: that of the search."""
+        lr = weights.lr * self.lr_share
+        lr_min = min(lr, weights.lr_min)
+        return replace(weights, epochs=epochs, lr=lr, lr_min=lr_min, warmup_epochs=0.0, restarts=())
+
 
 def order(supernet: Supernet, seed: int) -> list[int]:
     """The decisions, by position, in the random order in which they are selected."""
@@ -76,8 +83,8 @@ def fix(
     """
     space, events = supernet.space, []
     for i in due:
-        banned = barred_of(space, supernet.alive, i, cap) if cap is not None else ()
-        option = select(supernet, task, settings, i, barred=banned)
+        barred = barred_identities(space, supernet.alive, i, cap) if cap is not None else ()
+        option = select(supernet, task, settings, i, barred=barred)
         events.append(f"{space.decisions[i].name} is {space.decisions[i].options[option]}")
     return events
 
@@ -112,9 +119,9 @@ def accuracy_without(
     """
     name = supernet.space.decisions[decision].name
     with torch.no_grad():
-        mixture = supernet.mixture(supernet.expected(), whole=True)
+        mixture = supernet.expected_mixture()
     left = _without(mixture[name], option)
-    return accuracy(supernet, {**mixture, name: left}, task, _first(task.val, settings.images))
+    return accuracy(supernet, {**mixture, name: left}, task, first_of(task.val, settings.images))
 
 
 def connections(
@@ -144,7 +151,7 @@ def connections(
 def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
     """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
     hits, seen = 0, 0
-    with kept(supernet.network.buffers()), in_training(supernet), torch.no_grad():
+    with preserving(supernet.network.buffers()), in_training(supernet), torch.no_grad():
         for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
             if len(x) > 1:
                 logits = supernet.mix(task.normalise(x), mixture)
@@ -155,14 +162,9 @@ def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> 
 
 def _without(share: Share, option: int | None) -> Share:
     """The share with one option removed, or with all and the channels that bypass them."""
-    inner = share.share if isinstance(share, Weighed) else share
-    row = cast(Tensor, inner)
+    row = cast(Tensor, share.share if isinstance(share, Weighed) else share)
     if option is None:
         return Weighed(row, row.new_zeros(()))
     row = row.clone()
     row[option] = 0.0
     return Weighed(row, share.weight) if isinstance(share, Weighed) else row
-
-
-def _first(split: Split, images: int) -> Split:
-    return Split(split.x[:images], split.y[:images]) if len(split) > images else split

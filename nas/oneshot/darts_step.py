@@ -7,80 +7,105 @@ step can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas.devices import exact
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.supernet import kept, without_gradients
-from nas.seeding import derive, reseed
-from nas.training.cuda_graph import GraphedStep
+from nas.oneshot.methods import Method
+from nas.oneshot.oles import Freezer
+from nas.oneshot.relaxations import Mixtures
+from nas.oneshot.supernet import Supernet, preserving, without_gradients
 from nas.training.evaluate import Batch
-from nas.training.loop import Loop
+from nas.training.loop import Batches, Loop
 from nas.training.optimizer import check_depends, gradients
-from nas.training.recipe import Precision, precision
-
-Points = Sequence[Tensor]
-"""Mixture weights `[E, O]` as in `Supernet.points`."""
+from nas.training.recipe import Precision
 
 
-def darts_step(state: Bilevel, train: Batch, val: Batch | None) -> None:
+class Bilevel(Protocol):
+    """What a step reads and moves of a search: w by `loop`, α by `alpha_optimizer`.
+
+    A loss is a scalar under the mixture of the alphas or under given mixture weights, and the same however
+    often a step asks for it.
+    """
+
+    supernet: Supernet
+    method: Method
+    loop: Loop
+    validation: Batches
+    alpha_optimizer: Optimizer
+    freezer: Freezer | None
+
+    def validation_loss(self, val: Batch, mixture: Mixtures | None = None) -> Tensor:
+        """`L_val(w, α)`."""
+
+    def training_loss(
+        self, train: Batch, mixture: Mixtures | None = None, arithmetic: Precision | None = None
+    ) -> Tensor:
+        """`L_train(w, α)`."""
+
+    def penalty(self) -> Tensor:
+        """What the regularisers add to the loss of α."""
+
+    def perturbed_mixture(self, train: Batch) -> Mixtures | None:
+        """What w is trained under instead of the mixture of the alphas (SDARTS), if anything."""
+
+
+def darts_step(search: Bilevel, train: Batch, val: Batch | None) -> None:
     """Moves the alphas by a validation batch, unless that is None, then the weights by a training batch."""
-    supernet, loop, freezer = state.supernet, state.loop, state.freezer
+    alphas, freezer = search.supernet.architecture(), search.freezer
     if val is not None:
-        state.alpha_optimizer.step(alpha_gradient(state, train, val))
-    with without_gradients(supernet.architecture()):
-        points = perturbed(state, train)
+        for alpha, gradient in zip(alphas, alpha_gradient(search, train, val), strict=True):
+            alpha.grad = gradient
+        search.alpha_optimizer.step()
 
-        def weight_gradient(_: Loop, batch: Batch) -> Tensor:
-            loss = training_loss(state, batch, points)
-            check_depends(loss, loop.step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if freezer is not None:
-                if val is not None:
-                    freezer.watch()
-                freezer.hold()
-            return loop.combined(loss)
+    def weight_gradient(loop: Loop, train: Batch) -> Tensor:
+        loss = search.training_loss(train, mixture)
+        check_depends(loss, loop.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if freezer is not None:
+            if val is not None:
+                freezer.watch()
+            freezer.hold()
+        return loop.combined(loss)
 
-        loop.learn(train, weight_gradient)
+    with without_gradients(alphas):
+        mixture = search.perturbed_mixture(train)
+        search.loop.learn(train, weight_gradient)
 
 
-def alpha_gradient(state: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
+def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
     """`∇α L_val(w', α)`, plus that of the regularisers; one tensor for each of `Supernet.architecture`.
 
     w' are the weights as they are (first order), or one step on (second order, equation 7). Where the rule
-    moves points of the simplex (GAEA), the loss's gradient is with respect to these.
+    moves the mixture on the simplex (GAEA), the loss's gradient is with respect to the mixture weights.
     """
-    method, supernet = state.method, state.supernet
-    alphas, points = supernet.architecture(), None
+    supernet, method, freezer = search.supernet, search.method, search.freezer
+    targets: Sequence[Tensor] = supernet.architecture()
+    mixture: Mixtures | None = None
     if method.update.on_simplex:
-        points = [point.detach().requires_grad_() for point in supernet.points()]
-    order = second_order if method.order == 2 else first_order
-    found = order(state, train, val, points or alphas, points)
-    if not method.regularizers:
-        return found
-    added = gradients(penalty(state), alphas)
-    return [gradient + more for gradient, more in zip(found, added, strict=True)]
-
-
-def first_order(
-    state: Bilevel, _: Batch, val: Batch, targets: Sequence[Tensor], points: Points | None
-) -> list[Tensor]:
-    """`∇α L_val(w, α)`; a freezer is told what the loss wants of the operations' weights, too."""
-    if state.freezer is None:
-        with without_gradients(state.loop.parameters.values()):
-            return _mean(state, validation_loss(state, val, points), targets, state.validation.size)
-    wanted = [*targets, *state.freezer.weights]
-    found = _mean(state, validation_loss(state, val, points), wanted, state.validation.size)
-    state.freezer.note(found[len(targets) :])
-    return found[: len(targets)]
+        targets = mixture = [weights.detach().requires_grad_() for weights in supernet.mixture_weights()]
+    if method.order == 2:
+        found = second_order(search, train, val, targets, mixture)
+    else:
+        watched = [] if freezer is None else freezer.weights
+        with without_gradients([] if watched else search.loop.parameters.values()):
+            found = gradients(search.validation_loss(val, mixture), [*targets, *watched])
+        found = over_ranks(search, found, search.validation)
+        if freezer is not None:
+            freezer.note(found[len(targets) :])
+    gradient = found[: len(targets)]
+    if method.regularizers:
+        added = gradients(search.penalty(), supernet.architecture())
+        gradient = [own + more for own, more in zip(gradient, added, strict=True)]
+    return gradient
 
 
 def second_order(
-    state: Bilevel, train: Batch, val: Batch, targets: Sequence[Tensor], points: Points | None
+    search: Bilevel, train: Batch, val: Batch, targets: Sequence[Tensor], mixture: Mixtures | None
 ) -> list[Tensor]:
     """`∇α L_val(w', α) - ξ (∇α L_train(w⁺, α) - ∇α L_train(w⁻, α)) / 2ε`: equations 7 and 8.
 
@@ -89,17 +114,17 @@ def second_order(
     float32 whatever the recipe says, since their difference is smaller than what bfloat16 rounds off.
     Deviation: batch-norm's running statistics stay as they were.
     """
-    loop, rate = state.loop, state.loop.descent.rate
+    loop, rate = search.loop, search.loop.descent.rate
     weights: list[Tensor] = list(loop.parameters.values())
-    with kept(state.supernet.network.buffers()), kept(weights) as back:
-        moves = _mean(state, training_loss(state, train, points), weights, loop.batch)
+    with preserving(search.supernet.network.buffers()), preserving(weights) as back:
+        moves = over_ranks(search, gradients(search.training_loss(train, mixture), weights), loop.batches)
         loop.descent.direction(moves, loop.weight_decay)
         with torch.no_grad():
             torch._foreach_mul_(moves, rate)
             torch._foreach_sub_(weights, moves)
         del moves
-        loss = validation_loss(state, val, points)
-        found = _mean(state, loss, [*targets, *weights], state.validation.size)
+        found = gradients(search.validation_loss(val, mixture), [*targets, *weights])
+        found = over_ranks(search, found, search.validation)
         direct, vector = found[: len(targets)], found[len(targets) :]
         epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
         torch._foreach_mul_(vector, epsilon)
@@ -109,91 +134,13 @@ def second_order(
             with torch.no_grad():
                 torch._foreach_add_(weights, vector, alpha=side)
             with exact(), without_gradients(loop.parameters.values()):
-                loss = training_loss(state, train, points, "float32")
-                sides.append(_mean(state, loss, targets, loop.batch))
+                found = gradients(search.training_loss(train, mixture, "float32"), targets)
+            sides.append(over_ranks(search, found, loop.batches))
     product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
     return [d - rate * p for d, p in zip(direct, product, strict=True)]
 
 
-def validation_loss(state: Bilevel, val: Batch, points: Points | None = None) -> Tensor:
-    """The cross-entropy of the mixture on a validation batch, a scalar. points: instead of the alphas'."""
-    x, (y, _) = val
-    seed = derive(state.seed, "alpha step", state.loop.step)
-    reseed(seed)
-    with precision(x.device, state.method.weights.precision):
-        logits = _mixed(state, x, points, seed)
-    return F.cross_entropy(logits.float(), y)
-
-
-def training_loss(
-    state: Bilevel, train: Batch, points: Points | None = None, wanted: Precision | None = None
-) -> Tensor:
-    """The recipe's loss of the mixture on a training batch; the same however often a step asks for it."""
-    loop = state.loop
-    reseed(loop.seed_of_step)
-    return loop.loss(train, lambda x: _mixed(state, x, points, loop.seed_of_step), wanted)
-
-
-def penalty(state: Bilevel) -> Tensor:
-    """The regularisers at the coming step's alphas and mixture, a scalar."""
-    supernet, mixed = state.supernet, list[Tensor]()
-    if any(regularizer.reads_mixture for regularizer in state.method.regularizers):
-        reseed(derive(state.seed, "alpha step", state.loop.step))
-        mixed = supernet.points()[: len(supernet.alphas)]
-    alphas = supernet.logits()
-    return torch.stack([r(alphas, mixed, supernet.progress) for r in state.method.regularizers]).sum()
-
-
-def perturbed(state: Bilevel, train: Batch) -> Points | None:
-    """The mixture that the weights are trained under (SDARTS); None for that of the alphas."""
-    perturbation, supernet, loop = state.method.perturbation, state.supernet, state.loop
-    if perturbation is None:
-        return None
-    count = len(supernet.alphas)
-    reseed(derive(state.seed, "perturbation", loop.step))
-    with torch.no_grad():
-        points = supernet.points()
-    edges = points[count:]
-
-    def loss(candidate: Points) -> Tensor:
-        return training_loss(state, train, [*candidate, *edges])
-
-    def mean(candidate: Points) -> Tensor:
-        return loop.team.across(candidate, loss, loop.batch)
-
-    with kept(supernet.network.buffers()), without_gradients(loop.parameters.values()):
-        return [*perturbation(points[:count], mean, supernet.progress), *edges]
-
-
-def _mixed(state: Bilevel, x: Tensor, points: Points | None, seed: int) -> Tensor:
-    """The logits under a mixture, which all ranks draw alike; what the network draws is a rank's own."""
-    supernet = state.supernet
-    under = supernet.points() if points is None else points
-    mixture = supernet.mixture(under, whole=points is not None)
-    state.loop.team.apart(seed)
-    return supernet.mix(x, mixture)
-
-
-def _mean(state: Bilevel, loss: Tensor, inputs: Sequence[Tensor], images: int) -> list[Tensor]:
-    """The gradients of a loss, the mean over a batch of so many images, of which each rank has a part."""
-    return list(state.loop.team.average(gradients(loss, inputs), images))
-
-
-def stepping(state: Bilevel) -> Callable[[], None]:
-    """What does the coming step whenever it is called: draws the batches, then moves alphas and weights.
-
-    On CUDA steps are replayed as graphs where the recipe allows that and a graph can hold them.
-    """
-    loop = state.loop
-
-    def step(batches: tuple[Batch, Batch | None]) -> None:
-        darts_step(state, *batches)
-
-    graphed: Callable[[tuple[Batch, Batch | None]], None] = step
-    if loop.device.type == "cuda" and loop.recipe.graph and loop.team.size == 1:
-        graphed = GraphedStep(step, moved=state.moved, reads=lambda: state.read_by_steps)
-
-    def learn(train: Batch) -> None:
-        graphed((train, state.validation.at(loop.step) if state.moves_alphas else None))
-
-    return lambda: loop.advance(learn)
+def over_ranks(search: Bilevel, found: list[Tensor], batches: Batches) -> list[Tensor]:
+    """The means over a whole batch of gradients that each rank has taken of its part."""
+    team = search.loop.team
+    return found if team.size == 1 else list(team.average(found, batches.size))

@@ -16,17 +16,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nas.data.task import Split, Task
-from nas.oneshot.bilevel import Bilevel
+from nas.data.task import Split, Task, first_of
+from nas.oneshot.darts_step import Bilevel
 from nas.oneshot.discretize import skip_shares
 from nas.oneshot.early_stopping import Growth
 from nas.oneshot.methods import Method
-from nas.oneshot.path_evaluation import accuracies
-from nas.oneshot.supernet import Supernet, in_training, kept, without_gradients
+from nas.oneshot.path_evaluation import score
+from nas.oneshot.supernet import Supernet, in_training, preserving, without_gradients
 from nas.seeding import derive, torch_rng
-from nas.training.gradients import flat, gradients
+from nas.training.evaluate import FORWARD, evaluate
+from nas.training.loop import Loop
+from nas.training.optimizer import flat, gradients
 from nas.training.recipe import is_half, precision, to_layout
 from nas.types import Genotype
+
+ITERATIONS = 10
+"""Of the dominant eigenvalue, at most."""
+_ONCE = re.compile("derivative .* is not implemented|differentiate twice")
+"""What the library says of an operation without second derivatives."""
+LOOKS, CURVATURE = 3.0, 1.2
+"""Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""
+PASSES = 2
+"""Of as many images, to train the weights and the alphas, are a step."""
+Strengths = tuple[NDArray[np.float64], ...]
+"""`[O]` for each decision, how much each option is preferred, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +75,12 @@ class Health:
         return max(self.skip_shares.values(), default=0.0)
 
 
-ITERATIONS = 10
-"""Of the dominant eigenvalue, at most."""
-_ONCE = re.compile("derivative .* is not implemented|differentiate twice")
-"""What the library says of an operation without second derivatives."""
-
-
 class Examiner:
     """Measures the health of a search, the same whenever it is asked.
 
     iterations: at most so many of `dominant_eigenvalue`, which starts where the one before ended. Then one
       for each six steps of an epoch will do, at least two, so that looking takes a fraction of it.
+    direction: where the last one ended.
     trouble: why the eigenvalue cannot be measured; empty while it can.
     """
 
@@ -81,26 +89,31 @@ class Examiner:
         self.direction: list[Tensor] = []
         self.trouble = ""
 
-    def examine(self, state: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float) -> Health:
-        """One epoch's health. val_acc: of the supernet, on the validation split."""
-        supernet = state.supernet
-        epoch = state.loop.step // state.loop.steps_per_epoch
-        seed = derive(state.seed, "health", epoch)
-        sampled = supernet.relaxation.one_at_a_time
-        gap = math.nan if sampled else val_acc - preferred_accuracy(state, genotype, seed)
+    def examine(
+        self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float
+    ) -> Health:
+        """One epoch's health.
+
+        genotype: what the alphas prefer now. before: what they did an epoch before. val_acc: of the supernet,
+        on the validation split.
+        """
+        supernet, loop = search.supernet, search.loop
+        seed = derive(loop.seed, "health", loop.step // loop.steps_per_epoch)
+        sampled = supernet.relaxation.samples_one_path
+        gap = math.nan if sampled else val_acc - preferred_accuracy(search, genotype, seed)
         eigenvalue = math.nan
-        if state.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
-            eigenvalue = self.eigenvalue(state)
+        if search.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
+            eigenvalue = self.eigenvalue(search)
         return Health(
             skip_shares=skip_shares(supernet.space, genotype),
             entropy=entropy(supernet.preferences()),
             eigenvalue=eigenvalue,
-            matching=matching(state, seed, genotype if sampled else None),
+            matching=matching(search, seed, genotype if sampled else None),
             gap=gap,
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
         )
 
-    def eigenvalue(self, state: Bilevel, *, images: int = 0) -> float:
+    def eigenvalue(self, search: Bilevel, *, images: int = 0) -> float:
         """The present one; remembers its direction. images: `curvature_images` unless given.
 
         NaN where an operation of the space cannot be differentiated twice.
@@ -108,7 +121,7 @@ class Examiner:
         if self.trouble:
             return math.nan
         try:
-            return self._eigenvalue(state, images)
+            return self._eigenvalue(search, images)
         except RuntimeError as error:
             if not _ONCE.search(str(error)):
                 raise
@@ -118,10 +131,10 @@ class Examiner:
             )
             return math.nan
 
-    def _eigenvalue(self, state: Bilevel, images: int) -> float:
-        supernet, loop = state.supernet, state.loop
-        seed = derive(state.seed, "eigenvalue")
-        wanted = images or curvature_images(state.method, loop.images, loop.device)
+    def _eigenvalue(self, search: Bilevel, images: int) -> float:
+        supernet, loop = search.supernet, search.loop
+        seed = derive(loop.seed, "eigenvalue")
+        wanted = images or curvature_images(search.method, loop.images, loop.device)
         x, y = _batch(loop.task, loop.task.val, seed, wanted)
         iterations = self.iterations
         if self.direction:
@@ -129,8 +142,8 @@ class Examiner:
         network = supernet.network
         # The library's fast ways of attention have first derivatives only.
         unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
-        with kept(network.buffers()), in_training(supernet), unmoved, twice:
-            logits = supernet.mix(to_layout(x), supernet.mixture(supernet.expected(), whole=True))
+        with preserving(network.buffers()), in_training(supernet), unmoved, twice:
+            logits = supernet.mix(to_layout(x), supernet.expected_mixture())
             loss = F.cross_entropy(logits.float(), y)
             value, self.direction = dominant_eigenvalue(
                 loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed
@@ -143,6 +156,17 @@ def continued(steps_per_epoch: int) -> int:
     return max(2, steps_per_epoch // 6)
 
 
+def monitoring_cost(task: Task, method: Method, *, first: bool) -> float:
+    """Steps that all which is done after an epoch takes about as long as, before it was timed.
+
+    first: whether it is the first epoch, after which the eigenvalue has no direction to begin in.
+    """
+    batch = method.weights.batch
+    later = min(ITERATIONS, continued(len(task.train) // batch))
+    iterations = (ITERATIONS if first else later) if method.learns_alphas else 0
+    return LOOKS + CURVATURE * iterations + FORWARD / PASSES * len(task.val) / batch
+
+
 def curvature_images(method: Method, batch: int, device: torch.device) -> int:
     """How many images the eigenvalue is taken of, so that it needs about the memory of a step.
 
@@ -150,7 +174,12 @@ def curvature_images(method: Method, batch: int, device: torch.device) -> int:
     """
     half = 2 if is_half(device, method.weights.precision) else 1
     again = 2 if method.checkpointing else 1
-    return max(4, batch // (2 * half * again * (4 if method.relaxation.one_at_a_time else 1)))
+    return max(4, batch // (2 * half * again * (4 if method.relaxation.samples_one_path else 1)))
+
+
+def evaluation_images(loop: Loop) -> int:
+    """How many images pass together where nothing is learned, so that it needs about a step's memory."""
+    return min(1024, 8 * loop.images)
 
 
 def dominant_eigenvalue(
@@ -199,32 +228,47 @@ def entropy(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def preferred_accuracy(state: Bilevel, genotype: Genotype, seed: int) -> float:
+def supernet_accuracy(
+    search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf
+) -> float:
+    """Validation accuracy in [0, 1] of the mixture, or of one architecture where one option runs at a time.
+
+    On all validation images, or in a mixture on as many as there is time for.
+    """
+    loop, images = search.loop, evaluation_images(search.loop)
+    if search.supernet.relaxation.samples_one_path:
+        return preferred_accuracy(search, genotype, seed)
+    val, portion_s = loop.task.val, max(1e-9, loop.step_s * FORWARD / PASSES * images / loop.images)
+    if within_s < portion_s * len(val) / images:
+        val = first_of(val, images * max(1, int(within_s / portion_s)))
+    return evaluate(search.supernet, loop.task, val, batch=images)[1]
+
+
+def preferred_accuracy(search: Bilevel, genotype: Genotype, seed: int) -> float:
     """Validation accuracy in [0, 1] of one architecture on the shared weights."""
-    images, task = state.images_at_once, state.loop.task
-    (found,) = accuracies(state.supernet, [genotype], task, calibration=images // 2, seed=seed, images=images)
-    return found
+    images, task = evaluation_images(search.loop), search.loop.task
+    found = score(search.supernet, genotype, task, calibration=images // 2, seed=seed, images=images)
+    return found.accuracy
 
 
-def matching(state: Bilevel, seed: int, genotype: Genotype | None = None) -> float:
+def matching(search: Bilevel, seed: int, genotype: Genotype | None = None) -> float:
     """Cosine of the gradients of training and validation loss with respect to the weights, in [-1, 1].
 
     genotype: the architecture whose loss it is; the whole mixture's unless given.
     """
-    task = state.loop.task
-    ours, theirs = (_gradient(state, split, seed, genotype) for split in (task.train, task.val))
+    task = search.loop.task
+    ours, theirs = (_gradient(search, split, seed, genotype) for split in (task.train, task.val))
     norms = ours.norm() * theirs.norm()
     return float(ours @ theirs / norms) if norms > 0 else 0.0
 
 
-def _gradient(state: Bilevel, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
-    supernet, loop = state.supernet, state.loop
+def _gradient(search: Bilevel, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
+    supernet, loop = search.supernet, search.loop
     x, y = _batch(loop.task, split, seed, loop.images)
-    with kept(supernet.network.buffers()), in_training(supernet):
+    with preserving(supernet.network.buffers()), in_training(supernet):
         with torch.no_grad():
-            whole = supernet.mixture(supernet.expected(), whole=True)
-        mixture = whole if genotype is None else supernet.path(genotype)
-        with precision(x.device, state.method.weights.precision):
+            mixture = supernet.expected_mixture() if genotype is None else supernet.path(genotype)
+        with precision(x.device, loop.recipe.precision):
             logits = supernet.mix(to_layout(x), mixture)
         return flat(gradients(F.cross_entropy(logits.float(), y), list(loop.parameters.values())))
 
@@ -234,10 +278,6 @@ def _batch(task: Task, split: Split, seed: int, size: int) -> tuple[Tensor, Tens
     order = torch.randperm(len(split), generator=torch_rng(seed, "batch"))[:size]
     index = order.to(split.x.device)
     return task.normalise(split.x[index]), split.y[index]
-
-
-Strengths = tuple[NDArray[np.float64], ...]
-"""`[O]` for each decision, how much each option is preferred, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,28 +313,24 @@ class Epoch:
         """As plain values and tensors."""
         return {
             **vars(self),
-            "genotype": list(self.genotype),
             "strengths": [torch.from_numpy(row) for row in self.strengths],
             "health": dataclasses.asdict(self.health),
             "growth": dataclasses.asdict(self.growth),
-            "events": list(self.events),
         }
 
     @classmethod
     def unpacked(cls, record: Mapping[str, Any]) -> Epoch:
         """What `packed` took apart."""
         changed = {
-            "genotype": tuple(record["genotype"]),
             "strengths": tuple(row.numpy() for row in record["strengths"]),
             "health": Health(**record["health"]),
             "growth": Growth(**record["growth"]),
-            "events": tuple(record["events"]),
         }
         return cls(**{**record, **changed})
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class DifferentiableOutcome:
     """What a search ends with.
 
     selected: architectures in the order in which they are preferred: by the method's selection, by the alphas

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from nas.data.task import Task
-from nas.oneshot.path_evaluation import accuracies
+from nas.oneshot.path_evaluation import score
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
 from nas.space.choosers import Slot
 from nas.space.space import Scores, Space
 from nas.types import Genotype
+
+Judge = Callable[[Sequence[Genotype]], Sequence[float]]
+"""How good architectures are, larger is better, e.g. their accuracies on shared weights."""
 
 
 def members(space: Space) -> dict[str, list[int]]:
@@ -39,8 +41,7 @@ def identities(space: Space, genotype: Genotype) -> dict[str, list[int]]:
 
 def skip_shares(space: Space, genotype: Genotype) -> dict[str, float]:
     """The share of identities among the connections of each kind of cell, in [0, 1]."""
-    roles = _roles(space)
-    found = {}
+    roles, found = _roles(space), {}
     for kind, kept in members(space).items():
         connected = [role for i in kept if (role := roles[i][genotype[i]]) != "zero"]
         found[kind] = connected.count("identity") / len(connected) if connected else 0.0
@@ -50,10 +51,6 @@ def skip_shares(space: Space, genotype: Genotype) -> dict[str, float]:
 def keeps_cap(space: Space, genotype: Genotype, cap: int) -> bool:
     """Whether no kind of cell has more than `cap` identities, or nothing else."""
     return not _surplus(space, genotype, cap)
-
-
-Judge = Callable[[Sequence[Genotype]], Sequence[float]]
-"""How good architectures are, larger is better, e.g. their accuracies on shared weights."""
 
 
 def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -> Genotype:
@@ -77,11 +74,10 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
         proper = [o for o, role in enumerate(roles[weakest]) if role == "op" and row[o] > 0]
         if not proper:
             continue
-        rows = [
-            row[o] * np.eye(len(row))[o] if judge is None else row.max() * np.eye(len(row))[o] for o in proper
-        ]
+        heights = [row[o] for o in proper] if judge is None else [row.max()] * len(proper)
+        rows = [height * np.eye(len(row))[o] for o, height in zip(proper, heights, strict=True)]
         others = [space.nearest([*scores[:weakest], r, *scores[weakest + 1 :]]) for r in rows]
-        worth = [float(row[o]) for o in proper] if judge is None else list(judge(others))
+        worth = heights if judge is None else list(judge(others))
         scores[weakest] = rows[worth.index(max(worth))]
 
 
@@ -132,7 +128,7 @@ def by_alphas(
     `judged`, the best ones by accuracy on the shared weights. Then it is also compared with what they
     preferred when they were `healthy`, if that is known.
 
-    images: how many pass at the same time, see `nas.oneshot.path_evaluation.scores`.
+    images: how many pass at the same time, see `nas.oneshot.path_evaluation.score`.
     """
     space, strengths = supernet.space, supernet.strengths()
     now = space.nearest(strengths)
@@ -142,7 +138,8 @@ def by_alphas(
         return capped(space, strengths, cap)
 
     def judge(genotypes: Sequence[Genotype]) -> list[float]:
-        return accuracies(supernet, genotypes, task, calibration=images // 2, seed=seed, images=images)
+        found = [score(supernet, g, task, calibration=images // 2, seed=seed, images=images) for g in genotypes]
+        return [own.accuracy for own in found]
 
     choices = [capped(space, strengths, cap, judge), *([healthy] if healthy else [])]
     worth = judge(choices)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.oneshot.supernet import copied
+from nas.training.checkpoint import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class Guards:
         return after if after <= self.decay_max * (1 + 1e-9) else None
 
 
+def _epochs(share: float, epochs: int) -> int:
+    return max(3, round(share * epochs))
+
+
 @dataclass(frozen=True, slots=True)
 class Growth:
     """mean: of the last eigenvalues; level: above which they have grown too much. NaN after too few."""
@@ -90,19 +94,12 @@ class Growth:
         return self.mean > self.level
 
 
-def _epochs(share: float, epochs: int) -> int:
-    return max(3, round(share * epochs))
-
-
 Moment = tuple[int, int, Any]
 """Epochs and steps done, and the state then."""
 
 
-class Watch:
-    """The eigenvalues since the alphas began to move, a stage began or the search went back.
-
-    epochs: of the search, or of the stage where every one starts anew; the guards' shares refer to it.
-    """
+class EigenvalueMonitor:
+    """The eigenvalues since the alphas began to move, a stage began or the search went back."""
 
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
@@ -114,13 +111,14 @@ class Watch:
     ) -> tuple[Growth, Moment | None]:
         """Takes in one epoch; when it alarms, gives the moment to go back to, all else forgotten.
 
+        epochs: of the search, or of the stage where every one starts anew; the guards' shares refer to it.
         moment: asked for the present one, which is copied to the CPU; None where nobody goes back.
         """
         self._eigenvalues.append(eigenvalue)
         growth = self.guards.growth(self._eigenvalues, epochs)
         if moment is None:
             return growth, None
-        self._moments[epoch] = copied(moment())
+        self._moments[epoch] = unpack(*pack(moment()))
         reach = self.guards.reach(epochs)
         if not growth.alarming:
             self._moments = {at: kept for at, kept in self._moments.items() if at > epoch - reach}

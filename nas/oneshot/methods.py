@@ -22,7 +22,8 @@ from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient, Update
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.oles import Freezing
-from nas.oneshot.regularizers import BetaDecay, PullBack, Regularizer, ZeroOne
+from nas.oneshot.progressive import Progressive, PruneOneByOne, SingleStage, StageSchedule
+from nas.oneshot.regularizers import BetaDecay, L2Anchor, Regularizer, ZeroOne
 from nas.oneshot.relaxations import (
     AdversarialPerturbation,
     Dirichlet,
@@ -35,7 +36,6 @@ from nas.oneshot.relaxations import (
     Softmax,
     Uniform,
 )
-from nas.oneshot.stages import OneByOne, Progressive, Staging, Whole
 from nas.training.recipe import DARTS_SEARCH, Recipe
 
 
@@ -71,7 +71,7 @@ class Method:
     edge_norm: bool = False
     perturbation: Perturbation | None = None
     regularizers: tuple[Regularizer, ...] = ()
-    staging: Staging = Whole()  # noqa: RUF009
+    staging: StageSchedule = SingleStage()  # noqa: RUF009
     freezing: Freezing | None = None
     selection: ByPerturbation | None = None
     skip_cap: int | None = None
@@ -91,7 +91,7 @@ class Method:
             raise ConfigError(f"{self.name}: warmup is {self.warmup}, but must be a share in [0, 1)")
         if self.skip_cap is not None and self.skip_cap < 0:
             raise ConfigError(f"{self.name}: skip_cap is {self.skip_cap}, but must be at least 0")
-        if self.relaxation.one_at_a_time and (self.perturbation is not None or self.update.on_simplex):
+        if self.relaxation.samples_one_path and (self.perturbation is not None or self.update.on_simplex):
             raise ConfigError(
                 f"{self.name}: {type(self.relaxation).__name__} runs one option at a time, whose mixture can "
                 "neither be perturbed nor moved on the simplex; choose another relaxation"
@@ -105,7 +105,7 @@ class Method:
             raise ConfigError(
                 f"{self.name}: order is 0, so that the alphas have no loss; remove regularizers and freezing"
             )
-        if self.freezing is not None and (self.order == 2 or self.relaxation.one_at_a_time):
+        if self.freezing is not None and (self.order == 2 or self.relaxation.samples_one_path):
             raise ConfigError(
                 f"{self.name}: freezing compares the training and validation gradients of all operations at "
                 "the same weights, so it needs order 1 and a relaxation that runs all of them"
@@ -185,7 +185,7 @@ def drnas(
         "drnas",
         relaxation=Dirichlet(),
         update=Adam(alpha_lr, weight_decay=0.0),
-        regularizers=(PullBack(pull),),
+        regularizers=(L2Anchor(pull),),
         staging=Progressive(keep=(1.0, 0.6), parts=(first_parts, last_parts)),
         warmup=warmup,
     )
@@ -193,7 +193,7 @@ def drnas(
 
 def pcdarts(*, parts: int = 4) -> Method:
     """PC-DARTS (Xu et al., ICLR 2020): 1/`parts` of the channels, weighed edges, alphas after 15 epochs."""
-    return Method("pcdarts", update=Adam(6e-4), staging=Whole(parts), edge_norm=True, warmup=0.3)
+    return Method("pcdarts", update=Adam(6e-4), staging=SingleStage(parts), edge_norm=True, warmup=0.3)
 
 
 def sdarts_rs(*, start: float = 0.03, end: float = 0.3) -> Method:
@@ -235,7 +235,7 @@ def gaea(*, parts: int = 4) -> Method:
     not exactly. In NAS-Bench-201, where the paper has all channels, the weights' cosine ends with the search
     and `none` competes, where the code plans 50 epochs, stops after 25, and leaves `none` out.
     """
-    return Method("gaea", update=ExponentiatedGradient(0.1), staging=Whole(parts), edge_norm=parts > 1)
+    return Method("gaea", update=ExponentiatedGradient(0.1), staging=SingleStage(parts), edge_norm=parts > 1)
 
 
 def oles(*, steps: int = 20, threshold: float = 0.4) -> Method:
@@ -250,7 +250,7 @@ def is_darts(*, every: float = 1 / 15) -> Method:
     weights and information come from the training split, in the code from all training images; in the DARTS
     space a mixture's pools are normalised, as in the code of DARTS, and there not.
     """
-    return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
+    return Method("is-darts", relaxation=Uniform(), order=0, staging=PruneOneByOne(every))
 
 
 def pdarts() -> Method:

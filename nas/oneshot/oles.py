@@ -1,4 +1,4 @@
-"""Operation-level early stopping: operations whose training no longer helps validation stop learning."""
+"""Operation-level early stopping (OLES): operations whose training no longer helps validation stop learning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from nas.errors import ConfigError
 from nas.oneshot.supernet import Supernet
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
-from nas.training.gradients import flat
-from nas.training.optimizer import shares
+from nas.training.optimizer import flat, shares
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Freezer:
     All of this is kept on the device, and nothing waits for it, so that one CUDA graph holds every step of a
     search: those in which operations are frozen, too.
 
-    operations: the weights of each, by its path inside the supernet's network.
+    operations: the weights of each, by its path inside the supernet's network. weights: all of them.
     """
 
     def __init__(self, supernet: Supernet, settings: Freezing) -> None:
@@ -78,9 +77,9 @@ class Freezer:
 
     def watch(self) -> None:
         """Takes in one step, whose training gradients are in place; a full window is judged and ends."""
-        known: dict[Tensor, Tensor] = dict(zip(self.weights, self._validation, strict=True))
-        matches = torch.stack([_cosine(weights, known) for weights in self.operations.values()])
-        self._sums.add_(matches)
+        validation = dict(zip(self.weights, self._validation, strict=True))
+        matches = [_cosine(weights, [validation[w] for w in weights]) for weights in self.operations.values()]
+        self._sums.add_(torch.stack(matches))
         self._steps.add_(1)
         full = self._steps >= self.settings.steps
         self._frozen.logical_or_(full & (self._sums / self._steps < self.settings.threshold))
@@ -122,9 +121,9 @@ def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-def _cosine(weights: Sequence[nn.Parameter], validation: Mapping[Tensor, Tensor]) -> Tensor:
+def _cosine(weights: Sequence[nn.Parameter], validation: Sequence[Tensor]) -> Tensor:
     """The cosine of training and validation gradient; 1, which freezes nothing, where there is none."""
-    pairs = [(w.grad, validation[w]) for w in weights if w.grad is not None and w in validation]
+    pairs = [(w.grad, theirs) for w, theirs in zip(weights, validation, strict=True) if w.grad is not None]
     if not pairs:
         return torch.ones((), device=weights[0].device)
     ours, theirs = flat([a for a, _ in pairs]), flat([b for _, b in pairs])

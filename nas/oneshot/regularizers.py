@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
+from nas.oneshot.supernet import Supernet
 from nas.space.cost import cost
 from nas.space.latency import LATENCY, LatencyTable
 from nas.space.space import Space
@@ -26,22 +28,24 @@ from nas.types import Constraint, Genotype
 Rows = Sequence[Tensor]
 Progress = float | Tensor
 """A number, or a scalar on the alphas' device."""
+ADDITIVE = ("params", "macs")
+"""Costs of a network that are the sums of what its options cost."""
+_DRAWS = 200
+"""Random architectures that the mean cost of a space with rules is taken of."""
 
 
 @dataclass(frozen=True)
 class Regularizer(ABC):
     """A term of the alphas' loss, whose numbers are finite."""
 
+    reads_mixture: ClassVar[bool] = True
+    """Whether it depends on the mixture weights, and not on the alphas alone."""
+
     def __post_init__(self) -> None:
         for name in (own.name for own in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, int | float) and not math.isfinite(value):
                 raise ConfigError(f"{type(self).__name__}: {name} is {value}, but must be finite")
-
-    @property
-    def reads_mixture(self) -> bool:
-        """Whether it depends on the mixture weights, and not on the alphas alone."""
-        return True
 
     @abstractmethod
     def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:
@@ -57,10 +61,7 @@ class BetaDecay(Regularizer):
 
     end: float = 25.0
 
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
+    reads_mixture: ClassVar[bool] = False
 
     def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """λ times the mean smooth maximum."""
@@ -81,7 +82,7 @@ class ZeroOne(Regularizer):
 
 
 @dataclass(frozen=True)
-class PullBack(Regularizer):
+class L2Anchor(Regularizer):
     """DrNAS (Chen et al., ICLR 2021), §3.2: keeps the concentrations near 1, `scale / 2 · Σ α²`.
 
     At α = 0 the concentration elu(α) + 1 is 1, the uniform distribution over the simplex. Its gradient is
@@ -90,14 +91,63 @@ class PullBack(Regularizer):
 
     scale: float = 1e-3
 
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
+    reads_mixture: ClassVar[bool] = False
 
     def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """The squared distance."""
         return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
+
+
+@dataclass(frozen=True)
+class KLAnchor(Regularizer):
+    """DrNAS, its other penalty: `scale · Σ over edges KL(Dir(c) ‖ Dir(1))` with c = elu(α) + 1, in nats.
+
+    Of the options that are there, n in a row, a divergence is
+    `log Γ(Σc) - log Γ(n) - Σ log Γ(c) + Σ (c - 1) (ψ(c) - ψ(Σc))`.
+    """
+
+    scale: float = 1e-3
+
+    reads_mixture: ClassVar[bool] = False
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+        """The sum of the divergences."""
+        return self.scale * torch.stack([self._divergence(rows).sum() for rows in alphas]).sum()
+
+    def _divergence(self, alphas: Tensor) -> Tensor:
+        alive = alphas > -torch.inf
+        c = torch.where(alive, F.elu(_finite(alphas)) + 1, 1.0)
+        total, count = (c * alive).sum(-1, keepdim=True), alive.sum(-1, keepdim=True).to(c.dtype)
+        each = (c - 1) * (c.digamma() - total.digamma()) - c.lgamma()
+        return (total.lgamma() - count.lgamma()).squeeze(-1) + (each * alive).sum(-1)
+
+
+@dataclass(frozen=True)
+class Entropy(Regularizer):
+    """The mean entropy of the mixtures, in nats, whose weight grows linearly from 0: decisions become sharp.
+
+    A negative `end` keeps them open instead.
+    """
+
+    end: float = 0.1
+
+    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+        """`end · progress · mean over decisions of -Σ p log p`."""
+        # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
+        rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
+        return self.end * progress * rows.mean()
+
+
+def penalty(regularizers: Sequence[Regularizer], supernet: Supernet) -> Tensor:
+    """What regularisers add to the loss of the alphas of a supernet, a scalar; may draw its mixture."""
+    alphas, weights = supernet.logits(), list[Tensor]()
+    if any(regularizer.reads_mixture for regularizer in regularizers):
+        weights = supernet.mixture_weights()[: len(alphas)]
+    return torch.stack([r(alphas, weights, supernet.progress) for r in regularizers]).sum()
+
+
+def _finite(alphas: Tensor) -> Tensor:
+    return torch.where(alphas > -torch.inf, alphas, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,45 +168,22 @@ class ExpectedCost(Regularizer):
     target: float
     weight: float = 1.0
     metric: str = "macs"
-    _placed: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _on: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def expected(self, weights: Rows) -> Tensor:
         """`fixed + Σ over decisions Σ over options p · cost`, in the metric's unit."""
+        device = weights[0].device
+        if device not in self._on:  # a copy in every step would wait for the device, and not be captured
+            self._on[device] = [cost.to(device) for cost in self.costs]
         parts = [
             (row / row.sum(-1, keepdim=True) * cost).sum()
-            for row, cost in zip(weights, self._on(weights[0].device), strict=True)
+            for row, cost in zip(weights, self._on[device], strict=True)
         ]
         return self.fixed + torch.stack(parts).sum()
-
-    def _on(self, device: torch.device) -> list[Tensor]:
-        """The costs on a device, brought there once: a copy in every step would wait, and not be captured."""
-        if device not in self._placed:
-            self._placed[device] = [cost.to(device) for cost in self.costs]
-        return self._placed[device]
 
     def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
         """`weight · max(0, expected / target - 1)`."""
         return self.weight * F.relu(self.expected(weights) / self.target - 1)
-
-
-def _divergence(alphas: Tensor) -> Tensor:
-    """KL(Dir(c) ‖ Dir(1)) of each row `[E]`, with c = elu(α) + 1 of the options that are there.
-
-    `log Γ(Σc) - log Γ(n) - Σ log Γ(c) + Σ (c - 1) (ψ(c) - ψ(Σc))`.
-    """
-    alive = alphas > -torch.inf
-    c = torch.where(alive, F.elu(_finite(alphas)) + 1, 1.0)
-    total, count = (c * alive).sum(-1, keepdim=True), alive.sum(-1, keepdim=True).to(c.dtype)
-    each = (c - 1) * (c.digamma() - total.digamma()) - c.lgamma()
-    return (total.lgamma() - count.lgamma()).squeeze(-1) + (each * alive).sum(-1)
-
-
-def _finite(alphas: Tensor) -> Tensor:
-    return torch.where(alphas > -torch.inf, alphas, 0.0)
-
-
-ADDITIVE = ("params", "macs")
-_DRAWS = 200
 
 
 def expected_cost(
@@ -179,14 +206,22 @@ def expected_cost(
     """
     check_bound(bound, table)
     if bound.metric != LATENCY:
-        return _penalty(space, *option_costs(space, image_shape, bound.metric), bound, weight)
-    if table is None:
+        fixed, rows = option_costs(space, image_shape, bound.metric)
+    elif table is None or table.base is None:
         raise ConfigError(
             f"constraint {bound}: no latency table is given; nas.space.latency.measure_table makes one"
         )
-    rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
-    assert table.base is not None, "wanted by check_bound"
-    return _penalty(space, table.base, rows, bound, weight)
+    else:
+        fixed = table.base
+        rows = [[table.entries.get(f"{d.name}={o}", 0.0) for o in d.options] for d in space.decisions]
+    least = [min(row) for row in rows]
+    excess = [[c - low for c in row] for row, low in zip(rows, least, strict=True)]
+    share = _share_of_uniform(space, excess)
+    groups: dict[int, list[list[float]]] = {}  # rows of equally many options together, like the alphas
+    for row in excess:
+        groups.setdefault(len(row), []).append([share * c for c in row])
+    costs = [torch.tensor(members, dtype=torch.float32) for members in groups.values()]
+    return ExpectedCost(costs, fixed + sum(least), bound.limit, weight, bound.metric)
 
 
 def check_bound(bound: Constraint, table: LatencyTable | None = None) -> None:
@@ -219,16 +254,7 @@ def option_costs(space: Space, image_shape: Sequence[int], metric: str) -> tuple
     return counted(base), rows
 
 
-def _penalty(
-    space: Space, fixed: float, rows: Sequence[Sequence[float]], bound: Constraint, weight: float
-) -> ExpectedCost:
-    least = [min(row) for row in rows]
-    share = _kept_share(space, [[c - low for c in row] for row, low in zip(rows, least, strict=True)])
-    scaled = [[share * (c - low) for c in row] for row, low in zip(rows, least, strict=True)]
-    return ExpectedCost(_grouped(scaled), fixed + sum(least), bound.limit, weight, bound.metric)
-
-
-def _kept_share(space: Space, rows: Sequence[Sequence[float]]) -> float:
+def _share_of_uniform(space: Space, rows: Sequence[Sequence[float]]) -> float:
     """What random architectures cost beyond the cheapest options, as a share of a uniform mixture."""
     uniform = sum(sum(row) / len(row) for row in rows)
     if space.is_free or not uniform:
@@ -236,11 +262,3 @@ def _kept_share(space: Space, rows: Sequence[Sequence[float]]) -> float:
     rng = np.random.default_rng(0)
     drawn = [space.sample(rng) for _ in range(_DRAWS)]
     return sum(row[o] for g in drawn for row, o in zip(rows, g, strict=True)) / _DRAWS / uniform
-
-
-def _grouped(rows: Sequence[Sequence[float]]) -> list[torch.Tensor]:
-    """Rows of equally many options together, as a supernet groups its alphas."""
-    groups: dict[int, list[Sequence[float]]] = {}
-    for row in rows:
-        groups.setdefault(len(row), []).append(row)
-    return [torch.tensor(members, dtype=torch.float32) for members in groups.values()]

@@ -1,4 +1,4 @@
-"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision.
+"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision; and what perturbs them.
 
 An option that is out of the race has an alpha of minus infinity and gets no weight.
 """
@@ -8,33 +8,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.training.gradients import gradients
+from nas.training.optimizer import gradients
 
 
 @dataclass(frozen=True)
 class Relaxation(ABC):
-    """How a supernet mixes its options."""
+    """How a supernet mixes its options.
 
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
-        return False
+    One of your own is a frozen dataclass with a `mix`, as in `examples/plug/relaxation.py`.
+    """
 
-    @property
-    def competes(self) -> bool:
-        """Whether a decision's options compete for its weight, so that one which does nothing can win."""
-        return True
-
-    @property
-    def draws(self) -> bool:
-        """Whether its mixtures are drawn."""
-        return False
+    samples_one_path: ClassVar[bool] = False
+    """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
+    competes: ClassVar[bool] = True
+    """Whether a decision's options compete for its weight, so that one which does nothing can win."""
+    draws: ClassVar[bool] = False
+    """Whether the mixture weights are random."""
 
     @abstractmethod
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
@@ -48,7 +44,7 @@ class Relaxation(ABC):
         return alphas.softmax(-1)
 
     def expected(self, alphas: Tensor) -> Tensor:
-        """The weights `[E, O]` that the mixture has on the whole, without any draw: what is validated."""
+        """The weights `[E, O]` that the mixture has in the mean, without any draw: what is validated."""
         return self.strength(alphas)
 
 
@@ -72,17 +68,14 @@ class GumbelSoft(Relaxation):
     start: float = 10.0
     end: float = 1.0
 
+    draws: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0 < self.end <= self.start < float("inf"):
             raise ConfigError(
                 f"{type(self).__name__}: temperatures go from {self.start} to {self.end}; wanted finite ones "
                 "above 0 that do not rise"
             )
-
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
 
     def temperature(self, progress: float | Tensor) -> float | Tensor:
         """Linear in the progress."""
@@ -105,10 +98,7 @@ class GumbelHard(GumbelSoft):
 
     end: float = 0.1
 
-    @property
-    def one_at_a_time(self) -> bool:
-        """One option is run for each decision."""
-        return True
+    samples_one_path: ClassVar[bool] = True
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """One-hot rows in value, soft ones in gradient (straight-through)."""
@@ -120,10 +110,7 @@ class GumbelHard(GumbelSoft):
 class Dirichlet(Relaxation):
     """DrNAS (Chen et al., ICLR 2021), §3.2: mixture weights drawn from Dir(elu(α) + 1), reparametrised."""
 
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
+    draws: ClassVar[bool] = True
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """A draw, with the gradients of gamma variates with respect to their concentrations."""
@@ -150,10 +137,7 @@ class Sigmoid(Relaxation):
     A supernet takes `none` out of the race: its gate would get no gradient, and chance would decide.
     """
 
-    @property
-    def competes(self) -> bool:
-        """Each gate opens by itself."""
-        return False
+    competes: ClassVar[bool] = False
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """`σ(α)`; a row need not sum to 1."""
@@ -181,15 +165,28 @@ class Uniform(Relaxation):
         return alive / alive.sum(-1, keepdim=True)
 
 
+@dataclass(frozen=True)
+class UniformPath(Uniform):
+    """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
+
+    samples_one_path: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
+        """One-hot rows without gradient."""
+        # As torch.multinomial does for one draw, but without waiting for the device to check the weights.
+        return _one_hot(self.expected(alphas) / torch.empty_like(alphas).exponential_())
+
+
 def _one_hot(rows: Tensor) -> Tensor:
     """1 at the largest entry of each row, else 0."""
     return torch.zeros_like(rows).scatter_(-1, rows.detach().argmax(-1, keepdim=True), 1.0)
 
 
-Points = Sequence[Tensor]
-"""Mixture weights, `[E, O]` for each set of decisions with equally many options."""
-Loss = Callable[[Points], Tensor]
-"""The training loss of the coming step under any mixture."""
+Mixtures = Sequence[Tensor]
+"""Mixture weights, `[E, O]` for each set of E decisions with equally many options O."""
+Loss = Callable[[Mixtures], Tensor]
+"""The training loss of the coming step under any mixture weights."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class Perturbation(ABC):
         return self.start + (self.end - self.start) * progress
 
     @abstractmethod
-    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:
+    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:
         """The perturbed mixture weights, without gradient; may draw from torch's global stream at first."""
 
 
@@ -222,9 +219,9 @@ class Perturbation(ABC):
 class RandomPerturbation(Perturbation):
     """SDARTS-RS: a uniform draw from the cube around the mixture."""
 
-    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:  # noqa: ARG002
-        """`points + U(-radius, radius)`, on the simplex."""
-        return _moved(points, self.radius(progress))
+    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """`weights + U(-radius, radius)`, on the simplex."""
+        return _randomly_moved(weights, self.radius(progress))
 
 
 @dataclass(frozen=True)
@@ -244,26 +241,21 @@ class AdversarialPerturbation(Perturbation):
         if self.steps < 1:
             raise ConfigError(f"{type(self).__name__}: steps is {self.steps}, but must be at least 1")
 
-    def __call__(self, points: Points, loss: Loss, progress: Tensor) -> list[Tensor]:
+    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:
         """The worst mixture found."""
         radius = self.radius(progress)
-        clean = [point.detach() for point in points]
-        moved = _moved(clean, radius)
+        clean = [rows.detach() for rows in weights]
+        moved = _randomly_moved(clean, radius)
         for _ in range(self.steps):
-            leaves = [point.requires_grad_() for point in moved]
-            found = gradients(loss(leaves), leaves)
+            leaves = [rows.requires_grad_() for rows in moved]
+            ascent = [2 * radius / self.steps * g.sign() for g in gradients(loss(leaves), leaves)]
             moved = [
-                on_simplex(centre + (leaf + step - centre).clamp(-radius, radius), centre)
-                for centre, leaf, step in zip(
-                    clean,
-                    [leaf.detach() for leaf in leaves],
-                    [2 * radius / self.steps * gradient.sign() for gradient in found],
-                    strict=True,
-                )
+                on_simplex(centre + (leaf.detach() + step - centre).clamp(-radius, radius), centre)
+                for centre, leaf, step in zip(clean, leaves, ascent, strict=True)
             ]
         with torch.no_grad():
             worse = loss(moved) >= loss(clean)
-            return [torch.where(worse, point, centre) for point, centre in zip(moved, clean, strict=True)]
+            return [torch.where(worse, rows, centre) for rows, centre in zip(moved, clean, strict=True)]
 
 
 def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
@@ -274,12 +266,11 @@ def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
     alive = before > 0
     cut = torch.where(alive, rows.clamp(0, 1), 0.0)
     total = cut.sum(-1, keepdim=True)
-    largest = torch.where(alive, rows, -torch.inf).argmax(-1, keepdim=True)
-    alone = torch.zeros_like(rows).scatter_(-1, largest, 1.0)
+    alone = _one_hot(torch.where(alive, rows, -torch.inf))
     return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
 
 
-def _moved(points: Points, radius: Tensor) -> list[Tensor]:
-    """Each of them moved by a uniform draw from the cube, on the simplex."""
-    noises = [(2 * torch.rand_like(point) - 1) * radius for point in points]
-    return [on_simplex(point + noise, point) for point, noise in zip(points, noises, strict=True)]
+def _randomly_moved(weights: Mixtures, radius: Tensor) -> list[Tensor]:
+    """Mixture weights moved by a uniform draw from the cube, on the simplex."""
+    noises = [(2 * torch.rand_like(rows) - 1) * radius for rows in weights]
+    return [on_simplex(rows + noise, rows) for rows, noise in zip(weights, noises, strict=True)]

@@ -1,4 +1,4 @@
-"""A differentiable search: epochs of steps, what is looked at after each, and the stages between them.
+"""A differentiable search: epochs of steps, what is measured after each, and the stages between them.
 
 A stage ends with options that drop out; the next one goes on, perhaps with another form of supernet, or
 starts anew. Where the guards see the curvature grow, the search goes back some epochs. After the last stage
@@ -7,51 +7,52 @@ the alphas choose, and a selection, if any, fixes decision after decision while 
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nas.data.task import Task, first_of
+from nas.data.task import Task
 from nas.oneshot import darts_pt
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.darts_step import stepping
+from nas.oneshot.darts_step import darts_step
 from nas.oneshot.diagnostics import (
-    ITERATIONS,
+    DifferentiableOutcome,
     Epoch,
     Examiner,
     Health,
-    Outcome,
     Strengths,
-    continued,
+    evaluation_images,
     lasting,
-    preferred_accuracy,
+    monitoring_cost,
+    supernet_accuracy,
 )
 from nas.oneshot.discretize import by_alphas, keeps_cap, skip_shares
-from nas.oneshot.early_stopping import Growth, Guards, Moment, Watch
+from nas.oneshot.early_stopping import EigenvalueMonitor, Growth, Guards, Moment
 from nas.oneshot.methods import Method
-from nas.oneshot.progressive import inherit, record_fisher, shrink, supernet_of
-from nas.oneshot.stages import Stage, ends, fading
-from nas.oneshot.supernet import Supernet
-from nas.seeding import derive, isolated
+from nas.oneshot.oles import Freezer
+from nas.oneshot.progressive import deepened, fading, inherit, record_fisher, shrink
+from nas.oneshot.regularizers import penalty
+from nas.oneshot.relaxations import Mixtures
+from nas.oneshot.supernet import Supernet, preserving, recompute_cells, without_gradients
+from nas.seeding import derive, isolated, reseed
 from nas.space.space import Space
 from nas.training import resumable
 from nas.training.checkpoint import Checkpoints
-from nas.training.checks import CHECK_STEPS
+from nas.training.cuda_graph import GraphedStep
 from nas.training.ddp import ALONE, Team
-from nas.training.evaluate import FORWARD, evaluate
-from nas.training.pace import Pace
-from nas.training.recipe import Recipe, compressed
+from nas.training.evaluate import Batch
+from nas.training.loop import Batches, Loop
+from nas.training.optimizer import MaskedUpdate
+from nas.training.recipe import Precision, compressed, precision
 from nas.types import Genotype
 from nas.user_code import memory_errors
-
-LOOKS, CURVATURE = 3.0, 1.2
-"""Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""
-PASSES = 2
-"""Of as many images, to train the weights and the alphas, are a step."""
 
 
 def search(
@@ -62,12 +63,11 @@ def search(
     seed: int,
     prepare: Callable[[Supernet], None] | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = 60.0,
     left_s: Callable[[], float] | None = None,
     on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
-) -> Outcome:
+) -> DifferentiableOutcome:
     """Searches a space by gradients, on the device of the task.
 
     prepare: changes the first supernet before it is trained, e.g. its alphas.
@@ -84,39 +84,25 @@ def search(
     with isolated(seed, "search"), memory_errors(what, advice):
         work = Search(space, task, method, seed=seed, team=team, left_s=left_s)
         if prepare is not None:
-            prepare(work.bilevel.supernet)
-        resumable.run(
-            work,
-            what="search",
-            checkpoints=checkpoints,
-            checkpoint_seconds=checkpoint_seconds,
-            on_epoch=on_epoch,
-            stop=stop,
-            team=team,
-        )
+            prepare(work.supernet)
+        resumable.run(work, what="search", checkpoints=checkpoints, on_epoch=on_epoch, stop=stop, team=team)
         return _outcome(work)
 
 
-def looks(task: Task, method: Method, *, first: bool) -> float:
-    """Steps that all which is done after an epoch takes about as long as, before it was timed."""
-    batch = method.weights.batch
-    later = min(ITERATIONS, continued(len(task.train) // batch))
-    iterations = (ITERATIONS if first else later) if method.learns_alphas else 0
-    return LOOKS + CURVATURE * iterations + FORWARD / PASSES * len(task.val) / batch
-
-
 class Search:
-    """A search as a `Resumable`: where it is among its stages, what it moves, and the record of its epochs.
+    """A search as a `Resumable`: what its steps move, where it is among its stages, the record of its epochs.
 
-    bilevel: what the steps of the present stage move.
+    supernet: of the present stage. loop: trains its weights, and counts the stage's steps. alpha_optimizer:
+      moves its alphas by batches of `validation`; moves_alphas: whether the coming steps do, or train the
+      weights only. freezer: which operations have stopped learning (OLES); None where none may.
     done: epochs done on the way to the end, without those that were gone back on; total: of these in all, the
       selection's training included.
     stage: the number of the present one; the selection's training comes after the last. ended: whether
       everything has been chosen.
     preferred: what the alphas chose at their end, strengths: as they were then. healthy: what they preferred
       where the search last went back to.
-    cut: whether the time is over. step_s: what a step took of late, looked_s: what looking after the last
-      epoch took, in seconds; 0 while that is not known.
+    cut: whether the time is over. looked_s: what looking after the last epoch took, in seconds; 0 while that
+      is not known.
     """
 
     def __init__(
@@ -129,10 +115,11 @@ class Search:
         team: Team = ALONE,
         left_s: Callable[[], float] | None = None,
     ) -> None:
+        """As of `search`."""
         self.space, self.task, self.method, self.seed, self.team = space, task, method, seed, team
         options = max(len(d.options) for d in space.decisions)
         self.stages = method.staging.stages(method.weights.epochs, options)
-        self.ends = ends(self.stages)
+        self.ends = list(accumulate(stage.epochs for stage in self.stages))
         self.tuning = 0
         if method.selection is not None:
             self.tuning = max(1, round(method.selection.tune * method.weights.epochs))
@@ -142,119 +129,243 @@ class Search:
         self.strengths: Strengths = ()
         self.healthy: Genotype = ()
         self.ended = self.cut = False
-        self.done = self.stage = 0
-        self.examiner, self.watch = Examiner(), Watch(method.guards or Guards())
-        self.left_s, self.step_s, self.looked_s = left_s, 0.0, 0.0
-        self._pace = Pace()
-        self._steps_before = 0
-        self._enter()
-        self._settings = {**self.bilevel.loop.settings(), "method": method.describe()}
-        self._begin_epoch()
+        self.done, self.steps_before = 0, 0
+        self.examiner, self.monitor = Examiner(), EigenvalueMonitor(method.guards or Guards())
+        self.left_s, self.looked_s = left_s, 0.0
+        self.enter(0)
+        self._settings = {**self.loop.settings(), "method": method.describe()}
+        self.begin_epoch()
+
+    # -- the losses of a step --------------------------------------------------------------------------
+
+    def validation_loss(self, val: Batch, mixture: Mixtures | None = None) -> Tensor:
+        """The cross-entropy on a validation batch, under the mixture of the alphas or under a given one."""
+        x, (y, _) = val
+        with precision(x.device, self.loop.recipe.precision):
+            logits = self._logits(x, mixture, derive(self.loop.seed, "alpha step", self.loop.step))
+        return F.cross_entropy(logits.float(), y)
+
+    def training_loss(
+        self, train: Batch, mixture: Mixtures | None = None, arithmetic: Precision | None = None
+    ) -> Tensor:
+        """The recipe's loss on a training batch, under the mixture of the alphas or under a given one."""
+        seed = self.loop.seed_of_step
+        return self.loop.loss(train, lambda x: self._logits(x, mixture, seed), arithmetic)
+
+    def _logits(self, x: Tensor, mixture: Mixtures | None, seed: int) -> Tensor:
+        """All ranks draw the same mixture; what the network draws is a rank's own."""
+        reseed(seed)
+        weights = self.supernet.mixture_weights() if mixture is None else mixture
+        shares = self.supernet.mixture(weights, full=mixture is not None)
+        if self.team.size > 1:
+            self.team.apart(seed)
+        return self.supernet.mix(x, shares)
+
+    def penalty(self) -> Tensor:
+        """The regularisers at the coming step's alphas and mixture, a scalar."""
+        reseed(derive(self.loop.seed, "alpha step", self.loop.step))
+        return penalty(self.method.regularizers, self.supernet)
+
+    def perturbed_mixture(self, train: Batch) -> Mixtures | None:
+        """The mixture that the weights are trained under (SDARTS); None for that of the alphas."""
+        perturbation, supernet, loop = self.method.perturbation, self.supernet, self.loop
+        if perturbation is None:
+            return None
+        reseed(derive(loop.seed, "perturbation", loop.step))
+        with torch.no_grad():
+            weights = supernet.mixture_weights()
+        mixed, edges = weights[: len(supernet.alphas)], weights[len(supernet.alphas) :]
+
+        def loss(candidate: Mixtures) -> Tensor:
+            return self.training_loss(train, [*candidate, *edges])
+
+        def mean_loss(candidate: Mixtures) -> Tensor:
+            return loop.team.across(candidate, loss, loop.batch)
+
+        with preserving(supernet.network.buffers()), without_gradients(loop.parameters.values()):
+            return [*perturbation(mixed, mean_loss, supernet.progress), *edges]
 
     # -- steps and epochs ------------------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Steps done, with those of earlier stages."""
-        return self._steps_before + self.bilevel.loop.step
+        return self.steps_before + self.loop.step
 
     @property
     def steps(self) -> int:
         """All steps, those of the selection's training included."""
-        return self.step if self.ended else self.total * self.bilevel.loop.steps_per_epoch
+        return self.step if self.ended else self.total * self.loop.steps_per_epoch
 
     @property
     def at_epoch_end(self) -> bool:
         """Whether the last step was the last of its epoch, or there is no time for another one."""
-        return self.cut or self.bilevel.loop.at_epoch_end
+        return self.cut or self.loop.at_epoch_end
 
     def advance(self) -> None:
         """Does one step."""
-        started, loop = time.perf_counter(), self.bilevel.loop
-        after_search = self.stage == len(self.stages)
-        self.bilevel.supernet.progress.fill_(1.0 if after_search else loop.step / loop.steps)
-        self._advance()
-        if loop.device.type == "cuda":
-            self._pace.handed_over(loop.step, waited=loop.step % CHECK_STEPS == 0)
+        loop = self.loop
+        started, train = time.perf_counter(), loop.begin()
+        val = self.validation.at(loop.step) if self.moves_alphas else None
+        self.supernet.progress.fill_(1.0 if self.selects else loop.step / loop.steps)
+        if self._graphed is None:
+            darts_step(self, train, val)
         else:
-            self._pace.took(time.perf_counter() - started)
+            self._graphed((train, val))
+        loop.end_step(started)
         if self.left_s is not None:
-            self.step_s = self._pace.step_s
-            looks_s = self.looked_s or self.step_s * looks(self.task, self.method, first=True)
+            looks_s = self.looked_s or loop.step_s * monitoring_cost(self.task, self.method, first=True)
             self.cut = self.left_s() <= looks_s
 
     def end_epoch(self) -> Sequence[Epoch]:
         """Looks at the search, records the epoch, and goes back or on where it is time."""
-        loss, trained_s = self.bilevel.loop.end_epoch()
-        self._pace.forget()
+        loss, trained_s = self.loop.end_epoch()
         started = time.perf_counter()
         self.done += 1
-        genotype = self.bilevel.supernet.genotype()
-        val_acc = self._validate(genotype)
+        genotype = self.supernet.genotype()
+        within_s = self.left_s() if self.cut and self.left_s is not None else math.inf
+        seed = derive(self.seed, "validate", self.done)
+        val_acc = supernet_accuracy(self, genotype, seed, within_s=within_s)
         if self.cut:  # there is no time to look, and nothing that could be done about it
             health = Health(skip_shares=skip_shares(self.space, genotype))
         else:
             before = self.epochs[-1].genotype if self.epochs else None
-            health = self.examiner.examine(self.bilevel, genotype, before, val_acc)
-        growth, moment = self._look(health.eigenvalue)
+            health = self.examiner.examine(self, genotype, before, val_acc)
+        growth, moment = _look(self, health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
             epochs=self.total,
             genotype=genotype,
-            strengths=tuple(self.bilevel.supernet.strengths()),
+            strengths=tuple(self.supernet.strengths()),
             train_loss=loss,
             val_acc=val_acc,
             seconds=0.0,
             health=health,
             growth=growth,
         )
-        back, events = (None, self._go_on()) if moment is None else self._go_back(growth, moment)
+        back, events = (None, _go_on(self)) if moment is None else _go_back(self, growth, moment)
         trouble = self.examiner.trouble
         if trouble and all(trouble not in earlier.events for earlier in self.epochs):
             events = [trouble, *events]
         if self.cut and not self.ended:
-            events = [*events, "the budget is spent", *self._end_early()]
+            events = [*events, "the budget is spent", *_end_early(self)]
         self.looked_s = time.perf_counter() - started
         seconds = trained_s + self.looked_s
-        self.epochs.append(dataclasses.replace(epoch, events=tuple(events), back=back, seconds=seconds))
-        self._begin_epoch()
+        self.epochs.append(replace(epoch, events=tuple(events), back=back, seconds=seconds))
+        self.begin_epoch()
         return tuple(self.epochs)
 
+    def begin_epoch(self) -> None:
+        """Sets what depends on how far the present stage is."""
+        if self.selects:
+            self.supernet.drop_skips(0.0)
+            self.moves_alphas = self.method.learns_alphas
+            return
+        stage, guards = self.stages[self.stage], self.method.guards
+        at = self.done - (self.ends[self.stage] - stage.epochs)
+        warmup = max(self.method.warmup, guards.warmup if guards is not None else 0.0)
+        rest = min(stage.epochs - 1, round(warmup * stage.epochs))
+        self.moves_alphas = self.method.learns_alphas and at >= rest
+        self.supernet.drop_skips(stage.skip_dropout * fading(at, rest, stage.epochs))
+
+    # -- stages ----------------------------------------------------------------------------------------
+
+    @property
+    def selects(self) -> bool:
+        """Whether the stages are over and a selection is on its way."""
+        return self.stage == len(self.stages)
+
+    def enter(self, number: int, supernet: Supernet | None = None) -> None:
+        """Begins a stage, or the selection's training, with a fresh supernet or with a given one."""
+        method, task, self.stage = self.method, self.task, number
+        stage, fresh = self.stages[min(number, len(self.stages) - 1)], method.staging.fresh
+        if supernet is None:
+            with isolated(self.seed, "supernet", number):
+                space = deepened(self.space, stage.depth)
+                supernet = Supernet(
+                    space, relaxation=method.relaxation, parts=stage.parts, edge_norm=method.edge_norm
+                )
+        self.supernet = supernet.to(task.train.x.device).train()
+        recipe = method.weights
+        if self.selects and method.selection is not None:
+            recipe = method.selection.recipe(recipe, self.tuning)
+        elif fresh:
+            recipe = compressed(recipe, stage.epochs)
+        seed = derive(self.seed, "stage", number if fresh or self.selects else 0)
+        self.loop = Loop(
+            self.supernet.network, task, recipe, seed=seed, split=task.train, team=self.team
+        )
+        recompute_cells(self.supernet, enabled=method.checkpointing)
+        self.validation = Batches(
+            task.val, task, replace(recipe, mixup=0.0), seed=derive(seed, "validation"), team=self.team
+        )
+        self.freezer = None if method.freezing is None else Freezer(self.supernet, method.freezing)
+        if method.relaxation.samples_one_path:
+            self.loop.masked = MaskedUpdate(self.loop.parameters.values())
+        elif self.freezer is not None:
+            self.loop.masked = MaskedUpdate(self.freezer.weights)
+        self.alpha_optimizer = method.update.begin(self.supernet.architecture())
+        self.moves_alphas = method.learns_alphas
+        self._graphed = _graphed(self)
+
     # -- saving ----------------------------------------------------------------------------------------
+
+    def moment(self) -> Moment:
+        """What the steps of the present stage depend on."""
+        return (
+            self.done,
+            self.loop.step,
+            {
+                "loop": self.loop.state(),
+                "alphas": [alpha.detach() for alpha in self.supernet.architecture()],
+                "alive": self.supernet.alive,
+                "alpha_optimizer": self.alpha_optimizer.state_dict()["state"],
+                "freezer": dict(self.freezer.state()) if self.freezer is not None else {},
+            },
+        )
+
+    def go_to(self, moment: Moment) -> None:
+        """Goes to another moment of the present stage."""
+        self.done, step, state = moment
+        self.loop.restore(step, state["loop"])
+        self.supernet.keep(state["alive"])
+        with torch.no_grad():
+            for alpha, saved in zip(self.supernet.architecture(), state["alphas"], strict=True):
+                alpha.copy_(saved)
+        # Whether moments are kept for a captured step is this device's business, not that of who saved them.
+        groups = self.alpha_optimizer.state_dict()["param_groups"]
+        self.alpha_optimizer.load_state_dict({"state": state["alpha_optimizer"], "param_groups": groups})
+        if self.freezer is not None:
+            self.freezer.restore(state["freezer"])
+        self._graphed = _graphed(self)  # what was captured reads tensors that are no longer there
 
     def state(self) -> Mapping[str, Any]:
         """All that the rest depends on."""
         return {
-            "bilevel": self.bilevel.state(),
-            "loop_step": self.bilevel.loop.step,
             "stage": self.stage,
-            "done": self.done,
-            "steps_before": self._steps_before,
+            "moment": self.moment(),
+            "steps_before": self.steps_before,
             "ended": self.ended,
-            "preferred": list(self.preferred),
+            "preferred": self.preferred,
             "strengths": [torch.from_numpy(row) for row in self.strengths],
-            "healthy": list(self.healthy),
-            "direction": list(self.examiner.direction),
-            "watch": self.watch.state(),
+            "healthy": self.healthy,
+            "direction": self.examiner.direction,
+            "monitor": self.monitor.state(),
             "epochs": [epoch.packed() for epoch in self.epochs],
         }
 
-    def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the state has both parts
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the moment has it
         """Goes back to where `state` was taken, in whatever stage that was."""
-        elsewhere = state["stage"] != self.stage
-        self.stage, self.done, self._steps_before = state["stage"], state["done"], state["steps_before"]
-        self.ended, self.preferred = state["ended"], tuple(state["preferred"])
+        self.steps_before, self.ended = state["steps_before"], state["ended"]
+        self.preferred, self.healthy = state["preferred"], state["healthy"]
         self.strengths = tuple(row.numpy() for row in state["strengths"])
-        self.healthy = tuple(state["healthy"])
-        device = self.task.train.x.device
-        self.examiner.direction = [tensor.to(device) for tensor in state["direction"]]
-        self.watch.restore(state["watch"])
+        self.examiner.direction = [tensor.to(self.task.train.x.device) for tensor in state["direction"]]
+        self.monitor.restore(state["monitor"])
         self.epochs = [Epoch.unpacked(record) for record in state["epochs"]]
-        if elsewhere:
-            self._enter()
-        self.bilevel.restore(state["loop_step"], state["bilevel"])
-        self._advance = stepping(self.bilevel)  # what was captured reads tensors that are no longer there
-        self._begin_epoch()
+        if state["stage"] != self.stage:
+            self.enter(state["stage"])
+        self.go_to(state["moment"])
+        self.begin_epoch()
 
     def settings(self) -> Mapping[str, Any]:
         """What must be the same for a checkpoint to be taken up again."""
@@ -262,172 +373,127 @@ class Search:
 
     def replicas(self) -> Iterable[Tensor]:
         """What every process of a team has the same of, to the bit."""
-        return [*self.bilevel.loop.parameters.values(), *self.bilevel.supernet.architecture()]
-
-    # -- looking ---------------------------------------------------------------------------------------
-
-    def _validate(self, genotype: Genotype) -> float:
-        """Accuracy of the mixture, or of the preferred architecture where one option runs at a time.
-
-        On all validation images, or where the time is over, on as many as there is time for.
-        """
-        val, images = self.task.val, self.bilevel.images_at_once
-        if self.bilevel.supernet.relaxation.one_at_a_time:
-            return preferred_accuracy(self.bilevel, genotype, derive(self.seed, "validate", self.done))
-        if self.cut and self.left_s is not None:
-            portion_s = self.step_s * FORWARD / PASSES * images / self.bilevel.loop.images
-            val = first_of(val, images * max(1, int(self.left_s() / max(1e-9, portion_s))))
-        return evaluate(self.bilevel.supernet, self.task, val, batch=images)[1]
-
-    def _look(self, eigenvalue: float) -> tuple[Growth, Moment | None]:
-        """How the curvature has grown while the alphas move; where to go back to when it is too much."""
-        stage = self._present
-        if stage is None or not self.bilevel.moves_alphas:
-            return Growth(), None
-        length = stage.epochs if self.method.staging.fresh else self.ends[-1]
-
-        def now() -> Moment:
-            return self.done, self.bilevel.loop.step, self.bilevel.state()
-
-        guarded = self.method.guards is not None
-        return self.watch.look(self.done, length, abs(eigenvalue), now if guarded else None)
-
-    def _go_back(self, growth: Growth, moment: Moment) -> tuple[int, list[str]]:
-        """To which epoch, and what is done about the growth."""
-        guards, decay = self.watch.guards, self.bilevel.loop.weight_decay
-        back, step, state = moment
-        self.done = back
-        self.bilevel.restore(step, state)
-        self._advance = stepping(self.bilevel)
-        before = self.bilevel.supernet.genotype()
-        if keeps_cap(self.space, before, guards.skip_cap):
-            self.healthy = before
-        grown = growth.mean / growth.level * guards.ratio
-        what = f"the eigenvalue grew by {grown:.2f}: back to epoch {back}"
-        stronger = guards.stronger(decay)
-        if stronger is not None:
-            self.bilevel.loop.weight_decay = stronger
-            return back, [f"{what}, weight decay {decay:.2g} -> {stronger:.2g}"]
-        left_out = self.ends[self.stage] - self.done
-        self.bilevel.loop.step += left_out * self.bilevel.loop.steps_per_epoch
-        self.done += left_out
-        return back, [f"{what}, where the stage ends", *self._go_on()]
-
-    # -- stages ----------------------------------------------------------------------------------------
-
-    @property
-    def _present(self) -> Stage | None:
-        """The present stage; None while the selection's training goes on."""
-        return self.stages[self.stage] if self.stage < len(self.stages) else None
-
-    def _begin_epoch(self) -> None:
-        """Sets what depends on how far the present stage is."""
-        stage = self._present
-        if stage is None:
-            self.bilevel.supernet.drop_skips(0.0)
-            self.bilevel.moves_alphas = self.method.learns_alphas
-            return
-        at = self.done - (self.ends[self.stage] - stage.epochs)
-        guards = self.method.guards
-        warmup = max(self.method.warmup, guards.warmup if guards is not None else 0.0)
-        rest = min(stage.epochs - 1, round(warmup * stage.epochs))
-        self.bilevel.moves_alphas = self.method.learns_alphas and at >= rest
-        self.bilevel.supernet.drop_skips(stage.skip_dropout * fading(at, rest, stage.epochs))
-
-    def _go_on(self) -> list[str]:
-        """Enters the next stage, selects, or ends, where it is time; says what happened."""
-        if self._present is None:
-            tuned = self.done - self.ends[-1]
-            events = self._fix(darts_pt.due(self.bilevel.supernet, self.seed, tuned, of=self.tuning))
-            self.ended = tuned == self.tuning
-            return events
-        if self.done < self.ends[self.stage]:
-            return []
-        if self.stage + 1 < len(self.stages):
-            return self._next_stage()
-        _choose(self)
-        if self.method.selection is None:
-            self.ended = True
-            return []
-        old = self.bilevel
-        self.stage += 1
-        self._steps_before += old.loop.step
-        self._enter(old.supernet)
-        self.bilevel.take_over(old)
-        return self._fix(darts_pt.due(self.bilevel.supernet, self.seed, 0, of=self.tuning))
-
-    def _next_stage(self) -> list[str]:
-        if self.method.staging.by == "fisher":
-            record_fisher(self.bilevel.supernet, self.task)
-        old, now = self.bilevel, self.stages[self.stage]
-        self.stage += 1
-        stage = self.stages[self.stage]
-        events = shrink(self.bilevel.supernet, stage)
-        alive = self.bilevel.supernet.alive
-        if self.method.staging.fresh:
-            self._steps_before += old.loop.step
-            self.examiner.direction = []
-            self._enter()
-            self.bilevel.loop.weight_decay = old.loop.weight_decay
-            self.bilevel.supernet.keep(alive)
-        elif stage.parts != now.parts:
-            self._enter()
-            self.bilevel.take_over(old)
-            inherit(self.bilevel.supernet, old.supernet)
-            self.bilevel.loop.step = old.loop.step
-        self.watch.forget()
-        return [f"stage {self.stage + 1} of {len(self.stages)}: {text}" for text in events]
-
-    def _enter(self, supernet: Supernet | None = None) -> None:
-        """Begins the present stage with a fresh supernet, or with a given one."""
-        stage, anew = self._present, self.method.staging.fresh
-        if supernet is None:
-            with isolated(self.seed, "supernet", self.stage):
-                supernet = supernet_of(self.space, self.method, stage or self.stages[-1])
-        supernet.to(self.task.train.x.device).train()
-        weights = self.method.weights
-        if stage is None:
-            weights = _tuning(self.method, self.tuning)
-        elif anew:
-            weights = compressed(weights, stage.epochs)
-        method = dataclasses.replace(self.method, weights=weights)
-        seed = derive(self.seed, "stage", self.stage if anew or stage is None else 0)
-        self.bilevel = Bilevel.begun(supernet, self.task, method, seed=seed, team=self.team)
-        self._advance = stepping(self.bilevel)
-
-    # -- choosing --------------------------------------------------------------------------------------
-
-    def _end_early(self) -> list[str]:
-        """Chooses at once what the rest of the search would have chosen bit by bit."""
-        self.ended = True
-        if not self.preferred:
-            _choose(self)
-        if self.method.selection is None:
-            return []
-        order, alive = darts_pt.order(self.bilevel.supernet, self.seed), self.bilevel.supernet.alive
-        return self._fix([i for i in order if len(alive[i]) > 1])
-
-    def _fix(self, due: Sequence[int]) -> list[str]:
-        """Fixes decisions by what removing an option costs; says to what."""
-        settings = self.method.selection
-        assert settings is not None
-        return darts_pt.fix(self.bilevel.supernet, self.task, settings, due, cap=self.method.identities)
+        return [*self.loop.parameters.values(), *self.supernet.architecture()]
 
 
-def _outcome(work: Search) -> Outcome:
-    """The end of a search that has no more steps."""
-    settings, supernet, selected = work.method.selection, work.bilevel.supernet, list[Genotype]()
-    if settings is not None and all(len(options) == 1 for options in supernet.alive):
-        with isolated(work.seed, "connections"):  # the same when a search that is over is asked again
-            scored = darts_pt.connections(supernet, work.task, settings, work.strengths)
-        selected.append(work.space.nearest(scored))
-    selected += [work.preferred, *(e.genotype for e in reversed(lasting(work.epochs)))]
-    return Outcome(tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet)
+# -- steps as CUDA graphs ---------------------------------------------------------------------------------
+
+
+def _graphed(work: Search) -> GraphedStep[tuple[Batch, Batch | None]] | None:
+    """A step that is replayed as a graph, on CUDA where the recipe allows that."""
+    if work.loop.device.type != "cuda" or not work.loop.recipe.graph or work.team.size > 1:
+        return None
+    return GraphedStep(
+        lambda batches: darts_step(work, *batches), moved=partial(_moved, work), reads=partial(_reads, work)
+    )
+
+
+def _moved(work: Search) -> list[Tensor]:
+    """All tensors that a step changes."""
+    moments = [value for state in work.alpha_optimizer.state.values() for value in state.values()]
+    frozen = work.freezer.moved() if work.freezer is not None else ()
+    return [*work.loop.moved(), *work.supernet.architecture(), *moments, *frozen]
+
+
+def _reads(work: Search) -> Hashable | None:
+    """What a step reads of Python and may change; None where a CUDA graph cannot hold the coming one."""
+    method, skips = work.method, any(mixed.skip_dropout is not None for mixed in work.supernet.mixed_ops)
+    if method.relaxation.samples_one_path or method.checkpointing:
+        return None
+    # Passes that must draw the same are seeded apart, which a graph cannot hold.
+    alike = method.order == 2 or any(regularizer.reads_mixture for regularizer in method.regularizers)
+    if alike and work.moves_alphas and (method.relaxation.draws or skips):
+        return None
+    return tuple(work.supernet.alive), skips, work.moves_alphas, work.loop.read_by_steps
+
+
+# -- the end of an epoch ----------------------------------------------------------------------------------
+
+
+def _look(work: Search, eigenvalue: float) -> tuple[Growth, Moment | None]:
+    """How the curvature has grown while the alphas move; where to go back to when it is too much."""
+    if work.selects or not work.moves_alphas:
+        return Growth(), None
+    length = work.stages[work.stage].epochs if work.method.staging.fresh else work.ends[-1]
+    moment = work.moment if work.method.guards is not None else None
+    return work.monitor.look(work.done, length, abs(eigenvalue), moment)
+
+
+def _go_back(work: Search, growth: Growth, moment: Moment) -> tuple[int, list[str]]:
+    """To which epoch, and what is done about the growth."""
+    guards, decay = work.monitor.guards, work.loop.weight_decay
+    work.go_to(moment)
+    back, before = work.done, work.supernet.genotype()
+    if keeps_cap(work.space, before, guards.skip_cap):
+        work.healthy = before
+    grown = growth.mean / growth.level * guards.ratio
+    what = f"the eigenvalue grew by {grown:.2f}: back to epoch {back}"
+    stronger = guards.stronger(decay)
+    if stronger is not None:
+        work.loop.weight_decay = stronger
+        return back, [f"{what}, weight decay {decay:.2g} -> {stronger:.2g}"]
+    left_out = work.ends[work.stage] - back
+    work.loop.step += left_out * work.loop.steps_per_epoch
+    work.done += left_out
+    return back, [f"{what}, where the stage ends", *_go_on(work)]
+
+
+def _go_on(work: Search) -> list[str]:
+    """Enters the next stage, selects, or ends, where it is time; says what happened."""
+    if work.selects:
+        tuned = work.done - work.ends[-1]
+        work.ended = tuned == work.tuning
+        return _fix(work, darts_pt.due(work.supernet, work.seed, tuned, of=work.tuning))
+    if work.done < work.ends[work.stage]:
+        return []
+    if work.stage + 1 < len(work.stages):
+        return _next_stage(work)
+    _choose(work)
+    if work.method.selection is None:
+        work.ended = True
+        return []
+    loop, freezer = work.loop, work.freezer
+    work.steps_before += loop.step
+    work.enter(len(work.stages), work.supernet)
+    _take_over(work, loop, freezer)
+    return _fix(work, darts_pt.due(work.supernet, work.seed, 0, of=work.tuning))
+
+
+def _next_stage(work: Search) -> list[str]:
+    if work.method.staging.by == "fisher":
+        record_fisher(work.supernet, work.task)
+    supernet, loop, freezer, now = work.supernet, work.loop, work.freezer, work.stages[work.stage]
+    number, following = work.stage + 1, work.stages[work.stage + 1]
+    events = shrink(supernet, following)
+    if work.method.staging.fresh:
+        work.steps_before += loop.step
+        work.examiner.direction = []
+        work.enter(number)
+        _take_over(work, loop, None)
+        work.supernet.keep(supernet.alive)
+    elif following.parts != now.parts:
+        work.enter(number)
+        _take_over(work, loop, freezer)
+        inherit(work.supernet, supernet)
+        work.loop.step = loop.step
+    work.stage = number
+    work.monitor.forget()
+    return [f"stage {number + 1} of {len(work.stages)}: {text}" for text in events]
+
+
+def _take_over(work: Search, loop: Loop, freezer: Freezer | None) -> None:
+    """Goes on with what the search has learned of its weights: their decay, and which are frozen."""
+    work.loop.weight_decay = loop.weight_decay
+    if work.freezer is not None and freezer is not None:
+        work.freezer.restore(freezer.state())
+
+
+# -- choosing ---------------------------------------------------------------------------------------------
 
 
 def _choose(work: Search) -> None:
     """Lets the alphas choose."""
-    supernet, method = work.bilevel.supernet, work.method
+    supernet, method = work.supernet, work.method
     undecided = any(len(options) > 1 for options in supernet.alive)
     if method.staging.by == "fisher" and undecided:
         record_fisher(supernet, work.task)
@@ -438,15 +504,37 @@ def _choose(work: Search) -> None:
         judged=method.guards is not None,
         healthy=work.healthy,
         seed=derive(work.seed, "cap", work.done),
-        images=work.bilevel.images_at_once,
+        images=evaluation_images(work.loop),
     )
     work.strengths = tuple(supernet.strengths())
 
 
-def _tuning(method: Method, epochs: int) -> Recipe:
-    """Of the weights while a selection fixes decisions."""
-    settings, weights = method.selection, method.weights
+def _fix(work: Search, due: Sequence[int]) -> list[str]:
+    """Fixes decisions by what removing an option costs; says to what."""
+    settings = work.method.selection
     assert settings is not None
-    lr = weights.lr * settings.lr_share
-    lr_min = min(lr, weights.lr_min)
-    return dataclasses.replace(weights, epochs=epochs, lr=lr, lr_min=lr_min, warmup_epochs=0.0, restarts=())
+    return darts_pt.fix(work.supernet, work.task, settings, due, cap=work.method.identities)
+
+
+def _end_early(work: Search) -> list[str]:
+    """Chooses at once what the rest of the search would have chosen bit by bit."""
+    work.ended = True
+    if not work.preferred:
+        _choose(work)
+    if work.method.selection is None:
+        return []
+    order, alive = darts_pt.order(work.supernet, work.seed), work.supernet.alive
+    return _fix(work, [i for i in order if len(alive[i]) > 1])
+
+
+def _outcome(work: Search) -> DifferentiableOutcome:
+    """The end of a search that has no more steps."""
+    settings, supernet, selected = work.method.selection, work.supernet, list[Genotype]()
+    if settings is not None and all(len(options) == 1 for options in supernet.alive):
+        with isolated(work.seed, "connections"):  # the same when a search that is over is asked again
+            scored = darts_pt.connections(supernet, work.task, settings, work.strengths)
+        selected.append(work.space.nearest(scored))
+    selected += [work.preferred, *(e.genotype for e in reversed(lasting(work.epochs)))]
+    return DifferentiableOutcome(
+        tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -12,38 +13,275 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from nas.errors import SpaceError
 from nas.oneshot.relaxations import Relaxation, Softmax
 from nas.space.cell import Cell
 from nas.space.choosers import Candidates
-from nas.space.mixed_op import Drawn, MixedOp, Mixture, Share, Unweighed, Weighed
+from nas.space.mixed_op import Chosen, MixedOp, Mixture, Share, Unweighed, Weighed
 from nas.space.ops import MixtureNorm
 from nas.space.space import Space
 from nas.types import Genotype
 
+T = TypeVar("T")
 
-def extracted(supernet: nn.Module, space: Space, genotype: Genotype) -> nn.Module:
-    """The network of one architecture with a copy of its weights in the network of a supernet.
 
-    It is built by the space anew and given the supernet's form (no affine part), so that loading the weights
-    proves that both come from the same wiring.
+class Supernet(nn.Module):
+    """All architectures of a space in one module.
 
-    Raises:
-        SpaceError: when they do not.
+    alphas: one parameter `[E, O]` for each set of E decisions with equally many options O, in the order of
+      the space's decisions; drawn as 1e-3 N(0, 1) (the code of DARTS).
+    betas: with `edge_norm`, one parameter for each decision; those of the edges into one node of a `Cell`
+      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
+    relaxation: maps alphas to mixture weights.
+    parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
+    progress: share of the search that is done, a scalar in [0, 1] on the device; what is annealed follows it.
+
+    Inside cells and candidates batch-norm has no affine part, which would rescale what the alphas weigh
+    (Liu et al. 2019, §A.1.1).
     """
-    choices = space.choices(genotype)
-    state = supernet.state_dict()
-    shared = {to: state[key].clone() for key, to in used(supernet, choices) if key in state}
-    network = space.network(genotype, meta=True)
-    as_searched(network, outermost(supernet))
-    if differing := sorted(shared.keys() ^ network.state_dict().keys()):
-        raise SpaceError(
-            f"space {space.name!r}: the supernet and the network of {choices} differ in {differing[:3]}; "
-            "build must wire both alike"
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        relaxation: Relaxation | None = None,
+        parts: int = 1,
+        edge_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.space, self.parts = space, parts
+        self.relaxation = relaxation or Softmax()
+        # On the device, since in a CUDA graph numbers would stay what they were.
+        self.progress: Tensor
+        self.skip_dropout: Tensor
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.register_buffer("skip_dropout", torch.zeros(()), persistent=False)
+        self._mixture: dict[str, Share] = {}
+        self.network = space.supernet(_Mixing(self._mixture, parts))
+        # A step asks for them; to look for them among all modules takes longer than a GPU does for the step.
+        self.mixed_ops = [module for module in self.network.modules() if isinstance(module, MixedOp)]
+        as_searched(self.network, outermost(self.network))
+        self._names = [d.name for d in space.decisions]
+        self._rows: dict[int, list[int]] = {}
+        for i, decision in enumerate(space.decisions):
+            self._rows.setdefault(len(decision.options), []).append(i)
+        self.alphas = nn.ParameterList(
+            1e-3 * torch.randn(len(rows), options) for options, rows in self._rows.items()
         )
-    network.load_state_dict(shared, assign=True)
-    return network
+        self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
+        self._into_nodes: Tensor
+        self.register_buffer("_into_nodes", edges_into_nodes(self.network, self._names), persistent=False)
+        for options, rows in self._rows.items():
+            mask = torch.ones(len(rows), options, dtype=torch.bool)
+            self.register_buffer(f"_mask_{options}", mask, persistent=False)
+        self._alive = [tuple(range(len(d.options))) for d in space.decisions]
+        if not self.relaxation.competes:
+            self.keep([_without_zeros(space, i) for i in range(len(self._names))])
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
+        """Images `[B, C, H, W]` to logits `[B, classes]`: of the mixture, or of one architecture's path.
+
+        The mixture is that of the relaxation while training, which may be drawn, and the expected one else.
+        """
+        return self.mix(x, self.mixture() if genotype is None else self.path(genotype))
+
+    def mix(self, x: Tensor, mixture: Mixture) -> Tensor:
+        """The output under any mixture."""
+        self._mixture.update(mixture)
+        out: Tensor | tuple[Tensor, ...] = self.network(x)
+        self._mixture.clear()
+        return out[0] if isinstance(out, tuple) else out
+
+    def mixture(self, weights: Sequence[Tensor] | None = None, *, full: bool = False) -> dict[str, Share]:
+        """What each decision runs under the given mixture weights, else under those of now.
+
+        full: run all options, although the relaxation draws one of them in training.
+        """
+        if weights is None:
+            weights = self.mixture_weights(expected=not self.training)
+        mixed = weights[: len(self.alphas)]
+        rows = _by_decision(mixed, self._rows)
+        shares: list[Unweighed] = [*rows]
+        if not full and self.training and self.relaxation.samples_one_path:  # waits for the device
+            options = map(int, _by_decision([group.argmax(-1).cpu() for group in mixed], self._rows))
+            shares = [Chosen(option, row[option]) for option, row in zip(options, rows, strict=True)]
+        if self.betas is None:
+            return dict(zip(self._names, shares, strict=True))
+        weighed = [Weighed(share, edge) for share, edge in zip(shares, weights[-1], strict=True)]
+        return dict(zip(self._names, weighed, strict=True))
+
+    def expected_mixture(self) -> dict[str, Share]:
+        """All options under the weights that the mixture has in the mean."""
+        return self.mixture(self.mixture_weights(expected=True), full=True)
+
+    def path(self, genotype: Genotype) -> dict[str, Share]:
+        """The mixture that runs one architecture only."""
+        self.space.check(genotype)
+        return dict(zip(self._names, genotype, strict=True))
+
+    # -- what is searched ------------------------------------------------------------------------------
+
+    def architecture(self) -> list[nn.Parameter]:
+        """What a search moves beside the weights: the alphas, and the betas if there are any."""
+        return [*self.alphas, *([self.betas] if self.betas is not None else [])]
+
+    def weights(self) -> list[nn.Parameter]:
+        """Everything trained but the alphas and betas."""
+        return list(self.network.parameters())
+
+    def logits(self) -> list[Tensor]:
+        """The alphas, minus infinity where an option is out of the race."""
+        return [
+            torch.where(mask, alphas, -torch.inf) for mask, alphas in zip(self._masks(), self.alphas, strict=True)
+        ]
+
+    def mixture_weights(self, *, expected: bool = False) -> list[Tensor]:
+        """The relaxed alphas `[E, O]`, and last the edges' weights `[E]` if they are normalised.
+
+        expected: without any draw.
+        """
+        if expected:
+            mixed = [self.relaxation.expected(alphas) for alphas in self.logits()]
+        else:
+            mixed = [self.relaxation.mix(alphas, self.progress) for alphas in self.logits()]
+        return mixed if self.betas is None else [*mixed, _edge_weights(self.betas, self._into_nodes)]
+
+    def preferences(self) -> list[Tensor]:
+        """How much each option is preferred to the others of its decision, `[E, O]` like the alphas."""
+        with torch.no_grad():
+            return [self.relaxation.strength(alphas) for alphas in self.logits()]
+
+    def strengths(self) -> list[NDArray[np.float64]]:
+        """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order.
+
+        Edges that are weighed against each other are preferred by their weight, too.
+        """
+        rows = _by_decision([rows.double().cpu() for rows in self.preferences()], self._rows)
+        edges = [1.0] * len(rows) if self.betas is None else _edge_weights(self.betas, self._into_nodes).tolist()
+        return [row.numpy() * edge for row, edge in zip(rows, edges, strict=True)]
+
+    def genotype(self) -> Genotype:
+        """Discretises: the valid architecture that the alphas prefer."""
+        return self.space.nearest(self.strengths())
+
+    @property
+    def alive(self) -> list[tuple[int, ...]]:
+        """The options still in the race, for each decision in the space's order."""
+        return list(self._alive)
+
+    def keep(self, alive: Sequence[Sequence[int]]) -> None:
+        """Takes all other options out of the race: they get no weight and are not computed."""
+        for name, options in zip(self._names, alive, strict=True):
+            if not options:
+                raise SpaceError(f"decision {name!r}: no option is left; keep at least one")
+        self._alive = [tuple(sorted(options)) for options in alive]
+        for mask, rows in zip(self._masks(), self._rows.values(), strict=True):
+            mask.copy_(torch.tensor([[o in self._alive[i] for o in range(mask.shape[1])] for i in rows]))
+        by_name = dict(zip(self._names, self._alive, strict=True))
+        for mixed in self.mixed_ops:
+            mixed.alive = by_name[mixed.decision]
+
+    def prefer(self, genotypes: Sequence[Genotype]) -> None:
+        """Sets the alphas to the logarithm of how often each option occurs in given architectures.
+
+        A half is added to every count, so that no option is out of the race.
+        """
+        rows = [torch.full((len(d.options),), 0.5) for d in self.space.decisions]
+        for genotype in genotypes:
+            self.space.check(genotype)
+            for row, option in zip(rows, genotype, strict=True):
+                row[option] += 1
+        logs = [(row / row.sum()).log() for row in rows]
+        self.set_alphas([row - row.mean() for row in logs])
+
+    @torch.no_grad()
+    def set_alphas(self, rows: Sequence[Tensor]) -> None:
+        """Sets the alphas to one row `[O]` for each decision in the space's order."""
+        for alphas, members in zip(self.alphas, self._rows.values(), strict=True):
+            alphas.copy_(torch.stack([rows[i] for i in members]))
+
+    def drop_skips(self, probability: float) -> None:
+        """Sets the dropout on identities, in [0, 1)."""
+        self.skip_dropout.fill_(probability)
+        for mixed in self.mixed_ops:
+            mixed.skip_dropout = self.skip_dropout if probability else None
+
+    # -- leaving ---------------------------------------------------------------------------------------
+
+    def extract(self, genotype: Genotype) -> nn.Module:
+        """The stand-alone network of one architecture with a copy of its shared weights.
+
+        It is built by the space anew and given the supernet's form (no affine part), so that loading the
+        weights proves that both come from the same wiring.
+
+        Raises:
+            SpaceError: when they do not, or when only a part of the channels was computed on, so that the
+              weights do not fit.
+        """
+        space, choices = self.space, self.space.choices(genotype)
+        if self.parts > 1:
+            raise SpaceError(
+                f"space {space.name!r}: the supernet computes on 1/{self.parts} of the channels, so no "
+                "stand-alone network has its weights; run supernet(x, genotype) instead"
+            )
+        state = self.network.state_dict()
+        shared = {to: state[key].clone() for key, to in used(self.network, choices) if key in state}
+        network = space.network(genotype, meta=True)
+        as_searched(network, outermost(self.network))
+        if differing := sorted(shared.keys() ^ network.state_dict().keys()):
+            raise SpaceError(
+                f"space {space.name!r}: the supernet and the network of {choices} differ in {differing[:3]}; "
+                "build must wire both alike"
+            )
+        network.load_state_dict(shared, assign=True)
+        return network.train(self.training)
+
+    # -- helpers ---------------------------------------------------------------------------------------
+
+    def _masks(self) -> list[Tensor]:
+        """Which options `[E, O]` are in the race, for each set of alphas."""
+        return [getattr(self, f"_mask_{options}") for options in self._rows]
+
+
+class _Mixing:
+    """The chooser that answers every decision with a `MixedOp`."""
+
+    def __init__(self, mixture: dict[str, Share], parts: int) -> None:
+        self.mixture, self.parts = mixture, parts
+
+    def op(self, name: str, candidates: Candidates) -> nn.Module:
+        return MixedOp(name, candidates, self.mixture, parts=self.parts)
+
+    def value(self, name: str, options: Sequence[T]) -> T:
+        raise SpaceError(f"decision {name!r} chooses among {list(options)}, which no supernet can mix")
+
+
+def _edge_weights(betas: Tensor, into_nodes: Tensor) -> Tensor:
+    """`[E]`, softmaxed over the edges into each node; 1 for what is no edge of a cell."""
+    rows = torch.where(into_nodes, betas, -torch.inf).softmax(-1)
+    return rows.sum(0) + ~into_nodes.any(0)
+
+
+def _by_decision(groups: Sequence[Tensor], rows: Mapping[int, Sequence[int]]) -> list[Tensor]:
+    """Rows of `[E, O]` tensors in the order of the decisions. rows: which these are, by O."""
+    found: dict[int, Tensor] = {}
+    for members, group in zip(rows.values(), groups, strict=True):
+        found |= dict(zip(members, group, strict=True))
+    return [found[i] for i in range(len(found))]
+
+
+def _without_zeros(space: Space, decision: int) -> Sequence[int]:
+    """The options but for `none`, which no gradient reaches; of a decision that has no other, all."""
+    options = space.decisions[decision].options
+    roles = space.trace.roles.get(space.decisions[decision].name, dict.fromkeys(options, "op"))
+    return [o for o, role in enumerate(roles.values()) if role != "zero"] or range(len(options))
+
+
+# -- a network inside a supernet --------------------------------------------------------------------------
 
 
 def as_searched(network: nn.Module, places: Iterable[str] = ()) -> None:
@@ -84,315 +322,32 @@ def outermost(network: nn.Module) -> list[str]:
     return paths
 
 
-def into_nodes(network: nn.Module, names: Sequence[str]) -> list[list[int]]:
-    """The decisions, by position, on the edges into each node of each kind of cell; each in one group."""
-    position = {name: i for i, name in enumerate(names)}
-    found: list[list[int]] = []
-    seen: set[int] = set()
+def edges_into_nodes(network: nn.Module, names: Sequence[str]) -> Tensor:
+    """Which decisions are on the edges into each node of each kind of cell, `[nodes, E]` bool."""
+    nodes: list[set[str]] = []
     for cell in network.modules():
         for incoming in cell.incoming if isinstance(cell, Cell) else ():
-            ops = [op for op in cast(nn.ModuleList, incoming) if isinstance(op, MixedOp)]
-            members = list(dict.fromkeys(position[op.decision] for op in ops))
-            if members and seen.isdisjoint(members):
-                found.append(members)
-                seen.update(members)
-    return found
+            own = {op.decision for op in cast(nn.ModuleList, incoming) if isinstance(op, MixedOp)}
+            if own and not any(own & other for other in nodes):
+                nodes.append(own)
+    rows = [[name in own for name in names] for own in nodes]
+    return torch.tensor(rows, dtype=torch.bool).view(len(nodes), len(names))
 
 
-T = TypeVar("T")
-
-
-class Supernet(nn.Module):
-    """All architectures of a space in one module.
-
-    alphas: one parameter `[E, O]` for each set of E decisions with equally many options O, in the order of
-      the space's decisions; drawn as 1e-3 N(0, 1) (the code of DARTS).
-    betas: with `edge_norm`, one parameter for each decision; those of the edges into one node of a `Cell`
-      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
-    relaxation: maps alphas to mixture weights.
-    parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
-    progress: share of the search that is done, a scalar in [0, 1] on the device; what is annealed follows it.
-
-    Inside cells and candidates batch-norm has no affine part, which would rescale what the alphas weigh
-    (Liu et al. 2019, §A.1.1).
-    """
-
-    def __init__(
-        self,
-        space: Space,
-        *,
-        relaxation: Relaxation | None = None,
-        parts: int = 1,
-        edge_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        self.space, self.parts = space, parts
-        self.relaxation = relaxation or Softmax()
-        # On the device, since in a CUDA graph numbers would stay what they were.
-        self.progress: Tensor
-        self.skip_dropout: Tensor
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
-        self.register_buffer("skip_dropout", torch.zeros(()), persistent=False)
-        self._constants: dict[tuple[torch.device, object], Tensor] = {}
-        self._mixture: dict[str, Share] = {}
-        self.network = space.supernet(_Mixing(self._mixture, parts))
-        # A step asks for them; to look for them among all modules takes longer than a GPU does for the step.
-        self._mixed = [module for module in self.network.modules() if isinstance(module, MixedOp)]
-        as_searched(self.network, outermost(self.network))
-        self._names = [d.name for d in space.decisions]
-        self._rows = _rows([len(d.options) for d in space.decisions])
-        self.alphas = nn.ParameterList(
-            1e-3 * torch.randn(len(rows), options) for options, rows in self._rows.items()
-        )
-        self._nodes = into_nodes(self.network, self._names) if edge_norm else []
-        self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
-        self._alive = [tuple(range(len(d.options))) for d in space.decisions]
-        if not self.relaxation.competes:
-            self.keep(self._without_zeros())
-
-    # -- running ---------------------------------------------------------------------------------------
-
-    def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
-        """Images `[B, C, H, W]` to logits `[B, classes]`: of the mixture, or of one architecture's path.
-
-        The mixture is that of the relaxation while training, which may be drawn, and the expected one else.
-        """
-        return self.mix(x, self.mixture() if genotype is None else self.path(genotype))
-
-    def mix(self, x: Tensor, mixture: Mixture) -> Tensor:
-        """The output under any mixture."""
-        self._mixture.update(mixture)
-        out: Tensor | tuple[Tensor, ...] = self.network(x)
-        self._mixture.clear()
-        return out[0] if isinstance(out, tuple) else out
-
-    def mixture(self, points: Sequence[Tensor] | None = None, *, whole: bool = False) -> dict[str, Share]:
-        """What each decision runs under the given points, else under those of now.
-
-        whole: run all options, although the relaxation draws one of them in training.
-        """
-        if points is None:
-            points = self.points() if self.training else self.expected()
-        mixed = points[: len(self.alphas)]
-        rows = self._by_decision(mixed)
-        shares: list[Unweighed] = list(rows)
-        if not whole and self.training and self.relaxation.one_at_a_time:
-            asked = cache(lambda: [int(o) for o in self._by_decision([p.argmax(-1).cpu() for p in mixed])])
-            shares = [Drawn(row, partial(_item, asked, i)) for i, row in enumerate(rows)]
-        if self.betas is None:
-            return dict(zip(self._names, shares, strict=True))
-        weighed = [Weighed(share, edge) for share, edge in zip(shares, points[-1], strict=True)]
-        return dict(zip(self._names, weighed, strict=True))
-
-    def path(self, genotype: Genotype) -> dict[str, Share]:
-        """The mixture that runs one architecture only."""
-        self.space.check(genotype)
-        return dict(zip(self._names, genotype, strict=True))
-
-    def remixed(self) -> Callable[[], AbstractContextManager[None]]:
-        """A context, for later, in which the parts of the network run under the mixture of now."""
-        now = dict(self._mixture)
-
-        @contextmanager
-        def again() -> Iterator[None]:
-            self._mixture.update(now)
-            try:
-                yield
-            finally:
-                self._mixture.clear()
-
-        return again
-
-    # -- what is searched ------------------------------------------------------------------------------
-
-    def architecture(self) -> list[nn.Parameter]:
-        """What a search moves beside the weights: the alphas, and the betas if there are any."""
-        return [*self.alphas, *([self.betas] if self.betas is not None else [])]
-
-    def weights(self) -> list[nn.Parameter]:
-        """Everything trained but the alphas and betas."""
-        return list(self.network.parameters())
-
-    def logits(self) -> list[Tensor]:
-        """The alphas, minus infinity where an option is out of the race."""
-        return [
-            torch.where(self._mask(rows), alphas, -torch.inf)
-            for rows, alphas in zip(self._rows.values(), self.alphas, strict=True)
-        ]
-
-    def points(self) -> list[Tensor]:
-        """The relaxed alphas `[E, O]`, and last the edges' weights `[E]` if they are normalised."""
-        mixed = [self.relaxation.mix(alphas, self.progress) for alphas in self.logits()]
-        return [*mixed, *self._edges()]
-
-    def expected(self) -> list[Tensor]:
-        """As `points`, but without any draw."""
-        return [*map(self.relaxation.expected, self.logits()), *self._edges()]
-
-    def preferences(self) -> list[Tensor]:
-        """How much each option is preferred to the others of its decision, `[E, O]` like the alphas."""
-        with torch.no_grad():
-            return [self.relaxation.strength(alphas) for alphas in self.logits()]
-
-    def strengths(self) -> list[NDArray[np.float64]]:
-        """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order.
-
-        Edges that are weighed against each other are preferred by their weight, too.
-        """
-        rows = self._by_decision([rows.double().cpu() for rows in self.preferences()])
-        with torch.no_grad():
-            edges = [weight for weights in self._edges() for weight in weights.tolist()]
-        return [row.numpy() * (edges[i] if edges else 1.0) for i, row in enumerate(rows)]
-
-    def genotype(self) -> Genotype:
-        """Discretises: the valid architecture that the alphas prefer."""
-        return self.space.nearest(self.strengths())
-
-    @property
-    def alive(self) -> list[tuple[int, ...]]:
-        """The options still in the race, for each decision in the space's order."""
-        return list(self._alive)
-
-    def keep(self, alive: Sequence[Sequence[int]]) -> None:
-        """Takes all other options out of the race: they get no weight and are not computed."""
-        for name, options in zip(self._names, alive, strict=True):
-            if not options:
-                raise SpaceError(f"decision {name!r}: no option is left; keep at least one")
-        self._alive = [tuple(sorted(options)) for options in alive]
-        by_name = dict(zip(self._names, self._alive, strict=True))
-        for mixed in self.mixed():
-            mixed.alive = by_name[mixed.decision]
-
-    def prefer(self, genotypes: Sequence[Genotype]) -> None:
-        """Sets the alphas to the logarithm of how often each option occurs in given architectures.
-
-        A half is added to every count, so that no option is out of the race.
-        """
-        rows = [torch.full((len(d.options),), 0.5) for d in self.space.decisions]
-        for genotype in genotypes:
-            self.space.check(genotype)
-            for row, option in zip(rows, genotype, strict=True):
-                row[option] += 1
-        with torch.no_grad():
-            for alphas, found in zip(
-                self.alphas, self.grouped([(r / r.sum()).log() for r in rows]), strict=True
-            ):
-                alphas.copy_(found - found.mean(-1, keepdim=True))
-
-    def mixed(self) -> Iterator[MixedOp]:
-        """Every mixed operation; a decision that is asked at several places has several."""
-        yield from self._mixed
-
-    def drop_skips(self, probability: float) -> None:
-        """Sets the dropout on identities, in [0, 1)."""
-        self.skip_dropout.fill_(probability)
-        for mixed in self.mixed():
-            mixed.skip_dropout = self.skip_dropout if probability else None
-
-    def grouped(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """One row `[O]` per decision in the space's order as tensors `[E, O]` like the alphas."""
-        return [torch.stack([rows[i] for i in members]) for members in self._rows.values()]
-
-    # -- leaving ---------------------------------------------------------------------------------------
-
-    def extract(self, genotype: Genotype) -> nn.Module:
-        """The stand-alone network of one architecture with a copy of its shared weights.
-
-        Raises:
-            SpaceError: when only a part of the channels was computed on, so that the weights do not fit.
-        """
-        if self.parts > 1:
-            raise SpaceError(
-                f"space {self.space.name!r}: the supernet computes on 1/{self.parts} of the channels, so no "
-                "stand-alone network has its weights; run supernet(x, genotype) instead"
-            )
-        return extracted(self.network, self.space, genotype).train(self.training)
-
-    # -- helpers ---------------------------------------------------------------------------------------
-
-    def _edges(self) -> list[Tensor]:
-        """The weights of the edges, `[E]`, 1 for what is no edge of a cell; nothing without betas."""
-        if self.betas is None:
-            return []
-        weights = torch.ones_like(self.betas)
-        for members in self._nodes:
-            index = self._constant(tuple(members), partial(torch.tensor, members))
-            weights = weights.index_put((index,), self.betas.index_select(0, index).softmax(0))
-        return [weights]
-
-    def _without_zeros(self) -> list[tuple[int, ...]]:
-        """The options but for `none`, which no gradient reaches; of a decision that has no other, all."""
-        roles = self.space.trace.roles
-        found = []
-        for decision, options in zip(self.space.decisions, self._alive, strict=True):
-            own = list(roles.get(decision.name, dict.fromkeys(decision.options, "op")).values())
-            found.append(tuple(o for o in options if own[o] != "zero") or options)
-        return found
-
-    def _mask(self, rows: Sequence[int]) -> Tensor:
-        """Which options `[E, O]` of some decisions are in the race."""
-        alive = tuple(self._alive[i] for i in rows)
-        options = len(self.space.decisions[rows[0]].options)
-
-        def make() -> Tensor:
-            return torch.tensor([[option in own for option in range(options)] for own in alive])
-
-        return self._constant((*rows, alive), make)
-
-    def _constant(self, name: object, make: Callable[[], Tensor]) -> Tensor:
-        """A constant on the device of the alphas, which is made once: a copy from the host would wait."""
-        key = (self.alphas[0].device, name)
-        if key not in self._constants:
-            self._constants[key] = make().to(key[0])
-        return self._constants[key]
-
-    def _by_decision(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of `[E, O]` tensors in the order of the space's decisions."""
-        found: dict[int, Tensor] = {}
-        for members, group in zip(self._rows.values(), groups, strict=True):
-            found |= dict(zip(members, group, strict=True))
-        return [found[i] for i in range(len(found))]
-
-
-class _Mixing:
-    """The chooser that answers every decision with a `MixedOp`."""
-
-    def __init__(self, mixture: dict[str, Share], parts: int) -> None:
-        self.mixture, self.parts = mixture, parts
-
-    def op(self, name: str, candidates: Candidates) -> nn.Module:
-        return MixedOp(name, candidates, self.mixture, parts=self.parts)
-
-    def value(self, name: str, options: Sequence[T]) -> T:
-        raise SpaceError(f"decision {name!r} chooses among {list(options)}, which no supernet can mix")
-
-
-def _item(options: Callable[[], Sequence[int]], at: int) -> int:
-    return options()[at]
-
-
-def _rows(widths: Sequence[int]) -> dict[int, list[int]]:
-    """Which decisions, by position, have how many options."""
-    rows: dict[int, list[int]] = {}
-    for i, width in enumerate(widths):
-        rows.setdefault(width, []).append(i)
-    return rows
+# -- blocks of code that leave a supernet as it was -------------------------------------------------------
 
 
 @contextmanager
-def kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
+def preserving(tensors: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
     """Runs a block, then gives the tensors back their values; so does calling what the block is given."""
     own = [tensor.detach() for tensor in tensors]
     saved = [torch.empty_like(tensor) for tensor in own]
     _put(saved, own)
-
-    def back() -> None:
-        _put(own, saved)
-
+    restore = partial(_put, own, saved)
     try:
-        yield back
+        yield restore
     finally:
-        back()
+        restore()
 
 
 @torch.no_grad()
@@ -410,29 +365,23 @@ def in_training(network: nn.Module) -> Iterator[None]:
     Batch-norm records none of these statistics: a graph that is to be differentiated twice must not see them
     change.
     """
-    before = {module: module.training for module in network.modules()}
-    rates = {cell: cell.drop_path for cell in network.modules() if isinstance(cell, Cell)}
-    skips = {op: op.skip_dropout for op in network.modules() if isinstance(op, MixedOp)}
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    recording = [norm.track_running_stats for norm in norms]
+    before = [(module, "training", module.training) for module in network.modules()]
+    changed: list[tuple[nn.Module, str, Any, Any]] = []
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            changed.append((module, "track_running_stats", module.track_running_stats, False))
+        elif isinstance(module, Cell):
+            changed.append((module, "drop_path", module.drop_path, 0.0))
+        elif isinstance(module, MixedOp):
+            changed.append((module, "skip_dropout", module.skip_dropout, None))
     network.train()
-    for norm in norms:
-        norm.track_running_stats = False
-    for cell in rates:
-        cell.drop_path = 0.0
-    for op in skips:
-        op.skip_dropout = None
+    for module, name, _, now in changed:
+        setattr(module, name, now)
     try:
         yield
     finally:
-        for module, mode in before.items():
-            module.training = mode
-        for norm, records in zip(norms, recording, strict=True):
-            norm.track_running_stats = records
-        for cell, rate in rates.items():
-            cell.drop_path = rate
-        for op, share in skips.items():
-            op.skip_dropout = share
+        for module, name, value in [*before, *(entry[:3] for entry in changed)]:
+            setattr(module, name, value)
 
 
 @contextmanager
@@ -448,12 +397,38 @@ def without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def copied(state: Any) -> Any:  # noqa: ANN401 - whatever a state is made of
-    """A copy of a state, its tensors on the CPU; of dicts, lists, tuples, tensors and plain values."""
-    if isinstance(state, Tensor):
-        return torch.empty_like(state, device="cpu").copy_(state.detach())
-    if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(copied(value) for value in state)
-    return state
+# -- activation checkpointing -----------------------------------------------------------------------------
+
+
+def recompute_cells(supernet: Supernet, *, enabled: bool) -> None:
+    """Makes the cells of a supernet keep only their inputs while training (Chen et al. 2016), or not."""
+    for cell in supernet.network.modules():
+        if isinstance(cell, Cell):
+            cell.recompute = partial(_recomputed, supernet, cell) if enabled else None
+
+
+def _recomputed(supernet: Supernet, cell: Cell, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def contexts() -> tuple[Any, Any]:
+        return nullcontext(), _SecondPass(supernet, cell)
+
+    out: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    return out
+
+
+class _SecondPass:
+    """The second pass of a cell sees the first one's mixture and leaves the running statistics alone.
+
+    It is entered once for every backward pass through the same graph.
+    """
+
+    def __init__(self, supernet: Supernet, cell: Cell) -> None:
+        self._supernet, self._cell, self._mixture = supernet, cell, dict(supernet._mixture)
+        self._preserved = ExitStack()
+
+    def __enter__(self) -> None:
+        self._supernet._mixture.update(self._mixture)
+        self._preserved.enter_context(preserving(self._cell.buffers()))
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._preserved.close()
+        self._supernet._mixture.clear()

@@ -22,12 +22,14 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     weight = _reaching(weight, (max(x.shape[2:]) - 1) // dilation)
     if weight.shape[-1] == 1:
         return x[:, :, ::stride, ::stride] * weight.view(1, -1, 1, 1)
+    out: Tensor
     known = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
     if stride == 1 and known and (weight.shape[-1] > 3 or dilation > 1):
-        out: Tensor = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
+        out = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
         return out
     if _only_maps_learn(x, weight):
-        return by_fixed(x, weight, stride=stride, dilation=dilation)
+        out = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
+        return out
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups=x.shape[1])
 
 
@@ -52,7 +54,7 @@ class _Depthwise(torch.autograd.Function):
         for_x, for_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             if for_x and not for_weight:
-                return _turned_round(grad, weight, x, 1, ctx.dilation), None, None
+                return _transposed(grad, weight, x, 1, ctx.dilation), None, None
             return *_library(grad, x, weight, ctx.dilation, (for_x, for_weight)), None
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = _forward(grad, weight.flip(2, 3), ctx.dilation) if for_x else None
@@ -66,17 +68,12 @@ def _only_maps_learn(x: Tensor, weight: Tensor) -> bool:
     return as_is and torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
 
 
-def by_fixed(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tensor:
-    """The same with kernels of which no gradient is wanted.
-
-    Its second derivative is one call; of that of the library, each channel is a call of its own.
-    """
-    out: Tensor = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
-    return out
-
-
 class _Fixed(torch.autograd.Function):
-    """As the library does it, but for a gradient that is itself differentiated."""
+    """With kernels of which no gradient is wanted.
+
+    As the library does it, but for a gradient that is itself differentiated: here that is one call, in the
+    library one for each channel.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
@@ -89,13 +86,13 @@ class _Fixed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
         (grad,), (x, weight), (stride, dilation) = grads, ctx.saved_tensors, ctx.form
         if torch.is_grad_enabled():
-            dx: Tensor | None = _turned_round(grad, weight, x, stride, dilation)
+            dx: Tensor | None = _transposed(grad, weight, x, stride, dilation)
         else:
             dx, _ = _library(grad, x, weight, dilation, (True, False), stride=stride)
         return dx, None, None, None
 
 
-def _turned_round(grad: Tensor, weight: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
+def _transposed(grad: Tensor, weight: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
     """The gradient of the maps `x` as an operation whose own gradient is a convolution in one call."""
     padding = dilation * (weight.shape[-1] // 2)
     sides = zip(x.shape[2:], grad.shape[2:], strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,33 +26,7 @@ class Chosen:
     weight: Tensor
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One option that is run alone; which, the device knows, and Python only if it asks and waits.
-
-    row: [O] weights, 0 but for that option. ask: gives the option.
-    """
-
-    row: Tensor
-    ask: Callable[[], int]
-
-    def chosen(self) -> Chosen:
-        """The same, known to Python."""
-        option = self.ask()
-        return Chosen(option, self.row[option])
-
-
-@dataclass(frozen=True)
-class Many:
-    """Another option for each of G groups of equally many images that follow each other in the batch.
-
-    options: [G]
-    """
-
-    options: tuple[int, ...]
-
-
-Unweighed = Tensor | int | Chosen | Drawn | Many
+Unweighed = Tensor | int | Chosen
 
 
 @dataclass(frozen=True)
@@ -69,13 +43,6 @@ class Weighed:
 Share = Unweighed | Weighed
 Mixture = Mapping[str, Share]
 """By decision: mixture weights `[O]` over all options, the index of the one to run, or one of the above."""
-
-
-def chosen_of(mixture: Mixture) -> list[int]:
-    """The options that a mixture runs alone, of the decisions for which it does; waits for the device."""
-    shares = (share.share if isinstance(share, Weighed) else share for share in mixture.values())
-    known = (share.chosen() if isinstance(share, Drawn) else share for share in shares)
-    return [s.option if isinstance(s, Chosen) else s for s in known if isinstance(s, Chosen | int)]
 
 
 @dataclass(frozen=True)
@@ -106,6 +73,7 @@ class MixedOp(nn.Module):
     def __init__(
         self, decision: str, candidates: Candidates, mixture: dict[str, Share], *, parts: int = 1
     ) -> None:
+        """As described. mixture: looked up whenever the operation runs; a supernet changes it."""
         super().__init__()
         self.decision, self.parts = decision, parts
         self.options = tuple(map(str, candidates))
@@ -119,88 +87,49 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to the weighted sum of the candidates, or to the output of the one chosen."""
-        share = self._mixture[self.decision]
-        if isinstance(share, Weighed):
-            return share.weight * self._whole(x, share.share)
-        return self._whole(x, share)
-
-    def terms(self) -> Terms | None:
-        """What the mixture of now runs; None where it differs from one part of the batch to another."""
-        share = self._mixture[self.decision]
-        edge = share.weight if isinstance(share, Weighed) else None
-        inner = share.share if isinstance(share, Weighed) else share
-        if isinstance(inner, Many):
-            return None
-        if isinstance(inner, int):
-            return Terms((inner,), edge=edge)
-        live = tuple(self._live())
-        if isinstance(inner, Drawn):
-            inner = inner.chosen()
-        if isinstance(inner, Chosen):
-            return Terms((inner.option,), inner.weight.view(1), (0,), edge)
-        return Terms(live, inner, live, edge) if live else Terms(self.alive[:1], edge=edge)
-
-    def _live(self) -> list[int]:
-        return [option for option in self.alive if not isinstance(self.ops[option], Zero)]
-
-    def _whole(self, x: Tensor, share: Unweighed) -> Tensor:
-        """On all channels, with those that bypass the candidates."""
+        terms = self.terms()
         if self.parts == 1:
-            return self._mixed(x, share)
-        size = x.shape[1] // self.parts
-        y, rest = self._mixed(x[:, :size], share), x[:, size:]
-        if y.shape[2:] != rest.shape[2:]:
-            rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
-        return shuffled(torch.cat([y, rest], dim=1), self.parts)
+            y = self._mixed(x, terms)
+        else:
+            size = x.shape[1] // self.parts
+            y, rest = self._mixed(x[:, :size], terms), x[:, size:]
+            if y.shape[2:] != rest.shape[2:]:
+                rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
+            y = shuffled(torch.cat([y, rest], dim=1), self.parts)
+        return y if terms.edge is None else terms.edge * y
 
-    def _mixed(self, x: Tensor, share: Unweighed) -> Tensor:
+    def terms(self) -> Terms:
+        """What the mixture of now runs here."""
+        share: Share = self._mixture[self.decision]
+        edge: Tensor | None = None
+        if isinstance(share, Weighed):
+            share, edge = share.share, share.weight
         if isinstance(share, int):
-            return self._run(share, x)
-        if isinstance(share, Drawn):
-            share = share.chosen()
+            return Terms((share,), edge=edge)
         if isinstance(share, Chosen):
-            return share.weight * self._run(share.option, x)
-        if isinstance(share, Many):
-            return self._many(x, share.options)
-        live = self._live()
-        if not live:
-            return self._run(self.alive[0], x)
-        total = share[live[0]] * self._run(live[0], x)
-        for option in live[1:]:
-            total = total + share[option] * self._run(option, x)
+            return Terms((share.option,), share.weight.view(1), (0,), edge)
+        live = tuple(o for o in self.alive if not isinstance(self.ops[o], Zero))
+        return Terms(live, share, live, edge) if live else Terms(self.alive[:1], edge=edge)
+
+    def _mixed(self, x: Tensor, terms: Terms) -> Tensor:
+        total = self._run(terms.options[0], x)
+        if terms.row is None:
+            return total
+        total = terms.row[terms.at[0]] * total
+        for option, at in zip(terms.options[1:], terms.at[1:], strict=True):
+            total = total + terms.row[at] * self._run(option, x)
         return total
-
-    def _many(self, x: Tensor, options: tuple[int, ...]) -> Tensor:
-        """Every option once, on all groups that chose it."""
-        if len(distinct := sorted(set(options))) == 1:
-            return self._run(distinct[0], x)
-        groups, found = x.chunk(len(options)), dict[int, Tensor]()
-        for option in distinct:
-            rows = [g for g, chosen in enumerate(options) if chosen == option]
-            # Not by an index, which would be copied to the device and waited for.
-            y = self._on(rows, option, torch.cat([groups[row] for row in rows]))
-            found |= zip(rows, y.chunk(len(rows)), strict=True)
-        return torch.cat([found[g] for g in range(len(options))])
-
-    def _on(self, rows: list[int], option: int, x: Tensor) -> Tensor:
-        """One option on some groups; decisions inside of it see these groups only."""
-        whole = dict(self._mixture)
-        for module in self.ops[option].modules():
-            if isinstance(module, MixedOp) and isinstance(share := whole[module.decision], Many):
-                self._mixture[module.decision] = Many(tuple(share.options[row] for row in rows))
-        y = self._run(option, x)
-        self._mixture.update(whole)
-        return y
 
     def _run(self, option: int, x: Tensor) -> Tensor:
         op = self.ops[option]
         y = cast(Tensor, op(x))
-        return self.dropped(y) if self.training and isinstance(op, nn.Identity) else y
+        if self.skip_dropout is None or not self.training or not isinstance(op, nn.Identity):
+            return y
+        return self.dropped(y)
 
     def dropped(self, x: Tensor) -> Tensor:
         """Zeroes entries with the probability of `skip_dropout`, scaling the others to keep the mean."""
-        if self.skip_dropout is None:
-            return x
+        assert self.skip_dropout is not None
         keep = 1 - self.skip_dropout
         return x * (torch.rand_like(x, dtype=torch.float32) < keep) / keep
 

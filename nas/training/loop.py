@@ -128,9 +128,12 @@ class Loop:
 
     def advance(self, learn: Callable[[Batch], None] | None = None) -> None:
         """Does one step. learn: what it does with its batch; `Loop.learn` unless given."""
-        started = time.perf_counter()
-        batch = self.begin()
+        started, batch = time.perf_counter(), self.begin()
         (learn or self.learn)(batch)
+        self.end_step(started)
+
+    def end_step(self, started: float) -> None:
+        """Counts the step that began at `started` by `time.perf_counter`; checks its outcome now and then."""
         self.step += 1
         if looks := self.step % CHECK_STEPS == 0:
             self._check_finite()

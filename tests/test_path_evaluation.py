@@ -1,4 +1,4 @@
-"""Many architectures in one batch: the same as each by itself with its own batch-norm statistics."""
+"""Architectures on shared weights: each scores as its own network with its own batch-norm statistics."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.oneshot.path_evaluation import accuracies, scores
+from nas.oneshot.path_evaluation import score
 from nas.oneshot.path_training import train_shared
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng, torch_rng
@@ -47,15 +47,14 @@ def one_by_one(supernet, genotype, *, seed, calibration):
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("images", [150, 400, 5000])
+@pytest.mark.parametrize("images", [50, 5000])
 def test_each_architecture_scores_as_its_own_network_would(space, images):
     supernet, draw = trained(space), rng(0)
-    genotypes = [space.sample(draw) for _ in range(5)]
-    found = scores(supernet, genotypes, TASK, calibration=100, seed=3, images=images)
-    for genotype, score in zip(genotypes, found, strict=True):
+    for genotype in [space.sample(draw) for _ in range(5)]:
+        found = score(supernet, genotype, TASK, calibration=100, seed=3, images=images)
         loss, accuracy = one_by_one(supernet, genotype, seed=3, calibration=100)
-        assert score.accuracy == pytest.approx(accuracy, abs=1 / len(TASK.val) + 1e-6)
-        assert score.loss == pytest.approx(loss, rel=2e-3)
+        assert found.accuracy == pytest.approx(accuracy, abs=1 / len(TASK.val) + 1e-6)
+        assert found.loss == pytest.approx(loss, rel=2e-3)
 
 
 def test_a_norm_for_mixtures_passes_through_where_nothing_is_mixed():
@@ -65,7 +64,7 @@ def test_a_norm_for_mixtures_passes_through_where_nothing_is_mixed():
         return nn.Sequential(stem, choose.op("conv", options), nn.Flatten(), nn.Linear(64, 10))
 
     supernet = trained(Space("pooled", build))
-    (found,) = scores(supernet, [(1,)], TASK, calibration=100, seed=3)
+    found = score(supernet, (1,), TASK, calibration=100, seed=3)
     loss, _ = evaluate(supernet.extract((1,)), TASK, TASK.val)
     assert found.loss == pytest.approx(loss, rel=2e-3)
 
@@ -75,7 +74,7 @@ def test_statistics_of_the_mixture_would_fit_worse():
     space = SPACES["nasbench201"]
     supernet, draw = trained(space, epochs=12), rng(1)
     genotypes = [space.sample(draw) for _ in range(10)]
-    own = sum(accuracies(supernet, genotypes, TASK, seed=0))
+    own = sum(score(supernet, g, TASK, seed=0).accuracy for g in genotypes)
     shared = sum(evaluate(supernet.extract(g), TASK, TASK.val)[1] for g in genotypes)
     assert own > shared + 0.5
 
@@ -83,42 +82,23 @@ def test_statistics_of_the_mixture_would_fit_worse():
 def test_nothing_of_the_supernet_changes():
     supernet = trained(SPACES["nasbench201"])
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    accuracies(supernet, [(3,) * 6, (1,) * 6], TASK, seed=0)
+    score(supernet, (3,) * 6, TASK, seed=0)
     assert supernet.training and all(module.training for module in supernet.modules())
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
-    assert not any("forward" in vars(module) for module in supernet.modules())
-
-
-def test_the_layers_are_put_back_after_a_failure(monkeypatch):
-    supernet = trained(SPACES["nasbench201"])
-    monkeypatch.setattr(supernet, "mix", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        accuracies(supernet, [(3,) * 6], TASK, seed=0)
-    assert not any("forward" in vars(module) for module in supernet.modules())
-
-
-def test_the_order_and_the_company_do_not_matter():
-    space = SPACES["nasbench201"]
-    supernet, draw = trained(space), rng(2)
-    genotypes = [space.sample(draw) for _ in range(4)]
-    together = scores(supernet, genotypes, TASK, seed=1)
-    backwards = scores(supernet, genotypes[::-1], TASK, seed=1)[::-1]
-    alone = [scores(supernet, [g], TASK, seed=1)[0] for g in genotypes]
-    for a, b, c in zip(together, backwards, alone, strict=True):
-        assert a.loss == pytest.approx(b.loss, rel=1e-4) == pytest.approx(c.loss, rel=1e-4)
+    assert {m.momentum for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
 
 
 def test_partial_channels_have_paths_too():
     space = load("nasbench201", width=8, cells=1, in_channels=1)
     supernet = trained(space, parts=2)
-    assert all(0 <= a <= 1 for a in accuracies(supernet, [(3,) * 6, (1,) * 6], TASK, seed=0))
+    assert 0 <= score(supernet, (3,) * 6, TASK, seed=0).accuracy <= 1
 
 
 def test_what_is_no_architecture_is_refused():
     with pytest.raises(SpaceError, match="option 9"):
-        accuracies(trained(SPACES["nasbench201"]), [(9,) * 6], TASK, seed=0)
+        score(trained(SPACES["nasbench201"]), (9,) * 6, TASK, seed=0)
 
 
 def test_statistics_need_two_images():
     with pytest.raises(ConfigError, match="calibration is 1"):
-        accuracies(trained(SPACES["nasbench201"]), [(3,) * 6], TASK, calibration=1, seed=0)
+        score(trained(SPACES["nasbench201"]), (3,) * 6, TASK, calibration=1, seed=0)

@@ -6,10 +6,9 @@ from smooth import RECIPE, make_task, smooth
 from torch import nn
 
 from nas.errors import ConfigError
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.darts_step import stepping
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer, Freezing, operations
+from nas.oneshot.search import Search
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated
 from nas.space.loading import load
@@ -23,17 +22,17 @@ def supernet(space=None):
         return Supernet(space or smooth()).train()
 
 
-def test_operations_are_the_candidates_with_weights_at_every_place():
-    assert len(operations(supernet())) == 6 * 2
+def searching(**settings):
+    return Search(smooth(), make_task(), Method("t", RECIPE, freezing=Freezing(**settings)), seed=0)
+
+
+def test_operations_are_the_candidates_with_weights_at_every_place_but_skips_that_reduce():
+    """Those have weights, but are no rivals of skips: so in the released code, too."""
     net = supernet(load("nasbench201", width=4, cells=2, in_channels=1))
     found = operations(net)
-    assert len(found) == 6 * 6 * 2
+    assert len(found) == 6 * 6 * 2 and len(operations(supernet())) == 6 * 2
     inside = {id(p) for weights in found.values() for p in weights}
-    assert inside == {id(p) for mixed in net.mixed() for p in mixed.parameters()}
-
-
-def test_skips_that_reduce_are_never_frozen():
-    """They have weights, but are no rivals of skips: so in the released code, too."""
+    assert inside == {id(p) for mixed in net.mixed_ops for p in mixed.parameters()}
     net = supernet(load("darts", width=4, cells=3, in_channels=1))
     modules = {name: module for name, module in net.network.named_modules() if isinstance(module, MixedOp)}
     strided = [name for name, mixed in modules.items() if isinstance(mixed.ops[3], FactorizedReduce)]
@@ -43,28 +42,13 @@ def test_skips_that_reduce_are_never_frozen():
     assert all(f"{name}.ops.{option}" in found for name in strided for option in (4, 5, 6, 7))
 
 
-def test_operations_are_found_in_one_walk(monkeypatch):
-    """A supernet has thousands of modules; a walk for each of them took seconds."""
-    net = supernet()
-    walks, walk = [], torch.nn.Module.named_modules
-
-    def counted(self, *args, **options):
-        walks.append(self)
-        return walk(self, *args, **options)
-
-    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
-    operations(net)
-    assert sum(module is net.network for module in walks) == 1
-
-
 def seen(freezer, validation):
     freezer.note([validation[weight] for weight in freezer.weights])
     freezer.watch()
 
 
 def test_an_operation_below_the_threshold_is_frozen_after_so_many_steps():
-    net = supernet()
-    freezer = Freezer(net, Freezing(steps=3, threshold=0.4))
+    freezer = Freezer(supernet(), Freezing(steps=3, threshold=0.4))
     paths = list(freezer.operations)
     for step in range(3):
         validation = {}
@@ -83,8 +67,7 @@ def test_an_operation_below_the_threshold_is_frozen_after_so_many_steps():
 
 
 def test_a_match_is_the_cosine_over_all_weights_of_an_operation():
-    net = supernet()
-    freezer = Freezer(net, Freezing(steps=1, threshold=0.5))
+    freezer = Freezer(supernet(), Freezing(steps=1, threshold=0.5))
     torch.manual_seed(3)
     validation, wanted = {}, []
     for weights in freezer.operations.values():
@@ -99,37 +82,34 @@ def test_a_match_is_the_cosine_over_all_weights_of_an_operation():
 
 
 def test_frozen_weights_stand_still_while_alphas_and_others_move():
-    net = supernet()
-    loop = Bilevel.begun(net, make_task(), Method("t", RECIPE, freezing=Freezing(steps=10**6)), seed=0)
-    stepping(loop)()
-    path = next(iter(loop.freezer.operations))
-    loop.freezer.restore({**loop.freezer.state(), "frozen": [path]})
-    held = [w.detach().clone() for w in loop.freezer.operations[path]]
-    others = [w for p, ws in loop.freezer.operations.items() if p != path for w in ws]
+    search = searching(steps=10**6)
+    search.advance()
+    freezer, net = search.freezer, search.supernet
+    path = next(iter(freezer.operations))
+    freezer.restore({**freezer.state(), "frozen": [path]})
+    held = [w.detach().clone() for w in freezer.operations[path]]
+    others = [w for p, ws in freezer.operations.items() if p != path for w in ws]
     before, alphas = [w.detach().clone() for w in others], net.alphas[0].detach().clone()
-    stepping(loop)()
-    assert loop.frozen == 1
-    assert all(torch.equal(a, b) for a, b in zip(held, loop.freezer.operations[path], strict=True))
+    search.advance()
+    assert freezer.frozen == [path]
+    assert all(torch.equal(a, b) for a, b in zip(held, freezer.operations[path], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, others, strict=True))
     assert not torch.equal(alphas, net.alphas[0])
 
 
 def test_the_search_really_freezes_what_overfits():
     """On random labels the gradients of training and validation agree about nothing."""
-    loop = Bilevel.begun(supernet(), make_task(), Method("t", RECIPE, freezing=Freezing(steps=2)), seed=0)
+    search = searching(steps=2)
     for _ in range(6):
-        stepping(loop)()
-    assert loop.frozen > 0
+        search.advance()
+    assert search.freezer.frozen
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"threshold": 1.5}])
-def test_impossible_settings_are_refused(change):
-    with pytest.raises(ConfigError, match="wanted at least 1 and a cosine"):
-        Freezing(**change)
-
-
-def test_a_space_in_which_nothing_could_be_frozen_is_refused():
+def test_what_cannot_be_is_refused():
+    for change in ({"steps": 0}, {"threshold": 1.5}):
+        with pytest.raises(ConfigError, match="freezing"):
+            Freezing(**change)
     options = {"max": lambda: nn.MaxPool2d(3, 1, 1), "avg": lambda: nn.AvgPool2d(3, 1, 1)}
     space = Space("pools", lambda choose: nn.Sequential(choose.op("pool", options), nn.Flatten()))
-    with pytest.raises(ConfigError, match="no option of space 'pools' has weights that could stop learning"):
+    with pytest.raises(ConfigError, match="no option of space 'pools' has weights"):
         Freezer(Supernet(space), Freezing())

@@ -9,15 +9,12 @@ import torch
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import memory_budget
-from nas.oneshot.bilevel import Bilevel
-from nas.oneshot.darts_step import stepping
 from nas.oneshot.diagnostics import Examiner
-from nas.oneshot.memory_budget import Change, Needs, _probe, fit, gib
+from nas.oneshot.memory_budget import Change, _probe, fit, gib, measured_needs
 from nas.oneshot.methods import METHODS, Method
-from nas.oneshot.progressive import deepened
+from nas.oneshot.progressive import Progressive, SingleStage
 from nas.oneshot.relaxations import GumbelHard
-from nas.oneshot.stages import Progressive, Whole
-from nas.oneshot.supernet import Supernet
+from nas.oneshot.search import Search
 from nas.space.loading import load
 from nas.training.memory_estimate import peak_memory
 
@@ -28,17 +25,14 @@ METHOD = Method("test", weights=dataclasses.replace(Method().weights, batch=64))
 
 def measured(method, *, steps=2, whole=False):
     """Peak bytes of real steps and of an eigenvalue after them, supernet included; or of all of an epoch."""
-    parts = method.staging.stages(4, 5)[0].parts
     with peak_memory(torch.device("cpu")) as peak:
-        supernet = Supernet(SPACE, relaxation=method.relaxation, parts=parts).train()
-        loop = Bilevel.begun(supernet, TASK, method, seed=0)
-        advance = stepping(loop)
+        search = Search(SPACE, TASK, method, seed=0)
         for _ in range(steps):
-            advance()
+            search.advance()
         if whole:
-            Examiner().examine(loop, supernet.genotype(), None, 0.0)
+            Examiner().examine(search, search.supernet.genotype(), None, 0.0)
         else:
-            Examiner().eigenvalue(loop)
+            Examiner().eigenvalue(search)
     return peak.bytes
 
 
@@ -59,48 +53,44 @@ def _probed_once():
 
 
 @pytest.fixture(scope="module")
-def line():
-    return Needs.probed(SPACE, TASK, METHOD)
+def needs():
+    return measured_needs(SPACE, TASK, METHOD)
 
 
 @pytest.mark.parametrize("batch", [16, 64])
-def test_the_probe_foretells_real_steps(line, batch):
+def test_the_probe_foretells_real_steps(needs, batch):
     real = measured(dataclasses.replace(METHOD, weights=dataclasses.replace(METHOD.weights, batch=batch)))
-    assert line.bytes(batch) == pytest.approx(real, rel=0.05)
+    assert needs(batch) == pytest.approx(real, rel=0.05)
 
 
-def test_looking_at_the_search_needs_no_more_than_foretold(line):
-    assert measured(METHOD, whole=True) <= 1.05 * line.bytes(64)
+def test_looking_at_the_search_needs_no_more_than_foretold(needs):
+    assert measured(METHOD, whole=True) <= 1.05 * needs(64)
 
 
-def test_what_fits_is_left_alone(line):
-    found = fit(SPACE, TASK, METHOD, line.bytes(64))
-    assert found.change == Change(64) and found.needed == line.bytes(64)
+def test_what_fits_is_left_alone(needs):
+    found = fit(SPACE, TASK, METHOD, needs(64))
+    assert found.change == Change(64) and found.needed == needs(64)
     assert found.change.of(METHOD) == METHOD and found.change.words(METHOD) == []
 
 
-def test_the_batch_gives_first_and_the_learning_rate_follows(line):
-    found = fit(SPACE, TASK, METHOD, line.bytes(20))
+def test_the_batch_gives_first_and_the_learning_rate_follows(needs):
+    found = fit(SPACE, TASK, METHOD, needs(20))
     assert found.change == Change(16)
     changed = found.change.of(METHOD).weights
     assert (changed.batch, changed.lr) == (16, METHOD.weights.lr / 4)
-    assert found.change.words(METHOD) == ["batch 64 -> 16, learning rate 0.025 -> 0.00625"]
+    (words,) = found.change.words(METHOD)
+    assert "64 -> 16" in words and "0.025 -> 0.00625" in words
+    # Ranks that divide a batch need less each.
+    assert fit(SPACE, TASK, METHOD, needs(32), ranks=2).change == Change(64)
 
 
-def test_ranks_that_divide_the_batch_need_less_each(line):
-    found = fit(SPACE, TASK, METHOD, line.bytes(32), ranks=2)
-    assert found.change == Change(64) and found.needed == line.bytes(32)
-
-
-def test_then_precision_then_checkpointing_then_channels_then_paths(line):
-    seen, budget = [], line.bytes(16)
+def test_then_precision_then_checkpointing_then_channels_then_paths(needs):
+    seen, budget = [], needs(16)
     while True:
         try:
             found = fit(SPACE, TASK, METHOD, budget - 1)
         except ConfigError as error:
-            assert "a step of test needs at least" in str(
-                error
-            ) and "raise it, or make the space narrower" in str(error)
+            assert "test needs at least" in str(error) and "narrower" in str(error)
             break
         assert found.needed < budget
         seen.append(found.change)
@@ -108,39 +98,37 @@ def test_then_precision_then_checkpointing_then_channels_then_paths(line):
     assert seen[0].precision == "bfloat16" and not seen[0].checkpointing
     order = [("bfloat16", False, 0, False), ("bfloat16", True, 0, False), ("bfloat16", True, 2, False)]
     order += [("bfloat16", True, 4, False), ("bfloat16", True, 0, True)]
-    kinds = [(c.precision, c.checkpointing, c.parts, c.one_at_a_time) for c in seen]
+    kinds = [(c.precision, c.checkpointing, c.parts, c.samples_one_path) for c in seen]
     assert kinds == sorted(kinds, key=order.index) and len(set(kinds)) >= 3
-    last = seen[-1].of(METHOD)
-    assert measured(last) == pytest.approx(budget, rel=0.15, abs=2**18)
+    assert measured(seen[-1].of(METHOD)) == pytest.approx(budget, rel=0.15, abs=2**18)
 
 
 def test_a_changed_method_is_the_method_with_the_changes():
     change = Change(32, "bfloat16", checkpointing=True, parts=2)
     method = change.of(METHOD)
-    assert method.weights.precision == "bfloat16" and method.checkpointing and method.staging == Whole(2)
-    assert Change(64, one_at_a_time=True).of(METHOD).relaxation == GumbelHard()
-    words = change.words(METHOD)
-    assert words[1:] == ["bfloat16", "checkpointing of cells", "1/2 of the channels"]
+    assert method.weights.precision == "bfloat16" and method.checkpointing
+    assert method.staging == SingleStage(2)
+    assert Change(64, samples_one_path=True).of(METHOD).relaxation == GumbelHard()
+    assert len(change.words(METHOD)) == 4
 
 
-def test_methods_keep_what_they_are_made_of():
+@pytest.mark.parametrize("name", ["sdarts-rs", "drnas"])
+def test_methods_keep_what_they_are_made_of(name):
     """Progressive stages keep their channels, perturbed mixtures their options."""
-    with pytest.raises(ConfigError, match=r"a step of sdarts-rs needs at least 0.[1-9]"):
-        fit(load("toy", width=8), TASK, METHODS["sdarts-rs"](), 1000)
-    with pytest.raises(ConfigError, match=r"a step of drnas needs at least 0.[1-9]"):
-        fit(load("toy", width=8), TASK, METHODS["drnas"](), 1000)
+    with pytest.raises(ConfigError, match=f"a step of {name} needs at least 0.[1-9]"):
+        fit(load("toy", width=8), TASK, METHODS[name](), 1000)
 
 
 def test_a_deeper_stage_is_foretold_too():
     staging = Progressive(keep=(1.0, 0.4), depth=(1.0, 3.0), anew=True)
     method = dataclasses.replace(METHOD, staging=staging)
-    supernet = Supernet(deepened(SPACE, 3.0)).train()
-    supernet.keep([(2, 3)] * 6)  # the convolutions
-    advance = stepping(Bilevel.begun(supernet, TASK, method, seed=0))
-    advance()
+    search = Search(SPACE, TASK, method, seed=0)
+    search.enter(1)
+    search.supernet.keep([(2, 3)] * 6)  # the convolutions
+    search.advance()
     with peak_memory(torch.device("cpu")) as peak:
-        advance()
-    assert peak.bytes <= Needs.probed(SPACE, TASK, method).bytes(64)
+        search.advance()
+    assert peak.bytes <= measured_needs(SPACE, TASK, method)(64)
 
 
 def test_it_can_be_stopped_between_measurements():

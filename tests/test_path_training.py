@@ -1,0 +1,302 @@
+"""Shared weights: which paths a step trains and what it moves, resumption, and few-shot splits."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from one_stage import one_stage
+from torch import nn
+
+from nas.data.task import load_task
+from nas.errors import ConfigError, Stopped
+from nas.oneshot import path_training
+from nas.oneshot.path_training import (
+    SAMPLINGS,
+    Sharing,
+    choose_split,
+    disagreement,
+    sandwich,
+    strictly_fair,
+    train_shared,
+    train_split,
+    uniform,
+)
+from nas.oneshot.supernet import Supernet
+from nas.seeding import rng
+from nas.space.cell import Cell
+from nas.space.cost import cost
+from nas.space.loading import load
+from nas.space.mixed_op import MixedOp
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import Recipe
+
+NB201 = load("nasbench201", width=4, cells=1, in_channels=1)
+DARTS = load("darts", width=4, cells=3, in_channels=1)
+TOY = load("toy", width=4)
+SHAPE = (1, 8, 8)
+TASK = load_task("digits").reduced(96)
+RECIPE = Recipe(epochs=4, batch=16, lr=0.05, weight_decay=0.1)
+
+
+def uneven():
+    """Decisions of two, three and five options."""
+
+    def build(choose):
+        names = ["skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "max_pool_3x3"]
+        layers = [choose.op(str(n), candidates(names[:n], 2, 2)) for n in (2, 3, 5)]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)]
+        return nn.Sequential(nn.Conv2d(1, 2, 1), *layers, *head)
+
+    return Space("uneven", build)
+
+
+def supernet(space):
+    torch.manual_seed(3)
+    return Supernet(space).train()
+
+
+def weights(net):
+    return {name: value.detach().clone() for name, value in net.network.named_parameters()}
+
+
+# -- sampling -----------------------------------------------------------------------------------------
+
+
+def counts(space, sampling, steps, *, seed):
+    """How often each option of each decision is trained in the first steps, `[O]` for each decision."""
+    found = [[0] * len(d.options) for d in space.decisions]
+    for step in range(steps):
+        for genotype in sampling(space, rng(seed, "path", step), SHAPE):
+            for row, option in zip(found, genotype, strict=True):
+                row[option] += 1
+    return found
+
+
+def test_strict_fairness_trains_every_option_equally_often():
+    for steps in (1, 2, 7, 40):
+        assert counts(NB201, strictly_fair, steps, seed=5) == [[steps] * 5] * 6
+    found = counts(uneven(), strictly_fair, 30, seed=0)
+    assert [sum(row) for row in found] == [150] * 3 and found[2] == [30] * 5
+    for step in range(20):  # five draws in blocks of two or three
+        paths = strictly_fair(uneven(), rng(0, "path", step), SHAPE)
+        for i, options in enumerate((2, 3, 5)):
+            often = [sum(p[i] == o for p in paths) for o in range(options)]
+            assert max(often) - min(often) <= 1
+
+
+def test_uniform_sampling_is_even_in_the_mean_only():
+    found = counts(NB201, uniform, 2000, seed=0)
+    assert all(abs(n - 400) < 80 for row in found for n in row)
+    assert len({n for row in found for n in row}) > 1
+
+
+def test_fairness_needs_a_space_without_forbidden_combinations():
+    with pytest.raises(ConfigError, match="strict fairness.*uniform"):
+        train_shared(Supernet(DARTS), TASK, RECIPE, seed=0, sampling="fair")
+
+
+def test_the_sandwich_lies_between_the_largest_and_the_smallest_of_all():
+    largest, smallest, *others = sandwich(NB201, rng(1), SHAPE, random=2)
+    macs = [cost(NB201, g, SHAPE).macs for g in (largest, smallest)]
+    assert largest == (3,) * 6 and macs[1] == min(cost(NB201, (o,) * 6, SHAPE).macs for o in range(5))
+    assert len(others) == 2
+    for seed in range(30):
+        assert macs[1] <= cost(NB201, NB201.sample(rng(seed)), SHAPE).macs <= macs[0]
+
+    def alike(decisions, scores):
+        return (int(sum(scores).argmax()),) * len(decisions)
+
+    assert sandwich(Space("alike", NB201.build, alike), rng(1), SHAPE)[:2] == [(3,) * 6, smallest]
+
+
+@pytest.mark.parametrize(
+    ("change", "subject"),
+    [
+        ({"sampling": "fiar"}, "'fiar'.*'fair'"),
+        ({"splits": -1}, "splits is -1"),
+        ({"calibration": 1}, "calibration 1"),
+    ],
+)
+def test_impossible_settings_are_refused(change, subject):
+    with pytest.raises(ConfigError, match=subject):
+        Sharing(**change)
+
+
+# -- steps --------------------------------------------------------------------------------------------
+
+
+def off_path(net, genotype):
+    """Names of the weights of all options that an architecture does not choose."""
+    path = net.path(genotype)
+    return {
+        f"{place}.ops.{option}.{name}"
+        for place, mixed in net.network.named_modules()
+        if isinstance(mixed, MixedOp)
+        for option, op in enumerate(mixed.ops)
+        if option != path[mixed.decision]
+        for name, _ in op.named_parameters()
+    }
+
+
+def moved(before, after):
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def test_a_step_moves_exactly_the_weights_of_its_path():
+    """Neither weight decay nor momentum moves what a path leaves out; alphas stay as they are."""
+    seen = []
+
+    class Recorder(Supernet):
+        def forward(self, x, genotype=None):
+            seen.append((genotype, weights(self)))
+            return super().forward(x, genotype)
+
+    torch.manual_seed(3)
+    net = Recorder(TOY).train()
+    alphas = [alpha.detach().clone() for alpha in net.alphas]
+    train_shared(net, TASK, RECIPE, seed=1)
+    assert len({genotype for genotype, _ in seen}) > 1
+    for (genotype, before), (_, after) in itertools.pairwise(seen):
+        assert moved(before, after) == before.keys() - off_path(net, genotype)
+    assert all(torch.equal(a, b) for a, b in zip(alphas, net.alphas, strict=True))
+
+
+def test_several_paths_move_the_weights_by_their_mean_gradient(monkeypatch):
+    recipe = Recipe(epochs=1, batch=96, lr=0.1, weight_decay=0.0, momentum=0.0, nesterov=False, crop=False)
+    task = load_task("digits").reduced(192)
+
+    def moves(paths):
+        monkeypatch.setattr(path_training, "SAMPLINGS", {"given": lambda *_: paths})
+        net = supernet(NB201)
+        before = weights(net)
+        train_shared(net, task, recipe, seed=0, sampling="given")
+        return [before[name] - value for name, value in weights(net).items()]
+
+    one, two = [(3,) * 6], [(2, 1, 3, 3, 0, 4)]
+    for a, b, both in zip(moves(one), moves(two), moves(one + two), strict=True):
+        torch.testing.assert_close(both, (a + b) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_in_the_sandwich_others_learn_from_the_largest(monkeypatch):
+    """Trained on the same paths by labels, they lose otherwise."""
+    monkeypatch.setitem(SAMPLINGS, "labelled", sandwich)
+    recipe = Recipe(epochs=1, batch=48, lr=0.01, weight_decay=0.0)
+    losses = {
+        train_shared(supernet(NB201), TASK, recipe, seed=0, sampling=name).train_loss[0]
+        for name in ("sandwich", "labelled")
+    }
+    assert len(losses) == 2
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_sampling_trains_and_resumes_to_the_bit(tmp_path, sampling):
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    whole = supernet(NB201)
+    curve = train_shared(whole, TASK, recipe, seed=4, sampling=sampling)
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        train_shared(
+            supernet(NB201),
+            TASK,
+            recipe,
+            seed=4,
+            sampling=sampling,
+            checkpoints=Checkpoints(tmp_path),
+            stop=lambda: next(asked),
+        )
+    resumed = supernet(NB201)
+    torch.manual_seed(99)
+    again = train_shared(
+        resumed, TASK, recipe, seed=4, sampling=sampling, checkpoints=Checkpoints(tmp_path)
+    )
+    assert again.train_loss == curve.train_loss
+    found = resumed.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in whole.state_dict().items())
+
+
+# -- few-shot -----------------------------------------------------------------------------------------
+
+CELLS = one_stage()
+FOUR = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-4)
+ONE_SPLIT = Sharing(splits=1)
+
+
+def test_without_splits_there_is_one_supernet():
+    net = supernet(CELLS)
+    shared = train_split(net, TASK, FOUR, Sharing(), seed=0)
+    assert shared.split == () and shared.of((3,) * 6) is net and shared.seconds > 0
+
+
+def test_a_split_makes_a_supernet_for_each_option_which_trains_that_option_only():
+    epochs = []
+    shared = train_split(supernet(CELLS), TASK, FOUR, ONE_SPLIT, seed=0, on_epoch=epochs.append)
+    assert len(epochs) == 2 + 5  # half of the epochs together, and at least one for each part
+    (decision,) = shared.split
+    nets = [shared.of((*(0,) * decision, option, *(0,) * (5 - decision))) for option in range(5)]
+    assert len({id(net) for net in nets}) == 5
+
+    def of_option(part, option):
+        name = CELLS.decisions[decision].name
+        return [p for m in nets[part].mixed_ops if m.decision == name for p in m.ops[option].parameters()]
+
+    # In the part of option 2 the weights of option 3 are as they were at the split, and so in that of 4.
+    for own, other in ((2, 3), (3, 2)):
+        assert all(torch.equal(a, b) for a, b in zip(of_option(own, other), of_option(4, other), strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(of_option(own, own), of_option(4, own), strict=True))
+
+
+def test_the_decision_that_disagrees_most_is_split():
+    net = supernet(CELLS)
+    scores = [disagreement(net, TASK, i, seed=0) for i in range(6)]
+    assert choose_split(net, TASK, 1, seed=0) == (scores.index(max(scores)),)
+    assert all(0 <= s <= 2 for s in scores) and len(set(scores)) > 1
+    two = choose_split(net, TASK, 2, seed=0)
+    assert len(two) == 2 and set(two) == {i for i in range(6) if scores[i] >= sorted(scores)[-2]}
+
+
+def test_options_that_are_the_same_do_not_disagree():
+    same = candidates(["skip_connect"], 4, 4)["skip_connect"]
+
+    def build(choose):
+        others = candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4)
+        options = {(0, 1): {"a": same, "b": same}}
+        cell = Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options.get((i, j), others)))
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+        return nn.Sequential(nn.Conv2d(1, 4, 1), cell, *head)
+
+    net = supernet(Space("same", build))
+    assert disagreement(net, TASK, 0, seed=0) == pytest.approx(0, abs=1e-4)
+    assert choose_split(net, TASK, 1, seed=0) != (0,)
+
+
+def test_a_split_training_is_resumed_to_the_bit(tmp_path):
+    def trained(**options):
+        return train_split(supernet(CELLS), TASK, FOUR, ONE_SPLIT, seed=0, **options)
+
+    def folder(name):
+        return Checkpoints(tmp_path / name)
+
+    whole = trained()
+    for steps in (1, 3, 1):
+        asked = iter([False] * steps + [True] * 1000)
+        with pytest.raises(Stopped):
+            trained(checkpoints=folder, stop=lambda a=asked: next(a))
+    resumed = trained(checkpoints=folder)
+    assert resumed.split == whole.split
+    for chosen, net in whole.supernets.items():
+        found = resumed.supernets[chosen].state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in net.state_dict().items()), chosen
+    names = {f"part-{whole.split[0]}.{o}" for o in range(5)}
+    assert {p.name for p in tmp_path.iterdir()} == {"supernet"} | names
+
+
+def test_what_cannot_be_split_is_refused_before_anything_is_trained():
+    told = []
+    with pytest.raises(ConfigError, match="splits is 7.* 6 decisions"):
+        train_split(supernet(CELLS), TASK, FOUR, Sharing(splits=7), seed=0, on_epoch=told.append)
+    with pytest.raises(ConfigError, match=r"sharing\.splits"):
+        train_split(supernet(DARTS), TASK, FOUR, ONE_SPLIT, seed=0, on_epoch=told.append)
+    assert told == []
