@@ -11,13 +11,12 @@ the epoch; an epoch leaves out a last partial batch, so that all steps are alike
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from nas.errors import FAULTS, ConfigError, NasError, describe, staying, unknown
+from nas.errors import ConfigError
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient, Update
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
@@ -289,40 +288,3 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
     }
 )
 """Every method by the name that a user types."""
-
-
-def make_method(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> Method:
-    """The method that a function makes of keyword settings; numbers may be written as text.
-
-    Raises:
-        ConfigError: when it takes no such setting, fails, or returns something else.
-    """
-    known = inspect.signature(make).parameters
-    values = {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
-        values[key] = _as_default(value, known[key].default, f"method_settings.{key}")
-    try:
-        with staying():
-            method = make(**values)
-    except NasError:
-        raise
-    except FAULTS as error:
-        raise ConfigError(f"method {name!r} failed: {describe(error)}") from error
-    if not isinstance(method, Method):
-        raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
-    return method
-
-
-def _as_default(value: object, default: object, where: str) -> object:
-    """A number as the kind of number that the default is."""
-    if isinstance(default, bool) or not isinstance(default, int | float) or isinstance(value, bool):
-        return value
-    try:
-        number = float(str(value))
-    except ValueError as error:
-        raise ConfigError(f"{where} is {value!r}, but must be a number") from error
-    if isinstance(default, int) and not number.is_integer():
-        raise ConfigError(f"{where} is {value!r}, but must be a whole number")
-    return int(number) if isinstance(default, int) else number

@@ -28,7 +28,7 @@ def settings_of(value: T, table: Mapping[str, object], where: str) -> T:
         if name not in plain:
             raise ConfigError(f"{where}: {unknown('setting', name, plain)}")
         kind = "bool" if isinstance(plain[name], bool) else type(plain[name]).__name__
-        changes[name] = _typed(given, kind, f"{where}.{name}")
+        changes[name] = typed(given, kind, f"{where}.{name}")
     return dataclasses.replace(value, **changes)  # type: ignore[type-var]
 
 
@@ -42,7 +42,7 @@ def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
     for name, value in table.items():
         if name not in types:
             raise ConfigError(f"{where}: {unknown('recipe setting', name, types)}")
-        values[name] = _typed(value, types[name], f"{where}.{name}")
+        values[name] = typed(value, types[name], f"{where}.{name}")
     epochs = values.get("epochs")
     try:
         if isinstance(epochs, int) and epochs >= 1:
@@ -52,7 +52,8 @@ def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _typed(value: object, kind: str, where: str) -> object:
+def typed(value: object, kind: str, where: str) -> object:
+    """A number as the kind of number that is named, even if it is spelled as text; anything else as it is."""
     if kind == "int":
         return int(_number(value, where, whole=True))
     return _number(value, where) if kind == "float" else value

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 
-from nas.errors import ConfigError
+from nas.errors import FAULTS, ConfigError, NasError, describe, staying, unknown
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
-from nas.oneshot.methods import METHODS, Method, make_method
+from nas.oneshot.methods import METHODS, Method
 from nas.run.config import Config
-from nas.run.overrides import change, settings_of
+from nas.run.overrides import change, settings_of, typed
 from nas.run.presets import Preset, Published
 from nas.searchers.method_names import OWN
 from nas.space.loading import own_function
@@ -52,6 +53,31 @@ def method_of(config: Config, base: Preset, given: Method | None, pace: Mapping[
         guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
         selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
     )
+
+
+def make_method(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> Method:
+    """The method that a function makes of keyword settings; numbers may be written as text.
+
+    Raises:
+        ConfigError: when it takes no such setting, fails, or returns something else.
+    """
+    known = inspect.signature(make).parameters
+    values = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
+        kind = type(known[key].default).__name__
+        values[key] = typed(value, kind, f"method_settings.{key}")
+    try:
+        with staying():
+            method = make(**values)
+    except NasError:
+        raise
+    except FAULTS as error:
+        raise ConfigError(f"method {name!r} failed: {describe(error)}") from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
+    return method
 
 
 def _refuse_alphas(config: Config, method: Method) -> None:
