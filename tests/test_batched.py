@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from calls import Calls
-from forwarded import by
 from nested import nested_space
 from torch import nn
 
@@ -31,7 +30,6 @@ from nas.training.batched import execution_plan
 from nas.training.batched.cells import execute_cells, explain, resolve
 from nas.training.batched.execution_plan import chain_of, run_together, table_of
 from nas.training.recipe import Recipe
-from nas.training.train import train
 
 CPU = torch.device("cpu")
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -379,19 +377,6 @@ def test_modules_that_are_replaced_are_seen():
         execute_cells(supernet, "batched", CPU)
 
 
-def test_what_leaves_a_node_runs_in_few_calls(monkeypatch):
-    library, calls, counts = F.conv2d, [], []
-    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or library(*args, **kwargs))
-    x, _ = images()
-    for supernet in twins(DARTS):
-        supernet(x)  # what runs together is tried first
-        calls.clear()
-        supernet(x)
-        counts.append(len(calls))
-    plain, batched = counts
-    assert batched < plain / 2
-
-
 def test_rows_of_one_table_are_read_from_it_and_others_as_they_are():
     """A supernet's mixture, in an order of its own, as rows of the table and as so many tensors."""
     _, batched = twins(DARTS)
@@ -410,27 +395,6 @@ def test_rows_of_one_table_are_read_from_it_and_others_as_they_are():
 
 
 # -- where it is used -------------------------------------------------------------------------------------
-
-
-def executions(network):
-    return {cell.execute is not None for cell in network.modules() if isinstance(cell, Cell)}
-
-
-@pytest.mark.parametrize(("execution", "expected"), [("auto", {True}), ("plain", {False})])
-def test_a_training_runs_as_its_recipe_says_and_leaves_a_plain_network(execution, expected):
-    task, space = load_task("digits"), load("nasbench201", width=4, cells=1, in_channels=1)
-    network, seen = space.network((3, 4, 1, 2, 3, 0)), []
-    recipe = Recipe(epochs=1, batch=256, lr=0.1, weight_decay=0.0, execution=execution)
-
-    def forward(network, x, step):
-        del step
-        seen.append(executions(network))
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        return network(x)
-
-    train(network, task, recipe, seed=0, gradients=by(forward))
-    assert seen[0] == expected
-    assert executions(network) == {False}
 
 
 @pytest.mark.parametrize("method", ["darts", "darts2", "gdas", "pcdarts", "sdarts-adv", "oles", "gaea"])

@@ -130,12 +130,3 @@ def test_the_whole_job_finds_the_planted_cell_with_guards_and_collapses_without(
     )
     assert guarded.genotype == PLANTED and guarded.metrics["test_acc"] > 0.9
     assert bare.genotype == SKIP and bare.metrics["test_acc"] < 0.65
-
-
-def test_the_planted_cell_is_not_found_by_chance():
-    """The alphas start where a look at them says nothing: over seeds every option is preferred by some."""
-    first = set()
-    for seed in range(12):
-        torch.manual_seed(seed)
-        first.add(nas.Supernet(space()).genotype())
-    assert first == {(0,), (1,), (2,)}

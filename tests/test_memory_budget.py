@@ -10,7 +10,7 @@ from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import memory_budget
 from nas.oneshot.diagnostics import Examiner
-from nas.oneshot.memory_budget import Change, _probe, fit, gib, measured_needs
+from nas.oneshot.memory_budget import Change, _probe, fit, measured_needs
 from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.progressive import Progressive, SingleStage
 from nas.oneshot.relaxations import GumbelHard
@@ -136,7 +136,3 @@ def test_it_can_be_stopped_between_measurements():
     with pytest.raises(Stopped, match="memory of a step"):
         fit(SPACE, TASK, METHOD, 1000, stop=lambda: next(asked))
     assert next(asked, None) is None
-
-
-def test_sizes_in_words():
-    assert (gib(2**30), gib(3 * 2**20)) == ("1.00 GiB", "3.0 MiB")

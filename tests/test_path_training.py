@@ -24,7 +24,6 @@ from nas.oneshot.path_training import (
 )
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
-from nas.space.cell import Cell
 from nas.space.cost import cost
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp
@@ -255,21 +254,6 @@ def test_the_decision_that_disagrees_most_is_split():
     assert all(0 <= s <= 2 for s in scores) and len(set(scores)) > 1
     two = choose_split(net, TASK, 2, seed=0)
     assert len(two) == 2 and set(two) == {i for i in range(6) if scores[i] >= sorted(scores)[-2]}
-
-
-def test_options_that_are_the_same_do_not_disagree():
-    same = candidates(["skip_connect"], 4, 4)["skip_connect"]
-
-    def build(choose):
-        others = candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4)
-        options = {(0, 1): {"a": same, "b": same}}
-        cell = Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options.get((i, j), others)))
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
-        return nn.Sequential(nn.Conv2d(1, 4, 1), cell, *head)
-
-    net = supernet(Space("same", build))
-    assert disagreement(net, TASK, 0, seed=0) == pytest.approx(0, abs=1e-4)
-    assert choose_split(net, TASK, 1, seed=0) != (0,)
 
 
 def test_a_split_training_is_resumed_to_the_bit(tmp_path):

@@ -4,14 +4,12 @@ import dataclasses
 import itertools
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import one_stage
 import pytest
 import torch
 import torch.nn.functional as F
-from killing import run_killed
 from torch import nn
 
 from nas.data.task import task_from_arrays
@@ -27,8 +25,8 @@ from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import Search, search
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
-from nas.training.recipe import DARTS_SEARCH, Recipe
+from nas.training.checkpoint import Checkpoints
+from nas.training.recipe import DARTS_SEARCH
 
 RECIPE = dataclasses.replace(DARTS_SEARCH, epochs=3, batch=16)
 
@@ -105,14 +103,6 @@ def test_the_same_seed_gives_the_same_search_and_leaves_the_callers_stream_alone
     assert not torch.equal(one.supernet.alphas[0], other.supernet.alphas[0])
 
 
-def test_the_first_supernet_can_be_prepared():
-    outcome = run(
-        prepare=lambda supernet: supernet.prefer([(2, 1, 0)] * 50),
-        recipe=dataclasses.replace(RECIPE, epochs=1),
-    )
-    assert outcome.epochs[0].genotype == (2, 1, 0)
-
-
 def test_stopping_writes_a_checkpoint_that_is_taken_up_and_a_finished_search_is_not_done_again(tmp_path):
     asked, told = iter([False] * 4 + [True]), []
     with pytest.raises(Stopped, match="step 4 of 9"):
@@ -149,23 +139,6 @@ def test_a_spent_budget_makes_the_step_in_progress_the_last(tmp_path):
     assert [e.epoch for e in outcome.epochs] == [1]
     assert outcome.epochs[0].events == ("the budget is spent",)
     assert_same(run(left_s=lambda: 0.0, checkpoints=Checkpoints(tmp_path)), outcome)
-
-
-def steps_of_a_second(monkeypatch):
-    end_step = searching.Loop.end_step
-
-    def slow(loop, started):
-        end_step(loop, started)
-        loop.step_s = 1.0
-
-    monkeypatch.setattr(searching.Loop, "end_step", slow)
-
-
-def test_what_comes_after_an_epoch_is_reckoned_with_before_the_first(monkeypatch):
-    """A step takes 1 s; with the first eigenvalue and 48 images the rest takes as long as 15.6 steps."""
-    steps_of_a_second(monkeypatch)
-    assert run(left_s=lambda: 15.7).epochs[0].events == ()
-    assert run(left_s=lambda: 15.5).epochs[0].events == ("the budget is spent",)
 
 
 def test_a_spent_budget_still_ends_in_the_methods_own_selection():
@@ -430,44 +403,6 @@ def test_every_method_is_resumed_to_the_bit_wherever_it_was_stopped(tmp_path, na
             continue
         break
     assert_same(resumed, whole)
-
-
-# -- SIGKILL ------------------------------------------------------------------------------------------
-
-LONG = Recipe(epochs=4, batch=16, lr=0.05, weight_decay=3e-4, nesterov=False, clip=5.0)
-FIRST_ORDER = {"name": "toy", "order": 1, "epochs": 12}
-SECOND_ORDER = {"name": one_stage.PATH, "order": 2, "epochs": 4}
-
-
-def search_to_file(variant: dict, folder: Path, every_s: float) -> None:
-    outcome = run(
-        make_space(variant["name"]),
-        method=Method(
-            "test",
-            dataclasses.replace(LONG, epochs=variant["epochs"]),
-            order=variant["order"],
-            guards=Guards(ratio=1.05),
-        ),
-        images=320,
-        checkpoints=Checkpoints(folder, every_s=every_s),
-    )
-    record = torch.tensor([[e.epoch, e.train_loss, e.val_acc] for e in outcome.epochs], dtype=torch.float64)
-    save_tensors(folder / "result", {**outcome.supernet.state_dict(), "losses": record})
-
-
-@pytest.mark.parametrize(("variant", "longest_s"), [(FIRST_ORDER, 0.15), (SECOND_ORDER, 0.2)])
-def test_killed_at_random_points_it_ends_the_same_to_the_bit(tmp_path, variant, longest_s):
-    """Checkpoints are due after every step, so that most kills fall between, within or during them."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    search_to_file(variant, whole, 1e9)
-    run_killed(search_to_file, variant, killed, 0.0, kills=8, longest_s=longest_s, seed=1)
-    wanted, _ = load_tensors(whole / "result")
-    got, _ = load_tensors(killed / "result")
-    assert got.keys() == wanted.keys()
-    for tensor, value in wanted.items():
-        assert torch.equal(got[tensor], value), tensor
 
 
 # -- operations of one's own --------------------------------------------------------------------------
