@@ -89,11 +89,6 @@ def synchronise(device: torch.device) -> None:
 def release() -> None:
     """Gives back what nothing refers to any more, after memory ran out."""
     gc.collect()  # networks refer to themselves in circles
-    give_back()
-
-
-def give_back() -> None:
-    """Gives back what the allocator keeps; takes little time, where `release` may take half a second."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

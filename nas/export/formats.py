@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,70 +27,7 @@ BATCH = 256
 """Images that are run at once."""
 OPSET = 20
 
-_HEAD = '''\
-"""{title}
-
-Needs torch alone. Images are float32 `[N, {shape}]`, pixels {pixels}:
-
-    from model import build, CLASSES
-    model = build()                      # weights from model.safetensors beside this file
-    logits = model(images)               # [N, {classes}]
-    names = [CLASSES[i] for i in logits.argmax(1)]
-"""
-
-import json
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-CLASSES = {names}
-MEAN = {mean}
-STD = {std}
-
-
-'''
-_TAIL = '''
-
-class Model(nn.Module):
-    """Normalises pixels and runs the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(-1, 1, 1), persistent=False)
-        self.network = {network}()
-
-    def forward(self, x):
-        return self.network((x - self.mean) / self.std)
-
-
-def build(weights=Path(__file__).with_name("model.safetensors")):
-    """The trained model in evaluation mode; without weights, freshly initialised."""
-    model = Model()
-    if weights is not None:
-        tensors = read_safetensors(weights)
-        model.network.load_state_dict({{name: tensors[name] for name in model.network.state_dict()}})
-    return model.eval()
-
-
-def read_safetensors(path):
-    """All tensors of a safetensors file: the length of a JSON header, the header, and plain numbers."""
-    data = bytearray(Path(path).read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
-    kinds = {{"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
-             "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}}
-    found = {{}}
-    for name, entry in json.loads(data[8:start]).items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        kind, shape = kinds[entry["dtype"]], entry["shape"]
-        flat = torch.frombuffer(data[start + begin : start + end], dtype=kind)
-        found[name] = flat.clone().view(shape)
-    return found
-'''
+_TEMPLATE = Path(__file__).parent / "templates" / "model.py.jinja"
 
 
 class Pixels(nn.Module):
@@ -123,17 +61,18 @@ def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) 
     Raises:
         SpaceError: when a module of the space cannot be written down, naming it.
     """
-    body = source_of(network, torch.zeros(2, *inputs.image_shape))
-    head = _HEAD.format(
+    source = source_of(network, torch.zeros(2, *inputs.image_shape))
+    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    text = template.render(
         title=_harmless(title),
-        shape=", ".join(map(str, inputs.image_shape)),
-        classes=len(inputs.classes),
-        pixels="from 0 to 1 (bytes divided by 255), or as they were in training where those were floats",
-        names=repr(inputs.classes),
-        mean=repr(inputs.mean),
-        std=repr(inputs.std),
+        shape=inputs.image_shape,
+        classes=inputs.classes,
+        mean=inputs.mean,
+        std=inputs.std,
+        source=source,
+        network=name_of(source),
     )
-    write_text(path, head + body + _TAIL.format(network=name_of(body)))
+    write_text(path, text)
 
 
 def exported(model: Pixels, image_shape: tuple[int, ...]) -> torch.export.ExportedProgram:

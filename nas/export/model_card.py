@@ -50,13 +50,13 @@ def card(
     mirrors: bool = True,
     compared: ComparedRecord | None = None,
 ) -> str:
-    """The card as Markdown, from the template model_card.md beside this file.
+    """The card as Markdown, from its template.
 
     record: the run's run.json. notes: which forms are missing, and why. mirrors: whether the images could be
     mirrored in training. compared: the content of its baselines.json.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         finalize=_text,
         autoescape=False,  # nosec B701 - of HTML; `_text` does it for Markdown
         undefined=jinja2.StrictUndefined,
@@ -64,7 +64,7 @@ def card(
         keep_trailing_newline=True,
     )
     recipe = record["plan"]["final"]
-    return environment.get_template("model_card.md").render(
+    return environment.get_template("model_card.md.jinja").render(
         record=record,
         config=record["config"],
         metrics=result.metrics,
