@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from nas.run.pipeline import run_job, search
     from nas.run.retrain import retrain
     from nas.searchers.evolution import Nsga2, RegularizedEvolution
-    from nas.searchers.local import LocalSearch
-    from nas.searchers.predictor_guided import Guided
-    from nas.searchers.searcher import RandomSearch
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
     from nas.searchers.goals import Goals, parse_goals
     from nas.searchers.halving import Hyperband, SuccessiveHalving
+    from nas.searchers.local import LocalSearch
     from nas.searchers.optuna_search import OptunaSearch
+    from nas.searchers.predictor_guided import Guided
     from nas.searchers.scheduler import Fixed
+    from nas.searchers.searcher import RandomSearch
     from nas.show.progress import Progress
     from nas.show.tracking.tracker import Tracker
     from nas.space.cell import Cell, VertexCell

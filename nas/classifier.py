@@ -27,16 +27,16 @@ from nas.data.task import Split, Task, task_from_arrays
 from nas.errors import ConfigError, DataError
 from nas.export.bundle import bundle
 from nas.files.atomic import read_json, temporary_folder
-from nas.files.lock import LOCK
+from nas.files.folder import LOCK
 from nas.results.result import Result, load_result
 from nas.run.budget import allows_audit
-from nas.run.job import Clock
 from nas.run.config import Config, make_config, seconds
+from nas.run.job import Clock
 from nas.run.pipeline import run_job
 from nas.run.preparation import with_names
 from nas.run.resolved_config import UNBOUNDED
 from nas.searchers.method_names import BLACK_BOX, OPTUNA
-from nas.show.console import reporter
+from nas.show.progress import reporter
 from nas.space.loading import is_plugin
 from nas.space.space import Space
 from nas.text import counted

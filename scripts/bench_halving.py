@@ -17,9 +17,9 @@ import torch
 import nas
 from nas.errors import ExhaustedError
 from nas.evaluate.multi_fidelity import Laddered
-from nas.searchers import RandomSearch
 from nas.searchers.fidelity import geometric
 from nas.searchers.halving import SuccessiveHalving, epochs_granted, finalists
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
 from nas.training.recipe import Recipe, preset, segmented
 from nas.training.train import Curve, train

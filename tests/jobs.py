@@ -4,9 +4,9 @@ import hashlib
 import json
 
 from nas.run.config import make_config
-from nas.run.retrain import Last
 from nas.run.job import Job
 from nas.run.resolved_config import make_plan
+from nas.run.retrain import Last
 from nas.study.storage import JOURNAL
 
 TINY = {

@@ -10,7 +10,6 @@ from nas.searchers.surrogate import (
     SURROGATES,
     gaussian_process,
     log_expected_improvement,
-    normal_ranks,
     promise,
     volume_gain,
 )

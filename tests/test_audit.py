@@ -153,9 +153,7 @@ def test_outliers_and_blank_images_are_found():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floats_give_what_bytes_give(channels):
     x, y = shapes(40, channels=channels)
-    small = [
-        ImageTable.of(tied(values, y, 30)).small for values in (x, (x / 255).astype(np.float32))
-    ]
+    small = [ImageTable.of(tied(values, y, 30)).small for values in (x, (x / 255).astype(np.float32))]
     bytes_, floats = (np.abs(features(images - images.mean(), 0)) for images in small)
     assert np.allclose(bytes_[:, :5], floats[:, :5], atol=1e-2)
 

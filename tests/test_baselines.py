@@ -9,8 +9,8 @@ from jobs import SMALL, TINY, Recorder
 from nas.data.task import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
-from nas.files.atomic import prepare_folder
-from nas.results.result import BASELINES, load_result
+from nas.files.folder import prepare_folder
+from nas.results.result import load_result
 from nas.results.run_record import RANDOM
 from nas.run.baselines import LARGEST
 from nas.run.baselines import random_search as run_baselines
@@ -23,7 +23,6 @@ from nas.searchers.halving import epochs_granted
 from nas.space.cost import cost
 from nas.space.graph import architecture_hash
 from nas.study.study import Study
-from nas.training.ddp import Alone
 from nas.types import Trial
 
 TASK = load_task("digits")

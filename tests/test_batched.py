@@ -179,7 +179,9 @@ def users_space():
             return choose.op(f"{src}->{dst}", {**known, "scaled": Scaled, "empty": nn.Sequential})
 
         cell = Cell("c", 1, 3, edge, concat=True)
-        return nn.Sequential(nn.Conv2d(3, 4, 1), cell, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1), cell, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)
+        )
 
     return Space("users", build)
 

@@ -14,7 +14,7 @@ from published import table
 from typer.testing import CliRunner
 
 from nas.cli import app
-from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError
+from nas.errors import ConfigError, NoModelError, TrialError
 from nas.evaluate.benchmarks import Tabular, load_benchmark
 from nas.evaluate.nasbench201 import DATASETS, load_nasbench201
 from nas.evaluate.replay import (
@@ -33,7 +33,7 @@ from nas.files.atomic import read_json
 from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.scheduler import Fixed
-from nas.show.benchmark import bands, describe, lines, to_dict, write_outcome
+from nas.show.benchmark import describe, lines, to_dict, write_outcome
 from nas.space.loading import load
 from nas.study.study import Study
 from nas.types import Objective, Trial

@@ -7,8 +7,8 @@ import pytest
 
 from nas.errors import ConfigError
 from nas.run.budget import BASELINES, RERANK, RETRAIN, SEARCH, BudgetPlan, Steps, applied, divided, shortened
-from nas.run.job import SAVE_S, Clock, TimeUp
 from nas.run.config import make_config
+from nas.run.job import SAVE_S, Clock, TimeUp
 from nas.run.preparation import prepare
 from nas.run.step_timing import sized
 from nas.space.cost import count_params

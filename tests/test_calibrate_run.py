@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import shutil
 import tomllib
 
 import pytest
 from jobs import Recorder
-from killing import run_killed
 from torch import nn
 from typer.testing import CliRunner
 
 import nas.evaluate.calibration
 from nas.cli import app
-from nas.data.task import load_task, task_from_arrays
+from nas.data.task import load_task
 from nas.errors import ConfigError, NoModelError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES

@@ -112,5 +112,3 @@ def test_a_vertex_reads_its_sources_in_order():
 def test_vertices_off_the_path_are_refused(edges):
     with pytest.raises(SpaceError, match=r"cell 'cell': got the edges \["):
         VertexCell("cell", edges, lambda dst, sources: nn.Identity())
-
-

@@ -218,5 +218,3 @@ def test_loading_what_is_not_safetensors_names_the_file(tmp_path, data):
     path.unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors: No such file"):
         load_tensors(path)
-
-

@@ -84,7 +84,8 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("x", "words"), [(np.zeros((9, 7, 8, 9)), "wanted images"), (np.zeros((9, 63)), "63 features, wanted images")]
+    ("x", "words"),
+    [(np.zeros((9, 7, 8, 9)), "wanted images"), (np.zeros((9, 63)), "63 features, wanted images")],
 )
 def test_what_is_no_image_is_refused_in_words(x, words):
     with pytest.raises(ValueError, match=words):

@@ -255,7 +255,9 @@ def options_of(command):
 
 
 def test_every_setting_that_has_a_panel_is_an_option_of_a_search():
-    panels = {name: (field.json_schema_extra or {}).get("panel") for name, field in Config.model_fields.items()}
+    panels = {
+        name: (field.json_schema_extra or {}).get("panel") for name, field in Config.model_fields.items()
+    }
     settings = {f"--{name.replace('_', '-')}" for name, panel in panels.items() if panel}
     others = {"--set", "--config", "--out", "--force", "--json", "--quiet", "--preview", "--yes"}
     assert options_of("search") == settings | others
@@ -267,11 +269,23 @@ def test_every_setting_that_has_a_panel_is_an_option_of_a_search():
     ("given", "settings"),
     [
         (["--method", "evolution", "--scheduler", "hyperband"], {"scheduler": "hyperband"}),
-        (["--method", "random", "--no-baselines", "--deterministic"], {"baselines": False, "deterministic": True}),
+        (
+            ["--method", "random", "--no-baselines", "--deterministic"],
+            {"baselines": False, "deterministic": True},
+        ),
         (["--method", "random"], {"baselines": True, "export": False}),  # as the tests have it
         (["--method", "random", "--export", "--workers", "7"], {"export": True, "workers": 7}),
         (
-            ["--method", "random", "--objective", "val_acc", "--objective", "-params", "--constraint", "macs<=1e9"],
+            [
+                "--method",
+                "random",
+                "--objective",
+                "val_acc",
+                "--objective",
+                "-params",
+                "--constraint",
+                "macs<=1e9",
+            ],
             {"objective": ("val_acc", "-params"), "constraint": ("macs<=1e9",)},
         ),
         (["--method", "random", "--tensorboard", "auto"], {"tensorboard": "auto"}),
@@ -280,7 +294,10 @@ def test_every_setting_that_has_a_panel_is_an_option_of_a_search():
             {"storage": "postgresql+psycopg://me:***@h/d"},
         ),
         (["--method", "beta-darts", "--memory", "8GiB", "--no-guard"], {"memory": 8 * 2**30, "guard": False}),
-        (["--method", "random", "--set", "retrain.epochs=7", "--set", "seed=3"], {"retrain": {"epochs": 7}, "seed": 3}),
+        (
+            ["--method", "random", "--set", "retrain.epochs=7", "--set", "seed=3"],
+            {"retrain": {"epochs": 7}, "seed": 3},
+        ),
     ],
 )
 def test_options_reach_a_search(monkeypatch, tmp_path, given, settings):
@@ -299,7 +316,14 @@ def test_options_reach_a_retraining(monkeypatch, tmp_path):
     used |= {"--epochs": 7, "--seed": 7, "--config": tmp_path / "c.toml", "--mlflow": "sqlite:///runs.db"}
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     got = heard(
-        monkeypatch, "nas.run.retrain.retrain", "retrain", CELL, *given, "--force", "--deterministic", "--no-graph"
+        monkeypatch,
+        "nas.run.retrain.retrain",
+        "retrain",
+        CELL,
+        *given,
+        "--force",
+        "--deterministic",
+        "--no-graph",
     )
     assert (got[0]["notation"], got[1], got["out"], got["space"]) == (CELL, "digits", tmp_path, "nasbench201")
     assert got["force"]

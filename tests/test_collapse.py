@@ -12,7 +12,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import nas
@@ -21,8 +20,8 @@ from nas.oneshot.alpha_optimizer import ExponentiatedGradient
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS
-from nas.oneshot.search import search
 from nas.oneshot.progressive import SingleStage
+from nas.oneshot.search import search
 from nas.space.cell import Cell
 from nas.space.ops import candidates
 from nas.space.space import Space

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from nas.errors import ConfigError
 from nas.evaluate.significance import Paired, paired
@@ -115,5 +114,3 @@ def test_a_noise_that_few_trainings_tell_of_is_not_taken_for_known():
         found.append(paired(own, other, seed_sd=sd, seed_degrees=2))
     assert np.mean([f.p < 0.05 for f in found]) <= 0.07
     assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.93
-
-

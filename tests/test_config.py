@@ -311,5 +311,3 @@ def test_a_config_comes_back_the_same(tmp_path):
     )
     assert make_config(read(tmp_path, write_toml(config.model_dump()))) == config
     assert make_config(read(tmp_path, write_toml(Config().model_dump()))) == Config()
-
-

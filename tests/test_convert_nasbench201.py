@@ -115,5 +115,3 @@ def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit, match=f"{name} is read by the package {package}; pip install {wheel}"):
         script.open_api(Path(name))
-
-

@@ -200,5 +200,3 @@ def test_whatever_a_users_module_raises_fails_its_trial(fault, reason, words):
     with pytest.raises(TrialError, match=words) as caught:
         cost(space, (0,), (3, 8, 8))
     assert caught.value.reason == reason
-
-

@@ -14,7 +14,6 @@ from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.path_evaluation import score
 from nas.oneshot.search import Search, search
-from nas.oneshot.supernet import Supernet
 from nas.run.pipeline import search as whole_job
 from nas.seeding import isolated
 from nas.space.loading import load

@@ -297,7 +297,9 @@ def test_an_exponentiated_gradient_is_that_of_the_mixture():
 
 def test_recomputing_cells_changes_nothing_but_the_memory():
     recipe = dataclasses.replace(RECIPE, batch=32)
-    plain, again = (make(recipe=recipe, space=three_stages(), checkpointing=c, steps=3) for c in (False, True))
+    plain, again = (
+        make(recipe=recipe, space=three_stages(), checkpointing=c, steps=3) for c in (False, True)
+    )
     torch.testing.assert_close(weights(again), weights(plain))
     torch.testing.assert_close(alphas(again), alphas(plain))
     peaks = []

@@ -256,5 +256,7 @@ def test_a_batch_is_divided_into_parts_of_at_least_two_images():
         parts = [team.part(batch) for team in teams]
         assert torch.equal(torch.cat(parts), batch)
         assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
-    with pytest.raises(ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"):
+    with pytest.raises(
+        ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"
+    ):
         Team(0, 4).images(7)

@@ -68,7 +68,9 @@ def test_every_part_of_a_method_is_named():
         module = import_module(f"nas.oneshot.{name}")
         kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
         own = {k.__name__ for k in kinds if k.__module__ == module.__name__ and not inspect.isabstract(k)}
-        assert set(re.findall(r"`(\w+)`", listed)) == {k for k in own if not k.startswith("_")} - {"SearchStage"}
+        assert set(re.findall(r"`(\w+)`", listed)) == {k for k in own if not k.startswith("_")} - {
+            "SearchStage"
+        }
 
 
 def test_every_guide_is_listed():

@@ -16,7 +16,15 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from nas.errors import ConfigError
-from nas.show.draw import draw_alpha_heatmap, draw_alphas, draw_cells, draw_network, draw_search, op_kind, save
+from nas.show.draw import (
+    draw_alpha_heatmap,
+    draw_alphas,
+    draw_cells,
+    draw_network,
+    draw_search,
+    op_kind,
+    save,
+)
 from nas.show.draw.layout import arrange, layers, spread
 from nas.show.draw.style import LOOKS, SERIES, clean, fit, node_text, palette, text_size
 from nas.types import Trial
@@ -199,7 +207,9 @@ def test_published_darts_cells_are_clear():
     shown = texts(figure)
     wanted = {"sep_conv_3x3": 5, "skip_connect": 5, "dil_conv_3x3": 1, "max_pool_3x3": 5, "DARTS_V2": 1}
     assert {text: shown.count(text) for text in wanted} == wanted
-    assert {"normal", "reduce", "separable conv", "pooling", "skip", "concat", "cₖ₋₂", "second order"} <= {*shown}
+    assert {"normal", "reduce", "separable conv", "pooling", "skip", "concat", "cₖ₋₂", "second order"} <= {
+        *shown
+    }
     assert "convolution" not in shown
 
 
@@ -414,7 +424,9 @@ def test_files_are_whole_small_and_the_same_every_time(tmp_path):
         "network": lambda: draw_network(network(22), title="network"),
         "alphas": lambda: draw_alphas(some_strengths(), decisions=decisions, options=options),
         "heatmap": lambda: draw_alpha_heatmap(some_strengths()[-1], decisions, options),
-        "search": lambda: draw_search([Trial(i, (i,), 1, "done", {"val_acc": i / 9}, 60.0) for i in range(9)]),
+        "search": lambda: draw_search(
+            [Trial(i, (i,), 1, "done", {"val_acc": i / 9}, 60.0) for i in range(9)]
+        ),
     }
     for (name, draw), folder in itertools.product(draws.items(), ("a", "b")):
         (tmp_path / folder).mkdir(exist_ok=True)

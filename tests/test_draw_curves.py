@@ -71,7 +71,9 @@ def test_what_breaks_a_constraint_is_a_ring_and_never_the_best(values):
 
 def test_a_search_shows_time_and_fidelities_where_there_are_several():
     trials = [replace(t, fidelity=3 ** (t.number % 3), cost_s=60.0) for t in done(np.linspace(0.8, 0.9, 30))]
-    figure = draw_search([*trials, Trial(30, (0,), 1, "failed", {}, 5.0, "nan"), Trial(31, (0,), 1, "running")])
+    figure = draw_search(
+        [*trials, Trial(30, (0,), 1, "failed", {}, 5.0, "nan"), Trial(31, (0,), 1, "running")]
+    )
     assert_readable(figure)
     assert {"evaluation time", "1 epoch", "9 epochs", "failed", "20 min"} <= set(texts(figure))
     assert not {"evaluation time", "1 epoch"} & set(texts(draw_search(done([0.5]))))
@@ -224,7 +226,9 @@ def test_a_front_turns_every_way(maximize):
     scores = np.asarray([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.0, 1.0], [2.0, 1.5]])
     signs = np.where(maximize, 1, -1)
     reference = tuple((0.5 * signs).tolist())
-    figure = draw_pareto_front(scores * signs, names=("a", "b"), maximize=maximize, reference=reference, chosen=[1])
+    figure = draw_pareto_front(
+        scores * signs, names=("a", "b"), maximize=maximize, reference=reference, chosen=[1]
+    )
     assert_readable(figure)
     (staircase,) = (line.get_xydata() for line in figure.axes[0].lines if line.get_zorder() == 5)
     assert (staircase * signs).tolist() == [[1, 3], [1, 2], [2, 2], [2, 1], [3, 1]]
@@ -400,7 +404,9 @@ def test_returns_and_events_are_marked_in_every_panel():
         assert [(p.get_x(), p.get_x() + p.get_width()) for p in grey] == [(8.5, 12.5), (15.5, 18.5)]
         assert {"1", "2", "3", "4–5"} <= {text.get_text() for text in axes.texts}
     shown = texts(figure)
-    assert {"epoch 12 was followed by epoch 9", "record 18, epoch 14", "a stage", "undone epochs"} <= set(shown)
+    assert {"epoch 12 was followed by epoch 9", "record 18, epoch 14", "a stage", "undone epochs"} <= set(
+        shown
+    )
     plain = texts(draw_diagnostics(records(20)))
     assert not {"the search went back", "undone epochs", "other event"} & set(plain)
 
@@ -437,7 +443,9 @@ def test_hostile_names_stay_plain_text(name, tmp_path):
         draw_anytime({name: band()}, xlabel=name, ylabel=name, **heading),
         draw_pareto_front(cloud(), names=(name, name), maximize=(False, True), chosen=[0], **heading),
         draw_rank_correlation([estimate(name, group=name)], **heading),
-        draw_search(done([0.5], metric=name), metric=name, title=name, baselines={name: done([0.4], metric=name)}),
+        draw_search(
+            done([0.5], metric=name), metric=name, title=name, baselines={name: done([0.4], metric=name)}
+        ),
         draw_diagnostics(records(BACK, kinds=(name, "b"), events=[(3, name), (11, name)]), title=name),
     ]
     for figure in figures:

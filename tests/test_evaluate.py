@@ -144,7 +144,11 @@ def test_the_judge_sees_every_trained_network():
     [
         ("build", r"images of \(1, 8, 8\) fail", lambda: nn.Conv2d(3, 4, 1)),
         ("build", "build failed", lambda: nn.Conv2d(1, -4, 1)),
-        ("build", r"logits \(32, 7\), wanted \(32, 10\)", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7))),
+        (
+            "build",
+            r"logits \(32, 7\), wanted \(32, 10\)",
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
+        ),
         ("no-grad", "no trainable parameter", Mean),
         ("error", "KeyError.*raise self.error", lambda: Raises(KeyError("k"))),
         ("error", "ZeroDivisionError.*raise self.error", lambda: Raises(ZeroDivisionError())),
@@ -191,4 +195,3 @@ def test_inherited_leaves_the_supernet_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert all(parameter.grad is None for parameter in net.parameters())
-

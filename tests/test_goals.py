@@ -38,7 +38,8 @@ def test_objectives_as_typed(text, objective):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-", "3", "3*", "val_acc latency", "val_acc + ", "a * b", "a - 2", "val-acc/2", "--a", "0*a + b"]
+    "text",
+    ["", "-", "3", "3*", "val_acc latency", "val_acc + ", "a * b", "a - 2", "val-acc/2", "--a", "0*a + b"],
 )
 def test_what_is_no_sum_of_metrics_is_refused(text):
     with pytest.raises(ConfigError, match=r"objective .* wanted"):

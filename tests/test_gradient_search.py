@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import one_stage
 import pytest
-from jobs import TINY, Recorder, outcome
+from jobs import TINY, Recorder
 from matplotlib.text import Text
 
 import nas
@@ -14,14 +14,11 @@ from nas.errors import ConfigError
 from nas.files.schemas import EpochRecord
 from nas.oneshot.diagnostics import Epoch, Health
 from nas.oneshot.early_stopping import Growth
-from nas.oneshot.regularizers import BetaDecay
-from nas.oneshot.relaxations import Dirichlet
-from nas.results.result import Alphas, is_finished
+from nas.results.result import Alphas
 from nas.results.run_record import read_run
 from nas.run import differentiable
 from nas.run.differentiable import recorded
 from nas.searchers.goals import Goals
-from nas.searchers.method_names import DIFFERENTIABLE, SHARED
 from nas.searchers.scheduler import Listed
 from nas.show.draw import draw_diagnostics
 from nas.show.report import render

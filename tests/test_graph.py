@@ -199,5 +199,3 @@ def test_operations_on_vertices_count_in_the_hash_and_their_order_only_where_it_
     assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0]
     assert hashes[0, 0, 0, 1] != hashes[0, 0, 1, 0]
     assert len(set(hashes.values())) == 2 * (4 + 3)
-
-

@@ -7,7 +7,6 @@ import pytest
 
 from nas.errors import ConfigError, ExhaustedError
 from nas.searchers.evolution import RegularizedEvolution
-from nas.searchers.searcher import RandomSearch
 from nas.searchers.fidelity import Fidelity, Ladder, geometric
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import (
@@ -20,6 +19,7 @@ from nas.searchers.halving import (
     longest,
     promotion,
 )
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import rng
 from nas.space.loading import load
 from nas.types import Trial

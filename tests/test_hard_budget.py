@@ -8,11 +8,11 @@ import pytest
 from nas.data.task import load_task
 from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
-from nas.run.job import Clock
 from nas.run.config import make_config
-from nas.run.retrain import last_training
+from nas.run.job import Clock
 from nas.run.pipeline import run_job
 from nas.run.preparation import prepare
+from nas.run.retrain import last_training
 from nas.space.loading import load
 from nas.training.ddp import Team
 from nas.training.train import train

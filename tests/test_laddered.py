@@ -6,16 +6,15 @@ import time
 import numpy as np
 import optuna
 import pytest
-import torch
 from killing import run_killed
 
 from nas.data.task import load_task
-from nas.errors import ConfigError, Stopped, TrialError
+from nas.errors import ConfigError, Stopped
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import affordable
-from nas.searchers.searcher import RandomSearch
 from nas.searchers.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
 from nas.searchers.halving import Hyperband, SuccessiveHalving, epochs_granted
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
 from nas.space.loading import load
 from nas.study.storage import open_storage

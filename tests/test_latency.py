@@ -22,7 +22,6 @@ from nas.space.latency import (
     measure_table,
 )
 from nas.space.loading import load
-from nas.space.space import Space
 
 CPU = torch.device("cpu")
 TOY = load("toy", width=4)

@@ -198,7 +198,6 @@ def test_a_function_of_ones_own_is_a_method(tmp_path, monkeypatch):
             published(name, "quick")
 
 
-
 def test_a_method_of_python_keeps_its_recipe():
     own = Method("own", regularizers=(BetaDecay(),))
     config = make_config({"method": "own:own", "search": {"epochs": 7}})

@@ -240,5 +240,3 @@ def test_evolution_draws_additions():
     searcher = RegularizedEvolution(2, 2, morphism=1.0)
     drawn = {searcher.ask(CELLS, past, rng(seed)) for seed in range(40)}
     assert drawn == set(additions(CELLS, past[-1].genotype))
-
-

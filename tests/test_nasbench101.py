@@ -14,7 +14,7 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.nasbench101 import cell_hashes, load_nasbench101
 from nas.space.cell import VertexCell
 from nas.space.cost import count_params
-from nas.space.graph import architecture_hash, cell_graphs
+from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.spaces.nasbench101 import COUNT, EDGES, INNER, OPTIONS, OUTPUT, vertex_channels, wirings
 from nas.testing import check_space

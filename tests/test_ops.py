@@ -107,5 +107,3 @@ def test_candidates_are_unbuilt_and_each_call_builds_anew():
 def test_an_unknown_primitive_is_refused_with_the_nearest():
     with pytest.raises(SpaceError, match="no primitive 'sep_conv3x3'; did you mean 'sep_conv_3x3'"):
         candidates(["sep_conv3x3"], 4, 4)
-
-

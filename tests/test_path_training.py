@@ -93,7 +93,7 @@ def test_uniform_sampling_is_even_in_the_mean_only():
 
 
 def test_fairness_needs_a_space_without_forbidden_combinations():
-    with pytest.raises(ConfigError, match="strict fairness.*uniform"):
+    with pytest.raises(ConfigError, match=r"strict fairness.*uniform"):
         train_shared(Supernet(DARTS), TASK, RECIPE, seed=0, sampling="fair")
 
 
@@ -208,9 +208,7 @@ def test_every_sampling_trains_and_resumes_to_the_bit(tmp_path, sampling):
         )
     resumed = supernet(NB201)
     torch.manual_seed(99)
-    again = train_shared(
-        resumed, TASK, recipe, seed=4, sampling=sampling, checkpoints=Checkpoints(tmp_path)
-    )
+    again = train_shared(resumed, TASK, recipe, seed=4, sampling=sampling, checkpoints=Checkpoints(tmp_path))
     assert again.train_loss == curve.train_loss
     found = resumed.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in whole.state_dict().items())
@@ -279,7 +277,7 @@ def test_a_split_training_is_resumed_to_the_bit(tmp_path):
 
 def test_what_cannot_be_split_is_refused_before_anything_is_trained():
     told = []
-    with pytest.raises(ConfigError, match="splits is 7.* 6 decisions"):
+    with pytest.raises(ConfigError, match=r"splits is 7.* 6 decisions"):
         train_split(supernet(CELLS), TASK, FOUR, Sharing(splits=7), seed=0, on_epoch=told.append)
     with pytest.raises(ConfigError, match=r"sharing\.splits"):
         train_split(supernet(DARTS), TASK, FOUR, ONE_SPLIT, seed=0, on_epoch=told.append)

@@ -21,8 +21,8 @@ from nas.run.budget import (
     time_text,
     unlimited,
 )
-from nas.run.job import Clock
 from nas.run.config import make_config
+from nas.run.job import Clock
 from nas.run.pipeline import look
 from nas.run.preparation import prepare
 from nas.show.progress import LiveProgress

@@ -1,4 +1,4 @@
-"""Stages: the published schedules, which options drop out, Fisher terms by hand, wider and deeper supernets."""
+"""Stages: the published schedules, Fisher terms by hand, wider and deeper supernets."""
 
 import math
 

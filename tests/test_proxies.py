@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from published import table
 from torch import nn
 
-from nas.data.task import load_task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.calibration import spearman
-from nas.evaluate.proxies import DEFAULT, PROXIES, Batch, draw_batch, log_rank
+from nas.evaluate.proxies import DEFAULT, PROXIES, Batch, log_rank
 from nas.space.cost import cost
 from nas.space.loading import load
 
@@ -217,7 +216,6 @@ def test_codes_by_hand_for_every_kind_of_relu(relu):
     assert score("swap", network, batch) == 3
 
 
-
 @pytest.mark.parametrize("n", [7, 8, 64, 65, 130])
 def test_swap_tells_patterns_apart_by_every_image(n):
     code = torch.zeros(n, 3 * n, dtype=torch.int64)
@@ -237,7 +235,6 @@ def test_zen_measures_features_of_its_own_random_weights():
     with torch.no_grad():
         network[0].weight.mul_(100)
     assert score("zen", network, images(64, seed=1)) == found
-
 
 
 # -- what all have in common --------------------------------------------------------------------------

@@ -46,7 +46,14 @@ def test_a_broken_rule_is_named_with_what_was_got_and_wanted(change, message):
 
 
 def test_standard_is_the_recipe_of_darts():
-    own = {"nesterov": False, "schedule": "epoch", "clip": 5.0, "auxiliary": 0.4, "drop_path": 0.2, "cutout": 16}
+    own = {
+        "nesterov": False,
+        "schedule": "epoch",
+        "clip": 5.0,
+        "auxiliary": 0.4,
+        "drop_path": 0.2,
+        "cutout": 16,
+    }
     assert preset("standard") == Recipe(epochs=600, batch=96, lr=0.025, weight_decay=3e-4, **own)
 
 

@@ -153,9 +153,15 @@ def test_a_setting_of_the_wrong_kind_is_reported():
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import nas\n\nmake = nas.Space('mine', lambda choose: None)\n", "'make' is a space, wanted a function"),
+        (
+            "import nas\n\nmake = nas.Space('mine', lambda choose: None)\n",
+            "'make' is a space, wanted a function",
+        ),
         ("def make():\n    return {}\n", "returned dict, wanted a nas.Space"),
-        (GOOD.replace("width=4", "width"), "needs the setting 'width'; give the parameter a default or a value"),
+        (
+            GOOD.replace("width=4", "width"),
+            "needs the setting 'width'; give the parameter a default or a value",
+        ),
         ("def make(width=4):\n    return width / 0\n", r"line 2: return width / 0\)"),
         ("make = 3\n", "no function in"),
     ],

@@ -81,7 +81,9 @@ def test_a_hard_sample_has_the_gradient_of_the_soft_one():
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize(("relaxation", "shares"), [(GumbelHard(), (1.0, 0.0, -1.0)), (UniformPath(), (0,) * 3)])
+@pytest.mark.parametrize(
+    ("relaxation", "shares"), [(GumbelHard(), (1.0, 0.0, -1.0)), (UniformPath(), (0,) * 3)]
+)
 def test_samples_are_drawn_in_proportion_to_the_softmax(relaxation, shares):
     """Gumbel-max: an option wins as often as its softmax says, whatever the temperature."""
     row = torch.tensor([[1.0, 0.0, -1.0]]).expand(40_000, 3)
@@ -176,7 +178,9 @@ def test_the_adversarial_one_is_worse_than_the_mixture_and_than_random_ones():
 
 
 def test_the_mixture_stays_where_none_is_worse():
-    found = perturbed(AdversarialPerturbation(), weights(), lambda rows: -(rows[0] - weights()[0]).abs().sum())
+    found = perturbed(
+        AdversarialPerturbation(), weights(), lambda rows: -(rows[0] - weights()[0]).abs().sum()
+    )
     torch.testing.assert_close(found, weights())
 
 

@@ -1,19 +1,14 @@
 """Fresh trainings of the best and of the baselines: who is taken, and what survives kills."""
 
-import json
-import time
-
 import numpy as np
 import pytest
 import torch
-from jobs import SMALL, TINY, Recorder, journal, outcome
-from killing import run_killed
+from jobs import SMALL
 
 from nas.data.task import load_task
 from nas.errors import NoModelError, Stopped
 from nas.evaluate.trained import Trained
-from nas.files.atomic import prepare_folder
-from nas.results.result import load_result
+from nas.files.folder import prepare_folder
 from nas.run.config import make_config
 from nas.run.pipeline import search
 from nas.run.preparation import prepare
@@ -217,5 +212,3 @@ def test_trainings_whose_predictions_are_gone_are_repeated(tmp_path):
     found = rerank(job(tmp_path), [A], {"largest": B})
     assert (found.best, found.statements) == (expected.best, expected.statements)
     assert found.metrics == expected.metrics
-
-

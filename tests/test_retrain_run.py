@@ -9,7 +9,6 @@ from jobs import SMALL, outcome, snapshot
 import nas
 from nas.errors import ConfigError
 from nas.results.architecture_file import describe_architecture
-from nas.run import pipeline
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 
@@ -76,5 +75,3 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert plan["final"]["drop_path"] == 0.2
     assert plan["final"]["auxiliary"] == 0.4
-
-

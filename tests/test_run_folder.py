@@ -5,14 +5,12 @@ import os
 import pytest
 
 from nas.data.task import load_task
-from nas.errors import ConfigError, DataError, SpaceError
-from nas.files.tomlfile import read_toml
-from nas.results.run_record import FORMAT, read_run
+from nas.errors import ConfigError, SpaceError
+from nas.results.run_record import FORMAT
 from nas.run.config import make_config
 from nas.run.resolved_config import make_plan
 from nas.run.run_folder import begin, open_folder
 from nas.space.loading import load
-from nas.space.space import Space
 
 TASK = load_task("digits")
 SPACE = load("toy", width=4)
@@ -115,5 +113,3 @@ def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path):
     edit(tmp_path, format=FORMAT + 1)
     message = refused(tmp_path)
     assert f"newer version (format {FORMAT + 1}, this one reads {FORMAT}); upgrade" in message
-
-

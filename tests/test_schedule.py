@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nas.errors import ExhaustedError
-from nas.searchers.searcher import RandomSearch
 from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import rng
 from nas.space.loading import load
 from nas.types import Trial
@@ -31,5 +31,3 @@ def test_listed_goes_round_by_round_and_ends():
     assert [t.genotype for t in history] == [*genotypes, *genotypes]
     with pytest.raises(ExhaustedError, match="all 3 architectures were evaluated 2 times"):
         scheduler.ask(TOY, history, np.random.default_rng(0))
-
-

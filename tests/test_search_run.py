@@ -1,23 +1,15 @@
-import dataclasses
 import json
-import multiprocessing
-import random
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from jobs import SMALL, TINY, Recorder, options, outcome, snapshot
-from killing import MODULES
+from jobs import SMALL, TINY, Recorder, outcome
 from torch import nn
 
 import nas
 from nas.data.task import load_task, task_from_arrays
-from nas.errors import ConfigError, DataError, NoModelError, SpaceError, Stopped, TrialError
-from nas.files.lock import FolderLock
-from nas.files.manifest import check_manifest
-from nas.files.tomlfile import read_toml
+from nas.errors import ConfigError, SpaceError, Stopped, TrialError
+from nas.files.folder import check_manifest
 from nas.results.result import load_result
 from nas.run.black_box import front_first
 from nas.run.config import make_config
@@ -25,16 +17,13 @@ from nas.run.final_network import final_recipe, final_space
 from nas.run.pipeline import run_job, search
 from nas.run.preparation import default_folder
 from nas.run.resolved_config import make_plan
-from nas.searchers import RandomSearch
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import finalists
-from nas.searchers.method_names import DIFFERENTIABLE
-from nas.searchers.method_names import METHODS as CONFIG_METHODS
+from nas.searchers.searcher import RandomSearch
 from nas.space.latency import LatencyTable
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.study.study import Study
-from nas.training.evaluate import evaluate
 from nas.types import Trial
 
 TASK = load_task("digits")
@@ -524,8 +513,6 @@ def test_what_a_guided_search_cannot_learn_from_is_refused_before_anything(tmp_p
     with pytest.raises(ConfigError, match=words):
         search("toy", TASK, "guided", out=tmp_path / "r", settings=FOUR | {"searcher": searcher})
     assert not (tmp_path / "r").exists()
-
-
 
 
 def test_run_takes_a_config(tmp_path):

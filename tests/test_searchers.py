@@ -3,28 +3,26 @@
 from collections import Counter
 
 import numpy as np
-import optuna
 import pytest
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
 from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
-from nas.searchers.local import LocalSearch
-from nas.searchers.predictor_guided import Guided
-from nas.searchers.searcher import RandomSearch
 from nas.searchers.factory import SEARCHERS as NAMES
 from nas.searchers.factory import make_searcher
 from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.local import LocalSearch
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
 from nas.searchers.pareto import hypervolume
-from nas.searchers.searcher import Bounded
+from nas.searchers.predictor_guided import Guided
+from nas.searchers.searcher import Bounded, RandomSearch
 from nas.searchers.surrogate import SURROGATES
 from nas.seeding import rng
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.spaces.toy import score
 from nas.testing import check_searcher
-from nas.types import Objective, Trial
+from nas.types import Trial
 
 TOY, CELLS, DARTS = load("toy"), load("nasbench201"), load("darts")
 TWO = parse_goals(["near", "-far"])
@@ -303,7 +301,10 @@ def test_settings_come_as_numbers_or_text():
         ("local", {"init": 0}, "init"),
         *(("evolution", {"tournament": value}, "tournament") for value in (0, 11)),
         ("evolution", {"population": 4, "tournament": 9}, "tournament"),
-        *(("spos", {name: value}, name) for name, value in [("mutations", 0.7), ("rate", 0.0), ("parents", 0)]),
+        *(
+            ("spos", {name: value}, name)
+            for name, value in [("mutations", 0.7), ("rate", 0.0), ("parents", 0)]
+        ),
     ],
 )
 def test_wrong_names_and_values_are_refused(name, settings, words):

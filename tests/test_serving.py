@@ -187,7 +187,9 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr("os.scandir", scandir)
-    found, troubles = answer_files(lambda x: np.eye(10, dtype=np.float32)[: len(x)], GREY, [str(tmp_path)], top=1)
+    found, troubles = answer_files(
+        lambda x: np.eye(10, dtype=np.float32)[: len(x)], GREY, [str(tmp_path)], top=1
+    )
     assert troubles == [f"{tmp_path / 'closed'} cannot be read: Permission denied"]
     assert [answer.name for answer in found] == [str(tmp_path / "a.png")]
 

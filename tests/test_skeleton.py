@@ -1,13 +1,12 @@
 """The skeleton: blocks in the order they run, what feeds what, and shapes, without touching the network."""
 
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nas.space.loading import load
 from nas.space.graph import skeleton
+from nas.space.loading import load
 
 
 def network(name, **settings):
@@ -51,5 +50,3 @@ def test_the_network_is_left_as_it_was(training):
     assert net.training == training and all(m.training == training for m in net.modules())
     assert not any(m._forward_hooks for m in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.space.space import Size, Space
 from nas.space.loading import load
+from nas.space.space import Size, Space
 
 CONVS = {"one": lambda: nn.Conv2d(3, 3, 1), "three": lambda: nn.Conv2d(3, 3, 3, padding=1)}
 
@@ -301,7 +301,10 @@ def endless(choose):
         (lambda choose: choose.value("d", {1, 2}), "'d': the options of value are of type set"),
         (lambda choose: choose.value("d", (1, "1")), r"two options have the same name in \('1', '1'\)"),
         (lambda choose: choose.op("x", [nn.ReLU]), "'x': the options of op are a list, wanted a mapping"),
-        (lambda choose: choose.op("x", {"bad": lambda: 3}), "option 'bad': building it gave int, wanted an nn"),
+        (
+            lambda choose: choose.op("x", {"bad": lambda: 3}),
+            "option 'bad': building it gave int, wanted an nn",
+        ),
         (lambda choose: choose.op("x", {"bad": nn.ReLU()}), r"is a module that is built already \(ReLU\)"),
         (lambda choose: choose.op("x", CONVS)(torch.zeros(1)), "build ran the network while it was being"),
         (lambda choose: None, "build returned NoneType, wanted an nn.Module"),

@@ -17,7 +17,7 @@ from nas.searchers import RandomSearch
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
 from nas.study.address import Address
-from nas.study.storage import OWNER, StorageInternalError, open_storage, patiently
+from nas.study.storage import OWNER, StorageInternalError, open_storage
 from nas.study.study import Study
 
 TOY = load("toy")

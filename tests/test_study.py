@@ -12,7 +12,6 @@ from nas.errors import ConfigError, NoModelError, TrialError
 from nas.searchers import RandomSearch, RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Fixed, Listed
-from nas.seeding import rng
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
@@ -118,7 +117,9 @@ def test_where_every_trial_failed_there_is_no_best_and_the_reasons_are_told(tmp_
     study = make(tmp_path)
     assert study.best() == []
     study.run(lambda *_: {"val_acc": 1 / 0}, trials=3)
-    with pytest.raises(NoModelError, match=r"all 3 trials failed:\n  3 x error: ZeroDivisionError.*test_study"):
+    with pytest.raises(
+        NoModelError, match=r"all 3 trials failed:\n  3 x error: ZeroDivisionError.*test_study"
+    ):
         study.best()
     assert "A new study" not in capfd.readouterr().err
 
@@ -142,7 +143,10 @@ def test_what_was_measured_before_is_answered_from_the_history(tmp_path):
         return scored(trial, stream)
 
     listed = Listed(((0, 1, 2), (0, 2, 1), (1, 1, 1), (2, 2, 2)), epochs=3)
-    others = [Trial(9, (2, 2, 2), 3, "done", {"val_acc": 0.7}), Trial(8, (1, 1, 1), 1, "done", {"val_acc": 0.1})]
+    others = [
+        Trial(9, (2, 2, 2), 3, "done", {"val_acc": 0.7}),
+        Trial(8, (1, 1, 1), 1, "done", {"val_acc": 0.1}),
+    ]
     study = make(tmp_path, space=TOY, scheduler=listed, alike=lambda g: tuple(sorted(g)), others=others)
     study.run(evaluate, trials=4)
     assert asked == [((0, 1, 2), 3), ((1, 1, 1), 3)]

@@ -192,12 +192,17 @@ WRONG = {
     ),
     "hidden decision": (lambda: mine(hidden), ["decision 'kernel'", "only asked after some choices", "last"]),
     "unknown primitive": (
-        lambda: mine(lambda choose: [choose.op("a", candidates(["skip_connect", "nor_conv_3z3"], 3, 3)), *head()]),
+        lambda: mine(
+            lambda choose: [choose.op("a", candidates(["skip_connect", "nor_conv_3z3"], 3, 3)), *head()]
+        ),
         ["primitive 'nor_conv_3z3'", "did you mean 'nor_conv_3x3'"],
     ),
     "differs each time": (counting, ["listed twice", "b1", "build must depend on nothing"]),
     "random order": (shuffled, ["another order"]),
-    "other layers each time": (widening, ["architecture {'a'", "built twice, it differs in", "pure function"]),
+    "other layers each time": (
+        widening,
+        ["architecture {'a'", "built twice, it differs in", "pure function"],
+    ),
     "project not idempotent": (
         lambda: stack("a", "b", project=lambda ds, scores: tuple(1 - int(row.argmax()) for row in scores)),
         ["project is not idempotent", "{'a':"],

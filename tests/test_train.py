@@ -259,7 +259,14 @@ def test_a_training_begins_with_the_weights_and_momentum_of_another(tmp_path, em
     train(make(), small, recipe, seed=0, checkpoints=Checkpoints(tmp_path))
     raw = Checkpoints(tmp_path).load()[1]["work"]["loop"]
     second, slow = make(seed=1), make(seed=2)
-    train(second, large, recipe, seed=1, start=Checkpoints(tmp_path), gradients=noting(seen, lambda n, x: state(n)))
+    train(
+        second,
+        large,
+        recipe,
+        seed=1,
+        start=Checkpoints(tmp_path),
+        gradients=noting(seen, lambda n, x: state(n)),
+    )
     assert_same_state(seen[0], raw["network"])
     slow.load_state_dict(raw["network"])
     train(slow, large, recipe, seed=1, gradients=by(plainly))
@@ -419,7 +426,12 @@ def test_a_training_that_fails_says_why(reason, words, forward, lr):
     [
         (TrialError, "no trainable parameter", make().requires_grad_(requires_grad=False), {}),
         (TrialError, r"logits \(8, 3\), wanted \(8, 4\)", Fixed([0.0] * 3), {}),
-        (ConfigError, "auxiliary is 0.4, but Fixed has no auxiliary head", Fixed([0.0] * 4), {"auxiliary": 0.4}),
+        (
+            ConfigError,
+            "auxiliary is 0.4, but Fixed has no auxiliary head",
+            Fixed([0.0] * 4),
+            {"auxiliary": 0.4},
+        ),
         (ConfigError, "drop_path is 0.2, but Fixed has no Cell", Fixed([0.0] * 4), {"drop_path": 0.2}),
     ],
 )
@@ -454,5 +466,3 @@ def test_evaluate_knows_loss_and_accuracy_of_known_networks():
     assert loss == pytest.approx(math.log(3 + math.e) - 8 / 33)
     with pytest.raises(DataError, match="no images"):
         evaluate(Brightness(), task, split(0, seed=0))
-
-

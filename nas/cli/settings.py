@@ -17,9 +17,7 @@ from nas.files.tomlfile import override, read_toml
 from nas.run.config import PANELS, Config
 from nas.searchers.method_names import is_own
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with any of these settings.")
-]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of these settings.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),

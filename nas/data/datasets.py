@@ -285,9 +285,7 @@ _Found = list[tuple[str, str, Array]]
 """Images with their files, relative to the whole folder, and their classes."""
 
 
-def _class_images(
-    root: Path, folder: Path, into: tuple[int, int, int] | None, skipped: list[str]
-) -> _Found:
+def _class_images(root: Path, folder: Path, into: tuple[int, int, int] | None, skipped: list[str]) -> _Found:
     """All images in the class folders of `folder`; those that cannot be read are told in `skipped`.
 
     into: (C, H, W) that every image is brought to, None for images as they are.

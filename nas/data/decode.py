@@ -36,7 +36,6 @@ _DAMAGE = (
 """What the readers of the standard library, of numpy and of Pillow raise on damaged files."""
 
 
-
 NPY = np.lib.format.MAGIC_PREFIX
 """What an .npy file begins with."""
 
@@ -134,7 +133,6 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
 def _words(error: BaseException) -> str:
     """What went wrong, in one short line."""
     return printable(str(error).replace("\n", " ") or type(error).__name__, limit=200)
-
 
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

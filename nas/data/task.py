@@ -407,9 +407,7 @@ def _fingerprint(parts: Sequence[Split], classes: Sequence[str], seed: int) -> s
 
 def _findings(train: Split, val: Split, test: Split, classes: Sequence[str]) -> Iterator[str]:
     """What is suspicious, but may be meant: images in two parts or of two classes, very unequal classes."""
-    trained, validated, tested = (
-        [digest(image) for image in part.x.numpy()] for part in (train, val, test)
-    )
+    trained, validated, tested = ([digest(image) for image in part.x.numpy()] for part in (train, val, test))
     known = set(trained)
     if both := sum(image in known for image in validated):
         yield f"{both} of {len(val)} validation images are also among the images trained on"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nas.data.task import Task
 from nas.errors import SpaceError, TrialError
 from nas.evaluate.trained import Start, affordable
-from nas.oneshot.path_training import Shared
 from nas.oneshot.path_evaluation import score
+from nas.oneshot.path_training import Shared
 from nas.oneshot.supernet import Supernet
 from nas.space.network_morphism import mismatch
 from nas.types import Trial

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from nas.errors import ConfigError, ExhaustedError, NoModelError, TrialError, unknown
 from nas.evaluate.benchmarks import Benchmark, load_benchmark
-from nas.searchers.searcher import Searcher
 from nas.searchers.factory import make_searcher
 from nas.searchers.goals import Goals
 from nas.searchers.pareto import dominates, front, hypervolume
+from nas.searchers.searcher import Searcher
 from nas.seeding import derive, rng
 from nas.space.space import ENUMERABLE
 from nas.types import Genotype, Trial

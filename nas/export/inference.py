@@ -184,9 +184,7 @@ class Answer:
         return f"{self.name}: " + ", ".join(f"{name} {p:.1%}" for name, p in self.top)
 
 
-def answers(
-    name: str, logits: NDArray[np.float32], classes: Sequence[str], *, top: int
-) -> list[Answer]:
+def answers(name: str, logits: NDArray[np.float32], classes: Sequence[str], *, top: int) -> list[Answer]:
     """One answer for each row of `logits` [N, classes]; `top` is at least 1.
 
     name: of the file that the images are from; where it holds several, their place is added.
@@ -309,8 +307,12 @@ def _read_npz(path: Path, served: Served) -> Pixels:
     try:
         arrays, names = load_arrays(path, ARRAYS)
     except ValueError as error:
-        raise DataError(f"{path} cannot be read: {error}; write it with np.savez(path, images=...)") from error
+        raise DataError(
+            f"{path} cannot be read: {error}; write it with np.savez(path, images=...)"
+        ) from error
     if not arrays:
-        raise DataError(f"{path} holds {', '.join(names) or 'nothing'}, wanted an array {' or '.join(ARRAYS)}")
+        raise DataError(
+            f"{path} holds {', '.join(names) or 'nothing'}, wanted an array {' or '.join(ARRAYS)}"
+        )
     name = next(name for name in ARRAYS if name in arrays)
     return array_pixels(f"{path} ({name})", arrays[name], served)

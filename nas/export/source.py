@@ -192,7 +192,9 @@ class _Writer:
             return self.expression(value)
         if isinstance(value, nn.Parameter):
             return f"nn.Parameter(torch.empty({_literal(tuple(value.shape), 'c')}))"
-        raise SpaceError(f"source: a {type(value).__name__} that is no parameter cannot be written; register it")
+        raise SpaceError(
+            f"source: a {type(value).__name__} that is no parameter cannot be written; register it"
+        )
 
 
 def _class_name(module: nn.Module) -> str:
@@ -346,19 +348,19 @@ class _Plain(ast.NodeTransformer):
     def __init__(self, known: Mapping[str, object]) -> None:
         self.known = known
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:  # noqa: N802 - ast's name
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         """Leaves `x = None` out, which only frees memory."""
         is_deletion = isinstance(node.value, ast.Constant) and node.value.value is None
         return None if is_deletion else self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         """`getattr(self.ops, "0")` as `self.ops["0"]`."""
         self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id == "getattr":
             return ast.Subscript(node.args[0], node.args[1], ast.Load())
         return node
 
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         """`x[slice(1, None, None)]` as `x[1:]`."""
         self.generic_visit(node)
         if isinstance(node.slice, ast.Tuple):
@@ -367,11 +369,11 @@ class _Plain(ast.NodeTransformer):
             node.slice = _as_slice(node.slice)
         return node
 
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
         """Whole numbers as marks."""
         return ast.Name(f"⟦{node.value}:n⟧", ast.Load()) if type(node.value) is int else node
 
-    def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.AST:
         """Refuses what is not torch's, nor Python's own."""
         found = self.known.get(node.id, torch)
         if node.id in ("inf", "nan", "device") and node.id in self.known:

@@ -97,9 +97,7 @@ def installed(python: Path | str) -> list[str]:
     return done.stdout.split()
 
 
-def _run(
-    program: list[str], place: Path, limit_s: float, *, what: str
-) -> subprocess.CompletedProcess[str]:
+def _run(program: list[str], place: Path, limit_s: float, *, what: str) -> subprocess.CompletedProcess[str]:
     """Runs an interpreter of the user's, without a shell; -I keeps modules beside it out."""
     try:
         return subprocess.run(  # nosec B603

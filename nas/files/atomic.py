@@ -29,7 +29,6 @@ _YOUNG_S = 600.0
 """No file is written for so long."""
 
 
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix, that takes its place when the block succeeds.
@@ -133,7 +132,6 @@ def storage_errors(path: Path) -> Iterator[None]:
             "command goes on from there"
         )
         raise StorageError(error.errno, words, str(path)) from error
-
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:

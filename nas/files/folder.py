@@ -32,7 +32,6 @@ _WORKING = ("checkpoint", "tensorboard")
 """Folders inside a run's that hold no results."""
 
 
-
 def check_name(name: str, what: str) -> None:
     """Refuses a name of a run or a study that some file system or database could not hold.
 
@@ -115,7 +114,6 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Owns a run's folder for the block; a second process, or a second block, is told who does.
@@ -173,7 +171,6 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
 
 
 def write_manifest(folder: Path) -> None:

@@ -198,7 +198,8 @@ class GoalsRecord(_Record):
 
     objectives: list[
         Annotated[
-            tuple[str, bool, list[Annotated[tuple[str, FiniteFloat], Field(strict=False)]]], Field(strict=False)
+            tuple[str, bool, list[Annotated[tuple[str, FiniteFloat], Field(strict=False)]]],
+            Field(strict=False),
         ]
     ]
     constraints: list[Annotated[tuple[str, FiniteFloat, bool], Field(strict=False)]] = []

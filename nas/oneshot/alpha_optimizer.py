@@ -61,7 +61,7 @@ class Adam(Update):
                 )
 
     def begin(self, alphas: Sequence[nn.Parameter]) -> Optimizer:
-        """torch's Adam with fresh moments."""
+        """Torch's Adam with fresh moments."""
         cuda = alphas[0].device.type == "cuda"
         adam = torch.optim.Adam(
             alphas,

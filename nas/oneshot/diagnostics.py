@@ -89,9 +89,7 @@ class Examiner:
         self.direction: list[Tensor] = []
         self.trouble = ""
 
-    def examine(
-        self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float
-    ) -> Health:
+    def examine(self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float) -> Health:
         """One epoch's health.
 
         genotype: what the alphas prefer now. before: what they did an epoch before. val_acc: of the supernet,
@@ -228,9 +226,7 @@ def entropy(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def supernet_accuracy(
-    search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf
-) -> float:
+def supernet_accuracy(search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf) -> float:
     """Validation accuracy in [0, 1] of the mixture, or of one architecture where one option runs at a time.
 
     On all validation images, or in a mixture on as many as there is time for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from nas.data.task import Task
@@ -138,7 +139,9 @@ def by_alphas(
         return capped(space, strengths, cap)
 
     def judge(genotypes: Sequence[Genotype]) -> list[float]:
-        found = [score(supernet, g, task, calibration=images // 2, seed=seed, images=images) for g in genotypes]
+        found = [
+            score(supernet, g, task, calibration=images // 2, seed=seed, images=images) for g in genotypes
+        ]
         return [own.accuracy for own in found]
 
     choices = [capped(space, strengths, cap, judge), *([healthy] if healthy else [])]

@@ -59,7 +59,8 @@ class Change:
         after = self.of(method)
         old, new = method.weights, after.weights
         said = {
-            f"batch {old.batch} -> {new.batch}, learning rate {old.lr:g} -> {new.lr:g}": new.batch < old.batch,
+            f"batch {old.batch} -> {new.batch}, learning rate {old.lr:g} -> {new.lr:g}": new.batch
+            < old.batch,
             "bfloat16": new.precision != old.precision,
             "checkpointing of cells": after.checkpointing and not method.checkpointing,
             f"1/{self.parts} of the channels": bool(self.parts),

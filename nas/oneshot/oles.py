@@ -1,4 +1,4 @@
-"""Operation-level early stopping (OLES): operations whose training no longer helps validation stop learning."""
+"""Operation-level early stopping (OLES): operations that no longer help validation stop learning."""
 
 from __future__ import annotations
 

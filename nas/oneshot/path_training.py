@@ -39,7 +39,7 @@ PATHS, BATCH = 2, 64
 # -- which paths a step trains ----------------------------------------------------------------------------
 
 Draw = Callable[[Space, np.random.Generator, Sequence[int]], list[Genotype]]
-"""The architectures whose gradients are averaged in one step, as many in every step, for images of a shape."""
+"""The architectures whose gradients are averaged in one step, equally many in each."""
 
 
 def uniform(space: Space, rng: np.random.Generator, image_shape: Sequence[int]) -> list[Genotype]:  # noqa: ARG001
@@ -81,7 +81,7 @@ def strictly_fair(
 def sandwich(
     space: Space, rng: np.random.Generator, image_shape: Sequence[int], *, random: int = 2
 ) -> list[Genotype]:
-    """The largest architecture, the smallest, and some at random (Yu & Huang, ICCV 2019, §4.1), in this order.
+    """The largest architecture, the smallest, and some at random (Yu & Huang, ICCV 2019, §4.1), in turn.
 
     random: how many. The others learn from the largest one's predictions, not from labels (in-place
     distillation, §4.2). Size is multiply-accumulates; the extremes take the most and the fewest that each
@@ -238,9 +238,7 @@ def train_split(
     team: see `nas.training.train.train`.
     """
     space = supernet.space
-    run = partial(
-        train_shared, task=task, sampling=sharing.sampling, on_epoch=on_epoch, stop=stop, team=team
-    )
+    run = partial(train_shared, task=task, sampling=sharing.sampling, on_epoch=on_epoch, stop=stop, team=team)
 
     def saved(name: str) -> Checkpoints | None:
         return checkpoints(name) if checkpoints is not None else None

@@ -1,7 +1,7 @@
 """A search in stages: options drop out between them, and the supernet may change its form.
 
-A `StageSchedule` divides a search; `shrink`, `record_fisher`, `inherit` and `deepened` do what lies between two
-stages.
+A `StageSchedule` divides a search; `shrink`, `record_fisher`, `inherit` and `deepened` do what lies between
+two stages.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ class PruneOneByOne(StageSchedule):
         gap = min(max(1, round(self.every * epochs)), (epochs - 1) // drops)
         lengths = [epochs - 1 - gap * (drops - 1), *[gap] * (drops - 1), 1]
         left = (options - round((options - 1) * i / drops) for i in range(drops + 1))
-        return [SearchStage(length, keep=count / options) for length, count in zip(lengths, left, strict=True)]
+        return [
+            SearchStage(length, keep=count / options) for length, count in zip(lengths, left, strict=True)
+        ]
 
 
 def fading(at: int, rest: int, epochs: int) -> float:

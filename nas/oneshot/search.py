@@ -292,9 +292,7 @@ class Search:
         elif fresh:
             recipe = compressed(recipe, stage.epochs)
         seed = derive(self.seed, "stage", number if fresh or self.selects else 0)
-        self.loop = Loop(
-            self.supernet.network, task, recipe, seed=seed, split=task.train, team=self.team
-        )
+        self.loop = Loop(self.supernet.network, task, recipe, seed=seed, split=task.train, team=self.team)
         recompute_cells(self.supernet, enabled=method.checkpointing)
         self.validation = Batches(
             task.val, task, replace(recipe, mixup=0.0), seed=derive(seed, "validation"), team=self.team
@@ -535,6 +533,4 @@ def _outcome(work: Search) -> DifferentiableOutcome:
             scored = darts_pt.connections(supernet, work.task, settings, work.strengths)
         selected.append(work.space.nearest(scored))
     selected += [work.preferred, *(e.genotype for e in reversed(lasting(work.epochs)))]
-    return DifferentiableOutcome(
-        tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet
-    )
+    return DifferentiableOutcome(tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet)

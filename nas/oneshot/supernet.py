@@ -136,7 +136,8 @@ class Supernet(nn.Module):
     def logits(self) -> list[Tensor]:
         """The alphas, minus infinity where an option is out of the race."""
         return [
-            torch.where(mask, alphas, -torch.inf) for mask, alphas in zip(self._masks(), self.alphas, strict=True)
+            torch.where(mask, alphas, -torch.inf)
+            for mask, alphas in zip(self._masks(), self.alphas, strict=True)
         ]
 
     def mixture_weights(self, *, expected: bool = False) -> list[Tensor]:
@@ -161,7 +162,9 @@ class Supernet(nn.Module):
         Edges that are weighed against each other are preferred by their weight, too.
         """
         rows = _by_decision([rows.double().cpu() for rows in self.preferences()], self._rows)
-        edges = [1.0] * len(rows) if self.betas is None else _edge_weights(self.betas, self._into_nodes).tolist()
+        edges = (
+            [1.0] * len(rows) if self.betas is None else _edge_weights(self.betas, self._into_nodes).tolist()
+        )
         return [row.numpy() * edge for row, edge in zip(rows, edges, strict=True)]
 
     def genotype(self) -> Genotype:

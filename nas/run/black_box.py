@@ -22,15 +22,14 @@ from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp, distinct
 from nas.run.resolved_config import UNBOUNDED
 from nas.searchers.evolution import Nsga2, RegularizedEvolution
-from nas.searchers.local import LocalSearch
-from nas.searchers.predictor_guided import Guided
-from nas.searchers.searcher import Searcher
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
 from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable, finalists
+from nas.searchers.local import LocalSearch
 from nas.searchers.method_names import by_gradients
+from nas.searchers.predictor_guided import Guided
 from nas.searchers.scheduler import Fixed, Scheduler
-from nas.searchers.searcher import Bounded, DefaultFirst
+from nas.searchers.searcher import Bounded, DefaultFirst, Searcher
 from nas.seeding import rng
 from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
@@ -70,9 +69,7 @@ def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
     return Bounded(searcher, fits)
 
 
-def measure_of(
-    job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()
-) -> Measure:
+def measure_of(job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()) -> Measure:
     """How trials are measured: by an evaluator, with the costs that the goals need.
 
     Those are of the last network, which may be larger. What is known to run out of memory is not trained.

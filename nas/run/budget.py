@@ -27,8 +27,8 @@ from nas.run.step_timing import final_pace, network_pace, paced, search_pace, si
 from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost
-from nas.space.space import Size
 from nas.space.latency import latencies
+from nas.space.space import Size
 from nas.study.workers import cores, places_on
 from nas.text import counted
 from nas.training.evaluate import FORWARD

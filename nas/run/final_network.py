@@ -15,8 +15,7 @@ from nas.run.config import Config
 from nas.run.job import Job
 from nas.run.overrides import change
 from nas.run.resolved_config import Plan
-from nas.searchers.searcher import Searcher
-from nas.searchers.searcher import Bounded
+from nas.searchers.searcher import Bounded, Searcher
 from nas.seeding import rng
 from nas.space.cell import Cell
 from nas.space.latency import LATENCY
@@ -26,6 +25,7 @@ from nas.text import counted
 from nas.training.recipe import Recipe, compressed
 from nas.types import Genotype
 from nas.user_code import user_errors
+
 
 def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
     """The space at the size of the last network.
@@ -45,6 +45,7 @@ def final_space(config: Config, plan: Plan, space: Space, task: Task) -> Space:
             "change its size only"
         )
     return final
+
 
 def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[Recipe, list[str]]:
     """The recipe of the last training, and notes on what of the preset's it leaves out.
@@ -70,8 +71,10 @@ def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[
         notes.append(f"{reason}: {name} off")
     return recipe, notes
 
+
 MAP = 32
 """Pixels: images of CIFAR enter cells as they are, larger ones are reduced before."""
+
 
 def offer(task: Task) -> dict[str, object]:
     """What a task tells a space about its images; their size is that of the shorter side.
@@ -83,10 +86,12 @@ def offer(task: Task) -> dict[str, object]:
     sizes = {"image_size": min(sides), "stem_stride": stride}
     return {"classes": task.num_classes, "in_channels": channels, **sizes}
 
+
 def check_trial(plan: Plan, space: Space, task: Task) -> None:
     """Raises ConfigError when the trials' recipe asks for what does not suit the space or the images."""
     for name, reason in unsuited(plan.trial, space, task).items():
         raise ConfigError(f"trial.{name} is set, but {reason}; remove it")
+
 
 def unsuited(recipe: Recipe, space: Space, task: Task) -> dict[str, str]:
     """Settings of a recipe that make no sense for this space and these images, each with the reason."""
@@ -100,6 +105,7 @@ def unsuited(recipe: Recipe, space: Space, task: Task) -> dict[str, str]:
         found["cutout"] = f"a square of {recipe.cutout} pixels blanks images of {side}"
     return found
 
+
 def _has_auxiliary(space: Space, task: Task) -> bool:
     """What one random architecture gives in training; one that fails says nothing against it."""
     try:
@@ -110,15 +116,20 @@ def _has_auxiliary(space: Space, task: Task) -> bool:
         return True
     return isinstance(output, tuple) and output[1] is not None
 
+
 DRAWN = 200
 """Changes of a default that breaks a constraint."""
+
 
 def bounded(job: Job, searcher: Searcher) -> Searcher:
     """The searcher kept to architectures whose last networks keep the constraints on costs."""
     excess = _excess(job)
     return (
-        Bounded(searcher, lambda genotype, _: excess(genotype) == 0) if job.plan.goals.constraints else searcher
+        Bounded(searcher, lambda genotype, _: excess(genotype) == 0)
+        if job.plan.goals.constraints
+        else searcher
     )
+
 
 def default_of(job: Job) -> Genotype | None:
     """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
@@ -129,6 +140,7 @@ def default_of(job: Job) -> Genotype | None:
     if key not in job.space.memo:
         job.space.memo[key] = _nearest_default(job)
     return cast(Genotype | None, job.space.memo[key])
+
 
 def _nearest_default(job: Job) -> Genotype | None:
     """Single changes are drawn, and kept where they bring an architecture nearer to the constraints."""
@@ -142,6 +154,7 @@ def _nearest_default(job: Job) -> Genotype | None:
         if (now := excess(changed)) < least:
             found, least = changed, now
     return None
+
 
 def _excess(job: Job) -> Callable[[Genotype], float]:
     """By how much the last network of an architecture breaks the constraints that need no training."""

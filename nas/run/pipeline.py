@@ -5,7 +5,6 @@ Every phase can be killed at any moment; the same call goes on where it was.
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -42,14 +41,12 @@ from nas.searchers.halving import longest
 from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
 from nas.show.progress import Progress, telling
-
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
-
 from nas.space.space import Space
 from nas.study.clusters import cluster
-from nas.study.workers import processes_on
 from nas.study.storage import keep_history
+from nas.study.workers import processes_on
 from nas.text import counted
 from nas.training.ddp import joined
 

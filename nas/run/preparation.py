@@ -19,7 +19,6 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.folder import results_folder
 from nas.results.result import Result, is_finished, load_result
-
 from nas.run.config import Config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
 from nas.run.job import BEGIN, Clock, Job
@@ -36,6 +35,7 @@ from nas.user_code import user_errors
 
 if TYPE_CHECKING:
     from nas.oneshot.methods import Method
+
 
 def follow_to(out: str | Path, team: Team) -> None:
     """Waits on another rank until rank 0 has begun the job in its folder.

@@ -13,11 +13,11 @@ from nas.evaluate.calibration import chosen_fidelity
 from nas.run.config import Config
 from nas.run.overrides import change, settings_of
 from nas.run.presets import Preset, preset
-from nas.searchers.searcher import Searcher
 from nas.searchers.factory import make_searcher
 from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.method_names import SHARED
+from nas.searchers.searcher import Searcher
 from nas.space.latency import LATENCY
 from nas.training.recipe import Recipe
 

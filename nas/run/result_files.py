@@ -14,8 +14,7 @@ from nas.files.schemas import EpochRecord
 from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
 from nas.results.result import Alphas, Result
 from nas.searchers.halving import longest
-from nas.space.graph import Graph
-from nas.space.graph import skeleton
+from nas.space.graph import Graph, skeleton
 from nas.training.checkpoint import save_tensors
 
 

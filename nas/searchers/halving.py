@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.searchers.searcher import Searcher
 from nas.searchers.fidelity import Ladder
 from nas.searchers.goals import Goals
+from nas.searchers.searcher import Searcher
 from nas.space.space import Space
 from nas.text import counted
 from nas.types import Genotype, Trial, of_longest_training

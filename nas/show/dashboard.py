@@ -47,7 +47,9 @@ class Live:
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Answers one request."""
         if environ["REQUEST_METHOD"] != "GET":
-            return _answer(start, "405 Method Not Allowed", "this view only reads: a run is changed by its job")
+            return _answer(
+                start, "405 Method Not Allowed", "this view only reads: a run is changed by its job"
+            )
         if self.local and _host(environ) not in LOOPBACK:
             return _answer(start, "403 Forbidden", "open this page as http://127.0.0.1 or http://localhost")
         try:

@@ -1,4 +1,4 @@
-"""Architectures as graphs: of a cell, with feature maps as nodes and operations as edges, and of whole networks.
+"""Architectures as graphs: cells (nodes are feature maps, edges are operations), and networks of blocks.
 
 The graph of a cell is read off the space's own wiring: whatever `Cell` the build function makes, its edges
 say which decision sits between which maps. In a `VertexCell` operations stand on the nodes and edges are

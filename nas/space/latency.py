@@ -117,7 +117,6 @@ class _TableFile(BaseModel):
     error: Ms | None = None
 
 
-
 @dataclass(frozen=True)
 class LatencyTable:
     """Latencies by architecture, or by option, to be added up.

@@ -45,7 +45,9 @@ def _additions(space: Space, parent: Genotype) -> list[Genotype]:
         if roles.get(decision.options[parent[i]]) == "zero":
             opened = (option for option, name in enumerate(decision.options) if roles[name] == "op")
             children |= {space.canonical(_changed(parent, i, option)) for option in opened}
-    return sorted(child for child in children if _is_valid(space, child) and is_addition(space, parent, child))
+    return sorted(
+        child for child in children if _is_valid(space, child) and is_addition(space, parent, child)
+    )
 
 
 def is_addition(space: Space, parent: Genotype, child: Genotype) -> bool:

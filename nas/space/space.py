@@ -259,7 +259,6 @@ class Space:
 
     @remembered
     def _neighbours(self, parent: Genotype) -> list[Genotype]:
-    def _neighbours(self, parent: Genotype) -> list[Genotype]:
         found: dict[Genotype, None] = {}
         for i, decision in enumerate(self.decisions):
             for option in set(range(len(decision.options))) - {parent[i]}:
@@ -346,7 +345,6 @@ class Space:
                     f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "
                     f"{len(d.options) - 1}"
                 )
-
 
     # -- networks -------------------------------------------------------------------------------------
 

@@ -88,9 +88,7 @@ class Record:
 def note_under_way(study: optuna.Study, trials: Sequence[Trial]) -> None:
     """Writes down the trials of a study that have been proposed and have not ended."""
     records = [
-        UnderWayRecord(
-            number=t.number, genotype=list(t.genotype), fidelity=t.fidelity, beside=list(t.beside)
-        )
+        UnderWayRecord(number=t.number, genotype=list(t.genotype), fidelity=t.fidelity, beside=list(t.beside))
         for t in trials
     ]
     study.set_user_attr(UNDER_WAY, [record.model_dump() for record in records])

@@ -34,7 +34,6 @@ from nas.text import counted
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
-
 T = TypeVar("T")
 
 

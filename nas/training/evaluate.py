@@ -81,9 +81,7 @@ def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 51
     return torch.cat([logits.argmax(1) for logits, _ in _portions(network, task, split, batch)])
 
 
-def _portions(
-    network: nn.Module, task: Task, split: Split, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _portions(network: nn.Module, task: Task, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, portion by portion; the portions halve where memory runs out."""
     at = 0
     while at < len(split):

@@ -21,8 +21,8 @@ from nas.oneshot.path_training import train_shared
 from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
-from nas.run.retrain import train_final
 from nas.run.pipeline import search
+from nas.run.retrain import train_final
 from nas.searchers.fidelity import parse_ladder
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints
@@ -217,5 +217,3 @@ def test_a_whole_job_survives_the_loss_of_all_its_checkpoints(tmp_path, method):
                 damaged += 1
     assert damaged == 3
     assert outcome(result) == outcome(whole)
-
-

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import nas
 from nas.cli.app import app
 from nas.errors import ConfigError
-from nas.files.manifest import MANIFEST, check_manifest
+from nas.files.folder import MANIFEST, check_manifest
 from nas.results.architecture_file import ARCHITECTURE, read_architecture
 from nas.results.result import load_result
 from nas.run.pipeline import search
@@ -177,9 +177,9 @@ def test_a_result_of_an_earlier_version_is_read(copy):
         del record["config"][name]
     (folder / "run.json").write_text(json.dumps(record))
     manifest = json.loads((folder / MANIFEST).read_text())
-    from nas.files.manifest import write_manifest
+    from nas.files.folder import update_manifest
 
-    write_manifest(folder, manifest["files"])
+    update_manifest(folder, manifest["files"])
     assert load_result(folder).metrics == json.loads((folder / "metrics.json").read_text())
 
 
@@ -198,9 +198,9 @@ def test_a_setting_that_came_later_does_not_stop_a_run_from_being_resumed(tmp_pa
 def test_a_pickle_in_place_of_a_file_is_never_executed(copy, name):
     folder = copy(name)
     DAMAGES["pickle"](folder / name)
-    from nas.files.manifest import write_manifest
+    from nas.files.folder import update_manifest
 
-    write_manifest(folder, json.loads((folder / MANIFEST).read_text())["files"])
+    update_manifest(folder, json.loads((folder / MANIFEST).read_text())["files"])
     if name not in {"alphas.npz", "baselines.json"}:  # of which load_result reads nothing
         with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
             load_result(folder)

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from faulty import Fragile, flat
 from jobs import SMALL, TINY, Recorder, last_job
 from torch import nn
@@ -15,8 +14,8 @@ import nas
 from nas.errors import NoModelError, Stopped, TrialError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
-from nas.run.retrain import train_final
 from nas.run.pipeline import search
+from nas.run.retrain import train_final
 from nas.searchers.fidelity import parse_ladder
 from nas.training.recipe import Recipe
 from nas.training.retry import RETRY, Retry, last_retry, with_retries
@@ -177,5 +176,3 @@ def test_when_every_trial_diverges_the_search_stops_with_a_diagnosis(tmp_path):
         in text
     )
     assert "what to do:\n  nan: training diverges, at a lower learning rate too: lower trial.lr" in text
-
-

@@ -20,9 +20,9 @@ import nas
 from nas.cli import app
 from nas.data import datasets, decode
 from nas.errors import ConfigError, DataError, NasError, SpaceError
+from nas.evaluate.calibration import read_calibration
 from nas.evaluate.nasbench101 import load_nasbench101
 from nas.evaluate.nasbench201 import load_nasbench201
-from nas.evaluate.calibration import read_calibration
 from nas.files.atomic import read_json, write_json
 from nas.files.folder import check_contents, check_manifest, check_name
 from nas.files.tomlfile import read_toml
@@ -96,8 +96,6 @@ def precious(tmp_path):
     assert path.read_text() == '{"format": 1}\nhalf a line'
 
 
-
-
 def test_a_folder_of_checkpoints_that_lies_elsewhere_is_refused(finished, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".tmp-kept").write_text("x")
@@ -136,7 +134,6 @@ def test_a_manifest_reaches_no_file_outside(finished, precious):
     (finished / "inner").symlink_to(precious.parent)
     with pytest.raises(ConfigError, match="inner is a symbolic link"):
         check_manifest(finished)
-
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
@@ -311,7 +308,9 @@ def test_nothing_is_unpacked_to_more_than_was_allowed(tmp_path, monkeypatch):
     bomb = tmp_path / "bomb.npz"
     np.savez_compressed(bomb, x_train=np.zeros((600, 64, 64), np.uint8), y_train=np.zeros(600))
     assert bomb.stat().st_size < 10_000
-    with pytest.raises(DataError, match=r"its arrays unpack to 2,4.* bytes, but at most 1,048,576 are allowed"):
+    with pytest.raises(
+        DataError, match=r"its arrays unpack to 2,4.* bytes, but at most 1,048,576 are allowed"
+    ):
         datasets.read(f"npz:{bomb}")
     monkeypatch.setattr(datasets, "_MAX_IDX", 1 << 20)
     endless = bytes((0, 0, 8, 1, 255, 255, 255, 255)) + bytes(32 << 20)

@@ -14,8 +14,8 @@ from torch import nn
 import nas
 from nas.errors import Stopped, TrialError
 from nas.evaluate.trained import Trained, too_large
-from nas.run.retrain import train_final
 from nas.run.pipeline import search
+from nas.run.retrain import train_final
 from nas.training.evaluate import evaluate, predictions
 from nas.training.loop import Loop
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes

@@ -16,9 +16,9 @@ from nas.evaluate.failure_summary import ADVICE
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.run.pipeline import search
-from nas.searchers import RandomSearch
 from nas.searchers.fidelity import parse_ladder
 from nas.searchers.scheduler import Fixed
+from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study

@@ -53,8 +53,6 @@ def copy(run, place):
     return shutil.copytree(run, place / "copy")
 
 
-
-
 # -- JSON ------------------------------------------------------------------------------------------------
 
 
@@ -102,8 +100,6 @@ def test_any_calibration(place, data):
     survived(chosen_fidelity, place, space="toy", task="digits")
     if not isinstance(record, NasError):
         assert record.lines()
-
-
 
 
 # -- the journal -----------------------------------------------------------------------------------------
@@ -237,5 +233,3 @@ def test_any_bytes_of_an_upload(kind, data):
     if isinstance(found, DataError):
         return
     assert found.shape[1:] == (3, 8, 8) and found.min() >= 0 and found.max() <= 1
-
-

@@ -22,7 +22,6 @@ from nas.searchers.method_names import METHODS
 from nas.space.loading import bundled, load
 from nas.training.recipe import Recipe
 
-
 FILE = Path("fuzz.toml")
 RECIPE = [field.name for field in dataclasses.fields(Recipe)]
 INNER = [*RECIPE, "population", "tournament", "init", "proxies", "sampling", "splits", "skip_cap", "parts"]
@@ -159,12 +158,8 @@ def test_any_ladder(text):
     survived(parse_fidelity, text)
 
 
-
-
 @fuzzed
 @given(name=texts)
 def test_any_name(name):
     if survived(check_name, name, "run") is None:
         assert 0 < len(name) <= 100 and name.isprintable() and "/" not in name and name.strip(" .") == name
-
-

@@ -159,8 +159,6 @@ def draw_alpha_heatmap(
     return finish(figure, title=title)
 
 
-
-
 def _names(strengths: Floats, decisions: Sequence[str], options: Options, *, axes: int) -> list[list[str]]:
     """The option names of every decision, after checking that everything fits together."""
     common = all(isinstance(option, str) for option in options)
@@ -179,7 +177,3 @@ def _names(strengths: Floats, decisions: Sequence[str], options: Options, *, axe
             "wanted mixture weights in [0, 1]; apply the search's relaxation (such as softmax) first"
         )
     return names
-
-
-
-

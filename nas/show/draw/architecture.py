@@ -129,7 +129,7 @@ class _Panel:
     note: str = ""
     graph: nx.DiGraph[str] = field(default_factory=nx.DiGraph)
     layout: Layout = Layout(0.0, 0.0, {}, {})  # noqa: RUF009 - a frozen value
-    table: ChoiceTable = ChoiceTable()  # noqa: RUF009 - a frozen value
+    table: ChoiceTable = ChoiceTable()
 
     @property
     def width(self) -> float:
@@ -218,7 +218,7 @@ def _panel(name: str, kind: str, graph: nx.DiGraph[str]) -> _Panel:
 
 def _chain(graph: nx.DiGraph[str]) -> dict[str, str]:
     """Operations by decision where they follow one another, each of another decision; else nothing."""
-    ops = {str(data.get("decision", "")): str(data["op"]) for *_, data in graph.edges(data=True)}
+    ops = {str(data.get("decision", "")): str(data.get("op", "")) for *_, data in graph.edges(data=True)}
     single = len(ops.keys() - {""}) == graph.number_of_edges() == len(graph) - 1
     return ops if single and all(degree < 2 for _, degree in graph.out_degree) else {}
 
@@ -243,9 +243,7 @@ def _connected(graph: nx.DiGraph[str]) -> bool:
     return any(nx.has_path(graph, a, b) for a, b in itertools.product(inputs, outputs))
 
 
-def _draw_panel(
-    sheet: Axes, panel: _Panel, corner: tuple[float, float], size: tuple[float, float]
-) -> None:
+def _draw_panel(sheet: Axes, panel: _Panel, corner: tuple[float, float], size: tuple[float, float]) -> None:
     (x, y), (width, height) = corner, size
     _draw_box(sheet, (x + width / 2, y + height / 2), size, face=PANEL, edge="none", zorder=0)
     top = y + height

@@ -270,9 +270,7 @@ def _heights(grid: Grid, order: Order) -> tuple[float, list[float]]:
     """
     steps, nodes = grid.steps(), set(grid.names.values())
     stacked = [pair for column in order for pair in itertools.pairwise(column)]
-    rooms = [
-        (grid.sizes[a][1] + grid.sizes[b][1]) / 2 + max(grid.gaps[a], grid.gaps[b]) for a, b in stacked
-    ]
+    rooms = [(grid.sizes[a][1] + grid.sizes[b][1]) / 2 + max(grid.gaps[a], grid.gaps[b]) for a, b in stacked]
     # Variables: the heights, then the size of each step. Rows: twice each step, then each neighbourhood.
     count, rises = len(grid.columns), len(steps)
     entries = [
@@ -281,9 +279,7 @@ def _heights(grid: Grid, order: Order) -> tuple[float, list[float]]:
         for sign in (1, -1)
         for column, factor in ((a, sign), (b, -sign), (count + i, -1))
     ]
-    entries += [
-        (2 * rises + i, v, sign) for i, (a, b) in enumerate(stacked) for v, sign in ((a, 1), (b, -1))
-    ]
+    entries += [(2 * rises + i, v, sign) for i, (a, b) in enumerate(stacked) for v, sign in ((a, 1), (b, -1))]
     rows, columns, factors = np.asarray(entries, dtype=np.int64).reshape(-1, 3).T
     shape = 2 * rises + len(stacked), count + rises
     limits = sparse.coo_array((factors.astype(np.float64), (rows, columns)), shape=shape)
