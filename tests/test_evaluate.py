@@ -171,7 +171,7 @@ def test_ten_billion_parameters_are_rejected_without_taking_memory():
         def forward(self, x):
             return (x.mean((1, 2, 3))[:, None] * self.weight[0, 0]).expand(-1, 10)
 
-    with pytest.raises(TrialError, match="10,000,000,000 parameters need 111.8 GiB to train") as caught:
+    with pytest.raises(TrialError, match=r"10,000,000,000 parameters need 111\.8 GiB") as caught:
         Trained(chosen(a=Huge), TASK, RECIPE)(Trial(0, (0,), 1), rng())
     assert caught.value.reason == "oom"
 

@@ -428,7 +428,7 @@ def test_a_training_that_fails_says_why(reason, words, forward, lr):
         (TrialError, r"logits \(8, 3\), wanted \(8, 4\)", Fixed([0.0] * 3), {}),
         (
             ConfigError,
-            "auxiliary is 0.4, but Fixed has no auxiliary head",
+            "auxiliary is 0.4, but Fixed has no",
             Fixed([0.0] * 4),
             {"auxiliary": 0.4},
         ),

@@ -167,7 +167,7 @@ def _path_gradients(
         losses.append(loss.detach())
         if distils and teacher is None:
             teacher = logits.detach().float().softmax(-1)
-    return loop.combined(sum(losses[1:], losses[0]) / len(paths))
+    return loop.combined(sum(losses[1:], losses[0]) / len(paths), paths)
 
 
 # -- one supernet, or several -----------------------------------------------------------------------------

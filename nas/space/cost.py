@@ -155,7 +155,7 @@ _BY_SHAPE: Mapping[OpOverload, Callable[..., object]] = {
     torch.ops.aten.relu.default: torch.empty_like,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
 }
-"""Of these operators torch finds the shapes by running a decomposition in Python, which takes milliseconds."""
+"""Of these operators torch finds the shapes by a decomposition in Python, which takes milliseconds."""
 
 
 class _Counting:

@@ -154,8 +154,8 @@ def pack(state: object) -> tuple[dict[str, Tensor], object]:
                 for key in value:
                     if isinstance(key, bool) or not isinstance(key, int | str):
                         raise TypeError(
-                            f"cannot save {where}: its key {key!r} is a {type(key).__name__}, but must be int "
-                            "or str"
+                            f"cannot save {where}: its key {key!r} is a {type(key).__name__}, but must "
+                            "be int or str"
                         )
                 return {"dict": [[key, plain(item, f"{where}[{key!r}]")] for key, item in value.items()]}
         raise TypeError(

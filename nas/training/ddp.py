@@ -1,4 +1,4 @@
-"""Data parallel: the processes that torchrun started train one network together, each on a part of every batch.
+"""Data parallel: the processes that torchrun started train one network, each on a part of every batch.
 
 All ranks draw the same numbers and average their gradients, so that all do the same steps. After every epoch
 their weights are compared, and rank 0, which alone evaluates, writes and decides, hands out its state.
@@ -60,8 +60,8 @@ class Team:
         """
         if self.size > 1 and batch < 2 * self.size:
             raise ConfigError(
-                f"train: a batch of {batch} leaves {self.size} ranks fewer than 2 images each; use a batch of "
-                f"at least {2 * self.size}, or fewer ranks"
+                f"train: a batch of {batch} leaves {self.size} ranks fewer than 2 images each; use a batch "
+                f"of at least {2 * self.size}, or fewer ranks"
             )
         return -(-batch // self.size)
 

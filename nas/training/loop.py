@@ -190,13 +190,16 @@ class Loop:
         name = type(self.network).__name__
         return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
 
-    def combined(self, loss: Tensor) -> Tensor:
-        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
+    def combined(self, loss: Tensor, drawn: object = None) -> Tensor:
+        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss.
+
+        drawn: what all ranks must have drawn alike, where it does not show in what has a gradient.
+        """
         if self.team.size == 1:
             return loss.detach()
         found = [p.grad for p in self.parameters.values() if p.grad is not None]
         trained = [name for name, p in self.parameters.items() if p.grad is not None]
-        self.team.agree(f"train, step {self.step}", trained)
+        self.team.agree(f"train, step {self.step}", (trained, drawn))
         *means, mean = self.team.average([*found, loss], self.batch)
         torch._foreach_copy_(found, means)
         return mean
@@ -276,8 +279,8 @@ class Loop:
             epoch = (self.step - 1) // self.steps_per_epoch + 1
             raise TrialError(
                 "nan",
-                f"train: loss or weights are not finite at step {self.step}, epoch {epoch}, lr {self.lr:.3g}; "
-                "lower the learning rate",
+                f"train: loss or weights are not finite at step {self.step}, epoch {epoch}, lr {self.lr:.3g}"
+                "; lower the learning rate",
             )
 
     # -- saving ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How gradients become new weights: accumulation over parts of a batch, SGD with momentum, averaged weights."""
+"""How gradients become new weights: accumulation over parts of a batch, SGD with momentum, averages."""
 
 from __future__ import annotations
 

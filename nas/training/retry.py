@@ -80,7 +80,7 @@ def with_retries(
     note: Callable[[str], None] = _log.warning,
     alone: bool = True,
 ) -> tuple[T, Retry]:
-    """What `attempt` returns, asked again where it diverges or runs out of memory, and what was changed for it.
+    """What `attempt` returns, asked again where it diverges or runs out of memory, and what was changed.
 
     attempt: trains as told, with checkpoints where `Retry.place` says, on a network that it makes anew.
     folder: where is written down what was tried, so that a killed training goes on with the last of it.

@@ -133,7 +133,7 @@ def train(
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
         )
-    split = split or task.train
+    split = task.train if split is None else split
     loop = Loop(network, task, recipe, seed=seed, split=split, passes=passes, elapsed=elapsed, team=team)
     if start is not None:
         _inherit(loop, start)
