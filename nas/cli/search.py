@@ -1,4 +1,4 @@
-"""`nas search`, `nas retrain`, `nas calibrate`: jobs that can be stopped and that the same command resumes."""
+"""`nas search`, `nas retrain`, `nas calibrate`: jobs that can be stopped; the same command resumes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a found model takes and answers: images from files, classes with probabilities. Nothing here needs torch."""
+"""What a found model takes and answers: images from files, classes with probabilities; without torch."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_served(folder: Path) -> Served:
     return Served(title, tuple(task["classes"]), (channels, height, width), task.get("pixels", "uint8"))
 
 
-# -- images ---------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------
 
 
 def pixels_of(name: str, data: bytes, served: Served) -> Pixels:
@@ -161,7 +161,7 @@ def _scaled(name: str, images: NDArray[np.generic], served: Served) -> Pixels:
     return pixels if kind == "f" else pixels / np.float32(255)
 
 
-# -- answers --------------------------------------------------------------------------------------------------
+# -- answers --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

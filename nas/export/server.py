@@ -1,4 +1,4 @@
-"""`nas serve`: a run's model.onnx over HTTP, within bounds of size, number and time. Nothing here needs torch.
+"""`nas serve`: a run's model.onnx over HTTP, within bounds of size, number and time; without torch.
 
 `/predict` answers images, `/health` says what is served, `/` is a page to drop images on.
 """

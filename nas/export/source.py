@@ -1,4 +1,4 @@
-"""The source of a found network: readable, of torch alone, one class for each kind of module that is not torch's.
+"""The source of a found network: readable, of torch alone, one class for each kind of module.
 
 A module's forward is traced symbolically in evaluation mode with the modules in it left whole (torch.fx):
 what it decides in Python is decided for good, and what it does not use is not written. Whole numbers stand
@@ -73,7 +73,7 @@ def _inputs_taken(network: nn.Module, x: Tensor) -> dict[nn.Module, int]:
     return counts
 
 
-# -- classes --------------------------------------------------------------------------------------------------
+# -- classes --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -91,7 +91,7 @@ class _Class:
 
     @property
     def parameters(self) -> dict[str, list[int]]:
-        """Names for the places of numbers that differ between instances; places of equal numbers share one."""
+        """Names of the numbers that differ between instances, with their places; equal numbers share one."""
         taken = set(re.findall(r"self\.(\w+)", self.init))
         marks = [match["name"] for match in _NUMBER.finditer(self.init + self.forward)]
         places: dict[tuple[int, ...], list[int]] = {}
@@ -175,7 +175,7 @@ class _Writer:
         return "\n\n".join(map(text, classes, parameters))
 
     def _names(self, module: nn.Module) -> list[str]:
-        """What the maps are called that a module's forward takes; one that takes any number has `x0`, `x1`."""
+        """What the maps that a module takes are called; where it takes any number, `x0`, `x1` and so on."""
         taken = list(inspect.signature(module.forward).parameters.values())
         count = self.inputs.get(module, 1)
         if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in taken):
@@ -229,7 +229,7 @@ def _call(function: str, arguments: Sequence[str], brackets: str = "()") -> str:
     return f"{function}{brackets[0]}{''.join(arguments)}{brackets[1]}"
 
 
-# -- how a module of torch is made ----------------------------------------------------------------------------
+# -- how a module of torch is made ----------------------------------------------------------------------
 
 
 def _constructor(module: nn.Module) -> str:
@@ -282,7 +282,7 @@ def _literal(value: object, name: str) -> str:
     raise SpaceError(f"source: argument {name!r} is {kind}, which cannot be written as source")
 
 
-# -- how its maps flow ----------------------------------------------------------------------------------------
+# -- how its maps flow ----------------------------------------------------------------------------------
 
 
 class _Shallow(fx.Tracer):

@@ -21,7 +21,7 @@ BATCH = 256
 REPEATS = 15
 
 Form = tuple[Callable[[Any], Any], Callable[[bytes, tuple[int, ...]], Any], str]
-"""From images to logits; from the numbers and the shape of images to the kind of array that it takes; on what."""
+"""What turns images into logits; what turns numbers and a shape into images; the versions of both."""
 
 
 def source(folder: Path) -> Form:
