@@ -83,9 +83,7 @@ def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
     ]
     found = Result(space, history[2].genotype, {}, nn.Identity(), {}, history, tmp_path, None, (), goals)
     drawn = {}
-    monkeypatch.setattr(
-        "nas.show.draw.draw_pareto_front", lambda points, **more: drawn.update(more, points=points)
-    )
+    monkeypatch.setattr("nas.show.draw.draw_pareto_front", lambda p, **more: drawn.update(more, points=p))
     monkeypatch.setattr("nas.show.draw.save", lambda *_: None)
     write_front(found, title="toy")
     assert drawn["points"].tolist() == [[0.5, 40], [0.6, 60], [0.4, 70]] and drawn["chosen"] == [1]

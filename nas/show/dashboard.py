@@ -53,18 +53,21 @@ class Live:
         if self.local and _host(environ) not in LOOPBACK:
             return _answer(start, "403 Forbidden", "open this page as http://127.0.0.1 or http://localhost")
         try:
-            match environ["PATH_INFO"]:
-                case "" | "/":
-                    return _answer(start, "200 OK", SHELL, kind="text/html")
-                case "/state":
-                    now = json.dumps({"run": self.folder.name, "state": self.state()})
-                    return _answer(start, "200 OK", now, kind="application/json")
-                case "/report":
-                    return _answer(start, "200 OK", self.report(), kind="text/html")
-                case _:
-                    return self._optuna()(environ, start)
+            page = self._page(environ["PATH_INFO"])
+            return self._optuna()(environ, start) if page is None else _answer(start, "200 OK", *page)
         except (NasError, OSError) as error:
             return _answer(start, "503 Service Unavailable", str(error))
+
+    def _page(self, path: str) -> tuple[str, str] | None:
+        """A page of ours and its kind; None where it is Optuna's."""
+        match path:
+            case "" | "/":
+                return SHELL, "text/html"
+            case "/state":
+                return json.dumps({"run": self.folder.name, "state": self.state()}), "application/json"
+            case "/report":
+                return self.report(), "text/html"
+        return None
 
     def state(self) -> str:
         """A text that is another one when trials or files of the run have changed."""
@@ -107,7 +110,7 @@ def _host(environ: WSGIEnvironment) -> str:
     return name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
 
 
-def _answer(start: StartResponse, status: str, text: str, *, kind: str = "text/plain") -> list[bytes]:
+def _answer(start: StartResponse, status: str, text: str, kind: str = "text/plain") -> list[bytes]:
     body = text.encode()
     headers = [
         ("Content-Type", f"{kind}; charset=utf-8"),

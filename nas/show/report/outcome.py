@@ -120,7 +120,7 @@ def evolving(run: Run) -> Values | None:
 
 
 def _frames(run: Run, steps: Sequence[Trial]) -> list[Mapping[str, object]]:
-    """As many steps as the page has room for, the first and the last always among them; none of a single one."""
+    """As many of two or more steps as the page has room for, the first and the last always among them."""
     first = run.cells(steps[0].genotype) if len(steps) > 1 else {}
     if not first:
         return []

@@ -173,11 +173,9 @@ def _comparison(runs: Sequence[Run]) -> str:
 def _settings(runs: Sequence[Run], names: Sequence[str]) -> Values:
     """What the runs are, and the settings in which they differ."""
     told, flat = [outcome.facts(run) for run in runs], [_used(run) for run in runs]
-    rows = [
-        (key, [table.get(key, "–") for table in told]) for key in dict.fromkeys(k for t in told for k in t)
-    ]
-    facts = {key for key, _ in rows}
-    for key in sorted({key for table in flat for key in table} - facts - set(_TOLD)):
+    facts = dict.fromkeys(key for table in told for key in table)
+    rows = [(key, [table.get(key, "–") for table in told]) for key in facts]
+    for key in sorted({key for table in flat for key in table} - facts.keys() - set(_TOLD)):
         found = [table.get(key) for table in flat]
         if len(set(map(str, found))) > 1:
             rows.append((key, [*map(setting, found)]))

@@ -154,7 +154,7 @@ class Feed:
         new = {point.key: point for point in points if point.key not in known}
         if new:
             self._tracker.track(list(new.values()))
-            known |= new.keys()
+            known.update(new)
 
 
 class Tracking:
