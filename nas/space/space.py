@@ -43,7 +43,7 @@ def remembered(function: Callable[Concatenate[Space, P], T]) -> Callable[Concate
     """Lets a costly pure function of a space and hashable values keep its answers, in the space itself."""
 
     @wraps(function)
-    def answer(space: Space, *args: P.args, **kwargs: P.kwargs) -> T:
+    def answer(space: Space, /, *args: P.args, **kwargs: P.kwargs) -> T:
         key = (function.__module__, function.__qualname__, *args, *kwargs.items())
         if key not in space.memo:
             space.memo[key] = function(space, *args, **kwargs)

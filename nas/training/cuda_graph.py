@@ -67,7 +67,8 @@ class GraphedStep(Generic[Inputs]):
 
     def _beside(self, inputs: Inputs) -> None:
         """A step as it is, on a stream beside torch's own, as is asked for before a capture."""
-        stream, own = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        own = torch.cuda.current_stream()
         stream.wait_stream(own)
         with torch.cuda.stream(stream), unseeded():
             self._step(inputs)
