@@ -1,4 +1,4 @@
-"""Readers give what is in the files, find them where they are looked for, and name what is wrong with them."""
+"""Readers give what is in the files, find them where they are looked for, and name what is wrong."""
 
 import gzip
 import struct

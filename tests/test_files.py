@@ -7,7 +7,6 @@ import shutil
 import socket
 import tempfile
 import time
-from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -259,9 +258,8 @@ def test_the_lock_of_a_folder_names_its_owner_and_dies_with_it_although_a_child_
 
 def test_the_lock_of_a_folder_is_exclusive_within_a_process_and_given_back(tmp_path):
     for _ in range(2):
-        with folder_lock(tmp_path), ExitStack() as second:
-            with pytest.raises(ConfigError, match=f"pid {os.getpid()} "):
-                second.enter_context(folder_lock(tmp_path))
+        with folder_lock(tmp_path), pytest.raises(ConfigError, match=f"pid {os.getpid()} "):
+            folder_lock(tmp_path).__enter__()
 
 
 def work_alone(folder: Path, told: Connection) -> None:

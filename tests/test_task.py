@@ -209,7 +209,7 @@ X = random_images(40, 8, 8)
         (random_images(40, 64), labels(40), {}, r"features .* x\[:, None\]"),
         (random_images(40, 3, 8, 8), labels(40), {}, r"looks like \[N, C, H, W\]"),
         (torch.zeros(40, 8, 8, 3), labels(40), {}, r"looks like \[N, H, W, C\]"),
-        (list(X[:39]) + [X[0][:4]], labels(40), {}, "x_train is a list whose 40 parts differ in shape"),
+        ([*X[:39], X[0][:4]], labels(40), {}, "x_train is a list whose 40 parts differ in shape"),
         (X, labels(40), {"x_test": X[:4] / 255, "y_test": labels(4)}, "float32, but training"),
         (X, labels(40), {"y_test": labels(4)}, "x_test is missing"),
     ],

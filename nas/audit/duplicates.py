@@ -124,7 +124,7 @@ def groups(table: ImageTable, near: Near) -> list[Group]:
     """Copies that belong together, directly or by others, largest first; no image is in two groups."""
     first: dict[str, int] = {}
     same = [(first.setdefault(digest, number), number) for number, digest in enumerate(table.digests)]
-    graph = nx.Graph([*same, *near.pairs.tolist()])
+    graph: nx.Graph[int] = nx.Graph([*same, *near.pairs.tolist()])
     found = [_group(table, list(numbers)) for numbers in nx.connected_components(graph) if len(numbers) > 1]
     return sorted(found, key=lambda group: (-len(group.members), group.members))
 

@@ -68,7 +68,7 @@ class Journal(BaseJournalBackend):
                     return
                 try:
                     record: dict[str, Any] = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ConfigError(
                         f"{self.path}, line {self._number + 1} is damaged ({error}); restore the file, or "
                         "remove that line to go on without what it says"
@@ -205,6 +205,7 @@ def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Call
         return tries(work)
     except AWAY as error:
         raise StorageError(
+            getattr(error, "errno", None),
             f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the same "
             "command goes on"
         ) from error

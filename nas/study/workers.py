@@ -35,7 +35,7 @@ from loky import ProcessPoolExecutor
 
 from nas import devices
 from nas.errors import ConfigError, Stopped, TrialError, describe, is_users
-from nas.files.atomic import temporary_folder
+from nas.files.atomic import temporary_folder, write_bytes
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.types import Trial
@@ -151,9 +151,7 @@ class Parcel:
         path = folder / f"evaluator-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary = path.with_suffix(".new")
-            temporary.write_bytes(file.getvalue())
-            temporary.replace(path)
+            write_bytes(path, file.getvalue())
         return cls(path, digest)
 
     def unpacked(self) -> Evaluate:

@@ -160,7 +160,7 @@ def limited(out, limit):
     arguments = ["search", "--space", "toy", "--method", "random", *options(METHODS["random"])]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert "Traceback" not in result.output, result.output
-    assert "error: cannot write" in result.output and "File too large" in result.output
+    assert "error: cannot write" in result.output and "File too large" in result.output, result.output
     raise SystemExit(result.exit_code)
 
 
