@@ -3,7 +3,7 @@
 The step is wrapped from outside and knows nothing of it. It runs a first time as it is, is captured at the
 second, and at the third the replay is compared with the step itself; from then on it is replayed. Where it
 cannot be captured, or a replay differs, one warning says so and all steps run as they are. Written for
-PyTorch's graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+PyTorch's graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), but not yet run on a GPU.
 """
 
 from __future__ import annotations
