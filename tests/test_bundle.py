@@ -64,9 +64,8 @@ def test_every_form_is_the_scored_model(exported):
     result, told = exported
     assert [line.split(": ")[1] for line in told] == ["source", "program", "onnx"]
     for line in told:
-        assert (
-            float(re.search(r"differ by at most (\S+) of the largest", line)[1]) < 1e-5 <= TOLERANCE <= 1e-4
-        )
+        difference = re.search(r"differ by at most (\S+) of the largest", line)[1]
+        assert float(difference) < 1e-5 < TOLERANCE <= 1e-4
         assert "0 classes differ" in line and f"accuracy {result.metrics['test_acc']:.4f};" in line
         assert "ms for 1 image" in line and "ms for 32" in line
     assert check_manifest(result.folder) == []

@@ -252,6 +252,7 @@ def server(run):
         yield client
     with process:
         process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().endswith("stopped\n")
     assert process.returncode == 0
 
 
