@@ -144,13 +144,6 @@ def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, caplog, damage)
     assert checkpoints.load()[0] == 2
 
 
-def test_all_damaged_loads_nothing(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2):
-        checkpoints.save(step, {}).write_bytes(b"")
-    assert checkpoints.load() is None
-
-
 @settings(deadline=None, max_examples=50)
 @given(bit=st.integers(0, 8 * 300))
 def test_any_flipped_bit_is_noticed(tmp_path_factory, bit):

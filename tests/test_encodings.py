@@ -125,18 +125,3 @@ def test_the_edges_into_one_node_belong_together():
         [f"{kind}/{src}->{dst}" for src in range(dst)] for kind in ("normal", "reduce") for dst in range(2, 6)
     ]
     assert sorted(groups) == sorted(expected)
-
-
-def test_crossover_by_groups_takes_the_inputs_of_a_node_from_one_parent():
-    groups = crossover_groups(DARTS)
-    mother, father = DARTS.sample(rng(0)), DARTS.sample(rng(1))
-    mixed = set()
-    for seed in range(50):
-        child = DARTS.cross(mother, father, rng(2, seed), groups=groups)
-        sides = []
-        for group in groups:
-            own = [child[i] for i in group]
-            assert own in ([mother[i] for i in group], [father[i] for i in group])
-            sides.append(own == [mother[i] for i in group])
-        mixed.add(tuple(sides))
-    assert len(mixed) > 30

@@ -13,7 +13,6 @@ from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.training.evaluate import predictions
-from nas.training.memory_estimate import memory_bytes, require_memory
 from nas.training.recipe import Recipe
 from nas.types import Trial
 
@@ -68,17 +67,6 @@ def test_trained_depends_on_its_arguments_alone():
     torch.manual_seed(99)
     assert evaluate(Trial(0, (2, 0, 2), 1), rng(3)) == first
     assert evaluate(Trial(0, (2, 0, 2), 1), rng(4)) != first
-
-
-def test_a_stopped_trial_goes_on_where_it_was(tmp_path):
-    trial = Trial(4, (2, 2, 2), 2)
-    asked = iter([False] * 3 + [True])
-    with pytest.raises(Stopped):
-        Trained(TOY, TASK, RECIPE, folder=tmp_path, stop=lambda: next(asked))(trial, rng())
-    assert list((tmp_path / "trial-4").iterdir())
-    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path)(trial, rng())
-    assert resumed == Trained(TOY, TASK, RECIPE)(trial, rng())
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
@@ -174,14 +162,6 @@ def test_ten_billion_parameters_are_rejected_without_taking_memory():
     with pytest.raises(TrialError, match=r"10,000,000,000 parameters need 111\.8 GiB") as caught:
         Trained(chosen(a=Huge), TASK, RECIPE)(Trial(0, (0,), 1), rng())
     assert caught.value.reason == "oom"
-
-
-def test_memory_is_asked_of_the_device(monkeypatch):
-    total = memory_bytes(torch.device("cpu"))
-    assert 2**27 < total < 2**50
-    require_memory(total // 12, torch.device("cpu"))
-    with pytest.raises(TrialError, match="GiB to train"):
-        require_memory(total // 12 + 1, torch.device("cpu"))
 
 
 # -- inherited -------------------------------------------------------------------------------------------

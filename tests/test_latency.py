@@ -169,17 +169,6 @@ def test_a_fit_finds_a_planted_table():
         assert fitted.predict(space, genotype) == pytest.approx(table.predict(space, genotype), rel=1e-6)
 
 
-def test_the_error_is_that_of_networks_held_out():
-    draw = np.random.default_rng(0)
-    space = load("nasbench201", width=4, cells=1)
-    genotypes = [space.sample(draw) for _ in range(60)]
-    noise = draw.uniform(0.5, 1.5, 60)
-    fitted = fit_table(space, genotypes, noise, device="a device")
-    seen = np.mean([abs(fitted.predict(space, g) / t - 1) for g, t in zip(genotypes, noise, strict=True)])
-    # Nothing can be learnt from noise: what fits it best is further off on networks that it has not seen.
-    assert fitted.error > 1.3 * seen > 0.1
-
-
 def test_the_table_of_a_space_predicts_networks_that_it_never_saw(monkeypatch):
     """By a clock that counts multiply-adds: a busy machine changes nothing, and the cost adds up exactly."""
 

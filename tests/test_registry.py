@@ -62,12 +62,6 @@ def test_what_counts_as_foreign_code():
     assert not any(map(is_plugin, bundled()))
 
 
-def test_an_offer_is_taken_where_there_is_a_parameter_for_it(plugin):
-    offer = {"classes": 3, "in_channels": 7, "width": 2}
-    assert load(plugin(GOOD), offer).settings == {"width": 2, "classes": 3}
-    assert load(plugin(GOOD), offer, width=9).settings == {"width": 9, "classes": 3}
-
-
 # -- mistakes -----------------------------------------------------------------------------------------
 
 
@@ -85,12 +79,6 @@ def test_a_missing_file(tmp_path, monkeypatch):
     assert "no file gone.py" in message and str(tmp_path / "gone.py") in message
 
 
-def test_a_missing_module():
-    message = refusal("no_such_package_here:make")
-    assert "no module 'no_such_package_here'" in message
-    assert "(at " not in message  # no line of the user's is to blame
-
-
 def test_a_file_without_its_function():
     assert "is a file; name the function in it, too" in refusal("my_space.py")
     assert "wanted FILE.py:FUNCTION" in refusal("my_space.py:")
@@ -100,12 +88,6 @@ def test_a_syntax_error(plugin):
     path = plugin("x = 1\n\ndef make(:\n    pass\n")
     message = refusal(path)
     assert f"syntax error in {path.removesuffix(':make')}, line 3: def make(:" in message
-
-
-def test_an_import_error_names_the_users_line(plugin):
-    message = refusal(plugin("x = 1\n\nimport no_such_package_here\n"))
-    assert "ModuleNotFoundError: No module named 'no_such_package_here'" in message
-    assert re.search(r"my_space\.py, line 3: import no_such_package_here\)", message)
 
 
 @pytest.mark.parametrize(

@@ -120,14 +120,6 @@ def test_everything_drawn_is_valid_and_canonical(space):
             assert space.canonical(genotype) == genotype
 
 
-def test_free_decisions_are_sampled_uniformly():
-    space, rng = flat(3, 2), np.random.default_rng(0)
-    counts = np.zeros((3, 2))
-    for _ in range(3000):
-        counts[space.sample(rng)] += 1
-    assert ((counts - 500) ** 2 / 500).sum() < 20.5  # chi-square, 5 degrees of freedom, p = 0.001
-
-
 def test_darts_inputs_and_operations_are_sampled_uniformly():
     space, rng = SPACES["darts"], np.random.default_rng(0)
     start, draws = 9, 3000  # node 5 of the normal cell: edges from 0 to 4
@@ -150,12 +142,6 @@ def test_mutation_changes_one_free_decision_to_any_other_option():
     assert all(sum(a != b for a, b in zip(c, (0, 1, 2), strict=True)) == 1 for c in children)
     counts = [children.count(c) for c in set(children)]
     assert len(counts) == 6 and min(counts) > 60
-
-
-def test_mutation_gives_up_when_project_ignores_its_scores():
-    stuck = flat(3, 3, project=lambda decisions, scores: (0, 0))
-    with pytest.raises(SpaceError, match=r"no mutation of .*'d0': 'o0'.* in 200 tries; does project ignore"):
-        stuck.mutate((0, 0), np.random.default_rng(0))
 
 
 def test_a_child_takes_every_decision_from_a_parent():
@@ -352,31 +338,6 @@ def test_decisions_that_are_asked_after_any_value_are_listed():
     drawn = {space.sample(np.random.default_rng(seed)) for seed in range(300)}
     # Of the convolution 2, of each other kind 3 of depth 1 (one without `more`), and 6 of depth 2.
     assert drawn == set(space.enumerate()) and len(drawn) == 2 + 2 * (3 + 6)
-
-
-def test_a_decision_that_only_two_values_together_lead_to():
-    def build(choose):
-        if (choose.value("a", (0, 1)), choose.value("b", (0, 1))) == (0, 0):
-            return nn.Sequential(choose.op("kernel", CONVS))
-        return nn.Sequential()
-
-    space = Space("hidden", build)
-    assert [d.name for d in space.decisions] == ["a", "b"]
-    message = r"'kernel' is only asked after some choices together.* put the options that lead to it last"
-    with pytest.raises(SpaceError, match=message):
-        space.network((0, 0))
-    rng = np.random.default_rng(0)
-    with pytest.raises(SpaceError, match=message):
-        [space.sample(rng) for _ in range(20)]
-
-
-def test_options_that_depend_on_an_earlier_choice():
-    def build(choose):
-        wide = choose.value("wide", (False, True))
-        return choose.op("x", CONVS if wide else {"other": nn.Identity})
-
-    with pytest.raises(SpaceError, match=r"decision 'x' offered \('other',\) this time, but 'one' was among"):
-        Space("moody", build).network((0, 0))
 
 
 @pytest.mark.parametrize(

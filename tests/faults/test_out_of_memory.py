@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from faulty import Hungry, flat
-from jobs import SMALL, Recorder, last_job
+from jobs import SMALL
 from torch import nn
 
 import nas
 from nas.errors import Stopped, TrialError
 from nas.evaluate.trained import Trained, too_large
 from nas.run.pipeline import search
-from nas.run.retrain import train_final
 from nas.training.evaluate import evaluate, predictions
 from nas.training.loop import Loop
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes
@@ -241,15 +240,6 @@ def test_a_search_learns_from_one_failure_and_resumes_with_what_it_learned(tmp_p
 
 
 # -- the last training -----------------------------------------------------------------------------------
-
-
-def test_the_last_training_takes_its_batches_in_halves_and_says_so(tmp_path):
-    progress = Recorder()
-    job, last = last_job(hungry(16), TASK, RECIPE, tmp_path, progress=progress)
-    _, metrics = train_final(job, (1,), last)
-    assert metrics["retrain_passes_per_step"] == 2
-    assert "out of memory while training at batch 32" in progress.notes[0]
-    assert "tried again with batches in 2 parts" in progress.notes[0]
 
 
 @pytest.mark.parametrize(
