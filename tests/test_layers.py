@@ -19,7 +19,7 @@ NAMED = {
     "nas.evaluate.nasbench201": {"nasbench201"},
     "nas.classifier": {"convnet"},
     "nas.cli.benchmark": {"nasbench101", "nasbench201"},
-    "nas.run.config": {"darts"},
+    "nas.run.config": {"darts", "nasbench201"},
     "nas.searchers.method_names": {"darts"},
     "nas.oneshot.methods": {"darts"},
     "nas.run.presets": {"darts", "nasbench201"},
@@ -129,7 +129,7 @@ def test_the_engine_names_no_space(module):
 
 
 def test_the_rules_find_what_they_should():
-    tree = ast.parse('"""darts"""\nfrom nas import task\nx = f"a {toy} darts-2"\nimport spaces.toy\n')
+    tree = ast.parse('"""darts"""\nfrom nas.data import task\nx = f"a {toy} darts-2"\nimport spaces.toy\n')
     assert set(imports(tree)) == {"nas.data.task", "spaces.toy"}
     assert {"toy", "darts"} <= set(words(tree))
     assert "darts" not in set(words(ast.parse('"""darts"""\nx = 1\n"""darts"""\n')))

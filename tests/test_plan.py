@@ -224,7 +224,7 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"method": "darts", "alphas": {"lr": "nan"}}, "lr is nan"),
         ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),
         ({"evaluator": "shared", "sharing": {"sampling": "even"}}, "sharing: no sampling 'even'"),
-        ({"method": "spos", "searcher": {"parents": 0}}, "parents 0; wanted"),
+        ({"method": "spos", "searcher": {"parents": 0}}, "parents is 0"),
     ],
 )
 def test_wrong_settings_name_their_table_and_the_rule(values, words):

@@ -79,8 +79,7 @@ def test_the_folder_is_complete(jobs, name):
     result = jobs(name)
     alphas = {"alphas.npz", "alphas.svg", "alphas.png", "health.json", "health.svg", "health.png"}
     alphas = alphas if name == "darts" else set()
-    lock = {"study.log.lock"} if name == "evolution" else set()
-    assert {path.name for path in result.folder.iterdir()} == FILES | alphas | lock
+    assert {path.name for path in result.folder.iterdir()} == FILES | alphas
     assert check_manifest(result.folder) == []
     listed = json.loads((result.folder / "manifest.json").read_text())["files"]
     assert listed.keys() == FILES - {"manifest.json", "run.lock"} | alphas
@@ -313,7 +312,7 @@ def test_a_space_of_one_architecture_says_so_and_ends(tmp_path, method):
     progress = Recorder()
     settings = {**(TINY if method == "darts" else SMALL), "space_settings": {}}
     result = search(single_space(), TASK, method, out=tmp_path, settings=settings, progress=progress)
-    assert any("single architecture, so there is nothing to search" in note for note in progress.notes)
+    assert any("single architecture" in note for note in progress.notes)
     assert result.genotype == (0,)
     assert result.metrics["trials"] == (0 if method == "darts" else 1)
     assert [name for name, *_ in progress.phases if name == "re-evaluation"] == []
