@@ -70,8 +70,9 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
         if i >= len(decisions):
             axes.remove()
             continue
-        axes.tick_params(labelbottom=i + columns >= len(decisions))
-        axes.set_title(fit(clean(decisions[i]), 10, _PANEL[0], bold=True), fontsize=10, pad=18)
+        axes.xaxis.set_visible(i + columns >= len(decisions))
+        axes.tick_params(labelbottom=True)
+        axes.set_title(fit(clean(decisions[i]), 10, _PANEL[0], bold=True), fontsize=10, y=1, pad=18)
         own = [looks[name] for name in names[i]]
         winner = _draw_options(axes, strengths[:, i, : len(own)], own, points=points)
         if winner is not None:
@@ -155,7 +156,8 @@ def draw_alpha_heatmap(
             color = PAPER if value > 0.66 * peak else INK
             write(axes, x + 0.5, row + 0.5, text, size=9.5, color=color, bold=option == best)
             if option == best:
-                axes.add_patch(Rectangle((x, row), 1, 1, fill=False, edgecolor=INK, linewidth=2, zorder=3))
+                frame = Rectangle((x, row), 1, 1, fill=False, edgecolor=INK, linewidth=2, clip_on=False)
+                axes.add_patch(frame)
     return finish(figure, title=title)
 
 

@@ -72,8 +72,8 @@ class ChoiceTable:
     def of(cls, choices: Mapping[str, str]) -> ChoiceTable:
         """One row for each decision, or for all whose names are the same up to the last slash.
 
-        `stage0/width: 16` and `stage0/depth: 2` are the row `stage0`, `width 16   depth 2`. A block has 16 rows,
-        or more where the blocks would be wider than a page.
+        `stage0/width: 16` and `stage0/depth: 2` are the row `stage0`, `width 16   depth 2`. A block has
+        sixteen rows, or more where the blocks would be wider than a page.
         """
         found: dict[str, list[str]] = {}
         for name, option in choices.items():
@@ -370,7 +370,7 @@ def draw_network(graph: nx.DiGraph[str], *, title: str = "") -> Figure:
     widths = [text_size(text, size, bold=bold)[0] for own in lines.values() for text, size, bold, _ in own]
     heights = [_tall(own) for own in lines.values()]
     box = max([0.66, *widths]) + 0.24, max([0.35, *heights]) + 0.2
-    layout = arrange(graph, sizes=dict.fromkeys(graph, box), labels={}, width=_PAGE - 1)
+    layout = arrange(graph, sizes=dict.fromkeys(graph, box), labels={}, width=_PAGE - 2)
     figure, sheet = page(max(layout.width, 3.0), max(layout.height, 0.4))
     if not graph:
         write(sheet, 0, 0.2, "no blocks", color=MUTED, ha="left")

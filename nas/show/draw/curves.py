@@ -25,6 +25,7 @@ from nas.show.draw.style import (
     Column,
     clean,
     finish,
+    fit,
     good_limits,
     key,
     scatter_within,
@@ -282,7 +283,8 @@ def draw_anytime(
     """
     figure = Figure(figsize=(10, 5.6))
     axes = figure.subplots()
-    axes.set(xlabel=clean(xlabel, limit=50), ylabel=clean(ylabel, limit=50))
+    axes.set_xlabel(fit(clean(xlabel, limit=80), 11, 8))
+    axes.set_ylabel(fit(clean(ylabel, limit=80), 11, 4.2))
     bands = list(curves.values())
     _set_limits(axes, bands, [] if optimum is None else [optimum])
     tidy_ticks(axes, most=8, whole=all((band.x == band.x.round()).all() for band in bands))

@@ -131,7 +131,7 @@ def _notes(records: _Records) -> list[_Note]:
 
 def _frame(axes: Axes, panel: _Panel, records: _Records, keys: Sequence[Line2D]) -> None:
     """Title, caption and keys above a panel, the records along its bottom."""
-    axes.set_title(panel.title, pad=46)
+    axes.set_title(panel.title, y=1, pad=46)
     axes.annotate(panel.caption, (0, 1), (0, 33), "axes fraction", "offset points", color=MUTED, fontsize=9.5)
     axes.set_xlim(0.5, len(records) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -212,8 +212,9 @@ def _draw_line(
         set_dash(line, _DASHED)
     alone = _alone(y)
     axes.plot(x[alone], y[alone], "o", color=color, markersize=3, zorder=order)
-    (end,) = axes.plot(x[known][-1:], y[known][-1:], "o", color=color, markersize=6, zorder=order + 0.5)
-    end.set(markeredgecolor=PAPER, clip_on=False)
+    if known.any():
+        (end,) = axes.plot(x[known][-1], y[known][-1], "o", color=color, markersize=6, zorder=order + 0.5)
+        end.set(markeredgecolor=PAPER, clip_on=False)
 
 
 def _alone(values: Column) -> NDArray[np.bool_]:
@@ -299,7 +300,7 @@ def _draw_eigenvalue(axes: Axes, records: _Records) -> list[Line2D]:
         level.set(marker="_", markersize=3)  # for what has no neighbours
         set_dash(level, _DASHED)
         over = np.flatnonzero(mean > alarm)
-        axes.plot(over + 1, mean[over], "o", color=BAD, markersize=4, zorder=4.5, clip_on=False)
+        axes.plot(over + 1, mean[over], "o", color=BAD, markersize=4, zorder=4.5)
     return keys
 
 

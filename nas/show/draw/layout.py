@@ -303,7 +303,8 @@ def _route(grid: Grid, heights: Sequence[float], width: float) -> Layout:
     cuts: Sequence[int] = []
     if spans and spans[-1][1] > width:
         layer_count = len(spans) // 2 + 1
-        each = math.ceil(layer_count / math.ceil(spans[-1][1] / width))
+        most = max(1, int(layer_count * width / spans[-1][1]))
+        each = math.ceil(layer_count / math.ceil(layer_count / most))
         cuts = range(2 * each - 1, len(spans), 2 * each)
         spans = _spans(grid, ys, cuts)
     nodes = {name: (sum(spans[grid.columns[v]]) / 2, ys[v]) for name, v in grid.names.items()}

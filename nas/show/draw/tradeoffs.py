@@ -74,7 +74,8 @@ def draw_pareto_front(
     found = _non_dominated(measured, signs)
     truth = np.empty((0, 2)) if exact is None else _non_dominated(exact, signs)
     rows = list(dict.fromkeys(chosen))
-    _set_limits(axes, np.concatenate([measured, truth]), found, [*points[rows]], signs, reference)
+    shown = np.concatenate([measured, truth])
+    _set_limits(axes, shown, found, named=points[rows], signs=signs, reference=reference)
     tidy_ticks(axes, most=8)
     scatter_within(axes, *measured.T, color=_DOT)
     keys = [key("evaluated", _DOT, marker="o"), key("front found", _FRONT)]
@@ -109,7 +110,8 @@ def _set_limits(
     axes: Axes,
     values: Column,
     found: Column,
-    named: Sequence[Column],
+    *,
+    named: Column,
     signs: Column,
     reference: tuple[float, float] | None,
 ) -> None:
@@ -220,6 +222,6 @@ def _draw_row(axes: Axes, estimate: Estimate, y: float, *, color: str) -> None:
 
 def _write_columns(axes: Axes, y: float, tau: str, cost: str, *, color: str) -> None:
     """What stands right of the plot, in the line at height `y`."""
-    for x, text in ((1.08, tau), (1.2, cost)):
+    for x, text in ((1.11, tau), (1.28, cost)):
         note = write(axes, x, y, text, size=_SIZE, color=color, ha="right")
         note.set_transform(axes.get_yaxis_transform())
