@@ -30,9 +30,11 @@ from nas.evaluate.replay import (
     volumes,
 )
 from nas.files.atomic import read_json
-from nas.searchers import LocalSearch, RandomSearch, RegularizedEvolution
+from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.local import LocalSearch
 from nas.searchers.scheduler import Fixed
+from nas.searchers.searcher import RandomSearch
 from nas.show.benchmark import describe, lines, to_dict, write_outcome
 from nas.space.loading import load
 from nas.study.study import Study

@@ -13,7 +13,7 @@ from nas.errors import ConfigError, SpaceError, Stopped
 from nas.evaluate.inherited import from_supernet
 from nas.evaluate.trained import Trained
 from nas.oneshot.supernet import Supernet
-from nas.searchers import RegularizedEvolution
+from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.scheduler import Fixed
 from nas.space.loading import load
 from nas.space.network_morphism import additions

@@ -1,4 +1,4 @@
-"""Where a history is kept: a journal that is torn, damaged or full, SQLite, a real PostgreSQL; who may write."""
+"""Where a history is kept: a journal that is torn, damaged or full, SQLite, PostgreSQL; who may write."""
 
 import errno
 import multiprocessing
@@ -13,8 +13,8 @@ import pytest
 from postgres import Proxy, postgres  # noqa: F401 - a fixture
 
 from nas.errors import ConfigError, StorageError
-from nas.searchers import RandomSearch
 from nas.searchers.scheduler import Fixed
+from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.address import Address
 from nas.study.storage import OWNER, StorageInternalError, open_storage
@@ -24,8 +24,17 @@ TOY = load("toy")
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _closed():
+    """Nothing is said of new studies, and no connection is left open."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    while OPENED:
+        storage = OPENED.pop()
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+OPENED = []
 
 
 def scored(trial, stream):
@@ -35,6 +44,8 @@ def scored(trial, stream):
 def make(where, **settings):
     """A study in the journal at a path or in the database at a URL."""
     storage = open_storage(Address(where) if isinstance(where, str) else where)
+    if isinstance(where, str):
+        OPENED.append(storage)
     return Study(TOY, Fixed(RandomSearch()), storage, name="s", seed=1, **settings)
 
 

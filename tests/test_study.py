@@ -9,9 +9,10 @@ import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
-from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study

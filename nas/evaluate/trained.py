@@ -100,7 +100,7 @@ class Trained:
                 start, inherited = partial(self._grafted, parent.genotype, weights), float(parent.number)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
                 (network, curve), retry = with_retries(
-                    partial(self._attempt, trial, seed, folder, start, should_stop),
+                    partial(self._attempt, trial, seed, folder, start=start, should_stop=should_stop),
                     folder=folder,
                     batch=self._batch,
                     note=partial(_log.warning, "trial %d: %s", trial.number),
@@ -150,9 +150,10 @@ class Trained:
         trial: Trial,
         seed: int,
         folder: Path | None,
+        retry: Retry,
+        *,
         start: Start | None,
         should_stop: ShouldStop | None,
-        retry: Retry,
     ) -> tuple[nn.Module, Curve]:
         with isolated(seed, "init"):
             with build_errors():

@@ -207,7 +207,7 @@ def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Call
         raise StorageError(
             getattr(error, "errno", None),
             f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the same "
-            "command goes on"
+            "command goes on",
         ) from error
 
 

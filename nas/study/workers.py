@@ -335,8 +335,8 @@ class Process(Slot):
         if self._pool is None:
             own = (os.getpid(), str(self._log), self._threads)
             self._pool = ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=own)
-            self._pid = self._pool.submit(os.getpid)
-            self._pid.result()  # so that no trial's time counts the start
+            self._pid = self._pool.submit(_unpacked_by, parcel)
+            self._pid.result()  # so that no trial's time counts the start and the reading of data
         found: Future[Outcome] = self._pool.submit(evaluated, parcel, *arguments)
         return found
 
@@ -353,6 +353,12 @@ class Process(Slot):
                 os.kill(self._pid.result(), signal.SIGKILL)
             self._pool.shutdown(wait=True)
         self._pool = self._pid = None
+
+
+def _unpacked_by(parcel: Parcel) -> int:
+    """The number of the process that has the evaluator at hand now."""
+    parcel.unpacked()
+    return os.getpid()
 
 
 def _begin(parent: int, log: str, threads: int) -> None:
