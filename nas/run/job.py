@@ -211,7 +211,7 @@ class Job:
     def study(self, name: str, scheduler: Scheduler, **options: Any) -> Study:  # noqa: ANN401 - of `Study`
         """A study of this job. options: of `nas.Study`."""
         waiting = partial(self.check_stop, "stopped while the storage could not be used")
-        options = {"goals": self.plan.goals, "seed": self.seed(name)} | options
+        given: dict[str, Any] = {"goals": self.plan.goals, "seed": self.seed(name), **options}
         return Study(
             self.space,
             scheduler,
@@ -221,7 +221,7 @@ class Job:
             patience_s=self.config.storage_patience,
             stop=waiting,
             force=self.force,
-            **options,
+            **given,
         )
 
     @property
