@@ -35,7 +35,7 @@ from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.local import LocalSearch
 from nas.searchers.scheduler import Fixed
 from nas.searchers.searcher import RandomSearch
-from nas.show.benchmark import describe, lines, to_dict, write_outcome
+from nas.show.benchmark import describe, lines, to_dict, write_comparison
 from nas.space.loading import load
 from nas.study.study import Study
 from nas.types import Objective, Trial
@@ -444,7 +444,7 @@ def outcome_of(folder, searchers, repeats=3, **more):
 
 def test_an_outcome_is_numbers_words_and_pictures(folder, bench, tmp_path):
     found = outcome_of(folder, ["random", "evolution"], trials=60)
-    paths = write_outcome(tmp_path / "out", bench, found)
+    paths = write_comparison(tmp_path / "out", bench, found)
     assert [path.name for path in paths] == ["benchmark.json", "anytime.svg", "anytime.png"]
     assert all(path.is_file() for path in paths)
     record = read_json(paths[0])
@@ -467,7 +467,7 @@ def test_two_objectives_also_give_a_front(folder, bench, tmp_path, constraint):
     """Also where nothing keeps the bounds."""
     goals = parse_goals(["-test_err", "-params"], constraint)
     found = outcome_of(folder, ["nsga2"], repeats=1, trials=3, goals=goals, reference=(1.0, 20_000.0))
-    paths = write_outcome(tmp_path, bench, found)
+    paths = write_comparison(tmp_path, bench, found)
     assert [path.name for path in paths[3:]] == ["front.svg", "front.png"]
     assert read_json(paths[0])["reference"] == [1.0, 20_000.0]
 

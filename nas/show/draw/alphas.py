@@ -60,7 +60,7 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
     columns = min(7, ceil(sqrt(1.5 * len(decisions))))
     rows = ceil(len(decisions) / columns)
     size = columns * (_PANEL[0] + 0.22) + 0.42, rows * (_PANEL[1] + 0.65) + 0.4
-    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN))
+    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     peak = min(1.0, ceil(round(10 * float(np.nanmax(strengths, initial=0.1)), 3)) / 10)
     grid[0, 0].set(ylim=(0, peak), yticks=[0, peak / 2, peak])
@@ -133,7 +133,7 @@ def draw_alpha_heatmap(
     side = max(text_size(clean(name), 10.5)[0] for name in decisions)
     slant = max(text_size(clean(name), 10.5)[0] for name in columns)
     size = side + len(columns) * _CELL[0] + slant, len(decisions) * _CELL[1] + 0.62 * slant + 0.3
-    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN))
+    figure = Figure(figsize=(size[0] + 2 * MARGIN, size[1] + 2 * MARGIN), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

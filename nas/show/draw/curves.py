@@ -126,7 +126,7 @@ def draw_search(
     others = {name: _points(run, metric, by_time=epochs) for name, run in runs.items()}
     others = {name: other for name, other in others.items() if len(other.numbers)}
     unit = "epoch" if epochs else "trial"
-    figure = Figure(figsize=(10, 5.6))
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="evaluation time" if epochs else unit, ylabel=clean(metric))
     span = _span([trials, *(run for run in runs.values() if len(run) > 1)], by_time=epochs)
@@ -281,7 +281,7 @@ def draw_anytime(
 
     colors: of the strategies, in their order.
     """
-    figure = Figure(figsize=(10, 5.6))
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(fit(clean(xlabel, limit=80), 11, 8))
     axes.set_ylabel(fit(clean(ylabel, limit=80), 11, 4.2))

@@ -67,7 +67,7 @@ def draw_diagnostics(epochs: Sequence[EpochRecord], *, title: str = "") -> Figur
     records = _Records(epochs)
     notes = _notes(records)
     lines = min(len(notes), _LISTED + 1)
-    figure = Figure(figsize=(11.2 + 2 * MARGIN, 5.5 + _LINE * lines + 2 * MARGIN))
+    figure = Figure(figsize=(11.2 + 2 * MARGIN, 5.5 + _LINE * lines + 2 * MARGIN), layout="constrained")
     heights = [1.5, 1.5, _LINE * lines] if lines else [1.5, 1.5]
     grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
     for place, panel in enumerate(_PANELS):

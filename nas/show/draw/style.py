@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
@@ -47,7 +48,6 @@ STYLE: dict[RcKeyType, Any] = {
     "text.color": INK,
     "text.parse_math": False,  # names may hold dollar signs
     "figure.facecolor": PAPER,
-    "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.06,
     "axes.facecolor": "none",
@@ -236,7 +236,7 @@ def page(width: float, height: float) -> tuple[Figure, Axes]:
 
     `finish` adds heading and legend.
     """
-    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), layout="none")
+    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN))
     sheet = figure.add_axes((0, 0, 1, 1))
     sheet.set_axis_off()
     return figure, sheet
@@ -269,7 +269,7 @@ def finish(figure: Figure, *, title: str = "", subtitle: str = "", keys: Sequenc
         shown.set(fontsize=size, fontweight=weight, color=color, transform=figure.dpi_scale_trans)
         top -= room
     engine = figure.get_layout_engine()
-    if engine is None:
+    if not isinstance(engine, ConstrainedLayoutEngine):
         figure.axes[0].set(xlim=(-MARGIN, width - MARGIN), ylim=(-MARGIN - foot, height - MARGIN - foot))
         return figure
     inner = MARGIN / width, (MARGIN + foot) / height, 1 - 2 * MARGIN / width, body / height
@@ -324,9 +324,7 @@ def save(figure: Figure, *paths: Path) -> None:
         buffer = io.BytesIO()
         stamp = "Date" if suffix == ".svg" else "Software"
         dpi = _DPI if suffix == ".png" else "figure"
-        # After `savefig`, matplotlib gives a figure without a layout engine the one that is the default.
-        with mpl.rc_context({"figure.constrained_layout.use": False}):
-            figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata={stamp: None})
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata={stamp: None})
         data = buffer.getvalue()
         if suffix == ".svg":
             # A hundredth of a point is enough for the eye and halves the file.

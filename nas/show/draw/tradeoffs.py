@@ -32,6 +32,7 @@ from nas.show.draw.style import (
     write,
 )
 
+Limits = tuple[float, float]
 _PLOT = 5.0
 """Inches that the plot is high."""
 _DOT, _FRONT, _EXACT, _CHOSEN, _REGION = "#8795A1", "#0072B2", INK, "#D55E00", tint("#0072B2", 0.88)
@@ -63,10 +64,10 @@ def draw_pareto_front(
     """
     signs = np.where(maximize, 1.0, -1.0)  # turns values into scores, of which larger ones are better
     measured = points[np.isfinite(points).all(axis=1)]
-    figure = Figure(figsize=(9, _PLOT + 1.2))
+    figure = Figure(figsize=(9, _PLOT + 1.2), layout="constrained")
     axes = figure.subplots()
-    across, up = (_axis_name(name, higher=larger) for name, larger in zip(names, maximize, strict=True))
-    axes.set(xlabel=across, ylabel=up)
+    labels = [_axis_name(name, higher=larger) for name, larger in zip(names, maximize, strict=True)]
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     if not len(measured):
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
         write(axes, 0.5, 0.5, "no finished trial yet", color=MUTED, size=12)
@@ -74,8 +75,13 @@ def draw_pareto_front(
     found = _non_dominated(measured, signs)
     truth = np.empty((0, 2)) if exact is None else _non_dominated(exact, signs)
     rows = list(dict.fromkeys(chosen))
-    shown = np.concatenate([measured, truth])
-    _set_limits(axes, shown, found, named=points[rows], signs=signs, reference=reference)
+    columns = zip(np.concatenate([measured, truth]).T, found.T, points[rows].T, strict=True)
+    references = (np.nan, np.nan) if reference is None else reference
+    across, up = (
+        _limits(*column, larger=larger, reference=corner)
+        for column, larger, corner in zip(columns, maximize, references, strict=True)
+    )
+    axes.set(xlim=across, ylim=up)
     tidy_ticks(axes, most=8)
     scatter_within(axes, *measured.T, color=_DOT)
     keys = [key("evaluated", _DOT, marker="o"), key("front found", _FRONT)]
@@ -106,27 +112,17 @@ def _non_dominated(values: Column, signs: Column) -> Column:
     return signs * np.unique(scores[front(scores)], axis=0)
 
 
-def _set_limits(
-    axes: Axes,
-    values: Column,
-    found: Column,
-    *,
-    named: Column,
-    signs: Column,
-    reference: tuple[float, float] | None,
-) -> None:
-    """Shows three quarters of the front at least, what is named, and a reference that is not far off."""
-    for axis, set_limits in enumerate((axes.set_xlim, axes.set_ylim)):
-        larger, column = bool(signs[axis] > 0), values[:, axis]
-        quarter = float(np.quantile(found[:, axis], 0.25 if larger else 0.75))
-        shown = [quarter, *(float(point[axis]) for point in named)]
-        low, high = good_limits(column.tolist(), shown, maximize=larger, above=0.12)
-        if reference is not None:
-            room = high - low if np.ptp(column) else np.inf
-            if low - room <= reference[axis] <= high + room:
-                shown.append(reference[axis])
-                low, high = good_limits(column.tolist(), shown, maximize=larger, above=0.12)
-        set_limits(low, high)
+def _limits(values: Column, found: Column, named: Column, *, larger: bool, reference: float) -> Limits:
+    """Of one objective: they show three quarters of the front, what is named, and a near `reference`.
+
+    reference: NaN where there is none.
+    """
+    shown = [float(np.quantile(found, 0.25 if larger else 0.75)), *named.tolist()]
+    low, high = good_limits(values.tolist(), shown, maximize=larger, above=0.12)
+    room = high - low if np.ptp(values) else np.inf
+    if low - room <= reference <= high + room:
+        return good_limits(values.tolist(), [*shown, reference], maximize=larger, above=0.12)
+    return low, high
 
 
 def _staircase(points: Column) -> Column:
@@ -180,7 +176,7 @@ def draw_rank_correlation(
     groups: dict[str, list[Estimate]] = {estimate.group: [] for estimate in estimates}
     for estimate in sorted(estimates, key=lambda estimate: estimate.cost_s):
         groups[estimate.group].append(estimate)
-    figure = Figure(figsize=(9, 1.7 + _ROW * (len(estimates) + 1.2 * len(groups))))
+    figure = Figure(figsize=(9, 1.7 + _ROW * (len(estimates) + 1.2 * len(groups))), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
