@@ -85,7 +85,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         shown = "the preset's" if words is None and name in PRESET else words
         help_text += "" if shown is None else f" [default: {shown}]"
     option = typer.Option(
-        f"{flag}/--no-{name.replace('_', '-')}" if default is True else flag,
+        f"{flag}/--no-{flag[2:]}" if switch else flag,
         help=help_text,
         metavar=None if switch else ("[TEXT]" if flag in SWITCHES else "<str>"),
         rich_help_panel=PANELS[_panel(field)],
