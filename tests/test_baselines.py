@@ -212,8 +212,8 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trained, "__call__", fails)
     baselines = run_baselines(made, found)
-    assert [t.state for t in baselines.history] == ["failed"] * 12
-    assert baselines.choices == {}
+    known = {t.genotype for t in found.history}
+    assert {t.state for t in baselines.history if t.genotype not in known} == {"failed"}
 
 
 # -- the whole job ---------------------------------------------------------------------------------------
