@@ -109,7 +109,9 @@ def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     if name in (study.study_name for study in storage.get_all_studies()):
         # Asking Optuna to create what exists would append to the journal.
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    directions = ["maximize" if o.maximize else "minimize" for o in goals.objectives]
+    directions: list[Literal["maximize", "minimize"]] = [
+        "maximize" if o.maximize else "minimize" for o in goals.objectives
+    ]
     with quiet():
         return optuna.create_study(
             storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True

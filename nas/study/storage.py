@@ -191,7 +191,8 @@ def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Call
 
     def waiting(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
-        _log.warning("%s: %s; trying again for up to %g s", what, describe(error), patience_s)
+        if error is not None:
+            _log.warning("%s: %s; trying again for up to %g s", what, describe(error), patience_s)
         stop()
 
     tries = Retrying(

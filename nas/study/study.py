@@ -181,7 +181,7 @@ class Study:
                 ended: list[Trial] = []
                 if stop():
                     return f"stopped after {counted(self.ended, 'trial')}"
-                if not why and self._has_room(flying, trials, workers):
+                if not why and self._has_room(len(flying), trials, workers):
                     try:
                         ended += self._begin(measure, flying, workers)
                     except ExhaustedError as error:
@@ -231,10 +231,10 @@ class Study:
                 f"{diagnosis(last)}"
             )
 
-    def _has_room(self, flying: Mapping[object, Trial], trials: int, workers: Workers | None) -> bool:
-        """Whether another trial may begin now."""
+    def _has_room(self, flying: int, trials: int, workers: Workers | None) -> bool:
+        """Whether another trial may begin now, while so many are evaluated elsewhere."""
         count = 1 if workers is None else workers.count
-        if len(flying) >= count or (not self._left and len(self.history) >= trials):
+        if flying >= count or (not self._left and len(self.history) >= trials):
             return False
         if self._left or workers is None or not workers.ordered:
             return True
@@ -309,7 +309,7 @@ class Study:
         if trial.number == len(self.history):
             self.history.append(trial)
         frozen = self._record.write(trial, worker)
-        tried = []
+        tried: list[bool] = []
 
         def add() -> None:
             # What was tried before may have got there all the same.

@@ -168,7 +168,7 @@ class Parcel:
 _unpacked: dict[str, Evaluate] = {}
 
 
-class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] - it has no types
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no types
     """Sends a space that was loaded by name as that name, since nobody else can import code of a file."""
 
     def reducer_override(self, obj: object) -> object:
@@ -301,7 +301,8 @@ class Borrowed(Slot):
 
     def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
         """Begins a trial."""
-        self._future = self._executor.submit(evaluated, parcel, *arguments)
+        submit: Callable[..., Future[Outcome]] = self._executor.submit
+        self._future = submit(evaluated, parcel, *arguments)
         return self._future
 
     def end(self) -> None:
