@@ -16,7 +16,7 @@ from nas.data.task import Split, Task, load_task
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
 from nas.files.folder import is_file
-from nas.files.schemas import SuspectRecord, SuspectsRecord, checked
+from nas.files.schemas import checked
 from nas.text import counted
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
@@ -53,9 +53,18 @@ class Suspect:
     reason: str
 
 
+@dataclass(frozen=True)
+class _List:
+    """The content of a suspects.json."""
+
+    format: int
+    task: str
+    suspects: list[Suspect]
+
+
 def list_of(task: Task, suspects: Sequence[Suspect]) -> dict[str, object]:
     """The content of a suspects.json."""
-    return {"format": FORMAT, "task": task.name, "suspects": [asdict(suspect) for suspect in suspects]}
+    return asdict(_List(FORMAT, task.name, list(suspects)))
 
 
 def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> Task:
@@ -124,7 +133,7 @@ def _parsed(listed: str | Path) -> tuple[Path, Sequence[str]]:
     return Path(path), kinds
 
 
-def _read(listed: str | Path) -> tuple[Path, list[SuspectRecord]]:
+def _read(listed: str | Path) -> tuple[Path, list[Suspect]]:
     """The path of a list, and its suspects of the kinds that are asked for."""
     path, kinds = _parsed(listed)
     if not is_file(path):
@@ -132,13 +141,13 @@ def _read(listed: str | Path) -> tuple[Path, list[SuspectRecord]]:
             f"exclude: no list {str(path)!r} (looked from {Path.cwd()}); wanted a suspects.json of nas "
             f"audit, or PATH:KINDS with kinds of {', '.join(KINDS)}"
         )
-    record = checked(SuspectsRecord, read_json(path, max_bytes=_MOST_BYTES), path, "list of suspects")
+    record = checked(_List, read_json(path, max_bytes=_MOST_BYTES), path, "list of suspects")
     if record.format > FORMAT:
         raise ConfigError(f"{path} was written by a newer version; upgrade nas-engine")
     return path, [suspect for suspect in record.suspects if suspect.kind in kinds]
 
 
-def _origins(task: Task, suspects: Sequence[SuspectRecord], path: Path) -> Tensor:
+def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Tensor:
     """Positions of the listed images; files that are no longer there need not be left out."""
     place = {file: number for number, file in enumerate(task.files)}
     wanted = {
@@ -163,7 +172,7 @@ def _origins(task: Task, suspects: Sequence[SuspectRecord], path: Path) -> Tenso
     return torch.tensor(sorted(wanted), dtype=torch.int64)
 
 
-def _is(task: Task, split: Split, index: int, suspect: SuspectRecord) -> bool:
+def _is(task: Task, split: Split, index: int, suspect: Suspect) -> bool:
     same = digest(split.x[index].cpu().numpy()).hex() == suspect.digest
     return same and task.classes[int(split.y[index])] == suspect.given
 

@@ -94,23 +94,6 @@ class RunRecord(_Record):
     task: TaskRecord
 
 
-class SuspectRecord(_Record):
-    """An image of a list of suspects; those whose origin is below 0 could not be read at all."""
-
-    kind: Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
-    origin: Annotated[int, Field(ge=-1)]
-    file: str
-    digest: Word
-    given: str
-
-
-class SuspectsRecord(_Record):
-    """The parts of suspects.json that are read back."""
-
-    format: Side
-    suspects: list[SuspectRecord]
-
-
 class ExportedRecord(_Record):
     """The further parts of run.json that an export tells of."""
 
