@@ -329,9 +329,11 @@ def _by_batch(
 @torch.no_grad()
 def _follow(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
     """The running statistics of each norm go towards those of its batch, the variance being unbiased."""
-    momentum = cast(float, norms[0].momentum)
-    for name, towards in (("mean", means), ("var", variances)):
-        torch._foreach_lerp_([cast(Tensor, getattr(n, f"running_{name}")) for n in norms], towards, momentum)
+    for momentum in dict.fromkeys(norm.momentum for norm in norms):
+        own = [at for at, norm in enumerate(norms) if norm.momentum == momentum]
+        for name, towards in (("mean", means), ("var", variances)):
+            running = [cast(Tensor, getattr(norms[at], f"running_{name}")) for at in own]
+            torch._foreach_lerp_(running, [towards[at] for at in own], cast(float, momentum))
     torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
@@ -368,11 +370,12 @@ def convolution_rule(layer: nn.Module) -> Rule | None:
 def norm_key(norm: nn.BatchNorm2d) -> Hashable:
     """What batch-norms must have in common; None where the running statistics are plain means.
 
-    Whether statistics are recorded, or used, may change for a while and so is asked when they run.
+    Whether statistics are recorded, or used, and how fast they follow, may change for a while and so is asked
+    when they run.
     """
     if norm.momentum is None:
         return None
-    return (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.running_mean is None)
+    return (norm.num_features, norm.eps, norm.affine, norm.running_mean is None)
 
 
 def norm_rule(layer: nn.Module) -> Rule | None:
