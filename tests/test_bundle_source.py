@@ -15,9 +15,9 @@ from nas.space.loading import bundled, load
 HEAD = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
 
 
-def rebuilt(network, x):
+def rebuilt(network):
     """The network that the source makes, with the weights of the given one."""
-    source = source_of(network, x)
+    source = source_of(network)
     names = {}
     exec(HEAD + source, names)
     new = names[name_of(source)]().eval()
@@ -34,7 +34,7 @@ def test_every_space_comes_back_to_the_bit(name, seed):
     network, x = space.network(space.sample(rng(seed))), torch.randn(2, 3, 32, 32)
     network.train()
     network(x)  # so that batch-norm has seen something
-    new, source = rebuilt(network, x)
+    new, source = rebuilt(network)
     assert all(module.training for module in network.modules()), "it was left as it was"
     network.eval()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_cells_in_which_a_node_has_no_connection_come_back(name):
     space = load(name, {"in_channels": 3, "image_size": 32, "classes": 7})
     none = space.decisions[0].options.index("none")
     network, x = space.network((none,) * len(space.decisions)).eval(), torch.randn(2, 3, 32, 32)
-    new, source = rebuilt(network, x)
+    new, source = rebuilt(network)
     with torch.no_grad():
         assert torch.equal(new(x), network(x))
     assert "Zero" in source
@@ -80,7 +80,7 @@ def test_modules_of_ones_own_come_back_as_a_person_would_write_them():
     torch.manual_seed(0)
     layers = [Scaled(3, 4), Scaled(4, 6), Model(), nn.Dropout(0.3), nn.GroupNorm(2, 6)]
     network, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 9, 9)
-    new, source = rebuilt(network, x)
+    new, source = rebuilt(network)
     assert torch.equal(new(x), network(x))
     assert source.count("class Scaled") == 1 and "class Model(" not in source
     assert "self.c_out = c_out" in source and "Scaled(3, 4)" in source
@@ -113,4 +113,4 @@ class Holding(nn.Module):
 )
 def test_what_cannot_be_written_is_named(module, message):
     with pytest.raises(SpaceError, match=re.escape(message)):
-        source_of(module, torch.ones(3, 2))
+        source_of(module)

@@ -61,7 +61,7 @@ def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) 
     Raises:
         SpaceError: when a module of the space cannot be written down, naming it.
     """
-    source = source_of(network, torch.zeros(2, *inputs.image_shape))
+    source = source_of(network)
     template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     text = template.render(
         title=_harmless(title),

@@ -14,7 +14,7 @@ import ast
 import builtins
 import inspect
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import indent
 from typing import Any
@@ -34,17 +34,15 @@ _RESERVED = ("F", "Model", "Path", "json", "nn", "torch")
 """Names that model.py uses itself."""
 
 
-def source_of(network: nn.Module, x: Tensor) -> str:
+def source_of(network: nn.Module) -> str:
     """Classes that make and run a network as it runs in evaluation mode; the last one is the network.
 
     Its parameters and buffers have the names that they have in `network`, as far as they are used.
 
-    x: images that it takes.
-
     Raises:
         SpaceError: when a forward or a constructor cannot be written down, naming the class.
     """
-    writer = _Writer(_inputs_taken(network, x))
+    writer = _Writer()
     if type(network) is nn.Sequential or not _INSTANCE.fullmatch(writer.expression(network)):
         layers = network if type(network) is nn.Sequential else [network]
         made = _call("super().__init__", [writer.expression(layer) for layer in layers]) + "\n"
@@ -55,22 +53,6 @@ def source_of(network: nn.Module, x: Tensor) -> str:
 def name_of(source: str) -> str:
     """The class that is defined last."""
     return source.rsplit("\nclass ", 1)[-1].removeprefix("class ").split("(", 1)[0]
-
-
-def _inputs_taken(network: nn.Module, x: Tensor) -> dict[nn.Module, int]:
-    """How many maps each module is given in a forward; modules that take no part in it are absent."""
-    counts: dict[nn.Module, int] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda module, given: counts.update({module: len(given)}))
-        for module in network.modules()
-    ]
-    try:
-        with evaluating(network), torch.no_grad():
-            network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
 
 
 # -- classes --------------------------------------------------------------------------------------------
@@ -105,28 +87,24 @@ class _Class:
 
 
 class _Writer:
-    """Turns modules into expressions that make them, and keeps the classes that these need.
+    """Turns modules into expressions that make them, and keeps the classes that these need."""
 
-    inputs: how many maps each module is given.
-    """
-
-    def __init__(self, inputs: Mapping[nn.Module, int]) -> None:
-        self.inputs = inputs
+    def __init__(self) -> None:
         self.classes: dict[tuple[str, ...], _Class] = {}
 
-    def expression(self, module: nn.Module) -> str:
-        """An expression that makes a module like this one."""
+    def expression(self, module: nn.Module, inputs: int = 1) -> str:
+        """An expression that makes a module like this one. inputs: how many maps it is given."""
         if type(module) is nn.Sequential:
             return _call("nn.Sequential", [self.expression(child) for child in module])
         if type(module).__module__.startswith("torch.nn."):
             return _constructor(module)
-        graph = _traced(module, self._names(module))
+        graph = _traced(module, _names(module, inputs))
         if _is_identity(graph):
             return "nn.Identity()"
-        used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        used = {str(n.target): len(n.args) for n in graph.nodes if n.op in ("call_module", "get_attr")}
         members = [
             f"self.{name} = {self._member(getattr(module, name), inner)}\n"
-            for name, inner in _by_first(dict.fromkeys(used)).items()
+            for name, inner in _by_first(used).items()
         ]
         return self.instance(
             _class_name(module), "".join(["super().__init__()\n", *members]), _forward(graph)
@@ -174,22 +152,17 @@ class _Writer:
 
         return "\n\n".join(map(text, classes, parameters))
 
-    def _names(self, module: nn.Module) -> list[str]:
-        """What the maps that a module takes are called; where it takes any number, `x0`, `x1` and so on."""
-        taken = list(inspect.signature(module.forward).parameters.values())
-        count = self.inputs.get(module, 1)
-        if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in taken):
-            return [f"x{i}" for i in range(count)]
-        return [parameter.name for parameter in taken[:count]]
+    def _member(self, value: object, used: Mapping[str, int]) -> str:
+        """An attribute's value; what lies deeper in it is kept in dictionaries, under the same names.
 
-    def _member(self, value: object, inner: Sequence[str]) -> str:
-        """An attribute's value; what lies deeper in it is kept in dictionaries, under the same names."""
-        if isinstance(value, nn.Module) and inner:
-            parts = _by_first(inner).items()
-            items = [f'"{name}": {self._member(value.get_submodule(name), deeper)}' for name, deeper in parts]
+        used: how many maps each part of it is given, by its path; the path of the value itself is empty.
+        """
+        if isinstance(value, nn.Module) and "" not in used:
+            parts = _by_first(used).items()
+            items = [f'"{name}": {self._member(value.get_submodule(name), inner)}' for name, inner in parts]
             return f"nn.ModuleDict({_call('', items, '{}')})"
         if isinstance(value, nn.Module):
-            return self.expression(value)
+            return self.expression(value, used[""])
         if isinstance(value, nn.Parameter):
             return f"nn.Parameter(torch.empty({_literal(tuple(value.shape), 'c')}))"
         raise SpaceError(
@@ -212,12 +185,12 @@ def _unused(name: str, taken: Container[str]) -> str:
     return found
 
 
-def _by_first(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Dotted paths by their first part, without it."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
+def _by_first(paths: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What is known of dotted paths, by their first part and by the rest."""
+    found: dict[str, dict[str, int]] = {}
+    for path, value in paths.items():
         first, _, rest = path.partition(".")
-        found.setdefault(first, []).extend([rest] if rest else [])
+        found.setdefault(first, {})[rest] = value
     return found
 
 
@@ -302,6 +275,14 @@ class _Shallow(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         """All are."""
         return True
+
+
+def _names(module: nn.Module, count: int) -> list[str]:
+    """What the maps that a module is given are called; where it takes any number, `x0`, `x1` and so on."""
+    taken = list(inspect.signature(module.forward).parameters.values())
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in taken):
+        return [f"x{i}" for i in range(count)]
+    return [parameter.name for parameter in taken[:count]]
 
 
 def _traced(module: nn.Module, inputs: Sequence[str]) -> fx.Graph:
