@@ -196,7 +196,6 @@ def test_weights_that_promise_too_much_or_fit_another_network_are_refused(copied
         refused(lambda: nas.load_result(folder))
 
 
-@pytest.mark.xfail(strict=True, reason="the report of an extreme latency ends with an OverflowError")
 def test_extreme_numbers_in_a_record_are_shown_or_refused_in_words(copied):
     folder = copied("spos")
     told = json.loads((folder / "metrics.json").read_text())
