@@ -48,33 +48,6 @@ def test_a_search_prints_where_everything_is(tmp_path):
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_quiet_search_still_says_what_went_wrong(tmp_path):
-    done = search(tmp_path / "run", "--quiet", "--constraint", "params<=1")
-    assert done.exit_code == 0, done.stderr
-    warnings = done.stderr.splitlines()
-    assert any("no architecture keeps all constraints" in line for line in warnings)
-    assert all(line.startswith("WARNING: ") for line in warnings)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--method", "evolve"], "no method 'evolve'; did you mean 'evolution'?"),
-        (["--preset", "fast"], "no preset 'fast'"),
-        (["--trials", "5", "--method", "darts"], "trials is set, but method 'darts'"),
-        (["--device", "cuda:7"], "no device 'cuda:7'; this machine has cpu"),
-        (["--budget", "soon"], "wanted a time"),
-        (["--set", "retrain.learning_rate=1"], "no recipe setting 'learning_rate'"),
-    ],
-)
-def test_bad_input_is_one_message_before_anything_starts(arguments, words, tmp_path):
-    method = [] if "--method" in arguments else ["--method", "random"]
-    done = call("search", "--space", "toy", *method, *arguments, "--out", tmp_path / "run")
-    assert done.exit_code == 2, done.stderr
-    assert words in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_drawing_from_a_run_from_a_file_and_from_text(tmp_path):
     assert search(tmp_path / "run").exit_code == 0
     before = snapshot(tmp_path / "run")
@@ -221,16 +194,6 @@ def test_a_second_interrupt_does_not_wait_for_a_hanging_step(tmp_path):
     assert time.perf_counter() - start < 30  # the step hangs for a minute
     assert "stopped at once; the same command goes on from the last checkpoint" in rest
     assert "Traceback" not in rest
-
-
-@pytest.mark.parametrize("name", ["a\nb", "x" * 300, "file", "file/inside", "loop"])
-def test_a_folder_that_cannot_be_used_is_refused(tmp_path, name):
-    (tmp_path / "file").touch()
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    done = search(tmp_path / name)
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
 
 
 class Heard(Exception):

@@ -125,16 +125,6 @@ def test_what_cannot_be_taken_is_said(data, served, words):
         pixels_of("x", data, served)
 
 
-def test_a_pixel_bomb_is_not_decoded(monkeypatch):
-    bomb = png(np.zeros((60, 50), np.uint8))
-    monkeypatch.setattr("nas.data.decode.MOST_PIXELS", 2999)
-    with pytest.raises(ValueError, match="50x60 pixels, but at most 2,999"):
-        fitted(bomb, (1, 8, 8))
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="too many pixels"):
-        fitted(bomb, (1, 8, 8))
-
-
 def test_an_answer_that_is_no_number_is_refused():
     with pytest.raises(DataError, match="x: the model's answer is not finite"):
         answers("x", np.float32([[np.nan, 1]]), ["a", "b"], top=1)
@@ -212,16 +202,6 @@ def test_many_files_are_answered_in_batches_as_each_alone(digits, tmp_path, monk
     assert sizes == [6, 5, 1]
     assert found == [answer for answers, _ in alone for answer in answers]
     assert troubles == [text for _, texts in alone for text in texts]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [({"y": [1]}, "holds y, wanted an array images or x or x_test"), ({"x": [1]}, r"(x) has shape [1]")],
-)
-def test_an_npz_without_images_is_said(run, tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    done = predict(run.folder, "--npz", tmp_path / "a.npz")
-    assert done.exit_code == 3 and words in done.stderr
 
 
 def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
