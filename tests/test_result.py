@@ -20,8 +20,7 @@ from nas.results.architecture_file import (
     write_graphml,
 )
 from nas.results.result import BASELINES, Alphas, Result, baselines_of, load_result
-from nas.run.result_files import write_front
-from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.goals import Goals
 from nas.space.graph import cell_graphs, merged
 from nas.types import Trial
 
@@ -72,22 +71,6 @@ def test_strengths_are_read_back_as_they_were_written(tmp_path):
     (tmp_path / "alphas.npz").write_bytes(b"PK no archive")
     with pytest.raises(ConfigError, match="alphas"):
         Alphas.read(tmp_path / "alphas.npz")
-
-
-def test_the_picture_of_a_front_shows_what_can_be_on_it(tmp_path, monkeypatch):
-    space, goals = nas.load("toy"), parse_goals(["val_acc", "-params"], ["params<=100"])
-    rows = [(1, 0.99, 50), (3, 0.5, 40), (3, 0.6, 60), (3, 0.9, 200), (3, 0.4, 70)]
-    history = [
-        Trial(i, space.sample(np.random.default_rng(i)), epochs, "done", {"val_acc": a, "params": float(p)})
-        for i, (epochs, a, p) in enumerate(rows)
-    ]
-    found = Result(space, history[2].genotype, {}, nn.Identity(), {}, history, tmp_path, None, (), goals)
-    drawn = {}
-    monkeypatch.setattr("nas.show.draw.draw_pareto_front", lambda p, **more: drawn.update(more, points=p))
-    monkeypatch.setattr("nas.show.draw.save", lambda *_: None)
-    write_front(found, title="toy")
-    assert drawn["points"].tolist() == [[0.5, 40], [0.6, 60], [0.4, 70]] and drawn["chosen"] == [1]
-    assert [entry["trial"] for entry in json.loads((tmp_path / "front.json").read_text())["front"]] == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["darts", "own:mine", "my_method.py:make"])
