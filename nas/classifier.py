@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nas.audit import AUDIT_FILES
 from nas.data.preprocessing import Images, layout, rows_of
@@ -113,8 +113,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.result_: Result = run_job(
                 config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
             )
-        path = folder / AUDIT_FILES[0]
-        self.audit_ = read_json(path) if path.is_file() else None
+        audit = folder / AUDIT_FILES[0]
+        self.audit_ = read_json(audit) if audit.is_file() else None
         self.task_ = _tested(task)
         return self
 
@@ -149,15 +149,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- what fit is made of ------------------------------------------------------------------------------
 
     def _checked(self, X: object, y: object) -> tuple[Images, NDArray[np.int64]]:
-        """The images, and the number of each one's class."""
-        if y is None:
-            raise ValueError("ImageClassifier requires y to be passed, but the target y is None")
-        images = self._images(X, new=True)
-        if np.asarray(y).dtype.kind == "f":
-            assert_all_finite(y, input_name="y")
-        labels = column_or_1d(y, warn=True)
+        """The images of `fit`, and the number of each one's class."""
+        rows, shape = rows_of(X)
+        flat, labels = validate_data(self, rows, y, dtype="numeric")
         check_classification_targets(labels)
-        check_consistent_length(images, labels)
+        self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -169,21 +165,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"class {str(self.classes_[counts.argmin()])!r} has {counted(int(counts.min()), 'image')}, "
                 f"wanted at least {LEAST}: one each to learn from, to select by and to test with"
             )
-        return images, numbers.astype(np.int64)
+        return self._shaped(flat), numbers.astype(np.int64)
 
-    def _images(self, X: object, *, new: bool = False) -> Images:
-        """Images `[n, H, W, C]`, uint8 or float32 as those of `fit`, checked by scikit-learn's rules.
-
-        new: those of `fit`, which the others have to be like.
-        """
+    def _images(self, X: object) -> Images:
+        """Images to be classified, which have to be like those of `fit`."""
         rows, shape = rows_of(X)
-        flat: Images = validate_data(self, rows, reset=new, dtype="numeric")
-        if new:
-            self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
-        elif shape is not None and shape != self.layout_.shape:
+        flat: Images = validate_data(self, rows, reset=False, dtype="numeric")
+        if shape is not None and shape != self.layout_.shape:
             raise ValueError(
                 f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
             )
+        return self._shaped(flat)
+
+    def _shaped(self, flat: Images) -> Images:
+        """Rows of pixels as images `[n, H, W, C]`, uint8 or float32 as those of `fit`."""
         if self.bytes_ and (flat.min() < 0 or flat.max() > 255):
             raise ValueError(
                 f"X has pixels from {flat.min():g} to {flat.max():g}, but ImageClassifier is expecting "
