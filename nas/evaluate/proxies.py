@@ -70,7 +70,8 @@ def log_rank(scores: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
     table = np.array([*scores.values()], dtype=np.float64)
     if np.isnan(table).any():
         raise ConfigError(f"log_rank: got nan at {np.argwhere(np.isnan(table)).tolist()}; leave these out")
-    total: NDArray[np.float64] = np.log(rankdata(table, axis=1) / table.shape[1]).sum(axis=0)
+    ranks = np.array([rankdata(row) for row in table])
+    total: NDArray[np.float64] = np.log(ranks / table.shape[1]).sum(axis=0)
     return total
 
 
