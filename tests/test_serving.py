@@ -204,6 +204,17 @@ def test_many_files_are_answered_in_batches_as_each_alone(digits, tmp_path, monk
     assert troubles == [text for _, texts in alone for text in texts]
 
 
+def test_a_prediction_loads_no_study_and_no_supernet(run):
+    code = (
+        "import sys, nas, numpy as np\n"
+        f"nas.load_result({str(run.folder)!r}).predict(np.zeros((2, 8, 8), 'uint8'))\n"
+        "own = [name for name in sys.modules if name.startswith('nas.')]\n"
+        "print(len(own) < 46, [name for name in own if name.startswith(('nas.study', 'nas.oneshot'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"
+
+
 def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
     assert "no images were given" in predict(run.folder).stderr
     assert "holds no finished run" in predict(tmp_path, "x.png").stderr
