@@ -25,8 +25,8 @@ from nas.show.draw import (
     op_kind,
     save,
 )
-from nas.show.draw.layout import arrange, layers, spread
-from nas.show.draw.style import LOOKS, SERIES, clean, fit, node_text, palette, text_size
+from nas.show.draw.layout import arrange
+from nas.show.draw.style import LOOKS, clean, fit, node_text, palette, text_size
 
 # (operation, source) for each edge into nodes 2, 2, 3, 3, ... of DARTS_V2 (Liu et al. 2019).
 DARTS_V2 = {
@@ -184,21 +184,11 @@ def assert_clear(figure: Figure, *, labels: int) -> None:
 # -- cells -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("sep", ["sep_conv_3x3", "mbconv_k3_e6"]),
-        ("dil", ["dil_conv_5x5"]),
-        ("conv", ["nor_conv_1x1", "conv7x1_1x7"]),
-        ("pool", ["max_pool_3x3", "avg_pool_3x3"]),
-        ("skip", ["skip_connect", "Identity"]),
-        ("none", ["none", "zero"]),
-        ("concat", ["concat"]),
-        ("other", ["attention", "", "nonexistent"]),
-    ],
-)
-def test_kinds_of_operations(kind, names):
-    assert {op_kind(name) for name in names} == {kind} <= set(LOOKS)
+def test_kinds_of_operations():
+    kinds = {"sep": "sep_conv_3x3 mbconv_k3_e6", "dil": "dil_conv_5x5", "conv": "nor_conv_1x1 conv7x1_1x7"}
+    kinds |= {"pool": "max_pool_3x3 avg_pool_3x3", "skip": "skip_connect Identity", "none": "none zero"}
+    kinds |= {"concat": "concat", "other": "attention nonexistent"}
+    assert {kind: {*map(op_kind, names.split())} for kind, names in kinds.items()} == {k: {k} for k in LOOKS}
 
 
 def test_published_darts_cells_are_clear():
@@ -222,21 +212,12 @@ def test_random_cells_are_clear(seed):
     assert_clear(draw_cells({"cell": vertex_cell(rng)}), labels=0)
 
 
-def test_a_dense_cell_is_clear():
-    assert_clear(draw_cells({"": dense_cell(8, OPS, random.Random(0))}), labels=28)
-
-
 def test_operations_on_vertices_are_written_on_them():
     cell = vertex_cell(random.Random(0))
     shown = texts(draw_cells({"cell": cell}))
     ops = [op for _, op in cell.nodes(data="op") if op]
     assert {op: shown.count(op) for op in ops} == {op: ops.count(op) for op in ops}
     assert {"in", "out"} <= set(shown) and not {"1", "2", "connect", "concat", "other"} & set(shown)
-
-
-def test_layers_put_inputs_first_and_the_output_alone_last():
-    rank = layers(published()["reduce"])
-    assert rank == {"0": 0, "1": 0, "2": 1, "3": 2, "4": 2, "5": 2, "out": 3}
 
 
 def test_wires_are_as_level_as_can_be():
@@ -247,12 +228,6 @@ def test_wires_are_as_level_as_can_be():
     assert found["cell0-node0"].y0 > found["cell0-node1"].y1  # the first input is the upper one
 
 
-def test_places_are_kept_apart_and_in_order():
-    assert spread([1.0, 5.0, 3.0], gap=1.0, low=0.0, high=10.0) == [1.0, 5.0, 3.0]
-    assert spread([2.0, 2.0], gap=1.0, low=0.0, high=10.0) == [1.5, 2.5]
-    assert spread([0.0, 0.1, 9.9, 10.0], gap=1.0, low=0.0, high=10.0) == [0.0, 1.0, 9.0, 10.0]
-
-
 @pytest.mark.parametrize("edges", [[], [("in", "1")]])
 def test_a_cell_without_a_path_says_so(edges):
     cell = nx.DiGraph()
@@ -261,6 +236,13 @@ def test_a_cell_without_a_path_says_so(edges):
     cell.add_edges_from(edges, op="nor_conv_3x3")
     assert EMPTY in texts(draw_cells({"cell": cell}))
     assert EMPTY not in texts(draw_cells(published()))
+
+
+def test_cells_too_large_to_be_laid_out_are_named():
+    large = nx.DiGraph(itertools.product(range(60), range(60, 120)))
+    long = nx.DiGraph(itertools.pairwise(range(3000)))
+    shown = texts(draw_cells({**published(), "large": large, "long": long}))
+    assert {"too large to draw", "large: 120 nodes, 3,600 edges and 1 more", "normal"} <= set(shown)
 
 
 def test_values_are_a_table_beside_what_can_be_drawn():
@@ -319,14 +301,6 @@ def test_alphas_mark_the_winner_of_every_decision():
     assert bold == ["0.60", "0.60"]
 
 
-@pytest.mark.parametrize(("strongest", "top"), [(0.387, 0.4), (0.4, 0.4), (0.41, 0.5), (1.0, 1.0)])
-def test_alphas_fill_their_panels(strongest, top):
-    strengths = np.full((4, 1, 2), 0.1)
-    strengths[2, 0, 1] = strongest
-    (panel,) = draw_alphas(strengths, decisions=("e",), options=("a", "b")).axes
-    assert panel.get_ylim() == (0, pytest.approx(top))
-
-
 def test_alphas_of_one_epoch_of_none_and_without_numbers():
     (panel,) = draw_alphas(np.array([[[0.2, 0.3, 0.5]]]), decisions=("e",), options=("a", "b", "c")).axes
     seen = {float(line.get_ydata()[0]) for line in panel.lines if line.get_marker() == "o"}
@@ -367,24 +341,6 @@ def test_text_is_flat_short_and_narrow():
 def test_options_are_told_apart():
     looks = palette([*OPS, *(f"user{i}" for i in range(8))])
     assert len({(look.color, look.dash) for look in looks.values()}) == len(OPS) + 8
-
-
-def test_colours_stay_apart_for_the_colour_blind():
-    # Machado et al. 2009, severity 1, in linear RGB; distances in CIELAB.
-    kinds = [
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
-        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
-        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
-    ]
-    xyz = np.asarray([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
-    colours = np.asarray([mpl.colors.to_rgb(colour) for colour in SERIES])
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    for kind in kinds:
-        light = (linear @ np.transpose(kind)).clip(0, 1) @ xyz.T / [0.9505, 1, 1.089]
-        x, y, z = np.where(light > 0.008856, np.cbrt(light), 7.787 * light + 16 / 116).T
-        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
-        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 15.5
 
 
 def test_hostile_names_stay_plain_text(tmp_path):

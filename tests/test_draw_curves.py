@@ -21,7 +21,7 @@ from nas.show.draw import (
     save,
 )
 from nas.show.draw.curves import time_ticks
-from nas.show.draw.style import PAPER, SERIES, good_limits
+from nas.show.draw.style import PAPER, SERIES
 from nas.types import Trial
 
 NAN = float("nan")
@@ -134,18 +134,6 @@ def test_epochs_and_their_baselines_are_drawn_over_evaluation_time():
 )
 def test_times_are_marked_at_round_places(span, labels):
     assert [label for _, label in time_ticks(span, most=6)] == labels
-
-
-def test_limits_cut_off_what_is_far_on_the_bad_side_alone():
-    def cut(values, shown=(), **settings):
-        return good_limits(values, shown, **{"maximize": True, "above": 0.1, **settings})
-
-    low, high = cut([0.8, 0.85, 0.9])
-    assert 0.78 < low < 0.8 and 0.9 < high < 0.92
-    assert cut([0.1, *[0.9] * 9, 0.91])[0] > 0.8
-    assert cut([0.1, *[0.9] * 9, 0.91], [0.1])[0] < 0.1
-    assert cut([-0.1, *[-0.9] * 9, -0.91], maximize=False)[1] < -0.8
-    assert cut([0.5, 0.5])[0] < 0.5 < cut([0.5, 0.5])[1]
 
 
 # -- anytime curves ----------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def draw_search(
     if epochs:
         axes.set_xticks(*zip(*time_ticks(span[1], most=8), strict=True))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         if any(trial.cost_s > 0 for trial in trials):
             _draw_elapsed(axes, axis_places(trials, by_time=True))
     return finish(figure, title=title, keys=keys)

@@ -243,7 +243,7 @@ def _draw_skips(axes: Axes, records: _Records) -> list[Line2D]:
     ranked = sorted(shares, key=lambda kind: -_last(shares[kind]))
     named = list(shares) if len(shares) <= 3 else ranked[:2]
     rest = key(f"{len(shares) - len(named)} others", _REST)
-    for kind in shares.keys() - set(named):
+    for kind in (kind for kind in shares if kind not in named):
         _draw_line(axes, records, shares[kind], rest, width=0.6)
     keys = []
     for rank, (kind, color) in enumerate(zip(named, _HUES, strict=False)):

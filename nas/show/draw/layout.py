@@ -28,7 +28,7 @@ Run = tuple[float, float, float]
 
 _SLOT_GAP, _LABEL_GAP, _NODE_GAP = 0.15, 0.11, 0.24
 _PORT_STEP, ARROW = 0.13, 0.19
-_RESTARTS, _SWEEPS = 6, 10
+_RESTARTS, _SWEEPS = 12, 10
 _ROW_GAP, _TURN = 0.45, 0.12
 """Between rows, and from the end of a row to where its wires turn; all lengths are inches."""
 
@@ -147,9 +147,14 @@ def layers(graph: nx.DiGraph[str]) -> dict[str, int]:
 
 
 def effort(graph: nx.DiGraph[str]) -> int:
-    """How much work the layout of a graph is: the number of its nodes and edge slots."""
+    """How much work a layout is: nodes and edge slots, and one for every 100 pairs of wires side by side."""
     rank = layers(graph)
-    return len(graph) + sum(2 * (rank[target] - rank[source]) - 1 for source, target in graph.edges)
+    starts = [0] * (max(rank.values(), default=0) + 1)
+    for source, target in graph.edges:
+        starts[rank[source]] += 1
+        starts[rank[target]] -= 1
+    wires = list(itertools.accumulate(starts))
+    return len(graph) + 2 * sum(wires) - graph.number_of_edges() + sum(count**2 for count in wires) // 100
 
 
 def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
@@ -206,7 +211,6 @@ def orders(grid: Grid) -> Iterator[tuple[int, Order]]:
         for _ in range(_SWEEPS):
             for column, links, fixed in there + back:
                 _sort_column(order, column, links, fixed)
-            _swap_neighbours(order, before, after)
             crossed = crossings(grid, order)
             if crossed < fewest:
                 best, fewest = [list(column) for column in order], crossed
@@ -224,27 +228,6 @@ def _sort_column(order: Order, column: int, links: Sequence[Sequence[int]], fixe
         for i, v in enumerate(order[column])
     }
     order[column].sort(key=wish.__getitem__)
-
-
-def _swap_neighbours(order: Order, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -> None:
-    """Swaps adjacent vertices while that removes crossings."""
-    place = {v: i for column in order for i, v in enumerate(column)}
-    improved = True
-    while improved:
-        improved = False
-        for column in order:
-            for i, (u, v) in enumerate(itertools.pairwise(column)):
-                gain = sum(
-                    (place[p] > place[q]) - (place[p] < place[q])
-                    for links in (before, after)
-                    for p in links[u]
-                    for q in links[v]
-                )
-                if gain > 0:
-                    column[i], column[i + 1] = v, u
-                    place[u], place[v] = i + 1, i
-                    improved = True
-                    break
 
 
 def crossings(grid: Grid, order: Order) -> int:
