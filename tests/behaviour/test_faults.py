@@ -173,7 +173,6 @@ print(sorted(trial.state for trial in result.history))
 
 READING = {
     "check": ["check", "{}"],
-    "repair": ["repair", "{}"],
     "report": ["report", "{}"],
     "draw": ["draw", "{}", "--out", "pictures"],
     "export": ["export", "{}"],
@@ -181,7 +180,6 @@ READING = {
     "serve": ["serve", "{}", "--port", "0"],
     "dashboard": ["dashboard", "{}", "--no-browser", "--port", "0"],
     "retrain": ["retrain", "{}", "--task", "digits", "--out", "longer"],
-    "worker": ["worker", "{}"],
     "search": ["search", "--space", "toy", "--task", "digits", "--method", "evolution", "--out", "{}"],
 }
 """Every command that is given a run's folder."""
@@ -246,7 +244,7 @@ def test_a_database_that_a_folder_names_is_never_opened(copied, said, tmp_path, 
     }:
         code, text = said(*(word.format(folder) for word in READING[name]))
         assert not list(tmp_path.glob("*.db")), name
-        if name == "worker" or (name in {"report", "dashboard"} and not finished):
+        if name in {"report", "dashboard"} and not finished:
             assert (code, "NAS_STORAGE" in text) == (2, True), text
     monkeypatch.setenv("NAS_STORAGE", f"sqlite:///{tmp_path}/theirs.db")
     assert said("report", folder)[0] == 0
@@ -284,7 +282,7 @@ def test_a_damaged_history_is_named_and_the_model_still_given(copied, said, capl
     assert "study.log" in caplog.text
 
 
-def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog):
+def test_what_a_late_writer_adds_to_a_history_is_no_damage(copied, said, caplog):
     folder = copied("spos")
     with (folder / "study.log").open("ab") as file:
         file.write(b'{"op_code": 2, "worker_id": "late", "study_id": 0, "user_attr": {"late": 1}}\n')

@@ -60,7 +60,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(asked, settings, nearest):
         "search_images": [-1, NAN],
         "device": ["cuda:77", "quantum"],
         "trial_timeout": [0, "never"],
-        "lease": [0],
         "preset": [3],
         "export": ["perhaps"],
         "storage": ["nonsense", "carrier-pigeon://x"],
@@ -187,7 +186,7 @@ def test_the_command_says_what_was_wrong_and_ends_with_the_code_of_its_kind(argu
 
 def test_a_folder_that_is_not_there_is_named_by_every_command(tmp_path):
     more = {"retrain": ["--task", "digits", "--out", tmp_path / "out"], "predict": ["cat.png"]}
-    for command in ("predict", "check", "report", "retrain", "export", "repair", "draw", "serve", "worker"):
+    for command in ("predict", "check", "report", "retrain", "export", "draw", "serve"):
         said = nas_command(command, tmp_path / "absent", *more.get(command, []))
         assert said.code == 2, command
         assert str(tmp_path / "absent") in said.err, command
