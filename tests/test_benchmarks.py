@@ -172,22 +172,6 @@ def test_a_table_with_wrong_rows_is_refused(made, tmp_path, kind):
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: data[: len(data) // 2],
-        lambda data: data[: len(data) // 2] + b"\x00" * 64 + data[len(data) // 2 + 64 :],
-    ],
-    ids=["empty", "cut", "overwritten"],
-)
-def test_a_damaged_file_is_refused(folder, tmp_path, damage):
-    path = tmp_path / "nasbench201.csv.gz"
-    path.write_bytes(damage((folder / path.name).read_bytes()))
-    with pytest.raises(ConfigError, match=r"nasbench201\.csv\.gz (is damaged|has 0 different cells)"):
-        load_nasbench201(path)
-
-
 def archive(**arrays):
     data = io.BytesIO()
     np.savez(data, **arrays)
@@ -356,12 +340,6 @@ def test_a_search_in_which_everything_fails_says_why(folder):
         return ""
 
     assert "the first by missing: nasbench201 has no c100" in next(filter(None, map(fails, range(60))))
-
-
-def test_a_searcher_may_start_with_the_largest(folder):
-    search = planned(folder, "guided", trials=3, settings=(("largest", 3),))
-    sizes = [trial.metrics["params"] for trial in run_replays(search, repeats=1, workers=1).history]
-    assert min(sizes) > np.quantile([row(genotype)["params"] for genotype in CELLS], 0.95)
 
 
 def test_a_share_of_the_exact_front(folder):

@@ -1,7 +1,5 @@
 """Searchers: each against its published algorithm, and the promises that all keep."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from torch import nn
@@ -386,48 +384,6 @@ def test_a_large_space_whose_projection_is_stuck_ends_instead_of_hanging():
 
 
 # -- generations ---------------------------------------------------------------------------------------
-
-
-def watched_children(monkeypatch):
-    """How often children are made by mutation, by crossover and at random."""
-    made = Counter()
-    for name, owner in (("_mutated", Generational), ("cross", Space), ("sample", Space)):
-        real = getattr(owner, name)
-
-        def watching(*args, real=real, name=name):
-            made[name] += 1
-            return real(*args)
-
-        monkeypatch.setattr(owner, name, watching)
-    return made
-
-
-def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
-    """Guo et al.: the first at random, then 25 mutations and 25 crossovers of 50; here 6, 2 and 2 of 10."""
-    searcher = Generational(population=10, parents=3, mutations=0.6, crossovers=0.2)
-    drawn = []
-    monkeypatch.setattr("nas.searchers.evolution.unseen", lambda space, history, rng, propose: propose())
-    made = watched_children(monkeypatch)
-    history = simulate(searcher, CELLS, planted, trials=10)
-    assert (made["_mutated"], made["cross"], made["sample"]) == (0, 0, 10)
-    made.clear()
-    stream = np.random.default_rng(0)
-    for place in range(10):
-        genotype = searcher.ask(CELLS, [*history, *drawn], stream)
-        drawn.append(Trial(10 + place, genotype, state="done", metrics={"val_acc": planted(genotype)}))
-    assert (made["_mutated"], made["cross"], made["sample"]) == (6 * 6, 2, 2)
-    best = {t.genotype for t in sorted(history, key=lambda t: -t.metrics["val_acc"])[:3]}
-    for child in drawn[:6]:
-        assert min(sum(a != b for a, b in zip(child.genotype, g, strict=True)) for g in best) <= 3
-
-
-def test_what_a_bound_turns_down_takes_no_place_in_a_generation(monkeypatch):
-    made = watched_children(monkeypatch)
-    searcher = Bounded(Generational(population=10, parents=3), lambda genotype, _: genotype[0] == 0)
-    history = simulate(searcher, CELLS, planted, trials=10)
-    assert made["sample"] > 20 and not made["cross"] and not made["_mutated"]
-    made.clear()
-    assert searcher.ask(CELLS, history, rng(0))[0] == 0 and not made["cross"]
 
 
 def test_generations_climb_to_a_planted_optimum_better_than_random():

@@ -202,12 +202,6 @@ class Runs:
     counts: NDArray[np.int64]
     history: Sequence[Trial]
 
-    def at(self, evaluations: int) -> NDArray[np.float64]:
-        """The reported value `[R]` after so many evaluations."""
-        if not 1 <= evaluations <= self.values.shape[1]:
-            raise ConfigError(f"benchmark: got {evaluations} evaluations, wanted 1 to {self.values.shape[1]}")
-        return self.values[:, evaluations - 1]
-
     def table(self) -> dict[int, tuple[float, float]]:
         """Mean and standard deviation over the repeats at every mark, and at the end.
 
@@ -215,7 +209,7 @@ class Runs:
         Only repeats with a success count; a mark before every success is left out.
         """
         last = self.values.shape[1]
-        columns = {mark: self.at(mark) for mark in (*(m for m in MARKS if m < last), last)}
+        columns = {mark: self.values[:, mark - 1] for mark in (*(m for m in MARKS if m < last), last)}
         return {
             mark: (float(np.nanmean(column)), float(np.nanstd(column)))
             for mark, column in columns.items()
