@@ -84,6 +84,9 @@ class Journal(BaseJournalBackend):
         self._begin()
         with self.path.open("r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # torn when its writer was killed
+                size = file.seek(self.path.read_bytes().rfind(b"\n") + 1)
+                file.truncate()
             try:
                 rest = memoryview(lines)
                 while rest:
@@ -94,7 +97,7 @@ class Journal(BaseJournalBackend):
                 raise
 
     def _begin(self) -> None:
-        """Before the first record: makes this process the only writer, and removes a torn last line."""
+        """Before the first record: makes this process the only writer."""
         file = self.path.stat()
         key = file.st_dev, file.st_ino
         if key in _written:
@@ -108,7 +111,6 @@ class Journal(BaseJournalBackend):
                 f"{self.path} is written by another process; wait for it, or give this one another folder"
             ) from error
         _written[key] = descriptor
-        os.ftruncate(descriptor, self.path.read_bytes().rfind(b"\n") + 1)
 
 
 _written: dict[tuple[int, int], int] = {}
