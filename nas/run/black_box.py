@@ -45,7 +45,13 @@ IN_TIME = "no trial of the search was finished in time"
 
 
 def check_search(job: Job) -> None:
-    """Raises ConfigError when a metric, a bound, a latency table or an earlier run cannot be used."""
+    """Refuses a metric, bound, latency table, earlier run or space that the search cannot use.
+
+    Raises:
+        ConfigError, SpaceError: naming it.
+    """
+    if job.has_choice and (job.config.is_differentiable or job.config.shares_weights):
+        job.space.check_supernet()
     # Supernets are loaded by those who train one alone.
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)

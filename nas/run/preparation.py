@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -225,13 +226,11 @@ def prepare(
         recipe,
         folder,
         progress or Silent(),
-        stop or (lambda: False),
+        stop or Event().is_set,
         team=team,
         clock=clock or Clock(),
         executor=executor,
     )
-    if job.has_choice and (config.is_differentiable or config.shares_weights):
-        space.check_supernet()
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
     batch = plan.method.weights.batch if config.is_differentiable else plan.shared.batch
     notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
