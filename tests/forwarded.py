@@ -10,6 +10,6 @@ def by(forward):
         loss = loop.loss(batch, lambda x: forward(loop.network, x, loop.step))
         check_depends(loss, loop.step)
         loss.backward()
-        return loop.combined(loss)
+        return loss
 
     return gradients

@@ -253,7 +253,7 @@ def test_all_stop_after_the_same_step_when_one_is_told_to(tmp_path):
 def test_a_batch_is_divided_into_parts_of_at_least_two_images():
     for count in (6, 7, 8):
         teams, batch = [Team(rank, 3) for rank in range(3)], torch.arange(count)
-        parts = [team.part(batch) for team in teams]
+        parts = [batch[team.part(count)] for team in teams]
         assert torch.equal(torch.cat(parts), batch)
         assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
     with pytest.raises(

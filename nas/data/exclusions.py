@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nas.data.arrays import digest, mean_and_std
-from nas.data.task import Split, Task, load_task
+from nas.data.arrays import digest
+from nas.data.task import Split, Task, load_task, mean_and_std
 from nas.errors import ConfigError, DataError
 from nas.files.atomic import read_json, sha256
 from nas.files.folder import is_file

@@ -16,13 +16,11 @@ from nas.data.arrays import (
     Array,
     Labels,
     Source,
-    as_float,
     as_numpy,
     digest,
     encode_labels,
     image_tensor,
     images_as_numpy,
-    mean_and_std,
     shrunk,
     usual_padding,
 )
@@ -30,6 +28,7 @@ from nas.errors import ConfigError, DataError
 from nas.seeding import rng
 
 _IMBALANCE = 10
+_FLAT_STD = 1e-6  # below it a channel is constant, and dividing by it would only enlarge rounding errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,6 +392,18 @@ def _limited(pool: Split, limit: int, draw: np.random.Generator, *, classes: int
         raise ConfigError(f"limit is {limit}, but must be at least {2 * classes}, two images of each class")
     kept, _ = stratified(pool.y.numpy(), min(limit, len(pool)), draw, least=2, spare=0)
     return pool.at(kept)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """float32, uint8 scaled to [0, 1]."""
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.float()
+
+
+def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] of images [N, C, H, W], one channel at a time to keep the float copy small."""
+    moments = [torch.std_mean(as_float(channel), correction=0) for channel in x.unbind(1)]
+    std, mean = (torch.stack(values) for values in zip(*moments, strict=True))
+    return mean, torch.where(std > _FLAT_STD, std, 1.0)
 
 
 def _fingerprint(parts: Sequence[Split], classes: Sequence[str], seed: int) -> str:

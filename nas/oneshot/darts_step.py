@@ -50,19 +50,21 @@ class Bilevel(Protocol):
     def penalty(self) -> Tensor:
         """What the regularisers add to the loss of α."""
 
-    def perturbed_mixture(self, train: Batch) -> Mixtures | None:
-        """What w is trained under instead of the mixture of the alphas (SDARTS), if anything."""
+    def perturbed_mixture(self, train: Batch) -> Mixtures:
+        """What w is trained under instead of the mixture of the alphas (SDARTS)."""
 
 
 def darts_step(search: Bilevel, train: Batch, val: Batch | None) -> None:
     """Moves the alphas by a validation batch, unless that is None, then the weights by a training batch."""
-    alphas, freezer = search.supernet.architecture(), search.freezer
+    alphas, loop, freezer = search.supernet.architecture(), search.loop, search.freezer
     if val is not None:
         for alpha, gradient in zip(alphas, alpha_gradient(search, train, val), strict=True):
             alpha.grad = gradient
         search.alpha_optimizer.step()
 
-    def weight_gradient(loop: Loop, train: Batch) -> Tensor:
+    with without_gradients(alphas):
+        mixture = None if search.method.perturbation is None else search.perturbed_mixture(train)
+        loop.descent.clear()
         loss = search.training_loss(train, mixture)
         check_depends(loss, loop.step)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -70,11 +72,7 @@ def darts_step(search: Bilevel, train: Batch, val: Batch | None) -> None:
             if val is not None:
                 freezer.watch()
             freezer.hold()
-        return loop.combined(loss)
-
-    with without_gradients(alphas):
-        mixture = search.perturbed_mixture(train)
-        search.loop.learn(train, weight_gradient)
+        loop.descend(loss)
 
 
 def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class EigenvalueMonitor:
         growth = self.guards.growth(self._eigenvalues, epochs)
         if moment is None:
             return growth, None
-        self._moments[epoch] = unpack(*pack(moment()))
+        self._moments[epoch] = cast(Moment, unpack(*pack(moment())))
         reach = self.guards.reach(epochs)
         if not growth.alarming:
             self._moments = {at: kept for at, kept in self._moments.items() if at > epoch - reach}

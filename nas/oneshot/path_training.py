@@ -26,7 +26,7 @@ from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import Batch
-from nas.training.loop import Loop
+from nas.training.loop import Loop, criterion
 from nas.training.optimizer import flat, gradients
 from nas.training.recipe import Recipe, compressed, precision
 from nas.training.train import Curve, EpochReport, train
@@ -153,6 +153,7 @@ def _path_gradients(
     distils: whether the first architecture teaches the others.
     """
     x, targets = batch
+    loop.team.agree(f"train, step {loop.step}", paths)
     loop.team.apart(loop.seed_of_step)
     losses: list[Tensor] = []
     teacher: Tensor | None = None
@@ -160,14 +161,14 @@ def _path_gradients(
         with precision(loop.device, loop.recipe.precision):
             logits = supernet(x, genotype)
         if teacher is None:
-            loss = loop.criterion(logits, targets)
+            loss = criterion(logits, targets, loop.recipe, loop.task, network=supernet)
         else:
             loss = F.cross_entropy(logits.float(), teacher)
         (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         if distils and teacher is None:
             teacher = logits.detach().float().softmax(-1)
-    return loop.combined(sum(losses[1:], losses[0]) / len(paths), paths)
+    return sum(losses[1:], losses[0]) / len(paths)
 
 
 # -- one supernet, or several -----------------------------------------------------------------------------

@@ -149,8 +149,7 @@ class Search:
         self, train: Batch, mixture: Mixtures | None = None, arithmetic: Precision | None = None
     ) -> Tensor:
         """The recipe's loss on a training batch, under the mixture of the alphas or under a given one."""
-        seed = self.loop.seed_of_step
-        return self.loop.loss(train, lambda x: self._logits(x, mixture, seed), arithmetic)
+        return self.loop.loss(train, lambda x: self._logits(x, mixture, self.loop.seed_of_step), arithmetic)
 
     def _logits(self, x: Tensor, mixture: Mixtures | None, seed: int) -> Tensor:
         """All ranks draw the same mixture; what the network draws is a rank's own."""
@@ -166,11 +165,10 @@ class Search:
         reseed(derive(self.loop.seed, "alpha step", self.loop.step))
         return penalty(self.method.regularizers, self.supernet)
 
-    def perturbed_mixture(self, train: Batch) -> Mixtures | None:
-        """The mixture that the weights are trained under (SDARTS); None for that of the alphas."""
+    def perturbed_mixture(self, train: Batch) -> Mixtures:
+        """The mixture that the weights are trained under by a method that perturbs it (SDARTS)."""
         perturbation, supernet, loop = self.method.perturbation, self.supernet, self.loop
-        if perturbation is None:
-            return None
+        assert perturbation is not None
         reseed(derive(loop.seed, "perturbation", loop.step))
         with torch.no_grad():
             weights = supernet.mixture_weights()
@@ -207,7 +205,7 @@ class Search:
         loop = self.loop
         started, train = time.perf_counter(), loop.begin()
         val = self.validation.at(loop.step) if self.moves_alphas else None
-        self.supernet.progress.fill_(1.0 if self.selects else loop.step / loop.steps)
+        self.supernet.progress.fill_(1.0 if self.stage == len(self.stages) else loop.step / loop.steps)
         if self._graphed is None:
             darts_step(self, train, val)
         else:

@@ -136,8 +136,8 @@ class Supernet(nn.Module):
     def logits(self) -> list[Tensor]:
         """The alphas, minus infinity where an option is out of the race."""
         return [
-            torch.where(mask, alphas, -torch.inf)
-            for mask, alphas in zip(self._masks(), self.alphas, strict=True)
+            torch.where(getattr(self, f"_mask_{options}"), alphas, -torch.inf)
+            for options, alphas in zip(self._rows, self.alphas, strict=True)
         ]
 
     def mixture_weights(self, *, expected: bool = False) -> list[Tensor]:
@@ -182,8 +182,9 @@ class Supernet(nn.Module):
             if not options:
                 raise SpaceError(f"decision {name!r}: no option is left; keep at least one")
         self._alive = [tuple(sorted(options)) for options in alive]
-        for mask, rows in zip(self._masks(), self._rows.values(), strict=True):
-            mask.copy_(torch.tensor([[o in self._alive[i] for o in range(mask.shape[1])] for i in rows]))
+        for count, rows in self._rows.items():
+            mask: Tensor = getattr(self, f"_mask_{count}")
+            mask.copy_(torch.tensor([[o in self._alive[i] for o in range(count)] for i in rows]))
         by_name = dict(zip(self._names, self._alive, strict=True))
         for mixed in self.mixed_ops:
             mixed.alive = by_name[mixed.decision]
@@ -244,10 +245,6 @@ class Supernet(nn.Module):
         return network.train(self.training)
 
     # -- helpers ---------------------------------------------------------------------------------------
-
-    def _masks(self) -> list[Tensor]:
-        """Which options `[E, O]` are in the race, for each set of alphas."""
-        return [getattr(self, f"_mask_{options}") for options in self._rows]
 
 
 class _Mixing:

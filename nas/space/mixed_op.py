@@ -103,7 +103,7 @@ class MixedOp(nn.Module):
         share: Share = self._mixture[self.decision]
         edge: Tensor | None = None
         if isinstance(share, Weighed):
-            share, edge = share.share, share.weight
+            edge, share = share.weight, share.share
         if isinstance(share, int):
             return Terms((share,), edge=edge)
         if isinstance(share, Chosen):

@@ -65,9 +65,11 @@ class Team:
             )
         return -(-batch // self.size)
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This rank's part of a batch, next to that of the rank before; they differ by at most one image."""
-        return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
+    def part(self, batch: int) -> slice:
+        """This rank's part of so many images, next to that of the rank before; one is larger by at most 1."""
+        share, over = divmod(batch, self.size)
+        first = self.rank * share + min(self.rank, over)
+        return slice(first, first + share + (self.rank < over))
 
     def apart(self, seed: int) -> None:
         """From here on each rank draws its own numbers from torch's global stream, not those of rank 0."""

@@ -1,4 +1,4 @@
-"""What a network's output is worth: the loss that training minimises, and accuracy in evaluation mode."""
+"""What a network is worth in evaluation mode: loss, accuracy, predictions; statistics taken anew for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas import devices
 from nas.data.task import Split, Task
 from nas.devices import evaluating
-from nas.errors import ConfigError, DataError, TrialError
-from nas.training.recipe import Recipe, precision, to_layout
+from nas.errors import DataError, TrialError
+from nas.training.recipe import precision, to_layout
 from nas.user_code import memory_errors
 
 Output = Tensor | tuple[Tensor, Tensor | None]
@@ -28,38 +28,6 @@ STATISTICS_IMAGES = 1024
 """From which batch-norm statistics are taken anew, at most; they settle after a few batches."""
 SHORT = 1000
 """Steps of a training after which moving averages have caught up with the weights."""
-
-
-def criterion(output: Output, targets: Targets, recipe: Recipe, *, classes: int, network: str) -> Tensor:
-    """The recipe's loss. network: what errors call it.
-
-    Raises:
-        ConfigError: when the recipe weighs the loss of an auxiliary head that the network lacks.
-        TrialError: when the logits have another shape than `[B, classes]`.
-    """
-    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    loss = _cross_entropy(logits, targets, classes, recipe.label_smoothing)
-    if not recipe.auxiliary:
-        return loss
-    if auxiliary is None:
-        raise ConfigError(
-            f"recipe: auxiliary is {recipe.auxiliary}, but {network} has no auxiliary head; set it to 0 or "
-            "return (logits, auxiliary logits) in training mode"
-        )
-    return loss + recipe.auxiliary * _cross_entropy(auxiliary, targets, classes, recipe.label_smoothing)
-
-
-def _cross_entropy(logits: Tensor, targets: Targets, classes: int, smoothing: float) -> Tensor:
-    y, mixed = targets
-    wanted = (len(y), classes)
-    if tuple(logits.shape) != wanted:
-        raise TrialError("build", f"train: the network gave logits {tuple(logits.shape)}, wanted {wanted}")
-    logits = logits.float()
-    loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
-    if mixed is None:
-        return loss
-    partners, share = mixed
-    return share * loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
 
 
 def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:

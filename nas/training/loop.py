@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.augment import Policy, augment, mixup
@@ -23,7 +24,7 @@ from nas.seeding import derive, reseed, torch_rng
 from nas.space.cell import Cell
 from nas.training.batched.cells import execute_cells
 from nas.training.ddp import ALONE, Team
-from nas.training.evaluate import SHORT, Batch, Output, Targets, criterion, reestimate
+from nas.training.evaluate import SHORT, Batch, Output, Targets, reestimate
 from nas.training.optimizer import Descent, Ema, MaskedUpdate, accumulate
 from nas.training.recipe import Precision, Recipe, learning_rate, precision, to_layout
 
@@ -52,7 +53,7 @@ class Batches:
         )
         self.size = min(recipe.batch, len(split))
         self.per_epoch = len(split) // self.size
-        self.images = team.images(self.size)
+        self.images, self._part = team.images(self.size), team.part(self.size)
         self._generator = torch.Generator(split.x.device)
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -65,11 +66,11 @@ class Batches:
         index = self._order[position * self.size : (position + 1) * self.size]
         self._generator.manual_seed(derive(self.seed, "augment", step))
         x, y = (tensor.index_select(0, index) for tensor in (self.split.x, self.split.y))
-        x, part = augment(x, self.task, self.policy, self._generator), self.team.part
-        if not self.mixup:
-            return to_layout(part(x)), (part(y), None)
-        x, partners, share = mixup(x, y, self.mixup, self._generator)
-        return to_layout(part(x)), (part(y), (part(partners), share))
+        x, mixed = augment(x, self.task, self.policy, self._generator), None
+        if self.mixup:
+            x, partners, share = mixup(x, y, self.mixup, self._generator)
+            mixed = partners[self._part], share
+        return to_layout(x[self._part]), (y[self._part], mixed)
 
 
 class Loop:
@@ -82,7 +83,8 @@ class Loop:
     weight_decay: the recipe's, unless it was changed on the way.
     batch: images of a step; images: how many of them this process holds, fewer in a team.
     descent: moves the weights; its `rate` is `lr`, on CUDA as a scalar on the device.
-    masked: which parameters stay as they are where their gradient is zeros; none unless set.
+    ema: the averaged weights, where the recipe keeps any.
+    masked: which parameters stay as they are where their gradient is zeros; None where none do.
     """
 
     def __init__(
@@ -112,17 +114,18 @@ class Loop:
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step, self.seconds, self.step_s = 0, 0.0, 0.0
-        self.weight_decay, self.masked = recipe.weight_decay, MaskedUpdate(())
-        self.team, self._passes, self._elapsed = team, passes, elapsed
+        self.weight_decay = recipe.weight_decay
+        self.masked: MaskedUpdate | None = None
+        self.team, self.passes, self._elapsed = team, passes, elapsed
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._drop_path, self._drop_path_on_device = recipe.drop_path, torch.zeros((), device=self.device)
         set_drop_path(network, recipe.drop_path)
-        self._ema = Ema(network, recipe.ema, self.device) if recipe.ema else None
+        self.ema = Ema(network, recipe.ema, self.device) if recipe.ema else None
         self.descent = Descent(self.parameters, recipe, self.device)
         self.lr = learning_rate(recipe, 0, steps_per_epoch=self.steps_per_epoch)
-        self._loss_sum = torch.zeros((), device=self.device)
+        self.loss_sum = torch.zeros((), device=self.device)
 
     # -- a step ----------------------------------------------------------------------------------------
 
@@ -136,24 +139,23 @@ class Loop:
         """Counts the step that began at `started` by `time.perf_counter`; checks its outcome now and then."""
         self.step += 1
         if looks := self.step % CHECK_STEPS == 0:
-            self._check_finite()
+            _check_finite(self)
         took_s = time.perf_counter() - started
         self.seconds += took_s
         if self.device.type != "cuda":
             self.step_s = took_s
         elif looks:
-            self.step_s = self.seconds / self._steps_of_epoch
+            self.step_s = self.seconds / (self.step % self.steps_per_epoch or self.steps_per_epoch)
 
     def begin(self) -> Batch:
         """Sets the rates of the coming step, draws its batch, and sets torch's stream to where it begins."""
-        at = self.step
-        if self._elapsed is not None:
-            at = min(self.steps - 1, int(self._elapsed() * self.steps))
-        self._follow_drop_path(at // self.steps_per_epoch)
+        at = self.step if self._elapsed is None else min(self.steps - 1, int(self._elapsed() * self.steps))
+        if self.recipe.drop_path:
+            self._follow_drop_path(at // self.steps_per_epoch)
         self.lr = learning_rate(self.recipe, at, steps_per_epoch=self.steps_per_epoch)
         self.descent.set(self.lr, self.weight_decay)
-        if self._ema is not None:
-            self._ema.follow(self.step)
+        if self.ema is not None:
+            self.ema.follow(self.step)
         batch = self.batches.at(self.step)
         reseed(self.seed_of_step)
         return batch
@@ -161,16 +163,16 @@ class Loop:
     def learn(self, batch: Batch, gradients: Gradients | None = None) -> None:
         """Moves the weights along the gradients of a batch; those of its loss unless given."""
         self.descent.clear()
-        loss = (gradients or Loop.backward)(self, batch)
-        self.descent.step(self.masked)
-        if self._ema is not None:
-            self._ema.update(self.network)
-        self._loss_sum += loss.detach()
+        self.descend((gradients or one_pass)(self, batch))
 
-    def backward(self, batch: Batch) -> Tensor:
-        """Puts the gradients of the recipe's loss of a batch in place; returns the loss."""
-        self.team.apart(self.seed_of_step)
-        return self.combined(accumulate(self.loss, _divided(batch, self._passes), step=self.step))
+    def descend(self, loss: Tensor) -> None:
+        """Moves the weights along the gradients in place, those of `loss`; in a team along the means."""
+        if self.team.size > 1:
+            loss = self._combined(loss)
+        self.descent.step(self.masked)
+        if self.ema is not None:
+            self.ema.update(self.network)
+        self.loss_sum += loss.detach()
 
     def loss(
         self, batch: Batch, forward: Callable[[Tensor], Output] | None = None, wanted: Precision | None = None
@@ -183,23 +185,13 @@ class Loop:
         x, targets = batch
         with precision(self.device, wanted or self.recipe.precision):
             output: Output = (forward or self.network)(x)
-        return self.criterion(output, targets)
+        return criterion(output, targets, self.recipe, self.task, network=self.network)
 
-    def criterion(self, output: Output, targets: Targets) -> Tensor:
-        """The recipe's loss of what the network gave."""
-        name = type(self.network).__name__
-        return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
-
-    def combined(self, loss: Tensor, drawn: object = None) -> Tensor:
-        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss.
-
-        drawn: what all ranks must have drawn alike, where it does not show in what has a gradient.
-        """
-        if self.team.size == 1:
-            return loss.detach()
+    def _combined(self, loss: Tensor) -> Tensor:
+        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
         found = [p.grad for p in self.parameters.values() if p.grad is not None]
         trained = [name for name, p in self.parameters.items() if p.grad is not None]
-        self.team.agree(f"train, step {self.step}", (trained, drawn))
+        self.team.agree(f"train, step {self.step}", trained)
         *means, mean = self.team.average([*found, loss], self.batch)
         torch._foreach_copy_(found, means)
         return mean
@@ -216,10 +208,10 @@ class Loop:
 
     def moved(self) -> Iterator[Tensor]:
         """All tensors that a step changes."""
-        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
+        yield from (*self.network.parameters(), *self.network.buffers(), self.loss_sum)
         yield from self.descent.momentum.values()
-        if self._ema is not None:
-            yield from self._ema.state.values()
+        if self.ema is not None:
+            yield from self.ema.state.values()
 
     def _follow_drop_path(self, epoch: int) -> None:
         """Sets the drop-path of an epoch, counted from 0: none in the first, the recipe's after the last.
@@ -242,12 +234,13 @@ class Loop:
     def end_epoch(self) -> tuple[float, float]:
         """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
         started = time.perf_counter()
-        self._check_finite()
-        mean = self._loss_sum.item() / self._steps_of_epoch
+        _check_finite(self)
+        steps = self.step % self.steps_per_epoch or self.steps_per_epoch
+        mean = self.loss_sum.item() / steps
         seconds = self.seconds + time.perf_counter() - started
         if self.device.type == "cuda":
-            self.step_s = seconds / self._steps_of_epoch
-        self._loss_sum.zero_()
+            self.step_s = seconds / steps
+        self.loss_sum.zero_()
         self.seconds = 0.0
         return mean, seconds
 
@@ -256,32 +249,12 @@ class Loop:
         if self.step < SHORT:
             reestimate(self.network, self.task, self.split, batch=self.images)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Runs a block on the averaged weights, where the recipe keeps any."""
-        return nullcontext() if self._ema is None else self._ema.during(self.network)
-
     def finish(self) -> None:
         """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
         set_drop_path(self.network, 0.0)
         execute_cells(self.network, "plain", self.device)
-        if self._ema is not None:
-            self.network.load_state_dict(self._ema.state)
-
-    @property
-    def _steps_of_epoch(self) -> int:
-        """Steps done of the epoch that the last step was of."""
-        return self.step % self.steps_per_epoch or self.steps_per_epoch
-
-    def _check_finite(self) -> None:
-        """Raises TrialError when a loss or a weight is infinite or no number; waits for the device."""
-        weights = nn.utils.get_total_norm(self.parameters.values())
-        if not (self._loss_sum + weights).isfinite():
-            epoch = (self.step - 1) // self.steps_per_epoch + 1
-            raise TrialError(
-                "nan",
-                f"train: loss or weights are not finite at step {self.step}, epoch {epoch}, lr {self.lr:.3g}"
-                "; lower the learning rate",
-            )
+        if self.ema is not None:
+            self.network.load_state_dict(self.ema.state)
 
     # -- saving ----------------------------------------------------------------------------------------
 
@@ -289,9 +262,9 @@ class Loop:
         """All that the next step depends on, beside the settings and `step`."""
         return {
             "network": self.network.state_dict(),
-            "average": self._ema.state if self._ema is not None else {},
+            "average": self.ema.state if self.ema is not None else {},
             "momentum": self.descent.momentum,
-            "loss_sum": self._loss_sum,
+            "loss_sum": self.loss_sum,
             "seconds": self.seconds,
             "weight_decay": self.weight_decay,
         }
@@ -301,10 +274,10 @@ class Loop:
         self.step = step
         self.seconds = state["seconds"]
         self.weight_decay = state["weight_decay"]
-        self._loss_sum.copy_(state["loss_sum"])
+        self.loss_sum.copy_(state["loss_sum"])
         self.network.load_state_dict(state["network"])
-        if self._ema is not None:
-            self._ema.restore(state["average"])
+        if self.ema is not None:
+            self.ema.restore(state["average"])
         self.descent.restore(state["momentum"])
 
     def settings(self) -> dict[str, Any]:
@@ -317,6 +290,24 @@ class Loop:
             "data": self.task.fingerprint,
             "split": len(self.split),
         }
+
+
+def one_pass(loop: Loop, batch: Batch) -> Tensor:
+    """Puts the gradients of the recipe's loss of a batch in place; returns the loss."""
+    loop.team.apart(loop.seed_of_step)
+    return accumulate(loop.loss, _divided(batch, loop.passes), step=loop.step)
+
+
+def _check_finite(loop: Loop) -> None:
+    """Raises TrialError when a loss or a weight is infinite or no number; waits for the device."""
+    weights = nn.utils.get_total_norm(loop.parameters.values())
+    if not (loop.loss_sum + weights).isfinite():
+        epoch = (loop.step - 1) // loop.steps_per_epoch + 1
+        raise TrialError(
+            "nan",
+            f"train: loss or weights are not finite at step {loop.step}, epoch {epoch}, lr {loop.lr:.3g}"
+            "; lower the learning rate",
+        )
 
 
 def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
@@ -359,3 +350,33 @@ def _divided(batch: Batch, passes: int) -> Iterator[tuple[float, Batch]]:
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         partners = None if mixed is None else (mixed[0][part], mixed[1])
         yield len(rows) / len(x), (x[part], (y[part], partners))
+
+
+def criterion(output: Output, targets: Targets, recipe: Recipe, task: Task, *, network: nn.Module) -> Tensor:
+    """The recipe's loss of what a network gave.
+
+    Raises:
+        ConfigError: when the recipe weighs the loss of an auxiliary head that the network lacks.
+        TrialError: when the logits have another shape than `[B, classes]`.
+    """
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    loss = _cross_entropy(logits, targets, recipe, task)
+    if not recipe.auxiliary:
+        return loss
+    if auxiliary is None:
+        raise ConfigError(
+            f"recipe: auxiliary is {recipe.auxiliary}, but {type(network).__name__} has no auxiliary head; "
+            "set it to 0 or return (logits, auxiliary logits) in training mode"
+        )
+    return loss + recipe.auxiliary * _cross_entropy(auxiliary, targets, recipe, task)
+
+
+def _cross_entropy(logits: Tensor, targets: Targets, recipe: Recipe, task: Task) -> Tensor:
+    y, mixed = targets
+    if tuple(logits.shape) != (wanted := (len(y), len(task.classes))):
+        raise TrialError("build", f"train: the network gave logits {tuple(logits.shape)}, wanted {wanted}")
+    loss = partial(F.cross_entropy, logits.float(), label_smoothing=recipe.label_smoothing)
+    if mixed is None:
+        return loss(y)
+    partners, share = mixed
+    return share * loss(y) + (1 - share) * loss(partners)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -147,7 +147,7 @@ class Descent:
         """Forgets the gradients."""
         self._optimizer.zero_grad()
 
-    def step(self, masked: MaskedUpdate) -> None:
+    def step(self, masked: MaskedUpdate | None) -> None:
         """Clips the gradients as the recipe says and moves all parameters but those that are masked."""
         if self._recipe.clip:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip)
@@ -155,7 +155,7 @@ class Descent:
         if self._recipe.momentum and not state:  # a fused step takes the momenta of all parameters or of none
             for parameter in self._parameters.values():
                 state[parameter][MOMENTUM] = torch.zeros_like(parameter)
-        with masked.during(self._optimizer):
+        with nullcontext() if masked is None else masked.during(self._optimizer):
             self._optimizer.step()
 
     def direction(self, gradients: Sequence[Tensor], weight_decay: float) -> Sequence[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from threading import Event
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -100,9 +102,10 @@ def run(
             )
         work.restore(saved[0], saved[1]["work"])
     hand_out()
+    stopped = stop or Event().is_set if team.size == 1 else partial(team.any, stop)
     saved_at = time.monotonic()
     while work.step < work.steps:
-        if team.any(stop):
+        if stopped():
             save()
             raise Stopped(f"{what} stopped after step {work.step} of {work.steps}")
         work.advance()

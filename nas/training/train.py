@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -192,7 +193,7 @@ class _Training:
         loss, seconds = loop.end_epoch()
         report = EpochReport(epoch, epochs, loss, lr, seconds)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
-            with loop.averaged():
+            with nullcontext() if loop.ema is None else loop.ema.during(loop.network):
                 self.settle()
                 val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
             if not math.isfinite(val_loss):
