@@ -16,19 +16,18 @@ from torch import nn
 
 from nas.data.task import load_task
 from nas.oneshot.methods import METHODS
-from nas.oneshot.path_evaluation import score
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.search import Search
 from nas.oneshot.supernet import Supernet, as_searched, recompute_cells
 from nas.space.batching import Batched, Stack, channels_last, depthwise
 from nas.space.cell import Cell
 from nas.space.loading import load
-from nas.space.mixed_op import MixedOp, Terms
+from nas.space.mixed_op import MixedOp
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
 from nas.training.batched import execution_plan
 from nas.training.batched.cells import execute_cells, explain, resolve
-from nas.training.batched.execution_plan import chain_of, run_together, table_of
+from nas.training.batched.execution_plan import chain_of, run_together
 from nas.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -64,15 +63,6 @@ def test_a_depthwise_convolution_is_that_of_the_library(kernel, dilation, stride
     assert difference(expected, found) < LIMIT[dtype]
     pairs = (torch.autograd.grad(out, [x, weight], along) for out in (expected, found))
     assert largest_difference(*pairs) < LIMIT[dtype]
-
-
-@pytest.mark.parametrize(("kernel", "dilation"), [(5, 1), (3, 2)])
-def test_a_depthwise_convolution_can_be_differentiated_twice(kernel, dilation):
-    x = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
-    run = partial(depthwise, stride=1, dilation=dilation)
-    assert torch.autograd.gradcheck(run, (x, weight))
-    assert torch.autograd.gradgradcheck(run, (x, weight))
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 5), (1, 3)])
@@ -338,13 +328,6 @@ def test_a_network_of_its_own_drops_the_same_paths():
     assert_equal(plain, batched)
 
 
-def test_an_architecture_scores_the_same_on_shared_weights():
-    pair = twins(load("darts", width=4, cells=3, in_channels=1), torch.float32)
-    genotype = pair[0].space.nearest([torch.rand(8).numpy() for _ in range(28)])
-    found = [score(net, genotype, load_task("digits"), seed=0) for net in pair]
-    assert found[0].accuracy == found[1].accuracy and found[0].loss == pytest.approx(found[1].loss, rel=1e-4)
-
-
 def test_hooks_are_heard():
     _, batched = twins(DARTS)
     heard = []
@@ -373,23 +356,6 @@ def test_modules_that_are_replaced_are_seen():
         execute_cells(supernet, "plain", CPU)
         assert difference(supernet(x), now) < 1e-5 < difference(before, now)
         execute_cells(supernet, "batched", CPU)
-
-
-def test_rows_of_one_table_are_read_from_it_and_others_as_they_are():
-    """A supernet's mixture, in an order of its own, as rows of the table and as so many tensors."""
-    _, batched = twins(DARTS)
-    x, y = images()
-    table = batched.mixture_weights()[0].detach()
-    order = torch.randperm(len(table))
-    found = []
-    for apart in (False, True):
-        whole = table.clone().requires_grad_()
-        own = [row.clone() if apart else row for row in whole]
-        mixture = {d.name: own[at] for d, at in zip(DARTS.decisions, order.tolist(), strict=True)}
-        assert (table_of([Terms((0,), row) for row in mixture.values()]) is None) == apart
-        loss = F.cross_entropy(batched.mix(x, mixture), y)
-        found.append((loss, *torch.autograd.grad(loss, whole)))
-    torch.testing.assert_close(*found)
 
 
 # -- where it is used -------------------------------------------------------------------------------------
@@ -461,3 +427,12 @@ def test_the_path_is_resolved_and_explained():
     assert resolve("auto", CPU) == "batched" and resolve("plain", CPU) == "plain"
     assert resolve("auto", torch.device("mps")) == "plain"
     assert "batched" in explain(CPU) and "plain" in explain(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(5, 1), (3, 2)])
+def test_a_depthwise_convolution_can_be_differentiated_twice(kernel, dilation):
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    run = partial(depthwise, stride=1, dilation=dilation)
+    assert torch.autograd.gradcheck(run, (x, weight))
+    assert torch.autograd.gradgradcheck(run, (x, weight))

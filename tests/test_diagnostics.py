@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from smooth import RECIPE, make_task, smooth
 
-from nas.oneshot import diagnostics
 from nas.oneshot.diagnostics import (
     Epoch,
     Examiner,
@@ -16,7 +15,6 @@ from nas.oneshot.diagnostics import (
     entropy,
     lasting,
     matching,
-    supernet_accuracy,
 )
 from nas.oneshot.methods import Method
 from nas.oneshot.relaxations import GumbelHard, Uniform
@@ -64,21 +62,6 @@ def test_it_finds_the_largest_in_magnitude(eigenvalues):
     assert found == pytest.approx(max(eigenvalues, key=abs), abs=1e-6)
     assert dominant_eigenvalue(torch.ones((), requires_grad=True) * 2, [p])[0] == 0
     assert dominant_eigenvalue(p.sum(), [p])[0] == 0
-
-
-def test_once_there_is_a_direction_short_epochs_take_few_iterations(monkeypatch):
-    counts, real = [], diagnostics.dominant_eigenvalue
-
-    def counted(*args, iterations, **options):
-        counts.append(iterations)
-        return real(*args, iterations=iterations, **options)
-
-    monkeypatch.setattr(diagnostics, "dominant_eigenvalue", counted)
-    search, examiner = make(), Examiner()
-    for steps in (2, 2, 30, 300):
-        search.loop.steps_per_epoch = steps
-        examiner.eigenvalue(search)
-    assert counts == [10, 2, 5, 10]
 
 
 def test_two_iterations_follow_the_eigenvalue_of_a_search():
@@ -148,22 +131,6 @@ def test_the_eigenvalue_is_the_same_with_recomputed_cells():
     plain, again = make(), make(checkpointing=True)
     values = [Examiner().eigenvalue(search, images=16) for search in (plain, again)]
     assert values[1] == pytest.approx(values[0], rel=1e-4)
-
-
-@pytest.mark.parametrize(("within_s", "seen"), [(0.0, 12), (0.35, 24), (60.0, 32)])
-def test_a_spent_budget_leaves_no_time_to_validate_on_all_images(monkeypatch, within_s, seen):
-    """32 of them, in portions of 12; a step of 16 images takes 1 s, and so an image 0.0125 s."""
-    monkeypatch.setattr(diagnostics, "evaluation_images", lambda _: 12)
-    search, counts, real = make(), [], diagnostics.evaluate
-    search.loop.step_s = 1.0
-
-    def evaluate(network, task, split, **options):
-        counts.append(len(split))
-        return real(network, task, split, **options)
-
-    monkeypatch.setattr(diagnostics, "evaluate", evaluate)
-    supernet_accuracy(search, search.supernet.genotype(), 0, within_s=within_s)
-    assert counts == [seen]
 
 
 def test_epochs_that_were_gone_back_on_do_not_last():

@@ -12,8 +12,7 @@ from nas.oneshot import memory_budget
 from nas.oneshot.diagnostics import Examiner
 from nas.oneshot.memory_budget import Change, _probe, fit, measured_needs
 from nas.oneshot.methods import METHODS, Method
-from nas.oneshot.progressive import Progressive, SingleStage
-from nas.oneshot.relaxations import GumbelHard
+from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import Search
 from nas.space.loading import load
 from nas.training.memory_estimate import peak_memory
@@ -101,15 +100,6 @@ def test_then_precision_then_checkpointing_then_channels_then_paths(needs):
     kinds = [(c.precision, c.checkpointing, c.parts, c.samples_one_path) for c in seen]
     assert kinds == sorted(kinds, key=order.index) and len(set(kinds)) >= 3
     assert measured(seen[-1].of(METHOD)) == pytest.approx(budget, rel=0.15, abs=2**18)
-
-
-def test_a_changed_method_is_the_method_with_the_changes():
-    change = Change(32, "bfloat16", checkpointing=True, parts=2)
-    method = change.of(METHOD)
-    assert method.weights.precision == "bfloat16" and method.checkpointing
-    assert method.staging == SingleStage(2)
-    assert Change(64, samples_one_path=True).of(METHOD).relaxation == GumbelHard()
-    assert len(change.words(METHOD)) == 4
 
 
 @pytest.mark.parametrize("name", ["sdarts-rs", "drnas"])

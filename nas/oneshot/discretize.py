@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nas.data.task import Task
-from nas.oneshot.path_evaluation import score
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
 from nas.space.choosers import Slot
@@ -114,36 +112,20 @@ def _roles(space: Space) -> list[list[str]]:
 
 
 def by_alphas(
-    supernet: Supernet,
-    task: Task,
-    cap: int | None,
-    *,
-    judged: bool,
-    healthy: Genotype = (),
-    seed: int,
-    images: int = 1024,
+    supernet: Supernet, cap: int | None, *, judge: Judge | None = None, healthy: Genotype = ()
 ) -> Genotype:
     """What the alphas prefer, if it has at most `cap` identities in a cell; any number where that is None.
 
-    Else what they prefer with other operations in place of identities: those that the alphas prefer, or, if
-    `judged`, the best ones by accuracy on the shared weights. Then it is also compared with what they
-    preferred when they were `healthy`, if that is known.
-
-    images: how many pass at the same time, see `nas.oneshot.path_evaluation.score`.
+    Else what they prefer with other operations in place of identities: those that the alphas prefer, or those
+    that the judge does. It also compares that with what they preferred when they were `healthy`, if that is
+    known.
     """
     space, strengths = supernet.space, supernet.strengths()
     now = space.nearest(strengths)
     if cap is None or keeps_cap(space, now, cap):
         return now
-    if not judged:
-        return capped(space, strengths, cap)
-
-    def judge(genotypes: Sequence[Genotype]) -> list[float]:
-        found = [
-            score(supernet, g, task, calibration=images // 2, seed=seed, images=images) for g in genotypes
-        ]
-        return [own.accuracy for own in found]
-
-    choices = [capped(space, strengths, cap, judge), *([healthy] if healthy else [])]
-    worth = judge(choices)
-    return choices[worth.index(max(worth))]
+    found = capped(space, strengths, cap, judge)
+    if judge is None or not healthy:
+        return found
+    own, earlier = judge([found, healthy])
+    return healthy if earlier > own else found

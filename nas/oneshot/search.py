@@ -28,9 +28,9 @@ from nas.oneshot.diagnostics import (
     Examiner,
     Health,
     Strengths,
-    evaluation_images,
     lasting,
     monitoring_cost,
+    preferred_accuracy,
     supernet_accuracy,
 )
 from nas.oneshot.discretize import by_alphas, keeps_cap, skip_shares
@@ -493,15 +493,13 @@ def _choose(work: Search) -> None:
     undecided = any(len(options) > 1 for options in supernet.alive)
     if method.staging.by == "fisher" and undecided:
         record_fisher(supernet, work.task)
-    work.preferred = by_alphas(
-        supernet,
-        work.task,
-        method.identities,
-        judged=method.guards is not None,
-        healthy=work.healthy,
-        seed=derive(work.seed, "cap", work.done),
-        images=evaluation_images(work.loop),
-    )
+
+    def accuracies(genotypes: Sequence[Genotype]) -> list[float]:
+        seed = derive(work.seed, "cap", work.done)
+        return [preferred_accuracy(work, genotype, seed) for genotype in genotypes]
+
+    judge = accuracies if method.guards is not None else None
+    work.preferred = by_alphas(supernet, method.identities, judge=judge, healthy=work.healthy)
     work.strengths = tuple(supernet.strengths())
 
 

@@ -244,8 +244,6 @@ class Supernet(nn.Module):
         network.load_state_dict(shared, assign=True)
         return network.train(self.training)
 
-    # -- helpers ---------------------------------------------------------------------------------------
-
 
 class _Mixing:
     """The chooser that answers every decision with a `MixedOp`."""

@@ -1,4 +1,4 @@
-"""A job as its phases see it: its clock, its settings, space and data, where all goes, what its search found."""
+"""A job as its phases see it: its clock, settings, space and data, its folder, and what its search found."""
 
 from __future__ import annotations
 
