@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from nas.audit import Audit, audit_task
     from nas.classifier import ImageClassifier
     from nas.data.exclusions import without
-    from nas.data.task import Task, load_task, task_from_arrays, task_from_datasets
+    from nas.data.loading import load_task, task_from_arrays, task_from_datasets
+    from nas.data.task import Task
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, Stopped, TrialError
     from nas.evaluate.benchmarks import Tabular, load_benchmark
     from nas.evaluate.calibration import Calibration
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from nas.show.progress import Progress
     from nas.show.tracking.tracker import Tracker
     from nas.space.cell import Cell, VertexCell
-    from nas.space.choosers import Chooser
+    from nas.space.choosers import Candidate, Chooser
     from nas.space.latency import LatencyTable
     from nas.space.loading import load
-    from nas.space.ops import Candidate, candidates
+    from nas.space.ops import candidates
     from nas.space.space import Notation, Space
     from nas.study.study import Study
     from nas.study.workers import Measure
@@ -112,15 +113,15 @@ _HOME = {
     "load": "nas.space.loading",
     "load_benchmark": "nas.evaluate.benchmarks",
     "load_result": "nas.results.result",
-    "load_task": "nas.data.task",
+    "load_task": "nas.data.loading",
     "make_config": "nas.run.config",
     "make_searcher": "nas.searchers.factory",
     "parse_goals": "nas.searchers.goals",
     "retrain": "nas.run.retrain",
     "run_job": "nas.run.pipeline",
     "search": "nas.run.pipeline",
-    "task_from_arrays": "nas.data.task",
-    "task_from_datasets": "nas.data.task",
+    "task_from_arrays": "nas.data.loading",
+    "task_from_datasets": "nas.data.loading",
     "without": "nas.data.exclusions",
 }
 __all__ = list(_HOME)

@@ -22,9 +22,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nas.audit import AUDIT_FILES
+from nas.data.loading import task_from_arrays
 from nas.data.preprocessing import Images, layout, rows_of
-from nas.data.task import Split, Task, task_from_arrays
-from nas.errors import ConfigError, DataError
+from nas.data.task import Split, Task
+from nas.errors import ConfigError, DataError, counted
 from nas.export.bundle import bundle
 from nas.files.atomic import read_json, temporary_folder
 from nas.files.folder import LOCK
@@ -39,7 +40,6 @@ from nas.searchers.method_names import BLACK_BOX, OPTUNA
 from nas.show.progress import reporter
 from nas.space.loading import is_plugin
 from nas.space.space import Space
-from nas.text import counted
 
 GRACE_S = 5.0
 """For the last training, after Ctrl-C."""

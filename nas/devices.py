@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas.errors import ConfigError
-from nas.text import counted
+from nas.errors import ConfigError, counted
 
 
 def resolve(name: str, *, local: int | None = None) -> torch.device:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.data.task import Task, task_from_arrays
+from nas.data.loading import task_from_arrays
+from nas.data.task import Task
 from nas.devices import synchronise
 from nas.oneshot.methods import Method
 from nas.oneshot.search import Search

@@ -7,7 +7,7 @@ import time
 MODULES = [
     *("numpy", "torch", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.distributed"),
     *("networkx", "optuna", "scipy.optimize", "scipy.stats", "sklearn.datasets", "pytest", "typer.testing"),
-    *("nas.cli", "nas.training.ddp", "nas.oneshot.search", "nas.run.pipeline"),
+    *("nas.__main__", "nas.training.ddp", "nas.oneshot.search", "nas.run.pipeline"),
     *("nas.run.calibrate", "nas.report", "nas.study.workers"),
     "matplotlib.backends.backend_agg",
 ]

@@ -98,7 +98,7 @@ def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
 
 def make_task(*, images=96, seed=0):
     """Random images of 8 x 8 pixels in three classes."""
-    from nas.data.task import task_from_arrays
+    from nas.data.loading import task_from_arrays
 
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (images, 8, 8), dtype=np.uint8)

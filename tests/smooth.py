@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from nas.data.task import task_from_arrays
+from nas.data.loading import task_from_arrays
 from nas.space.cell import Cell
-from nas.space.ops import Zero
+from nas.space.choosers import Zero
 from nas.space.space import Space
 from nas.training.recipe import DARTS_SEARCH as PUBLISHED
 

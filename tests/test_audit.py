@@ -12,13 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from nas.__main__ import app
 from nas.audit import audit_task, write_audit
 from nas.audit.duplicates import groups, near_copies
 from nas.audit.images import SIDE, ImageTable, features, nearest, outliers
 from nas.audit.labels import confident_joint, prune
-from nas.cli import app
 from nas.data.exclusions import load_without
-from nas.data.task import Split, task_from_arrays
+from nas.data.loading import task_from_arrays
+from nas.data.task import Split
 from nas.errors import DataError
 from nas.seeding import rng
 

@@ -8,7 +8,8 @@ from scipy.stats import beta
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.data.augment import Policy, augment, mixup, parts_of
-from nas.data.task import Task, task_from_arrays
+from nas.data.loading import task_from_arrays
+from nas.data.task import Task
 from nas.errors import ConfigError
 from nas.seeding import rng, torch_rng
 

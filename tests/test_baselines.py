@@ -6,7 +6,7 @@ import json
 import pytest
 from jobs import SMALL, TINY, Recorder
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
 from nas.files.folder import prepare_folder

@@ -14,7 +14,7 @@ from calls import Calls
 from nested import nested_space
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.oneshot.methods import METHODS
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.search import Search

@@ -13,7 +13,7 @@ import pytest
 from published import table
 from typer.testing import CliRunner
 
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError, NoModelError, TrialError
 from nas.evaluate.benchmarks import Tabular, load_benchmark
 from nas.evaluate.nasbench201 import DATASETS, load_nasbench201

@@ -16,7 +16,7 @@ from jobs import SMALL, Recorder, snapshot
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError, MismatchError
 from nas.export.bundle import bundle, record_of
 from nas.export.formats import Pixels

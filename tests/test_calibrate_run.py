@@ -10,8 +10,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas.evaluate.calibration
-from nas.cli import app
-from nas.data.task import load_task
+from nas.__main__ import app
+from nas.data.loading import load_task
 from nas.errors import ConfigError, NoModelError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES

@@ -6,7 +6,7 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.space.cell import Cell, VertexCell, drop_path
-from nas.space.ops import Zero
+from nas.space.choosers import Zero
 
 
 class Times(nn.Module):

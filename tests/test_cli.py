@@ -18,12 +18,12 @@ from jobs import SMALL, options, snapshot
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.cli.app import ORDER, warned
 from nas.cli.doctor import EXTRAS
 from nas.run.config import Config
 
-PYTHON = [sys.executable, "-c", "from nas.cli import main; main()"]
+PYTHON = [sys.executable, "-c", "from nas.__main__ import main; main()"]
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
 
 

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 import nas
-from nas.data.task import task_from_arrays
+from nas.data.loading import task_from_arrays
 from nas.oneshot.alpha_optimizer import ExponentiatedGradient
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.early_stopping import Guards

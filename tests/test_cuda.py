@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import Stopped
 from nas.evaluate.trained import Trained
 from nas.oneshot.darts_step import alpha_gradient

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.data.task import task_from_arrays
+from nas.data.loading import task_from_arrays
 from nas.errors import ConfigError
 from nas.oneshot.darts_pt import (
     ByPerturbation,
@@ -17,7 +17,7 @@ from nas.oneshot.darts_pt import (
 )
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
-from nas.space.ops import Zero
+from nas.space.choosers import Zero
 from nas.space.space import Space
 
 SETTINGS = ByPerturbation()

@@ -11,10 +11,11 @@ from torch import nn
 from nas.errors import ConfigError
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
 from nas.oneshot.darts_step import alpha_gradient
+from nas.oneshot.expected_cost import ExpectedCost
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezing
 from nas.oneshot.progressive import SingleStage
-from nas.oneshot.regularizers import BetaDecay, ExpectedCost, L2Anchor, ZeroOne
+from nas.oneshot.regularizers import BetaDecay, L2Anchor, ZeroOne
 from nas.oneshot.relaxations import (
     AdversarialPerturbation,
     Dirichlet,
@@ -24,8 +25,8 @@ from nas.oneshot.relaxations import (
 )
 from nas.oneshot.search import Search
 from nas.space.cell import Cell
+from nas.space.choosers import Zero
 from nas.space.loading import load
-from nas.space.ops import Zero
 from nas.space.space import Space
 from nas.training.memory_estimate import peak_memory
 

@@ -13,7 +13,7 @@ from jobs import SMALL, Recorder
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError
 from nas.show.dashboard import Live, serve
 

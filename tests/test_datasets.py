@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from nas.data import datasets
 from nas.data.decode import fitted
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
 

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.cli.app import SWITCHES
 from nas.searchers.method_names import METHODS
 

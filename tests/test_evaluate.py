@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import Stopped, TrialError
 from nas.evaluate.inherited import Inherited
 from nas.evaluate.trained import Trained, affordable

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
 from nas.searchers.fidelity import (
     Fidelity,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError, Stopped
 from nas.evaluate.inherited import from_supernet
 from nas.evaluate.trained import Trained

@@ -8,7 +8,7 @@ import pytest
 from nas.errors import ConfigError, ExhaustedError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.fidelity import Fidelity, Ladder, geometric
-from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.goals import Goals, longest, parse_goals
 from nas.searchers.halving import (
     Hyperband,
     SuccessiveHalving,
@@ -16,7 +16,6 @@ from nas.searchers.halving import (
     comparable,
     epochs_granted,
     finalists,
-    longest,
     promotion,
 )
 from nas.searchers.searcher import RandomSearch

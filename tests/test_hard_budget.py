@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
 from nas.results.run_record import read_run
 from nas.run.config import make_config

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from killing import run_killed
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import affordable

@@ -6,7 +6,7 @@ import one_stage
 import pytest
 import torch
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import memory_budget
 from nas.oneshot.diagnostics import Examiner

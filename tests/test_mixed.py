@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.errors import SpaceError
+from nas.space.choosers import Candidate
 from nas.space.mixed_op import Chosen, MixedOp, shuffled
-from nas.space.ops import Candidate, candidates
+from nas.space.ops import candidates
 
 OPTIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_3x3")
 

@@ -9,9 +9,10 @@ from torch import nn
 from nas.errors import SpaceError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.space.cell import Cell
+from nas.space.choosers import Zero
 from nas.space.loading import load
 from nas.space.network_morphism import additions, graft, is_addition, last_norm
-from nas.space.ops import Zero, candidates
+from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.types import Trial
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
+from nas.space.choosers import Zero
 from nas.space.cost import count_params
-from nas.space.ops import PRIMITIVES, FactorizedReduce, MixtureNorm, Zero, candidates
+from nas.space.ops import PRIMITIVES, FactorizedReduce, MixtureNorm, candidates
 
 C = 6
 WITHOUT_WEIGHTS = {"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"}

@@ -5,7 +5,7 @@ import torch
 from nested import nested_space
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.path_evaluation import score
 from nas.oneshot.path_training import train_shared

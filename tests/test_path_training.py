@@ -8,7 +8,7 @@ import torch
 from one_stage import one_stage
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import path_training
 from nas.oneshot.path_training import (

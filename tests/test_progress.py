@@ -9,9 +9,8 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 import nas
-from nas.errors import ConfigError
+from nas.errors import ConfigError, counted
 from nas.show.progress import LiveProgress, PlainProgress, reporter, telling
-from nas.text import counted
 
 
 def test_plain_lines_count_from_where_a_resumed_phase_begins(capsys):

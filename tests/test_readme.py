@@ -7,7 +7,7 @@ import pytest
 import typer
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()

@@ -9,15 +9,8 @@ from torch.autograd import gradcheck
 from torch.distributions import Dirichlet, kl_divergence
 
 from nas.errors import ConfigError
-from nas.oneshot.regularizers import (
-    BetaDecay,
-    Entropy,
-    ExpectedCost,
-    KLAnchor,
-    L2Anchor,
-    ZeroOne,
-    expected_cost,
-)
+from nas.oneshot.expected_cost import ExpectedCost, expected_cost
+from nas.oneshot.regularizers import BetaDecay, Entropy, KLAnchor, L2Anchor, ZeroOne
 from nas.oneshot.supernet import Supernet
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable

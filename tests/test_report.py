@@ -17,7 +17,7 @@ from scipy.stats import ttest_ind
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError, Stopped
 from nas.files.atomic import write_json
 from nas.files.folder import check_manifest, write_manifest

@@ -5,7 +5,7 @@ import pytest
 import torch
 from jobs import SMALL
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import NoModelError, Stopped
 from nas.evaluate.trained import Trained
 from nas.files.folder import prepare_folder

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
 from nas.results.run_record import FORMAT
 from nas.run.config import make_config

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.proxies import FAILED, PROXIES, Scored
 from nas.space.cost import cost

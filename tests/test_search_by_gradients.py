@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.data.task import task_from_arrays
+from nas.data.loading import task_from_arrays
 from nas.errors import ConfigError, Stopped
 from nas.oneshot import darts_pt
 from nas.oneshot import search as searching

@@ -7,7 +7,7 @@ from jobs import SMALL, TINY, Recorder, outcome
 from torch import nn
 
 import nas
-from nas.data.task import load_task, task_from_arrays
+from nas.data.loading import load_task, task_from_arrays
 from nas.errors import ConfigError, SpaceError, Stopped, TrialError
 from nas.files.folder import check_manifest
 from nas.results.result import load_result

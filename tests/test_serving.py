@@ -21,7 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.data.decode import fitted
 from nas.errors import ConfigError, DataError
 from nas.export import inference
@@ -228,7 +228,15 @@ def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
 
 def started(folder, *more):
     """A server in a process of its own, and its address."""
-    command = [sys.executable, "-c", "from nas.cli import main; main()", "serve", str(folder), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from nas.__main__ import main; main()",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -323,7 +331,7 @@ def test_a_browser_shows_the_class_of_an_upload(server, run, digits, browser):  
 
 
 def test_the_server_never_imports_torch():
-    code = "import sys, nas.cli, nas.export.server; print('torch' in sys.modules)"
+    code = "import sys, nas.__main__, nas.export.server; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -7,7 +7,7 @@ from jobs import SMALL, Recorder
 
 from nas.data.arrays import digest
 from nas.data.exclusions import Suspect, list_of, without
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, DataError
 from nas.run.pipeline import search
 from nas.run.retrain import retrain

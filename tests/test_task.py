@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from nas.data.task import Task, load_task, stratified, task_from_arrays, task_from_datasets
+from nas.data.loading import load_task, stratified, task_from_arrays, task_from_datasets
+from nas.data.task import Task
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
 

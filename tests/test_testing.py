@@ -12,9 +12,9 @@ from torch import nn
 from nas.errors import ConfigError, ExhaustedError, SpaceError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.searcher import RandomSearch
-from nas.space.choosers import Chooser
+from nas.space.choosers import Chooser, Zero
 from nas.space.loading import bundled, load
-from nas.space.ops import Zero, candidates
+from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.testing import SearcherError, check_searcher, check_space
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import nas.evaluate.validate
-from nas.data.task import load_task
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.validate import Spread, validate
 from nas.oneshot.supernet import Supernet

@@ -13,8 +13,8 @@ from nas.audit.images import ImageTable, features, outliers
 from nas.audit.labels import LabelErrors, mislabels
 from nas.data.exclusions import KINDS, SPLITS, Suspect, list_of
 from nas.data.task import Task
+from nas.errors import counted
 from nas.files.atomic import write_json
-from nas.text import counted
 
 AUDIT_FILES = ("audit.json", "suspects.json", "suspects.png")
 """What an audit leaves in its folder."""

@@ -13,8 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from nas import __version__
-from nas.errors import DismissedError, NasError, StorageError, describe
-from nas.text import SCREEN, printable
+from nas.errors import SCREEN, DismissedError, NasError, StorageError, describe, printable
 from nas.training.launch import follows, launched
 
 ORDER = (

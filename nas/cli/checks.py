@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.app import Json, Quiet, announce, app, say
+from nas.errors import counted
 from nas.run.config import SPACE, TASK
-from nas.text import counted
 
 
 @app.command(short_help="Check a space: does it work, how large is it, what will it cost.")
@@ -26,7 +26,7 @@ def validate(
 ) -> None:
     """Check a space against a task: does every part of it work, how large is it, what will it cost."""
     from nas import devices
-    from nas.data.task import load_task
+    from nas.data.loading import load_task
     from nas.evaluate.validate import validate as check
     from nas.files.tomlfile import override
     from nas.run.final_network import offer
@@ -56,7 +56,7 @@ def audit(
     """Look for unequal classes, copies, leaks between splits, outliers, wrong labels and damaged files."""
     from nas.audit import audit_task, write_audit
     from nas.data.exclusions import without
-    from nas.data.task import load_task
+    from nas.data.loading import load_task
     from nas.files.folder import prepare_folder, results_folder
 
     data = load_task(task, seed=seed, limit=limit, lenient=True)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli.app import Json, OwnSpace, Run, announce, app, say
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError, DataError, counted
 from nas.run.config import TASK, size
-from nas.text import counted
 
 if TYPE_CHECKING:
     from nas.export.inference import Answer, Served

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data.task import Task
-from nas.errors import ConfigError, unknown
-from nas.text import shown
+from nas.errors import ConfigError, shown, unknown
 
 PARTS = ("crop", "flip", "cutout")
 """What `--augment` is put together of."""

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from nas.data.arrays import Array, Source, as_numpy, channels_last
 from nas.data.decode import DEEP, GREY, SUFFIXES, fitted, load_arrays, open_image, pil_pixels, read_bounded
-from nas.errors import FAULTS, ConfigError, DataError, describe, unknown
+from nas.errors import FAULTS, ConfigError, DataError, describe, printable, unknown
 from nas.files.folder import exists, is_file, is_folder
-from nas.text import printable
 
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

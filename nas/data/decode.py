@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.text import printable
+from nas.errors import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

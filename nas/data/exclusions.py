@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from nas.data.arrays import digest
-from nas.data.task import Split, Task, load_task, mean_and_std
-from nas.errors import ConfigError, DataError
+from nas.data.loading import load_task, mean_and_std
+from nas.data.task import Split, Task
+from nas.errors import ConfigError, DataError, counted
 from nas.files.atomic import read_json, sha256
 from nas.files.folder import is_file
 from nas.files.schemas import checked
-from nas.text import counted
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from nas.data.arrays import Array, as_numpy, image_tensor, images_as_numpy
 from nas.data.task import Task
-from nas.errors import DataError
-from nas.text import shown
+from nas.errors import DataError, shown
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, counted, shown
 from nas.files.atomic import read_json
 from nas.files.folder import is_file
 from nas.files.schemas import checked
-from nas.text import counted, shown
 
 FILE = "calibration.json"
 RESAMPLES = 1000

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from nas.data.task import Split
-from nas.errors import ConfigError
-from nas.text import counted
+from nas.errors import ConfigError, counted
 
 LEVEL = 0.05
 FLIPS = 10_000

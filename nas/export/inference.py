@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from nas.data.decode import FORMATS, MOST_PIXELS, NPY, SUFFIXES, array_of, fitted, load_arrays, read_bounded
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError, DataError, printable
 from nas.files.folder import MANIFEST, is_file, is_folder
 from nas.results.run_record import read_run
-from nas.text import printable
 
 Pixels = NDArray[np.float32]
 """Images `[N, C, H, W]` as the exported forms take them."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import jinja2
 
+from nas.errors import counted
 from nas.export.verify import PACKAGES, TOLERANCE, Proof
 from nas.files.schemas import ComparedRecord
 from nas.results.result import Result
 from nas.results.run_record import DEFAULT
-from nas.text import counted
 
 FILES = {
     "source": "model.py, with model.safetensors (eager)",

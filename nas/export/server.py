@@ -33,10 +33,9 @@ from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nas.data.decode import picture_pixels
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError, DataError, printable
 from nas.export.inference import Model, Pixels, Served, answers, pixels_of, read_served
 from nas.files.folder import is_file, require_intact
-from nas.text import printable
 
 MODEL = "model.onnx"
 BATCH = 32

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nas.errors import ConfigError, StorageError
-from nas.text import shown
+from nas.errors import ConfigError, StorageError, shown
 
 TEMPORARY = ".tmp-"
 """How the name of a file that is still being written begins."""

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, shown
 from nas.files.atomic import TEMPORARY, read_json, sha256, write_json
-from nas.text import shown
 
 LOCK = "run.lock"
 MANIFEST = "manifest.json"

@@ -17,8 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from nas.errors import ConfigError
-from nas.text import shown
+from nas.errors import ConfigError, shown
 
 Word = Annotated[str, StringConstraints(max_length=1000)]
 Side = Annotated[int, Field(ge=1)]

@@ -10,9 +10,8 @@ from typing import Any
 
 import tomli_w
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, shown
 from nas.files.atomic import MAX_DEPTH, is_deep, read_bytes
-from nas.text import shown
 
 MAX_BYTES = 1 << 20
 _DOT = re.compile(r"""[\w"'-][ \t]*\.[ \t]*(?=[\w"'-])""")

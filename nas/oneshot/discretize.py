@@ -1,4 +1,4 @@
-"""The architecture that a supernet's alphas choose, with few identities where that is asked for."""
+"""The architecture that alphas choose, with few identities where that is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
 from nas.space.choosers import Slot
 from nas.space.space import Scores, Space
@@ -112,7 +111,7 @@ def _roles(space: Space) -> list[list[str]]:
 
 
 def by_alphas(
-    supernet: Supernet, cap: int | None, *, judge: Judge | None = None, healthy: Genotype = ()
+    space: Space, strengths: Scores, cap: int | None, *, judge: Judge | None = None, healthy: Genotype = ()
 ) -> Genotype:
     """What the alphas prefer, if it has at most `cap` identities in a cell; any number where that is None.
 
@@ -120,7 +119,6 @@ def by_alphas(
     that the judge does. It also compares that with what they preferred when they were `healthy`, if that is
     known.
     """
-    space, strengths = supernet.space, supernet.strengths()
     now = space.nearest(strengths)
     if cap is None or keeps_cap(space, now, cap):
         return now

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nas.data.task import Task
 from nas.errors import ConfigError, unknown
-from nas.oneshot.regularizers import option_costs
+from nas.oneshot.expected_cost import option_costs
 from nas.oneshot.supernet import Supernet, in_training, preserving
 from nas.seeding import derive, rng, torch_rng
 from nas.space.space import Space

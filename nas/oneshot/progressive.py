@@ -21,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError
 from nas.oneshot.supernet import Supernet, in_training, preserving
+from nas.space.choosers import Zero
 from nas.space.loading import load
-from nas.space.ops import Zero
 from nas.space.space import Space
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.training.optimizer import gradients
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,8 @@ class AdversarialPerturbation(Perturbation):
         moved = _randomly_moved(clean, radius)
         for _ in range(self.steps):
             leaves = [rows.requires_grad_() for rows in moved]
-            ascent = [2 * radius / self.steps * g.sign() for g in gradients(loss(leaves), leaves)]
+            uphill = torch.autograd.grad(loss(leaves), leaves, materialize_grads=True)
+            ascent = [2 * radius / self.steps * g.sign() for g in uphill]
             moved = [
                 on_simplex(centre + (leaf.detach() + step - centre).clamp(-radius, radius), centre)
                 for centre, leaf, step in zip(clean, leaves, ascent, strict=True)

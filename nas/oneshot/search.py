@@ -38,10 +38,10 @@ from nas.oneshot.early_stopping import EigenvalueMonitor, Growth, Guards, Moment
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer
 from nas.oneshot.progressive import deepened, fading, inherit, record_fisher, shrink
-from nas.oneshot.regularizers import penalty
 from nas.oneshot.relaxations import Mixtures
 from nas.oneshot.supernet import Supernet, preserving, recompute_cells, without_gradients
 from nas.seeding import derive, isolated, reseed
+from nas.space.cost import step_work
 from nas.space.space import Space
 from nas.training import resumable
 from nas.training.checkpoint import Checkpoints
@@ -163,7 +163,11 @@ class Search:
     def penalty(self) -> Tensor:
         """The regularisers at the coming step's alphas and mixture, a scalar."""
         reseed(derive(self.loop.seed, "alpha step", self.loop.step))
-        return penalty(self.method.regularizers, self.supernet)
+        supernet, regularizers, weights = self.supernet, self.method.regularizers, list[Tensor]()
+        alphas = supernet.logits()
+        if any(regularizer.reads_mixture for regularizer in regularizers):
+            weights = supernet.mixture_weights()[: len(alphas)]
+        return torch.stack([r(alphas, weights, supernet.progress) for r in regularizers]).sum()
 
     def perturbed_mixture(self, train: Batch) -> Mixtures:
         """The mixture that the weights are trained under by a method that perturbs it (SDARTS)."""
@@ -499,8 +503,10 @@ def _choose(work: Search) -> None:
         return [preferred_accuracy(work, genotype, seed) for genotype in genotypes]
 
     judge = accuracies if method.guards is not None else None
-    work.preferred = by_alphas(supernet, method.identities, judge=judge, healthy=work.healthy)
     work.strengths = tuple(supernet.strengths())
+    work.preferred = by_alphas(
+        supernet.space, work.strengths, method.identities, judge=judge, healthy=work.healthy
+    )
 
 
 def _fix(work: Search, due: Sequence[int]) -> list[str]:
@@ -530,3 +536,26 @@ def _outcome(work: Search) -> DifferentiableOutcome:
         selected.append(work.space.nearest(scored))
     selected += [work.preferred, *(e.genotype for e in reversed(lasting(work.epochs)))]
     return DifferentiableOutcome(tuple(work.epochs), list(dict.fromkeys(selected)), work.strengths, supernet)
+
+
+# -- what it costs ----------------------------------------------------------------------------------------
+
+
+def search_work(space: Space, task: Task, method: Method, epochs: int) -> float:
+    """The multiply-adds of the training of so many epochs of a search.
+
+    The alphas rest for the warm-up; stages run on fewer options and more cells, in proportion.
+    """
+
+    def step(warmup: float) -> float:
+        weights = replace(method.weights, graph=False)
+        one = replace(method, guards=None, warmup=warmup, weights=weights)
+        return step_work(lambda stop: search(space, task, one, seed=0, stop=stop))
+
+    steps = epochs * max(1, len(task.train) // method.weights.batch)
+    guarded = 0.0 if method.guards is None else method.guards.warmup
+    rests = max(method.warmup, guarded) if method.learns_alphas else 0.0
+    resting = step(0.99) if rests else 0.0
+    stages = method.staging.stages(method.weights.epochs, max(len(d.options) for d in space.decisions))
+    share = sum(s.epochs * s.keep * s.depth for s in stages) / sum(s.epochs for s in stages)
+    return steps * share * (rests * resting + (1 - rests) * step(0.0))

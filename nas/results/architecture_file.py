@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, shown
 from nas.files.atomic import read_json, replacing
 from nas.files.folder import check_contents, exists, require_intact
 from nas.files.schemas import ArchitectureRecord, checked
 from nas.space.graph import Graph, architecture_hash, cell_graphs, from_dict, to_dict
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
-from nas.text import shown
 from nas.types import Genotype
 
 ARCHITECTURE = "architecture.json"

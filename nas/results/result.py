@@ -19,19 +19,17 @@ from torch import Tensor, nn
 from nas.data.arrays import Array
 from nas.data.decode import load_arrays
 from nas.data.preprocessing import Inputs
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, SpaceError, counted
 from nas.evaluate import failure_summary
 from nas.files.atomic import read_json, replacing
 from nas.files.folder import HISTORY, MANIFEST, check_manifest, damaged, is_file, is_folder
 from nas.files.schemas import AlphasRecord, MetricsRecord, checked
 from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
 from nas.results.run_record import RANDOM, SEARCH, read_run
-from nas.searchers.goals import Goals
-from nas.searchers.halving import longest
+from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import by_gradients
 from nas.space.graph import Graph, merged
 from nas.space.space import Space
-from nas.text import counted
 from nas.training.checkpoint import load_tensors
 from nas.types import Genotype, Trial
 
@@ -174,10 +172,10 @@ class Recorded(Sequence[Trial]):
 
     @cached_property
     def _trials(self) -> list[Trial]:
-        from nas.study.study import Study
+        from nas.study.record import read_trials
 
         try:
-            return Study.read(self.folder, self.name, self.space)
+            return read_trials(self.folder, self.name, self.space)
         except ConfigError as error:
             if not self.is_damaged:
                 raise

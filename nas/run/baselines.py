@@ -98,10 +98,14 @@ def _equal_trials(job: Job, found: SearchOutcome) -> int:
     """The number of random trials of equal cost."""
     if found.measure is None:
         job.progress.note("counting what a step of the search and of a trial cost")
-        from nas.run.differentiable import search_work
+        from nas.oneshot.search import search_work
 
         each = _trial_work(job, job.plan.trial.epochs)
-        return max(1, round(search_work(job, len(found.history)) / each)) if each else 1
+        return (
+            max(1, round(search_work(job.space, job.search_task, job.plan.method, len(found.history)) / each))
+            if each
+            else 1
+        )
     if job.plan.early_stop:
         trained = sum(t.metrics.get("epochs_trained", t.fidelity) for t in found.history)
         return max(1, round(trained / found.fidelity))

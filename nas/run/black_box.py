@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from nas.errors import ConfigError, NoModelError, TrialError
+from nas.errors import ConfigError, NoModelError, TrialError, counted
 from nas.evaluate.cost_metrics import TRAINED, Costs
 from nas.evaluate.failure_summary import at_chance, diagnosis
 from nas.evaluate.learning_curves import EarlyStop
@@ -36,7 +36,6 @@ from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
 from nas.study.study import Study
 from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers, cores, places_on
-from nas.text import counted
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR
 from nas.types import Genotype, Trial
@@ -56,9 +55,10 @@ def check_search(job: Job) -> None:
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)
     else:
-        from nas.run.differentiable import check_bounds
+        from nas.oneshot.expected_cost import check_bound
 
-        check_bounds(job)
+        for bound in job.plan.goals.constraints:
+            check_bound(bound, job.latency_table)
     costs_of(job, lambda: ())
 
 
@@ -239,15 +239,6 @@ def sendable(evaluate: Evaluate) -> Evaluate:
     return evaluate
 
 
-def evaluator(job: Job) -> tuple[Evaluate, float]:
-    """The evaluator of the trials, and the seconds it took to prepare."""
-    if not job.config.shares_weights:
-        return _trained(job), 0.0
-    from nas.run.supernet_phase import shared_weights
-
-    return shared_weights(job)
-
-
 def _trained(job: Job) -> Evaluate:
     """From scratch for one rung of all images at full size, else up the ladder."""
     ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
@@ -321,18 +312,25 @@ def run_trials(
         )
 
 
-def search_by_trials(job: Job, *, until_s: float | None = None) -> SearchOutcome:
+def search_by_trials(
+    job: Job,
+    *,
+    until_s: float | None = None,
+    shared: Callable[[Job], tuple[Evaluate, float]] | None = None,
+) -> SearchOutcome:
     """Proposes and measures trials; the candidates are the best of the longest training.
 
+    shared: makes an evaluator of trained weights that trials share, and says how many seconds that took;
+      without it they are trained one by one.
     until_s: when it has to be over, by the job's clock; what was found by then counts.
 
     Raises:
         NoModelError: when every trial failed.
     """
-    searcher, job, shares = job.plan.searcher, job.until(until_s), job.config.shares_weights
+    searcher, job, shares = job.plan.searcher, job.until(until_s), shared is not None
     assert searcher is not None
     try:
-        evaluate, prepared_s = evaluator(job)
+        evaluate, prepared_s = (_trained(job), 0.0) if shared is None else shared(job)
     except TimeUp as error:  # while a supernet was trained
         job.progress.note(f"the search ends before its first trial: {error}")
         return _untaught(job, searcher, (), IN_TIME, seconds=job.clock.elapsed_s)

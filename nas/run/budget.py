@@ -17,7 +17,7 @@ import torch
 
 from nas import devices
 from nas.data.task import Task
-from nas.errors import Stopped, TrialError
+from nas.errors import Stopped, TrialError, counted
 from nas.files.atomic import write_json
 from nas.results.run_record import RETRAIN, SEARCH
 from nas.run.final_network import default_of
@@ -30,7 +30,6 @@ from nas.space.cost import Cost, cost
 from nas.space.latency import latencies
 from nas.space.space import Size
 from nas.study.workers import cores, places_on
-from nas.text import counted
 from nas.training.evaluate import FORWARD
 from nas.training.recipe import Recipe, compressed
 from nas.types import Genotype

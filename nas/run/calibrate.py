@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nas.data.task import Task
-from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError
+from nas.errors import ConfigError, ExhaustedError, NoModelError, SpaceError, counted
 from nas.evaluate.calibration import (
     FILE,
     MIN_ARCHITECTURES,
@@ -42,7 +42,6 @@ from nas.show import draw
 from nas.show.progress import Progress, telling
 from nas.space.space import Space
 from nas.study.workers import Evaluator
-from nas.text import counted
 from nas.training.launch import refuse
 from nas.types import Genotype, Objective, Trial
 

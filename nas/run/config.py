@@ -17,10 +17,9 @@ from pydantic import (
     ValidationError,
 )
 
-from nas.errors import ConfigError, unknown
+from nas.errors import ConfigError, shown, unknown
 from nas.searchers.method_names import BLACK_BOX, DIFFERENTIABLE, METHODS, SHARED, by_gradients
 from nas.study.address import Address
-from nas.text import shown
 from nas.types import MOST
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -18,8 +18,8 @@ from nas.files.schemas import NeededRecord, checked
 from nas.oneshot import memory_budget
 from nas.oneshot.diagnostics import DifferentiableOutcome, Epoch
 from nas.oneshot.discretize import keeps_cap
+from nas.oneshot.expected_cost import expected_cost
 from nas.oneshot.methods import Method
-from nas.oneshot.regularizers import check_bound, expected_cost
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.result import Alphas
@@ -30,7 +30,7 @@ from nas.searchers.halving import finalists
 from nas.searchers.scheduler import Listed
 from nas.seeding import rng
 from nas.show.tracking.tracker import Point, finite
-from nas.space.cost import count_params, step_work
+from nas.space.cost import count_params
 from nas.space.latency import LATENCY, LatencyTable, measure_table
 from nas.space.space import Space
 from nas.study.study import Study
@@ -102,12 +102,6 @@ def _candidates(
         return excess, cap is not None and not keeps_cap(job.space, genotype, cap)
 
     return sorted(dict.fromkeys([*outcome.selected, *likely]), key=place)
-
-
-def check_bounds(job: Job) -> None:
-    """Raises ConfigError when a bound cannot be a loss of the alphas."""
-    for bound in job.plan.goals.constraints:
-        check_bound(bound, job.latency_table)
 
 
 def help_to_search(job: Job) -> None:
@@ -296,30 +290,3 @@ def of_search(
         values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **measured}
         alphas = dict(zip(options, epoch.strengths, strict=True))
         yield Point(series, number, finite(values), alphas, options)
-
-
-def gradient_steps(job: Job, stop: Callable[[], bool]) -> None:
-    """Takes steps of the job's search by gradients until `stop` ends them."""
-    search(job.space, job.search_task, job.plan.method, seed=0, stop=stop)
-
-
-def search_work(job: Job, epochs: int) -> float:
-    """Of a search by gradients of so many epochs.
-
-    The alphas rest for the warm-up; stages run on fewer options and more cells, in proportion.
-    """
-    method = job.plan.method
-    steps = epochs * max(1, len(job.search_task.train) // method.weights.batch)
-    guarded = 0.0 if method.guards is None else method.guards.warmup
-    rests = max(method.warmup, guarded) if method.learns_alphas else 0.0
-    resting = _step_work(job, dataclasses.replace(method, guards=None, warmup=0.99)) if rests else 0.0
-    moving = _step_work(job, dataclasses.replace(method, guards=None, warmup=0.0))
-    stages = method.staging.stages(method.weights.epochs, max(len(d.options) for d in job.space.decisions))
-    whole = sum(stage.epochs for stage in stages)
-    share = sum(stage.epochs * stage.keep * stage.depth for stage in stages) / whole
-    return steps * share * (rests * resting + (1 - rests) * moving)
-
-
-def _step_work(job: Job, method: Method) -> float:
-    method = dataclasses.replace(method, weights=dataclasses.replace(method.weights, graph=False))
-    return step_work(lambda stop: search(job.space, job.search_task, method, seed=0, stop=stop))

@@ -9,19 +9,17 @@ from typing import cast
 import torch
 
 from nas.data.task import Task
-from nas.errors import ConfigError, SpaceError, TrialError
+from nas.errors import ConfigError, SpaceError, TrialError, counted
 from nas.evaluate.cost_metrics import COUNTED, free_metrics
 from nas.run.config import Config
-from nas.run.job import Job
+from nas.run.job import Job, Plan
 from nas.run.overrides import change
-from nas.run.resolved_config import Plan
 from nas.searchers.searcher import Bounded, Searcher
 from nas.seeding import rng
 from nas.space.cell import Cell
 from nas.space.latency import LATENCY
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.text import counted
 from nas.training.recipe import Recipe, compressed
 from nas.types import Genotype
 from nas.user_code import user_errors

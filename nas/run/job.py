@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from optuna.storages import BaseStorage
 
@@ -21,8 +21,10 @@ from nas.files.schemas import DecisionRecord, TimeRecord, checked
 from nas.results.result import Alphas
 from nas.results.run_record import read_run
 from nas.run.config import Config
-from nas.run.resolved_config import Plan
+from nas.searchers.fidelity import Ladder
+from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Scheduler
+from nas.searchers.searcher import Searcher
 from nas.seeding import derive
 from nas.show.progress import Progress
 from nas.show.tracking.tracker import NO_TRACKING, Tracking
@@ -35,6 +37,10 @@ from nas.study.workers import Evaluate, Processes
 from nas.training.ddp import ALONE, Team
 from nas.training.recipe import Recipe
 from nas.types import Genotype, Trial
+
+if TYPE_CHECKING:
+    from nas.oneshot.methods import Method
+    from nas.oneshot.path_training import Sharing
 
 BEGIN = "begin"
 """What the start of a job is called between ranks."""
@@ -155,6 +161,88 @@ class Clock:
             write_json(
                 self._path, TimeRecord(spent_s=max(0.0, self.elapsed_s), decided=self._decided).model_dump()
             )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do, nothing left open; the fields are those of `Preset`.
+
+    searcher: proposes the trials; None for a differentiable search, whose method is `search`.
+    goals: what they are judged by.
+    sharing: how the weights of a supernet are trained for trials; None where there is none.
+    earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
+    scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
+    early_stop: the chance to beat the best below which a trial ends; 0 for never.
+    baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
+    budget_s: seconds of the whole job, or None.
+    size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
+    full_size: whether the space's own full size comes before `final_size`.
+    """
+
+    trial: Recipe
+    search: Method | None
+    shared: Recipe
+    sharing: Sharing | None
+    final: Recipe
+    searcher: Searcher | None
+    goals: Goals
+    earlier: str
+    proxies: tuple[str, ...]
+    scheduler: str
+    ladder: Ladder
+    eta: int
+    early_stop: float
+    baselines: bool
+    seeds: int
+    trials: int
+    top_k: int
+    top_k_epochs: int
+    search_images: int | None
+    final_images: int | None
+    budget_s: float | None
+    size: Mapping[str, object]
+    final_size: Mapping[str, object]
+    full_size: bool
+
+    @property
+    def method(self) -> Method:
+        """The method of a differentiable search."""
+        assert self.search is not None
+        return self.search
+
+    @property
+    def lead(self) -> Goals:
+        """The first objective under all constraints: what a single network is chosen by."""
+        return Goals(self.goals.objectives[:1], self.goals.constraints)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        recipes = {k: asdict(v) for k, v in own.items() if isinstance(v, Recipe)}
+        return (
+            own
+            | recipes
+            | {
+                "search": None if self.search is None else self.search.describe(),
+                "sharing": None if self.sharing is None else asdict(self.sharing),
+                "searcher": _plain(self.searcher),
+                "goals": self.goals.to_dict(),
+                "ladder": str(self.ladder),
+                "proxies": list(self.proxies),
+                "size": dict(self.size),
+                "final_size": dict(self.final_size),
+            }
+        )
+
+
+def _plain(searcher: Searcher | None) -> dict[str, object]:
+    """The searcher's settings that are plain values."""
+    if searcher is None:
+        return {}
+    own = {f.name: getattr(searcher, f.name) for f in fields(searcher)}  # type: ignore[arg-type]
+    plain = {name: value for name, value in own.items() if isinstance(value, int | float | str)}
+    options = own.get("options")
+    return {**plain, **({"options": dict(options)} if options else {})}
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
-from nas.errors import ConfigError, unknown
-from nas.text import shown
+from nas.errors import ConfigError, shown, unknown
 from nas.training.recipe import Recipe, compressed
 
 T = typing.TypeVar("T")

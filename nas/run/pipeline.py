@@ -19,6 +19,7 @@ from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
 from nas.data.preprocessing import Inputs
 from nas.data.task import Task
+from nas.errors import counted
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
 from nas.evaluate.trained import Start
@@ -37,7 +38,7 @@ from nas.run.result_files import write_result
 from nas.run.retrain import help_to_retrain, last_training, train_final
 from nas.run.run_folder import begun, clear_checkpoints, export, finished
 from nas.run.step_timing import suited_to_search
-from nas.searchers.halving import longest
+from nas.searchers.goals import longest
 from nas.searchers.method_names import OWN
 from nas.searchers.pareto import hypervolume
 from nas.show.progress import Progress, telling
@@ -47,7 +48,6 @@ from nas.space.space import Space
 from nas.study.clusters import cluster
 from nas.study.storage import keep_history
 from nas.study.workers import processes_on
-from nas.text import counted
 from nas.training.ddp import joined
 
 if TYPE_CHECKING:
@@ -162,8 +162,7 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
                 found = SearchOutcome([default], untaught=why)
             else:
                 with suited_to_search(job) as at_work:
-                    search_phase = search_by_trials if job.plan.searcher is not None else _gradients()
-                    found = search_phase(at_work, until_s=plan.until_s(SEARCH))
+                    found = _search(at_work, until_s=plan.until_s(SEARCH))
             baselines, verdict = compare(job, found, plan)
         network, trained = train_final(
             job, verdict.best, last_training(job, verdict.best, reserve_s=plan.reserve_s)
@@ -254,10 +253,16 @@ def workplaces(job: Job) -> Iterator[Job]:
 # Supernets are loaded by those who train one alone.
 
 
-def _gradients() -> Callable[..., SearchOutcome]:
-    from nas.run.differentiable import search_by_gradients
+def _search(job: Job, *, until_s: float | None) -> SearchOutcome:
+    if job.plan.searcher is None:
+        from nas.run.differentiable import search_by_gradients
 
-    return search_by_gradients
+        return search_by_gradients(job, until_s=until_s)
+    if not job.config.shares_weights:
+        return search_by_trials(job, until_s=until_s)
+    from nas.run.supernet_phase import shared_weights
+
+    return search_by_trials(job, until_s=until_s, shared=shared_weights)
 
 
 def _warm_start(job: Job, found: SearchOutcome) -> Start | None:

@@ -22,8 +22,8 @@ from nas.files.folder import results_folder
 from nas.results.result import Result, is_finished, load_result
 from nas.run.config import Config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
-from nas.run.job import BEGIN, Clock, Job
-from nas.run.resolved_config import Plan, make_plan
+from nas.run.job import BEGIN, Clock, Job, Plan
+from nas.run.resolved_config import make_plan
 from nas.seeding import rng
 from nas.show.progress import Progress, Silent
 from nas.space.loading import is_plugin, load

@@ -19,7 +19,7 @@ from torch import nn
 
 from nas.data.decode import load_arrays
 from nas.data.task import Task
-from nas.errors import NoModelError, TrialError
+from nas.errors import NoModelError, TrialError, counted
 from nas.evaluate.failure_summary import diagnosis
 from nas.evaluate.significance import Paired, paired
 from nas.evaluate.trained import Start, Trained
@@ -33,7 +33,6 @@ from nas.searchers.scheduler import Listed
 from nas.seeding import rng
 from nas.space.graph import architecture_hash
 from nas.study.study import Study
-from nas.text import counted
 from nas.training.evaluate import predictions
 from nas.types import Genotype, Trial
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from nas.errors import ConfigError
 from nas.evaluate.calibration import chosen_fidelity
 from nas.run.config import Config
+from nas.run.job import Plan
 from nas.run.overrides import change, settings_of
 from nas.run.presets import Preset, preset
 from nas.searchers.factory import make_searcher
 from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.method_names import SHARED
-from nas.searchers.searcher import Searcher
 from nas.space.latency import LATENCY
 from nas.training.recipe import Recipe
 
@@ -29,78 +27,6 @@ UNBOUNDED = 10**6
 """Trials from which on only the time ends a search."""
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job will do, nothing left open; the fields are those of `Preset`.
-
-    searcher: proposes the trials; None for a differentiable search, whose method is `search`.
-    goals: what they are judged by.
-    sharing: how the weights of a supernet are trained for trials; None where there is none.
-    earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
-    scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
-    early_stop: the chance to beat the best below which a trial ends; 0 for never.
-    baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
-    budget_s: seconds of the whole job, or None.
-    size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
-    full_size: whether the space's own full size comes before `final_size`.
-    """
-
-    trial: Recipe
-    search: Method | None
-    shared: Recipe
-    sharing: Sharing | None
-    final: Recipe
-    searcher: Searcher | None
-    goals: Goals
-    earlier: str
-    proxies: tuple[str, ...]
-    scheduler: str
-    ladder: Ladder
-    eta: int
-    early_stop: float
-    baselines: bool
-    seeds: int
-    trials: int
-    top_k: int
-    top_k_epochs: int
-    search_images: int | None
-    final_images: int | None
-    budget_s: float | None
-    size: Mapping[str, object]
-    final_size: Mapping[str, object]
-    full_size: bool
-
-    @property
-    def method(self) -> Method:
-        """The method of a differentiable search."""
-        assert self.search is not None
-        return self.search
-
-    @property
-    def lead(self) -> Goals:
-        """The first objective under all constraints: what a single network is chosen by."""
-        return Goals(self.goals.objectives[:1], self.goals.constraints)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        recipes = {k: dataclasses.asdict(v) for k, v in fields.items() if isinstance(v, Recipe)}
-        return (
-            fields
-            | recipes
-            | {
-                "search": None if self.search is None else self.search.describe(),
-                "sharing": None if self.sharing is None else dataclasses.asdict(self.sharing),
-                "searcher": _plain(self.searcher),
-                "goals": self.goals.to_dict(),
-                "ladder": str(self.ladder),
-                "proxies": list(self.proxies),
-                "size": dict(self.size),
-                "final_size": dict(self.final_size),
-            }
-        )
 
 
 def make_plan(config: Config, method: Method | None = None) -> Plan:
@@ -220,13 +146,3 @@ def _ladder(config: Config, trial: Recipe) -> Ladder:
     if config.ladder is not None:
         return parse_ladder(config.ladder)
     return geometric(1, trial.epochs, config.eta)
-
-
-def _plain(searcher: Searcher | None) -> dict[str, object]:
-    """The searcher's settings that are plain values."""
-    if searcher is None:
-        return {}
-    fields = {f.name: getattr(searcher, f.name) for f in dataclasses.fields(searcher)}  # type: ignore[arg-type]
-    plain = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
-    options = fields.get("options")
-    return {**plain, **({"options": dict(options)} if options else {})}

@@ -13,7 +13,7 @@ from nas.files.folder import write_manifest
 from nas.files.schemas import EpochRecord
 from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
 from nas.results.result import Alphas, Result
-from nas.searchers.halving import longest
+from nas.searchers.goals import longest
 from nas.space.graph import Graph, skeleton
 from nas.training.checkpoint import save_tensors
 
@@ -43,7 +43,7 @@ def write_result(
     if epochs:
         write_json(folder / "health.json", {"epochs": [dict(epoch) for epoch in epochs]})
     if pictures:
-        from nas.show.report import REPORT, write_report  # and matplotlib, which workers can do without
+        from nas.show.report.page import REPORT, write_report  # and matplotlib, which workers can do without
 
         _draw(result, image_shape, title)
         _draw_search_by_gradients(folder, alphas, epochs, title)

@@ -40,7 +40,7 @@ from nas.run.run_folder import begun, clear_checkpoints, export, finished
 from nas.run.step_timing import final_pace, suited
 from nas.seeding import isolated
 from nas.show.progress import Progress, telling
-from nas.show.tracking.tracker import Tracker, of_curve, of_report
+from nas.show.tracking.tracker import Tracker, of_epochs
 from nas.space.graph import architecture_hash, cell_graphs
 from nas.space.latency import LATENCY, latency
 from nas.space.loading import is_plugin, load
@@ -251,7 +251,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
 
         def told(report: EpochReport) -> None:
             progress.advance(str(report), done=report.epoch)
-            job.tracking.tell([of_report(series, report)])
+            job.tracking.tell(of_epochs(series, [report]))
 
         curve = train(
             network,
@@ -266,7 +266,7 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
             elapsed=last.elapsed,
             team=job.team,
         )
-        job.tracking.tell(of_curve(series, curve))  # what a killed process has not told
+        job.tracking.tell(of_epochs(series, curve.reports()))  # what a killed process has not told
         return network, curve
 
     with user_errors():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.data.task import Task
-from nas.errors import ConfigError, DataError, SpaceError
+from nas.errors import ConfigError, DataError, SpaceError, shown
 from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
 from nas.files.folder import LOCK, MANIFEST, check_contents, check_name, folder_lock, prepare_folder
@@ -21,13 +21,11 @@ from nas.files.tomlfile import write_toml
 from nas.results.result import Result, is_finished, load_result
 from nas.results.run_record import CHECKPOINT, FORMAT, environment, read_run
 from nas.run.config import Config
-from nas.run.job import BEGIN, Job
-from nas.run.resolved_config import Plan
+from nas.run.job import BEGIN, Job, Plan
 from nas.show.tracking import check_trackers, open_tracking
 from nas.show.tracking.tracker import Tracker
 from nas.space.loading import is_plugin, source_hash
 from nas.space.space import Space
-from nas.text import shown
 from nas.types import Genotype
 
 FREE = (

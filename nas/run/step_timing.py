@@ -86,16 +86,23 @@ def network_pace(
 
 def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
     """Seconds of a step of what the job's search trains: a supernet, or this architecture as a trial."""
+    plan, space, task = job.plan, job.space, job.search_task
+    meter = Meter(task.train.x.device, limit_s)
     # Supernets are loaded by those who train one alone.
-    if job.plan.searcher is None:
-        from nas.run.differentiable import gradient_steps as steps
-    elif job.config.shares_weights:
-        from nas.run.supernet_phase import shared_steps as steps
-    else:
-        return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
-    meter = Meter(job.task.train.x.device, limit_s)
-    with user_errors():
-        return meter.measure(lambda: steps(job, meter))
+    if plan.searcher is None:
+        from nas.oneshot.search import search
+
+        with user_errors():
+            return meter.measure(lambda: search(space, task, plan.method, seed=0, stop=meter))
+    if plan.sharing is not None and job.config.shares_weights:
+        from nas.oneshot.path_training import train_shared
+        from nas.oneshot.supernet import Supernet
+
+        sampling, supernet = plan.sharing.sampling, Supernet(space).to(task.train.x.device)
+        steps = partial(train_shared, supernet, task, plan.shared, seed=0, sampling=sampling, stop=meter)
+        with user_errors():
+            return meter.measure(steps)
+    return network_pace(space, genotype, task, plan.trial, limit_s=limit_s)
 
 
 def final_pace(job: Job, genotype: Genotype, *, steps: int = STEPS, limit_s: float = 1.0) -> float:

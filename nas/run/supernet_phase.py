@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,12 +9,12 @@ from torch import nn
 
 from nas.evaluate.inherited import Inherited, from_supernet
 from nas.evaluate.trained import Start
-from nas.oneshot.path_training import Shared, Sharing, train_shared, train_split
+from nas.oneshot.path_training import Shared, Sharing, train_split
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
 from nas.run.job import Job
 from nas.seeding import isolated
-from nas.show.tracking.tracker import of_report
+from nas.show.tracking.tracker import of_epochs
 from nas.space.cost import count_params
 from nas.study.workers import Evaluate
 from nas.training.checkpoint import Checkpoints
@@ -55,7 +54,7 @@ def _share(job: Job, retry: Retry) -> Shared:
         nonlocal done
         done += 1
         job.progress.advance(str(report), done=done)
-        job.tracking.tell([of_report(str(retry.place(Path(part))), report)])
+        job.tracking.tell(of_epochs(str(retry.place(Path(part))), [report]))
 
     def checkpoints(name: str) -> Checkpoints:
         nonlocal part
@@ -115,9 +114,3 @@ def warm_start(job: Job, measure: Evaluate | None) -> Start | None:
         return from_supernet(supernet)(trial, network)
 
     return start
-
-
-def shared_steps(job: Job, stop: Callable[[], bool]) -> None:
-    """Takes steps of the supernet that the job's trials take weights from until `stop` ends them."""
-    sampling = sharing_of(job).sampling
-    train_shared(fresh_supernet(job), job.search_task, job.plan.shared, seed=0, sampling=sampling, stop=stop)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 
 from nas.data.task import Task
-from nas.errors import ConfigError, SpaceError, check_length, unknown
+from nas.errors import ConfigError, SpaceError, check_length, shown, unknown
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.text import shown
 from nas.types import MOST
 
 MAX_TEXT = 10_000

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nas.errors import ConfigError, check_length
 from nas.files.schemas import GoalsRecord, checked
 from nas.searchers.pareto import crowding, front, ranks
-from nas.types import Constraint, Objective, Trial
+from nas.types import Constraint, Objective, Trial, of_longest_training
 
 MAX_TEXT = 1000
 """Characters of an objective or a constraint; what reads them takes time by the square of it."""
@@ -189,3 +189,8 @@ def parse_constraint(text: str) -> Constraint:
             f"'{_SHARE}>={bound.limit / 100:g}'"
         )
     return bound
+
+
+def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
+    return of_longest_training(goals.kept_by(history))

@@ -13,13 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, counted
 from nas.searchers.fidelity import Ladder
 from nas.searchers.goals import Goals
 from nas.searchers.searcher import Searcher
 from nas.space.space import Space
-from nas.text import counted
-from nas.types import Genotype, Trial, of_longest_training
+from nas.types import Genotype, Trial
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,6 @@ def epochs_granted(trials: Sequence[Trial], granted: Sequence[int]) -> int:
     before = dict(zip(granted, (0, *granted), strict=False))
     first = {t.genotype: t.number for t in reversed(trials)}
     return sum(t.fidelity - (0 if t.number == first[t.genotype] else before[t.fidelity]) for t in trials)
-
-
-def longest(history: Sequence[Trial], goals: Goals) -> list[Trial]:
-    """The finished trials that keep all constraints, those of the highest fidelity: they can be compared."""
-    return of_longest_training(goals.kept_by(history))
 
 
 def finalists(history: Sequence[Trial], goals: Goals) -> list[Trial]:

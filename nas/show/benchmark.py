@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, counted
 from nas.evaluate.benchmarks import Benchmark, load_benchmark
 from nas.evaluate.replay import UNBOUNDED, Replay, Runs, check_replay, exact_front, reference_point
 from nas.files.atomic import write_json
 from nas.files.folder import prepare_folder
 from nas.searchers.goals import Goals, parse_goals
 from nas.show import draw
-from nas.text import counted
 from nas.types import Objective
 
 CURVES = 8

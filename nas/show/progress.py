@@ -11,8 +11,7 @@ from typing import Protocol
 from rich import progress as bars
 from rich.console import Console
 
-from nas.errors import ConfigError
-from nas.text import printable, shown
+from nas.errors import ConfigError, printable, shown
 from nas.training.launch import follows
 
 WARNING = "WARNING"

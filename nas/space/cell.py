@@ -8,9 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nas.errors import SpaceError
-from nas.space.ops import Zero
-from nas.text import shown
+from nas.errors import SpaceError, shown
+from nas.space.choosers import Zero
 
 
 class Cell(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nas.errors import FAULTS, SpaceError
-from nas.space.ops import Zero
 from nas.types import Decision
 
 T = TypeVar("T")
@@ -21,6 +22,42 @@ MAX_QUESTIONS = 50_000
 """Asked of one network; cells that share their decisions ask the same ones again."""
 MAX_RUNS = 400
 """Of a build that is listed: so many values are tried; of more, each is the last one of its decision."""
+
+
+Primitive = Callable[[int, int, int], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A primitive that is not built yet, with its channels, so that a supernet can build it on fewer of them.
+
+    make: `(c_in, c_out, stride) -> Module`.
+    """
+
+    make: Primitive
+    c_in: int
+    c_out: int
+    stride: int = 1
+
+    def __call__(self) -> nn.Module:
+        """Builds it."""
+        return self.make(self.c_in, self.c_out, self.stride)
+
+
+class Zero(nn.Module):
+    """No connection: a map of zeros, through which no gradient flows."""
+
+    def __init__(self, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.c_out, self.stride = c_out, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`, or `[B, c_in, L]`."""
+        zeros = torch.zeros_like(x[:, :1])
+        # A signal's second "side" is its one channel. No shape is looked at, so that this can be traced.
+        for _ in range(2):
+            zeros = zeros[..., :: self.stride].transpose(-1, -2)
+        return zeros.repeat_interleave(self.c_out, 1)
 
 
 class Chooser(Protocol):

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from nas.devices import evaluating
-from nas.errors import ConfigError
+from nas.errors import ConfigError, shown
 from nas.space.cell import CELLS, Cell, VertexCell
 from nas.space.choosers import Fixed, Role, Slot
 from nas.space.space import Space, remembered
-from nas.text import shown
 from nas.types import Genotype
 
 if TYPE_CHECKING:

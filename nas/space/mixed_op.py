@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import SpaceError
-from nas.space.choosers import Candidates, built
-from nas.space.ops import Candidate, Zero
+from nas.space.choosers import Candidate, Candidates, Zero, built
 
 
 @dataclass(frozen=True)

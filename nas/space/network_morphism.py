@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import SpaceError
-from nas.space.choosers import Fixed
+from nas.space.choosers import Fixed, Zero
 from nas.space.graph import Graph, cell_graphs
-from nas.space.ops import FactorizedReduce, Zero
+from nas.space.ops import FactorizedReduce
 from nas.space.space import Space, remembered
 from nas.types import Genotype
 

@@ -6,7 +6,6 @@ Every primitive maps `[B, c_in, H, W]` to `[B, c_out, ceil(H / stride), ceil(W /
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -16,41 +15,7 @@ from torch import Tensor, nn
 
 from nas.errors import SpaceError, unknown
 from nas.space.batching import Batched, Stack, joined, norm_key, normalise
-
-Primitive = Callable[[int, int, int], nn.Module]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A primitive that is not built yet, with its channels, so that a supernet can build it on fewer of them.
-
-    make: `(c_in, c_out, stride) -> Module`.
-    """
-
-    make: Primitive
-    c_in: int
-    c_out: int
-    stride: int = 1
-
-    def __call__(self) -> nn.Module:
-        """Builds it."""
-        return self.make(self.c_in, self.c_out, self.stride)
-
-
-class Zero(nn.Module):
-    """No connection: a map of zeros, through which no gradient flows."""
-
-    def __init__(self, c_out: int, stride: int = 1) -> None:
-        super().__init__()
-        self.c_out, self.stride = c_out, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, c_in, H, W]` to zeros `[B, c_out, ceil(H / stride), ceil(W / stride)]`, or `[B, c_in, L]`."""
-        zeros = torch.zeros_like(x[:, :1])
-        # A signal's second "side" is its one channel. No shape is looked at, so that this can be traced.
-        for _ in range(2):
-            zeros = zeros[..., :: self.stride].transpose(-1, -2)
-        return zeros.repeat_interleave(self.c_out, 1)
+from nas.space.choosers import Candidate, Primitive, Zero
 
 
 def stem(c_in: int, c_out: int, stride: int = 1) -> nn.Module:

@@ -22,9 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas.errors import FAULTS, NasError, SpaceError, describe, staying, unknown
+from nas.errors import FAULTS, NasError, SpaceError, describe, shown, staying, unknown
 from nas.space.choosers import Chooser, Fixed, Tracer, traced
-from nas.text import shown
 from nas.types import Decision, Genotype
 
 P = ParamSpec("P")

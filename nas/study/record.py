@@ -5,18 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError
+from nas.files.folder import check_contents, exists
 from nas.files.schemas import TrialRecord, UnderWayRecord, checked
 from nas.searchers.goals import Goals
-from nas.searchers.optuna_search import quiet
 from nas.space.space import Space
+from nas.study.storage import JOURNAL, past_storage, reading
 from nas.types import Trial
 
 _STATES: dict[TrialState, Literal["done", "failed", "running"]] = {
@@ -103,19 +106,41 @@ def under_way(study: optuna.Study) -> list[Trial]:
     return [Trial(r.number, tuple(r.genotype), r.fidelity, beside=tuple(r.beside)) for r in records]
 
 
+def read_trials(folder: Path, name: str, space: Space) -> list[Trial]:
+    """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+    if not exists(folder):
+        return []
+    check_contents(folder)
+    with reading(folder / JOURNAL):
+        found = past_storage(folder)
+        if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
+            return []
+        study = optuna.load_study(study_name=found[1] + name, storage=found[0])
+        return all_trials(study, Record(space, recorded_goals(study, space, None), name))
+
+
+def all_trials(study: optuna.Study, record: Record) -> list[Trial]:
+    """The ended trials of a study, and those that were under way in their places."""
+    ended = [record.read(frozen) for frozen in study.get_trials(deepcopy=False)]
+    begun = {trial.number: trial for trial in (*under_way(study), *ended)}
+    if sorted(begun) != list(range(len(begun))):
+        raise ConfigError(
+            f"study {record.name!r}: {len(begun)} trials have numbers up to {max(begun)}; some of its "
+            "records are lost, so that it can only be read by Optuna"
+        )
+    return [begun[number] for number in range(len(begun))]
+
+
 def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     """The study of that name, which is made where there is none."""
     sampler = optuna.samplers.RandomSampler(seed=0)
-    if name in (study.study_name for study in storage.get_all_studies()):
-        # Asking Optuna to create what exists would append to the journal.
-        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    directions: list[Literal["maximize", "minimize"]] = [
-        "maximize" if o.maximize else "minimize" for o in goals.objectives
-    ]
-    with quiet():
-        return optuna.create_study(
-            storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
-        )
+    if name not in (study.study_name for study in storage.get_all_studies()):
+        # Optuna's own function would announce it.
+        directions = [
+            StudyDirection.MAXIMIZE if o.maximize else StudyDirection.MINIMIZE for o in goals.objectives
+        ]
+        storage.create_new_study(directions, name)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
 
 def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:

@@ -10,27 +10,26 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import optuna
 from optuna.storages import BaseStorage, RDBStorage
 
-from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError
+from nas.errors import ConfigError, DeviceError, ExhaustedError, NoModelError, TrialError, counted
 from nas.evaluate.failure_summary import diagnosis
-from nas.files.folder import check_contents, check_name, exists
+from nas.files.folder import check_name
 from nas.searchers.goals import Goals
-from nas.searchers.scheduler import Listed, Scheduler, propose
+from nas.searchers.scheduler import Scheduler, propose
 from nas.seeding import rng
 from nas.space.space import Space
 from nas.study.record import (
     Record,
+    all_trials,
     note_under_way,
     open_study,
+    read_trials,
     recorded_goals,
-    under_way,
     warn_of_direction,
 )
-from nas.study.storage import JOURNAL, own, past_storage, patiently, reading
+from nas.study.storage import own, patiently
 from nas.study.workers import Evaluator, Measure, Outcome, Workers, check_metrics, measured
-from nas.text import counted
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
@@ -83,20 +82,13 @@ class Study:
         warn_of_direction(self.goals, name)
         self._record = Record(space, self.goals, name)
         self._is_own, self._force = not isinstance(storage, RDBStorage), force
-        self.history = self._read()
+        self.history = all_trials(self.optuna_study, self._record)
         self._left = [trial.number for trial in self.history if trial.state == "running"]
 
-    @classmethod
-    def read(cls, folder: Path, name: str, space: Space) -> list[Trial]:
+    @staticmethod
+    def read(folder: Path, name: str, space: Space) -> list[Trial]:
         """The history of one study of the run in a folder, empty where there is none; nothing is written."""
-        if not exists(folder):
-            return []
-        check_contents(folder)
-        with reading(folder / JOURNAL):
-            found = past_storage(folder)
-            if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
-                return []
-            return cls(space, Listed((), 0), found[0], name=name, prefix=found[1]).history
+        return read_trials(folder, name, space)
 
     # -- ask and tell ----------------------------------------------------------------------------------
 
@@ -290,17 +282,6 @@ class Study:
         return failed
 
     # -- the storage -----------------------------------------------------------------------------------
-
-    def _read(self) -> list[Trial]:
-        """The ended trials, and those that were under way in their places."""
-        ended = {trial.number: trial for trial in self._recorded()}
-        begun = {trial.number: trial for trial in under_way(self.optuna_study)} | ended
-        if sorted(begun) != list(range(len(begun))):
-            raise ConfigError(
-                f"study {self.name!r}: {len(begun)} trials have numbers up to {max(begun)}; some of its "
-                "records are lost, so that it can only be read by Optuna"
-            )
-        return [begun[number] for number in range(len(begun))]
 
     def _recorded(self) -> list[Trial]:
         return [self._record.read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]

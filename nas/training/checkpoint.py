@@ -16,9 +16,8 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, shown
 from nas.files.atomic import TEMPORARY, storage_errors, write_bytes
-from nas.text import shown
 
 _log = logging.getLogger("nas")
 

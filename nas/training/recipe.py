@@ -15,8 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nas.errors import ConfigError, unknown
-from nas.text import shown
+from nas.errors import ConfigError, shown, unknown
 from nas.types import MOST
 
 Precision = Literal["auto", "float32", "bfloat16"]

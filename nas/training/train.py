@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +65,13 @@ class Curve:
             val_acc=tuple(accuracy for _, _, accuracy in evaluated),
         )
 
+    def reports(self) -> Iterator[EpochReport]:
+        """Every epoch of it."""
+        evaluated = {e: pair for e, *pair in zip(self.val_epochs, self.val_loss, self.val_acc, strict=True)}
+        epochs, rows = len(self.train_loss), zip(self.train_loss, self.lr, self.seconds, strict=True)
+        for epoch, row in enumerate(rows, start=1):
+            yield EpochReport(epoch, epochs, *row, *evaluated.get(epoch, ()))
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -77,6 +84,12 @@ class EpochReport:
     seconds: float
     val_loss: float | None = None
     val_acc: float | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All that was measured in it, by name."""
+        names = ("train_loss", "lr", "seconds", "val_loss", "val_acc")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def __str__(self) -> str:
         """In words."""

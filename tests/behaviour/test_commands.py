@@ -30,7 +30,7 @@ def test_every_command_says_what_it_is_for():
 
 def test_help_and_a_finished_folder_are_told_without_waiting_for_torch(runs, command):
     """`import nas` and help do not load it, which takes seconds."""
-    code = "import sys, nas, nas.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, nas, nas.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     begin = time.monotonic()
     said = command("check", runs("spos"), code=0)

@@ -18,7 +18,7 @@ import typer.main
 from hostile import in_time
 
 import nas
-from nas.cli import main
+from nas.__main__ import main
 
 TINY = {
     "trials": 2,

@@ -9,7 +9,7 @@ import sklearn.datasets
 import torch._dynamo
 
 import nas
-import nas.cli
+import nas.__main__
 
 for name in nas.__all__:
     getattr(nas, name)

@@ -17,7 +17,7 @@ from jobs import SMALL, options
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError, DataError, NasError
 from nas.files.atomic import write_json
 from nas.files.folder import write_manifest
@@ -339,7 +339,7 @@ def test_a_module_in_this_folder_is_found_only_for_a_plug_in(tmp_path):
     """A file beside the user must not take the place of an optional library that is not installed."""
     for name in ("torchvision", "optuna_dashboard", "sitecustomize", "cloudpickle"):
         (tmp_path / f"{name}.py").write_text("open('trace', 'w').close()\n")
-    command = [sys.executable, "-P", "-c", "from nas.cli import main; main()"]
+    command = [sys.executable, "-P", "-c", "from nas.__main__ import main; main()"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "doctor"], cwd=tmp_path, env=environment, capture_output=True, check=True)
     assert not (tmp_path / "trace").exists()

@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
+from nas.__main__ import app
 from nas.data import datasets, decode
 from nas.errors import ConfigError, DataError, NasError, SpaceError
 from nas.evaluate.calibration import read_calibration

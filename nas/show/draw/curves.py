@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from nas.errors import counted
 from nas.show.draw.style import (
     HAIR,
     INK,
@@ -34,7 +35,6 @@ from nas.show.draw.style import (
     tidy_ticks,
     write,
 )
-from nas.text import counted
 from nas.types import Trial
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from markupsafe import Markup
 
-from nas.errors import NasError
+from nas.errors import NasError, counted
 from nas.files.folder import is_file
 from nas.files.schemas import EpochRecord
 from nas.results.run_record import SEARCH
@@ -23,7 +23,6 @@ from nas.show.report.run import Run
 from nas.show.report.section import Drawing, Values, inline, metric, stored
 from nas.space.graph import Graph, from_dict, skeleton, to_dict
 from nas.space.loading import is_plugin
-from nas.text import counted
 from nas.types import Trial
 
 _MOST_CONFIG = 20_000

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from nas import __version__
-from nas.errors import ConfigError
+from nas.errors import ConfigError, printable
 from nas.files.atomic import write_text
 from nas.results.run_record import read_run
 from nas.show import draw
@@ -25,7 +25,6 @@ from nas.show.report.run import Run, read
 from nas.show.report.section import NUMBERS, Drawing, Tip, Values, metric
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.text import printable
 
 REPORT = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"

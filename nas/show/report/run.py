@@ -28,8 +28,7 @@ from nas.files.schemas import (
 from nas.results.architecture_file import ARCHITECTURE, graphs_of, read_architecture
 from nas.results.result import Alphas, read_metrics
 from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
-from nas.searchers.goals import Goals
-from nas.searchers.halving import longest
+from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import SHARED, by_gradients
 from nas.space.graph import Graph, cell_graphs
 from nas.space.loading import is_plugin, load

@@ -16,8 +16,8 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from nas.errors import printable
 from nas.files.folder import MANIFEST, check_manifest, is_file
-from nas.text import printable
 
 Values = Mapping[str, Any]
 """What a section's part of the template shows; `tips` holds what spots tell, by the name of all of them."""

@@ -16,10 +16,8 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import FAULTS, Stopped
+from nas.errors import FAULTS, Stopped, printable
 from nas.files.folder import MANIFEST, read_manifest
-from nas.text import printable
-from nas.training.train import Curve, EpochReport
 from nas.types import Trial
 
 FINAL = "final"
@@ -33,6 +31,18 @@ BATCH = 100
 """Hand-overs that a tracker is given at once, at most."""
 PATIENCE_S = 15.0
 """How long the end of a job waits for what a tracker still has to do."""
+
+
+class Epoch(Protocol):
+    """An epoch of a training, counted from 1, and what was measured in it."""
+
+    @property
+    def epoch(self) -> int:
+        """Its number."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """By name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,21 +236,10 @@ def of_trials(series: str, trials: Iterable[Trial]) -> Iterator[Point]:
             yield Point(series, trial.number, finite({**values, **trial.metrics}))
 
 
-def of_report(series: str, report: EpochReport) -> Point:
-    """One epoch of a training."""
-    values = {"train_loss": report.train_loss, "lr": report.lr, "seconds": report.seconds}
-    if report.val_loss is not None and report.val_acc is not None:
-        values |= {"val_loss": report.val_loss, "val_acc": report.val_acc}
-    return Point(series, report.epoch, finite(values))
-
-
-def of_curve(series: str, curve: Curve) -> Iterator[Point]:
-    """Every epoch of a training."""
-    evaluated = {e: pair for e, *pair in zip(curve.val_epochs, curve.val_loss, curve.val_acc, strict=True)}
-    epochs = len(curve.train_loss)
-    rows = zip(curve.train_loss, curve.lr, curve.seconds, strict=True)
-    for epoch, (loss, lr, seconds) in enumerate(rows, start=1):
-        yield of_report(series, EpochReport(epoch, epochs, loss, lr, seconds, *evaluated.get(epoch, ())))
+def of_epochs(series: str, epochs: Iterable[Epoch]) -> Iterator[Point]:
+    """One point for each epoch of a training, at its number."""
+    for epoch in epochs:
+        yield Point(series, epoch.epoch, finite(epoch.metrics))
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from nas.space.batching import Stack, channels_last, normalise
 from nas.space.cell import Cell, drop_mask
+from nas.space.choosers import Zero
 from nas.space.mixed_op import MixedOp, Terms
-from nas.space.ops import Zero
 from nas.training.batched.execution_plan import (
     CellPlan,
     Layers,

@@ -19,8 +19,8 @@ from nas.devices import exact
 from nas.seeding import torch_rng
 from nas.space.batching import Rule, Stack, channels_last, rule_of
 from nas.space.cell import Cell
+from nas.space.choosers import Zero
 from nas.space.mixed_op import MixedOp, Terms
-from nas.space.ops import Zero
 from nas.training.optimizer import gradients
 
 Layers = tuple[tuple[nn.Module, Rule], ...]
