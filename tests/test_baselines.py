@@ -19,6 +19,7 @@ from nas.run.config import make_config
 from nas.run.job import SearchOutcome as Found
 from nas.run.pipeline import search
 from nas.run.preparation import prepare
+from nas.run.supernet_phase import shared_weights
 from nas.searchers.halving import epochs_granted
 from nas.space.cost import cost
 from nas.space.graph import architecture_hash
@@ -94,7 +95,7 @@ def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
 
 def test_shared_weights_are_shared_with_random_search(tmp_path):
     made = job(tmp_path, evaluator="shared", **LEARNING)
-    found = find(made)
+    found = find(made, shared=shared_weights)
     baselines = run_baselines(made, found)
     assert {t.fidelity for t in baselines.history} == {0}
     both = {t.genotype: t.metrics for t in found.history}
