@@ -29,7 +29,7 @@ NAMED = {
 
 # From the ground up: each row imports from itself and from those above it here.
 LAYERS = (
-    ("errors", "types", "text", "seeding", "user_code", "devices"),
+    ("errors", "types", "seeding", "user_code", "devices"),
     ("files",),
     ("space",),
     ("data",),
