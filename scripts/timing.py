@@ -19,7 +19,7 @@ from nas.oneshot.methods import Method
 from nas.oneshot.search import Search
 from nas.seeding import isolated, rng
 from nas.space.space import Space
-from nas.training.batched.cells import execute_cells
+from nas.training.batched import execute_cells
 from nas.training.cuda_graph import GraphedStep
 from nas.training.loop import Loop
 from nas.training.memory_estimate import peak_memory

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import warnings
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,15 +17,13 @@ from nas.oneshot.methods import METHODS
 from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.search import Search
 from nas.oneshot.supernet import Supernet, as_searched, recompute_cells
-from nas.space.batching import Batched, Stack, channels_last, depthwise
+from nas.space.batching import Stack, channels_last, depthwise
 from nas.space.cell import Cell
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
-from nas.training.batched import execution_plan
-from nas.training.batched.cells import execute_cells, explain, resolve
-from nas.training.batched.execution_plan import chain_of, run_together
+from nas.training.batched import chain_of, execute_cells, explain, resolve
 from nas.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -39,6 +35,14 @@ def difference(a, b):
     """Of the norm; where there is nothing but rounding, of one."""
     a, b = a.detach(), b.detach()
     return float((a - b).norm() / a.norm().clamp_min(1e-3))
+
+
+def run_together(ops, x):
+    """What operations of one kind make of one map together, `[B, G * C, H, W]`."""
+    stack, chains = Stack(x, len(ops), shared=True), [chain_of(op) for op in ops]
+    for layers in zip(*chains, strict=True):
+        stack = layers[0][1].run([layer for layer, _ in layers], stack)
+    return stack.apart()
 
 
 def largest_difference(some, others):
@@ -374,53 +378,6 @@ def test_steps_of_a_search_are_the_same_on_either_path(method):
         states.append([p.detach() for p in search.supernet.parameters()])
     # Differences of losses, of which the second order takes one, are not as exact.
     assert largest_difference(*states) < (5e-2 if method == "darts2" else 2e-3)
-
-
-# -- what is tried before it is used ----------------------------------------------------------------------
-
-
-class Wrong(nn.Module, Batched):
-    """Whose rule forgets its weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.5))
-
-    def forward(self, x):
-        return self.scale * x
-
-    def batch_key(self):
-        return ()
-
-    @classmethod
-    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
-        return Stack(stack.apart() * modules[0].scale, len(modules), shared=False)
-
-
-def test_a_wrong_rule_is_found_out_once_and_not_used(monkeypatch):
-    monkeypatch.setattr(execution_plan, "_TRIED", {})
-    cell = Cell("c", 1, 2, lambda *_: Wrong())
-    with torch.no_grad():
-        for i, parameter in enumerate(cell.parameters()):
-            parameter.fill_(i + 1.0)
-    x = torch.randn(2, 3, 4, 4)
-    expected = cell(x)
-    execute_cells(cell, "batched", CPU)
-    with pytest.warns(UserWarning, match="Wrong on cpu"):
-        found = cell(x)
-    torch.testing.assert_close(found, expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cell(x)
-
-
-def test_trying_leaves_random_streams_and_operations_alone(monkeypatch):
-    monkeypatch.setattr(execution_plan, "_TRIED", {})
-    op = PRIMITIVES["sep_conv_3x3"](4, 4, 1)
-    before, state = copy.deepcopy(op.state_dict()), torch.get_rng_state()
-    assert execution_plan.trusted_layers(op) is not None
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(value, before[name]) for name, value in op.state_dict().items())
 
 
 def test_the_path_is_resolved_and_explained():

@@ -43,7 +43,7 @@ def examine() -> dict[str, str]:
     from nas.data import datasets
     from nas.evaluate.benchmarks import LOADERS, table_file
     from nas.results.run_record import environment
-    from nas.training.batched import cells
+    from nas.training import batched
 
     device = devices.resolve("auto")
     known = environment(device)
@@ -53,7 +53,7 @@ def examine() -> dict[str, str]:
     findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
     if device.type != "cuda":
         findings["gpu"] = f"no: {devices.without_cuda()}"
-    findings["execution"] = cells.explain(device)
+    findings["execution"] = batched.explain(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

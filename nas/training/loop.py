@@ -22,7 +22,7 @@ from nas.data.task import Split, Task
 from nas.errors import ConfigError, DataError, TrialError
 from nas.seeding import derive, reseed, torch_rng
 from nas.space.cell import Cell
-from nas.training.batched.cells import execute_cells
+from nas.training.batched import execute_cells
 from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import SHORT, Batch, Output, Targets, reestimate
 from nas.training.optimizer import Descent, Ema, MaskedUpdate, accumulate

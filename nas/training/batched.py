@@ -1,32 +1,25 @@
-"""A cell run node by node: what leaves a node runs together, operations of one kind in one call.
+"""Batched execution: a cell run node by node; operations of one kind that leave a node run in one call.
 
 Beside fewer and larger calls this saves work: what has no weights (ReLU, pools) is computed once for all
-edges that leave a node, and the weight of an operation is the scale of its last batch-norm.
+edges that leave a node, and the weight of an operation is the scale of its last batch-norm. `run` runs a
+cell by a `CellPlan`, which says once for each structure of mixture which of its operations run together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.space.batching import Stack, channels_last, normalise
+from nas.space.batching import Rule, Stack, channels_last, normalise, rule_of
 from nas.space.cell import Cell, drop_mask
 from nas.space.choosers import Zero
 from nas.space.mixed_op import MixedOp, Terms
-from nas.training.batched.execution_plan import (
-    CellPlan,
-    Layers,
-    OpGroup,
-    extent_of,
-    make_plan,
-    table_of,
-    trusted_layers,
-)
 from nas.training.recipe import Execution
 
 DEVICES = ("cpu", "cuda")
@@ -91,14 +84,13 @@ class Memory:
     """What is remembered of one cell.
 
     edges: what is on each. modules: all that are on any. parts: of these and of what preprocesses the inputs,
-    the modules in each. ways: the layers by which operations run together, None where they do not. plans: by
-    the structure of mixtures. captured: those whose tensors CUDA graphs read, and which therefore stay.
+    the modules in each. plans: by the structure of mixtures. captured: those whose tensors CUDA graphs read,
+    and which therefore stay.
     """
 
     edges: list[nn.Module]
     modules: list[nn.Module]
     parts: list[tuple[nn.Module, dict[str, nn.Module | None]]]
-    ways: dict[Hashable, Layers | None] = field(default_factory=dict)
     plans: dict[Hashable, CellPlan] = field(default_factory=dict)
     captured: set[CellPlan] = field(default_factory=set)
 
@@ -120,18 +112,11 @@ class Memory:
         most = max(1, CACHED // x.numel()) if x.device.type == "cpu" else len(terms)
         table = table_of(terms)
         structure = [(t.options, t.at, *extent_of(t.row, table), t.edge is None) for t in terms]
-        kind = (x.device, x.dtype)
-        key = (*structure, most, *kind)
+        key = (*structure, most)
         if key not in self.plans:
             if len(self.plans) >= KNOWN_PLANS:
                 self.plans.pop(next(iter(self.plans)))
-
-            def layers_of(op: nn.Module) -> Layers | None:
-                if (op, *kind) not in self.ways:
-                    self.ways[op, *kind] = trusted_layers(op)
-                return self.ways[op, *kind]
-
-            self.plans[key] = make_plan(cell, terms, most, layers_of)
+            self.plans[key] = make_plan(cell, terms, most)
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             self.captured.add(self.plans[key])
         return self.plans[key]
@@ -305,3 +290,186 @@ def _interleaved(seen: Tensor, rest: Tensor, parts: int) -> Tensor:
     """The channels of `nas.space.mixed_op.shuffled`, last in memory."""
     x = torch.cat([seen.permute(0, 2, 3, 1), rest.permute(0, 2, 3, 1)], dim=-1)
     return torch.unflatten(x, -1, (parts, -1)).transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)
+
+
+# -- which operations run together --------------------------------------------------------------------------
+
+Layers = tuple[tuple[nn.Module, Rule], ...]
+"""The layers of an operation, one after the other, with their rules."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One operation on one edge.
+
+    edge: its position among the edges of the cell. weight: where its weight is among all rows of the mixture,
+      one after the other; None where it has none.
+    """
+
+    edge: int
+    op: nn.Module
+    weight: int | None
+
+
+@dataclass(frozen=True)
+class OpGroup:
+    """Branches that run as one, all on the same map.
+
+    rules: [layers]; none where the operations have no rule, so that there is one branch that runs by itself.
+    layers: [layers][G]. weighed: whether any has a weight. number: its position in the cell.
+    """
+
+    branches: tuple[Branch, ...]
+    rules: tuple[Rule, ...]
+    layers: tuple[tuple[nn.Module, ...], ...]
+    weighed: bool
+    number: int = 0
+
+    def split(self, size: int) -> Iterator[OpGroup]:
+        """The same in groups of at most so many branches; whole, where all of them make the same map."""
+        if self.rules and all(rule.shares for rule in self.rules):
+            yield self
+            return
+        for start in range(0, len(self.branches), size):
+            part = slice(start, start + size)
+            layers = tuple(layer[part] for layer in self.layers)
+            yield replace(self, branches=self.branches[part], layers=layers)
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlan:
+    """How a cell runs under all mixtures of one structure.
+
+    edges: (src, dst, module). groups: [nodes] what runs on each node. parts: of the channels, of which one is
+      computed on; 0 where this differs between edges. sizes: branches of each group, by its number.
+    at: where their weights are in what `table_of` gives, or else in the rows of the mixture, one after the
+      other, of which the last is that of what has none; edge_of: the edges.
+    """
+
+    edges: list[tuple[int, int, nn.Module]]
+    groups: list[list[OpGroup]]
+    parts: int
+    sizes: list[int]
+    at: list[int]
+    edge_of: list[int]
+    _tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def weights(self, terms: Sequence[Terms], x: Tensor) -> Sequence[Tensor]:
+        """The weights `[G]` of groups; nothing where there are none at all.
+
+        x: whose device they are on.
+        """
+        edges = [term.edge for term in terms]
+        if all(term.row is None and term.edge is None for term in terms):
+            return ()
+        at, edge_of, one = self._places(x.device)
+        table = table_of(terms)
+        if table is not None:
+            flat = table.view(-1).index_select(0, at)
+        else:
+            rows = [term.row for term in terms if term.row is not None]
+            flat = torch.cat([*rows, one]).index_select(0, at)
+        if any(edge is not None for edge in edges):
+            each = torch.cat([one if edge is None else edge.view(1) for edge in edges])
+            flat = flat * each.index_select(0, edge_of)
+        return torch.split(flat, self.sizes)
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """`at`, `edge_of` and a one on a device."""
+        if device not in self._tensors:
+            # Of a cell in which nothing runs both are empty.
+            self._tensors[device] = (
+                torch.tensor(self.at, dtype=torch.int64, device=device),
+                torch.tensor(self.edge_of, dtype=torch.int64, device=device),
+                torch.ones(1, device=device),
+            )
+        return self._tensors[device]
+
+
+def table_of(terms: Sequence[Terms]) -> Tensor | None:
+    """What the rows of all terms are views of, as those of a supernet are; None where any is none.
+
+    To read it whole, once for each cell, saves a call for each row: its gradient is added up by itself.
+    """
+    rows = [term.row for term in terms]
+    table = None if rows[0] is None else rows[0]._base
+    if table is None or not table.is_contiguous():
+        return None
+    same = (table.requires_grad, table.dtype, (1,))
+    for row in rows:
+        if row is None or row._base is not table or (row.requires_grad, row.dtype, row.stride()) != same:
+            return None
+    return table
+
+
+def extent_of(row: Tensor | None, table: Tensor | None) -> tuple[int, int]:
+    """How many weights a row has, and where it begins in the table that it is a view of; -1 for nothing."""
+    if row is None:
+        return 0, -1
+    return len(row), -1 if table is None else int(row.storage_offset() - table.storage_offset())
+
+
+def make_plan(cell: Cell, terms: Sequence[Terms], most: int) -> CellPlan:
+    """The plan of a cell under one structure of mixture. most: branches in a stack."""
+    edges = list(cell.edges())
+    leaving: list[list[Branch]] = [[] for _ in range(cell.inputs + len(cell.incoming))]
+    offset, idle, table = 0, False, table_of(terms)
+    for edge, ((src, _, op), term) in enumerate(zip(edges, terms, strict=True)):
+        ops = [op.ops[o] for o in term.options] if isinstance(op, MixedOp) else [op]
+        places: list[int | None] = [None] * len(ops)
+        if term.row is not None:
+            length, start = extent_of(term.row, table)
+            places = [(offset if table is None else start) + at for at in term.at]
+            offset += length
+        live = [(o, place) for o, place in zip(ops, places, strict=True) if not isinstance(o, Zero)]
+        idle = idle or not live
+        leaving[src] += [Branch(edge, o, place) for o, place in live]
+    parts = {op.parts if isinstance(op, MixedOp) else 1 for _, _, op in edges}
+    numbers = itertools.count()
+    groups = [
+        [
+            replace(part, number=next(numbers))
+            for group in _grouped(branches, terms)
+            for part in group.split(most)
+        ]
+        for branches in leaving
+    ]
+    members = [branch for own in groups for group in own for branch in group.branches]
+    return CellPlan(
+        edges,
+        groups,
+        parts=1 if parts == {1} else 0 if len(parts) > 1 or idle else parts.pop(),
+        sizes=[len(group.branches) for own in groups for group in own],
+        at=[offset if branch.weight is None else branch.weight for branch in members],
+        edge_of=[branch.edge for branch in members],
+    )
+
+
+def _grouped(branches: Sequence[Branch], terms: Sequence[Terms]) -> list[OpGroup]:
+    """Branches on one map, by kind, in the order of first appearance."""
+    found: dict[Hashable, list[tuple[Branch, Layers]]] = {}
+    for branch in branches:
+        chain = chain_of(branch.op)
+        key: Hashable = id(branch.op) if chain is None else tuple(rule.key for _, rule in chain)
+        found.setdefault(key, []).append((branch, chain or ()))
+    groups = []
+    for members in found.values():
+        layers = tuple(zip(*([layer for layer, _ in chain] for _, chain in members), strict=True))
+        own, rules = tuple(branch for branch, _ in members), tuple(rule for _, rule in members[0][1])
+        weighed = any(b.weight is not None or terms[b.edge].edge is not None for b in own)
+        groups.append(OpGroup(own, rules, layers, weighed))
+    return groups
+
+
+def chain_of(op: nn.Module) -> Layers | None:
+    """The layers of an operation, one after the other, with their rules; None unless all have one.
+
+    An empty sequence has no layer to say what it does, and so runs by itself.
+    """
+    if type(op) is nn.Sequential:
+        parts = [chain_of(child) for child in op]
+        known = [part for part in parts if part is not None]
+        whole = len(known) == len(parts) > 0
+        return tuple(layer for part in known for layer in part) if whole else None
+    rule = rule_of(op)
+    return None if rule is None else ((op, rule),)
