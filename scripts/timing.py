@@ -75,7 +75,7 @@ def training(network: nn.Module, task: Task, recipe: Recipe, path: str) -> Run:
     loop = Loop(copy.deepcopy(network), task, _on(path, recipe), seed=0, split=task.train)
     learn = loop.learn
     if PATHS[path].graph:
-        learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.read_by_steps)
+        learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.weight_decay)
     return _run(lambda: loop.advance(learn), loop, path)
 
 

@@ -117,10 +117,10 @@ def numerical(search, entries, loss, *, h):
         sides = []
         for shift in (h, -2 * h):
             with torch.no_grad():
-                search.supernet.alphas[0][row, column] += shift
+                search.supernet.alphas[row, column] += shift
             sides.append(loss(search))
         with torch.no_grad():
-            search.supernet.alphas[0][row, column] += h
+            search.supernet.alphas[row, column] += h
         found.append((sides[0] - sides[1]) / (2 * h))
     return torch.tensor(found, dtype=torch.float64)
 
@@ -258,19 +258,19 @@ def test_a_regulariser_adds_its_own_gradient():
     plain.loop.step = decayed.loop.step = 4
     decayed.supernet.progress.fill_(0.25)
     theirs, ours = gradient(plain)[0], gradient(decayed)[0]
-    rows = decayed.supernet.alphas[0].detach().softmax(-1)
+    rows = decayed.supernet.alphas.detach().softmax(-1)
     torch.testing.assert_close(ours - theirs, 30.0 * 0.25 * rows / len(rows), atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("added", [ZeroOne(5.0), ExpectedCost((torch.arange(5.0).expand(6, 5),), 0.0, 1.0)])
+@pytest.mark.parametrize("added", [ZeroOne(5.0), ExpectedCost(torch.arange(5.0).expand(6, 5), 0.0, 1.0)])
 def test_on_the_simplex_a_regulariser_moves_the_alphas_by_its_own_gradient(added):
     """Its gradient with respect to the alphas, times the rate, is what it adds to a move."""
     plain, other = (make(update=ExponentiatedGradient(0.1), regularizers=terms) for terms in ((), (added,)))
     for search in (plain, other):
         with torch.no_grad():
-            search.supernet.alphas[0].copy_(torch.linspace(-1, 1, 30).view(6, 5).log_softmax(-1))
-    start = other.supernet.alphas[0].detach().clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(added([start], [start.softmax(-1)], torch.zeros(())), start)
+            search.supernet.alphas.copy_(torch.linspace(-1, 1, 30).view(6, 5).log_softmax(-1))
+    start = other.supernet.alphas.detach().clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(added(start, start.softmax(-1), torch.zeros(())), start)
     plain.advance()
     other.advance()
     shift = alphas(other)[0] - alphas(plain)[0] + 0.1 * wanted  # a shift of a whole row changes no mixture
@@ -291,7 +291,7 @@ def test_an_exponentiated_gradient_is_that_of_the_mixture():
     """∂L/∂θ with each weight on its own: the chain rule through the softmax gives the alphas' gradient."""
     plain = make()
     by_alpha, by_weight = gradient(plain)[0], gradient(make(update=ExponentiatedGradient(0.1)))[0]
-    theta = plain.supernet.alphas[0].detach().softmax(-1)
+    theta = plain.supernet.alphas.detach().softmax(-1)
     found = theta * (by_weight - (theta * by_weight).sum(-1, keepdim=True))
     torch.testing.assert_close(found, by_alpha)
 

@@ -143,9 +143,9 @@ def test_fisher_terms_are_those_of_the_formula():
                 terms.append((3 * (y - y.mean(1, keepdim=True)) ** 2 / sigma**6).mean())
             assert len(terms) == 3
             wanted = -torch.stack(terms).mean().log()
-            torch.testing.assert_close(net.alphas[0][row, option], wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(net.alphas[row, option], wanted, rtol=1e-4, atol=1e-4)
     # No connection is the first to go, and nothing else has changed.
-    assert (net.alphas[0][:, 0] < net.alphas[0][:, 1:].min()).all()
+    assert (net.alphas[:, 0] < net.alphas[:, 1:].min()).all()
     assert all(torch.equal(before[name], value) for name, value in net.network.state_dict().items())
 
 
@@ -158,7 +158,7 @@ def test_fisher_terms_are_always_taken_of_an_even_mixture():
         row = net.mixture(full=True)["0->1"]
         torch.testing.assert_close(row.detach(), torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]))
         record_fisher(net, TASK)
-    torch.testing.assert_close(even.alphas[0], weighed.alphas[0])
+    torch.testing.assert_close(even.alphas, weighed.alphas)
 
 
 def test_a_supernet_on_more_channels_inherits_the_weights_in_turn():

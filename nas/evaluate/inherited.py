@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from nas.data.task import Task
 from nas.errors import SpaceError, TrialError
 from nas.evaluate.trained import Start, affordable
-from nas.oneshot.path_evaluation import score
-from nas.oneshot.path_training import Shared
+from nas.oneshot.path_training import score
 from nas.oneshot.supernet import Supernet
 from nas.space.network_morphism import mismatch
 from nas.types import Trial
@@ -23,30 +22,31 @@ from nas.user_code import user_errors
 
 @dataclass(frozen=True, eq=False)
 class Inherited:
-    """Validates each architecture with weights taken from trained supernets, its batch-norm re-estimated.
+    """Validates each architecture with weights taken from a trained supernet, its batch-norm re-estimated.
 
-    Guo et al. 2020 (SPOS), §3.4; see `nas.oneshot.path_evaluation`.
+    Guo et al. 2020 (SPOS), §3.4; see `nas.oneshot.path_training.score`.
 
-    shared: one supernet, or several of which each architecture has one.
     calibration: training images for the statistics.
     """
 
-    shared: Supernet | Shared
+    supernet: Supernet
     task: Task
     calibration: int = 1024
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
         """`val_acc`, `val_loss`, `params` and `macs`."""
         seed = int(rng.integers(2**62))
-        supernet = self.shared if isinstance(self.shared, Supernet) else self.shared.of(trial.genotype)
+        supernet = self.supernet
         with user_errors():
             counted = affordable(supernet.space, trial.genotype, self.task)
-            found = score(supernet, trial.genotype, self.task, calibration=self.calibration, seed=seed)
-        if not math.isfinite(found.loss):
-            raise TrialError("nan", f"the validation loss on shared weights is {found.loss}")
+            loss, accuracy = score(
+                supernet, trial.genotype, self.task, calibration=self.calibration, seed=seed
+            )
+        if not math.isfinite(loss):
+            raise TrialError("nan", f"the validation loss on shared weights is {loss}")
         return {
-            "val_acc": found.accuracy,
-            "val_loss": found.loss,
+            "val_acc": accuracy,
+            "val_loss": loss,
             "params": counted.params,
             "macs": counted.macs,
         }

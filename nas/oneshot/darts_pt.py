@@ -7,7 +7,7 @@ The size of an alpha says little about how much the supernet relies on an operat
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -37,8 +37,9 @@ class ByPerturbation:
       less).
     images: at most so many validation images are looked at for each removal (published: all of them, at
       more cost).
-    lr_share: learning rate at the start of the tuning, as a share of the search's first one; a cosine takes
-      it down to the search's last one.
+
+    The tuning begins at a tenth of the search's first learning rate, and a cosine takes it down to the last
+    one.
 
     Deviation: the connections are chosen at once, by what the removal of each costs, and not one node after
     the other with tuning between them, the worst leaving first: which connections exclude each other is known
@@ -47,62 +48,40 @@ class ByPerturbation:
 
     tune: float = 0.5
     images: int = 2048
-    lr_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.tune < math.inf and self.images >= 2 and 0 < self.lr_share <= 1):
+        if not (0 <= self.tune < math.inf and self.images >= 2):
             raise ConfigError(
-                f"selection: got tune {self.tune}, {self.images} images and lr_share {self.lr_share}; wanted "
-                "a finite number of at least 0, at least 2, and a share in (0, 1]"
+                f"selection: got tune {self.tune} and {self.images} images; wanted a finite number of at "
+                "least 0, and at least 2"
             )
 
     def recipe(self, weights: Recipe, epochs: int) -> Recipe:
         """Of the weights while decisions are fixed in so many epochs. weights: that of the search."""
-        lr = weights.lr * self.lr_share
+        lr = weights.lr / 10
         lr_min = min(lr, weights.lr_min)
         return replace(weights, epochs=epochs, lr=lr, lr_min=lr_min, warmup_epochs=0.0, restarts=())
 
 
-def order(supernet: Supernet, seed: int) -> list[int]:
-    """The decisions, by position, in the random order in which they are selected."""
-    return [int(i) for i in rng(seed, "selection").permutation(len(supernet.space.decisions))]
-
-
-def due(supernet: Supernet, seed: int, tuned: int, *, of: int) -> list[int]:
-    """The decisions whose turn it is after so many epochs of tuning. of: how many there are in all."""
-    turns = order(supernet, seed)
-    return [decision for i, decision in enumerate(turns) if i * of // len(turns) == tuned]
-
-
-def fix(
-    supernet: Supernet, task: Task, settings: ByPerturbation, due: Sequence[int], *, cap: int | None
-) -> list[str]:
-    """Fixes decisions, one after the other, by what removing an option costs; says to what.
-
-    cap: at most so many identities in a cell; any number when None.
-    """
-    space, events = supernet.space, []
-    for i in due:
-        barred = barred_identities(space, supernet.alive, i, cap) if cap is not None else ()
-        option = select(supernet, task, settings, i, barred=barred)
-        events.append(f"{space.decisions[i].name} is {space.decisions[i].options[option]}")
-    return events
+def turns(supernet: Supernet, seed: int, epochs: int) -> list[list[int]]:
+    """[epochs + 1] the decisions, by position, that are fixed after each epoch of tuning; in random order."""
+    order = rng(seed, "selection").permutation(len(supernet.space.decisions))
+    found: list[list[int]] = [[] for _ in range(epochs + 1)]
+    for i, decision in enumerate(order.tolist()):
+        found[i * epochs // len(order)].append(decision)
+    return found
 
 
 def select(
-    supernet: Supernet,
-    task: Task,
-    settings: ByPerturbation,
-    decision: int,
-    *,
-    barred: Collection[int] = (),
+    supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, *, cap: int | None = None
 ) -> int:
     """Fixes one decision to the option whose removal hurts validation accuracy most; returns it.
 
-    barred: options that are not to be chosen, unless there are no others.
+    cap: at most so many identities in a cell, unless there are no other options; any number when None.
     """
     alive = supernet.alive
     if len(alive[decision]) > 1:
+        barred = () if cap is None else barred_identities(supernet.space, alive, decision, cap)
         options = [option for option in alive[decision] if option not in barred] or alive[decision]
         left = [accuracy_without(supernet, task, settings, decision, option) for option in options]
         best = options[int(np.argmin(left))]

@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 from nas.devices import exact
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer
-from nas.oneshot.relaxations import Mixtures
-from nas.oneshot.supernet import Supernet, preserving, without_gradients
+from nas.oneshot.supernet import Mixtures, Supernet, preserving, without_gradients
 from nas.training.evaluate import Batch
 from nas.training.loop import Batches, Loop
 from nas.training.optimizer import check_depends, gradients
@@ -68,10 +67,9 @@ def darts_step(search: Bilevel, train: Batch, val: Batch | None) -> None:
         loss = search.training_loss(train, mixture)
         check_depends(loss, loop.step)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loop.combined(loss)
         if freezer is not None:
-            if val is not None:
-                freezer.watch()
-            freezer.hold()
+            freezer.hold(compare=val is not None)
         loop.descend(loss)
 
 
@@ -81,7 +79,7 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
     w' are the weights as they are (first order), or one step on (second order, equation 7). Where the rule
     moves the mixture on the simplex (GAEA), the loss's gradient is with respect to the mixture weights.
     """
-    supernet, method, freezer = search.supernet, search.method, search.freezer
+    supernet, method, freezer, team = search.supernet, search.method, search.freezer, search.loop.team
     targets: Sequence[Tensor] = supernet.architecture()
     mixture: Mixtures | None = None
     if method.update.on_simplex:
@@ -92,9 +90,9 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
         watched = [] if freezer is None else freezer.weights
         with without_gradients([] if watched else search.loop.parameters.values()):
             found = gradients(search.validation_loss(val, mixture), [*targets, *watched])
-        found = over_ranks(search, found, search.validation)
+        found = team.average(found, search.validation.size)
         if freezer is not None:
-            freezer.note(found[len(targets) :])
+            freezer.validation = found[len(targets) :]
     gradient = found[: len(targets)]
     if method.regularizers:
         added = gradients(search.penalty(), supernet.architecture())
@@ -112,17 +110,17 @@ def second_order(
     float32 whatever the recipe says, since their difference is smaller than what bfloat16 rounds off.
     Deviation: batch-norm's running statistics stay as they were.
     """
-    loop, rate = search.loop, search.loop.descent.rate
+    loop, team, rate = search.loop, search.loop.team, search.loop.descent.rate
     weights: list[Tensor] = list(loop.parameters.values())
     with preserving(search.supernet.network.buffers()), preserving(weights) as back:
-        moves = over_ranks(search, gradients(search.training_loss(train, mixture), weights), loop.batches)
+        moves = team.average(gradients(search.training_loss(train, mixture), weights), loop.batch)
         loop.descent.direction(moves, loop.weight_decay)
         with torch.no_grad():
             torch._foreach_mul_(moves, rate)
             torch._foreach_sub_(weights, moves)
         del moves
         found = gradients(search.validation_loss(val, mixture), [*targets, *weights])
-        found = over_ranks(search, found, search.validation)
+        found = team.average(found, search.validation.size)
         direct, vector = found[: len(targets)], found[len(targets) :]
         epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
         torch._foreach_mul_(vector, epsilon)
@@ -133,12 +131,6 @@ def second_order(
                 torch._foreach_add_(weights, vector, alpha=side)
             with exact(), without_gradients(loop.parameters.values()):
                 found = gradients(search.training_loss(train, mixture, "float32"), targets)
-            sides.append(over_ranks(search, found, loop.batches))
+            sides.append(team.average(found, loop.batch))
     product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
     return [d - rate * p for d, p in zip(direct, product, strict=True)]
-
-
-def over_ranks(search: Bilevel, found: list[Tensor], batches: Batches) -> list[Tensor]:
-    """The means over a whole batch of gradients that each rank has taken of its part."""
-    team = search.loop.team
-    return found if team.size == 1 else list(team.average(found, batches.size))

@@ -21,7 +21,7 @@ from nas.oneshot.darts_step import Bilevel
 from nas.oneshot.discretize import skip_shares
 from nas.oneshot.early_stopping import Growth
 from nas.oneshot.methods import Method
-from nas.oneshot.path_evaluation import score
+from nas.oneshot.path_training import score
 from nas.oneshot.supernet import Supernet, in_training, preserving, without_gradients
 from nas.seeding import derive, torch_rng
 from nas.training.evaluate import FORWARD, evaluate
@@ -98,16 +98,13 @@ class Examiner:
         supernet, loop = search.supernet, search.loop
         seed = derive(loop.seed, "health", loop.step // loop.steps_per_epoch)
         sampled = supernet.relaxation.samples_one_path
-        gap = math.nan if sampled else val_acc - preferred_accuracy(search, genotype, seed)
-        eigenvalue = math.nan
-        if search.method.learns_alphas and any(len(options) > 1 for options in supernet.alive):
-            eigenvalue = self.eigenvalue(search)
+        learned = search.method.learns_alphas and any(len(options) > 1 for options in supernet.alive)
         return Health(
             skip_shares=skip_shares(supernet.space, genotype),
-            entropy=entropy(supernet.preferences()),
-            eigenvalue=eigenvalue,
+            entropy=entropy(supernet.preferences(), [len(d.options) for d in supernet.space.decisions]),
+            eigenvalue=self.eigenvalue(search) if learned else math.nan,
             matching=matching(search, seed, genotype if sampled else None),
-            gap=gap,
+            gap=math.nan if sampled else val_acc - preferred_accuracy(search, genotype, seed),
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
         )
 
@@ -116,10 +113,23 @@ class Examiner:
 
         NaN where an operation of the space cannot be differentiated twice.
         """
-        if self.trouble:
-            return math.nan
+        supernet, loop = search.supernet, search.loop
+        seed, network = derive(loop.seed, "eigenvalue"), supernet.network
+        wanted = images or curvature_images(search.method, loop.images, loop.device)
+        x, y = _batch(loop.task, loop.task.val, seed, wanted)
+        later = min(self.iterations, continued(loop.steps_per_epoch))
+        # The library's fast ways of attention have first derivatives only.
+        unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
         try:
-            return self._eigenvalue(search, images)
+            with preserving(network.buffers()), in_training(supernet), unmoved, twice:
+                logits = supernet.mix(to_layout(x), supernet.expected_mixture())
+                value, self.direction = dominant_eigenvalue(
+                    F.cross_entropy(logits.float(), y),
+                    [supernet.alphas],
+                    start=self.direction,
+                    iterations=later if self.direction else self.iterations,
+                    seed=seed,
+                )
         except RuntimeError as error:
             if not _ONCE.search(str(error)):
                 raise
@@ -128,24 +138,6 @@ class Examiner:
                 f"cannot be differentiated twice ({str(error).splitlines()[0]})"
             )
             return math.nan
-
-    def _eigenvalue(self, search: Bilevel, images: int) -> float:
-        supernet, loop = search.supernet, search.loop
-        seed = derive(loop.seed, "eigenvalue")
-        wanted = images or curvature_images(search.method, loop.images, loop.device)
-        x, y = _batch(loop.task, loop.task.val, seed, wanted)
-        iterations = self.iterations
-        if self.direction:
-            iterations = min(iterations, continued(loop.steps_per_epoch))
-        network = supernet.network
-        # The library's fast ways of attention have first derivatives only.
-        unmoved, twice = without_gradients(network.parameters()), sdpa_kernel(SDPBackend.MATH)
-        with preserving(network.buffers()), in_training(supernet), unmoved, twice:
-            logits = supernet.mix(to_layout(x), supernet.expected_mixture())
-            loss = F.cross_entropy(logits.float(), y)
-            value, self.direction = dominant_eigenvalue(
-                loss, list(supernet.alphas), start=self.direction, iterations=iterations, seed=seed
-            )
         return value
 
 
@@ -216,14 +208,15 @@ def dominant_eigenvalue(
     return float(values[best]), [d.view_as(p) for d, p in zip(direction, parameters, strict=True)]
 
 
-def entropy(rows: Sequence[Tensor]) -> float:
-    """Mean entropy of rows `[E, O]`, each scaled to sum to 1, over that of a uniform row; in [0, 1]."""
-    found = []
-    for group in rows:
-        if group.shape[1] > 1:
-            shares = group.detach().double() / group.detach().double().sum(-1, keepdim=True)
-            found.append(-torch.xlogy(shares, shares).sum(-1) / math.log(group.shape[1]))
-    return float(torch.cat(found).mean()) if found else 0.0
+def entropy(rows: Tensor, options: Sequence[int]) -> float:
+    """Mean entropy of rows `[D, O]`, each scaled to sum to 1, over that of a uniform row; in [0, 1].
+
+    options: how many each row has; those that have one only do not count.
+    """
+    shares = rows.double() / rows.double().sum(-1, keepdim=True)
+    nats = -torch.xlogy(shares, shares).sum(-1).cpu()
+    found = [float(n) / math.log(count) for n, count in zip(nats, options, strict=True) if count > 1]
+    return float(np.mean(found)) if found else 0.0
 
 
 def supernet_accuracy(search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf) -> float:
@@ -243,8 +236,7 @@ def supernet_accuracy(search: Bilevel, genotype: Genotype, seed: int, *, within_
 def preferred_accuracy(search: Bilevel, genotype: Genotype, seed: int) -> float:
     """Validation accuracy in [0, 1] of one architecture on the shared weights."""
     images, task = evaluation_images(search.loop), search.loop.task
-    found = score(search.supernet, genotype, task, calibration=images // 2, seed=seed, images=images)
-    return found.accuracy
+    return score(search.supernet, genotype, task, calibration=images // 2, seed=seed, images=images)[1]
 
 
 def matching(search: Bilevel, seed: int, genotype: Genotype | None = None) -> float:
@@ -307,22 +299,14 @@ class Epoch:
 
     def packed(self) -> dict[str, Any]:
         """As plain values and tensors."""
-        return {
-            **vars(self),
-            "strengths": [torch.from_numpy(row) for row in self.strengths],
-            "health": dataclasses.asdict(self.health),
-            "growth": dataclasses.asdict(self.growth),
-        }
+        return {**dataclasses.asdict(self), "strengths": [torch.from_numpy(row) for row in self.strengths]}
 
     @classmethod
     def unpacked(cls, record: Mapping[str, Any]) -> Epoch:
         """What `packed` took apart."""
-        changed = {
-            "strengths": tuple(row.numpy() for row in record["strengths"]),
-            "health": Health(**record["health"]),
-            "growth": Growth(**record["growth"]),
-        }
-        return cls(**{**record, **changed})
+        strengths = tuple(row.numpy() for row in record["strengths"])
+        health, growth = Health(**record["health"]), Growth(**record["growth"])
+        return cls(**{**record, "strengths": strengths, "health": health, "growth": growth})
 
 
 @dataclass(frozen=True, eq=False)

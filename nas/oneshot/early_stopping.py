@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 
 from nas.errors import ConfigError
-from nas.training.checkpoint import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,14 @@ class Guards:
     skip_cap: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "window", "delay", "start"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"guards: {name} is {getattr(self, name)}, but must be a share in [0, 1)")
-        if not (self.ratio > 1 and self.decay_factor > 1 and 0 <= self.decay_max < math.inf):
-            raise ConfigError(
-                f"guards: got ratio {self.ratio}, decay_factor {self.decay_factor} and decay_max "
-                f"{self.decay_max}; wanted the first two above 1, the last finite and at least 0"
-            )
-        if self.skip_cap < 0:
-            raise ConfigError(f"guards: skip_cap is {self.skip_cap}, but must be at least 0")
+        for names, wanted, holds in (
+            (("warmup", "window", "delay", "start"), "a share in [0, 1)", lambda value: 0 <= value < 1),
+            (("ratio", "decay_factor"), "above 1", lambda value: value > 1),
+            (("decay_max", "skip_cap"), "finite and at least 0", lambda value: 0 <= value < math.inf),
+        ):
+            for name in names:
+                if not holds(value := getattr(self, name)):
+                    raise ConfigError(f"guards: {name} is {value}, but must be {wanted}")
 
     def growth(self, eigenvalues: Sequence[float], epochs: int) -> Growth:
         """How the curvature has grown, given one eigenvalue for each epoch that is looked at.
@@ -92,51 +88,3 @@ class Growth:
     def alarming(self) -> bool:
         """Whether to go back."""
         return self.mean > self.level
-
-
-Moment = tuple[int, int, Any]
-"""Epochs and steps done, and the state then."""
-
-
-class EigenvalueMonitor:
-    """The eigenvalues since the alphas began to move, a stage began or the search went back."""
-
-    def __init__(self, guards: Guards) -> None:
-        self.guards = guards
-        self._eigenvalues: list[float] = []
-        self._moments: dict[int, Moment] = {}
-
-    def look(
-        self, epoch: int, epochs: int, eigenvalue: float, moment: Callable[[], Moment] | None
-    ) -> tuple[Growth, Moment | None]:
-        """Takes in one epoch; when it alarms, gives the moment to go back to, all else forgotten.
-
-        epochs: of the search, or of the stage where every one starts anew; the guards' shares refer to it.
-        moment: asked for the present one, which is copied to the CPU; None where nobody goes back.
-        """
-        self._eigenvalues.append(eigenvalue)
-        growth = self.guards.growth(self._eigenvalues, epochs)
-        if moment is None:
-            return growth, None
-        self._moments[epoch] = cast(Moment, unpack(*pack(moment())))
-        reach = self.guards.reach(epochs)
-        if not growth.alarming:
-            self._moments = {at: kept for at, kept in self._moments.items() if at > epoch - reach}
-            return growth, None
-        found = self._moments[epoch - reach]
-        self.forget()
-        return growth, found
-
-    def forget(self) -> None:
-        """Starts anew: what was measured in another form or under less weight decay says nothing now."""
-        self._eigenvalues.clear()
-        self._moments.clear()
-
-    def state(self) -> dict[str, Any]:
-        """What the next look depends on."""
-        return {"eigenvalues": list(self._eigenvalues), "moments": dict(self._moments)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a state."""
-        self._eigenvalues = list(state["eigenvalues"])
-        self._moments = dict(state["moments"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
-from nas.oneshot.regularizers import Progress, Regularizer, Rows
+from nas.oneshot.regularizers import Progress, Regularizer
 from nas.space.cost import cost
 from nas.space.latency import LATENCY, LatencyTable
 from nas.space.space import Space
@@ -31,30 +31,22 @@ class ExpectedCost(Regularizer):
     the mean of its options' costs, too. Deviation: only the excess is punished, linearly, so
     that an architecture cheap enough is not made cheaper.
 
-    costs: `[E, O]` like the alphas, what each option adds to the whole network; fixed: what all have in
-      common.
+    costs: `[D, O]` like the alphas and on their device, what each option adds to the whole network; fixed:
+      what all have in common.
     target: the largest cost that is not punished. weight: loss of an excess as large as the target.
     """
 
-    costs: Rows
+    costs: Tensor
     fixed: float
     target: float
     weight: float = 1.0
     metric: str = "macs"
-    _on: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    def expected(self, weights: Rows) -> Tensor:
+    def expected(self, weights: Tensor) -> Tensor:
         """`fixed + Σ over decisions Σ over options p · cost`, in the metric's unit."""
-        device = weights[0].device
-        if device not in self._on:  # a copy in every step would wait for the device, and not be captured
-            self._on[device] = [cost.to(device) for cost in self.costs]
-        parts = [
-            (row / row.sum(-1, keepdim=True) * cost).sum()
-            for row, cost in zip(weights, self._on[device], strict=True)
-        ]
-        return self.fixed + torch.stack(parts).sum()
+        return self.fixed + (weights / weights.sum(-1, keepdim=True) * self.costs).sum()
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """`weight · max(0, expected / target - 1)`."""
         return self.weight * F.relu(self.expected(weights) / self.target - 1)
 
@@ -66,13 +58,14 @@ def expected_cost(
     *,
     table: LatencyTable | None = None,
     weight: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> ExpectedCost:
     """The penalty that pulls a mixture below a bound on `params`, `macs` or, by a table, `latency_ms`.
 
     Where the space forbids combinations, so that not every decision counts in the end, the options' costs are
     scaled down by as much as random architectures cost less than a uniform mixture.
 
-    space: at the size that the bound is meant for.
+    space: at the size that the bound is meant for. device: that of the alphas.
 
     Raises:
         ConfigError: when the bound is a lower one, or its metric does not add up over decisions.
@@ -90,11 +83,10 @@ def expected_cost(
     least = [min(row) for row in rows]
     excess = [[c - low for c in row] for row, low in zip(rows, least, strict=True)]
     share = _share_of_uniform(space, excess)
-    groups: dict[int, list[list[float]]] = {}  # rows of equally many options together, like the alphas
-    for row in excess:
-        groups.setdefault(len(row), []).append([share * c for c in row])
-    costs = [torch.tensor(members, dtype=torch.float32) for members in groups.values()]
-    return ExpectedCost(costs, fixed + sum(least), bound.limit, weight, bound.metric)
+    costs = torch.zeros(len(excess), max(map(len, excess), default=1))
+    for costs_of, row in zip(costs, excess, strict=True):
+        costs_of[: len(row)] = share * torch.tensor(row)
+    return ExpectedCost(costs.to(device), fixed + sum(least), bound.limit, weight, bound.metric)
 
 
 def check_bound(bound: Constraint, table: LatencyTable | None = None) -> None:

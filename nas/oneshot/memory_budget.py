@@ -38,17 +38,12 @@ class Change:
 
     def of(self, method: Method) -> Method:
         """The changed method; the weights' learning rate follows the batch (Goyal et al. 2017)."""
-        weights = method.weights
-        lr = weights.lr * self.batch / weights.batch
+        own = method.weights
+        lr = own.lr * self.batch / own.batch
+        weights = replace(own, batch=self.batch, lr=lr, lr_min=min(lr, own.lr_min), precision=self.precision)
         return replace(
             method,
-            weights=replace(
-                weights,
-                batch=self.batch,
-                lr=lr,
-                lr_min=min(lr, weights.lr_min),
-                precision=self.precision,
-            ),
+            weights=weights,
             checkpointing=self.checkpointing,
             staging=SingleStage(self.parts) if self.parts else method.staging,
             relaxation=GumbelHard() if self.samples_one_path else method.relaxation,
@@ -56,25 +51,16 @@ class Change:
 
     def words(self, method: Method) -> list[str]:
         """What differs, in words."""
-        after = self.of(method)
-        old, new = method.weights, after.weights
+        old, new = method.weights, self.of(method).weights
         said = {
             f"batch {old.batch} -> {new.batch}, learning rate {old.lr:g} -> {new.lr:g}": new.batch
             < old.batch,
             "bfloat16": new.precision != old.precision,
-            "checkpointing of cells": after.checkpointing and not method.checkpointing,
+            "checkpointing of cells": self.checkpointing and not method.checkpointing,
             f"1/{self.parts} of the channels": bool(self.parts),
             "one sampled operation at a time": self.samples_one_path,
         }
         return [text for text, differs in said.items() if differs]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What makes a method fit, and how many bytes a step then needs, weights and optimizer included."""
-
-    change: Change
-    needed: int
 
 
 def fit(
@@ -85,13 +71,12 @@ def fit(
     *,
     ranks: int = 1,
     stop: Callable[[], bool] | None = None,
-) -> Fit:
-    """Changes a method as little as it takes to fit a step, but for the task's images, into `budget` bytes.
+) -> tuple[Change, int]:
+    """The least change by which a step fits into `budget` bytes, the task's images aside, and what it needs.
 
     In this order, each on top of the one before: a smaller batch (half, then a quarter, at least 16 images),
-    bfloat16, checkpointing of cells, 1/2 and then 1/4 of the channels, one operation at a time.
-
-    The eigenvalue that is taken after each epoch (`nas.oneshot.diagnostics`) has to fit, too.
+    bfloat16, checkpointing of cells, 1/2 and then 1/4 of the channels, one operation at a time. The
+    eigenvalue that is taken after each epoch (`nas.oneshot.diagnostics`) has to fit, too.
 
     ranks: how many processes divide a batch among them; the budget is that of each.
     stop: asked before each variant is measured.
@@ -113,7 +98,7 @@ def fit(
             needed = needs(-(-batch // ranks))
             least = min(least or needed, needed)
             if needed <= budget:
-                return Fit(replace(variant, batch=batch) if batch < largest else variant, needed)
+                return replace(variant, batch=batch) if batch < largest else variant, needed
     raise ConfigError(
         f"memory: a step of {method.name} needs at least {gib(least)}, the budget is {gib(budget)}; "
         "raise it, or make the space narrower or shallower"
@@ -130,14 +115,15 @@ def measured_needs(space: Space, task: Task, method: Method) -> Callable[[int], 
 
     They follow from steps and eigenvalues of few images, which are measured.
     """
-    low, high = (_probe(space, task, method, images) for images in PROBES)
+    steps, looks = zip(*(_probe(space, task, method, images) for images in PROBES), strict=True)
 
-    def at(images: int, kind: int) -> float:
-        per_image = max(0.0, (high[kind] - low[kind]) / (PROBES[1] - PROBES[0]))
-        return max(0.0, low[kind] - per_image * PROBES[0]) + per_image * images
+    def at(images: int, low: int, high: int) -> float:
+        per_image = max(0.0, (high - low) / (PROBES[1] - PROBES[0]))
+        return max(0.0, low - per_image * PROBES[0]) + per_image * images
 
     def needs(batch: int) -> int:
-        return round(max(at(batch, 0), at(curvature_images(method, batch, task.train.x.device), 1)))
+        looked_at = curvature_images(method, batch, task.train.x.device)
+        return round(max(at(batch, *steps), at(looked_at, *looks)))
 
     return needs
 
@@ -145,32 +131,27 @@ def measured_needs(space: Space, task: Task, method: Method) -> Callable[[int], 
 def _probe(space: Space, task: Task, method: Method, batch: int) -> tuple[int, int]:
     """Peak bytes of one step that moves alphas and weights, and of an eigenvalue, of so many images.
 
-    Those of the stage that needs most, where stages differ in depth or channels.
+    Of the stage that needs most, with those options that have the most weights.
     """
+    found = []
     with isolated(0, "probe"):
         search = Search(space, task, replace(method, weights=replace(method.weights, batch=batch)), seed=0)
-        forms: dict[tuple[float, int], int] = {}
-        for number, stage in enumerate(search.stages):  # of equal stages the first one has the most options
-            forms.setdefault((stage.depth, stage.parts), number)
-        steps, looks = zip(*(_probe_stage(search, number, batch) for number in forms.values()), strict=True)
-    return max(steps), max(looks)
-
-
-def _probe_stage(search: Search, number: int, batch: int) -> tuple[int, int]:
-    """The same of one stage, whose options are those with the most weights."""
-    search.enter(number)
-    supernet, device = search.supernet, search.loop.device
-    supernet.keep(_heaviest(supernet, search.stages[number]))
-    with peak_memory(device) as step:
-        search.advance()
-    with peak_memory(device) as look:
-        if search.method.learns_alphas:
-            Examiner(iterations=2).eigenvalue(search, images=batch)
-    kept = sum(t.numel() * t.element_size() for t in (*supernet.parameters(), *supernet.buffers()))
-    weights = sum(p.numel() * p.element_size() for p in supernet.parameters())
-    # From the second step on the momentum is there, and the gradients of the step before.
-    fixed = kept + 2 * weights
-    return step.bytes + fixed, look.bytes + fixed
+        for number, stage in enumerate(search.stages):
+            if (stage.depth, stage.parts) in [(s.depth, s.parts) for s in search.stages[:number]]:
+                continue  # of stages of one form the first has the most options
+            search.enter(number)
+            supernet = search.supernet
+            supernet.keep(_heaviest(supernet, stage))
+            with peak_memory(search.loop.device) as step:
+                search.advance()
+            with peak_memory(search.loop.device) as look:
+                if method.learns_alphas:
+                    Examiner(iterations=2).eigenvalue(search, images=batch)
+            weights = sum(p.numel() * p.element_size() for p in supernet.parameters())
+            # From the second step on the momentum is there, and the gradients of the step before.
+            fixed = 3 * weights + sum(b.numel() * b.element_size() for b in supernet.buffers())
+            found.append((step.bytes + fixed, look.bytes + fixed))
+    return max(step for step, _ in found), max(look for _, look in found)
 
 
 def _heaviest(supernet: Supernet, stage: SearchStage) -> list[list[int]]:
@@ -187,22 +168,15 @@ def _heaviest(supernet: Supernet, stage: SearchStage) -> list[list[int]]:
 
 
 def _variants(method: Method) -> Iterator[Change]:
+    """What may be changed, each with what was changed before."""
     now = Change(method.weights.batch, method.weights.precision, method.checkpointing)
     yield now
-    if now.precision != "bfloat16":
-        now = replace(now, precision="bfloat16")
-        yield now
-    if not now.checkpointing:
-        now = replace(now, checkpointing=True)
-        yield now
+    for name, value in {"precision": "bfloat16", "checkpointing": True}.items():
+        if getattr(now, name) != value:
+            now = replace(now, **{name: value})  # type: ignore[arg-type]
+            yield now
     if isinstance(method.staging, SingleStage):
-        own = method.staging.parts
-        yield from (replace(now, parts=parts) for parts in (2, 4) if parts > own)
-    mixes = not (
-        method.relaxation.samples_one_path
-        or method.update.on_simplex
-        or method.perturbation is not None
-        or method.freezing is not None
-    )
-    if mixes and method.learns_alphas:
+        yield from (replace(now, parts=parts) for parts in (2, 4) if parts > method.staging.parts)
+    mixes = not (method.relaxation.samples_one_path or method.update.on_simplex)
+    if mixes and method.perturbation is None and method.freezing is None and method.learns_alphas:
         yield replace(now, samples_one_path=True)

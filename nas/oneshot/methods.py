@@ -126,19 +126,11 @@ class Method:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Recipe):
-        return {name: _plain(item) for name, item in dataclasses.asdict(value).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         kept = {k: _plain(v) for k, v in fields.items() if isinstance(v, int | float | str | tuple)}
         return {"part": type(value).__name__, **kept}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return {"part": getattr(value, "__qualname__", type(value).__qualname__)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def darts() -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from nas.errors import ConfigError
 from nas.oneshot.supernet import Supernet
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
-from nas.training.optimizer import flat, shares
+from nas.training.optimizer import flat
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Freezing:
 class Freezer:
     """The operations of a supernet, how well their gradients match, and which are frozen.
 
-    All of this is kept on the device, and nothing waits for it, so that one CUDA graph holds every step of a
-    search: those in which operations are frozen, too.
-
     operations: the weights of each, by its path inside the supernet's network. weights: all of them.
+    validation: the gradients of the validation loss at the present step, one for each of `weights`.
+    frozen: paths of the frozen operations.
     """
 
     def __init__(self, supernet: Supernet, settings: Freezing) -> None:
@@ -58,56 +57,38 @@ class Freezer:
                 f"freezing: no option of space {supernet.space.name!r} has weights that could stop learning; "
                 "choose another method, or leave freezing out"
             )
-        device, count = supernet.alphas[0].device, len(self.operations)
-        owners = [i for i, weights in enumerate(self.operations.values()) for _ in weights]
-        self._owners = torch.tensor(owners, dtype=torch.int64, device=device)
-        self._validation = [torch.zeros_like(weight) for weight in self.weights]
-        self._sums = torch.zeros(count, device=device)
-        self._steps = torch.zeros((), dtype=torch.int64, device=device)
-        self._frozen = torch.zeros(count, dtype=torch.bool, device=device)
+        self.validation: Sequence[Tensor] = ()
+        self.frozen: set[str] = set()
+        self._matches = torch.zeros(len(self.operations), device=supernet.alphas.device)
+        self._steps = 0
 
-    @property
-    def frozen(self) -> list[str]:
-        """Paths of the frozen operations; waits for the device."""
-        return [path for path, frozen in zip(self.operations, self._frozen.tolist(), strict=True) if frozen]
+    def hold(self, *, compare: bool) -> None:
+        """Takes away the gradients of what is frozen, so that the coming step leaves it as it is.
 
-    def note(self, validation: Sequence[Tensor]) -> None:
-        """Keeps the gradients of the validation loss, one for each of `weights`, until the next `watch`."""
-        torch._foreach_copy_(self._validation, [gradient.detach() for gradient in validation])
+        compare: first take in the match of these gradients and those of validation; a full window is judged.
+        """
+        if compare:
+            theirs = dict(zip(self.weights, self.validation, strict=True))
+            self._matches += torch.stack([_cosine(own, theirs) for own in self.operations.values()])
+            self._steps += 1
+        if self._steps == self.settings.steps:
+            means = (self._matches / self._steps).tolist()
+            overfit = zip(self.operations, means, strict=True)
+            self.frozen |= {path for path, match in overfit if match < self.settings.threshold}
+            self._matches.zero_()
+            self._steps = 0
+        for path in self.frozen:
+            for weight in self.operations[path]:
+                weight.grad = None
 
-    def watch(self) -> None:
-        """Takes in one step, whose training gradients are in place; a full window is judged and ends."""
-        validation = dict(zip(self.weights, self._validation, strict=True))
-        matches = [_cosine(weights, [validation[w] for w in weights]) for weights in self.operations.values()]
-        self._sums.add_(torch.stack(matches))
-        self._steps.add_(1)
-        full = self._steps >= self.settings.steps
-        self._frozen.logical_or_(full & (self._sums / self._steps < self.settings.threshold))
-        self._sums.masked_fill_(full, 0)
-        self._steps.masked_fill_(full, 0)
-
-    def hold(self) -> None:
-        """Makes the gradients of what is frozen zeros, so that it rests (`nas.training.optimizer`)."""
-        learning = self._frozen.logical_not().index_select(0, self._owners).unbind()
-        own = [(w.grad, one) for w, one in zip(self.weights, learning, strict=True) if w.grad is not None]
-        if own:
-            found = [gradient for gradient, _ in own]
-            torch._foreach_mul_(found, shares(torch.stack([one for _, one in own]), found))
-
-    def moved(self) -> Iterator[Tensor]:
-        """All tensors that `note` and `watch` change."""
-        yield from (*self._validation, self._sums, self._steps, self._frozen)
-
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What the next step depends on."""
-        return {"frozen": self.frozen, "steps": int(self._steps), "sums": self._sums}
+        return {"frozen": sorted(self.frozen), "steps": self._steps, "matches": self._matches}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state."""
-        known = set(state["frozen"])
-        self._frozen.copy_(torch.tensor([path in known for path in self.operations]))
-        self._steps.fill_(state["steps"])
-        self._sums.copy_(state["sums"])
+        self.frozen, self._steps = set(state["frozen"]), state["steps"]
+        self._matches.copy_(state["matches"])
 
 
 def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
@@ -121,9 +102,9 @@ def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-def _cosine(weights: Sequence[nn.Parameter], validation: Sequence[Tensor]) -> Tensor:
+def _cosine(weights: Sequence[nn.Parameter], validation: Mapping[nn.Parameter, Tensor]) -> Tensor:
     """The cosine of training and validation gradient; 1, which freezes nothing, where there is none."""
-    pairs = [(w.grad, theirs) for w, theirs in zip(weights, validation, strict=True) if w.grad is not None]
+    pairs = [(w.grad, validation[w]) for w in weights if w.grad is not None]
     if not pairs:
         return torch.ones((), device=weights[0].device)
     ours, theirs = flat([a for a, _ in pairs]), flat([b for _, b in pairs])

@@ -1,40 +1,31 @@
-"""Shared weights: a supernet trained along the paths of drawn architectures, or split where these disagree.
+"""Shared weights: a supernet trained along the paths of drawn architectures, and what these are worth on it.
 
-`train_shared` trains one supernet. `train_split` does that, or few-shot NAS: after half of the epochs the
-supernet is split by the options of some decisions, and its parts are trained apart.
+`train_shared` trains the weights; `score` validates one architecture on them.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.data.task import Task
+from nas.data.task import Split, Task
 from nas.errors import ConfigError, unknown
 from nas.oneshot.expected_cost import option_costs
-from nas.oneshot.supernet import Supernet, in_training, preserving
-from nas.seeding import derive, rng, torch_rng
+from nas.oneshot.supernet import Supernet, preserving
+from nas.seeding import rng, torch_rng
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
-from nas.training.evaluate import Batch
+from nas.training.evaluate import Batch, evaluate, reestimate
 from nas.training.loop import Loop, criterion
-from nas.training.optimizer import flat, gradients
-from nas.training.recipe import Recipe, compressed, precision
+from nas.training.recipe import Recipe, precision
 from nas.training.train import Curve, EpochReport, train
 from nas.types import Genotype
-
-PATHS, BATCH = 2, 64
-"""Architectures and images that the gradients of options are taken of, to find what to split."""
-
 
 # -- which paths a step trains ----------------------------------------------------------------------------
 
@@ -100,7 +91,25 @@ SAMPLINGS: Mapping[str, Draw] = {"uniform": uniform, "fair": strictly_fair, "san
 """Every sampling by the name that a user types."""
 
 
-# -- one supernet -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Sharing:
+    """How the weights of a supernet are trained and used.
+
+    sampling: `uniform`, `fair` or `sandwich`.
+    calibration: training images that batch-norm statistics are taken of for each architecture.
+    """
+
+    sampling: str = "uniform"
+    calibration: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"sharing: {unknown('sampling', self.sampling, SAMPLINGS)}")
+        if self.calibration < 2:
+            raise ConfigError(f"sharing: calibration is {self.calibration}, but must be at least 2 images")
+
+
+# -- training ---------------------------------------------------------------------------------------------
 
 
 def train_shared(
@@ -110,7 +119,6 @@ def train_shared(
     *,
     seed: int,
     sampling: str = "uniform",
-    within: Callable[[Genotype], Genotype] | None = None,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -122,14 +130,12 @@ def train_shared(
     and then moves the weights once by the mean. A path computes the chosen operations only; what is on no
     path has no gradient, and rests.
 
-    sampling: one of `SAMPLINGS`. within: turns a drawn architecture into one that may be trained.
+    sampling: one of `SAMPLINGS`.
     team: see `nas.training.train.train`; its ranks train the same paths.
     """
 
     def path_gradients(loop: Loop, batch: Batch) -> Tensor:
         paths = SAMPLINGS[sampling](supernet.space, rng(seed, "path", loop.step), task.image_shape)
-        if within is not None:
-            paths = [within(genotype) for genotype in paths]
         return _path_gradients(supernet, loop, batch, paths, distils=sampling == "sandwich")
 
     return train(
@@ -171,159 +177,40 @@ def _path_gradients(
     return sum(losses[1:], losses[0]) / len(paths)
 
 
-# -- one supernet, or several -----------------------------------------------------------------------------
+# -- what an architecture is worth on them ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """How the weights of a supernet are trained and used.
-
-    sampling: `uniform`, `fair` or `sandwich`.
-    splits: decisions that the supernet is split by after half of the epochs; every option then has a supernet
-      of its own (few-shot NAS, Zhao et al., ICML 2021), see `train_split`.
-    calibration: training images that batch-norm statistics are taken of for each architecture.
-    """
-
-    sampling: str = "uniform"
-    splits: int = 0
-    calibration: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise ConfigError(f"sharing: {unknown('sampling', self.sampling, SAMPLINGS)}")
-        if self.splits < 0 or self.calibration < 2:
-            raise ConfigError(
-                f"sharing: splits is {self.splits} and calibration {self.calibration}; wanted at least 0 and "
-                "2"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """Trained shared weights: one supernet, or one for each combination of options of the split decisions.
-
-    split: the split decisions, by position. supernets: by the options of these.
-    seconds: what their training took.
-    """
-
-    split: tuple[int, ...]
-    supernets: dict[tuple[int, ...], Supernet]
-    seconds: float
-
-    def of(self, genotype: Genotype) -> Supernet:
-        """The supernet that an architecture's weights are in."""
-        return self.supernets[tuple(genotype[i] for i in self.split)]
-
-
-def train_split(
+def score(
     supernet: Supernet,
+    genotype: Genotype,
     task: Task,
-    recipe: Recipe,
-    sharing: Sharing,
     *,
+    calibration: int = 1024,
     seed: int,
-    checkpoints: Callable[[str], Checkpoints] | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-    team: Team = ALONE,
-) -> Shared:
-    """Trains a supernet as `sharing` says; with splits, in as many epochs in all as without.
+    images: int = 1024,
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1] of one architecture on the validation images.
 
-    Zhao et al., ICML 2021: after half of the epochs the supernet is copied once for each option of the chosen
-    decisions, and every copy goes on with architectures of that option. Deviations: the copies share the
-    second half of the epochs among them, at least one each and from half the learning rate on, where the
-    paper trains them until they converge; the decisions are chosen by gradients (`disagreement`) and not at
-    random.
+    Batch-norm statistics that all architectures share fit none of them (Guo et al., ECCV 2020, SPOS, §3.4),
+    so it gets its own before. Nothing of the supernet is changed.
 
-    checkpoints: where each part saves its state, by name.
-    team: see `nas.training.train.train`.
+    calibration: training images, drawn by `seed`, that the statistics are taken of in one batch.
+    images: of the validation split that pass at the same time; halved where memory runs out.
     """
-    space = supernet.space
-    run = partial(train_shared, task=task, sampling=sharing.sampling, on_epoch=on_epoch, stop=stop, team=team)
-
-    def saved(name: str) -> Checkpoints | None:
-        return checkpoints(name) if checkpoints is not None else None
-
-    if not sharing.splits:
-        curve = run(supernet, recipe=recipe, seed=seed, checkpoints=saved("supernet"))
-        return Shared((), {(): supernet}, sum(curve.seconds))
-    check_split(space, sharing.splits)
-    common = compressed(recipe, max(1, -(-recipe.epochs // 2)))
-    seconds = sum(run(supernet, recipe=common, seed=seed, checkpoints=saved("supernet")).seconds)
-    split = choose_split(supernet, task, sharing.splits, seed=seed) if team.leads else ()
-    if (handed := team.handed(lambda: {"split": list(split)})) is not None:
-        split = tuple(handed["split"])
-    combinations = list(itertools.product(*(range(len(space.decisions[i].options)) for i in split)))
-    apart = replace(
-        compressed(recipe, max(1, (recipe.epochs - common.epochs) // len(combinations))),
-        lr=recipe.lr / 2,
-        lr_min=min(recipe.lr_min, recipe.lr / 2),
-        warmup_epochs=0.0,
-    )
-    parts = {}
-    for number, chosen in enumerate(combinations):
-        name = "part-" + "-".join(f"{i}.{o}" for i, o in zip(split, chosen, strict=True))
-        parts[chosen] = copy.deepcopy(supernet)
-        curve = run(
-            parts[chosen],
-            recipe=apart,
-            seed=derive(seed, "part", number),
-            within=partial(_forced, space, dict(zip(split, chosen, strict=True))),
-            checkpoints=saved(name),
-        )
-        seconds += sum(curve.seconds)
-    return Shared(split, parts, seconds)
+    path, train = _Path(supernet, genotype), task.train
+    order = torch.randperm(len(train), generator=torch_rng(seed, "batchnorm", "order"))[:calibration]
+    index = order.to(train.x.device)
+    with preserving(supernet.network.buffers()):
+        reestimate(path, task, Split(train.x[index], train.y[index]), batch=len(index))
+        return evaluate(path, task, task.val, batch=images)
 
 
-def _forced(space: Space, options: Mapping[int, int], genotype: Genotype) -> Genotype:
-    """The valid architecture nearest to one with the given options of some decisions."""
-    scores = space.one_hot(genotype)
-    for i, option in options.items():
-        scores[i] = np.eye(len(scores[i]))[option]
-    return space.nearest(scores)
+class _Path(nn.Module):
+    """One architecture of a supernet as a network."""
 
+    def __init__(self, supernet: Supernet, genotype: Genotype) -> None:
+        super().__init__()
+        self.supernet, self.genotype = supernet, genotype
 
-def check_split(space: Space, count: int) -> None:
-    """Raises ConfigError unless a supernet of this space can be split by so many decisions."""
-    if not space.is_free:
-        raise ConfigError(
-            f"space {space.name!r}: a supernet is split by one option after the other of a decision, but "
-            "this space forbids some combinations; set sharing.splits to 0"
-        )
-    if count > len(space.decisions):
-        raise ConfigError(
-            f"sharing: splits is {count}, but space {space.name!r} has {len(space.decisions)} decisions"
-        )
-
-
-def choose_split(supernet: Supernet, task: Task, count: int, *, seed: int) -> tuple[int, ...]:
-    """The decisions, by position, whose options want the shared weights moved most differently."""
-    check_split(supernet.space, count)
-    scores = [disagreement(supernet, task, i, seed=seed) for i in range(len(supernet.space.decisions))]
-    return tuple(sorted(int(i) for i in np.argsort([-s for s in scores], kind="stable")[:count]))
-
-
-def disagreement(supernet: Supernet, task: Task, decision: int, *, seed: int) -> float:
-    """How differently the options of a decision want shared weights moved: 1 - mean cosine, in [0, 2].
-
-    Gradient matching, Hu et al., ICLR 2022 (GM-NAS), §4. The gradient of an option is the mean over a few
-    random architectures with it, the same for all options, on one batch of training images. Deviation: it
-    chooses decisions only, every option of which gets a supernet, as in few-shot NAS; there options that
-    match share one.
-    """
-    space, name = supernet.space, supernet.space.decisions[decision].name
-    own = {p for op in supernet.mixed_ops if op.decision == name for p in op.parameters()}
-    weights = [p for p in supernet.network.parameters() if p not in own]
-    draw = rng(seed, "disagreement", decision)
-    bases = [space.sample(draw) for _ in range(PATHS)]
-    order = torch.randperm(len(task.train), generator=torch_rng(seed, "disagreement"))[:BATCH]
-    index = order.to(task.train.x.device)
-    x, y = task.normalise(task.train.x[index]), task.train.y[index]
-    found = []
-    for option in range(len(space.decisions[decision].options)):
-        architectures = [(*base[:decision], option, *base[decision + 1 :]) for base in bases]
-        with preserving(supernet.network.buffers()), in_training(supernet):
-            losses = [F.cross_entropy(supernet(x, a).float(), y) for a in architectures]
-            found.append(flat(gradients(torch.stack(losses).mean(), weights)))
-    pairs = [F.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(found, 2)]
-    return 1 - float(np.mean(pairs)) if pairs else 0.0
+    def forward(self, x: Tensor) -> Tensor:
+        return self.supernet(x, self.genotype)  # type: ignore[no-any-return]

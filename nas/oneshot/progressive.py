@@ -104,13 +104,11 @@ class Progressive(StageSchedule):
             ("skip_dropout", "in [0, 1)", lambda entry: 0 <= entry < 1),
         ):
             entries = getattr(self, name)
-            if len(entries) not in (0, len(self.keep)):
+            if len(entries) not in (0, len(self.keep)) or not all(map(holds, entries)):
                 raise ConfigError(
-                    f"stages: {name} is {entries}, but must have one entry for each of the {len(self.keep)} "
-                    "stages"
+                    f"stages: {name} is {entries}, but must be {wanted}, for none or for each of the "
+                    f"{len(self.keep)} stages"
                 )
-            if not all(map(holds, entries)):
-                raise ConfigError(f"stages: {name} is {entries}, but must be {wanted}")
         if not self.anew and any(share != 1 for share in self.depth):
             raise ConfigError("stages: the depth can change only where stages start anew; set anew")
 
@@ -121,18 +119,12 @@ class Progressive(StageSchedule):
 
     def stages(self, epochs: int, options: int) -> list[SearchStage]:  # noqa: ARG002 - one signature for all
         """As many stages as `keep` has entries; with fewer epochs than that, the first ones are left out."""
-        count = min(len(self.keep), epochs)
-        ends = [0, *(round(epochs * (i + 1) / count) for i in range(count))]
-        return [
-            SearchStage(
-                end - begin,
-                keep=self.keep[i],
-                parts=self.parts[i] if self.parts else 1,
-                depth=self.depth[i] if self.depth else 1.0,
-                skip_dropout=self.skip_dropout[i] if self.skip_dropout else 0.0,
-            )
-            for i, (begin, end) in enumerate(pairwise(ends), start=len(self.keep) - count)
-        ]
+        count, rows = min(len(self.keep), epochs), len(self.keep)
+        ends = [round(epochs * i / count) for i in range(count + 1)]
+        parts, depth = self.parts or (1,) * rows, self.depth or (1.0,) * rows
+        settings = [*zip(self.keep, parts, depth, self.skip_dropout or (0.0,) * rows, strict=True)]
+        lengths = (end - begin for begin, end in pairwise(ends))
+        return [SearchStage(length, *row) for length, row in zip(lengths, settings[-count:], strict=True)]
 
 
 @dataclass(frozen=True)

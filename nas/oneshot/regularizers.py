@@ -1,7 +1,7 @@
 """Regularisers: what is added to the validation loss that the alphas descend.
 
-Each is a function of the alphas `[E, O]` (minus infinity where an option is out of the race), of the mixture
-weights `[E, O]` that they give, and of the progress of the search in [0, 1].
+Each is a function of the alphas `[D, O]` (minus infinity where an option is out of the race), of the mixture
+weights `[D, O]` that they give, and of the progress of the search in [0, 1].
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
 
-Rows = Sequence[Tensor]
 Progress = float | Tensor
 """A number, or a scalar on the alphas' device."""
 
@@ -38,7 +35,7 @@ class Regularizer(ABC):
                 raise ConfigError(f"{type(self).__name__}: {name} is {value}, but must be finite")
 
     @abstractmethod
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:
         """A scalar, smaller is better."""
 
 
@@ -53,9 +50,9 @@ class BetaDecay(Regularizer):
 
     reads_mixture: ClassVar[bool] = False
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """λ times the mean smooth maximum."""
-        return self.end * progress * torch.cat([rows.logsumexp(-1) for rows in alphas]).mean()
+        return self.end * progress * alphas.logsumexp(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,10 @@ class ZeroOne(Regularizer):
 
     weight: float = 10.0
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """Between -w/4 and 0."""
-        alive = torch.cat([rows.flatten() for rows in alphas]) > -torch.inf
-        squares = (torch.cat([rows.flatten() for rows in weights]) - 0.5).square()
-        return -self.weight * torch.where(alive, squares, 0.0).sum() / alive.sum()
+        alive = alphas > -torch.inf
+        return -self.weight * torch.where(alive, (weights - 0.5).square(), 0.0).sum() / alive.sum()
 
 
 @dataclass(frozen=True)
@@ -83,49 +79,9 @@ class L2Anchor(Regularizer):
 
     reads_mixture: ClassVar[bool] = False
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """The squared distance."""
-        return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
-
-
-@dataclass(frozen=True)
-class KLAnchor(Regularizer):
-    """DrNAS, its other penalty: `scale · Σ over edges KL(Dir(c) ‖ Dir(1))` with c = elu(α) + 1, in nats.
-
-    Of the options that are there, n in a row, a divergence is
-    `log Γ(Σc) - log Γ(n) - Σ log Γ(c) + Σ (c - 1) (ψ(c) - ψ(Σc))`.
-    """
-
-    scale: float = 1e-3
-
-    reads_mixture: ClassVar[bool] = False
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """The sum of the divergences."""
-        return self.scale * torch.stack([self._divergence(rows).sum() for rows in alphas]).sum()
-
-    def _divergence(self, alphas: Tensor) -> Tensor:
-        alive = alphas > -torch.inf
-        c = torch.where(alive, F.elu(_finite(alphas)) + 1, 1.0)
-        total, count = (c * alive).sum(-1, keepdim=True), alive.sum(-1, keepdim=True).to(c.dtype)
-        each = (c - 1) * (c.digamma() - total.digamma()) - c.lgamma()
-        return (total.lgamma() - count.lgamma()).squeeze(-1) + (each * alive).sum(-1)
-
-
-@dataclass(frozen=True)
-class Entropy(Regularizer):
-    """The mean entropy of the mixtures, in nats, whose weight grows linearly from 0: decisions become sharp.
-
-    A negative `end` keeps them open instead.
-    """
-
-    end: float = 0.1
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """`end · progress · mean over decisions of -Σ p log p`."""
-        # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
-        rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
-        return self.end * progress * rows.mean()
+        return self.scale / 2 * _finite(alphas).square().sum()
 
 
 def _finite(alphas: Tensor) -> Tensor:

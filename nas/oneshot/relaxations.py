@@ -6,7 +6,7 @@ An option that is out of the race has an alpha of minus infinity and gets no wei
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -164,28 +164,13 @@ class Uniform(Relaxation):
         return alive / alive.sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class UniformPath(Uniform):
-    """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
-
-    samples_one_path: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
-
-    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
-        """One-hot rows without gradient."""
-        # As torch.multinomial does for one draw, but without waiting for the device to check the weights.
-        return _one_hot(self.expected(alphas) / torch.empty_like(alphas).exponential_())
-
-
 def _one_hot(rows: Tensor) -> Tensor:
     """1 at the largest entry of each row, else 0."""
     return torch.zeros_like(rows).scatter_(-1, rows.detach().argmax(-1, keepdim=True), 1.0)
 
 
-Mixtures = Sequence[Tensor]
-"""Mixture weights, `[E, O]` for each set of E decisions with equally many options O."""
-Loss = Callable[[Mixtures], Tensor]
-"""The training loss of the coming step under any mixture weights."""
+Function = Callable[[Tensor], Tensor]
+"""Of mixture weights `[D, O]`: the training loss of the coming step, or its gradient `[D, O]`."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +195,7 @@ class Perturbation(ABC):
         return self.start + (self.end - self.start) * progress
 
     @abstractmethod
-    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:
         """The perturbed mixture weights, without gradient; may draw from torch's global stream at first."""
 
 
@@ -218,7 +203,7 @@ class Perturbation(ABC):
 class RandomPerturbation(Perturbation):
     """SDARTS-RS: a uniform draw from the cube around the mixture."""
 
-    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:  # noqa: ARG002
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:  # noqa: ARG002
         """`weights + U(-radius, radius)`, on the simplex."""
         return _randomly_moved(weights, self.radius(progress))
 
@@ -240,22 +225,14 @@ class AdversarialPerturbation(Perturbation):
         if self.steps < 1:
             raise ConfigError(f"{type(self).__name__}: steps is {self.steps}, but must be at least 1")
 
-    def __call__(self, weights: Mixtures, loss: Loss, progress: Tensor) -> list[Tensor]:
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:
         """The worst mixture found."""
         radius = self.radius(progress)
-        clean = [rows.detach() for rows in weights]
-        moved = _randomly_moved(clean, radius)
+        moved = _randomly_moved(weights, radius)
         for _ in range(self.steps):
-            leaves = [rows.requires_grad_() for rows in moved]
-            uphill = torch.autograd.grad(loss(leaves), leaves, materialize_grads=True)
-            ascent = [2 * radius / self.steps * g.sign() for g in uphill]
-            moved = [
-                on_simplex(centre + (leaf.detach() + step - centre).clamp(-radius, radius), centre)
-                for centre, leaf, step in zip(clean, leaves, ascent, strict=True)
-            ]
-        with torch.no_grad():
-            worse = loss(moved) >= loss(clean)
-            return [torch.where(worse, rows, centre) for rows, centre in zip(moved, clean, strict=True)]
+            uphill = moved + 2 * radius / self.steps * gradient(moved).sign()
+            moved = on_simplex(weights + (uphill - weights).clamp(-radius, radius), weights)
+        return torch.where(loss(moved) >= loss(weights), moved, weights)
 
 
 def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
@@ -270,7 +247,6 @@ def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
     return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
 
 
-def _randomly_moved(weights: Mixtures, radius: Tensor) -> list[Tensor]:
+def _randomly_moved(weights: Tensor, radius: Tensor) -> Tensor:
     """Mixture weights moved by a uniform draw from the cube, on the simplex."""
-    noises = [(2 * torch.rand_like(rows) - 1) * radius for rows in weights]
-    return [on_simplex(rows + noise, rows) for rows, noise in zip(weights, noises, strict=True)]
+    return on_simplex(weights + (2 * torch.rand_like(weights) - 1) * radius, weights)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,25 +34,27 @@ from nas.oneshot.diagnostics import (
     supernet_accuracy,
 )
 from nas.oneshot.discretize import by_alphas, keeps_cap, skip_shares
-from nas.oneshot.early_stopping import EigenvalueMonitor, Growth, Guards, Moment
+from nas.oneshot.early_stopping import Growth, Guards
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer
 from nas.oneshot.progressive import deepened, fading, inherit, record_fisher, shrink
-from nas.oneshot.relaxations import Mixtures
-from nas.oneshot.supernet import Supernet, preserving, recompute_cells, without_gradients
+from nas.oneshot.supernet import Mixtures, Supernet, preserving, recompute_cells, without_gradients
 from nas.seeding import derive, isolated, reseed
 from nas.space.cost import step_work
 from nas.space.space import Space
 from nas.training import resumable
-from nas.training.checkpoint import Checkpoints
+from nas.training.checkpoint import Checkpoints, pack, unpack
 from nas.training.cuda_graph import GraphedStep
 from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import Batch
 from nas.training.loop import Batches, Loop
-from nas.training.optimizer import MaskedUpdate
+from nas.training.optimizer import gradients
 from nas.training.recipe import Precision, compressed, precision
 from nas.types import Genotype
 from nas.user_code import memory_errors
+
+Moment = tuple[int, int, Any]
+"""Epochs and steps done, and what the steps of the stage then depend on."""
 
 
 def search(
@@ -101,6 +103,8 @@ class Search:
       everything has been chosen.
     preferred: what the alphas chose at their end, strengths: as they were then. healthy: what they preferred
       where the search last went back to.
+    eigenvalues, moments: of the epochs since the alphas began to move, a stage began or the search went back;
+      moments, by epoch, are those that it may go back to.
     cut: whether the time is over. looked_s: what looking after the last epoch took, in seconds; 0 while that
       is not known.
     """
@@ -130,7 +134,7 @@ class Search:
         self.healthy: Genotype = ()
         self.ended = self.cut = False
         self.done, self.steps_before = 0, 0
-        self.examiner, self.monitor = Examiner(), EigenvalueMonitor(method.guards or Guards())
+        self.examiner, self.eigenvalues, self.moments = Examiner(), list[float](), dict[int, Moment]()
         self.left_s, self.looked_s = left_s, 0.0
         self.enter(0)
         self._settings = {**self.loop.settings(), "method": method.describe()}
@@ -163,10 +167,10 @@ class Search:
     def penalty(self) -> Tensor:
         """The regularisers at the coming step's alphas and mixture, a scalar."""
         reseed(derive(self.loop.seed, "alpha step", self.loop.step))
-        supernet, regularizers, weights = self.supernet, self.method.regularizers, list[Tensor]()
-        alphas = supernet.logits()
+        supernet, regularizers = self.supernet, self.method.regularizers
+        weights = alphas = supernet.logits()
         if any(regularizer.reads_mixture for regularizer in regularizers):
-            weights = supernet.mixture_weights()[: len(alphas)]
+            weights = supernet.mixture_weights()[0]
         return torch.stack([r(alphas, weights, supernet.progress) for r in regularizers]).sum()
 
     def perturbed_mixture(self, train: Batch) -> Mixtures:
@@ -174,18 +178,20 @@ class Search:
         perturbation, supernet, loop = self.method.perturbation, self.supernet, self.loop
         assert perturbation is not None
         reseed(derive(loop.seed, "perturbation", loop.step))
-        with torch.no_grad():
-            weights = supernet.mixture_weights()
-        mixed, edges = weights[: len(supernet.alphas)], weights[len(supernet.alphas) :]
 
-        def loss(candidate: Mixtures) -> Tensor:
-            return self.training_loss(train, [*candidate, *edges])
+        def loss(weights: Tensor) -> Tensor:
+            return loop.team.average([self.training_loss(train, [weights, *edges])], loop.batch)[0]
 
-        def mean_loss(candidate: Mixtures) -> Tensor:
-            return loop.team.across(candidate, loss, loop.batch)
+        def gradient(weights: Tensor) -> Tensor:
+            leaf = weights.detach().requires_grad_()
+            with torch.enable_grad():
+                found = gradients(self.training_loss(train, [leaf, *edges]), [leaf])
+            return loop.team.average(found, loop.batch)[0]
 
-        with preserving(supernet.network.buffers()), without_gradients(loop.parameters.values()):
-            return [*perturbation(mixed, mean_loss, supernet.progress), *edges]
+        buffers, fixed = supernet.network.buffers(), without_gradients(loop.parameters.values())
+        with torch.no_grad(), preserving(buffers), fixed:
+            weights, *edges = supernet.mixture_weights()
+            return [perturbation(weights, loss, gradient, supernet.progress), *edges]
 
     # -- steps and epochs ------------------------------------------------------------------------------
 
@@ -233,7 +239,7 @@ class Search:
         else:
             before = self.epochs[-1].genotype if self.epochs else None
             health = self.examiner.examine(self, genotype, before, val_acc)
-        growth, moment = _look(self, health.eigenvalue)
+        guards, (growth, moment) = self.method.guards, _look(self, health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
             epochs=self.total,
@@ -245,7 +251,10 @@ class Search:
             health=health,
             growth=growth,
         )
-        back, events = (None, _go_on(self)) if moment is None else _go_back(self, growth, moment)
+        if guards is None or moment is None:
+            back, events = None, _go_on(self)
+        else:
+            back, events = _go_back(self, guards, growth, moment)
         trouble = self.examiner.trouble
         if trouble and all(trouble not in earlier.events for earlier in self.epochs):
             events = [trouble, *events]
@@ -300,10 +309,6 @@ class Search:
             task.val, task, replace(recipe, mixup=0.0), seed=derive(seed, "validation"), team=self.team
         )
         self.freezer = None if method.freezing is None else Freezer(self.supernet, method.freezing)
-        if method.relaxation.samples_one_path:
-            self.loop.masked = MaskedUpdate(self.loop.parameters.values())
-        elif self.freezer is not None:
-            self.loop.masked = MaskedUpdate(self.freezer.weights)
         self.alpha_optimizer = method.update.begin(self.supernet.architecture())
         self.moves_alphas = method.learns_alphas
         self._graphed = _graphed(self)
@@ -320,7 +325,7 @@ class Search:
                 "alphas": [alpha.detach() for alpha in self.supernet.architecture()],
                 "alive": self.supernet.alive,
                 "alpha_optimizer": self.alpha_optimizer.state_dict()["state"],
-                "freezer": dict(self.freezer.state()) if self.freezer is not None else {},
+                "freezer": self.freezer.state() if self.freezer is not None else {},
             },
         )
 
@@ -350,7 +355,8 @@ class Search:
             "strengths": [torch.from_numpy(row) for row in self.strengths],
             "healthy": self.healthy,
             "direction": self.examiner.direction,
-            "monitor": self.monitor.state(),
+            "eigenvalues": self.eigenvalues,
+            "moments": self.moments,
             "epochs": [epoch.packed() for epoch in self.epochs],
         }
 
@@ -360,7 +366,7 @@ class Search:
         self.preferred, self.healthy = state["preferred"], state["healthy"]
         self.strengths = tuple(row.numpy() for row in state["strengths"])
         self.examiner.direction = [tensor.to(self.task.train.x.device) for tensor in state["direction"]]
-        self.monitor.restore(state["monitor"])
+        self.eigenvalues, self.moments = list(state["eigenvalues"]), dict(state["moments"])
         self.epochs = [Epoch.unpacked(record) for record in state["epochs"]]
         if state["stage"] != self.stage:
             self.enter(state["stage"])
@@ -391,20 +397,19 @@ def _graphed(work: Search) -> GraphedStep[tuple[Batch, Batch | None]] | None:
 def _moved(work: Search) -> list[Tensor]:
     """All tensors that a step changes."""
     moments = [value for state in work.alpha_optimizer.state.values() for value in state.values()]
-    frozen = work.freezer.moved() if work.freezer is not None else ()
-    return [*work.loop.moved(), *work.supernet.architecture(), *moments, *frozen]
+    return [*work.loop.moved(), *work.supernet.architecture(), *moments]
 
 
 def _reads(work: Search) -> Hashable | None:
     """What a step reads of Python and may change; None where a CUDA graph cannot hold the coming one."""
     method, skips = work.method, any(mixed.skip_dropout is not None for mixed in work.supernet.mixed_ops)
-    if method.relaxation.samples_one_path or method.checkpointing:
+    if method.relaxation.samples_one_path or method.checkpointing or method.freezing is not None:
         return None
     # Passes that must draw the same are seeded apart, which a graph cannot hold.
     alike = method.order == 2 or any(regularizer.reads_mixture for regularizer in method.regularizers)
     if alike and work.moves_alphas and (method.relaxation.draws or skips):
         return None
-    return tuple(work.supernet.alive), skips, work.moves_alphas, work.loop.read_by_steps
+    return tuple(work.supernet.alive), skips, work.moves_alphas, work.loop.weight_decay
 
 
 # -- the end of an epoch ----------------------------------------------------------------------------------
@@ -415,14 +420,23 @@ def _look(work: Search, eigenvalue: float) -> tuple[Growth, Moment | None]:
     if work.selects or not work.moves_alphas:
         return Growth(), None
     length = work.stages[work.stage].epochs if work.method.staging.fresh else work.ends[-1]
-    moment = work.moment if work.method.guards is not None else None
-    return work.monitor.look(work.done, length, abs(eigenvalue), moment)
+    guards = work.method.guards
+    work.eigenvalues.append(abs(eigenvalue))
+    growth = (guards or Guards()).growth(work.eigenvalues, length)
+    if guards is None:
+        return growth, None
+    work.moments[work.done] = cast(Moment, unpack(*pack(work.moment())))  # copied to the CPU
+    back = work.done - guards.reach(length)
+    found = work.moments[back] if growth.alarming else None
+    work.moments = {at: kept for at, kept in work.moments.items() if at > back}
+    return growth, found
 
 
-def _go_back(work: Search, growth: Growth, moment: Moment) -> tuple[int, list[str]]:
+def _go_back(work: Search, guards: Guards, growth: Growth, moment: Moment) -> tuple[int, list[str]]:
     """To which epoch, and what is done about the growth."""
-    guards, decay = work.monitor.guards, work.loop.weight_decay
+    decay = work.loop.weight_decay
     work.go_to(moment)
+    _forget(work)
     back, before = work.done, work.supernet.genotype()
     if keeps_cap(work.space, before, guards.skip_cap):
         work.healthy = before
@@ -443,7 +457,7 @@ def _go_on(work: Search) -> list[str]:
     if work.selects:
         tuned = work.done - work.ends[-1]
         work.ended = tuned == work.tuning
-        return _fix(work, darts_pt.due(work.supernet, work.seed, tuned, of=work.tuning))
+        return _fix(work, tuned)
     if work.done < work.ends[work.stage]:
         return []
     if work.stage + 1 < len(work.stages):
@@ -456,7 +470,7 @@ def _go_on(work: Search) -> list[str]:
     work.steps_before += loop.step
     work.enter(len(work.stages), work.supernet)
     _take_over(work, loop, freezer)
-    return _fix(work, darts_pt.due(work.supernet, work.seed, 0, of=work.tuning))
+    return _fix(work, 0)
 
 
 def _next_stage(work: Search) -> list[str]:
@@ -477,8 +491,14 @@ def _next_stage(work: Search) -> list[str]:
         inherit(work.supernet, supernet)
         work.loop.step = loop.step
     work.stage = number
-    work.monitor.forget()
+    _forget(work)
     return [f"stage {number + 1} of {len(work.stages)}: {text}" for text in events]
+
+
+def _forget(work: Search) -> None:
+    """What was measured in another form, or under less weight decay, says nothing of what comes."""
+    work.eigenvalues.clear()
+    work.moments.clear()
 
 
 def _take_over(work: Search, loop: Loop, freezer: Freezer | None) -> None:
@@ -509,11 +529,17 @@ def _choose(work: Search) -> None:
     )
 
 
-def _fix(work: Search, due: Sequence[int]) -> list[str]:
-    """Fixes decisions by what removing an option costs; says to what."""
-    settings = work.method.selection
+def _fix(work: Search, *epochs: int) -> list[str]:
+    """Fixes the decisions whose turn it is after so many epochs of the selection's training; says to what."""
+    settings, supernet, events = work.method.selection, work.supernet, list[str]()
     assert settings is not None
-    return darts_pt.fix(work.supernet, work.task, settings, due, cap=work.method.identities)
+    turns = darts_pt.turns(supernet, work.seed, work.tuning)
+    for i in (decision for epoch in epochs for decision in turns[epoch]):
+        if len(supernet.alive[i]) > 1:
+            decision = work.space.decisions[i]
+            option = darts_pt.select(supernet, work.task, settings, i, cap=work.method.identities)
+            events.append(f"{decision.name} is {decision.options[option]}")
+    return events
 
 
 def _end_early(work: Search) -> list[str]:
@@ -521,10 +547,7 @@ def _end_early(work: Search) -> list[str]:
     work.ended = True
     if not work.preferred:
         _choose(work)
-    if work.method.selection is None:
-        return []
-    order, alive = darts_pt.order(work.supernet, work.seed), work.supernet.alive
-    return _fix(work, [i for i in order if len(alive[i]) > 1])
+    return [] if work.method.selection is None else _fix(work, *range(work.tuning))
 
 
 def _outcome(work: Search) -> DifferentiableOutcome:

@@ -25,15 +25,17 @@ from nas.space.space import Space
 from nas.types import Genotype
 
 T = TypeVar("T")
+Mixtures = Sequence[Tensor]
+"""Mixture weights `[D, O]`, and where edges are weighed against each other their weights `[D]`, too."""
 
 
 class Supernet(nn.Module):
     """All architectures of a space in one module.
 
-    alphas: one parameter `[E, O]` for each set of E decisions with equally many options O, in the order of
-      the space's decisions; drawn as 1e-3 N(0, 1) (the code of DARTS).
-    betas: with `edge_norm`, one parameter for each decision; those of the edges into one node of a `Cell`
-      are softmaxed and weigh these edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
+    alphas: `[D, O]`, a row for each decision in the space's order, O the options of the largest; drawn as
+      1e-3 N(0, 1) (the code of DARTS). Options that a decision does not have are out of the race.
+    betas: with `edge_norm`, `[D]`; those of the edges into one node of a `Cell` are softmaxed and weigh these
+      edges (Xu et al., ICLR 2020, PC-DARTS, §3.3). Drawn like the alphas.
     relaxation: maps alphas to mixture weights.
     parts: how many parts the channels of a mixed operation are divided into; one of them is computed on.
     progress: share of the search that is done, a scalar in [0, 1] on the device; what is annealed follows it.
@@ -64,21 +66,15 @@ class Supernet(nn.Module):
         self.mixed_ops = [module for module in self.network.modules() if isinstance(module, MixedOp)]
         as_searched(self.network, outermost(self.network))
         self._names = [d.name for d in space.decisions]
-        self._rows: dict[int, list[int]] = {}
-        for i, decision in enumerate(space.decisions):
-            self._rows.setdefault(len(decision.options), []).append(i)
-        self.alphas = nn.ParameterList(
-            1e-3 * torch.randn(len(rows), options) for options, rows in self._rows.items()
-        )
+        widths = [len(d.options) for d in space.decisions]
+        self.alphas = nn.Parameter(1e-3 * torch.randn(len(widths), max(widths, default=1)))
         self.betas = nn.Parameter(1e-3 * torch.randn(len(self._names))) if edge_norm else None
         self._into_nodes: Tensor
         self.register_buffer("_into_nodes", edges_into_nodes(self.network, self._names), persistent=False)
-        for options, rows in self._rows.items():
-            mask = torch.ones(len(rows), options, dtype=torch.bool)
-            self.register_buffer(f"_mask_{options}", mask, persistent=False)
-        self._alive = [tuple(range(len(d.options))) for d in space.decisions]
-        if not self.relaxation.competes:
-            self.keep([_without_zeros(space, i) for i in range(len(self._names))])
+        self._in_race: Tensor
+        self.register_buffer("_in_race", torch.ones_like(self.alphas, dtype=torch.bool), persistent=False)
+        zeros = self.relaxation.competes
+        self.keep([range(n) if zeros else _without_zeros(space, i) for i, n in enumerate(widths)])
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -96,22 +92,20 @@ class Supernet(nn.Module):
         self._mixture.clear()
         return out[0] if isinstance(out, tuple) else out
 
-    def mixture(self, weights: Sequence[Tensor] | None = None, *, full: bool = False) -> dict[str, Share]:
+    def mixture(self, weights: Mixtures | None = None, *, full: bool = False) -> dict[str, Share]:
         """What each decision runs under the given mixture weights, else under those of now.
 
         full: run all options, although the relaxation draws one of them in training.
         """
         if weights is None:
             weights = self.mixture_weights(expected=not self.training)
-        mixed = weights[: len(self.alphas)]
-        rows = _by_decision(mixed, self._rows)
-        shares: list[Unweighed] = [*rows]
+        shares: list[Unweighed] = list(weights[0])
         if not full and self.training and self.relaxation.samples_one_path:  # waits for the device
-            options = map(int, _by_decision([group.argmax(-1).cpu() for group in mixed], self._rows))
-            shares = [Chosen(option, row[option]) for option, row in zip(options, rows, strict=True)]
+            options = weights[0].argmax(-1).tolist()
+            shares = [Chosen(option, row[option]) for option, row in zip(options, weights[0], strict=True)]
         if self.betas is None:
             return dict(zip(self._names, shares, strict=True))
-        weighed = [Weighed(share, edge) for share, edge in zip(shares, weights[-1], strict=True)]
+        weighed = [Weighed(share, edge) for share, edge in zip(shares, weights[1], strict=True)]
         return dict(zip(self._names, weighed, strict=True))
 
     def expected_mixture(self) -> dict[str, Share]:
@@ -127,45 +121,41 @@ class Supernet(nn.Module):
 
     def architecture(self) -> list[nn.Parameter]:
         """What a search moves beside the weights: the alphas, and the betas if there are any."""
-        return [*self.alphas, *([self.betas] if self.betas is not None else [])]
+        return [self.alphas] if self.betas is None else [self.alphas, self.betas]
 
     def weights(self) -> list[nn.Parameter]:
         """Everything trained but the alphas and betas."""
         return list(self.network.parameters())
 
-    def logits(self) -> list[Tensor]:
-        """The alphas, minus infinity where an option is out of the race."""
-        return [
-            torch.where(getattr(self, f"_mask_{options}"), alphas, -torch.inf)
-            for options, alphas in zip(self._rows, self.alphas, strict=True)
-        ]
+    def logits(self) -> Tensor:
+        """The alphas `[D, O]`, minus infinity where an option is out of the race."""
+        return torch.where(self._in_race, self.alphas, -torch.inf)
 
     def mixture_weights(self, *, expected: bool = False) -> list[Tensor]:
-        """The relaxed alphas `[E, O]`, and last the edges' weights `[E]` if they are normalised.
+        """The relaxed alphas `[D, O]`, and the edges' weights `[D]` if they are normalised: a `Mixtures`.
 
         expected: without any draw.
         """
-        if expected:
-            mixed = [self.relaxation.expected(alphas) for alphas in self.logits()]
-        else:
-            mixed = [self.relaxation.mix(alphas, self.progress) for alphas in self.logits()]
-        return mixed if self.betas is None else [*mixed, _edge_weights(self.betas, self._into_nodes)]
+        relaxation, alphas = self.relaxation, self.logits()
+        mixed = relaxation.expected(alphas) if expected else relaxation.mix(alphas, self.progress)
+        return [mixed] if self.betas is None else [mixed, _edge_weights(self.betas, self._into_nodes)]
 
-    def preferences(self) -> list[Tensor]:
-        """How much each option is preferred to the others of its decision, `[E, O]` like the alphas."""
-        with torch.no_grad():
-            return [self.relaxation.strength(alphas) for alphas in self.logits()]
+    @torch.no_grad()
+    def preferences(self) -> Tensor:
+        """How much each option is preferred to the others of its decision, `[D, O]` like the alphas."""
+        return self.relaxation.strength(self.logits())
 
+    @torch.no_grad()
     def strengths(self) -> list[NDArray[np.float64]]:
         """How much each option is preferred, `[O]` in [0, 1] for each decision in the space's order.
 
         Edges that are weighed against each other are preferred by their weight, too.
         """
-        rows = _by_decision([rows.double().cpu() for rows in self.preferences()], self._rows)
-        edges = (
-            [1.0] * len(rows) if self.betas is None else _edge_weights(self.betas, self._into_nodes).tolist()
-        )
-        return [row.numpy() * edge for row, edge in zip(rows, edges, strict=True)]
+        rows = self.preferences().double()
+        if self.betas is not None:
+            rows *= _edge_weights(self.betas, self._into_nodes)[:, None]
+        decisions = self.space.decisions
+        return [row[: len(d.options)] for d, row in zip(decisions, rows.cpu().numpy(), strict=True)]
 
     def genotype(self) -> Genotype:
         """Discretises: the valid architecture that the alphas prefer."""
@@ -182,9 +172,8 @@ class Supernet(nn.Module):
             if not options:
                 raise SpaceError(f"decision {name!r}: no option is left; keep at least one")
         self._alive = [tuple(sorted(options)) for options in alive]
-        for count, rows in self._rows.items():
-            mask: Tensor = getattr(self, f"_mask_{count}")
-            mask.copy_(torch.tensor([[o in self._alive[i] for o in range(count)] for i in rows]))
+        race = [[o in options for o in range(self.alphas.shape[1])] for options in self._alive]
+        self._in_race.copy_(torch.tensor(race).view(self._in_race.shape))
         by_name = dict(zip(self._names, self._alive, strict=True))
         for mixed in self.mixed_ops:
             mixed.alive = by_name[mixed.decision]
@@ -205,8 +194,8 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def set_alphas(self, rows: Sequence[Tensor]) -> None:
         """Sets the alphas to one row `[O]` for each decision in the space's order."""
-        for alphas, members in zip(self.alphas, self._rows.values(), strict=True):
-            alphas.copy_(torch.stack([rows[i] for i in members]))
+        for alphas, row in zip(self.alphas, rows, strict=True):
+            alphas[: len(row)] = row
 
     def drop_skips(self, probability: float) -> None:
         """Sets the dropout on identities, in [0, 1)."""
@@ -262,14 +251,6 @@ def _edge_weights(betas: Tensor, into_nodes: Tensor) -> Tensor:
     """`[E]`, softmaxed over the edges into each node; 1 for what is no edge of a cell."""
     rows = torch.where(into_nodes, betas, -torch.inf).softmax(-1)
     return rows.sum(0) + ~into_nodes.any(0)
-
-
-def _by_decision(groups: Sequence[Tensor], rows: Mapping[int, Sequence[int]]) -> list[Tensor]:
-    """Rows of `[E, O]` tensors in the order of the decisions. rows: which these are, by O."""
-    found: dict[int, Tensor] = {}
-    for members, group in zip(rows.values(), groups, strict=True):
-        found |= dict(zip(members, group, strict=True))
-    return [found[i] for i in range(len(found))]
 
 
 def _without_zeros(space: Space, decision: int) -> Sequence[int]:

@@ -197,8 +197,9 @@ def _constrained(job: Job, method: Method) -> Method:
     if not bounds:
         return method
     table = _table(job) if any(bound.metric == LATENCY for bound in bounds) else None
+    shape, device = job.task.image_shape, job.search_task.train.x.device
     penalties = [
-        expected_cost(job.final, job.task.image_shape, bound, table=table, weight=PENALTY) for bound in bounds
+        expected_cost(job.final, shape, bound, table=table, weight=PENALTY, device=device) for bound in bounds
     ]
     return dataclasses.replace(method, regularizers=(*method.regularizers, *penalties))
 
@@ -221,10 +222,10 @@ def _within_memory(job: Job, method: Method) -> Method:
     path = job.folder / "memory.json"
     if not path.exists():
         job.progress.note("memory: a step is measured on a few images")
-        found = memory_budget.fit(
+        fitting, needed = memory_budget.fit(
             job.space, job.search_task, method, job.config.memory, ranks=job.team.size, stop=job.stop
         )
-        write_json(path, {**dataclasses.asdict(found.change), "needed": found.needed})
+        write_json(path, {**dataclasses.asdict(fitting), "needed": needed})
     record = read_json(path)
     change = checked(memory_budget.Change, record, path, "record of what fits the memory")
     needed = checked(NeededRecord, record, path, "record of what fits the memory").needed

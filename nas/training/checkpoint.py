@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -22,8 +21,6 @@ from nas.files.atomic import TEMPORARY, storage_errors, write_bytes
 _log = logging.getLogger("nas")
 
 _FORMAT = "2"
-_ARRAYS = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
-"""Types that numpy has, too."""
 _NAME = re.compile(r"step-(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
@@ -39,8 +36,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, every_s: float = 60.0) -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}, but must be at least 1")
         self._folder, self._keep, self.every_s = folder, keep, every_s
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -52,13 +47,12 @@ class Checkpoints:
         Raises:
             StorageError: when the file system refuses.
         """
-        if step < 0:
-            raise ValueError(f"step is {step}, but must be at least 0")
         data = encode(state)
         path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
         with storage_errors(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_temporaries()
+            for leftover in self._folder.glob(f"{TEMPORARY}*"):
+                leftover.unlink(missing_ok=True)
             write_bytes(path, data)
             found = self._found()
             earlier = [other for number, other in found if number < step]
@@ -81,21 +75,11 @@ class Checkpoints:
             _log.warning("checkpoint %s is damaged (SHA-256 differs); trying the previous one", path)
         return None
 
-    def clear(self) -> None:
-        """Removes every checkpoint."""
-        self._remove_temporaries()
-        for _, path in self._found():
-            path.unlink(missing_ok=True)
-
     def _found(self) -> list[tuple[int, Path]]:
         """The steps and paths of all checkpoints, oldest first; of the same step, by age."""
         names = ((_NAME.fullmatch(path.name), path) for path in self._folder.glob("step-*"))
         found = [(int(match[1]), path) for match, path in names if match]
         return sorted(found, key=lambda entry: (entry[0], entry[1].stat().st_mtime_ns))
-
-    def _remove_temporaries(self) -> None:
-        for path in self._folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
 
 
 def _digest(data: bytes) -> str:
@@ -108,7 +92,7 @@ def _digest(data: bytes) -> str:
 def encode(state: Mapping[str, Any]) -> bytes:
     """A state (see `pack`) as the bytes of a checkpoint."""
     tensors, structure = pack(dict(state))
-    return _saved(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure)})
+    return save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure)})
 
 
 def decode(data: bytes, source: str) -> dict[str, Any]:
@@ -137,7 +121,7 @@ def pack(state: object) -> tuple[dict[str, Tensor], object]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def plain(value: object, where: str) -> object:
+    def plain(value: object) -> object:
         match value:
             case None | bool() | int() | float() | str():
                 return value
@@ -146,23 +130,14 @@ def pack(state: object) -> tuple[dict[str, Tensor], object]:
                 tensors[name] = _copied(value)
                 return {"tensor": name}
             case list():
-                return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+                return [plain(item) for item in value]
             case tuple():
-                return {"tuple": plain(list(value), where)}
+                return {"tuple": plain([*value])}
             case dict():
-                for key in value:
-                    if isinstance(key, bool) or not isinstance(key, int | str):
-                        raise TypeError(
-                            f"cannot save {where}: its key {key!r} is a {type(key).__name__}, but must "
-                            "be int or str"
-                        )
-                return {"dict": [[key, plain(item, f"{where}[{key!r}]")] for key, item in value.items()]}
-        raise TypeError(
-            f"cannot save {where}: it is a {type(value).__name__}, but must be a tensor, int, float, str, "
-            "bool, None, or a dict, list or tuple of them; convert it first"
-        )
+                return {"dict": [[key, plain(item)] for key, item in value.items()]}
+        raise TypeError(f"cannot save {shown(value)}, a {type(value).__name__}; convert it to plain values")
 
-    return tensors, plain(state, "state")
+    return tensors, plain(state)
 
 
 def unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
@@ -201,7 +176,7 @@ def save_tensors(
     """Replaces the file at `path` by the tensors and their texts as safetensors, whole or not at all."""
     copies = {name: _copied(value) for name, value in tensors.items()}
     # safetensors writes an unreadable header for an empty table of texts.
-    write_bytes(path, _saved(copies, dict(metadata) if metadata else None))
+    write_bytes(path, save(copies, dict(metadata) if metadata else None))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -216,16 +191,6 @@ def _copied(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU, [same shape and dtype]."""
     source = tensor.detach()
     return torch.empty(source.shape, dtype=source.dtype, device="cpu").copy_(source)
-
-
-def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
-    """Contiguous tensors on the CPU as safetensors.
-
-    The library takes three times as long for those of torch as for arrays, of which it makes the same bytes.
-    """
-    if all(tensor.dtype in _ARRAYS for tensor in tensors.values()):
-        return save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, metadata)
-    return save(dict(tensors), metadata)
 
 
 def _parsed(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -25,7 +25,6 @@ from nas.seeding import derive, seed_global
 from nas.training.checkpoint import decode, encode
 from nas.training.launch import launched
 
-Points = Sequence[Tensor]
 AGAIN = "the same command goes on from the last checkpoint"
 END = "end"
 """The phase of a job after the last one."""
@@ -40,12 +39,16 @@ class Team:
     """The ranks 0 to `size - 1` of a training; by default a process alone, which has nobody to talk to.
 
     local: which of its machine's GPUs a rank has; None where there is only one rank.
+    limit_s: how long a rank waits for another one within a step. Between steps, where rank 0 evaluates and
+      writes, the others wait as long as it lives.
 
     Every method but `part`, `images` and `apart` is called by all ranks, in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, *, local: int | None = None) -> None:
-        self.rank, self.size, self.local = rank, size, local
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, local: int | None = None, limit_s: float = 600.0
+    ) -> None:
+        self.rank, self.size, self.local, self.limit_s = rank, size, local, limit_s
 
     @property
     def leads(self) -> bool:
@@ -78,77 +81,6 @@ class Team:
 
     def agree(self, where: str, facts: object) -> None:
         """Raises RankError, which names the ranks, unless all state the same: plain values with a `repr`."""
-
-    def same(self, where: str, tensors: Iterable[Tensor]) -> None:
-        """Raises RankError, which names the ranks, unless float32 tensors are the same on all to the bit."""
-
-    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:  # noqa: ARG002
-        """The means over a batch of so many images of what are means over the ranks' parts of it."""
-        return tensors
-
-    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:  # noqa: ARG002
-        """`loss(points)`, and its gradient with respect to them, averaged like that."""
-        return loss(points)
-
-    def any(self, ask: Callable[[], bool] | None) -> bool:
-        """Whether any rank answers yes; None is no."""
-        return ask is not None and ask()
-
-    def handed(self, state: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:  # noqa: ARG002
-        """On all but rank 0 the state that rank 0 has, on rank 0 None.
-
-        state: see `nas.training.checkpoint.pack`; asked on rank 0 only.
-        """
-        return None
-
-    def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401 - whatever JSON can hold
-        """Calls the other ranks to a phase of the job, with a value for JSON; these wait for that call."""
-
-    def called(self) -> tuple[str, Any]:
-        """On another rank than 0, the next phase that rank 0 calls to, and its value."""
-        raise RuntimeError("a process alone leads itself")
-
-
-ALONE = Team()
-
-
-class Ranks(Team):
-    """The processes that torchrun started, one for each GPU or, on CPUs, as many as it was told to.
-
-    In a step nobody waits longer for another than the time limit. Between steps, where rank 0 evaluates and
-    writes, the others wait as long as it lives.
-    """
-
-    def __init__(self, rank: int, size: int, *, limit_s: float) -> None:
-        if dist.is_initialized():
-            raise ConfigError(
-                "a process group exists already: one of your own, or that of a job that failed here; the "
-                "engine makes its own, so destroy yours before, or start the ranks anew"
-            )
-        local = int(os.environ.get("LOCAL_RANK", rank))
-        super().__init__(rank, size, local=local)
-        self.limit_s = limit_s
-        limit, gpus = timedelta(seconds=limit_s), torch.cuda.device_count()
-        with self._reaching("find the others"):
-            store, _, _ = next(rendezvous("env://", timeout=_LAUNCH))
-            # The launcher's store outlives the jobs that this process has done.
-            self._store = dist.PrefixStore(f"nas/{next(_jobs)}", store)  # type: ignore[attr-defined]
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo",
-                store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
-                rank=rank,
-                world_size=size,
-                # Whoever waits on the host is to say so before NCCL's own watchdog ends the process.
-                timeout=2 * limit,
-            )
-            self._prompt = dist.new_group(backend="gloo", timeout=limit)
-            # Where rank 0 comes to the others, these should be there.
-            self._patient = dist.new_group(backend="gloo", timeout=limit if self.leads else _LONG)
-        if local < gpus:
-            torch.cuda.set_device(local)
-
-    def agree(self, where: str, facts: object) -> None:
-        """Compares digests of what the ranks state."""
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
         found = self._gather(int.from_bytes(digest, "little", signed=True))
         if odd := [rank for rank, number in enumerate(found) if number != found[0]]:
@@ -159,13 +91,14 @@ class Ranks(Team):
             )
 
     def same(self, where: str, tensors: Iterable[Tensor]) -> None:
-        """Compares checksums."""
-        self.agree(where, torch.stack([_checksum(tensor) for tensor in tensors]).tolist())
+        """Raises RankError, which names the ranks, unless float32 tensors are the same on all to the bit."""
+        if self.size > 1:
+            self.agree(where, torch.stack([_checksum(tensor) for tensor in tensors]).tolist())
 
-    def average(self, tensors: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
-        """In one piece, so that it is one call."""
-        if not tensors:
-            return tensors
+    def average(self, tensors: Sequence[Tensor], batch: int) -> list[Tensor]:
+        """The means over a batch of so many images of what are means over the ranks' parts of it."""
+        if self.size == 1 or not tensors:
+            return [*tensors]
         whole = torch.cat([tensor.detach().flatten() for tensor in tensors])
         whole *= (batch // self.size + (self.rank < batch % self.size)) / batch
         with self._reaching("exchange gradients"):
@@ -173,32 +106,54 @@ class Ranks(Team):
         parts = torch.split(whole, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
-    def across(self, points: Points, loss: Callable[[Points], Tensor], batch: int) -> Tensor:
-        """By a function whose gradient is the average."""
-        spread: Points = _Spread.apply(self, batch, *points)  # type: ignore[no-untyped-call]
-        own = loss(spread)
-        return own + (self.average([own], batch)[0] - own).detach()
-
     def any(self, ask: Callable[[], bool] | None) -> bool:
-        """Asks all."""
+        """Whether any rank answers yes; None is no."""
         return any(self._gather(int(ask is not None and ask())))
 
     def handed(self, state: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """By one broadcast."""
-        data = self._broadcast(encode(state()) if self.leads else b"")
+        """On all but rank 0 the state that rank 0 has, on rank 0 None.
+
+        state: see `nas.training.checkpoint.pack`; asked on rank 0 only.
+        """
+        if self.size > 1:
+            data = self._broadcast(encode(state()) if self.leads else b"")
         return None if self.leads else decode(data, "the state of rank 0")
 
-    def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401
-        """Sends the call by a broadcast, or waits for it."""
-        if self.leads:
+    def call(self, phase: str, value: Any = None) -> None:  # noqa: ANN401 - whatever JSON can hold
+        """Calls the other ranks to a phase of the job, with a value for JSON; these wait for that call."""
+        if not self.leads:
+            if (found := self.called()[0]) != phase:
+                raise RankError(
+                    f"rank {self.rank} waits for {phase!r}, but rank 0 calls to {found!r}; {AGAIN}"
+                )
+        elif self.size > 1:
             self._broadcast(json.dumps([phase, value]).encode())
-        elif (found := self.called()[0]) != phase:
-            raise RankError(f"rank {self.rank} waits for {phase!r}, but rank 0 calls to {found!r}; {AGAIN}")
 
     def called(self) -> tuple[str, Any]:
-        """By the same broadcast."""
+        """On another rank than 0, the next phase that rank 0 calls to, and its value."""
         phase, value = json.loads(self._broadcast(b""))
         return phase, value
+
+    def connect(self) -> None:
+        """Finds the other ranks, and keeps to the GPU of its own where there is one for each."""
+        limit, gpus = timedelta(seconds=self.limit_s), torch.cuda.device_count()
+        with self._reaching("find the others"):
+            store, _, _ = next(rendezvous("env://", timeout=_LAUNCH))
+            # The launcher's store outlives the jobs that this process has done.
+            self._store = dist.PrefixStore(f"nas/{next(_jobs)}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
+                rank=self.rank,
+                world_size=self.size,
+                # Whoever waits on the host is to say so before NCCL's own watchdog ends the process.
+                timeout=2 * limit,
+            )
+            self._prompt = dist.new_group(backend="gloo", timeout=limit)
+            # Where rank 0 comes to the others, these should be there.
+            self._patient = dist.new_group(backend="gloo", timeout=limit if self.leads else _LONG)
+        if self.local is not None and self.local < gpus:
+            torch.cuda.set_device(self.local)
 
     def part_ways(self, error: BaseException) -> None:
         """As rank 0 leaves word in the launcher's store why the job ends; another rank looks for that word.
@@ -220,6 +175,8 @@ class Ranks(Team):
 
     def _gather(self, number: int) -> list[int]:
         """The numbers of all ranks."""
+        if self.size == 1:
+            return [number]
         found = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with self._reaching("compare steps with the others"):
             dist.all_gather(found, torch.tensor([number]), group=self._prompt)
@@ -247,6 +204,9 @@ class Ranks(Team):
             ) from error
 
 
+ALONE = Team()
+
+
 @contextmanager
 def joined(*, limit_s: float) -> Iterator[Team]:
     """The team that this process belongs to while the block runs: itself alone, or the ranks of torchrun.
@@ -261,7 +221,13 @@ def joined(*, limit_s: float) -> Iterator[Team]:
     if found is None:
         yield ALONE
         return
-    team = Ranks(*found, limit_s=limit_s)
+    if dist.is_initialized():
+        raise ConfigError(
+            "a process group exists already: one of your own, or that of a job that failed here; the "
+            "engine makes its own, so destroy yours before, or start the ranks anew"
+        )
+    team = Team(*found, local=int(os.environ.get("LOCAL_RANK", found[0])), limit_s=limit_s)
+    team.connect()
     try:
         yield team
     except BaseException as error:
@@ -271,19 +237,6 @@ def joined(*, limit_s: float) -> Iterator[Team]:
         with suppress(RankError):  # the work is done: who has gone before the end does not matter
             team.call(END)
     dist.destroy_process_group()
-
-
-class _Spread(torch.autograd.Function):
-    """The points as they are; their gradient is the average over the ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, team: Ranks, batch: int, *points: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        ctx.team, ctx.batch = team, batch
-        return tuple(point.view_as(point) for point in points)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return None, None, *ctx.team.average(gradients, ctx.batch)
 
 
 def _checksum(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from nas.space.cell import Cell
 from nas.training.batched import execute_cells
 from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import SHORT, Batch, Output, Targets, reestimate
-from nas.training.optimizer import Descent, Ema, MaskedUpdate, accumulate
+from nas.training.optimizer import Descent, Ema, check_depends
 from nas.training.recipe import Precision, Recipe, learning_rate, precision, to_layout
 
 CHECK_STEPS = 50
@@ -84,7 +84,6 @@ class Loop:
     batch: images of a step; images: how many of them this process holds, fewer in a team.
     descent: moves the weights; its `rate` is `lr`, on CUDA as a scalar on the device.
     ema: the averaged weights, where the recipe keeps any.
-    masked: which parameters stay as they are where their gradient is zeros; None where none do.
     """
 
     def __init__(
@@ -101,27 +100,31 @@ class Loop:
     ) -> None:
         """As described.
 
-        passes: parts that each batch is divided into to save memory, see `nas.training.optimizer.accumulate`.
+        passes: parts that each batch is divided into to save memory, see `accumulate`.
         elapsed: share in [0, 1] of the training's time that is over, where that is what its schedule follows;
           else it follows the steps.
         team: the processes that divide every batch among them and then move alike, see `nas.training.ddp`.
         """
         self.network, self.task, self.recipe, self.seed, self.split = network, task, recipe, seed, split
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.device = _shared_device(self.parameters, split)
+        if not self.parameters:
+            raise TrialError("no-grad", "train: the network has no trainable parameter")
+        if len(split) < 2:
+            raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
+        self.device = split.x.device
         self.batches = Batches(split, task, recipe, seed=seed, team=team)
         self.batch, self.images = self.batches.size, self.batches.images
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step, self.seconds, self.step_s = 0, 0.0, 0.0
         self.weight_decay = recipe.weight_decay
-        self.masked: MaskedUpdate | None = None
         self.team, self.passes, self._elapsed = team, passes, elapsed
         execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._drop_path, self._drop_path_on_device = recipe.drop_path, torch.zeros((), device=self.device)
-        set_drop_path(network, recipe.drop_path)
+        # On the device, as the learning rate is: in a CUDA graph a number would stay what it was.
+        self._drop_path = torch.zeros((), device=self.device)
+        set_drop_path(network, self._drop_path if recipe.drop_path else 0.0)
         self.ema = Ema(network, recipe.ema, self.device) if recipe.ema else None
         self.descent = Descent(self.parameters, recipe, self.device)
         self.lr = learning_rate(recipe, 0, steps_per_epoch=self.steps_per_epoch)
@@ -150,8 +153,7 @@ class Loop:
     def begin(self) -> Batch:
         """Sets the rates of the coming step, draws its batch, and sets torch's stream to where it begins."""
         at = self.step if self._elapsed is None else min(self.steps - 1, int(self._elapsed() * self.steps))
-        if self.recipe.drop_path:
-            self._follow_drop_path(at // self.steps_per_epoch)
+        self._drop_path.fill_(self.recipe.drop_path * (at // self.steps_per_epoch) / self.recipe.epochs)
         self.lr = learning_rate(self.recipe, at, steps_per_epoch=self.steps_per_epoch)
         self.descent.set(self.lr, self.weight_decay)
         if self.ema is not None:
@@ -163,13 +165,11 @@ class Loop:
     def learn(self, batch: Batch, gradients: Gradients | None = None) -> None:
         """Moves the weights along the gradients of a batch; those of its loss unless given."""
         self.descent.clear()
-        self.descend((gradients or one_pass)(self, batch))
+        self.descend(self.combined((gradients or accumulate)(self, batch)))
 
     def descend(self, loss: Tensor) -> None:
-        """Moves the weights along the gradients in place, those of `loss`; in a team along the means."""
-        if self.team.size > 1:
-            loss = self._combined(loss)
-        self.descent.step(self.masked)
+        """Moves the weights along the gradients in place, those of `loss`."""
+        self.descent.step()
         if self.ema is not None:
             self.ema.update(self.network)
         self.loss_sum += loss.detach()
@@ -187,8 +187,10 @@ class Loop:
             output: Output = (forward or self.network)(x)
         return criterion(output, targets, self.recipe, self.task, network=self.network)
 
-    def _combined(self, loss: Tensor) -> Tensor:
+    def combined(self, loss: Tensor) -> Tensor:
         """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
+        if self.team.size == 1:
+            return loss
         found = [p.grad for p in self.parameters.values() if p.grad is not None]
         trained = [name for name, p in self.parameters.items() if p.grad is not None]
         self.team.agree(f"train, step {self.step}", trained)
@@ -201,28 +203,12 @@ class Loop:
         """Of what the network draws in the coming step."""
         return derive(self.seed, "step", self.step)
 
-    @property
-    def read_by_steps(self) -> Hashable:
-        """What a step reads of Python and may change from one step to the next."""
-        return self._drop_path > 0, self.weight_decay
-
     def moved(self) -> Iterator[Tensor]:
         """All tensors that a step changes."""
         yield from (*self.network.parameters(), *self.network.buffers(), self.loss_sum)
         yield from self.descent.momentum.values()
         if self.ema is not None:
             yield from self.ema.state.values()
-
-    def _follow_drop_path(self, epoch: int) -> None:
-        """Sets the drop-path of an epoch, counted from 0: none in the first, the recipe's after the last.
-
-        On CUDA the cells read a scalar on the device: in a CUDA graph a number would stay what it was.
-        """
-        probability = self.recipe.drop_path * epoch / self.recipe.epochs
-        if probability != self._drop_path:
-            self._drop_path = probability
-            on_device = self._drop_path_on_device.fill_(probability)
-            set_drop_path(self.network, on_device if on_device.is_cuda and probability else probability)
 
     # -- epochs ----------------------------------------------------------------------------------------
 
@@ -292,10 +278,20 @@ class Loop:
         }
 
 
-def one_pass(loop: Loop, batch: Batch) -> Tensor:
-    """Puts the gradients of the recipe's loss of a batch in place; returns the loss."""
+def accumulate(loop: Loop, batch: Batch) -> Tensor:
+    """Puts the gradients of the recipe's loss of a batch in place, by the loop's passes; returns the loss.
+
+    Several are not the same as one: batch-norm normalises each part by its own statistics, and its running
+    ones move once for each part; what a network draws at random (paths, dropout) comes in another order.
+    """
     loop.team.apart(loop.seed_of_step)
-    return accumulate(loop.loss, _divided(batch, loop.passes), step=loop.step)
+    total = torch.zeros((), device=loop.device)
+    for share, part in _divided(batch, loop.passes):
+        loss = share * loop.loss(part)
+        check_depends(loss, loop.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
 
 
 def _check_finite(loop: Loop) -> None:
@@ -313,34 +309,10 @@ def _check_finite(loop: Loop) -> None:
 def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
     """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
     cells = [module for module in network.modules() if isinstance(module, Cell)]
-    if not cells and (isinstance(probability, Tensor) or probability):
-        raise ConfigError(
-            f"drop_path is {probability}, but {type(network).__name__} has no Cell to drop paths in; "
-            "set it to 0"
-        )
+    if not cells and isinstance(probability, Tensor):
+        raise ConfigError(f"drop_path: {type(network).__name__} has no Cell to drop paths in; set it to 0")
     for cell in cells:
         cell.drop_path = probability
-
-
-def _shared_device(parameters: Mapping[str, nn.Parameter], split: Split) -> torch.device:
-    """Where the parameters of a network and the images that it learns from are.
-
-    Raises:
-        TrialError: when there are no parameters to train.
-        DataError: when there are too few images.
-        ConfigError: when they are on different devices.
-    """
-    if not parameters:
-        raise TrialError("no-grad", "train: the network has no trainable parameter")
-    if len(split) < 2:
-        raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
-    device = next(iter(parameters.values())).device
-    if split.x.device != device:
-        raise ConfigError(
-            f"train: the network is on {device}, the images on {split.x.device}; "
-            f"call task.to({str(device)!r})"
-        )
-    return device
 
 
 def _divided(batch: Batch, passes: int) -> Iterator[tuple[float, Batch]]:

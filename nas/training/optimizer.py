@@ -1,10 +1,9 @@
-"""How gradients become new weights: accumulation over parts of a batch, SGD with momentum, averages."""
+"""How gradients become new weights: SGD with momentum by a recipe, and averages of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from nas.errors import TrialError
 from nas.training.recipe import Recipe
 
-Part = TypeVar("Part")
 MOMENTUM = "momentum_buffer"
 FUSED = ("cpu", "cuda")
 """Devices on which torch moves all parameters in one call."""
@@ -39,70 +37,10 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def accumulate(
-    loss_of: Callable[[Part], Tensor], parts: Iterable[tuple[float, Part]], *, step: int
-) -> Tensor:
-    """Adds up the gradients of the parts of a batch, one pass forward and backward each; the batch's loss.
-
-    Not the same as one pass: batch-norm normalises each part by its own statistics, and its running ones move
-    once for each part; what a network draws at random (paths to drop, dropout) is drawn in another order.
-
-    parts: each with its share of the batch. step: its number, for errors.
-
-    Raises:
-        TrialError: when a loss depends on no parameter.
-    """
-    total = None
-    for share, part in parts:
-        loss = loss_of(part)
-        check_depends(loss, step)
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        total = share * loss.detach() if total is None else total + share * loss.detach()
-    assert total is not None, "a batch has at least one part"
-    return total
-
-
 def check_depends(loss: Tensor, step: int) -> None:
     """Raises TrialError unless the loss of a step depends on a parameter."""
     if not loss.requires_grad:
         raise TrialError("no-grad", f"train: the loss of step {step} depends on no trainable parameter")
-
-
-class MaskedUpdate:
-    """Leaves parameters whose gradient is nothing but zeros as they are, like those that have none.
-
-    So neither weight decay nor momentum moves operations that were not run, or led nowhere. It does not wait
-    for the device.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
-
-    @contextmanager
-    def during(self, optimizer: torch.optim.SGD) -> Iterator[None]:
-        """Runs a step of an optimizer whose only state is a momentum."""
-        moving = [p for p in self._parameters if p.grad is not None]
-        if not moving:
-            yield
-            return
-        norms = torch._foreach_norm([p.grad for p in moving if p.grad is not None], torch.inf)
-        values = [p.detach() for p in moving]
-        momenta = [optimizer.state[p][MOMENTUM] for p in moving if optimizer.state.get(p)]
-        kept = [*values, *momenta]
-        before = list(torch._foreach_add(kept, 0))
-        yield
-        moved = shares(torch.stack(norms).ne(0), values)
-        # With a share of 0 or 1, an interpolation gives either end to the bit.
-        torch._foreach_lerp_(before, kept, [*moved, *moved][: len(kept)])
-        torch._foreach_copy_(kept, before)
-
-
-def shares(moves: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """1 or 0 for every entry of some tensors, laid out as these are. moves: [tensors]."""
-    sizes = [tensor.numel() for tensor in like]
-    each = [share.expand(size) for share, size in zip(moves.to(like[0]).unbind(), sizes, strict=True)]
-    parts = torch.split(torch.cat(each), sizes)
-    return [p.as_strided(t.shape, t.stride(), p.storage_offset()) for p, t in zip(parts, like, strict=True)]
 
 
 class Descent:
@@ -147,16 +85,15 @@ class Descent:
         """Forgets the gradients."""
         self._optimizer.zero_grad()
 
-    def step(self, masked: MaskedUpdate | None) -> None:
-        """Clips the gradients as the recipe says and moves all parameters but those that are masked."""
+    def step(self) -> None:
+        """Clips the gradients as the recipe says and moves all parameters that have one."""
         if self._recipe.clip:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip)
         state = self._optimizer.state
         if self._recipe.momentum and not state:  # a fused step takes the momenta of all parameters or of none
             for parameter in self._parameters.values():
                 state[parameter][MOMENTUM] = torch.zeros_like(parameter)
-        with nullcontext() if masked is None else masked.during(self._optimizer):
-            self._optimizer.step()
+        self._optimizer.step()
 
     def direction(self, gradients: Sequence[Tensor], weight_decay: float) -> Sequence[Tensor]:
         """Turns gradients in place into what a step would subtract per unit of learning rate.

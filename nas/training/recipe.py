@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
@@ -77,9 +77,26 @@ class Recipe:
     graph: bool = True
 
     def __post_init__(self) -> None:
-        for (wanted, holds), fields in _RULES:
-            for field in fields:
-                self._require(field, wanted, holds=holds(getattr(self, field)))
+        for name, least in _WHOLE.items():
+            value = getattr(self, name)
+            holds = type(value) is int and least <= value <= MOST
+            self._require(name, f"an integer of at least {least} and at most {MOST:,}", holds=holds)
+        for name, below in _NUMBERS.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # An integer beyond every float is no finite number either.
+            holds = number and 0 <= value <= sys.float_info.max and value < below
+            under = "" if below == math.inf else f" and below {below}"
+            self._require(name, f"a finite number of at least 0{under}", holds=holds)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            holds = any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
+            self._require(name, " or ".join(map(repr, choices)), holds=holds)
+        restarts = self.restarts
+        whole = isinstance(restarts, tuple) and all(type(epoch) is int for epoch in restarts)
+        ascending = whole and all(a < b for a, b in pairwise((0, *restarts)))
+        self._require("restarts", "a tuple of ascending epochs from 1 on", holds=ascending)
+        self._require("lr", "a number above 0", holds=self.lr > 0)
         self._require("lr_min", f"at most lr, {self.lr}", holds=self.lr_min <= self.lr)
         self._require(
             "restarts", f"below epochs, {self.epochs}", holds=all(r < self.epochs for r in self.restarts)
@@ -139,55 +156,21 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-_Rule = tuple[str, Callable[[object], bool]]
-
-
-def _integer(low: int) -> _Rule:
-    return (
-        f"an integer of at least {low} and at most {MOST:,}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST,
-    )
-
-
-def _number(wanted: str, holds: Callable[[float], bool]) -> _Rule:
-    def check(value: object) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        # An integer beyond every float is no finite number either.
-        return number and abs(value) <= sys.float_info.max and holds(value)  # type: ignore[arg-type]
-
-    return f"a finite number {wanted}", check
-
-
-def _one_of(kind: object) -> _Rule:
-    names = get_args(kind)
-    return " or ".join(map(repr, names)), lambda value: isinstance(value, str) and value in names
-
-
-def _are_restarts(value: object) -> bool:
-    whole = isinstance(value, tuple) and all(type(epoch) is int for epoch in value)
-    return whole and all(a < b for a, b in pairwise((0, *value)))  # type: ignore[misc]
-
-
-_RULES: Sequence[tuple[_Rule, Sequence[str]]] = (
-    (_integer(0), ["cutout"]),
-    (_integer(1), ["epochs"]),
-    (_integer(2), ["batch"]),
-    (_number("above 0", lambda value: value > 0), ["lr"]),
-    (
-        _number("of at least 0", lambda value: value >= 0),
-        ["weight_decay", "lr_min", "warmup_epochs", "clip", "auxiliary", "mixup"],
+_WHOLE = {"epochs": 1, "batch": 2, "cutout": 0}
+"""Whole numbers, and the least of each."""
+_NUMBERS = {
+    **dict.fromkeys(
+        ("lr", "weight_decay", "lr_min", "warmup_epochs", "clip", "auxiliary", "mixup"), math.inf
     ),
-    (
-        _number("of at least 0 and below 1", lambda value: 0 <= value < 1),
-        ["momentum", "label_smoothing", "drop_path", "ema"],
-    ),
-    (("true or false", lambda value: isinstance(value, bool)), ["nesterov", "crop", "flip", "graph"]),
-    (("a tuple of ascending epochs from 1 on", _are_restarts), ["restarts"]),
-    (_one_of(Schedule), ["schedule"]),
-    (_one_of(Precision), ["precision"]),
-    (_one_of(Execution), ["execution"]),
-)
-"""What must hold of the settings, and for which."""
+    **dict.fromkeys(("momentum", "label_smoothing", "drop_path", "ema"), 1),
+}
+"""Numbers of at least 0, and what each is below."""
+_CHOICES: Mapping[str, tuple[str | bool, ...]] = {
+    **dict.fromkeys(("nesterov", "crop", "flip", "graph"), (True, False)),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+    "execution": get_args(Execution),
+}
 
 _QUICK = Recipe(
     epochs=15,

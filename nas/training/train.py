@@ -127,7 +127,7 @@ def train(
       with, e.g. on more or larger images.
     checkpoints: where to resume from, and where to save to after each epoch and as often as they say.
     on_epoch: called after each epoch, its checkpoint already written.
-    passes: parts that each batch is divided into to save memory, see `nas.training.optimizer.accumulate`.
+    passes: parts that each batch is divided into to save memory, see `nas.training.loop.accumulate`.
     gradients: puts the gradients of a step in place and returns its loss, where that is not the loss of a
       plain call of the network; batch-norm statistics are then those of its own calls, and stay as they are.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
@@ -180,7 +180,7 @@ class _Training:
         self.cut = False
         self._learn: Callable[[Batch], None] = partial(loop.learn, gradients=gradients)
         if loop.device.type == "cuda" and loop.recipe.graph and self.plain and loop.team.size == 1:
-            self._learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.read_by_steps)
+            self._learn = GraphedStep(loop.learn, moved=loop.moved, reads=lambda: loop.weight_decay)
 
     @property
     def step(self) -> int:
