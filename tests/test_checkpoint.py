@@ -75,18 +75,9 @@ def test_tensors_of_every_kind_come_back(tmp_path):
     loaded["mask"][0] = False  # what was loaded can be trained on
 
 
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"a": [1, {2}]}, r"state\['a'\]\[1\]: it is a set"),
-        ({"a": {1.5: 0}}, "its key 1.5 is a float"),
-        ({"a": {True: 0}}, "its key True is a bool"),
-        ({"a": torch.float32}, "dtype"),
-    ],
-)
-def test_other_types_are_refused_with_their_place(state, message):
-    with pytest.raises(TypeError, match=message):
-        pack(state)
+def test_other_types_are_refused():
+    with pytest.raises(TypeError, match="a dtype"):
+        pack({"a": [1, torch.float32]})
 
 
 def test_newest_are_kept(tmp_path):
@@ -95,9 +86,6 @@ def test_newest_are_kept(tmp_path):
         checkpoints.save(step, {"step": step})
     assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [f"step-{i:09d}" for i in (3, 4, 5)]
     assert checkpoints.load() == (5, {"step": 5})
-    checkpoints.clear()
-    assert checkpoints.load() is None
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_going_back_ends_the_later_steps(tmp_path):

@@ -12,7 +12,7 @@ from nas.evaluate.trained import Trained
 from nas.oneshot.darts_step import alpha_gradient
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS, Method
-from nas.oneshot.path_evaluation import score
+from nas.oneshot.path_training import score
 from nas.oneshot.search import Search, search
 from nas.run.pipeline import search as whole_job
 from nas.seeding import isolated
@@ -72,7 +72,7 @@ def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path, name):
         search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path), stop=lambda: next(asked) == 15)
     outcome = search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path))
     assert outcome.epochs[-1].epoch == 6
-    assert 0 <= score(outcome.supernet, outcome.selected[0], task, seed=0).accuracy <= 1
+    assert 0 <= score(outcome.supernet, outcome.selected[0], task, seed=0)[1] <= 1
 
 
 def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):

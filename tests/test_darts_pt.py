@@ -12,8 +12,8 @@ from nas.oneshot.darts_pt import (
     accuracy,
     accuracy_without,
     connections,
-    order,
     select,
+    turns,
 )
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
@@ -83,7 +83,7 @@ def test_every_decision_is_fixed_to_the_option_that_the_supernet_relies_on(seed)
     supernet, task = planted(), bright_task()
     assert supernet.genotype() == (0, 0, 0)
     assert accuracy(supernet, supernet.expected_mixture(), task, task.val) == 1.0
-    for decision in order(supernet, seed):
+    for (decision,) in turns(supernet, seed, 3)[:3]:
         assert select(supernet, task, SETTINGS, decision) == PLANTED[decision]
         retuned(supernet)
     assert supernet.alive == [(o,) for o in PLANTED]
@@ -100,11 +100,12 @@ def test_removing_the_carrier_of_the_signal_costs_accuracy_and_changes_nothing()
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 
 
-def test_the_order_is_random_by_the_seed():
+def test_turns_are_random_by_the_seed_and_spread_over_the_epochs():
     supernet = planted()
-    orders = {tuple(order(supernet, seed)) for seed in range(30)}
+    orders = {tuple(d for turn in turns(supernet, seed, 2) for d in turn) for seed in range(30)}
     assert len(orders) == 6 and all(sorted(o) == [0, 1, 2] for o in orders)
-    assert order(supernet, 4) == order(supernet, 4)
+    assert turns(supernet, 4, 2) == turns(supernet, 4, 2)
+    assert [len(turn) for turn in turns(supernet, 4, 2)] == [2, 1, 0]
 
 
 def one_of_two(decisions, scores):
@@ -135,15 +136,7 @@ def test_the_alphas_decide_where_the_space_does_not_take_what_was_selected():
     assert supernet.space.nearest(connections(supernet, task, SETTINGS))[0] == 1
 
 
-def test_barred_options_are_chosen_only_where_there_is_no_other():
-    supernet, task = planted(), bright_task()
-    assert select(supernet, task, SETTINGS, 1, barred=(PLANTED[1],)) != PLANTED[1]
-    supernet = planted()
-    supernet.keep([(0, 1, 2), (2,), (0, 1, 2)])
-    assert select(supernet, task, SETTINGS, 1, barred=(2,)) == 2
-
-
-@pytest.mark.parametrize("change", [{"tune": -1.0}, {"tune": float("inf")}, {"images": 1}, {"lr_share": 0.0}])
+@pytest.mark.parametrize("change", [{"tune": -1.0}, {"tune": float("inf")}, {"images": 1}])
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match="selection"):
         ByPerturbation(**change)

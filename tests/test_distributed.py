@@ -14,7 +14,7 @@ from ranks import make_plain_space, make_task, started, together
 from nas.errors import ConfigError, DataError
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.methods import METHODS
-from nas.oneshot.path_training import train_shared
+from nas.oneshot.path_training import SAMPLINGS, train_shared, uniform
 from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
@@ -130,12 +130,15 @@ def draw_apart(team):
     """Rank 2 takes another path than rank 0 in step 3."""
     steps = itertools.count()
 
-    def within(genotype):
+    def stray(space, draw, image_shape):
+        (genotype,) = uniform(space, draw, image_shape)
         strays = team.rank == 2 and next(steps) == 3
-        return (1 - min(1, genotype[0]), *genotype[1:]) if strays else genotype
+        return [(1 - min(1, genotype[0]), *genotype[1:])] if strays else [genotype]
 
     recipe = Recipe(epochs=1, batch=8, lr=0.05, weight_decay=0.0)
-    train_shared(Supernet(make_toy()), make_task(), recipe, seed=3, within=within, team=team)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLINGS, "uniform", stray)
+        train_shared(Supernet(make_toy()), make_task(), recipe, seed=3, team=team)
 
 
 def learn_apart(team):

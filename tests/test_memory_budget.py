@@ -67,33 +67,33 @@ def test_looking_at_the_search_needs_no_more_than_foretold(needs):
 
 
 def test_what_fits_is_left_alone(needs):
-    found = fit(SPACE, TASK, METHOD, needs(64))
-    assert found.change == Change(64) and found.needed == needs(64)
-    assert found.change.of(METHOD) == METHOD and found.change.words(METHOD) == []
+    change, needed = fit(SPACE, TASK, METHOD, needs(64))
+    assert change == Change(64) and needed == needs(64)
+    assert change.of(METHOD) == METHOD and change.words(METHOD) == []
 
 
 def test_the_batch_gives_first_and_the_learning_rate_follows(needs):
-    found = fit(SPACE, TASK, METHOD, needs(20))
-    assert found.change == Change(16)
-    changed = found.change.of(METHOD).weights
+    change, _ = fit(SPACE, TASK, METHOD, needs(20))
+    assert change == Change(16)
+    changed = change.of(METHOD).weights
     assert (changed.batch, changed.lr) == (16, METHOD.weights.lr / 4)
-    (words,) = found.change.words(METHOD)
+    (words,) = change.words(METHOD)
     assert "64 -> 16" in words and "0.025 -> 0.00625" in words
     # Ranks that divide a batch need less each.
-    assert fit(SPACE, TASK, METHOD, needs(32), ranks=2).change == Change(64)
+    assert fit(SPACE, TASK, METHOD, needs(32), ranks=2)[0] == Change(64)
 
 
 def test_then_precision_then_checkpointing_then_channels_then_paths(needs):
     seen, budget = [], needs(16)
     while True:
         try:
-            found = fit(SPACE, TASK, METHOD, budget - 1)
+            change, needed = fit(SPACE, TASK, METHOD, budget - 1)
         except ConfigError as error:
             assert "test needs at least" in str(error) and "narrower" in str(error)
             break
-        assert found.needed < budget
-        seen.append(found.change)
-        budget = found.needed
+        assert needed < budget
+        seen.append(change)
+        budget = needed
     assert seen[0].precision == "bfloat16" and not seen[0].checkpointing
     order = [("bfloat16", False, 0, False), ("bfloat16", True, 0, False), ("bfloat16", True, 2, False)]
     order += [("bfloat16", True, 4, False), ("bfloat16", True, 0, True)]

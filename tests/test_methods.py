@@ -165,12 +165,12 @@ def test_wrong_settings_are_refused(settings, subject):
 OWN = """
 import nas
 from nas.oneshot.methods import drnas
-from nas.oneshot.regularizers import BetaDecay, Entropy
+from nas.oneshot.regularizers import BetaDecay
 from nas.oneshot.relaxations import GumbelSoft
 
 
 def calm(strength=5.0):
-    return nas.Method("calm", relaxation=GumbelSoft(5.0, 1.0), regularizers=(BetaDecay(strength), Entropy()))
+    return nas.Method("calm", relaxation=GumbelSoft(5.0, 1.0), regularizers=(BetaDecay(strength),))
 
 
 def broken():

@@ -1,11 +1,11 @@
-"""Shared weights: which paths a step trains and what it moves, resumption, and few-shot splits."""
+"""Shared weights: which paths a step trains and what it moves, resumption, and what paths score on them."""
 
 import dataclasses
 import itertools
 
 import pytest
 import torch
-from one_stage import one_stage
+from nested import nested_space
 from torch import nn
 
 from nas.data.loading import load_task
@@ -14,22 +14,21 @@ from nas.oneshot import path_training
 from nas.oneshot.path_training import (
     SAMPLINGS,
     Sharing,
-    choose_split,
-    disagreement,
     sandwich,
+    score,
     strictly_fair,
     train_shared,
-    train_split,
     uniform,
 )
 from nas.oneshot.supernet import Supernet
-from nas.seeding import rng
+from nas.seeding import rng, torch_rng
 from nas.space.cost import cost
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp
-from nas.space.ops import candidates
+from nas.space.ops import MixtureNorm, candidates
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
+from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe
 
 NB201 = load("nasbench201", width=4, cells=1, in_channels=1)
@@ -115,8 +114,7 @@ def test_the_sandwich_lies_between_the_largest_and_the_smallest_of_all():
     ("change", "subject"),
     [
         ({"sampling": "fiar"}, "'fiar'.*'fair'"),
-        ({"splits": -1}, "splits is -1"),
-        ({"calibration": 1}, "calibration 1"),
+        ({"calibration": 1}, "calibration is 1"),
     ],
 )
 def test_impossible_settings_are_refused(change, subject):
@@ -155,12 +153,12 @@ def test_a_step_moves_exactly_the_weights_of_its_path():
 
     torch.manual_seed(3)
     net = Recorder(TOY).train()
-    alphas = [alpha.detach().clone() for alpha in net.alphas]
+    alphas = net.alphas.detach().clone()
     train_shared(net, TASK, RECIPE, seed=1)
     assert len({genotype for genotype, _ in seen}) > 1
     for (genotype, before), (_, after) in itertools.pairwise(seen):
         assert moved(before, after) == before.keys() - off_path(net, genotype)
-    assert all(torch.equal(a, b) for a, b in zip(alphas, net.alphas, strict=True))
+    assert torch.equal(alphas, net.alphas)
 
 
 def test_several_paths_move_the_weights_by_their_mean_gradient(monkeypatch):
@@ -214,71 +212,75 @@ def test_every_sampling_trains_and_resumes_to_the_bit(tmp_path, sampling):
     assert all(torch.equal(value, found[name]) for name, value in whole.state_dict().items())
 
 
-# -- few-shot -----------------------------------------------------------------------------------------
+# -- scores on shared weights --------------------------------------------------------------------------
 
-CELLS = one_stage()
-FOUR = Recipe(epochs=4, batch=32, lr=0.05, weight_decay=1e-4)
-ONE_SPLIT = Sharing(splits=1)
+MORE = load_task("digits").reduced(400)
 
 
-def test_without_splits_there_is_one_supernet():
-    net = supernet(CELLS)
-    shared = train_split(net, TASK, FOUR, Sharing(), seed=0)
-    assert shared.split == () and shared.of((3,) * 6) is net and shared.seconds > 0
+SPACES = {"nasbench201": NB201, "darts": DARTS, "nested": nested_space(in_channels=1, classes=10)}
 
 
-def test_a_split_makes_a_supernet_for_each_option_which_trains_that_option_only():
-    epochs = []
-    shared = train_split(supernet(CELLS), TASK, FOUR, ONE_SPLIT, seed=0, on_epoch=epochs.append)
-    assert len(epochs) == 2 + 5  # half of the epochs together, and at least one for each part
-    (decision,) = shared.split
-    nets = [shared.of((*(0,) * decision, option, *(0,) * (5 - decision))) for option in range(5)]
-    assert len({id(net) for net in nets}) == 5
-
-    def of_option(part, option):
-        name = CELLS.decisions[decision].name
-        return [p for m in nets[part].mixed_ops if m.decision == name for p in m.ops[option].parameters()]
-
-    # In the part of option 2 the weights of option 3 are as they were at the split, and so in that of 4.
-    for own, other in ((2, 3), (3, 2)):
-        assert all(torch.equal(a, b) for a, b in zip(of_option(own, other), of_option(4, other), strict=True))
-        assert not all(torch.equal(a, b) for a, b in zip(of_option(own, own), of_option(4, own), strict=True))
+def trained(space, *, parts=1, epochs=2):
+    torch.manual_seed(0)
+    supernet = Supernet(space, parts=parts).train()
+    train_shared(supernet, MORE, Recipe(epochs=epochs, batch=32, lr=0.05, weight_decay=1e-4), seed=0)
+    return supernet
 
 
-def test_the_decision_that_disagrees_most_is_split():
-    net = supernet(CELLS)
-    scores = [disagreement(net, TASK, i, seed=0) for i in range(6)]
-    assert choose_split(net, TASK, 1, seed=0) == (scores.index(max(scores)),)
-    assert all(0 <= s <= 2 for s in scores) and len(set(scores)) > 1
-    two = choose_split(net, TASK, 2, seed=0)
-    assert len(two) == 2 and set(two) == {i for i in range(6) if scores[i] >= sorted(scores)[-2]}
+def one_by_one(supernet, genotype, *, seed, calibration):
+    network = supernet.extract(genotype).eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # plain means over the batches since the reset
+    order = torch.randperm(len(MORE.train), generator=torch_rng(seed, "batchnorm", "order"))[:calibration]
+    with torch.no_grad():
+        network(MORE.normalise(MORE.train.x[order]))
+    return evaluate(network, MORE, MORE.val)
 
 
-def test_a_split_training_is_resumed_to_the_bit(tmp_path):
-    def trained(**options):
-        return train_split(supernet(CELLS), TASK, FOUR, ONE_SPLIT, seed=0, **options)
-
-    def folder(name):
-        return Checkpoints(tmp_path / name)
-
-    whole = trained()
-    for steps in (1, 3, 1):
-        asked = iter([False] * steps + [True] * 1000)
-        with pytest.raises(Stopped):
-            trained(checkpoints=folder, stop=lambda a=asked: next(a))
-    resumed = trained(checkpoints=folder)
-    assert resumed.split == whole.split
-    for chosen, net in whole.supernets.items():
-        found = resumed.supernets[chosen].state_dict()
-        assert all(torch.equal(value, found[name]) for name, value in net.state_dict().items()), chosen
-    names = {f"part-{whole.split[0]}.{o}" for o in range(5)}
-    assert {p.name for p in tmp_path.iterdir()} == {"supernet"} | names
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("images", [50, 5000])
+def test_each_architecture_scores_as_its_own_network_would(space, images):
+    supernet, draw = trained(space), rng(0)
+    for genotype in [space.sample(draw) for _ in range(5)]:
+        found = score(supernet, genotype, MORE, calibration=100, seed=3, images=images)
+        loss, accuracy = one_by_one(supernet, genotype, seed=3, calibration=100)
+        assert found[1] == pytest.approx(accuracy, abs=1 / len(MORE.val) + 1e-6)
+        assert found[0] == pytest.approx(loss, rel=2e-3)
 
 
-def test_what_cannot_be_split_is_refused_before_anything_is_trained():
-    told = []
-    with pytest.raises(ConfigError, match=r"splits is 7.* 6 decisions"):
-        train_split(supernet(CELLS), TASK, FOUR, Sharing(splits=7), seed=0, on_epoch=told.append)
-    with pytest.raises(ConfigError, match=r"sharing\.splits"):
-        train_split(supernet(DARTS), TASK, FOUR, ONE_SPLIT, seed=0, on_epoch=told.append)
-    assert told == []
+def test_a_norm_for_mixtures_passes_through_where_nothing_is_mixed():
+    def build(choose):
+        stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), MixtureNorm(4))
+        options = {"one": lambda: nn.Conv2d(4, 4, 1), "three": lambda: nn.Conv2d(4, 4, 3, padding=1)}
+        return nn.Sequential(stem, choose.op("conv", options), nn.Flatten(), nn.Linear(64, 10))
+
+    supernet = trained(Space("pooled", build))
+    found = score(supernet, (1,), MORE, calibration=100, seed=3)
+    loss, _ = evaluate(supernet.extract((1,)), MORE, MORE.val)
+    assert found[0] == pytest.approx(loss, rel=2e-3)
+
+
+def test_statistics_of_the_mixture_would_fit_worse():
+    """What re-estimation is for: with the supernet's own statistics the same paths do worse."""
+    space = SPACES["nasbench201"]
+    supernet, draw = trained(space, epochs=12), rng(1)
+    genotypes = [space.sample(draw) for _ in range(10)]
+    own = sum(score(supernet, g, MORE, seed=0)[1] for g in genotypes)
+    shared = sum(evaluate(supernet.extract(g), MORE, MORE.val)[1] for g in genotypes)
+    assert own > shared + 0.5
+
+
+def test_nothing_of_the_supernet_changes():
+    supernet = trained(SPACES["nasbench201"])
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    score(supernet, (3,) * 6, MORE, seed=0)
+    assert supernet.training and all(module.training for module in supernet.modules())
+    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
+    assert {m.momentum for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_partial_channels_have_paths_too():
+    space = load("nasbench201", width=8, cells=1, in_channels=1)
+    assert 0 <= score(trained(space, parts=2), (3,) * 6, MORE, seed=0)[1] <= 1

@@ -19,8 +19,8 @@ PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
         ({"epochs": 0}, "recipe: epochs is 0, but must be an integer of at least 1"),
         ({"epochs": 1.5}, "epochs is 1.5, but must be an integer"),
         ({"batch": 1}, "batch is 1, but must be an integer of at least 2"),
-        ({"lr": 0.0}, "lr is 0.0, but must be a finite number above 0"),
-        ({"lr": math.inf}, "lr is inf, but must be a finite number above 0"),
+        ({"lr": 0.0}, "lr is 0.0, but must be a number above 0"),
+        ({"lr": math.inf}, "lr is inf, but must be a finite number of at least 0"),
         ({"lr": "0.1"}, "lr is '0.1'"),
         ({"lr_min": 0.2}, "lr_min is 0.2, but must be at most lr, 0.1"),
         ({"momentum": 1.0}, "momentum is 1.0, but must be a finite number of at least 0 and below 1"),
@@ -36,7 +36,7 @@ PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"drop_path": 1.0}, "drop_path is 1.0"),
         ({"cutout": 2.5}, "cutout is 2.5, but must be an integer of at least 0"),
-        ({"crop": 1}, "crop is 1, but must be true or false"),
+        ({"crop": 1}, "crop is 1, but must be True or False"),
     ],
 )
 def test_a_broken_rule_is_named_with_what_was_got_and_wanted(change, message):
