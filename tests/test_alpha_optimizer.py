@@ -24,21 +24,6 @@ def moved(make, gradients):
     return [p.detach() for p in parameters]
 
 
-def test_adam_is_torchs():
-    ours = Adam(0.01, betas=(0.5, 0.99), weight_decay=0.1).begin
-    theirs = lambda ps: torch.optim.Adam(ps, lr=0.01, betas=(0.5, 0.99), weight_decay=0.1)  # noqa: E731
-    steps = [draws(seed) for seed in range(3)]
-    assert all(torch.equal(a, b) for a, b in zip(moved(ours, steps), moved(theirs, steps), strict=True))
-
-
-def test_adam_can_clip_the_whole_gradient():
-    gradient = draws(1)
-    norm = nn.utils.get_total_norm(gradient)
-    clipped = moved(Adam(0.01, weight_decay=0.0, clip=0.5).begin, [gradient])
-    wanted = moved(Adam(0.01, weight_decay=0.0).begin, [[g * 0.5 / norm for g in gradient]])
-    torch.testing.assert_close(clipped, wanted)
-
-
 def test_exponentiated_gradients_are_their_closed_form():
     theta, gradient = draws(0)[0].softmax(-1), draws(1)
     alphas, _ = moved(ExponentiatedGradient(0.7).begin, [gradient])

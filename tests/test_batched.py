@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,10 +19,9 @@ from nas.oneshot.supernet import Supernet, as_searched, recompute_cells
 from nas.space.batching import Stack, channels_last, depthwise
 from nas.space.cell import Cell
 from nas.space.loading import load
-from nas.space.mixed_op import MixedOp
 from nas.space.ops import PRIMITIVES, candidates
 from nas.space.space import Space
-from nas.training.batched import chain_of, execute_cells, explain, resolve
+from nas.training.batched import chain_of, execute_cells
 from nas.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -323,15 +321,6 @@ def test_so_does_a_hessian():
     assert difference(*found) < 1e-9
 
 
-def test_a_network_of_its_own_drops_the_same_paths():
-    plain = DARTS.network(DARTS.nearest([np.array([0, 0, 1, 2, 3, 0, 0, i]) for i in range(28)])).double()
-    batched = copy.deepcopy(plain)
-    execute_cells(batched, "batched", CPU)
-    for network in (plain, batched):
-        dropping(network, 0.3)
-    assert_equal(plain, batched)
-
-
 def test_hooks_are_heard():
     _, batched = twins(DARTS)
     heard = []
@@ -343,23 +332,6 @@ def test_hooks_are_heard():
     heard.clear()
     batched(x)
     assert not heard
-
-
-def test_modules_that_are_replaced_are_seen():
-    """An operation on an edge, one of a mixture, and a layer of one."""
-    supernet = Supernet(users_space()).train()
-    execute_cells(supernet, "batched", CPU)
-    x = images(torch.float32)[0]
-    cell = next(module for module in supernet.modules() if isinstance(module, Cell))
-    mixed = next(op for _, _, op in cell.edges() if isinstance(op, MixedOp))
-    chain = next(op for op in mixed.ops if isinstance(op, nn.Sequential))
-    for holder, name in ((chain, "1"), (mixed.ops, "2"), (cell.incoming[0], "0")):
-        before = supernet(x)
-        setattr(holder, name, nn.Sequential(nn.Tanh(), getattr(holder, name)))
-        now = supernet(x)
-        execute_cells(supernet, "plain", CPU)
-        assert difference(supernet(x), now) < 1e-5 < difference(before, now)
-        execute_cells(supernet, "batched", CPU)
 
 
 # -- where it is used -------------------------------------------------------------------------------------
@@ -378,18 +350,3 @@ def test_steps_of_a_search_are_the_same_on_either_path(method):
         states.append([p.detach() for p in search.supernet.parameters()])
     # Differences of losses, of which the second order takes one, are not as exact.
     assert largest_difference(*states) < (5e-2 if method == "darts2" else 2e-3)
-
-
-def test_the_path_is_resolved_and_explained():
-    assert resolve("auto", CPU) == "batched" and resolve("plain", CPU) == "plain"
-    assert resolve("auto", torch.device("mps")) == "plain"
-    assert "batched" in explain(CPU) and "plain" in explain(torch.device("mps"))
-
-
-@pytest.mark.parametrize(("kernel", "dilation"), [(5, 1), (3, 2)])
-def test_a_depthwise_convolution_can_be_differentiated_twice(kernel, dilation):
-    x = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
-    run = partial(depthwise, stride=1, dilation=dilation)
-    assert torch.autograd.gradcheck(run, (x, weight))
-    assert torch.autograd.gradgradcheck(run, (x, weight))

@@ -14,7 +14,6 @@ from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS, Method
 from nas.oneshot.path_training import score
 from nas.oneshot.search import Search, search
-from nas.run.pipeline import search as whole_job
 from nas.seeding import isolated
 from nas.space.loading import load
 from nas.space.space import Space
@@ -37,14 +36,6 @@ def network(name="nasbench201", **size):
         return space, space.network(
             space.nearest([torch.arange(len(d.options)).double().numpy() for d in space.decisions])
         )
-
-
-def test_training_learns_in_bfloat16_and_channels_last(task):
-    _, net = network(width=8, cells=1)
-    curve = train(net.cuda(), task, compressed(preset("quick"), 8), seed=0, evaluate_on=task.val)
-    assert curve.val_acc[-1] > 0.9
-    convolution = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
-    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -73,18 +64,6 @@ def test_a_stopped_search_goes_on_from_its_checkpoint(task, tmp_path, name):
     outcome = search(space, task, method, seed=0, checkpoints=Checkpoints(tmp_path))
     assert outcome.epochs[-1].epoch == 6
     assert 0 <= score(outcome.supernet, outcome.selected[0], task, seed=0)[1] <= 1
-
-
-def test_the_whole_job_runs_and_its_result_comes_back_to_the_cpu(tmp_path):
-    result = whole_job(
-        "darts",
-        "digits",
-        "darts",
-        out=tmp_path / "run",
-        settings={"device": "cuda", "epochs": 2, "top_k": 1, "retrain": {"epochs": 12}},
-    )
-    assert result.metrics["test_acc"] > 0.95
-    assert all(not parameter.is_cuda for parameter in result.network.parameters())
 
 
 @pytest.mark.parametrize("name", ["darts", "pcdarts", "oles"])

@@ -128,14 +128,6 @@ def test_connections_compete_where_the_space_wants_it():
     np.testing.assert_array_equal(connections(free, task, SETTINGS), free.space.one_hot(PLANTED))
 
 
-def test_the_alphas_decide_where_the_space_does_not_take_what_was_selected():
-    supernet, task = planted(one_of_two), bright_task()
-    supernet.keep([(0,), (2,), (1,)])
-    strengths = [np.array([0.5, 0.1, 0.4]), np.ones(3) / 3, np.ones(3) / 3]
-    assert supernet.space.nearest(connections(supernet, task, SETTINGS, strengths))[0] == 2
-    assert supernet.space.nearest(connections(supernet, task, SETTINGS))[0] == 1
-
-
 @pytest.mark.parametrize("change", [{"tune": -1.0}, {"tune": float("inf")}, {"images": 1}])
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match="selection"):

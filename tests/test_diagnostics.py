@@ -17,7 +17,6 @@ from nas.oneshot.diagnostics import (
     matching,
 )
 from nas.oneshot.methods import Method
-from nas.oneshot.relaxations import GumbelHard, Uniform
 from nas.oneshot.search import Search
 
 
@@ -64,14 +63,6 @@ def test_it_finds_the_largest_in_magnitude(eigenvalues):
     assert dominant_eigenvalue(p.sum(), [p])[0] == 0
 
 
-def test_two_iterations_follow_the_eigenvalue_of_a_search():
-    search, examiner = make(steps=0), Examiner()
-    for _ in range(6):
-        search.advance()
-        followed = examiner.eigenvalue(search)
-    assert abs(followed) == pytest.approx(abs(Examiner(iterations=200).eigenvalue(search)), rel=0.1)
-
-
 def test_entropy_is_relative_to_the_uniform_choice():
     assert entropy(torch.tensor([[0.25] * 4, [0.25] * 4, [0.5, 0.5, 0, 0]]), [4, 4, 2]) == pytest.approx(1)
     assert entropy(torch.eye(3), [3] * 3) == pytest.approx(0)
@@ -110,27 +101,6 @@ def test_an_examination_says_what_it_should_and_changes_nothing():
     assert set(found.skip_shares) == {"cell"} and found.skip_share == found.skip_shares["cell"]
     assert 0.9 < found.entropy <= 1 and math.isfinite(found.eigenvalue) and -1 <= found.matching <= 1
     assert -0.3 <= found.gap <= 0.7
-
-
-def test_sampled_mixtures_are_examined_whole():
-    search = make(relaxation=GumbelHard())
-    found = Examiner().examine(search, search.supernet.genotype(), None, 0.5)
-    assert found.eigenvalue != 0 and math.isfinite(found.eigenvalue)
-    assert math.isnan(found.gap)  # the whole mixture is never trained, so its accuracy says nothing
-
-
-def test_the_entropy_is_that_of_what_is_preferred_and_not_of_what_is_run():
-    """IS-DARTS always runs an even mixture, while its alphas, Fisher terms, tell the options apart."""
-    search = make(relaxation=Uniform(), order=0)
-    search.supernet.set_alphas(torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0]] * 6))
-    found = Examiner().examine(search, search.supernet.genotype(), None, 0.5)
-    assert found.entropy < 0.01 and math.isnan(found.eigenvalue)
-
-
-def test_the_eigenvalue_is_the_same_with_recomputed_cells():
-    plain, again = make(), make(checkpointing=True)
-    values = [Examiner().eigenvalue(search, images=16) for search in (plain, again)]
-    assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 def test_epochs_that_were_gone_back_on_do_not_last():

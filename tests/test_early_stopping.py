@@ -23,13 +23,6 @@ def test_windows_shrink_with_the_search_but_not_below_three():
     assert not guards.growth([1.0, 1.0, 9.0], 8).alarming
 
 
-@pytest.mark.parametrize(
-    "eigenvalues", [[0.2] * 60, [10.0 / (1 + i) for i in range(30)], [0.0] * 12 + [1.0] * 4]
-)
-def test_no_alarm_is_raised_by_what_does_not_grow(eigenvalues):
-    assert not any(Guards().growth(eigenvalues[:n], 50).alarming for n in range(len(eigenvalues) + 1))
-
-
 def test_weight_decay_grows_by_threes_up_to_its_largest():
     guards, decay, found = Guards(), 3e-4, []
     while (decay := guards.stronger(decay)) is not None:

@@ -7,12 +7,9 @@ from torch import nn
 
 from nas.data.loading import load_task
 from nas.errors import Stopped, TrialError
-from nas.evaluate.inherited import Inherited
 from nas.evaluate.trained import Trained, affordable
-from nas.oneshot.supernet import Supernet
 from nas.space.loading import load
 from nas.space.space import Space
-from nas.training.evaluate import predictions
 from nas.training.recipe import Recipe
 from nas.types import Trial
 
@@ -61,14 +58,6 @@ def test_trained_measures_and_counts():
     assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
 
 
-def test_trained_depends_on_its_arguments_alone():
-    evaluate = Trained(TOY, TASK, RECIPE)
-    first = evaluate(Trial(0, (2, 0, 2), 1), rng(3))
-    torch.manual_seed(99)
-    assert evaluate(Trial(0, (2, 0, 2), 1), rng(3)) == first
-    assert evaluate(Trial(0, (2, 0, 2), 1), rng(4)) != first
-
-
 def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
     recipe = dataclasses.replace(RECIPE, lr=1e30)
     for seed in range(2):
@@ -87,18 +76,6 @@ def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
 # -- trained no further than it is worth ------------------------------------------------------------------
 
 
-def test_a_hopeless_trial_ends_early_and_says_so():
-    asked = []
-
-    def hopeless(accuracies, epochs):
-        asked.append((len(accuracies), epochs))
-        return len(accuracies) == 2
-
-    metrics = Trained(TOY, TASK, RECIPE)(Trial(0, (2, 2, 2), 5), rng(), should_stop=hopeless)
-    assert asked == [(1, 5), (2, 5)]
-    assert metrics["epochs_trained"] == 2
-
-
 @pytest.mark.parametrize("steps", [1, 4, 8, 11])
 def test_an_early_stopped_trial_goes_on_where_it_was(tmp_path, steps):
     def hopeless(accuracies, epochs):
@@ -114,17 +91,6 @@ def test_an_early_stopped_trial_goes_on_where_it_was(tmp_path, steps):
     assert resumed == expected
     assert resumed["epochs_trained"] == 3
     assert not list(tmp_path.iterdir())
-
-
-def test_the_judge_sees_every_trained_network():
-    seen = []
-    metrics = Trained(TOY, TASK, RECIPE, judge=lambda trial, network: seen.append((trial.number, network)))(
-        Trial(7, (2, 2, 2), 1), rng()
-    )
-    ((number, network),) = seen
-    assert number == 7
-    hits = predictions(network, TASK, TASK.val) == TASK.val.y
-    assert hits.float().mean().item() == pytest.approx(metrics["val_acc"])
 
 
 @pytest.mark.parametrize(
@@ -148,30 +114,4 @@ def test_whatever_is_wrong_with_a_network_fails_its_trial_with_a_reason(reason, 
     assert caught.value.reason == reason
 
 
-def test_ten_billion_parameters_are_rejected_without_taking_memory():
-    class Huge(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.empty(100_000, 100_000))
-            if not self.weight.is_meta:
-                raise MemoryError("allocated")
-
-        def forward(self, x):
-            return (x.mean((1, 2, 3))[:, None] * self.weight[0, 0]).expand(-1, 10)
-
-    with pytest.raises(TrialError, match=r"10,000,000,000 parameters need 111\.8 GiB") as caught:
-        Trained(chosen(a=Huge), TASK, RECIPE)(Trial(0, (0,), 1), rng())
-    assert caught.value.reason == "oom"
-
-
 # -- inherited -------------------------------------------------------------------------------------------
-
-
-def test_inherited_leaves_the_supernet_as_it_was():
-    net = Supernet(TOY).train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    modes = {name: module.training for name, module in net.named_modules()}
-    Inherited(net, TASK)(Trial(0, (2, 1, 0), 0), rng())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert {name: module.training for name, module in net.named_modules()} == modes
-    assert all(parameter.grad is None for parameter in net.parameters())

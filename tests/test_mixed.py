@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nas.errors import SpaceError
 from nas.space.choosers import Candidate
-from nas.space.mixed_op import Chosen, MixedOp, shuffled
+from nas.space.mixed_op import MixedOp, shuffled
 from nas.space.ops import candidates
 
 OPTIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_3x3")
@@ -23,47 +22,12 @@ def x(*, channels=8, batch=2):
     return torch.randn(batch, channels, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_options_out_of_the_race_are_not_computed():
-    op, mixture = mixed()
-    mixture["d"] = weights = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    wanted = sum(w * o(x()) for w, o in zip(weights, op.ops, strict=True))
-    torch.testing.assert_close(op(x()), wanted)
-    op.alive, calls = (1, 2), []
-    op.ops[3].register_forward_hook(lambda *_: calls.append(3))
-    torch.testing.assert_close(op(x()), 0.3 * x() + 0.2 * op.ops[2](x()))
-    op.alive = (0,)
-    assert not op(x()).any() and not calls
-
-
-def test_one_option_may_be_weighed_by_itself():
-    op, mixture = mixed()
-    weight = torch.tensor(0.7, requires_grad=True)
-    mixture["d"] = Chosen(3, weight)
-    out = op(x())
-    torch.testing.assert_close(out, 0.7 * op.ops[3](x()))
-    (gradient,) = torch.autograd.grad(out.sum(), weight)
-    torch.testing.assert_close(gradient, op.ops[3](x()).sum())
-
-
 def test_partial_channels_compute_on_a_part_and_pass_on_the_rest():
     op, mixture = mixed(parts=4)
     assert op.ops[3][1].weight.shape == (2, 2, 3, 3)
     mixture["d"] = weights = torch.tensor([0.4, 0.3, 0.2, 0.1])
     part = sum(w * o(x()[:, :2]) for w, o in zip(weights, op.ops, strict=True))
     torch.testing.assert_close(op(x()), shuffled(torch.cat([part, x()[:, 2:]], 1), 4))
-
-
-def test_where_the_resolution_falls_the_rest_is_pooled():
-    op, mixture = mixed(parts=2, stride=2)
-    mixture["d"] = 3
-    wanted = torch.cat([op.ops[3](x()[:, :4]), F.max_pool2d(x()[:, 4:], 2, 2)], 1)
-    torch.testing.assert_close(op(x()), shuffled(wanted, 2))
-
-
-def test_shuffling_interleaves_the_groups():
-    channels = torch.arange(6.0).view(1, 6, 1, 1)
-    assert shuffled(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
-    assert shuffled(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
 
 
 @pytest.mark.parametrize(

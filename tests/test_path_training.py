@@ -18,14 +18,13 @@ from nas.oneshot.path_training import (
     score,
     strictly_fair,
     train_shared,
-    uniform,
 )
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng, torch_rng
 from nas.space.cost import cost
 from nas.space.loading import load
 from nas.space.mixed_op import MixedOp
-from nas.space.ops import MixtureNorm, candidates
+from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
@@ -83,12 +82,6 @@ def test_strict_fairness_trains_every_option_equally_often():
         for i, options in enumerate((2, 3, 5)):
             often = [sum(p[i] == o for p in paths) for o in range(options)]
             assert max(often) - min(often) <= 1
-
-
-def test_uniform_sampling_is_even_in_the_mean_only():
-    found = counts(NB201, uniform, 2000, seed=0)
-    assert all(abs(n - 400) < 80 for row in found for n in row)
-    assert len({n for row in found for n in row}) > 1
 
 
 def test_fairness_needs_a_space_without_forbidden_combinations():
@@ -177,17 +170,6 @@ def test_several_paths_move_the_weights_by_their_mean_gradient(monkeypatch):
         torch.testing.assert_close(both, (a + b) / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_in_the_sandwich_others_learn_from_the_largest(monkeypatch):
-    """Trained on the same paths by labels, they lose otherwise."""
-    monkeypatch.setitem(SAMPLINGS, "labelled", sandwich)
-    recipe = Recipe(epochs=1, batch=48, lr=0.01, weight_decay=0.0)
-    losses = {
-        train_shared(supernet(NB201), TASK, recipe, seed=0, sampling=name).train_loss[0]
-        for name in ("sandwich", "labelled")
-    }
-    assert len(losses) == 2
-
-
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_sampling_trains_and_resumes_to_the_bit(tmp_path, sampling):
     recipe = dataclasses.replace(RECIPE, epochs=2)
@@ -248,28 +230,6 @@ def test_each_architecture_scores_as_its_own_network_would(space, images):
         loss, accuracy = one_by_one(supernet, genotype, seed=3, calibration=100)
         assert found[1] == pytest.approx(accuracy, abs=1 / len(MORE.val) + 1e-6)
         assert found[0] == pytest.approx(loss, rel=2e-3)
-
-
-def test_a_norm_for_mixtures_passes_through_where_nothing_is_mixed():
-    def build(choose):
-        stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), MixtureNorm(4))
-        options = {"one": lambda: nn.Conv2d(4, 4, 1), "three": lambda: nn.Conv2d(4, 4, 3, padding=1)}
-        return nn.Sequential(stem, choose.op("conv", options), nn.Flatten(), nn.Linear(64, 10))
-
-    supernet = trained(Space("pooled", build))
-    found = score(supernet, (1,), MORE, calibration=100, seed=3)
-    loss, _ = evaluate(supernet.extract((1,)), MORE, MORE.val)
-    assert found[0] == pytest.approx(loss, rel=2e-3)
-
-
-def test_statistics_of_the_mixture_would_fit_worse():
-    """What re-estimation is for: with the supernet's own statistics the same paths do worse."""
-    space = SPACES["nasbench201"]
-    supernet, draw = trained(space, epochs=12), rng(1)
-    genotypes = [space.sample(draw) for _ in range(10)]
-    own = sum(score(supernet, g, MORE, seed=0)[1] for g in genotypes)
-    shared = sum(evaluate(supernet.extract(g), MORE, MORE.val)[1] for g in genotypes)
-    assert own > shared + 0.5
 
 
 def test_nothing_of_the_supernet_changes():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nas.data.loading import load_task
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError
 from nas.oneshot.progressive import (
     Progressive,
     PruneOneByOne,
@@ -17,7 +17,6 @@ from nas.oneshot.progressive import (
     fading,
     inherit,
     record_fisher,
-    shrink,
 )
 from nas.oneshot.relaxations import Uniform
 from nas.oneshot.supernet import Supernet
@@ -47,13 +46,6 @@ def test_is_darts_drops_options_after_the_published_epochs():
     longer = PruneOneByOne().stages(50, 8)
     assert ends(longer) == [31, 34, 37, 40, 43, 46, 49, 50]
     assert [s.options(8) for s in longer] == [8, 7, 6, 5, 4, 3, 2, 1]
-
-
-@pytest.mark.parametrize("epochs", range(1, 40))
-def test_one_by_one_always_fits(epochs):
-    stages = PruneOneByOne().stages(epochs, 5)
-    assert sum(s.epochs for s in stages) == epochs and min(s.epochs for s in stages) >= 1
-    assert stages[0].options(5) == 5 and (stages[-1].options(5) == 1 or epochs == 1)
 
 
 def test_with_fewer_epochs_than_options_several_drop_out_together():
@@ -106,24 +98,6 @@ def test_impossible_stages_are_refused(settings, subject):
 # -- between stages -----------------------------------------------------------------------------------
 
 
-def test_the_strongest_options_stay_and_what_dropped_out_does_not_come_back():
-    net = supernet()
-    torch.manual_seed(1)
-    net.set_alphas(torch.randn(6, 5))
-    strengths = net.strengths()
-    assert shrink(net, SearchStage(1, keep=0.6)) == ["12 options drop out, 18 are left"]
-    for row, alive in zip(strengths, net.alive, strict=True):
-        assert set(alive) == set(np.argsort(-row)[:3])
-    shrink(net, SearchStage(1, keep=0.2))
-    assert net.genotype() == tuple(int(np.argmax(row)) for row in strengths)
-    assert shrink(net, SearchStage(1, keep=0.2)) == []
-    net.set_alphas(torch.randn(6, 5))
-    shrink(net, SearchStage(1, keep=0.6))
-    assert net.genotype() == tuple(int(np.argmax(row)) for row in strengths)
-    with pytest.raises(SpaceError, match="no option is left"):
-        net.keep([()] * 6)
-
-
 def test_fisher_terms_are_those_of_the_formula():
     """`3 (o - μ)² / σ⁶` over the channels of each option's output, averaged over images, pixels and cells."""
     net = supernet(relaxation=Uniform())
@@ -147,18 +121,6 @@ def test_fisher_terms_are_those_of_the_formula():
     # No connection is the first to go, and nothing else has changed.
     assert (net.alphas[:, 0] < net.alphas[:, 1:].min()).all()
     assert all(torch.equal(before[name], value) for name, value in net.network.state_dict().items())
-
-
-def test_fisher_terms_are_always_taken_of_an_even_mixture():
-    """Neither the terms of the stage before nor alphas that someone set may weigh the options."""
-    even, weighed = supernet(relaxation=Uniform()), supernet(relaxation=Uniform())
-    weighed.set_alphas(torch.randn(6, 5) * 5)
-    for net in (even, weighed):
-        net.keep([(1, 2, 3, 4)] * 6)
-        row = net.mixture(full=True)["0->1"]
-        torch.testing.assert_close(row.detach(), torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]))
-        record_fisher(net, TASK)
-    torch.testing.assert_close(even.alphas, weighed.alphas)
 
 
 def test_a_supernet_on_more_channels_inherits_the_weights_in_turn():

@@ -17,24 +17,18 @@ PLAIN = Recipe(epochs=10, batch=32, lr=0.1, weight_decay=5e-4)
     ("change", "message"),
     [
         ({"epochs": 0}, "recipe: epochs is 0, but must be an integer of at least 1"),
-        ({"epochs": 1.5}, "epochs is 1.5, but must be an integer"),
         ({"batch": 1}, "batch is 1, but must be an integer of at least 2"),
         ({"lr": 0.0}, "lr is 0.0, but must be a number above 0"),
         ({"lr": math.inf}, "lr is inf, but must be a finite number of at least 0"),
-        ({"lr": "0.1"}, "lr is '0.1'"),
         ({"lr_min": 0.2}, "lr_min is 0.2, but must be at most lr, 0.1"),
         ({"momentum": 1.0}, "momentum is 1.0, but must be a finite number of at least 0 and below 1"),
         ({"momentum": 0.0}, "nesterov is True, but must be False where momentum is 0"),
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001, but must be a finite number of at least 0"),
         ({"warmup_epochs": 10}, "warmup_epochs is 10, but must be below epochs, 10"),
         ({"restarts": [3]}, "restarts is [3], but must be a tuple of ascending epochs from 1 on"),
-        ({"restarts": (0, 3)}, "restarts is (0, 3), but must be a tuple of ascending epochs from 1 on"),
-        ({"restarts": (3.0,)}, "restarts is (3.0,), but must be a tuple of ascending"),
         ({"restarts": (3, 10)}, "restarts is (3, 10), but must be below epochs, 10"),
         ({"restarts": (2,), "warmup_epochs": 2.0}, "is 2.0, but must be below the first restart, 2"),
         ({"schedule": "cosine"}, "schedule is 'cosine', but must be 'step' or 'epoch'"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"drop_path": 1.0}, "drop_path is 1.0"),
         ({"cutout": 2.5}, "cutout is 2.5, but must be an integer of at least 0"),
         ({"crop": 1}, "crop is 1, but must be True or False"),
     ],
@@ -76,13 +70,6 @@ def test_the_cosine_moves_every_step():
     assert rates[2] == pytest.approx(0.05)
 
 
-def test_the_cosine_moves_every_epoch_when_asked():
-    recipe = dataclasses.replace(PLAIN, schedule="epoch")
-    rates = [learning_rate(recipe, step, steps_per_epoch=4) for step in (0, 3, 4, 7, 20, 23)]
-    second = 0.05 * (1 + math.cos(math.pi * 0.1))
-    assert rates == pytest.approx([0.1, 0.1, second, second, 0.05, 0.05])
-
-
 def test_warm_up_is_linear_and_meets_the_cosine():
     recipe = dataclasses.replace(PLAIN, warmup_epochs=2.0, lr_min=0.01)
     rates = [learning_rate(recipe, step, steps_per_epoch=4) for step in range(40)]
@@ -102,13 +89,6 @@ def test_each_segment_is_a_cosine_of_its_own(schedule):
     recipe = dataclasses.replace(PLAIN, restarts=(1, 4), lr_min=0.01, schedule=schedule)
     parts = [dataclasses.replace(recipe, restarts=(), epochs=epochs) for epochs in (1, 3, 6)]
     assert rates(recipe) == pytest.approx([rate for part in parts for rate in rates(part)])
-
-
-def test_warm_up_comes_before_the_first_segment_only():
-    found = rates(dataclasses.replace(PLAIN, restarts=(2,), warmup_epochs=1.0))
-    assert found[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
-    assert found[5:8] == sorted(found[5:8], reverse=True)
-    assert found[8:] == pytest.approx(rates(dataclasses.replace(PLAIN, epochs=8)))
 
 
 def test_segmented_repeats_the_schedule_and_warms_up_once():

@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.data.loading import task_from_arrays
-from nas.errors import ConfigError, Stopped
-from nas.oneshot import darts_pt
+from nas.errors import Stopped
 from nas.oneshot import search as searching
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.discretize import capped
 from nas.oneshot.early_stopping import Guards
 from nas.oneshot.methods import METHODS, Method
-from nas.oneshot.oles import Freezing
 from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import Search, search
 from nas.space.loading import load
@@ -114,23 +112,6 @@ def test_stopping_writes_a_checkpoint_that_is_taken_up_and_a_finished_search_is_
     assert told == [] and [e.seconds for e in first.epochs] == [e.seconds for e in again.epochs]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"order": 2}, "method"),
-        ({"seed": 6}, "seed"),
-        ({"recipe": dataclasses.replace(RECIPE, lr=0.01)}, "recipe"),
-        ({"images": 112}, "data"),
-        ({"method": Method("test", RECIPE, guards=Guards())}, "method"),
-        ({"space": make_space(width=5)}, "network"),
-    ],
-)
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change, named):
-    run(checkpoints=Checkpoints(tmp_path))
-    with pytest.raises(ConfigError, match=named):
-        run(checkpoints=Checkpoints(tmp_path), **change)
-
-
 # -- a budget of time ---------------------------------------------------------------------------------
 
 
@@ -147,14 +128,6 @@ def test_a_spent_budget_still_ends_in_the_methods_own_selection():
     assert len(outcome.epochs) == 1 and outcome.epochs[0].events[0] == "the budget is spent"
     assert len(outcome.epochs[0].events) == 4  # and one for each decision
     assert outcome.selected[0] == tuple(o[0] for o in outcome.supernet.alive)
-
-
-def test_a_spent_budget_leaves_no_choice_to_chance():
-    """Fisher information is taken at once, where else the initial alphas would choose."""
-    method = dataclasses.replace(METHODS["is-darts"](), weights=SIX)
-    outcome = run(make_space(**CELL), method=method, left_s=lambda: 0.0)
-    assert len(outcome.epochs) == 1 and 0 not in outcome.selected[0]
-    assert np.ptp([np.ptp(row) for row in outcome.strengths]) > 0
 
 
 # -- stages -------------------------------------------------------------------------------------------
@@ -174,21 +147,6 @@ def test_options_drop_out_one_by_one_by_their_fisher_information():
     assert all(np.isnan(e.health.eigenvalue) for e in outcome.epochs)
 
 
-def test_progressive_stages_widen_the_supernet_and_keep_its_weights(monkeypatch):
-    method = Method("test", SIX, staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)), warmup=0.5)
-    seen, before = [], searching.inherit
-
-    def inherit(new, old):
-        before(new, old)
-        seen.append((old.parts, new.parts, [len(o) for o in new.alive]))
-
-    monkeypatch.setattr(searching, "inherit", inherit)
-    outcome = run(make_space(**CELL), method=method)
-    assert seen == [(4, 2, [3] * 6)] and outcome.supernet.parts == 2
-    # Three epochs a stage, in the first two of which the alphas rest; between them options drop out.
-    assert moved(outcome.epochs) == [False, True, True, False, True]
-
-
 def test_fresh_stages_begin_anew_and_deeper(monkeypatch):
     """The dropout of identities begins anew where the alphas begin to move, as in the code of P-DARTS."""
     staging = Progressive(
@@ -204,21 +162,6 @@ def test_fresh_stages_begin_anew_and_deeper(monkeypatch):
     assert losses[3] > losses[2]  # new weights know nothing
     fade = [0.5 * 2 / 3, 0.5, 0.5 * np.exp(-5 / 3)]
     np.testing.assert_allclose(dropped[:9], [0.0] * 3 + 2 * fade)
-
-
-def test_what_is_frozen_stays_frozen_over_stages_and_the_tuning(monkeypatch):
-    method = Method(
-        "test",
-        SIX,
-        staging=Progressive(keep=(1.0, 0.6), parts=(2, 1)),
-        freezing=Freezing(steps=1, threshold=1.0),
-        selection=ByPerturbation(tune=0.2, images=32),
-    )
-    frozen = []
-    watched(monkeypatch, lambda work: frozen.append((work.stage, set(work.freezer.frozen))))
-    run(make_space(**CELL), method=method)
-    assert all(before <= after for (_, before), (_, after) in itertools.pairwise(frozen))
-    assert frozen[-1][0] == 2 and len(frozen[-1][1]) >= len(frozen[3][1]) > 0
 
 
 # -- guards -------------------------------------------------------------------------------------------
@@ -249,25 +192,6 @@ def test_an_alarm_goes_back_and_makes_weight_decay_stronger(monkeypatch):
     assert not any(e.events for e in (*outcome.epochs[:4], *outcome.epochs[5:]))
 
 
-def test_without_guards_the_growth_is_told_and_nothing_done(monkeypatch):
-    alarmed(monkeypatch, [1.0] * 7 + [9.0] * 3)
-    outcome = run(method=Method("test", TEN))
-    assert [e.epoch for e in outcome.epochs] == list(range(1, 11))
-    assert [e.growth.alarming for e in outcome.epochs] == [False] * 7 + [True] * 3
-    assert not any(e.events for e in outcome.epochs)
-
-
-def test_going_back_really_goes_back(monkeypatch):
-    """Without stronger weight decay the same epochs would come again."""
-    alarmed(monkeypatch, [1.0] * 4 + [9.0] + [1.0] * 99)
-    method = dataclasses.replace(GUARDED, guards=dataclasses.replace(GUARDED.guards, decay_factor=1.0000001))
-    epochs = run(method=method).epochs
-    assert [e.epoch for e in epochs[2:8]] == [3, 4, 5, 3, 4, 5]
-    for first, again in zip(epochs[2:5], epochs[5:8], strict=True):
-        np.testing.assert_allclose(first.strengths, again.strengths, atol=1e-4)
-        assert first.train_loss == pytest.approx(again.train_loss, rel=1e-3)
-
-
 def test_the_last_alarm_ends_its_stage_and_not_what_comes_after(monkeypatch):
     alarmed(monkeypatch, [1.0, 1.0, 1.0, 9.0] * 99)
     method = dataclasses.replace(ENDING, selection=ByPerturbation(tune=0.2, images=32))
@@ -281,48 +205,6 @@ def test_the_last_alarm_ends_its_stage_and_not_what_comes_after(monkeypatch):
     undone = {outcome.epochs[i].genotype for i in (1, 2, 3, 5, 6, 7)}
     lasting = {outcome.epochs[i].genotype for i in (0, 4, 8, 9)} | {outcome.epochs[4].genotype}
     assert set(outcome.selected) & (undone - lasting - {outcome.selected[0]}) == set()
-
-
-def test_the_last_alarm_of_a_stage_leads_to_the_next_under_the_same_weight_decay(monkeypatch):
-    alarmed(monkeypatch, [1.0, 1.0, 1.0, 9.0] * 99)
-    method = dataclasses.replace(
-        ENDING,
-        weights=dataclasses.replace(TEN, epochs=20),
-        staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)),
-    )
-    decays = []
-    watched(monkeypatch, lambda work: decays.append((work.stage, work.loop.weight_decay)))
-    outcome = run(make_space(**CELL), method=method)
-    events = [event for e in outcome.epochs for event in e.events]
-    assert events[0].endswith("weight decay 0.0003 -> 0.0009")
-    assert events[1].endswith("where the stage ends") and events[2].startswith("stage 2 of 2: 12 options")
-    after = [decay for stage, decay in decays if stage == 1]
-    assert after == pytest.approx([9e-4] * len(after)) and after
-
-
-def test_a_new_stage_is_not_measured_against_the_one_before(monkeypatch):
-    """Fewer options and more channels have another curvature: no alarm right after the change."""
-    alarmed(monkeypatch, [1.0] * 10 + [9.0] * 10)
-    method = dataclasses.replace(
-        GUARDED,
-        weights=dataclasses.replace(TEN, epochs=20),
-        staging=Progressive(keep=(1.0, 0.6), parts=(4, 2)),
-    )
-    outcome = run(make_space(**CELL), method=method)
-    assert [e.epoch for e in outcome.epochs] == list(range(1, 21))
-
-
-def test_a_guarded_selection_by_perturbation_keeps_the_cap_too(monkeypatch):
-    """Removing an identity is made to look worst everywhere; still only one of three is chosen."""
-    real = darts_pt.accuracy_without
-
-    def biased(supernet, task, settings, decision, option=None):
-        return 0.0 if option == 0 else real(supernet, task, settings, decision, option)
-
-    monkeypatch.setattr(darts_pt, "accuracy_without", biased)
-    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4), guards=Guards(skip_cap=1, ratio=1e9))
-    assert sum(o == 0 for o in run(method=method).selected[0]) == 1
-    assert run(method=dataclasses.replace(method, guards=None)).selected[0] == (0, 0, 0)
 
 
 @pytest.mark.parametrize("parts", [{"guards": Guards(skip_cap=1, ratio=1e9)}, {"skip_cap": 1}, {}])
@@ -360,21 +242,6 @@ def test_selection_by_perturbation_fixes_every_decision_and_tunes_between(monkey
         (0.025, 0.001),
         (pytest.approx(0.0025), 0.001),
     ]
-
-
-def test_a_finished_search_weighs_its_connections_as_before(tmp_path, monkeypatch):
-    """What candidates draw there is the same, whatever was drawn before."""
-    begun, real = [], darts_pt.connections
-
-    def connections(*args):
-        begun.append(torch.get_rng_state())
-        return real(*args)
-
-    monkeypatch.setattr(darts_pt, "connections", connections)
-    method = Method("test", RECIPE, selection=ByPerturbation(tune=0.4, images=32))
-    for _ in range(2):
-        run(method=method, checkpoints=Checkpoints(tmp_path))
-    assert torch.equal(*begun)
 
 
 # -- every method -------------------------------------------------------------------------------------

@@ -173,19 +173,6 @@ def test_evaluates_every_few_epochs_at_restarts_and_after_the_last(recipe, every
     assert without.train_loss == curve.train_loss
 
 
-def test_the_seed_alone_decides():
-    task, one, two, three = make_task(), make(), make(), make()
-    torch.manual_seed(1)
-    train(one, task, RICH, seed=5)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    train(two, task, RICH, seed=5)
-    assert torch.equal(torch.get_rng_state(), before)
-    train(three, task, RICH, seed=6)
-    assert_same_state(state(one), state(two))
-    assert not torch.equal(one.head.weight, three.head.weight)
-
-
 # -- going on -----------------------------------------------------------------------------------------
 
 
@@ -249,30 +236,6 @@ def test_a_training_paused_at_every_rung_equals_the_uninterrupted_one_bit_for_bi
     assert_same_state(state(paused), state(whole))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_training_begins_with_the_weights_and_momentum_of_another(tmp_path, ema):
-    recipe = dataclasses.replace(PLAIN, epochs=1, ema=ema, lr_min=0.05)
-    with pytest.raises(ConfigError, match="start has no checkpoint"):
-        train(make(), make_task(), recipe, seed=0, start=Checkpoints(tmp_path))
-    small, large, seen = make_task(train_images=24), make_task(), []
-
-    train(make(), small, recipe, seed=0, checkpoints=Checkpoints(tmp_path))
-    raw = Checkpoints(tmp_path).load()[1]["work"]["loop"]
-    second, slow = make(seed=1), make(seed=2)
-    train(
-        second,
-        large,
-        recipe,
-        seed=1,
-        start=Checkpoints(tmp_path),
-        gradients=noting(seen, lambda n, x: state(n)),
-    )
-    assert_same_state(seen[0], raw["network"])
-    slow.load_state_dict(raw["network"])
-    train(slow, large, recipe, seed=1, gradients=by(plainly))
-    assert not torch.equal(slow.head.weight, second.head.weight), "the momentum was lost"
-
-
 # -- what a step learns from --------------------------------------------------------------------------
 
 
@@ -287,24 +250,6 @@ def test_every_epoch_sees_each_image_once_in_a_new_order_without_the_partial_bat
     assert [len(batch) for batch in batches] == [8] * 6
     assert all(len(set(epoch)) == 16 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-
-
-@pytest.mark.parametrize(
-    ("crop", "flip", "task_flips", "changed"),
-    [
-        (False, False, True, False),
-        (False, True, False, False),
-        (False, True, True, True),
-        (True, False, False, True),
-    ],
-)
-def test_images_are_cropped_and_flipped_only_where_recipe_and_task_allow(crop, flip, task_flips, changed):
-    task, seen = make_task(train_images=8, flip=task_flips), []
-    recipe = dataclasses.replace(PLAIN, epochs=1, crop=crop, flip=flip)
-    train(make(), task, recipe, seed=0, gradients=noting(seen, lambda _, x: x))
-    originals = task.normalise(task.train.x)
-    unchanged = [any(torch.equal(x, original) for original in originals) for x in seen[0]]
-    assert all(unchanged) != changed
 
 
 def test_mixup_mixes_images_and_labels():

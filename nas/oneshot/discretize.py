@@ -110,20 +110,12 @@ def _roles(space: Space) -> list[list[str]]:
     ]
 
 
-def by_alphas(
-    space: Space, strengths: Scores, cap: int | None, *, judge: Judge | None = None, healthy: Genotype = ()
-) -> Genotype:
+def by_alphas(space: Space, strengths: Scores, cap: int | None, *, judge: Judge | None = None) -> Genotype:
     """What the alphas prefer, if it has at most `cap` identities in a cell; any number where that is None.
 
-    Else what they prefer with other operations in place of identities: those that the alphas prefer, or those
-    that the judge does. It also compares that with what they preferred when they were `healthy`, if that is
-    known.
+    Else what they prefer with other operations in place of identities, see `capped`.
     """
     now = space.nearest(strengths)
     if cap is None or keeps_cap(space, now, cap):
         return now
-    found = capped(space, strengths, cap, judge)
-    if judge is None or not healthy:
-        return found
-    own, earlier = judge([found, healthy])
-    return healthy if earlier > own else found
+    return capped(space, strengths, cap, judge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +41,12 @@ class Guards:
     skip_cap: int = 2
 
     def __post_init__(self) -> None:
-        for names, wanted, holds in (
-            (("warmup", "window", "delay", "start"), "a share in [0, 1)", lambda value: 0 <= value < 1),
-            (("ratio", "decay_factor"), "above 1", lambda value: value > 1),
-            (("decay_max", "skip_cap"), "finite and at least 0", lambda value: 0 <= value < math.inf),
-        ):
+        rules: dict[str, tuple[tuple[str, ...], Callable[[float], bool]]] = {
+            "a share in [0, 1)": (("warmup", "window", "delay", "start"), lambda value: 0 <= value < 1),
+            "above 1": (("ratio", "decay_factor"), lambda value: value > 1),
+            "finite and at least 0": (("decay_max", "skip_cap"), lambda value: 0 <= value < math.inf),
+        }
+        for wanted, (names, holds) in rules.items():
             for name in names:
                 if not holds(value := getattr(self, name)):
                     raise ConfigError(f"guards: {name} is {value}, but must be {wanted}")

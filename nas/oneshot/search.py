@@ -33,7 +33,7 @@ from nas.oneshot.diagnostics import (
     preferred_accuracy,
     supernet_accuracy,
 )
-from nas.oneshot.discretize import by_alphas, keeps_cap, skip_shares
+from nas.oneshot.discretize import by_alphas, skip_shares
 from nas.oneshot.early_stopping import Growth, Guards
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer
@@ -101,8 +101,7 @@ class Search:
       selection's training included.
     stage: the number of the present one; the selection's training comes after the last. ended: whether
       everything has been chosen.
-    preferred: what the alphas chose at their end, strengths: as they were then. healthy: what they preferred
-      where the search last went back to.
+    preferred: what the alphas chose at their end, strengths: as they were then.
     eigenvalues, moments: of the epochs since the alphas began to move, a stage began or the search went back;
       moments, by epoch, are those that it may go back to.
     cut: whether the time is over. looked_s: what looking after the last epoch took, in seconds; 0 while that
@@ -131,7 +130,6 @@ class Search:
         self.epochs: list[Epoch] = []
         self.preferred: Genotype = ()
         self.strengths: Strengths = ()
-        self.healthy: Genotype = ()
         self.ended = self.cut = False
         self.done, self.steps_before = 0, 0
         self.examiner, self.eigenvalues, self.moments = Examiner(), list[float](), dict[int, Moment]()
@@ -353,7 +351,6 @@ class Search:
             "ended": self.ended,
             "preferred": self.preferred,
             "strengths": [torch.from_numpy(row) for row in self.strengths],
-            "healthy": self.healthy,
             "direction": self.examiner.direction,
             "eigenvalues": self.eigenvalues,
             "moments": self.moments,
@@ -363,7 +360,7 @@ class Search:
     def restore(self, step: int, state: Mapping[str, Any]) -> None:  # noqa: ARG002 - the moment has it
         """Goes back to where `state` was taken, in whatever stage that was."""
         self.steps_before, self.ended = state["steps_before"], state["ended"]
-        self.preferred, self.healthy = state["preferred"], state["healthy"]
+        self.preferred = state["preferred"]
         self.strengths = tuple(row.numpy() for row in state["strengths"])
         self.examiner.direction = [tensor.to(self.task.train.x.device) for tensor in state["direction"]]
         self.eigenvalues, self.moments = list(state["eigenvalues"]), dict(state["moments"])
@@ -437,9 +434,7 @@ def _go_back(work: Search, guards: Guards, growth: Growth, moment: Moment) -> tu
     decay = work.loop.weight_decay
     work.go_to(moment)
     _forget(work)
-    back, before = work.done, work.supernet.genotype()
-    if keeps_cap(work.space, before, guards.skip_cap):
-        work.healthy = before
+    back = work.done
     grown = growth.mean / growth.level * guards.ratio
     what = f"the eigenvalue grew by {grown:.2f}: back to epoch {back}"
     stronger = guards.stronger(decay)
@@ -524,9 +519,7 @@ def _choose(work: Search) -> None:
 
     judge = accuracies if method.guards is not None else None
     work.strengths = tuple(supernet.strengths())
-    work.preferred = by_alphas(
-        supernet.space, work.strengths, method.identities, judge=judge, healthy=work.healthy
-    )
+    work.preferred = by_alphas(supernet.space, work.strengths, method.identities, judge=judge)
 
 
 def _fix(work: Search, *epochs: int) -> list[str]:

@@ -92,10 +92,10 @@ class Recipe:
             value = getattr(self, name)
             holds = any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
             self._require(name, " or ".join(map(repr, choices)), holds=holds)
-        restarts = self.restarts
-        whole = isinstance(restarts, tuple) and all(type(epoch) is int for epoch in restarts)
-        ascending = whole and all(a < b for a, b in pairwise((0, *restarts)))
-        self._require("restarts", "a tuple of ascending epochs from 1 on", holds=ascending)
+        restarts: object = self.restarts
+        holds = isinstance(restarts, tuple) and all(type(epoch) is int for epoch in restarts)
+        holds = holds and all(a < b for a, b in pairwise((0, *self.restarts)))
+        self._require("restarts", "a tuple of ascending epochs from 1 on", holds=holds)
         self._require("lr", "a number above 0", holds=self.lr > 0)
         self._require("lr_min", f"at most lr, {self.lr}", holds=self.lr_min <= self.lr)
         self._require(
