@@ -158,8 +158,7 @@ class Search:
         reseed(seed)
         weights = self.supernet.mixture_weights() if mixture is None else mixture
         shares = self.supernet.mixture(weights, full=mixture is not None)
-        if self.team.size > 1:
-            self.team.apart(seed)
+        self.team.apart(seed)
         return self.supernet.mix(x, shares)
 
     def penalty(self) -> Tensor:
