@@ -16,7 +16,7 @@ from nas.errors import Stopped, TrialError
 from nas.evaluate.trained import Trained, too_large
 from nas.run.pipeline import search
 from nas.training.evaluate import evaluate, predictions
-from nas.training.loop import Loop, one_pass
+from nas.training.loop import Loop, accumulate
 from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes
 from nas.training.recipe import Recipe
 from nas.training.retry import Retry, last_retry
@@ -58,7 +58,7 @@ def failure(space, *, recipe=RECIPE, genotype=(1,)):
 
 def gradients(network, passes):
     loop = Loop(network, TASK, RECIPE, seed=3, split=TASK.train, passes=passes)
-    loss = one_pass(loop, loop.begin())
+    loss = accumulate(loop, loop.begin())
     return loss, [p.grad.clone() for p in network.parameters()]
 
 
