@@ -51,12 +51,6 @@ DRAWN = {"darts", "gdas", "is-darts"}
 """Those whose records differ: with everything, without a gap, and with stages but no eigenvalues."""
 
 
-def test_a_supernet_is_split_when_asked(tmp_path):
-    told = Recorder()
-    run(tmp_path, "spos", trials=5, top_k=2, sharing={"splits": 1}, progress=told)
-    assert any("the supernet was split by" in note and "into 5" in note for note in told.notes)
-
-
 def test_guards_can_be_turned_off(tmp_path):
     found = run(tmp_path, guard=False)
     assert read_run(found.folder)["plan"]["search"]["guards"] is None
