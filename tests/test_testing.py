@@ -14,7 +14,6 @@ from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.searcher import RandomSearch
 from nas.space.choosers import Chooser, Zero
 from nas.space.loading import bundled, load
-from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.testing import SearcherError, check_searcher, check_space
 
@@ -179,11 +178,6 @@ class Explode(nn.Module):
 ONCE, STEM = conv(), conv()
 ZEROS = {"none": lambda: Zero(3), "nothing": lambda: Zero(3)}
 WRONG = {
-    "asks nothing": (lambda: mine(lambda choose: head()), ["asked the chooser nothing", "choose.op"]),
-    "one option": (
-        lambda: stack("a", options={"id": nn.Identity}),
-        ["decision 'a'", "single option 'id'"],
-    ),
     "one name with two lists": (
         lambda: mine(
             lambda choose: [choose.op("a", OPTIONS), choose.op("a", {"id": nn.Identity, "c": conv}), *head()]
@@ -191,12 +185,6 @@ WRONG = {
         ["decision 'a'", "('id', 'conv')", "('id', 'c')", "one decision"],
     ),
     "hidden decision": (lambda: mine(hidden), ["decision 'kernel'", "only asked after some choices", "last"]),
-    "unknown primitive": (
-        lambda: mine(
-            lambda choose: [choose.op("a", candidates(["skip_connect", "nor_conv_3z3"], 3, 3)), *head()]
-        ),
-        ["primitive 'nor_conv_3z3'", "did you mean 'nor_conv_3x3'"],
-    ),
     "differs each time": (counting, ["listed twice", "b1", "build must depend on nothing"]),
     "random order": (shuffled, ["another order"]),
     "other layers each time": (
@@ -206,14 +194,6 @@ WRONG = {
     "project not idempotent": (
         lambda: stack("a", "b", project=lambda ds, scores: tuple(1 - int(row.argmax()) for row in scores)),
         ["project is not idempotent", "{'a':"],
-    ),
-    "project out of range": (
-        lambda: stack("a", "b", project=lambda ds, scores: (0, 7)),
-        ["project returned (0, 7)"],
-    ),
-    "project that ignores its scores": (
-        lambda: stack("a", "b", project=lambda ds, scores: (0, 1)),
-        ["project ignores its scores", "'conv'"],
     ),
     "project that raises": (
         lambda: stack("a", project=lambda ds, s: (int(s[9].argmax()),)),
@@ -245,10 +225,6 @@ WRONG = {
     "value that breaks the network": (
         lambda: mine(lambda choose: [nn.Conv2d(3, 3, choose.value("kernel", [3, 40, 5])), *head()]),
         ["values {'kernel': '40'}", "Kernel size can't be greater"],
-    ),
-    "no logits": (
-        lambda: mine(lambda choose: [choose.op("a", OPTIONS)]),
-        ["images (4, 3, 8, 8)", "gave (4, 3, 8, 8)", "wanted logits (4, classes)"],
     ),
     "classes that vary": (
         lambda: mine(lambda choose: [choose.op("a", OPTIONS), *head(3, choose.value("classes", [2, 5]))]),
