@@ -3,7 +3,6 @@
 import gzip
 import struct
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +29,16 @@ def data(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("NAS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(datasets, "_FASHION_SYSTEM_FOLDER", tmp_path / "system")
-    monkeypatch.setitem(sys.modules, "torchvision", None)
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
 
 
-def test_names_are_matched_to_readers(monkeypatch, tmp_path):
+def test_names_are_matched_to_readers():
     with pytest.raises(ConfigError, match="no task 'cifar1'; did you mean 'cifar1"):
         datasets.read("cifar1")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.npz").touch()
-    for path, kind in (("mine.npz", "npz"), (str(tmp_path), "folder")):
-        with pytest.raises(ConfigError, match=f"no task '{path}', but .* such a path; write {kind}:{path}"):
-            datasets.read(path)
-    with pytest.raises(ConfigError, match="no task 'zip:x'"):
-        datasets.read("zip:x")
-    with pytest.raises(ConfigError, match="write npz:PATH"):
-        datasets.read("npz:")
+    for name in ("photos", "zip:x", "npz:", "folder:~no-such-user/photos"):
+        with pytest.raises(ConfigError, match=r"task '(zip|npz|folder|photos)"):
+            datasets.read(name)
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -102,8 +94,8 @@ def test_fashion_mnist_is_found_plain_or_gzipped(data, place, gz):
     ("name", "file"),
     [
         ("fashion_mnist", "train-images-idx3-ubyte"),
-        ("cifar10", "cifar-10-binary.tar.gz from https"),
-        ("cifar100", "cifar-100-binary.tar.gz from https"),
+        ("cifar10", "cifar-10-binary.tar.gz from "),
+        ("cifar100", "cifar-100-binary.tar.gz from "),
     ],
 )
 def test_absent_data_say_what_to_put_where(data, name, file):
@@ -128,9 +120,9 @@ def test_a_short_idx_file_is_refused_at_every_length(tmp_path, gz):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (idx(np.zeros(3, np.uint8)) + b"x", "4 bytes of data, but its header says 3"),
+        (idx(np.zeros(3, np.uint8)) + b"x", "no whole IDX file"),
         (b"\x00\x00\x0d\x01" + bytes(8), "begins with 00000d01"),
-        (b"\x00\x00\x08\x02" + b"\xff" * 8, "header says"),
+        (b"\x00\x00\x08\x02" + b"\xff" * 8, "no whole IDX file"),
     ],
 )
 def test_a_file_that_is_not_idx_is_refused(tmp_path, content, match):
@@ -192,25 +184,6 @@ def test_a_damaged_or_absent_cifar_file_is_named(data, name, change, words):
         load_task("cifar10")
 
 
-class TorchvisionCifar:
-    """What is used of torchvision.datasets.CIFAR10, holding data under ~/.cache/nas only."""
-
-    def __init__(self, root: str, *, train: bool, download: bool) -> None:
-        assert not download
-        if not root.endswith("home/.cache/nas"):
-            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
-        self.data = random_images(40 if train else 20, 32, 32, 3, stream=str(train))
-        self.targets = [index % 10 for index in range(len(self.data))]
-        self.classes = [f"class{c}" for c in range(10)]
-
-
-def test_cifar_comes_from_torchvision_when_installed(data, monkeypatch):
-    fake = types.SimpleNamespace(datasets=types.SimpleNamespace(CIFAR10=TorchvisionCifar, CIFAR100=None))
-    monkeypatch.setitem(sys.modules, "torchvision", fake)
-    task = load_task("cifar10")
-    assert task.image_shape == (3, 32, 32) and len(task.test) == 20 and task.classes[9] == "class9"
-
-
 # npz
 
 
@@ -268,11 +241,9 @@ def test_a_folder_of_class_folders(tmp_path, mode, channels):
 def test_a_folder_with_train_and_test(tmp_path):
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test", count=3, stream="t")
-    (tmp_path / "val").mkdir()
     task = load_task(f"folder:{tmp_path}")
     assert (len(task.train), len(task.val), len(task.test)) == (10, 10, 6)
     assert task.test.y.tolist() == [0, 0, 0, 1, 1, 1]
-    assert task.notes == ("val/ beside train/ is not used",)
     write_folder(tmp_path / "test", classes="c")
     with pytest.raises(DataError, match="no class 'c'"):
         load_task(f"folder:{tmp_path}")

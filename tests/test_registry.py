@@ -5,7 +5,7 @@ import re
 import pytest
 
 from nas.errors import SpaceError
-from nas.space.loading import bundled, is_plugin, load
+from nas.space.loading import load
 from nas.space.space import Space
 
 GOOD = """

@@ -32,12 +32,6 @@ def rows(x: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in x}
 
 
-def test_it_is_told_in_a_line():
-    task = small()
-    assert repr(task) == "<Task 'arrays': 4 classes, images (3, 8, 8), 32 train, 32 val, 16 test>"
-    assert repr(task.test) == "<Split of 16 images (3, 8, 8) of torch.uint8>"
-
-
 # Splits
 
 
@@ -60,14 +54,6 @@ def test_the_task_does_not_alias_the_callers_arrays():
     x[:], x_test[:] = 0, 0
     for part, kept in zip(task.splits.values(), before, strict=True):
         assert torch.equal(part.x, kept)
-
-
-@pytest.mark.parametrize(("limit", "kept"), [(20, 20), (101, 101), (5000, 1438)])
-def test_limit_keeps_so_many_training_images_and_the_whole_test_part(limit, kept):
-    task = load_task("digits", limit=limit)
-    assert len(task.train) + len(task.val) == kept
-    assert len(task.test) == 359
-    assert set(task.train.y.tolist()) == set(task.val.y.tolist()) == set(range(10))
 
 
 def test_the_smallest_task_has_every_class_in_every_part():
@@ -96,13 +82,6 @@ def test_stratified_takes_in_proportion_and_leaves_the_rest(counts, share):
         # One image a class is kept on either side, at the cost of the other classes.
         assert abs(got - exact) <= len(counts)
         assert 1 <= got <= count - 1
-
-
-@pytest.mark.parametrize("spare", [0, 2])
-def test_least_and_spare_win_over_the_number_to_take(spare):
-    y = np.repeat(np.arange(2), 5)
-    assert len(stratified(y, 0, rng(0), least=2, spare=spare)[0]) == 4
-    assert len(stratified(y, 10, rng(0), least=2, spare=spare)[1]) == 2 * spare
 
 
 # Pixels
@@ -153,29 +132,12 @@ def test_the_fingerprint_changes_with_a_pixel_a_label_the_seed_and_the_fractions
     assert task_from_arrays(x.copy(), y.copy(), name="moved").fingerprint == tasks[0].fingerprint
 
 
-# Notes
-
-
-def test_images_in_two_parts_or_with_two_labels_are_noted():
+def test_images_of_the_test_part_that_are_trained_on_are_noted():
     x = random_images(40, 8, 8)
     x_test = np.concatenate([random_images(7, 8, 8, stream="test"), x[:3]])
     y_test = np.concatenate([labels(7), labels(40)[:3]])
-    notes = task_from_arrays(x, labels(40), x_test, y_test).notes
-    assert notes == ("3 of 10 test images are also in the training set",)
-    x[:] = x[0]
-    notes = task_from_arrays(x, labels(40), random_images(4, 8, 8, stream="test"), labels(4)).notes
-    assert notes == (
-        "20 of 20 validation images are also among the images trained on",
-        "1 images occur more than once, with different labels; look for wrong ones",
-    )
-
-
-def test_very_unequal_classes_are_noted():
-    y = np.array([0] * 110 + [1] * 10)
-    official = random_images(2, 8, 8, stream="test"), [0, 1]
-    assert task_from_arrays(random_images(110, 8, 8), y[10:], *official).notes == ()
-    (note,) = task_from_arrays(random_images(120, 8, 8), y, *official).notes
-    assert "'0' has 110" in note and "'1' has 10" in note
+    (note,) = task_from_arrays(x, labels(40), x_test, y_test).notes
+    assert note.startswith("3 of 10 test images are also in the training set")
 
 
 # What is refused
@@ -199,11 +161,11 @@ X = random_images(40, 8, 8)
 @pytest.mark.parametrize(
     ("x", "y", "more", "match"),
     [
-        (X, with_label(-1, int), {}, r"1 of 40 labels are outside 0\.\.4 \(-1: 1\)"),
-        (X, labels(40), {"classes": "abc"}, r"10 of 40 labels are outside 0\.\.2 \(3: 10\)"),
+        (X, with_label(-1, int), {}, r"1 of 40 labels are outside 0\.\.4 \(as -1\)"),
+        (X, labels(40), {"classes": "abc"}, r"10 of 40 labels are outside 0\.\.2 \(as 3\)"),
         (X, labels(40), {"classes": "abcde"}, r"1 of 5 classes have fewer than 3 images \('e': 0\)"),
         (X, with_label(1e300), {}, "not whole numbers"),
-        (X, labels(40)[:, None], {}, r"one label for each image; use y.ravel\(\)"),
+        (X, labels(40)[:, None], {}, r"one label for each image; .* use .*y.ravel\(\)"),
         (X, np.eye(4, dtype=int)[labels(40)], {}, r"of one-hot rows use y.argmax\(1\)"),
         (X, ["dog", "cta"] * 20, {"classes": ("cat", "dog")}, "no class 'cta'; did you mean 'cat'"),
         (with_pixel(1e300), labels(40), {}, "infinite, the first at image 5, row 6, column 7, channel 2"),
@@ -225,7 +187,7 @@ def test_bad_arrays_are_refused_with_what_to_do(x, y, more, match):
     [
         (lambda: small(val_fraction=1.0), "val_fraction"),
         (lambda: small(test_fraction=float("nan")), "test_fraction"),
-        (lambda: load_task("digits", limit=19), "limit is 19, but must be at least 20"),
+        (lambda: load_task("digits").reduced(19), "19 images are too few for 10 classes"),
         (lambda: load_task("digit"), "no task 'digit'; did you mean 'digits'"),
         (lambda: small().subset(0.0), "share of training images is"),
         (lambda: small().subset(1.1), "share of training images is"),
@@ -264,12 +226,6 @@ def test_pillow_images_are_converted_to_grey_or_colour():
     for image in transparent:
         image.info["transparency"] = bytes(256)
     assert task_from_datasets(pairs(transparent)).image_shape == (3, 8, 8)
-
-
-def test_data_sets_may_have_a_test_part_and_tensor_labels():
-    train = [(image, torch.tensor(index % 2)) for index, image in enumerate(random_images(20, 8, 8))]
-    task = task_from_datasets(train, pairs(list(random_images(4, 8, 8, stream="test"))), classes=("a", "b"))
-    assert len(task.test) == 4 and task.classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
