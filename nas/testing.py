@@ -146,7 +146,7 @@ class Probing(Fixed):
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
         """A `Probe` of newly built candidates."""
-        self._choice(name)
+        self._choice(name, candidates)
         ops = {str(option): built(name, option, make) for option, make in candidates.items()}
         for option, module in ops.items():
             who = f"decision {name!r}, option {option!r}"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nas.__main__ import app
 from nas.audit import audit_task, write_audit
 from nas.audit.duplicates import groups, near_copies
-from nas.audit.images import SIDE, ImageTable, features, nearest, outliers
+from nas.audit.images import SIDE, ImageTable, features, outliers
 from nas.audit.labels import confident_joint, prune
 from nas.data.exclusions import load_without
 from nas.data.loading import task_from_arrays
@@ -121,14 +121,6 @@ def test_contradictory_labels_of_copies_are_named_and_a_large_group_is_whole():
 # The parts
 
 
-def test_neighbours_are_the_nearest_others():
-    points = np.array([[0.0], [1.0], [3.0], [10.0]])
-    distances, indices = nearest(points, 2)
-    assert indices.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [7, 9]]
-    assert nearest(points, 9)[0].shape == (4, 3)
-
-
 def test_the_joint_counts_what_reaches_the_thresholds():
     """Three of class 0, one of which is sure to be of class 1; the paper's equations by hand."""
     y = np.array([0, 0, 0, 1, 1])
@@ -180,12 +172,6 @@ def test_one_class_and_classes_missing_in_a_split():
     found = audit_task(tied(x, np.zeros_like(y), 12))
     assert "all images are of one class, so there is nothing to tell apart" in found.remarks
     assert any("has no image of 2 classes: 1, 2" in remark for remark in found.remarks)
-
-
-def test_constant_images_only():
-    x, y = shapes(30)
-    found = audit_task(tied(np.full_like(x, 9), y, 20))
-    assert len(found.of_kind("outlier")) == 30 and len(found.groups) == 1
 
 
 def test_a_class_of_one_image_is_not_judged():

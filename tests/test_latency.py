@@ -18,7 +18,6 @@ from nas.space.latency import (
     fit_table,
     interleaved,
     latencies,
-    latency,
     measure_table,
 )
 from nas.space.loading import load
@@ -48,7 +47,7 @@ def test_latency_is_ordered_and_leaves_the_network_as_it_was():
     network = TOY.network((2, 2, 2)).train()
     network[1].eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = latency(network, torch.randn(4, 1, 16, 16), repeats=20, warmup=3)
+    (found,) = latencies([network], torch.randn(4, 1, 16, 16), repeats=20, warmup=3)
     assert 0 < found.low_ms <= found.p50_ms <= found.high_ms
     assert found.p50_ms <= found.p95_ms and found.p50_ms < 1000
     assert [part.training for part in network] == [True, False, True, True, True, True]

@@ -243,7 +243,7 @@ def endless(choose):
         (twice, r"first asked with options \('one', 'three'\), now with \('one',\); one name must mean one"),
         (both, "one name must mean one decision"),
         (recursive, "build failed: RecursionError"),
-        (endless, "asked more than 10000 decisions, the last one 'd10000'"),
+        (endless, "asked more than 50000 times, the last time for 'd50000'"),
     ],
 )
 def test_a_build_that_breaks_a_promise_is_told_which(build, message):

@@ -136,7 +136,7 @@ def _whole_numbers(y: Array, *, who: str) -> Labels:
         first = int(bad.argmax())
         words = "NaN" if np.isnan(y[first]) else str(y[first])
         raise DataError(
-            f"{who}: {int(bad.sum())} of {len(y)} labels are not whole numbers, the first at index {first} is "
+            f"{who}: {int(bad.sum())} of {len(y)} labels are not whole numbers, the first at {first} is "
             f"{words}; number the classes from 0"
         )
     return y.astype(np.int64)

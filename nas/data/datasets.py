@@ -290,7 +290,7 @@ def _of_one_shape(root: Path, found: list[_Image], skipped: list[str], *, lenien
     if odd and not lenient:
         raise DataError(
             f"folder:{root}: images differ in size or channels: {right[0].file} is {_size(usual)}, "
-            f"{odd[0][0]} is {odd[0][1]}; bring all to one size and colour mode, or let them be stretched to one: "
+            f"{odd[0][0]} is {odd[0][1]}; bring all to one size and colour mode, or stretch them as "
             f"folder:{root}@32"
         )
     skipped += [f"{file}: it is {size}, but most are {_size(usual)}" for file, size in odd]

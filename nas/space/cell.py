@@ -53,7 +53,7 @@ class Cell(nn.Module):
         self.execute: Callable[[Cell, list[Tensor]], list[Tensor]] | None = None
         self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
         self.incoming = nn.ModuleList(
-            nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
+            nn.ModuleList(_checked(f"{kind!r}: edge({src}, {dst})", edge(src, dst)) for src in range(dst))
             for dst in range(inputs, inputs + nodes)
         )
 
@@ -134,12 +134,7 @@ class VertexCell(nn.Module):
         self.sources = _sources(kind, edges)
         self.vertices = nn.ModuleDict()
         for dst, sources in self.sources.items():
-            op: object = vertex(dst, sources)
-            if not isinstance(op, nn.Module):
-                raise SpaceError(
-                    f"cell {kind!r}: vertex({dst}, {sources}) returned {op!r}, wanted an nn.Module"
-                )
-            self.vertices[str(dst)] = op
+            self.vertices[str(dst)] = _checked(f"{kind!r}: vertex({dst}, {sources})", vertex(dst, sources))
 
     def edges(self) -> Iterator[tuple[int, int]]:
         """Every `(src, dst)`, grouped by `dst`."""
@@ -177,9 +172,9 @@ def _check_kind(kind: str) -> None:
         raise SpaceError(f"a cell's kind is {shown(kind)}, but must be printable text of 1 to 200 characters")
 
 
-def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:
+def _checked(who: str, op: object) -> nn.Module:
     if not isinstance(op, nn.Module):
-        raise SpaceError(f"cell {kind!r}: edge({src}, {dst}) returned {op!r}, wanted an nn.Module")
+        raise SpaceError(f"cell {who} returned {op!r}, wanted an nn.Module")
     return op
 
 
