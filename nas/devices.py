@@ -29,14 +29,13 @@ def resolve(name: str, *, local: int | None = None) -> torch.device:
     if local is not None and name.startswith("cuda") and (gpus := torch.cuda.device_count()):
         if name != "cuda" or local >= gpus:
             raise ConfigError(
-                f"device is {name!r} on local rank {local} of a machine with {counted(gpus, 'GPU')}, but every "
-                f"rank needs a GPU of its own; start torchrun with --nproc-per-node {gpus} and --device cuda, or "
-                "use --device cpu"
+                f"device is {name!r} on local rank {local} of a machine with {gpus} GPUs, but every "
+                f"rank needs one of its own; start torchrun with --nproc-per-node {gpus} and --device cuda"
             )
         return torch.device("cuda", local)
     # "cuda" is the current one of the GPUs.
     known = [*available(), *(["cuda"] if torch.cuda.is_available() else [])]
-    if name.removesuffix(":0") not in known and name not in known:
+    if name not in known:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
         raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}{hint}")

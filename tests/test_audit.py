@@ -143,14 +143,6 @@ def test_outliers_and_blank_images_are_found():
     assert found[0].reason == "every pixel has the same value"
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_floats_give_what_bytes_give(channels):
-    x, y = shapes(40, channels=channels)
-    small = [ImageTable.of(tied(values, y, 30)).small for values in (x, (x / 255).astype(np.float32))]
-    bytes_, floats = (np.abs(features(images - images.mean(), 0)) for images in small)
-    assert np.allclose(bytes_[:, :5], floats[:, :5], atol=1e-2)
-
-
 def test_large_images_are_shrunk():
     table = ImageTable.of(made(30, side=130))
     assert table.small.shape[2:] == (SIDE, SIDE)

@@ -27,14 +27,6 @@ def batch(task: Task, size: int) -> torch.Tensor:
     return x
 
 
-def test_no_augmentation_is_normalisation(task):
-    x = batch(task, 16)
-    stream = torch_rng(0, "augment")
-    before = stream.get_state()
-    assert torch.equal(augment(x, task, Policy(), stream), task.normalise(x))
-    assert torch.equal(stream.get_state(), before)
-
-
 @pytest.mark.parametrize("pad", [1, 2])
 def test_crop_and_flip_equal_the_loop_over_images(task, pad):
     x = batch(task, 64)
@@ -82,13 +74,6 @@ def test_cutout_zeroes_one_square_around_the_drawn_pixel_and_nothing_else(task, 
         expected[max(top, 0) : top + side, max(left, 0) : left + side] = True
         assert torch.equal(mask, expected)
     assert not augment(batch(task, 8), task, Policy(cutout=100), torch_rng(0, "all")).any()
-
-
-def test_float_images_are_augmented_too():
-    x = rng(0, "floats").normal(0, 1, (40, 8, 8))
-    task = task_from_arrays(x, np.arange(40) % 2)
-    got = augment(task.train.x, task, Policy(pad=1, flip=True, cutout=2), torch_rng(0))
-    assert got.shape == task.train.x.shape and got.dtype == torch.float32
 
 
 def test_all_depends_on_the_generator_alone(task):

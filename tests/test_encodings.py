@@ -96,12 +96,6 @@ def test_a_space_without_cells_is_one_path():
 # -- features -----------------------------------------------------------------------------------------
 
 
-def test_options_are_counted_by_name():
-    genotype = from_string(f"|{ONE}~0|+|{POOL}~0|{THREE}~1|+|{THREE}~0|none~1|none~2|")
-    # avg_pool_3x3, none, nor_conv_1x1, nor_conv_3x3, skip_connect
-    assert option_counts(CELLS, genotype).tolist() == [1, 2, 1, 2, 0]
-
-
 @pytest.mark.parametrize("space", [TOY, CELLS, DARTS, VERTICES, CHAIN, DEEP], ids=lambda space: space.name)
 def test_features_are_options_counts_and_paths(space):
     genotypes = drawn(space, 5)

@@ -120,19 +120,6 @@ def test_the_additions_of_a_cell():
     assert found == [(3, 0, 1, 2, 4, 2), (3, 0, 1, 3, 4, 2), (3, 2, 1, 0, 4, 2), (3, 3, 1, 0, 4, 2)]
 
 
-@each_space
-def test_additions_are_what_is_addition_says(space):
-    everything = list(space.enumerate()) if space is not CELLS else [space.sample(rng(s)) for s in range(30)]
-    for parent in parents(space):
-        listed = additions(space, parent)
-        assert listed == sorted(set(listed))
-        assert all(space.canonical(child) == child for child in listed)
-        assert all(is_addition(space, parent, child) for child in listed)
-        others = [child for child in everything if is_addition(space, parent, child) and child not in listed]
-        # Left out, but can be grown: another choice deep in an addition.
-        assert space is NESTED or not others
-
-
 @pytest.mark.parametrize(
     ("parent", "edge", "learns"),
     [

@@ -67,12 +67,6 @@ def test_an_unknown_name():
     assert "no search space '__init__'" in refusal("__init__")
 
 
-def test_a_missing_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    message = refusal("gone.py:make")
-    assert "no file gone.py" in message and str(tmp_path / "gone.py") in message
-
-
 def test_a_syntax_error(plugin):
     path = plugin("x = 1\n\ndef make(:\n    pass\n")
     message = refusal(path)
@@ -114,11 +108,6 @@ def test_parameters_without_a_name(plugin, signature):
 def test_an_unknown_setting_names_the_nearest(plugin):
     assert "no setting 'widht'; did you mean 'width'?" in refusal(plugin(GOOD), widht=3)
     assert "no setting 'widht'; did you mean 'width'?" in refusal("toy", widht=3)
-
-
-def test_a_setting_of_the_wrong_kind_is_reported():
-    message = "space 'darts': the setting cells is 'eight', wanted a number like its default, 8"
-    assert refusal("darts", cells="eight") == message
 
 
 @pytest.mark.parametrize(

@@ -117,19 +117,6 @@ def test_published_cells_have_the_published_sizes(literal, params, macs):
     assert counted.macs == pytest.approx(macs, rel=0.005)
 
 
-def test_darts_literals_round_trip():
-    space, rng = load("darts", width=4, cells=3), np.random.default_rng(0)
-    for _ in range(200):
-        genotype = space.sample(rng)
-        assert darts.from_literal(darts.to_literal(genotype)) == genotype
-    written = darts.to_literal(darts.from_literal(DARTS_V2))
-    assert (
-        "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('max_pool_3x3', 1), ('skip_connect', 2)"
-        in written
-    )
-    assert space.notation.read(space.notation.write(genotype)) == genotype
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -184,17 +171,3 @@ def test_the_auxiliary_output_comes_in_training_only():
     logits, auxiliary = network.train()(x)
     assert logits.shape == auxiliary.shape == (2, 10) and not torch.equal(logits, auxiliary)
     assert network.eval()(x).shape == (2, 10)
-
-
-def test_discretising_keeps_the_two_strongest_inputs_of_every_node_whatever_none_scores():
-    space = load("darts", width=4, cells=3)
-    rng = np.random.default_rng(0)
-    scores = [rng.random(8) for _ in space.decisions]
-    for row in scores:
-        row[0] = 9.0
-    genotype = space.nearest(scores)
-    for start, size in ((0, 2), (2, 3), (5, 4), (9, 5), (14, 2), (16, 3), (19, 4), (23, 5)):
-        rows = scores[start : start + size]
-        strongest = sorted(range(size), key=lambda i: rows[i][1:].max())[-2:]
-        wanted = [1 + int(rows[i][1:].argmax()) if i in strongest else 0 for i in range(size)]
-        assert list(genotype[start : start + size]) == wanted

@@ -69,7 +69,11 @@ def mislabels(
         )
     noise = float(joint.sum() - np.trace(joint))
     low, high = wilson(noise, len(y))
-    pairs = ((names[i], names[j], round(joint[i, j] * len(y))) for i, j in np.ndindex(*joint.shape) if i != j)
+    pairs = (
+        (names[i], names[j], round(float(joint[i, j]) * len(y)))
+        for i, j in np.ndindex(*joint.shape)
+        if i != j
+    )
     confused = sorted((pair for pair in pairs if pair[2]), key=lambda pair: -pair[2])[:_CONFUSED]
     return LabelErrors(noise, low, high, tuple(confused), len(y), reason if left else ""), suspects
 

@@ -37,7 +37,6 @@ _IDX_UNSIGNED_BYTE = 8
 _MAX_IDX = 64 << 20
 """Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
-_CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
 _SIZED = re.compile(r"(.+)@([0-9]{1,9})(?:x([0-9]{1,9}))?")
@@ -135,49 +134,42 @@ def read_idx(path: Path) -> Array:
 def cifar10() -> Source:
     """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 images of 3x32x32, from its binary version."""
     batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    return _cifar("cifar10", batches, "test_batch.bin", "batches.meta.txt")
+    return _cifar("cifar-10-batches-bin", batches, "test_batch.bin", "batches.meta.txt", label_bytes=1)
 
 
 def cifar100() -> Source:
     """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, from its binary version."""
-    return _cifar("cifar100", ["train.bin"], "test.bin", "fine_label_names.txt", label_bytes=2)
+    return _cifar("cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", label_bytes=2)
 
 
-def _cifar(name: str, train: Sequence[str], test: str, names: str, *, label_bytes: int = 1) -> Source:
-    """CIFAR with its images in the files `train` and `test`, its class names in `names`."""
-    number = name.removeprefix("cifar")
-    folders = [root / _CIFAR_FOLDERS[name] for root in _data_roots()]
+def _cifar(folder: str, train: Sequence[str], test: str, names: str, *, label_bytes: int) -> Source:
+    """CIFAR with its images in the files `train` and `test`, its class names in `names`.
+
+    label_bytes: those before each image; the last one counts.
+    """
+    folders = [root / folder for root in _data_roots()]
     place = next(filter(is_folder, folders), None)
     if place is None:
+        name = "-".join(folder.split("-")[:2])
         raise DataError(
-            f"{name}: no folder {' or '.join(map(str, folders))}; get cifar-{number}-binary.tar.gz from "
-            "https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it there, or set "
-            "NAS_DATA to the folder where it is; for a copy of torchvision's, use nas.task_from_datasets"
+            f"{name.replace('-', '')}: no folder {' or '.join(map(str, folders))}; get {name}-binary.tar.gz "
+            "from https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it there, or "
+            "set NAS_DATA to the folder where it is; for a copy of torchvision's, use nas.task_from_datasets"
         )
-    parts = [_read_cifar(place / file, label_bytes) for file in train]
-    x_train, y_train = (np.concatenate(part) for part in zip(*parts, strict=True))
+    record, parts = label_bytes + math.prod(_CIFAR_SHAPE), []
     try:
         classes = tuple((place / names).read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{place / names} cannot be read ({error}); unpack the archive again") from error
-    return Source(x_train, y_train, *_read_cifar(place / test, label_bytes), classes=classes, flip=True)
-
-
-def _read_cifar(path: Path, label_bytes: int) -> tuple[Array, Array]:
-    """Images [N, 32, 32, 3] and the last of the `label_bytes` labels before each image."""
-    record = label_bytes + math.prod(_CIFAR_SHAPE)
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive again") from error
-    if not len(data) or len(data) % record:
-        raise DataError(
-            f"{path} has {len(data)} bytes, but must have a whole number of records of {record} bytes; "
-            "unpack the archive again"
-        )
-    records = data.reshape(-1, record)
-    images = records[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE)
-    return images.transpose(0, 2, 3, 1), records[:, label_bytes - 1]
+        for file in (*train, test):
+            data = np.fromfile(place / file, np.uint8)
+            if not len(data) or len(data) % record:
+                raise ValueError(f"{file} has {len(data)} bytes, which are no records of {record} bytes")
+            parts.append(data.reshape(-1, record))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be read ({error}); unpack the archive again") from error
+    images = [p[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1) for p in parts]
+    labels = [p[:, label_bytes - 1] for p in parts]
+    x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
+    return Source(x_train, y_train, images[-1], labels[-1], classes=classes, flip=True)
 
 
 def npz(path: Path) -> Source:

@@ -72,20 +72,16 @@ def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> T
 
     Files that the list calls corrupt may be any number; another one that cannot be used is an error.
     """
-    if listed is None:
-        return task if isinstance(task, Task) else load_task(task, seed=seed)
-    if isinstance(task, Task):
-        return without(task, listed)
-    path, suspects = _read(listed)
-    known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
-    found = load_task(task, seed=seed, lenient=bool(known))
-    unknown = [line for line in found.skipped if known and not line.startswith(known)]
-    if unknown:
-        raise DataError(
-            f"{path} does not name {counted(len(unknown), 'file')} of {task} that cannot be used "
-            f"({unknown[0]}); run nas audit again"
-        )
-    return without(found, listed)
+    path, suspects = (None, []) if listed is None else _read(listed)
+    if isinstance(task, str):
+        known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
+        task = load_task(task, seed=seed, lenient=bool(known))
+        if known and (unknown := [line for line in task.skipped if not line.startswith(known)]):
+            raise DataError(
+                f"{path} does not name {counted(len(unknown), 'file')} of {task.name} that cannot be used "
+                f"({unknown[0]}); run nas audit again"
+            )
+    return task if listed is None else without(task, listed)
 
 
 def without(task: Task, listed: str | Path) -> Task:
@@ -110,7 +106,9 @@ def without(task: Task, listed: str | Path) -> Task:
     told = ", ".join(f"{count} of {name}" for name, count in fewer.items())
     return replace(
         task,
-        **kept,
+        train=kept["train"],
+        val=kept["val"],
+        test=kept["test"],
         mean=mean,
         std=std,
         fingerprint=hashlib.sha256(repr((task.fingerprint, content, kinds)).encode()).hexdigest(),

@@ -110,8 +110,9 @@ class Task:
 
     def to(self, device: torch.device | str) -> Task:
         """The same task with every tensor on `device`."""
-        splits = {name: split.to(device) for name, split in self.splits.items()}
-        return replace(self, **splits, mean=self.mean.to(device), std=self.std.to(device))
+        train, val, test = (split.to(device) for split in self.splits.values())
+        mean, std = self.mean.to(device), self.std.to(device)
+        return replace(self, train=train, val=val, test=test, mean=mean, std=std)
 
     def reduced(self, images: int) -> Task:
         """The same task with at most `images` for training and validation together, in their proportion.
@@ -162,9 +163,9 @@ class Task:
         if side == height:
             return self
         size = side, max(1, round(width * side / height))
-        small = {name: replace(split, x=shrunk(split.x, size)) for name, split in self.splits.items()}
+        train, val, test = (replace(split, x=shrunk(split.x, size)) for split in self.splits.values())
         pad, fingerprint = min(self.pad, usual_padding(min(size))), f"{self.fingerprint}:{size[0]}x{size[1]}"
-        return replace(self, **small, pad=pad, fingerprint=fingerprint)
+        return replace(self, train=train, val=val, test=test, pad=pad, fingerprint=fingerprint)
 
     def train_and_val(self) -> Split:
         """Both parts that a search may see as one, for the final retrain."""

@@ -145,7 +145,7 @@ def from_dict(data: Mapping[str, object]) -> Graph:
     for edge in cast(Sequence[dict[str, str]], data["edges"]):
         graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
     roles = _roles(graph)
-    named = len(roles) == len(nodes) and None not in roles.values()
+    named = len(roles) == len(nodes) and all(roles.values())
     if (
         not named
         or any(roles[src] == "output" or roles[dst] == "input" for src, dst in graph.edges)
@@ -159,7 +159,7 @@ def from_dict(data: Mapping[str, object]) -> Graph:
 
 
 def _roles(graph: Graph) -> dict[str, str]:
-    return dict(graph.nodes(data="role"))
+    return {node: data.get("role", "") for node, data in graph.nodes(data=True)}
 
 
 def _cells(space: Space, genotype: Genotype) -> dict[str, AnyCell]:
@@ -312,11 +312,11 @@ def skeleton(network: nn.Module, image_shape: Sequence[int]) -> Graph:
     finally:
         for hook in hooks:
             hook.remove()
-    kinds = graph.nodes(data="kind")
-    cells = [i for i, (_, kind) in enumerate(kinds) if kind not in ("input", "block")]
-    for i, (name, kind) in enumerate(kinds):
-        if cells and kind == "block" and not cells[0] < i < cells[-1]:
-            graph.nodes[name]["kind"] = "stem" if i < cells[0] else "head"
+    blocks = [data for _, data in graph.nodes(data=True)]
+    cells = [i for i, data in enumerate(blocks) if data["kind"] not in ("input", "block")]
+    for i, data in enumerate(blocks):
+        if cells and data["kind"] == "block" and not cells[0] < i < cells[-1]:
+            data["kind"] = "stem" if i < cells[0] else "head"
     return graph
 
 
