@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nas.__main__ import app
 from nas.audit import audit_task, write_audit
 from nas.audit.duplicates import groups, near_copies
-from nas.audit.images import SIDE, ImageTable, features, outliers
+from nas.audit.images import ImageTable, features, outliers
 from nas.audit.labels import confident_joint, prune
 from nas.data.exclusions import load_without
 from nas.data.loading import task_from_arrays
@@ -100,10 +100,6 @@ def test_one_of_each_group_may_stay_and_a_test_image_before_others(planted, foun
     assert {suspect.of for suspect in found.of_kind("leak")} <= test
 
 
-def test_the_same_audit_finds_the_same(planted, found):
-    assert audit_task(planted.task) == found
-
-
 def test_contradictory_labels_of_copies_are_named_and_a_large_group_is_whole():
     x, y = shapes(90)
     y[1], x[1] = (y[0] + 1) % 3, x[0]
@@ -141,12 +137,6 @@ def test_outliers_and_blank_images_are_found():
     found = outliers(table, features(table.small, 0))
     assert [suspect.origin for suspect in found][:2] == [5, 9] and len(found) <= 4
     assert found[0].reason == "every pixel has the same value"
-
-
-def test_large_images_are_shrunk():
-    table = ImageTable.of(made(30, side=130))
-    assert table.small.shape[2:] == (SIDE, SIDE)
-    assert not len(near_copies(table).pairs)
 
 
 # Odd data

@@ -109,8 +109,6 @@ def test_mixup_shares_follow_the_beta_distribution(alpha):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Policy(pad=-1), "pad is -1"),
-        (lambda: Policy(cutout=-1), "cutout is -1"),
         (lambda: parts_of("crop+flipp"), "did you mean 'flip'"),
         (lambda: mixup(torch.zeros(2, 1), torch.zeros(2), 0.0, torch_rng(0)), "alpha is 0"),
         (lambda: mixup(torch.zeros(2, 1), torch.zeros(2), float("nan"), torch_rng(0)), "alpha is nan"),

@@ -30,16 +30,6 @@ def count(make, *image_shape):
 # -- by hand ------------------------------------------------------------------------------------------
 
 
-def test_activation_bytes_count_each_kept_map_once():
-    def make():
-        convolutions = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False)]
-        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(512, 10))
-
-    # The first convolution keeps the image, the ReLU what it gives to the second, the classifier its input;
-    # the weights, which are kept as well, are not activations.
-    assert count(make, 3, 8, 8).activation_bytes == 4 * 64 * (3 + 8 + 8)
-
-
 # -- the peak, by hand --------------------------------------------------------------------------------
 
 

@@ -284,15 +284,6 @@ def test_a_folder_whose_name_ends_in_a_size_is_read_as_it_is(tmp_path):
         load_task(f"folder:{tmp_path}/photos@0")
 
 
-def test_what_cannot_be_stretched_is_skipped_and_named(tmp_path):
-    write_folder(tmp_path, count=100)
-    (tmp_path / "a" / "7.png").write_bytes(b"not an image")
-    Image.fromarray(np.zeros((6, 8), np.uint16)).save(tmp_path / "b" / "9.png")
-    task = load_task(f"folder:{tmp_path}@4")
-    assert [line.split(":")[0] for line in task.skipped] == ["a/7.png", "b/9.png"]
-    assert "more than 8 bits" in task.skipped[1]
-
-
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
     write_folder(tmp_path)
     monkeypatch.setattr("nas.data.decode.MOST_PIXELS", 40)

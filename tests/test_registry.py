@@ -6,7 +6,6 @@ import pytest
 
 from nas.errors import SpaceError
 from nas.space.loading import load
-from nas.space.space import Space
 
 GOOD = """
 from torch import nn
@@ -42,14 +41,6 @@ def refusal(path, **settings):
 def test_a_bundled_space_knows_where_it_came_from():
     space = load("toy", width=4)
     assert (space.origin, space.settings) == ("toy", {"width": 4, "classes": 10, "in_channels": 1})
-
-
-def test_a_file(plugin):
-    path = plugin(GOOD)
-    space = load(path, width=6)
-    assert isinstance(space, Space) and space.origin == path
-    assert space.settings == {"width": 6, "classes": 10}
-    assert space.network((1,))[1].in_features == 6
 
 
 def test_a_module():
@@ -103,11 +94,6 @@ def test_a_missing_function_names_the_nearest(plugin):
 def test_parameters_without_a_name(plugin, signature):
     message = refusal(plugin(f"def make({signature}):\n    pass\n"))
     assert "wanted a function with named parameters only, e.g. `def make(width=16)`" in message
-
-
-def test_an_unknown_setting_names_the_nearest(plugin):
-    assert "no setting 'widht'; did you mean 'width'?" in refusal(plugin(GOOD), widht=3)
-    assert "no setting 'widht'; did you mean 'width'?" in refusal("toy", widht=3)
 
 
 @pytest.mark.parametrize(

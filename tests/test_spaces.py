@@ -33,10 +33,6 @@ DARTS_V2 = (
 BEST201 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 
 
-def test_the_bundled_spaces():
-    assert bundled() == ("convnet", "darts", "nasbench101", "nasbench201", "toy")
-
-
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_space_builds_small_trains_and_follows_its_settings(name):
     space = load(name, width=6, classes=7, in_channels=2)
@@ -68,10 +64,6 @@ def test_nasbench201_strings_round_trip_over_the_whole_space():
     assert len(set(strings)) == 15_625
     assert [nasbench201.from_string(text) for text in strings] == everything
     assert strings[0] == "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
-
-
-def test_nasbench201_has_6466_unique_strings():
-    assert len({nasbench201.unique_string(g) for g in itertools.product(range(5), repeat=6)}) == 6_466
 
 
 @pytest.mark.parametrize(
@@ -136,21 +128,6 @@ def test_other_literals_are_refused(change, message):
     assert change[0] in DARTS_V2
     with pytest.raises(SpaceError, match=message):
         darts.from_literal(DARTS_V2.replace(*change))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Genotype()",
-        "Genotype(normal=[__import__('os').getcwd()], reduce=[])",
-        "Genotype(normal=[(, ], reduce=[])",
-        "Genotype(normal=[('skip_connect', 0)" + 10_000 * " " + ",",
-    ],
-)
-def test_text_that_is_no_literal_is_refused(text):
-    with pytest.raises(SpaceError):
-        darts.from_literal(text)
 
 
 def test_official_output_shapes_of_a_small_darts_network():

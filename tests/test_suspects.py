@@ -54,13 +54,6 @@ def test_listed_images_leave_their_splits(tmp_path):
     assert without(TASK, whole).train.x.equal(TASK.train.x)
 
 
-def test_another_list_or_kind_is_another_task(tmp_path):
-    one = without(TASK, write(tmp_path / "s.json", suspect("train", 3))).fingerprint
-    two = without(TASK, write(tmp_path / "s.json", suspect("train", 4))).fingerprint
-    three = without(TASK, f"{tmp_path / 's.json'}:mislabel").fingerprint
-    assert len({TASK.fingerprint, one, two, three}) == 4
-
-
 def test_a_list_holds_for_every_seed(tmp_path):
     other = load_task("digits", seed=1)
     listed = write(tmp_path / "s.json", suspect("train", 3))

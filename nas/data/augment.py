@@ -42,11 +42,6 @@ class Policy:
     flip: bool = False
     cutout: int = 0
 
-    def __post_init__(self) -> None:
-        for what, value in (("pad", self.pad), ("cutout", self.cutout)):
-            if value < 0:
-                raise ConfigError(f"{what} is {value}, but must be at least 0 pixels; 0 turns it off")
-
 
 def augment(x: Tensor, task: Task, policy: Policy, generator: torch.Generator) -> Tensor:
     """Raw images [B, C, H, W] as randomly cropped, flipped, normalised and cut-out float32 of that shape.
