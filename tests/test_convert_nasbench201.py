@@ -1,7 +1,6 @@
 """The converted official results are a table that the engine reads."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -95,14 +94,3 @@ def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
         assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "wheel"),
-    [
-        ("NAS-Bench-201-v1_1-096897.pth", "nas_201_api", "nas-bench-201"),
-        ("NATS-tss", "nats_bench", "nats_bench"),
-    ],
-)
-def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package, wheel):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=f"{name} is read by the package {package}; pip install {wheel}"):
-        script.open_api(Path(name))

@@ -104,9 +104,7 @@ class Cell(nn.Module):
 
     def _edge(self, op: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = op(x)
-        if self.drops and not isinstance(op, nn.Identity):
-            return drop_path(y, self.drop_path)
-        return y
+        return y * drop_mask(y, self.drop_path) if self.drops and not isinstance(op, nn.Identity) else y
 
 
 class VertexCell(nn.Module):
@@ -154,13 +152,8 @@ CELLS = (Cell, VertexCell)
 """Both kinds, for `isinstance`."""
 
 
-def drop_path(x: Tensor, probability: float | Tensor) -> Tensor:
-    """Zeroes whole images of `[B, ...]` with `probability`, scaling the others to keep the mean."""
-    return x * drop_mask(x, probability)
-
-
 def drop_mask(x: Tensor, probability: float | Tensor) -> Tensor:
-    """The factor of each image, `[B, 1, ...]` with as many dimensions as `x`."""
+    """Factors `[B, 1, ...]` that zero images of `x` with `probability` and scale others to keep the mean."""
     shape = (len(x), *[1] * (x.ndim - 1))
     keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return keep / (1 - probability)

@@ -30,14 +30,9 @@ def features(space: Space, genotypes: Sequence[Genotype]) -> list[NDArray[np.flo
     for row, counts in zip(matrix, paths, strict=True):
         for path, count in counts.items():
             row[columns[path]] = count
-    return [one_hot, np.array([option_counts(space, genotype) for genotype in genotypes]), matrix]
-
-
-def option_counts(space: Space, genotype: Genotype) -> NDArray[np.float64]:
-    """How often each option, by name in alphabetic order, is chosen."""
     names = sorted({option for d in space.decisions for option in d.options})
-    counts = Counter(space.choices(genotype).values())
-    return np.array([float(counts[name]) for name in names])
+    chosen = [Counter(space.choices(genotype).values()) for genotype in genotypes]
+    return [one_hot, np.array([[float(row[name]) for name in names] for row in chosen]), matrix]
 
 
 @remembered
