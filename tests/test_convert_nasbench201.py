@@ -92,5 +92,3 @@ def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
             assert figures["macs"] == 1e6 * (1 + index / 8)
         factor = DATASETS[dataset].seconds
         assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
-
-

@@ -88,11 +88,6 @@ def test_paths_where_operations_stand_on_vertices():
     assert path_counts(VERTICES, genotype) == {("cell", *path): 1 for path in paths}
 
 
-def test_a_space_without_cells_is_one_path():
-    assert path_counts(CHAIN, (0, 1)) == {("network", "in", "one", "three"): 1}
-    assert path_counts(DEEP, (1, 1, 0)) == {("network", "in", "three", "one"): 1}
-
-
 # -- features -----------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,6 @@ def test_receptive_field(name, reach):
     assert (rows.min(), rows.max()) == (10 - reach, 10 + reach)
 
 
-
-
 def test_skip_is_the_identity_where_it_can_be():
     x = torch.randn(1, C, 4, 4)
     assert PRIMITIVES["skip_connect"](C, C, 1)(x) is x

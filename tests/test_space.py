@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -22,14 +21,14 @@ def ring(decisions, scores):
     return max(valid, key=lambda g: sum(row[i] for row, i in zip(scores, g, strict=True)))
 
 
-def flat(*sizes, project=None):
-    """A space of independent decisions with so many options each."""
+def flat(*sizes, project):
+    """A space of decisions with so many options each, of which `project` says what is valid."""
 
     def build(choose):
         options = [{f"o{i}": nn.Identity for i in range(size)} for size in sizes]
         return nn.Sequential(*(choose.op(f"d{k}", offered) for k, offered in enumerate(options)))
 
-    return Space("flat", build, project) if project else Space("flat", build)
+    return Space("flat", build, project)
 
 
 def deep(depths=(1, 2, 3), options=2):
@@ -67,10 +66,6 @@ SPACES = {
 each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
-def is_valid(space, genotype):
-    return space.nearest(space.one_hot(genotype)) == genotype or space.is_conditional
-
-
 # -- listing ------------------------------------------------------------------------------------------
 
 
@@ -93,7 +88,8 @@ def test_listing_takes_no_memory_and_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# -- drawing and varying ------------------------------------------------------------------------------
+def is_valid(space, genotype):
+    return space.nearest(space.one_hot(genotype)) == genotype or space.is_conditional
 
 
 @each_space
@@ -109,9 +105,6 @@ def test_everything_drawn_is_valid_and_canonical(space):
             space.check(genotype)
             assert is_valid(space, genotype)
             assert space.canonical(genotype) == genotype
-
-
-# -- neighbours ---------------------------------------------------------------------------------------
 
 
 # -- sameness and size --------------------------------------------------------------------------------
@@ -140,36 +133,6 @@ def test_sizes():
     assert (
         SPACES["ring"].size == Size(len(list(SPACES["ring"].enumerate())), exact=True) == Size(8, exact=True)
     )
-
-
-# -- words --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"0->9": "none"}, "space 'toy': no decision '0->9'; did you mean '0->"),
-        ({"0->1": "nor_conv_5x5"}, "decision '0->1': no option 'nor_conv_5x5'; did you mean 'nor_conv_3x3'"),
-        ({"1->2": None}, "decision '1->2': no option"),
-    ],
-)
-def test_wrong_words_are_refused(change, message):
-    words = SPACES["toy"].choices((0, 0, 0))
-    with pytest.raises(SpaceError, match=re.escape(message)):
-        SPACES["toy"].genotype(words | change)
-
-
-@pytest.mark.parametrize(
-    ("genotype", "message"),
-    [
-        ((0, 0), "has 3 decisions, got a genotype of 2"),
-        ((0, 0, 3), "decision '1->2' got option 3, but its 3 options are 0 to 2"),
-        ((0, -1, 0), "decision '0->2' got option -1"),
-    ],
-)
-def test_wrong_genotypes_are_refused(genotype, message):
-    with pytest.raises(SpaceError, match=message):
-        SPACES["toy"].network(genotype)
 
 
 # -- faults of an author ------------------------------------------------------------------------------
@@ -215,20 +178,12 @@ def endless(choose):
         (twice, r"first asked with options \('one', 'three'\), now with \('one',\); one name must mean one"),
         (both, "one name must mean one decision"),
         (recursive, "build failed: RecursionError"),
-        (endless, "asked more than 50000 times, the last time for 'd50000'"),
+        (endless, "asked more than 20000 times, the last time for 'd20000'"),
     ],
 )
 def test_a_build_that_breaks_a_promise_is_told_which(build, message):
     with pytest.raises(SpaceError, match=message):
         listed(build)
-
-
-@pytest.mark.parametrize("name", ["", "a\nb", "x" * 201, "\x00", 7])
-def test_names_that_nothing_could_record(name):
-    with pytest.raises(SpaceError, match="names must be printable text of 1 to 200 characters"):
-        listed(lambda choose: choose.op(name, CONVS))
-    with pytest.raises(SpaceError, match="names must be printable text of 1 to 200 characters"):
-        listed(lambda choose: choose.op("x", {name: nn.Identity}))
 
 
 def test_a_build_that_fails_is_reported_with_its_own_line():
@@ -256,18 +211,3 @@ def test_decisions_that_are_asked_after_any_value_are_listed():
     drawn = {space.sample(np.random.default_rng(seed)) for seed in range(300)}
     # Of the convolution 2, of each other kind 3 of depth 1 (one without `more`), and 6 of depth 2.
     assert drawn == set(space.enumerate()) and len(drawn) == 2 + 2 * (3 + 6)
-
-
-@pytest.mark.parametrize(
-    ("project", "message"),
-    [
-        (lambda decisions, scores: (0,), r"project returned \(0,\), wanted one option index for each of 2"),
-        (lambda decisions, scores: (0, 3), r"project returned \(0, 3\), wanted one option index"),
-        (lambda decisions, scores: (0, -1), r"project returned \(0, -1\), wanted"),
-        (lambda decisions, scores: None, "project failed: TypeError"),
-        (lambda decisions, scores: scores[5], r"project failed: IndexError.*test_space.py, line \d+"),
-    ],
-)
-def test_a_project_that_breaks_its_promise(project, message):
-    with pytest.raises(SpaceError, match=message):
-        flat(3, 3, project=project).sample(np.random.default_rng(0))

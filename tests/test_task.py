@@ -49,12 +49,6 @@ def test_the_smallest_task_has_every_class_in_every_part():
     assert [sorted(part.y.tolist()) for part in task.splits.values()] == [[0, 1, 2, 3]] * 3
 
 
-def test_to_moves_every_tensor():
-    task = small().to("meta")
-    tensors = [task.mean, task.std, *(t for split in task.splits.values() for t in (split.x, split.y))]
-    assert {t.device.type for t in tensors} == {"meta"}
-
-
 @settings(max_examples=100, deadline=None)
 @given(counts=st.lists(st.integers(2, 40), min_size=1, max_size=8), share=st.floats(0, 1))
 def test_stratified_takes_in_proportion_and_leaves_the_rest(counts, share):

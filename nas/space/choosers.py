@@ -17,7 +17,7 @@ T = TypeVar("T")
 Candidates = Mapping[str, Callable[[], nn.Module]]
 """Unbuilt modules by option name."""
 Role = Literal["zero", "identity", "op"]
-MAX_QUESTIONS = 50_000
+MAX_QUESTIONS = 20_000
 """Asked of one network; cells that share their decisions ask the same ones again."""
 MAX_RUNS = 400
 """Of a build that is listed: so many values are tried; of more, each is the last one of its decision."""
