@@ -8,7 +8,7 @@ import reprlib
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,13 +121,9 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     start = got[:100].lower()  # a comparison takes time and memory by length
     near = {name: likeness for name in names if (likeness := _likeness(start, name.lower()))}
     nearest = " or ".join(repr(name) for name in near if near[name] == max(near.values()))
-    hint = f"did you mean {nearest}?" if near else f"known: {_listed(names)}"
-    return f"no {what} {shown(got)}; {hint}"
-
-
-def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "none") + more
+    hint = f"did you mean {nearest}?" if near else f"known: {', '.join(names[:_LISTED]) or 'none'}{more}"
+    return f"no {what} {shown(got)}; {hint}"
 
 
 def _likeness(got: str, name: str) -> tuple[int, float] | None:
@@ -179,12 +175,25 @@ def staying() -> Iterator[None]:
         os._exit = end
 
 
+@contextmanager
+def foreign_code(who: str, kind: type[NasError] = SpaceError) -> Iterator[None]:
+    """Runs a user's code; what it raises, but for errors of the engine, becomes one that says who and where.
+
+    who: begins the message. kind: of the error.
+    """
+    try:
+        with staying():
+            yield
+    except NasError:
+        raise
+    except FAULTS as error:
+        raise kind(f"{who}: {describe(error)}") from error
+
+
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
-    if not frames:
-        return ""
-    return f" (at {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
+    return "".join(f" (at {frame.filename}, line {frame.lineno}: {frame.line})" for frame in frames[-1:])
 
 
 def is_users(file: str) -> bool:
@@ -207,19 +216,16 @@ def printable(text: str, *, limit: int | None = None) -> str:
     """
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}... ({len(text) - limit:,} more characters)"
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    if text.isprintable():
+        return text
+    plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(plain)
 
 
 def counted(number: float, noun: str) -> str:
     """A number of things in words: `1 epoch`, `1,438 images`, `2 classes`."""
     several = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,.0f} {noun}{several}"
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() or character == "\n":
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 class _Short(reprlib.Repr):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nas.__main__ import app
 from nas.audit import audit_task, write_audit
 from nas.audit.duplicates import groups, near_copies
-from nas.audit.images import SIDE, ImageTable, features, nearest, outliers
+from nas.audit.images import ImageTable, features, outliers
 from nas.audit.labels import confident_joint, prune
 from nas.data.exclusions import load_without
 from nas.data.loading import task_from_arrays
@@ -100,10 +100,6 @@ def test_one_of_each_group_may_stay_and_a_test_image_before_others(planted, foun
     assert {suspect.of for suspect in found.of_kind("leak")} <= test
 
 
-def test_the_same_audit_finds_the_same(planted, found):
-    assert audit_task(planted.task) == found
-
-
 def test_contradictory_labels_of_copies_are_named_and_a_large_group_is_whole():
     x, y = shapes(90)
     y[1], x[1] = (y[0] + 1) % 3, x[0]
@@ -119,14 +115,6 @@ def test_contradictory_labels_of_copies_are_named_and_a_large_group_is_whole():
 
 
 # The parts
-
-
-def test_neighbours_are_the_nearest_others():
-    points = np.array([[0.0], [1.0], [3.0], [10.0]])
-    distances, indices = nearest(points, 2)
-    assert indices.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [7, 9]]
-    assert nearest(points, 9)[0].shape == (4, 3)
 
 
 def test_the_joint_counts_what_reaches_the_thresholds():
@@ -151,20 +139,6 @@ def test_outliers_and_blank_images_are_found():
     assert found[0].reason == "every pixel has the same value"
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_floats_give_what_bytes_give(channels):
-    x, y = shapes(40, channels=channels)
-    small = [ImageTable.of(tied(values, y, 30)).small for values in (x, (x / 255).astype(np.float32))]
-    bytes_, floats = (np.abs(features(images - images.mean(), 0)) for images in small)
-    assert np.allclose(bytes_[:, :5], floats[:, :5], atol=1e-2)
-
-
-def test_large_images_are_shrunk():
-    table = ImageTable.of(made(30, side=130))
-    assert table.small.shape[2:] == (SIDE, SIDE)
-    assert not len(near_copies(table).pairs)
-
-
 # Odd data
 
 
@@ -180,12 +154,6 @@ def test_one_class_and_classes_missing_in_a_split():
     found = audit_task(tied(x, np.zeros_like(y), 12))
     assert "all images are of one class, so there is nothing to tell apart" in found.remarks
     assert any("has no image of 2 classes: 1, 2" in remark for remark in found.remarks)
-
-
-def test_constant_images_only():
-    x, y = shapes(30)
-    found = audit_task(tied(np.full_like(x, 9), y, 20))
-    assert len(found.of_kind("outlier")) == 30 and len(found.groups) == 1
 
 
 def test_a_class_of_one_image_is_not_judged():

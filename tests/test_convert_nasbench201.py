@@ -1,9 +1,6 @@
 """The converted official results are a table that the engine reads."""
 
-import csv
-import gzip
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -95,23 +92,3 @@ def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
             assert figures["macs"] == 1e6 * (1 + index / 8)
         factor = DATASETS[dataset].seconds
         assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
-
-
-def test_rows_keep_the_official_order(script, tmp_path):
-    script.convert(Api(CELLS[5:2:-1]), tmp_path / "some.csv.gz")
-    with gzip.open(tmp_path / "some.csv.gz", "rt", newline="") as file:
-        found = [SPACE.notation.read(row["arch"]) for row in csv.DictReader(file)]
-    assert found == CELLS[5:2:-1]
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "wheel"),
-    [
-        ("NAS-Bench-201-v1_1-096897.pth", "nas_201_api", "nas-bench-201"),
-        ("NATS-tss", "nats_bench", "nats_bench"),
-    ],
-)
-def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package, wheel):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=f"{name} is read by the package {package}; pip install {wheel}"):
-        script.open_api(Path(name))

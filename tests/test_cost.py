@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas.errors import TrialError
 from nas.space.cost import cost
 from nas.space.loading import load
-from nas.space.ops import PRIMITIVES
 from nas.space.space import Space
 from nas.spaces.nasbench201 import from_string
 
@@ -29,32 +28,6 @@ def count(make, *image_shape):
 
 
 # -- by hand ------------------------------------------------------------------------------------------
-
-
-def test_a_strided_convolution_and_a_classifier():
-    def make():
-        conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
-
-    found = count(make, 3, 9, 9)
-    assert found.params == (3 * 9 + 1) * 4 + 5 * 7
-    assert found.macs == 4 * (3 * 9) * (5 * 5) + 4 * 7
-
-
-def test_a_depthwise_separable_and_dilated_convolution():
-    found = count(lambda: PRIMITIVES["dil_conv_3x3"](6, 8, 2), 6, 10, 12)
-    assert found.params == 6 * 9 + 6 * 8 + 2 * 8
-    assert found.macs == (5 * 6) * (6 * 9 + 6 * 8)
-
-
-def test_activation_bytes_count_each_kept_map_once():
-    def make():
-        convolutions = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False)]
-        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(512, 10))
-
-    # The first convolution keeps the image, the ReLU what it gives to the second, the classifier its input;
-    # the weights, which are kept as well, are not activations.
-    assert count(make, 3, 8, 8).activation_bytes == 4 * 64 * (3 + 8 + 8)
 
 
 # -- the peak, by hand --------------------------------------------------------------------------------

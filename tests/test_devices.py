@@ -34,22 +34,10 @@ def test_what_does_not_exist_is_refused_with_what_does(gpus, name):
     assert f"no device {name!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize("hidden", [None, "", "7"])
-def test_a_refusal_names_the_variable_that_hides_gpus(gpus, hidden, monkeypatch):
-    gpus(0)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if hidden is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    with pytest.raises(ConfigError, match="no device 'cuda'; this machine has cpu") as caught:
-        devices.resolve("cuda")
-    assert (f"CUDA_VISIBLE_DEVICES is {hidden!r}" in str(caught.value)) is (hidden is not None)
-
-
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_processes_that_train_together_have_a_gpu_each(gpus, name):
     assert devices.resolve(name, local=1) == torch.device("cuda", 1)
     assert devices.resolve("cpu", local=1) == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"local rank 2 .* this machine has 2; start torchrun with --nproc"):
-        devices.resolve(name, local=2)
-    with pytest.raises(ConfigError, match="device is 'cuda:0', but every rank needs a GPU of its own"):
-        devices.resolve("cuda:0", local=0)
+    for refused, local in ((name, 2), ("cuda:0", 0)):
+        with pytest.raises(ConfigError, match=rf"on local rank {local} of .* 2 GPUs.* torchrun with --nproc"):
+            devices.resolve(refused, local=local)

@@ -1,4 +1,4 @@
-"""Architectures as numbers: paths and counts by hand, what isomorphism keeps, and crossover's groups."""
+"""Architectures as numbers: paths and counts by hand, and what isomorphism keeps."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from nas.seeding import rng
-from nas.space.encodings import crossover_groups, features, option_counts, path_counts
+from nas.space.encodings import features, path_counts
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.space.space import Space
@@ -88,18 +88,7 @@ def test_paths_where_operations_stand_on_vertices():
     assert path_counts(VERTICES, genotype) == {("cell", *path): 1 for path in paths}
 
 
-def test_a_space_without_cells_is_one_path():
-    assert path_counts(CHAIN, (0, 1)) == {("network", "in", "one", "three"): 1}
-    assert path_counts(DEEP, (1, 1, 0)) == {("network", "in", "three", "one"): 1}
-
-
 # -- features -----------------------------------------------------------------------------------------
-
-
-def test_options_are_counted_by_name():
-    genotype = from_string(f"|{ONE}~0|+|{POOL}~0|{THREE}~1|+|{THREE}~0|none~1|none~2|")
-    # avg_pool_3x3, none, nor_conv_1x1, nor_conv_3x3, skip_connect
-    assert option_counts(CELLS, genotype).tolist() == [1, 2, 1, 2, 0]
 
 
 @pytest.mark.parametrize("space", [TOY, CELLS, DARTS, VERTICES, CHAIN, DEEP], ids=lambda space: space.name)
@@ -108,20 +97,7 @@ def test_features_are_options_counts_and_paths(space):
     one_hot, counts, paths = features(space, genotypes)
     for i, genotype in enumerate(genotypes):
         assert np.array_equal(one_hot[i], np.concatenate(space.one_hot(genotype)))
-        assert np.array_equal(counts[i], option_counts(space, genotype))
         assert sorted(paths[i][paths[i] > 0]) == sorted(path_counts(space, genotype).values())
     assert one_hot.sum(1).tolist() == counts.sum(1).tolist() == [len(space.decisions)] * 5
     again = features(space, genotypes[::-1])
     assert all(np.array_equal(a[::-1], b) for a, b in zip(again, (one_hot, counts, paths), strict=True))
-
-
-# -- crossover ----------------------------------------------------------------------------------------
-
-
-def test_the_edges_into_one_node_belong_together():
-    assert sorted(crossover_groups(CELLS)) == [[0], [1, 2], [3, 4, 5]]
-    groups = [[DARTS.decisions[i].name for i in group] for group in crossover_groups(DARTS)]
-    expected = [
-        [f"{kind}/{src}->{dst}" for src in range(dst)] for kind in ("normal", "reduce") for dst in range(2, 6)
-    ]
-    assert sorted(groups) == sorted(expected)

@@ -151,17 +151,6 @@ def test_graphs_survive_json_and_graphml(space, tmp_path):
     assert nx.number_weakly_connected_components(read) >= len(graphs)
 
 
-def test_a_space_of_values_is_a_chain_of_them():
-    def build(choose):
-        depth, width = choose.value("depth", [1, 2]), choose.value("width", [8, 16])
-        return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
-
-    space = Space("values", build)
-    (graph,) = cell_graphs(space, (1, 0)).values()
-    assert [op for _, _, op in graph.edges(data="op")] == ["depth = 2", "width = 8"]
-    assert architecture_hash(space, (1, 0)) != architecture_hash(space, (1, 1))
-
-
 # -- operations on vertices ---------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from nas.space.graph import skeleton
 from nas.space.loading import load
@@ -33,13 +32,6 @@ def test_a_darts_network():
         ("cells.2", "pool"),
         ("pool", "head"),
     }
-
-
-def test_a_network_without_cells_is_blocks_only():
-    graph = skeleton(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()), (1, 5, 5))
-    assert [d["kind"] for _, d in graph.nodes(data=True)] == ["input", "block", "block", "block"]
-    assert [d["shape"] for _, d in graph.nodes(data=True)] == ["1×5×5", "2×3×3", "2×3×3", "18"]
-    assert graph.nodes["0"]["label"] == "0\nConv2d"
 
 
 @pytest.mark.parametrize("training", [True, False])

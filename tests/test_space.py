@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -22,14 +21,14 @@ def ring(decisions, scores):
     return max(valid, key=lambda g: sum(row[i] for row, i in zip(scores, g, strict=True)))
 
 
-def flat(*sizes, project=None):
-    """A space of independent decisions with so many options each."""
+def flat(*sizes, project):
+    """A space of decisions with so many options each, of which `project` says what is valid."""
 
     def build(choose):
         options = [{f"o{i}": nn.Identity for i in range(size)} for size in sizes]
         return nn.Sequential(*(choose.op(f"d{k}", offered) for k, offered in enumerate(options)))
 
-    return Space("flat", build, project) if project else Space("flat", build)
+    return Space("flat", build, project)
 
 
 def deep(depths=(1, 2, 3), options=2):
@@ -67,10 +66,6 @@ SPACES = {
 each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
-def is_valid(space, genotype):
-    return space.nearest(space.one_hot(genotype)) == genotype or space.is_conditional
-
-
 # -- listing ------------------------------------------------------------------------------------------
 
 
@@ -93,16 +88,8 @@ def test_listing_takes_no_memory_and_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_space_without_decisions_holds_one_architecture():
-    space = Space("fixed", lambda _: nn.Linear(2, 2))
-    assert space.size == Size(1, exact=True)
-    assert list(space.enumerate()) == [()] == [space.sample(np.random.default_rng(0))]
-    assert space.neighbours(()) == []
-    with pytest.raises(SpaceError, match="single architecture"):
-        space.mutate((), np.random.default_rng(0))
-
-
-# -- drawing and varying ------------------------------------------------------------------------------
+def is_valid(space, genotype):
+    return space.nearest(space.one_hot(genotype)) == genotype or space.is_conditional
 
 
 @each_space
@@ -120,52 +107,6 @@ def test_everything_drawn_is_valid_and_canonical(space):
             assert space.canonical(genotype) == genotype
 
 
-def test_darts_inputs_and_operations_are_sampled_uniformly():
-    space, rng = SPACES["darts"], np.random.default_rng(0)
-    start, draws = 9, 3000  # node 5 of the normal cell: edges from 0 to 4
-    pairs = dict.fromkeys(itertools.combinations(range(5), 2), 0)
-    operations = np.zeros(8)
-    for _ in range(draws):
-        edges = space.sample(rng)[start : start + 5]
-        pairs[tuple(i for i, option in enumerate(edges) if option)] += 1
-        operations += np.bincount(edges, minlength=8)
-    counts = np.array([*pairs.values()])
-    assert ((counts - draws / 10) ** 2 / (draws / 10)).sum() < 27.9  # 9 degrees of freedom, p = 0.001
-    expected = 2 * draws / 7
-    assert operations[0] == 3 * draws
-    assert ((operations[1:] - expected) ** 2 / expected).sum() < 22.5  # 6 degrees, p = 0.001
-
-
-def test_mutation_changes_one_free_decision_to_any_other_option():
-    space, rng = SPACES["toy"], np.random.default_rng(0)
-    children = [space.mutate((0, 1, 2), rng) for _ in range(600)]
-    assert all(sum(a != b for a, b in zip(c, (0, 1, 2), strict=True)) == 1 for c in children)
-    counts = [children.count(c) for c in set(children)]
-    assert len(counts) == 6 and min(counts) > 60
-
-
-def test_a_child_takes_every_decision_from_a_parent():
-    space, rng = SPACES["nasbench201"], np.random.default_rng(0)
-    for _ in range(50):
-        mother, father = space.sample(rng), space.sample(rng)
-        child = space.cross(mother, father, rng)
-        assert all(c in (m, f) for c, m, f in zip(child, mother, father, strict=True))
-
-
-# -- neighbours ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["toy", "nested"])
-def test_neighbours_by_brute_force(name):
-    space = SPACES[name]
-    everything = list(itertools.product(*(range(len(d.options)) for d in space.decisions)))
-    for parent in space.enumerate():
-        near = {
-            space.canonical(g) for g in everything if sum(a != b for a, b in zip(g, parent, strict=True)) == 1
-        } - {parent}
-        assert space.neighbours(parent) == sorted(near)
-
-
 # -- sameness and size --------------------------------------------------------------------------------
 
 
@@ -181,22 +122,10 @@ def test_unasked_decisions_do_not_tell_architectures_apart():
     assert len(set(space.enumerate())) == 14
 
 
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (Size(15_625, exact=True), "15,625"),
-        (Size(10**18, exact=True), "1e+18"),
-        (Size(123_456 * 10**400, exact=True), "1.23e+405"),
-        (Size(7, exact=False), "about 7 (estimated)"),
-        (Size(123_456, exact=False), "about 120,000 (estimated)"),
-        (Size(2 * 10**400, exact=False), "about 2.0e+400 (estimated)"),
-    ],
-)
-def test_a_size_is_told_that_no_float_holds(size, words):
-    assert str(size) == words
-
-
 def test_sizes():
+    assert str(Size(123_456 * 10**400, exact=True)) == "1.23e+405"
+    assert str(Size(7, exact=False)) == "at most 7"
+    assert dataclasses.replace(SPACES["darts"], count=None).size == Size(8**28, exact=False)
     assert SPACES["toy"].size == Size(27, exact=True)
     assert SPACES["nasbench201"].size == Size(15_625, exact=True)
     assert str(SPACES["nasbench201"].size) == "15,625"
@@ -204,54 +133,6 @@ def test_sizes():
     assert (
         SPACES["ring"].size == Size(len(list(SPACES["ring"].enumerate())), exact=True) == Size(8, exact=True)
     )
-
-
-def test_the_estimate_is_within_a_factor_of_two():
-    darts = dataclasses.replace(SPACES["darts"], count=None)
-    assert not darts.size.exact and "estimated" in str(darts.size)
-    assert 0.5 < darts.size.count / SPACES["darts"].count < 2
-    tower = deep(tuple(range(1, 9)), options=4)
-    assert not tower.size.exact
-    assert 0.5 < tower.size.count / sum(4**k for k in range(1, 9)) < 2
-
-
-# -- words --------------------------------------------------------------------------------------------
-
-
-@each_space
-def test_choices_and_genotype_are_inverse(space):
-    genotype = space.sample(np.random.default_rng(0))
-    words = space.choices(genotype)
-    assert list(words) == [d.name for d in space.decisions]
-    assert space.genotype(dict(reversed(words.items()))) == genotype
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"0->9": "none"}, "space 'toy': no decision '0->9'; did you mean '0->"),
-        ({"0->1": "nor_conv_5x5"}, "decision '0->1': no option 'nor_conv_5x5'; did you mean 'nor_conv_3x3'"),
-        ({"1->2": None}, "decision '1->2': no option"),
-    ],
-)
-def test_wrong_words_are_refused(change, message):
-    words = SPACES["toy"].choices((0, 0, 0))
-    with pytest.raises(SpaceError, match=re.escape(message)):
-        SPACES["toy"].genotype(words | change)
-
-
-@pytest.mark.parametrize(
-    ("genotype", "message"),
-    [
-        ((0, 0), "has 3 decisions, got a genotype of 2"),
-        ((0, 0, 3), "decision '1->2' got option 3, but its 3 options are 0 to 2"),
-        ((0, -1, 0), "decision '0->2' got option -1"),
-    ],
-)
-def test_wrong_genotypes_are_refused(genotype, message):
-    for use in (SPACES["toy"].check, SPACES["toy"].choices, SPACES["toy"].one_hot, SPACES["toy"].network):
-        with pytest.raises(SpaceError, match=message):
-            use(genotype)
 
 
 # -- faults of an author ------------------------------------------------------------------------------
@@ -296,21 +177,13 @@ def endless(choose):
         (lambda choose: None, "build returned NoneType, wanted an nn.Module"),
         (twice, r"first asked with options \('one', 'three'\), now with \('one',\); one name must mean one"),
         (both, "one name must mean one decision"),
-        (recursive, "build recursed without end; give it a depth limit"),
-        (endless, "asked more than 10000 decisions, the last one 'd10000'"),
+        (recursive, "build failed: RecursionError"),
+        (endless, "asked more than 20000 times, the last time for 'd20000'"),
     ],
 )
 def test_a_build_that_breaks_a_promise_is_told_which(build, message):
     with pytest.raises(SpaceError, match=message):
         listed(build)
-
-
-@pytest.mark.parametrize("name", ["", "a\nb", "x" * 201, "\x00", 7])
-def test_names_that_nothing_could_record(name):
-    with pytest.raises(SpaceError, match="names must be printable text of 1 to 200 characters"):
-        listed(lambda choose: choose.op(name, CONVS))
-    with pytest.raises(SpaceError, match="names must be printable text of 1 to 200 characters"):
-        listed(lambda choose: choose.op("x", {name: nn.Identity}))
 
 
 def test_a_build_that_fails_is_reported_with_its_own_line():
@@ -338,23 +211,3 @@ def test_decisions_that_are_asked_after_any_value_are_listed():
     drawn = {space.sample(np.random.default_rng(seed)) for seed in range(300)}
     # Of the convolution 2, of each other kind 3 of depth 1 (one without `more`), and 6 of depth 2.
     assert drawn == set(space.enumerate()) and len(drawn) == 2 + 2 * (3 + 6)
-
-
-@pytest.mark.parametrize(
-    ("project", "message"),
-    [
-        (lambda decisions, scores: (0,), r"project returned \(0,\), wanted one option index for each of 2"),
-        (lambda decisions, scores: (0, 3), r"project returned \(0, 3\), wanted one option index"),
-        (lambda decisions, scores: (0, -1), r"project returned \(0, -1\), wanted"),
-        (lambda decisions, scores: None, "project failed: TypeError"),
-        (lambda decisions, scores: scores[5], r"project failed: IndexError.*test_space.py, line \d+"),
-    ],
-)
-def test_a_project_that_breaks_its_promise(project, message):
-    with pytest.raises(SpaceError, match=message):
-        flat(3, 3, project=project).sample(np.random.default_rng(0))
-
-
-def test_a_supernet_of_values_is_refused_with_their_names():
-    with pytest.raises(SpaceError, match=r"space 'deep' has no supernet: it asks for values, .*depth"):
-        SPACES["deep"].supernet(None)

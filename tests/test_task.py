@@ -32,25 +32,7 @@ def rows(x: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in x}
 
 
-def test_it_is_told_in_a_line():
-    task = small()
-    assert repr(task) == "<Task 'arrays': 4 classes, images (3, 8, 8), 32 train, 32 val, 16 test>"
-    assert repr(task.test) == "<Split of 16 images (3, 8, 8) of torch.uint8>"
-
-
 # Splits
-
-
-def test_parts_hold_every_image_once_with_its_label():
-    x = random_images(80, 8, 8, 3)
-    y = labels(80)
-    known = {image.transpose(2, 0, 1).tobytes(): label for image, label in zip(x, y, strict=True)}
-    task = task_from_arrays(x, y)
-    seen = {}
-    for part in task.splits.values():
-        seen |= {image.numpy().tobytes(): int(label) for image, label in zip(part.x, part.y, strict=True)}
-    assert sum(map(len, task.splits.values())) == 80
-    assert seen == known
 
 
 def test_the_task_does_not_alias_the_callers_arrays():
@@ -62,23 +44,9 @@ def test_the_task_does_not_alias_the_callers_arrays():
         assert torch.equal(part.x, kept)
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(20, 20), (101, 101), (5000, 1438)])
-def test_limit_keeps_so_many_training_images_and_the_whole_test_part(limit, kept):
-    task = load_task("digits", limit=limit)
-    assert len(task.train) + len(task.val) == kept
-    assert len(task.test) == 359
-    assert set(task.train.y.tolist()) == set(task.val.y.tolist()) == set(range(10))
-
-
 def test_the_smallest_task_has_every_class_in_every_part():
     task = task_from_arrays(random_images(12, 8, 8), labels(12), val_fraction=0.01, test_fraction=0.99)
     assert [sorted(part.y.tolist()) for part in task.splits.values()] == [[0, 1, 2, 3]] * 3
-
-
-def test_to_moves_every_tensor():
-    task = small().to("meta")
-    tensors = [task.mean, task.std, *(t for split in task.splits.values() for t in (split.x, split.y))]
-    assert {t.device.type for t in tensors} == {"meta"}
 
 
 @settings(max_examples=100, deadline=None)
@@ -98,35 +66,7 @@ def test_stratified_takes_in_proportion_and_leaves_the_rest(counts, share):
         assert 1 <= got <= count - 1
 
 
-@pytest.mark.parametrize("spare", [0, 2])
-def test_least_and_spare_win_over_the_number_to_take(spare):
-    y = np.repeat(np.arange(2), 5)
-    assert len(stratified(y, 0, rng(0), least=2, spare=spare)[0]) == 4
-    assert len(stratified(y, 10, rng(0), least=2, spare=spare)[1]) == 2 * spare
-
-
 # Pixels
-
-
-def test_normalise_gives_zero_mean_and_unit_variance_on_the_train_split():
-    task = small()
-    normal = task.normalise(task.train.x)
-    assert normal.dtype == torch.float32
-    assert normal.mean((0, 2, 3)).abs().max() < 1e-5
-    assert (normal.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-
-
-def test_a_constant_channel_is_not_divided_by_zero():
-    x = random_images(40, 8, 8, 2)
-    x[..., 1] = 7
-    task = task_from_arrays(x, labels(40))
-    assert float(task.std[1]) == 1
-    assert task.normalise(task.train.x)[:, 1].abs().max() < 1e-6
-
-
-def test_bfloat16_tensors_are_taken():
-    task = task_from_arrays(torch.rand(20, 1, 4, 4, generator=torch.Generator()).bfloat16(), labels(20, 2))
-    assert task.train.x.dtype == torch.float32
 
 
 # Fingerprint
@@ -153,29 +93,12 @@ def test_the_fingerprint_changes_with_a_pixel_a_label_the_seed_and_the_fractions
     assert task_from_arrays(x.copy(), y.copy(), name="moved").fingerprint == tasks[0].fingerprint
 
 
-# Notes
-
-
-def test_images_in_two_parts_or_with_two_labels_are_noted():
+def test_images_of_the_test_part_that_are_trained_on_are_noted():
     x = random_images(40, 8, 8)
     x_test = np.concatenate([random_images(7, 8, 8, stream="test"), x[:3]])
     y_test = np.concatenate([labels(7), labels(40)[:3]])
-    notes = task_from_arrays(x, labels(40), x_test, y_test).notes
-    assert notes == ("3 of 10 test images are also in the training set",)
-    x[:] = x[0]
-    notes = task_from_arrays(x, labels(40), random_images(4, 8, 8, stream="test"), labels(4)).notes
-    assert notes == (
-        "20 of 20 validation images are also among the images trained on",
-        "1 images occur more than once, with different labels; look for wrong ones",
-    )
-
-
-def test_very_unequal_classes_are_noted():
-    y = np.array([0] * 110 + [1] * 10)
-    official = random_images(2, 8, 8, stream="test"), [0, 1]
-    assert task_from_arrays(random_images(110, 8, 8), y[10:], *official).notes == ()
-    (note,) = task_from_arrays(random_images(120, 8, 8), y, *official).notes
-    assert "'0' has 110" in note and "'1' has 10" in note
+    (note,) = task_from_arrays(x, labels(40), x_test, y_test).notes
+    assert note.startswith("3 of 10 test images are also in the training set")
 
 
 # What is refused
@@ -199,20 +122,15 @@ X = random_images(40, 8, 8)
 @pytest.mark.parametrize(
     ("x", "y", "more", "match"),
     [
-        (X, with_label(-1, int), {}, r"1 of 40 labels are outside 0\.\.4 \(-1: 1\)"),
-        (X, labels(40), {"classes": "abc"}, r"10 of 40 labels are outside 0\.\.2 \(3: 10\)"),
+        (X, with_label(-1, int), {}, r"1 of 40 labels are outside 0\.\.4 \(as -1\)"),
         (X, labels(40), {"classes": "abcde"}, r"1 of 5 classes have fewer than 3 images \('e': 0\)"),
         (X, with_label(1e300), {}, "not whole numbers"),
-        (X, labels(40)[:, None], {}, r"one label for each image; use y.ravel\(\)"),
-        (X, np.eye(4, dtype=int)[labels(40)], {}, r"of one-hot rows use y.argmax\(1\)"),
+        (X, labels(40)[:, None], {}, r"one label for each image; .* use .*y.ravel\(\)"),
         (X, ["dog", "cta"] * 20, {"classes": ("cat", "dog")}, "no class 'cta'; did you mean 'cat'"),
         (with_pixel(1e300), labels(40), {}, "infinite, the first at image 5, row 6, column 7, channel 2"),
-        (random_images(40, 64), labels(40), {}, r"features .* x\[:, None\]"),
         (random_images(40, 3, 8, 8), labels(40), {}, r"looks like \[N, C, H, W\]"),
         (torch.zeros(40, 8, 8, 3), labels(40), {}, r"looks like \[N, H, W, C\]"),
-        ([*X[:39], X[0][:4]], labels(40), {}, "x_train is a list whose 40 parts differ in shape"),
         (X, labels(40), {"x_test": X[:4] / 255, "y_test": labels(4)}, "float32, but training"),
-        (X, labels(40), {"y_test": labels(4)}, "x_test is missing"),
     ],
 )
 def test_bad_arrays_are_refused_with_what_to_do(x, y, more, match):
@@ -225,7 +143,7 @@ def test_bad_arrays_are_refused_with_what_to_do(x, y, more, match):
     [
         (lambda: small(val_fraction=1.0), "val_fraction"),
         (lambda: small(test_fraction=float("nan")), "test_fraction"),
-        (lambda: load_task("digits", limit=19), "limit is 19, but must be at least 20"),
+        (lambda: load_task("digits").reduced(19), "19 images are too few for 10 classes"),
         (lambda: load_task("digit"), "no task 'digit'; did you mean 'digits'"),
         (lambda: small().subset(0.0), "share of training images is"),
         (lambda: small().subset(1.1), "share of training images is"),
@@ -255,21 +173,6 @@ def test_data_sets_of_pillow_images_arrays_and_tensors_are_the_same_task():
     tasks = [task_from_datasets(pairs(form)) for form in forms]
     assert {task.image_shape for task in tasks} == {(3, 8, 6)}
     assert len({task.fingerprint for task in tasks}) == 1
-
-
-def test_pillow_images_are_converted_to_grey_or_colour():
-    grey = [Image.fromarray(image) for image in random_images(20, 8, 8)]
-    assert task_from_datasets(pairs([image.convert("LA") for image in grey])).image_shape == (1, 8, 8)
-    transparent = [image.convert("P") for image in grey]
-    for image in transparent:
-        image.info["transparency"] = bytes(256)
-    assert task_from_datasets(pairs(transparent)).image_shape == (3, 8, 8)
-
-
-def test_data_sets_may_have_a_test_part_and_tensor_labels():
-    train = [(image, torch.tensor(index % 2)) for index, image in enumerate(random_images(20, 8, 8))]
-    task = task_from_datasets(train, pairs(list(random_images(4, 8, 8, stream="test"))), classes=("a", "b"))
-    assert len(task.test) == 4 and task.classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -305,14 +208,6 @@ def test_a_subset_is_a_share_of_the_training_images_of_every_class():
     assert task.subset(1.0) is task
 
 
-def test_a_reduced_task_has_the_classes_in_their_proportions():
-    task = load_task("digits")
-    reduced = task.reduced(200)
-    for part, whole in ((reduced.train, task.train), (reduced.val, task.val)):
-        wanted = torch.bincount(whole.y, minlength=10) * len(part) / len(whole)
-        assert (torch.bincount(part.y, minlength=10) - wanted).abs().max() <= 1
-
-
 def unequal():
     """One class of 470 images and ten of three."""
     y = np.concatenate([np.zeros(470, int), np.repeat(np.arange(1, 11), 3)])
@@ -345,16 +240,3 @@ def test_resized_images_are_means_over_areas(monkeypatch):
     assert task.resized(8) is task
     monkeypatch.setattr("nas.data.arrays._PART", 7)
     assert torch.equal(small().resized(4).train.x, half.train.x)
-
-
-def test_resized_floats_stay_floats_and_keep_their_shape():
-    x = rng(0, "x").random((40, 6, 12), dtype=np.float32)
-    task = task_from_arrays(x, labels(40)).resized(3)
-    assert task.image_shape == (1, 3, 6)
-    assert task.train.x.dtype == torch.float32
-    assert task.train.x.max() <= 1.0
-
-
-def test_padding_shrinks_with_the_images():
-    task = task_from_arrays(random_images(40, 32, 32), labels(40))
-    assert [task.resized(side).pad for side in (32, 24, 12, 8)] == [4, 2, 1, 1]

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.errors import ConfigError, ExhaustedError, SpaceError
+from nas.errors import ExhaustedError, SpaceError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.searcher import RandomSearch
 from nas.space.choosers import Chooser, Zero
 from nas.space.loading import bundled, load
-from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.testing import SearcherError, check_searcher, check_space
 
@@ -37,13 +36,13 @@ def mine(layers):
     return Space("mine", lambda choose: nn.Sequential(*layers(choose)))
 
 
-def stack(*names, options=OPTIONS, project=None, space=Space):
+def stack(*names, options=OPTIONS, project=None):
     """A chain of decisions of the same options."""
 
     def build(choose: Chooser) -> nn.Module:
         return nn.Sequential(*(choose.op(name, options) for name in names), *head())
 
-    return space("mine", build, project) if project else space("mine", build)
+    return Space("mine", build, project) if project else Space("mine", build)
 
 
 def chain(depths=(1, 2, 3), kernels=(1, 3, 5)):
@@ -96,11 +95,6 @@ def test_spaces_of_values_of_hostile_names_and_with_an_auxiliary_head_pass():
     assert torch.equal(before, torch.random.get_rng_state()), "nothing leaks into the global stream"
 
 
-def test_one_image_is_refused():
-    with pytest.raises(ConfigError, match="1 images"):
-        check_space(stack("a", "b"), X[:1])
-
-
 def test_channels_that_a_space_does_not_take_from_the_task_are_told():
     conv = {str(kernel): lambda k=kernel: nn.Conv2d(3, 3, k, padding="same") for kernel in (1, 3)}
     space = replace(stack("a", "b", options=conv), origin="own.py:make")
@@ -146,21 +140,6 @@ def one_module():
     return mine(layers)
 
 
-class Stubborn(Space):
-    def mutate(self, genotype, rng):
-        return genotype
-
-
-class Numpy(Space):
-    def sample(self, rng):
-        return tuple(rng.integers(2, size=2))
-
-
-class Drifting(Space):
-    def canonical(self, genotype):
-        return (1 - genotype[0], *genotype[1:])
-
-
 class Broken(nn.Module):
     def forward(self, x):
         raise ValueError("I cannot go on")
@@ -179,11 +158,6 @@ class Explode(nn.Module):
 ONCE, STEM = conv(), conv()
 ZEROS = {"none": lambda: Zero(3), "nothing": lambda: Zero(3)}
 WRONG = {
-    "asks nothing": (lambda: mine(lambda choose: head()), ["asked the chooser nothing", "choose.op"]),
-    "one option": (
-        lambda: stack("a", options={"id": nn.Identity}),
-        ["decision 'a'", "single option 'id'"],
-    ),
     "one name with two lists": (
         lambda: mine(
             lambda choose: [choose.op("a", OPTIONS), choose.op("a", {"id": nn.Identity, "c": conv}), *head()]
@@ -191,12 +165,6 @@ WRONG = {
         ["decision 'a'", "('id', 'conv')", "('id', 'c')", "one decision"],
     ),
     "hidden decision": (lambda: mine(hidden), ["decision 'kernel'", "only asked after some choices", "last"]),
-    "unknown primitive": (
-        lambda: mine(
-            lambda choose: [choose.op("a", candidates(["skip_connect", "nor_conv_3z3"], 3, 3)), *head()]
-        ),
-        ["primitive 'nor_conv_3z3'", "did you mean 'nor_conv_3x3'"],
-    ),
     "differs each time": (counting, ["listed twice", "b1", "build must depend on nothing"]),
     "random order": (shuffled, ["another order"]),
     "other layers each time": (
@@ -207,21 +175,10 @@ WRONG = {
         lambda: stack("a", "b", project=lambda ds, scores: tuple(1 - int(row.argmax()) for row in scores)),
         ["project is not idempotent", "{'a':"],
     ),
-    "project out of range": (
-        lambda: stack("a", "b", project=lambda ds, scores: (0, 7)),
-        ["project returned (0, 7)"],
-    ),
-    "project that ignores its scores": (
-        lambda: stack("a", "b", project=lambda ds, scores: (0, 1)),
-        ["project ignores its scores", "'conv'"],
-    ),
     "project that raises": (
         lambda: stack("a", project=lambda ds, s: (int(s[9].argmax()),)),
         ["project failed", "test_testing.py"],
     ),
-    "mutate that gives the parent": (lambda: stack("a", "b", space=Stubborn), ["returned its parent {'a'"]),
-    "genotypes that are not plain": (lambda: stack("a", "b", space=Numpy), ["sample gave", "plain ints"]),
-    "canonical that drifts": (lambda: stack("a", "b", space=Drifting), ["canonical is not idempotent"]),
     "shapes that disagree": (
         lambda: stack("normal/0->2", options={**OPTIONS, "half": lambda: conv(stride=2)}),
         ["decision 'normal/0->2'", "option 'half'", "(4, 3, 8, 8) gave (4, 3, 4, 4)", "must agree"],
@@ -245,10 +202,6 @@ WRONG = {
     "value that breaks the network": (
         lambda: mine(lambda choose: [nn.Conv2d(3, 3, choose.value("kernel", [3, 40, 5])), *head()]),
         ["values {'kernel': '40'}", "Kernel size can't be greater"],
-    ),
-    "no logits": (
-        lambda: mine(lambda choose: [choose.op("a", OPTIONS)]),
-        ["images (4, 3, 8, 8)", "gave (4, 3, 8, 8)", "wanted logits (4, classes)"],
     ),
     "classes that vary": (
         lambda: mine(lambda choose: [choose.op("a", OPTIONS), *head(3, choose.value("classes", [2, 5]))]),
@@ -366,14 +319,3 @@ def test_searcher_that_never_ends():
 
     with pytest.raises(SearcherError, match=r"all 4 have been tried; raise nas\.errors\.ExhaustedError"):
         check_searcher(Wrong(sample), chain(), trials=3)
-
-
-def test_searcher_that_leaves_the_valid_ones():
-    def one_conv(decisions, scores):
-        best = max(range(len(scores)), key=lambda i: scores[i][1])
-        return tuple(int(i == best) for i in range(len(scores)))
-
-    space = stack("a", "b", "c", project=one_conv)
-    check_searcher(RandomSearch(), space)
-    with pytest.raises(SearcherError, match="not valid in space 'mine'"):
-        check_searcher(Wrong(lambda *_: (1, 1, 1)), space)

@@ -20,7 +20,7 @@ from nas.space.loading import load
 from nas.space.ops import candidates
 from nas.space.space import Space
 
-TASK = load_task("digits", limit=200)
+TASK = load_task("digits").reduced(200)
 TOY = load("toy")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import numpy as np
 from nas.audit.duplicates import Group, copies, groups, near_copies
 from nas.audit.images import ImageTable, features, outliers
 from nas.audit.labels import LabelErrors, mislabels
-from nas.data.exclusions import KINDS, SPLITS, Suspect, list_of
-from nas.data.task import Task
+from nas.data.arrays import Labels
+from nas.data.exclusions import KINDS, Suspect, list_of
+from nas.data.task import Split, Task
 from nas.errors import counted
 from nas.files.atomic import write_json
 
@@ -66,24 +67,20 @@ class Audit:
 
     def summary(self) -> list[str]:
         """The findings in a few lines."""
-        return list(self._lines())
-
-    def _lines(self) -> Iterator[str]:
         sizes = ", ".join(f"{sum(part.values()):,} {name}" for name, part in self.counts.items())
         classes = len(next(iter(self.counts.values())))
-        yield f"{'images':<30} {sizes}; {classes} classes, largest to smallest {self.imbalance:.1f}"
+        lines = [_line("images", f"{sizes}; {classes} classes, largest to smallest {self.imbalance:.1f}")]
         for kind in KINDS:
             found = self.of_kind(kind)
-            yield f"{_WORDS[kind]:<30} {len(found):,}{self._of_copies(kind)}"
-            if kind == "corrupt":
-                yield from (f"{'':<30} {suspect.file}: {suspect.reason}" for suspect in found[:_LISTED])
+            lines.append(_line(_WORDS[kind], f"{len(found):,}{self._of_copies(kind)}"))
+            listed = found[:_LISTED] if kind == "corrupt" else []
+            lines += [_line("", f"{suspect.file}: {suspect.reason}") for suspect in listed]
         if self.labels.judged:
             noise = f"{self.labels.noise:.1%} (95 % interval {self.labels.low:.1%} to {self.labels.high:.1%})"
-            yield f"{'share of wrong labels':<30} at most about {noise}"
-        for pair in self.labels.confused[:_LISTED]:
-            yield f"{'':<30} {pair.count} of {pair.given} look like {pair.suggested}"
-        for remark in (*self.remarks, *([self.labels.reason] if self.labels.reason else [])):
-            yield f"note: {remark}"
+            lines.append(_line("share of wrong labels", f"at most about {noise}"))
+        confused = self.labels.confused[:_LISTED]
+        lines += [_line("", f"{count} of {given} look like {other}") for given, other, count in confused]
+        return [*lines, *(f"note: {remark}" for remark in (*self.remarks, self.labels.reason) if remark)]
 
     def _of_copies(self, kind: str) -> str:
         if kind not in ("leak", "duplicate"):
@@ -95,6 +92,10 @@ class Audit:
         return told + (f", {contrary} with contradictory labels" if contrary else "")
 
 
+def _line(name: str, text: str) -> str:
+    return f"{name:<30} {text}"
+
+
 def audit_task(task: Task, *, seed: int = 0) -> Audit:
     """Looks for what may be wrong with a task's images and labels; nothing is changed.
 
@@ -104,62 +105,44 @@ def audit_task(task: Task, *, seed: int = 0) -> Audit:
     seed: of the features and of the divisions for the predictions.
     """
     table = ImageTable.of(task)
-    counts = _counts(table)
+    counts = {
+        name: {label: int(number) for label, number in zip(task.classes, _by_class(split, task), strict=True)}
+        for name, split in task.splits.items()
+    }
+    totals = [sum(part[label] for part in counts.values()) for label in task.classes]
+    imbalance = max(totals) / max(1, min((total for total in totals if total), default=1))
     near = near_copies(table)
     found = groups(table, near)
     described = features(table.small, seed)
     labels, wrong = mislabels(table, described, found, seed=seed)
-    suspects = [
-        *_corrupt(task.skipped),
-        *copies(table, found, near),
-        *wrong,
-        *outliers(table, described),
+    unusable = (line.partition(": ") for line in task.skipped)
+    corrupt = [Suspect("corrupt", "", -1, file, "", "", "", -1, 1.0, reason) for file, _, reason in unusable]
+    suspects = [*corrupt, *copies(table, found, near), *wrong, *outliers(table, described)]
+    remarks = [
+        f"{name} has no image of {counted(len(missing), 'class')}: {', '.join(missing[:10])}"
+        for name, part in counts.items()
+        if (missing := [label for label, count in part.items() if not count])
     ]
+    if np.count_nonzero(totals) < 2:
+        remarks.append("all images are of one class, so there is nothing to tell apart")
+    if imbalance >= UNEQUAL:
+        remarks.append(f"the largest class has {imbalance:.1f} times the images of the smallest")
     return Audit(
         task=task.name,
         fingerprint=task.fingerprint,
         seed=seed,
         counts=counts,
-        imbalance=_imbalance(counts),
+        imbalance=imbalance,
         groups=tuple(found),
         near_threshold=near.threshold,
         labels=labels,
         suspects=tuple(sorted(suspects, key=lambda suspect: KINDS.index(suspect.kind))),
-        remarks=tuple(_remarks(counts)),
+        remarks=tuple(remarks),
     )
 
 
-def _corrupt(skipped: Sequence[str]) -> list[Suspect]:
-    """Files that could not be used, as `Task.skipped` names them."""
-    parts = [line.partition(": ") for line in skipped]
-    return [Suspect("corrupt", "", -1, file, "", "", "", -1, 1.0, reason) for file, _, reason in parts]
-
-
-def _counts(table: ImageTable) -> dict[str, dict[str, int]]:
-    """Numbers of images by split and class."""
-    classes = table.task.classes
-    by_split = [np.bincount(table.y[table.split == part], minlength=len(classes)) for part in range(3)]
-    return {
-        name: dict(zip(classes, found.tolist(), strict=True))
-        for name, found in zip(SPLITS, by_split, strict=True)
-    }
-
-
-def _imbalance(counts: Mapping[str, Mapping[str, int]]) -> float:
-    """Images of the largest class over those of the smallest that has any, over all splits; at least 1."""
-    totals = [sum(part[name] for part in counts.values()) for name in counts[SPLITS[0]]]
-    return max(totals) / max(1, min((total for total in totals if total), default=1))
-
-
-def _remarks(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """What the user should know of the classes."""
-    for name, part in counts.items():
-        if missing := [label for label, count in part.items() if not count]:
-            yield f"{name} has no image of {counted(len(missing), 'class')}: {', '.join(missing[:10])}"
-    if sum(any(part[label] for part in counts.values()) for label in counts[SPLITS[0]]) < 2:
-        yield "all images are of one class, so there is nothing to tell apart"
-    if (ratio := _imbalance(counts)) >= UNEQUAL:
-        yield f"the largest class has {ratio:.1f} times the images of the smallest"
+def _by_class(split: Split, task: Task) -> Labels:
+    return np.bincount(split.y.cpu().numpy(), minlength=task.num_classes)
 
 
 def write_audit(found: Audit, task: Task, folder: Path) -> list[Path]:

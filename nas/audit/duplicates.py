@@ -104,9 +104,8 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _aligned(images: Tensor, others: Labels) -> Array:
     """Distances [N] of each image to the image at `others`, at the best shift."""
-    parts = torch.split(torch.arange(len(images)), _PART)
-    found = [_distance(images[part], images[torch.from_numpy(others)[part]]) for part in parts]
-    return torch.cat(found).numpy()
+    pairs = zip(torch.split(images, _PART), torch.split(images[torch.from_numpy(others)], _PART), strict=True)
+    return torch.cat([_distance(a, b) for a, b in pairs]).numpy()
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

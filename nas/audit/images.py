@@ -116,8 +116,8 @@ def features(x: Tensor, seed: int) -> Array:
     """
     from sklearn.decomposition import PCA
 
-    filters = _Filters.of(x, seed)
-    pooled = np.concatenate([filters(part) for part in torch.split(x, _PART)])
+    filters = _filters(x, seed)
+    pooled = np.concatenate([_responses(part, *filters) for part in torch.split(x, _PART)])
     sample = pooled[np.sort(rng(seed, "pca").permutation(len(x))[:_FITTED])]
     with np.errstate(invalid="ignore"):  # where all images are the same
         pca = PCA(min(DIMENSIONS, *sample.shape), random_state=derive(seed, "pca") % 2**32).fit(sample)
@@ -125,45 +125,37 @@ def features(x: Tensor, seed: int) -> Array:
     return scaled
 
 
-@dataclass(frozen=True, eq=False)
-class _Filters:
-    """weight: [F, C, h, w] for evened patches. mean: [C h w] of these."""
+def _filters(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Filters [F, C, h, w] drawn from the images, for evened patches, and the mean of these, [C h w]."""
+    patch = min(PATCH, x.shape[2]), min(PATCH, x.shape[3])
+    draw = rng(seed, "patches")
+    images = x[torch.from_numpy(draw.permutation(len(x))[:_PATCHED])]
+    patches = F.unfold(images, patch).transpose(1, 2).flatten(0, 1)
+    patches = patches[torch.from_numpy(draw.permutation(len(patches))[:_PATCHES])]
+    patches = patches - patches.mean(1, keepdim=True)
+    patches = patches / (patches.square().mean(1, keepdim=True) + _CONTRAST).sqrt()
+    mean = patches.mean(0)
+    values, axes = torch.linalg.eigh(torch.cov(patches.T, correction=0))
+    whitening = axes @ torch.diag((values + _WHITENING).rsqrt()) @ axes.T
+    filters = F.normalize((patches[:FILTERS] - mean) @ whitening, eps=1e-6) @ whitening
+    return filters.view(-1, x.shape[1], *patch), mean
 
-    weight: Tensor
-    mean: Tensor
 
-    @classmethod
-    def of(cls, x: Tensor, seed: int) -> _Filters:
-        """Filters drawn from the images."""
-        patch = min(PATCH, x.shape[2]), min(PATCH, x.shape[3])
-        draw = rng(seed, "patches")
-        images = x[torch.from_numpy(draw.permutation(len(x))[:_PATCHED])]
-        patches = F.unfold(images, patch).transpose(1, 2).flatten(0, 1)
-        patches = patches[torch.from_numpy(draw.permutation(len(patches))[:_PATCHES])]
-        patches = patches - patches.mean(1, keepdim=True)
-        patches = patches / (patches.square().mean(1, keepdim=True) + _CONTRAST).sqrt()
-        mean = patches.mean(0)
-        values, axes = torch.linalg.eigh(torch.cov(patches.T, correction=0))
-        whitening = axes @ torch.diag((values + _WHITENING).rsqrt()) @ axes.T
-        filters = F.normalize((patches[:FILTERS] - mean) @ whitening, eps=1e-6) @ whitening
-        return cls(filters.view(-1, x.shape[1], *patch), mean)
+def _responses(x: Tensor, weight: Tensor, mean: Tensor) -> Array:
+    """Pooled responses [N, 2 F places] of images [N, C, H, W].
 
-    def __call__(self, x: Tensor) -> Array:
-        """Pooled responses [N, 2 F places] of images [N, C, H, W].
-
-        They are those to patches without brightness and, but for faint ones, contrast, by convolutions of
-        the whole images: no patch is written out.
-        """
-        ones = torch.full_like(self.weight[:1], 1 / math.prod(self.weight.shape[1:]))
-        middle = F.conv2d(x, ones)
-        contrast = (F.conv2d(x.square(), ones) - middle.square()).clamp_min(0)
-        response = F.conv2d(x, self.weight) - self.weight.sum((1, 2, 3))[:, None, None] * middle
-        response = response / (contrast + _CONTRAST).sqrt()
-        response = response - (self.weight.flatten(1) @ self.mean)[:, None, None]
-        rows, columns = response.shape[2:]
-        both = torch.cat([F.relu(response - _THRESHOLD), F.relu(-response - _THRESHOLD)], 1)
-        pooled = F.adaptive_avg_pool2d(both, (min(PLACES, rows), min(PLACES, columns)))
-        return pooled.flatten(1).sqrt().numpy()
+    They are those to patches without brightness and, but for faint ones, contrast, by convolutions of the
+    whole images: no patch is written out.
+    """
+    ones = torch.full_like(weight[:1], 1 / math.prod(weight.shape[1:]))
+    middle = F.conv2d(x, ones)
+    contrast = (F.conv2d(x.square(), ones) - middle.square()).clamp_min(0)
+    response = F.conv2d(x, weight) - weight.sum((1, 2, 3))[:, None, None] * middle
+    response = response / (contrast + _CONTRAST).sqrt() - (weight.flatten(1) @ mean)[:, None, None]
+    rows, columns = response.shape[2:]
+    both = torch.cat([F.relu(response - _THRESHOLD), F.relu(-response - _THRESHOLD)], 1)
+    pooled = F.adaptive_avg_pool2d(both, (min(PLACES, rows), min(PLACES, columns)))
+    return pooled.flatten(1).sqrt().numpy()
 
 
 def nearest(points: Array, count: int) -> tuple[Array, Labels]:
@@ -189,18 +181,15 @@ def outliers(table: ImageTable, features: Array) -> list[Suspect]:
 
     features: [N, D] of the table's images. Fewer than 20 images are not judged.
     """
-    blank = [
-        table.suspect(number, "outlier", reason="every pixel has the same value", score=99.0)
-        for number in np.flatnonzero(table.is_blank).tolist()
-    ]
-    if len(table) < _FEWEST:
-        return blank
-    logs = np.log(np.maximum(nearest(features, NEIGHBOURS)[0].mean(1), 1e-9))
-    middle = np.median(logs)
-    spread = 1.4826 * np.median(logs[logs >= middle] - middle)
-    scores = (logs - middle) / max(spread, 1e-9)
-    far = np.flatnonzero((scores > CUT) & ~table.is_blank)
-    return blank + [
-        table.suspect(number, "outlier", reason="far from all other images", score=scores[number])
-        for number in far[np.argsort(-scores[far], kind="stable")].tolist()
+    scores = np.where(table.is_blank, 99.0, 0.0)
+    if len(table) >= _FEWEST:
+        logs = np.log(np.maximum(nearest(features, NEIGHBOURS)[0].mean(1), 1e-9))
+        middle = np.median(logs)
+        spread = 1.4826 * np.median(logs[logs >= middle] - middle)
+        scores = np.where(table.is_blank, scores, (logs - middle) / max(spread, 1e-9))
+    suspects = np.flatnonzero(table.is_blank | (scores > CUT)).tolist()
+    words = ("far from all other images", "every pixel has the same value")
+    return [
+        table.suspect(i, "outlier", reason=words[int(table.is_blank[i])], score=scores[i])
+        for i in sorted(suspects, key=lambda i: (not table.is_blank[i], -scores[i], i))
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,31 +19,19 @@ _CONFUSED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Confusion:
-    """Images of one class that probably are of another; count is an estimate."""
-
-    given: str
-    suggested: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class LabelErrors:
     """How far labels can be trusted.
 
     noise, low, high: estimated share of wrong labels and its 95 % interval; what the predictions get wrong
-      counts too, so the truth is rather below. by_class: the share in each class.
-    confused: the pairs of classes with most wrong labels, worst first.
-    accuracy: of the cross-validated predictions against the given labels.
+      counts too, so the truth is rather below.
+    confused: pairs of classes, given and suggested, with the estimated number of such images, worst first.
     judged: images that could be judged. reason: why others, or all, could not be; empty if all were.
     """
 
     noise: float = 0.0
     low: float = 0.0
     high: float = 0.0
-    by_class: Mapping[str, float] | None = None
-    confused: tuple[Confusion, ...] = ()
-    accuracy: float = 0.0
+    confused: tuple[tuple[str, str, int], ...] = ()
     judged: int = 0
     reason: str = ""
 
@@ -71,8 +59,23 @@ def mislabels(
     odds = out_of_fold(features[chosen], y, copies[chosen], seed)
     joint = confident_joint(y, odds)
     names = [table.task.classes[label] for label in classes]
-    suspects = [_suspect(table, int(chosen[i]), odds[i], int(y[i]), names) for i in prune(y, odds, joint)]
-    return _summed_up(y, odds, joint, names, reason if left else ""), suspects
+    suspects = []
+    for i in prune(y, odds, joint):
+        best, given = int(odds[i].argmax()), int(y[i])
+        words = f"predicted {names[best]} with {odds[i, best]:.2f}, {names[given]} with {odds[i, given]:.2f}"
+        score = float(odds[i, best] - odds[i, given])
+        suspects.append(
+            table.suspect(int(chosen[i]), "mislabel", reason=words, score=score, suggested=names[best])
+        )
+    noise = float(joint.sum() - np.trace(joint))
+    low, high = wilson(noise, len(y))
+    pairs = (
+        (names[i], names[j], round(float(joint[i, j]) * len(y)))
+        for i, j in np.ndindex(*joint.shape)
+        if i != j
+    )
+    confused = sorted((pair for pair in pairs if pair[2]), key=lambda pair: -pair[2])[:_CONFUSED]
+    return LabelErrors(noise, low, high, tuple(confused), len(y), reason if left else ""), suspects
 
 
 def out_of_fold(features: Array, y: Labels, copies: Labels, seed: int) -> Array:
@@ -106,9 +109,8 @@ def confident_joint(y: Labels, odds: Array) -> Array:
     np.add.at(counts, (y[sure], best[sure]), 1)
     rows = counts.sum(1, keepdims=True)
     given = np.bincount(y, minlength=classes)[:, None]
-    joint = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(classes)) * given
-    shared: Array = joint / joint.sum()
-    return shared
+    joint: Array = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(classes)) * given / len(y)
+    return joint
 
 
 def prune(y: Labels, odds: Array, joint: Array) -> Labels:
@@ -129,33 +131,3 @@ def prune(y: Labels, odds: Array, joint: Array) -> Labels:
     margins = odds[found, y[found]] - odds[found].max(1)
     ranked: Labels = found[np.argsort(margins, kind="stable")]
     return ranked
-
-
-def _suspect(table: ImageTable, number: int, odds: Array, given: int, names: Sequence[str]) -> Suspect:
-    best = int(odds.argmax())
-    reason = f"predicted {names[best]} with {odds[best]:.2f}, {names[given]} with {odds[given]:.2f}"
-    return table.suspect(
-        number, "mislabel", reason=reason, score=float(odds[best] - odds[given]), suggested=names[best]
-    )
-
-
-def _summed_up(y: Labels, odds: Array, joint: Array, names: Sequence[str], reason: str) -> LabelErrors:
-    noise = float(joint.sum() - np.trace(joint))
-    low, high = wilson(noise, len(y))
-    rates = 1 - np.diag(joint) / np.maximum(joint.sum(1), 1e-12)
-    pairs = [
-        Confusion(names[i], names[j], round(float(joint[i, j]) * len(y)))
-        for i, j in zip(*np.nonzero(joint), strict=True)
-        if i != j
-    ]
-    pairs = sorted((pair for pair in pairs if pair.count), key=lambda pair: -pair.count)
-    return LabelErrors(
-        noise=round(noise, 6),
-        low=round(low, 6),
-        high=round(high, 6),
-        by_class={name: round(float(rate), 6) for name, rate in zip(names, rates, strict=True)},
-        confused=tuple(pairs[:_CONFUSED]),
-        accuracy=round(float((odds.argmax(1) == y).mean()), 6),
-        judged=len(y),
-        reason=reason,
-    )

@@ -59,7 +59,8 @@ def audit(
     from nas.data.loading import load_task
     from nas.files.folder import prepare_folder, results_folder
 
-    data = load_task(task, seed=seed, limit=limit, lenient=True)
+    data = load_task(task, seed=seed, lenient=True)
+    data = data if limit is None else data.reduced(limit)
     if exclude is not None:
         data = without(data, exclude)
     found = audit_task(data, seed=seed)

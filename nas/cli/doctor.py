@@ -11,7 +11,7 @@ from nas.cli.app import Json, app, say
 from nas.errors import NasError
 
 EXTRAS = {
-    "vision": ("torchvision", "pillow"),
+    "vision": ("pillow",),
     "dashboard": ("optuna-dashboard",),
     "serve": ("fastapi", "uvicorn", "python-multipart", "onnxruntime", "pillow"),
     "tensorboard": ("tensorboard",),

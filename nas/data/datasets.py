@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from nas.data.arrays import Array, Source, as_numpy, channels_last
 from nas.data.decode import DEEP, GREY, SUFFIXES, fitted, load_arrays, open_image, pil_pixels, read_bounded
-from nas.errors import FAULTS, ConfigError, DataError, describe, printable, unknown
+from nas.errors import ConfigError, DataError, foreign_code, printable, unknown
 from nas.files.folder import exists, is_file, is_folder
 
 _FASHION_CLASSES = (
@@ -51,24 +51,22 @@ def read(name: str, *, lenient: bool = False) -> Source:
 
     lenient: whether any number of images of a folder may be unusable, see `read_folder`.
     """
-    kind, colon, path = name.partition(":")
-    if colon and kind in ("npz", "folder"):
-        if not path:
-            raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        return npz(_expanded(path)) if kind == "npz" else _sized_folder(path, lenient=lenient)
     if name in _BY_NAME:
         return _BY_NAME[name]()
-    if exists(_expanded(name)):
-        kind = "npz" if is_file(_expanded(name)) else "folder"
-        raise ConfigError(
-            f"no task {printable(name)!r}, but there is such a path; write {kind}:{printable(name)}"
-        )
+    kind, _, path = name.partition(":")
+    try:
+        if kind == "npz" and path:
+            return npz(Path(path).expanduser())
+        if kind == "folder" and path:
+            return _sized_folder(path, lenient=lenient)
+    except RuntimeError as error:
+        raise ConfigError(f"task {name!r}: {error}") from error  # `~` of nobody
     raise ConfigError(unknown("task", name, [*_BY_NAME, "npz:PATH", "folder:PATH"]))
 
 
 def _sized_folder(path: str, *, lenient: bool) -> Source:
     """A folder of images; a size behind its name counts where no folder has that whole name."""
-    match, place = _SIZED.fullmatch(path), _expanded(path)
+    match, place = _SIZED.fullmatch(path), Path(path).expanduser()
     if match is None or exists(place):
         return read_folder(place, lenient=lenient)
     width, height = int(match[2]), int(match[3] or match[2])
@@ -76,17 +74,7 @@ def _sized_folder(path: str, *, lenient: bool) -> Source:
         raise ConfigError(
             f"task 'folder:{path}': images of {width}x{height} pixels; wanted sides from 1 to {_LARGEST_SIDE}"
         )
-    return read_folder(_expanded(match[1]), size=(width, height), lenient=lenient)
-
-
-def _expanded(path: str) -> Path:
-    """The path with the home folder in place of `~`."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"task path {path!r} begins with the home folder of a user who is unknown"
-        ) from error
+    return read_folder(Path(match[1]).expanduser(), size=(width, height), lenient=lenient)
 
 
 def _data_roots() -> list[Path]:
@@ -133,16 +121,12 @@ def read_idx(path: Path) -> Array:
         raise DataError(f"{path} cannot be read ({error}); get this file again") from error
     axes = data[3] if len(data) > 3 else 0
     header = 4 + 4 * axes
-    if data[:3] != bytes((0, 0, _IDX_UNSIGNED_BYTE)) or not axes or len(data) < header:
+    sound = data[:3] == bytes((0, 0, _IDX_UNSIGNED_BYTE)) and axes and len(data) >= header
+    shape = tuple(map(int, np.frombuffer(data, ">u4", count=axes, offset=4))) if sound else ()
+    if not sound or len(data) - header != math.prod(shape):
         raise DataError(
-            f"{path} begins with {data[:4].hex() or 'nothing'}, but an IDX file of bytes begins with 000008 "
-            "and its number of axes; get this file again"
-        )
-    shape = tuple(map(int, np.frombuffer(data, ">u4", count=axes, offset=4)))
-    if len(data) - header != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(data) - header} bytes of data, but its header says {math.prod(shape)} "
-            f"({'x'.join(map(str, shape))}); get this file again"
+            f"{path} is no whole IDX file of bytes: it begins with {data[:4].hex() or 'nothing'} and has "
+            f"{len(data)} bytes, whose shape would be {shape}; get this file again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
@@ -150,68 +134,42 @@ def read_idx(path: Path) -> Array:
 def cifar10() -> Source:
     """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 images of 3x32x32, from its binary version."""
     batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    return _cifar("CIFAR10", "cifar-10-batches-bin", batches, "test_batch.bin", "batches.meta.txt")
+    return _cifar("cifar-10-batches-bin", batches, "test_batch.bin", "batches.meta.txt", label_bytes=1)
 
 
 def cifar100() -> Source:
     """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, from its binary version."""
-    return _cifar("CIFAR100", "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt")
+    return _cifar("cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", label_bytes=2)
 
 
-_Cifar = Literal["CIFAR10", "CIFAR100"]
+def _cifar(folder: str, train: Sequence[str], test: str, names: str, *, label_bytes: int) -> Source:
+    """CIFAR with its images in the files `train` and `test`, its class names in `names`.
 
-
-def _cifar(kind: _Cifar, folder: str, train: Sequence[str], test: str, names: str) -> Source:
-    place = next((root / folder for root in _data_roots() if (root / folder).is_dir()), None)
+    label_bytes: those before each image; the last one counts.
+    """
+    folders = [root / folder for root in _data_roots()]
+    place = next(filter(is_folder, folders), None)
     if place is None:
-        return _from_torchvision(kind, folder)
-    label_bytes = 2 if kind == "CIFAR100" else 1
-    parts = [_read_cifar(place / file, label_bytes) for file in train]
-    x_train, y_train = (np.concatenate(part) for part in zip(*parts, strict=True))
+        name = "-".join(folder.split("-")[:2])
+        raise DataError(
+            f"{name.replace('-', '')}: no folder {' or '.join(map(str, folders))}; get {name}-binary.tar.gz "
+            "from https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it there, or "
+            "set NAS_DATA to the folder where it is; for a copy of torchvision's, use nas.task_from_datasets"
+        )
+    record, parts = label_bytes + math.prod(_CIFAR_SHAPE), []
     try:
         classes = tuple((place / names).read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{place / names} cannot be read ({error}); unpack the archive again") from error
-    return Source(x_train, y_train, *_read_cifar(place / test, label_bytes), classes=classes, flip=True)
-
-
-def _read_cifar(path: Path, label_bytes: int) -> tuple[Array, Array]:
-    """Images [N, 32, 32, 3] and the last of the `label_bytes` labels before each image."""
-    record = label_bytes + math.prod(_CIFAR_SHAPE)
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive again") from error
-    if not len(data) or len(data) % record:
-        raise DataError(
-            f"{path} has {len(data)} bytes, but must have a whole number of records of {record} bytes; "
-            "unpack the archive again"
-        )
-    records = data.reshape(-1, record)
-    images = records[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE)
-    return images.transpose(0, 2, 3, 1), records[:, label_bytes - 1]
-
-
-def _from_torchvision(kind: _Cifar, folder: str) -> Source:
-    """The same data by torchvision, from a copy that it has downloaded before."""
-    places = _data_roots()
-    advice = (
-        f"{kind.lower()}: no folder {folder} in {', '.join(map(str, places))}; get "
-        f"cifar-{kind.removeprefix('CIFAR')}-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html "
-        "on a connected machine and unpack it in one of these folders, or set NAS_DATA to the folder where "
-        "it is"
-    )
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise DataError(advice) from error
-    load = datasets.CIFAR10 if kind == "CIFAR10" else datasets.CIFAR100
-    for place in places:
-        with suppress(RuntimeError):  # torchvision's way to say that the data is not in this folder
-            train, test = (load(str(place), train=part, download=False) for part in (True, False))
-            y_train, y_test = np.asarray(train.targets), np.asarray(test.targets)
-            return Source(train.data, y_train, test.data, y_test, classes=tuple(train.classes), flip=True)
-    raise DataError(advice)
+        for file in (*train, test):
+            data = np.fromfile(place / file, np.uint8)
+            if not len(data) or len(data) % record:
+                raise ValueError(f"{file} has {len(data)} bytes, which are no records of {record} bytes")
+            parts.append(data.reshape(-1, record))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be read ({error}); unpack the archive again") from error
+    images = [p[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1) for p in parts]
+    labels = [p[:, label_bytes - 1] for p in parts]
+    x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
+    return Source(x_train, y_train, images[-1], labels[-1], classes=classes, flip=True)
 
 
 def npz(path: Path) -> Source:
@@ -252,58 +210,47 @@ def read_folder(root: Path, *, size: tuple[int, int] | None = None, lenient: boo
         raise DataError(
             f"folder:{root} needs Pillow to read images; install it with: pip install 'nas-engine[vision]'"
         ) from error
-    divided = (root / "train").is_dir()
-    train, test = (root / "train", root / "test") if divided else (root, None)
+    places = [place for place in (root / "train", root / "test") if place.is_dir()]
+    if not (root / "train").is_dir():  # these are classes of their own
+        places = [root]
     into = None if size is None else (_channels(root), size[1], size[0])
-    skipped: list[str] = []
-    parts = [
-        _class_images(root, folder, into, skipped)
-        for folder in (train, test)
-        if folder is not None and folder.is_dir()
-    ]
-    if not lenient or not any(parts):
-        _check_skipped(root, skipped, sum(map(len, parts)) + len(skipped))
-    parts = _of_one_shape(root, parts, skipped, lenient=lenient)
-    arrays = [(np.array([p for _, _, p in part]), np.array([c for _, c, _ in part])) for part in parts]
-    x_train, y_train = arrays[0]
-    x_test, y_test = arrays[1] if len(arrays) > 1 else (None, None)
-    unused = [folder.name for folder in _folders(root) if divided and folder not in (train, test)]
+    found, skipped = list[_Image](), list[str]()
+    for part, place in enumerate(places):
+        for folder in _class_folders(place):
+            for file in _images(folder):
+                name = file.relative_to(root).as_posix()
+                try:
+                    found.append(_Image(part, name, folder.name, _pixels_of(file, into)))
+                except (OSError, ValueError) as error:
+                    skipped.append(f"{name}: {error}")
+    if not found or (not lenient and len(skipped) > _LARGEST_CORRUPT_SHARE * (len(found) + len(skipped))):
+        raise DataError(
+            f"folder:{root}: {len(skipped)} of {len(found) + len(skipped)} images cannot be read, "
+            f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(skipped[:3])}); "
+            "repair or remove them"
+        )
+    found = _of_one_shape(root, found, skipped, lenient=lenient)
+    parts = [[image for image in found if image.part == part] for part in range(len(places))]
+    arrays = [(np.array([i.pixels for i in own]), np.array([i.label for i in own])) for own in parts]
+    (x_train, y_train), (x_test, y_test) = arrays[0], (arrays[1] if len(arrays) > 1 else (None, None))
     return Source(
         x_train,
         y_train,
         x_test,
         y_test,
-        classes=tuple(folder.name for folder in _class_folders(train)),
+        classes=tuple(folder.name for folder in _class_folders(places[0])),
         skipped=tuple(sorted(skipped)),
-        notes=tuple(f"{name}/ beside train/ is not used" for name in unused),
-        files=tuple(file for part in parts for file, _, _ in part),
+        files=tuple(image.file for image in found),
     )
 
 
-_Found = list[tuple[str, str, Array]]
-"""Images with their files, relative to the whole folder, and their classes."""
+class _Image(NamedTuple):
+    """An image of a folder. part: 0 for training, 1 for test. file: relative to the whole folder."""
 
-
-def _class_images(root: Path, folder: Path, into: tuple[int, int, int] | None, skipped: list[str]) -> _Found:
-    """All images in the class folders of `folder`; those that cannot be read are told in `skipped`.
-
-    into: (C, H, W) that every image is brought to, None for images as they are.
-    """
-    found: _Found = []
-    for class_folder in _class_folders(folder):
-        files = _images(class_folder)
-        if not files:
-            raise DataError(
-                f"folder:{class_folder} has no images ({', '.join(sorted(SUFFIXES))}); "
-                "add some or remove the folder"
-            )
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            try:
-                found.append((name, class_folder.name, _pixels_of(file, into)))
-            except (OSError, ValueError) as error:
-                skipped.append(f"{name}: {error}")
-    return found
+    part: int
+    file: str
+    label: str
+    pixels: Array
 
 
 def _pixels_of(file: Path, into: tuple[int, int, int] | None) -> Array:
@@ -327,42 +274,32 @@ def _channels(root: Path) -> int:
     return 1
 
 
-def _check_skipped(root: Path, skipped: Sequence[str], seen: int) -> None:
-    if len(skipped) > _LARGEST_CORRUPT_SHARE * seen:
-        raise DataError(
-            f"folder:{root}: {len(skipped)} of {seen} images cannot be read, "
-            f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(skipped[:3])}); "
-            "repair or remove them"
-        )
-
-
-def _of_one_shape(root: Path, parts: list[_Found], skipped: list[str], *, lenient: bool) -> list[_Found]:
+def _of_one_shape(root: Path, found: list[_Image], skipped: list[str], *, lenient: bool) -> list[_Image]:
     """The images that have the size and channels of most, where they need not all have."""
-    sizes = Counter(pixels.shape for part in parts for *_, pixels in part)
-    usual = sizes.most_common(1)[0][0]
-    odd = [(file, pixels.shape) for part in parts for file, _, pixels in part if pixels.shape != usual]
+    usual = Counter(image.pixels.shape for image in found).most_common(1)[0][0]
+    right = [image for image in found if image.pixels.shape == usual]
+    odd = [(image.file, _size(image.pixels.shape)) for image in found if image.pixels.shape != usual]
     if odd and not lenient:
-        first = next(file for part in parts for file, _, pixels in part if pixels.shape == usual)
-        file, shape = odd[0]
         raise DataError(
-            f"folder:{root}: images differ in size or channels: {first} is {_size(usual)}, {file} is "
-            f"{_size(shape)}; bring all to one size and colour mode, or let them be stretched to one: "
+            f"folder:{root}: images differ in size or channels: {right[0].file} is {_size(usual)}, "
+            f"{odd[0][0]} is {odd[0][1]}; bring all to one size and colour mode, or stretch them as "
             f"folder:{root}@32"
         )
-    skipped += [f"{file}: it is {_size(shape)}, but most are {_size(usual)}" for file, shape in odd]
-    return [[found for found in part if found[2].shape == usual] for part in parts]
+    skipped += [f"{file}: it is {size}, but most are {_size(usual)}" for file, size in odd]
+    return right
 
 
-def _images(root: Path) -> list[Path]:
-    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _images(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(
+            f"folder:{folder} has no images ({', '.join(sorted(SUFFIXES))}); add some or remove the folder"
+        )
+    return found
 
 
 def _class_folders(path: Path) -> list[Path]:
-    folders = _folders(path)
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"folder:{path} has no sub-folders; put the images of each class into one of its own")
     return folders
@@ -393,12 +330,8 @@ def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
     images: list[Array] = []
     labels: list[object] = []
     for index in range(len(dataset)):
-        try:
+        with foreign_code(f"{who}: item {index} cannot be read", DataError):
             item = dataset[index]
-        except FAULTS as error:
-            raise DataError(
-                f"{who}: item {index} cannot be read: {describe(error)}; repair it, or leave it out"
-            ) from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{who}: item {index} is a {type(item).__name__}, but must be (image, label)")
         pixels = _image_array(item[0], who=f"{who}: item {index}")

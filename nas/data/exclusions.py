@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from nas.data.arrays import digest
+from nas.data.arrays import Labels, digest
 from nas.data.loading import load_task, mean_and_std
 from nas.data.task import Split, Task
 from nas.errors import ConfigError, DataError, counted
 from nas.files.atomic import read_json, sha256
-from nas.files.folder import is_file
 from nas.files.schemas import checked
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
@@ -74,20 +72,16 @@ def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> T
 
     Files that the list calls corrupt may be any number; another one that cannot be used is an error.
     """
-    if listed is None:
-        return task if isinstance(task, Task) else load_task(task, seed=seed)
-    if isinstance(task, Task):
-        return without(task, listed)
-    path, suspects = _read(listed)
-    known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
-    found = load_task(task, seed=seed, lenient=bool(known))
-    unknown = [line for line in found.skipped if known and not line.startswith(known)]
-    if unknown:
-        raise DataError(
-            f"{path} does not name {counted(len(unknown), 'file')} of {task} that cannot be used "
-            f"({unknown[0]}); run nas audit again"
-        )
-    return without(found, listed)
+    path, suspects = (None, []) if listed is None else _read(listed)
+    if isinstance(task, str):
+        known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
+        task = load_task(task, seed=seed, lenient=bool(known))
+        if known and (unknown := [line for line in task.skipped if not line.startswith(known)]):
+            raise DataError(
+                f"{path} does not name {counted(len(unknown), 'file')} of {task.name} that cannot be used "
+                f"({unknown[0]}); run nas audit again"
+            )
+    return task if listed is None else without(task, listed)
 
 
 def without(task: Task, listed: str | Path) -> Task:
@@ -109,7 +103,6 @@ def without(task: Task, listed: str | Path) -> Task:
     fewer = {name: len(split) - len(kept[name]) for name, split in task.splits.items()}
     mean, std = mean_and_std(kept["train"].x)
     content, kinds = sha256(path), sorted(_parsed(listed)[1])
-    identity = hashlib.sha256(repr((task.fingerprint, content, kinds)).encode())
     told = ", ".join(f"{count} of {name}" for name, count in fewer.items())
     return replace(
         task,
@@ -118,7 +111,7 @@ def without(task: Task, listed: str | Path) -> Task:
         test=kept["test"],
         mean=mean,
         std=std,
-        fingerprint=identity.hexdigest(),
+        fingerprint=hashlib.sha256(repr((task.fingerprint, content, kinds)).encode()).hexdigest(),
         notes=(*task.notes, f"left out by {path}: {told}"),
         excluded={"sha256": content, "kinds": kinds, "images": fewer},
     )
@@ -136,7 +129,7 @@ def _parsed(listed: str | Path) -> tuple[Path, Sequence[str]]:
 def _read(listed: str | Path) -> tuple[Path, list[Suspect]]:
     """The path of a list, and its suspects of the kinds that are asked for."""
     path, kinds = _parsed(listed)
-    if not is_file(path):
+    if not path.is_file():
         raise ConfigError(
             f"exclude: no list {str(path)!r} (looked from {Path.cwd()}); wanted a suspects.json of nas "
             f"audit, or PATH:KINDS with kinds of {', '.join(KINDS)}"
@@ -147,7 +140,7 @@ def _read(listed: str | Path) -> tuple[Path, list[Suspect]]:
     return path, [suspect for suspect in record.suspects if suspect.kind in kinds]
 
 
-def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Tensor:
+def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Labels:
     """Positions of the listed images; files that are no longer there need not be left out."""
     place = {file: number for number, file in enumerate(task.files)}
     wanted = {
@@ -157,10 +150,11 @@ def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Tensor:
     }
     wrong = set(wanted)
     for split in task.splits.values():
-        if split.origin is None:
-            raise DataError(f"exclude: task {task.name!r} was cut before; leave images out of the whole task")
-        for index, origin in enumerate(split.origin.tolist()):
-            if origin in wanted and _is(task, split, index, wanted[origin]):
+        for index, origin in enumerate(_origin(task, split).tolist()):
+            if (suspect := wanted.get(origin)) is None:
+                continue
+            same = digest(split.x[index].cpu().numpy()).hex() == suspect.digest
+            if same and task.classes[int(split.y[index])] == suspect.given:
                 wrong.discard(origin)
     if wrong:
         first = wanted[min(wrong)]
@@ -169,19 +163,17 @@ def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Tensor:
             f"are not there or changed, first {first.file or first.origin} ({first.given}); run nas audit "
             "again"
         )
-    return torch.tensor(sorted(wanted), dtype=torch.int64)
+    return np.array(sorted(wanted), dtype=np.int64)
 
 
-def _is(task: Task, split: Split, index: int, suspect: Suspect) -> bool:
-    same = digest(split.x[index].cpu().numpy()).hex() == suspect.digest
-    return same and task.classes[int(split.y[index])] == suspect.given
+def _origin(task: Task, split: Split) -> Labels:
+    if split.origin is None:
+        raise DataError(f"exclude: it is not known where the images of task {task.name!r} come from")
+    return split.origin.numpy()
 
 
-def _kept(task: Task, name: str, split: Split, gone: Tensor, path: Path) -> Split:
-    assert split.origin is not None  # `_origins` has refused that
-    stays = ~torch.isin(split.origin, gone)
-    chosen = stays.to(split.y.device)
-    kept = Split(split.x[chosen], split.y[chosen], split.origin[stays])
+def _kept(task: Task, name: str, split: Split, gone: Labels, path: Path) -> Split:
+    kept = split.at(np.flatnonzero(~np.isin(_origin(task, split), gone)))
     lost = set(split.y.tolist()) - set(kept.y.tolist())
     if lost:
         classes = ", ".join(repr(task.classes[label]) for label in sorted(lost))

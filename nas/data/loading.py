@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,6 @@ from nas.data.task import Split, Task, as_float
 from nas.errors import ConfigError, DataError
 from nas.seeding import rng
 
-_IMBALANCE = 10
 _FLAT_STD = 1e-6  # below it a channel is constant, and dividing by it would only enlarge rounding errors
 
 
@@ -34,30 +33,23 @@ def load_task(
     name: str,
     *,
     seed: int = 0,
-    val_fraction: float | None = None,
+    val_fraction: float = 0.5,
     test_fraction: float = 0.2,
     device: torch.device | str = "cpu",
-    limit: int | None = None,
     lenient: bool = False,
 ) -> Task:
     """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
 
     `folder:PATH@64` or `@64x48` (width x height) stretches the images of a folder to one size.
 
-    val_fraction: share of the training images held out for the search; 0.5 unless given, the even split
-        between weights and alphas of DARTS (Liu et al. 2019, section 3).
+    val_fraction: share of the training images held out for the search; the default is the even split between
+        weights and alphas of DARTS (Liu et al. 2019, section 3).
     test_fraction: share held out for the final test when the source has no test part of its own.
-    limit: keeps so many training images, in the class proportions, before the validation split.
     lenient: leave out any number of images of a folder that cannot be used, and name all in `Task.skipped`.
     """
+    source = datasets.read(name, lenient=lenient)
     return _task(
-        datasets.read(name, lenient=lenient),
-        name=name,
-        seed=seed,
-        val_fraction=0.5 if val_fraction is None else val_fraction,
-        test_fraction=test_fraction,
-        device=device,
-        limit=limit,
+        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
     )
 
 
@@ -111,11 +103,18 @@ def task_from_datasets(
     """
     x_train, y_train = datasets.collect(train, who=f"{name}: train")
     x_test, y_test = (None, None) if test is None else datasets.collect(test, who=f"{name}: test")
-    source = Source(
-        x_train, y_train, x_test, y_test, classes=None if classes is None else tuple(classes), flip=flip
-    )
-    return _task(
-        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
+    return task_from_arrays(
+        x_train,
+        y_train,
+        x_test,
+        y_test,
+        name=name,
+        classes=classes,
+        flip=flip,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        device=device,
     )
 
 
@@ -127,11 +126,11 @@ def _task(
     val_fraction: float,
     test_fraction: float,
     device: torch.device | str,
-    limit: int | None = None,
 ) -> Task:
     """Checks a source and divides it; equal arguments give equal parts."""
-    _check_fraction("val_fraction", val_fraction)
-    _check_fraction("test_fraction", test_fraction)
+    for what, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{what} is {value}, but must lie between 0 and 1, both excluded, e.g. 0.2")
     pool, classes = _checked(
         source.x_train, source.y_train, f"{name}: x_train", f"{name}: y_train", source.classes
     )
@@ -142,11 +141,12 @@ def _task(
     if test is None:
         taken, rest = stratified(pool.y.numpy(), round(test_fraction * len(pool)), draw, spare=2)
         test, pool = pool.at(taken), pool.at(rest)
-    if limit is not None:
-        pool = _limited(pool, limit, draw, classes=len(classes))
     taken, rest = stratified(pool.y.numpy(), round(val_fraction * len(pool)), draw)
     train, val = pool.at(rest), pool.at(taken)
     mean, std = mean_and_std(train.x)
+    known = {digest(image) for part in (train, val) for image in part.x.numpy()}
+    leaked = sum(digest(image) in known for image in test.x.numpy())
+    leak = [f"{leaked} of {len(test)} test images are also in the training set; nas audit names them"]
     task = Task(
         name=name,
         classes=classes,
@@ -159,17 +159,10 @@ def _task(
         flip=source.flip,
         pad=usual_padding(min(train.x.shape[2:])),
         skipped=source.skipped,
-        notes=(*source.notes, *_findings(train, val, test, classes)),
+        notes=(*source.notes, *(leak if leaked else [])),
         files=source.files,
     )
     return task.to(device)
-
-
-def _check_fraction(what: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ConfigError(
-            f"{what} is {value}, but must lie between 0 and 1, both excluded; 0.2 or 0.5 are usual"
-        )
 
 
 def _checked(
@@ -216,13 +209,6 @@ def _check_class_sizes(pool: Split, classes: Sequence[str], *, who: str, least: 
         )
 
 
-def _limited(pool: Split, limit: int, draw: np.random.Generator, *, classes: int) -> Split:
-    if limit < 2 * classes:
-        raise ConfigError(f"limit is {limit}, but must be at least {2 * classes}, two images of each class")
-    kept, _ = stratified(pool.y.numpy(), min(limit, len(pool)), draw, least=2, spare=0)
-    return pool.at(kept)
-
-
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation [C] of images [N, C, H, W], one channel at a time to keep the float copy small."""
     moments = [torch.std_mean(as_float(channel), correction=0) for channel in x.unbind(1)]
@@ -240,40 +226,16 @@ def _fingerprint(parts: Sequence[Split], classes: Sequence[str], seed: int) -> s
     return content.hexdigest()
 
 
-def _findings(train: Split, val: Split, test: Split, classes: Sequence[str]) -> Iterator[str]:
-    """What is suspicious, but may be meant: images in two parts or of two classes, very unequal classes."""
-    trained, validated, tested = ([digest(image) for image in part.x.numpy()] for part in (train, val, test))
-    known = set(trained)
-    if both := sum(image in known for image in validated):
-        yield f"{both} of {len(val)} validation images are also among the images trained on"
-    known.update(validated)
-    if both := sum(image in known for image in tested):
-        yield f"{both} of {len(test)} test images are also in the training set"
-    labels: dict[bytes, set[int]] = {}
-    y = torch.cat([train.y, val.y, test.y]).tolist()
-    for image, label in zip([*trained, *validated, *tested], y, strict=True):
-        labels.setdefault(image, set()).add(label)
-    if noisy := sum(len(given) > 1 for given in labels.values()):
-        yield f"{noisy} images occur more than once, with different labels; look for wrong ones"
-    counts = np.bincount(train.y.numpy()) + np.bincount(val.y.numpy())
-    most, fewest = int(counts.argmax()), int(counts.argmin())
-    if counts[most] > _IMBALANCE * counts[fewest]:
-        yield (
-            f"classes are unequal: {classes[most]!r} has {counts[most]} training images, "
-            f"{classes[fewest]!r} has {counts[fewest]}"
-        )
-
-
 def stratified(
-    y: Labels, take: int, generator: np.random.Generator, *, least: int = 1, spare: int = 1
+    y: Labels, take: int, generator: np.random.Generator, *, spare: int = 1
 ) -> tuple[Labels, Labels]:
     """Indices of `take` samples in the class proportions of `y`, and of all the others, in random orders.
 
     Not in all orders alike: the others begin with classes of which enough were taken first.
 
-    least, spare: at least so many of each class are among the taken and among the others; `take` gives way.
+    spare: at least so many of each class are among the others, and one among the taken; `take` gives way.
     """
-    quota = _quota(np.bincount(y), take, least=least, spare=spare)
+    quota = _quota(np.bincount(y), take, spare=spare)
     order = generator.permutation(len(y))
     taken = np.zeros(len(y), dtype=bool)
     for label, count in enumerate(quota):
@@ -281,14 +243,14 @@ def stratified(
     return order[taken[order]], order[~taken[order]]
 
 
-def _quota(counts: Labels, take: int, *, least: int, spare: int) -> Labels:
-    """How many of each class to take: the method of largest remainders within [least, counts - spare]."""
+def _quota(counts: Labels, take: int, *, spare: int) -> Labels:
+    """How many of each class to take: the method of largest remainders within [1, counts - spare]."""
     top: Labels = counts - spare
-    take = min(max(take, least * len(counts)), int(top.sum()))
+    take = min(max(take, len(counts)), int(top.sum()))
     share = counts * (take / counts.sum())
-    quota: Labels = np.clip(np.floor(share).astype(np.int64), least, top)
+    quota: Labels = np.clip(np.floor(share).astype(np.int64), 1, top)
     while quota.sum() < take:
         quota[np.where(quota < top, share - quota, -np.inf).argmax()] += 1
     while quota.sum() > take:
-        quota[np.where(quota > least, quota - share, -np.inf).argmax()] -= 1
+        quota[np.where(quota > 1, quota - share, -np.inf).argmax()] -= 1
     return quota

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.data.arrays import Array, as_numpy, image_tensor, images_as_numpy
-from nas.data.task import Task
+from nas.data.task import Task, as_float
 from nas.errors import DataError, shown
 
 
@@ -59,23 +59,16 @@ class Inputs:
             raise DataError(
                 f"predict: images are {tuple(raw.shape[1:])}, wanted {self.image_shape} (C, H, W)"
             )
-        self._check_scale(raw)
-        pixels = raw.float() / 255 if raw.dtype == torch.uint8 else raw.float()
+        pixels = as_float(raw)
+        if self.pixels == "float32" and raw.dtype == torch.uint8:
+            raise DataError("predict: images are integers, wanted floats of the scale of the training images")
+        if self.pixels == "uint8" and (pixels.min() < 0 or pixels.max() > 1):
+            raise DataError(
+                f"predict: images are floats from {float(raw.min()):g} to {float(raw.max()):g}, but the "
+                "network was trained on bytes; give those, or floats from 0 to 1"
+            )
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels - mean) / std
-
-    def _check_scale(self, raw: Tensor) -> None:
-        if self.pixels == "float32" and raw.dtype == torch.uint8:
-            raise DataError(
-                "predict: images are integers, but the network was trained on floats; "
-                "give floats of that scale"
-            )
-        low, high = float(raw.min()), float(raw.max()) + 0.0  # no -0
-        if self.pixels == "uint8" and raw.dtype != torch.uint8 and (low < 0 or high > 1):
-            raise DataError(
-                f"predict: images are floats from {low:g} to {high:g}, but the network was trained on bytes; "
-                "give those, or floats from 0 to 1"
-            )
 
 
 Images = NDArray[Any]

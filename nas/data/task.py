@@ -20,8 +20,8 @@ class Split:
 
     x: [N, C, H, W] uint8, or float32 when the source was float.
     y: [N] int64, in 0..num_classes-1.
-    origin: [N] int64 positions in the source, its training part first, then its test part; None once images
-      were cut or left out for speed.
+    origin: [N] int64 positions in the source, its training part first, then its test part, on the CPU; None
+      for images that are of no source.
     """
 
     x: Tensor
@@ -36,9 +36,10 @@ class Split:
         return f"<Split of {len(self)} images {tuple(self.x.shape[1:])} of {self.x.dtype}>"
 
     def at(self, indices: Labels) -> Split:
-        """A copy of the images at `indices`, in their order, on the CPU."""
+        """A copy of the images at `indices`, in their order, on their device."""
         index = torch.from_numpy(indices)
-        return Split(self.x[index], self.y[index], None if self.origin is None else self.origin[index])
+        own = index.to(self.y.device)
+        return Split(self.x[own], self.y[own], None if self.origin is None else self.origin[index])
 
     def to(self, device: torch.device | str) -> Split:
         """The same images on `device`."""
@@ -109,14 +110,9 @@ class Task:
 
     def to(self, device: torch.device | str) -> Task:
         """The same task with every tensor on `device`."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            val=self.val.to(device),
-            test=self.test.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
+        train, val, test = (split.to(device) for split in self.splits.values())
+        mean, std = self.mean.to(device), self.std.to(device)
+        return replace(self, train=train, val=val, test=test, mean=mean, std=std)
 
     def reduced(self, images: int) -> Task:
         """The same task with at most `images` for training and validation together, in their proportion.
@@ -167,17 +163,9 @@ class Task:
         if side == height:
             return self
         size = side, max(1, round(width * side / height))
-        train, val, test = (
-            Split(shrunk(split.x, size), split.y) for split in (self.train, self.val, self.test)
-        )
-        return replace(
-            self,
-            train=train,
-            val=val,
-            test=test,
-            pad=min(self.pad, usual_padding(min(size))),
-            fingerprint=f"{self.fingerprint}:{size[0]}x{size[1]}",
-        )
+        train, val, test = (replace(split, x=shrunk(split.x, size)) for split in self.splits.values())
+        pad, fingerprint = min(self.pad, usual_padding(min(size))), f"{self.fingerprint}:{size[0]}x{size[1]}"
+        return replace(self, train=train, val=val, test=test, pad=pad, fingerprint=fingerprint)
 
     def train_and_val(self) -> Split:
         """Both parts that a search may see as one, for the final retrain."""
@@ -196,11 +184,9 @@ def first_of(split: Split, keep: int) -> Split:
     a stratified one begins with the classes whose share of the other part was full first.
     """
     if keep >= len(split):
-        return Split(split.x, split.y)
+        return split
     y = split.y.cpu().numpy()
     by_class, counts = np.argsort(y, kind="stable"), np.bincount(y)
     within = np.empty(len(y))
     within[by_class] = np.concatenate([np.arange(count) / max(1, count) for count in counts])
-    chosen = np.sort(np.argsort(within, kind="stable")[:keep])
-    index = torch.from_numpy(chosen).to(split.y.device)
-    return Split(split.x[index], split.y[index])
+    return split.at(np.sort(np.argsort(within, kind="stable")[:keep]))

@@ -18,8 +18,7 @@ from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost, count_params
 from nas.space.graph import architecture_hash
 from nas.space.space import Size, Space
-from nas.space.space_checks import Probe, Probing, blaming, check_listing, variants
-from nas.testing import check_space
+from nas.testing import Probe, Probing, blaming, check_listing, check_space, variants
 from nas.training.evaluate import evaluate
 from nas.training.loop import Loop
 from nas.training.memory_estimate import memory_bytes

@@ -42,7 +42,7 @@ from nas.seeding import isolated
 from nas.show.progress import Progress, telling
 from nas.show.tracking.tracker import Tracker, of_epochs
 from nas.space.graph import architecture_hash, cell_graphs
-from nas.space.latency import LATENCY, latency
+from nas.space.latency import LATENCY, latencies
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
@@ -296,7 +296,7 @@ def _measured(network: nn.Module, task: Task) -> dict[str, float]:
     test_loss, test_acc = evaluate(network, task, task.test)
     if not math.isfinite(test_loss):
         raise TrialError("nan", f"the trained network's test loss is {test_loss}; lower retrain.lr")
-    timed = latency(network, task.normalise(task.test.x[:1]))
+    timed = latencies([network], task.normalise(task.test.x[:1]))[0]
     low, high = wilson(test_acc, len(task.test))
     return {
         "test_acc": test_acc,

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from nas.errors import ConfigError
 from nas.searchers.goals import Goals, selection_order
 from nas.searchers.searcher import TURNED_DOWN, tried, unseen
-from nas.space.encodings import crossover_groups
 from nas.space.network_morphism import additions
 from nas.space.space import Space
 from nas.types import Genotype, Trial
@@ -132,8 +131,8 @@ class Nsga2:
 
     Deviations from the paper: the parents are chosen from the whole history, which is the paper's survivor
     selection with an archive that forgets nobody, and children are made one at a time, as workers ask; since
-    decisions are categorical, a child takes each decision, or by an even chance all decisions into one node
-    of a cell, from one of its parents, and is mutated too; a child that is in the history is drawn again.
+    decisions are categorical, a child takes each decision from one of its parents, and is mutated too; a
+    child that is in the history is drawn again.
     """
 
     population: int = 50
@@ -159,8 +158,7 @@ class Nsga2:
         mother, father = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
         if rng.random() >= self.crossover:
             return space.mutate(mother, rng)
-        groups = crossover_groups(space) if rng.random() < 0.5 else None
-        return space.mutate(space.cross(mother, father, rng, groups=groups), rng)
+        return space.mutate(space.cross(mother, father, rng), rng)
 
 
 def _check_population(who: str, population: int) -> None:

@@ -30,7 +30,7 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     if _only_maps_learn(x, weight):
         out = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
         return out
-    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups=x.shape[1])
+    return _forward(x, weight, dilation, stride)
 
 
 def _reaching(weight: Tensor, reach: int) -> Tensor:
@@ -79,8 +79,7 @@ class _Fixed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x, weight)
         ctx.form = stride, dilation
-        padding = dilation * (weight.shape[-1] // 2)
-        return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])
+        return _forward(x, weight, dilation, stride)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
@@ -108,7 +107,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> T
     block, out = weight.new_empty(channels, 1, 3, 3), torch.empty_like(weight)
     for row in _centres(radius):
         for column in _centres(radius):
-            _, found = _library(centre.at(0, 0), moved.at(row, column), block, 1, (False, True))
+            _, found = _library(centre(0, 0), moved(row, column), block, 1, (False, True))
             assert found is not None
             top, left = radius + row - 1, radius + column - 1
             out[:, :, top : top + 3, left : left + 3] = found
@@ -120,22 +119,11 @@ def _centres(radius: int) -> list[int]:
     return sorted({min(at, radius - 1) for at in range(1 - radius, radius + 2, 3)})
 
 
-class _Spread:
-    """Maps in a buffer with zeros around each, so that a move by some pixels is another start in memory."""
+def _spread(x: Tensor, reach: int, dilation: int) -> Callable[[int, int], Tensor]:
+    """Pixels of each position modulo `dilation` as maps `[N, C, H', W']` of their own, moved at no cost.
 
-    def __init__(self, buffer: Tensor, guard: int, shape: tuple[int, int, int, int]) -> None:
-        self.buffer, self.guard, self.shape = buffer, guard, shape
-
-    def at(self, row: int, column: int) -> Tensor:
-        """`[N, C, H', W']`, channels last: pixel (h, w) is that of (h + row, w + column)."""
-        _, channels, height, width = self.shape
-        strides = (height * width * channels, 1, width * channels, channels)
-        start = self.guard + (row * width + column) * channels
-        return self.buffer.as_strided(self.shape, strides, start)
-
-
-def _spread(x: Tensor, reach: int, dilation: int) -> _Spread:
-    """Pixels of each position modulo `dilation` as maps of their own, one zero before and `reach` behind.
+    At (row, column), pixel (h, w) is that of (h + row, w + column): another start in memory, channels last,
+    where each map has one zero before and `reach` behind.
 
     One zero on each side is what a 3x3 block reads beyond a map; with those of the next line, a map moved by
     `reach` pixels still reads zeros.
@@ -152,12 +140,17 @@ def _spread(x: Tensor, reach: int, dilation: int) -> _Spread:
     maps = buffer[guard : guard + size].view(dilation, dilation, batch, height, width, channels)
     split = x.permute(0, 2, 3, 1).reshape(batch, inner[0], dilation, inner[1], dilation, channels)
     maps[:, :, :, 1 : 1 + inner[0], 1 : 1 + inner[1]] = split.permute(2, 4, 0, 1, 3, 5)
-    return _Spread(buffer, guard, (count, channels, height, width))
+    strides = (height * width * channels, 1, width * channels, channels)
+
+    def at(row: int, column: int) -> Tensor:
+        start = guard + (row * width + column) * channels
+        return buffer.as_strided((count, channels, height, width), strides, start)
+
+    return at
 
 
-def _forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=x.shape[1])
+def _forward(x: Tensor, weight: Tensor, dilation: int, stride: int = 1) -> Tensor:
+    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 
 def _library(
@@ -265,13 +258,22 @@ def convolve(layers: Sequence[nn.Module], stack: Stack) -> Stack:
     convs = cast(Sequence[nn.Conv2d], layers)
     first, groups = convs[0], len(convs)
     weight = joined([conv.weight for conv in convs])
-    if is_depthwise(first):
+    if _is_depthwise(first):
         stride, dilation = first.stride[0], first.dilation[0]
         return Stack(depthwise(stack.apart(), weight, stride=stride, dilation=dilation), groups, shared=False)
     bias = None if first.bias is None else joined([conv.bias for conv in convs if conv.bias is not None])
     x, count = (stack.x, 1) if stack.shared and first.groups == 1 else (stack.apart(), groups)
     y = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, count * first.groups)
     return Stack(y, groups, shared=False)
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether `depthwise` computes it: each channel has an odd square kernel, and the map keeps its size."""
+    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+    same = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    square = all(len(set(sides)) == 1 for sides in (kernel, stride, dilation)) and kernel[0] % 2 == 1
+    plain = conv.bias is None and conv.padding_mode == "zeros" and conv.padding == same
+    return square and plain and kernel[0] > 1 and conv.groups == conv.in_channels == conv.out_channels
 
 
 def normalise(layers: Sequence[nn.Module], stack: Stack, scale: Tensor | None = None) -> Stack:
@@ -342,23 +344,7 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether it is square, without bias, and padded by zeros so that stride 1 keeps the size of a map."""
-    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    same = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
-    square = all(len(set(sides)) == 1 for sides in (kernel, stride, dilation))
-    plain = conv.bias is None and conv.padding_mode == "zeros"
-    return square and plain and kernel[0] % 2 == 1 and conv.padding == same
-
-
-def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether every channel has a kernel of its own, larger than a pixel; `depthwise` computes these."""
-    return (
-        keeps_size(conv) and conv.groups == conv.in_channels == conv.out_channels and conv.kernel_size[0] > 1
-    )
-
-
-def convolution_rule(layer: nn.Module) -> Rule | None:
+def _convolution(layer: nn.Module) -> Rule | None:
     """Of equal shapes; none where borders are not padded with zeros."""
     conv = cast(nn.Conv2d, layer)
     if conv.padding_mode != "zeros":
@@ -378,7 +364,7 @@ def norm_key(norm: nn.BatchNorm2d) -> Hashable:
     return (norm.num_features, norm.eps, norm.affine, norm.running_mean is None)
 
 
-def norm_rule(layer: nn.Module) -> Rule | None:
+def _norm(layer: nn.Module) -> Rule | None:
     """Of equal settings."""
     norm = cast(nn.BatchNorm2d, layer)
     key = norm_key(norm)
@@ -403,8 +389,8 @@ def _average(layer: nn.Module) -> Rule:
 
 
 _RULES: dict[type[nn.Module], Callable[[nn.Module], Rule | None]] = {
-    nn.Conv2d: convolution_rule,
-    nn.BatchNorm2d: norm_rule,
+    nn.Conv2d: _convolution,
+    nn.BatchNorm2d: _norm,
     nn.ReLU: lambda _: Rule((nn.ReLU,), lambda _layers, stack: stack.map(F.relu), pure=True, shares=True),
     nn.MaxPool2d: _maximum,
     nn.AvgPool2d: _average,

@@ -53,7 +53,7 @@ class Cell(nn.Module):
         self.execute: Callable[[Cell, list[Tensor]], list[Tensor]] | None = None
         self.preprocess = nn.ModuleList(preprocess or [nn.Identity() for _ in range(inputs)])
         self.incoming = nn.ModuleList(
-            nn.ModuleList(_checked(kind, src, dst, edge(src, dst)) for src in range(dst))
+            nn.ModuleList(_checked(f"{kind!r}: edge({src}, {dst})", edge(src, dst)) for src in range(dst))
             for dst in range(inputs, inputs + nodes)
         )
 
@@ -104,9 +104,7 @@ class Cell(nn.Module):
 
     def _edge(self, op: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = op(x)
-        if self.drops and not isinstance(op, nn.Identity):
-            return drop_path(y, self.drop_path)
-        return y
+        return y * drop_mask(y, self.drop_path) if self.drops and not isinstance(op, nn.Identity) else y
 
 
 class VertexCell(nn.Module):
@@ -134,12 +132,7 @@ class VertexCell(nn.Module):
         self.sources = _sources(kind, edges)
         self.vertices = nn.ModuleDict()
         for dst, sources in self.sources.items():
-            op: object = vertex(dst, sources)
-            if not isinstance(op, nn.Module):
-                raise SpaceError(
-                    f"cell {kind!r}: vertex({dst}, {sources}) returned {op!r}, wanted an nn.Module"
-                )
-            self.vertices[str(dst)] = op
+            self.vertices[str(dst)] = _checked(f"{kind!r}: vertex({dst}, {sources})", vertex(dst, sources))
 
     def edges(self) -> Iterator[tuple[int, int]]:
         """Every `(src, dst)`, grouped by `dst`."""
@@ -159,13 +152,8 @@ CELLS = (Cell, VertexCell)
 """Both kinds, for `isinstance`."""
 
 
-def drop_path(x: Tensor, probability: float | Tensor) -> Tensor:
-    """Zeroes whole images of `[B, ...]` with `probability`, scaling the others to keep the mean."""
-    return x * drop_mask(x, probability)
-
-
 def drop_mask(x: Tensor, probability: float | Tensor) -> Tensor:
-    """The factor of each image, `[B, 1, ...]` with as many dimensions as `x`."""
+    """Factors `[B, 1, ...]` that zero images of `x` with `probability` and scale others to keep the mean."""
     shape = (len(x), *[1] * (x.ndim - 1))
     keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return keep / (1 - probability)
@@ -177,9 +165,9 @@ def _check_kind(kind: str) -> None:
         raise SpaceError(f"a cell's kind is {shown(kind)}, but must be printable text of 1 to 200 characters")
 
 
-def _checked(kind: str, src: int, dst: int, op: object) -> nn.Module:
+def _checked(who: str, op: object) -> nn.Module:
     if not isinstance(op, nn.Module):
-        raise SpaceError(f"cell {kind!r}: edge({src}, {dst}) returned {op!r}, wanted an nn.Module")
+        raise SpaceError(f"cell {who} returned {op!r}, wanted an nn.Module")
     return op
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -17,13 +17,10 @@ T = TypeVar("T")
 Candidates = Mapping[str, Callable[[], nn.Module]]
 """Unbuilt modules by option name."""
 Role = Literal["zero", "identity", "op"]
-MAX_DECISIONS = 10_000
-MAX_QUESTIONS = 50_000
+MAX_QUESTIONS = 20_000
 """Asked of one network; cells that share their decisions ask the same ones again."""
 MAX_RUNS = 400
 """Of a build that is listed: so many values are tried; of more, each is the last one of its decision."""
-
-
 Primitive = Callable[[int, int, int], nn.Module]
 
 
@@ -145,15 +142,10 @@ class Tracer:
                 f"decision {decision.name!r} was first asked with options {first.options}, "
                 f"now with {decision.options}; one name must mean one decision"
             )
-        if len(self.decisions) > MAX_DECISIONS:
-            raise SpaceError(
-                f"build asked more than {MAX_DECISIONS} decisions, the last one {decision.name!r}; "
-                "is it recursive? Give it a depth limit"
-            )
         if self._questions > MAX_QUESTIONS:
             raise SpaceError(
-                f"build asked more than {MAX_QUESTIONS} times, the last time for {decision.name!r}; "
-                "does it make so many cells on purpose?"
+                f"build asked more than {MAX_QUESTIONS} times, the last time for {decision.name!r}; give "
+                "it a depth limit, or fewer cells"
             )
 
 
@@ -195,35 +187,30 @@ class Fixed:
 
     def op(self, name: str, candidates: Candidates) -> nn.Module:
         """The chosen candidate, newly built."""
-        option = self._choice(name)
-        if option not in candidates:
-            raise SpaceError(
-                f"decision {name!r} offered {tuple(candidates)} this time, but {option!r} was among its "
-                "options when the space was listed; one name must mean one decision"
-            )
+        option = self._choice(name, candidates)
         if self.outline and name not in self.nested:
             return Slot(name, {})
         return built(name, option, candidates[option])
 
     def value(self, name: str, options: Sequence[T]) -> T:
         """The chosen value."""
-        option = self._choice(name)
         table = dict(zip(labels(name, options), options, strict=True))
-        if option not in table:
-            raise SpaceError(
-                f"decision {name!r} offered {tuple(table)} this time, but {option!r} was among its "
-                "options when the space was listed; one name must mean one decision"
-            )
-        return table[option]
+        return table[self._choice(name, table)]
 
-    def _choice(self, name: str) -> str:
+    def _choice(self, name: str, offered: Collection[str]) -> str:
         if name not in self.choices:
             raise SpaceError(
                 f"decision {name!r} is only asked after some choices together, so listing the space missed "
                 "it; put the options that lead to it last, or ask it always"
             )
         self.asked.add(name)
-        return self.choices[name]
+        option = self.choices[name]
+        if option not in offered:
+            raise SpaceError(
+                f"decision {name!r} offered {tuple(offered)} this time, but {option!r} was among its "
+                "options when the space was listed; one name must mean one decision"
+            )
+        return option
 
 
 def built(name: str, option: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -265,14 +252,11 @@ def labels(name: str, options: Sequence[object]) -> tuple[str, ...]:
 
 def check_decision(decision: Decision) -> None:
     """Refuses names and options that nothing could record."""
-    if not all(map(_is_name, (decision.name, *decision.options))):
+    names: tuple[object, ...] = (decision.name, *decision.options)
+    if not all(isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() for name in names):
         raise SpaceError(
             f"decision {decision.name!r}: got options {decision.options!r}; names must be "
             "printable text of 1 to 200 characters"
         )
     if not decision.options:
         raise SpaceError(f"decision {decision.name!r} has no options")
-
-
-def _is_name(text: object) -> bool:
-    return isinstance(text, str) and 0 < len(text) <= 200 and text.isprintable()

@@ -1,4 +1,4 @@
-"""Architectures as numbers: what surrogates are fitted on and how crossover takes an architecture apart."""
+"""Architectures as numbers: what surrogates are fitted on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.space.cell import Cell
-from nas.space.choosers import Slot
-from nas.space.graph import CONNECT, Graph, cell_graphs, outline_cells
+from nas.space.graph import CONNECT, Graph, cell_graphs
 from nas.space.space import Space, remembered
 from nas.types import Genotype
 
@@ -32,14 +30,9 @@ def features(space: Space, genotypes: Sequence[Genotype]) -> list[NDArray[np.flo
     for row, counts in zip(matrix, paths, strict=True):
         for path, count in counts.items():
             row[columns[path]] = count
-    return [one_hot, np.array([option_counts(space, genotype) for genotype in genotypes]), matrix]
-
-
-def option_counts(space: Space, genotype: Genotype) -> NDArray[np.float64]:
-    """How often each option, by name in alphabetic order, is chosen."""
     names = sorted({option for d in space.decisions for option in d.options})
-    counts = Counter(space.choices(genotype).values())
-    return np.array([float(counts[name]) for name in names])
+    chosen = [Counter(space.choices(genotype).values()) for genotype in genotypes]
+    return [one_hot, np.array([[float(row[name]) for name in names] for row in chosen]), matrix]
 
 
 @remembered
@@ -54,21 +47,6 @@ def path_counts(space: Space, genotype: Genotype) -> Counter[Path]:
         for path, number in _paths(graph).items():
             counts[(kind, *path)] += number
     return counts
-
-
-def crossover_groups(space: Space) -> list[list[int]]:
-    """Decisions, by position, that belong together: those of the edges into one node of a cell.
-
-    Decisions outside any cell stand alone.
-    """
-    position = {d.name: i for i, d in enumerate(space.decisions)}
-    groups: dict[tuple[str, int], list[int]] = {}
-    for kind, cell in outline_cells(space).items():
-        for _, dst, op in cell.edges() if isinstance(cell, Cell) else ():
-            if isinstance(op, Slot):
-                groups.setdefault((kind, dst), []).append(position[op.decision])
-    inside = {i for group in groups.values() for i in group}
-    return [*groups.values(), *([i] for i in position.values() if i not in inside)]
 
 
 def _paths(graph: Graph) -> Counter[Path]:

@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import networkx as nx
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.devices import evaluating
-from nas.errors import ConfigError, shown
+from nas.errors import ConfigError
 from nas.space.cell import CELLS, Cell, VertexCell
 from nas.space.choosers import Fixed, Role, Slot
 from nas.space.space import Space, remembered
@@ -135,32 +136,30 @@ def from_dict(data: Mapping[str, object]) -> Graph:
     """The graph that `to_dict` wrote down.
 
     Raises:
-        ConfigError: when two nodes have one name, an edge has no node at its end, leads into an input or out
-            of an output, or closes a circle.
+        ConfigError: when two nodes have one name, or an edge leads where none may.
     """
     graph = Graph(kind=data["kind"], values=data["values"])
-    for node in cast(Sequence[dict[str, str]], data["nodes"]):
-        if node["id"] in graph:
-            raise ConfigError(f"the cell is damaged: it has two nodes {shown(node['id'])}")
-        graph.add_node(node["id"])
-        graph.nodes[node["id"]].update({key: node[key] for key in _NODE_KEYS if node.get(key) is not None})
+    nodes = cast(Sequence[dict[str, str]], data["nodes"])
+    for node in nodes:
+        graph.add_node(node["id"], **{key: node[key] for key in _NODE_KEYS if node.get(key) is not None})
     for edge in cast(Sequence[dict[str, str]], data["edges"]):
-        for end in (edge["src"], edge["dst"]):
-            if end not in graph:
-                raise ConfigError(f"the cell is damaged: an edge ends at {shown(end)}, which is no node")
         graph.add_edge(edge["src"], edge["dst"], op=edge["op"], decision=edge["decision"], role=edge["role"])
-    if not nx.is_directed_acyclic_graph(graph):
-        raise ConfigError("the cell is damaged: its edges lead in a circle")
-    for name, role in _roles(graph).items():
-        if (role == "input" and graph.in_degree(name)) or (role == "output" and graph.out_degree(name)):
-            raise ConfigError(
-                f"the cell is damaged: an edge leads into an input or out of an output, {shown(name)}"
-            )
+    roles = _roles(graph)
+    named = len(roles) == len(nodes) and all(roles.values())
+    if (
+        not named
+        or any(roles[src] == "output" or roles[dst] == "input" for src, dst in graph.edges)
+        or not nx.is_directed_acyclic_graph(graph)
+    ):
+        raise ConfigError(
+            f"the cell is damaged: it has {len(nodes)} nodes and {len(graph.edges)} edges, wanted nodes of "
+            "different names, and edges between these, in no circle, none into an input or out of an output"
+        )
     return graph
 
 
 def _roles(graph: Graph) -> dict[str, str]:
-    return {node: data["role"] for node, data in graph.nodes(data=True)}
+    return {node: data.get("role", "") for node, data in graph.nodes(data=True)}
 
 
 def _cells(space: Space, genotype: Genotype) -> dict[str, AnyCell]:
@@ -201,50 +200,41 @@ def _decisions(cell: AnyCell) -> tuple[str, ...]:
 
 
 def _graph(kind: str, cell: AnyCell, choices: Mapping[str, str], roles: Roles) -> Graph:
+    """All of a cell but edges of zeros, whether or not it leads to the output."""
+    graph = Graph(kind=kind)
     if isinstance(cell, VertexCell):
-        return _vertex_graph(kind, cell, choices)
-    return _cell_graph(kind, cell, choices, roles)
-
-
-def _vertex_graph(kind: str, cell: VertexCell, choices: Mapping[str, str]) -> Graph:
-    graph = Graph(kind=kind)
-    names = {0: "in0"} | {v: str(v) for v in cell.sources} | {max(cell.sources): "out"}
-    graph.add_node("in0", role="input", label="in")
-    for vertex, op in zip(cell.sources, cell.vertices.values(), strict=True):
-        name = names[vertex]
-        if name == "out":
-            graph.add_node(name, role="output", label="out")
-        else:
-            decision = op.decision if isinstance(op, Slot) else ""
-            option = choices[decision] if decision else type(op).__name__
-            graph.add_node(name, role="node", label=name, op=option, decision=decision)
-    for src, dst in cell.edges():
-        graph.add_edge(names[src], names[dst], op=CONNECT, decision="", role="op")
-    return graph
-
-
-def _cell_graph(kind: str, cell: Cell, choices: Mapping[str, str], roles: Roles) -> Graph:
-    graph = Graph(kind=kind)
-    names = [f"in{i}" for i in range(cell.inputs)] + [str(i) for i in range(len(cell.incoming))]
-    input_labels = {1: ["in"], 2: ["c_{k-2}", "c_{k-1}"]}.get(cell.inputs, names)
-    for i, name in enumerate(names):
-        if i < cell.inputs:
-            graph.add_node(name, role="input", label=input_labels[i])
-        else:
-            graph.add_node(name, role="node", label=name)
-    if cell.concat:
-        graph.add_node("out", role="output", label="out")
-        for name in names[cell.inputs :]:
-            graph.add_edge(name, "out", op="concat", decision="", role="op")
-    else:
-        graph.add_node(names[-1], role="output", label="out")
+        names = {0: "in0"} | {v: str(v) for v in cell.sources} | {max(cell.sources): "out"}
+        graph.add_node("in0", role="input", label="in")
+        for vertex, op in zip(cell.sources, cell.vertices.values(), strict=True):
+            label = names[vertex]
+            decision, option = _chosen(op, choices)
+            own = {} if label == "out" else {"op": option, "decision": decision}
+            graph.add_node(label, role="output" if label == "out" else "node", label=label, **own)
+        for src, dst in cell.edges():
+            graph.add_edge(names[src], names[dst], op=CONNECT, decision="", role="op")
+        return graph
+    inputs = [f"in{i}" for i in range(cell.inputs)]
+    labels = {1: ["in"], 2: ["c_{k-2}", "c_{k-1}"]}.get(cell.inputs, inputs)
+    computed = [str(i) for i in range(len(cell.incoming))]
+    for name, label in zip(inputs, labels, strict=True):
+        graph.add_node(name, role="input", label=label)
+    for name in computed:
+        graph.add_node(name, role="node", label=name)
+    graph.add_node("out" if cell.concat else computed[-1], role="output", label="out")
+    for name in computed if cell.concat else ():
+        graph.add_edge(name, "out", op="concat", decision="", role="op")
     for src, dst, op in cell.edges():
-        option = choices[op.decision] if isinstance(op, Slot) else type(op).__name__
-        role = roles[op.decision][option] if isinstance(op, Slot) else "op"
+        decision, option = _chosen(op, choices)
+        role = roles[decision][option] if decision else "op"
         if role != "zero":
-            decision = op.decision if isinstance(op, Slot) else ""
-            graph.add_edge(names[src], names[dst], op=option, decision=decision, role=role)
+            ends = [*inputs, *computed]
+            graph.add_edge(ends[src], ends[dst], op=option, decision=decision, role=role)
     return graph
+
+
+def _chosen(op: nn.Module, choices: Mapping[str, str]) -> tuple[str, str]:
+    """The decision that stands here and its option; without one, the name of the module's class."""
+    return (op.decision, choices[op.decision]) if isinstance(op, Slot) else ("", type(op).__name__)
 
 
 def _chain(choices: Mapping[str, str]) -> Graph:
@@ -303,29 +293,30 @@ def skeleton(network: nn.Module, image_shape: Sequence[int]) -> Graph:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     x = torch.zeros(1, *image_shape, device=device)
-    graph, last = Graph(), "input"
-    graph.add_node(last, label=last, shape=_shape(x), kind="input")
-    made = {id(x): (last, x)}  # with the tensors, so that their identities stay unique
+    graph = Graph()
+    graph.add_node("input", label="input", shape=_shape(x), kind="input")
+    made = {id(x): ("input", x)}  # with the tensors, so that their identities stay unique
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            nonlocal last
-            sources = {made[id(x)][0] for x in inputs if id(x) in made} or {last}
-            kind = module.kind if isinstance(module, CELLS) else "block"
-            graph.add_node(name, label=_label(name, module), shape=_shape(output), kind=kind)
-            graph.add_edges_from((source, name) for source in sorted(sources))
-            made[id(output)], last = (name, output), name
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        last = list(graph)[-1]  # what is neither an input nor the output of a block came from there
+        sources = {made[id(x)][0] for x in inputs if id(x) in made} or {last}
+        kind = module.kind if isinstance(module, CELLS) else "block"
+        graph.add_node(name, label=_label(name, module), shape=_shape(output), kind=kind)
+        graph.add_edges_from((source, name) for source in sorted(sources))
+        made[id(output)] = (name, output)
 
-        return record
-
-    hooks = [module.register_forward_hook(recorder(name)) for name, module in _blocks(network, "")]
+    hooks = [block.register_forward_hook(partial(record, name)) for name, block in _blocks(network, "")]
     try:
         with evaluating(network), torch.no_grad():
             network(x)
     finally:
         for hook in hooks:
             hook.remove()
-    _name_ends(graph)
+    blocks = [data for _, data in graph.nodes(data=True)]
+    cells = [i for i, data in enumerate(blocks) if data["kind"] not in ("input", "block")]
+    for i, data in enumerate(blocks):
+        if cells and data["kind"] == "block" and not cells[0] < i < cells[-1]:
+            data["kind"] = "stem" if i < cells[0] else "head"
     return graph
 
 
@@ -351,12 +342,3 @@ def _label(name: str, module: nn.Module) -> str:
 
 def _shape(x: Tensor) -> str:
     return "×".join(str(side) for side in x.shape[1:])
-
-
-def _name_ends(graph: Graph) -> None:
-    """Blocks before the first cell are the stem, those after the last one the head."""
-    order = [n for n in graph.nodes if n != "input"]
-    cells = [i for i, n in enumerate(order) if graph.nodes[n]["kind"] != "block"]
-    for i, node in enumerate(order):
-        if cells and graph.nodes[node]["kind"] == "block":
-            graph.nodes[node]["kind"] = "stem" if i < cells[0] else "head" if i > cells[-1] else "block"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat, Strict
 from torch import Tensor, nn
 
 from nas import devices
@@ -54,15 +54,10 @@ class Latency:
 # -- measured -----------------------------------------------------------------------------------------
 
 
-def latency(network: nn.Module, x: Tensor, *, repeats: int = 50, warmup: int = 10) -> Latency:
-    """Times the forward pass of `network` in eval mode on `x [B, C, H, W]`, on the device where both are."""
-    return latencies([network], x, repeats=repeats, warmup=warmup)[0]
-
-
 def latencies(
     networks: Sequence[nn.Module], x: Tensor, *, repeats: int = 50, warmup: int = 10
 ) -> list[Latency]:
-    """Times several networks side by side, so that they can be compared; see `interleaved`."""
+    """Times networks side by side on the device where they and `x` are; see `interleaved`."""
     return [Latency.of(times) for times in interleaved(networks, x, repeats=repeats, warmup=warmup)]
 
 
@@ -102,19 +97,7 @@ def _timed(network: nn.Module, x: Tensor) -> float:
 
 # -- looked up ----------------------------------------------------------------------------------------
 
-Ms = Annotated[FiniteFloat, Field(ge=0)]
-
-
-class _TableFile(BaseModel):
-    """What a table's file holds; nothing else, so that a misspelt part is noticed."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    unit: Literal["ms"]
-    device: str
-    entries: Annotated[dict[str, Ms], Field(min_length=1)]
-    base: Ms | None = None
-    error: Ms | None = None
+Ms = Annotated[FiniteFloat, Strict(), Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -128,10 +111,13 @@ class LatencyTable:
     error: mean absolute error of `predict` on networks held out of the fit, as a share of what they take.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # in a file, a misspelt part is noticed
+
     device: str
-    entries: Mapping[str, float]
-    base: float | None = None
-    error: float | None = None
+    entries: Annotated[dict[str, Ms], Field(min_length=1)]
+    base: Ms | None = None
+    error: Ms | None = None
+    unit: Literal["ms"] = "ms"
 
     @classmethod
     def read(cls, path: Path) -> LatencyTable:
@@ -140,16 +126,15 @@ class LatencyTable:
         Raises:
             ConfigError: when the file is too large, no JSON, or not such a table.
         """
-        data = checked(_TableFile, read_json(path, max_bytes=MAX_BYTES), path, "latency table")
-        return cls(data.device, data.entries, data.base, data.error)
+        return checked(cls, read_json(path, max_bytes=MAX_BYTES), path, "latency table")
 
     def write(self, path: Path) -> None:
         """Writes what `read` reads."""
-        write_json(path, {"unit": "ms", **asdict(self)})
+        write_json(path, asdict(self))
 
     def check(self, space: Space) -> None:
         """Raises ConfigError when an entry is for an option that `space` does not have."""
-        options = {_option(d.name, option) for d in space.decisions for option in d.options}
+        options = {f"{d.name}={option}" for d in space.decisions for option in d.options}
         for name in self.entries if self.base is not None else ():
             if name not in options:
                 raise ConfigError(
@@ -163,16 +148,15 @@ class LatencyTable:
         Raises:
             TrialError: with reason `missing`, when the table does not have what is needed.
         """
+        wanted = _options(space, genotype)
         if self.base is None:
-            written = [] if space.notation is None else [space.notation.write(genotype)]
-            return self._entry([*written, architecture_hash(space, genotype)])
-        return self.base + sum(self._entry([name]) for name in _options(space, genotype))
-
-    def _entry(self, names: Sequence[str]) -> float:
-        for name in names:
-            if name in self.entries:
-                return self.entries[name]
-        raise TrialError("missing", f"the latency table of {self.device} has no entry {' or '.join(names)}")
+            own = architecture_hash(space, genotype)
+            written = own if space.notation is None else space.notation.write(genotype)
+            wanted = [own if own in self.entries else written]
+        for name in wanted:
+            if name not in self.entries:
+                raise TrialError("missing", f"the latency table of {self.device} has no entry {name}")
+        return (self.base or 0.0) + sum(self.entries[name] for name in wanted)
 
 
 def measure_table(
@@ -246,8 +230,4 @@ def _covering(space: Space, genotypes: Sequence[Genotype]) -> list[Genotype]:
 
 def _options(space: Space, genotype: Genotype) -> list[str]:
     choices = space.choices(space.canonical(genotype))
-    return [_option(decision, option) for decision, option in choices.items()]
-
-
-def _option(decision: str, option: str) -> str:
-    return f"{decision}={option}"
+    return [f"{decision}={option}" for decision, option in choices.items()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from nas.errors import FAULTS, ConfigError, NasError, SpaceError, describe, staying, unknown
+from nas.errors import FAULTS, ConfigError, SpaceError, describe, foreign_code, staying, unknown
 from nas.files.folder import is_file
 from nas.space.space import Space
 
@@ -65,13 +65,8 @@ def load(path: str, offer: Mapping[str, object] | None = None, /, **settings: ob
         raise SpaceError(
             f"space {path!r} needs the setting {missing[0]!r}; give the parameter a default or a value"
         )
-    try:
-        with staying():
-            space = make(**resolved)
-    except NasError:
-        raise
-    except FAULTS as error:
-        raise SpaceError(f"space {path!r} failed: {describe(error)}") from error
+    with foreign_code(f"space {path!r} failed"):
+        space = make(**resolved)
     if not isinstance(space, Space):
         raise SpaceError(f"space {path!r} returned {type(space).__name__}, wanted a nas.Space")
     return replace(space, origin=path, settings=resolved)
@@ -95,24 +90,21 @@ def own_function(path: str) -> Callable[..., object]:
     try:
         return _function(path)
     except SpaceError as error:
-        raise ConfigError(str(error).replace(f"space {path!r}", f"method {path!r}")) from error
+        raise ConfigError(f"method: {error}") from error
 
 
 def _function(path: str) -> Callable[..., object]:
     if not is_plugin(path):
         if path not in bundled():
-            if path.endswith(".py"):
-                raise SpaceError(
-                    f"space {path!r} is a file; name the function in it, too, as FILE.py:FUNCTION"
-                )
-            hint = "; or give your own as FILE.py:FUNCTION or module:FUNCTION"
+            hint = "; your own is named with its function, as FILE.py:FUNCTION or module:FUNCTION"
             raise SpaceError(unknown("search space", path, bundled()) + hint)
         return cast(Callable[..., object], getattr(importlib.import_module(f"{BUNDLED}.{path}"), path))
     source, _, name = path.rpartition(":")
     if not source or not name:
         raise SpaceError(f"space {path!r}: wanted FILE.py:FUNCTION or module:FUNCTION")
-    with staying():
-        module = _from_file(Path(source), path) if source.endswith(".py") else _from_module(source, path)
+    if source.endswith(".py") and not is_file(Path(source)):
+        raise SpaceError(f"space {path!r}: no file {source} (looked for {Path(source).absolute()})")
+    module = _imported(source, path)
     functions = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
     if isinstance(vars(module).get(name), Space):
         raise SpaceError(
@@ -134,40 +126,31 @@ def _parameters(path: str, make: Callable[..., object]) -> dict[str, object]:
     return {p.name: p.default for p in parameters}
 
 
-def _from_file(file: Path, path: str) -> ModuleType:
-    if not is_file(file):
-        raise SpaceError(
-            f"space {path!r}: no file {file} (looked for {Path.cwd() / file}, from {Path.cwd()})"
-        )
+def _imported(source: str, path: str) -> ModuleType:
+    """The module of a user's file or of a name; whatever goes wrong in it is told with the line."""
+    try:
+        with staying():
+            return _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        fault: BaseException = error
+        words = f"syntax error in {error.filename}, line {error.lineno}: {line}"
+    except FAULTS as error:
+        fault, words = error, f"its file fails on import: {describe(error)}"
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            file = f"{source.replace('.', '/')}.py:FUNCTION"
+            words = f"no module {error.name!r} (from {Path.cwd()}); a file is named as {file}"
+    raise SpaceError(f"space {path!r}: {words}") from fault
+
+
+def _from_file(file: Path) -> ModuleType:
     name = f"nas_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file.resolve())
-    if spec is None or spec.loader is None:
-        raise SpaceError(f"space {path!r}: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    assert spec is not None and spec.loader is not None  # its name ends in .py
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except FAULTS as error:
+    except FAULTS:
         del sys.modules[name]
-        raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
+        raise
     return module
-
-
-def _from_module(name: str, path: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise SpaceError(
-                f"space {path!r}: no module {error.name!r} (from {Path.cwd()}); a file is named as "
-                f"{name.replace('.', '/')}.py:FUNCTION"
-            ) from error
-        raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
-    except FAULTS as error:
-        raise SpaceError(f"space {path!r}: {_import_failure(error)}") from error
-
-
-def _import_failure(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return f"syntax error in {error.filename}, line {error.lineno}: {(error.text or '').strip()}"
-    return f"its file fails on import: {describe(error)}"

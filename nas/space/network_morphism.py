@@ -8,10 +8,8 @@ to that weight is not zero, so the addition learns at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +26,8 @@ def additions(space: Space, genotype: Genotype) -> list[Genotype]:
 
     An addition is one decision, at all places that ask it, that was no connection (`nas.space.ops.Zero`) and
     becomes an operation that ends in a batch-norm (see `last_norm`). In a `Cell`, the node that it leads to
-    must have another input, or an identity must pass it on to one that has: alone in front of a ReLU, which
-    passes no gradient at 0, an addition would stay zero for ever.
+    must have another input: alone in front of a ReLU, which passes no gradient at 0, an addition would stay
+    zero for ever.
 
     Decisions that only the addition asks are at their first option. Architectures that `project` would change
     are left out, so there are none in a space of a fixed number of connections.
@@ -45,9 +43,8 @@ def _additions(space: Space, parent: Genotype) -> list[Genotype]:
         if roles.get(decision.options[parent[i]]) == "zero":
             opened = (option for option, name in enumerate(decision.options) if roles[name] == "op")
             children |= {space.canonical(_changed(parent, i, option)) for option in opened}
-    return sorted(
-        child for child in children if _is_valid(space, child) and is_addition(space, parent, child)
-    )
+    valid = (c for c in children if space.canonical(space.nearest(space.one_hot(c))) == c)
+    return sorted(child for child in valid if is_addition(space, parent, child))
 
 
 def is_addition(space: Space, parent: Genotype, child: Genotype) -> bool:
@@ -71,7 +68,7 @@ def graft(
             f"space {space.name!r}: {space.choices(child)} is no addition to {space.choices(parent)}; wanted "
             "one decision for no connection changed to an operation that ends in a batch-norm and can learn"
         )
-    added = _below(places)
+    added = tuple(f"{place}." for place in places)
     shared = {name: value for name, value in network.state_dict().items() if not name.startswith(added)}
     if differing := mismatch(shared, weights):
         raise SpaceError(
@@ -104,15 +101,6 @@ def mismatch(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[st
     return sorted({name for name, _ in set.symmetric_difference(*shapes)})
 
 
-def _is_valid(space: Space, genotype: Genotype) -> bool:
-    return space.canonical(space.nearest(space.one_hot(genotype))) == genotype
-
-
-def _asks(space: Space, genotype: Genotype, i: int, option: int) -> bool:
-    """Whether a canonical genotype asks a decision: another option of it is then another architecture."""
-    return space.canonical(_changed(genotype, i, option)) != genotype
-
-
 def _changed(genotype: Genotype, i: int, option: int) -> Genotype:
     return (*genotype[:i], option, *genotype[i + 1 :])
 
@@ -123,7 +111,8 @@ def _places(space: Space, parent: Genotype, child: Genotype) -> list[str]:
     space.check(child)
     parent, child = space.canonical(parent), space.canonical(child)
     differing = (i for i, (old, new) in enumerate(zip(parent, child, strict=True)) if old != new)
-    asked = list(islice((i for i in differing if _asks(space, parent, i, child[i])), 2))
+    # Another option of a decision that the parent does not ask is no other architecture.
+    asked = [i for i in differing if space.canonical(_changed(parent, i, child[i])) != parent]
     name = space.decisions[asked[0]].name if len(asked) == 1 else ""
     if not name or not _learns(space, parent, child, name):
         return []
@@ -131,28 +120,19 @@ def _places(space: Space, parent: Genotype, child: Genotype) -> list[str]:
     places = [path for path, module in before.items() if isinstance(module, Zero) and path in after]
     places = [path for path in places if not isinstance(after[path], Zero)]
     ends_well = all(last_norm(after[path]) is not None for path in places)
-    return places if ends_well and _types(before, places) == _types(after, places) else []
+    return places if ends_well else []
 
 
 def _learns(space: Space, parent: Genotype, child: Genotype, name: str) -> bool:
     """Whether a gradient reaches the addition: what it is added to is in use, and not zero without it."""
-    before, after = cell_graphs(space, parent), cell_graphs(space, child)
-    for kind, graph in after.items():
+    before = cell_graphs(space, parent)
+    for kind, graph in cell_graphs(space, child).items():
         fed = {dst for _, dst, edge in graph.edges(data=True) if edge["decision"] == name}
         fed |= {node for node, data in graph.nodes(data=True) if data.get("decision") == name}
         known = before.get(kind, Graph())
-        if any(node in known and known.in_degree(node) for node in _passed_on(graph, fed)):
+        if any(node in known and known.in_degree(node) for node in fed):
             return True
     return False
-
-
-def _passed_on(graph: Graph, nodes: Iterable[str]) -> set[str]:
-    """These nodes, and those that identities pass them on to."""
-    identities = Graph(
-        [(src, dst) for src, dst, edge in graph.edges(data=True) if edge["role"] == "identity"]
-    )
-    identities.add_nodes_from(nodes)
-    return {*nodes, *(below for node in nodes for below in nx.descendants(identities, node))}
 
 
 def _outline(space: Space, genotype: Genotype, real: str) -> dict[str, nn.Module]:
@@ -161,14 +141,3 @@ def _outline(space: Space, genotype: Genotype, real: str) -> dict[str, nn.Module
     chooser = Fixed(space.choices(genotype), outline=real not in nested, nested=nested | {real})
     with torch.device("meta"):
         return dict(space.build(chooser).named_modules(remove_duplicate=False))
-
-
-def _types(modules: Mapping[str, nn.Module], places: Sequence[str]) -> dict[str, type[nn.Module]]:
-    """What is built outside of `places`; elsewhere parent and child must be the same."""
-    inside = _below(places)
-    outside = (path for path in modules if path not in places and not path.startswith(inside))
-    return {path: type(modules[path]) for path in outside}
-
-
-def _below(places: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{place}." for place in places)

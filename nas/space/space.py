@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from fractions import Fraction
 from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -22,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas.errors import FAULTS, NasError, SpaceError, describe, shown, staying, unknown
+from nas.errors import SpaceError, foreign_code, shown, unknown
 from nas.space.choosers import Chooser, Fixed, Tracer, traced
 from nas.types import Decision, Genotype
 
@@ -31,9 +29,9 @@ T = TypeVar("T")
 Scores = Sequence[NDArray[np.float64]]
 """One row `[O]` per decision; a larger score is preferred."""
 TRIES = 200
+"""To mutate, before that is given up."""
 ENUMERABLE = 20_000
-DRAWS = 400
-"""For each decision of an estimated size."""
+"""Combinations of options of which the valid ones are counted."""
 MAX_TEXT = 5000
 """Characters of a genotype's text."""
 
@@ -51,6 +49,10 @@ def remembered(function: Callable[Concatenate[Space, P], T]) -> Callable[Concate
     return answer
 
 
+def _is_whole(option: object) -> bool:
+    return isinstance(option, int | np.integer) and not isinstance(option, bool)
+
+
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
     """The default projection: every decision is free, so take its best option."""
     return tuple(int(np.argmax(row)) for row in scores)
@@ -60,19 +62,16 @@ def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: 
 class Size:
     """How many different architectures a space holds.
 
-    exact: whether `count` was counted or else estimated by sampling.
+    exact: whether `count` is their number, or else that of all combinations of options, which is no smaller.
     """
 
     count: int
     exact: bool
 
     def __str__(self) -> str:
-        large = Decimal(self.count)  # which no float may hold: 2,000 decisions between two are 1e602
-        if not self.exact:
-            if self.count < 10**6:
-                return f"about {round(self.count, 2 - len(str(self.count))):,} (estimated)"
-            return f"about {large:.1e} (estimated)"
-        return f"{self.count:,}" if self.count < 10**9 else f"{large.normalize():.3g}"
+        # No float may hold it: 2,000 decisions between two are 1e602.
+        words = f"{self.count:,}" if self.count < 10**9 else f"{Decimal(self.count).normalize():.3g}"
+        return words if self.exact else f"at most {words}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Space:
 
     @cached_property
     def size(self) -> Size:
-        """Number of different architectures: exact where `project` allows it, else estimated."""
+        """Number of different architectures: exact where they are free, or few enough to be counted."""
         product = math.prod(len(d.options) for d in self.decisions)
         if self.count is not None:
             return Size(self.count, exact=True)
@@ -154,7 +153,7 @@ class Space:
             return Size(product, exact=True)
         if product <= ENUMERABLE:
             return Size(sum(1 for _ in self.enumerate()), exact=True)
-        return Size(self._estimate(), exact=False)
+        return Size(product, exact=False)
 
     def enumerate(self) -> Iterator[Genotype]:
         """Every architecture once, in canonical form and lexical order."""
@@ -183,14 +182,9 @@ class Space:
 
     def nearest(self, scores: Scores) -> Genotype:
         """`project`, checked: the valid genotype that the scores `[O]` of each decision prefer."""
-        try:
-            with staying():
-                got = self.project(self.decisions, scores)
-                genotype = tuple(int(option) for option in got)
-        except NasError:
-            raise
-        except FAULTS as error:
-            raise SpaceError(f"space {self.name!r}: project failed: {describe(error)}") from error
+        with foreign_code(f"space {self.name!r}: project failed"):
+            got = self.project(self.decisions, scores)
+            genotype = tuple(int(option) for option in got)
         if len(genotype) != len(self.decisions) or not all(
             0 <= option < len(d.options) for d, option in zip(self.decisions, genotype, strict=True)
         ):
@@ -226,24 +220,13 @@ class Space:
             "does project ignore its scores, or has the space a single architecture?"
         )
 
-    def cross(
-        self,
-        mother: Genotype,
-        father: Genotype,
-        rng: np.random.Generator,
-        *,
-        groups: Sequence[Sequence[int]] | None = None,
-    ) -> Genotype:
+    def cross(self, mother: Genotype, father: Genotype, rng: np.random.Generator) -> Genotype:
         """A child that takes each decision from one of two parents at random.
-
-        groups: decisions, by position, that are taken from the same parent; each by itself unless given.
 
         Where `project` has to repair it, it prefers what the other parent has.
         """
-        together = groups if groups is not None else [[i] for i in range(len(self.decisions))]
-        fathers = {i for group in together if rng.random() < 0.5 for i in group}
-        pairs = enumerate(zip(self.one_hot(mother), self.one_hot(father), strict=True))
-        ordered = [pair[::-1] if i in fathers else pair for i, pair in pairs]
+        pairs = zip(self.one_hot(mother), self.one_hot(father), strict=True)
+        ordered = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
         noise = self._noise(rng)
         scores = [one + 0.5 * other + 0.25 * n for (one, other), n in zip(ordered, noise, strict=True)]
         return self.canonical(self.nearest(scores))
@@ -282,11 +265,9 @@ class Space:
 
     def asked(self, genotype: Genotype) -> dict[str, str]:
         """The choices that `build` asks for; the others, such as blocks beyond the depth, mean nothing."""
-        choices = self.choices(genotype)
-        if not self.is_conditional:
-            return choices
-        asked = self._asked(genotype)
-        return {name: option for name, option in choices.items() if name in asked}
+        asked = self._asked(genotype) if self.is_conditional else None
+        choices = self.choices(genotype).items()
+        return {name: option for name, option in choices if asked is None or name in asked}
 
     @remembered
     def _asked(self, genotype: Genotype) -> set[str]:
@@ -297,11 +278,7 @@ class Space:
     def one_hot(self, genotype: Genotype) -> list[NDArray[np.float64]]:
         """One row `[O]` per decision, 1.0 at the chosen option."""
         self.check(genotype)
-        return [rows[i].copy() for rows, i in zip(self._rows, genotype, strict=True)]
-
-    @cached_property
-    def _rows(self) -> list[NDArray[np.float64]]:
-        return [np.eye(len(d.options)) for d in self.decisions]
+        return [np.eye(len(d.options))[i] for d, i in zip(self.decisions, genotype, strict=True)]
 
     def choices(self, genotype: Genotype) -> dict[str, str]:
         """The genotype in words: decision name to option name, of all decisions (see `asked`)."""
@@ -319,12 +296,9 @@ class Space:
             if name not in names:
                 raise SpaceError(f"space {self.name!r}: {unknown('decision', str(name), names)}")
         for d in self.decisions:
-            if d.name not in choices:
-                raise SpaceError(
-                    f"space {self.name!r}: decision {d.name!r} is not chosen; wanted one of {d.options}"
-                )
-            if choices[d.name] not in d.options:
-                raise SpaceError(f"decision {d.name!r}: {unknown('option', str(choices[d.name]), d.options)}")
+            if choices.get(d.name) not in d.options:
+                option = str(choices[d.name]) if d.name in choices else "nothing"
+                raise SpaceError(f"decision {d.name!r}: {unknown('option', option, d.options)}")
         return tuple(d.options.index(choices[d.name]) for d in self.decisions)
 
     def check(self, genotype: Genotype) -> None:
@@ -334,15 +308,10 @@ class Space:
                 f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
             )
         for d, option in zip(self.decisions, genotype, strict=True):
-            if isinstance(option, bool) or not isinstance(option, int | np.integer):
+            if not _is_whole(option) or not 0 <= option < len(d.options):
                 raise SpaceError(
-                    f"decision {d.name!r} got {shown(option)}, a {type(option).__name__}; a genotype has one "
-                    "option index for each decision, a whole number"
-                )
-            if not 0 <= option < len(d.options):
-                raise SpaceError(
-                    f"decision {d.name!r} got option {option}, but its {len(d.options)} options are 0 to "
-                    f"{len(d.options) - 1}"
+                    f"decision {d.name!r} got option {shown(option)}, but its {len(d.options)} options are 0 "
+                    f"to {len(d.options) - 1}, whole numbers"
                 )
 
     # -- networks -------------------------------------------------------------------------------------
@@ -376,24 +345,14 @@ class Space:
         return self._build(Tracer(), meta=True)
 
     def _build(self, chooser: Chooser, *, meta: bool = False) -> nn.Module:
-        try:
-            with staying(), torch.device("meta" if meta else torch.get_default_device()):
-                network = self.build(chooser)
-        except NasError:
-            raise
-        except RecursionError as error:
-            raise SpaceError(
-                f"space {self.name!r}: build recursed without end; give it a depth limit"
-            ) from error
-        except FAULTS as error:
-            raise SpaceError(f"space {self.name!r}: build failed: {describe(error)}") from error
+        device = torch.device("meta" if meta else torch.get_default_device())
+        with foreign_code(f"space {self.name!r}: build failed"), device:
+            network = self.build(chooser)
         if not isinstance(network, nn.Module):
             raise SpaceError(
                 f"space {self.name!r}: build returned {type(network).__name__}, wanted an nn.Module"
             )
         return network
-
-    # -- counting -------------------------------------------------------------------------------------
 
     @cached_property
     def memo(self) -> dict[tuple[object, ...], Any]:
@@ -402,35 +361,3 @@ class Space:
 
     def _noise(self, rng: np.random.Generator) -> list[NDArray[np.float64]]:
         return [rng.random(len(d.options)) for d in self.decisions]
-
-    def _estimate(self) -> int:
-        """One over the chance of drawing one architecture, decision by decision (Jerrum et al. 1986, §3).
-
-        Takes what is drawn to be uniform over the valid genotypes. A genotype with unasked decisions counts
-        as its share of all those that mean the same.
-        """
-        rng, prefix, total = np.random.default_rng(0), list[int](), Fraction(1)
-        for depth, decision in enumerate(self.decisions):
-            if self.project is argmax:
-                total *= len(decision.options)
-                continue
-            seen = [self._draw(prefix, rng)[depth] for _ in range(2 * DRAWS)]
-            # Choosing and counting on the same draws would favour options that were drawn too often.
-            option = Counter(seen[:DRAWS]).most_common(1)[0][0]
-            total *= Fraction(DRAWS, max(1, seen[DRAWS:].count(option)))
-            prefix.append(option)
-        if self.is_conditional:
-            total *= Fraction(float(np.mean([1 / self._aliases(self._draw([], rng)) for _ in range(DRAWS)])))
-        return round(total)
-
-    def _draw(self, prefix: Sequence[int], rng: np.random.Generator) -> Genotype:
-        """A random architecture whose first options are given."""
-        scores = self._noise(rng)
-        for i, option in enumerate(prefix):
-            scores[i] = 3.0 * np.eye(len(scores[i]))[option]
-        return self.nearest(scores)
-
-    def _aliases(self, genotype: Genotype) -> int:
-        """How many genotypes mean the same architecture."""
-        asked = self._asked(genotype)
-        return math.prod(len(d.options) for d in self.decisions if d.name not in asked)
