@@ -12,8 +12,8 @@ from nas.evaluate.trained import Trained
 from nas.files.folder import prepare_folder
 from nas.results.result import load_result
 from nas.results.run_record import RANDOM
-from nas.run.baselines import LARGEST
-from nas.run.baselines import random_search as run_baselines
+from nas.run.comparison import LARGEST
+from nas.run.comparison import random_search as run_baselines
 from nas.run.black_box import search_by_trials as find
 from nas.run.config import make_config
 from nas.run.job import SearchOutcome as Found

@@ -16,8 +16,8 @@ from nas.oneshot.diagnostics import Epoch, Health
 from nas.oneshot.early_stopping import Growth
 from nas.results.result import Alphas
 from nas.results.run_record import read_run
-from nas.run import differentiable
-from nas.run.differentiable import recorded
+from nas.run import supernet_phase
+from nas.run.supernet_phase import recorded
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.show.draw import draw_diagnostics
@@ -65,7 +65,7 @@ def test_guards_can_be_turned_off(tmp_path):
 @pytest.mark.parametrize("guard", [True, False])
 def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
     skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
-    monkeypatch.setattr(differentiable, "_likely", lambda *_: [skips, *others])
+    monkeypatch.setattr(supernet_phase, "_likely", lambda *_: [skips, *others])
     found = run(tmp_path, top_k=8, baselines=False, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
     assert (skips in again) is not guard
@@ -153,7 +153,7 @@ def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
         study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
     config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())
     preferred = []
-    prepare = differentiable._seeded(SimpleNamespace(config=config, plan=plan, space=space))
+    prepare = supernet_phase._seeded(SimpleNamespace(config=config, plan=plan, space=space))
     prepare(SimpleNamespace(prefer=preferred.extend))
     assert preferred == [genotypes[1]]
 

@@ -12,7 +12,7 @@ from nas.files.folder import prepare_folder
 from nas.run.config import make_config
 from nas.run.pipeline import search
 from nas.run.preparation import prepare
-from nas.run.reevaluate import SEARCH, rerank
+from nas.run.comparison import SEARCH, rerank
 from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.study.study import Study
@@ -44,7 +44,7 @@ def scripted(monkeypatch, accuracies, *, failing=()):
         return split.y + wrong.long()
 
     monkeypatch.setattr(Trained, "__call__", call)
-    monkeypatch.setattr("nas.run.reevaluate.predictions", predictions)
+    monkeypatch.setattr("nas.run.comparison.predictions", predictions)
 
 
 # -- the trainings ---------------------------------------------------------------------------------------
