@@ -90,7 +90,6 @@ CHANGES = {
     "graph": (BLACK_BOX, False),
     "trials": (BLACK_BOX, 7),
     "epochs": (BLACK_BOX, 7),
-    "budget": (BLACK_BOX, "7m"),
     "top_k": (BLACK_BOX, 7),
     "top_k_epochs": (BLACK_BOX, 7),
     "search_images": (BLACK_BOX, 77),
@@ -113,15 +112,13 @@ CHANGES = {
     "ladder": (HALVING, "epochs=2; epochs=4"),
     "eta": (HALVING, 2),
     "fidelity": (BLACK_BOX, "epochs=3,width=0.5"),
-    "early_stop": (BLACK_BOX, 0.1),
-    "baselines": (BLACK_BOX, False),
     "seeds": (BLACK_BOX, 7),
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
     *("calibration", "latency_table", "max_failures", "memory", "seed_alphas", "rank_timeout"),
     *("storage", "storage_patience", "workers", "executor", "gpus_per_trial", "asynchronous"),
-    *("trial_timeout", "pictures"),
+    *("trial_timeout", "pictures", "budget", "early_stop", "baselines"),
     *("export", "audit", "augment", "exclude", "tensorboard", "mlflow"),
 }
 """Read by the job itself, see test_search_run.py."""

@@ -8,19 +8,24 @@ from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
 from nas.results.run_record import FORMAT
 from nas.run.config import make_config
+from nas.run.job import Job
 from nas.run.resolved_config import make_plan
 from nas.run.run_folder import begin, open_folder
+from nas.show.progress import Silent
 from nas.space.loading import load
+from nas.training.recipe import Recipe
 
 TASK = load_task("digits")
 SPACE = load("toy", width=4)
 
 
-def start(folder, *, space=SPACE, task=TASK, genotype=None, force=False, **settings):
+def start(folder, *, space=SPACE, task=TASK, force=False, **settings):
     config = make_config({"method": "random", **settings})
-    return begin(
-        open_folder(folder), config, make_plan(config), space=space, task=task, genotype=genotype, force=force
+    recipe = Recipe(epochs=1, batch=4, lr=0.1, weight_decay=0.0)
+    made = Job(
+        config, make_plan(config), space, task, task, space, recipe, open_folder(folder), Silent(), bool
     )
+    return begin(made, force=force)
 
 
 def refused(folder, **changes):

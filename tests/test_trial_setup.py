@@ -41,8 +41,8 @@ def test_what_is_learned_from_an_earlier_run_was_trained_equally_long(tmp_path):
 
 
 def made(name, searcher):
-    plan = SimpleNamespace(scheduler=name, ladder=geometric(1, 9), eta=3, goals=Goals())
-    return scheduler(SimpleNamespace(plan=plan), searcher, 9)
+    plan = SimpleNamespace(ladder=geometric(1, 9), goals=Goals())
+    return scheduler(SimpleNamespace(plan=plan, config=SimpleNamespace(scheduler=name, eta=3)), searcher, 9)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -277,17 +278,11 @@ def calibrate(
     made = make_config(with_names(config, {**names, "method": "random"}))
     refuse_others(made, USED, what="a calibration")
     place = Path(out) if out is not None else results_folder("calibrate", made.space, made.task)
-    with telling(progress) as told:
-        job = prepare(
-            made,
-            place,
-            space=space if isinstance(space, Space) else None,
-            task=task if isinstance(task, Task) else None,
-            progress=told,
-            stop=stop,
-        )
-        with begun(job) as job:
-            return _finished(job, settings) or _calibrated(job, settings)
+    with ExitStack() as stack:
+        told = stack.enter_context(telling(progress))
+        job = prepare(made, place, space=space, task=task, progress=told, stop=stop)
+        job = stack.enter_context(begun(job))
+        return _finished(job, settings) or _calibrated(job, settings)
 
 
 def _finished(job: Job, settings: Settings) -> Calibration | None:

@@ -267,10 +267,15 @@ class Job:
 
     def study(self, name: str, scheduler: Scheduler, **options: Any) -> Study:  # noqa: ANN401 - of `Study`
         """A study of this job. options: of `nas.Study`."""
-        waiting = partial(self.check_stop, "stopped while the storage could not be used")
-        shared = {"prefix": self.prefix, "patience_s": self.config.storage_patience, "force": self.force}
-        own = {"goals": self.plan.goals, "seed": self.seed(name), "stop": waiting}
-        return Study(self.space, scheduler, self.storage, name=name, **(shared | own | options))
+        given: dict[str, Any] = {
+            "prefix": self.prefix,
+            "patience_s": self.config.storage_patience,
+            "force": self.force,
+            "goals": self.plan.goals,
+            "seed": self.seed(name),
+            "stop": partial(self.check_stop, "stopped while the storage could not be used"),
+        }
+        return Study(self.space, scheduler, self.storage, name=name, **(given | options))
 
     @property
     def device(self) -> torch.device:

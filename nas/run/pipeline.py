@@ -97,23 +97,17 @@ def search(
     """
     names = {"space": name_of(space, Space, who="search"), "task": name_of(task, Task, who="search")}
     if isinstance(method, str):
-        names["method"], method = method, None
+        names["method"] = method
     else:
         from nas.oneshot.methods import Method
 
         names["method"] = f"{OWN}{name_of(method, Method, who='search')}"
-    return run_job(
-        make_config(with_names(settings, names)),
-        out=out,
-        space=space if isinstance(space, Space) else None,
-        task=task if isinstance(task, Task) else None,
-        method=method,
-        force=force,
-        progress=progress,
-        trackers=trackers,
-        stop=stop,
-        executor=executor,
+    config = make_config(with_names(settings, names))
+    place = default_folder(config) if out is None else Path(out)
+    made = partial(
+        prepare, config, place, space=space, task=task, method=method, stop=stop, clock=Clock(config.budget)
     )
+    return _run(made, config, place, force=force, progress=progress, trackers=trackers, executor=executor)
 
 
 def run_job(
@@ -122,27 +116,21 @@ def run_job(
     out: str | Path | None = None,
     space: Space | None = None,
     task: Task | None = None,
-    method: Method | None = None,
     force: bool = False,
     progress: Progress | bool | None = None,
-    trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
     tell: Tell | None = None,
-    executor: Executor | None = None,
 ) -> Result:
-    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
+    """Runs or resumes the job of a configuration; space and task, if given, come before its names.
 
-    force, progress, trackers, stop, executor: as of `nas.search`.
+    force, progress, stop: as of `nas.search`.
     clock: counts its time and holds its budget; begun now with that of the configuration unless given.
     tell: is shown what the job will cost before anything is trained, and says whether to go on.
     """
     clock, place = clock or Clock(config.budget), default_folder(config) if out is None else Path(out)
-
-    made = partial(prepare, config, place, space=space, task=task, method=method, stop=stop, clock=clock)
-    return _run(
-        made, config, place, force=force, progress=progress, trackers=trackers, tell=tell, executor=executor
-    )
+    made = partial(prepare, config, place, space=space, task=task, stop=stop, clock=clock)
+    return _run(made, config, place, force=force, progress=progress, tell=tell)
 
 
 def retrain(
@@ -174,15 +162,7 @@ def retrain(
     """
     data = architecture if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
     config, place = retraining_config(data, task, space=space, settings=settings), Path(out)
-    made = partial(
-        prepare,
-        config,
-        place,
-        space=space if isinstance(space, Space) else None,
-        task=task if isinstance(task, Task) else None,
-        architecture=data,
-        stop=stop,
-    )
+    made = partial(prepare, config, place, space=space, task=task, architecture=data, stop=stop)
     return _run(made, config, place, force=force, progress=progress, trackers=trackers)
 
 
@@ -193,7 +173,7 @@ def _run(
     *,
     force: bool,
     progress: Progress | bool | None,
-    trackers: Sequence[Tracker],
+    trackers: Sequence[Tracker] = (),
     tell: Tell | None = None,
     executor: Executor | None = None,
 ) -> Result:
@@ -248,8 +228,6 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
             job.config.method if job.genotype is None else "",
         )
         _write(job, result, found, verdict)
-    if plan.seconds:
-        job.progress.note(plan.comparison(job.clock.elapsed_s))
     return result
 
 

@@ -81,14 +81,6 @@ def refuse_others(config: Config, used: Collection[str], *, what: str) -> None:
             raise ConfigError(f"{name} is set, but {what} uses only {', '.join(used)}; remove it")
 
 
-def refuse_made(space: object, config: Config) -> None:
-    """Raises ConfigError where settings are given for a space that is made already."""
-    if isinstance(space, Space) and config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
-
-
 def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     """The plan and the task whose images are varied as `augment` says, and what is on, in words.
 
@@ -131,9 +123,9 @@ def prepare(
     config: Config,
     folder: Path,
     *,
-    space: Space | None = None,
-    task: Task | None = None,
-    method: Method | None = None,
+    space: str | Space | None = None,
+    task: str | Task | None = None,
+    method: str | Method | None = None,
     architecture: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
@@ -142,12 +134,13 @@ def prepare(
 ) -> Job:
     """All that a job needs, checked before anything is written.
 
-    space, task, method: come before the names of the configuration.
+    space, task, method: come before the names of the configuration, which must be theirs.
     architecture: what is trained where nothing is searched; it keeps its size, unless the preset asks for the
       space's full one.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    plan, sizes, searches = make_plan(config, method), {}, architecture is None
+    plan, sizes = make_plan(config, None if isinstance(method, str) else method), dict[str, object]()
+    own, searches = space if isinstance(space, Space) else None, architecture is None
     if searches:
         config = config.model_copy(update={"storage": find_address(config.storage)})
         if config.storage is not None and not is_finished(folder):
@@ -155,17 +148,20 @@ def prepare(
         _refuse_ranks(config, team)
     if architecture is not None:
         plan, sizes = replace(plan, final_size={}), architecture["settings"]
-    elif space is not None or is_plugin(config.space):
+    elif own is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
         plan = replace(plan, size={}, final_size={})
     device = devices.resolve(config.device, local=team.local)
     named = config.task if task is None else task
-    task = load_without(named, config.exclude, seed=config.seed).to(device)
-    plan, task, varied = augmented(config, plan, task)
-    refuse_made(space, config)
-    if space is None:
-        sizes = {**sizes, **offer(task), **(plan.size if searches else {})}
-        space = load(config.space, sizes, **config.space_settings)
+    plan, task, varied = augmented(
+        config, plan, load_without(named, config.exclude, seed=config.seed).to(device)
+    )
+    if own is not None and config.space_settings:
+        raise ConfigError(
+            "space_settings are given, but the space is made already; make it with these settings"
+        )
+    sizes = {**sizes, **offer(task), **(plan.size if searches else {})}
+    space = load(config.space, sizes, **config.space_settings) if own is None else own
     # What the last phase would refuse is refused before the first.
     final = final_space(config, plan, space, task)
     recipe, notes = final_recipe(config, plan, final, task)

@@ -186,7 +186,9 @@ def _sizes(job: Job, genotype: Genotype) -> list[dict[str, object]]:
     for stem_stride, times, fewer in ladder:
         width = max(4, round(times * own.get("width", 0)))
         size = {"width": width, "stem_stride": stem_stride, **fewer}
-        settings = {name: value for name, value in size.items() if name in own.keys() - fixed}
+        settings: dict[str, object] = {
+            name: value for name, value in size.items() if name in own.keys() - fixed
+        }
         if settings not in found and _keeps(job, settings, genotype):
             found.append(settings)
     return found or [{}]
