@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from jobs import SMALL, TINY, Recorder
+from jobs import SMALL, Recorder
 
 from nas.data.loading import load_task
 from nas.errors import Stopped
@@ -12,9 +12,9 @@ from nas.evaluate.trained import Trained
 from nas.files.folder import prepare_folder
 from nas.results.result import load_result
 from nas.results.run_record import RANDOM
+from nas.run.black_box import search_by_trials as find
 from nas.run.comparison import LARGEST
 from nas.run.comparison import random_search as run_baselines
-from nas.run.black_box import search_by_trials as find
 from nas.run.config import make_config
 from nas.run.job import SearchOutcome as Found
 from nas.run.pipeline import search
@@ -22,7 +22,6 @@ from nas.run.preparation import prepare
 from nas.run.supernet_phase import shared_weights
 from nas.searchers.halving import epochs_granted
 from nas.space.cost import cost
-from nas.space.graph import architecture_hash
 from nas.study.study import Study
 from nas.types import Trial
 
@@ -83,16 +82,6 @@ def test_random_search_pays_for_what_early_stopping_saves(tmp_path):
     assert len(run_baselines(made, found).history) == round(trained / 4)
 
 
-def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
-    settings = {k: v for k, v in TINY.items() if k != "baselines"}
-    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made = prepare(make_config(values), prepare_folder(tmp_path), task=TASK)
-    baselines = run_baselines(made, Found([(2, 2, 2)], (), seconds=0.3))
-    seconds = [t.cost_s for t in baselines.history]
-    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
-    assert {t.fidelity for t in baselines.history} == {made.plan.trial.epochs}
-
-
 def test_shared_weights_are_shared_with_random_search(tmp_path):
     made = job(tmp_path, evaluator="shared", **LEARNING)
     found = find(made, shared=shared_weights)
@@ -103,17 +92,6 @@ def test_shared_weights_are_shared_with_random_search(tmp_path):
 
 
 # -- what is not measured twice --------------------------------------------------------------------------
-
-
-def test_what_the_search_measured_is_replayed(tmp_path, monkeypatch):
-    made = job(tmp_path)
-    known = [trial(i, g, i / 100) for i, g in enumerate(made.space.enumerate())]
-    found = Found([(2, 2, 2)], known, 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
-    monkeypatch.setattr(Trained, "__call__", lambda *_: pytest.fail("measured again"))
-    history = run_baselines(made, found).history
-    first = {architecture_hash(made.space, t.genotype): t.metrics for t in reversed(known)}
-    assert len(history) == 27
-    assert all(t.metrics == first[architecture_hash(made.space, t.genotype)] for t in history)
 
 
 def test_what_the_search_did_not_measure_is_measured_once(tmp_path, monkeypatch):
@@ -178,14 +156,6 @@ def test_what_breaks_a_constraint_that_only_training_shows_is_no_choice(tmp_path
         trial(1, (1, 1, 1), 0.5, train_loss=1, macs=1),
     ]
     assert set(run_baselines(made, Found([(2, 2, 2)], history, 1.0)).choices.values()) == {(1, 1, 1)}
-
-
-def test_without_any_allowed_random_architecture_there_is_no_comparison_and_a_note(tmp_path):
-    notes = Recorder()
-    made = job(tmp_path, "random", progress=notes, constraint="train_loss<=2.0")
-    baselines = run_baselines(made, Found([(2, 2, 2)], [trial(0, (2, 2, 2), 0.9, train_loss=3)], 1.0))
-    assert baselines.choices == {}
-    assert any("no architecture to compare with" in note for note in notes.notes)
 
 
 def test_checkpoints_of_the_search_are_not_taken_for_those_of_random_search(tmp_path):

@@ -1,7 +1,6 @@
 """How time is divided, what fits into it, and the clock that holds a job to it."""
 
 import json
-import math
 
 import pytest
 
@@ -149,13 +148,6 @@ def test_the_end_of_a_phase_is_an_exception_and_written_down(tmp_path, hands):
     with pytest.raises(TimeUp, match="over after 10 s"):
         asked()
     assert json.loads((tmp_path / "time.json").read_text())["spent_s"] == 10.0
-
-
-def test_who_hurries_is_late_for_all_but_the_end(hands):
-    clock = Clock(60.0, now=hands)
-    clock.hurry(5.0)
-    assert clock.late(1e9) and clock.left_s == 5.0
-    assert Clock(3.0, now=hands).left_s == 3.0 and Clock(now=hands).left_s == math.inf
 
 
 def test_a_damaged_record_is_refused_in_words(tmp_path):

@@ -54,17 +54,6 @@ def test_changed_settings_are_refused_with_each_difference(tmp_path):
     assert "repeat its command to resume it, or choose another --out folder" in message
 
 
-def test_a_preset_that_means_something_else_now_is_refused(tmp_path):
-    record = start(tmp_path)
-    edit(tmp_path, plan={**record["plan"], "top_k_epochs": 99})
-    assert "plan.top_k_epochs: 99 in the folder, 10 now" in refused(tmp_path)
-
-
-def test_settings_that_json_changes_are_the_same_settings(tmp_path):
-    space = dataclasses.replace(SPACE, settings={"kernels": ((3, 3), (5, 5))})
-    assert start(tmp_path, space=space) == start(tmp_path, space=space)
-
-
 def test_settings_that_cannot_be_written_down_are_refused_before_anything_is(tmp_path):
     space = dataclasses.replace(SPACE, settings={"act": print})
     with pytest.raises(SpaceError, match="'act': <built-in function print>"):

@@ -353,7 +353,10 @@ def trial_line(trial: Trial) -> str:
     if trial.state == "failed":
         return f"trial {trial.number}: failed, {trial.reason}"
     metrics = trial.metrics
-    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
     rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
-    accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
-    return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    if "val_acc" in metrics:
+        score = f"validation accuracy {metrics['val_acc']:.4f}{size}{rate}"
+    else:
+        score = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return f"trial {trial.number}: {score}, {trial.cost_s:.1f} s"

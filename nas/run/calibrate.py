@@ -27,7 +27,7 @@ from nas.evaluate.trained import Trained
 from nas.files.atomic import read_json, write_json
 from nas.files.folder import results_folder
 from nas.results.run_record import CHECKPOINT
-from nas.run.black_box import trial_line
+from nas.run.black_box import run_trials
 from nas.run.config import make_config
 from nas.run.job import Job
 from nas.run.preparation import check_fit, name_of, prepare, refuse_others, with_names
@@ -41,7 +41,7 @@ from nas.seeding import rng
 from nas.show import draw
 from nas.show.progress import Progress, telling
 from nas.space.space import Space
-from nas.study.workers import Evaluator
+from nas.study.workers import Evaluate
 from nas.training.launch import refuse
 from nas.types import Genotype, Objective, Trial
 
@@ -198,7 +198,7 @@ def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) ->
 def _measure(
     job: Job,
     name: str,
-    measure: Evaluator,
+    measure: Evaluate,
     genotypes: Sequence[Genotype],
     *,
     epochs: int,
@@ -208,27 +208,8 @@ def _measure(
     """All architectures in a study of their own, which is where a resumed calibration goes on."""
     listed = Listed(tuple(genotypes), epochs, repeats)
     study = job.study(name, listed, goals=Goals((Objective(metric),)), announce=epochs > 0)
-    total = len(genotypes) * repeats
-    job.progress.phase(name, total, done=study.ended)
-
-    def stop() -> bool:
-        job.check_stop(f"calibration stopped in {name!r}")
-        return False
-
-    study.run(
-        measure,
-        trials=total,
-        stop=stop,
-        on_trial=lambda trial: job.progress.advance(_line(trial, metric)),
-        max_failures=total + 1,
-    )
+    run_trials(job, study, measure, len(genotypes) * repeats, what=name)
     return study.history
-
-
-def _line(trial: Trial, metric: str) -> str:
-    if trial.state == "done" and metric != "val_acc":
-        return f"trial {trial.number}: {metric} {trial.metrics[metric]:.4g}, {trial.cost_s:.2f} s"
-    return trial_line(trial)
 
 
 def _cost(trials: Sequence[Trial]) -> float:
