@@ -104,9 +104,14 @@ def open_folder(out: str | Path) -> Path:
     """The folder of a new run or of one to resume.
 
     Raises:
-        ConfigError: when it cannot be written, or holds files that are not a run's.
+        ConfigError: when its name cannot be a run's, it cannot be written, or it holds other files.
     """
-    folder = prepare_folder(named(Path(out)))
+    name = Path(out).name if Path(out).name not in ("", "..") else Path(out).resolve().name
+    try:
+        check_name(name, "run")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; choose another --out folder") from error
+    folder = prepare_folder(Path(out))
     foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
     if foreign and not (folder / "run.json").is_file():
         raise ConfigError(
@@ -114,20 +119,6 @@ def open_folder(out: str | Path) -> Path:
         )
     check_contents(folder)
     return folder
-
-
-def named(out: Path) -> Path:
-    """A path whose last part can be the name of a run.
-
-    Raises:
-        ConfigError: showing what such a name may hold.
-    """
-    name = out.name if out.name not in ("", "..") else out.resolve().name
-    try:
-        check_name(name, "run")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; choose another --out folder") from error
-    return out
 
 
 def begin(job: Job, *, force: bool) -> dict[str, Any]:
