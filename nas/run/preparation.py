@@ -179,7 +179,7 @@ def prepare(
         plan,
         space,
         task,
-        task.reduced(plan.search_images) if plan.search_images else task,
+        task.reduced(plan.search_images) if searches and plan.search_images else task,
         final,
         recipe,
         folder,
