@@ -42,17 +42,12 @@ def unreadable(tmp_path, content):
         ({"epochs": 0}, "epochs is 0: input should be greater than or equal to 1"),
         ({"workers": "lots"}, "settings: workers is 'lots': wanted a whole number from 0 to 1024, or auto"),
         ({"workers": -1}, "workers is -1: wanted a whole number from 0 to 1024, or auto"),
-        ({"epochs": -1}, "epochs is -1"),
         ({"epochs": True}, "epochs is True: wanted a number"),
         ({"epochs": float("nan")}, "epochs is nan"),
-        ({"epochs": [1]}, "epochs is [1]"),
-        ({"top_k": 0}, "top_k is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": "x"}, "seed is 'x'"),
         ({"budget": 0}, "budget is 0"),
         ({"budget": "soon"}, 'wanted a time such as "90s", "30m" or "1.5h"'),
-        ({"budget": "-5m"}, "wanted a time"),
         (
             {"memory": "lots", "method": "darts"},
             'memory is \'lots\': wanted a size such as "8GiB" or "500MB"',
@@ -61,11 +56,9 @@ def unreadable(tmp_path, content):
         ({"budget": False}, "budget is False: wanted a number"),
         ({"search_images": -1}, "search_images is -1"),
         ({"space": False}, "write text in quotes"),
-        ({"task": 3}, "task is 3"),
         ({"trial": 3}, "trial is 3"),
         ({"trial": {"lr": float("inf")}}, "trial.lr is inf: wanted a finite number"),
         ({"trial": {"lr": [1]}}, "trial.lr is [1]: wanted text, a number, true or false"),
-        ({"trial": {"lr": None}}, "trial.lr is None"),
         ({"space_settings": {"a": {"b": 1}}}, "wanted text, a number, true or false"),
     ],
 )
@@ -101,28 +94,19 @@ def test_numbers_may_be_written_in_several_ways(name, given, taken):
     "values",
     [
         {"method": "darts", "trials": 3},
-        {"method": "darts2", "evaluator": "shared"},
         {"method": "random", "alphas": {"lr": 1.0}},
         {"method": "random", "method_settings": {"parts": 2}},
-        {"method": "random", "guard": False},
-        {"method": "random", "selection": "perturbation"},
-        {"method": "random", "memory": "8GiB"},
-        {"method": "random", "seed_alphas": "results/x"},
         {"method": "random", "warm_start": "parent"},
         {"method": "evolution", "warm_start": "supernet"},
         {"method": "evolution", "sharing": {"sampling": "fair"}},
         {"method": "darts", "latency_table": "x.json"},
         {"method": "spos", "scheduler": "hyperband"},
-        {"method": "spos", "fidelity": "epochs=3"},
         {"method": "evolution", "search": {"lr": 0.1}},
-        {"method": "evolution", "shared": {"lr": 0.1}},
         {"method": "darts", "objective": ["-params"]},
-        {"method": "darts", "scheduler": "hyperband"},
         {"method": "evolution", "evaluator": "shared", "scheduler": "hyperband"},
         {"method": "evolution", "ladder": "epochs=1; epochs=2"},
         {"method": "evolution", "scheduler": "hyperband", "early_stop": 0.1},
         {"method": "evolution", "calibration": "results/c"},
-        {"method": "darts", "searcher": {"population": 3}},
     ],
 )
 def test_settings_that_the_method_does_not_read_are_refused(values):
@@ -169,13 +153,11 @@ def test_arguments_and_settings_may_agree_but_not_differ():
     ("text", "value"),
     [
         ("epochs=3", 3),
-        ("epochs = 3", 3),
         ("preset=quick", "quick"),
         ('preset="quick"', "quick"),
         ("task=npz:/a/b=c.npz", "npz:/a/b=c.npz"),
         ("x=true", True),
         ("x=no", "no"),
-        ("x=", ""),
         ("x=1e-3", 1e-3),
     ],
 )
@@ -200,20 +182,7 @@ def test_a_malformed_assignment_is_refused(text):
         override({}, [text])
 
 
-def test_an_assignment_into_a_plain_setting_is_refused():
-    with pytest.raises(ConfigError, match="'seed' is no table"):
-        override({"seed": 3}, ["seed.x=3"])
-
-
 # -- files -----------------------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        read_toml(tmp_path / "none.toml")
-    assert str(tmp_path / "none.toml") in str(caught.value)
-    assert f"from {tmp_path}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [".", "x" * 300, "c.toml/inside"])
@@ -227,20 +196,15 @@ def test_what_is_no_file_is_refused(tmp_path, name):
     ("content", "words"),
     [
         ("", "empty config"),
-        (" \n\t\n", "empty config"),
-        ("# trials = 3\n", "empty config"),
         ("- a\n- b\n", "line 1, column 3"),
         ("seed = 1\nepochs = = 2\n", "line 2, column 10"),
         ("epochs: 3\nseed: 1\n", "the file looks like YAML, but configs are TOML: key = value"),
         ("seed = 1\nseed = 2\n", "Cannot overwrite a value (at line 2"),
         ("[trial]\nlr = 1\n[trial]\nlr = 2\n", "Cannot declare ('trial',) twice"),
         (b"task = 'caf\xe9'\n", "not UTF-8 at byte 11"),
-        (b"\xff\xfes\x00", "not UTF-8 at byte 0"),
         ("a = " + "[" * 100_000, "nested deeper than"),
-        ("a = " + "{x=" * 3000, "nested deeper than"),
         ("a" + ".a" * 400_000 + " = 1", "nested deeper than"),
         (b"#" * (MAX_BYTES + 1), "that such a file may have"),
-        ("lr = !!python/object/apply:os.system ['true']", "line 1"),
         ("a = '\x00'", "line 1"),
     ],
 )

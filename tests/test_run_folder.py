@@ -77,14 +77,6 @@ def test_changed_data_are_taken_when_forced_and_what_was_in_training_starts_agai
 # -- folders ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_before_its_config_was_written_gets_it_later(tmp_path):
-    start(tmp_path, trials=3)
-    before = (tmp_path / "config.toml").read_text()
-    (tmp_path / "config.toml").unlink()
-    start(tmp_path, trials=3)
-    assert (tmp_path / "config.toml").read_text() == before
-
-
 @pytest.mark.parametrize("name", ["notes.txt", "study.log", "config.toml"])
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path, name):
     (tmp_path / name).touch()

@@ -166,16 +166,6 @@ def test_sizes_go_from_weak_to_strong():
     assert sizes(preset="quick", **both) == (7, 6, False)
 
 
-def test_standard_keeps_its_auxiliary_head_where_there_is_one():
-    small = {"width": 4, "cells": 3}
-    final, recipe, notes = resolved(DARTS, preset="standard", final_settings=small)
-    assert (recipe.auxiliary, recipe.drop_path, recipe.cutout, notes) == (0.4, 0.2, 16, [])
-    assert final.settings["auxiliary"]
-    _, recipe, notes = resolved(DARTS, preset="standard", final_settings=small | {"auxiliary": False})
-    assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.2)
-    assert notes == ["space 'darts' has no auxiliary head here: auxiliary off"]
-
-
 def test_standard_leaves_out_what_a_space_does_not_have():
     _, recipe, notes = resolved(load("toy"), preset="standard")
     assert (recipe.auxiliary, recipe.drop_path) == (0.0, 0.2)
