@@ -134,12 +134,6 @@ def test_epochs_belong_to_what_the_method_trains_first():
     assert plan(epochs=7, trial={"epochs": 3}).trial.epochs == 3
 
 
-def test_the_second_order_method_is_the_first_with_order_two():
-    first, second = plan(method="darts"), plan(method="darts2")
-    assert (first.search.order, second.search.order) == (1, 2)
-    assert dataclasses.replace(second.search, name="darts", order=1) == first.search
-
-
 def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
     assert plan(retrain={"lr": 0.1}).final_images == plan().final_images == preset("quick").final_images
     assert plan(retrain={"epochs": 30}).final_images is None

@@ -15,7 +15,6 @@ from nas.run.black_box import front_first
 from nas.run.config import make_config
 from nas.run.final_network import final_recipe, final_space
 from nas.run.pipeline import search
-from nas.run.preparation import default_folder
 from nas.run.resolved_config import make_plan
 from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.halving import finalists
@@ -95,13 +94,6 @@ def test_nothing_of_the_environment_is_written(tmp_path, monkeypatch):
 # -- every setting of the job does something ---------------------------------------------------------------
 
 
-def test_a_space_of_its_own_size_for_the_last_training(tmp_path):
-    result = evolve(tmp_path, final_settings={"width": 6})
-    assert result.space.settings["width"] == 6
-    assert result.metrics["params"] > result.history[0].metrics["params"]
-    assert load_result(tmp_path).space.settings["width"] == 6
-
-
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_deterministic_job_is_so_to_its_end_and_no_longer(tmp_path, deterministic):
     seen = []
@@ -130,13 +122,6 @@ def test_progress_tells_phases_seed_and_device(tmp_path):
     assert len(progress.lines) == 4
     assert progress.notes[0].startswith("seed 0, device ")
     assert "space toy: 3 decisions, 27 architectures" in progress.notes
-
-
-def test_default_folders_are_plain_names():
-    config = make_config({"space": "a/b.py:make", "task": "npz:/x/y z.npz", "method": "random"})
-    assert str(default_folder(config)) == "results/b.py_make-y_z.npz-random"
-    shared = make_config({"space": "toy", "method": "random", "evaluator": "shared"})
-    assert str(default_folder(shared)) == "results/toy-digits-random-shared"
 
 
 # -- what the last training takes --------------------------------------------------------------------------
@@ -253,13 +238,6 @@ def test_a_space_of_one_architecture_says_so_and_ends(tmp_path, method):
     assert [name for name, *_ in progress.phases if name == "re-evaluation"] == []
 
 
-def test_a_space_smaller_than_the_trials_is_exhausted_and_says_so(tmp_path):
-    progress = Recorder()
-    result = evolve(tmp_path, trials=100, progress=progress)
-    assert len({t.genotype for t in result.history}) == len(result.history) == 27
-    assert [note for note in progress.notes if "the search ends early" in note and "27" in note]
-
-
 def test_architectures_that_do_not_fit_fail_and_the_search_goes_on(tmp_path):
     space = plain_space(extra=lambda: nn.Linear(63, 8), decisions=3)
     result = evolve(tmp_path, space=space, trials=12)
@@ -307,16 +285,6 @@ def test_schedulers_promote(tmp_path, scheduler):
     fidelities = [t.fidelity for t in result.history]
     assert len(set(fidelities)) > 1
     assert load_result(tmp_path).history == result.history
-
-
-def test_a_cheap_fidelity_trains_a_narrower_network_for_fewer_epochs(tmp_path):
-    plain = search("toy", TASK, "random", out=tmp_path / "a", settings=FOUR)
-    cheap = search(
-        "toy", TASK, "random", out=tmp_path / "b", settings=FOUR | {"fidelity": "epochs=1,width=0.5"}
-    )
-    assert [t.genotype for t in cheap.history] == [t.genotype for t in plain.history]
-    assert [t.metrics["params"] for t in cheap.history] == [t.metrics["params"] for t in plain.history]
-    assert [t.metrics["val_loss"] for t in cheap.history] != [t.metrics["val_loss"] for t in plain.history]
 
 
 def test_of_trials_equal_in_the_first_objective_the_one_on_the_front_comes_first():
