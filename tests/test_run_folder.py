@@ -6,7 +6,6 @@ import pytest
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.results.run_record import FORMAT
 from nas.run.config import make_config
 from nas.run.job import Job
 from nas.run.resolved_config import make_plan
@@ -92,10 +91,3 @@ def test_what_a_killed_process_was_writing_goes_when_the_run_goes_on(tmp_path):
     os.utime(old, (0, 0))
     start(tmp_path)
     assert (old.exists(), young.exists()) == (False, True)
-
-
-def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path):
-    start(tmp_path)
-    edit(tmp_path, format=FORMAT + 1)
-    message = refused(tmp_path)
-    assert f"newer version (format {FORMAT + 1}, this one reads {FORMAT}); upgrade" in message
