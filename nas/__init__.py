@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from nas.results.result import Result, load_result
     from nas.run.calibrate import calibrate
     from nas.run.config import Config, make_config
-    from nas.run.pipeline import run_job, search
-    from nas.run.retrain import retrain
+    from nas.run.pipeline import retrain, run_job, search
     from nas.searchers.evolution import Nsga2, RegularizedEvolution
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
@@ -117,7 +116,7 @@ _HOME = {
     "make_config": "nas.run.config",
     "make_searcher": "nas.searchers.factory",
     "parse_goals": "nas.searchers.goals",
-    "retrain": "nas.run.retrain",
+    "retrain": "nas.run.pipeline",
     "run_job": "nas.run.pipeline",
     "search": "nas.run.pipeline",
     "task_from_arrays": "nas.data.loading",

@@ -9,10 +9,9 @@ from jobs import Recorder
 from torch import nn
 from typer.testing import CliRunner
 
-import nas.evaluate.calibration
 from nas.__main__ import app
 from nas.data.loading import load_task
-from nas.errors import ConfigError, NoModelError, Stopped
+from nas.errors import ConfigError, Stopped
 from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
 from nas.evaluate.proxies import PROXIES
 from nas.run.calibrate import calibrate, fidelities
@@ -93,22 +92,6 @@ def test_all_of_a_small_space_are_calibrated_with(tmp_path):
     assert not [e for e in found.estimates if e.group == "ceiling"]
 
 
-def test_a_space_of_too_few_architectures_is_refused(tmp_path):
-    def build(choose):
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 10), choose.op("a", {"i": nn.Identity, "r": nn.ReLU})
-        )
-
-    with pytest.raises(ConfigError, match=r"calibrate: all 2 architectures .* needs 5 architectures"):
-        calibrate(Space("two", build), TASK, FEW, out=tmp_path / "c", config=CHEAP)
-
-
-def test_where_training_fails_for_most_it_is_said(tmp_path):
-    config = TOY | {"trial": {"lr": 1e30}}
-    with pytest.raises(NoModelError, match="fewer than 5 architectures could be trained"):
-        calibrate("toy", TASK, FEW, out=tmp_path / "c", config=config)
-
-
 # -- what a space does not have --------------------------------------------------------------------------
 
 
@@ -136,23 +119,6 @@ def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
 # -- settings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"architectures": 4}, "architectures is 4, wanted at least 5"),
-        ({"epochs": 0}, "epochs is 0, wanted at least 1"),
-        ({"seeds": 0}, "seeds is 0, wanted at least 1"),
-        ({"threshold": 1}, "threshold is 1, wanted a number between -1 and 1"),
-        ({"threshold": float("nan")}, "threshold is nan, wanted a number between -1 and 1"),
-        ({"epochs": 0, "seeds": 0}, "epochs is 0, wanted at least 1; seeds is 0, wanted at least 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(values, words):
-    with pytest.raises(ConfigError) as refusal:
-        Settings(**values)
-    assert str(refusal.value) == f"calibrate: {words}"
-
-
 @pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
 def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} is set, but a calibration uses only space"):
@@ -175,22 +141,6 @@ def test_a_folder_of_other_settings_is_refused(toy):
 
 
 # -- resuming --------------------------------------------------------------------------------------------
-
-
-def test_a_finished_calibration_answers_at_once(toy, capsys):
-    progress = Recorder()
-    again = calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=progress)
-    assert again == toy[0]
-    assert progress.phases == []
-    assert progress.notes == [f"{toy[1]} holds this calibration already, finished"]
-    assert capsys.readouterr().err == ""
-    calibrate("toy", TASK, FEW, out=toy[1], config=TOY, progress=True)
-    assert capsys.readouterr().err == f"{toy[1]} holds this calibration already, finished\n"
-
-
-def small(folder):
-    nas.evaluate.calibration.RESAMPLES = 20
-    calibrate("toy", "digits", FEW, out=folder, config=TOY)
 
 
 def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
@@ -228,16 +178,6 @@ def test_a_search_takes_the_fidelity_that_is_trusted(toy, tmp_path):
     assert "fidelity of the trials, by calibration: epochs=1,width=0.5" in progress.notes
     assert [(t.fidelity, t.metrics["epochs_trained"]) for t in result.history] == [(1, 1)] * 2
     assert json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["ladder"] == "epochs=1,width=0.5"
-
-
-def test_a_search_warns_where_nothing_is_trusted(toy, tmp_path):
-    progress = Recorder()
-    settings = AUTO | {"calibration": trusting(toy[1], None, tmp_path), "epochs": 2}
-    result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
-    assert any(
-        note.startswith("WARNING: the calibration trusts no cheap fidelity") for note in progress.notes
-    )
-    assert {t.fidelity for t in result.history} == {2}
 
 
 def test_a_calibration_of_another_space_is_refused_before_anything(toy, tmp_path):

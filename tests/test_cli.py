@@ -279,7 +279,7 @@ def test_options_reach_a_retraining(monkeypatch, tmp_path):
     given = [word for pair in (used | {"--set": "retrain.lr=0.5"}).items() for word in pair]
     got = heard(
         monkeypatch,
-        "nas.run.retrain.retrain",
+        "nas.run.pipeline.retrain",
         "retrain",
         CELL,
         *given,

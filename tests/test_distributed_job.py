@@ -14,7 +14,7 @@ from ranks import started, together
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app, main
+from nas.__main__ import app, main
 from nas.results.result import load_result
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, joined

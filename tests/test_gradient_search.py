@@ -1,33 +1,19 @@
 """Whole jobs by gradients and on shared weights: every method, constraints, memory, weights that flow."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import one_stage
 import pytest
 from jobs import TINY, Recorder
-from matplotlib.text import Text
 
 import nas
 from nas.errors import ConfigError
-from nas.files.schemas import EpochRecord
-from nas.oneshot.diagnostics import Epoch, Health
-from nas.oneshot.early_stopping import Growth
-from nas.results.result import Alphas
-from nas.results.run_record import read_run
-from nas.run import differentiable
-from nas.run.differentiable import recorded
-from nas.searchers.goals import Goals
-from nas.searchers.scheduler import Listed
-from nas.show.draw import draw_diagnostics
-from nas.show.report import render
+from nas.run import supernet_phase
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable
 from nas.space.loading import load
-from nas.study.storage import open_storage
 from nas.study.study import Study
-from nas.types import Trial
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
 
@@ -38,28 +24,10 @@ def run(tmp_path, method="darts", *, space=one_stage.PATH, progress=None, **sett
     )
 
 
-PICTURES = {"cells.svg", "cells.png", "network.svg", "search.svg"}
-FILES = {
-    *("architecture.json", "architecture.graphml"),
-    *("model.safetensors", "metrics.json", "run.json", "config.toml", "study.log", "manifest.json"),
-}
-OF_GRADIENTS = {"alphas.npz", "health.json"}
-THEIR_PICTURES = {"alphas.svg", "alphas.png", "health.svg", "health.png"}
-
-
-DRAWN = {"darts", "gdas", "is-darts"}
-"""Those whose records differ: with everything, without a gap, and with stages but no eigenvalues."""
-
-
-def test_guards_can_be_turned_off(tmp_path):
-    found = run(tmp_path, guard=False)
-    assert read_run(found.folder)["plan"]["search"]["guards"] is None
-
-
 @pytest.mark.parametrize("guard", [True, False])
 def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
     skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
-    monkeypatch.setattr(differentiable, "_likely", lambda *_: [skips, *others])
+    monkeypatch.setattr(supernet_phase, "_likely", lambda *_: [skips, *others])
     found = run(tmp_path, top_k=8, baselines=False, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
     assert (skips in again) is not guard
@@ -70,9 +38,6 @@ def test_selection_by_perturbation_in_a_job(tmp_path):
     found = run(tmp_path, selection="perturbation", progress=told)
     assert sum(" is " in note and note.startswith("epoch") for note in told.notes) == 6
     assert len(found.history) == 5 + 2
-
-
-# -- methods of one's own -----------------------------------------------------------------------------
 
 
 # -- constraints --------------------------------------------------------------------------------------
@@ -139,19 +104,6 @@ def test_a_finished_evolution_seeds_the_alphas(tmp_path):
         run(tmp_path / "none", seed_alphas=str(tmp_path / "nowhere"))
 
 
-def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
-    space = load("toy")
-    genotypes = sorted(space.enumerate())
-    study = Study(space, Listed((), 0), open_storage(tmp_path / "study.log"), name="search", announce=False)
-    for number, (architecture, epochs, accuracy) in enumerate([(0, 1, 0.9), (1, 1, 0.8), (1, 3, 0.7)]):
-        study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
-    config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())
-    preferred = []
-    prepare = differentiable._seeded(SimpleNamespace(config=config, plan=plan, space=space))
-    prepare(SimpleNamespace(prefer=preferred.extend))
-    assert preferred == [genotypes[1]]
-
-
 def test_children_begin_with_their_parents_weights(tmp_path):
     found = run(
         tmp_path,
@@ -171,36 +123,3 @@ def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
     cold = run(tmp_path / "cold", "spos", **settings)
     assert warm.genotype in {t.genotype for t in warm.history}
     assert warm.metrics["first_val_acc"] > cold.metrics["first_val_acc"]
-
-
-def test_a_search_under_way_shows_its_alphas_in_the_report(tmp_path):
-    """As of the last epoch; the dashboard shows this report."""
-    recorder = Recorder()
-    with pytest.raises(nas.Stopped):
-        nas.search(
-            *("toy", "digits", "darts"),
-            out=tmp_path,
-            settings={**SMALL, "space_settings": {"width": 4}},
-            progress=recorder,
-            stop=lambda: len(recorder.lines) >= 2,
-        )
-    assert Alphas.read(tmp_path / "alphas.npz").strengths.shape[0] == 2
-    page = render([tmp_path])
-    assert 'id="alphas"' in page
-    assert "heat map of the strengths after the last epoch" in page
-
-
-# -- the picture --------------------------------------------------------------------------------------
-
-
-def test_the_picture_tells_what_was_measured():
-    health = Health({"cell": 0.5}, 0.9, -0.3, 0.2, 0.1, 2)
-    unmeasured = Health({"cell": 0.0}, 0.8, float("inf"), 0.1, 0.0, 0)
-    rows = (np.ones(2) / 2,)
-    epochs = [
-        Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
-        Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
-    ]
-    figure = draw_diagnostics([EpochRecord.model_validate(row) for row in map(recorded, epochs)])
-    told = {text.get_text() for text in figure.findobj(Text)}
-    assert {"mean 0.2", "alarm at 0.26", "cell 0.00", "supernet 0.70", "something happened"} <= told

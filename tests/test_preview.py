@@ -1,13 +1,8 @@
 """What a search is said to cost before it begins."""
 
-import dataclasses
-import json
-
 import pytest
-from typer.testing import CliRunner
 
 from nas.cli import search
-from nas.cli.app import app
 from nas.oneshot.diagnostics import CURVATURE
 from nas.run.budget import (
     BASELINES,
@@ -15,15 +10,12 @@ from nas.run.budget import (
     RERANK,
     RETRAIN,
     SEARCH,
-    BudgetPlan,
     Steps,
+    planned,
     preview,
-    time_text,
-    unlimited,
 )
 from nas.run.config import make_config
 from nas.run.job import Clock
-from nas.run.pipeline import look
 from nas.run.preparation import prepare
 from nas.show.progress import LiveProgress
 from nas.training.evaluate import FORWARD
@@ -44,7 +36,7 @@ def found(tmp_path_factory):
 def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert (found.space, found.decisions, found.architectures, found.exact) == ("toy", 3, 27, True)
     assert 1 <= found.sample <= 27 and all(low <= high for low, high in found.ranges.values())
-    assert {"params", "macs", "peak_bytes", "latency_ms"} == found.ranges.keys()
+    assert {"params", "macs", "peak_bytes"} == found.ranges.keys()
     assert [name for name, _, _ in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
     assert all(seconds > 0 for _, _, seconds in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
@@ -52,18 +44,13 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert "random architectures at final size" in text
 
 
-def test_a_bound_of_the_size_is_told_as_one(found):
-    many = dataclasses.replace(found, architectures=2**2000, exact=False)
-    assert many.lines()[0].endswith("3 decisions, at most 1.15e+602 architectures")
-
-
 def test_its_times_follow_from_the_steps(tmp_path):
     steps = Steps(trial=0.1, search=0.2, final=1.0)
     for places in (1, 2):
-        seconds = unlimited(made(tmp_path), steps, places=places).seconds
-        assert seconds[BASELINES] == pytest.approx(4 + seconds[SEARCH] / places)
+        seconds = planned(made(tmp_path), steps, places=places).seconds
+        assert seconds[BASELINES] == pytest.approx(seconds[SEARCH] / places)
         assert seconds[RETRAIN] == 1438 // 64
-        assert seconds[FINISH] == pytest.approx(3 + FORWARD * 359 / 64)
+        assert seconds[FINISH] == pytest.approx(1 + FORWARD * 359 / 64)
 
 
 def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
@@ -72,7 +59,7 @@ def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
 
     def seconds(epochs):
         values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
-        return unlimited(prepare(make_config(values), tmp_path), steps, places=1).seconds[SEARCH]
+        return planned(prepare(make_config(values), tmp_path), steps, places=1).seconds[SEARCH]
 
     one, two, three = map(seconds, (1, 2, 3))
     assert three - two == pytest.approx(two - one)
@@ -93,21 +80,6 @@ def test_every_kind_of_search_has_an_estimate(tmp_path, changes, words):
     made_ = prepare(make_config({**values, **changes}), tmp_path)
     _, planned, seconds = preview(made_).phases[0]
     assert words in planned and seconds > 0
-
-
-def test_looking_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert look(make_config(VALUES)).space == "toy"
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_only_looks_where_it_is_asked_to(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    given = ["search", "--space", "toy", "--method", "random", "--trials", "3", "--preview"]
-    done = CliRunner().invoke(app, given)
-    assert done.exit_code == 0 and "3 trials" in done.stdout and not list(tmp_path.iterdir())
-    plain = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
-    assert plain["decisions"] == 3 and plain["seconds"] > 0
 
 
 class Bar(LiveProgress):
@@ -142,12 +114,3 @@ def test_it_asks_on_a_terminal_only_and_only_beyond_an_hour(monkeypatch, found, 
 def test_a_setting_leaves_it_out(monkeypatch):
     monkeypatch.setenv(search.PREVIEW, "off")
     assert search.teller(Recorder(), yes=False) is None
-
-
-def test_times_in_words():
-    assert [time_text(s) for s in (5, 119, 600, 7300)] == ["5 s", "119 s", "10 min", "2.0 h"]
-    planned = BudgetPlan({RETRAIN: 100.0})
-    assert planned.comparison(125) == "the job took 2 min, estimated were 100 s: 25% longer"
-    told = BudgetPlan({RETRAIN: 19.0}, begins_s=23.0).comparison(33)
-    assert told == "the job took 33 s (23 s of it until the preview), estimated were 42 s: 21% less"
-    assert planned.comparison(80) == "the job took 80 s, estimated were 100 s: 20% less"

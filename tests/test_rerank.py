@@ -9,12 +9,10 @@ from nas.data.loading import load_task
 from nas.errors import NoModelError, Stopped
 from nas.evaluate.trained import Trained
 from nas.files.folder import prepare_folder
+from nas.run.comparison import SEARCH, rerank
 from nas.run.config import make_config
-from nas.run.pipeline import search
 from nas.run.preparation import prepare
-from nas.run.reevaluate import SEARCH, rerank
 from nas.space.graph import architecture_hash
-from nas.space.loading import load
 from nas.study.study import Study
 
 TASK = load_task("digits")
@@ -44,33 +42,10 @@ def scripted(monkeypatch, accuracies, *, failing=()):
         return split.y + wrong.long()
 
     monkeypatch.setattr(Trained, "__call__", call)
-    monkeypatch.setattr("nas.run.reevaluate.predictions", predictions)
+    monkeypatch.setattr("nas.run.comparison.predictions", predictions)
 
 
 # -- the trainings ---------------------------------------------------------------------------------------
-
-
-def test_every_architecture_is_trained_once_for_each_seed_and_no_seed_is_that_of_the_search(tmp_path):
-    result = search(
-        "toy", TASK, "evolution", out=tmp_path, settings=SMALL | {"seeds": 3, "epochs": 1, "top_k_epochs": 1}
-    )
-    again = Study.read(tmp_path, "rerank", result.space)
-    genotypes = {t.genotype for t in again}
-    assert [sum(t.genotype == g for t in again) for g in genotypes] == [3] * len(genotypes)
-    before = {t.genotype: t.metrics["val_loss"] for t in result.history}
-    losses = [t.metrics["val_loss"] for t in again]
-    assert len(set(losses)) == len(losses)
-    assert not set(losses) & set(before.values())
-    assert result.metrics["rerank_seeds"] == 3
-
-
-def test_means_over_the_seeds_decide(tmp_path, monkeypatch):
-    scripted(monkeypatch, {A: (0.9, 0.3, 0.3), B: 0.6})
-    found = rerank(job(tmp_path, seeds=3), [A, B], {})
-    assert (found.best, found.found_by) == (B, SEARCH)
-    assert found.metrics["rerank_val_acc"] == pytest.approx(0.6)
-    means = Study.read(tmp_path, "rerank", load("toy"))
-    assert max(means, key=lambda t: t.metrics["val_acc"]).genotype == A
 
 
 def test_the_first_choice_of_the_search_is_compared_and_the_best_is_taken(tmp_path, monkeypatch):
@@ -85,38 +60,11 @@ def test_the_first_choice_of_the_search_is_compared_and_the_best_is_taken(tmp_pa
     )
 
 
-def test_the_noise_of_training_seeds_counts(tmp_path, monkeypatch):
-    scripted(monkeypatch, {A: (0.5, 0.9, 0.7), B: 0.6})
-    found = rerank(job(tmp_path, seeds=3), [A], {"random": B})
-    assert found.metrics["random_delta"] == pytest.approx(0.1, abs=0.01)
-    assert found.metrics["random_delta_low"] < -0.05
-    assert found.metrics["random_p"] > 0.3
-
-
-def test_a_single_candidate_without_rivals_is_not_trained_again(tmp_path):
-    verdict = rerank(job(tmp_path), [A], {})
-    assert (verdict.best, verdict.found_by, verdict.metrics, verdict.statements) == (A, SEARCH, {}, ())
-    assert not (tmp_path / "study.log").exists()
-
-
 def test_a_failing_candidate_is_skipped(tmp_path, monkeypatch):
     scripted(monkeypatch, {B: 0.2, C: 0.1}, failing=[A])
     verdict = rerank(job(tmp_path), [A, B], {"random": C})
     assert (verdict.best, verdict.found_by) == (B, SEARCH)
     assert verdict.metrics["random_delta"] == pytest.approx(0.1)
-
-
-def test_a_failing_rival_is_not_compared(tmp_path, monkeypatch):
-    scripted(monkeypatch, {A: 0.2}, failing=[C])
-    verdict = rerank(job(tmp_path), [A], {"random": C})
-    assert (verdict.best, verdict.statements) == (A, ())
-    assert not [name for name in verdict.metrics if name.startswith("random")]
-
-
-def test_where_all_candidates_fail_the_baseline_is_taken(tmp_path, monkeypatch):
-    scripted(monkeypatch, {C: 0.2}, failing=[A, B])
-    verdict = rerank(job(tmp_path), [A, B], {"random": C})
-    assert (verdict.best, verdict.found_by, verdict.statements) == (C, "random", ())
 
 
 def test_when_everything_fails_the_reason_is_said(tmp_path, monkeypatch):
@@ -202,13 +150,3 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path):
         k: v for k, v in expected.metrics.items() if "seconds" not in k
     }
     assert (found.best, found.statements) == (expected.best, expected.statements)
-
-
-def test_trainings_whose_predictions_are_gone_are_repeated(tmp_path):
-    """Changed data clear the checkpoints."""
-    expected = rerank(job(tmp_path), [A], {"largest": B})
-    for path in (tmp_path / "checkpoint" / "rerank").iterdir():
-        path.unlink()
-    found = rerank(job(tmp_path), [A], {"largest": B})
-    assert (found.best, found.statements) == (expected.best, expected.statements)
-    assert found.metrics == expected.metrics

@@ -6,21 +6,25 @@ import pytest
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.results.run_record import FORMAT
 from nas.run.config import make_config
+from nas.run.job import Job
 from nas.run.resolved_config import make_plan
 from nas.run.run_folder import begin, open_folder
+from nas.show.progress import Silent
 from nas.space.loading import load
+from nas.training.recipe import Recipe
 
 TASK = load_task("digits")
 SPACE = load("toy", width=4)
 
 
-def start(folder, *, space=SPACE, task=TASK, genotype=None, force=False, **settings):
+def start(folder, *, space=SPACE, task=TASK, force=False, **settings):
     config = make_config({"method": "random", **settings})
-    return begin(
-        open_folder(folder), config, make_plan(config), space=space, task=task, genotype=genotype, force=force
+    recipe = Recipe(epochs=1, batch=4, lr=0.1, weight_decay=0.0)
+    made = Job(
+        config, make_plan(config), space, task, task, space, recipe, open_folder(folder), Silent(), bool
     )
+    return begin(made, force=force)
 
 
 def refused(folder, **changes):
@@ -49,17 +53,6 @@ def test_changed_settings_are_refused_with_each_difference(tmp_path):
     assert "repeat its command to resume it, or choose another --out folder" in message
 
 
-def test_a_preset_that_means_something_else_now_is_refused(tmp_path):
-    record = start(tmp_path)
-    edit(tmp_path, plan={**record["plan"], "top_k_epochs": 99})
-    assert "plan.top_k_epochs: 99 in the folder, 10 now" in refused(tmp_path)
-
-
-def test_settings_that_json_changes_are_the_same_settings(tmp_path):
-    space = dataclasses.replace(SPACE, settings={"kernels": ((3, 3), (5, 5))})
-    assert start(tmp_path, space=space) == start(tmp_path, space=space)
-
-
 def test_settings_that_cannot_be_written_down_are_refused_before_anything_is(tmp_path):
     space = dataclasses.replace(SPACE, settings={"act": print})
     with pytest.raises(SpaceError, match="'act': <built-in function print>"):
@@ -83,14 +76,6 @@ def test_changed_data_are_taken_when_forced_and_what_was_in_training_starts_agai
 # -- folders ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_before_its_config_was_written_gets_it_later(tmp_path):
-    start(tmp_path, trials=3)
-    before = (tmp_path / "config.toml").read_text()
-    (tmp_path / "config.toml").unlink()
-    start(tmp_path, trials=3)
-    assert (tmp_path / "config.toml").read_text() == before
-
-
 @pytest.mark.parametrize("name", ["notes.txt", "study.log", "config.toml"])
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path, name):
     (tmp_path / name).touch()
@@ -106,10 +91,3 @@ def test_what_a_killed_process_was_writing_goes_when_the_run_goes_on(tmp_path):
     os.utime(old, (0, 0))
     start(tmp_path)
     assert (old.exists(), young.exists()) == (False, True)
-
-
-def test_a_run_of_a_newer_version_asks_for_an_upgrade(tmp_path):
-    start(tmp_path)
-    edit(tmp_path, format=FORMAT + 1)
-    message = refused(tmp_path)
-    assert f"newer version (format {FORMAT + 1}, this one reads {FORMAT}); upgrade" in message

@@ -9,8 +9,7 @@ from nas.data.arrays import digest
 from nas.data.exclusions import Suspect, list_of, without
 from nas.data.loading import load_task
 from nas.errors import ConfigError, DataError
-from nas.run.pipeline import search
-from nas.run.retrain import retrain
+from nas.run.pipeline import retrain, search
 
 TASK = load_task("digits").reduced(300)
 

@@ -8,9 +8,8 @@ from nas.run.black_box import informed, scheduler
 from nas.searchers.evolution import Nsga2, RegularizedEvolution
 from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals
-from nas.searchers.halving import Hyperband, SuccessiveHalving
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.scheduler import Listed
 from nas.searchers.searcher import Bounded, RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage
@@ -41,16 +40,8 @@ def test_what_is_learned_from_an_earlier_run_was_trained_equally_long(tmp_path):
 
 
 def made(name, searcher):
-    plan = SimpleNamespace(scheduler=name, ladder=geometric(1, 9), eta=3, goals=Goals())
-    return scheduler(SimpleNamespace(plan=plan), searcher, 9)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("fixed", Fixed), ("successive-halving", SuccessiveHalving), ("hyperband", Hyperband)],
-)
-def test_schedulers_by_name(name, kind):
-    assert type(made(name, RandomSearch())) is kind
+    plan = SimpleNamespace(ladder=geometric(1, 9), goals=Goals())
+    return scheduler(SimpleNamespace(plan=plan, config=SimpleNamespace(scheduler=name, eta=3)), searcher, 9)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
 @with_settings(
     (
         *("preset", "seed", "device", "execution", "graph", "export", "pictures", "deterministic"),
-        *("tensorboard", "mlflow", "augment", "exclude", "budget"),
+        *("tensorboard", "mlflow", "augment", "exclude"),
     )
 )
 def retrain(
@@ -122,7 +122,7 @@ def retrain(
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
     from nas.results.architecture_file import architecture_of
-    from nas.run.retrain import retrain as train_again
+    from nas.run.pipeline import retrain as train_again
 
     assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
     announce(space)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from nas.errors import ConfigError, NoModelError, TrialError, counted
 from nas.evaluate.cost_metrics import TRAINED, Costs
@@ -34,6 +36,7 @@ from nas.seeding import rng
 from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
+from nas.space.space import Space
 from nas.study.study import Study
 from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers, cores, places_on
 from nas.training.memory_estimate import memory_bytes
@@ -51,85 +54,108 @@ def check_search(job: Job) -> None:
     """
     if job.has_choice and (job.config.is_differentiable or job.config.shares_weights):
         job.space.check_supernet()
-    # Supernets are loaded by those who train one alone.
     if job.plan.searcher is not None:
         informed(job, job.plan.searcher)
     else:
-        from nas.oneshot.expected_cost import check_bound
+        from nas.oneshot.expected_cost import check_bound  # loaded by those who train a supernet alone
 
         for bound in job.plan.goals.constraints:
             check_bound(bound, job.latency_table)
     costs_of(job, lambda: ())
 
 
-def fitting(job: Job, searcher: Searcher, measure: Evaluate | None) -> Searcher:
-    """The searcher kept below what ran out of memory before it, where trials are trained."""
-    if not isinstance(measure, Trained | Laddered):
-        return searcher
-    needed, memory = measure.needed_bytes, memory_bytes(job.task.train.x.device)
+def search_by_trials(
+    job: Job,
+    *,
+    until_s: float | None = None,
+    shared: Callable[[Job], tuple[Evaluate, float]] | None = None,
+) -> SearchOutcome:
+    """Proposes and measures trials; the candidates are the best of the longest training.
 
-    def fits(genotype: Genotype, history: Sequence[Trial]) -> bool:
-        trial = Trial(0, genotype, job.plan.ladder.granted[0])
-        return too_large(trial, history, needed, memory) is None
+    shared: makes an evaluator of trained weights that trials share, and says how many seconds that took;
+      without it they are trained one by one.
+    until_s: when it has to be over, by the job's clock; what was found by then counts.
 
-    return Bounded(searcher, fits)
-
-
-def measure_of(job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()) -> Measure:
-    """How trials are measured: by an evaluator, with the costs that the goals need.
-
-    Those are of the last network, which may be larger. What is known to run out of memory is not trained.
-
-    study: of the trials. others: trials that were measured before it began.
+    Raises:
+        NoModelError: when every trial failed.
     """
-    memory = memory_bytes(job.task.train.x.device)
-
-    def hints(trial: Trial, known: Sequence[Trial]) -> Mapping[str, object]:
-        if not isinstance(evaluate, Trained):
-            return {}
-        return {**evaluate.hints(trial, known), **_early_stop(job, known)}
-
-    def refuses(trial: Trial, before: Sequence[Trial]) -> TrialError | None:
-        if not isinstance(evaluate, Trained | Laddered):
-            return None
-        return too_large(trial, [*others, *before], evaluate.needed_bytes, memory)
-
-    return Measure(
-        evaluate,
-        hints=hints,
-        refuses=refuses,
-        costs=costs_of(job, lambda: (*others, *study.history)),
+    searcher, job, goals = job.plan.searcher, job.until(until_s), job.plan.goals
+    assert searcher is not None
+    try:
+        evaluate, prepared_s = (_trained(job), 0.0) if shared is None else shared(job)
+    except TimeUp as error:  # while a supernet was trained
+        job.progress.note(f"the search ends before its first trial: {error}")
+        return _untaught(job, (), IN_TIME, seconds=job.clock.elapsed_s)
+    fidelity = job.plan.ladder.granted[-1] if shared is None else 0
+    default, proposes = default_of(job), fitting(job, bounded(job, informed(job, searcher)), evaluate)
+    if default is not None:
+        proposes = DefaultFirst(proposes, default)
+    alike = partial(architecture_hash, job.space)
+    study = job.study(SEARCH, scheduler(job, proposes, fidelity), announce=shared is None, alike=alike)
+    late = False
+    try:
+        reason = run_trials(
+            job, study, evaluate, job.plan.trials, what=SEARCH, until_spent_s=until_s, stops_at_failures=True
+        )
+    except TimeUp as error:
+        reason, late = str(error), True
+    if study.ended < job.plan.trials:
+        job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
+    best = front_first(finalists(study.history, job.plan.lead), goals)
+    if not best and late:
+        return _untaught(job, study.history, IN_TIME)
+    if not best:
+        raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
+    if goals.violation(best[0].metrics) > 0:
+        job.progress.note(f"WARNING: no architecture keeps all constraints ({goals}); the nearest is taken")
+    seconds = prepared_s + study.spent_s
+    if _learned_nothing(job, study.history, default):
+        no_better = "the search learned nothing, no trial is better than guessing"
+        return _untaught(job, study.history, no_better, seconds=seconds)
+    return SearchOutcome(
+        distinct(job, (t.genotype for t in best)), study.history, seconds, evaluate, fidelity
     )
 
 
-def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial], Mapping[str, float]]:
-    """The costs that the goals need. timed: trials that may have been timed before."""
-    wanted = job.plan.goals.metrics
-    if not set(wanted) - set(TRAINED):
-        return lambda _: {}
-    shape, device = job.task.image_shape, job.task.train.x.device
-    return Costs(job.final, shape, device, wanted, table=job.latency_table, timed=timed)
+def _learned_nothing(job: Job, history: Sequence[Trial], default: Genotype | None) -> bool:
+    """Whether accuracy is searched for, no trial is better than chance, and the default did not fail."""
+    done = [t for t in history if t.state == "done"]
+    failed = {t.genotype for t in history if t.state == "failed"}
+    judged = job.plan.goals.objectives == Goals().objectives and default not in {None, *failed}
+    return judged and at_chance(done, chance(job.search_task.val)) == len(done)
 
 
-def _early_stop(job: Job, known: Sequence[Trial]) -> dict[str, EarlyStop]:
-    """What ends a trial that will hardly beat the best one so far, where the job wants that."""
-    done = [trial.metrics["val_acc"] for trial in job.plan.goals.kept_by(known)]
-    return {"should_stop": EarlyStop(max(done), job.plan.early_stop)} if done and job.plan.early_stop else {}
+def _untaught(job: Job, history: Sequence[Trial], why: str, *, seconds: float = 0.0) -> SearchOutcome:
+    """The default; where no such one keeps the constraints, what the searcher would begin with."""
+    default = default_of(job)
+    if default is None and job.plan.searcher is not None:
+        draw = rng(job.seed("untried"))
+        default = bounded(job, job.plan.searcher).ask(job.space, history, draw)
+    assert default is not None
+    return SearchOutcome([default], history, seconds, untaught=why)
 
 
-def alike(job: Job) -> Callable[[Genotype], Hashable]:
-    """What isomorphic architectures have in common, of which one need be measured."""
-    return partial(architecture_hash, job.space)
+def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """Trials, ranked by the first objective, with those of the front before all others.
+
+    Otherwise one that another beats could be trained, where both are equal in the first objective.
+    """
+    longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
+    best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
+    return sorted(ranked, key=lambda t: t.number not in best)
+
+
+# -- what proposes -----------------------------------------------------------------------------------
 
 
 def scheduler(job: Job, searcher: Searcher, fidelity: int) -> Scheduler:
     """Decides how long each trial trains; `fidelity` is that of the fixed one."""
-    plan = job.plan
-    match plan.scheduler:
+    ladder, eta, goals = job.plan.ladder, job.config.eta, job.plan.goals
+    match job.config.scheduler:
         case "successive-halving":
-            return SuccessiveHalving(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+            return SuccessiveHalving(searcher, ladder, eta, goals, _enough(searcher))
         case "hyperband":
-            return Hyperband(searcher, plan.ladder, plan.eta, plan.goals, _enough(searcher))
+            return Hyperband(searcher, ladder, eta, goals, _enough(searcher))
     return Fixed(searcher, fidelity)
 
 
@@ -150,17 +176,16 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
     if not isinstance(searcher, Guided):
         return searcher
     if job.plan.earlier:
-        searcher = dataclasses.replace(searcher, earlier=_earlier(job, enough=_enough(searcher)))
+        earlier = _earlier(Path(job.plan.earlier), job.space, job.plan.goals, enough=_enough(searcher))
+        searcher = replace(searcher, earlier=earlier)
     if job.plan.proxies:
-        scored = Scored(job.space, job.search_task, job.plan.proxies)
-        searcher = dataclasses.replace(searcher, describe=scored)
+        searcher = replace(searcher, describe=Scored(job.space, job.search_task, job.plan.proxies))
     return searcher
 
 
-def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
+def _earlier(folder: Path, space: Space, goals: Goals, *, enough: int) -> tuple[Trial, ...]:
     """The trials of an earlier run; of one on a ladder those of one rung, for values must be comparable."""
-    folder = Path(job.plan.earlier)
-    trials = Study.read(folder, SEARCH, job.space)
+    trials = Study.read(folder, SEARCH, space)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         raise ConfigError(f"searcher.earlier: {folder} holds no finished trial to learn from")
@@ -170,110 +195,81 @@ def _earlier(job: Job, *, enough: int) -> tuple[Trial, ...]:
             "name a run by trials"
         )
     for trial in done:
-        job.plan.goals.check(trial)
+        goals.check(trial)
     return tuple(comparable(trials, sorted({trial.fidelity for trial in done}), enough=enough))
 
 
-def grown(job: Job, measure: Evaluate) -> Evaluate:
-    """The evaluator whose trials begin with the weights of an earlier one, where the job wants that."""
-    if job.config.warm_start != "parent":
-        return measure
-    if not isinstance(measure, Trained):
-        raise ConfigError(
-            "warm_start is parent, but trials on a ladder continue their own training; remove it"
-        )
-    return dataclasses.replace(measure, weights=job.folder / CHECKPOINT / "weights")
+def fitting(job: Job, searcher: Searcher, evaluate: Evaluate) -> Searcher:
+    """The searcher kept below what ran out of memory before it, where trials are trained."""
+    if not isinstance(evaluate, Trained | Laddered):
+        return searcher
+    needed, memory = evaluate.needed_bytes, memory_bytes(job.device)
+
+    def fits(genotype: Genotype, history: Sequence[Trial]) -> bool:
+        trial = Trial(0, genotype, job.plan.ladder.granted[0])
+        return too_large(trial, history, needed, memory) is None
+
+    return Bounded(searcher, fits)
 
 
-@contextmanager
-def workers(job: Job, evaluate: Evaluate, *, beside: bool = False) -> Iterator[Workers | None]:
-    """Where trials are evaluated for a block; None is this process.
-
-    beside: for trainings that do not wait for each other, of which this machine makes as many at a time as it
-      bears; else as many as the job has workers. One at a time where latencies are measured, which others
-      would disturb.
-    """
-    folder, config = job.folder / CHECKPOINT / "workers", job.config
-    trained = isinstance(evaluate, Trained | Laddered)
-    if not trained or (job.executor is None and job.processes is None):
-        yield None
-        return
-    slots: Sequence[Slot]
-    count = count_of(job)
-    if job.executor is not None:
-        slots = [Borrowed(job.executor) for _ in range(count)]
-    else:
-        assert job.processes is not None
-        disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
-        count = (1 if disturbed else places_on(job.task.train.x.device)) if beside else count
-        threads = 1
-        if count == 1 and not beside:
-            threads = int(job.clock.decide(f"threads {SEARCH}", lambda: [1, 0.0])[0])
-        slots = job.processes.slots(count, threads=threads)
-    found = Workers(
-        slots,
-        folder,
-        ordered=job.executor is None and not config.asynchronous,
-        timeout_s=config.trial_timeout,
-        stop=job.stop,
-    )
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def count_of(job: Job) -> int:
-    """How many trials of a search are evaluated at a time."""
-    wanted = job.config.workers
-    if wanted != "auto":
-        return max(1, wanted)
-    gpus = job.processes.gpus if job.processes is not None else []
-    return len(gpus) or cores()
-
-
-def sendable(evaluate: Evaluate) -> Evaluate:
-    """The evaluator without what belongs to this process; a worker asks nobody whether to stop."""
-    if isinstance(evaluate, Trained | Laddered):
-        return dataclasses.replace(evaluate, stop=None)
-    return evaluate
+# -- what measures -----------------------------------------------------------------------------------
 
 
 def _trained(job: Job) -> Evaluate:
-    """From scratch for one rung of all images at full size, else up the ladder."""
-    ladder, folder = job.plan.ladder, job.folder / CHECKPOINT
+    """From scratch, or from the weights of a parent, for one rung of all images at full size.
+
+    Else up the ladder.
+    """
+    ladder, folder, parents = job.plan.ladder, job.folder / CHECKPOINT, job.config.warm_start == "parent"
+    shared = job.space, job.search_task, job.plan.trial
     if len(ladder) == 1 and ladder.rungs[0] == Fidelity(ladder.rungs[0].epochs):
-        return Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
-    return Laddered(
-        job.space,
-        job.search_task,
-        job.plan.trial,
-        ladder,
-        folder / "ladder",
-        seed=job.seed(SEARCH),
-        stop=job.stop,
-    )
+        weights = folder / "weights" if parents else None
+        return Trained(*shared, folder=folder, stop=job.stop, weights=weights)
+    if parents:
+        raise ConfigError(
+            "warm_start is parent, but trials on a ladder continue their own training; remove it"
+        )
+    return Laddered(*shared, ladder, folder / "ladder", seed=job.seed(SEARCH), stop=job.stop)
 
 
-def telling(job: Job, study: str) -> Callable[[Trial], None]:
-    """What hears of every ended trial of a study: the user, and the trackers."""
+def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial], Mapping[str, float]]:
+    """The costs that the goals need, of the last network. timed: trials that may have been timed before."""
+    wanted = job.plan.goals.metrics
+    if not set(wanted) - set(TRAINED):
+        return lambda _: {}
+    shape, table = job.task.image_shape, job.latency_table
+    return Costs(job.final, shape, job.device, wanted, table=table, timed=timed)
 
-    def told(trial: Trial) -> None:
-        job.progress.advance(trial_line(trial))
-        job.tracking.tell(of_trials(study, [trial]))
 
-    return told
+def measure_of(job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()) -> Measure:
+    """How trials are measured: by an evaluator, with the costs that the goals need.
+
+    What is known to run out of memory is not trained, and a trial ends that will hardly beat the best one so
+    far, where the job wants that.
+
+    study: of the trials. others: trials that were measured before it began.
+    """
+    memory, early_stop, goals = memory_bytes(job.device), job.config.early_stop, job.plan.goals
+    costs = costs_of(job, lambda: (*others, *study.history))
+    if not isinstance(evaluate, Trained | Laddered):
+        return Measure(evaluate, costs=costs)
+
+    def hints(trial: Trial, known: Sequence[Trial]) -> Mapping[str, object]:
+        if not isinstance(evaluate, Trained):
+            return {}
+        done = [t.metrics["val_acc"] for t in goals.kept_by(known)] if early_stop else []
+        return {
+            **evaluate.hints(trial, known),
+            **({"should_stop": EarlyStop(max(done), early_stop)} if done else {}),
+        }
+
+    def refuses(trial: Trial, before: Sequence[Trial]) -> TrialError | None:
+        return too_large(trial, [*others, *before], evaluate.needed_bytes, memory)
+
+    return Measure(evaluate, hints=hints, refuses=refuses, costs=costs)
 
 
-def trial_line(trial: Trial) -> str:
-    """One ended trial in words."""
-    if trial.state == "failed":
-        return f"trial {trial.number}: failed, {trial.reason}"
-    metrics = trial.metrics
-    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
-    rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
-    accuracy = f"validation accuracy {metrics['val_acc']:.4f}"
-    return f"trial {trial.number}: {accuracy}{size}{rate}, {trial.cost_s:.1f} s"
+# -- where and how long ------------------------------------------------------------------------------
 
 
 def run_trials(
@@ -301,93 +297,66 @@ def run_trials(
         job.check_stop(f"{what} stopped after {counted(study.ended, 'trial')}")
         return until_spent_s is not None and study.ended > 0 and study.spent_s >= until_spent_s
 
+    def told(trial: Trial) -> None:
+        job.progress.advance(trial_line(trial))
+        job.tracking.tell(of_trials(study.name, [trial]))
+
     with workers(job, evaluate, beside=not stops_at_failures) as found:
+        if found is not None and isinstance(evaluate, Trained | Laddered):
+            evaluate = replace(evaluate, stop=None)  # a worker asks nobody whether to stop
         return study.run(
-            measure_of(job, evaluate if found is None else sendable(evaluate), study=study, others=others),
+            measure_of(job, evaluate, study=study, others=others),
             trials=trials,
             stop=enough,
-            on_trial=telling(job, study.name),
+            on_trial=told,
             max_failures=job.config.max_failures if stops_at_failures else trials + 1,
             workers=found,
         )
 
 
-def search_by_trials(
-    job: Job,
-    *,
-    until_s: float | None = None,
-    shared: Callable[[Job], tuple[Evaluate, float]] | None = None,
-) -> SearchOutcome:
-    """Proposes and measures trials; the candidates are the best of the longest training.
+@contextmanager
+def workers(job: Job, evaluate: Evaluate, *, beside: bool) -> Iterator[Workers | None]:
+    """Where trials are evaluated for a block; None is this process.
 
-    shared: makes an evaluator of trained weights that trials share, and says how many seconds that took;
-      without it they are trained one by one.
-    until_s: when it has to be over, by the job's clock; what was found by then counts.
-
-    Raises:
-        NoModelError: when every trial failed.
+    beside: for trainings that do not wait for each other, of which this machine makes as many at a time as it
+      bears, each with one thread; else as many as the job has workers. One at a time where latencies are
+      measured, which others would disturb.
     """
-    searcher, job, shares = job.plan.searcher, job.until(until_s), shared is not None
-    assert searcher is not None
+    if not isinstance(evaluate, Trained | Laddered) or (job.executor is None and job.processes is None):
+        yield None
+        return
+    gpus = [] if job.processes is None else job.processes.gpus
+    count = (len(gpus) or cores()) if job.config.workers == "auto" else max(1, job.config.workers)
+    slots: Sequence[Slot]
+    if job.executor is not None:
+        slots = [Borrowed(job.executor) for _ in range(count)]
+    else:
+        assert job.processes is not None
+        disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
+        count = (1 if disturbed else places_on(job.device)) if beside else count
+        slots = job.processes.slots(count, threads=1 if beside or count > 1 else torch.get_num_threads())
+    found = Workers(
+        slots,
+        job.folder / CHECKPOINT / "workers",
+        ordered=job.executor is None and not job.config.asynchronous,
+        timeout_s=job.config.trial_timeout,
+        stop=job.stop,
+    )
     try:
-        evaluate, prepared_s = (_trained(job), 0.0) if shared is None else shared(job)
-    except TimeUp as error:  # while a supernet was trained
-        job.progress.note(f"the search ends before its first trial: {error}")
-        return _untaught(job, searcher, (), IN_TIME, seconds=job.clock.elapsed_s)
-    fidelity = 0 if shares else job.plan.ladder.granted[-1]
-    default, proposes = default_of(job), fitting(job, bounded(job, informed(job, searcher)), evaluate)
-    if default is not None:
-        proposes = DefaultFirst(proposes, default)
-    study = job.study(SEARCH, scheduler(job, proposes, fidelity), announce=not shares, alike=alike(job))
-    evaluate, late = grown(job, evaluate), False
-    try:
-        reason = run_trials(
-            job, study, evaluate, job.plan.trials, what=SEARCH, until_spent_s=until_s, stops_at_failures=True
-        )
-    except TimeUp as error:
-        reason, late = str(error), True
-    if study.ended < job.plan.trials:
-        job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
-    best = front_first(finalists(study.history, job.plan.lead), job.plan.goals)
-    if not best and late:
-        return _untaught(job, searcher, study.history, IN_TIME)
-    if not best:
-        raise NoModelError(f"all {counted(study.ended, 'trial')} failed:{diagnosis(study.history)}")
-    if job.plan.goals.violation(best[0].metrics) > 0:
-        job.progress.note(
-            f"WARNING: no architecture keeps all constraints ({job.plan.goals}); the nearest is taken"
-        )
-    seconds = prepared_s + study.spent_s
-    if _learned_nothing(job, study.history, default):
-        no_better = "the search learned nothing, no trial is better than guessing"
-        return _untaught(job, searcher, study.history, no_better, seconds=seconds)
-    genotypes = distinct(job, (t.genotype for t in best))
-    return SearchOutcome(genotypes, study.history, seconds, evaluate, fidelity)
+        yield found
+    finally:
+        found.close()
 
 
-def _learned_nothing(job: Job, history: Sequence[Trial], default: Genotype | None) -> bool:
-    """Whether accuracy is searched for, no trial is better than chance, and the default did not fail."""
-    done = [t for t in history if t.state == "done"]
-    failed = {t.genotype for t in history if t.state == "failed"}
-    judged = job.plan.goals.objectives == Goals().objectives and default not in {None, *failed}
-    return judged and at_chance(done, chance(job.search_task.val)) == len(done)
-
-
-def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
-    """Trials, ranked by the first objective, with those of the front before all others.
-
-    Otherwise one that another beats could be trained, where both are equal in the first objective.
-    """
-    longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
-    best = {t.number for t in goals.front(longest)} if len(goals.objectives) > 1 else set()
-    return sorted(ranked, key=lambda t: t.number not in best)
-
-
-def _untaught(
-    job: Job, searcher: Searcher, history: Sequence[Trial], why: str, *, seconds: float = 0.0
-) -> SearchOutcome:
-    """The default; where no such one keeps the constraints, what the searcher would begin with."""
-    default = default_of(job)
-    if default is None:
-        default = bounded(job, searcher).ask(job.space, history, rng(job.seed("untried")))
-    return SearchOutcome([default], history, seconds, untaught=why)
+def trial_line(trial: Trial) -> str:
+    """One ended trial in words."""
+    if trial.state == "failed":
+        return f"trial {trial.number}: failed, {trial.reason}"
+    metrics = trial.metrics
+    rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
+    size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
+    if "val_acc" in metrics:
+        score = f"validation accuracy {metrics['val_acc']:.4f}{size}{rate}"
+    else:
+        score = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return f"trial {trial.number}: {score}, {trial.cost_s:.1f} s"

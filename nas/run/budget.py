@@ -1,17 +1,15 @@
 """What a job does in its time, planned backwards from the last training, which gets half of it or more.
 
-A few steps are timed; the last network is as large as a training of some 2,200 steps or 35 epochs allows, and
+A few steps are timed; the last network is as large as a training of some 2,200 steps or 28 epochs allows, and
 the rest of the time searches, where a dozen trials of at least six epochs fit.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -19,15 +17,14 @@ from nas import devices
 from nas.data.task import Task
 from nas.errors import Stopped, TrialError, counted
 from nas.files.atomic import write_json
-from nas.results.run_record import RETRAIN, SEARCH
+from nas.results.run_record import CHECKPOINT, RETRAIN, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Job
 from nas.run.run_folder import EXPORT_S
-from nas.run.step_timing import final_pace, network_pace, paced, search_pace, sized, threads
+from nas.run.step_timing import final_pace, network_pace, search_pace, sized, threads
 from nas.searchers.fidelity import Fidelity, Ladder
-from nas.seeding import isolated, rng
+from nas.seeding import rng
 from nas.space.cost import Cost, cost
-from nas.space.latency import latencies
 from nas.space.space import Size
 from nas.study.workers import cores, places_on
 from nas.training.evaluate import FORWARD
@@ -46,19 +43,16 @@ SHARED = 0.7
 """Of the time of a search on shared weights, for their training."""
 SLACK = 0.1
 """Of what was planned, the last training included: by how much phases before it may be late before a cut."""
-START_S = 4.0
-"""Until processes that train side by side have begun."""
 FINISH_S, PLAIN_S = 3.0, 1.0
 """Set aside for writing the result, with pictures and without."""
-MOST_BUSY, FINISH_SHARE = 4.0, 0.2
-"""How much longer the writing may take on a busy machine, and its largest share of a budget."""
+TESTED = 0.2
+"""The largest share of a budget that is set aside for testing the last network."""
 EXPORTED_S = 600.0
 """A budget that is at least as long has time set aside for the bundle."""
 LIMIT_S, SHARE = 5.0, 0.05
 """Seconds that measuring takes at most, but for the step in progress; and of a budget."""
-AUDITED, AUDIT_S, AUDIT_PAIRS, AUDIT_LEAST_S = 0.1, 0.004, 20_000, 3.0
-"""Share of the time that an audit may take; its seconds for an image; so many images take twice as long; and
-its seconds for however few images."""
+AUDITED, AUDIT_S, AUDIT_LEAST_S = 0.1, 0.008, 3.0
+"""Share of the time that an audit may take; its seconds for an image, and for however few images."""
 HOUR_S = 3600.0
 
 
@@ -68,12 +62,14 @@ class BudgetPlan:
 
     seconds: by phase, of those that there are; empty where nobody wants to know.
     trials, epochs: of the search, `epochs` those of a trial or of a supernet; none where nothing is searched.
-    begins_s: when it was made, by the job's clock. limited: by a budget, so that its phases are cut.
+    final_step_s: of the last network. begins_s: when the plan was made, by the job's clock.
+    limited: by a budget, so that its phases are cut.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     trials: int = 0
     epochs: float = 0
+    final_step_s: float = 0.0
     begins_s: float = 0.0
     limited: bool = False
 
@@ -100,14 +96,6 @@ class BudgetPlan:
         planned_s = sum(self.seconds.get(name, 0.0) for name in before)
         return self.begins_s + planned_s + SLACK * (planned_s + self.seconds[RETRAIN])
 
-    def comparison(self, took_s: float) -> str:
-        """The estimate beside what the job took, in words."""
-        off = abs(took_s / self.total_s - 1) if self.total_s else 0.0
-        more = "longer" if took_s >= self.total_s else "less"
-        before = f" ({time_text(self.begins_s)} of it until the preview)" if self.begins_s >= 1 else ""
-        took, estimated = time_text(took_s), time_text(self.total_s)
-        return f"the job took {took}{before}, estimated were {estimated}: {off:.0%} {more}"
-
 
 Tell = Callable[["Preview"], bool]
 """Shows a preview; whether to go on."""
@@ -123,10 +111,10 @@ def plan_budget(job: Job, tell: Tell | None = None) -> tuple[Job, BudgetPlan]:
     """
     if tell is None and job.clock.budget_s is None:
         return job, BudgetPlan()
-    job, plan, steps = _planned(job)
+    job, plan = _planned(job)
 
     def told() -> bool:
-        found = _preview(job, plan, steps)
+        found = _preview(job, plan)
         write_json(job.folder / "preview.json", found.to_dict())
         if tell is not None and not tell(found):
             raise Stopped("nothing was trained")
@@ -149,57 +137,51 @@ def preview(job: Job) -> Preview:
 
 @dataclass(frozen=True)
 class Steps:
-    """Seconds of a step.
-
-    trial: of a trial by one thread. search: of what is searched, by as many as suit it. final: of the last
-    network. busy: by how much longer than it computes a process is at work on this machine now.
-    """
+    """Seconds of a step: of a trial in a process of one thread, of what is searched, of the last network."""
 
     trial: float
     search: float
     final: float
-    busy: float = 1.0
 
 
-def _planned(job: Job) -> tuple[Job, BudgetPlan, Steps]:
-    steps = Steps(**job.clock.decide("steps", lambda: dataclasses.asdict(_timed(job)), lasting=True))
-    if job.clock.budget_s is None:
-        places = places_on(job.task.train.x.device)
-        made = job.clock.decide("plan", lambda: dataclasses.asdict(unlimited(job, steps, places=places)))
-        return job, BudgetPlan(**made), steps
-    limited = partial(_limited, job, steps, job.clock.budget_s)
-    plan = BudgetPlan(**job.clock.decide("plan", lambda: dataclasses.asdict(limited())))
+def _planned(job: Job) -> tuple[Job, BudgetPlan]:
+    made = job.clock.decide("plan", lambda: asdict(planned(job, _timed(job), places=places_on(job.device))))
+    plan = BudgetPlan(**made)
+    if not plan.limited:
+        return job, plan
     job, final_s = sized(applied(job, plan), _typical(job), plan.seconds[RETRAIN])
-    return job, plan, replace(steps, final=final_s)
+    return job, replace(plan, final_step_s=final_s)
+
+
+def planned(job: Job, steps: Steps, *, places: int) -> BudgetPlan:
+    """All as it was asked for, or what fits into the budget. places: of trainings made side by side."""
+    budget_s, begins_s = job.clock.budget_s, job.clock.elapsed_s
+    testing_s = FORWARD * len(job.task.test) / job.recipe.batch * steps.final
+    finish_s = FINISH_S if job.config.pictures else PLAIN_S
+    if budget_s is None:
+        plan, finish_s = unlimited(job, steps, places=places), finish_s + testing_s
+    else:
+        finish_s += EXPORT_S if job.config.export and budget_s >= EXPORTED_S else 0.0
+        finish_s += min(testing_s, TESTED * budget_s)
+        plan = divided(job, steps, max(0.0, budget_s - begins_s - finish_s), places=places)
+    seconds = {**plan.seconds, FINISH: finish_s}
+    return replace(plan, seconds=seconds, begins_s=begins_s, final_step_s=steps.final)
 
 
 def unlimited(job: Job, steps: Steps, *, places: int) -> BudgetPlan:
-    """Without a budget: all as it was asked for. places: of trainings that are made side by side."""
-    plan = job.plan
-    trials, epochs, compares = 0, 0.0, plan.baselines and job.has_choice
+    """Without a budget, all as it was asked for."""
+    trials, epochs, compares = 0, 0.0, job.config.baselines and job.has_choice
     seconds = dict[str, float]()
     if job.has_choice:
         trials, epochs = _work_of(job)
         seconds[SEARCH] = search_s(job, steps, trials, epochs)
         if compares and not job.is_own_baseline:
-            seconds[BASELINES] = START_S + seconds[SEARCH] / places
+            seconds[BASELINES] = seconds[SEARCH] / places
     if again := rerank_s(job, steps, places=places, compares=compares):
         seconds[RERANK] = again
     images = len(job.task.train) + len(job.task.val)
     seconds[RETRAIN] = job.recipe.epochs * max(1, images // job.recipe.batch) * steps.final
-    seconds[FINISH] = _testing_s(job, steps) + FINISH_S * steps.busy
-    return BudgetPlan(seconds, trials, epochs, job.clock.elapsed_s)
-
-
-def _limited(job: Job, steps: Steps, budget_s: float) -> BudgetPlan:
-    """Within a budget, of which some is kept for testing and writing."""
-    plain_s = FINISH_S if job.config.pictures else PLAIN_S
-    finish_s = min(plain_s * steps.busy, max(plain_s, FINISH_SHARE * budget_s))
-    finish_s += EXPORT_S if job.config.export and budget_s >= EXPORTED_S else 0.0
-    finish_s += min(_testing_s(job, steps), FINISH_SHARE * budget_s)
-    begins_s, places = job.clock.elapsed_s, places_on(job.task.train.x.device)
-    plan = divided(job, steps, max(0.0, budget_s - begins_s - finish_s), places=places)
-    return replace(plan, seconds={**plan.seconds, FINISH: finish_s}, begins_s=begins_s)
+    return BudgetPlan(seconds, trials, epochs)
 
 
 def divided(job: Job, steps: Steps, usable_s: float, *, places: int) -> BudgetPlan:
@@ -207,7 +189,7 @@ def divided(job: Job, steps: Steps, usable_s: float, *, places: int) -> BudgetPl
 
     places: of trainings that are made side by side.
     """
-    for compares in (True, False) if job.plan.baselines and not job.is_own_baseline else (False,):
+    for compares in (True, False) if job.config.baselines and not job.is_own_baseline else (False,):
         again_s = rerank_s(job, steps, places=places, compares=compares)
         longest_s = ((1 - LAST) * usable_s - again_s) / (1 + compares / places)
         if job.has_choice and (fitting := _fitted(job, steps, longest_s)) is not None:
@@ -244,17 +226,19 @@ def _is_open(job: Job) -> bool:
 
 
 def applied(job: Job, found: BudgetPlan) -> Job:
-    """The job with the trials and epochs of its plan."""
+    """The job with the trials and epochs of its plan; a supernet that has begun keeps its own."""
     plan, epochs = job.plan, int(found.epochs)
     if not epochs:
         return job
+    if plan.searcher is not None and not job.config.shares_weights:
+        ladder = Ladder((Fidelity(epochs),)) if _is_open(job) else plan.ladder
+        return replace(job, plan=replace(plan, trials=found.trials, ladder=ladder))
+    begun = (job.folder / CHECKPOINT).exists()
+    epochs = job.clock.decide("epochs of a supernet", lambda: epochs, lasting=begun)
     if plan.searcher is None:
         plan = replace(plan, search=replace(plan.method, weights=shortened(plan.method.weights, epochs)))
-    elif job.config.shares_weights:
-        plan = replace(plan, shared=shortened(plan.shared, epochs))
     else:
-        ladder = Ladder((Fidelity(epochs),)) if _is_open(job) else plan.ladder
-        plan = replace(plan, trials=found.trials, ladder=ladder)
+        plan = replace(plan, shared=shortened(plan.shared, epochs))
     return replace(job, plan=plan)
 
 
@@ -293,8 +277,7 @@ def rerank_s(job: Job, steps: Steps, *, places: int, compares: bool) -> float:
     """Of the fresh trainings, `places` of them at a time; 0 where there are none."""
     networks = _networks_again(job, compares=compares)
     rounds = math.ceil(networks * job.plan.seeds / places)
-    start_s = START_S if places > 1 and networks and not compares else 0.0
-    return rounds * trial_s(job, steps.trial, job.plan.top_k_epochs) + start_s
+    return rounds * trial_s(job, steps.trial, job.plan.top_k_epochs)
 
 
 def _networks_again(job: Job, *, compares: bool) -> int:
@@ -302,17 +285,10 @@ def _networks_again(job: Job, *, compares: bool) -> int:
     return 0 if job.plan.top_k == 1 and not compares else job.plan.top_k + 1 + 2 * compares
 
 
-def _testing_s(job: Job, steps: Steps) -> float:
-    """Of testing the last network."""
-    return FORWARD * len(job.task.test) / job.recipe.batch * steps.final
-
-
 def allows_audit(task: Task, budget_s: float) -> bool:
     """Whether the images can be audited in a small share of the time."""
-    count = sum(len(split) for split in (task.train, task.val, task.test))
-    pixels = task.image_shape[1] * task.image_shape[2]
-    expected_s = AUDIT_S * count * (1 + count / AUDIT_PAIRS) * max(1.0, pixels / 28**2)
-    return max(AUDIT_LEAST_S, expected_s) <= AUDITED * budget_s
+    images = len(task.train) + len(task.val) + len(task.test)
+    return max(AUDIT_LEAST_S, AUDIT_S * images) <= AUDITED * budget_s
 
 
 def _work_of(job: Job) -> tuple[int, float]:
@@ -325,7 +301,7 @@ def _work_of(job: Job) -> tuple[int, float]:
     # Epochs of full size that a trial takes on average: of `eta` on a rung one climbs.
     rungs = plan.ladder.rungs
     work = [r.epochs * r.images * r.width**2 * r.cells * r.image_size**2 for r in rungs]
-    shares = [float(plan.eta) ** -i for i in range(len(rungs))]
+    shares = [float(job.config.eta) ** -i for i in range(len(rungs))]
     added = [max(now - before, 0.0) for before, now in zip([0.0, *work], work, strict=False)]
     return plan.trials, sum(s * a for s, a in zip(shares, added, strict=True)) / sum(shares)
 
@@ -337,42 +313,29 @@ def _typical(job: Job) -> Genotype:
 
 
 def _timed(job: Job) -> Steps:
-    began, computed = time.perf_counter(), time.process_time()
     budget_s, genotype = job.clock.budget_s, _typical(job)
     limit_s = 0.2 * (LIMIT_S if budget_s is None else min(LIMIT_S, SHARE * budget_s))
 
-    def trial() -> float:
-        return network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
+    def paced(pace: Callable[[], float]) -> float:
+        try:
+            return pace()
+        except TrialError:  # the phase itself will say why
+            return 0.0
 
-    with threads(1 if places_on(job.task.train.x.device) > 1 else torch.get_num_threads()):
-        alone_s = _or_zero(trial)
-    searching = partial(search_pace, job, genotype, limit_s=limit_s)
-    together_s = paced(job, SEARCH, searching)[1] if job.has_choice else 0.0
-    final = partial(final_pace, job, genotype, limit_s=limit_s)
-    final_s = _or_zero(final) if budget_s is not None else paced(job, RETRAIN, final)[1]
-    # What of its time the process was kept from computing, it will be kept from writing, too.
-    busy = (time.perf_counter() - began) / max(time.process_time() - computed, 1e-3)
-    return Steps(alone_s, together_s, final_s, min(max(busy, 1.0), MOST_BUSY))
-
-
-def _or_zero(pace: Callable[[], float]) -> float:
-    """What could not be trained has no pace; the job itself will say why."""
-    try:
-        return pace()
-    except TrialError:
-        return 0.0
+    with threads(1 if places_on(job.device) > 1 else torch.get_num_threads()):
+        trial_s = paced(
+            lambda: network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
+        )
+    alone = job.plan.searcher is None or job.config.shares_weights or job.config.workers in (0, 1)
+    search_s = paced(lambda: search_pace(job, genotype, limit_s=limit_s)) if alone else trial_s
+    return Steps(trial_s, search_s, paced(lambda: final_pace(job, genotype, limit_s=limit_s)))
 
 
 # -- what is told -------------------------------------------------------------------------------------
 
-SAMPLE, TIMED = 50, 3
-"""Architectures that are counted, and whose latency is measured."""
-_SHOWN = (
-    ("params", "parameters", ""),
-    ("macs", "MACs", ""),
-    ("peak_bytes", "peak memory", "B"),
-    ("latency_ms", "latency", " ms"),
-)
+SAMPLE = 50
+"""Architectures that are counted."""
+_SHOWN = (("params", "parameters", ""), ("macs", "MACs", ""), ("peak_bytes", "peak memory", "B"))
 
 
 @dataclass(frozen=True)
@@ -380,8 +343,8 @@ class Preview:
     """What a search will cost.
 
     decisions, architectures: of the space; `exact` is False where they are estimated.
-    sample: how many architectures the ranges are of; timed: of how many of them latency was measured.
-    ranges: the least and the most of params, macs, peak_bytes and latency_ms of the last network.
+    ranges: the least and the most of params, macs and peak_bytes of the last network, over so many random
+      architectures as `sample` says.
     memory_bytes: what training needs at least, counted.
     phases: in order, the name of each, what is planned, and its seconds. device: in words.
     """
@@ -391,7 +354,6 @@ class Preview:
     architectures: int
     exact: bool
     sample: int
-    timed: int
     ranges: Mapping[str, tuple[float, float]]
     memory_bytes: int
     phases: tuple[tuple[str, str, float], ...]
@@ -406,7 +368,7 @@ class Preview:
         """Plain values for JSON."""
         ranges = {name: {"low": low, "high": high} for name, (low, high) in self.ranges.items()}
         phases = [{"name": n, "planned": words, "seconds": s} for n, words, s in self.phases]
-        return {**dataclasses.asdict(self), "ranges": ranges, "phases": phases, "seconds": self.seconds}
+        return {**asdict(self), "ranges": ranges, "phases": phases, "seconds": self.seconds}
 
     def lines(self) -> list[str]:
         """A short table."""
@@ -417,40 +379,34 @@ class Preview:
             for name, label, unit in _SHOWN
             if name in self.ranges
         ]
-        rows.append(
-            f"             over {counted(self.sample, 'random architecture')} at final size, latency of "
-            f"{self.timed}"
-        )
+        rows.append(f"             over {counted(self.sample, 'random architecture')} at final size")
         rows.append(f"memory       training takes {_short(self.memory_bytes)}B at least")
         rows += [f"{name:<13}{words:<44} {time_text(seconds):>9}" for name, words, seconds in self.phases]
         rows.append(f"{'in all':<13}{'on ' + self.device:<44} {time_text(self.seconds):>9}, from timed steps")
         return rows
 
 
-def _preview(job: Job, plan: BudgetPlan, steps: Steps) -> Preview:
+def _preview(job: Job, plan: BudgetPlan) -> Preview:
     """Counts a sample of architectures, and puts the plan into words."""
     counts = dict(_counted(job, until=time.perf_counter() + 0.2 * LIMIT_S))
-    timed = list(counts)[:TIMED]
-    names = ("params", "macs", "peak_bytes") if counts else ()
-    values = {name: [getattr(c, name) for c in counts.values()] for name in names}
+    values = {name: [getattr(c, name) for c in counts.values()] for name in ("params", "macs", "peak_bytes")}
     # Weights, gradients, momentum and the activations of a batch.
     memory = (12 * c.params + job.recipe.batch * c.activation_bytes for c in counts.values())
-    words = _words(job, plan, steps)
+    words = _words(job, plan)
     return Preview(
         job.space.name,
         len(job.space.decisions),
         job.space.size.count,
         job.space.size.exact,
         len(counts),
-        len(timed),
-        {name: (min(found), max(found)) for name, found in values.items()} | _latency(job, timed),
+        {name: (min(found), max(found)) for name, found in values.items() if found},
         max(memory, default=0),
         tuple((name, words[name], plan.seconds[name]) for name in PHASES if name in plan.seconds),
-        devices.describe(job.task.train.x.device),
+        devices.describe(job.device),
     )
 
 
-def _words(job: Job, found: BudgetPlan, steps: Steps) -> dict[str, str]:
+def _words(job: Job, found: BudgetPlan) -> dict[str, str]:
     """What is planned for each phase."""
     plan, trials = job.plan, counted(found.trials, "trial")
     if plan.searcher is None:
@@ -461,12 +417,12 @@ def _words(job: Job, found: BudgetPlan, steps: Steps) -> dict[str, str]:
         search = f"{trials}, on {plan.ladder}"
     else:
         search = f"{trials}, {counted(plan.ladder.granted[-1], 'epoch')} each"
-    compares = BASELINES in found.seconds or (job.is_own_baseline and plan.baselines)
+    compares = BASELINES in found.seconds or (job.is_own_baseline and job.config.baselines)
     networks = counted(_networks_again(job, compares=compares), "network")
     images = len(job.task.train) + len(job.task.val)
     retrain = f"{counted(job.recipe.epochs, 'epoch')} of {counted(images, 'image')}"
     if found.limited:
-        epochs = found.seconds[RETRAIN] / max(1e-9, steps.final * max(1, images // job.recipe.batch))
+        epochs = found.seconds[RETRAIN] / max(1e-9, found.final_step_s * max(1, images // job.recipe.batch))
         size = "".join(f", {name} {value}" for name, value in job.config.final_settings.items())
         retrain = f"about {counted(round(epochs), 'epoch')} in {job.recipe.precision}{size}"
         retrain = retrain if found.epochs else f"the default architecture: {retrain}"
@@ -491,17 +447,6 @@ def _counted(job: Job, *, until: float) -> Iterator[tuple[Genotype, Cost]]:
                 yield genotype, cost(job.final, genotype, job.task.image_shape)
         except TrialError:
             continue
-
-
-def _latency(job: Job, genotypes: list[Genotype]) -> dict[str, tuple[float, float]]:
-    x = job.task.normalise(job.task.train.x[:1])
-    try:
-        with user_errors(), isolated(0, "preview"):
-            networks = [job.final.network(genotype).to(x.device) for genotype in genotypes]
-            found = [timed.p50_ms for timed in latencies(networks, x, repeats=5, warmup=2)]
-    except TrialError:
-        return {}
-    return {"latency_ms": (min(found), max(found))} if found else {}
 
 
 def _span(low: float, high: float, unit: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.proxies import DEFAULT, PROXIES, Scored, log_rank
 from nas.evaluate.trained import Trained
 from nas.files.atomic import read_json, write_json
-from nas.files.folder import folder_lock, results_folder
+from nas.files.folder import results_folder
 from nas.results.run_record import CHECKPOINT
-from nas.run.black_box import trial_line
+from nas.run.black_box import run_trials
 from nas.run.config import make_config
 from nas.run.job import Job
 from nas.run.preparation import check_fit, name_of, prepare, refuse_others, with_names
-from nas.run.run_folder import begin, clear_checkpoints, open_folder, refuse_other_settings
+from nas.run.run_folder import begun, clear_checkpoints, refuse_other_settings
 from nas.run.supernet_phase import shared_weights
 from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
 from nas.searchers.goals import Goals
@@ -41,7 +41,7 @@ from nas.seeding import rng
 from nas.show import draw
 from nas.show.progress import Progress, telling
 from nas.space.space import Space
-from nas.study.workers import Evaluator
+from nas.study.workers import Evaluate
 from nas.training.launch import refuse
 from nas.types import Genotype, Objective, Trial
 
@@ -198,7 +198,7 @@ def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) ->
 def _measure(
     job: Job,
     name: str,
-    measure: Evaluator,
+    measure: Evaluate,
     genotypes: Sequence[Genotype],
     *,
     epochs: int,
@@ -208,27 +208,8 @@ def _measure(
     """All architectures in a study of their own, which is where a resumed calibration goes on."""
     listed = Listed(tuple(genotypes), epochs, repeats)
     study = job.study(name, listed, goals=Goals((Objective(metric),)), announce=epochs > 0)
-    total = len(genotypes) * repeats
-    job.progress.phase(name, total, done=study.ended)
-
-    def stop() -> bool:
-        job.check_stop(f"calibration stopped in {name!r}")
-        return False
-
-    study.run(
-        measure,
-        trials=total,
-        stop=stop,
-        on_trial=lambda trial: job.progress.advance(_line(trial, metric)),
-        max_failures=total + 1,
-    )
+    run_trials(job, study, measure, len(genotypes) * repeats, what=name)
     return study.history
-
-
-def _line(trial: Trial, metric: str) -> str:
-    if trial.state == "done" and metric != "val_acc":
-        return f"trial {trial.number}: {metric} {trial.metrics[metric]:.4g}, {trial.cost_s:.2f} s"
-    return trial_line(trial)
 
 
 def _cost(trials: Sequence[Trial]) -> float:
@@ -274,61 +255,46 @@ def calibrate(
     """
     refuse("a calibration")
     settings = settings or Settings()
-    names = {
-        "space": name_of("space", space, who="calibrate"),
-        "task": name_of("task", task, who="calibrate"),
-        "method": "random",
-    }
-    made = make_config(with_names(config, names))
+    names = {"space": name_of(space, Space, who="calibrate"), "task": name_of(task, Task, who="calibrate")}
+    made = make_config(with_names(config, {**names, "method": "random"}))
     refuse_others(made, USED, what="a calibration")
     place = Path(out) if out is not None else results_folder("calibrate", made.space, made.task)
-    with telling(progress) as told:
-        job = prepare(
-            made,
-            place,
-            space=space if isinstance(space, Space) else None,
-            task=task if isinstance(task, Task) else None,
-            progress=told,
-            stop=stop,
+    with ExitStack() as stack:
+        told = stack.enter_context(telling(progress))
+        job = prepare(made, place, space=space, task=task, progress=told, stop=stop)
+        job = stack.enter_context(begun(job))
+        return _finished(job, settings) or _calibrated(job, settings)
+
+
+def _finished(job: Job, settings: Settings) -> Calibration | None:
+    """The calibration that the folder holds already, which must have the same settings."""
+    path, now = job.folder / SETTINGS, asdict(settings)
+    if not path.exists():
+        write_json(path, now)
+    if not isinstance(before := read_json(path), dict):
+        raise ConfigError(f"{path} is no record of a calibration's settings; choose another --out folder")
+    refuse_other_settings(job.folder, "a calibration", before, now)
+    if not (job.folder / FILE).exists():
+        return None
+    job.progress.note(f"{job.folder} holds this calibration already, finished")
+    clear_checkpoints(job.folder)
+    return read_calibration(job.folder)
+
+
+def _calibrated(job: Job, settings: Settings) -> Calibration:
+    for note in job.notes:
+        job.progress.note(note)
+    if settings.epochs <= job.plan.trial.epochs:
+        job.progress.note(
+            f"WARNING: the truth has {counted(settings.epochs, 'epoch')}, a trial {job.plan.trial.epochs}: a "
+            "truth that is no longer says little; raise --epochs"
         )
-        notes = list(job.notes)
-        if settings.epochs <= job.plan.trial.epochs:
-            notes.append(
-                f"WARNING: the truth has {counted(settings.epochs, 'epoch')}, a trial "
-                f"{job.plan.trial.epochs}: a truth that is no longer says little; raise --epochs"
-            )
-        folder = open_folder(place)
-        job = dataclasses.replace(job, folder=folder)
-        with folder_lock(folder):
-            begin(folder, job.config, job.plan, space=job.space, task=job.task, force=False)
-            _keep(folder / SETTINGS, settings)
-            if (folder / FILE).exists():
-                job.progress.note(f"{folder} holds this calibration already, finished")
-                clear_checkpoints(folder)
-                return read_calibration(folder)
-            for note in notes:
-                job.progress.note(note)
-            found = compare_estimates(job, settings)
-            _draw(found, folder, title=f"What can be trusted: {job.space.name} on {job.task.name}")
-            write_json(folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
-            clear_checkpoints(folder)
-        return found
-
-
-def _draw(found: Calibration, folder: Path, *, title: str) -> None:
+    found = compare_estimates(job, settings)
+    title = f"What can be trusted: {job.space.name} on {job.task.name}"
     figure = draw.draw_rank_correlation(
         found.estimates, title=title, subtitle=found.lines()[0], threshold=found.threshold
     )
-    draw.save(figure, folder / "calibration.svg", folder / "calibration.png")
-
-
-def _keep(path: Path, settings: Settings) -> None:
-    """Writes the settings down, or checks that a resumed calibration has the same."""
-    now = asdict(settings)
-    if not path.exists():
-        write_json(path, now)
-        return
-    before = read_json(path)
-    if not isinstance(before, dict):
-        raise ConfigError(f"{path} is no record of a calibration's settings; choose another --out folder")
-    refuse_other_settings(path.parent, "a calibration", before, now)
+    draw.save(figure, job.folder / "calibration.svg", job.folder / "calibration.png")
+    write_json(job.folder / FILE, found.to_dict())  # the last file: with it the calibration is finished
+    clear_checkpoints(job.folder)
+    return found

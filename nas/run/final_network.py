@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -13,7 +14,6 @@ from nas.errors import ConfigError, SpaceError, TrialError, counted
 from nas.evaluate.cost_metrics import COUNTED, free_metrics
 from nas.run.config import Config
 from nas.run.job import Job, Plan
-from nas.run.overrides import change
 from nas.searchers.searcher import Bounded, Searcher
 from nas.seeding import rng
 from nas.space.cell import Cell
@@ -65,7 +65,7 @@ def final_recipe(config: Config, plan: Plan, space: Space, task: Task) -> tuple[
     for name, reason in unsuited(recipe, space, task).items():
         if name in config.retrain:
             raise ConfigError(f"retrain.{name} is set, but {reason}; remove it")
-        recipe = change(recipe, {name: 0}, "retrain")
+        recipe = replace(recipe, **{name: 0})  # type: ignore[arg-type]
         notes.append(f"{reason}: {name} off")
     return recipe, notes
 
@@ -119,55 +119,53 @@ DRAWN = 200
 """Changes of a default that breaks a constraint."""
 
 
-def bounded(job: Job, searcher: Searcher) -> Searcher:
-    """The searcher kept to architectures whose last networks keep the constraints on costs."""
-    excess = _excess(job)
-    return (
-        Bounded(searcher, lambda genotype, _: excess(genotype) == 0)
-        if job.plan.goals.constraints
-        else searcher
-    )
+def excess_of(job: Job) -> Callable[[Genotype], float]:
+    """By how much the last network of an architecture breaks the constraints that need no training.
 
-
-def default_of(job: Job) -> Genotype | None:
-    """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
-
-    None where no such one was found.
+    One that cannot be built breaks none: its trial will fail for this reason, and say so.
     """
-    key = (f"default under {job.plan.goals} at {dict(job.final.settings)}", ())
-    if key not in job.space.memo:
-        job.space.memo[key] = _nearest_default(job)
-    return cast(Genotype | None, job.space.memo[key])
-
-
-def _nearest_default(job: Job) -> Genotype | None:
-    """Single changes are drawn, and kept where they bring an architecture nearer to the constraints."""
-    excess, draw = _excess(job), rng(0, "default")
-    found = job.space.default_genotype
-    least = excess(found)
-    for _ in range(DRAWN):
-        if least == 0:
-            return found
-        changed = job.space.mutate(found, draw)
-        if (now := excess(changed)) < least:
-            found, least = changed, now
-    return None
-
-
-def _excess(job: Job) -> Callable[[Genotype], float]:
-    """By how much the last network of an architecture breaks the constraints that need no training."""
     table = job.latency_table
     free = {*COUNTED, *([LATENCY] if table is not None else [])}
     bounds = [bound for bound in job.plan.goals.constraints if bound.metric in free]
 
     def excess(genotype: Genotype) -> float:
-        if not bounds:
-            return 0.0
         try:
             with user_errors():
-                costs = free_metrics(job.final, genotype, job.task.image_shape, table)
-        except TrialError:  # its trial will fail for this reason, and say so
+                costs = free_metrics(job.final, genotype, job.task.image_shape, table) if bounds else {}
+        except TrialError:
             return 0.0
         return sum(bound.excess(costs) for bound in bounds)
 
     return excess
+
+
+def bounded(job: Job, searcher: Searcher) -> Searcher:
+    """The searcher kept to architectures whose last networks keep the constraints on costs."""
+    if not job.plan.goals.constraints:
+        return searcher
+    excess = excess_of(job)
+    return Bounded(searcher, lambda genotype, _: excess(genotype) == 0)
+
+
+def default_of(job: Job) -> Genotype | None:
+    """The space's default; where it breaks a constraint on costs, one that keeps them, by few changes of it.
+
+    Single changes are drawn, and kept where they bring an architecture nearer to the constraints. None where
+    no such one was found.
+    """
+    key = (f"default under {job.plan.goals} at {dict(job.final.settings)}", ())
+    if key not in job.space.memo:
+        job.space.memo[key] = _nearest_default(job.space, excess_of(job))
+    return cast(Genotype | None, job.space.memo[key])
+
+
+def _nearest_default(space: Space, excess: Callable[[Genotype], float]) -> Genotype | None:
+    found, draw = space.default_genotype, rng(0, "default")
+    least = excess(found)
+    for _ in range(DRAWN):
+        if least == 0:
+            return found
+        changed = space.mutate(found, draw)
+        if (now := excess(changed)) < least:
+            found, least = changed, now
+    return None

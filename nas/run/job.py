@@ -9,13 +9,13 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+import torch
 from optuna.storages import BaseStorage
 
 from nas.data.task import Task
-from nas.errors import NasError, Stopped
+from nas.errors import Stopped
 from nas.files.atomic import read_json, write_json
 from nas.files.schemas import DecisionRecord, TimeRecord, checked
 from nas.results.result import Alphas
@@ -70,14 +70,13 @@ class Clock:
         since: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.budget_s = budget_s
+        self.budget_s, self.hurried = budget_s, False
         self._now, self._since = now, now() if since is None else since
         self._end_s = math.inf if budget_s is None else budget_s
-        self._earlier_s, self._saved_at = 0.0, -math.inf
+        self._saved_at = -math.inf
         self._path: Path | None = None
-        self._recalled = False
+        self._before: TimeRecord | None = None
         self._decided: dict[str, DecisionRecord] = {}
-        self.hurried = False
 
     def open(self, folder: Path) -> None:
         """From here on the time is kept in a run's folder, and what is there counts."""
@@ -88,29 +87,25 @@ class Clock:
     def recall(self, folder: Path) -> None:
         """Counts what a run's folder says of earlier processes, once; nothing is written."""
         path = folder / TIME
-        if not self._recalled and path.exists():
-            record = checked(TimeRecord, read_json(path), path, "record of a job's time")
-            self._earlier_s, self._decided = record.spent_s, dict(record.decided)
-        self._recalled = True
+        if self._before is None and path.exists():
+            self._before = checked(TimeRecord, read_json(path), path, "record of a job's time")
+            self._decided = {**self._before.decided, **self._decided}
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the job began, all its processes together."""
-        return self._earlier_s + self._now() - self._since
+        earlier_s = 0.0 if self._before is None else self._before.spent_s
+        return earlier_s + self._now() - self._since
 
     @property
     def left_s(self) -> float:
         """Seconds until the end of the budget, negative after it; infinite without one."""
         return self._end_s - self.elapsed_s
 
-    def tick(self) -> None:
-        """Writes the time down now and then; asked often."""
+    def late(self, at_s: float) -> bool:
+        """Whether the clock is at `at_s` or beyond, or everybody is to hurry; asked often."""
         if self._now() - self._saved_at >= SAVE_S:
             self.save()
-
-    def late(self, at_s: float) -> bool:
-        """Whether the clock is at `at_s` or beyond, or everybody is to hurry."""
-        self.tick()
         return self.hurried or self.elapsed_s >= at_s
 
     def until(self, at_s: float, stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -137,44 +132,29 @@ class Clock:
         lasting: keep it under another budget, too, because what has begun cannot go on otherwise.
         """
         known = self._decided.get(name)
-        if known is not None and (lasting or known.budget_s == self.budget_s):
-            return known.value
-        value = choose()
-        self._decided[name] = DecisionRecord(value=value, budget_s=self.budget_s)
-        self.save()
-        return value
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Writes the time down where a job has failed or was stopped."""
-        if isinstance(error, NasError | Stopped):
+        if known is None or not (lasting or known.budget_s == self.budget_s):
+            known = self._decided[name] = DecisionRecord(value=choose(), budget_s=self.budget_s)
             self.save()
+        return known.value
 
     def save(self) -> None:
         """Writes the time down, where it is kept."""
         self._saved_at = self._now()
         if self._path is not None:
-            write_json(
-                self._path, TimeRecord(spent_s=max(0.0, self.elapsed_s), decided=self._decided).model_dump()
-            )
+            spent = TimeRecord(spent_s=max(0.0, self.elapsed_s), decided=self._decided)
+            write_json(self._path, spent.model_dump())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will do, nothing left open; the fields are those of `Preset`.
+    """What a preset, and the settings on top of it, come to; the fields are those of `Preset`.
 
     searcher: proposes the trials; None for a differentiable search, whose method is `search`.
     goals: what they are judged by.
     sharing: how the weights of a supernet are trained for trials; None where there is none.
     earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
-    scheduler, ladder, eta: of a multi-fidelity search; without one the ladder has a single rung.
-    early_stop: the chance to beat the best below which a trial ends; 0 for never.
-    baselines: whether random search at equal cost is run too. seeds: trainings of each of the best.
-    budget_s: seconds of the whole job, or None.
+    ladder: of a multi-fidelity search; without one it has a single rung.
+    seeds: trainings of each of the best.
     size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
     full_size: whether the space's own full size comes before `final_size`.
     """
@@ -188,18 +168,13 @@ class Plan:
     goals: Goals
     earlier: str
     proxies: tuple[str, ...]
-    scheduler: str
     ladder: Ladder
-    eta: int
-    early_stop: float
-    baselines: bool
     seeds: int
     trials: int
     top_k: int
     top_k_epochs: int
     search_images: int | None
     final_images: int | None
-    budget_s: float | None
     size: Mapping[str, object]
     final_size: Mapping[str, object]
     full_size: bool
@@ -218,31 +193,25 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        recipes = {k: asdict(v) for k, v in own.items() if isinstance(v, Recipe)}
-        return (
-            own
-            | recipes
-            | {
-                "search": None if self.search is None else self.search.describe(),
-                "sharing": None if self.sharing is None else asdict(self.sharing),
-                "searcher": _plain(self.searcher),
-                "goals": self.goals.to_dict(),
-                "ladder": str(self.ladder),
-                "proxies": list(self.proxies),
-                "size": dict(self.size),
-                "final_size": dict(self.final_size),
-            }
-        )
+        recipes = {name: asdict(own[name]) for name in ("trial", "shared", "final")}
+        named = {
+            "search": None if self.search is None else self.search.describe(),
+            "sharing": None if self.sharing is None else asdict(self.sharing),
+            "searcher": {} if self.searcher is None else _plain(self.searcher),
+            "goals": self.goals.to_dict(),
+            "ladder": str(self.ladder),
+            "proxies": list(self.proxies),
+            "size": dict(self.size),
+            "final_size": dict(self.final_size),
+        }
+        return own | recipes | named
 
 
-def _plain(searcher: Searcher | None) -> dict[str, object]:
+def _plain(searcher: Searcher) -> dict[str, object]:
     """The searcher's settings that are plain values."""
-    if searcher is None:
-        return {}
     own = {f.name: getattr(searcher, f.name) for f in fields(searcher)}  # type: ignore[arg-type]
     plain = {name: value for name, value in own.items() if isinstance(value, int | float | str)}
-    options = own.get("options")
-    return {**plain, **({"options": dict(options)} if options else {})}
+    return plain | ({"options": dict(own["options"])} if own.get("options") else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,19 +267,20 @@ class Job:
 
     def study(self, name: str, scheduler: Scheduler, **options: Any) -> Study:  # noqa: ANN401 - of `Study`
         """A study of this job. options: of `nas.Study`."""
-        waiting = partial(self.check_stop, "stopped while the storage could not be used")
-        given: dict[str, Any] = {"goals": self.plan.goals, "seed": self.seed(name), **options}
-        return Study(
-            self.space,
-            scheduler,
-            self.storage,
-            name=name,
-            prefix=self.prefix,
-            patience_s=self.config.storage_patience,
-            stop=waiting,
-            force=self.force,
-            **given,
-        )
+        given: dict[str, Any] = {
+            "prefix": self.prefix,
+            "patience_s": self.config.storage_patience,
+            "force": self.force,
+            "goals": self.plan.goals,
+            "seed": self.seed(name),
+            "stop": partial(self.check_stop, "stopped while the storage could not be used"),
+        }
+        return Study(self.space, scheduler, self.storage, name=name, **(given | options))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are and networks are trained."""
+        return self.task.train.x.device
 
     @property
     def has_choice(self) -> bool:
@@ -320,7 +290,7 @@ class Job:
     @property
     def is_own_baseline(self) -> bool:
         """Whether the search is a random one itself, which needs none beside it to be compared with."""
-        return self.config.method == "random" and self.plan.scheduler == "fixed"
+        return self.config.method == "random" and self.config.scheduler == "fixed"
 
     def until(self, at_s: float | None) -> Job:
         """The job, stopped by TimeUp when its clock is at `at_s`; None is never."""

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nas import devices
 from nas.audit import AUDIT_FILES, audit_task, write_audit
@@ -22,25 +21,29 @@ from nas.data.task import Task
 from nas.errors import counted
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
-from nas.evaluate.trained import Start
 from nas.files.atomic import write_json
+from nas.results.architecture_file import read_architecture
 from nas.results.result import Result, to_cpu
-from nas.results.run_record import DEFAULT, RANDOM, RETRAIN, SEARCH
-from nas.run.baselines import Baselines, random_search
+from nas.results.run_record import DEFAULT, RETRAIN, SEARCH
 from nas.run.black_box import check_search, search_by_trials
 from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
+from nas.run.comparison import Baselines, Verdict, random_search, rerank, volumes
 from nas.run.config import Config, make_config
 from nas.run.final_network import default_of
 from nas.run.job import Clock, Job, SearchOutcome
-from nas.run.preparation import default_folder, follow, follow_to, name_of, prepare, with_names
-from nas.run.reevaluate import Verdict, rerank
+from nas.run.preparation import (
+    default_folder,
+    follow,
+    follow_to,
+    name_of,
+    prepare,
+    retraining_config,
+    with_names,
+)
 from nas.run.result_files import write_result
 from nas.run.retrain import help_to_retrain, last_training, train_final
 from nas.run.run_folder import begun, clear_checkpoints, export, finished
-from nas.run.step_timing import suited_to_search
-from nas.searchers.goals import longest
 from nas.searchers.method_names import OWN
-from nas.searchers.pareto import hypervolume
 from nas.show.progress import Progress, telling
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
@@ -49,6 +52,7 @@ from nas.study.clusters import cluster
 from nas.study.storage import keep_history
 from nas.study.workers import processes_on
 from nas.training.ddp import joined
+from nas.types import Genotype
 
 if TYPE_CHECKING:
     from nas.oneshot.methods import Method
@@ -91,23 +95,19 @@ def search(
     Raises:
         NasError: when a setting, the space or the data cannot be used, or no valid model was found.
     """
-    names = {
-        "space": name_of("space", space, who="search"),
-        "task": name_of("task", task, who="search"),
-        "method": method if isinstance(method, str) else f"{OWN}{name_of('method', method, who='search')}",
-    }
-    return run_job(
-        make_config(with_names(settings, names)),
-        out=out,
-        space=space if isinstance(space, Space) else None,
-        task=task if isinstance(task, Task) else None,
-        method=None if isinstance(method, str) else method,
-        force=force,
-        progress=progress,
-        trackers=trackers,
-        stop=stop,
-        executor=executor,
+    names = {"space": name_of(space, Space, who="search"), "task": name_of(task, Task, who="search")}
+    if isinstance(method, str):
+        names["method"] = method
+    else:
+        from nas.oneshot.methods import Method
+
+        names["method"] = f"{OWN}{name_of(method, Method, who='search')}"
+    config = make_config(with_names(settings, names))
+    place = default_folder(config) if out is None else Path(out)
+    made = partial(
+        prepare, config, place, space=space, task=task, method=method, stop=stop, clock=Clock(config.budget)
     )
+    return _run(made, config, place, force=force, progress=progress, trackers=trackers, executor=executor)
 
 
 def run_job(
@@ -116,31 +116,75 @@ def run_job(
     out: str | Path | None = None,
     space: Space | None = None,
     task: Task | None = None,
-    method: Method | None = None,
     force: bool = False,
     progress: Progress | bool | None = None,
-    trackers: Sequence[Tracker] = (),
     stop: Callable[[], bool] | None = None,
     clock: Clock | None = None,
     tell: Tell | None = None,
-    executor: Executor | None = None,
 ) -> Result:
-    """Runs or resumes the job of a configuration; space, task and method, if given, come before its names.
+    """Runs or resumes the job of a configuration; space and task, if given, come before its names.
 
-    force, progress, trackers, stop, executor: as of `nas.search`.
+    force, progress, stop: as of `nas.search`.
     clock: counts its time and holds its budget; begun now with that of the configuration unless given.
     tell: is shown what the job will cost before anything is trained, and says whether to go on.
     """
     clock, place = clock or Clock(config.budget), default_folder(config) if out is None else Path(out)
+    made = partial(prepare, config, place, space=space, task=task, stop=stop, clock=clock)
+    return _run(made, config, place, force=force, progress=progress, tell=tell)
+
+
+def retrain(
+    architecture: str | Path | Mapping[str, Any],
+    task: str | Task,
+    *,
+    out: str | Path,
+    space: str | Space | None = None,
+    settings: Mapping[str, object] | None = None,
+    force: bool = False,
+    progress: Progress | bool | None = None,
+    trackers: Sequence[Tracker] = (),
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Trains a known architecture as the last phases of a search would; called again, it resumes.
+
+    Under torchrun all ranks train it together, see docs/distributed.md.
+
+    architecture: a finished run's folder, an architecture.json, or its content: at least `space`, `settings`
+      and `choices`.
+    space: must name the user's own space, or be it, where the architecture came from one.
+    settings: those of `nas.Config` in `nas.run.preparation.RETRAINING`, e.g. `{"preset": "standard",
+      "retrain": {"epochs": 100}}`.
+    progress: as of `nas.search`. trackers: told of every epoch, see there.
+
+    Raises:
+        NasError: when a setting, the space or the data cannot be used, or training fails.
+        MismatchError: when a form of the bundle is not the scored model.
+    """
+    data = architecture if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
+    config, place = retraining_config(data, task, space=space, settings=settings), Path(out)
+    made = partial(prepare, config, place, space=space, task=task, architecture=data, stop=stop)
+    return _run(made, config, place, force=force, progress=progress, trackers=trackers)
+
+
+def _run(
+    made: Callable[..., Job],
+    config: Config,
+    folder: Path,
+    *,
+    force: bool,
+    progress: Progress | bool | None,
+    trackers: Sequence[Tracker] = (),
+    tell: Tell | None = None,
+    executor: Executor | None = None,
+) -> Result:
+    """Does a job in its folder, alone or with the other ranks. made: the job, given `progress` and `team`."""
     with telling(progress) as told:
         with joined(limit_s=config.rank_timeout) as team:
             if not team.leads:
-                follow_to(place, team)
-            job = prepare(
-                config, place, space=space, task=task, method=method, progress=told, stop=stop, team=team,
-                clock=clock, executor=executor,
-            )  # fmt: skip
-            check_search(job)
+                follow_to(folder, team)
+            job = replace(made(progress=told, team=team), executor=executor)
+            if job.genotype is None:
+                check_search(job)
             if not team.leads:
                 return follow(job, _phases(job))
             with begun(job, trackers, force=force) as job:
@@ -151,28 +195,23 @@ def run_job(
 
 
 def whole_job(job: Job, tell: Tell | None = None) -> Result:
-    """Searches, compares, trains the winner, and writes the result."""
-    with job.clock, devices.repeatable(enabled=job.config.deterministic):
+    """Searches, compares, trains the winner, and writes the result; or trains what is known."""
+    with devices.repeatable(enabled=job.config.deterministic):
         audit(job)
         job, plan = plan_budget(job, tell)
-        job.progress.note(_described(job))
-        with workplaces(job) as job:
-            if plan.has_no_search and job.has_choice and (default := default_of(job)) is not None:
-                why = "there is no time for a search that would be worth it"
-                found = SearchOutcome([default], untaught=why)
-            else:
-                with suited_to_search(job) as at_work:
-                    found = _search(at_work, until_s=plan.until_s(SEARCH))
-            baselines, verdict = compare(job, found, plan)
-        network, trained = train_final(
-            job, verdict.best, last_training(job, verdict.best, reserve_s=plan.reserve_s)
-        )
-        metrics = {
-            **trained,
-            **verdict.metrics,
-            **_of_search(job, found, verdict),
-            **_volumes(job, found, baselines),
-        }
+        if job.genotype is None:
+            job.progress.note(_described(job))
+            with workplaces(job) as at_work:
+                found = _search(at_work, plan)
+                baselines, verdict = compare(at_work, found, plan)
+        else:
+            found, baselines, verdict = SearchOutcome(()), Baselines(), Verdict(job.genotype)
+        last = last_training(job, verdict.best, reserve_s=plan.reserve_s)
+        network, trained = train_final(job, verdict.best, last)
+        metrics = {**trained, **verdict.metrics}
+        if job.genotype is None:
+            metrics |= _of_search(job, found, verdict.best)
+            metrics |= volumes(job.plan.goals, found.history, baselines.history)
         if plan.seconds:
             metrics |= {"estimated_seconds": plan.total_s, "job_seconds": job.clock.elapsed_s}
         result = Result(
@@ -186,12 +225,27 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
             Inputs.of(job.task),
             baselines.history,
             job.plan.goals,
-            job.config.method,
+            job.config.method if job.genotype is None else "",
         )
         _write(job, result, found, verdict)
-    if plan.seconds:
-        job.progress.note(plan.comparison(job.clock.elapsed_s))
     return result
+
+
+def _search(job: Job, plan: BudgetPlan) -> SearchOutcome:
+    """By the method of the job; the default architecture where there is no time for it."""
+    if plan.has_no_search and job.has_choice and (default := default_of(job)) is not None:
+        return SearchOutcome([default], untaught="there is no time for a search that would be worth it")
+    until_s = plan.until_s(SEARCH)
+    # Supernets are loaded by those who train one alone.
+    if job.plan.searcher is None:
+        from nas.run.supernet_phase import search_by_gradients
+
+        return search_by_gradients(job, until_s=until_s)
+    if not job.config.shares_weights:
+        return search_by_trials(job, until_s=until_s)
+    from nas.run.supernet_phase import shared_weights
+
+    return search_by_trials(job, until_s=until_s, shared=shared_weights)
 
 
 def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines, Verdict]:
@@ -200,16 +254,18 @@ def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines
         why = f"{found.untaught}: the space's default architecture is taken"
         job.progress.note(why)
         own = found.history if job.is_own_baseline else ()
-        return Baselines(own, {}), Verdict(found.candidates[0], DEFAULT, {}, (why,))
-    compares = job.plan.baselines and job.has_choice and bool(found.history)
+        return Baselines(own), Verdict(found.candidates[0], DEFAULT, statements=(why,))
+    compares = job.config.baselines and job.has_choice and bool(found.history)
     if plan.limited and BASELINES not in plan.seconds and not job.is_own_baseline:
         compares = False
-    baselines = Baselines((), {})
-    if compares:
-        baselines = random_search(job, found, until_s=plan.until_s(BASELINES))
+    baselines = random_search(job, found, until_s=plan.until_s(BASELINES)) if compares else Baselines()
     default = default_of(job) if (compares or job.plan.top_k > 1) and job.has_choice else None
     rivals = {**({} if default is None else {DEFAULT: default}), **baselines.choices}
-    start = _warm_start(job, found) if job.config.warm_start == "supernet" else None
+    start = None
+    if job.config.warm_start == "supernet":
+        from nas.run.supernet_phase import warm_start
+
+        start = warm_start(found.measure)
     verdict = rerank(job, found.candidates, rivals, start=start, until_s=plan.until_s(RERANK))
     for statement in verdict.statements:
         job.progress.note(statement)
@@ -250,30 +306,9 @@ def workplaces(job: Job) -> Iterator[Job]:
         yield job
 
 
-# Supernets are loaded by those who train one alone.
-
-
-def _search(job: Job, *, until_s: float | None) -> SearchOutcome:
-    if job.plan.searcher is None:
-        from nas.run.differentiable import search_by_gradients
-
-        return search_by_gradients(job, until_s=until_s)
-    if not job.config.shares_weights:
-        return search_by_trials(job, until_s=until_s)
-    from nas.run.supernet_phase import shared_weights
-
-    return search_by_trials(job, until_s=until_s, shared=shared_weights)
-
-
-def _warm_start(job: Job, found: SearchOutcome) -> Start | None:
-    from nas.run.supernet_phase import warm_start
-
-    return warm_start(job, found.measure)
-
-
 def _phases(job: Job) -> dict[str, Callable[[Any], None]]:
-    from nas.run.differentiable import help_to_search
-    from nas.run.supernet_phase import SHARED, help_with_weights
+    """What another rank does when rank 0 calls it to a phase, by name."""
+    from nas.run.supernet_phase import SHARED, help_to_search, help_with_weights
 
     return {
         SEARCH: lambda _: help_to_search(job),
@@ -291,18 +326,16 @@ def _described(job: Job) -> str:
     return size if job.has_choice else f"{size}; with a single architecture there is nothing to search"
 
 
-def _of_search(job: Job, found: SearchOutcome, verdict: Verdict) -> dict[str, float]:
+def _of_search(job: Job, found: SearchOutcome, best: Genotype) -> dict[str, float]:
     """How long the search took, what it saw of the best, how many trials failed, and for which reasons."""
     counts = failure_summary.count(found.history)
-    searched = [
-        t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == verdict.best
-    ]
+    seen = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
     metrics: dict[str, float] = {
-        **({"search_val_acc": searched[-1]} if searched else {}),
+        **({"search_val_acc": seen[-1]} if seen else {}),
         "search_seconds": found.seconds,
         "trials": len(found.history),
         "failed_trials": sum(counts.values()),
-        **{f"failed_{k}": v for k, v in counts.items()},
+        **{f"failed_{reason}": number for reason, number in counts.items()},
     }
     if job.plan.searcher is None:
         return metrics
@@ -315,28 +348,6 @@ def _of_search(job: Job, found: SearchOutcome, verdict: Verdict) -> dict[str, fl
             "the epochs"
         )
     return {**metrics, "chance_trials": idle}
-
-
-def _volumes(job: Job, found: SearchOutcome, baselines: Baselines) -> dict[str, float]:
-    """With several objectives, the hypervolumes of search and random search above their common worst.
-
-    Each is that of the trials of its longest training.
-    """
-    goals = job.plan.goals
-    kept = {
-        name: longest(history, goals)
-        for name, history in (("", found.history), (f"{RANDOM}_", baselines.history))
-    }
-    if len(goals.objectives) == 1 or not kept[""]:
-        return {}
-    scores = {name: goals.table(trials)[0] for name, trials in kept.items() if trials}
-    worst = np.min([table.min(0) for table in scores.values()], axis=0)
-    best = np.max([table.max(0) for table in scores.values()], axis=0)
-    scale = np.where(best > worst, best - worst, 1.0)
-    return {
-        f"{name}hypervolume": hypervolume((table - worst) / scale, np.full(len(worst), -0.05))
-        for name, table in scores.items()
-    }
 
 
 def _write(job: Job, result: Result, found: SearchOutcome, verdict: Verdict) -> None:
@@ -361,7 +372,8 @@ def _write(job: Job, result: Result, found: SearchOutcome, verdict: Verdict) -> 
     job.clock.save()  # the manifest will hold it
     if job.config.pictures and not pictures:
         job.progress.note("budget: no time for pictures; nas draw makes them")
-    title = f"{job.space.name} on {job.task.name}, method {job.config.method}"
+    method = f", method {result.method}" if result.method else ""
+    title = f"{job.space.name} on {job.task.name}{method}"
     write_result(
         result,
         image_shape=job.task.image_shape,

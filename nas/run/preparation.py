@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.folder import results_folder
 from nas.results.result import Result, is_finished, load_result
-from nas.run.config import Config
+from nas.run.config import Config, make_config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
 from nas.run.job import BEGIN, Clock, Job, Plan
 from nas.run.resolved_config import make_plan
@@ -38,71 +37,25 @@ if TYPE_CHECKING:
     from nas.oneshot.methods import Method
 
 
-def follow_to(out: str | Path, team: Team) -> None:
-    """Waits on another rank until rank 0 has begun the job in its folder.
+# -- what is asked -----------------------------------------------------------------------------------
 
-    Raises:
-        ConfigError: when this rank does not see that folder.
-    """
-    team.call(BEGIN)
-    if not (Path(out) / "run.json").is_file():
-        raise ConfigError(
-            f"rank {team.rank} does not see the run folder {str(out)!r} of rank 0; choose an --out folder "
-            "that all machines share"
-        )
-
-
-def follow(job: Job, phases: Mapping[str, Callable[[Any], None]]) -> Result:
-    """What another rank than rank 0 does: it joins the trainings that it is called to, until the job ends.
-
-    phases: by name, each with the value that rank 0 calls it with.
-    """
-    with devices.repeatable(enabled=job.config.deterministic):
-        while (called := job.team.called())[0] != END:
-            phase, value = called
-            phases[phase](value)
-    return load_result(job.folder, space=job.final)
-
-
-def team_notes(team: Team, *batches: int) -> list[str]:
-    """What the user should know of trainings over several processes.
-
-    Raises:
-        ConfigError: when a batch is too small to be divided.
-    """
-    if team.size == 1:
-        return []
-    shares = [f"{team.images(batch)} of {batch}" for batch in dict.fromkeys(batches)]
-    return [f"{team.size} ranks train together: each takes {' or '.join(shares)} images of a batch"]
-
-
-_WANTED = {
-    "space": "a name, FILE.py:FUNCTION or a nas.Space",
-    "task": "a name or a nas.Task, as nas.task_from_arrays and nas.task_from_datasets make it",
-    "method": "a name or a nas.Method; a searcher of your own runs in a nas.Study",
+_HINTS = {
+    "Task": ", as nas.task_from_arrays and nas.task_from_datasets make it",
+    "Method": "; a searcher of your own runs in a nas.Study",
 }
 
 
-def name_of(role: str, given: object, *, who: str) -> str:
+def name_of(given: object, kind: type[Space] | type[Task] | type[Method], *, who: str) -> str:
     """How a run records its space, task or method: what it was called, or the name that it has itself.
 
-    who: the function whose argument it is, for errors.
+    kind: what is taken beside a name. who: the function whose argument it is, for errors.
     """
     if isinstance(given, str):
         return given
-    kind = _kind(role)
-    if not isinstance(given, kind):
-        raise ConfigError(f"{who}: {role} is a {type(given).__name__}, wanted {_WANTED[role]}")
-    name: str = given.name
-    return name
-
-
-def _kind(role: str) -> Any:  # noqa: ANN401 - a class
-    if role == "method":
-        from nas.oneshot.methods import Method
-
-        return Method
-    return Space if role == "space" else Task
+    if isinstance(given, kind):
+        return given.name
+    wanted = f"a name or a nas.{kind.__name__}{_HINTS.get(kind.__name__, '')}"
+    raise ConfigError(f"{who}: {kind.__name__.lower()} is a {type(given).__name__}, wanted {wanted}")
 
 
 def with_names(settings: Mapping[str, object] | None, names: Mapping[str, str]) -> dict[str, object]:
@@ -128,14 +81,6 @@ def refuse_others(config: Config, used: Collection[str], *, what: str) -> None:
             raise ConfigError(f"{name} is set, but {what} uses only {', '.join(used)}; remove it")
 
 
-def refuse_made(space: object, config: Config) -> None:
-    """Raises ConfigError where settings are given for a space that is made already."""
-    if isinstance(space, Space) and config.space_settings:
-        raise ConfigError(
-            "space_settings are given, but the space is made already; make it with these settings"
-        )
-
-
 def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     """The plan and the task whose images are varied as `augment` says, and what is on, in words.
 
@@ -143,35 +88,32 @@ def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     the images.
     """
     if config.augment is None:
-        asked = [
-            name for name in ("trial", "shared", "search", "retrain") if getattr(config, name).get("flip")
-        ]
-        if asked and not task.flip:
-            raise ConfigError(
-                f"{asked[0]}.flip is set, but mirrored images of {task.name!r} may mean something else; if "
-                "they do not, use --augment crop+flip"
-            )
+        for name in ("trial", "shared", "search", "retrain"):
+            if getattr(config, name).get("flip") and not task.flip:
+                raise ConfigError(
+                    f"{name}.flip is set, but mirrored images of {task.name!r} may mean something else; if "
+                    "they do not, use --augment crop+flip"
+                )
         return plan, task, "crop+flip" if task.flip else "crop"
     parts = parts_of(config.augment)
-    wanted = {
-        "crop": "crop" in parts,
-        "flip": "flip" in parts,
-        "cutout": min(task.image_shape[1:]) // 2 if "cutout" in parts else 0,
-    }
+    side = min(task.image_shape[1:]) // 2 if "cutout" in parts else 0
+    wanted = {"crop": "crop" in parts, "flip": "flip" in parts, "cutout": side}
 
     def varied(recipe: Recipe, table: Mapping[str, object]) -> Recipe:
-        return dataclasses.replace(recipe, **{k: v for k, v in wanted.items() if k not in table})  # type: ignore[arg-type]
+        return replace(recipe, **{k: v for k, v in wanted.items() if k not in table})  # type: ignore[arg-type]
 
-    changed = dataclasses.replace(
+    search = plan.search and replace(plan.search, weights=varied(plan.search.weights, config.search))
+    changed = replace(
         plan,
         trial=varied(plan.trial, config.trial),
-        search=plan.search
-        and dataclasses.replace(plan.search, weights=varied(plan.search.weights, config.search)),
+        search=search,
         shared=varied(plan.shared, config.shared),
         final=varied(plan.final, config.retrain),
     )
-    return changed, dataclasses.replace(task, flip="flip" in parts), config.augment
+    return changed, replace(task, flip="flip" in parts), config.augment
 
+
+# -- what is made of it ------------------------------------------------------------------------------
 
 SAMPLES = 3
 """Random architectures of which one must fit the task."""
@@ -181,73 +123,85 @@ def prepare(
     config: Config,
     folder: Path,
     *,
-    space: Space | None = None,
-    task: Task | None = None,
-    method: Method | None = None,
+    space: str | Space | None = None,
+    task: str | Task | None = None,
+    method: str | Method | None = None,
+    architecture: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
     clock: Clock | None = None,
-    executor: Executor | None = None,
 ) -> Job:
-    """All that a job needs, checked before anything is written."""
+    """All that a job needs, checked before anything is written.
+
+    space, task, method: come before the names of the configuration, which must be theirs.
+    architecture: what is trained where nothing is searched; it keeps its size, unless the preset asks for the
+      space's full one.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = config.model_copy(update={"storage": find_address(config.storage)})
-    if config.storage is not None and not is_finished(folder):
-        open_storage(config.storage)
-    plan = make_plan(config, method)
-    if space is not None or is_plugin(config.space):
+    plan, sizes = make_plan(config, None if isinstance(method, str) else method), dict[str, object]()
+    own, searches = space if isinstance(space, Space) else None, architecture is None
+    if searches:
+        config = config.model_copy(update={"storage": find_address(config.storage)})
+        if config.storage is not None and not is_finished(folder):
+            open_storage(config.storage)
+        _refuse_ranks(config, team)
+    if architecture is not None:
+        plan, sizes = replace(plan, final_size={}), architecture["settings"]
+    elif own is not None or is_plugin(config.space):
         # A preset knows the sizes of the engine's own spaces; anybody else's are the author's.
-        plan = dataclasses.replace(plan, size={}, final_size={})
-    if team.size > 1:
-        _refuse_trials(config)
-        _refuse_budget(config)
+        plan = replace(plan, size={}, final_size={})
     device = devices.resolve(config.device, local=team.local)
     named = config.task if task is None else task
-    task = load_without(named, config.exclude, seed=config.seed).to(device)
-    plan, task, varied = augmented(config, plan, task)
-    if space is None:
-        space = load(config.space, offer(task) | dict(plan.size), **config.space_settings)
-    else:
-        refuse_made(space, config)
+    plan, task, varied = augmented(
+        config, plan, load_without(named, config.exclude, seed=config.seed).to(device)
+    )
+    if own is not None and config.space_settings:
+        raise ConfigError(
+            "space_settings are given, but the space is made already; make it with these settings"
+        )
+    sizes = {**sizes, **offer(task), **(plan.size if searches else {})}
+    space = load(config.space, sizes, **config.space_settings) if own is None else own
     # What the last phase would refuse is refused before the first.
     final = final_space(config, plan, space, task)
     recipe, notes = final_recipe(config, plan, final, task)
-    check_trial(plan, space, task)
-    check_fit(space, task)
-    search_task = task.reduced(plan.search_images) if plan.search_images else task
-    job = Job(
+    genotype, batches = None, [recipe.batch]
+    if architecture is not None:
+        genotype, space = space.genotype(architecture["choices"]), final
+    if searches:
+        check_trial(plan, space, task)
+        check_fit(space, task)
+        notes += _trust(config, plan, task)
+        batches = [(plan.shared if plan.search is None else plan.search.weights).batch, *batches]
+    about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
+    return Job(
         config,
         plan,
         space,
         task,
-        search_task,
+        task.reduced(plan.search_images) if searches and plan.search_images else task,
         final,
         recipe,
         folder,
         progress or Silent(),
         stop or Event().is_set,
-        team=team,
-        clock=clock or Clock(),
-        executor=executor,
+        genotype,
+        team,
+        clock or Clock(),
+        notes=(about, *task.notes, *notes, *team_notes(team, *batches)),
     )
-    about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
-    batch = plan.method.weights.batch if config.is_differentiable else plan.shared.batch
-    notes = [*notes, *team_notes(team, batch, recipe.batch), *_trust(config, plan, task)]
-    return dataclasses.replace(job, notes=(about, *task.notes, *notes))
 
 
-def _refuse_trials(config: Config) -> None:
-    """Trials that are trained one after the other gain nothing from many ranks."""
+def _refuse_ranks(config: Config, team: Team) -> None:
+    """Trials that are trained one after the other gain nothing from many ranks, and time is told to one."""
+    if team.size == 1:
+        return
     if not config.is_differentiable and not config.shares_weights:
         raise ConfigError(
             f"method {config.method!r} trains its trials one by one, which several ranks cannot share; start "
             "it without torchrun and with --workers (its winner can be trained over all ranks by nas "
             "retrain), or search by gradients or with evaluator shared"
         )
-
-
-def _refuse_budget(config: Config) -> None:
     if config.budget is not None:
         raise ConfigError(
             "budget is set, but several ranks would have to agree on the time in every step; start without "
@@ -304,3 +258,81 @@ def default_folder(config: Config) -> Path:
     """results/SPACE-TASK-METHOD, made of harmless characters."""
     shared = ["shared"] if config.evaluator == "shared" else []
     return results_folder(config.space, config.task, config.method, *shared)
+
+
+# -- a known architecture ----------------------------------------------------------------------------
+
+RETRAINING = (
+    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
+    *("augment", "exclude", "export", "pictures", "tensorboard", "mlflow"),
+    *("space_settings", "final_settings", "retrain"),
+)
+"""The settings that a retraining reads, beside space and task."""
+
+
+def retraining_config(
+    architecture: Mapping[str, Any],
+    task: str | Task,
+    *,
+    space: str | Space | None,
+    settings: Mapping[str, object] | None,
+) -> Config:
+    """The configuration of a retraining.
+
+    Raises:
+        ConfigError: for a setting that it does not read, or a space that is code and not named.
+    """
+    for name in ("space", "settings", "choices"):
+        if name not in architecture:
+            raise ConfigError(f"the architecture has no {name!r}; it has {', '.join(sorted(architecture))}")
+    origin = str(architecture["space"]) if space is None else name_of(space, Space, who="retrain")
+    if space is None and is_plugin(origin):
+        raise ConfigError(
+            f"the architecture's space {origin!r} is code of your own; name it with --space to run it, "
+            "in Python with space="
+        )
+    names = {"space": origin, "task": name_of(task, Task, who="retrain")}
+    config = make_config(with_names(settings, names))
+    refuse_others(config, RETRAINING, what="a retraining")
+    return config
+
+
+# -- several ranks -----------------------------------------------------------------------------------
+
+
+def follow_to(out: str | Path, team: Team) -> None:
+    """Waits on another rank until rank 0 has begun the job in its folder.
+
+    Raises:
+        ConfigError: when this rank does not see that folder.
+    """
+    team.call(BEGIN)
+    if not (Path(out) / "run.json").is_file():
+        raise ConfigError(
+            f"rank {team.rank} does not see the run folder {str(out)!r} of rank 0; choose an --out folder "
+            "that all machines share"
+        )
+
+
+def follow(job: Job, phases: Mapping[str, Callable[[Any], None]]) -> Result:
+    """What another rank than rank 0 does: it joins the trainings that it is called to, until the job ends.
+
+    phases: by name, each with the value that rank 0 calls it with.
+    """
+    with devices.repeatable(enabled=job.config.deterministic):
+        while (called := job.team.called())[0] != END:
+            phase, value = called
+            phases[phase](value)
+    return load_result(job.folder, space=job.final)
+
+
+def team_notes(team: Team, *batches: int) -> list[str]:
+    """What the user should know of trainings over several processes.
+
+    Raises:
+        ConfigError: when a batch is too small to be divided.
+    """
+    if team.size == 1:
+        return []
+    shares = [f"{team.images(batch)} of {batch}" for batch in dict.fromkeys(batches)]
+    return [f"{team.size} ranks train together: each takes {' or '.join(shares)} images of a batch"]

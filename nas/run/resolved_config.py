@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nas.errors import ConfigError
+from nas.errors import FAULTS, ConfigError, NasError, describe, shown, staying, unknown
 from nas.evaluate.calibration import chosen_fidelity
 from nas.run.config import Config
 from nas.run.job import Plan
-from nas.run.overrides import change, settings_of
-from nas.run.presets import Preset, preset
+from nas.run.presets import Preset, Published, preset
 from nas.searchers.factory import make_searcher
 from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.searchers.goals import Goals, parse_goals
-from nas.searchers.method_names import SHARED
+from nas.searchers.method_names import OWN, SHARED
 from nas.space.latency import LATENCY
-from nas.training.recipe import Recipe
+from nas.space.loading import own_function
+from nas.training.recipe import Recipe, compressed
 
-if typing.TYPE_CHECKING:
+if typing.TYPE_CHECKING:  # only a job with a supernet loads what trains one
     from nas.oneshot.methods import Method
     from nas.oneshot.path_training import Sharing
 
+T = typing.TypeVar("T")
 UNBOUNDED = 10**6
 """Trials from which on only the time ends a search."""
+EXACT = 2**53
+"""Whole numbers below it are floats of their own."""
 MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
@@ -56,7 +61,7 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     _refuse_idle(config, goals, ladder)
     return Plan(
         trial=trial,
-        search=_differentiable(config, base, method, pace) if config.is_differentiable else None,
+        search=method_of(config, base, method, pace) if config.is_differentiable else None,
         shared=change(base.shared, pace | (epochs if shared else {}) | config.shared, "shared"),
         sharing=_sharing(config) if config.shares_weights or config.sharing else None,
         final=change(base.final, pace | config.retrain, "retrain"),
@@ -64,33 +69,17 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
         goals=goals,
         earlier=earlier,
         proxies=tuple(name.strip() for name in proxies.split(",") if name.strip()),
-        scheduler=config.scheduler,
         ladder=ladder,
-        eta=config.eta,
-        early_stop=config.early_stop,
-        baselines=config.baselines,
         seeds=config.seeds or base.seeds,
         trials=config.trials or (base.shared_trials if config.method in SHARED else base.trials),
         top_k=top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
         search_images=images or None,
         final_images=None if "epochs" in config.retrain else base.final_images,
-        budget_s=config.budget,
         size=base.size,
         final_size=base.final_size,
         full_size=base.full_size,
     )
-
-
-# What only a job with a supernet needs is loaded by it alone.
-
-
-def _differentiable(
-    config: Config, base: Preset, method: Method | None, pace: Mapping[str, object]
-) -> Method:
-    from nas.run.resolved_method import method_of
-
-    return method_of(config, base, method, pace)
 
 
 def _sharing(config: Config) -> Sharing:
@@ -146,3 +135,143 @@ def _ladder(config: Config, trial: Recipe) -> Ladder:
     if config.ladder is not None:
         return parse_ladder(config.ladder)
     return geometric(1, trial.epochs, config.eta)
+
+
+# -- methods by gradients ----------------------------------------------------------------------------
+
+
+def method_of(config: Config, base: Preset, given: Method | None, pace: Mapping[str, object]) -> Method:
+    """The differentiable method: as published for the preset, with the user's settings on top.
+
+    One that was given in Python keeps its own recipe, unless settings change it. pace: those of its recipe
+    that hold for every phase.
+    """
+    from nas.oneshot.darts_pt import ByPerturbation
+    from nas.oneshot.early_stopping import Guards
+    from nas.oneshot.methods import METHODS
+
+    published = base.published.get(config.method, Published())
+    epochs = {} if config.epochs is None else {"epochs": config.epochs}
+    if given is None and config.method.startswith(OWN):
+        raise ConfigError(
+            f"method {config.method!r} was put together in Python; call nas.search with it, or write a "
+            "function that returns it and name it as FILE.py:FUNCTION"
+        )
+    if given is None:
+        make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
+        method = make_method(config.method, make, {**published.settings, **config.method_settings})
+        weights = change(base.search, published.recipe, f"preset {config.preset}")
+        speed = base.alpha_speed if config.alpha_speed is None else config.alpha_speed
+        update = dataclasses.replace(method.update, lr=method.update.lr * speed)
+        method = dataclasses.replace(method, weights=weights, update=update)
+    elif config.method_settings or config.alpha_speed is not None:
+        raise ConfigError(
+            "method_settings or alpha_speed are given, but the method is made already; make it with these "
+            "settings"
+        )
+    else:
+        method = given
+    if not method.learns_alphas:
+        _refuse_alphas(config, method)
+    return dataclasses.replace(
+        method,
+        weights=change(method.weights, {**pace, **epochs, **config.search}, "search"),
+        update=settings_of(method.update, config.alphas, "alphas"),
+        guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
+        selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
+    )
+
+
+def make_method(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> Method:
+    """The method that a function makes of keyword settings; numbers may be written as text.
+
+    Raises:
+        ConfigError: when it takes no such setting, fails, or returns something else.
+    """
+    from nas.oneshot.methods import Method
+
+    known = inspect.signature(make).parameters
+    values = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
+        kind = type(known[key].default).__name__
+        values[key] = typed(value, kind, f"method_settings.{key}")
+    try:
+        with staying():
+            method = make(**values)
+    except NasError:
+        raise
+    except FAULTS as error:
+        raise ConfigError(f"method {name!r} failed: {describe(error)}") from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
+    return method
+
+
+def _refuse_alphas(config: Config, method: Method) -> None:
+    """What needs alphas that move: their settings, and constraints, which are losses of theirs."""
+    given = {
+        "alphas": bool(config.alphas),
+        "alpha_speed": config.alpha_speed is not None,
+        "seed_alphas": config.seed_alphas is not None,
+        "constraint": bool(config.constraint),
+    }
+    for name, is_set in given.items():
+        if is_set:
+            raise ConfigError(
+                f"{name} is set, but method {method.name!r} learns no alphas; remove it or "
+                "choose another method"
+            )
+
+
+# -- tables of settings ------------------------------------------------------------------------------
+
+
+def settings_of(value: T, table: Mapping[str, object], where: str) -> T:
+    """A frozen value with the settings of a table, each of the kind that it has there.
+
+    Text that spells a number counts as that number, and a whole float as an integer.
+
+    Raises:
+        ConfigError: for an unknown name, another kind, or what the value itself refuses.
+    """
+    fields = {f.name: str(f.type) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    known = {name: kind for name, kind in fields.items() if not kind.startswith("tuple")}
+    changes: dict[str, object] = {}
+    for name, given in table.items():
+        if name not in known:
+            raise ConfigError(f"{where}: {unknown('setting', name, known)}")
+        changes[name] = typed(given, known[name], f"{where}.{name}")
+    try:
+        return dataclasses.replace(value, **changes)  # type: ignore[type-var]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def change(recipe: Recipe, table: Mapping[str, object], where: str) -> Recipe:
+    """`recipe` with the settings of a table; a new number of epochs compresses its schedule."""
+    if "epochs" in table:
+        epochs = int(_number(table["epochs"], f"{where}.epochs", whole=True))
+        recipe = compressed(recipe, epochs) if epochs >= 1 else recipe
+    return settings_of(recipe, table, where)
+
+
+def typed(value: object, kind: str, where: str) -> object:
+    """A number as the kind of number that is named, even if it is spelled as text; anything else as it is."""
+    if kind == "int":
+        return int(_number(value, where, whole=True))
+    return _number(value, where) if kind == "float" else value
+
+
+def _number(value: object, where: str, *, whole: bool = False) -> float:
+    wanted = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}") from error
+    if whole and not (number.is_integer() and abs(number) < EXACT):
+        raise ConfigError(f"{where} is {shown(value)}, but must be {wanted}")
+    return number

@@ -1,183 +1,32 @@
-"""The last training: one architecture at its final size, on all images but the test split, and its result."""
+"""The last training: one architecture at its final size, on all images but those of the test."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from nas import devices
-from nas.data.exclusions import load_without
-from nas.data.preprocessing import Inputs
 from nas.data.task import Split, Task
-from nas.errors import ConfigError, TrialError
-from nas.evaluate.significance import rounded, wilson
+from nas.errors import TrialError
+from nas.evaluate.significance import wilson
 from nas.evaluate.trained import affordable
-from nas.results.architecture_file import read_architecture
-from nas.results.result import Result, to_cpu
 from nas.results.run_record import CHECKPOINT, RETRAIN
-from nas.run.config import Config, make_config
-from nas.run.final_network import final_recipe, final_space, offer
 from nas.run.job import Job
-from nas.run.preparation import (
-    augmented,
-    follow,
-    follow_to,
-    name_of,
-    refuse_made,
-    refuse_others,
-    team_notes,
-    with_names,
-)
-from nas.run.resolved_config import make_plan
-from nas.run.result_files import write_result
-from nas.run.run_folder import begun, clear_checkpoints, export, finished
-from nas.run.step_timing import final_pace, suited
-from nas.seeding import isolated
-from nas.show.progress import Progress, telling
-from nas.show.tracking.tracker import Tracker, of_epochs
-from nas.space.graph import architecture_hash, cell_graphs
+from nas.run.step_timing import final_pace
+from nas.seeding import derive, isolated
+from nas.show.tracking.tracker import of_epochs
+from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY, latencies
-from nas.space.loading import is_plugin, load
-from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
-from nas.training.ddp import Team, joined
 from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Retry, with_retries
 from nas.training.train import Curve, EpochReport, train
 from nas.types import MOST, Genotype
 from nas.user_code import user_errors
-
-USED = (
-    *("preset", "seed", "device", "execution", "graph", "deterministic", "rank_timeout"),
-    *("augment", "exclude", "export", "tensorboard", "mlflow"),
-    *("space_settings", "final_settings", "retrain"),
-)
-"""The settings that a retraining reads, beside space and task."""
-
-
-def retrain(
-    architecture: str | Path | Mapping[str, Any],
-    task: str | Task,
-    *,
-    out: str | Path,
-    space: str | Space | None = None,
-    settings: Mapping[str, object] | None = None,
-    force: bool = False,
-    progress: Progress | bool | None = None,
-    trackers: Sequence[Tracker] = (),
-    stop: Callable[[], bool] | None = None,
-) -> Result:
-    """Trains a known architecture as the last phases of a search would; called again, it resumes.
-
-    Under torchrun all ranks train it together, see docs/distributed.md.
-
-    architecture: a finished run's folder, an architecture.json, or its content: at least `space`, `settings`
-      and `choices`.
-    space: must name the user's own space, or be it, where the architecture came from one.
-    settings: those of `nas.Config` in `USED`, e.g. `{"preset": "standard", "retrain": {"epochs": 100}}`.
-    progress: as of `nas.search`. trackers: told of every epoch, see there.
-
-    Raises:
-        NasError: when a setting, the space or the data cannot be used, or training fails.
-        MismatchError: when a form of the bundle is not the scored model.
-    """
-    data = (
-        _checked(architecture) if isinstance(architecture, Mapping) else read_architecture(Path(architecture))
-    )
-    config, place = _config(data, space, task, settings), Path(out)
-    with telling(progress) as told:
-        with joined(limit_s=config.rank_timeout) as team:
-            if not team.leads:
-                follow_to(place, team)
-            job = _prepare(data, config, place, space=space, task=task, progress=told, stop=stop, team=team)
-            if not team.leads:
-                return follow(job, {RETRAIN: lambda value: help_to_retrain(job, tuple(value))})
-            with begun(job, trackers, force=force) as job:
-                result = finished(job) or _retrained(job)
-                job.tracking.finish(result.metrics, job.folder)
-        export(job, result)
-    return result
-
-
-def _prepare(
-    data: Mapping[str, Any],
-    config: Config,
-    folder: Path,
-    *,
-    space: str | Space | None,
-    task: str | Task,
-    progress: Progress,
-    stop: Callable[[], bool] | None,
-    team: Team,
-) -> Job:
-    # The architecture keeps its own size, unless the preset asks for the space's full one.
-    plan = replace(make_plan(config), final_size={})
-    device = devices.resolve(config.device, local=team.local)
-    task = load_without(task, config.exclude, seed=config.seed).to(device)
-    plan, task, varied = augmented(config, plan, task)
-    searched = space if isinstance(space, Space) else _space(data, config, task)
-    final = final_space(config, plan, searched, task)
-    recipe, notes = final_recipe(config, plan, final, task)
-    genotype, stop = searched.genotype(data["choices"]), stop or (lambda: False)
-    told = (f"augmentation {varied}", *notes, *team_notes(team, recipe.batch))
-    return Job(
-        config, plan, final, task, task, final, recipe, folder, progress, stop, genotype, team, notes=told
-    )
-
-
-def _retrained(job: Job) -> Result:
-    """The work of a retraining."""
-    assert job.genotype is not None
-    space, genotype, task = job.final, job.genotype, job.task
-    with devices.repeatable(enabled=job.config.deterministic):
-        network, metrics = train_final(job, genotype, last_training(job, genotype))
-    graphs = cell_graphs(space, genotype)
-    result = Result(
-        space, genotype, graphs, to_cpu(network), rounded(metrics), (), job.folder, Inputs.of(task)
-    )
-    write_result(result, image_shape=task.image_shape, title=f"{space.name} on {task.name}")
-    clear_checkpoints(job.folder)
-    return result
-
-
-def _checked(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in ("space", "settings", "choices"):
-        if name not in architecture:
-            raise ConfigError(f"the architecture has no {name!r}; it has {', '.join(sorted(architecture))}")
-    return architecture
-
-
-def _config(
-    architecture: Mapping[str, Any],
-    space: str | Space | None,
-    task: str | Task,
-    settings: Mapping[str, object] | None,
-) -> Config:
-    origin = str(architecture["space"]) if space is None else name_of("space", space, who="retrain")
-    if space is None and is_plugin(origin):
-        raise ConfigError(
-            f"the architecture's space {origin!r} is code of your own; name it with --space to run it, "
-            "in Python with space="
-        )
-    names = {"space": origin, "task": name_of("task", task, who="retrain")}
-    config = make_config(with_names(settings, names))
-    refuse_others(config, USED, what="a retraining")
-    refuse_made(space, config)
-    return config
-
-
-def _space(architecture: Mapping[str, Any], config: Config, task: Task) -> Space:
-    return load(config.space, {**architecture["settings"], **offer(task)}, **config.space_settings)
-
-
-# -- the training itself ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +53,8 @@ def last_training(job: Job, genotype: Genotype, *, reserve_s: float | None = Non
         return Last(job.recipe, split, folder)
 
     def choose() -> dict[str, float]:
-        left_s = clock.left_s - reserve_s
         try:
-            step_s = final_pace(job, genotype, limit_s=0.03 * left_s)
+            step_s = final_pace(job, genotype, limit_s=0.03 * (clock.left_s - reserve_s))
         except TrialError:  # which the training itself will raise
             step_s = 1.0
         epoch_s = step_s * max(1, len(split) // job.recipe.batch)
@@ -220,13 +68,14 @@ def last_training(job: Job, genotype: Genotype, *, reserve_s: float | None = Non
     recipe = replace(compressed(job.recipe, min(MOST, decided["epochs"])), schedule="step")
 
     def elapsed() -> float:
-        clock.tick()
+        clock.late(math.inf)  # which writes the time down now and then
         left_s = min(clock.left_s - reserve_s, began_s + takes_s - clock.elapsed_s)  # less after Ctrl-C
         gone_s = clock.elapsed_s - began_s
         return gone_s / (gone_s + left_s) if left_s > 0 else 1.0
 
-    name = f"retrain-{architecture_hash(job.final, genotype)[:8]}-{recipe.epochs}"
-    return Last(recipe, split, folder.with_name(name), elapsed)
+    # Another architecture, size, or number of epochs is another training.
+    what = derive(0, architecture_hash(job.final, genotype), str(dict(job.final.settings)), repr(recipe))
+    return Last(recipe, split, folder.with_name(f"retrain-{what:016x}"), elapsed)
 
 
 def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
@@ -236,11 +85,6 @@ def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, di
     chance (`nas.training.retry`), which a note and the metrics `retrain_lr_factor` or
     `retrain_passes_per_step` tell.
     """
-    with suited(job, RETRAIN, partial(final_pace, job, genotype)) as suited_job:
-        return _trained(suited_job, genotype, last)
-
-
-def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
     task, progress = job.task, job.progress
 
     def attempt(retry: Retry) -> tuple[nn.Module, Curve]:
@@ -269,14 +113,11 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
         job.tracking.tell(of_epochs(series, curve.reports()))  # what a killed process has not told
         return network, curve
 
+    alone, batch = job.team.size == 1, last.recipe.batch
     with user_errors():
         counted = affordable(job.final, genotype, task)
         (network, curve), retry = with_retries(
-            attempt,
-            folder=last.folder,
-            batch=last.recipe.batch,
-            note=progress.note,
-            alone=job.team.size == 1,
+            attempt, folder=last.folder, batch=batch, note=progress.note, alone=alone
         )
         measured = _measured(network, task)
     return network, {
@@ -318,4 +159,4 @@ def help_to_retrain(job: Job, genotype: Genotype) -> None:
 
 def _fresh(job: Job, genotype: Genotype) -> nn.Module:
     with isolated(job.seed(RETRAIN), "init"):
-        return job.final.network(genotype).to(job.task.train.x.device)
+        return job.final.network(genotype).to(job.device)

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas.data.task import Task
-from nas.errors import ConfigError, DataError, SpaceError, shown
+from nas.errors import ConfigError, DataError, NasError, SpaceError, Stopped, shown
 from nas.export.bundle import bundle_at_end, is_bundled
 from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
 from nas.files.folder import LOCK, MANIFEST, check_contents, check_name, folder_lock, prepare_folder
@@ -21,15 +20,14 @@ from nas.files.tomlfile import write_toml
 from nas.results.result import Result, is_finished, load_result
 from nas.results.run_record import CHECKPOINT, FORMAT, environment, read_run
 from nas.run.config import Config
-from nas.run.job import BEGIN, Job, Plan
+from nas.run.job import BEGIN, Job
 from nas.show.tracking import check_trackers, open_tracking
 from nas.show.tracking.tracker import Tracker
 from nas.space.loading import is_plugin, source_hash
 from nas.space.space import Space
-from nas.types import Genotype
 
 FREE = (
-    *("config.device", "config.budget", "config.storage_patience", "config.max_failures", "plan.budget_s"),
+    *("config.device", "config.budget", "config.storage_patience", "config.max_failures"),
     *("config.workers", "config.executor", "config.trial_timeout", "config.rank_timeout"),
     *("config.export", "config.pictures"),
     *("config.tensorboard", "config.mlflow"),
@@ -44,22 +42,16 @@ EXPORT_S = 30.0
 
 
 @contextmanager
-def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job]:
-    """The job in its own folder: locked, with its record written, and its trackers told."""
+def begun(job: Job, trackers: Sequence[Tracker] = (), *, force: bool = False) -> Iterator[Job]:
+    """The job in its own folder: locked, with its record written, and its trackers told.
+
+    Where it fails or is stopped, its clock is written down.
+    """
     config = job.config
     check_trackers(config.tensorboard, config.mlflow)
     folder = open_folder(job.folder)
     with folder_lock(folder):
-        record = begin(
-            folder,
-            config,
-            job.plan,
-            space=job.space,
-            task=job.task,
-            genotype=job.genotype,
-            ranks=job.team.size,
-            force=force,
-        )
+        record = begin(replace(job, folder=folder), force=force)
         job.team.call(BEGIN)
         with open_tracking(
             str(record.get("run", folder.name)),
@@ -70,7 +62,11 @@ def begun(job: Job, trackers: Sequence[Tracker], *, force: bool) -> Iterator[Job
             own=trackers,
             note=job.progress.note,
         ) as tracking:
-            yield replace(job, folder=folder, tracking=tracking, force=force)
+            try:
+                yield replace(job, folder=folder, tracking=tracking, force=force)
+            except (NasError, Stopped):
+                job.clock.save()
+                raise
 
 
 def _settings(config: Config) -> dict[str, str]:
@@ -108,9 +104,14 @@ def open_folder(out: str | Path) -> Path:
     """The folder of a new run or of one to resume.
 
     Raises:
-        ConfigError: when it cannot be written, or holds files that are not a run's.
+        ConfigError: when its name cannot be a run's, it cannot be written, or it holds other files.
     """
-    folder = prepare_folder(named(Path(out)))
+    name = Path(out).name if Path(out).name not in ("", "..") else Path(out).resolve().name
+    try:
+        check_name(name, "run")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; choose another --out folder") from error
+    folder = prepare_folder(Path(out))
     foreign = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY)]
     if foreign and not (folder / "run.json").is_file():
         raise ConfigError(
@@ -120,72 +121,33 @@ def open_folder(out: str | Path) -> Path:
     return folder
 
 
-def named(out: Path) -> Path:
-    """A path whose last part can be the name of a run.
-
-    Raises:
-        ConfigError: showing what such a name may hold.
-    """
-    name = out.name if out.name not in ("", "..") else out.resolve().name
-    try:
-        check_name(name, "run")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; choose another --out folder") from error
-    return out
-
-
-def begin(
-    folder: Path,
-    config: Config,
-    plan: Plan,
-    *,
-    space: Space,
-    task: Task,
-    genotype: Genotype | None = None,
-    ranks: int = 1,
-    force: bool,
-) -> dict[str, Any]:
+def begin(job: Job, *, force: bool) -> dict[str, Any]:
     """Writes down what this run is, or checks that the folder's run is the same one; returns its record.
 
-    genotype: the architecture to train, where the run does not search for one.
-    ranks: how many processes train together; another number may go on, so it is not compared.
     force: go on although the data changed.
 
     Raises:
         ConfigError: with a line for every setting that differs, or for a folder of a newer version.
         DataError: when the data are no longer those that the run began with.
     """
-    now = describe_run(config, plan, space, task, genotype)
+    folder, now = job.folder, describe_run(job)
     remove_unfinished(folder)
-    # Its studies' name in a database that other runs use, too, those of a folder of the same name elsewhere.
-    now["run"] = f"{folder.name}-{secrets.token_hex(4)}"
-    now["environment"]["ranks"] = ranks
     if not (folder / "run.json").exists():
         # The record comes first: a folder with a record is a run, whatever else is still missing.
         write_json(folder / "run.json", now)
     record = read_run(folder)
-    _refuse_another_kind(folder, record, now)
-    # The plan is compared too: a preset may mean something else in another version.
-    _refuse_changes(folder, record, now, ("config", "architecture", "plan"))
-    if record["task"]["fingerprint"] != task.fingerprint:
-        record = _with_new_data(folder, record, now, force=force)
-    _refuse_changes(folder, record, now, ("space",))
-    if not (folder / "config.toml").exists():
-        write_text(folder / "config.toml", write_toml(config.model_dump()))
-    return record
-
-
-def _refuse_another_kind(folder: Path, record: Mapping[str, object], now: Mapping[str, object]) -> None:
-    kinds = ["a search" if run.get("architecture") is None else "a retraining" for run in (record, now)]
+    kinds = ["a search" if run["architecture"] is None else "a retraining" for run in (record, now)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"{folder} holds {kinds[0]}, and this is {kinds[1]}; choose another --out folder")
-
-
-def _refuse_changes(
-    folder: Path, record: Mapping[str, object], now: Mapping[str, object], parts: Sequence[str]
-) -> None:
-    for part in parts:
-        refuse_other_settings(folder, "a run", _flat(record.get(part), part), _flat(now[part], part))
+    # The plan is compared too: a preset may mean something else in another version.
+    asked = ("config", "architecture", "plan")
+    refuse_other_settings(folder, "a run", {k: record[k] for k in asked}, {k: now[k] for k in asked})
+    if record["task"]["fingerprint"] != job.task.fingerprint:
+        record = _with_new_data(folder, record, now, force=force)
+    refuse_other_settings(folder, "a run", {"space": record["space"]}, {"space": now["space"]})
+    if not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", write_toml(job.config.model_dump()))
+    return record
 
 
 def refuse_other_settings(
@@ -193,11 +155,13 @@ def refuse_other_settings(
 ) -> None:
     """Raises ConfigError with a line for every setting that differs from that of what a folder holds.
 
-    what: it holds, in words. before, now: values by dotted name.
+    what: it holds, in words.
     """
+    old, new = _flat(before, ""), _flat(now, "")
     changes = [
-        f"  {name.removeprefix('config.')}: {shown(there)} in the folder, {shown(here)} now"
-        for name, there, here in _differences(before, now)
+        f"  {name.removeprefix('config.')}: {shown(old.get(name))} in the folder, {shown(new.get(name))} now"
+        for name in sorted({*old, *new} - set(FREE))
+        if old.get(name) != new.get(name)
     ]
     if changes:
         raise ConfigError(
@@ -205,6 +169,13 @@ def refuse_other_settings(
             + "\n".join(changes[:MOST_CHANGES])
             + "\nrepeat its command to resume it, or choose another --out folder"
         )
+
+
+def _flat(value: object, name: str) -> dict[str, object]:
+    """The leaves of nested tables by dotted name, tuples as the lists that JSON makes of them."""
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}".lstrip(".")).items()}
 
 
 def _with_new_data(
@@ -229,15 +200,16 @@ def clear_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
-def describe_run(
-    config: Config, plan: Plan, space: Space, task: Task, genotype: Genotype | None = None
-) -> dict[str, Any]:
+def describe_run(job: Job) -> dict[str, Any]:
     """What `run.json` says of a run."""
+    space, task = job.space, job.task
     return {
         "format": FORMAT,
-        "config": config.model_dump(),
-        "architecture": None if genotype is None else list(genotype),
-        "plan": plan.to_dict(),
+        # The name of its studies in a database; folders elsewhere may be called the same.
+        "run": f"{job.folder.name}-{secrets.token_hex(4)}",
+        "config": job.config.model_dump(),
+        "architecture": None if job.genotype is None else list(job.genotype),
+        "plan": job.plan.to_dict(),
         "space": {
             "name": space.name,
             "origin": space.origin,
@@ -258,7 +230,8 @@ def describe_run(
             "notes": list(task.notes),
             "excluded": dict(task.excluded),
         },
-        "environment": environment(task.train.x.device),
+        # Another number of ranks may go on, so it is not compared.
+        "environment": {**environment(job.device), "ranks": job.team.size},
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -272,19 +245,3 @@ def _plain_settings(space: Space) -> object:
             f"space {space.name!r}: its settings are {dict(space.settings)}, but a run can write down only "
             f"text, finite numbers, true, false and lists of them ({error}); choose by name instead"
         ) from error
-
-
-def _flat(value: object, name: str) -> dict[str, object]:
-    """The leaves of nested tables by dotted name, tuples as the lists that JSON makes of them."""
-    if not isinstance(value, Mapping):
-        return {name: list(value) if isinstance(value, tuple) else value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
-
-
-def _differences(
-    before: Mapping[str, object], now: Mapping[str, object], *, free: Sequence[str] = FREE
-) -> Iterator[tuple[str, object, object]]:
-    """The settings that differ, with what they were and what they are."""
-    for name in sorted({*before, *now} - set(free)):
-        if before.get(name) != now.get(name):
-            yield name, before.get(name), now.get(name)

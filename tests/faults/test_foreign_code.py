@@ -23,8 +23,8 @@ from nas.files.atomic import write_json
 from nas.files.folder import write_manifest
 from nas.results.architecture_file import describe_architecture, graphs_of, read_architecture
 from nas.results.result import load_result
-from nas.run.differentiable import Study
 from nas.space.loading import load
+from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints, load_tensors
 
 ROOT = Path(nas.__file__).parent.parent

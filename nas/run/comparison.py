@@ -1,0 +1,400 @@
+"""What a search has to beat, and whether it did: random search at equal cost, fresh trainings of the best.
+
+Equal cost is counted, not timed, so that it does not depend on how busy the machine is.
+
+The best of many noisy scores is partly the luckiest one (the winner's curse). Fresh trainings are free of
+the luck of training, and on the same images they can be compared in pairs. They are not free of the luck of
+the images, which search and random search went by already: only the test accuracy has no bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.data.decode import load_arrays
+from nas.data.task import Task
+from nas.errors import NoModelError, TrialError, counted
+from nas.evaluate.failure_summary import diagnosis
+from nas.evaluate.significance import Paired, paired
+from nas.evaluate.trained import Start, Trained
+from nas.files.atomic import replacing
+from nas.results.run_record import CHECKPOINT, DEFAULT, RANDOM, RERANK, SEARCH
+from nas.run.black_box import fitting, run_trials
+from nas.run.final_network import bounded, default_of
+from nas.run.job import Job, SearchOutcome, TimeUp
+from nas.run.step_timing import threads
+from nas.searchers.goals import Goals, longest
+from nas.searchers.halving import epochs_granted, finalists
+from nas.searchers.pareto import hypervolume
+from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.searcher import RandomSearch
+from nas.seeding import isolated, rng
+from nas.space.cost import step_work
+from nas.space.graph import architecture_hash
+from nas.space.space import Space
+from nas.study.study import Study
+from nas.training.evaluate import predictions
+from nas.training.train import train
+from nas.types import Genotype, Trial
+from nas.user_code import user_errors
+
+LARGEST = "largest"
+"""The name of the second baseline in metrics and pictures; that of the first is that of its study."""
+SAMPLE = 3
+"""Random architectures whose training stands for that of all."""
+ENOUGH_EPOCHS = 10
+"""Accuracies after 3 epochs hardly rank architectures as those after 10 do (Spearman .13 to .26)."""
+
+_FIRST = "the first choice of the search"
+_WORDS = {
+    DEFAULT: "the default architecture",
+    RANDOM: "that of random search at equal cost",
+    LARGEST: "the largest of the random ones",
+}
+
+
+# -- random search at equal cost ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """The trials of random search, and the architecture that each baseline would have chosen, by name."""
+
+    history: Sequence[Trial] = ()
+    choices: Mapping[str, Genotype] = field(default_factory=dict)
+
+
+def random_search(job: Job, found: SearchOutcome, *, until_s: float | None = None) -> Baselines:
+    """Random search at the cost of the search, in a study of its own next to it.
+
+    Equal cost is as many trials with the same evaluator, as many epochs of training where trials got
+    different numbers of them, and as much work where gradients searched. What the search has
+    measured is not measured again but replayed. Where the search was random itself, it is its own
+    baseline.
+
+    The second baseline takes the same random architectures and chooses by multiply-accumulates alone.
+
+    until_s: when it has to be over, by the job's clock; a random search that was cut off had not the same
+      cost, so that nothing is compared with it.
+    """
+    try:
+        history = found.history if job.is_own_baseline else _random(job.until(until_s), found)
+    except TimeUp as error:
+        job.progress.note(
+            f"random search was not done at equal cost, so nothing is compared with it: {error}"
+        )
+        return Baselines()
+    own = default_of(job) if job.is_own_baseline else None  # which is a baseline by itself
+    done = [trial for trial in job.plan.goals.kept_by(history) if trial.genotype != own]
+    if not done:
+        job.progress.note(
+            "random search found no architecture to compare with: all its trials failed or broke a constraint"
+        )
+        return Baselines(history)
+    largest = max(done, key=lambda t: t.metrics["macs"])
+    return Baselines(history, {RANDOM: finalists(done, job.plan.lead)[0].genotype, LARGEST: largest.genotype})
+
+
+def _random(job: Job, found: SearchOutcome) -> list[Trial]:
+    evaluate, epochs = found.measure, found.fidelity
+    if evaluate is None or isinstance(evaluate, Trained):  # its checkpoints are apart from the search's
+        folder = job.folder / CHECKPOINT / RANDOM
+        evaluate = Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
+    if found.measure is None:
+        epochs = job.plan.trial.epochs
+    study = job.study(
+        RANDOM,
+        Fixed(fitting(job, bounded(job, RandomSearch()), evaluate), epochs),
+        announce=not job.config.shares_weights,
+        alike=partial(architecture_hash, job.space),
+        others=found.history if found.measure is not None else (),
+    )
+    trials = _equal_trials(job, found)
+    run_trials(job, study, evaluate, trials, what="random search at equal cost", others=found.history)
+    return study.history
+
+
+def _equal_trials(job: Job, found: SearchOutcome) -> int:
+    """The number of random trials of equal cost."""
+    granted, history = job.plan.ladder.granted, found.history
+    if found.measure is None:
+        job.progress.note("counting what a step of the search and of a trial cost")
+        from nas.oneshot.search import search_work
+
+        each = _trial_work(job)
+        work = search_work(job.space, job.search_task, job.plan.method, len(history)) if each else 0.0
+        trials = work / each if each else 1.0
+    elif job.config.early_stop:
+        trials = sum(t.metrics.get("epochs_trained", t.fidelity) for t in history) / found.fidelity
+    elif len(granted) == 1 or job.config.shares_weights:
+        return len(history)
+    else:
+        trials = epochs_granted(history, granted) / granted[-1]
+    return max(1, round(trials))
+
+
+def _trial_work(job: Job) -> float:
+    """Of a trial, the mean of a few random architectures; 0 where none of them can be trained."""
+    draw, found = rng(job.seed("work"), "sample"), list[float]()
+    for genotype in [job.space.sample(draw) for _ in range(SAMPLE)]:
+        try:
+            found.append(_step_work(job, genotype))
+        except TrialError:  # of one architecture; others can be trained
+            continue
+    steps = job.plan.trial.epochs * max(1, len(job.search_task.train) // job.plan.trial.batch)
+    return steps * sum(found) / len(found) if found else 0.0
+
+
+def _step_work(job: Job, genotype: Genotype) -> float:
+    recipe = replace(job.plan.trial, graph=False)
+    with user_errors(), isolated(0, "work"):
+        network = job.space.network(genotype).to(job.device)
+        return step_work(lambda stop: train(network, job.search_task, recipe, seed=0, stop=stop))
+
+
+def volumes(goals: Goals, searched: Sequence[Trial], drawn: Sequence[Trial]) -> dict[str, float]:
+    """With several objectives, the hypervolumes of search and random search above their common worst.
+
+    Each is that of the trials of its longest training.
+    """
+    kept = {"": longest(searched, goals), f"{RANDOM}_": longest(drawn, goals)}
+    if len(goals.objectives) == 1 or not kept[""]:
+        return {}
+    scores = {name: goals.table(trials)[0] for name, trials in kept.items() if trials}
+    worst = np.min([table.min(0) for table in scores.values()], axis=0)
+    best = np.max([table.max(0) for table in scores.values()], axis=0)
+    scale = np.where(best > worst, best - worst, 1.0)
+    return {
+        f"{name}hypervolume": hypervolume((table - worst) / scale, np.full(len(worst), -0.05))
+        for name, table in scores.items()
+    }
+
+
+# -- fresh trainings ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The outcome of the fresh trainings.
+
+    best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
+      default architecture need not: it is taken where nothing is better by more than the standard error.
+    rivals: what was compared with, by name.
+    metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+      That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
+    statements: the comparisons in words.
+    """
+
+    best: Genotype
+    found_by: str = SEARCH
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    statements: tuple[str, ...] = ()
+    rivals: Mapping[str, Genotype] = field(default_factory=dict)
+
+
+def rerank(
+    job: Job,
+    candidates: Sequence[Genotype],
+    rivals: Mapping[str, Genotype],
+    *,
+    start: Start | None = None,
+    until_s: float | None = None,
+) -> Verdict:
+    """Trains candidates and rivals, as often each as there are seeds, and compares them.
+
+    The best of all is chosen for the last training. Compared with each rival is the candidate that the search
+    itself ranks first, not the best by the same fresh scores: that one would be partly the luckiest again.
+
+    start: what each training begins with; from scratch unless given.
+    until_s: when it has to be over, by the job's clock; of what was trained by then the best is chosen.
+    """
+    if len(candidates) == 1 and not rivals:
+        return Verdict(candidates[0])
+    rivals = {name: _first_like(job.space, rival, candidates) for name, rival in rivals.items()}
+    genotypes = tuple(dict.fromkeys([*candidates, *rivals.values()]))
+    fresh = _trained(job.until(until_s), genotypes, start)
+    means = {g: mean for g in genotypes if (mean := fresh.mean(g)) is not None}
+    if not means and fresh.study.ended < len(genotypes) and until_s is not None:
+        return Verdict(candidates[0], rivals=rivals)
+    if not means:
+        raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(fresh.study.history)}")
+    metrics: dict[str, float] = {"rerank_seconds": fresh.study.spent_s, "rerank_seeds": job.plan.seeds}
+    statements: list[str] = []
+    if job.plan.top_k_epochs < ENOUGH_EPOCHS:
+        statements.append(
+            f"the fresh trainings, of {counted(job.plan.top_k_epochs, 'epoch')}, are too short to tell much "
+            f"of longer ones; about {ENOUGH_EPOCHS} are needed"
+        )
+    own = next((g for g in candidates if g in means), None)
+    if own is not None:
+        metrics["first_val_acc"] = means[own].metrics["val_acc"]
+        for name, rival in rivals.items():
+            if rival in means:
+                metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
+                compared = fresh.compare(own, rival)
+                metrics |= _numbers(name, compared)
+                statements.append(_told(name, compared, same=rival == own))
+    best = job.plan.lead.ordered(list(means.values()))[0].genotype
+    default = rivals.get(DEFAULT)
+    if default in means and (why := _prefers_default(fresh, means[best], means[default])):
+        best, statements = default, [*statements, why]
+    metrics["rerank_val_acc"] = means[best].metrics["val_acc"]
+    found_by = next(
+        (n for n, g in rivals.items() if g == best and (n == DEFAULT or g not in candidates)), SEARCH
+    )
+    if found_by == SEARCH and own not in (None, best):
+        before, after = metrics["first_val_acc"], metrics["rerank_val_acc"]
+        statements.append(
+            f"another candidate of the search is taken, of validation accuracy {after:.4f} in fresh "
+            f"trainings; the first choice has {before:.4f}"
+        )
+    return Verdict(best, found_by, metrics, tuple(statements), rivals)
+
+
+def _first_like(space: Space, genotype: Genotype, candidates: Sequence[Genotype]) -> Genotype:
+    """The candidate that is isomorphic to an architecture, else the architecture itself."""
+    name = architecture_hash(space, genotype)
+    return next((g for g in candidates if architecture_hash(space, g) == name), genotype)
+
+
+def _numbers(name: str, compared: Paired | None) -> dict[str, float]:
+    if compared is None:
+        return {}
+    return {
+        f"{name}_delta": compared.delta,
+        f"{name}_delta_low": compared.low,
+        f"{name}_delta_high": compared.high,
+        f"{name}_p": compared.p,
+    }
+
+
+def _told(name: str, compared: Paired | None, *, same: bool) -> str:
+    if compared is None:
+        return f"{_FIRST} and {_WORDS[name]} are not compared: the predictions of earlier trainings are gone"
+    return f"{_FIRST} is {_WORDS[name]}, too" if same else compared.statement(_FIRST, _WORDS[name])
+
+
+def _prefers_default(fresh: _Fresh, best: Trial, default: Trial) -> str:
+    """Says that the best is not better than the default architecture by more than the standard error.
+
+    Nothing where it is; or where accuracy is not what counts first, or the default breaks a constraint.
+    """
+    lead = fresh.job.plan.lead
+    breaks = lead.violation(default.metrics) > lead.violation(best.metrics)
+    if best == default or breaks or lead.objectives != Goals().objectives:
+        return ""
+    gain = fresh.compare(best.genotype, default.genotype)
+    if gain is not None and gain.delta > gain.error:
+        return ""
+    points = "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
+    return (
+        f"the best in fresh trainings is not better than the default architecture by more than the standard "
+        f"error{points}: the default is taken"
+    )
+
+
+def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> _Fresh:
+    """Trains as the trials are trained, and keeps which validation images were right."""
+    folder, task, plan = job.folder / CHECKPOINT / RERANK, job.search_task, job.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    judge = _Hits(folder, task)
+    measure = Trained(job.space, task, plan.trial, folder=folder, judge=judge, stop=job.stop, start=start)
+    study = job.study(RERANK, Listed(genotypes, plan.top_k_epochs, plan.seeds))
+    trainings = len(genotypes) * plan.seeds
+    try:
+        run_trials(job, study, measure, trials=trainings, what="re-evaluation")
+    except TimeUp as error:
+        job.progress.note(f"{study.ended} of {trainings} trainings are what is compared: {error}")
+    return _Fresh(job, study, measure, judge)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """Leaves which validation images a trained network gets right."""
+
+    folder: Path
+    task: Task
+
+    def __call__(self, trial: Trial, network: nn.Module) -> None:
+        hits = predictions(network, self.task, self.task.val) == self.task.val.y
+        # Opened here, because numpy would add an ending to the temporary name.
+        with replacing(self.path(trial)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits.cpu().numpy())
+
+    def read(self, trial: Trial) -> NDArray[np.bool_] | None:
+        """What was left of a trial; None where it is lost, damaged, or of other images."""
+        try:
+            hits = load_arrays(self.path(trial), ["hits"])[0]["hits"].astype(bool)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return hits if len(hits) == len(self.task.val) else None
+
+    def path(self, trial: Trial) -> Path:
+        """The file of a trial."""
+        return self.folder / f"hits-{trial.number}.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class _Fresh:
+    """Fresh trainings: their study, how each was measured, and what its network got right."""
+
+    job: Job
+    study: Study
+    measure: Trained
+    hits: _Hits
+
+    def done(self, genotype: Genotype) -> list[Trial]:
+        """The finished trainings of an architecture."""
+        return [t for t in self.study.history if t.genotype == genotype and t.state == "done"]
+
+    def mean(self, genotype: Genotype) -> Trial | None:
+        """One trial with the mean metrics of an architecture's trainings; None where one of them failed."""
+        done = self.done(genotype)
+        if not done or any(t.genotype == genotype and t.state == "failed" for t in self.study.history):
+            return None
+        # What only some trainings have (a second chance, say) has no mean.
+        common = [name for name in done[0].metrics if all(name in t.metrics for t in done)]
+        metrics = {name: float(np.mean([t.metrics[name] for t in done])) for name in common}
+        return replace(done[0], metrics=metrics)
+
+    def compare(self, own: Genotype, rival: Genotype) -> Paired | None:
+        """The two in pairs; None where predictions are gone, and there is no time to train for them again."""
+        done = [self.done(own), self.done(rival)]
+        most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
+        try:
+            own_hits, rival_hits = (np.stack([self._hits_of(t) for t in ts[:most]]) for ts in done)
+        except (TimeUp, TrialError):
+            return None
+        seed_sd, degrees = self._seed_sd()
+        return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
+
+    def _hits_of(self, trial: Trial) -> NDArray[np.bool_]:
+        """Which validation images a training got right; one whose predictions are gone is repeated."""
+        if (found := self.hits.read(trial)) is not None:
+            return found
+        job = self.job
+        job.progress.note(f"the predictions of fresh training {trial.number} are gone; it is repeated")
+        with threads(torch.get_num_threads() if job.processes is None else 1):  # as it was trained before
+            self.measure(trial, rng(job.seed(RERANK), RERANK, trial.number, "evaluate"))
+        if (found := self.hits.read(trial)) is None:
+            raise TrialError("error", f"{self.hits.path(trial)} cannot be read")
+        return found
+
+    def _seed_sd(self) -> tuple[float, int]:
+        """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown.
+
+        And the degrees of freedom of this estimate.
+        """
+        genotypes = {t.genotype for t in self.study.history}
+        values = [[t.metrics["val_acc"] for t in self.done(genotype)] for genotype in genotypes]
+        degrees = sum(len(own) - 1 for own in values if own)
+        squares = sum(float(np.var(own)) * len(own) for own in values if own)
+        return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees
