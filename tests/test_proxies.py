@@ -20,7 +20,7 @@ from nas.space.cost import cost
 from nas.space.loading import load
 
 DATALESS = ("params", "macs", "l2_norm")
-BY_LOSS = ("grad_norm", "snip", "grasp", "fisher", "plain", "zico")
+BY_LOSS = ("grad_norm", "snip", "grasp", "fisher", "zico")
 CLASSES = 3
 
 
@@ -53,12 +53,8 @@ def score(name, network, batch):
 class Square(nn.Module):
     """Its input gradients are the images themselves."""
 
-    def __init__(self, classes=CLASSES):
-        super().__init__()
-        self.classes = classes
-
     def forward(self, x):
-        return F.pad(x.flatten(1).square().sum(1, keepdim=True) / 2, (0, self.classes - 1))
+        return F.pad(x.flatten(1).square().sum(1, keepdim=True) / 2, (0, CLASSES - 1))
 
 
 class Lambda(nn.Module):
@@ -103,7 +99,6 @@ def test_first_order_proxies_of_a_linear_classifier(logistic):
     gradient = error.T @ x
     assert score("grad_norm", network, batch) == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert score("snip", network, batch) == pytest.approx((weight * gradient).abs().sum().item(), rel=1e-5)
-    assert score("plain", network, batch) == pytest.approx(-(weight * gradient).sum().item(), rel=1e-5)
 
 
 def test_fisher_sums_over_pixels_before_it_squares():
@@ -143,24 +138,18 @@ def test_zico_compares_the_two_halves(logistic):
 # -- input gradients ----------------------------------------------------------------------------------
 
 
-def test_jacov_and_epe_are_those_of_the_images_where_these_are_the_input_gradients():
+def test_jacov_is_that_of_the_images_where_these_are_the_input_gradients():
     batch = images(9, classes=3)
-    rows = batch.x.flatten(1).numpy()
-    values = np.linalg.eigvalsh(np.corrcoef(rows)) + 1e-5
+    values = np.linalg.eigvalsh(np.corrcoef(batch.x.flatten(1).numpy())) + 1e-5
     assert score("jacov", Square(), batch) == pytest.approx(-(np.log(values) + 1 / values).sum(), rel=1e-4)
-    energies = [np.log(abs(np.corrcoef(rows[label::3])) + 1e-5).sum() for label in range(3)]
-    assert score("epe", Square(), batch) == pytest.approx(np.abs(energies).sum(), rel=1e-4)
 
 
 def test_a_network_that_reacts_to_all_images_alike_scores_lowest():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES))
-    constant = Lambda(lambda x: x * 0, linear)
-    for network in (linear, constant):
-        expected = -7 * (log(1e-5) + 1e5) - log(8) - 1 / 8
+    expected = -7 * (log(1e-5) + 1e5) - log(8) - 1 / 8
+    for network in (linear, Lambda(lambda x: x * 0, linear)):
         assert score("jacov", network, images()) == pytest.approx(expected, rel=1e-4)
-        assert score("epe", network, images()) == pytest.approx(0, abs=1e-3)
     assert score("jacov", small(), images()) > expected
-    assert score("epe", small(), images()) > 1
 
 
 # -- synaptic flow ------------------------------------------------------------------------------------
@@ -266,19 +255,13 @@ def test_nothing_is_changed(name):
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_equal_arguments_give_equal_scores(name):
+def test_a_score_depends_on_network_and_batch_alone_and_not_on_an_auxiliary_output(name):
     network, batch = small(), images()
     first = score(name, network, batch)
     assert isinstance(first, float)
     torch.manual_seed(5)
     assert score(name, network.eval(), batch) == first
-
-
-@pytest.mark.parametrize("name", PROXIES)
-def test_an_auxiliary_output_does_not_count(name):
-    network, batch = small(), images()
-    pair = Lambda(lambda logits: (logits, logits * 7), network)
-    assert score(name, pair, batch) == score(name, network, batch)
+    assert score(name, Lambda(lambda logits: (logits, logits * 7), network), batch) == first
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -287,9 +270,7 @@ def test_a_cell_without_a_path_scores_lowest(name):
     batch = images(side=8)
     cut, through = (space.network(genotype) for genotype in ((0, 0, 0, 0, 0, 0), (3, 3, 3, 3, 3, 3)))
     found = score(name, cut, batch)
-    if name == "plain":
-        assert found == 0
-    elif name != "grasp":
+    if name != "grasp":
         assert found < score(name, through, batch)
     if name == "fisher":
         assert 0 < found < 1e-3  # the classifier's bias is an output
@@ -357,7 +338,7 @@ def test_log_rank_by_hand():
     assert set(DEFAULT) <= PROXIES.keys()
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     for wrong in ({"a": [1, 2], "b": [1]}, {}, {"a": [1, float("nan")]}):
-        with pytest.raises(ConfigError, match="log_rank: got"):
+        with pytest.raises(ConfigError, match="log_rank"):
             log_rank(wrong)
 
 
