@@ -11,7 +11,7 @@ import torch
 from published import table
 
 from nas.errors import ConfigError, TrialError
-from nas.evaluate.nasbench101 import cell_hashes, load_nasbench101
+from nas.evaluate.benchmarks import cell_hashes, load_nasbench101
 from nas.space.cell import VertexCell
 from nas.space.cost import count_params
 from nas.space.graph import architecture_hash

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,59 +32,6 @@ MARKS = (25, 50, 100, 150, 200, 300, 500)
 """Numbers of evaluations at which results are told."""
 LOOKED_AT = 100
 """Random architectures whose figures show what a table holds."""
-_COORDINATE = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(m?)\s*")
-
-# -- one search ----------------------------------------------------------------------------------------
-
-
-def replay(
-    benchmark: Benchmark,
-    searcher: Searcher,
-    *,
-    trials: int,
-    fidelity: int,
-    seed: int,
-    budget_s: float | None = None,
-    needed: Sequence[str] = (),
-) -> list[Trial]:
-    """The history of one search on the table; under a budget its costs are simulated seconds, else 0.
-
-    Equal to that of a study named `benchmark`: the same searcher sees the same history and the same random
-    streams. See `Replay` for the settings.
-
-    needed: metrics without which a trial has failed, for the table may not hold all for each cell.
-    """
-    history: list[Trial] = []
-    spent_s = 0.0
-    while len(history) < trials and (budget_s is None or spent_s < budget_s):
-        number = len(history)
-        try:
-            genotype = searcher.ask(benchmark.space, history, rng(seed, "benchmark", number, "ask"))
-        except ExhaustedError:
-            break
-        cost_s = benchmark.seconds(genotype, fidelity) if budget_s is not None else 0.0
-        try:
-            metrics = looked_up(benchmark, genotype, fidelity, needed)
-            trial = Trial(number, genotype, fidelity, "done", metrics, cost_s)
-        except TrialError as error:
-            trial = Trial(number, genotype, fidelity, "failed", {}, cost_s, f"{error.reason}: {error}")
-        history.append(trial)
-        spent_s += cost_s
-    return history
-
-
-def looked_up(
-    benchmark: Benchmark, genotype: Genotype, fidelity: int, needed: Sequence[str]
-) -> Mapping[str, float]:
-    """The figures of one architecture.
-
-    Raises:
-        TrialError: with reason `missing`, when the table lacks one of those needed.
-    """
-    metrics = benchmark.metrics(genotype, fidelity)
-    if lacking := [name for name in needed if name not in metrics]:
-        raise TrialError("missing", f"{benchmark.name} has no {', '.join(lacking)} for {genotype}")
-    return metrics
 
 
 def incumbents(history: Sequence[Trial], goals: Goals, report: str) -> NDArray[np.float64]:
@@ -179,6 +126,32 @@ class Replay:
             return table.metrics(genotype, self.fidelity)["params"]
 
         return make_searcher(self.searcher, dict(self.settings), goals=self.goals, size=size)
+
+    def run(self, seed: int) -> list[Trial]:
+        """The history of one search; under a budget its costs are simulated seconds, else 0.
+
+        Equal to that of a study named `benchmark` with this seed: the same searcher sees the same history and
+        the same random streams. A trial fails where the table lacks one of the goals' metrics.
+        """
+        table, searcher, history, spent_s = self.load(), self.made_searcher(), list[Trial](), 0.0
+        while len(history) < self.trials and (self.budget_s is None or spent_s < self.budget_s):
+            number = len(history)
+            try:
+                genotype = searcher.ask(table.space, history, rng(seed, "benchmark", number, "ask"))
+            except ExhaustedError:
+                break
+            cost_s = table.seconds(genotype, self.fidelity) if self.budget_s is not None else 0.0
+            try:
+                metrics = table.metrics(genotype, self.fidelity)
+                if lacking := [name for name in self.goals.metrics if name not in metrics]:
+                    raise TrialError("missing", f"{table.name} has no {', '.join(lacking)} for {genotype}")
+                trial = Trial(number, genotype, self.fidelity, "done", metrics, cost_s)
+            except TrialError as error:
+                reason = f"{error.reason}: {error}"
+                trial = Trial(number, genotype, self.fidelity, "failed", {}, cost_s, reason)
+            history.append(trial)
+            spent_s += cost_s
+        return history
 
 
 @functools.cache
@@ -286,18 +259,9 @@ def _outcomes(planned: Replay, seeds: Sequence[int], workers: int) -> Iterator[O
 
 
 def _repeat(planned: Replay, seed: int, *, first: int, exact: float) -> Outcome:
-    table, goals = planned.load(), planned.goals
-    history = replay(
-        table,
-        planned.made_searcher(),
-        trials=planned.trials,
-        fidelity=planned.fidelity,
-        seed=seed,
-        budget_s=planned.budget_s,
-        needed=goals.metrics,
-    )
+    history, goals = planned.run(seed), planned.goals
     if len(goals.objectives) == 1:
-        values = incumbents(history, goals, table.report)
+        values = incumbents(history, goals, planned.load().report)
     else:
         values = volumes(history, goals, planned.reference) / exact
     seconds = np.cumsum([trial.cost_s for trial in history])
@@ -341,12 +305,14 @@ def reference_point(text: str, benchmark: Benchmark, goals: Goals, fidelity: int
             f"reference {text!r}: wanted {len(goals.objectives)} numbers, one for each objective"
         )
     point = []
-    for part, objective in zip(parts, goals.objectives, strict=True):
-        match = _COORDINATE.fullmatch(part)
-        if match is None:
+    for part, objective in zip(map(str.strip, parts), goals.objectives, strict=True):
+        try:
+            number = float(part.removesuffix("m"))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             raise ConfigError(f"reference {text!r}: {part!r} is no number, such as 0.15 or 1.5m")
-        number = float(match[1])
-        if match[2]:
+        if part.endswith("m"):
             every = [objective.value(metrics) for metrics in _measured(benchmark, goals, fidelity)]
             number *= float(np.median(every))
         point.append(number)
@@ -369,11 +335,11 @@ def _measured(benchmark: Benchmark, goals: Goals, fidelity: int) -> list[Mapping
     if benchmark.space.size.count > ENUMERABLE:
         raise ConfigError(f"{benchmark.name} is too large for its exact front; use one objective")
     _check_metrics(benchmark, goals, fidelity)
-    found = []
+    every = []
     for genotype in benchmark.space.enumerate():
         with suppress(TrialError):
-            found.append(looked_up(benchmark, genotype, fidelity, goals.metrics))
-    return found
+            every.append(benchmark.metrics(genotype, fidelity))
+    return [metrics for metrics in every if metrics.keys() >= set(goals.metrics)]
 
 
 def _check_metrics(benchmark: Benchmark, goals: Goals, fidelity: int) -> None:
