@@ -20,7 +20,7 @@ from nas.run.job import SearchOutcome as Found
 from nas.run.pipeline import search
 from nas.run.preparation import prepare
 from nas.run.supernet_phase import shared_weights
-from nas.searchers.halving import epochs_granted
+from nas.searchers.scheduler import epochs_granted
 from nas.space.cost import cost
 from nas.space.graph import architecture_hash
 from nas.study.study import Study

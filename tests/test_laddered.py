@@ -10,10 +10,10 @@ from killing import run_killed
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
-from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.multi_fidelity import Laddered, scaled_space, scaled_task
 from nas.evaluate.trained import affordable
-from nas.searchers.fidelity import Fidelity, Ladder, parse_ladder, scaled_space, scaled_task
-from nas.searchers.halving import Hyperband, SuccessiveHalving, epochs_granted
+from nas.searchers.fidelity import Fidelity, Ladder, parse_ladder
+from nas.searchers.scheduler import Hyperband, SuccessiveHalving, epochs_granted
 from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
 from nas.space.loading import load

@@ -18,7 +18,7 @@ from nas.run.pipeline import run_job, search
 from nas.run.preparation import default_folder
 from nas.run.resolved_config import make_plan
 from nas.searchers.goals import Goals, parse_goals
-from nas.searchers.halving import finalists
+from nas.searchers.scheduler import finalists
 from nas.searchers.searcher import RandomSearch
 from nas.space.latency import LatencyTable
 from nas.space.loading import load

@@ -8,9 +8,8 @@ from nas.run.black_box import informed, scheduler
 from nas.searchers.evolution import Nsga2, RegularizedEvolution
 from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals
-from nas.searchers.halving import Hyperband, SuccessiveHalving
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.scheduler import Fixed, Hyperband, Listed, SuccessiveHalving
 from nas.searchers.searcher import Bounded, RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage

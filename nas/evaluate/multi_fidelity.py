@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from nas.data.task import Task
-from nas.errors import TrialError
+from nas.errors import SpaceError, TrialError
 from nas.evaluate.trained import affordable, summary
 from nas.files.folder import alone_in
-from nas.searchers.fidelity import Ladder, scaled_space, scaled_task
+from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import derive, isolated
 from nas.space.cost import cost
+from nas.space.loading import load
 from nas.space.network_morphism import mismatch
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
@@ -156,3 +157,50 @@ class Laddered:
             )
             start = checkpoints
         return curve
+
+
+# -- what a rung means ---------------------------------------------------------------------------------
+
+
+def scaled_space(space: Space, fidelity: Fidelity) -> Space:
+    """The space at the size of a rung: the settings that it scales multiplied and rounded, at least 1.
+
+    A setting `image_size` follows the images where the space has one.
+
+    Raises:
+        SpaceError: when the space cannot be made at another size, or would have other decisions.
+    """
+    cut = {name: share for name, share in fidelity.shares.items() if name != "images" and share != 1}
+    if "image_size" not in space.settings:
+        cut.pop("image_size", None)
+    if not cut:
+        return space
+    settings = {name: _scaled(space, name, share) for name, share in cut.items()}
+    scaled = load(space.origin, {**space.settings, **settings})
+    if scaled.decisions != space.decisions:
+        sizes = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise SpaceError(
+            f"space {space.name!r} has other decisions at {sizes}; a rung may change its size only"
+        )
+    return scaled
+
+
+def _scaled(space: Space, name: str, share: float) -> int:
+    if not space.origin:
+        raise SpaceError(
+            f"space {space.name!r} was made by hand, so a rung cannot change its {name}; "
+            "load it by name or as FILE.py:FUNCTION"
+        )
+    value = space.settings.get(name)
+    if type(value) is not int:
+        raise SpaceError(
+            f"space {space.name!r} has no whole number {name!r} among its settings for a rung to change; "
+            f"it has {', '.join(space.settings)}"
+        )
+    return max(1, round(value * share))
+
+
+def scaled_task(task: Task, fidelity: Fidelity) -> Task:
+    """The task with a rung's share of the training images, at its size."""
+    side = max(1, round(task.image_shape[1] * fidelity.image_size))
+    return task.subset(fidelity.images).resized(side)

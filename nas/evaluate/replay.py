@@ -24,7 +24,7 @@ from nas.searchers.pareto import dominates, front, hypervolume
 from nas.searchers.searcher import Searcher
 from nas.seeding import derive, rng
 from nas.space.space import ENUMERABLE
-from nas.types import Genotype, Trial
+from nas.types import Trial
 
 UNBOUNDED = sys.maxsize
 """Trials of a search that only its simulated seconds end."""
@@ -82,7 +82,7 @@ class Replay:
     """A search to be repeated; every field is a plain value, so that other processes can be told.
 
     benchmark, dataset, folder: see `load_benchmark`.
-    searcher, settings: see `make_searcher`; a warm start by size takes the table's parameter counts.
+    searcher, settings: see `make_searcher`.
     goals: what is searched for. reference: with several objectives, the point in their own units that
       hypervolume is measured from.
     fidelity: epochs of each evaluation. trials: evaluations, failed ones included.
@@ -120,12 +120,7 @@ class Replay:
 
     def made_searcher(self) -> Searcher:
         """The searcher, made from its settings."""
-        table = self.load()
-
-        def size(genotype: Genotype) -> float:
-            return table.metrics(genotype, self.fidelity)["params"]
-
-        return make_searcher(self.searcher, dict(self.settings), goals=self.goals, size=size)
+        return make_searcher(self.searcher, dict(self.settings), goals=self.goals)
 
     def run(self, seed: int) -> list[Trial]:
         """The history of one search; under a budget its costs are simulated seconds, else 0.

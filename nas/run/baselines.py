@@ -16,8 +16,7 @@ from nas.results.run_record import CHECKPOINT, RANDOM
 from nas.run.black_box import alike, fitting, run_trials
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp
-from nas.searchers.halving import epochs_granted, finalists
-from nas.searchers.scheduler import Fixed
+from nas.searchers.scheduler import Fixed, epochs_granted, finalists
 from nas.searchers.searcher import RandomSearch
 from nas.seeding import isolated, rng
 from nas.space.cost import step_work
