@@ -75,6 +75,7 @@ def test_a_table_is_looked_up_and_nothing_is_measured(clock):
         (["latancy_ms"], {}, "did you mean 'latency_ms'"),
         (["val_acc"], {"given": ["f1"]}, "no metric 'val_acc'"),
         (["latency_ms", "latency_p95_ms"], {"table": TABLE}, "latency_p95_ms is wanted"),
+        (["macs"], {"table": TABLE}, "nothing decides by latency_ms"),
         (["latency_ms"], {"table": LatencyTable("a device", {"a=b": 1.0}, base=0.0)}, "not for space 'toy'"),
     ],
 )

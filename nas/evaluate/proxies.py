@@ -5,9 +5,7 @@ They are meant for networks as torch initialises them. None is good on every spa
 
 Those from gradients of the loss are pruning criteria on the weights of convolutions and linear layers, summed
 over the whole network, as in Abdelfattah et al. 2021 (Zero-Cost Proxies for Lightweight NAS), §3; a network
-whose output does not depend on the images scores 0 (`fisher`: all but 0, from the classifier's bias). Those
-from the binary codes of ReLUs (which units are on for which images) ignore the labels; every ReLU and hard
-tanh counts (ReLU6 is one), be it a module or a function, where the published codes see modules.
+whose output does not depend on the images scores 0.
 
 Example:
     batch = nas.proxies.draw_batch(nas.load_task("digits"), 64)
@@ -245,36 +243,9 @@ def grasp(network: nn.Module, batch: Batch) -> Tensor:
     return -total(w * hg for w, hg in zip(weights, gradients(product, weights), strict=True))
 
 
-@proxy
-def fisher(network: nn.Module, batch: Batch) -> Tensor:
-    """The sum over channels of half the mean square over images of Σ_pixels ∂L/∂a ⊙ a; any labelled batch.
-
-    Turner et al. 2020 (BlockSwap) as in Abdelfattah et al. 2021, eq. 2, and their code: a is the output of
-    each convolution and linear layer, L the mean loss.
-    """
-    seen: list[tuple[Layer, Tensor]] = []
-
-    def keep(layer: Layer, _inputs: object, output: Tensor) -> Tensor:
-        seen.append((layer, output))
-        # What follows gets a clone, for it may work in place.
-        return output.clone()
-
-    for layer in layers(network):
-        layer.register_forward_hook(keep)
-    grads = gradients(cross_entropy(network, batch), [output for _, output in seen])
-    saliencies = (_by_channel(layer, a * g) for (layer, a), g in zip(seen, grads, strict=True))
-    return total(saliency.square().mean(dim=0) / 2 for saliency in saliencies)
-
-
 def _weights_and_gradients(network: nn.Module, batch: Batch) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     weights: list[Tensor] = [layer.weight for layer in layers(network)]
     return weights, gradients(cross_entropy(network, batch), weights)
-
-
-def _by_channel(layer: Layer, values: Tensor) -> Tensor:
-    """The sum `[B, C]` over the pixels, or the tokens, of a layer's output."""
-    values = values.movedim(-1 if isinstance(layer, nn.Linear) else 1, 1)
-    return values.reshape(*values.shape[:2], -1).sum(dim=2)
 
 
 @proxy
@@ -354,30 +325,21 @@ def _steadiness(grads: Tensor) -> Tensor:
 _ATEN = torch.ops.aten
 _RELUS = (_ATEN.relu.default, _ATEN.relu_.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default)
 _FLOOR = 1e-5  # of an eigenvalue
-_WORD = 8
 
 
 @proxy
 def nwot(network: nn.Module, batch: Batch) -> Tensor:
     """The score log |K| of K_ij, the number of units that agree on images i and j; about 64 images.
 
-    Mellor et al. 2021 (NAS without training), eq. 2. Deviation: eigenvalues under 1e-5 count as 1e-5, so
-    that a network with the same code for several images scores low, and not −∞.
+    Mellor et al. 2021 (NAS without training), eq. 2; the labels are ignored. Deviations: every ReLU and hard
+    tanh counts (ReLU6 is one), be it a module or a function, where the published code sees modules;
+    eigenvalues under 1e-5 count as 1e-5, so that a network with the same code for several images scores low,
+    and not −∞.
     """
     codes = _codes(network, batch)
     agreements = torch.stack([_agreements(code) for code in codes]).sum(dim=0)
     spectrum: Tensor = torch.linalg.eigvalsh(agreements)
     return spectrum.clamp(min=_FLOOR).log().sum()
-
-
-@proxy
-def swap(network: nn.Module, batch: Batch) -> Tensor:
-    """The number of different patterns `[B]` that units show over the batch; 16 to 64 images.
-
-    Peng et al. 2024 (SWAP-NAS), the definition of SWAP-Score. Deviation: without the factor that regularises
-    for size, whose two settings differ for each space.
-    """
-    return torch.tensor(_distinct([code.cpu().numpy() for code in _codes(network, batch)]))
 
 
 def _agreements(code: Tensor) -> Tensor:
@@ -399,15 +361,6 @@ def _codes(network: nn.Module, batch: Batch) -> list[Tensor]:
     if not codes:
         raise TrialError("metric", "the network runs no ReLU, whose codes are compared; use another proxy")
     return codes
-
-
-def _distinct(codes: Sequence[NDArray[np.bool_]]) -> int:
-    """The number of different columns of boolean arrays `[B, units]` side by side."""
-    packed = np.concatenate([np.packbits(code, axis=0) for code in codes], axis=1)
-    padded = np.pad(packed, ((0, -len(packed) % _WORD), (0, 0)))
-    words = np.ascontiguousarray(padded.T).view(np.uint64).T
-    ordered = words[:, np.lexsort(words)]
-    return 1 + int((ordered[:, 1:] != ordered[:, :-1]).any(axis=0).sum())
 
 
 _K = 1e-5  # keeps the logarithms finite; the constant of the paper's code
