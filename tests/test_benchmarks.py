@@ -14,7 +14,7 @@ from published import table
 from typer.testing import CliRunner
 
 from nas.__main__ import app
-from nas.errors import ConfigError, NoModelError, TrialError
+from nas.errors import ConfigError, TrialError
 from nas.evaluate.benchmarks import DATASETS, Tabular, load_benchmark, load_nasbench201
 from nas.evaluate.replay import (
     UNBOUNDED,
@@ -306,29 +306,6 @@ def test_repeats_do_not_depend_on_the_number_of_processes(folder):
     assert len(np.unique(one.values[:, 0])) > 1
 
 
-def test_a_repeat_that_ended_early_keeps_its_last_value_and_second(folder):
-    search = planned(folder, trials=UNBOUNDED, budget_s=3000.0, fidelity=12)
-    runs = run_replays(search, repeats=6, workers=1)
-    assert len(set(runs.counts.tolist())) > 1
-    assert runs.values.shape == (6, runs.counts.max())
-    for values, seconds, count in zip(runs.values, runs.seconds, runs.counts, strict=True):
-        assert (np.diff(seconds[:count]) > 0).all()
-        assert seconds[count - 1] >= 3000 > seconds[count - 2]
-        assert set(values[count:]) <= {values[count - 1]}
-        assert set(seconds[count:]) <= {seconds[count - 1]}
-
-
-def test_a_search_in_which_everything_fails_says_why(folder):
-    def fails(seed):
-        try:
-            run_replays(planned(folder, trials=1, dataset="cifar100", seed=seed), repeats=1, workers=1)
-        except NoModelError as error:
-            return str(error)
-        return ""
-
-    assert "the first by missing: nasbench201 has no c100" in next(filter(None, map(fails, range(60))))
-
-
 def test_a_share_of_the_exact_front(folder):
     search = planned(folder, "nsga2", trials=60, goals=PARETO, reference=(0.9, 20_000.0))
     runs = run_replays(search, repeats=2, workers=1)
@@ -343,21 +320,6 @@ def covered(points):
     """The area between the points and test_acc 0.1, params 20,000, in columns of 1000 parameters."""
     best = [max([acc for acc, params in points if params <= x] + [0.1]) for x in range(1000, 20_000, 1000)]
     return sum(1000 * max(0.0, acc - 0.1) for acc in best)
-
-
-def test_the_exact_front_by_brute_force(bench):
-    found = exact_front(bench, PARETO, 200)
-    best = {}
-    for genotype in CELLS:
-        metrics = bench.metrics(genotype, 200)
-        size = metrics["params"]
-        best[size] = min(best.get(size, 1.0), metrics["test_err"])
-    expected, least = [], math.inf
-    for size in sorted(best):
-        if best[size] < least:
-            expected.append((-best[size], -size))
-            least = best[size]
-    assert sorted(set(map(tuple, found.tolist()))) == sorted(expected)
 
 
 def test_the_exact_front_keeps_constraints_and_leaves_out_what_is_missing(bench, folder):
@@ -449,22 +411,6 @@ def test_the_command_prints_one_json_object(folder, tmp_path):
     assert answer["searchers"]["random"]["at"]["30"]["mean"] == values[:, 29].mean()
 
 
-def test_the_command_prints_a_table_and_where_files_are(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NAS_BENCHMARKS", str(folder))
-    sets = ["--set", "population=6", "--set", "tournament=2"]
-    given = ["--searcher", "evolution", "--trials", 12, "--repeats", 2, "--workers", 1, "--seed", 3, *sets]
-    done = call("nasbench201", *given, "--dataset", "cifar100", "--epochs", 12, "--quiet")
-    assert (done.exit_code, done.stderr) == (0, "")
-    out = tmp_path / "results" / "benchmark-nasbench201"
-    assert done.stdout.splitlines()[-3:] == [
-        str(out / name) for name in ("benchmark.json", "anytime.svg", "anytime.png")
-    ]
-    record = read_json(out / "benchmark.json")
-    assert (record["seed"], record["fidelity"], record["dataset"]) == (3, 12, "cifar100")
-    assert record["searchers"]["evolution"]["settings"] == {"population": 6, "tournament": 2}
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -491,13 +437,6 @@ def test_bad_input_is_one_message_before_anything_is_run(folder, tmp_path, argum
     assert not (tmp_path / "out" / "benchmark.json").exists()
 
 
-def test_an_unknown_benchmark_and_a_missing_table_are_told(tmp_path):
-    done = call("nasbench200", "--tables", tmp_path)
-    assert (done.exit_code, "did you mean 'nasbench201'" in done.stderr) == (2, True)
-    done = call("nasbench201", "--tables", tmp_path)
-    assert (done.exit_code, str(tmp_path / "nasbench201.csv.gz") in done.stderr) == (2, True)
-
-
 # -- the published table ------------------------------------------------------------------------------
 
 
@@ -521,15 +460,6 @@ def test_published_figures():
     assert published().seconds(published_rows()[0], 200) == 1481.9
     imagenet = published("imagenet16").seconds(published_rows()[0], 12)
     assert imagenet == pytest.approx(1481.9 * 12 / 200 * 151_700 / 25_000)
-
-
-def test_published_hardware_figures():
-    table("nasbench201_hardware.npz")
-    first = published().metrics(published_rows()[0], 200)
-    assert first["edgegpu_latency"] == pytest.approx(5.8074183)
-    assert first["raspi4_latency"] == pytest.approx(10.4819765)
-    lacking = sum("edgetpu_latency" not in published().metrics(g, 12) for g in published_rows())
-    assert lacking == 4699
 
 
 def reached(searcher, repeats, **more):

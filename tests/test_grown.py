@@ -124,14 +124,6 @@ def test_no_other_trial_is_a_parent(tmp_path, trial):
     assert parent([trial], tmp_path) == -1
 
 
-def test_only_the_weights_of_the_best_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.evaluate.trained.KEPT", 2)
-    known = [done(i, SMALL, a) for i, a in enumerate((0.3, 0.5, 0.4, 0.5, 0.2))]
-    known.append(done(5, SMALL, 0.1, fidelity=7))  # by itself among those of its fidelity
-    assert parent(known, tmp_path) == 1
-    assert kept(tmp_path) == [1, 3, 5]
-
-
 def missing(path):
     path.unlink()
 
@@ -233,18 +225,6 @@ def test_a_warm_start_computes_what_the_supernet_does(space, mode):
             torch.testing.assert_close(network(images()), supernet(images(), genotype), rtol=0, atol=1e-12)
         assert network.state_dict().keys() == space.network(genotype).state_dict().keys()
         assert all(p.requires_grad for p in network.parameters())
-
-
-def test_a_warm_start_leaves_the_supernet_alone_and_trains_on():
-    space = load("toy", width=4)
-    supernet = learnt(space).float()
-    before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    trained = Trained(space, TASK, RECIPE, start=from_supernet(supernet))
-    trial = Trial(0, (2, 0, 2), 1)
-    warm = trained(trial, rng())
-    assert warm == trained(trial, rng())
-    assert warm["train_loss"] != Trained(space, TASK, RECIPE)(trial, rng())["train_loss"]
-    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 
 
 def test_a_supernet_of_another_space_is_refused():

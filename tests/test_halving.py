@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.searchers.evolution import RegularizedEvolution
-from nas.searchers.fidelity import Fidelity, Ladder, geometric
+from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals, longest, parse_goals
 from nas.searchers.scheduler import (
     Hyperband,
@@ -176,29 +175,6 @@ def test_a_searcher_sees_one_fidelity_and_every_architecture_once():
     assert seen(trials, enough=5) == [(0, 1, 0.5), (1, 1, 0.6)]
 
 
-@pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
-def test_whatever_is_due_is_promoted_before_the_space_is_exhausted(make):
-    found, why = simulate(make(RegularizedEvolution(4, 4), LADDER, enough=4), lambda g, f: sum(g) + f)
-    assert "all 27 architectures" in why
-    for first, bracket in enumerate(make(RandomSearch(), LADDER).brackets(found)):
-        assert promotion(bracket, LADDER.granted[first:], eta=3, goals=BEST) is None
-    assert {t.genotype for t in found} == set(GENOTYPES)
-    firsts = {t.genotype: t.number for t in reversed(found)}
-    assert len(firsts) == 27 and len({(t.genotype, t.fidelity) for t in found}) == len(found)
-
-
-def test_a_searcher_learns_through_the_halving():
-    """Evolution finds better architectures than random search when both are halved alike."""
-
-    def mean(searcher):
-        scheduler = SuccessiveHalving(searcher, LADDER)
-        found, _ = simulate(scheduler, lambda g, f: g.count(3) + f / 100, trials=120, space=CELLS)
-        lowest = [t.metrics["val_acc"] for t in found if t.fidelity == 1]
-        return sum(lowest[-20:]) / 20
-
-    assert mean(RegularizedEvolution()) > mean(RandomSearch()) + 1
-
-
 # -- hyperband ------------------------------------------------------------------------------------------
 
 
@@ -246,12 +222,6 @@ def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
     trials = [trial(n, a, f, accuracy, params=size) for n, (a, f, accuracy, size) in enumerate(rows)]
     assert [t.number for t in finalists(trials, goals)] == [3, 2, 1]
     assert [t.number for t in longest(trials, goals)] == [2, 3]
-
-
-def test_epochs_are_those_of_the_rungs():
-    ladder = Ladder((Fidelity(2), Fidelity(5)))
-    trials = [Trial(0, (0, 0, 0), 2), Trial(1, (0, 0, 0), 7), Trial(2, (1, 0, 0), 7)]
-    assert epochs_granted(trials, ladder.granted) == 2 + 5 + 7
 
 
 # -- a list --------------------------------------------------------------------------------------------

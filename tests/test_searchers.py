@@ -142,13 +142,6 @@ def test_guided_search_finds_a_planted_optimum_early(acquisition):
     assert best(simulate(RandomSearch(), CELLS, planted, trials=200, seed=1)) < 6
 
 
-def test_guided_search_learns_from_an_earlier_search():
-    earlier = tuple(simulate(RandomSearch(), CELLS, planted, trials=150, seed=7))
-    assert best(earlier) < 6
-    assert best(simulate(Guided(init=2, earlier=earlier), CELLS, planted, trials=8)) == 6
-    assert best(simulate(Guided(init=2), CELLS, planted, trials=8)) < 5
-
-
 def test_guided_search_uses_what_describes_an_architecture():
     """The score is noise, which a description alone can foretell."""
 
@@ -166,21 +159,6 @@ def test_guided_search_uses_what_describes_an_architecture():
 # -- Optuna's samplers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("searcher", "trials"),
-    [
-        (OptunaSearch("TPESampler", {"multivariate": True, "n_startup_trials": 20}), 80),
-        (OptunaSearch("NSGAIISampler", {"population_size": 10}), 120),
-        (OptunaSearch("GPSampler", {"n_startup_trials": 5}), 20),
-    ],
-    ids=["multivariate tpe", "nsga2", "gp"],
-)
-def test_optunas_samplers_learn(searcher, trials):
-    found = simulate(searcher, CELLS, planted, trials=trials)
-    late = [t.metrics["val_acc"] for t in found[trials // 2 :]]
-    assert np.mean(late) > 2, "random search has 1.2"
-
-
 @pytest.mark.parametrize("name", ["TPESampler", "NSGAIISampler", "NSGAIIISampler", "BruteForceSampler"])
 def test_optunas_samplers_with_several_objectives_and_bounds(name):
     options = {"population_size": 10} if name.startswith("NSGA") else {}
@@ -189,24 +167,6 @@ def test_optunas_samplers_with_several_objectives_and_bounds(name):
     assert len({t.genotype for t in found}) == 60
     if name.startswith("NSGA"):
         assert volume(found) > volume(simulate(RandomSearch(), CELLS, planted, trials=60))
-
-
-@pytest.mark.parametrize(
-    ("goals", "kept"),
-    [
-        (parse_goals(["val_acc"], ["params>=3"]), lambda m: m["params"] >= 3),
-        (parse_goals(["-val_acc"]), lambda m: m["val_acc"] < 1),
-    ],
-    ids=["bound", "minimised"],
-)
-def test_an_optuna_sampler_knows_the_goals(goals, kept):
-    found = simulate(OptunaSearch(goals=goals), CELLS, planted, trials=80)
-    assert np.mean([kept(t.metrics) for t in found[40:]]) > 0.4
-
-
-def test_proposals_are_projected_into_the_space():
-    for trial in simulate(OptunaSearch(), DARTS, sum, trials=20):
-        assert DARTS.nearest(DARTS.one_hot(trial.genotype)) == trial.genotype
 
 
 # -- bounds that are known beforehand -----------------------------------------------------------------
@@ -219,13 +179,6 @@ def test_nothing_outside_the_bounds_is_proposed_while_something_is_inside(name):
     history = simulate(searcher, TOY, score, trials=len(inside) + 1)
     assert {t.genotype for t in history[:-1]} == inside
     assert history[-1].genotype not in inside, "all inside have been tried"
-
-
-def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
-    history = simulate(RegularizedEvolution(5, 3), CELLS, planted, trials=30)
-    for seed in range(5):
-        first = RegularizedEvolution(5, 3).ask(CELLS, history, rng(seed))
-        assert Bounded(RegularizedEvolution(5, 3), lambda *_: True).ask(CELLS, history, rng(seed)) == first
 
 
 # -- by name ------------------------------------------------------------------------------------------
@@ -301,14 +254,6 @@ def test_one_objective_searchers_refuse_several(name):
         make_searcher(name, goals=TWO)
 
 
-@pytest.mark.parametrize("name", ["evolution", "local", "nsga2", "guided", "tpe"])
-def test_an_objective_that_trials_do_not_have_is_named(name):
-    settings = {"evolution": {"population": 2}, "nsga2": {"population": 2}, "tpe": {}}.get(name, {"init": 2})
-    history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
-    with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
-        make_searcher(name, settings, goals=LOSS).ask(TOY, history, rng(0))
-
-
 # -- all searchers ------------------------------------------------------------------------------------
 
 
@@ -368,9 +313,3 @@ def test_a_large_space_whose_projection_is_stuck_ends_instead_of_hanging():
 
 
 # -- generations ---------------------------------------------------------------------------------------
-
-
-def test_generations_climb_to_a_planted_optimum_better_than_random():
-    for seed in range(2):
-        assert best(simulate(Generational(population=30), CELLS, planted, trials=300, seed=seed)) == 6
-        assert best(simulate(RandomSearch(), CELLS, planted, trials=300, seed=seed)) < 6

@@ -464,8 +464,8 @@ def log_rank(scores: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
     table = np.array([*scores.values()], dtype=np.float64)
     if np.isnan(table).any():
         raise ConfigError(f"log_rank: got nan at {np.argwhere(np.isnan(table)).tolist()}; leave these out")
-    logs: NDArray[np.float64] = np.log(rankdata(table, axis=1) / table.shape[1])
-    return logs.sum(axis=0)
+    total: NDArray[np.float64] = np.log(rankdata(table, axis=1) / table.shape[1]).sum(axis=0)
+    return total
 
 
 class Scored:

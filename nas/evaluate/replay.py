@@ -119,7 +119,7 @@ class Replay:
         return _loaded(self.benchmark, self.dataset, self.folder)
 
     def made_searcher(self) -> Searcher:
-        """The searcher, made from its settings."""
+        """The searcher of that name and settings."""
         return make_searcher(self.searcher, dict(self.settings), goals=self.goals)
 
     def run(self, seed: int) -> list[Trial]:
@@ -215,52 +215,37 @@ def run_replays(
     if repeats < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"benchmark: got {repeats} repeats and {workers} workers, wanted at least 1")
     check_replay(planned)
-    seeds = [derive(planned.seed, "repeat", number) for number in range(repeats)]
-    outcomes = []
-    for outcome in _outcomes(planned, seeds, min(repeats, workers or os.cpu_count() or 1)):
-        outcomes.append(outcome)
-        on_repeat(len(outcomes))
-    longest = max(len(values) for values, _, _ in outcomes)
-    if all(np.isnan(values[-1]) for values, _, _ in outcomes):
-        raise NoModelError(f"{planned.searcher}: every trial failed, the first by {outcomes[0][2][0].reason}")
+    goals, exact = planned.goals, _exact_volume(planned) if len(planned.goals.objectives) > 1 else 1.0
+    histories: list[list[Trial]] = []
+    for history in _histories(planned, repeats, min(repeats, workers or os.cpu_count() or 1)):
+        histories.append(history)
+        on_repeat(len(histories))
+    if all(trial.state != "done" for history in histories for trial in history):
+        raise NoModelError(f"{planned.searcher}: every trial failed, the first by {histories[0][0].reason}")
+    if len(goals.objectives) == 1:
+        values = [incumbents(history, goals, planned.load().report) for history in histories]
+    else:
+        values = [volumes(history, goals, planned.reference) / exact for history in histories]
+    seconds = [np.cumsum([trial.cost_s for trial in history]) for history in histories]
+    counts = np.array([len(history) for history in histories])
 
     def extended(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+        return np.stack([np.pad(row, (0, counts.max() - len(row)), mode="edge") for row in rows])
 
-    return Runs(
-        extended([values for values, _, _ in outcomes]),
-        extended([seconds for _, seconds, _ in outcomes]),
-        np.array([len(values) for values, _, _ in outcomes]),
-        outcomes[0][2],
-    )
+    return Runs(extended(values), extended(seconds), counts, histories[0])
 
 
-Outcome = tuple[NDArray[np.float64], NDArray[np.float64], list[Trial]]
-"""Of one repeat: values `[T]`, seconds `[T]` and its trials."""
-
-
-def _outcomes(planned: Replay, seeds: Sequence[int], workers: int) -> Iterator[Outcome]:
-    """One outcome for each seed, in order; only the first keeps its history."""
-    exact = _exact_volume(planned) if len(planned.goals.objectives) > 1 else 1.0
-    one = functools.partial(_repeat, planned, first=seeds[0], exact=exact)
+def _histories(planned: Replay, repeats: int, workers: int) -> Iterator[list[Trial]]:
+    """That of each repeat, in order."""
+    seeds = [derive(planned.seed, "repeat", number) for number in range(repeats)]
     if workers == 1:
-        yield from map(one, seeds)
+        yield from map(planned.run, seeds)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_single_threaded)
     try:
-        yield from pool.map(one, seeds, chunksize=max(1, min(10, len(seeds) // (4 * workers))))
+        yield from pool.map(planned.run, seeds, chunksize=max(1, min(10, repeats // (4 * workers))))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _repeat(planned: Replay, seed: int, *, first: int, exact: float) -> Outcome:
-    history, goals = planned.run(seed), planned.goals
-    if len(goals.objectives) == 1:
-        values = incumbents(history, goals, planned.load().report)
-    else:
-        values = volumes(history, goals, planned.reference) / exact
-    seconds = np.cumsum([trial.cost_s for trial in history])
-    return values, seconds, history if seed == first else []
 
 
 def _single_threaded() -> None:
