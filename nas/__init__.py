@@ -32,12 +32,10 @@ if TYPE_CHECKING:
     from nas.searchers.factory import make_searcher
     from nas.searchers.fidelity import Fidelity, Ladder
     from nas.searchers.goals import Goals, parse_goals
-    from nas.searchers.halving import Hyperband, SuccessiveHalving
-    from nas.searchers.local import LocalSearch
     from nas.searchers.optuna_search import OptunaSearch
     from nas.searchers.predictor_guided import Guided
-    from nas.searchers.scheduler import Fixed
-    from nas.searchers.searcher import RandomSearch
+    from nas.searchers.scheduler import Fixed, Hyperband, SuccessiveHalving
+    from nas.searchers.searcher import LocalSearch, RandomSearch
     from nas.show.progress import Progress
     from nas.show.tracking.tracker import Tracker
     from nas.space.cell import Cell, VertexCell
@@ -71,13 +69,13 @@ _HOME = {
     "Genotype": "nas.types",
     "Goals": "nas.searchers.goals",
     "Guided": "nas.searchers.predictor_guided",
-    "Hyperband": "nas.searchers.halving",
+    "Hyperband": "nas.searchers.scheduler",
     "ImageClassifier": "nas.classifier",
     "Inherited": "nas.evaluate.inherited",
     "Ladder": "nas.searchers.fidelity",
     "Laddered": "nas.evaluate.multi_fidelity",
     "LatencyTable": "nas.space.latency",
-    "LocalSearch": "nas.searchers.local",
+    "LocalSearch": "nas.searchers.searcher",
     "Measure": "nas.study.workers",
     "Method": "nas.oneshot.methods",
     "NasError": "nas.errors",
@@ -95,7 +93,7 @@ _HOME = {
     "SpaceError": "nas.errors",
     "Stopped": "nas.errors",
     "Study": "nas.study.study",
-    "SuccessiveHalving": "nas.searchers.halving",
+    "SuccessiveHalving": "nas.searchers.scheduler",
     "Supernet": "nas.oneshot.supernet",
     "Tabular": "nas.evaluate.benchmarks",
     "Task": "nas.data.task",

@@ -18,7 +18,7 @@ import nas
 from nas.errors import ExhaustedError
 from nas.evaluate.multi_fidelity import Laddered
 from nas.searchers.fidelity import geometric
-from nas.searchers.halving import SuccessiveHalving, epochs_granted, finalists
+from nas.searchers.scheduler import SuccessiveHalving, epochs_granted, finalists
 from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
 from nas.training.recipe import Recipe, preset, segmented

@@ -13,7 +13,7 @@ from nas.run.config import make_config
 from nas.run.job import SearchOutcome as Found
 from nas.run.preparation import prepare
 from nas.run.supernet_phase import shared_weights
-from nas.searchers.halving import epochs_granted
+from nas.searchers.scheduler import epochs_granted
 from nas.space.cost import cost
 from nas.study.study import Study
 from nas.types import Trial

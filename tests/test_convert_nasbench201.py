@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import nas
-from nas.evaluate.nasbench201 import DATASETS, load_nasbench201
+from nas.evaluate.benchmarks import DATASETS, load_nasbench201
 from nas.space.loading import load
 
 FILE = Path(nas.__file__).parent.parent / "scripts" / "convert_nasbench201.py"

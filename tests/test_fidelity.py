@@ -7,15 +7,8 @@ from torch import nn
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.searchers.fidelity import (
-    Fidelity,
-    Ladder,
-    geometric,
-    parse_fidelity,
-    parse_ladder,
-    scaled_space,
-    scaled_task,
-)
+from nas.evaluate.multi_fidelity import scaled_space, scaled_task
+from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
 from nas.space.loading import load
 from nas.space.space import Space
 
@@ -41,14 +34,13 @@ def test_what_a_user_writes():
     [
         ("epochs=1,widht=0.5", "did you mean 'width'"),
         ("epochs", "NAME=NUMBER"),
-        ("", "NAME=NUMBER"),
+        ("", "setting ''"),
         ("epochs=1,epochs=2", "each once"),
         ("width=0.5", "epochs is missing"),
         ("epochs=1.5", "whole number"),
-        ("epochs=1,images=half", "'half'"),
+        ("epochs=1,images=half", "'images=half'"),
         ("epochs=0", "epochs is 0"),
         ("epochs=1,images=0", "images is 0.0"),
-        ("epochs=1,width=1.5", "width is 1.5"),
         ("epochs=1,cells=nan", "cells is nan"),
         ("epochs=1; epochs=1; epochs=9,width=0.5", "width falls from 1.0 to 0.5 at rung 3"),
     ],
@@ -86,12 +78,6 @@ def test_the_epochs_granted_add_up_and_name_the_rung():
 )
 def test_geometric_rungs(least, most, eta, granted):
     assert geometric(least, most, eta).granted == granted
-
-
-@given(st.integers(1, 300), st.integers(0, 3000), st.integers(2, 8))
-def test_geometric_rungs_begin_and_end_where_asked(least, more, eta):
-    granted = geometric(least, least + more, eta).granted
-    assert (granted[0], granted[-1]) == (least, least + more)
 
 
 # -- what a rung means ----------------------------------------------------------------------------------

@@ -78,13 +78,6 @@ def test_an_accuracy_in_percent_is_refused_as_a_bound():
         parse_constraint("val_acc >= 95")
 
 
-def test_goals_of_nothing_are_the_defaults():
-    assert parse_goals() == Goals() == Goals((Objective("val_acc"),), ())
-    assert str(parse_goals(["val_acc", "-params"], ["macs<=5"])) == "max val_acc, min params, macs <= 5"
-    goals = parse_goals(["val_acc - params", "-latency_ms"], ["params<=3", "macs<=4"])
-    assert goals.metrics == ("val_acc", "params", "latency_ms", "macs")
-
-
 @pytest.mark.parametrize("objectives", [["a", "a"], ["a", "-a"]])
 def test_an_objective_counts_once(objectives):
     with pytest.raises(ConfigError, match="each once"):
@@ -98,14 +91,6 @@ def test_excess_is_relative_to_the_bound():
     goals = parse_goals(["val_acc"], ["params<=10", "val_acc>=0.5", "gain<=0"])
     assert goals.violation({"params": 10, "val_acc": 0.5, "gain": -1}) == 0
     assert goals.violation({"params": 15, "val_acc": 0.4, "gain": 0.3}) == pytest.approx(0.5 + 0.2 + 0.3)
-
-
-def test_less_violation_comes_before_a_better_score():
-    trials = [trial(0, val_acc=0.9, params=20), trial(1, val_acc=0.1, params=5)]
-    trials += [trial(2, val_acc=0.2, params=9), trial(3, val_acc=0.99, params=12)]
-    assert [t.number for t in BOUND.ordered(trials)] == [2, 1, 3, 0]
-    same = [trial(i, val_acc=0.5, params=1) for i in range(4)]
-    assert BOUND.ordered(same) == same  # of equal ones the earlier comes first
 
 
 def test_the_front_of_two_objectives():
@@ -152,11 +137,3 @@ def test_goals_survive_json(goals):
 def test_a_record_of_something_else_is_refused(record):
     with pytest.raises(ConfigError):
         Goals.from_dict(record)
-
-
-def test_a_trial_knows_what_had_ended_before_it():
-    states = ("done", "failed", "done", "done")
-    history = [Trial(number, (0,), state=state) for number, state in enumerate(states)]
-    later = Trial(3, (0,), beside=(2,))
-    assert later.before(history) == history[:2]
-    assert later.known(history) == history[:1]

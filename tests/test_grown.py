@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nas.data.loading import load_task
-from nas.errors import ConfigError, SpaceError, Stopped
+from nas.errors import SpaceError, Stopped
 from nas.evaluate.inherited import from_supernet
 from nas.evaluate.trained import Trained
 from nas.oneshot.supernet import Supernet
@@ -91,13 +91,13 @@ def test_a_trial_begins_with_the_weights_of_its_parent(small, tmp_path):
     assert found[f"3.{conv}"].abs().max() > 0.01
 
 
-def parent(known, tmp_path, *, number=9, genotype=MIDDLE, **settings):
+def parent(known, tmp_path):
     """Which of some trials, whose weights were kept, is grown from; -1 for none."""
     for past in known:
         if not (tmp_path / f"weights-{past.number}").exists():
             weights = CELLS.network(past.genotype).state_dict()
             Checkpoints(tmp_path / f"weights-{past.number}").save(1, {"weights": weights})
-    found = growing(tmp_path, **settings).hints(Trial(number, genotype, 1), known)["parent"]
+    found = growing(tmp_path).hints(Trial(9, MIDDLE, 1), known)["parent"]
     return -1 if found is None else found.number
 
 
@@ -122,15 +122,6 @@ def test_the_best_parent_is_taken_and_the_earliest_of_equal_ones(tmp_path, accur
 def test_no_other_trial_is_a_parent(tmp_path, trial):
     assert parent([done(0, SMALL, 0.5), trial], tmp_path) == 0
     assert parent([trial], tmp_path) == -1
-
-
-def test_only_the_weights_of_the_best_are_kept(tmp_path):
-    known = [done(i, SMALL, a) for i, a in enumerate((0.3, 0.5, 0.4, 0.5, 0.2))]
-    known.append(done(5, SMALL, 0.1, fidelity=7))  # by itself among those of its fidelity
-    assert parent(known, tmp_path, keep=2) == 1
-    assert kept(tmp_path) == [1, 3, 5]
-    with pytest.raises(ConfigError, match="keep is 0, but must be at least 1"):
-        growing(tmp_path, keep=0)
 
 
 def missing(path):
@@ -176,12 +167,13 @@ def study(folder, *, stop=None, dies=lambda number: False, trials=9):
     folder.mkdir(exist_ok=True)
     scheduler = Fixed(RegularizedEvolution(3, 2, morphism=0.8), 1)
     run = Study(CELLS, scheduler, open_storage(folder / "study.log"), name="search", seed=6)
-    trained = growing(folder / "weights", folder=folder / "checkpoint", stop=stop, judge=judge, keep=3)
+    trained = growing(folder / "weights", folder=folder / "checkpoint", stop=stop, judge=judge)
     run.run(Measure(trained, hints=trained.hints), trials=trials)
     return [(t.genotype, t.metrics) for t in run.history]
 
 
-def test_a_killed_study_ends_like_an_uninterrupted_one(tmp_path):
+def test_a_killed_study_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.evaluate.trained.KEPT", 3)
     whole = study(tmp_path / "whole")
     assert sum(metrics["inherited_from"] >= 0 for _, metrics in whole) >= 2
     asked, deaths, attempts = itertools.count(), {3, 7}, []
@@ -233,18 +225,6 @@ def test_a_warm_start_computes_what_the_supernet_does(space, mode):
             torch.testing.assert_close(network(images()), supernet(images(), genotype), rtol=0, atol=1e-12)
         assert network.state_dict().keys() == space.network(genotype).state_dict().keys()
         assert all(p.requires_grad for p in network.parameters())
-
-
-def test_a_warm_start_leaves_the_supernet_alone_and_trains_on():
-    space = load("toy", width=4)
-    supernet = learnt(space).float()
-    before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    trained = Trained(space, TASK, RECIPE, start=from_supernet(supernet))
-    trial = Trial(0, (2, 0, 2), 1)
-    warm = trained(trial, rng())
-    assert warm == trained(trial, rng())
-    assert warm["train_loss"] != Trained(space, TASK, RECIPE)(trial, rng())["train_loss"]
-    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 
 
 def test_a_supernet_of_another_space_is_refused():

@@ -6,13 +6,12 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.searchers.evolution import RegularizedEvolution
-from nas.searchers.fidelity import Fidelity, Ladder, geometric
+from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals, longest, parse_goals
-from nas.searchers.halving import (
+from nas.searchers.scheduler import (
     Hyperband,
+    Listed,
     SuccessiveHalving,
-    bracketed,
     comparable,
     epochs_granted,
     finalists,
@@ -176,30 +175,6 @@ def test_a_searcher_sees_one_fidelity_and_every_architecture_once():
     assert seen(trials, enough=5) == [(0, 1, 0.5), (1, 1, 0.6)]
 
 
-@pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
-def test_whatever_is_due_is_promoted_before_the_space_is_exhausted(make):
-    found, why = simulate(make(RegularizedEvolution(4, 4), LADDER, enough=4), lambda g, f: sum(g) + f)
-    assert "all 27 architectures" in why
-    brackets = bracketed(found, LADDER.granted) if make is Hyperband else [found]
-    for first, bracket in enumerate(brackets):
-        assert promotion(bracket, LADDER.granted[first:], eta=3, goals=BEST) is None
-    assert {t.genotype for t in found} == set(GENOTYPES)
-    firsts = {t.genotype: t.number for t in reversed(found)}
-    assert len(firsts) == 27 and len({(t.genotype, t.fidelity) for t in found}) == len(found)
-
-
-def test_a_searcher_learns_through_the_halving():
-    """Evolution finds better architectures than random search when both are halved alike."""
-
-    def mean(searcher):
-        scheduler = SuccessiveHalving(searcher, LADDER)
-        found, _ = simulate(scheduler, lambda g, f: g.count(3) + f / 100, trials=120, space=CELLS)
-        lowest = [t.metrics["val_acc"] for t in found if t.fidelity == 1]
-        return sum(lowest[-20:]) / 20
-
-    assert mean(RegularizedEvolution()) > mean(RandomSearch()) + 1
-
-
 # -- hyperband ------------------------------------------------------------------------------------------
 
 
@@ -213,8 +188,9 @@ def test_a_new_architecture_goes_to_the_bracket_that_spent_least():
 
 
 def test_every_bracket_gets_its_share_of_the_budget():
-    found, _ = simulate(Hyperband(RandomSearch(), LADDER), lambda g, f: sum(g), trials=400, space=CELLS)
-    brackets = bracketed(found, LADDER.granted)
+    scheduler = Hyperband(RandomSearch(), LADDER)
+    found, _ = simulate(scheduler, lambda g, f: sum(g), trials=400, space=CELLS)
+    brackets = scheduler.brackets(found)
     spent = [epochs_granted(bracket, LADDER.granted) for bracket in brackets]
     assert sum(spent) == epochs_granted(found, LADDER.granted)
     assert max(spent) - min(spent) <= 9
@@ -248,7 +224,17 @@ def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
     assert [t.number for t in longest(trials, goals)] == [2, 3]
 
 
-def test_epochs_are_those_of_the_rungs():
-    ladder = Ladder((Fidelity(2), Fidelity(5)))
-    trials = [Trial(0, (0, 0, 0), 2), Trial(1, (0, 0, 0), 7), Trial(2, (1, 0, 0), 7)]
-    assert epochs_granted(trials, ladder.granted) == 2 + 5 + 7
+# -- a list --------------------------------------------------------------------------------------------
+
+
+def test_listed_goes_round_by_round_and_ends():
+    genotypes = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    scheduler, history = Listed(genotypes, epochs=5, repeats=2), []
+    for number in range(6):
+        genotype, epochs = scheduler.ask(TOY, history, rng(0))
+        assert epochs == 5
+        state = "failed" if number == 1 else "done"
+        history.append(Trial(number, genotype, fidelity=epochs, state=state))
+    assert [t.genotype for t in history] == [*genotypes, *genotypes]
+    with pytest.raises(ExhaustedError, match="all 3 architectures were evaluated 2 times"):
+        scheduler.ask(TOY, history, rng(0))

@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[1]
 # Where the name of a bundled space also names a published method, recipe or preset, or is a default.
 NAMED = {
     "nas.evaluate.benchmarks": {"nasbench101", "nasbench201"},
-    "nas.evaluate.nasbench101": {"nasbench101"},
-    "nas.evaluate.nasbench201": {"nasbench201"},
     "nas.classifier": {"convnet"},
     "nas.cli.benchmark": {"nasbench101", "nasbench201"},
     "nas.run.config": {"darts", "nasbench201"},

@@ -12,7 +12,6 @@ from nas.evaluate.cost_metrics import COUNTED, TIMED, Costs, Stopwatch, free_met
 from nas.space.cost import cost
 from nas.space.latency import LatencyTable
 from nas.space.loading import load
-from nas.space.space import Space
 from nas.types import Trial
 
 CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
@@ -117,25 +116,6 @@ def test_a_resumed_study_goes_on_at_the_same_scale(clock):
     assert measure(Trial(2, CONVS))["latency_ms"] == pytest.approx(40.0)
 
 
-def test_a_measurement_goes_on_until_its_interval_is_narrow(monkeypatch):
-    def found_after(spread):
-        calls = []
-
-        def interleaved(networks, x, *, repeats, warmup=10, seed=0):
-            calls.append(seed)
-            draw = np.random.default_rng(seed % 1000)
-            return draw.uniform(1.0, 1.0 + spread, (len(networks), repeats))
-
-        monkeypatch.setattr(module, "interleaved", interleaved)
-        Stopwatch(TOY, SHAPE, CPU, blocks=4)(CONVS)
-        return calls
-
-    assert len(found_after(0.001)) == 2
-    noisy = found_after(50.0)
-    assert len(noisy) == 1 + module.MOST
-    assert len(set(noisy)) == len(noisy)
-
-
 def test_real_networks_are_timed_alike_each_time_and_in_order():
     space = load("nasbench201", width=8, cells=1)
     stopwatch = Stopwatch(space, (3, 16, 16), CPU)
@@ -146,16 +126,3 @@ def test_real_networks_are_timed_alike_each_time_and_in_order():
     assert min(found[heavy]) > 1.5 * max(found[light])
     for twice in found.values():
         assert twice[0] == pytest.approx(twice[1], rel=0.2)
-
-
-def test_a_space_of_ones_own_is_measured_like_any_other(clock):
-    space = Space(
-        "mine",
-        lambda choose: torch.nn.Sequential(
-            *(torch.nn.Conv2d(1, 1, 1) for _ in range(choose.value("depth", (1, 2, 3))))
-        ),
-    )
-    measure = Costs(space, SHAPE, CPU, ["macs", "latency_ms"])
-    one, three = (measure(Trial(i, genotype)) for i, genotype in enumerate([(0,), (2,)]))
-    assert (one["macs"], three["macs"]) == (64, 192)
-    assert three["latency_ms"] == pytest.approx(3 * one["latency_ms"])

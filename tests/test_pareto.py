@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from nas.searchers.goals import selection_order
 from nas.searchers.pareto import crowding, dominates, front, hypervolume, ranks
 
 
@@ -62,16 +61,6 @@ def test_crowding_by_hand():
     assert sorted(crowding(np.ones((5, 2)))) == [0, 0, 0, np.inf, np.inf]
 
 
-def test_selection_goes_by_front_and_then_prefers_the_lonely():
-    rows = np.array([[1.0, 1.0], [0.0, 10.0], [10.0, 0.0], [4.9, 5.1], [5.0, 5.0], [9.0, 1.0], [0.0, 9.0]])
-    order = selection_order(rows, np.zeros(len(rows)))
-    assert set(order[:2]) == {1, 2}
-    # Distances on the first front, whose extent is 10 in both objectives.
-    inner = {3: (5.0 + 5.0) / 10, 4: (9 - 4.9 + 5.1 - 1) / 10, 5: (10 - 5 + 5 - 0) / 10}
-    assert order[2:5] == sorted(inner, key=inner.__getitem__, reverse=True)
-    assert set(order[5:]) == {0, 6}
-
-
 # -- hypervolume --------------------------------------------------------------------------------------
 
 
@@ -98,12 +87,3 @@ def test_hypervolume_of_whole_numbers_counts_unit_cells():
         whole = hypervolume(scores, np.zeros(scores.shape[1]))
         assert whole == pytest.approx(covered)
         assert hypervolume(scores[front(scores)][::-1], np.zeros(scores.shape[1])) == pytest.approx(whole)
-
-
-@pytest.mark.parametrize("objectives", [2, 4])
-def test_hypervolume_against_monte_carlo(objectives):
-    draw = np.random.default_rng(0)
-    scores, reference = draw.random((12, objectives)), np.full(objectives, 0.1)
-    points = 0.1 + 0.9 * draw.random((100_000, objectives))
-    share = (scores[:, None, :] > points[None]).all(-1).any(0).mean()
-    assert hypervolume(scores, reference) == pytest.approx(share * 0.9**objectives, abs=0.005)

@@ -20,7 +20,7 @@ from nas.space.cost import cost
 from nas.space.loading import load
 
 DATALESS = ("params", "macs", "l2_norm")
-BY_LOSS = ("grad_norm", "snip", "grasp", "fisher", "plain", "zico")
+BY_LOSS = ("grad_norm", "snip", "grasp", "zico")
 CLASSES = 3
 
 
@@ -53,12 +53,8 @@ def score(name, network, batch):
 class Square(nn.Module):
     """Its input gradients are the images themselves."""
 
-    def __init__(self, classes=CLASSES):
-        super().__init__()
-        self.classes = classes
-
     def forward(self, x):
-        return F.pad(x.flatten(1).square().sum(1, keepdim=True) / 2, (0, self.classes - 1))
+        return F.pad(x.flatten(1).square().sum(1, keepdim=True) / 2, (0, CLASSES - 1))
 
 
 class Lambda(nn.Module):
@@ -103,16 +99,6 @@ def test_first_order_proxies_of_a_linear_classifier(logistic):
     gradient = error.T @ x
     assert score("grad_norm", network, batch) == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert score("snip", network, batch) == pytest.approx((weight * gradient).abs().sum().item(), rel=1e-5)
-    assert score("plain", network, batch) == pytest.approx(-(weight * gradient).sum().item(), rel=1e-5)
-
-
-def test_fisher_sums_over_pixels_before_it_squares():
-    batch = images(5, channels=2, side=3)
-    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.AvgPool2d(3), nn.Flatten())
-    maps = network[0](batch.x).detach().requires_grad_()
-    (grad,) = torch.autograd.grad(F.cross_entropy(maps.mean((2, 3)), batch.y), maps)
-    expected = 0.5 * (maps * grad).sum((2, 3)).square().mean(0).sum()
-    assert score("fisher", network, batch) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_grasp_multiplies_by_the_hessian(logistic):
@@ -143,24 +129,18 @@ def test_zico_compares_the_two_halves(logistic):
 # -- input gradients ----------------------------------------------------------------------------------
 
 
-def test_jacov_and_epe_are_those_of_the_images_where_these_are_the_input_gradients():
+def test_jacov_is_that_of_the_images_where_these_are_the_input_gradients():
     batch = images(9, classes=3)
-    rows = batch.x.flatten(1).numpy()
-    values = np.linalg.eigvalsh(np.corrcoef(rows)) + 1e-5
+    values = np.linalg.eigvalsh(np.corrcoef(batch.x.flatten(1).numpy())) + 1e-5
     assert score("jacov", Square(), batch) == pytest.approx(-(np.log(values) + 1 / values).sum(), rel=1e-4)
-    energies = [np.log(abs(np.corrcoef(rows[label::3])) + 1e-5).sum() for label in range(3)]
-    assert score("epe", Square(), batch) == pytest.approx(np.abs(energies).sum(), rel=1e-4)
 
 
 def test_a_network_that_reacts_to_all_images_alike_scores_lowest():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES))
-    constant = Lambda(lambda x: x * 0, linear)
-    for network in (linear, constant):
-        expected = -7 * (log(1e-5) + 1e5) - log(8) - 1 / 8
+    expected = -7 * (log(1e-5) + 1e5) - log(8) - 1 / 8
+    for network in (linear, Lambda(lambda x: x * 0, linear)):
         assert score("jacov", network, images()) == pytest.approx(expected, rel=1e-4)
-        assert score("epe", network, images()) == pytest.approx(0, abs=1e-3)
     assert score("jacov", small(), images()) > expected
-    assert score("epe", small(), images()) > 1
 
 
 # -- synaptic flow ------------------------------------------------------------------------------------
@@ -183,17 +163,6 @@ def test_logsynflow_takes_the_logarithm_of_the_gradients_alone():
     assert found < score("synflow", network, images(2, 1, 2))
 
 
-def test_synflow_ignores_signs_batch_norms_and_the_images():
-    plain = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3, CLASSES))
-    normed = copy.deepcopy(plain)
-    normed.insert(1, nn.BatchNorm2d(3))
-    with torch.no_grad():
-        normed[0].weight.neg_()
-        normed[1].running_mean.fill_(7)
-    for name in ("synflow", "logsynflow"):
-        assert score(name, normed, images()) == score(name, plain, images(seed=1)) > 0
-
-
 # -- codes of ReLUs -----------------------------------------------------------------------------------
 
 CODE = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]])
@@ -211,17 +180,8 @@ def coded(code, layer):
 )
 def test_codes_by_hand_for_every_kind_of_relu(relu):
     network, batch = coded(CODE, relu)
-    # The agreements are [[4, 3, 0], [3, 4, 1], [0, 1, 4]], the patterns (110), (100) and twice (001).
+    # The agreements are [[4, 3, 0], [3, 4, 1], [0, 1, 4]].
     assert score("nwot", network, batch) == pytest.approx(log(24), rel=1e-9)
-    assert score("swap", network, batch) == 3
-
-
-@pytest.mark.parametrize("n", [7, 8, 64, 65, 130])
-def test_swap_tells_patterns_apart_by_every_image(n):
-    code = torch.zeros(n, 3 * n, dtype=torch.int64)
-    code[:, :n] = torch.eye(n)
-    code[:, n : 2 * n] = torch.eye(n).flip(0)
-    assert score("swap", *coded(code, nn.ReLU())) == n + 1
 
 
 # -- Zen ----------------------------------------------------------------------------------------------
@@ -266,19 +226,13 @@ def test_nothing_is_changed(name):
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_equal_arguments_give_equal_scores(name):
+def test_a_score_depends_on_network_and_batch_alone_and_not_on_an_auxiliary_output(name):
     network, batch = small(), images()
     first = score(name, network, batch)
     assert isinstance(first, float)
     torch.manual_seed(5)
     assert score(name, network.eval(), batch) == first
-
-
-@pytest.mark.parametrize("name", PROXIES)
-def test_an_auxiliary_output_does_not_count(name):
-    network, batch = small(), images()
-    pair = Lambda(lambda logits: (logits, logits * 7), network)
-    assert score(name, pair, batch) == score(name, network, batch)
+    assert score(name, Lambda(lambda logits: (logits, logits * 7), network), batch) == first
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -287,26 +241,22 @@ def test_a_cell_without_a_path_scores_lowest(name):
     batch = images(side=8)
     cut, through = (space.network(genotype) for genotype in ((0, 0, 0, 0, 0, 0), (3, 3, 3, 3, 3, 3)))
     found = score(name, cut, batch)
-    if name == "plain":
-        assert found == 0
-    elif name != "grasp":
+    if name != "grasp":
         assert found < score(name, through, batch)
-    if name == "fisher":
-        assert 0 < found < 1e-3  # the classifier's bias is an output
-    elif name in BY_LOSS or name in ("synflow", "logsynflow"):
+    if name in BY_LOSS or name in ("synflow", "logsynflow"):
         assert found == 0
 
 
 # -- errors -------------------------------------------------------------------------------------------
 
 GELU = nn.Sequential(nn.Conv2d(2, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(72, CLASSES))
-DATALESS_OR_CODES = {*DATALESS, "nwot", "swap", "zen"}
+DATALESS_OR_CODES = {*DATALESS, "nwot", "zen"}
 
 
 @pytest.mark.parametrize(
     ("name", "network", "reason", "words"),
     [
-        *((name, GELU, "metric", "the network runs no ReLU") for name in ("nwot", "swap")),
+        ("nwot", GELU, "metric", "the network runs no ReLU"),
         *(
             (name, Square(), "metric", "the network has no convolution")
             for name in ("l2_norm", *BY_LOSS, "synflow", "logsynflow", "zen")
@@ -325,17 +275,6 @@ def test_a_network_that_a_proxy_cannot_score_fails_its_trial(name, network, reas
     with pytest.raises(TrialError, match=f"proxy '{name}': {words}") as caught:
         score(name, network, images())
     assert caught.value.reason == reason
-
-
-def test_gradients_and_scores_that_are_not_finite_fail_the_trial():
-    steep = Lambda(lambda x: x.abs().sqrt().flatten(1), nn.Conv2d(2, 1, 1, bias=False))
-    nn.init.zeros_(steep.inner.weight)
-    with pytest.raises(TrialError, match="proxy 'snip': the gradients are not finite"):
-        score("snip", steep, images())
-    nn.init.constant_(steep.inner.weight, float("inf"))
-    with pytest.raises(TrialError, match="proxy 'l2_norm': got a score of inf") as caught:
-        score("l2_norm", steep, images())
-    assert caught.value.reason == "nan"
 
 
 def test_batches_that_do_not_suit():
@@ -357,7 +296,7 @@ def test_log_rank_by_hand():
     assert set(DEFAULT) <= PROXIES.keys()
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     for wrong in ({"a": [1, 2], "b": [1]}, {}, {"a": [1, float("nan")]}):
-        with pytest.raises(ConfigError, match="log_rank: got"):
+        with pytest.raises(ConfigError, match="log_rank"):
             log_rank(wrong)
 
 

@@ -17,7 +17,7 @@ from nas.run.final_network import final_recipe, final_space
 from nas.run.pipeline import search
 from nas.run.resolved_config import make_plan
 from nas.searchers.goals import Goals, parse_goals
-from nas.searchers.halving import finalists
+from nas.searchers.scheduler import finalists
 from nas.searchers.searcher import RandomSearch
 from nas.space.latency import LatencyTable
 from nas.space.loading import load

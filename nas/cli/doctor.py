@@ -41,7 +41,7 @@ def examine() -> dict[str, str]:
 
     from nas import devices
     from nas.data import datasets
-    from nas.evaluate.benchmarks import LOADERS, table_file
+    from nas.evaluate.benchmarks import FILES, table_file
     from nas.results.run_record import environment
     from nas.training import batched
 
@@ -61,7 +61,7 @@ def examine() -> dict[str, str]:
         findings[f"task {name}"] = _tried(
             name, lambda name: f"{len(datasets.read(name).x_train):,} training images"
         )
-    for name in LOADERS:
+    for name in FILES:
         findings[f"table {name}"] = _tried(name, lambda name: str(table_file(name)))
     return findings | _extras()
 

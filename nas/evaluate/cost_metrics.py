@@ -20,7 +20,8 @@ from nas.user_code import build_errors
 
 COUNTED = tuple(field.name for field in fields(Cost))
 TIMED = (LATENCY, "latency_low_ms", "latency_high_ms", "latency_p95_ms")
-MOST, TOLERANCE = 4, 0.05
+ROUNDS, MOST, TOLERANCE = 12 * BEST_OF, 4, 0.05
+"""Passes behind a latency, repeated at most so often until its interval is narrower than that share of it."""
 TRAINED = ("val_acc", "val_loss", "train_loss")
 """What the engine's own evaluators give."""
 
@@ -50,14 +51,22 @@ class Costs:
         timed: Callable[[], Iterable[Trial]] = lambda: (),
         given: Sequence[str] = TRAINED,
     ) -> None:
-        self.space, self.image_shape, self.table = space, tuple(image_shape), table
-        _check_names({*wanted}, given, table)
+        known = (*COUNTED, *TIMED, *given)
+        for name in sorted(set(wanted)):
+            if name not in known:
+                raise ConfigError(unknown("metric", name, known))
+            if table is not None and name in TIMED[1:]:
+                raise ConfigError(
+                    f"{name} is wanted, but a latency table gives {LATENCY} only; measure it instead"
+                )
         if table is not None:
             table.check(space)
-        self._stopwatch = None
-        if table is None and {*wanted} & set(TIMED):
-            self._stopwatch = Stopwatch(space, image_shape, device, timed=timed)
-        self._wanted = set(wanted) | set(TIMED if self._stopwatch is not None else ())
+            if LATENCY not in wanted:
+                raise ConfigError(f"a latency table is given, but nothing decides by {LATENCY}")
+        self.space, self.image_shape, self.table = space, tuple(image_shape), table
+        is_timed = table is None and bool({*wanted} & {*TIMED})
+        self._stopwatch = Stopwatch(space, image_shape, device, timed=timed) if is_timed else None
+        self._wanted = {*wanted, *(TIMED if is_timed else ())}
 
     def __call__(self, trial: Trial) -> Mapping[str, float]:
         """The wanted costs of a trial's architecture."""
@@ -76,8 +85,6 @@ class Stopwatch:
     depend on ratios only; the scale, common to all, is as good as that first measurement.
 
     timed: trials that may have been timed before; the first that was is the reference.
-    blocks: ratios per measurement. It is prolonged, up to `MOST` times, until the interval of the median is
-      narrower than `TOLERANCE`.
     """
 
     def __init__(
@@ -87,9 +94,8 @@ class Stopwatch:
         device: torch.device,
         *,
         timed: Callable[[], Iterable[Trial]] = lambda: (),
-        blocks: int = 12,
     ) -> None:
-        self.space, self.device, self.rounds = space, device, blocks * BEST_OF
+        self.space, self.device = space, device
         stream = torch_rng(0, "latency", device=device)
         self.x = torch.randn(1, *image_shape, generator=stream, device=device)
         self._timed = timed
@@ -102,7 +108,7 @@ class Stopwatch:
         pair = [network, self._network(reference)]
         times = np.empty((2, 0))
         for again in range(MOST):
-            more = interleaved(pair, self.x, repeats=self.rounds, seed=derive(seed, again))
+            more = interleaved(pair, self.x, repeats=ROUNDS, seed=derive(seed, again))
             times = np.hstack([times, more])
             own, other = best(times)
             found = Latency.of(ms * own / other)
@@ -116,7 +122,7 @@ class Stopwatch:
         return next(((t.genotype, t.metrics[LATENCY]) for t in timed), self._own)
 
     def _first(self, genotype: Genotype, network: nn.Module) -> tuple[Genotype, float]:
-        alone = interleaved([network], self.x, repeats=MOST * self.rounds)
+        alone = interleaved([network], self.x, repeats=MOST * ROUNDS)
         self._own = genotype, float(np.median(best(alone)))
         return self._own
 
@@ -136,16 +142,3 @@ def free_metrics(
     """
     counted: dict[str, float] = asdict(cost(space, genotype, image_shape))
     return counted if table is None else {**counted, LATENCY: table.predict(space, genotype)}
-
-
-def _check_names(needed: set[str], given: Sequence[str], table: LatencyTable | None) -> None:
-    known = (*COUNTED, *TIMED, *given)
-    for name in sorted(needed):
-        if name not in known:
-            raise ConfigError(unknown("metric", name, known))
-        if table is not None and name in TIMED[1:]:
-            raise ConfigError(
-                f"{name} is wanted, but a latency table gives {LATENCY} only; measure it instead"
-            )
-    if table is not None and LATENCY not in needed:
-        raise ConfigError(f"a latency table is given, but nothing decides by {LATENCY}")

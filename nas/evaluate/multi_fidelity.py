@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nas.data.task import Task
-from nas.errors import ConfigError, TrialError
-from nas.evaluate.trained import affordable
-from nas.files.atomic import read_json, write_json
+from nas.errors import SpaceError, TrialError
+from nas.evaluate.trained import affordable, summary
 from nas.files.folder import alone_in
-from nas.files.schemas import RungsRecord, checked
-from nas.searchers.fidelity import Ladder, scaled_space, scaled_task
+from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import derive, isolated
-from nas.space.cost import Cost, cost
+from nas.space.cost import cost
+from nas.space.loading import load
+from nas.space.network_morphism import mismatch
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import noting, training_bytes
 from nas.training.recipe import Recipe, segmented
-from nas.training.retry import RETRY, Retry, last_retry, with_retries
+from nas.training.retry import Retry, with_retries
 from nas.training.train import Curve, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
-
-RESULTS = "results.json"
-"""What one architecture reached at each rung, in its folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +43,6 @@ class Stage:
     task: Task
     recipe: Recipe
 
-    def until(self, rung: int) -> int:
-        """Epochs of this training by the end of a rung; all of them for a rung beyond it."""
-        return self.recipe.ends[min(rung - self.first, len(self.recipe.ends) - 1)]
-
-    def shapes(self, genotype: Genotype) -> list[tuple[str, torch.Size]]:
-        """What the weights of another network must look like to fit this stage's."""
-        network = self.space.network(genotype, meta=True)
-        return [(name, value.shape) for name, value in network.state_dict().items()]
-
 
 @dataclass(frozen=True, eq=False)
 class Laddered:
@@ -69,7 +56,7 @@ class Laddered:
 
     recipe: everything but the epochs; each rung runs its schedule, the first one its warm-up.
     ladder: what the trials' fidelities mean.
-    folder: where the checkpoints of paused trials live, and the results by rung of each architecture.
+    folder: where the checkpoints of paused trainings live.
     stop: see `nas.training.train.train`.
     """
 
@@ -82,25 +69,32 @@ class Laddered:
     stop: Callable[[], bool] | None = None
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:  # noqa: ARG002 - an Evaluator
-        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs`, `epochs_trained` and `continued`.
+        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
 
         And `lr_factor` or `passes_per_step`, where it took them to train at all (see `nas.training.retry`).
 
         params, macs: of the architecture at full size.
-        epochs_trained: what this trial trained; more than its rung's where no trial had trained those below.
-        continued: 1 where it went on with the weights of an earlier trial, else 0.
+        epochs_trained: that its weights have learned for, on the rungs below too.
         """
-        rung = self.ladder.rung(trial.fidelity)
-        with alone_in(self.place(trial.genotype)):
+        rung, place = self.ladder.rung(trial.fidelity), self.place(trial.genotype)
+        with alone_in(place):
             try:
                 with user_errors():
-                    metrics = self._measured(trial, rung)
+                    counted = affordable(self.space, trial.genotype, self.task)
+                    chain = self._chain(trial.genotype, rung)
+                    with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
+                        curve, retry = with_retries(
+                            partial(self._train, trial.genotype, chain, rung),
+                            folder=place,
+                            batch=min(self.recipe.batch, len(self.task.train)),
+                        )
             except TrialError:
-                self.forget(trial.genotype)
+                shutil.rmtree(place, ignore_errors=True)
                 raise
             if rung == len(self.ladder) - 1:
-                self._remove_checkpoints(trial.genotype)
-            return metrics
+                shutil.rmtree(place, ignore_errors=True)
+        learned = sum(r.epochs for r in self.ladder.rungs[chain[0].first : rung + 1])
+        return {**summary(curve, counted, retry), "epochs_trained": learned}
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -116,71 +110,32 @@ class Laddered:
 
     def needed_bytes(self, trial: Trial) -> int:
         """Memory that the training up to a rung needs at least, see `nas.training.memory_estimate`."""
-        rung = self.ladder.rung(trial.fidelity)
-        return max(
-            training_bytes(
-                cost(stage.space, trial.genotype, stage.task.image_shape),
-                min(stage.recipe.batch, len(stage.task.train)),
-            )
-            for stage in self.stages
-            if stage.first <= rung
-        )
-
-    def forget(self, genotype: Genotype) -> None:
-        """Removes all that is kept of an architecture that will not be asked for again."""
-        shutil.rmtree(self.place(genotype), ignore_errors=True)
+        # No share shrinks from rung to rung.
+        stage = [s for s in self.stages if s.first <= self.ladder.rung(trial.fidelity)][-1]
+        counted = cost(stage.space, trial.genotype, stage.task.image_shape)
+        return training_bytes(counted, min(stage.recipe.batch, len(stage.task.train)))
 
     def place(self, genotype: Genotype) -> Path:
         """The folder of one architecture."""
-        return self.folder / f"ladder-{self.seed_of(genotype):016x}"
+        return self.folder / f"ladder-{self._seed_of(genotype):016x}"
 
-    def seed_of(self, genotype: Genotype) -> int:
+    def _seed_of(self, genotype: Genotype) -> int:
         """The root of everything random about one architecture's trainings."""
         return derive(self.seed, "ladder", *genotype)
-
-    def _measured(self, trial: Trial, rung: int) -> Mapping[str, float]:
-        """The metrics at a rung: those on record, else of a training that is put there."""
-        counted = affordable(self.space, trial.genotype, self.task)
-        results, key = self._results(trial.genotype, counted), str(trial.fidelity)
-        if key not in results:
-            with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
-                found = self._climb(trial.genotype, rung, results)
-            results[key] = {**found, "params": counted.params, "macs": counted.macs}
-            record = {"settings": self._settings(counted), "results": results}
-            self.place(trial.genotype).mkdir(parents=True, exist_ok=True)
-            write_json(self.place(trial.genotype) / RESULTS, record)
-        return results[key]
-
-    def _climb(self, genotype: Genotype, rung: int, before: Iterable[str]) -> dict[str, float]:
-        """Trains up to a rung; `before` are the fidelities that earlier trials reached."""
-        chain, place = self._chain(genotype, rung), self.place(genotype)
-        rate = last_retry(place).lr_factor
-        batch = min(self.recipe.batch, len(self.task.train))
-        curve, retry = with_retries(partial(self._train, genotype, chain, rung), folder=place, batch=batch)
-        below = max((self.ladder.rung(int(fidelity)) for fidelity in before), default=-1)
-        # At another learning rate it is another training, from the first rung on.
-        begin = max(chain[0].first, below + 1) if retry.lr_factor == rate else chain[0].first
-        return {
-            "val_acc": curve.val_acc[-1],
-            "val_loss": curve.val_loss[-1],
-            "train_loss": curve.train_loss[-1],
-            "epochs_trained": sum(r.epochs for r in self.ladder.rungs[begin : rung + 1]),
-            "continued": int(begin > chain[0].first),
-            **retry.metrics,
-        }
 
     def _chain(self, genotype: Genotype, rung: int) -> list[Stage]:
         """The trainings whose weights a rung builds on, its own the last."""
         chain: list[Stage] = []
         for stage in self.stages:
             if stage.first <= rung:
-                fits = chain and chain[-1].shapes(genotype) == stage.shapes(genotype)
-                chain = [*chain, stage] if fits else [stage]
+                weights = stage.space.network(genotype, meta=True).state_dict()
+                before = chain[-1].space.network(genotype, meta=True).state_dict() if chain else {}
+                chain = [stage] if mismatch(weights, before) else [*chain, stage]
         return chain
 
     def _train(self, genotype: Genotype, chain: Sequence[Stage], rung: int, retry: Retry) -> Curve:
         place = retry.place(self.place(genotype))
-        seed, curve, start = self.seed_of(genotype), Curve(), None
+        seed, curve, start = self._seed_of(genotype), Curve(), None
         for stage in chain:
             with isolated(seed, "init"), build_errors():
                 network = stage.space.network(genotype).to(stage.task.train.x.device)
@@ -194,7 +149,7 @@ class Laddered:
                 seed=derive(seed, stage.first),
                 evaluate_on=stage.task.val,
                 evaluate_every=None,
-                until=stage.until(rung),
+                until=recipe.ends[min(rung - stage.first, len(recipe.ends) - 1)],
                 start=start,
                 checkpoints=checkpoints,
                 passes=retry.passes,
@@ -203,25 +158,49 @@ class Laddered:
             start = checkpoints
         return curve
 
-    def _results(self, genotype: Genotype, counted: Cost) -> dict[str, dict[str, float]]:
-        """What was measured before, by fidelity. A trial killed before it was told finds its own there."""
-        path = self.place(genotype) / RESULTS
-        if not path.exists():
-            return {}
-        record = checked(RungsRecord, read_json(path), path, "record of a paused training")
-        if record.settings != self._settings(counted):
-            raise ConfigError(
-                f"{path} was written with another recipe, ladder, space or task; resume with the same "
-                f"settings, or remove {self.folder} to start anew"
-            )
-        return record.results
 
-    def _settings(self, counted: Cost) -> list[str | int]:
-        network = [counted.params, counted.macs]
-        return [repr(self.recipe), str(self.ladder), self.task.fingerprint, *network]
+# -- what a rung means ---------------------------------------------------------------------------------
 
-    def _remove_checkpoints(self, genotype: Genotype) -> None:
-        place = self.place(genotype)
-        for folder in (*place.glob("rung-*"), *place.glob("lr-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-        (place / RETRY).unlink(missing_ok=True)
+
+def scaled_space(space: Space, fidelity: Fidelity) -> Space:
+    """The space at the size of a rung: the settings that it scales multiplied and rounded, at least 1.
+
+    A setting `image_size` follows the images where the space has one.
+
+    Raises:
+        SpaceError: when the space cannot be made at another size, or would have other decisions.
+    """
+    cut = {name: share for name, share in fidelity.shares.items() if name != "images" and share != 1}
+    if "image_size" not in space.settings:
+        cut.pop("image_size", None)
+    if not cut:
+        return space
+    settings = {name: _scaled(space, name, share) for name, share in cut.items()}
+    scaled = load(space.origin, {**space.settings, **settings})
+    if scaled.decisions != space.decisions:
+        sizes = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise SpaceError(
+            f"space {space.name!r} has other decisions at {sizes}; a rung may change its size only"
+        )
+    return scaled
+
+
+def _scaled(space: Space, name: str, share: float) -> int:
+    if not space.origin:
+        raise SpaceError(
+            f"space {space.name!r} was made by hand, so a rung cannot change its {name}; "
+            "load it by name or as FILE.py:FUNCTION"
+        )
+    value = space.settings.get(name)
+    if type(value) is not int:
+        raise SpaceError(
+            f"space {space.name!r} has no whole number {name!r} among its settings for a rung to change; "
+            f"it has {', '.join(space.settings)}"
+        )
+    return max(1, round(value * share))
+
+
+def scaled_task(task: Task, fidelity: Fidelity) -> Task:
+    """The task with a rung's share of the training images, at its size."""
+    side = max(1, round(task.image_shape[1] * fidelity.image_size))
+    return task.subset(fidelity.images).resized(side)

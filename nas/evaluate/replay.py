@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +24,7 @@ from nas.searchers.pareto import dominates, front, hypervolume
 from nas.searchers.searcher import Searcher
 from nas.seeding import derive, rng
 from nas.space.space import ENUMERABLE
-from nas.types import Genotype, Trial
+from nas.types import Trial
 
 UNBOUNDED = sys.maxsize
 """Trials of a search that only its simulated seconds end."""
@@ -32,59 +32,6 @@ MARKS = (25, 50, 100, 150, 200, 300, 500)
 """Numbers of evaluations at which results are told."""
 LOOKED_AT = 100
 """Random architectures whose figures show what a table holds."""
-_COORDINATE = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(m?)\s*")
-
-# -- one search ----------------------------------------------------------------------------------------
-
-
-def replay(
-    benchmark: Benchmark,
-    searcher: Searcher,
-    *,
-    trials: int,
-    fidelity: int,
-    seed: int,
-    budget_s: float | None = None,
-    needed: Sequence[str] = (),
-) -> list[Trial]:
-    """The history of one search on the table; under a budget its costs are simulated seconds, else 0.
-
-    Equal to that of a study named `benchmark`: the same searcher sees the same history and the same random
-    streams. See `Replay` for the settings.
-
-    needed: metrics without which a trial has failed, for the table may not hold all for each cell.
-    """
-    history: list[Trial] = []
-    spent_s = 0.0
-    while len(history) < trials and (budget_s is None or spent_s < budget_s):
-        number = len(history)
-        try:
-            genotype = searcher.ask(benchmark.space, history, rng(seed, "benchmark", number, "ask"))
-        except ExhaustedError:
-            break
-        cost_s = benchmark.seconds(genotype, fidelity) if budget_s is not None else 0.0
-        try:
-            metrics = looked_up(benchmark, genotype, fidelity, needed)
-            trial = Trial(number, genotype, fidelity, "done", metrics, cost_s)
-        except TrialError as error:
-            trial = Trial(number, genotype, fidelity, "failed", {}, cost_s, f"{error.reason}: {error}")
-        history.append(trial)
-        spent_s += cost_s
-    return history
-
-
-def looked_up(
-    benchmark: Benchmark, genotype: Genotype, fidelity: int, needed: Sequence[str]
-) -> Mapping[str, float]:
-    """The figures of one architecture.
-
-    Raises:
-        TrialError: with reason `missing`, when the table lacks one of those needed.
-    """
-    metrics = benchmark.metrics(genotype, fidelity)
-    if lacking := [name for name in needed if name not in metrics]:
-        raise TrialError("missing", f"{benchmark.name} has no {', '.join(lacking)} for {genotype}")
-    return metrics
 
 
 def incumbents(history: Sequence[Trial], goals: Goals, report: str) -> NDArray[np.float64]:
@@ -135,7 +82,7 @@ class Replay:
     """A search to be repeated; every field is a plain value, so that other processes can be told.
 
     benchmark, dataset, folder: see `load_benchmark`.
-    searcher, settings: see `make_searcher`; a warm start by size takes the table's parameter counts.
+    searcher, settings: see `make_searcher`.
     goals: what is searched for. reference: with several objectives, the point in their own units that
       hypervolume is measured from.
     fidelity: epochs of each evaluation. trials: evaluations, failed ones included.
@@ -172,13 +119,34 @@ class Replay:
         return _loaded(self.benchmark, self.dataset, self.folder)
 
     def made_searcher(self) -> Searcher:
-        """The searcher, made from its settings."""
-        table = self.load()
+        """The searcher of that name and settings."""
+        return make_searcher(self.searcher, dict(self.settings), goals=self.goals)
 
-        def size(genotype: Genotype) -> float:
-            return table.metrics(genotype, self.fidelity)["params"]
+    def run(self, seed: int) -> list[Trial]:
+        """The history of one search; under a budget its costs are simulated seconds, else 0.
 
-        return make_searcher(self.searcher, dict(self.settings), goals=self.goals, size=size)
+        Equal to that of a study named `benchmark` with this seed: the same searcher sees the same history and
+        the same random streams. A trial fails where the table lacks one of the goals' metrics.
+        """
+        table, searcher, history, spent_s = self.load(), self.made_searcher(), list[Trial](), 0.0
+        while len(history) < self.trials and (self.budget_s is None or spent_s < self.budget_s):
+            number = len(history)
+            try:
+                genotype = searcher.ask(table.space, history, rng(seed, "benchmark", number, "ask"))
+            except ExhaustedError:
+                break
+            cost_s = table.seconds(genotype, self.fidelity) if self.budget_s is not None else 0.0
+            try:
+                metrics = table.metrics(genotype, self.fidelity)
+                if lacking := [name for name in self.goals.metrics if name not in metrics]:
+                    raise TrialError("missing", f"{table.name} has no {', '.join(lacking)} for {genotype}")
+                trial = Trial(number, genotype, self.fidelity, "done", metrics, cost_s)
+            except TrialError as error:
+                reason = f"{error.reason}: {error}"
+                trial = Trial(number, genotype, self.fidelity, "failed", {}, cost_s, reason)
+            history.append(trial)
+            spent_s += cost_s
+        return history
 
 
 @functools.cache
@@ -247,61 +215,37 @@ def run_replays(
     if repeats < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"benchmark: got {repeats} repeats and {workers} workers, wanted at least 1")
     check_replay(planned)
-    seeds = [derive(planned.seed, "repeat", number) for number in range(repeats)]
-    outcomes = []
-    for outcome in _outcomes(planned, seeds, min(repeats, workers or os.cpu_count() or 1)):
-        outcomes.append(outcome)
-        on_repeat(len(outcomes))
-    longest = max(len(values) for values, _, _ in outcomes)
-    if all(np.isnan(values[-1]) for values, _, _ in outcomes):
-        raise NoModelError(f"{planned.searcher}: every trial failed, the first by {outcomes[0][2][0].reason}")
+    goals, exact = planned.goals, _exact_volume(planned) if len(planned.goals.objectives) > 1 else 1.0
+    histories: list[list[Trial]] = []
+    for history in _histories(planned, repeats, min(repeats, workers or os.cpu_count() or 1)):
+        histories.append(history)
+        on_repeat(len(histories))
+    if all(trial.state != "done" for history in histories for trial in history):
+        raise NoModelError(f"{planned.searcher}: every trial failed, the first by {histories[0][0].reason}")
+    if len(goals.objectives) == 1:
+        values = [incumbents(history, goals, planned.load().report) for history in histories]
+    else:
+        values = [volumes(history, goals, planned.reference) / exact for history in histories]
+    seconds = [np.cumsum([trial.cost_s for trial in history]) for history in histories]
+    counts = np.array([len(history) for history in histories])
 
     def extended(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+        return np.stack([np.pad(row, (0, counts.max() - len(row)), mode="edge") for row in rows])
 
-    return Runs(
-        extended([values for values, _, _ in outcomes]),
-        extended([seconds for _, seconds, _ in outcomes]),
-        np.array([len(values) for values, _, _ in outcomes]),
-        outcomes[0][2],
-    )
+    return Runs(extended(values), extended(seconds), counts, histories[0])
 
 
-Outcome = tuple[NDArray[np.float64], NDArray[np.float64], list[Trial]]
-"""Of one repeat: values `[T]`, seconds `[T]` and its trials."""
-
-
-def _outcomes(planned: Replay, seeds: Sequence[int], workers: int) -> Iterator[Outcome]:
-    """One outcome for each seed, in order; only the first keeps its history."""
-    exact = _exact_volume(planned) if len(planned.goals.objectives) > 1 else 1.0
-    one = functools.partial(_repeat, planned, first=seeds[0], exact=exact)
+def _histories(planned: Replay, repeats: int, workers: int) -> Iterator[list[Trial]]:
+    """That of each repeat, in order."""
+    seeds = [derive(planned.seed, "repeat", number) for number in range(repeats)]
     if workers == 1:
-        yield from map(one, seeds)
+        yield from map(planned.run, seeds)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_single_threaded)
     try:
-        yield from pool.map(one, seeds, chunksize=max(1, min(10, len(seeds) // (4 * workers))))
+        yield from pool.map(planned.run, seeds, chunksize=max(1, min(10, repeats // (4 * workers))))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _repeat(planned: Replay, seed: int, *, first: int, exact: float) -> Outcome:
-    table, goals = planned.load(), planned.goals
-    history = replay(
-        table,
-        planned.made_searcher(),
-        trials=planned.trials,
-        fidelity=planned.fidelity,
-        seed=seed,
-        budget_s=planned.budget_s,
-        needed=goals.metrics,
-    )
-    if len(goals.objectives) == 1:
-        values = incumbents(history, goals, table.report)
-    else:
-        values = volumes(history, goals, planned.reference) / exact
-    seconds = np.cumsum([trial.cost_s for trial in history])
-    return values, seconds, history if seed == first else []
 
 
 def _single_threaded() -> None:
@@ -341,12 +285,14 @@ def reference_point(text: str, benchmark: Benchmark, goals: Goals, fidelity: int
             f"reference {text!r}: wanted {len(goals.objectives)} numbers, one for each objective"
         )
     point = []
-    for part, objective in zip(parts, goals.objectives, strict=True):
-        match = _COORDINATE.fullmatch(part)
-        if match is None:
+    for part, objective in zip(map(str.strip, parts), goals.objectives, strict=True):
+        try:
+            number = float(part.removesuffix("m"))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             raise ConfigError(f"reference {text!r}: {part!r} is no number, such as 0.15 or 1.5m")
-        number = float(match[1])
-        if match[2]:
+        if part.endswith("m"):
             every = [objective.value(metrics) for metrics in _measured(benchmark, goals, fidelity)]
             number *= float(np.median(every))
         point.append(number)
@@ -369,11 +315,11 @@ def _measured(benchmark: Benchmark, goals: Goals, fidelity: int) -> list[Mapping
     if benchmark.space.size.count > ENUMERABLE:
         raise ConfigError(f"{benchmark.name} is too large for its exact front; use one objective")
     _check_metrics(benchmark, goals, fidelity)
-    found = []
+    every = []
     for genotype in benchmark.space.enumerate():
         with suppress(TrialError):
-            found.append(looked_up(benchmark, genotype, fidelity, goals.metrics))
-    return found
+            every.append(benchmark.metrics(genotype, fidelity))
+    return [metrics for metrics in every if metrics.keys() >= set(goals.metrics)]
 
 
 def _check_metrics(benchmark: Benchmark, goals: Goals, fidelity: int) -> None:

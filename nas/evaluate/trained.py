@@ -32,6 +32,7 @@ from nas.user_code import build_errors, user_errors
 
 _log = logging.getLogger("nas")
 
+KEPT = 50
 INHERITED = "inherited_from"
 """The metric that says with which trial's weights a trial began; -1 for none."""
 Start = Callable[[Trial, nn.Module], nn.Module]
@@ -56,7 +57,7 @@ class Trained:
       one that it is one addition to (`nas.space.network_morphism`); where there is none, or its weights are
       lost, as `start` has it. It has then been trained for longer than its fidelity says, the epochs of its
       ancestors included, so its accuracy flatters it: compare the best afresh in the end.
-    keep: of how many of the best trials of each fidelity the weights stay, at least 1.
+      The weights of the best `KEPT` trials of each fidelity stay.
 
     Example:
         study.run(nas.Trained(space, task, nas.Recipe(epochs=3)), trials=20)
@@ -70,11 +71,6 @@ class Trained:
     stop: Callable[[], bool] | None = None
     start: Start | None = None
     weights: Path | None = None
-    keep: int = 50
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ConfigError(f"Trained: keep is {self.keep}, but must be at least 1")
 
     def __call__(
         self,
@@ -96,8 +92,8 @@ class Trained:
         with self._place(trial, is_needed=should_stop is not None) as folder, user_errors():
             counted = affordable(self.space, trial.genotype, self.task)
             start, inherited = self.start, -1.0
-            if parent is not None and (weights := self._weights_of(parent)) is not None:
-                start, inherited = partial(self._grafted, parent.genotype, weights), float(parent.number)
+            if parent is not None and (grafting := self._grafting(parent)) is not None:
+                start, inherited = grafting, float(parent.number)
             with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
                 (network, curve), retry = with_retries(
                     partial(self._attempt, trial, seed, folder, start=start, should_stop=should_stop),
@@ -108,17 +104,10 @@ class Trained:
             if self.judge is not None:
                 self.judge(trial, network)
             if self.weights is not None:
-                self._kept(trial).save(trial.fidelity, {"weights": network.state_dict()})
-        return {
-            "val_acc": curve.val_acc[-1],
-            "val_loss": curve.val_loss[-1],
-            "train_loss": curve.train_loss[-1],
-            "params": counted.params,
-            "macs": counted.macs,
-            "epochs_trained": len(curve.train_loss),
-            **retry.metrics,
-            **({} if self.weights is None else {INHERITED: inherited}),
-        }
+                state = {"weights": network.state_dict()}
+                Checkpoints(self._weights_folder(trial), keep=1).save(trial.fidelity, state)
+        kept = {} if self.weights is None else {INHERITED: inherited}
+        return {**summary(curve, counted, retry), "epochs_trained": len(curve.train_loss), **kept}
 
     def hints(self, trial: Trial, known: Sequence[Trial]) -> Mapping[str, Trial | None]:
         """What a trial is told of those known when it was proposed: its `parent`, where weights are kept.
@@ -131,9 +120,9 @@ class Trained:
         own = [t for t in known if t.fidelity == trial.fidelity and INHERITED in t.metrics]
         ordered = sorted(own, key=lambda t: (-t.metrics["val_acc"], t.number))
         # Of those beside this one, each may have a parent that what ended since has pushed out.
-        for beaten in ordered[self.keep + len(trial.beside) :]:
+        for beaten in ordered[KEPT + len(trial.beside) :]:
             shutil.rmtree(self._weights_folder(beaten), ignore_errors=True)
-        best = (t for t in ordered[: self.keep] if is_addition(self.space, t.genotype, trial.genotype))
+        best = (t for t in ordered[:KEPT] if is_addition(self.space, t.genotype, trial.genotype))
         return {"parent": next(best, None)}
 
     def needed_bytes(self, trial: Trial) -> int:
@@ -201,34 +190,40 @@ class Trained:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
 
-    # -- weights of earlier trials ---------------------------------------------------------------------
-
     def _weights_folder(self, trial: Trial) -> Path:
         assert self.weights is not None
         return self.weights / f"weights-{trial.number}"
 
-    def _kept(self, trial: Trial) -> Checkpoints:
-        return Checkpoints(self._weights_folder(trial), keep=1)
-
-    def _weights_of(self, parent: Trial) -> Mapping[str, Tensor] | None:
-        """A trial's weights, on the CPU; None, with a note in the log, when they are lost or do not fit."""
+    def _grafting(self, parent: Trial) -> Start | None:
+        """Begins with a trial's weights; None, with a note in the log, when they are lost or do not fit."""
+        folder = self._weights_folder(parent)
         try:
-            saved = self._kept(parent).load()
+            saved = Checkpoints(folder).load()
         except ConfigError as error:
             _log.warning("%s", error)
             saved = None
         weights: Mapping[str, Tensor] = {} if saved is None else saved[1].get("weights", {})
         if mismatch(self.space.network(parent.genotype, meta=True).state_dict(), weights):
-            folder = self._weights_folder(parent)
             _log.warning("%s holds no weights of trial %d to grow from", folder, parent.number)
             return None
-        return weights
 
-    def _grafted(
-        self, parent: Genotype, weights: Mapping[str, Tensor], trial: Trial, network: nn.Module
-    ) -> nn.Module:
-        graft(self.space, trial.genotype, network, parent=parent, weights=weights)
-        return network
+        def start(trial: Trial, network: nn.Module) -> nn.Module:
+            graft(self.space, trial.genotype, network, parent=parent.genotype, weights=weights)
+            return network
+
+        return start
+
+
+def summary(curve: Curve, counted: Cost, retry: Retry) -> dict[str, float]:
+    """What every training tells: how accurate its network is in the end, how large, and what was retried."""
+    return {
+        "val_acc": curve.val_acc[-1],
+        "val_loss": curve.val_loss[-1],
+        "train_loss": curve.train_loss[-1],
+        "params": counted.params,
+        "macs": counted.macs,
+        **retry.metrics,
+    }
 
 
 def affordable(space: Space, genotype: Genotype, task: Task) -> Cost:

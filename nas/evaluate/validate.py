@@ -27,8 +27,8 @@ from nas.types import Decision, Genotype
 
 CHECKED, CHECK_BATCH = 3, 4
 BATCH, STEPS = 64, 3
-SHOWN, SHOWN_S, VALIDATED = 100, 3.0, 1000
-"""Steps and seconds that the default may show itself in, and on how many images."""
+SHOWN, SHOWN_MACS, VALIDATED = 100, 3e10, 1000
+"""Steps and multiply-accumulates that the default may show itself in, and on how many images."""
 PARAMETER_SHARE, BATCH_SHARE = 0.1, 0.5
 TRAINING_COPIES = 3
 """Of the parameters: themselves, their gradients and the momentum."""
@@ -137,7 +137,8 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
         train = partial(_trained_for_a_moment, space, task=task, batch=batch, seed=seed)
         step_s, _ = train(genotypes[median])
-        steps = max(1 + STEPS, min(SHOWN, int(SHOWN_S / step_s)))
+        # A backward pass takes two forward ones. Counted and not timed, so that a busy machine says the same.
+        steps = max(1 + STEPS, min(SHOWN, int(SHOWN_MACS / (3 * batch * max(1, costs[median].macs)))))
         default_acc, random_acc = (
             train(g, steps=steps)[1] for g in (space.default_genotype, genotypes[median])
         )

@@ -225,13 +225,6 @@ class AlphasRecord(_Record):
     options: list[list[Word]]
 
 
-class RungsRecord(_Record):
-    """What an architecture reached at each rung of a ladder, and the settings that it was trained with."""
-
-    settings: list[str | int]
-    results: dict[Word, dict[Word, FiniteFloat]]
-
-
 class DecisionRecord(_Record):
     """What was decided by measured time, under which budget."""
 

@@ -26,12 +26,10 @@ from nas.run.resolved_config import UNBOUNDED
 from nas.searchers.evolution import Nsga2, RegularizedEvolution
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
-from nas.searchers.halving import Hyperband, SuccessiveHalving, comparable, finalists
-from nas.searchers.local import LocalSearch
 from nas.searchers.method_names import by_gradients
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.scheduler import Fixed, Scheduler
-from nas.searchers.searcher import Bounded, DefaultFirst, Searcher
+from nas.searchers.scheduler import Fixed, Hyperband, Scheduler, SuccessiveHalving, comparable, finalists
+from nas.searchers.searcher import Bounded, DefaultFirst, LocalSearch, Searcher
 from nas.seeding import rng
 from nas.show.tracking.tracker import of_trials
 from nas.space.graph import architecture_hash

@@ -21,7 +21,7 @@ from nas.evaluate.calibration import (
     read_calibration,
 )
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.multi_fidelity import Laddered, scaled_space, scaled_task
 from nas.evaluate.proxies import DEFAULT, PROXIES, Scored, log_rank
 from nas.evaluate.trained import Trained
 from nas.files.atomic import read_json, write_json
@@ -33,7 +33,7 @@ from nas.run.job import Job
 from nas.run.preparation import check_fit, name_of, prepare, refuse_others, with_names
 from nas.run.run_folder import begun, clear_checkpoints, refuse_other_settings
 from nas.run.supernet_phase import shared_weights
-from nas.searchers.fidelity import Fidelity, Ladder, scaled_space, scaled_task
+from nas.searchers.fidelity import Fidelity, Ladder
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed
 from nas.searchers.searcher import unseen

@@ -32,9 +32,8 @@ from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp
 from nas.run.step_timing import threads
 from nas.searchers.goals import Goals, longest
-from nas.searchers.halving import epochs_granted, finalists
 from nas.searchers.pareto import hypervolume
-from nas.searchers.scheduler import Fixed, Listed
+from nas.searchers.scheduler import Fixed, Listed, epochs_granted, finalists
 from nas.searchers.searcher import RandomSearch
 from nas.seeding import isolated, rng
 from nas.space.cost import step_work

@@ -29,8 +29,7 @@ from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Job, SearchOutcome, distinct
-from nas.searchers.halving import finalists
-from nas.searchers.scheduler import Listed
+from nas.searchers.scheduler import Listed, finalists
 from nas.seeding import isolated, rng
 from nas.show.tracking.tracker import Point, finite, of_epochs
 from nas.space.cost import count_params

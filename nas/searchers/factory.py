@@ -9,12 +9,10 @@ from types import MappingProxyType
 from nas.errors import ConfigError, unknown
 from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
 from nas.searchers.goals import Goals
-from nas.searchers.local import LocalSearch
 from nas.searchers.method_names import OPTUNA
 from nas.searchers.optuna_search import ALIASES, OptunaSearch
 from nas.searchers.predictor_guided import Guided
-from nas.searchers.searcher import RandomSearch, Searcher
-from nas.types import Genotype
+from nas.searchers.searcher import LocalSearch, RandomSearch, Searcher
 
 _CLASSES: Mapping[str, type[Searcher]] = MappingProxyType(
     {
@@ -31,15 +29,9 @@ SEARCHERS = (*_CLASSES, *ALIASES)
 
 
 def make_searcher(
-    name: str,
-    settings: Mapping[str, object] | None = None,
-    *,
-    goals: Goals | None = None,
-    size: Callable[[Genotype], float] | None = None,
+    name: str, settings: Mapping[str, object] | None = None, *, goals: Goals | None = None
 ) -> Searcher:
     """The searcher of that name: one of `SEARCHERS`, or `optuna:` and a class of `optuna.samplers`.
-
-    size: how large an architecture is, for searchers that can start with the largest.
 
     Raises:
         ConfigError: for an unknown name or setting, or a value of another type or out of range.
@@ -60,8 +52,6 @@ def make_searcher(
         values["tournament"] = min(int(str(plain["tournament"])), int(str(values["population"])))
     if "goals" in fields:
         values["goals"] = goals
-    if "size" in fields:
-        values["size"] = size
     return _CLASSES[name](**values)
 
 

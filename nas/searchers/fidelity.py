@@ -6,10 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 
-from nas.data.task import Task
-from nas.errors import ConfigError, SpaceError, check_length, shown, unknown
-from nas.space.loading import load
-from nas.space.space import Space
+from nas.errors import ConfigError, check_length, shown, unknown
 from nas.types import MOST
 
 MAX_TEXT = 10_000
@@ -39,7 +36,7 @@ class Fidelity:
                 f"{MOST:,}"
             )
         for name, share in self.shares.items():
-            if not _is_share(share):
+            if type(share) not in (int, float) or not 0 < share <= 1:
                 raise ConfigError(f"fidelity: {name} is {share!r}, but must be above 0 and at most 1")
 
     @property
@@ -50,10 +47,6 @@ class Fidelity:
     def __str__(self) -> str:
         cut = [f"{name}={share!r}" for name, share in self.shares.items() if share != 1]
         return ",".join([f"epochs={self.epochs}", *cut])
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 @dataclass(frozen=True)
@@ -101,29 +94,24 @@ class Ladder:
 
 def parse_fidelity(text: str) -> Fidelity:
     """The inverse of `str`: `"epochs=3,width=0.5"`; what is not named is not cut."""
-    check_length("fidelity", text, MAX_TEXT)
     known = [field.name for field in fields(Fidelity)]
     values: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or name in values:
-            raise ConfigError(
-                f"fidelity {shown(text)}: wanted NAME=NUMBER, each once, as in 'epochs=3,width=0.5'"
-            )
+        name, _, value = (word.strip() for word in part.partition("="))
         if name not in known:
             raise ConfigError(f"fidelity {shown(text)}: {unknown('setting', name, known)}")
-        values[name] = _number(value, text, whole=name == "epochs")
+        try:
+            if name in values:
+                raise ValueError
+            values[name] = int(value) if name == "epochs" else float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"fidelity {shown(text)}: got {shown(part)}, wanted NAME=NUMBER, each once, a whole number "
+                "of epochs, as in 'epochs=3,width=0.5'"
+            ) from error
     if "epochs" not in values:
         raise ConfigError(f"fidelity {shown(text)}: epochs is missing; say for how many the rung trains")
     return Fidelity(**values)  # type: ignore[arg-type]
-
-
-def _number(value: str, text: str, *, whole: bool) -> float:
-    try:
-        return int(value) if whole else float(value)
-    except ValueError as error:
-        wanted = "a whole number" if whole else "a number"
-        raise ConfigError(f"fidelity {shown(text)}: got {shown(value)}, wanted {wanted}") from error
 
 
 def parse_ladder(text: str) -> Ladder:
@@ -145,50 +133,3 @@ def geometric(least: int, most: int, eta: int = 3) -> Ladder:
     steps = max(1, round(math.log(most / least, eta)))
     granted = sorted({round(least * (most / least) ** (i / steps)) for i in range(steps + 1)})
     return Ladder(tuple(Fidelity(high - low) for low, high in pairwise([0, *granted])))
-
-
-# -- what a rung means ---------------------------------------------------------------------------------
-
-
-def scaled_space(space: Space, fidelity: Fidelity) -> Space:
-    """The space at the size of a rung: the settings that it scales multiplied and rounded, at least 1.
-
-    A setting `image_size` follows the images where the space has one.
-
-    Raises:
-        SpaceError: when the space cannot be made at another size, or would have other decisions.
-    """
-    cut = {name: share for name, share in fidelity.shares.items() if name != "images" and share != 1}
-    if "image_size" not in space.settings:
-        cut.pop("image_size", None)
-    if not cut:
-        return space
-    settings = {name: _scaled(space, name, share) for name, share in cut.items()}
-    scaled = load(space.origin, {**space.settings, **settings})
-    if scaled.decisions != space.decisions:
-        sizes = ", ".join(f"{name}={value}" for name, value in settings.items())
-        raise SpaceError(
-            f"space {space.name!r} has other decisions at {sizes}; a rung may change its size only"
-        )
-    return scaled
-
-
-def _scaled(space: Space, name: str, share: float) -> int:
-    if not space.origin:
-        raise SpaceError(
-            f"space {space.name!r} was made by hand, so a rung cannot change its {name}; "
-            "load it by name or as FILE.py:FUNCTION"
-        )
-    value = space.settings.get(name)
-    if type(value) is not int:
-        raise SpaceError(
-            f"space {space.name!r} has no whole number {name!r} among its settings for a rung to change; "
-            f"it has {', '.join(space.settings)}"
-        )
-    return max(1, round(value * share))
-
-
-def scaled_task(task: Task, fidelity: Fidelity) -> Task:
-    """The task with a rung's share of the training images, at its size."""
-    side = max(1, round(task.image_shape[1] * fidelity.image_size))
-    return task.subset(fidelity.images).resized(side)

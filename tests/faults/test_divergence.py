@@ -95,7 +95,7 @@ def test_a_diverging_rung_is_trained_again_from_the_first(tmp_path):
     found = climb(tmp_path / "a", 2.7, 0.5)
     sound = climb(tmp_path / "b", math.inf, 0.05)
     assert "lr_factor" not in found[0] and found[1]["lr_factor"] == 0.1
-    assert {**sound[1], "epochs_trained": 3, "continued": 0, "lr_factor": 0.1} == found[1]
+    assert {**sound[1], "lr_factor": 0.1} == found[1]
     assert not [path for path in (tmp_path / "a").rglob("*") if path.suffix == ".safetensors"]
 
 

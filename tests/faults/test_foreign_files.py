@@ -20,9 +20,8 @@ import nas
 from nas.__main__ import app
 from nas.data import datasets, decode
 from nas.errors import ConfigError, DataError, NasError, SpaceError
+from nas.evaluate.benchmarks import load_nasbench101, load_nasbench201
 from nas.evaluate.calibration import read_calibration
-from nas.evaluate.nasbench101 import load_nasbench101
-from nas.evaluate.nasbench201 import load_nasbench201
 from nas.files.atomic import read_json, write_json
 from nas.files.folder import check_contents, check_manifest, check_name
 from nas.files.tomlfile import read_toml
