@@ -20,7 +20,7 @@ from nas.show.draw import (
     draw_search,
     save,
 )
-from nas.show.draw.curves import time_ticks
+from nas.show.draw.search import time_ticks
 from nas.show.draw.style import PAPER, SERIES
 from nas.types import Trial
 

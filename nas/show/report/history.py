@@ -18,7 +18,7 @@ from nas.evaluate import failure_summary
 from nas.results.result import baselines_of
 from nas.show import draw
 from nas.show.draw import Bands
-from nas.show.draw.curves import BASELINE, BEST, axis_places, time_ticks
+from nas.show.draw.search import BASELINE, BEST, axis_places, time_ticks
 from nas.show.report.run import History, Run, Work
 from nas.show.report.section import Drawing, Spot, Tip, Values, duration, metric, signed, stored
 from nas.types import Trial
