@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
@@ -189,7 +189,7 @@ def _names(strengths: Floats, decisions: Sequence[str], options: Options, *, axe
 
 # -- diagnostics --------------------------------------------------------------------------------------
 
-BAD, _MAIN, _OTHER, _REST = SERIES[1], SERIES[0], SERIES[2], SERIES[7]
+BAD = SERIES[1]
 _HUES = (SERIES[0], SERIES[3], SERIES[4])
 """Kinds of cell; what is bad has a colour of its own."""
 _DASHED = (3.2, 1.6)
@@ -197,47 +197,6 @@ _MANY = 150
 """Records above which single ones cannot be told apart."""
 _LISTED, _LINE = 8, 17
 """Events that are listed, and points of a line."""
-
-
-class _Records:
-    """The records of the epochs as columns, and lines over their numbers in the axes of one panel.
-
-    epochs: [T] how far the search was. backs: [K] the first record after each return to an earlier epoch.
-    """
-
-    def __init__(self, records: Sequence[EpochRecord]) -> None:
-        self.records = records
-        self.epochs = np.asarray([record.epoch for record in records], dtype=np.int64)
-        self.backs = np.flatnonzero(np.diff(self.epochs) <= 0) + 1
-
-    def column(self, name: str) -> Column:
-        """[T] what was measured, NaN where it was not."""
-        return np.asarray([getattr(record, name) for record in self.records], dtype=np.float64)
-
-    def broken(self, values: Column) -> tuple[Column, Column]:
-        """Numbers of the records and values, with a gap wherever the search went back."""
-        numbers = np.arange(1.0, len(self.records) + 1)
-        return np.insert(numbers, self.backs, self.backs + 0.5), np.insert(values, self.backs, np.nan)
-
-    def line(self, axes: Axes, values: Column, color: str, *, width: float = 1.8, dash: bool = False) -> None:
-        """A line with gaps, its values as dots where these can be told apart."""
-        many = len(self.records) > _MANY
-        (line,) = axes.plot(*self.broken(values), color=color, linewidth=0.6 * width if many else width)
-        line.set(marker="" if many else "o", markersize=1.4 * width, zorder=3)
-        set_dash(line, _DASHED if dash else ())
-
-    def undone(self) -> NDArray[np.int64]:
-        """[K, 2] the first record, and the one after the last, of each stretch that was gone back on."""
-        least = np.minimum.accumulate(self.epochs[::-1])[::-1]
-        undone = np.append(self.epochs[:-1] >= least[1:], False)
-        return np.flatnonzero(np.diff(undone, prepend=False)).reshape(-1, 2)
-
-    def events(self) -> list[tuple[int, str]]:
-        """Every event by the index of its record, and every return to an earlier epoch that none tells of."""
-        found = [(i, event) for i, record in enumerate(self.records) for event in record.events]
-        silent = set((self.backs - 1).tolist()) - {index for index, _ in found}
-        told = [(i, f"epoch {self.epochs[i]} was followed by epoch {self.epochs[i + 1]}") for i in silent]
-        return sorted([*found, *told], key=lambda event: event[0])
 
 
 @styled
@@ -251,175 +210,174 @@ def draw_diagnostics(epochs: Sequence[EpochRecord], *, title: str = "") -> Figur
     """
     if not epochs:
         return nothing_recorded(title)
-    records = _Records(epochs)
-    events = records.events()
+    where = np.asarray([record.epoch for record in epochs])
+    backs = np.flatnonzero(np.diff(where) <= 0) + 1
+    events = _events(epochs, backs.tolist())
     grid = _panels(2, 3, size=(3.2, 1.3), gaps=(0.55, 1.15))
-    for axes, (name, caption, draw) in zip(grid.flat, _PANELS, strict=True):
+    for axes, (name, caption, lines_of) in zip(grid.flat, _PANELS, strict=True):
         axes.set_title(name, y=1, pad=36)
         axes.annotate(caption, (0, 1), (0, 23), "axes fraction", "offset points", color=MUTED, fontsize=9.5)
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        _write_keys(axes, draw(axes, records))
-        _mark(axes, records, [index for index, _ in events])
+        _draw_lines(axes, lines_of(axes, epochs), backs)
+        _mark(axes, where, backs, [index for index, _ in events])
     grid[1, 1].set_xlabel("record, one for every epoch in the order of training")
-    lines = [f"record {i + 1}, epoch {records.epochs[i]}:   {clean(text, limit=100)}" for i, text in events]
-    if len(lines) > _LISTED:
-        lines[_LISTED:] = [f"and {len(lines) - _LISTED} more"]
-    for place, line in enumerate(lines):
+    listed = [f"record {i + 1}, epoch {where[i]}:   {clean(text, limit=100)}" for i, text in events]
+    if len(listed) > _LISTED:
+        listed[_LISTED:] = [f"and {len(listed) - _LISTED} more"]
+    for place, line in enumerate(listed):
         below = (0, -62 - _LINE * place)
         grid[1, 0].annotate(fit(line, 10, 10.5), (0, 0), below, "axes fraction", "offset points", fontsize=10)
     keys = [key("a bad sign", tint(BAD, 0.65), marker="s")]
-    if len(records.backs):
+    if len(backs):
         keys += [key("the search went back", INK), key("undone epochs", tint(MUTED, 0.8), marker="s")]
-    if {index + 1 for index, _ in events} - set(records.backs.tolist()):
+    if {index + 1 for index, _ in events} - set(backs.tolist()):
         keys.append(key("other event", MUTED, dash=(1.0, 1.4)))
     return finish(grid[0, 0].figure, title=title, keys=keys)
 
 
-def _write_keys(axes: Axes, keys: Sequence[Line2D]) -> None:
-    """What the lines of a panel are, above it; nothing was measured where there are none."""
-    if not keys:
-        axes.set_yticks([])
-        note = write(axes, 0.5, 0.5, "not measured", size=11, color=MUTED)
-        note.set(transform=axes.transAxes, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2.0})
-        return
-    spacing = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 1.2, "fontsize": 9.5}
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": len(keys)}
-    axes.legend(handles=keys, labelcolor="linecolor", **place, **spacing)
+def _events(epochs: Sequence[EpochRecord], backs: Sequence[int]) -> list[tuple[int, str]]:
+    """Every event by the index of its record, and every return to an earlier epoch that none tells of."""
+    found = [(i, event) for i, record in enumerate(epochs) for event in record.events]
+    silent = {back - 1 for back in backs} - {index for index, _ in found}
+    told = [(i, f"epoch {epochs[i].epoch} was followed by epoch {epochs[i + 1].epoch}") for i in silent]
+    return sorted([*found, *told], key=lambda event: event[0])
 
 
-def _mark(axes: Axes, records: _Records, events: Sequence[int]) -> None:
+def _mark(axes: Axes, where: NDArray[np.int64], backs: NDArray[np.int64], events: Sequence[int]) -> None:
     """What was undone, and where something happened."""
-    for start, end in records.undone():
+    least = np.minimum.accumulate(where[::-1])[::-1]
+    undone = np.append(where[:-1] >= least[1:], False)
+    for start, end in np.flatnonzero(np.diff(undone, prepend=False)).reshape(-1, 2):
         axes.axvspan(start + 0.5, end + 0.5, color=MUTED, alpha=0.2, linewidth=0, zorder=0.6)
-    backs = set(records.backs.tolist())
     for back, color, dash in ((True, INK, "solid"), (False, MUTED, "dotted")):
         places = sorted({index + 1.5 for index in events if (index + 1 in backs) == back})
         rules = axes.vlines(places, 0, 1, color=color, linewidth=0.9, linestyle=dash, zorder=2)
         rules.set_transform(axes.get_xaxis_transform())
 
 
-def _last(values: Column) -> float:
-    """The last value that is not NaN, else NaN."""
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else float("nan")
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What was measured at each record, [T], NaN where it was not; its label ends with the last value."""
+
+    name: str
+    values: Column
+    color: str
+    width: float = 1.8
+    dash: tuple[float, ...] = ()
+
+    @property
+    def label(self) -> str:
+        known = self.values[np.isfinite(self.values)]
+        last = f"{known[-1]:z.3g}".replace("-", "−") if len(known) else "not measured"
+        return f"{self.name} {last}" if self.name else ""
 
 
-def _shown(value: float) -> str:
-    return f"{value:z.2f}".replace("-", "−") if isfinite(value) else "not measured"
+def _draw_lines(axes: Axes, lines: Sequence[_Line], backs: NDArray[np.int64]) -> None:
+    """Lines with a gap wherever the search went back, and what they are above them."""
+    if not any(np.isfinite(line.values).any() for line in lines):
+        axes.set_yticks([])
+        note = write(axes, 0.5, 0.5, "not measured", size=11, color=MUTED)
+        note.set(transform=axes.transAxes, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2.0})
+        return
+    for line in lines:
+        many = len(line.values) > _MANY
+        x = np.insert(np.arange(1.0, len(line.values) + 1), backs, backs + 0.5)
+        (drawn,) = axes.plot(x, np.insert(line.values, backs, np.nan), color=line.color, zorder=3)
+        drawn.set(linewidth=0.6 * line.width if many else line.width, markersize=1.4 * line.width)
+        drawn.set_marker("" if many else "o")
+        set_dash(drawn, line.dash)
+    axes.legend(
+        handles=[key(line.label, line.color, dash=line.dash, limit=30) for line in lines if line.name],
+        ncols=len(lines),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.02),
+        fontsize=9.5,
+        handlelength=1.5,
+        handletextpad=0.4,
+        columnspacing=1.2,
+        labelcolor="linecolor",
+    )
 
 
-def _draw_skips(axes: Axes, records: _Records) -> list[Line2D]:
+def _column(epochs: Sequence[EpochRecord], name: str) -> Column:
+    return np.asarray([getattr(record, name) for record in epochs], dtype=np.float64)
+
+
+def _skips(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
     """The share of every kind of cell, the largest three named; the kind outside cells is empty."""
-    kinds = dict.fromkeys(kind for record in records.records for kind in record.skip_shares)
-    shares = {k: np.asarray([r.skip_shares.get(k, np.nan) for r in records.records]) for k in kinds}
-    shares = {kind: share for kind, share in shares.items() if np.isfinite(share).any()}
     axes.set(ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
     axes.axhspan(0.5, 1.05, color=tint(BAD, 0.9), linewidth=0, zorder=0.5)
-    ranked = sorted(shares, key=lambda kind: -_last(shares[kind]))
-    for kind in ranked[3:]:
-        records.line(axes, shares[kind], _REST, width=1.0)
-    keys = [key(f"{len(ranked) - 3} others", _REST)] if len(ranked) > 3 else []
+    kinds = dict.fromkeys(kind for record in epochs for kind in record.skip_shares)
+    shares = {k: np.asarray([r.skip_shares.get(k, np.nan) for r in epochs]) for k in kinds}
+    ranked = sorted(shares, key=lambda kind: -np.nan_to_num(shares[kind][-1]))
+    named = [fit(clean(kind) or "?", 9.5, 0.6) if kind else "outside" for kind in ranked[:3]]
     # Shares are often equal; a thin dashed line shows the thick one below it.
-    for rank, (kind, color) in enumerate(zip(ranked[:3], _HUES, strict=False)):
-        name = fit(clean(kind) or "?", 9.5, 0.6) if kind else "outside"
-        text = f"{name} {_shown(_last(shares[kind]))}" if len(ranked) < 3 else name
-        keys.insert(rank, key(text, color, dash=_DASHED if rank else ()))
-        records.line(axes, shares[kind], color, width=1.6 if rank else 2.6, dash=rank > 0)
-    return keys
+    looks = zip(_HUES, (2.6, 1.6, 1.6), ((), _DASHED, _DASHED), strict=True)
+    rest = [_Line("", shares[kind], SERIES[7], 1.0) for kind in ranked[3:]]
+    return [
+        *(_Line(n, shares[k], *look) for n, k, look in zip(named, ranked, looks, strict=False)),
+        *rest,
+    ]
 
 
-def _draw_entropy(axes: Axes, records: _Records) -> list[Line2D]:
+def _entropy(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
     axes.set(ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
-    return _draw_only(axes, records, records.column("alpha_entropy"))
+    return [_Line("last", _column(epochs, "alpha_entropy"), SERIES[0])]
 
 
-def _draw_only(axes: Axes, records: _Records, values: Column) -> list[Line2D]:
-    """The one line of a panel."""
-    records.line(axes, values, _MAIN)
-    return [key(f"last {_shown(_last(values))}", _MAIN)] if np.isfinite(values).any() else []
-
-
-def _draw_matching(axes: Axes, records: _Records) -> list[Line2D]:
-    values = records.column("gradient_matching")
-    largest = float(np.nanmax(np.abs(values), initial=0.0))
-    reach = next((reach for reach in (0.25, 0.5) if largest <= reach), 1.0)
-    axes.set(ylim=(-1.05 * reach, 1.05 * reach), yticks=[-reach, 0, reach])
-    axes.axhspan(-1.05 * reach, 0, color=tint(BAD, 0.9), linewidth=0, zorder=0.5)
-    return _draw_only(axes, records, values)
-
-
-def _draw_eigenvalue(axes: Axes, records: _Records) -> list[Line2D]:
-    """The dominant eigenvalue, its running mean, the level above which that is alarming, dots where it is."""
-    values = np.abs(records.column("eigenvalue"))
-    mean, alarm = records.column("eigenvalue_mean"), records.column("eigenvalue_alarm")
-    if not np.isfinite(values).any():
-        return []
-    _scale(axes, np.concatenate([values, alarm]))
-    if not np.isfinite(mean).any():
-        records.line(axes, values, _MAIN)
-        return [key(f"last {_last(values):.3g}", _MAIN)]
-    records.line(axes, values, tint(_MAIN, 0.6), width=1.0)
-    records.line(axes, mean, _MAIN)
-    keys = [key(f"mean {_last(mean):.3g}", _MAIN)]
-    if np.isfinite(alarm).any():
-        keys.append(key(f"alarm at {_last(alarm):.3g}", BAD, dash=_DASHED))
-        records.line(axes, alarm, BAD, width=1.0, dash=True)
-        over = np.flatnonzero(mean > alarm)
-        axes.plot(over + 1, mean[over], "o", color=BAD, markersize=4, zorder=4.5)
-    return keys
-
-
-def _scale(axes: Axes, values: Column) -> None:
-    """From 0, or logarithmic where a few values would flatten the rest."""
-    known = values[values > 0]
+def _eigenvalue(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
+    """The dominant eigenvalue, its running mean, and the level above which that is alarming."""
+    values, mean, alarm = (
+        np.abs(_column(epochs, name)) for name in ("eigenvalue", "eigenvalue_mean", "eigenvalue_alarm")
+    )
+    known = np.concatenate([values, alarm])
+    known = known[known > 0]
     top = float(known.max(initial=0.0)) or 1.0
-    if len(known) and top > 30 * float(np.median(known)):
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(max(0.7 * float(known.min()), 1e-6 * top), 1.5 * top)
+    axes.set_ylim(-0.04 * top, 1.08 * top)
+    tidy_ticks(axes, most=4)
+    if len(known) and top > 30 * float(np.median(known)):  # a few would flatten the rest
+        axes.set(yscale="log", ylim=(max(0.7 * float(known.min()), 1e-6 * top), 1.5 * top))
         axes.yaxis.set_major_locator(LogLocator(numticks=4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    else:
-        axes.set_ylim(-0.04 * top, 1.08 * top)
-        tidy_ticks(axes, most=4)
+    found = [_Line("last", values, tint(SERIES[0], 0.5), 1.0)]
+    found += [_Line("mean", mean, SERIES[0])] * bool(np.isfinite(mean).any())
+    return found + [_Line("alarm at", alarm, BAD, 1.2, _DASHED)] * bool(np.isfinite(alarm).any())
 
 
-def _draw_accuracy(axes: Axes, records: _Records) -> list[Line2D]:
+def _matching(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
+    values = _column(epochs, "gradient_matching")
+    reach = 0.25 if np.nanmax(np.abs(values), initial=0.0) <= 0.25 else 1.0
+    axes.set(ylim=(-1.05 * reach, 1.05 * reach), yticks=[-reach, 0, reach])
+    axes.axhspan(-1.05 * reach, 0, color=tint(BAD, 0.9), linewidth=0, zorder=0.5)
+    return [_Line("last", values, SERIES[0])]
+
+
+def _accuracy(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
     """The supernet and its discretised architecture; orange between them is what discretising costs."""
-    whole = records.column("val_acc")
-    alone = whole - records.column("discretisation_gap")
-    shown = [v for v in (*whole, *alone) if isfinite(v)]
-    if not shown:
-        return []
-    top = next((top for top in (0.1, 0.2, 0.5, 1.0) if max(shown) <= top), max(shown))
-    axes.set(ylim=(min(0.0, *shown) - 0.03 * top, 1.05 * top), yticks=[0, top / 2, top])
-    x, above = records.broken(whole)
-    _, below = records.broken(alone)
-    for where, color in ((above >= below, BAD), (above <= below, _OTHER)):
-        area = axes.fill_between(x, above, below, where=where.tolist(), interpolate=True)
-        area.set(facecolor=color, alpha=0.2, linewidth=0)
-    records.line(axes, alone, _OTHER)
-    records.line(axes, whole, _MAIN)
-    found = (("supernet", whole, _MAIN), ("discretised", alone, _OTHER))
-    return [key(f"{name} {_shown(_last(values))}", color, limit=30) for name, values, color in found]
+    whole = _column(epochs, "val_acc")
+    alone = whole - _column(epochs, "discretisation_gap")
+    shown = np.nan_to_num([*whole, *alone])
+    top = next((top for top in (0.1, 0.2, 0.5, 1.0) if shown.max() <= top), float(shown.max()))
+    axes.set(ylim=(min(0.0, shown.min()) - 0.03 * top, 1.05 * top), yticks=[0, top / 2, top])
+    axes.fill_between(np.arange(1, len(whole) + 1), whole, alone, color=BAD, alpha=0.2, linewidth=0)
+    return [_Line("supernet", whole, SERIES[0]), _Line("discretised", alone, SERIES[2])]
 
 
-def _draw_changes(axes: Axes, records: _Records) -> list[Line2D]:
-    changes = records.column("changes").astype(np.int64)
-    axes.bar(np.arange(1, len(changes) + 1), changes, width=0.8, color=_MAIN, linewidth=0, zorder=3)
-    axes.set_ylim(0, 1.08 * max(int(changes.max()), 1))
+def _changes(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
+    changes = _column(epochs, "changes")
+    axes.set_ylim(-0.04 * max(changes.max(), 1), 1.08 * max(changes.max(), 1))
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
-    return [key(f"last {changes[-1]}, {changes.sum()} in all", _MAIN, limit=40)]
+    return [_Line(f"{changes.sum():.0f} in all, last", changes, SERIES[0])]
 
 
-_PANELS: Sequence[tuple[str, str, Callable[[Axes, _Records], list[Line2D]]]] = (
-    ("Skip share", "share of identities; near 1 is a collapse", _draw_skips),
-    ("Entropy", "1 is undecided; should end near 0", _draw_entropy),
-    ("Eigenvalue", "curvature in the alphas; growth is a warning", _draw_eigenvalue),
-    ("Gradient matching", "training with validation; below 0 they oppose", _draw_matching),
-    ("Accuracy", "orange is what discretising costs", _draw_accuracy),
-    ("Genotype changes", "decisions that changed; should settle at 0", _draw_changes),
+_PANELS: Sequence[tuple[str, str, Callable[[Axes, Sequence[EpochRecord]], list[_Line]]]] = (
+    ("Skip share", "share of identities; near 1 is a collapse", _skips),
+    ("Entropy", "1 is undecided; should end near 0", _entropy),
+    ("Eigenvalue", "curvature in the alphas; growth is a warning", _eigenvalue),
+    ("Gradient matching", "training with validation; below 0 they oppose", _matching),
+    ("Accuracy", "orange is what discretising costs", _accuracy),
+    ("Genotype changes", "decisions that changed; should settle at 0", _changes),
 )
-"""Title and caption of each panel, and what draws it: that returns what the lines are, nothing where nothing
-was measured."""
+"""Title and caption of each panel, and what sets its limits and returns its lines."""

@@ -346,7 +346,7 @@ def draw_pareto_front(
     names, maximize: of the two objectives, the horizontal one first.
     reference: the corner that hypervolume is measured from; what the front dominates of it is shaded.
     exact: [M, 2] the true front, or any points that hold it; drawn as a dashed staircase.
-    chosen: rows of `points` to name on the picture, one or a few of the front.
+    chosen: rows of `points` to mark, one or a few of the front.
 
     The axes show the good end of both objectives and all that was chosen. What is far on the bad side is
     drawn as triangles at the edge, so that it does not flatten the rest; a far `reference` lies outside.
@@ -379,7 +379,7 @@ def draw_pareto_front(
         axes.plot(*_staircase(truth).T, color=_EXACT, linewidth=1.3, linestyle=(0, _DASH), zorder=4)
         keys.append(key("exact front", _EXACT, dash=_DASH))
     if rows:
-        _draw_chosen(axes, {f"#{row}": points[row] for row in rows}, signs)
+        axes.plot(*points[rows].T, "o", color=_CHOSEN, markersize=9, markeredgecolor=PAPER, zorder=7)
         keys.append(key("chosen", _CHOSEN, marker="o"))
     if reference is not None:
         _draw_region(axes, found, np.asarray(reference), signs)
@@ -426,26 +426,6 @@ def _draw_region(axes: Axes, found: Column, corner: Column, signs: Column) -> No
         outline = np.concatenate([[corner, first], _staircase(better), [last]])
         axes.fill(*outline.T, color=_REGION, linewidth=0, zorder=0.2)
     axes.plot(*corner[:, None], "x", color=MUTED, markersize=7, markeredgewidth=1.6, zorder=4)
-
-
-def _draw_chosen(axes: Axes, points: dict[str, Column], signs: Column) -> None:
-    """Names what was chosen towards the good corner, where nothing is beyond the front."""
-    for rank, (label, (x, y)) in enumerate(points.items()):
-        away = signs * (18 + 16 * (rank % 3))
-        axes.plot(x, y, "o", color=_CHOSEN, markersize=9, markeredgecolor=PAPER, zorder=7)
-        axes.annotate(
-            label,
-            (x, y),
-            xytext=(float(away[0]), float(away[1])),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontweight="bold",
-            color=shade(_CHOSEN, 0.2),
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0},
-            arrowprops={"arrowstyle": "-", "color": _CHOSEN},
-            zorder=6.5,
-        )
 
 
 # -- estimates against the truth ----------------------------------------------------------------------

@@ -20,7 +20,7 @@ from nas.files.atomic import write_text
 from nas.results.run_record import read_run
 from nas.show import draw
 from nas.show.draw import Bands
-from nas.show.report import history, outcome
+from nas.show.report import sections
 from nas.show.report.run import Run, read
 from nas.show.report.section import NUMBERS, Drawing, Tip, Values, metric
 from nas.space.loading import load
@@ -71,19 +71,19 @@ def searched_space(folder: Path, path: str) -> Space:
 def render_run(run: Run, watts: float | None = None) -> str:
     """The report of one run that was read."""
     parts: Sequence[Part] = (
-        ("summary", "Summary", outcome.summary(run)),
-        ("cells", "Found cells", outcome.cells(run)),
-        ("network", "Whole network", outcome.network(run)),
-        ("evolving", "How the cell evolved", outcome.evolving(run)),
-        ("anytime", "Anytime curve", history.anytime(run)),
-        ("front", "Pareto front", history.front(run)),
-        ("alphas", "Alphas", outcome.alphas(run)),
-        ("health", "Health of the search", outcome.health(run)),
-        ("importance", "What mattered", history.importance(run)),
-        ("failures", "Failures", history.failures(run)),
-        ("timeline", "Timeline of trials", history.timeline(run)),
-        ("cost", "Cost", history.cost(run, watts)),
-        ("reproduce", "To do it again", outcome.reproduce(run)),
+        ("summary", "Summary", sections.summary(run)),
+        ("cells", "Found cells", sections.cells(run)),
+        ("network", "Whole network", sections.network(run)),
+        ("evolving", "How the cell evolved", sections.evolving(run)),
+        ("anytime", "Anytime curve", sections.anytime(run)),
+        ("front", "Pareto front", sections.front(run)),
+        ("alphas", "Alphas", sections.alphas(run)),
+        ("health", "Health of the search", sections.health(run)),
+        ("importance", "What mattered", sections.importance(run)),
+        ("failures", "Failures", sections.failures(run)),
+        ("timeline", "Timeline of trials", sections.timeline(run)),
+        ("cost", "Cost", sections.cost(run, watts)),
+        ("reproduce", "To do it again", sections.reproduce(run)),
     )
     return _page(run.name, "Report of a search" if run.method else "Report of a training", parts)
 
@@ -93,26 +93,22 @@ def _page(title: str, kind: str, parts: Sequence[Part]) -> str:
     for _, _, values in parts:
         for name, entries in (values or {}).get("tips", {}).items():
             tips[name] |= entries
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=title,
-            kind=kind,
-            sections=[part for part in parts if part[2] is not None],
-            style=Markup(style),  # nosec B704
-            script=Markup(script),  # nosec B704
-            style_hash=_hash(style),
-            script_hash=_hash(script),
-            tips=tips,
-            version=__version__,
-        )
+    style, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))  # nosec B704
+    return _template().render(
+        title=title,
+        kind=kind,
+        sections=[part for part in parts if part[2] is not None],
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        tips=tips,
+        version=__version__,
     )
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _template() -> jinja2.Template:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -122,7 +118,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.globals.update(NUMBERS)
-    return found
+    return found.get_template("report.html")
 
 
 def _shown(value: object) -> object:
@@ -141,7 +137,7 @@ def _hash(text: str) -> str:
 
 _MOST_CURVES = 8
 _MOST_ROWS = 60
-_TOLD = (
+_IN_WORDS = (
     *("storage", "executor", "storage_patience", "objective", "constraint"),
     *("goals.objectives", "goals.constraints"),
 )
@@ -154,12 +150,10 @@ _RETRAINED = (
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """What differs between runs in settings and outcome."""
+    """What differs between runs in settings and sections."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.folder.parent.name}/{run.name}" for run in runs]
-    if len(set(names)) < len(names):
-        names = [f"{place} {name}" for place, name in enumerate(names, 1)]
     parts: Sequence[Part] = (
         ("settings", "Settings", _settings(runs, names)),
         ("metrics", "Outcomes", _metrics(runs, names)),
@@ -170,19 +164,19 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _settings(runs: Sequence[Run], names: Sequence[str]) -> Values:
-    """What the runs are, and the settings in which they differ."""
-    told, flat = [outcome.facts(run) for run in runs], [_used(run) for run in runs]
-    facts = dict.fromkeys(key for table in told for key in table)
-    rows = [(key, [table.get(key, "–") for table in told]) for key in facts]
-    for key in sorted({key for table in flat for key in table} - facts.keys() - set(_TOLD)):
-        found = [table.get(key) for table in flat]
-        if len(set(map(str, found))) > 1:
-            rows.append((key, [*map(setting, found)]))
+    """What the runs are, and the settings in which they differ; highlighted rows differ."""
+    told, used = [sections.facts(run) for run in runs], [_used(run) for run in runs]
+    keys = dict.fromkeys(key for table in told for key in table)
+    rows = [(key, [table.get(key, "–") for table in told]) for key in keys]
+    for key in sorted({key for table in used for key in table} - {*keys, *_IN_WORDS}):
+        found = [_setting(table.get(key)) for table in used]
+        if len(set(found)) > 1:
+            rows.append((key, found))
     marked = [(key, row, len(set(row)) > 1) for key, row in rows[:_MOST_ROWS]]
     return {"head": names, "rows": marked, "more": len(rows) - _MOST_ROWS}
 
 
-def setting(value: object) -> str:
+def _setting(value: object) -> str:
     """A setting's value: a number without the digits that nobody set, a dash where there is none."""
     if value is None:
         return "–"
@@ -191,14 +185,13 @@ def setting(value: object) -> str:
 
 def _used(run: Run) -> dict[str, object]:
     """The settings that a run had any use for: its record holds those of other kinds of runs, too."""
-    plan, config = run.record["plan"], run.record["config"]
+    tables = run.record["plan"], run.record["config"]
     if not run.method:
-        plan, config = ({k: v for k, v in table.items() if k in _RETRAINED} for table in (plan, config))
-    else:
-        shared = () if run.shares_weights else ("shared", "sharing")
-        idle = ("searcher", "shared", "sharing") if run.is_by_gradients else ("search", *shared)
-        plan = {k: v for k, v in plan.items() if k not in idle}
-    return _flat(plan, "") | _flat(config, "")
+        tables = tuple({k: v for k, v in table.items() if k in _RETRAINED} for table in tables)
+    flat = _flat(tables[0], "") | _flat(tables[1], "")
+    idle = ("searcher",) if run.is_by_gradients else ("search",)
+    idle = idle if run.shares_weights else (*idle, "shared", "sharing")
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in idle}
 
 
 def _flat(value: object, name: str) -> dict[str, object]:
@@ -233,13 +226,13 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
     kinds = {run.is_by_gradients for run, _ in searched}
     curves: dict[str, Bands] = {}
     for run, name in searched[:_MOST_CURVES]:
-        band = history.expected(run, name)[name]
-        seconds = history.elapsed(run.search.allowed)
+        band = sections.expected(run, name)[name]
+        seconds = sections.elapsed(run.search.allowed)
         curves[name] = Bands(seconds, band.mean, band.low, band.high) if len(kinds) > 1 else band
     xlabel, objective = "evaluations" if kinds == {False} else "seconds of evaluation", objectives.pop()
     figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective)
     return {
-        "drawings": [Drawing.of(figure, "curves", f"best {objective} so far of each run")],
+        "drawings": [Drawing.of(figure, f"best {objective} so far of each run")],
         "objective": objective,
         "xlabel": xlabel,
         "mixed": len(kinds) > 1,
@@ -249,9 +242,6 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
 
 
 def _cells(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
-    found = [
-        drawing
-        for place, (run, name) in enumerate(zip(runs, names, strict=True))
-        for drawing in outcome.draw_cells(run.graphs, f"run{place}", caption=name)
-    ]
+    pairs = zip(runs, names, strict=True)
+    found = [drawing for run, name in pairs for drawing in sections.draw_cells(run.graphs, name)]
     return {"drawings": found, "text": "", "beside": True} if found else None
