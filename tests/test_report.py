@@ -21,8 +21,7 @@ from nas.__main__ import app
 from nas.errors import ConfigError, Stopped
 from nas.files.atomic import write_json
 from nas.files.folder import check_manifest, write_manifest
-from nas.show.report import REPORT, render, write_report
-from nas.show.report.page import render_run
+from nas.show.report import REPORT, render, render_run, write_report
 from nas.show.report.run import History, Work, read, read_studies
 from nas.show.report.section import metric, quantity
 from nas.show.report.sections import (

@@ -37,7 +37,6 @@ from nas.show.draw.style import (
     styled,
     text_size,
     tidy_ticks,
-    tint,
     write,
 )
 from nas.types import Trial
@@ -98,12 +97,13 @@ class _Points:
         places = axis_places(trials, by_time=by_time)
         ended = sorted((t for t in trials if t.state != "running"), key=lambda trial: trial.number)
         done = [t for t in ended if t.state == "done" and isfinite(t.metrics.get(metric, nan))]
+        failed = {t.number for t in ended} - {t.number for t in done}
         return cls(
             done,
             np.asarray([places[t.number] for t in done], dtype=np.float64),
             np.asarray([t.metrics[metric] for t in done], dtype=np.float64),
             np.asarray([t.number not in broken for t in done], dtype=np.bool_),
-            np.asarray([places[t.number] for t in ended if t not in done], dtype=np.float64),
+            np.asarray([places[number] for number in sorted(failed)], dtype=np.float64),
         )
 
     def improving(self, *, maximize: bool) -> NDArray[np.int64]:
@@ -322,10 +322,9 @@ def _draw_band(axes: Axes, band: Bands, *, color: str, mark: str, zorder: float)
 
 # -- two objectives -----------------------------------------------------------------------------------
 
-Limits = tuple[float, float]
 _PLOT = 5.0
 """Inches that the plot is high."""
-_EVALUATED, _FRONT, _EXACT, _CHOSEN, _REGION = "#8795A1", "#0072B2", INK, "#D55E00", tint("#0072B2", 0.88)
+_EVALUATED, _FRONT, _CHOSEN = "#8795A1", "#0072B2", "#D55E00"
 
 
 @styled
@@ -334,7 +333,6 @@ def draw_pareto_front(
     *,
     names: tuple[str, str],
     maximize: tuple[bool, bool],
-    reference: tuple[float, float] | None = None,
     exact: Column | None = None,
     chosen: Sequence[int] = (),
     title: str = "",
@@ -344,12 +342,11 @@ def draw_pareto_front(
 
     points: [N, 2] measured values; rows that are not finite are of failed architectures and left out.
     names, maximize: of the two objectives, the horizontal one first.
-    reference: the corner that hypervolume is measured from; what the front dominates of it is shaded.
     exact: [M, 2] the true front, or any points that hold it; drawn as a dashed staircase.
     chosen: rows of `points` to mark, one or a few of the front.
 
-    The axes show the good end of both objectives and all that was chosen. What is far on the bad side is
-    drawn as triangles at the edge, so that it does not flatten the rest; a far `reference` lies outside.
+    The axes show the good end of both objectives, three quarters of the front and all that was chosen. What
+    is far on the bad side is drawn as triangles at the edge, so that it does not flatten the rest.
     """
     signs = np.where(maximize, 1.0, -1.0)  # turns values into scores, of which larger ones are better
     measured = points[np.isfinite(points).all(axis=1)]
@@ -362,30 +359,28 @@ def draw_pareto_front(
         return finish(figure, title=title, subtitle=subtitle)
     found = _non_dominated(measured, signs)
     truth = np.empty((0, 2)) if exact is None else _non_dominated(exact, signs)
-    rows = list(dict.fromkeys(chosen))
-    columns = zip(np.concatenate([measured, truth]).T, found.T, points[rows].T, strict=True)
-    references = (np.nan, np.nan) if reference is None else reference
+    named = points[list(chosen)]
     across, up = (
-        _limits(*column, larger=larger, reference=corner)
-        for column, larger, corner in zip(columns, maximize, references, strict=True)
+        good_limits(
+            [*measured[:, i], *truth[:, i]],
+            [float(np.quantile(found[:, i], 0.25 if larger else 0.75)), *named[:, i]],
+            maximize=larger,
+            above=0.12,
+        )
+        for i, larger in enumerate(maximize)
     )
     axes.set(xlim=across, ylim=up)
     tidy_ticks(axes, most=8)
     scatter_within(axes, *measured.T, color=_EVALUATED)
     keys = [key("evaluated", _EVALUATED, marker="o"), key("front found", _FRONT)]
-    axes.plot(*_staircase(found).T, color=_FRONT, linewidth=2.0, zorder=5)
+    axes.step(*found.T, where="pre", color=_FRONT, linewidth=2.0, zorder=5)
     axes.plot(*found.T, "o", color=_FRONT, markersize=6.5, markeredgecolor=PAPER, zorder=6)
     if len(truth):
-        axes.plot(*_staircase(truth).T, color=_EXACT, linewidth=1.3, linestyle=(0, _DASH), zorder=4)
-        keys.append(key("exact front", _EXACT, dash=_DASH))
-    if rows:
-        axes.plot(*points[rows].T, "o", color=_CHOSEN, markersize=9, markeredgecolor=PAPER, zorder=7)
+        axes.step(*truth.T, where="pre", color=INK, linewidth=1.3, linestyle=(0, _DASH), zorder=4)
+        keys.append(key("exact front", INK, dash=_DASH))
+    if len(named):
+        axes.plot(*named.T, "o", color=_CHOSEN, markersize=9, markeredgecolor=PAPER, zorder=7)
         keys.append(key("chosen", _CHOSEN, marker="o"))
-    if reference is not None:
-        _draw_region(axes, found, np.asarray(reference), signs)
-        keys.append(key("hypervolume", _REGION, marker="s"))
-        if axes.viewLim.contains(*reference):
-            keys.append(key("reference", MUTED, marker="x"))
     return finish(figure, title=title, subtitle=subtitle, keys=keys)
 
 
@@ -398,34 +393,6 @@ def _non_dominated(values: Column, signs: Column) -> Column:
     """[F, 2] the distinct values of the front of [N, 2], by the score of the first, rising."""
     scores = signs * values
     return signs * np.unique(scores[front(scores)], axis=0)
-
-
-def _limits(values: Column, found: Column, named: Column, *, larger: bool, reference: float) -> Limits:
-    """Of one objective: they show three quarters of the front, what is named, and a near `reference`.
-
-    reference: NaN where there is none.
-    """
-    shown = [float(np.quantile(found, 0.25 if larger else 0.75)), *named.tolist()]
-    low, high = good_limits(values.tolist(), shown, maximize=larger, above=0.12)
-    room = high - low if np.ptp(values) else np.inf
-    if low - room <= reference <= high + room:
-        return good_limits(values.tolist(), [*shown, reference], maximize=larger, above=0.12)
-    return low, high
-
-
-def _staircase(points: Column) -> Column:
-    """[2 F - 1, 2] the corners of the line under which a front, [F, 2] by the first score, dominates."""
-    return np.stack([np.repeat(points[:, 0], 2)[:-1], np.repeat(points[:, 1], 2)[1:]], axis=1)
-
-
-def _draw_region(axes: Axes, found: Column, corner: Column, signs: Column) -> None:
-    """Shades what the front dominates up to the reference point."""
-    better = found[(signs * found > signs * corner).all(axis=1)]
-    if len(better):
-        first, last = (corner[0], better[0, 1]), (better[-1, 0], corner[1])
-        outline = np.concatenate([[corner, first], _staircase(better), [last]])
-        axes.fill(*outline.T, color=_REGION, linewidth=0, zorder=0.2)
-    axes.plot(*corner[:, None], "x", color=MUTED, markersize=7, markeredgewidth=1.6, zorder=4)
 
 
 # -- estimates against the truth ----------------------------------------------------------------------
@@ -449,7 +416,8 @@ def draw_rank_correlation(
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     axes.axvline(0, color=MUTED, linewidth=1.0, zorder=1)
-    _write_columns(axes, 0, "τ", "cost", color=MUTED)
+    for x, text in ((1.11, "τ"), (1.28, "cost")):
+        write(axes, x, 0, text, color=MUTED, ha="right").set_transform(axes.get_yaxis_transform())
     y, names, colors = 0.0, dict[float, str](), dict[float, str]()
     for color, (group, members) in zip(cycle(SERIES), groups.items(), strict=False):
         if clean(group):
@@ -478,11 +446,6 @@ def _draw_row(axes: Axes, estimate: Estimate, y: float, *, color: str) -> None:
     ends = [[tau - estimate.tau_low], [estimate.tau_high - tau]]
     axes.errorbar(tau, y, xerr=ends, fmt="none", ecolor=color, elinewidth=2, capsize=3.5, alpha=0.7)
     axes.plot(tau, y, "o", color=color, markersize=8, markeredgecolor=PAPER, zorder=4)
-    _write_columns(axes, y, f"{tau:z.2f}".replace("-", "−"), in_units(estimate.cost_s), color=INK)
-
-
-def _write_columns(axes: Axes, y: float, tau: str, cost: str, *, color: str) -> None:
-    """What stands right of the plot, in the line at height `y`."""
-    for x, text in ((1.11, tau), (1.28, cost)):
-        note = write(axes, x, y, text, size=_SIZE, color=color, ha="right")
-        note.set_transform(axes.get_yaxis_transform())
+    # Columns right of the plot.
+    for x, text in ((1.11, f"{tau:z.2f}".replace("-", "−")), (1.28, in_units(estimate.cost_s))):
+        write(axes, x, y, text, size=_SIZE, ha="right").set_transform(axes.get_yaxis_transform())
