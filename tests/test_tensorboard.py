@@ -46,9 +46,7 @@ def test_a_killed_run_leaves_whole_points_and_goes_on_without_doubles(tmp_path):
     again.end("finished")
     events = read(tmp_path / RUN.name)
     assert steps(events, "search/val_acc") == steps(events, "search/train_loss") == [1, 2, 3, 4]
-    assert (
-        len(events.Tensors("alphas/normal/0->1")) == 4 and len(events.Tensors("settings/text_summary")) == 1
-    )
+    assert len(events.Tensors("alphas/normal/0->1")) == 4 and len(events.Tensors("settings/asked")) == 1
 
 
 def test_a_search_is_tracked_in_its_folder(tmp_path):

@@ -41,7 +41,6 @@ from nas.show.draw.style import (
 
 Floats = NDArray[np.floating]
 Options = Sequence[str] | Sequence[Sequence[str]]
-Panels = NDArray[np.object_]
 
 _PANEL = (1.6, 1.15)
 """Inches of one panel of alphas."""
@@ -49,13 +48,15 @@ _VERTICES = 5000
 _CELL = (0.66, 0.34)
 
 
-def _panels(rows: int, columns: int, *, size: tuple[float, float], gaps: tuple[float, float]) -> Panels:
-    """[rows, columns] axes of this size with these gaps, in inches."""
+def _panels(
+    rows: int, columns: int, *, size: tuple[float, float], gaps: tuple[float, float]
+) -> tuple[Figure, list[Axes]]:
+    """Axes of this size with these gaps, in inches, row by row."""
     (width, height), (across, down) = size, gaps
     figure = Figure(figsize=(columns * (width + across) - across, rows * (height + down) - down))
     full = {"left": 0.0, "right": 1.0, "bottom": 0.0, "top": 1.0}
     spaces = {"wspace": across / width, "hspace": down / height}
-    return np.asarray(figure.subplots(rows, columns, squeeze=False, gridspec_kw=full | spaces))
+    return figure, list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=full | spaces).flat)
 
 
 @styled
@@ -71,11 +72,11 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
         return nothing_recorded(title)
     looks = palette(name for row in names for name in row)
     columns = min(7, ceil(sqrt(1.5 * len(decisions))))
-    grid = _panels(ceil(len(decisions) / columns), columns, size=_PANEL, gaps=(0.4, 0.75))
+    figure, panels = _panels(ceil(len(decisions) / columns), columns, size=_PANEL, gaps=(0.4, 0.75))
     peak = min(1.0, ceil(round(10 * float(np.nanmax(strengths, initial=0.1)), 3)) / 10)
     # Few enough points a line that a whole page of panels stays a small file.
     points = max(8, _VERTICES // sum(map(len, names)))
-    for i, axes in enumerate(grid.flat):
+    for i, axes in enumerate(panels):
         if i >= len(decisions):
             axes.remove()
             continue
@@ -87,9 +88,9 @@ def draw_alphas(strengths: Floats, *, decisions: Sequence[str], options: Options
         if winner is not None:
             text, color = fit(clean(winner.label), 9.5, _PANEL[0]), shade(winner.color, 0.25)
             axes.annotate(text, (0, 1), (0, 5), "axes fraction", "offset points", color=color, fontsize=9.5)
-    grid[-1, 0].set_xlabel("epoch")
+    panels[-columns].set_xlabel("epoch")
     keys = [key(name, look.color, dash=look.dash) for name, look in looks.items()]
-    return finish(grid[0, 0].figure, title=title, keys=keys)
+    return finish(figure, title=title, keys=keys)
 
 
 def _draw_options(axes: Axes, strengths: Floats, looks: Sequence[Look], *, points: int) -> Look | None:
@@ -213,27 +214,27 @@ def draw_diagnostics(epochs: Sequence[EpochRecord], *, title: str = "") -> Figur
     where = np.asarray([record.epoch for record in epochs])
     backs = np.flatnonzero(np.diff(where) <= 0) + 1
     events = _events(epochs, backs.tolist())
-    grid = _panels(2, 3, size=(3.2, 1.3), gaps=(0.55, 1.15))
-    for axes, (name, caption, lines_of) in zip(grid.flat, _PANELS, strict=True):
+    figure, panels = _panels(2, 3, size=(3.2, 1.3), gaps=(0.55, 1.15))
+    for axes, (name, caption, lines_of) in zip(panels, _PANELS, strict=True):
         axes.set_title(name, y=1, pad=36)
         axes.annotate(caption, (0, 1), (0, 23), "axes fraction", "offset points", color=MUTED, fontsize=9.5)
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         _draw_lines(axes, lines_of(axes, epochs), backs)
         _mark(axes, where, backs, [index for index, _ in events])
-    grid[1, 1].set_xlabel("record, one for every epoch in the order of training")
+    panels[4].set_xlabel("record, one for every epoch in the order of training")
     listed = [f"record {i + 1}, epoch {where[i]}:   {clean(text, limit=100)}" for i, text in events]
     if len(listed) > _LISTED:
         listed[_LISTED:] = [f"and {len(listed) - _LISTED} more"]
     for place, line in enumerate(listed):
         below = (0, -62 - _LINE * place)
-        grid[1, 0].annotate(fit(line, 10, 10.5), (0, 0), below, "axes fraction", "offset points", fontsize=10)
+        panels[3].annotate(fit(line, 10, 10.5), (0, 0), below, "axes fraction", "offset points", fontsize=10)
     keys = [key("a bad sign", tint(BAD, 0.65), marker="s")]
     if len(backs):
         keys += [key("the search went back", INK), key("undone epochs", tint(MUTED, 0.8), marker="s")]
     if {index + 1 for index, _ in events} - set(backs.tolist()):
         keys.append(key("other event", MUTED, dash=(1.0, 1.4)))
-    return finish(grid[0, 0].figure, title=title, keys=keys)
+    return finish(figure, title=title, keys=keys)
 
 
 def _events(epochs: Sequence[EpochRecord], backs: Sequence[int]) -> list[tuple[int, str]]:

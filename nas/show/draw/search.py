@@ -26,6 +26,7 @@ from nas.show.draw.style import (
     SERIES,
     Column,
     clean,
+    duration,
     finish,
     fit,
     good_limits,
@@ -43,19 +44,13 @@ from nas.types import Trial
 
 _WIDTH, _HEIGHT = 9.2, 4.4
 """Inches of a plot."""
-_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _MUTED_HUES = ("#5F7F9B", "#B58B4A", "#8B6F96", "#6E9A86", "#8C8C8C")
 BEST, BASELINE = "#D55E00", _MUTED_HUES[0]
 """The lines of a search and of what it is compared with first."""
 _FAILED, _DOT = "#A0307F", "#0072B2"
 _LEVEL, _DASH = (5.0, 2.4), (4.0, 2.4)
 """The dashes of a baseline that is a single trial, and of what is known exactly."""
-
-
-def in_units(seconds: float) -> str:
-    """A time with two digits or more in the unit that suits: "0.5 ms", "12 s", "1.5 h"."""
-    unit, name = next((u, n) for u, n in _UNITS if seconds >= u or n == "ms")
-    return f"{seconds / unit:.{int(seconds < 10 * unit)}f} {name}"
 
 
 def time_ticks(span_s: float, *, most: int) -> list[tuple[float, str]]:
@@ -142,7 +137,7 @@ def draw_search(
     others = {name: other for name, other in others.items() if len(other.values)}
     unit, spent_s = "epoch" if epochs else "trial", sum(trial.cost_s for trial in trials)
     figure, axes = plot(_WIDTH, _HEIGHT)
-    xlabel = f"trial · evaluation time {in_units(spent_s)} in all" if spent_s else "trial"
+    xlabel = f"trial · evaluation time {duration(spent_s)} in all" if spent_s else "trial"
     axes.set(xlabel="evaluation time" if epochs else xlabel, ylabel=clean(metric))
     axes.set_xlim(*_span([trials, *(run for run in runs.values() if len(run) > 1)], by_time=epochs))
     ends = [one.values[one.improving(maximize=maximize)][-1:] for one in (points, *others.values())]
@@ -297,15 +292,13 @@ def draw_anytime(
 
 
 def _set_limits(axes: Axes, bands: Sequence[Bands], levels: Sequence[float]) -> None:
-    """Shows every end and all `levels`; the bad side is cut as if the curves were sampled evenly in x."""
+    """Shows every end and all `levels`; the bad side is cut."""
     first, last = min(float(b.x[0]) for b in bands), max(float(b.x[-1]) for b in bands)
     room = (last - first) or 50.0 * max(2.0, abs(first))
     axes.set_xlim(first - 0.01 * room, last + 0.015 * room)
     maximize = sum(band.mean[-1] - band.mean[0] for band in bands) >= 0
-    grid = np.linspace(first, last, 200)
-    sampled = [np.interp(grid[(grid >= b.x[0]) & (grid <= b.x[-1])], b.x, b.mean) for b in bands]
     ends = [float(edge[-1]) for b in bands for edge in (b.low, b.mean, b.high)]
-    values = np.concatenate(sampled).tolist()
+    values = np.concatenate([band.mean for band in bands]).tolist()
     axes.set_ylim(*good_limits(values, [*ends, *levels], maximize=maximize, above=0.08))
 
 
@@ -447,5 +440,5 @@ def _draw_row(axes: Axes, estimate: Estimate, y: float, *, color: str) -> None:
     axes.errorbar(tau, y, xerr=ends, fmt="none", ecolor=color, elinewidth=2, capsize=3.5, alpha=0.7)
     axes.plot(tau, y, "o", color=color, markersize=8, markeredgecolor=PAPER, zorder=4)
     # Columns right of the plot.
-    for x, text in ((1.11, f"{tau:z.2f}".replace("-", "−")), (1.28, in_units(estimate.cost_s))):
+    for x, text in ((1.11, f"{tau:z.2f}".replace("-", "−")), (1.28, duration(estimate.cost_s))):
         write(axes, x, y, text, size=_SIZE, ha="right").set_transform(axes.get_yaxis_transform())

@@ -183,6 +183,14 @@ def node_text(label: str) -> str:
     return match[1] + match[2].translate(_SUBSCRIPTS) if match else clean(label)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the units that suit them."""
+    if not 60 <= seconds < 1e9:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
 @lru_cache(maxsize=4096)
 def text_size(text: str, size: float, *, bold: bool = False) -> tuple[float, float]:
     """Width and height in inches of one line of text at `size` points, without hinting."""
@@ -264,7 +272,7 @@ def finish(figure: Figure, *, title: str = "", subtitle: str = "", keys: Sequenc
         shown.set_y(grown[1] - MARGIN - shown.get_position()[1])
     for axes in figure.axes:
         place = axes.get_position()
-        corner = place.min * size - body.min + (MARGIN, MARGIN + foot)
+        corner = place.min * size - np.asarray(body.min) + (MARGIN, MARGIN + foot)
         axes.set_position(tuple(np.round([*(corner / grown), *(place.size * size / grown)], 5)))
     return figure
 
@@ -299,13 +307,13 @@ _GEOMETRY = re.compile(r' (?:d|x|y)="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
-def svg_of(figure: Figure, **settings: str) -> str:
+def svg_of(figure: Figure, *, paper: str = "auto") -> str:
     """The figure as SVG; a hundredth of a point is enough for the eye and halves the file.
 
-    settings: of `Figure.savefig`.
+    paper: the colour behind it, `"none"` for a page that may be dark.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, **settings)
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor=paper)
     return _GEOMETRY.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), buffer.getvalue())
 
 

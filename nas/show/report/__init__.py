@@ -185,13 +185,14 @@ def _setting(value: object) -> str:
 
 def _used(run: Run) -> dict[str, object]:
     """The settings that a run had any use for: its record holds those of other kinds of runs, too."""
-    tables = run.record["plan"], run.record["config"]
+    idle = {"search" if not run.is_by_gradients else "searcher"}
+    if not run.shares_weights:
+        idle |= {"shared", "sharing"}
+    found = _flat(run.record["plan"], "") | _flat(run.record["config"], "")
+    first = {key: key.partition(".")[0] for key in found}
     if not run.method:
-        tables = tuple({k: v for k, v in table.items() if k in _RETRAINED} for table in tables)
-    flat = _flat(tables[0], "") | _flat(tables[1], "")
-    idle = ("searcher",) if run.is_by_gradients else ("search",)
-    idle = idle if run.shares_weights else (*idle, "shared", "sharing")
-    return {key: value for key, value in flat.items() if key.partition(".")[0] not in idle}
+        return {key: value for key, value in found.items() if first[key] in _RETRAINED}
+    return {key: value for key, value in found.items() if first[key] not in idle}
 
 
 def _flat(value: object, name: str) -> dict[str, object]:

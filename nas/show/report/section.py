@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from nas.files.folder import MANIFEST, check_manifest, is_file
-from nas.show.draw.style import svg_of
+from nas.show.draw.style import duration, svg_of
 
 Values = Mapping[str, Any]
 """What a section's part of the template shows; `tips` holds what spots tell, by the name of all of them."""
@@ -58,7 +58,7 @@ class Drawing:
     ) -> Self:
         """A figure, whose first axes hold the spots; wide, with its label as caption, unless given one."""
         with mpl.rc_context({"svg.hashsalt": "nas", "svg.fonttype": "none"}):
-            image = _address(svg_of(figure, facecolor="none").encode())
+            image = _address(svg_of(figure, paper="none").encode())
         width, height = figure.get_size_inches() * 72
         plot, scale = figure.axes[0], 72 / figure.dpi
         box, found = plot.get_window_extent(), []
@@ -82,14 +82,6 @@ def stored(folder: Path, name: str, label: str) -> list[Drawing]:
 
 def _address(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that suit them."""
-    if not 60 <= seconds < 1e9:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def percent(share: float) -> str:

@@ -27,8 +27,9 @@ from nas.searchers.method_names import OWN
 from nas.show import draw
 from nas.show.draw import Bands
 from nas.show.draw.search import BASELINE, BEST, axis_places, time_ticks
+from nas.show.draw.style import duration
 from nas.show.report.run import History, Run
-from nas.show.report.section import Drawing, Spot, Tip, Values, duration, metric, signed, stored
+from nas.show.report.section import Drawing, Spot, Tip, Values, metric, signed, stored
 from nas.space.graph import Graph, from_dict, skeleton, to_dict
 from nas.space.loading import is_plugin
 from nas.types import Trial
@@ -292,10 +293,12 @@ def order_statistics(scores: Floats, most: int = 200) -> tuple[Floats, ...]:
     """
     ordered, count = np.sort(scores), len(scores)
     sizes = np.unique(np.linspace(1, count, min(count, most)).round())
-    larger = np.arange(count)[::-1]
-    shares = [hypergeom.pmf(0, count, larger, k) for k in sizes]
-    rows = [[ordered[min(np.searchsorted(s, q - 1e-9), count - 1)] for s in shares] for q in (0.5, 0.1, 0.9)]
-    return sizes, *np.array(rows)
+    rows = []
+    for k in sizes:
+        share = hypergeom.pmf(0, count, np.arange(count)[::-1], k)
+        places = (min(int(np.searchsorted(share, q - 1e-9)), count - 1) for q in (0.5, 0.1, 0.9))
+        rows.append([ordered[place] for place in places])
+    return sizes, *np.array(rows).T
 
 
 def front(run: Run) -> Values | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.image import imread
-
 from nas.show.tracking.tracker import Key, Point, Status, TrackedRun
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard import FileWriter
 
 SETTINGS, PICTURES = "settings", "pictures"
 
@@ -29,34 +28,41 @@ class TensorBoard:
         self.folder = folder
 
     @cached_property
-    def _writer(self) -> SummaryWriter:
+    def _writer(self) -> FileWriter:
         """Made when there is something new to write, into a file beside those that are there."""
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import FileWriter
 
-        return SummaryWriter(str(self._place))
+        return FileWriter(str(self._place))
 
     def begin(self, run: TrackedRun) -> AbstractSet[Key]:
         """Reads what the run has left before."""
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
         self._place = self.folder / run.name
         self._known = keys(self._place)
         if SETTINGS not in (series for series, _ in self._known):
             lines = ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.settings.items())]
-            self._writer.add_text(SETTINGS, "\n".join(lines))
+            self._writer.add_summary(text_pb(f"{SETTINGS}/asked", "\n".join(lines)))
         return self._known
 
     def track(self, points: Sequence[Point]) -> None:
         """Writes one event for each point."""
         for point in points:
-            self._writer.file_writer.add_summary(_summary(point), point.step)
+            self._writer.add_summary(_summary(point), point.step)
         self._writer.flush()
 
     def keep(self, folder: Path, files: Sequence[str]) -> None:
         """Shows the pictures; the other files stay where they are."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         if PICTURES not in (series for series, _ in self._known):
             for name in files:
                 if name.endswith(".png"):
-                    picture = imread(folder / name)
-                    self._writer.add_image(f"{PICTURES}/{Path(name).stem}", picture, dataformats="HWC")
+                    png = (folder / name).read_bytes()
+                    width, height = struct.unpack(">II", png[16:24])  # of its header
+                    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+                    tag = f"{PICTURES}/{Path(name).stem}"
+                    self._writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def end(self, status: Status) -> None:  # noqa: ARG002 - event files know no status
         """Closes the file."""
