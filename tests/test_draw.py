@@ -25,8 +25,7 @@ from nas.show.draw import (
     op_kind,
     save,
 )
-from nas.show.draw.layout import arrange
-from nas.show.draw.style import LOOKS, palette
+from nas.show.draw.style import LOOKS
 
 # (operation, source) for each edge into nodes 2, 2, 3, 3, ... of DARTS_V2 (Liu et al. 2019).
 DARTS_V2 = {
@@ -213,20 +212,6 @@ def test_random_cells_are_clear(seed):
     assert_clear(draw_cells({"cell": vertex_cell(rng)}), labels=0)
 
 
-def test_operations_on_vertices_are_written_on_them():
-    cell = vertex_cell(random.Random(0))
-    shown = texts(draw_cells({"cell": cell}))
-    ops = [op for _, op in cell.nodes(data="op") if op]
-    assert {op: shown.count(op) for op in ops} == {op: ops.count(op) for op in ops}
-    assert {"in", "out"} <= set(shown) and not {"1", "2", "connect", "concat", "other"} & set(shown)
-
-
-def test_a_chain_is_level():
-    chain = network(5, back=1)
-    layout = arrange(chain, sizes=dict.fromkeys(chain, (1.0, 0.5)), labels={})
-    assert len({y for _, y in layout.nodes.values()}) == 1 and layout.height == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize("edges", [[], [("in", "1")]])
 def test_a_cell_without_a_path_says_so(edges):
     cell = nx.DiGraph()
@@ -324,11 +309,6 @@ def test_alphas_refuse_what_does_not_fit(strengths, wanted):
 
 
 # -- text, colours, files ----------------------------------------------------------------------------
-
-
-def test_options_are_told_apart():
-    looks = palette([*OPS, *(f"user{i}" for i in range(8))])
-    assert len({(look.color, look.dash) for look in looks.values()}) == len(OPS) + 8
 
 
 def test_hostile_names_stay_plain_text(tmp_path):

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
-from test_draw import HOSTILE, assert_plain, assert_readable, texts, words
+from test_draw import assert_readable, texts
 
 from nas.evaluate.calibration import Estimate
 from nas.files.schemas import EpochRecord
@@ -161,17 +161,6 @@ def test_ends_are_shown_and_a_bad_start_is_cut_off():
     assert limits(figure)[2] < 0.05 and errors["a"].high[-1] < limits(figure)[3] < errors["a"].mean[0]
 
 
-@pytest.mark.parametrize("level", [0.0, 0.5, 1e-6, 1e6])
-def test_single_points_and_equal_values(level):
-    point, flat, x = np.asarray([level]), np.full(5, level), np.arange(1.0, 6.0)
-    curves = {"point": Bands(np.ones(1), point, point, point), "flat": Bands(x, flat, flat, flat)}
-    for shown in (curves, {"point": curves["point"]}):
-        figure = draw_anytime(shown, xlabel="evaluations", ylabel="y", optimum=level)
-        assert_readable(figure)
-        left, right, low, high = limits(figure)
-        assert left < 1 < right and low < level < high
-
-
 # -- two objectives ----------------------------------------------------------------------------------
 
 
@@ -235,14 +224,6 @@ def test_fronts_of_nothing_and_of_one_point():
 
 def estimate(name="synflow", tau=0.5, *, half=0.1, cost_s=1.0, group="proxy"):
     return Estimate(name, group, tau, tau - half, tau + half, tau, tau, tau, cost_s, 20)
-
-
-def test_estimates_are_sorted_by_cost_within_their_groups():
-    rows = [("b", 5.0, "second"), ("a", 2.0, "first"), ("c", 0.5, "second"), ("d", 1.0, "first")]
-    figure = draw_rank_correlation([estimate(n, cost_s=cost, group=group) for n, cost, group in rows])
-    heights = {text: box.y0 for text, box in words(figure)}
-    wanted = ["second", "c", "b", "first", "d", "a"]
-    assert sorted(wanted, key=heights.__getitem__, reverse=True) == wanted
 
 
 def test_estimates_show_their_numbers():
@@ -309,13 +290,6 @@ def test_every_value_is_in_its_panel(epochs):
     assert heights(shown["Genotype changes"], SERIES[0]) == [row.changes for row in rows]
 
 
-def test_many_kinds_of_cell_are_ranked_by_their_last_share():
-    figure = draw_diagnostics(records(20, skip_shares={f"kind {i}": i / 20 for i in range(20)}))
-    assert_readable(figure)
-    assert any("kind 19" in text for text in texts(figure))
-    assert len(drawn(panels(figure)["Skip share"], SERIES[7])) == 17
-
-
 def test_one_spike_does_not_flatten_the_eigenvalue():
     spiky = np.where(np.arange(40) == 20, 90.0, 0.1)
     figure = draw_diagnostics(records(40, eigenvalue=spiky, eigenvalue_mean=0.1))
@@ -357,23 +331,3 @@ def test_any_number_of_records(count, tmp_path):
     assert [t for t in texts(figure) if t.startswith("and ")] == (["and 64 more"] if count == 500 else [])
     save(figure, tmp_path / "health.svg")
     assert (tmp_path / "health.svg").stat().st_size < 600_000
-
-
-# -- all of them -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [HOSTILE[0], " ".join(HOSTILE[2:7]), "w" * 200, ""])
-def test_hostile_names_stay_plain_text(name, tmp_path):
-    heading = {"title": name, "subtitle": name}
-    figures = [
-        draw_anytime({name: band()}, xlabel=name, ylabel=name, **heading),
-        draw_pareto_front(cloud(), names=(name, name), maximize=(False, True), chosen=[0], **heading),
-        draw_rank_correlation([estimate(name, group=name)], **heading),
-        draw_search(
-            done([0.5], metric=name), metric=name, title=name, baselines={name: done([0.4], metric=name)}
-        ),
-        draw_diagnostics(records(BACK, kinds=(name, "b"), events=[(3, name), (11, name)]), title=name),
-    ]
-    for figure in figures:
-        assert_readable(figure)
-        assert_plain(figure, tmp_path / "picture.svg")
