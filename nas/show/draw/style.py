@@ -243,10 +243,11 @@ def plot(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def page(width: float, height: float) -> tuple[Figure, Axes]:
-    """The same with blank axes in inches from the lower left corner."""
-    figure, sheet = plot(width, height)
+    """The same with blank axes in inches from the lower left corner, and room for half a line around them."""
+    edge = 0.02
+    figure, sheet = plot(width + 2 * edge, height + 2 * edge)
     sheet.set_axis_off()
-    sheet.set(xlim=(0, width), ylim=(0, height))
+    sheet.set(xlim=(-edge, width + edge), ylim=(-edge, height + edge))
     return figure, sheet
 
 
