@@ -108,11 +108,6 @@ def test_a_run_without_trials_says_so_and_a_folder_that_goes_is_no_traceback(tmp
         assert get("/state")[0] == 503
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    missing = CliRunner().invoke(app, ["dashboard", str(tmp_path / "nowhere")])
-    assert missing.exit_code == 2 and "holds no run" in missing.output
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, monkeypatch):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.patches import PathPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -25,8 +25,7 @@ from nas.show.draw import (
     op_kind,
     save,
 )
-from nas.show.draw.layout import arrange
-from nas.show.draw.style import LOOKS, clean, fit, node_text, palette, text_size
+from nas.show.draw.style import LOOKS
 
 # (operation, source) for each edge into nodes 2, 2, 3, 3, ... of DARTS_V2 (Liu et al. 2019).
 DARTS_V2 = {
@@ -157,28 +156,31 @@ def assert_readable(figure: Figure) -> None:
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text
 
 
-def boxes(figure: Figure, word: str) -> dict[str, Bbox]:
-    """Extents in pixels of what is named with `word`: a box together with its text."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    found: dict[str, list[Bbox]] = {}
-    for artist in figure.findobj(lambda artist: word in (artist.get_gid() or "")):
-        extent = artist.get_window_extent(renderer)
-        found.setdefault(artist.get_gid().removesuffix("-text"), []).append(extent)
-    return {owner: Bbox.union(parts) for owner, parts in found.items()}
+def boxes(figure: Figure, *orders: float) -> list[Bbox]:
+    """Extents in pixels of the boxes that are drawn in this order: 5 for labels, 6 for nodes and blocks."""
+    FigureCanvasAgg(figure).draw()
+    found = figure.findobj(lambda a: type(a) is FancyBboxPatch and a.get_zorder() in orders)
+    return [box.get_window_extent() for box in found]
+
+
+def wires(figure: Figure) -> list[np.ndarray]:
+    """Points along every wire, in pixels."""
+    found = figure.findobj(lambda artist: type(artist) is PathPatch)
+    paths = [wire.get_transform().transform_path(wire.get_path()) for wire in found]
+    polygons = [path.to_polygons(closed_only=False)[0] for path in paths]
+    return [np.concatenate([np.linspace(a, b, 20) for a, b in itertools.pairwise(p)]) for p in polygons]
 
 
 def assert_clear(figure: Figure, *, labels: int) -> None:
     """No label or node touches another or leaves the page, and no wire runs through a foreign one."""
-    assert len(boxes(figure, "-label")) == labels
-    found = boxes(figure, "cell")
-    for (a, first), (b, second) in itertools.combinations(found.items(), 2):
-        assert not first.overlaps(second), (a, b)
-    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in found.values())
-    for wire in figure.findobj(lambda artist: type(artist) is PathPatch):
-        points = wire.get_transform().transform_path(wire.get_path()).to_polygons(closed_only=False)[0]
-        dense = np.concatenate([np.linspace(a, b, 20) for a, b in itertools.pairwise(points)])
-        hit = [name for name, box in found.items() if box.padded(-3).count_contains(dense)]
-        assert len([name for name in hit if "label" in name]) <= 1 and not [n for n in hit if "node" in n]
+    assert_readable(figure)
+    assert len(boxes(figure, 5)) == labels
+    for first, second in itertools.combinations(boxes(figure, 5, 6), 2):
+        assert not first.overlaps(second)
+    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes(figure, 5, 6))
+    for points in wires(figure):
+        assert sum(box.padded(-3).count_contains(points) > 0 for box in boxes(figure, 5)) <= 1
+        assert not any(box.padded(-3).count_contains(points) for box in boxes(figure, 6))
 
 
 # -- cells -------------------------------------------------------------------------------------------
@@ -197,13 +199,11 @@ def test_published_darts_cells_are_clear():
     shown = texts(figure)
     wanted = {"sep_conv_3x3": 5, "skip_connect": 5, "dil_conv_3x3": 1, "max_pool_3x3": 5, "DARTS_V2": 1}
     assert {text: shown.count(text) for text in wanted} == wanted
-    assert {"normal", "reduce", "separable conv", "pooling", "skip", "concat", "cₖ₋₂", "second order"} <= {
-        *shown
-    }
-    assert "convolution" not in shown
+    legend = {"separable conv", "pooling", "skip", "concat"}
+    assert {"normal", "reduce", "cₖ₋₂", "second order", *legend} <= set(shown) and "convolution" not in shown
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_random_cells_are_clear(seed):
     rng = random.Random(seed)
     assert_clear(draw_cells({"normal": random_darts(rng)}), labels=8)
@@ -212,37 +212,21 @@ def test_random_cells_are_clear(seed):
     assert_clear(draw_cells({"cell": vertex_cell(rng)}), labels=0)
 
 
-def test_operations_on_vertices_are_written_on_them():
-    cell = vertex_cell(random.Random(0))
-    shown = texts(draw_cells({"cell": cell}))
-    ops = [op for _, op in cell.nodes(data="op") if op]
-    assert {op: shown.count(op) for op in ops} == {op: ops.count(op) for op in ops}
-    assert {"in", "out"} <= set(shown) and not {"1", "2", "connect", "concat", "other"} & set(shown)
-
-
-def test_wires_are_as_level_as_can_be():
-    chain = network(5, back=1)
-    layout = arrange(chain, sizes=dict.fromkeys(chain, (1.0, 0.5)), labels={})
-    assert len({y for _, y in layout.nodes.values()}) == 1 and layout.height == pytest.approx(0.5)
-    found = boxes(draw_cells(published()), "cell0-node")
-    assert found["cell0-node0"].y0 > found["cell0-node1"].y1  # the first input is the upper one
-
-
 @pytest.mark.parametrize("edges", [[], [("in", "1")]])
 def test_a_cell_without_a_path_says_so(edges):
     cell = nx.DiGraph()
     for node, role in (("in", "input"), ("1", "node"), ("out", "output")):
         cell.add_node(node, role=role, label=node)
     cell.add_edges_from(edges, op="nor_conv_3x3")
-    assert EMPTY in texts(draw_cells({"cell": cell}))
-    assert EMPTY not in texts(draw_cells(published()))
+    assert any(EMPTY in text for text in texts(draw_cells({"cell": cell})))
+    assert not any(EMPTY in text for text in texts(draw_cells(published())))
 
 
 def test_cells_too_large_to_be_laid_out_are_named():
     large = nx.DiGraph(itertools.product(range(60), range(60, 120)))
     long = nx.DiGraph(itertools.pairwise(range(3000)))
     shown = texts(draw_cells({**published(), "large": large, "long": long}))
-    assert {"too large to draw", "large: 120 nodes, 3,600 edges and 1 more", "normal"} <= set(shown)
+    assert {"too large to draw: large: 120 nodes, 3,600 edges and 1 more", "normal"} <= set(shown)
 
 
 def test_values_are_a_table_beside_what_can_be_drawn():
@@ -270,17 +254,15 @@ def test_a_chain_that_is_longer_than_a_page_is_a_table(blocks):
 @pytest.mark.parametrize(("blocks", "back"), [(0, 1), (1, 1), (22, 1), (22, 2), (12, 3)])
 def test_a_network_is_folded_into_rows_that_fit_a_page(blocks, back):
     figure = draw_network(network(blocks, back=back), title="network")
-    found = boxes(figure, "block")
+    assert_readable(figure)
+    found = boxes(figure, 6)
     assert len(found) == blocks and figure.get_figwidth() < 14
-    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in found.values())
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(found.values(), 2))
-    assert blocks < 12 or len({round(box.y0) for box in found.values()}) > 2
-    wires = figure.findobj(lambda artist: type(artist) is PathPatch)
-    assert len(wires) == 2 * network(blocks, back=back).number_of_edges()  # each with its casing
-    for wire in wires:
-        points = wire.get_transform().transform_path(wire.get_path()).to_polygons(closed_only=False)[0]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(found, 2))
+    assert blocks < 12 or len({round(box.y0) for box in found}) > 2
+    assert len(wires(figure)) == 2 * network(blocks, back=back).number_of_edges()  # each with its casing
+    for points in wires(figure):
         assert figure.bbox.count_contains(points) == len(points)
-        assert not any(box.padded(-4).count_contains(points) for box in found.values())
+        assert not any(box.padded(-4).count_contains(points) for box in found)
 
 
 # -- alphas ------------------------------------------------------------------------------------------
@@ -327,20 +309,6 @@ def test_alphas_refuse_what_does_not_fit(strengths, wanted):
 
 
 # -- text, colours, files ----------------------------------------------------------------------------
-
-
-def test_text_is_flat_short_and_narrow():
-    assert clean("two\nlines") == "two lines"
-    assert (clean("w" * 25), clean("w" * 24)) == ("w" * 23 + "…", "w" * 24)
-    assert clean("🚀x") == "□x"
-    assert (node_text("c_{k-1}"), node_text("c_{<b>}")) == ("cₖ₋₁", "c_{<b>}")
-    shown = fit("a very long decision name", 10, 1.0)
-    assert shown.endswith("…") and text_size(shown, 10)[0] <= 1.0 and fit("short", 10, 5.0) == "short"
-
-
-def test_options_are_told_apart():
-    looks = palette([*OPS, *(f"user{i}" for i in range(8))])
-    assert len({(look.color, look.dash) for look in looks.values()}) == len(OPS) + 8
 
 
 def test_hostile_names_stay_plain_text(tmp_path):

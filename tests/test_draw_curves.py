@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
-from test_draw import HOSTILE, assert_plain, assert_readable, texts, words
+from test_draw import assert_readable, texts
 
 from nas.evaluate.calibration import Estimate
 from nas.files.schemas import EpochRecord
@@ -20,7 +20,6 @@ from nas.show.draw import (
     draw_search,
     save,
 )
-from nas.show.draw.curves import time_ticks
 from nas.show.draw.style import PAPER, SERIES
 from nas.types import Trial
 
@@ -75,8 +74,9 @@ def test_a_search_shows_time_and_fidelities_where_there_are_several():
         [*trials, Trial(30, (0,), 1, "failed", {}, 5.0, "nan"), Trial(31, (0,), 1, "running")]
     )
     assert_readable(figure)
-    assert {"evaluation time", "1 epoch", "9 epochs", "failed", "20 min"} <= set(texts(figure))
-    assert not {"evaluation time", "1 epoch"} & set(texts(draw_search(done([0.5]))))
+    xlabel = "trial · evaluation time 30 min 5 s in all"
+    assert {xlabel, "1 epoch", "9 epochs", "failed"} <= set(texts(figure))
+    assert "1 epoch" not in texts(draw_search(done([0.5]))) and "trial" in texts(draw_search(done([0.5])))
 
 
 def test_a_search_without_results_says_so():
@@ -123,19 +123,6 @@ def test_epochs_and_their_baselines_are_drawn_over_evaluation_time():
     assert steps.get_xydata().tolist() == [[25, 0.5], [75, 0.6], [right, 0.6]]
 
 
-@pytest.mark.parametrize(
-    ("span", "labels"),
-    [
-        (2.61, ["0 s", "0.5 s", "1 s", "1.5 s", "2 s", "2.5 s"]),
-        (99, ["0 s", "20 s", "40 s", "60 s", "80 s"]),
-        (200, ["0 min", "1 min", "2 min", "3 min"]),
-        (20_000, ["0 h", "1 h", "2 h", "3 h", "4 h", "5 h"]),
-    ],
-)
-def test_times_are_marked_at_round_places(span, labels):
-    assert [label for _, label in time_ticks(span, most=6)] == labels
-
-
 # -- anytime curves ----------------------------------------------------------------------------------
 
 
@@ -174,17 +161,6 @@ def test_ends_are_shown_and_a_bad_start_is_cut_off():
     assert limits(figure)[2] < 0.05 and errors["a"].high[-1] < limits(figure)[3] < errors["a"].mean[0]
 
 
-@pytest.mark.parametrize("level", [0.0, 0.5, 1e-6, 1e6])
-def test_single_points_and_equal_values(level):
-    point, flat, x = np.asarray([level]), np.full(5, level), np.arange(1.0, 6.0)
-    curves = {"point": Bands(np.ones(1), point, point, point), "flat": Bands(x, flat, flat, flat)}
-    for shown in (curves, {"point": curves["point"]}):
-        figure = draw_anytime(shown, xlabel="evaluations", ylabel="y", optimum=level)
-        assert_readable(figure)
-        left, right, low, high = limits(figure)
-        assert left < 1 < right and low < level < high
-
-
 # -- two objectives ----------------------------------------------------------------------------------
 
 
@@ -200,10 +176,9 @@ def front(points, **settings):
 
 def test_the_front_is_what_nothing_dominates():
     points = cloud()
-    figure = front(points, exact=cloud(4000, 1), reference=(1.6e6, 0.8), chosen=[3], title="t", subtitle="s")
+    figure = front(points, exact=cloud(4000, 1), chosen=[3], title="t", subtitle="s")
     assert_readable(figure)
-    legend = {"evaluated", "front found", "exact front", "chosen", "hypervolume", "reference", "#3"}
-    assert legend <= set(texts(figure))
+    assert {"evaluated", "front found", "exact front", "chosen"} <= set(texts(figure))
     (marks,) = (line.get_xydata() for line in figure.axes[0].lines if line.get_zorder() == 6)
     dominated = [any((q[0] <= p[0] and q[1] >= p[1] and (q != p).any()) for q in points) for p in points]
     assert sorted(map(tuple, marks)) == sorted(map(tuple, points[~np.asarray(dominated)]))
@@ -213,17 +188,11 @@ def test_the_front_is_what_nothing_dominates():
 def test_a_front_turns_every_way(maximize):
     scores = np.asarray([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.0, 1.0], [2.0, 1.5]])
     signs = np.where(maximize, 1, -1)
-    reference = tuple((0.5 * signs).tolist())
-    figure = draw_pareto_front(
-        scores * signs, names=("a", "b"), maximize=maximize, reference=reference, chosen=[1]
-    )
+    figure = draw_pareto_front(scores * signs, names=("a", "b"), maximize=maximize, chosen=[1])
     assert_readable(figure)
-    (staircase,) = (line.get_xydata() for line in figure.axes[0].lines if line.get_zorder() == 5)
-    assert (staircase * signs).tolist() == [[1, 3], [1, 2], [2, 2], [2, 1], [3, 1]]
-    (region,) = figure.axes[0].patches
-    x, y = (region.get_xy()[:-1] * signs).T
-    # By hand: 0.5 x 2.5 + 1 x 1.5 + 1 x 0.5, slices from the reference to the right.
-    assert 0.5 * abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) == pytest.approx(3.25)
+    (staircase,) = (line for line in figure.axes[0].lines if line.get_zorder() == 5)
+    assert (staircase.get_xydata() * signs).tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert staircase.get_drawstyle() == "steps-pre"
     better = {f"{n} · {'higher' if up else 'lower'} is better" for n, up in zip("ab", maximize, strict=True)}
     assert better <= set(texts(figure))
 
@@ -238,15 +207,13 @@ def test_a_front_is_not_flattened_by_outliers():
     assert all(left <= x <= right and low <= y <= high for x, y in np.concatenate(triangles))
     _, right, low, _ = limits(front(points, chosen=[200, 201]))
     assert right > 9e7 and low < 0.1
-    far = front(cloud(), reference=(1e9, 0.0))
-    assert limits(far)[1] < 1e7 and "reference" not in texts(far)
 
 
 def test_fronts_of_nothing_and_of_one_point():
     for empty in (np.empty((0, 2)), np.asarray([[NAN, 0.9]])):
-        assert "no finished trial yet" in texts(front(empty, reference=(1.0, 0.0), exact=cloud()))
+        assert "no finished trial yet" in texts(front(empty, exact=cloud()))
     for points in (np.asarray([[2.0, 0.9]]), np.tile([[2.0, 0.9]], (5, 1)), np.zeros((3, 2))):
-        figure = front(points, chosen=[0], reference=(3.0, -0.5), exact=points)
+        figure = front(points, chosen=[0], exact=points)
         assert_readable(figure)
         left, right, low, high = limits(figure)
         assert left < points[0, 0] < right and low < points[0, 1] < high
@@ -259,34 +226,15 @@ def estimate(name="synflow", tau=0.5, *, half=0.1, cost_s=1.0, group="proxy"):
     return Estimate(name, group, tau, tau - half, tau + half, tau, tau, tau, cost_s, 20)
 
 
-def test_estimates_are_sorted_by_cost_within_their_groups():
-    rows = [("b", 5.0, "second"), ("a", 2.0, "first"), ("c", 0.5, "second"), ("d", 1.0, "first")]
-    figure = draw_rank_correlation([estimate(n, cost_s=cost, group=group) for n, cost, group in rows])
-    heights = {text: box.y0 for text, box in words(figure)}
-    wanted = ["second", "c", "b", "first", "d", "a"]
-    assert sorted(wanted, key=heights.__getitem__, reverse=True) == wanted
-
-
 def test_estimates_show_their_numbers():
     rows = [estimate("a", 0.5, cost_s=7200.0), estimate("b", -0.25, half=0.2, cost_s=0.0042, group="")]
     figure = draw_rank_correlation(rows, threshold=0.9, title="title", subtitle="subtitle")
     assert_readable(figure)
-    assert {"2.0 h", "4.2 ms", "0.50", "−0.25", "threshold 0.9", "title", "subtitle"} <= set(texts(figure))
+    assert {"2 h 0 min", "0.0042 s", "0.50", "−0.25", "threshold 0.9", "title"} <= set(texts(figure))
     left, right, *_ = limits(figure)
     assert left < -0.45 and right > 0.9
     whiskers = [c.get_segments()[0] for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     assert np.allclose([line[:, 0] for line in whiskers], [[0.4, 0.6], [-0.45, -0.05]])
-
-
-@pytest.mark.parametrize(("count", "threshold"), [(1, None), (9, -0.9), (40, 0.7)])
-def test_any_number_of_estimates_is_readable(count, threshold):
-    rng = np.random.default_rng(0)
-    taus, costs = rng.uniform(-0.3, 0.8, count), 10 ** rng.uniform(-3, 5, count)
-    rows = [
-        estimate(f"estimate {i}", tau, cost_s=cost, group=f"kind {i % 4}")
-        for i, (tau, cost) in enumerate(zip(taus, costs, strict=True))
-    ]
-    assert_readable(draw_rank_correlation(rows, threshold=threshold, title="t", subtitle="s"))
 
 
 # -- diagnostics -------------------------------------------------------------------------------------
@@ -327,49 +275,19 @@ def heights(axes, color):
 
 @pytest.mark.parametrize("epochs", [30, BACK])
 def test_every_value_is_in_its_panel(epochs):
-    rows = records(epochs)
+    rows = records(epochs, skip_shares={"normal": 0.75, "reduce": 0.5})
     figure = draw_diagnostics(rows, title="Health")
     assert_readable(figure)
     shown = panels(figure)
-    assert {*TITLES, "Health"} <= set(texts(figure))
-    assert heights(shown["Skip share"], SERIES[3]) == [row.skip_shares["reduce"] for row in rows]
+    assert {*TITLES, "Health", "normal 0.75", "reduce 0.5"} <= set(texts(figure))
+    assert heights(shown["Skip share"], SERIES[3]) == [0.5] * len(rows)
     assert heights(shown["Entropy"], SERIES[0]) == [row.alpha_entropy for row in rows]
     assert heights(shown["Eigenvalue"], SERIES[0]) == [row.eigenvalue_mean for row in rows]
+    assert heights(shown["Eigenvalue"], SERIES[1]) == [row.eigenvalue_alarm for row in rows]
     assert heights(shown["Gradient matching"], SERIES[0]) == [row.gradient_matching for row in rows]
     assert heights(shown["Accuracy"], SERIES[0]) == [row.val_acc for row in rows]
     assert heights(shown["Accuracy"], SERIES[2]) == [row.val_acc - row.discretisation_gap for row in rows]
-    (bars,) = shown["Genotype changes"].containers
-    assert [bar.get_height() for bar in bars] == [row.changes for row in rows]
-
-
-def test_the_keys_tell_the_last_values():
-    columns = {"discretisation_gap": 0.25, "val_acc": 0.75, "changes": range(9), "alpha_entropy": 0.125}
-    rows = records(9, gradient_matching=-0.5, skip_shares={"normal": 0.75, "": 0.5}, **columns)
-    wanted = {"normal 0.75", "outside cells 0.50", "last 0.12", "last −0.50", "last 8, 36 in all"}
-    assert wanted | {"supernet 0.75", "discretised 0.50"} <= set(texts(draw_diagnostics(rows)))
-
-
-def test_many_kinds_of_cell_are_ranked_by_their_last_share():
-    figure = draw_diagnostics(records(20, skip_shares={f"kind {i}": i / 20 for i in range(20)}))
-    assert_readable(figure)
-    assert {"kind 19", "kind 18", "18 others"} <= set(texts(figure)) and "kind 17" not in texts(figure)
-    assert len(drawn(panels(figure)["Skip share"], SERIES[7])) == 18
-    three = draw_diagnostics(records(20, kinds=("normal", "reduce", "")))
-    assert_readable(three)
-    assert {"normal", "reduce", "outside cells"} <= set(texts(three))
-
-
-def test_dots_are_where_the_eigenvalue_is_alarming():
-    mean, alarm = [NAN, 0.1, 0.2, 0.5, 0.6, 0.2], [NAN, NAN, 0.3, 0.4, 0.7, 0.1]
-    axes = panels(draw_diagnostics(records(6, eigenvalue_mean=mean, eigenvalue_alarm=alarm)))["Eigenvalue"]
-    (over,) = (
-        line.get_xydata()
-        for line in axes.lines
-        if line.get_linestyle() == "None" and line.get_color() == SERIES[1]
-    )
-    assert over.tolist() == [[4, 0.5], [6, 0.2]]
-    figure = draw_diagnostics(records(6, eigenvalue=0.25, eigenvalue_mean=NAN, eigenvalue_alarm=NAN))
-    assert "last 0.25" in texts(figure) and not drawn(panels(figure)["Eigenvalue"], SERIES[1])
+    assert heights(shown["Genotype changes"], SERIES[0]) == [row.changes for row in rows]
 
 
 def test_one_spike_does_not_flatten_the_eigenvalue():
@@ -390,52 +308,26 @@ def test_returns_and_events_are_marked_in_every_panel():
         assert [segment[0][0] for segment in dotted.get_segments()] == [5.5, 24.5]
         grey = [p for p in axes.patches if mpl.colors.to_hex(p.get_facecolor()) == "#667380"]
         assert [(p.get_x(), p.get_x() + p.get_width()) for p in grey] == [(8.5, 12.5), (15.5, 18.5)]
-        assert {"1", "2", "3", "4–5"} <= {text.get_text() for text in axes.texts}
     shown = texts(figure)
-    assert {"epoch 12 was followed by epoch 9", "record 18, epoch 14", "a stage", "undone epochs"} <= set(
-        shown
-    )
+    assert "record 12, epoch 12:   epoch 12 was followed by epoch 9" in shown and "undone epochs" in shown
     plain = texts(draw_diagnostics(records(20)))
     assert not {"the search went back", "undone epochs", "other event"} & set(plain)
 
 
 def test_panels_say_that_nothing_was_measured():
-    figure = draw_diagnostics(records(BACK, alpha_entropy=NAN, eigenvalue=NAN, kinds=()))
+    figure = draw_diagnostics(records(BACK, alpha_entropy=NAN, eigenvalue=NAN, kinds=(), eigenvalue_mean=NAN))
     assert_readable(figure)
-    assert texts(figure).count("not measured") == 3
-    rows = records(9, discretisation_gap=NAN)
-    assert heights(panels(draw_diagnostics(rows))["Accuracy"], SERIES[0]) == [row.val_acc for row in rows]
+    assert texts(figure).count("not measured") == 2
     assert "nothing was recorded" in texts(draw_diagnostics([], title="Health"))
 
 
-@pytest.mark.parametrize("count", [1, 2, 500])
+@pytest.mark.parametrize("count", [1, 500])
 def test_any_number_of_records(count, tmp_path):
     events = [(i, f"event {i}") for i in range(0, count, 7)]
     figure = draw_diagnostics(records(count, events=events, kinds=("normal", "reduce", "a", "b")), title="t")
     assert_readable(figure)
-    assert all(axes.get_xlim() == (0.5, count + 0.5) for axes in panels(figure).values())
-    listed = [text for text in texts(figure) if text.startswith("event ")]
-    assert listed == [text for _, text in events[:8]]
+    listed = [text for text in texts(figure) if "event " in text and text != "other event"]
+    assert len(listed) == min(8, len(events))
     assert [t for t in texts(figure) if t.startswith("and ")] == (["and 64 more"] if count == 500 else [])
     save(figure, tmp_path / "health.svg")
     assert (tmp_path / "health.svg").stat().st_size < 600_000
-
-
-# -- all of them -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [HOSTILE[0], " ".join(HOSTILE[2:7]), "w" * 200, ""])
-def test_hostile_names_stay_plain_text(name, tmp_path):
-    heading = {"title": name, "subtitle": name}
-    figures = [
-        draw_anytime({name: band()}, xlabel=name, ylabel=name, **heading),
-        draw_pareto_front(cloud(), names=(name, name), maximize=(False, True), chosen=[0], **heading),
-        draw_rank_correlation([estimate(name, group=name)], **heading),
-        draw_search(
-            done([0.5], metric=name), metric=name, title=name, baselines={name: done([0.4], metric=name)}
-        ),
-        draw_diagnostics(records(BACK, kinds=(name, "b"), events=[(3, name), (11, name)]), title=name),
-    ]
-    for figure in figures:
-        assert_readable(figure)
-        assert_plain(figure, tmp_path / "picture.svg")

@@ -9,7 +9,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 import nas
-from nas.errors import ConfigError, counted
+from nas.errors import ConfigError
 from nas.show.progress import LiveProgress, PlainProgress, reporter, telling
 
 
@@ -49,16 +49,11 @@ def test_a_terminal_gets_a_bar_and_what_names_hold_is_not_markup():
 
 
 @pytest.mark.parametrize(
-    ("console", "settings", "kind"),
-    [
-        ({"force_terminal": True}, {}, LiveProgress),
-        ({"force_terminal": True}, {"plain": True}, PlainProgress),
-        ({"force_terminal": True, "force_jupyter": True}, {}, PlainProgress),
-        ({}, {}, PlainProgress),
-    ],
+    ("terminal", "settings", "kind"),
+    [(True, {}, LiveProgress), (True, {"plain": True}, PlainProgress), (False, {}, PlainProgress)],
 )
-def test_where_lines_go_decides_how_they_look(console, settings, kind, monkeypatch):
-    made = Console(file=io.StringIO(), **console)
+def test_where_lines_go_decides_how_they_look(terminal, settings, kind, monkeypatch):
+    made = Console(file=io.StringIO(), force_terminal=terminal)
     monkeypatch.setattr("nas.show.progress.Console", lambda **_: made)
     with reporter(**settings) as progress:
         assert isinstance(progress, kind)
@@ -110,9 +105,3 @@ def test_public_functions_tell_when_asked(tmp_path, capsys):
     settings = {"retrain": {"epochs": 1}, "export": False}
     nas.retrain(result.folder, "digits", out=tmp_path / "b", settings=settings, progress=True)
     assert "retrain 1/1" in capsys.readouterr().err
-
-
-def test_one_of_anything_is_no_plural():
-    pairs = ((1, "epoch"), (0, "trial"), (1438, "image"), (2, "class"))
-    said = [counted(number, noun) for number, noun in pairs]
-    assert said == ["1 epoch", "0 trials", "1,438 images", "2 classes"]

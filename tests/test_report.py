@@ -1,5 +1,6 @@
 """The report of a run: what it tells, that it stands alone, and that a browser shows it."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -7,13 +8,11 @@ import re
 import shutil
 import socket
 import xml.etree.ElementTree as ET
-from collections import Counter
 
 import numpy as np
 import pytest
 from browser import chromium
 from jobs import TINY, Recorder
-from scipy.stats import ttest_ind
 from typer.testing import CliRunner
 
 import nas
@@ -21,11 +20,17 @@ from nas.__main__ import app
 from nas.errors import ConfigError, Stopped
 from nas.files.atomic import write_json
 from nas.files.folder import check_manifest, write_manifest
-from nas.show.report import REPORT, render, write_report
-from nas.show.report.history import anytime, decisions, expected, front, operations, order_statistics, thinned
-from nas.show.report.page import render_run
+from nas.show.report import REPORT, render, render_run, write_report
 from nas.show.report.run import History, Work, read, read_studies
-from nas.show.report.section import metric, quantity
+from nas.show.report.section import metric
+from nas.show.report.sections import (
+    anytime,
+    decisions,
+    expected,
+    front,
+    operations,
+    order_statistics,
+)
 from nas.types import Decision, Trial
 
 MOST_BYTES = 3_000_000
@@ -75,6 +80,11 @@ def unfinished(place):
     return place / "unfinished"
 
 
+def picture(address):
+    """The SVG that an image's address holds."""
+    return base64.b64decode(address.removeprefix("data:image/svg+xml;base64,")).decode()
+
+
 def text_of(folder):
     return (folder / REPORT).read_text()
 
@@ -96,12 +106,11 @@ def test_every_kind_of_run_has_the_sections_that_it_has_data_for(pareto, gradien
     assert {"cells", "network"}.isdisjoint(sections(text))
 
 
-def test_the_summary_says_how_the_method_measures_and_epochs_are_not_called_trials(pareto, gradients):
+def test_epochs_are_not_called_trials(pareto, gradients):
     assert "by trained trials" in text_of(pareto) and "by gradients" in text_of(gradients)
-    assert "Each dot is an epoch of the supernet" in text_of(gradients)
     found = anytime(read(gradients))
     assert [lines[0] for lines in found["tips"]["trials"].values()] == [("epoch", f"{i}") for i in (1, 2, 3)]
-    assert "· epoch" in found["drawings"][0].svg
+    assert "· epoch" in picture(found["drawings"][0].image)
 
 
 @pytest.mark.parametrize("name", ["reference-evolution-nasbench201-digits", "reference-collapsed"])
@@ -119,11 +128,10 @@ def test_the_page_stands_alone_and_its_pictures_are_whole(pareto, gradients):
         markup = re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.DOTALL)
         assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', markup)
         assert not re.search(r"\sstyle=|\son\w+=|url\((?!#)", markup)
-        pictures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+        pictures = [picture(found) for found in re.findall(r'(?:src|href)="(data:image[^"]*)"', markup)]
         assert len(pictures) > 5 and all(ET.fromstring(picture) is not None for picture in pictures)
-        ids = Counter(re.findall(r'\sid="([^"]*)"', text))
-        assert [name for name, count in ids.items() if count > 1] == []
-        assert set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', text)) <= ids.keys()
+        ids = re.findall(r'\sid="([^"]*)"', markup)
+        assert len(ids) == len(set(ids))
 
 
 def test_names_are_text_whatever_they_hold(pareto, tmp_path):
@@ -142,7 +150,6 @@ def test_names_are_text_whatever_they_hold(pareto, tmp_path):
     ("part", "value"),
     [
         ("environment", []),
-        ("begun", 3),
         ("task", {"images": "many"}),
         ("plan", {"goals": {"objectives": 3}}),
         ("space", {"settings": [1], "origin": 5}),
@@ -258,17 +265,7 @@ def test_what_breaks_a_constraint_is_neither_on_the_front_nor_the_best_so_far(un
     run = dataclasses.replace(read(unfinished), search=past)
     assert [row[0] for row in front(run)["rows"]] == [1, 0]
     assert expected(run)["search"].mean.tolist() == [0.5, 0.6]
-    assert "best 0.6 · trial 1<" in anytime(run)["drawings"][0].svg
-
-
-def test_a_long_history_keeps_what_improved_on_all_that_keep_the_constraints():
-    pairs = [(0.9, 9.0), (0.3, 1.0), (0.2, 1.0), (0.5, 1.0), (0.4, 1.0)]
-    trials = [
-        Trial(i, (i % 3, 0, 0), 1, "done", {"val_acc": value, "params": params})
-        for i, (value, params) in enumerate(pairs)
-    ]
-    past = history(trials, nas.parse_goals([], ["params<=5"]))
-    assert {1, 3} <= {t.number for t in thinned(past, 2)}
+    assert "best 0.6 · trial 1<" in picture(anytime(run)["drawings"][0].image)
 
 
 def of_values(genotypes, values):
@@ -286,15 +283,6 @@ def test_a_decision_that_decides_everything_has_all_the_variance():
     assert rows[0]["best"] == ("b", "+10.00 ± 0.00")
 
 
-def test_the_interval_of_an_effect_is_welchs_however_few_trials_there_are():
-    values = np.array([0.61, 0.72, *np.linspace(0.4, 0.6, 10)])
-    trials = of_values([(int(i < 2), 0, 0) for i in range(12)], values)
-    best = decisions(history(trials), trials, values, 100.0)[0]["best"]
-    interval = ttest_ind(values[:2], values[2:], equal_var=False).confidence_interval()
-    half = 50 * (interval.high - interval.low)
-    assert best == ("b", f"+16.50 ± {half:.2f}") and half > 30  # two trials alone prove nothing
-
-
 def test_an_operation_that_helps_has_a_positive_correlation():
     values = np.array([0.1 * (i % 2 + i // 2 % 2) for i in range(12)])
     trials = of_values([(i % 2, i // 2 % 2, 2) for i in range(12)], values)
@@ -303,26 +291,20 @@ def test_an_operation_that_helps_has_a_positive_correlation():
     assert rows.keys() == {"a", "b"} and rows["b"]["low"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("val_acc", 0.5, "50.00 %"),
-        ("random_delta_low", -0.1148, "\u221211.48 points"),
-        ("latency_ms", 51.83, "51.8 ms"),
-        ("latency_p95_ms", 1560.0, "1.56 s"),
-        ("peak_bytes", 29248.0, "29.2 kB"),
-        ("params", 7226.0, "7.23 k"),
-        ("search_seconds", 94.0, "1 min 34 s"),
-        ("search_seconds", 1e300, "1e+300 s"),
-        ("random_p", 0.39141, "0.3914"),
-    ],
-)
-def test_metrics_have_the_units_that_their_names_tell(name, value, words):
-    assert metric(name, value) == words
-
-
-def test_a_quantity_has_the_unit_that_suits_it():
-    assert [quantity(0.383, "Wh"), quantity(2e6, "Wh"), quantity(12)] == ["0.383 Wh", "2 MWh", "12"]
+def test_metrics_have_the_units_that_their_names_tell():
+    values = {"val_acc": 0.5, "random_delta_low": -0.1148, "latency_p95_ms": 1560.0, "peak_bytes": 29248.0}
+    values |= {"params": 7226.0, "search_seconds": 94.0, "retrain_seconds": 1e300, "random_p": 0.39141}
+    words = [
+        "50.00 %",
+        "\u221211.48 points",
+        "1.56 s",
+        "29.2 kB",
+        "7.23 k",
+        "1 min 34 s",
+        "1e+300 s",
+        "0.3914",
+    ]
+    assert [metric(name, value) for name, value in values.items()] == words
 
 
 @pytest.fixture(scope="module")
@@ -352,13 +334,13 @@ def test_in_a_browser_the_slider_moves_the_cell(gradients, page):
     slider.focus()
     page.keyboard.press("Home")
     assert frames.count() == 1 and now.inner_text().startswith("epoch 1")
-    assert frames.locator("svg").first.bounding_box()["width"] > 100
+    assert frames.locator("img").first.bounding_box()["width"] > 100
     page.get_by_label("one step on").click()
     assert now.inner_text().startswith("epoch 2")
     assert slider.get_attribute("aria-valuetext") == now.inner_text()
 
 
-@pytest.mark.parametrize("part", ["#front circle", "#anytime circle", "#timeline rect"])
+@pytest.mark.parametrize("part", ["#front circle", "#timeline rect"])
 def test_in_a_browser_pointing_at_a_trial_tells_of_it(pareto, page, part):
     page.goto((pareto / REPORT).as_uri())
     tip, spot = page.locator("#tip"), page.locator(f"{part}[data-tip]").first

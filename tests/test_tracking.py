@@ -12,8 +12,7 @@ from nas.cli.app import spelt_out
 from nas.errors import ConfigError
 from nas.run.config import make_config
 from nas.show import tracking as trackers
-from nas.show.tracking.tracker import FINAL, Feed, Point, TrackedRun, Tracking, of_curve, of_trials
-from nas.training.train import Curve
+from nas.show.tracking.tracker import FINAL, Point, TrackedRun, Tracking, of_trials
 from nas.types import Trial
 
 
@@ -56,7 +55,7 @@ def points(series, *steps):
 
 def tracking(tracker, notes, **settings):
     run = TrackedRun("run-1", None, {"space": "toy"})
-    return Tracking([Feed("mine", tracker, run)], note=notes.append, **settings)
+    return Tracking([tracker], run, note=notes.append, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +86,10 @@ def test_every_trial_epoch_and_final_metric_is_told_once(tracked):
     assert len(keeper.files) > 10 and all(keeper.files)
 
 
-def test_the_run_keeps_its_name_and_a_finished_one_tells_nothing_twice(tracked):
+def test_a_finished_run_tells_nothing_twice(tracked):
     keeper, _, result = tracked
     assert keeper.ends == ["stopped", "finished"]
-    assert keeper.runs[0] == keeper.runs[1]
-    assert keeper.runs[0].name.startswith("run-") and keeper.runs[0].settings["space"] == "toy"
-    assert result.folder == keeper.runs[0].folder
+    assert keeper.runs[0] == keeper.runs[1] and keeper.runs[0].settings["space"] == "toy"
     before = len(keeper.points), len(keeper.files)
     nas.search("toy", "digits", "random", out=result.folder, settings=SMALL, trackers=[keeper])
     assert (len(keeper.points), len(keeper.files)) == before
@@ -121,29 +118,23 @@ def test_shared_weights_and_a_retraining_tell_their_epochs(tmp_path):
     assert other.steps("retrain") == [1, 2] and other.steps(FINAL) == [0]
 
 
-@pytest.mark.parametrize(("waiting", "words"), [(10_000, "did not finish"), (5, "too slow")])
-def test_a_tracker_that_hangs_is_not_waited_for(waiting, words, monkeypatch):
-    monkeypatch.setattr("nas.show.tracking.tracker.WAITING", waiting)
+def test_a_tracker_that_hangs_is_not_waited_for():
     notes, begun = [], time.monotonic()
     with tracking(Hanging(), notes, patience_s=0.05) as told:
         for step in range(100):
             told.tell(points("search", step))
     assert time.monotonic() - begun < 25  # the tracker hangs for half a minute
-    assert len(notes) == 1 and words in notes[0]
+    assert len(notes) == 1 and "did not finish" in notes[0]
 
 
 def test_what_a_tracker_has_is_left_out_and_what_it_missed_is_told():
     keeper, notes = Keeper(), []
     keeper.points = points("search", 0, 1)
-    curve = Curve((2.0, 1.0), (0.1, 0.05), (3.0, 3.0), (2,), (0.9,), (0.5,))
     with tracking(keeper, notes) as told:
         told.tell(points("search", 0, 1, 2))
         told.tell(points("search", 2, 3))
         told.tell(points("retrain", 1))
-        told.tell(of_curve("retrain", curve))
-    assert keeper.steps("search") == [0, 1, 2, 3] and keeper.steps("retrain") == [1, 2] and not notes
-    known = {"train_loss": 1.0, "lr": 0.05, "seconds": 3.0, "val_loss": 0.9, "val_acc": 0.5}
-    assert keeper.points[-1].values == known
+    assert keeper.steps("search") == [0, 1, 2, 3] and keeper.steps("retrain") == [1] and not notes
 
 
 def test_running_trials_and_numbers_that_are_none_are_left_out():

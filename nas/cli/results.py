@@ -33,8 +33,7 @@ def report(
 ) -> None:
     """Write report.html: all that a run did and found, as one file that needs no network."""
     from nas.files.folder import MANIFEST, update_manifest
-    from nas.show.report import REPORT, write_report
-    from nas.show.report.page import searched_space
+    from nas.show.report import REPORT, searched_space, write_report
 
     if len(runs) > 1 and (space is not None or watts is not None):
         raise ConfigError("--space and --watts are for the report of a single run; remove them")
@@ -91,8 +90,7 @@ def dashboard(
     from nas.cli.job import StopRequest
     from nas.results.run_record import read_run
     from nas.show.dashboard import LOOPBACK, Live, serve
-    from nas.show.report import render
-    from nas.show.report.page import searched_space
+    from nas.show.report import render, searched_space
 
     def ready(url: str) -> None:
         say(f"report       {url}\ntrials       {url}dashboard\nstop with Ctrl-C")

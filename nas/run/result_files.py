@@ -43,7 +43,7 @@ def write_result(
     if epochs:
         write_json(folder / "health.json", {"epochs": [dict(epoch) for epoch in epochs]})
     if pictures:
-        from nas.show.report.page import REPORT, write_report  # and matplotlib, which workers can do without
+        from nas.show.report import REPORT, write_report  # and matplotlib, which workers can do without
 
         _draw(result, image_shape, title)
         _draw_search_by_gradients(folder, alphas, epochs, title)

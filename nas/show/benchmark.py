@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from nas.errors import ConfigError, counted
 from nas.evaluate.benchmarks import Benchmark, load_benchmark
@@ -121,8 +119,17 @@ def write_comparison(
     draw.save(figure, *written[1:])
     if len(replay.goals.objectives) == 2:
         name, (replay, runs) = list(replays.items())[-1]
-        exact = exact_front(benchmark, replay.goals, replay.fidelity)
-        figure = _front(replay.goals, replay, runs, exact, title=f"{title}: {name}, one repeat")
+        first, second = replay.goals.objectives
+        signs = np.array([1.0 if o.maximize else -1.0 for o in (first, second)])
+        scores, _ = replay.goals.table(replay.goals.kept_by(runs.history))
+        figure = draw.draw_pareto_front(
+            scores * signs,
+            names=(first.name, second.name),
+            maximize=(first.maximize, second.maximize),
+            exact=exact_front(benchmark, replay.goals, replay.fidelity) * signs,
+            title=f"{title}: {name}, one repeat",
+            subtitle=f"{counted(len(runs.history), 'evaluation')}, {len(scores)} of them within all bounds",
+        )
         written += [folder / "front.svg", folder / "front.png"]
         draw.save(figure, *written[3:])
     return written
@@ -140,14 +147,12 @@ def describe(benchmark: Benchmark, replay: Replay) -> str:
 
 def lines(replays: Mapping[str, tuple[Replay, Runs]], benchmark: Benchmark) -> list[str]:
     """The table of means and standard deviations, in percent, as text."""
-    tables = {name: runs.table() for name, (_, runs) in replays.items()}
     replay = next(iter(replays.values()))[0]
+    tables = {name: runs.table() for name, (_, runs) in replays.items()}
     if replay.budget_s is not None:
+        ends = {name: table[max(table)] for name, table in tables.items()}
         head = f"{'searcher':20}{'evaluations':>12}{'at the end':>18}"
-        rows = [
-            f"{name:20}{runs.counts.mean():>12.1f}{_cell(runs.table()[runs.values.shape[1]]):>18}"
-            for name, (_, runs) in replays.items()
-        ]
+        rows = [f"{name:20}{replays[name][1].counts.mean():>12.1f}{_cell(ends[name]):>18}" for name in ends]
         return [describe(benchmark, replay), head, *rows]
     marks = sorted({mark for table in tables.values() for mark in table})
     head = f"{'searcher':20}" + "".join(f"{mark:>16}" for mark in marks)
@@ -210,23 +215,6 @@ def _record(replay: Replay, runs: Runs) -> dict[str, Any]:
             for name in ("x", "mean", "low", "high")
         },
     }
-
-
-def _front(goals: Goals, replay: Replay, runs: Runs, exact: NDArray[np.float64], *, title: str) -> Figure:
-    first, second = goals.objectives
-    done = goals.kept_by(runs.history)
-    signs = np.array([1.0 if o.maximize else -1.0 for o in goals.objectives])
-    scores, _ = goals.table(done)
-    return draw.draw_pareto_front(
-        scores * signs,
-        names=(first.name, second.name),
-        maximize=(first.maximize, second.maximize),
-        reference=(replay.reference[0], replay.reference[1]),
-        exact=exact * signs,
-        title=title,
-        subtitle=f"{counted(len(runs.history), 'evaluation')}, {len(done)} of them successful and within all "
-        "bounds",
-    )
 
 
 def _cell(value: tuple[float, float]) -> str:

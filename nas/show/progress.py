@@ -78,8 +78,7 @@ class PlainProgress:
         if self._total is None:
             _say(f"{self._name} {self._done}  {text}")
             return
-        each = (time.monotonic() - self._begun) / self._here
-        left = each * max(0, self._total - self._done)
+        left = (time.monotonic() - self._begun) / self._here * max(0, self._total - self._done)
         _say(f"{self._name} {self._done}/{self._total}  {text}  ({left:.0f} s left)")
 
     def note(self, text: str) -> None:

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
@@ -48,8 +47,6 @@ STYLE: dict[RcKeyType, Any] = {
     "text.color": INK,
     "text.parse_math": False,  # names may hold dollar signs
     "figure.facecolor": PAPER,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.06,
     "axes.facecolor": "none",
     "axes.edgecolor": HAIR,
     "axes.spines.left": False,
@@ -186,6 +183,14 @@ def node_text(label: str) -> str:
     return match[1] + match[2].translate(_SUBSCRIPTS) if match else clean(label)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the units that suit them."""
+    if not 60 <= seconds < 1e9:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
 @lru_cache(maxsize=4096)
 def text_size(text: str, size: float, *, bold: bool = False) -> tuple[float, float]:
     """Width and height in inches of one line of text at `size` points, without hinting."""
@@ -231,14 +236,18 @@ def key(
     return line
 
 
-def page(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure around a body of so many inches, and blank axes in inches from the body's lower left corner.
+def plot(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure that is one plot of so many inches; `finish` makes room for all that stands around it."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_axes((0, 0, 1, 1))
 
-    `finish` adds heading and legend.
-    """
-    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN))
-    sheet = figure.add_axes((0, 0, 1, 1))
+
+def page(width: float, height: float) -> tuple[Figure, Axes]:
+    """The same with blank axes in inches from the lower left corner, and room for half a line around them."""
+    edge = 0.02
+    figure, sheet = plot(width + 2 * edge, height + 2 * edge)
     sheet.set_axis_off()
+    sheet.set(xlim=(-edge, width + edge), ylim=(-edge, height + edge))
     return figure, sheet
 
 
@@ -246,38 +255,26 @@ _HEADING = ((16.0, "bold", INK, 80, 0.42), (11.0, "normal", MUTED, 110, 0.3))
 """Of title and subtitle: points, weight, colour, the most characters, inches of the line."""
 
 
-def heading_width(title: str, subtitle: str = "") -> float:
-    """Inches that a heading needs."""
-    sizes = [
-        text_size(clean(text, limit=limit), size, bold=weight == "bold")[0]
-        for text, (size, weight, _, limit, _) in zip((title, subtitle), _HEADING, strict=True)
-    ]
-    return max(sizes)
-
-
 def finish(figure: Figure, *, title: str = "", subtitle: str = "", keys: Sequence[Line2D] = ()) -> Figure:
-    """Grows the page for a heading and for a legend of `keys`, draws these, and fixes the layout."""
-    width, height = map(float, figure.get_size_inches())
-    lines = [(text, line) for text, line in zip((title, subtitle), _HEADING, strict=True) if clean(text)]
-    width = max(width, heading_width(title, subtitle) + 2 * MARGIN)
-    head, foot = sum(line[-1] for _, line in lines), _legend(figure, keys, width - 2 * MARGIN)
-    body, height = height - 2 * MARGIN, height + head + foot
-    figure.set_size_inches(width, height)
-    top = height - MARGIN
-    for text, (size, weight, color, limit, room) in lines:
-        shown = figure.text(MARGIN, top, clean(text, limit=limit), va="top")
-        shown.set(fontsize=size, fontweight=weight, color=color, transform=figure.dpi_scale_trans)
-        top -= room
-    engine = figure.get_layout_engine()
-    if not isinstance(engine, ConstrainedLayoutEngine):
-        figure.axes[0].set(xlim=(-MARGIN, width - MARGIN), ylim=(-MARGIN - foot, height - MARGIN - foot))
-        return figure
-    inner = MARGIN / width, (MARGIN + foot) / height, 1 - 2 * MARGIN / width, body / height
-    engine.set(rect=inner)
-    engine.execute(figure)
-    for axes in figure.axes:  # the last digits of the solver differ from run to run
-        axes.set_position(np.round(axes.get_position().bounds, 4))
-    figure.set_layout_engine("none")
+    """Grows the page around all that is drawn, and for a heading above and a legend of `keys` below it."""
+    size, body = figure.get_size_inches(), figure.get_tightbbox()
+    width, head, heading = body.width, 0.0, []
+    for text, (points, weight, color, limit, room) in zip((title, subtitle), _HEADING, strict=True):
+        if line := clean(text, limit=limit):
+            shown = figure.text(MARGIN, head, line, va="top", transform=figure.dpi_scale_trans)
+            shown.set(fontsize=points, fontweight=weight, color=color)
+            heading.append(shown)
+            width = max(width, shown.get_window_extent().width / figure.dpi)
+            head += room
+    foot = _legend(figure, keys, width)
+    grown = np.asarray([width, head + body.height + foot]) + 2 * MARGIN
+    figure.set_size_inches(*grown)
+    for shown in heading:
+        shown.set_y(grown[1] - MARGIN - shown.get_position()[1])
+    for axes in figure.axes:
+        place = axes.get_position()
+        corner = place.min * size - np.asarray(body.min) + (MARGIN, MARGIN + foot)
+        axes.set_position(tuple(np.round([*(corner / grown), *(place.size * size / grown)], 5)))
     return figure
 
 
@@ -307,8 +304,18 @@ def _legend(figure: Figure, keys: Sequence[Line2D], width: float) -> float:
     return 0.0
 
 
-_PATHS = re.compile(r' d="[^"]*"')
+_GEOMETRY = re.compile(r' (?:d|x|y)="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
+
+
+def svg_of(figure: Figure, *, paper: str = "auto") -> str:
+    """The figure as SVG; a hundredth of a point is enough for the eye and halves the file.
+
+    paper: the colour behind it, `"none"` for a page that may be dark.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor=paper)
+    return _GEOMETRY.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), buffer.getvalue())
 
 
 @styled
@@ -318,19 +325,13 @@ def save(figure: Figure, *paths: Path) -> None:
     A reader sees a whole file or the previous one, never a part.
     """
     for path in paths:
-        suffix = path.suffix.lower()
-        if suffix not in (".svg", ".png"):
+        if path.suffix.lower() not in (".svg", ".png"):
             raise ConfigError(f"save: got {path.name!r}, wanted a name that ends in .svg or .png")
-        buffer = io.BytesIO()
-        stamp = "Date" if suffix == ".svg" else "Software"
-        dpi = _DPI if suffix == ".png" else "figure"
-        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata={stamp: None})
-        data = buffer.getvalue()
-        if suffix == ".svg":
-            # A hundredth of a point is enough for the eye and halves the file.
-            data = _PATHS.sub(lambda d: _DECIMALS.sub(r"\1", d[0]), data.decode()).encode()
         with replacing(path) as temporary:
-            temporary.write_bytes(data)
+            if path.suffix.lower() == ".svg":
+                temporary.write_text(svg_of(figure), encoding="utf-8")
+            else:
+                figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def good_limits(
@@ -357,15 +358,14 @@ def scatter_within(axes: Axes, x: Column, y: Column, *, color: str, hollow: bool
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     outside = {"<": x < left, ">": x > right, "v": y < low, "^": y > high}
     inside = ~np.any(list(outside.values()), axis=0)
-    across, up = 0.02 * (right - left), 0.02 * (high - low)
-    x = np.where(inside, x, x.clip(left + across, right - across))
-    y = np.where(inside, y, y.clip(low + up, high - up))
+    edges = axes.viewLim.padded(-0.02 * axes.viewLim.width, -0.02 * axes.viewLim.height)
+    x = np.where(inside, x, x.clip(edges.x0, edges.x1))
+    y = np.where(inside, y, y.clip(edges.y0, edges.y1))
+    many = len(x) > _MANY
     for marker, chosen in {"o": inside, **outside}.items():
-        (dots,) = axes.plot(x[chosen], y[chosen], marker, markersize=5.5, zorder=3, alpha=0.7)
+        (dots,) = axes.plot(x[chosen], y[chosen], marker, markersize=2.7 if many else 5.5, alpha=0.7)
         dots.set(markerfacecolor=PAPER if hollow else color, markeredgecolor=color if hollow else PAPER)
-        dots.set_markeredgewidth(1.1 if hollow else 0.5)
-        if len(x) > _MANY:
-            dots.set(rasterized=True, markersize=2.7, markeredgewidth=0.6 if hollow else 0.0)
+        dots.set(markeredgewidth=1.0 if hollow else 0.5 * (not many), rasterized=many, zorder=3)
 
 
 def tidy_ticks(axes: Axes, *, most: int, whole: bool = False) -> None:

@@ -39,10 +39,8 @@ from nas.types import Decision, Genotype, Trial, of_longest_training
 
 JOB = "the job itself"
 """Who evaluates trials of which nothing else is known."""
-_FILES = (
-    *("run.json", "architecture.json", "metrics.json", "baselines.json", "health.json"),
-    *("alphas.npz", "config.toml"),
-)
+_HEALTH, _ALPHAS, _METRICS = "health.json", "alphas.npz", "metrics.json"
+_FILES = ("run.json", ARCHITECTURE, _METRICS, "baselines.json", _HEALTH, _ALPHAS, "config.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,30 +177,27 @@ def read(folder: Path, space: Space | None = None) -> Run:
         ConfigError: when there is no run, or what is there is damaged.
     """
     record = read_run(folder)
-    told = checked(ReportedRecord, record, folder / "run.json", "record of a run")
     found = {name for name in _FILES if is_file(folder / name)}
     require_intact(folder, *found)
-    studies = read_studies(folder)
-    if space is None:
-        space = _own_space(record["space"].get("origin"), record["space"].get("settings"))
-    architecture, health, epochs = None, folder / "health.json", []
+    studies, architecture, epochs = read_studies(folder), None, []
     if ARCHITECTURE in found:
         architecture = read_architecture(folder)
         checked(ReportedArchitectureRecord, architecture, folder / ARCHITECTURE, "architecture")
-    if health.name in found:
-        epochs = checked(HealthRecord, read_json(health), health, "record of health").epochs
+    if _HEALTH in found:
+        file = folder / _HEALTH
+        epochs = checked(HealthRecord, read_json(file), file, "record of health").epochs
     return Run(
         folder.resolve(),
         record,
-        told,
+        checked(ReportedRecord, record, folder / "run.json", "record of a run"),
         studies.get(SEARCH, History()),
         studies.get(RANDOM, History()),
         architecture,
-        read_metrics(folder) if "metrics.json" in found else {},
+        read_metrics(folder) if _METRICS in found else {},
         compared_of(folder),
         epochs,
-        Alphas.read(folder / "alphas.npz") if "alphas.npz" in found else None,
-        space,
+        Alphas.read(folder / _ALPHAS) if _ALPHAS in found else None,
+        space or _own_space(record["space"].get("origin"), record["space"].get("settings")),
     )
 
 
@@ -232,22 +227,24 @@ def _history(study: optuna.Study) -> History:
     record = checked(StudyRecord, known, source, "record of a study")
     decisions = [Decision(name, tuple(options)) for name, options in record.decisions]
     now = time.time()
-    found = {t.number: (t, Work(JOB, now, None)) for t in under_way(study)}
+    found = {trial.number: (trial, Work(JOB, now, None)) for trial in under_way(study)}
     for frozen in study.get_trials(deepcopy=False):
-        trial, work = _ended(frozen, decisions, f"{source}, trial {frozen.number}")
-        found[trial.number] = trial, work
+        trial = _ended(frozen, decisions, f"{source}, trial {frozen.number}")
+        ended_s = frozen.datetime_complete.timestamp() if frozen.datetime_complete is not None else 0.0
+        worker = frozen.user_attrs["nas"].get("worker") or JOB
+        found[trial.number] = trial, Work(worker, ended_s - trial.cost_s, ended_s)
     trials = [found[number][0] for number in sorted(found)]
     return History(decisions, Goals.from_dict(known), trials, {n: work for n, (_, work) in found.items()})
 
 
-def _ended(frozen: FrozenTrial, decisions: Sequence[Decision], source: str) -> tuple[Trial, Work]:
-    """A trial as Optuna keeps it, without its space, and the work on it."""
+def _ended(frozen: FrozenTrial, decisions: Sequence[Decision], source: str) -> Trial:
+    """A trial as Optuna keeps it, without its space."""
     record = checked(TrialRecord, frozen.user_attrs.get("nas"), source, "record of a trial")
     try:
         genotype = tuple(d.options.index(frozen.params[d.name]) for d in decisions)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{source} is damaged: it lacks a decision or has an unknown option") from error
-    trial = Trial(
+    return Trial(
         record.number,
         genotype,
         record.fidelity,
@@ -257,8 +254,6 @@ def _ended(frozen: FrozenTrial, decisions: Sequence[Decision], source: str) -> t
         record.reason,
         tuple(record.beside),
     )
-    ended_s = frozen.datetime_complete.timestamp() if frozen.datetime_complete is not None else 0.0
-    return trial, Work(record.worker or JOB, ended_s - record.cost_s, ended_s)
 
 
 def _own_space(origin: object, settings: object) -> Space | None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from nas.errors import ConfigError
 from nas.show.tracking.mlflow import MLflow
 from nas.show.tracking.tensorboard import TensorBoard
-from nas.show.tracking.tracker import NO_TRACKING, Feed, TrackedRun, Tracker, Tracking
+from nas.show.tracking.tracker import TrackedRun, Tracker, Tracking
 
 AUTO = "auto"
 
@@ -58,6 +58,4 @@ def open_tracking(
         trackers.append(TensorBoard(events))
     if mlflow is not None:
         trackers.append(MLflow(None if mlflow == AUTO else mlflow))
-    run = TrackedRun(name, folder, settings)
-    feeds = [Feed(type(tracker).__name__, tracker, run) for tracker in (*trackers, *own)]
-    return Tracking(feeds, note=note) if feeds else NO_TRACKING
+    return Tracking([*trackers, *own], TrackedRun(name, folder, settings), note=note)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import time
+import struct
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from nas.show.tracking.tracker import Key, Point, Status, TrackedRun
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import FileWriter
 
-PICTURES: Key = ("pictures", 0)
-SETTINGS: Key = ("settings", 0)
+SETTINGS, PICTURES = "settings", "pictures"
 
 
 class TensorBoard:
@@ -27,46 +26,48 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file: IO[bytes] | None = None
+
+    @cached_property
+    def _writer(self) -> FileWriter:
+        """Made when there is something new to write, into a file beside those that are there."""
+        from torch.utils.tensorboard import FileWriter
+
+        return FileWriter(str(self._place))
 
     def begin(self, run: TrackedRun) -> AbstractSet[Key]:
-        """Reads what the run has left before; what is new goes into a file beside it."""
+        """Reads what the run has left before."""
         from tensorboard.plugins.text.summary_v2 import text_pb
 
         self._place = self.folder / run.name
         self._known = keys(self._place)
-        if SETTINGS not in self._known:
+        if SETTINGS not in (series for series, _ in self._known):
             lines = ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.settings.items())]
-            self._write([_event(summary=text_pb("settings/asked", "\n".join(lines)))])
+            self._writer.add_summary(text_pb(f"{SETTINGS}/asked", "\n".join(lines)))
         return self._known
 
     def track(self, points: Sequence[Point]) -> None:
         """Writes one event for each point."""
-        self._write([_event(summary=_summary(point), step=point.step) for point in points])
+        for point in points:
+            self._writer.add_summary(_summary(point), point.step)
+        self._writer.flush()
 
     def keep(self, folder: Path, files: Sequence[str]) -> None:
         """Shows the pictures; the other files stay where they are."""
-        pictures = [folder / name for name in files if name.endswith(".png")]
-        if pictures and PICTURES not in self._known:
-            self._write([_event(summary=_pictures(pictures))])
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if PICTURES not in (series for series, _ in self._known):
+            for name in files:
+                if name.endswith(".png"):
+                    png = (folder / name).read_bytes()
+                    width, height = struct.unpack(">II", png[16:24])  # of its header
+                    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+                    tag = f"{PICTURES}/{Path(name).stem}"
+                    self._writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def end(self, status: Status) -> None:  # noqa: ARG002 - event files know no status
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-
-    def _write(self, events: Sequence[Event]) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        if self._file is None:
-            self._place.mkdir(parents=True, exist_ok=True)
-            name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-            self._file = (self._place / name).open("xb")
-            events = [_event(file_version="brain.Event:2"), *events]
-        records = RecordWriter(self._file)
-        for event in events:
-            records.write(event.SerializeToString())
-        self._file.flush()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 def keys(place: Path) -> set[Key]:
@@ -81,12 +82,6 @@ def keys(place: Path) -> set[Key]:
     return found
 
 
-def _event(*, summary: Summary | None = None, step: int = 0, file_version: str | None = None) -> Event:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    return Event(wall_time=time.time(), step=step, summary=summary, file_version=file_version)
-
-
 def _summary(point: Point) -> Summary:
     """The numbers first, as `series/name`; then a histogram for each decision's alphas."""
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -95,15 +90,3 @@ def _summary(point: Point) -> Summary:
     numbers = [Summary.Value(tag=f"{point.series}/{k}", simple_value=v) for k, v in point.values.items()]
     alphas = [histogram_pb(f"alphas/{decision}", row).value[0] for decision, row in point.alphas.items()]
     return Summary(value=[*numbers, *alphas])
-
-
-def _pictures(paths: Sequence[Path]) -> Summary:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    found = []
-    for path in paths:
-        png = path.read_bytes()
-        width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")  # of its header
-        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-        found.append(Summary.Value(tag=f"{PICTURES[0]}/{path.stem}", image=image))
-    return Summary(value=found)

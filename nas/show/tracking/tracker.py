@@ -7,7 +7,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,6 @@ FINAL = "final"
 Status = Literal["finished", "stopped", "failed"]
 Key = tuple[str, int]
 """The series and step of a point; a run has no two points of the same key."""
-WAITING = 10_000
-"""Hand-overs that may wait for a tracker before it is given up."""
-BATCH = 100
-"""Hand-overs that a tracker is given at once, at most."""
 PATIENCE_S = 15.0
 """How long the end of a job waits for what a tracker still has to do."""
 
@@ -107,64 +102,44 @@ class _End:
     final: Sequence[Point] = ()
 
 
-class Feed:
+class _Feed:
     """Hands one tracker, in a thread of its own, what it has not got yet.
 
-    name: what the tracker is called in messages. failure: why it was given up, None while it works.
+    failure: why it was given up, empty while it works.
     """
 
-    def __init__(self, name: str, tracker: Tracker, run: TrackedRun) -> None:
-        self.name, self._run = name, run
-        self.failure: str | None = None
-        self._tracker = tracker
-        self._queue: queue.Queue[Sequence[Point] | _End] = queue.Queue(WAITING)
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
-        self._thread.start()
+    def __init__(self, tracker: Tracker, run: TrackedRun) -> None:
+        self.name, self.failure = type(tracker).__name__, ""
+        self.queue: queue.SimpleQueue[Sequence[Point] | _End] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, args=(tracker, run), daemon=True)
+        self.thread.start()
 
-    def put(self, item: Sequence[Point] | _End) -> None:
-        """Hands over points, or the end."""
-        if self.failure is None:
-            try:
-                self._queue.put_nowait(item)
-            except queue.Full:
-                self.failure = f"it is too slow: {WAITING:,} points wait for it"
-
-    def join(self, patience_s: float) -> None:
-        """Waits a while for what is still to be done."""
-        self._thread.join(patience_s if self.failure is None else 0.0)
-        if self._thread.is_alive() and self.failure is None:
-            self.failure = f"it did not finish within {patience_s:.0f} s"
-
-    def _work(self) -> None:
+    def _work(self, tracker: Tracker, run: TrackedRun) -> None:
         try:
-            known, end = set(self._tracker.begin(self._run)), None
-            while end is None and self.failure is None:
-                items = self._waiting()
-                self._track([p for item in items if not isinstance(item, _End) for p in item], known)
-                end = items[-1] if isinstance(items[-1], _End) else None
-            if end is None:
-                return
+            known, end = set(tracker.begin(run)), None
+            while end is None:
+                points, end = self._waiting()
+                new = {point.key: point for point in points if point.key not in known}
+                if new:
+                    tracker.track(list(new.values()))
+                    known.update(new)
             if end.final and end.final[0].key not in known:
-                self._tracker.keep(end.folder, end.files)
-                self._track(end.final, known)
-            self._tracker.end(end.status)
+                tracker.keep(end.folder, end.files)
+                tracker.track(end.final)
+            tracker.end(end.status)
         except FAULTS as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self.failure = printable(lines[0], limit=300)
 
-    def _waiting(self) -> list[Sequence[Point] | _End]:
-        """What waits, or what comes next; the end is the last of all."""
-        items = [self._queue.get()]
-        with suppress(queue.Empty):
-            while len(items) < BATCH:
-                items.append(self._queue.get_nowait())
-        return items
-
-    def _track(self, points: Sequence[Point], known: set[Key]) -> None:
-        new = {point.key: point for point in points if point.key not in known}
-        if new:
-            self._tracker.track(list(new.values()))
-            known.update(new)
+    def _waiting(self) -> tuple[list[Point], _End | None]:
+        """The points that wait, or those that come next, and the end once it is reached."""
+        points: list[Point] = []
+        while not points or not self.queue.empty():
+            item = self.queue.get()
+            if isinstance(item, _End):
+                return points, item
+            points += item
+        return points, None
 
 
 class Tracking:
@@ -177,21 +152,19 @@ class Tracking:
 
     def __init__(
         self,
-        feeds: Sequence[Feed] = (),
+        trackers: Sequence[Tracker] = (),
+        run: TrackedRun | None = None,
         *,
         note: Callable[[str], None] = lambda _: None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._feeds, self._note, self._patience_s = feeds, note, patience_s
-        self._given_up: set[Feed] = set()
-        self._end = _End()
+        self._feeds = [_Feed(tracker, run) for tracker in trackers] if run is not None else []
+        self._note, self._patience_s, self._end = note, patience_s, _End()
 
     def tell(self, points: Iterable[Point]) -> None:
         """Tells of points; returns at once."""
-        gathered = list(points) if self._feeds else []
-        for feed in self._feeds:
-            feed.put(gathered)
-        self._warn()
+        if self._feeds:
+            self._put(list(points))
 
     def finish(self, metrics: Mapping[str, float], folder: Path) -> None:
         """Says that the run is finished: at the end its files are told of and, last, its final metrics."""
@@ -206,21 +179,28 @@ class Tracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         paused = isinstance(error, Stopped | KeyboardInterrupt)
-        status: Status = "finished" if error is None else "stopped" if paused else "failed"
+        self._put(
+            replace(self._end, status="finished" if error is None else "stopped" if paused else "failed")
+        )
         for feed in self._feeds:
-            feed.put(replace(self._end, status=status))
-        for feed in self._feeds:
-            feed.join(self._patience_s)
-        self._warn()
+            feed.thread.join(self._patience_s)
+            if feed.thread.is_alive():
+                feed.failure = f"it did not finish within {self._patience_s:.0f} s"
+        self._give_up()
 
-    def _warn(self) -> None:
+    def _put(self, item: Sequence[Point] | _End) -> None:
         for feed in self._feeds:
-            if feed.failure is not None and feed not in self._given_up:
-                self._given_up.add(feed)
-                self._note(
-                    f"WARNING: {feed.name} is told no more: {feed.failure}; the job goes on, and what is "
-                    "missing there is told when the run is resumed"
-                )
+            feed.queue.put(item)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Tells no more to those that failed, and says so once."""
+        for feed in [feed for feed in self._feeds if feed.failure]:
+            self._feeds.remove(feed)
+            self._note(
+                f"WARNING: {feed.name} is told no more: {feed.failure}; the job goes on, and what is missing "
+                "there is told when the run is resumed"
+            )
 
 
 NO_TRACKING = Tracking()

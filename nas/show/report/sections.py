@@ -1,39 +1,198 @@
-"""How a search went: what it reached after how much work, what mattered, what failed, what it cost."""
+"""What the sections of a run's report show: its result, how the search came to it, how to do it again."""
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
-from scipy.stats import spearmanr
-from scipy.stats import t as student
+from scipy.stats import hypergeom, pearsonr, rankdata, ttest_ind
 
+from nas.errors import NasError, counted
 from nas.evaluate import failure_summary
+from nas.files.folder import is_file
+from nas.files.schemas import EpochRecord
 from nas.results.result import baselines_of
+from nas.results.run_record import SEARCH
+from nas.searchers.goals import Goals
+from nas.searchers.method_names import OWN
 from nas.show import draw
 from nas.show.draw import Bands
-from nas.show.draw.curves import BASELINE, BEST, axis_places, time_ticks
-from nas.show.report.run import History, Run, Work
-from nas.show.report.section import Drawing, Spot, Tip, Values, duration, metric, signed, stored
+from nas.show.draw.search import BASELINE, BEST, axis_places, time_ticks
+from nas.show.draw.style import duration
+from nas.show.report.run import History, Run
+from nas.show.report.section import Drawing, Spot, Tip, Values, metric, signed, stored
+from nas.space.graph import Graph, from_dict, skeleton, to_dict
+from nas.space.loading import is_plugin
 from nas.types import Trial
 
 RANDOM = "random search"
 MOST_DOTS = 1000
 """Trials that are drawn of a longer history."""
-_MOST_BARS = 1500
-_MOST_ROWS = 30
+_MOST_BARS, _MOST_ROWS = 1500, 30
 _LONGEST, _MOST_LINES = 60, 8
 """Characters of a name, metrics and choices that are told of a trial."""
+_MOST_CONFIG = 20_000
+_MOST_FRAMES, _FRAMES_BYTES = 40, 1_000_000
+_ID = "cell-id"
 Floats = NDArray[np.float64]
 
 
-# -- how good it was after how much work --------------------------------------------------------------
+# -- what came out ------------------------------------------------------------------------------------
+
+
+def summary(run: Run) -> Values:
+    """What a run is, what came out of it, or how far it has come."""
+    goals = run.search.goals
+    objective, best = goals.objectives[0], next(iter(goals.ordered(run.search.longest)), None)
+    value = None if best is None else metric(objective.name, objective.value(best.metrics))
+    return {
+        "finished": run.architecture is not None and bool(run.metrics),
+        "found_by": SEARCH if run.compared is None else run.compared.found_by,
+        "statements": [] if run.compared is None else run.compared.statements,
+        "metrics": run.metrics,
+        "facts": facts(run),
+        "ended": sum(t.state != "running" for t in run.search.trials),
+        "unit": "epochs" if run.is_by_gradients else "trials",
+        "best": value and f"{objective.name} is {value}",
+    }
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Space, task, method and so on, in words."""
+    space, task, plan = run.record["space"], run.record["task"], run.record["plan"]
+    environment, size = run.told.environment, space.get("size", "?")
+    shape = "×".join(map(str, task["image_shape"]))
+    images = ", ".join(f"{n} {part}" for part, n in run.told.task.images.items())
+    found = {
+        "space": f"{space.get('name', '')}, {space.get('decisions', '?')} decisions, {size} architectures",
+        "task": f"{task['name']}, {len(task['classes'])} classes, images {shape} ({images})",
+    }
+    if run.method:
+        trials = "trials on shared weights" if run.shares_weights else "trained trials"
+        found["method"] = f"{run.method}, by {'gradients' if run.is_by_gradients else trials}"
+        found["goals"] = str(Goals.from_dict(plan["goals"]) if plan.get("goals") else Goals())
+    return found | {
+        "device": f"{environment.get('device', '?')} ({environment.get('hardware', '?')})",
+        "seed": str(run.record["config"].get("seed", 0)),
+        "begun": (run.told.begun or "unknown").replace("T", " "),
+    }
+
+
+def draw_cells(graphs: Mapping[str, Graph], caption: str = "") -> list[Drawing]:
+    """Each kind of cell as a drawing of its own, so that they can stand below each other.
+
+    Plain values, which all of them have, stand in the first.
+    """
+    found = [
+        to_dict(graph) | ({"values": {}} if place else {}) for place, graph in enumerate(graphs.values())
+    ]
+    return [_draw_cell(json.dumps(graph), caption) for graph in found]
+
+
+@lru_cache(maxsize=256)
+def _draw_cell(text: str, caption: str) -> Drawing:
+    """A cell, kept for a page that is made again and again while a search goes on."""
+    graph = from_dict(json.loads(text))
+    kind = str(graph.graph["kind"])
+    label = f"{caption}: {kind}" if caption else kind
+    return Drawing.of(draw.draw_cells({kind: graph}), label, caption=caption)
+
+
+def cells(run: Run) -> Values | None:
+    """The cells of the result."""
+    if run.architecture is None or not run.graphs:
+        return None
+    notation = run.architecture.get("notation") or ""
+    return {"drawings": draw_cells(run.graphs), "text": notation, "beside": False}
+
+
+def network(run: Run) -> Values | None:
+    """The whole network at its final size, or as the run has drawn it."""
+    label = "the whole network"
+    drawings = stored(run.folder, "network.svg", label)
+    if run.architecture is not None and run.final is not None:
+        with suppress(NasError):  # the space has changed since
+            genotype = run.final.genotype(run.architecture["choices"])
+            outline = skeleton(run.final.network(genotype, meta=True), run.record["task"]["image_shape"])
+            drawings = [Drawing.of(draw.draw_network(outline), label)]
+    return {"drawings": drawings} if drawings else None
+
+
+def evolving(run: Run) -> Values | None:
+    """The preferred cell, epoch by epoch or improvement by improvement, as far as the page has room."""
+    steps = run.search.done if run.is_by_gradients else run.search.improving(run.search.longest)
+    first = run.cells(steps[0].genotype) if len(steps) > 1 else {}
+    if not first:
+        return None
+    size = sum(len(drawing.image) for drawing in draw_cells(first))
+    most = max(2, min(len(steps), _MOST_FRAMES, _FRAMES_BYTES // size))
+    objective, before, frames = run.search.goals.objectives[0], steps[0].genotype, []
+    for place in np.linspace(0, len(steps) - 1, most).round().astype(int).tolist():
+        trial = steps[place]
+        changes = sum(a != b for a, b in zip(before, trial.genotype, strict=True))
+        value = metric(objective.name, objective.value(trial.metrics))
+        changed = f", {counted(changes, 'decision')} changed" if place else ""
+        label = f"{' '.join(run.called(trial))}: {objective.name} {value}{changed}"
+        frames.append({"label": label, "drawings": draw_cells(run.cells(trial.genotype))})
+        before = trial.genotype
+    return {"frames": frames, "steps": len(steps), "epochs": run.is_by_gradients}
+
+
+def reproduce(run: Run) -> Values:
+    """Settings, versions and fingerprints."""
+    record, environment, architecture = run.record, run.told.environment, run.architecture or {}
+    file, config = run.folder / "config.toml", ""
+    if is_file(file):
+        with file.open(errors="replace") as opened:
+            config = opened.read(_MOST_CONFIG)
+    others = ("device", "hardware", "threads", "commit", "ranks")
+    rows = {
+        "settings of the space": _listed(record["space"].get("settings")),
+        "of the trained network": _listed(record["plan"].get("final_size")),
+        "fingerprint of the images": record["task"]["fingerprint"],
+        "hash of the space's file": record["space"].get("file_sha256"),
+        "hash of the architecture": architecture.get("hash"),
+        "genotype": architecture.get("genotype"),
+        "commit": environment.get("commit"),
+        "versions": _listed({k: v for k, v in environment.items() if k not in others and v is not None}),
+        "notes": "; ".join(run.told.task.notes),
+    }
+    return {
+        "command": _command(run),
+        "config": config,
+        "rows": {k: str(v) for k, v in rows.items() if v},
+        "metrics": {name: metric(name, value) for name, value in run.metrics.items()},
+    }
+
+
+def _listed(values: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in values.items()) if isinstance(values, Mapping) else ""
+
+
+def _command(run: Run) -> str:
+    """What repeats the run; code of the user's own has to be named on the command line, too."""
+    origin = str(run.record["space"].get("origin") or "")
+    if not origin or run.method.startswith(OWN):
+        return "# Made in Python: repeat its call of nas.search or nas.retrain with these settings."
+    own = f" --space {shlex.quote(origin)}" if is_plugin(origin) else ""
+    out = shlex.quote(f"results/{run.name}-again")
+    if run.method:
+        return f"nas search --config config.toml{own} --out {out}"
+    source = shlex.quote(f"{run.name}/architecture.json")
+    task = shlex.quote(str(run.record["config"].get("task", run.record["task"]["name"])))
+    return f"nas retrain {source} --task {task}{own} --config config.toml --out {out}"
+
+
+# -- how the search went ------------------------------------------------------------------------------
 
 
 def anytime(run: Run) -> Values | None:
@@ -61,13 +220,13 @@ def anytime(run: Run) -> Values | None:
         Spot(places[t.number], objective.value(t.metrics), t.number, " ".join(run.called(t))) for t in done
     ]
     label = f"{objective.name} of every {'epoch' if by_epochs else 'trial'}, and the best so far"
-    drawings = [Drawing.of(figure, "trials", label, spots=spots)]
+    drawings = [Drawing.of(figure, label, spots=spots)]
     curves = expected(run)
     if len(curves) > 1:
         xlabel = "seconds of evaluation" if by_epochs else "evaluations"
         figure = draw.draw_anytime(curves, xlabel=xlabel, ylabel=objective.name, colors=(BEST, BASELINE))
         label = f"best {objective.name} so far of the search and of random search"
-        drawings.append(Drawing.of(figure, "expected", label))
+        drawings.append(Drawing.of(figure, label))
     return told | {
         "drawings": drawings,
         "compared": len(curves) > 1,
@@ -129,16 +288,14 @@ def elapsed(trials: Sequence[Trial]) -> Floats:
 def order_statistics(scores: Floats, most: int = 200) -> tuple[Floats, ...]:
     """Of the best of k of these N scores: k, the median, and the 10 and 90 % quantiles, each `[K]`.
 
-    They are drawn without replacement: the best is at most the i-th smallest with probability
-    C(i, k) / C(N, k). most: of the numbers k in 1 to N.
+    They are drawn without replacement: the best is at most the i-th smallest with the probability that none
+    of the N - i larger ones is drawn. most: of the numbers k in 1 to N.
     """
     ordered, count = np.sort(scores), len(scores)
     sizes = np.unique(np.linspace(1, count, min(count, most)).round())
-    log = gammaln(np.arange(count + 1) + 1.0)  # of factorials
     rows = []
-    for k in sizes.astype(int):
-        share = np.zeros(count)
-        share[k - 1 :] = np.exp(log[k:] - log[: count - k + 1] - log[count] + log[count - k])
+    for k in sizes:
+        share = hypergeom.pmf(0, count, np.arange(count)[::-1], k)
         places = (min(int(np.searchsorted(share, q - 1e-9)), count - 1) for q in (0.5, 0.1, 0.9))
         rows.append([ordered[place] for place in places])
     return sizes, *np.array(rows).T
@@ -164,7 +321,7 @@ def front(run: Run) -> Values | None:
     spots = [Spot(x, y, t.number, f"trial {t.number}") for t, (x, y) in zip(shown, points, strict=True)]
     label = f"{first.name} against {second.name}, a dot for each of these trials"
     return {
-        "drawings": [Drawing.of(figure, "front", label, spots=spots)],
+        "drawings": [Drawing.of(figure, label, spots=spots)],
         "objectives": [(o.name, "larger" if o.maximize else "smaller") for o in objectives],
         "count": len(best),
         "of": len(past.allowed),
@@ -177,10 +334,37 @@ def front(run: Run) -> Values | None:
     }
 
 
+def alphas(run: Run) -> Values | None:
+    """How strong every operation was at the end, and on the way there."""
+    found = run.alphas
+    if found is None or not len(found.strengths):
+        drawings = stored(run.folder, "alphas.svg", "strengths over the search")
+    else:
+        heat = draw.draw_alpha_heatmap(found.strengths[-1], found.decisions, found.options)
+        panels = draw.draw_alphas(found.strengths, decisions=found.decisions, options=found.options)
+        drawings = [
+            Drawing.of(heat, "heat map of the strengths after the last epoch"),
+            Drawing.of(panels, "strengths over the search, a panel for each decision"),
+        ]
+    return {"drawings": drawings} if drawings else None
+
+
+def health(run: Run) -> Values | None:
+    """The signs of a collapse, epoch by epoch; of a search that has not ended, from its trials."""
+    rows = list(run.health)
+    if not rows and run.is_by_gradients:
+        for place, trial in enumerate(run.search.done, start=1):
+            shares = {"all cells": trial.metrics.get("skip_share", 0.0)}
+            rows.append(EpochRecord.model_validate({**trial.metrics, "epoch": place, "skip_shares": shares}))
+    if not rows:
+        return None
+    drawing = Drawing.of(draw.draw_diagnostics(rows), "health of the search by epoch")
+    return {"drawings": [drawing], "events": [(row.epoch, event) for row in rows for event in row.events]}
+
+
 # -- what mattered ------------------------------------------------------------------------------------
 
 _LEAST_TRIALS = 8
-_Z = 1.959964
 
 
 def importance(run: Run) -> Values | None:
@@ -208,22 +392,19 @@ def importance(run: Run) -> Values | None:
 def operations(past: History, trials: Sequence[Trial], values: Floats) -> list[dict[str, Any]]:
     """For each option that more than one decision offers: Spearman's ρ of how often it is used and the value.
 
-    The 95 % interval is tanh(atanh ρ ± 1.96 √((1 + ρ²/2) / (N - 3))) (Bonett and Wright 2000).
+    ρ is Pearson's correlation of the ranks, and its 95 % interval Fisher's.
     """
     offered = Counter(option for d in past.decisions for option in set(d.options))
-    chosen = np.array([t.genotype for t in trials])
+    chosen, ranks = np.array([t.genotype for t in trials]), rankdata(values)
     rows = []
     for name in sorted(option for option, times in offered.items() if times > 1):
         places = [(i, d.options.index(name)) for i, d in enumerate(past.decisions) if name in d.options]
         uses = sum((chosen[:, i] == option).astype(int) for i, option in places)
-        if uses.std() == 0:
-            continue
-        rho = float(spearmanr(uses, values).statistic)
-        half = _Z * math.sqrt((1 + rho**2 / 2) / (len(trials) - 3))
-        middle = math.atanh(min(max(rho, -0.999999), 0.999999))
-        low, high = math.tanh(middle - half), math.tanh(middle + half)
-        text = f"{signed(rho)} ({signed(low)} to {signed(high)})"
-        rows.append({"name": name, "rho": rho, "low": low, "high": high, "text": text})
+        if uses.std() > 0:
+            found = pearsonr(rankdata(uses), ranks)
+            (low, high), rho = found.confidence_interval(), float(found.statistic)
+            text = f"{signed(rho)} ({signed(low)} to {signed(high)})"
+            rows.append({"name": name, "rho": rho, "low": float(low), "high": float(high), "text": text})
     return sorted(rows, key=lambda row: -row["rho"])
 
 
@@ -244,25 +425,23 @@ def decisions(past: History, trials: Sequence[Trial], values: Floats, scale: flo
         total = values.var() * len(values)
         share = max(0.0, (total - within - (len(groups) - 1) * within / spare) / total)
         order = sorted(groups, key=lambda o: -groups[o].mean())
-        best, worst = ((decision.options[o], _effect(groups, o, scale)) for o in (order[0], order[-1]))
+        best, worst = (
+            (decision.options[o], _effect(scale * groups[o], scale * values[chosen[:, place] != o]))
+            for o in (order[0], order[-1])
+        )
         rows.append({"name": decision.name, "share": share, "best": best, "worst": worst})
     return sorted(rows, key=lambda row: -row["share"])
 
 
-def _effect(groups: Mapping[int, Floats], option: int, scale: float) -> str:
-    """Mean with the option less mean without it, ± half of its 95 % interval (Welch 1947).
-
-    With as many degrees of freedom as a few trials have: those of two trials tell little of their spread.
-    """
-    own = scale * groups[option]
-    other = scale * np.concatenate([g for o, g in groups.items() if o != option])
+def _effect(own: Floats, other: Floats) -> str:
+    """Mean with an option less mean without it, ± half of its 95 % interval (Welch 1947)."""
     difference = signed(float(own.mean() - other.mean()))
     if min(len(own), len(other)) < 2:
         return f"{difference} (one trial)"
-    errors = [group.var(ddof=1) / len(group) for group in (own, other)]
-    shares = sum(error**2 / (len(group) - 1) for error, group in zip(errors, (own, other), strict=True))
-    degrees = sum(errors) ** 2 / shares if shares else math.inf
-    return f"{difference} ± {student.ppf(0.975, degrees) * math.sqrt(sum(errors)):.2f}"
+    if own.var() + other.var() == 0:
+        return f"{difference} ± 0.00"
+    interval = ttest_ind(own, other, equal_var=False).confidence_interval()
+    return f"{difference} ± {(interval.high - interval.low) / 2:.2f}"
 
 
 # -- who did it, what failed, what it cost ------------------------------------------------------------
@@ -271,19 +450,17 @@ def _effect(groups: Mapping[int, Floats], option: int, scale: float) -> str:
 def failures(run: Run) -> Values | None:
     """How many trials failed, of what, and what helps."""
     lost = [t for t in run.search.trials if t.state == "failed"]
-    if not lost:
-        return None
     rows = []
     for reason, number in failure_summary.count(lost).items():
         usual = failure_summary.usual([t for t in lost if failure_summary.code(t) == reason])
         rows.append((reason, number, usual, failure_summary.ADVICE.get(reason, "")))
-    return {"rows": rows, "count": len(lost), "of": len(run.search.trials)}
+    return {"rows": rows, "count": len(lost), "of": len(run.search.trials)} if lost else None
 
 
 def timeline(run: Run) -> Values | None:
     """A bar for each trial, in the row of whoever had it; places and lengths are shares of the whole time."""
     bars = [
-        (kind, past, trial, past.work[trial.number])
+        (kind, past.goals, trial, past.work[trial.number])
         for kind, past in (("search", run.search), ("random", run.random))
         for trial in past.trials
     ]
@@ -294,16 +471,19 @@ def timeline(run: Run) -> Values | None:
     start, now = bars[0][3].begun_s, max(work.ended_s or work.begun_s for *_, work in bars)
     span_s = max(now - start, 1e-3)
     workers = list(dict.fromkeys(work.worker for *_, work in bars))
-    shown = [
-        {
-            "kind": kind if trial.state == "done" else trial.state,
-            "row": workers.index(work.worker),
-            "begun": (work.begun_s - start) / span_s,
-            "length": ((now if work.ended_s is None else work.ended_s) - work.begun_s) / span_s,
-            "label": " ".join(_called(run, kind, trial)),
-        }
-        for kind, _, trial, work in bars
-    ]
+    shown, tips = [], {}
+    for place, (kind, goals, trial, work) in enumerate(bars):
+        called = run.called(trial) if kind == "search" else ("trial of random search", str(trial.number))
+        tips[place] = [called, *_ended(trial, goals), ("worker", work.worker)]
+        shown.append(
+            {
+                "kind": kind if trial.state == "done" else trial.state,
+                "row": workers.index(work.worker),
+                "begun": (work.begun_s - start) / span_s,
+                "length": ((now if work.ended_s is None else work.ended_s) - work.begun_s) / span_s,
+                "label": " ".join(called),
+            }
+        )
     return {
         "bars": shown,
         "workers": workers,
@@ -311,21 +491,19 @@ def timeline(run: Run) -> Values | None:
         "began": datetime.fromtimestamp(start).strftime("%Y-%m-%d %H:%M:%S"),
         "kinds": {bar["kind"] for bar in shown},
         "left": left,
-        "tips": {"timeline": {place: _bar_tip(run, *bar) for place, bar in enumerate(bars)}},
+        "tips": {"timeline": tips},
     }
 
 
-def _called(run: Run, kind: str, trial: Trial) -> tuple[str, str]:
-    return run.called(trial) if kind == "search" else ("trial of random search", str(trial.number))
-
-
-def _bar_tip(run: Run, kind: str, past: History, trial: Trial, work: Work) -> Tip:
-    objective = past.goals.objectives[0]
+def _ended(trial: Trial, goals: Goals) -> Tip:
+    """The value, time and reason of a trial, as far as it has them."""
+    objective = goals.objectives[0]
     known = trial.state == "done" and set(objective.metrics) <= trial.metrics.keys()
-    value = [(objective.name, metric(objective.name, objective.value(trial.metrics)))] if known else []
-    took = [("took", duration(trial.cost_s))] if trial.cost_s else []
-    reason = [("failed", trial.reason[:120])] if trial.reason else []
-    return [_called(run, kind, trial), *value, *took, ("worker", work.worker), *reason]
+    return [
+        *([(objective.name, metric(objective.name, objective.value(trial.metrics)))] if known else []),
+        *([("took", duration(trial.cost_s))] if trial.cost_s else []),
+        *([("failed", trial.reason[:120])] if trial.reason else []),
+    ]
 
 
 def cost(run: Run, watts: float | None) -> Values | None:
