@@ -21,6 +21,8 @@ from nas.errors import ConfigError, shown
 
 Word = Annotated[str, StringConstraints(max_length=1000)]
 Side = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False)]  # JSON has no tuples
 R = TypeVar("R")
 _TOLD = 3
 """Problems that an error lists."""
@@ -125,24 +127,16 @@ class MetricsRecord(_Record):
 
 
 class TrialRecord(_Record):
-    """What a study keeps of a trial beside its architecture."""
+    """What a study keeps of a trial; see `nas.Trial`. worker: who evaluated it, in words."""
 
-    number: Annotated[int, Field(ge=0)]
-    fidelity: Annotated[int, Field(ge=0)]
-    metrics: dict[str, FiniteFloat]
-    cost_s: FiniteFloat
-    reason: str
-    beside: list[Annotated[int, Field(ge=0)]] = []
+    number: Count
+    genotype: Counts
+    fidelity: Count
+    metrics: dict[str, FiniteFloat] = {}
+    cost_s: FiniteFloat = 0.0
+    reason: str = ""
+    beside: Counts = ()
     worker: str = ""
-
-
-class UnderWayRecord(_Record):
-    """A trial that has been proposed and has not ended."""
-
-    number: Annotated[int, Field(ge=0)]
-    genotype: list[Annotated[int, Field(ge=0)]]
-    fidelity: Annotated[int, Field(ge=0)]
-    beside: list[Annotated[int, Field(ge=0)]] = []
 
 
 class ReportedTaskRecord(_Record):

@@ -172,7 +172,7 @@ class Recorded(Sequence[Trial]):
 
     @cached_property
     def _trials(self) -> list[Trial]:
-        from nas.study.record import read_trials
+        from nas.study.storage import read_trials
 
         try:
             return read_trials(self.folder, self.name, self.space)

@@ -33,8 +33,7 @@ from nas.searchers.method_names import SHARED, by_gradients
 from nas.space.graph import Graph, cell_graphs
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
-from nas.study.record import under_way
-from nas.study.storage import JOURNAL, past_storage, reading
+from nas.study.storage import JOURNAL, past_storage, reading, under_way
 from nas.types import Decision, Genotype, Trial, of_longest_training
 
 JOB = "the job itself"
