@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import SMALL, Recorder, snapshot
+from nas.export.model_card import card, origin
 from typer.testing import CliRunner
 
 import nas
@@ -20,7 +21,6 @@ from nas.__main__ import app
 from nas.errors import ConfigError, MismatchError
 from nas.export.bundle import bundle, record_of
 from nas.export.formats import Pixels
-from nas.export.model_card import card, origin
 from nas.export.verify import TOLERANCE, installed, prove
 from nas.files.folder import check_manifest, folder_lock
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import typer
 from jobs import SMALL, options, snapshot
+from nas.cli.doctor import EXTRAS
 from typer.testing import CliRunner
 
 import nas
 from nas.__main__ import app
 from nas.cli.app import ORDER, warned
-from nas.cli.doctor import EXTRAS
 from nas.run.config import Config
 
 PYTHON = [sys.executable, "-c", "from nas.__main__ import main; main()"]

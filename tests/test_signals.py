@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-
 from nas.cli.job import StopRequest
 
 

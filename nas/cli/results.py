@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import Json, OwnSpace, Run, announce, app, say
+from nas.cli.app import Json, OwnSpace, Run, StopRequest, announce, app, say
 from nas.errors import ConfigError
 
 
@@ -88,7 +88,6 @@ def dashboard(
     """Show a run as it goes: its report, drawn anew when it changes, and its trials in Optuna's dashboard."""
     import webbrowser
 
-    from nas.cli.job import StopRequest
     from nas.results.run_record import read_run
     from nas.show.dashboard import LOOPBACK, Live, serve
     from nas.show.report import render

@@ -70,6 +70,9 @@ class ArchitectureRecord(_Record):
     settings: dict[Word, Any]
     choices: dict[Word, Word]
     cells: dict[Word, GraphRecord]
+    genotype: list[int] = []
+    hash: Word = ""
+    notation: str | None = None
 
 
 class TaskRecord(_Record):
@@ -82,6 +85,8 @@ class TaskRecord(_Record):
     std: list[Annotated[FiniteFloat, Field(gt=0)]]
     image_shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
     pixels: Literal["uint8", "float32"] = "uint8"
+    images: dict[Word, int] = {}
+    notes: list[str] = []
 
 
 class RunRecord(_Record):
@@ -93,6 +98,8 @@ class RunRecord(_Record):
     architecture: list[int] | None
     space: dict[str, Any]
     task: TaskRecord
+    environment: dict[Word, Any] = {}
+    begun: str = ""
 
 
 class ExportedRecord(_Record):
@@ -137,29 +144,6 @@ class TrialRecord(_Record):
     reason: str = ""
     beside: Counts = ()
     worker: str = ""
-
-
-class ReportedTaskRecord(_Record):
-    """The further parts of a run's task that a report tells of."""
-
-    images: dict[Word, int] = {}
-    notes: list[str] = []
-
-
-class ReportedRecord(_Record):
-    """The further parts of run.json that a report tells of; older versions wrote fewer."""
-
-    environment: dict[Word, Any] = {}
-    begun: str = ""
-    task: ReportedTaskRecord
-
-
-class ReportedArchitectureRecord(ArchitectureRecord):
-    """The further parts of architecture.json that a report tells of."""
-
-    genotype: list[int] = []
-    hash: Word = ""
-    notation: str | None = None
 
 
 class StudyRecord(_Record):

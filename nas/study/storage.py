@@ -47,7 +47,6 @@ DAMAGED = (LookupError, ValueError, TypeError, AttributeError, AssertionError, D
 AWAY = (StorageInternalError, OSError)
 """What a storage raises that may be back later: a server that restarts, a disk that is full."""
 State = Literal["running", "done", "failed"]
-State = Literal["running", "done", "failed"]
 _STATES: dict[TrialState, State] = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 _LOSSES = ("loss", "error", "latency", "cost")
 _GAINS = ("acc", "score", "auc", "f1")

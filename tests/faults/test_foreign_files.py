@@ -23,9 +23,8 @@ from nas.errors import ConfigError, DataError, NasError, SpaceError
 from nas.evaluate.calibration import read_calibration
 from nas.evaluate.nasbench101 import load_nasbench101
 from nas.evaluate.nasbench201 import load_nasbench201
-from nas.files.atomic import read_json, write_json
+from nas.files.atomic import read_json, read_toml, write_json
 from nas.files.folder import check_contents, check_manifest, check_name
-from nas.files.tomlfile import read_toml
 from nas.results.architecture_file import (
     describe_architecture,
     graphs_of,

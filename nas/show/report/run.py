@@ -19,8 +19,7 @@ from nas.files.schemas import (
     ComparedRecord,
     EpochRecord,
     HealthRecord,
-    ReportedArchitectureRecord,
-    ReportedRecord,
+    RunRecord,
     StudyRecord,
     TrialRecord,
     checked,
@@ -112,7 +111,7 @@ class Run:
 
     folder: Path
     record: Mapping[str, Any]
-    told: ReportedRecord
+    told: RunRecord
     search: History
     random: History
     architecture: Mapping[str, Any] | None
@@ -178,7 +177,7 @@ def read(folder: Path, space: Space | None = None) -> Run:
         ConfigError: when there is no run, or what is there is damaged.
     """
     record = read_run(folder)
-    told = checked(ReportedRecord, record, folder / "run.json", "record of a run")
+    told = checked(RunRecord, record, folder / "run.json", "record of a run")
     found = {name for name in _FILES if is_file(folder / name)}
     require_intact(folder, *found)
     studies = read_studies(folder)
@@ -187,7 +186,6 @@ def read(folder: Path, space: Space | None = None) -> Run:
     architecture, health, epochs = None, folder / "health.json", []
     if ARCHITECTURE in found:
         architecture = read_architecture(folder)
-        checked(ReportedArchitectureRecord, architecture, folder / ARCHITECTURE, "architecture")
     if health.name in found:
         epochs = checked(HealthRecord, read_json(health), health, "record of health").epochs
     return Run(
