@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import typer
 from jobs import SMALL, options, snapshot
-from nas.cli.doctor import EXTRAS
 from typer.testing import CliRunner
 
 import nas
 from nas.__main__ import app
-from nas.cli.app import ORDER, warned
+from nas.cli.app import warned
+from nas.cli.checks import EXTRAS
 from nas.run.config import Config
 
 PYTHON = [sys.executable, "-c", "from nas.__main__ import main; main()"]
@@ -86,7 +86,7 @@ def test_the_doctor_says_what_there_is_and_what_to_do_where_it_is_not(monkeypatc
         return SimpleNamespace(x_train=range(1797))
 
     monkeypatch.setattr("nas.data.datasets.read", read)
-    monkeypatch.setattr("nas.cli.doctor._installed", lambda package: package != "onnx")
+    monkeypatch.setattr("nas.cli.checks._installed", lambda package: package != "onnx")
     monkeypatch.setattr("torch.version.cuda", None)
     found = json.loads(call("doctor", "--json").stdout)
     assert found["devices"] == "cpu; auto takes cpu"
@@ -306,7 +306,8 @@ def test_the_command_alone_says_which_commands_there_are():
     assert "Traceback" not in done.stderr and "Commands:" in done.stdout + done.stderr
     assert call("--version").stdout == f"nas-engine {nas.__version__}\n"
     listed = call("--help").stdout.partition("Commands:")[2]
-    assert tuple(line.split()[0] for line in listed.splitlines() if line) == ORDER
+    named = [line.split()[0] for line in listed.splitlines() if line]
+    assert named[:2] == ["search", "retrain"] and {"predict", "export", "serve", "doctor"} < set(named)
     assert "..." not in listed  # all fit on 80 columns
 
 

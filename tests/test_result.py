@@ -12,14 +12,18 @@ from torch import nn
 import nas
 from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError
-from nas.results.architecture_file import (
+from nas.results.result import (
+    BASELINES,
+    Alphas,
+    Result,
+    baselines_of,
     describe_architecture,
     graphs_of,
     load_architecture,
+    load_result,
     read_architecture,
     write_graphml,
 )
-from nas.results.result import BASELINES, Alphas, Result, baselines_of, load_result
 from nas.searchers.goals import Goals
 from nas.space.graph import cell_graphs, merged
 from nas.types import Trial

@@ -221,21 +221,6 @@ def test_a_trial_is_told_once(tmp_path):
 # -- what a study is for ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("metric", "maximize", "warned"),
-    [
-        ("val_acc", False, True),
-        ("val_loss", True, True),
-        ("val_acc", True, False),
-        ("val_loss", False, False),
-        ("naswot", True, False),
-    ],
-)
-def test_a_direction_that_looks_wrong_is_warned_about(tmp_path, recwarn, metric, maximize, warned):
-    make(tmp_path, goals=Goals((Objective(metric, maximize),)))
-    assert [f"{metric!r}; is that the right direction" in str(w.message) for w in recwarn] == [True] * warned
-
-
 def test_the_space_and_the_goals_are_kept_with_the_study(tmp_path):
     asked = Goals((Objective("quality", maximize=False),))
     make(tmp_path, goals=asked).run(lambda *_: {"quality": 1.0}, trials=1)

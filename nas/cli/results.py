@@ -59,7 +59,7 @@ def draw(
 ) -> None:
     """Draw the cells of an architecture as cells.svg and cells.png."""
     from nas.files.folder import exists, prepare_folder
-    from nas.results.architecture_file import architecture_of, graphs_of
+    from nas.results.result import architecture_of, graphs_of
     from nas.run.result_files import draw_architecture
 
     if space is not None and exists(Path(source)):

@@ -121,7 +121,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    from nas.results.architecture_file import architecture_of
+    from nas.results.result import architecture_of
     from nas.run.retrain import retrain as train_again
 
     assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]

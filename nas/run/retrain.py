@@ -18,8 +18,7 @@ from nas.data.task import Split, Task
 from nas.errors import ConfigError, TrialError
 from nas.evaluate.significance import rounded, wilson
 from nas.evaluate.trained import affordable
-from nas.results.architecture_file import read_architecture
-from nas.results.result import Result, to_cpu
+from nas.results.result import Result, read_architecture, to_cpu
 from nas.results.run_record import CHECKPOINT, RETRAIN
 from nas.run.config import Config, make_config
 from nas.run.final_network import final_recipe, final_space, offer

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -48,8 +47,6 @@ AWAY = (StorageInternalError, OSError)
 """What a storage raises that may be back later: a server that restarts, a disk that is full."""
 State = Literal["running", "done", "failed"]
 _STATES: dict[TrialState, State] = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
-_LOSSES = ("loss", "error", "latency", "cost")
-_GAINS = ("acc", "score", "auc", "f1")
 
 
 class Journal(BaseJournalBackend):
@@ -362,14 +359,3 @@ def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Go
             f"study {name!r} was made for {before}, not for {goals}; use another name or folder"
         )
     return before
-
-
-def warn_of_direction(goals: Goals, name: str) -> None:
-    """Warns where a metric is optimised in a direction that its name speaks against."""
-    for objective in goals.objectives:
-        words = _LOSSES if objective.maximize else _GAINS
-        if not objective.added and any(word in objective.metric for word in words):
-            verb = "maximises" if objective.maximize else "minimises"
-            warnings.warn(
-                f"study {name!r} {verb} {objective.metric!r}; is that the right direction?", stacklevel=3
-            )

@@ -28,7 +28,6 @@ from nas.study.storage import (
     patiently,
     read_trials,
     recorded_goals,
-    warn_of_direction,
 )
 from nas.study.workers import Evaluator, Measure, Outcome, Workers, check_metrics, measured
 from nas.types import Genotype, Trial
@@ -80,7 +79,6 @@ class Study:
         self._others = {self._key(t): t for t in reversed(others) if t.state == "done"}
         self.optuna_study = self._patiently(lambda: open_study(storage, prefix + name, goals or Goals()))
         self.goals = recorded_goals(self.optuna_study, space, goals)
-        warn_of_direction(self.goals, name)
         self._record = Record(space, self.goals, name)
         self._is_own, self._force = not isinstance(storage, RDBStorage), force
         self.history = self._record.read_all(self.optuna_study)

@@ -13,8 +13,7 @@ import nas
 from nas.cli.app import app
 from nas.errors import ConfigError
 from nas.files.folder import MANIFEST, check_manifest
-from nas.results.architecture_file import ARCHITECTURE, read_architecture
-from nas.results.result import load_result
+from nas.results.result import ARCHITECTURE, load_result, read_architecture
 from nas.run.pipeline import search
 
 FILES = {

@@ -21,8 +21,7 @@ from nas.__main__ import app
 from nas.errors import ConfigError, DataError, NasError
 from nas.files.atomic import write_json
 from nas.files.folder import write_manifest
-from nas.results.architecture_file import describe_architecture, graphs_of, read_architecture
-from nas.results.result import load_result
+from nas.results.result import describe_architecture, graphs_of, load_result, read_architecture
 from nas.run.differentiable import Study
 from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints, load_tensors

@@ -25,14 +25,15 @@ from nas.evaluate.nasbench101 import load_nasbench101
 from nas.evaluate.nasbench201 import load_nasbench201
 from nas.files.atomic import read_json, read_toml, write_json
 from nas.files.folder import check_contents, check_manifest, check_name
-from nas.results.architecture_file import (
+from nas.results.result import (
     describe_architecture,
     graphs_of,
     load_architecture,
+    load_result,
     read_architecture,
+    read_metrics,
     write_graphml,
 )
-from nas.results.result import load_result, read_metrics
 from nas.results.run_record import read_run
 from nas.run.run_folder import open_folder
 from nas.searchers.goals import Goals

@@ -88,20 +88,6 @@ def test_every_fault_says_what_to_do_and_names_the_file(tmp_path, monkeypatch, n
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_fault_that_passes_is_waited_for(tmp_path, monkeypatch, number):
-    FailingDisk(monkeypatch, 0, number, faults=2)
-    write_bytes(tmp_path / "a", b"x")
-    assert (tmp_path / "a").read_bytes() == b"x" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_full_disk_is_not_waited_for(tmp_path, monkeypatch):
-    disk = FailingDisk(monkeypatch, 0)
-    with pytest.raises(StorageError):
-        write_bytes(tmp_path / "a", b"x")
-    assert len(disk.refused) == 1
-
-
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_whatever_call_fails_the_trial_is_not_to_blame(tmp_path, monkeypatch, call):
     """A trial on a full disk has not failed; it goes on from the checkpoint that was kept."""

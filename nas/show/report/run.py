@@ -24,8 +24,7 @@ from nas.files.schemas import (
     TrialRecord,
     checked,
 )
-from nas.results.architecture_file import ARCHITECTURE, graphs_of, read_architecture
-from nas.results.result import Alphas, read_metrics
+from nas.results.result import ARCHITECTURE, Alphas, graphs_of, read_architecture, read_metrics
 from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
 from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import SHARED, by_gradients
