@@ -5,13 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.data.preprocessing import Layout, layout, rows_of
+from nas.data.preprocessing import Layout, layout
 from nas.errors import ConfigError
 from nas.export.bundle import record_of
 from nas.run.budget import allows_audit
@@ -109,21 +108,6 @@ def test_other_images_than_those_of_fit_are_refused(fitted):
 def test_settings_that_contradict_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         classifier(settings=settings).fit(IMAGES, NUMBERS)
-
-
-def test_which_axis_is_that_of_the_channels():
-    last, first, both = (9, 6, 5, 3), (9, 3, 6, 5), (9, 3, 4, 2)
-    assert rows_of(np.zeros(last))[1] == rows_of(np.zeros(first))[1] == (6, 5, 3)
-    assert rows_of(np.zeros(both))[1] == (3, 4, 2) and rows_of(torch.zeros(both))[1] == (4, 2, 3)
-    assert rows_of(np.zeros((9, 4)))[1] is None
-
-
-@pytest.mark.parametrize(("features", "side"), [(64, 8), (100, 10), (784, 28)])
-def test_rows_of_pixels_become_square_images(features, side):
-    made = layout(None, features)
-    rows = np.arange(2 * features).reshape(2, -1)
-    assert made.shape == (side, side, 1) and made.flat
-    assert (made.shaped(rows).reshape(2, -1) == rows).all()
 
 
 # -- the checks of scikit-learn ----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from nas.errors import ConfigError, NoModelError, TrialError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Fixed, Listed
-from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
@@ -63,15 +62,6 @@ def test_resumed_is_uninterrupted(tmp_path, announce):
     assert timeless(part.history) == timeless(make(tmp_path).history) == timeless(whole.history)
     assert part.run(flaky, trials=30) == "30 trials done"
     assert len(part.history) == 30
-
-
-def test_another_seed_or_another_name_is_another_search(tmp_path):
-    found = []
-    for name, seed in (("s", 1), ("s2", 1), ("s3", 2)):
-        study = Study(CELLS, EVOLUTION, open_storage(tmp_path / name), name=name, seed=seed)
-        study.run(scored, trials=8)
-        found.append([t.genotype for t in study.history])
-    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_an_interrupted_trial_is_taken_up_under_its_number(tmp_path):
@@ -195,27 +185,6 @@ def test_a_missing_objective_is_an_error_that_lists_what_there_was(tmp_path):
     study = make(tmp_path)
     study.run(scored, trials=2)
     assert [t.state for t in study.history] == ["done", "done"]
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "words"),
-    [
-        *((Listed(((0, 1, 2),), epochs=epochs), "a genotype and its epochs") for epochs in (-1, True, 1.5)),
-        (RandomSearch(), r"Fixed\(searcher, epochs\)"),
-    ],
-)
-def test_a_proposal_that_is_none_is_refused(tmp_path, scheduler, words):
-    with pytest.raises(ConfigError, match=words):
-        make(tmp_path, space=TOY, scheduler=scheduler).ask()
-
-
-def test_a_trial_is_told_once(tmp_path):
-    study = make(tmp_path)
-    trial = study.ask()
-    study.tell(trial, {"val_acc": 0.5}, 0.0)
-    with pytest.raises(ConfigError, match="trial 0 has ended"):
-        study.tell(trial, {"val_acc": 0.6}, 0.0)
-    assert study.history[0].metrics == {"val_acc": 0.5}
 
 
 # -- what a study is for ------------------------------------------------------------------------------
