@@ -83,22 +83,6 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("x", "words"),
-    [(np.zeros((9, 7, 8, 9)), "wanted images"), (np.zeros((9, 63)), "63 features, wanted images")],
-)
-def test_what_is_no_image_is_refused_in_words(x, words):
-    with pytest.raises(ValueError, match=words):
-        classifier().fit(x, NUMBERS[:9])
-
-
-def test_other_images_than_those_of_fit_are_refused(fitted):
-    with pytest.raises(ValueError, match=r"images \(16, 4, 1\)"):
-        fitted.predict(IMAGES[:3].reshape(3, 16, 4))
-    with pytest.raises(ValueError, match=r"pixels from -1 to .* expecting bytes, 0 to 255"):
-        fitted.predict(IMAGES[:3].astype(np.float32) - 1)
-
-
-@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"method": "darts"}, "method is 'darts'"),

@@ -78,7 +78,7 @@ def test_graphml_holds_whatever_names_hold(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", "describes no architecture"),
+        ("{}", "is no architecture: space"),
         ("[1", "line 1"),
         ('{"space": "toy", "settings": {}, "choices": {}, "cells": {"a": {}}}', "damaged"),
     ],

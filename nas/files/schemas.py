@@ -230,6 +230,16 @@ class NeededRecord(_Record):
     needed: Annotated[int, Field(ge=0)]
 
 
+def check_format(data: object, newest: int, source: Path) -> None:
+    """Raises ConfigError for a file of a newer version than this one can read."""
+    found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(found, int) and found > newest:
+        raise ConfigError(
+            f"{source} was written by a newer version (format {found}, this one reads {newest}); upgrade "
+            "nas-engine"
+        )
+
+
 def checked(kind: type[R], data: object, source: Path | str, what: str) -> R:
     """`data` as a record, or as another class whose fields say of what kind they are.
 

@@ -33,7 +33,7 @@ from nas.files.folder import (
     is_folder,
     require_intact,
 )
-from nas.files.schemas import AlphasRecord, ArchitectureRecord, MetricsRecord, checked
+from nas.files.schemas import AlphasRecord, ArchitectureRecord, MetricsRecord, check_format, checked
 from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import by_gradients
@@ -331,16 +331,9 @@ def read_architecture(path: Path) -> dict[str, Any]:
         check_contents(path)
     require_intact(file.parent, file.name)
     data = read_json(file)
-    if not isinstance(data, dict) or not {"space", "settings", "choices", "cells"} <= data.keys():
-        raise ConfigError(f"{file} describes no architecture")
-    found = data.get("format", FORMAT)
-    if isinstance(found, int) and found > FORMAT:
-        raise ConfigError(
-            f"{file} was written by a newer version (format {found}, this one reads {FORMAT}); "
-            "upgrade nas-engine"
-        )
+    check_format(data, FORMAT, file)
     checked(ArchitectureRecord, data, file, "architecture")
-    return data
+    return dict(data)  # type: ignore[call-overload,no-any-return]  # which it is by now
 
 
 def architecture_of(source: str, *, space: str | None) -> Mapping[str, Any]:
