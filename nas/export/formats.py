@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_forms(folder: Path, model: Pixels, inputs: Inputs, *, title: str) -> t
     title: of model.py.
     """
     program = cache(lambda: exported(model, inputs.image_shape))
-    writers = {
+    writers: dict[str, Callable[[Path], None]] = {
         "source": lambda path: write_source(path, model.network, inputs, title=title),
         "program": lambda path: write_program(path, program()),
         "onnx": lambda path: write_onnx(path, program()),

@@ -14,7 +14,6 @@ import os
 import pickle  # nosec B403 - of files that the coordinator has just written
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -323,7 +322,7 @@ def _begin(parent: int, threads: int) -> None:
             time.sleep(POLL_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    faulthandler.enable(sys.__stderr__, all_threads=False)
+    faulthandler.enable(2, all_threads=False)  # standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     threading.Thread(target=end_with_parent, daemon=True).start()
