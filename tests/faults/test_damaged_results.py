@@ -6,10 +6,8 @@ import shutil
 import pytest
 from damage import DAMAGES
 from jobs import TINY
-from typer.testing import CliRunner
 
 import nas
-from nas.cli.app import app
 from nas.errors import ConfigError
 from nas.files.folder import MANIFEST
 from nas.results.result import ARCHITECTURE, load_result, read_architecture
@@ -24,9 +22,6 @@ FILES = {
         for kind in ("svg", "png")
     ),
 }
-READ = {"run.json", "metrics.json", "architecture.json", "model.safetensors", "baselines.json"}
-MADE = FILES - {"front.json"}
-"""What a search by gradients leaves; a front needs two objectives."""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +41,6 @@ def copy(runs, tmp_path):
         return shutil.copytree(runs / ("pareto" if name == "front.json" else "darts"), tmp_path / "run")
 
     return of
-
-
-def nas_command(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_the_manifest_lists_every_file(runs):
@@ -77,22 +68,6 @@ def test_the_command_that_made_a_run_refuses_it_when_it_is_damaged(copy):
     settings = TINY | {"baselines": True, "pictures": True}
     with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors: differs"):
         search("toy", "digits", "darts", out=folder, settings=settings)
-
-
-def test_check_names_what_is_damaged(copy):
-    folder = copy("run.json")
-    whole = nas_command("check", folder)
-    assert (whole.exit_code, whole.output) == (0, f"{folder}: every file is as recorded\n")
-    DAMAGES["middle"](folder / "alphas.npz")
-    (folder / "cells.png").unlink()
-    damaged = nas_command("check", folder)
-    assert damaged.exit_code == 2
-    assert "alphas.npz: differs from what was recorded; cells.png: missing in manifest.json" in damaged.output
-    answer = nas_command("check", folder, "--json")
-    assert json.loads(answer.output.splitlines()[0])["damage"] == [
-        *("alphas.npz: differs from what was recorded", "cells.png: missing")
-    ]
-    assert nas_command("check", folder / "absent").exit_code == 2
 
 
 # -- versions and what is no file of ours ----------------------------------------------------------------

@@ -33,20 +33,15 @@ DRAWN = {"pictures": True}  # pictures are files, too
 METHODS = {"random": SMALL | DRAWN | {"trials": 2}, "darts": TINY | DRAWN | {"epochs": 2}}
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch):
-    monkeypatch.setattr(files, "_PAUSES_S", tuple(0.0 for _ in files._PAUSES_S))
-
-
 class FailingDisk:
-    """Lets so many files be written and then fails, as often as it is told, as long as it is in use."""
+    """Lets so many files be written and then fails, as long as it is in use."""
 
-    def __init__(self, monkeypatch, writes, error=errno.ENOSPC, faults=10**9):
-        self.left, self.error, self.faults, self.refused = writes, error, faults, []
+    def __init__(self, monkeypatch, writes, error=errno.ENOSPC):
+        self.left, self.error, self.refused = writes, error, []
         sync = files._sync
 
         def fail(path):
-            if self.left <= 0 and len(self.refused) < self.faults:
+            if self.left <= 0:
                 self.refused.append(path)
                 raise OSError(self.error, os.strerror(self.error))
             self.left -= path.is_file()
