@@ -6,7 +6,8 @@ import logging
 import sys
 import warnings
 
-from nas.cli import benchmark, checks, doctor, model, results, search  # noqa: F401 - each adds its commands
+# Each adds its commands, which help lists in this order.
+from nas.cli import search, model, results, checks, benchmark  # noqa: F401 # isort: skip
 from nas.cli.app import Printable, app, spelt_out, warned
 from nas.training.launch import follows
 

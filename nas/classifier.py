@@ -105,17 +105,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clock = Clock(_seconds(self.time_budget))
         images, labels = self._checked(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        task = self._task(images, labels, seed)
-        folder = self._folder()
+        fraction = self.test_fraction
+        try:
+            task = task_from_arrays(images, labels, seed=seed, val_fraction=0.3, test_fraction=fraction)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        folder = Path(self.out) if self.out is not None else _temporary(self) / "run"
         clock.recall(folder)
         with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
             config = self._config(task, clock, seed)
+            made = self.space if isinstance(self.space, Space) else None
             self.result_: Result = run_job(
-                config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
+                config, out=folder, space=made, task=task, progress=progress, clock=clock
             )
         audit = folder / AUDIT_FILES[0]
         self.audit_ = read_json(audit) if audit.is_file() else None
-        self.task_ = _tested(task)
+        # The test images alone, which is what an export needs; views would hold the others.
+        few = Split(task.train.x[:0].clone(), task.train.y[:0].clone())
+        self.task_ = replace(task, train=few, val=few)
         return self
 
     def predict(self, X: object) -> NDArray[Any]:
@@ -188,18 +195,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flat = flat.astype(np.float32) / (255 if self.bytes_ else 1)
         return self.layout_.shaped(flat)
 
-    def _task(self, images: Images, labels: NDArray[np.int64], seed: int) -> Task:
-        try:
-            return task_from_arrays(
-                images,
-                labels,
-                seed=seed,
-                val_fraction=0.3,
-                test_fraction=self.test_fraction,
-            )
-        except DataError as error:
-            raise ValueError(str(error)) from error
-
     def _config(self, task: Task, clock: Clock, seed: int) -> Config:
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
@@ -215,17 +210,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             chosen["trials"] = UNBOUNDED
         return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
 
-    def _folder(self) -> Path:
-        """The user's folder, or a temporary one that goes with the estimator."""
-        return Path(self.out) if self.out is not None else _temporary(self) / "run"
-
     # -- keeping ------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """The run as the files of its folder: its space is code, and is looked up again."""
         state = dict(super().__getstate__())
         if "result_" in state:
-            state["result_"] = {path.name: path.read_bytes() for path in _files(state["result_"].folder)}
+            files = (path for path in sorted(self.result_.folder.iterdir()) if path.is_file())
+            state["result_"] = {path.name: path.read_bytes() for path in files if path.name != LOCK}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -239,26 +231,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.result_ = load_result(folder, space=_code(self.space))
 
 
-def _tested(task: Task) -> Task:
-    """The task with its test images alone, which is what an export needs; views would hold the others."""
-    few = Split(task.train.x[:0].clone(), task.train.y[:0].clone())
-    return replace(task, train=few, val=few)
-
-
 def _temporary(owner: object) -> Path:
     """A folder that is removed when `owner` is."""
     until_removed = ExitStack()
     folder = until_removed.enter_context(temporary_folder())
     weakref.finalize(owner, until_removed.close)
     return folder
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != LOCK]
-
-
-def _made(space: str | Space) -> Space | None:
-    return space if isinstance(space, Space) else None
 
 
 def _code(space: str | Space) -> str | Space | None:
@@ -269,11 +247,11 @@ def _code(space: str | Space) -> str | Space | None:
 def _seconds(budget: float | str) -> float:
     try:
         found = seconds(budget)
+        if isinstance(found, int | float) and 0 < found < float("inf"):
+            return float(found)
+        raise ValueError('wanted seconds above 0, or a time such as "10m"')
     except ValueError as error:
         raise ConfigError(f"time_budget is {budget!r}: {error}") from error
-    if not isinstance(found, int | float) or not 0 < found < float("inf"):
-        raise ConfigError(f'time_budget is {budget!r}, wanted seconds above 0, or a time such as "10m"')
-    return float(found)
 
 
 @contextmanager

@@ -42,14 +42,14 @@ def main() -> None:
             storage = open_storage(options.storage or folder / "study.log")
             searcher = Fixed(RegularizedEvolution(), 1)
             study = Study(load("nasbench201"), searcher, storage, name=secrets.token_hex(8), seed=1)
-            processes = Processes(folder, ())
+            processes = Processes()
             workers = Workers(processes.slots(count), folder)
             study.run(Sleeping(0.0), trials=count, workers=workers)  # the processes have begun
             began = time.perf_counter()
             workers = Workers(processes.slots(count), folder)
             study.run(Sleeping(options.seconds), trials=count + options.trials, workers=workers)
             span, spent = time.perf_counter() - began, options.trials * options.seconds
-            processes.end()
+            processes.close()
             row = {
                 "workers": count,
                 "trials_per_s": options.trials / span,

@@ -59,13 +59,13 @@ def study_in(folder: Path) -> Study:
 
 
 def coordinate(folder: Path, trials: int, count: int, seconds: float) -> None:
-    processes = Processes(folder, ())
+    processes = Processes()
     try:
         study_in(folder).run(
             Saving(folder, seconds), trials=trials, workers=Workers(processes.slots(count), folder)
         )
     finally:
-        processes.end()
+        processes.close()
 
 
 def children(pid: int) -> list[int]:

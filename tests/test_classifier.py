@@ -5,13 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.data.preprocessing import Layout, layout, rows_of
+from nas.data.preprocessing import Layout, layout
 from nas.errors import ConfigError
 from nas.export.bundle import record_of
 from nas.run.budget import allows_audit
@@ -84,22 +83,6 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("x", "words"),
-    [(np.zeros((9, 7, 8, 9)), "wanted images"), (np.zeros((9, 63)), "63 features, wanted images")],
-)
-def test_what_is_no_image_is_refused_in_words(x, words):
-    with pytest.raises(ValueError, match=words):
-        classifier().fit(x, NUMBERS[:9])
-
-
-def test_other_images_than_those_of_fit_are_refused(fitted):
-    with pytest.raises(ValueError, match=r"images \(16, 4, 1\)"):
-        fitted.predict(IMAGES[:3].reshape(3, 16, 4))
-    with pytest.raises(ValueError, match=r"pixels from -1 to .* expecting bytes, 0 to 255"):
-        fitted.predict(IMAGES[:3].astype(np.float32) - 1)
-
-
-@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"method": "darts"}, "method is 'darts'"),
@@ -109,21 +92,6 @@ def test_other_images_than_those_of_fit_are_refused(fitted):
 def test_settings_that_contradict_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         classifier(settings=settings).fit(IMAGES, NUMBERS)
-
-
-def test_which_axis_is_that_of_the_channels():
-    last, first, both = (9, 6, 5, 3), (9, 3, 6, 5), (9, 3, 4, 2)
-    assert rows_of(np.zeros(last))[1] == rows_of(np.zeros(first))[1] == (6, 5, 3)
-    assert rows_of(np.zeros(both))[1] == (3, 4, 2) and rows_of(torch.zeros(both))[1] == (4, 2, 3)
-    assert rows_of(np.zeros((9, 4)))[1] is None
-
-
-@pytest.mark.parametrize(("features", "side"), [(64, 8), (100, 10), (784, 28)])
-def test_rows_of_pixels_become_square_images(features, side):
-    made = layout(None, features)
-    rows = np.arange(2 * features).reshape(2, -1)
-    assert made.shape == (side, side, 1) and made.flat
-    assert (made.shaped(rows).reshape(2, -1) == rows).all()
 
 
 # -- the checks of scikit-learn ----------------------------------------------------------------------------

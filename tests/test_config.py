@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import ConfigError
-from nas.files.tomlfile import MAX_BYTES, override, read_toml, write_toml
+from nas.files.atomic import MAX_BYTES, override, read_toml, write_toml
 from nas.run.config import make_config
 from nas.run.preparation import with_names
 

@@ -1,7 +1,6 @@
 """What a run leaves behind, read back without running anybody's code."""
 
 import json
-from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -10,16 +9,18 @@ from jobs import SMALL, snapshot
 from torch import nn
 
 import nas
-from nas.data.preprocessing import Inputs
 from nas.errors import ConfigError
-from nas.results.architecture_file import (
+from nas.results.result import (
+    BASELINES,
+    Alphas,
+    baselines_of,
     describe_architecture,
     graphs_of,
     load_architecture,
+    load_result,
     read_architecture,
     write_graphml,
 )
-from nas.results.result import BASELINES, Alphas, Result, baselines_of, load_result
 from nas.searchers.goals import Goals
 from nas.space.graph import cell_graphs, merged
 from nas.types import Trial
@@ -44,21 +45,6 @@ def test_an_architecture_is_drawn_and_built_again_from_its_file(found, tmp_path)
     again, same = load_architecture(file, width=6)
     assert same == genotype
     assert (again.settings["width"], again.settings["cells"]) == (6, 3)
-
-
-def test_a_result_is_shown_in_a_line(found):
-    space, genotype = found
-    metrics = {"test_acc": 0.98765, "params": 12345.0}
-    inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,))
-    result = Result(space, genotype, {}, nn.Identity(), metrics, (), Path("results/run"), inputs)
-    assert repr(result) == "<Result of 'darts' in 'results/run': test_acc 0.9877, 12,345 params, 0 trials>"
-
-
-def test_bytes_may_be_given_as_such_and_from_0_to_1():
-    inputs = Inputs(("a", "b"), (1, 8, 8), (0.0,), (1.0,), "uint8")
-    pixels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
-    for images in (pixels, pixels.astype(np.int64), pixels / 255, pixels.astype(np.float32) / 255):
-        assert np.allclose(inputs.prepare(images)[:, 0].numpy(), pixels / 255)
 
 
 def test_strengths_are_read_back_as_they_were_written(tmp_path):
@@ -92,7 +78,7 @@ def test_graphml_holds_whatever_names_hold(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", "describes no architecture"),
+        ("{}", "is no architecture: space"),
         ("[1", "line 1"),
         ('{"space": "toy", "settings": {}, "choices": {}, "cells": {"a": {}}}', "damaged"),
     ],
@@ -101,19 +87,6 @@ def test_a_damaged_architecture_is_named(text, words, tmp_path):
     (tmp_path / "architecture.json").write_text(text)
     with pytest.raises(ConfigError, match=words):
         graphs_of(read_architecture(tmp_path))
-
-
-@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "no such folder"])
-def test_text_that_is_no_path_is_no_architecture(text):
-    with pytest.raises(ConfigError, match="no architecture at"):
-        read_architecture(Path(text))
-
-
-def test_an_unfinished_folder_has_no_result(tmp_path):
-    with pytest.raises(ConfigError, match=r"no folder .*gone \(looked from .*\)"):
-        load_result(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="holds no finished run"):
-        load_result(tmp_path)
 
 
 def test_a_result_is_read_without_a_trace_also_where_a_picture_is_lost(tmp_path):

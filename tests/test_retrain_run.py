@@ -8,7 +8,7 @@ from jobs import SMALL, outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
-from nas.results.architecture_file import describe_architecture
+from nas.results.result import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 

@@ -26,7 +26,7 @@ from nas.data.decode import fitted
 from nas.errors import ConfigError, DataError
 from nas.export import inference
 from nas.export.formats import Pixels, exported, write_onnx
-from nas.export.inference import Served, answer_files, answers, array_pixels, pixels_of
+from nas.export.inference import Served, answer_files, pixels_of
 from nas.files.folder import update_manifest
 
 fastapi = pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
@@ -91,13 +91,6 @@ def test_an_image_becomes_the_pixels_that_the_model_takes(digits):
     assert fitted(png(lying, exif=exif), (1, 8, 8))[0, :4].min() == 255
 
 
-def test_arrays_may_have_any_usual_layout():
-    several = np.zeros((5, 8, 8, 3), np.uint8)
-    for array in (several, several[0], several.transpose(0, 3, 1, 2), several / 255):
-        assert array_pixels("x", array, COLOUR).shape[1:] == (3, 8, 8)
-    assert array_pixels("x", np.float64([[[7.5] * 8] * 8]), FLOATS).max() == 7.5
-
-
 @pytest.mark.parametrize(
     ("data", "served", "words"),
     [
@@ -125,27 +118,11 @@ def test_what_cannot_be_taken_is_said(data, served, words):
         pixels_of("x", data, served)
 
 
-def test_an_answer_that_is_no_number_is_refused():
-    with pytest.raises(DataError, match="x: the model's answer is not finite"):
-        answers("x", np.float32([[np.nan, 1]]), ["a", "b"], top=1)
-    with pytest.raises(ConfigError, match=r"the model answers \[1, 2\] numbers, but its run names 1 classes"):
-        answers("x", np.float32([[0, 1]]), ["a"], top=1)
-    assert str(answers("x", np.float32([[0, 0]]), ["a", "b"], top=2)[0]) == "x: a 50.0%, b 50.0%"
-
-
 # -- nas predict -----------------------------------------------------------------------------------------
 
 
 def predict(*arguments):
     return CliRunner().invoke(app, ["predict", *map(str, arguments)])
-
-
-def test_predict_in_words(run, digits, tmp_path):
-    (tmp_path / "a.png").write_bytes(png(digits[4]))
-    done = predict(run.folder, tmp_path / "a.png")
-    assert done.exit_code == 0
-    assert done.stdout.startswith(f"{tmp_path / 'a.png'}: {run.inputs.classes[run.predict(digits[4:5])[0]]} ")
-    assert done.stdout.count("%") == 3 and "grey, stretched to 8x8" in done.stderr
 
 
 def test_predict_takes_folders_beside_files_and_names_what_it_skips(run, digits, tmp_path):
@@ -164,24 +141,6 @@ def test_predict_takes_folders_beside_files_and_names_what_it_skips(run, digits,
     assert [text.split()[0] for text in answer["errors"]] == [f"{tmp_path}/in/b/bad.jpg", f"{tmp_path}/empty"]
     assert "has no images in it; wanted files that end in .bmp" in answer["errors"][1]
     assert done.exit_code == 3
-
-
-def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
-    (tmp_path / "closed").mkdir()
-    real = os.scandir
-
-    def scandir(path):  # permissions say nothing to root
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr("os.scandir", scandir)
-    found, troubles = answer_files(
-        lambda x: np.eye(10, dtype=np.float32)[: len(x)], GREY, [str(tmp_path)], top=1
-    )
-    assert troubles == [f"{tmp_path / 'closed'} cannot be read: Permission denied"]
-    assert [answer.name for answer in found] == [str(tmp_path / "a.png")]
 
 
 def test_many_files_are_answered_in_batches_as_each_alone(digits, tmp_path, monkeypatch):
@@ -338,16 +297,6 @@ def test_the_server_never_imports_torch():
 
 def serve(*arguments):
     return CliRunner().invoke(app, ["serve", *map(str, arguments)])
-
-
-def test_a_server_that_cannot_start_says_why(run, tmp_path, monkeypatch):
-    assert "holds no finished run" in serve(tmp_path).stderr
-    assert "wanted a size" in serve(run.folder, "--max-upload", "much").stderr
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = serve(run.folder, "--port", taken.getsockname()[1])
-    assert (done.exit_code, "choose another --port or --host" in done.stderr) == (2, True)
-    monkeypatch.setattr("nas.cli.model.find_spec", lambda name: None if name == "uvicorn" else name)
-    assert "uvicorn is missing; pip install 'nas-engine[serve]'" in serve(run.folder).stderr
 
 
 def test_a_model_of_another_run_or_damage_is_refused(run, tmp_path):

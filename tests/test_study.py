@@ -2,21 +2,17 @@
 
 import time
 
-import numpy as np
 import optuna
 import pytest
-import torch
 from killing import run_killed
 
 from nas.errors import ConfigError, NoModelError, TrialError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Fixed, Listed
-from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
-from nas.study.workers import check_metrics
 from nas.types import Objective, Trial
 
 TOY, CELLS = load("toy"), load("nasbench201")
@@ -63,15 +59,6 @@ def test_resumed_is_uninterrupted(tmp_path, announce):
     assert timeless(part.history) == timeless(make(tmp_path).history) == timeless(whole.history)
     assert part.run(flaky, trials=30) == "30 trials done"
     assert len(part.history) == 30
-
-
-def test_another_seed_or_another_name_is_another_search(tmp_path):
-    found = []
-    for name, seed in (("s", 1), ("s2", 1), ("s3", 2)):
-        study = Study(CELLS, EVOLUTION, open_storage(tmp_path / name), name=name, seed=seed)
-        study.run(scored, trials=8)
-        found.append([t.genotype for t in study.history])
-    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_an_interrupted_trial_is_taken_up_under_its_number(tmp_path):
@@ -158,37 +145,6 @@ def test_what_was_measured_before_is_answered_from_the_history(tmp_path):
 # -- what evaluators and schedulers return ------------------------------------------------------------
 
 
-def test_numbers_of_other_kinds_are_converted():
-    given = {"a": np.float32(0.5), "b": torch.tensor(2), "c": np.array(1.5), "d": 3, "e": np.int64(4)}
-    got = check_metrics(given | {"f": torch.tensor(0.25, requires_grad=True)})
-    assert got == {"a": 0.5, "b": 2.0, "c": 1.5, "d": 3.0, "e": 4.0, "f": 0.25}
-    assert {type(value) for value in got.values()} == {float}
-
-
-@pytest.mark.parametrize(
-    ("metrics", "reason", "message"),
-    [
-        (None, "metric", "NoneType"),
-        (0.9, "metric", "float"),
-        ({"val_acc": None}, "metric", "metric 'val_acc' is a NoneType"),
-        ({"val_acc": "1.5"}, "metric", "'val_acc' is a str"),
-        ({"val_acc": True}, "metric", "'val_acc' is a bool"),
-        ({"val_acc": np.True_}, "metric", "'val_acc' is a bool"),
-        ({"val_acc": np.array([0.5])}, "metric", "'val_acc' is a ndarray"),
-        ({"val_acc": torch.tensor([0.5])}, "metric", "'val_acc' is a Tensor"),
-        ({"val_acc": 1j}, "metric", "'val_acc' is a complex"),
-        ({"val_acc": float("nan")}, "nan", "'val_acc' is nan"),
-        ({"val_acc": 0.5, "loss": torch.tensor(torch.inf)}, "nan", "'loss' is inf"),
-        ({"val_acc": 10**400}, "nan", "'val_acc' is inf"),
-    ],
-)
-def test_anything_else_fails_the_trial(tmp_path, metrics, reason, message):
-    study = make(tmp_path)
-    study.run(lambda trial, stream: metrics if trial.number == 1 else scored(trial, stream), trials=3)
-    assert [t.state for t in make(tmp_path).history] == ["done", "failed", "done"]
-    assert study.history[1].reason.startswith(f"{reason}: ") and message in study.history[1].reason
-
-
 def test_a_missing_objective_is_an_error_that_lists_what_there_was(tmp_path):
     with pytest.raises(ConfigError, match=r"returned no 'val_acc'; it returned \['acc', 'loss'\]"):
         make(tmp_path).run(lambda trial, stream: {"loss": 1.0, "acc": 0.5}, trials=3)
@@ -197,43 +153,7 @@ def test_a_missing_objective_is_an_error_that_lists_what_there_was(tmp_path):
     assert [t.state for t in study.history] == ["done", "done"]
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "words"),
-    [
-        *((Listed(((0, 1, 2),), epochs=epochs), "a genotype and its epochs") for epochs in (-1, True, 1.5)),
-        (RandomSearch(), r"Fixed\(searcher, epochs\)"),
-    ],
-)
-def test_a_proposal_that_is_none_is_refused(tmp_path, scheduler, words):
-    with pytest.raises(ConfigError, match=words):
-        make(tmp_path, space=TOY, scheduler=scheduler).ask()
-
-
-def test_a_trial_is_told_once(tmp_path):
-    study = make(tmp_path)
-    trial = study.ask()
-    study.tell(trial, {"val_acc": 0.5}, 0.0)
-    with pytest.raises(ConfigError, match="trial 0 has ended"):
-        study.tell(trial, {"val_acc": 0.6}, 0.0)
-    assert study.history[0].metrics == {"val_acc": 0.5}
-
-
 # -- what a study is for ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("metric", "maximize", "warned"),
-    [
-        ("val_acc", False, True),
-        ("val_loss", True, True),
-        ("val_acc", True, False),
-        ("val_loss", False, False),
-        ("naswot", True, False),
-    ],
-)
-def test_a_direction_that_looks_wrong_is_warned_about(tmp_path, recwarn, metric, maximize, warned):
-    make(tmp_path, goals=Goals((Objective(metric, maximize),)))
-    assert [f"{metric!r}; is that the right direction" in str(w.message) for w in recwarn] == [True] * warned
 
 
 def test_the_space_and_the_goals_are_kept_with_the_study(tmp_path):

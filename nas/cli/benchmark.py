@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nas.cli.app import Json, Quiet, app, say
 from nas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nas.show.progress import Progress
 
 
 @app.command(short_help="Replay searches on a published table.")
@@ -71,8 +67,8 @@ def benchmark(
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
     from nas.evaluate.replay import run_replays
+    from nas.files.atomic import override
     from nas.files.folder import prepare_folder
-    from nas.files.tomlfile import override
     from nas.run.config import seconds
     from nas.show.benchmark import lines, plan_comparison, to_dict, write_comparison
     from nas.show.progress import reporter
@@ -98,25 +94,20 @@ def benchmark(
         seed=seed,
     )
     folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
-    replays = {}
+    replays, parts = {}, min(10, repeats)
     with reporter(plain=as_json, quiet=quiet) as progress:
+
+        def tell(done: int) -> None:
+            """Says every tenth of the way how many repeats are done."""
+            if (part := parts * done // repeats) > parts * (done - 1) // repeats:
+                progress.advance(f"{done} of {repeats} repeats", done=part)
+
         for replay in planned:
-            progress.phase(replay.searcher, min(10, repeats))
-            runs = run_replays(replay, repeats=repeats, workers=workers, on_repeat=_tell(progress, repeats))
+            progress.phase(replay.searcher, parts)
+            runs = run_replays(replay, repeats=repeats, workers=workers, on_repeat=tell)
             replays[replay.searcher] = (replay, runs)
     paths = write_comparison(folder, table, replays)
     if as_json:
         say(json.dumps(to_dict(table, replays)))
     else:
         say("\n".join([*lines(replays, table), *map(str, paths)]))
-
-
-def _tell(progress: Progress, repeats: int) -> Callable[[int], None]:
-    """Says every tenth of the way how many repeats are done."""
-    parts = min(10, repeats)
-
-    def tell(done: int) -> None:
-        if (part := parts * done // repeats) > parts * (done - 1) // repeats:
-            progress.advance(f"{done} of {repeats} repeats", done=part)
-
-    return tell

@@ -1,16 +1,33 @@
-"""`nas validate`, `nas audit`, `nas spaces`: a space or a task is looked at before it is searched."""
+"""`nas validate`, `nas audit`, `nas spaces`, `nas doctor`: what is looked at before a search."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nas.cli.app import Json, Quiet, announce, app, say
-from nas.errors import counted
+from nas.errors import NasError, counted
 from nas.run.config import SPACE, TASK
+
+EXTRAS = {
+    "vision": ("pillow",),
+    "dashboard": ("optuna-dashboard",),
+    "serve": ("fastapi", "uvicorn", "python-multipart", "onnxruntime", "pillow"),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow-skinny",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "postgres": ("psycopg",),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
+    "dask": ("distributed",),
+}
+"""What `pip install 'nas-engine[EXTRA]'` adds."""
 
 
 @app.command(short_help="Check a space: does it work, how large is it, what will it cost.")
@@ -28,7 +45,7 @@ def validate(
     from nas import devices
     from nas.data.loading import load_task
     from nas.evaluate.validate import validate as check
-    from nas.files.tomlfile import override
+    from nas.files.atomic import override
     from nas.run.final_network import offer
     from nas.space.loading import load
 
@@ -93,3 +110,55 @@ def spaces(as_json: Json = False) -> None:
         say(f"{row['name']:12}  {counted(row['decisions'], 'decision')}, {row['size']} architectures")
         say(f"{'':12}  {row['about']}\n{'':12}  settings: {pairs}")
     say("\nChange a setting by --set space_settings.NAME=VALUE. Your own space: --space FILE.py:FUNCTION.")
+
+
+@app.command(short_help="Say what this machine offers: versions, devices, data, extras.")
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine offers: versions, devices, data sets and tables that can be loaded, extras."""
+    import torch
+
+    from nas import devices
+    from nas.data import datasets
+    from nas.evaluate.benchmarks import FILES, table_file
+    from nas.results.run_record import environment
+    from nas.training import batched
+
+    device = devices.resolve("auto")
+    known = environment(device)
+    threads, used = known.pop("threads"), known.pop("device")
+    findings = {name: str(value) for name, value in known.items() if value is not None}
+    findings["cores"] = f"{os.cpu_count()}; torch computes with {threads} thread{'' if threads == 1 else 's'}"
+    findings["devices"] = f"{', '.join(devices.available())}; auto takes {used}"
+    if device.type != "cuda":
+        findings["gpu"] = f"no: {devices.without_cuda()}"
+    findings["execution"] = batched.explain(device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        findings["memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    for name in ("digits", "fashion_mnist", "cifar10", "cifar100"):
+        found = _tried(name, lambda name: f"{len(datasets.read(name).x_train):,} training images")
+        findings[f"task {name}"] = found
+    for name in FILES:
+        findings[f"table {name}"] = _tried(name, lambda name: str(table_file(name)))
+    missing = {extra: [p for p in packages if not _installed(p)] for extra, packages in EXTRAS.items()}
+    findings["extras"] = ", ".join(extra for extra, packages in missing.items() if not packages) or "none"
+    if lacking := {extra: packages for extra, packages in missing.items() if packages}:
+        words = ", ".join(f"{extra} (without {', '.join(packages)})" for extra, packages in lacking.items())
+        findings["extras lacking"] = f"{words}; e.g. pip install 'nas-engine[{next(iter(lacking))}]'"
+    lines = (f"{name:19} {value}" for name, value in findings.items())
+    say(json.dumps(findings) if as_json else "\n".join(lines))
+
+
+def _tried(name: str, look: Callable[[str], str]) -> str:
+    """Whether there is what `look` looks for, and else what to do."""
+    try:
+        return f"yes, {look(name)}"
+    except NasError as error:
+        return f"no: {str(error).removeprefix(f'{name}: ')}"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False

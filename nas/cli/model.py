@@ -6,16 +6,13 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from nas.cli.app import Json, OwnSpace, Run, announce, app, say
+from nas.cli.app import Json, OwnSpace, Run, StopRequest, announce, app, say
 from nas.errors import ConfigError, DataError, counted
 from nas.run.config import TASK, size
-
-if TYPE_CHECKING:
-    from nas.export.inference import Answer, Served
 
 SERVE = {
     "fastapi": "fastapi",
@@ -47,53 +44,36 @@ def predict(
     from nas.export.formats import Pixels
     from nas.export.inference import answer_files, as_csv, read_served
     from nas.files.atomic import write_text
+    from nas.files.folder import prepare_folder
     from nas.results.result import load_result
 
     if not images and npz is None:
         raise ConfigError(
             "predict: no images were given; name image files or a folder, or arrays with --npz FILE"
         )
-    if csv is not None:
-        _check_csv(csv)
+    if csv is not None and (
+        csv.suffix.lower() != ".csv" or csv.is_dir()
+    ):  # rather an image, not to be overwritten
+        raise ConfigError(f"--csv is {str(csv)!r}, wanted the name of a file that ends in .csv")
     served = read_served(run)
     announce(space)
     result = load_result(run, space=space)
     model = Pixels(result.network, result.inputs)
     found, troubles = answer_files(model.logits, served, images or [], npz, top=top)
     if csv is not None:
-        write_text(csv, as_csv(found))
-    _show(found, troubles, served, csv=csv, as_json=as_json)
-    if troubles:
-        raise DataError(f"{len(troubles)} of {len(troubles) + len(found)} could not be answered")
-
-
-def _check_csv(path: Path) -> None:
-    """Refuses a name that is rather an image's, so that none is overwritten where the name was forgotten."""
-    from nas.files.folder import prepare_folder
-
-    if path.suffix.lower() != ".csv":
-        raise ConfigError(f"--csv is {str(path)!r}, wanted the name of a file that ends in .csv")
-    if path.is_dir():
-        raise ConfigError(f"--csv is {str(path)!r}, a folder; name a file in it")
-    prepare_folder(path.parent)
-
-
-def _show(
-    found: list[Answer], troubles: list[str], served: Served, *, csv: Path | None, as_json: bool
-) -> None:
+        write_text(prepare_folder(csv.parent) / csv.name, as_csv(found))
     if as_json:
         answers = [answer.to_dict() for answer in found]
         told = {"model": served.title, "steps": served.steps, "answers": answers, "errors": troubles}
         say(json.dumps(told))
-        return
-    say(f"an image becomes: {served.steps}", err=True)
-    if csv is not None:
-        say(f"{csv}  {counted(len(found), 'answer')}")
     else:
-        for answer in found:
-            say(str(answer))
-    for trouble in troubles:
-        say(f"error: {trouble}", err=True)
+        say(f"an image becomes: {served.steps}", err=True)
+        for line in map(str, found) if csv is None else [f"{csv}  {counted(len(found), 'answer')}"]:
+            say(line)
+        for trouble in troubles:
+            say(f"error: {trouble}", err=True)
+    if troubles:
+        raise DataError(f"{len(troubles)} of {len(troubles) + len(found)} could not be answered")
 
 
 @app.command(short_help="Write model.py, model.pt2 and model.onnx of a finished run.")
@@ -121,18 +101,12 @@ def export(
     config = record_of(run)["config"]
     listed = config.get("exclude") if task is None else None
     data = load_without(task or config["task"], listed, seed=config["seed"])
+    # Its link is kept, since a virtual environment is known by where that lies.
+    pythons = [Path(shutil.which(path) or path).absolute() for path in python or []]
     say("writing model.py, model.pt2 and model.onnx, and proving each", err=True)
     with folder_lock(result.folder):
-        bundle(result, data, pythons=[_interpreter(path) for path in python or []], tell=say)
+        bundle(result, data, pythons=pythons, tell=say)
     say(f"{run / 'MODEL_CARD.md'}")
-
-
-def _interpreter(python: Path) -> Path:
-    """Where an interpreter is; its link is kept, since a virtual environment is known by where that lies."""
-    found = shutil.which(str(python))
-    if found is None:
-        raise ConfigError(f"--python {python}: there is no such program; give the path of a Python")
-    return Path(found).absolute()
 
 
 @app.command(short_help="Answer images over HTTP, with a page to drop them on.")
@@ -145,7 +119,6 @@ def serve(
     """Answer images over HTTP: /predict, /health, and / in a browser. Needs the extra `serve`, not torch."""
     if missing := [package for module, package in SERVE.items() if find_spec(module) is None]:
         raise ConfigError(f"serve: {', '.join(missing)} is missing; pip install 'nas-engine[serve]'")
-    from nas.cli.job import StopRequest
     from nas.export.server import serve as run_server
 
     try:

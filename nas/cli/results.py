@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.app import Json, OwnSpace, Run, announce, app, say
+from nas.cli.app import Json, OwnSpace, Run, StopRequest, announce, app, say
 from nas.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ def draw(
 ) -> None:
     """Draw the cells of an architecture as cells.svg and cells.png."""
     from nas.files.folder import exists, prepare_folder
-    from nas.results.architecture_file import architecture_of, graphs_of
+    from nas.results.result import architecture_of, graphs_of
     from nas.run.result_files import draw_architecture
 
     if space is not None and exists(Path(source)):
@@ -87,7 +87,6 @@ def dashboard(
     """Show a run as it goes: its report, drawn anew when it changes, and its trials in Optuna's dashboard."""
     import webbrowser
 
-    from nas.cli.job import StopRequest
     from nas.results.run_record import read_run
     from nas.show.dashboard import LOOPBACK, Live, serve
     from nas.show.report import render, searched_space

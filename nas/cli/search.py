@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.app import Json, Quiet, announce, app, say
-from nas.cli.job import show, stoppable
-from nas.cli.settings import ConfigFile, Sets, values, with_settings
+from nas.cli.app import (
+    ConfigFile,
+    Json,
+    Quiet,
+    Sets,
+    StopRequest,
+    announce,
+    app,
+    say,
+    values,
+    with_settings,
+)
 from nas.run.config import TASK, Config, make_config
 from nas.searchers.method_names import is_own
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
+    from nas.results.result import Result
     from nas.run.budget import Preview, Tell
     from nas.show.progress import Progress
 
@@ -27,6 +41,13 @@ Force = Annotated[
 ]
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
+RIVALS = {
+    "random": "random search at equal cost",
+    "largest": "largest of these",
+    "default": "default architecture",
+}
+FILES = ("report.html", "MODEL_CARD.md", "network.png", "search.png", "front.png", "alphas.png", "health.png")
+"""What a run may leave behind for people, beside its model and the pictures of its cells."""
 
 
 @app.command()
@@ -74,27 +95,6 @@ def search(
     show(result, as_json=as_json)
 
 
-def teller(progress: Progress, *, yes: bool) -> Tell | None:
-    """Shows a preview; on a terminal asks whether to go on where it is beyond an hour.
-
-    None where $NAS_PREVIEW is off.
-    """
-    from nas.run.budget import HOUR_S
-    from nas.show.progress import LiveProgress
-
-    if os.environ.get(PREVIEW) == "off" or follows():
-        return None
-
-    def tell(found: Preview) -> bool:
-        for line in found.lines():
-            progress.note(line)
-        if yes or found.seconds <= HOUR_S or not sys.stdin.isatty():
-            return True
-        return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
-
-    return tell
-
-
 @app.command(short_help="Train a known architecture from scratch and test it.")
 @with_settings(
     (
@@ -121,7 +121,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
-    from nas.results.architecture_file import architecture_of
+    from nas.results.result import architecture_of
     from nas.run.pipeline import retrain as train_again
 
     assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
@@ -177,3 +177,96 @@ def calibrate(
             stop=stop,
         )
     say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+
+
+# -- what a job tells -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def stoppable(*, quiet: bool, plain: bool) -> Iterator[tuple[Progress, StopRequest]]:
+    """Progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
+
+    quiet, plain: as `nas.show.progress.reporter` takes them.
+    """
+    from nas.errors import Stopped
+    from nas.show.progress import Silent, reporter
+
+    with StopRequest() as stop:
+        try:
+            with nullcontext(Silent()) if follows() else reporter(plain=plain, quiet=quiet) as progress:
+                yield progress, stop
+        except Stopped as stopped:
+            if not follows():
+                say(f"{stopped}; the same command goes on from here", err=True)
+            raise typer.Exit(stop.exit_code) from stopped
+
+
+def teller(progress: Progress, *, yes: bool) -> Tell | None:
+    """Shows a preview; on a terminal asks whether to go on where it is beyond an hour.
+
+    None where $NAS_PREVIEW is off.
+    """
+    from nas.run.budget import HOUR_S
+    from nas.show.progress import LiveProgress
+
+    if os.environ.get(PREVIEW) == "off" or follows():
+        return None
+
+    def tell(found: Preview) -> bool:
+        for line in found.lines():
+            progress.note(line)
+        if yes or found.seconds <= HOUR_S or not sys.stdin.isatty():
+            return True
+        return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
+
+    return tell
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """The result in a few lines, or as JSON; of several ranks only rank 0 shows it."""
+    if follows():
+        return
+    if not as_json:
+        say("\n".join(_lines(result)))
+        return
+    answer = {
+        "folder": str(result.folder),
+        "choices": result.space.choices(result.genotype),
+        "metrics": dict(result.metrics),
+        "failures": result.failures,
+    }
+    say(json.dumps(answer))
+
+
+def _lines(result: Result) -> Iterator[str]:
+    m = defaultdict(lambda: math.nan, result.metrics)
+    if result.space.notation:
+        yield f"found        {result.space.notation.write(result.genotype)}"
+    else:
+        asked = result.space.asked(result.genotype)
+        yield f"found        {', '.join(f'{name} {option}' for name, option in asked.items())}"
+    yield (
+        f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
+        f"{m['test_acc_high']:.4f}), measured once"
+    )
+    yield (
+        f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
+        f"{m['latency_ms']:.2f} ms an image"
+    )
+    rivals = [
+        f"{words} {m[f'{name}_val_acc']:.4f}" + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
+        for name, words in RIVALS.items()
+        if f"{name}_val_acc" in m
+    ]
+    if rivals and "first_val_acc" in m:
+        yield f"baselines    first choice {m['first_val_acc']:.4f} on validation, {', '.join(rivals)}"
+    failed, idle = result.failures, result.metrics.get("chance_trials", 0)
+    if failed or idle:
+        kinds = ", ".join(f"{number} {reason}" for reason, number in failed.items())
+        troubles = [f"{sum(failed.values())} failed ({kinds})"] if failed else []
+        troubles += [f"{idle:.0f} no better than guessing"] if idle else []
+        yield f"trials       {m['trials']:,.0f}, {', '.join(troubles)}"
+    yield f"model        {result.folder / 'model.safetensors'}"
+    if (result.folder / "cells.png").exists():
+        yield f"pictures     {result.folder / 'cells.png'}"
+    yield from (f"             {result.folder / name}" for name in FILES if (result.folder / name).exists())

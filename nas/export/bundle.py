@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 
 from nas.data.task import Task
-from nas.errors import ConfigError, MismatchError, NasError, SpaceError, TrialError
-from nas.export.formats import Pixels, exported, write_onnx, write_program, write_source
-from nas.export.model_card import card, origin, requirements
-from nas.export.verify import PACKAGES, Proof, installed, prove
+from nas.errors import ConfigError, MismatchError, NasError, counted
+from nas.export.formats import FILES, TEMPLATES, Pixels, write_forms
+from nas.export.verify import PACKAGES, TOLERANCE, Proof, prove
 from nas.files.atomic import write_text
 from nas.files.folder import folder_lock, is_file, update_manifest
-from nas.files.schemas import ExportedRecord, ScoredRecord, checked
+from nas.files.schemas import ComparedRecord, ExportedRecord, ScoredRecord, checked
 from nas.results.result import Result
-from nas.results.run_record import compared_of, read_run
+from nas.results.run_record import DEFAULT, compared_of, read_run
 from nas.show.progress import Progress
-from nas.user_code import user_errors
 
 SLACK = 0.005
 """How far the accuracy of forms, in float32 on a CPU, may be from the scored one, perhaps in bfloat16."""
 SLACK_IMAGES = 2
 """So many images may be classified otherwise where they are more than that."""
 CARD = "MODEL_CARD.md"
-FILES = {"source": "model.py", "program": "model.pt2", "onnx": "model.onnx"}
 _SHORTEST_LIMIT_S, _SLOWER = 300.0, 20.0
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def bundle(
@@ -63,25 +59,26 @@ def bundle(
     compared = compared_of(folder)
     model = Pixels(result.network, result.inputs)
     title = f"{record['space']['name']} on {record['task']['name']}, {origin(record, compared)}."
-    forms, notes = _written(folder, model, result, title)
+    forms, notes = write_forms(folder, model, result.inputs, title=title)
     for note in notes:
         tell(note)
-    for form in FILES.keys() - set(forms):  # an older export's would be unproven
-        (folder / FILES[form]).unlink(missing_ok=True)
+    written = [*FILES.values(), CARD, "requirements.txt"]
     try:
         proofs = _proven(model, result, task, forms, pythons=pythons or [sys.executable], tell=tell)
     except MismatchError:
-        for name in (*FILES.values(), CARD):
+        for name in written:
             (folder / name).unlink(missing_ok=True)
-        update_manifest(folder, [*FILES.values(), CARD])
+        update_manifest(folder, written)
         raise
     unproven = [form for form in forms if form not in {proof.form for proof in proofs}]
     notes += [f"{FILES[form]} was not run: no {PACKAGES[form]} where the forms were run" for form in unproven]
-    write_text(folder / "requirements.txt", requirements(proofs))
+    versions = {PACKAGES[p.form]: p.runtime.split()[1].split("+")[0] for p in proofs}
+    needed = "".join(f"{name}>={version}\n" for name, version in sorted(versions.items()))
+    write_text(folder / "requirements.txt", needed)
     augment = record["config"].get("augment")
     mirrors = task.flip if augment is None else "flip" in augment
     write_text(folder / CARD, card(result, record, proofs, notes, mirrors=mirrors, compared=compared))
-    update_manifest(folder, [*FILES.values(), "requirements.txt", CARD])
+    update_manifest(folder, written)
     return proofs
 
 
@@ -90,37 +87,6 @@ def record_of(folder: Path) -> dict[str, Any]:
     record = read_run(folder)
     checked(ExportedRecord, record, folder / "run.json", "record of a run that can be exported")
     return record
-
-
-def _written(folder: Path, model: Pixels, result: Result, title: str) -> tuple[Sequence[str], list[str]]:
-    """The forms that could be written, and why others could not."""
-    forms, notes = list[str](), list[str]()
-    try:
-        with user_errors():
-            write_source(folder / "model.py", result.network, result.inputs, title=title)
-        forms.append("source")
-    except (SpaceError, TrialError) as error:
-        notes.append(f"no model.py: {error}")
-    try:
-        with user_errors():
-            program = exported(model, result.inputs.image_shape)
-    except (SpaceError, TrialError) as error:
-        return forms, [*notes, f"no model.pt2 and model.onnx: torch.export: {_first_line(error)}"]
-    write_program(folder / "model.pt2", program)
-    forms.append("program")
-    if missing := [name for name in _ONNX if find_spec(name) is None]:
-        hint = "pip install 'nas-engine[onnx]'"
-        return forms, [*notes, f"no model.onnx: it needs {', '.join(missing)}; {hint}"]
-    try:
-        with user_errors():
-            write_onnx(folder / "model.onnx", program)
-    except TrialError as error:
-        return forms, [*notes, f"no model.onnx: torch.onnx.export: {_first_line(error)}"]
-    return [*forms, "onnx"], notes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _proven(
@@ -141,8 +107,8 @@ def _proven(
     limit_s = max(_SHORTEST_LIMIT_S, _SLOWER * (time.perf_counter() - started))
     proofs = list[Proof]()
     for python in pythons:
-        able = _able(forms, python, tell)
-        for proof in prove(result.folder, able, pixels, labels, logits, python=python, limit_s=limit_s):
+        left = set(forms)
+        for proof in prove(result.folder, forms, pixels, labels, logits, python=python, limit_s=limit_s):
             if abs(proof.accuracy - scored) > max(SLACK, SLACK_IMAGES / len(labels)) + 1e-6:
                 raise MismatchError(
                     f"export: {proof.form} has accuracy {proof.accuracy:.4f}, but {scored:.4f} was scored; "
@@ -150,21 +116,77 @@ def _proven(
                 )
             tell(str(proof))
             proofs.append(proof)
+            left.remove(proof.form)
+        missing = " and ".join(sorted({PACKAGES[form] for form in left}))
+        if left and left == set(forms):
+            raise ConfigError(f"export: {python} can run no form; install {missing} there")
+        if left:
+            tell(f"{python} has no {missing}, so it leaves {' and '.join(sorted(left))}")
     return proofs
 
 
-def _able(forms: Sequence[str], python: Path | str, tell: Callable[[str], None]) -> list[str]:
-    """The forms that an interpreter has the package for."""
-    has = installed(python)
-    if left := [form for form in forms if PACKAGES[form] not in has]:
-        missing = sorted({PACKAGES[form] for form in left})
-        tell(f"{python} has no {' and no '.join(missing)}, so it leaves {' and '.join(left)}")
-    if forms and len(left) == len(forms):
-        raise ConfigError(
-            f"export: {python} can run no form; install {' or '.join(sorted({PACKAGES[f] for f in forms}))} "
-            "there"
-        )
-    return [form for form in forms if form not in left]
+# -- the card -------------------------------------------------------------------------------------------
+
+
+def origin(record: Mapping[str, Any], compared: ComparedRecord | None = None) -> str:
+    """Where the architecture of a run is from, as its run.json and its baselines.json say."""
+    if record.get("architecture") is not None:
+        return "trained again from scratch"
+    if compared is not None and compared.found_by == DEFAULT:
+        return "the default architecture of the space, beside a search"
+    return f"found by {record['config']['method']}"
+
+
+def card(
+    result: Result,
+    record: Mapping[str, Any],
+    proofs: Sequence[Proof],
+    notes: Sequence[str],
+    *,
+    mirrors: bool = True,
+    compared: ComparedRecord | None = None,
+) -> str:
+    """MODEL_CARD.md: what a model is, how it was made and measured, and what it is not for.
+
+    record: the run's run.json. notes: which forms are missing, and why. mirrors: whether the images could be
+    mirrored in training. compared: the content of its baselines.json.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        finalize=_text,
+        autoescape=False,  # nosec B701 - of HTML; `_text` does it for Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    recipe = record["plan"]["final"]
+    return environment.get_template("model_card.md.jinja").render(
+        record=record,
+        config=record["config"],
+        metrics=result.metrics,
+        engine=record["environment"]["nas-engine"],
+        known=record.get("architecture") is not None,
+        is_default=compared is not None and compared.found_by == DEFAULT,
+        has_source=not any(note.startswith("no model.py") for note in notes),
+        shape=result.inputs.image_shape,
+        classes=result.inputs.classes,
+        proofs=proofs,
+        notes=notes,
+        recipe={**recipe, "flip": recipe.get("flip", False) and mirrors},
+        statements=compared.statements if compared is not None else (),
+        tolerance=TOLERANCE,
+        number="{:,.0f}".format,
+        counted=counted,
+    )
+
+
+def _text(value: object) -> str:
+    """A value in Markdown that is nothing but its characters."""
+    printable = "".join(c if c.isprintable() else "?" for c in str(value))
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in printable)
+
+
+# -- at the end of a run --------------------------------------------------------------------------------
 
 
 def is_bundled(folder: Path) -> bool:

@@ -7,7 +7,9 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import jinja2
@@ -17,17 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.data.preprocessing import Inputs
+from nas.errors import ConfigError, SpaceError, TrialError
 from nas.export.source import name_of, source_of
 from nas.files.atomic import replacing, write_text
 from nas.user_code import user_errors
 
+FILES = {"source": "model.py", "program": "model.pt2", "onnx": "model.onnx"}
 EXAMPLES = 64
 """Images in the example that a form is made with; any other number runs too."""
 BATCH = 256
 """Images that are run at once."""
 OPSET = 20
-
-_TEMPLATE = Path(__file__).parent / "templates" / "model.py.jinja"
+TEMPLATES = Path(__file__).parent / "templates"
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Pixels(nn.Module):
@@ -55,6 +59,30 @@ class Pixels(nn.Module):
         return found
 
 
+def write_forms(folder: Path, model: Pixels, inputs: Inputs, *, title: str) -> tuple[list[str], list[str]]:
+    """Writes every one of `FILES`; returns the forms that could be written, and why others could not.
+
+    title: of model.py.
+    """
+    program = cache(lambda: exported(model, inputs.image_shape))
+    writers: dict[str, Callable[[Path], None]] = {
+        "source": lambda path: write_source(path, model.network, inputs, title=title),
+        "program": lambda path: write_program(path, program()),
+        "onnx": lambda path: write_onnx(path, program()),
+    }
+    forms, notes = list[str](), list[str]()
+    for form, write in writers.items():
+        path = folder / FILES[form]
+        try:
+            with user_errors():
+                write(path)
+            forms.append(form)
+        except (ConfigError, SpaceError, TrialError) as error:
+            path.unlink(missing_ok=True)  # an older export's would be unproven
+            notes.append(f"no {path.name}: {next(iter(str(error).splitlines()), form)}")
+    return forms, notes
+
+
 def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) -> None:
     """`model.py`: classes of torch alone that make exactly this network.
 
@@ -62,9 +90,9 @@ def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) 
         SpaceError: when a module of the space cannot be written down, naming it.
     """
     source = source_of(network)
-    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    template = jinja2.Template((TEMPLATES / "model.py.jinja").read_text("utf-8"), keep_trailing_newline=True)
     text = template.render(
-        title=_harmless(title),
+        title="".join(c if c.isprintable() and c not in '"\\' else "?" for c in title),  # cannot end the text
         shape=inputs.image_shape,
         classes=inputs.classes,
         mean=inputs.mean,
@@ -92,7 +120,13 @@ def write_program(path: Path, program: torch.export.ExportedProgram) -> None:
 
 
 def write_onnx(path: Path, exported_program: torch.export.ExportedProgram) -> None:
-    """`model.onnx`, input `pixels`, output `logits`; weights inside."""
+    """`model.onnx`, input `pixels`, output `logits`; weights inside.
+
+    Raises:
+        ConfigError: when the extra for it is not installed.
+    """
+    if missing := [name for name in _ONNX if find_spec(name) is None]:
+        raise ConfigError(f"it needs {', '.join(missing)}; pip install 'nas-engine[onnx]'")
     with replacing(path) as temporary, _quiet():
         program = torch.onnx.export(
             exported_program,
@@ -109,17 +143,11 @@ def write_onnx(path: Path, exported_program: torch.export.ExportedProgram) -> No
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' notes on their own progress, and their graphs where they fail."""
-    before = logging.root.manager.disable
+    before, told = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        told = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
-
-
-def _harmless(title: str) -> str:
-    """A title that cannot end the text it stands in."""
-    return "".join(c if c.isprintable() and c not in '"\\\\' else "?" for c in title)

@@ -7,9 +7,8 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ Pixels = NDArray[np.float32]
 Model = Callable[[Pixels], NDArray[np.float32]]
 """Images to logits `[N, classes]`."""
 BATCH = 256
-"""Images that are run at once."""
+"""Files whose images are run together."""
 MOST_BYTES = 256 << 20
 """Of one image file or array."""
 ARRAYS = ("images", "x", "x_test")
@@ -137,25 +136,18 @@ def array_pixels(name: str, array: NDArray[np.generic], served: Served) -> Pixel
     else:
         several = f"[N, {height}, {width}]" if channels == 1 else f"[N, {height}, {width}, {channels}]"
         raise DataError(f"{name} has shape {list(shape)}, wanted {several} or one image of that size")
+    kind, of_floats = images.dtype.kind, served.pixels == "float32"
+    if kind not in ("f" if of_floats else "iuf"):
+        wants = "floats of the training images' scale" if of_floats else "bytes or floats"
+        raise DataError(f"{name} has type {images.dtype}, wanted {wants}")
     if not len(images):
         raise DataError(f"{name} holds no image: its shape is {list(shape)}")
-    return _scaled(name, images, served)
-
-
-def _scaled(name: str, images: NDArray[np.generic], served: Served) -> Pixels:
-    kind = images.dtype.kind
-    if kind not in "iuf":
-        raise DataError(f"{name} has type {images.dtype}, wanted bytes or floats")
     low, high = float(images.min()), float(images.max())
     if not abs(low) + abs(high) < float(np.finfo(np.float32).max):
         raise DataError(f"{name} holds NaN or infinite pixels; repair or remove these images")
-    if served.pixels == "float32":
-        if kind != "f":
-            raise DataError(f"{name} has type {images.dtype}, wanted floats of the training images' scale")
-        return images.astype(np.float32)
-    if low < 0 or high > (1 if kind == "f" else 255):
-        wanted = "floats from 0 to 1" if kind == "f" else "integers from 0 to 255"
-        raise DataError(f"{name} has pixels from {low:g} to {high:g}, wanted {wanted}")
+    if not of_floats and (low < 0 or high > (1 if kind == "f" else 255)):
+        wants = "floats from 0 to 1" if kind == "f" else "integers from 0 to 255"
+        raise DataError(f"{name} has pixels from {low:g} to {high:g}, wanted {wants}")
     pixels = images.astype(np.float32)
     return pixels if kind == "f" else pixels / np.float32(255)
 
@@ -230,7 +222,8 @@ def answer_files(
     files: image files, .npy arrays, or folders of them, see `_files_of`. npz: a file with one of `ARRAYS`.
     """
     found, troubles = list[Answer](), list[str]()
-    for group in _groups(_images(files, npz, served, troubles)):
+    images = _images(files, npz, served, troubles)
+    while group := list(islice(images, BATCH)):
         logits = model(np.concatenate([pixels for _, pixels in group]))
         ends = np.cumsum([len(pixels) for _, pixels in group])
         for (name, _), rows in zip(group, np.split(logits, ends[:-1]), strict=True):
@@ -241,32 +234,16 @@ def answer_files(
     return found, troubles
 
 
-def _groups(images: Iterator[tuple[str, Pixels]]) -> Iterator[list[tuple[str, Pixels]]]:
-    """Files whose images fill a batch together."""
-    group, size = list[tuple[str, Pixels]](), 0
-    for name, pixels in images:
-        group.append((name, pixels))
-        size += len(pixels)
-        if size >= BATCH:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _images(
     files: Sequence[str], npz: Path | None, served: Served, troubles: list[str]
 ) -> Iterator[tuple[str, Pixels]]:
     """The images of each file, one after the other; what is wrong with the others is put into `troubles`."""
-    readers = ((name, partial(_read, name, served)) for given in files for name in _files_of(given, troubles))
-    last = [(str(npz), partial(_read_npz, npz, served))] if npz is not None else []
-    for name, read in chain(readers, last):
+    names = ((name, _read) for given in files for name in _files_of(given, troubles))
+    for name, read in chain(names, [] if npz is None else [(str(npz), _read_npz)]):
         try:
-            pixels = read()
+            yield name, read(name, served)
         except DataError as error:
             troubles.append(str(error))
-        else:
-            yield name, pixels
 
 
 def _files_of(given: str, troubles: list[str]) -> list[str]:
@@ -276,18 +253,15 @@ def _files_of(given: str, troubles: list[str]) -> list[str]:
     """
     if not is_folder(Path(given)):
         return [given]
-    found, refused = list[Path](), list[str]()
-    for place, inside, names in os.walk(
-        given, onerror=lambda error: refused.append(f"{error.filename} cannot be read: {error.strerror}")
-    ):
+    kinds, images, before = SUFFIXES | {".npy"}, list[str](), len(troubles)
+    walk = os.walk(given, onerror=lambda e: troubles.append(f"{e.filename} cannot be read: {e.strerror}"))
+    for place, inside, names in walk:
         inside[:] = (name for name in inside if not name.startswith("."))
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    kinds = SUFFIXES | {".npy"}
-    images = sorted(path for path in found if path.suffix.lower() in kinds)
-    if not images and not refused:
-        refused.append(f"{given} has no images in it; wanted files that end in {', '.join(sorted(kinds))}")
-    troubles += refused
-    return [*map(str, images)]
+        shown = (name for name in names if not name.startswith("."))
+        images += [str(Path(place, name)) for name in shown if Path(name).suffix.lower() in kinds]
+    if not images and len(troubles) == before:
+        troubles.append(f"{given} has no images in it; wanted files that end in {', '.join(sorted(kinds))}")
+    return sorted(images, key=Path)
 
 
 def _read(name: str, served: Served) -> Pixels:
@@ -302,9 +276,9 @@ def _read(name: str, served: Served) -> Pixels:
     return pixels_of(name, data, served)
 
 
-def _read_npz(path: Path, served: Served) -> Pixels:
+def _read_npz(path: str, served: Served) -> Pixels:
     try:
-        arrays, names = load_arrays(path, ARRAYS)
+        arrays, names = load_arrays(Path(path), ARRAYS)
     except ValueError as error:
         raise DataError(
             f"{path} cannot be read: {error}; write it with np.savez(path, images=...)"

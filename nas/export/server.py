@@ -39,6 +39,7 @@ from nas.files.folder import is_file, require_intact
 
 MODEL = "model.onnx"
 BATCH = 32
+DRAINED_BYTES = 256 << 20
 GRACE_S = 30
 """How long requests that have begun may take once the server was asked to stop."""
 HEAD_S = 5.0
@@ -46,18 +47,21 @@ HEAD_S = 5.0
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
-def _hashes(tag: str) -> str:
-    """What a policy calls the inline contents of all elements of a kind."""
-    contents = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents)
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-
-POLICY = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; "
+def _policy() -> str:
+    """A policy that lets the page load nothing, and run its own script and style alone, by their hashes."""
+    hashes = {}
+    for tag in ("script", "style"):
+        content = re.search(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+        assert content is not None
+        hashes[tag] = base64.b64encode(hashlib.sha256(content[1].encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
         "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    )
+
+
+HEADERS = {
+    "Content-Security-Policy": _policy(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -71,9 +75,7 @@ class Limits:
     upload_bytes: of one request. files, images: of one request, an array may hold many images. pixels: of
     all pictures of a request, before they are shrunk.
     places: requests inside at a time; further ones are refused. at_once: of these, how many compute.
-    upload_s: that a request may take to arrive. drained_bytes: so much of a request that is too large is
-    read and forgotten, so that its sender hears the answer instead of a broken connection.
-    top: classes in an answer.
+    upload_s: that a request may take to arrive. top: classes in an answer.
     """
 
     upload_bytes: int = 10 << 20
@@ -83,7 +85,6 @@ class Limits:
     places: int = 64
     at_once: int = 2
     upload_s: float = 60.0
-    drained_bytes: int = 256 << 20
     top: int = 5
 
 
@@ -148,11 +149,11 @@ def load_model(folder: Path, served: Served) -> Model:
         raise ConfigError(
             f"{folder / MODEL} cannot be loaded: {printable(str(error), limit=300)}; export it again"
         ) from error
-    inputs = [(i.name, tuple(i.shape[1:])) for i in session.get_inputs()]
-    classes = [tuple(o.shape[1:]) for o in session.get_outputs()]
-    if inputs != [("pixels", served.image_shape)] or classes != [(len(served.classes),)]:
+    takes = [(i.name, *i.shape[1:]) for i in session.get_inputs()]
+    gives = [tuple(o.shape[1:]) for o in session.get_outputs()]
+    if takes != [("pixels", *served.image_shape)] or gives != [(len(served.classes),)]:
         raise ConfigError(
-            f"{folder / MODEL} takes {inputs} and answers {classes}, but the run is of images "
+            f"{folder / MODEL} takes {takes} and answers {gives}, but the run is of images "
             f"{served.image_shape} and {len(served.classes)} classes; export it again"
         )
 
@@ -189,7 +190,7 @@ def make_app(
     @app.get("/", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
         """A page to try the model."""
-        return HTMLResponse(PAGE, headers=dict(POLICY))
+        return HTMLResponse(PAGE, headers=HEADERS)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -273,7 +274,11 @@ async def _uploads(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:
-    """The same messages, up to the size that a request may have."""
+    """The same messages, up to the size that a request may have.
+
+    The rest of a larger one is read and forgotten, up to `DRAINED_BYTES`, so that its sender hears the answer
+    instead of a broken connection.
+    """
     seen = 0
 
     async def counted() -> Message:
@@ -282,14 +287,11 @@ def _bounded(receive: Receive, limits: Limits) -> Receive:
         seen += len(message.get("body", b""))
         if seen <= limits.upload_bytes:
             return message
-        while message.get("more_body", False) and seen <= limits.drained_bytes:
+        while message.get("more_body", False) and seen <= DRAINED_BYTES:
             message = await receive()
             seen += len(message.get("body", b""))
-        raise HTTPException(
-            413,
-            f"the request has more than the {limits.upload_bytes:,} bytes that are read at once; send fewer "
-            "or smaller files",
-        )
+        most = f"the {limits.upload_bytes:,} bytes that are read at once"
+        raise HTTPException(413, f"the request has more than {most}; send fewer or smaller files")
 
     return counted
 
@@ -305,8 +307,9 @@ class Timely(H11Protocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE and self._late is not None:
+        waits = self.conn.their_state is h11.IDLE
+        if not waits and self._late is not None:
             self._late.cancel()
             self._late = None
-        elif self.conn.their_state is h11.IDLE and self._late is None:
+        elif waits and self._late is None:
             self._late = self.loop.call_later(HEAD_S, self.transport.close)

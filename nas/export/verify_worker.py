@@ -4,7 +4,7 @@
 
 FORM: source, program or onnx. IMAGES: raw float32, preceded by a line of JSON with the shape. OUTCOME: logits
 likewise, with the milliseconds of a batch of 1 and of 32, and the versions of what ran it. An environment
-with torch need not have numpy.
+with torch need not have numpy; one that lacks what runs the form ends it with the exit code NO_RUNTIME.
 """
 
 import importlib.util
@@ -19,31 +19,25 @@ from typing import Any
 
 BATCH = 256
 REPEATS = 15
+NO_RUNTIME = 77
 
 Form = tuple[Callable[[Any], Any], Callable[[bytes, tuple[int, ...]], Any], str]
 """What turns images into logits; what turns numbers and a shape into images; the versions of both."""
 
 
-def source(folder: Path) -> Form:
-    """How model.py runs."""
-    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return _by_torch(module.build())
-
-
-def program(folder: Path) -> Form:
-    """How model.pt2 runs."""
-    import torch
-
-    return _by_torch(torch.export.load(folder / "model.pt2").module())
-
-
-def _by_torch(model: Callable[[Any], Any]) -> Form:
+def by_torch(form: str, folder: Path) -> Form:
+    """How model.py and model.pt2 run."""
     import torch
 
     torch.set_grad_enabled(False)
+    if form == "program":
+        model = torch.export.load(folder / "model.pt2").module()
+    else:
+        spec = importlib.util.spec_from_file_location("model", folder / "model.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.build()
 
     def tensor(data: bytes, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.frombuffer(bytearray(data), dtype=torch.float32).view(shape)
@@ -51,7 +45,7 @@ def _by_torch(model: Callable[[Any], Any]) -> Form:
     return model, tensor, f"torch {torch.__version__}"
 
 
-def onnx(folder: Path) -> Form:
+def by_onnxruntime(folder: Path) -> Form:
     """How model.onnx runs."""
     import numpy as np
     import onnxruntime
@@ -64,12 +58,14 @@ def onnx(folder: Path) -> Form:
     )
 
 
-FORMS = {"source": source, "program": program, "onnx": onnx}
-
-
 def main(form: str, folder: str, images: str, outcome: str) -> None:
     """See above."""
-    run, feed, runtime = FORMS[form](Path(folder))
+    try:
+        run, feed, runtime = by_onnxruntime(Path(folder)) if form == "onnx" else by_torch(form, Path(folder))
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "onnxruntime"):
+            sys.exit(NO_RUNTIME)
+        raise
     head, data = Path(images).read_bytes().split(b"\n", 1)
     total, *side = json.loads(head)["shape"]
     size = len(data) // total

@@ -1,4 +1,4 @@
-"""Files that are whole or not at all on the disk, and strict JSON in them."""
+"""Files that are whole or not at all on the disk; strict JSON, and TOML, in them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import tempfile
-import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from nas.errors import ConfigError, StorageError, shown
 
@@ -20,12 +24,10 @@ TEMPORARY = ".tmp-"
 """How the name of a file that is still being written begins."""
 MAX_DEPTH = 100
 """Of lists and tables in each other; those of our files are 6 deep."""
-
-_PASSING = (errno.EIO, errno.ESTALE)
-"""Faults of a file server that may be over in a moment."""
-_PAUSES_S = (0.1, 0.5)
-_YOUNG_S = 600.0
-"""No file is written for so long."""
+MAX_BYTES = 1 << 20
+"""Of a TOML file."""
+_DOT = re.compile(r"""[\w"'-][ \t]*\.[ \t]*(?=[\w"'-])""")
+"""A dot between two parts of a key; not those of a row in a comment, nor of `../`."""
 
 
 @contextmanager
@@ -63,21 +65,13 @@ def _sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces the file at `path` by `data`, whole or not at all; faults that may pass are tried again.
+    """Replaces the file at `path` by `data`, whole or not at all.
 
     Raises:
         StorageError: when the file system refuses.
     """
-    for pause_s in (*_PAUSES_S, None):
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(data)
-        except StorageError as error:
-            if pause_s is None or error.errno not in _PASSING:
-                raise
-            time.sleep(pause_s)
-        else:
-            return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -95,11 +89,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the temporary files that killed writers left in a folder; a young one may be in use."""
+    """Removes the temporary files that killed writers left in a folder in which nobody else writes."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # gone meanwhile, or not ours to remove
-            if time.time() - path.lstat().st_mtime > _YOUNG_S:
-                path.unlink()
+        with suppress(OSError):  # not ours to remove
+            path.unlink()
 
 
 @contextmanager
@@ -216,3 +209,62 @@ def _integer(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
         raise ValueError(f"{text[:50]} is an integer of more than 64 bits")
     return value
+
+
+# -- settings ------------------------------------------------------------------------------------------
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ConfigError: naming the path tried, or line and column of what is wrong.
+    """
+    raw = read_bytes(path, max_bytes=MAX_BYTES)
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    deep = ConfigError(f"{path}: nested deeper than {MAX_DEPTH}; a config is a flat table of settings")
+    # The time that a key takes grows with the square of its parts.
+    if any(len(_DOT.findall(line)) > MAX_DEPTH for line in text.splitlines()):
+        raise deep
+    try:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise deep from error
+    except ValueError as error:  # also for an integer of thousands of digits
+        looks_yaml = re.search(r"^[ \t]*[\w-]+:\s", text, re.MULTILINE) is not None
+        hint = "; the file looks like YAML, but configs are TOML: key = value" if looks_yaml else ""
+        raise ConfigError(f"{path}: {error}{hint}") from error
+    if is_deep(values):
+        raise deep
+    if not values:
+        raise ConfigError(f"{path}: empty config")
+    return values
+
+
+def write_toml(values: Mapping[str, object]) -> str:
+    """The inverse of `read_toml`; what is `None` or empty is left out."""
+    return tomli_w.dumps({name: value for name, value in values.items() if value not in (None, (), {})})
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`values` with `key=value` or `table.key=value` assignments on top, written as in TOML or bare."""
+    merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *tables, key = (part.strip() for part in path.split("."))
+        if not equals or not key or len(tables) > 1:
+            raise ConfigError(f"--set {shown(assignment)}: wanted KEY=VALUE or TABLE.KEY=VALUE")
+        target = merged
+        for table in tables:
+            target = merged.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {shown(assignment)}: {shown(table)} is no table")
+        bare = text.strip()
+        try:  # what follows the line would be read as another setting
+            target[key] = bare if "\n" in bare or "\r" in bare else tomllib.loads(f"value = {bare}")["value"]
+        except (ValueError, RecursionError):
+            target[key] = bare
+    return merged

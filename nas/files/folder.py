@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -95,14 +94,19 @@ def check_contents(folder: Path) -> None:
     By such a link, a folder from somewhere else could make us read, overwrite or cut a file of the user's;
     a pipe would make us wait for ever.
     """
-    # Not rglob, which fails when another process removes a folder meanwhile.
-    for path in (Path(place, name) for place, *inner in os.walk(folder) for name in itertools.chain(*inner)):
+    for path in _inside(folder):
         if path.is_symlink() and not _is_inside(path, folder):
             raise ConfigError(
                 f"{path} is a symbolic link that leads out of its folder; remove it or put the file there"
             )
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ConfigError(f"{path} is neither a file nor a folder; remove it")
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Everything in a folder and below; not rglob, which fails when somebody removes a folder meanwhile."""
+    for place, folders, names in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *names))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
@@ -241,16 +245,12 @@ def _write(folder: Path, files: dict[str, object]) -> None:
 
 
 def _results(folder: Path) -> Iterator[str]:
-    # Not rglob, which fails when another process removes a folder meanwhile.
-    for place, below, names in os.walk(folder):
-        if Path(place) == folder:
-            below[:] = [name for name in below if name not in _WORKING]
-        for path in (Path(place, name) for name in names):
-            name = path.relative_to(folder).as_posix()
-            unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
-            left = name.startswith(HISTORY) and name != HISTORY
-            if path.is_file() and not (path.is_symlink() or unfinished or left or name == MANIFEST):
-                yield name
+    for path in _inside(folder):
+        name = path.relative_to(folder).as_posix()
+        working = name.partition("/")[0] in _WORKING or name.startswith(f"{HISTORY}.") or name == MANIFEST
+        unfinished = path.name.startswith(TEMPORARY) or path.suffix == ".lock"
+        if path.is_file() and not (path.is_symlink() or unfinished or working):
+            yield name
 
 
 def _fingerprint(path: Path, most: object = None) -> dict[str, object]:

@@ -21,6 +21,8 @@ from nas.errors import ConfigError, shown
 
 Word = Annotated[str, StringConstraints(max_length=1000)]
 Side = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False)]  # JSON has no tuples
 R = TypeVar("R")
 _TOLD = 3
 """Problems that an error lists."""
@@ -68,6 +70,9 @@ class ArchitectureRecord(_Record):
     settings: dict[Word, Any]
     choices: dict[Word, Word]
     cells: dict[Word, GraphRecord]
+    genotype: list[int] = []
+    hash: Word = ""
+    notation: str | None = None
 
 
 class TaskRecord(_Record):
@@ -80,6 +85,8 @@ class TaskRecord(_Record):
     std: list[Annotated[FiniteFloat, Field(gt=0)]]
     image_shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
     pixels: Literal["uint8", "float32"] = "uint8"
+    images: dict[Word, int] = {}
+    notes: list[str] = []
 
 
 class RunRecord(_Record):
@@ -91,6 +98,8 @@ class RunRecord(_Record):
     architecture: list[int] | None
     space: dict[str, Any]
     task: TaskRecord
+    environment: dict[Word, Any] = {}
+    begun: str = ""
 
 
 class ExportedRecord(_Record):
@@ -125,47 +134,16 @@ class MetricsRecord(_Record):
 
 
 class TrialRecord(_Record):
-    """What a study keeps of a trial beside its architecture."""
+    """What a study keeps of a trial; see `nas.Trial`. worker: who evaluated it, in words."""
 
-    number: Annotated[int, Field(ge=0)]
-    fidelity: Annotated[int, Field(ge=0)]
-    metrics: dict[str, FiniteFloat]
-    cost_s: FiniteFloat
-    reason: str
-    beside: list[Annotated[int, Field(ge=0)]] = []
+    number: Count
+    genotype: Counts
+    fidelity: Count
+    metrics: dict[str, FiniteFloat] = {}
+    cost_s: FiniteFloat = 0.0
+    reason: str = ""
+    beside: Counts = ()
     worker: str = ""
-
-
-class UnderWayRecord(_Record):
-    """A trial that has been proposed and has not ended."""
-
-    number: Annotated[int, Field(ge=0)]
-    genotype: list[Annotated[int, Field(ge=0)]]
-    fidelity: Annotated[int, Field(ge=0)]
-    beside: list[Annotated[int, Field(ge=0)]] = []
-
-
-class ReportedTaskRecord(_Record):
-    """The further parts of a run's task that a report tells of."""
-
-    images: dict[Word, int] = {}
-    notes: list[str] = []
-
-
-class ReportedRecord(_Record):
-    """The further parts of run.json that a report tells of; older versions wrote fewer."""
-
-    environment: dict[Word, Any] = {}
-    begun: str = ""
-    task: ReportedTaskRecord
-
-
-class ReportedArchitectureRecord(ArchitectureRecord):
-    """The further parts of architecture.json that a report tells of."""
-
-    genotype: list[int] = []
-    hash: Word = ""
-    notation: str | None = None
 
 
 class StudyRecord(_Record):
@@ -243,6 +221,16 @@ class NeededRecord(_Record):
     """The bytes that a step needs after what memory.json says has changed."""
 
     needed: Annotated[int, Field(ge=0)]
+
+
+def check_format(data: object, newest: int, source: Path) -> None:
+    """Raises ConfigError for a file of a newer version than this one can read."""
+    found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(found, int) and found > newest:
+        raise ConfigError(
+            f"{source} was written by a newer version (format {found}, this one reads {newest}); upgrade "
+            "nas-engine"
+        )
 
 
 def checked(kind: type[R], data: object, source: Path | str, what: str) -> R:

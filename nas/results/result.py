@@ -1,4 +1,4 @@
-"""What a job leaves behind, in memory and in its folder."""
+"""What a job leaves behind, in memory and in its folder; none of it is code of anybody."""
 
 from __future__ import annotations
 
@@ -19,20 +19,33 @@ from torch import Tensor, nn
 from nas.data.arrays import Array
 from nas.data.decode import load_arrays
 from nas.data.preprocessing import Inputs
-from nas.errors import ConfigError, SpaceError, counted
+from nas.errors import ConfigError, SpaceError, counted, shown
 from nas.evaluate import failure_summary
 from nas.files.atomic import read_json, replacing
-from nas.files.folder import HISTORY, MANIFEST, check_manifest, damaged, is_file, is_folder
-from nas.files.schemas import AlphasRecord, MetricsRecord, checked
-from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
+from nas.files.folder import (
+    HISTORY,
+    MANIFEST,
+    check_contents,
+    check_manifest,
+    damaged,
+    exists,
+    is_file,
+    is_folder,
+    require_intact,
+)
+from nas.files.schemas import AlphasRecord, ArchitectureRecord, MetricsRecord, check_format, checked
 from nas.results.run_record import RANDOM, SEARCH, read_run
 from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import by_gradients
-from nas.space.graph import Graph, merged
+from nas.space.graph import Graph, architecture_hash, cell_graphs, from_dict, merged, to_dict
+from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.training.checkpoint import load_tensors
 from nas.types import Genotype, Trial
 
+ARCHITECTURE = "architecture.json"
+FORMAT = 1
+"""Grows when the meaning of architecture.json changes."""
 BASELINES = ("random search at equal cost", "largest of these by MACs")
 _READ = ("architecture.json", "baselines.json", "metrics.json", "model.safetensors", "run.json")
 _MOST_BYTES = 256 << 20
@@ -172,7 +185,7 @@ class Recorded(Sequence[Trial]):
 
     @cached_property
     def _trials(self) -> list[Trial]:
-        from nas.study.record import read_trials
+        from nas.study.storage import read_trials
 
         try:
             return read_trials(self.folder, self.name, self.space)
@@ -278,3 +291,99 @@ def read_metrics(folder: Path) -> dict[str, float]:
 def to_cpu(network: nn.Module) -> nn.Module:
     """The network in evaluation mode on the CPU, in torch's plain memory layout."""
     return network.eval().to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+
+
+# -- architecture.json ----------------------------------------------------------------------------------
+
+
+def describe_architecture(
+    space: Space, genotype: Genotype, metrics: Mapping[str, float]
+) -> dict[str, object]:
+    """The content of architecture.json: all that is needed to build or draw the architecture again."""
+    choices = space.choices(genotype)
+    genotype = tuple(map(int, genotype))  # JSON knows no integers of numpy
+    return {
+        "format": FORMAT,
+        "space": space.origin or space.name,
+        "settings": dict(space.settings),
+        "genotype": list(genotype),
+        "choices": choices,
+        "notation": space.notation.write(genotype) if space.notation is not None else None,
+        "hash": architecture_hash(space, genotype),
+        "cells": {kind: to_dict(graph) for kind, graph in cell_graphs(space, genotype).items()},
+        "metrics": dict(metrics),
+    }
+
+
+def read_architecture(path: Path) -> dict[str, Any]:
+    """An architecture.json, or that of a run's folder; nothing of it is executed.
+
+    Raises:
+        ConfigError: when there is none, or the folder's manifest says that it is damaged.
+    """
+    if not exists(path):
+        raise ConfigError(
+            f"no architecture at {shown(str(path))}: wanted a finished run's folder or an "
+            "architecture.json; the text of a genotype needs --space"
+        )
+    file = path / ARCHITECTURE if path.is_dir() else path
+    if path.is_dir():
+        check_contents(path)
+    require_intact(file.parent, file.name)
+    data = read_json(file)
+    check_format(data, FORMAT, file)
+    checked(ArchitectureRecord, data, file, "architecture")
+    return dict(data)  # type: ignore[call-overload,no-any-return]  # which it is by now
+
+
+def architecture_of(source: str, *, space: str | None) -> Mapping[str, Any]:
+    """That of a run's folder or of a file; with a space also that of a genotype's text.
+
+    Raises:
+        ConfigError: when there is none, or the space has no notation for genotypes.
+    """
+    if exists(Path(source)) or space is None:
+        return read_architecture(Path(source))
+    loaded = load(space)
+    if loaded.notation is None:
+        raise ConfigError(
+            f"space {space!r} has no notation for genotypes; give a folder or architecture.json"
+        )
+    return describe_architecture(loaded, loaded.notation.read(source), {})
+
+
+def graphs_of(architecture: Mapping[str, Any]) -> dict[str, Graph]:
+    """The cells of an architecture as read, without its space."""
+    return {kind: from_dict(graph) for kind, graph in architecture["cells"].items()}
+
+
+def load_architecture(
+    path: Path, *, space: str | Space | None = None, **settings: object
+) -> tuple[Space, Genotype]:
+    """The space and genotype of an architecture.json.
+
+    space: must be given where the architecture came from a user's own file, which is never run unasked.
+    settings: changes to the space's settings, where it is loaded.
+
+    Raises:
+        ConfigError: when the space is a plug-in that was not named.
+        SpaceError: when the space no longer has these decisions.
+    """
+    data = read_architecture(path)
+    origin = str(data["space"])
+    if space is None and is_plugin(origin):
+        raise ConfigError(
+            f"{path} was found in the space {origin!r}, which is code of your own; "
+            "name it with --space to run it, in Python with space="
+        )
+    if not isinstance(space, Space):
+        space = load(space or origin, **{**data["settings"], **settings})
+    return space, space.genotype(data["choices"])
+
+
+def write_graphml(path: Path, graph: Graph) -> None:
+    """A graph for other programs; networkx escapes whatever names hold."""
+    import networkx as nx
+
+    with replacing(path) as temporary:
+        nx.write_graphml(graph, temporary)

@@ -12,7 +12,7 @@ from nas import __version__
 from nas.errors import ConfigError
 from nas.files.atomic import read_json
 from nas.files.folder import check_contents, is_file
-from nas.files.schemas import ComparedRecord, RunRecord, checked
+from nas.files.schemas import ComparedRecord, RunRecord, check_format, checked
 
 if TYPE_CHECKING:  # servers read records and have no torch
     import torch
@@ -40,17 +40,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} holds no run: there is no run.json in it")
     check_contents(folder)
     record = read_json(file)
-    if not isinstance(record, dict) or type(record.get("format")) is not int:
-        raise ConfigError(f"{file} is no record of a run")
-    if record["format"] > FORMAT:
-        raise ConfigError(
-            f"{folder} was written by a newer version (format {record['format']}, this one reads {FORMAT}); "
-            "upgrade nas-engine"
-        )
-    if not {"config", "plan", "architecture", "space", "task"} <= record.keys():
-        raise ConfigError(f"{file} is no complete record of a run; choose another --out folder")
+    check_format(record, FORMAT, file)
     checked(RunRecord, record, file, "record of a run")
-    return record
+    return dict(record)  # type: ignore[call-overload,no-any-return]  # which it is by now
 
 
 def compared_of(folder: Path) -> ComparedRecord | None:

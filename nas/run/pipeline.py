@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
@@ -50,7 +50,7 @@ from nas.space.graph import cell_graphs
 from nas.space.space import Space
 from nas.study.clusters import cluster
 from nas.study.storage import keep_history
-from nas.study.workers import processes_on
+from nas.study.workers import Processes
 from nas.training.ddp import joined
 from nas.types import Genotype
 
@@ -299,7 +299,7 @@ def workplaces(job: Job) -> Iterator[Job]:
     alone = config.workers == 0 or job.team.size > 1 or current_process().daemon  # may have no children
     with ExitStack() as stack:
         if not alone:
-            job = replace(job, processes=stack.enter_context(processes_on(config.device)))
+            job = replace(job, processes=stack.enter_context(closing(Processes(config.device))))
         if job.executor is None and config.executor is not None:
             opened = cluster(config.executor, job.folder, gpus=config.gpus_per_trial)
             job = replace(job, executor=stack.enter_context(opened))

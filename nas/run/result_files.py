@@ -11,8 +11,7 @@ import numpy as np
 from nas.files.atomic import write_json
 from nas.files.folder import write_manifest
 from nas.files.schemas import EpochRecord
-from nas.results.architecture_file import ARCHITECTURE, describe_architecture, write_graphml
-from nas.results.result import Alphas, Result
+from nas.results.result import ARCHITECTURE, Alphas, Result, describe_architecture, write_graphml
 from nas.searchers.goals import longest
 from nas.space.graph import Graph, skeleton
 from nas.training.checkpoint import save_tensors

@@ -14,9 +14,8 @@ from typing import Any
 
 from nas.errors import ConfigError, DataError, NasError, SpaceError, Stopped, shown
 from nas.export.bundle import bundle_at_end, is_bundled
-from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text
+from nas.files.atomic import TEMPORARY, remove_unfinished, write_json, write_text, write_toml
 from nas.files.folder import LOCK, MANIFEST, check_contents, check_name, folder_lock, prepare_folder
-from nas.files.tomlfile import write_toml
 from nas.results.result import Result, is_finished, load_result
 from nas.results.run_record import CHECKPOINT, FORMAT, environment, read_run
 from nas.run.config import Config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +14,6 @@ SCHEMES = {
     "sqlite": "sqlite:///FILE",
     "postgresql+psycopg": "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
 }
-_ALIASES = {"postgresql": "postgresql+psycopg"}
 _SECRETS = ("password", "sslpassword")
 MASK = "***"
 
@@ -40,7 +38,12 @@ class Address(str):
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
 
-        scheme = _scheme(url)
+        scheme = url.partition("://")[0]
+        scheme = "postgresql+psycopg" if scheme == "postgresql" else scheme
+        if scheme not in SCHEMES:
+            is_one = "://" in url and scheme.replace("+", "").isalnum()
+            got = f"no kind of database {scheme!r}" if is_one else "this is no URL"
+            raise ConfigError(f"storage: {got}; known: {', '.join(SCHEMES.values())}")
         try:
             parsed = make_url(url).set(drivername=scheme)
         except (ArgumentError, ValueError):
@@ -52,7 +55,11 @@ class Address(str):
                 "hold any of :/?#[]@% as they are: write @ as %40, and so on (see urllib.parse.quote)"
             )
         if scheme == "sqlite":
-            parsed = parsed.set(database=_absolute(parsed.database))
+            if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+                raise ConfigError(
+                    "the storage sqlite:///FILE needs the path of a file, which keeps the history"
+                )
+            parsed = parsed.set(database=str(Path(parsed.database).absolute()))
         hidden = {name: MASK for name in _SECRETS if name in parsed.query}
         self = super().__new__(cls, parsed.update_query_dict(hidden).render_as_string(hide_password=True))
         self.secret = parsed.render_as_string(hide_password=False)
@@ -63,11 +70,6 @@ class Address(str):
     def __getnewargs__(self) -> tuple[str]:
         """What a pickled or copied address is made of again: the whole URL."""
         return (self.secret,)
-
-    @property
-    def is_masked(self) -> bool:
-        """Whether it was read from a record, and so lacks the password."""
-        return MASK in self.passwords
 
     def hide(self, text: str) -> str:
         """A text of others, such as an error of a driver, without the passwords."""
@@ -87,7 +89,7 @@ def find_address(address: Address | None, *, recorded: bool = False) -> Address 
     given = os.environ.get(VARIABLE)
     if address is None:
         return Address(given) if given else None
-    if not address.is_masked and not recorded:
+    if MASK not in address.passwords and not recorded:
         return address
     if not given:
         why = "as the run's folder says, which may be anybody's" if recorded else "whose password is masked"
@@ -99,18 +101,3 @@ def find_address(address: Address | None, *, recorded: bool = False) -> Address 
     if found != address:
         raise ConfigError(f"{VARIABLE} is {found}, but storage is {address}; they must be the same database")
     return found
-
-
-def _scheme(url: str) -> str:
-    found = re.match(r"([A-Za-z][\w+.-]*)://", url)
-    scheme = "" if found is None else _ALIASES.get(found[1], found[1])
-    if scheme not in SCHEMES:
-        got = f"no kind of database {scheme!r}" if scheme else "this is no URL"
-        raise ConfigError(f"storage: {got}; known: {', '.join(SCHEMES.values())}")
-    return scheme
-
-
-def _absolute(database: str | None) -> str:
-    if not database or database == ":memory:" or database.startswith("file:"):
-        raise ConfigError("the storage sqlite:///FILE needs the path of a file, which keeps the history")
-    return str(Path(database).absolute())

@@ -7,7 +7,7 @@ run's folder must be on a file system that all machines see.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ KINDS = {
     "slurm": "slurm:OPTION=VALUE,..., e.g. slurm:partition=gpu,gpus_per_node=1,time=240",
     "local-slurm": "local-slurm, submitit's processes of this machine",
 }
+_SHORT = {"time": "timeout_min", "partition": "slurm_partition", "account": "slurm_account"}
+"""Options of SLURM by the names that submitit gives them."""
 
 
 @contextmanager
@@ -34,24 +36,28 @@ def cluster(spec: str, folder: Path, *, gpus: float) -> Iterator[Executor]:
     kind = spec.partition(":")[0]
     if kind not in KINDS:
         raise ConfigError(f"executor: {unknown('kind', kind, KINDS)}; wanted {', '.join(KINDS.values())}")
-    begin = {"ray": _ray, "dask": _dask, "slurm": _slurm, "local-slurm": _slurm}[kind]
     try:
-        with begin(spec, folder, gpus) as executor:
-            yield executor
+        if kind == "ray":
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(address=spec if "://" in spec else None, log_to_driver=False)
+            yield _Ray(gpus)
+        elif kind == "dask":
+            from distributed import Client
+
+            address = spec.removeprefix("dask://")
+            with Client(f"tcp://{address}" if address != "dask" else None) as client:
+                resources = {"GPU": gpus} if gpus else {}
+                yield client.get_executor(pure=False, retries=0, resources=resources)
+        else:
+            with _Slurm(spec, folder, gpus) as executor:
+                yield executor
     except ImportError as error:
         extra = "slurm" if "slurm" in kind else kind
         raise ConfigError(
             f"executor {spec!r} needs {error.name or kind}: pip install 'nas-engine[{extra}]'"
         ) from error
-
-
-@contextmanager
-def _ray(spec: str, _: Path, gpus: float) -> Iterator[Executor]:
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(address=spec if "://" in spec else None, log_to_driver=False)
-    yield _Ray(gpus)
 
 
 class _Ray(Executor):
@@ -72,55 +78,34 @@ def _called(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return fn(*args, **kwargs)
 
 
-@contextmanager
-def _dask(spec: str, _: Path, gpus: float) -> Iterator[Executor]:
-    from distributed import Client
+class _Slurm(ThreadPoolExecutor):
+    """Calls as jobs of SLURM, each in the queue by itself; a thread waits for each of them."""
 
-    address = spec.removeprefix("dask://")
-    with Client(f"tcp://{address}" if address != "dask" else None) as client:
-        resources = {"GPU": gpus} if gpus else {}
-        yield client.get_executor(pure=False, retries=0, resources=resources)
+    def __init__(self, spec: str, folder: Path, gpus: float) -> None:
+        import submitit
 
-
-@contextmanager
-def _slurm(spec: str, folder: Path, gpus: float) -> Iterator[Executor]:
-    import submitit
-
-    kind, _, options = spec.partition(":")
-    executor = submitit.AutoExecutor(folder / "slurm", cluster="local" if kind == "local-slurm" else "slurm")
-    settings: dict[str, Any] = {"timeout_min": 60, **({"gpus_per_node": int(gpus)} if gpus else {})}
-    for option in filter(None, options.split(",")):
-        name, found, value = option.partition("=")
-        if not found:
-            raise ConfigError(f"executor {spec!r}: {option!r} is no OPTION=VALUE; e.g. {KINDS['slurm']}")
-        key = {"time": "timeout_min", "partition": "slurm_partition", "account": "slurm_account"}.get(
-            name, name
-        )
-        settings[key] = int(value) if value.isdigit() else value
-    executor.update_parameters(**settings)
-    with _Submitted(executor) as submitting:
-        yield submitting
-
-
-class _Submitted(Executor):
-    """Calls as jobs of SLURM, each in the queue by itself."""
-
-    def __init__(self, executor: Any) -> None:  # noqa: ANN401 - an extra's
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._executor = executor
-        self._threads = ThreadPoolExecutor(256, thread_name_prefix="slurm")
+        super().__init__(256, thread_name_prefix="slurm")
+        kind, _, options = spec.partition(":")
+        settings: dict[str, Any] = {"timeout_min": 60, **({"gpus_per_node": int(gpus)} if gpus else {})}
+        for option in filter(None, options.split(",")):
+            name, found, value = option.partition("=")
+            if not found:
+                raise ConfigError(f"executor {spec!r}: {option!r} is no OPTION=VALUE; e.g. {KINDS['slurm']}")
+            settings[_SHORT.get(name, name)] = int(value) if value.isdigit() else value
+        engine = "local" if kind == "local-slurm" else kind
+        self._executor = submitit.AutoExecutor(folder / "slurm", cluster=engine)
+        self._executor.update_parameters(**settings)
         self._jobs: list[Any] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401
-        """As `Executor.submit`; the future's thread waits for the job."""
+        """As `Executor.submit`."""
         job = self._executor.submit(fn, *args, **kwargs)
         self._jobs.append(job)
-        return self._threads.submit(job.result)
+        return super().submit(job.result)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Cancels what still waits or runs."""
         for job in self._jobs:
             if not job.done():
                 job.cancel()
-        self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        super().shutdown(wait=wait, cancel_futures=cancel_futures)

@@ -1,4 +1,4 @@
-"""Where a history is kept: a journal in the run's folder, or a database; and who may write it."""
+"""Where a history is kept, a journal in the run's folder or a database; and how trials are written there."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, StorageError, describe
 from nas.files.atomic import read_json, replacing
-from nas.files.folder import MANIFEST
+from nas.files.folder import HISTORY, MANIFEST, check_contents, exists
+from nas.files.schemas import TrialRecord, checked
+from nas.searchers.goals import Goals
+from nas.space.space import Space
 from nas.study.address import Address, find_address
+from nas.types import Trial
 
 T = TypeVar("T")
 _log = logging.getLogger("nas")
 
-JOURNAL = "study.log"
+JOURNAL = HISTORY
 MOST = 2**24
 """Bytes of a record of a journal."""
 OWNER = "owner"
 """The attribute of a study in a database that says which process writes it."""
+UNDER_WAY = "under way"
+"""The attribute of a study that lists the trials which have been proposed and have not ended."""
 DAMAGED = (LookupError, ValueError, TypeError, AttributeError, AssertionError, DuplicatedStudyError)
 """What Optuna raises of records that are none."""
 AWAY = (StorageInternalError, OSError)
 """What a storage raises that may be back later: a server that restarts, a disk that is full."""
+State = Literal["running", "done", "failed"]
+_STATES: dict[TrialState, State] = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}
 
 
 class Journal(BaseJournalBackend):
@@ -52,8 +63,7 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = self._number = 0
-        if not path.exists():
-            path.touch()
+        path.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The records from a number on, counted from 0."""
@@ -183,35 +193,28 @@ def keep_history(storage: BaseStorage, prefix: str, folder: Path) -> None:
 
 
 def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Callable[[], object]) -> T:
-    """Does what a storage is asked for, again and again while it is away.
+    """Does what a storage is asked for, again and again, after growing pauses, while it is away.
 
     stop: asked between two tries; may raise.
 
     Raises:
         StorageError: when it is still away after `patience_s`.
     """
-
-    def waiting(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if error is not None:
+    until_s, pause_s = time.monotonic() + patience_s, 0.5
+    while True:
+        try:
+            return work()
+        except AWAY as error:
+            if time.monotonic() >= until_s:
+                raise StorageError(
+                    getattr(error, "errno", None),
+                    f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the "
+                    "same command goes on",
+                ) from error
             _log.warning("%s: %s; trying again for up to %g s", what, describe(error), patience_s)
         stop()
-
-    tries = Retrying(
-        retry=retry_if_exception_type(AWAY),
-        stop=stop_after_delay(patience_s),
-        wait=wait_exponential(0.5, max=5.0),
-        before_sleep=waiting,
-        reraise=True,
-    )
-    try:
-        return tries(work)
-    except AWAY as error:
-        raise StorageError(
-            getattr(error, "errno", None),
-            f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the same "
-            "command goes on",
-        ) from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 5.0)
 
 
 def own(study: optuna.Study, *, force: bool = False) -> None:
@@ -222,17 +225,137 @@ def own(study: optuna.Study, *, force: bool = False) -> None:
     Raises:
         ConfigError: when another process writes it, or may do so on another machine.
     """
-    now = {"host": socket.gethostname(), "pid": os.getpid(), "token": token_hex(8)}
-    known = study.user_attrs.get(OWNER)
+    now, known = {"host": socket.gethostname(), "pid": os.getpid()}, study.user_attrs.get(OWNER)
     if isinstance(known, dict) and not force and (known["host"] != now["host"] or _lives(known["pid"])):
         raise ConfigError(
             f"study {study.study_name!r} is written by process {known['pid']} on {known['host']}; wait for "
             "it, or where it is gone, go on with --force"
         )
     study.set_user_attr(OWNER, now)
-    if study.user_attrs.get(OWNER) != now:
-        raise ConfigError(f"study {study.study_name!r}: another process began to write it at the same time")
 
 
 def _lives(pid: object) -> bool:
     return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
+
+
+# -- studies and trials in Optuna's terms --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """Turns the trials of one study into Optuna's and back. name: of the study."""
+
+    space: Space
+    goals: Goals
+    name: str
+
+    def write(self, trial: Trial, worker: str = "") -> FrozenTrial:
+        """A trial that has ended, as Optuna keeps it. worker: who did it, in words."""
+        done = trial.state == "done"
+        bounds = {str(bound): bound.excess(trial.metrics) for bound in self.goals.constraints if done}
+        return create_trial(
+            state=TrialState.COMPLETE if done else TrialState.FAIL,
+            values=[o.value(trial.metrics) for o in self.goals.objectives] if done else None,
+            constraints=bounds or None,
+            params=self.space.choices(trial.genotype),
+            distributions={d.name: CategoricalDistribution(d.options) for d in self.space.decisions},
+            user_attrs={"nas": _record(trial, worker)},
+        )
+
+    def read(self, frozen: FrozenTrial) -> Trial:
+        """The inverse of `write`.
+
+        Raises:
+            ConfigError: when the trial was not written by this engine.
+        """
+        source = f"study {self.name!r}, trial {frozen.number}"
+        if "nas" not in frozen.user_attrs or frozen.state not in _STATES:
+            raise ConfigError(
+                f"{source} was not written by this engine; only its own studies can be continued"
+            )
+        trial = _trial(frozen.user_attrs["nas"], source, _STATES[frozen.state])
+        return replace(trial, genotype=self.space.genotype(frozen.params))
+
+    def read_all(self, study: optuna.Study) -> list[Trial]:
+        """The ended trials of a study, and those that were under way in their places."""
+        ended = [self.read(frozen) for frozen in study.get_trials(deepcopy=False)]
+        begun = {trial.number: trial for trial in (*under_way(study), *ended)}
+        if sorted(begun) != list(range(len(begun))):
+            raise ConfigError(
+                f"study {self.name!r}: {len(begun)} trials have numbers up to {max(begun)}; some of its "
+                "records are lost, so that it can only be read by Optuna"
+            )
+        return [begun[number] for number in range(len(begun))]
+
+
+def _record(trial: Trial, worker: str = "") -> dict[str, Any]:
+    """A trial as a record in JSON; its state is told by where it stands."""
+    record = TrialRecord.model_validate({**asdict(trial), "worker": worker}, strict=False)
+    return record.model_dump(mode="json", exclude_defaults=True)
+
+
+def _trial(record: object, source: str, state: State) -> Trial:
+    """The inverse of `_record`. Raises ConfigError when it is damaged."""
+    found = checked(TrialRecord, record, source, "record of a trial").model_dump(exclude={"worker"})
+    return Trial(state=state, **found)
+
+
+def note_under_way(study: optuna.Study, trials: Sequence[Trial]) -> None:
+    """Writes down the trials of a study that have been proposed and have not ended."""
+    study.set_user_attr(UNDER_WAY, [_record(trial) for trial in trials])
+
+
+def under_way(study: optuna.Study) -> list[Trial]:
+    """The trials of a study that have been proposed, and may not have ended."""
+    source = f"study {study.study_name!r}, trials under way"
+    return [_trial(record, source, "running") for record in study.user_attrs.get(UNDER_WAY, [])]
+
+
+def read_trials(folder: Path, name: str, space: Space) -> list[Trial]:
+    """The history of one study of the run in a folder, empty where there is none; nothing is written."""
+    if not exists(folder):
+        return []
+    check_contents(folder)
+    with reading(folder / JOURNAL):
+        found = past_storage(folder)
+        if found is None or found[1] + name not in optuna.get_all_study_names(found[0]):
+            return []
+        study = optuna.load_study(study_name=found[1] + name, storage=found[0])
+        return Record(space, recorded_goals(study, space, None), name).read_all(study)
+
+
+def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
+    """The study of that name, which is made where there is none."""
+    if name not in optuna.get_all_study_names(storage):
+        # Optuna's own function would announce it.
+        directions = [
+            StudyDirection.MAXIMIZE if o.maximize else StudyDirection.MINIMIZE for o in goals.objectives
+        ]
+        storage.create_new_study(directions, name)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+
+
+def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:
+    """Writes down what the study is for, or checks that it still is; returns the goals.
+
+    Raises:
+        ConfigError: when it was made for another space or other goals.
+    """
+    wanted, name = goals or Goals(), study.study_name
+    decisions = [[d.name, list(d.options)] for d in space.decisions]
+    known = study.user_attrs.get("nas")
+    if known is None:
+        study.set_user_attr("nas", {"decisions": decisions, **wanted.to_dict()})
+        return wanted
+    if not isinstance(known, dict) or known.get("decisions") != decisions:
+        raise ConfigError(
+            f"study {name!r} was made for a space with other decisions than {space.name!r}; "
+            "use another name or another folder"
+        )
+    before = Goals.from_dict(known)
+    if goals not in (None, before):
+        raise ConfigError(
+            f"study {name!r} was made for {before}, not for {goals}; use another name or folder"
+        )
+    return before

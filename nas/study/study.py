@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -19,16 +20,15 @@ from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Scheduler, propose
 from nas.seeding import rng
 from nas.space.space import Space
-from nas.study.record import (
+from nas.study.storage import (
     Record,
-    all_trials,
     note_under_way,
     open_study,
+    own,
+    patiently,
     read_trials,
     recorded_goals,
-    warn_of_direction,
 )
-from nas.study.storage import own, patiently
 from nas.study.workers import Evaluator, Measure, Outcome, Workers, check_metrics, measured
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
@@ -79,10 +79,9 @@ class Study:
         self._others = {self._key(t): t for t in reversed(others) if t.state == "done"}
         self.optuna_study = self._patiently(lambda: open_study(storage, prefix + name, goals or Goals()))
         self.goals = recorded_goals(self.optuna_study, space, goals)
-        warn_of_direction(self.goals, name)
         self._record = Record(space, self.goals, name)
         self._is_own, self._force = not isinstance(storage, RDBStorage), force
-        self.history = all_trials(self.optuna_study, self._record)
+        self.history = self._record.read_all(self.optuna_study)
         self._left = [trial.number for trial in self.history if trial.state == "running"]
 
     @staticmethod
@@ -283,23 +282,16 @@ class Study:
 
     # -- the storage -----------------------------------------------------------------------------------
 
-    def _recorded(self) -> list[Trial]:
-        return [self._record.read(frozen) for frozen in self.optuna_study.get_trials(deepcopy=False)]
-
     def _end(self, trial: Trial, worker: str) -> Trial:
-        if trial.number == len(self.history):
-            self.history.append(trial)
-        frozen = self._record.write(trial, worker)
-        tried: list[bool] = []
+        frozen, before, tries = self._record.write(trial, worker), self.ended, itertools.count()
 
         def add() -> None:
-            # What was tried before may have got there all the same.
-            if not tried or all(t.number != trial.number for t in self._recorded()):
-                tried.append(True)
+            # What was tried before, and seemed to fail, may have got there all the same.
+            if next(tries) == 0 or len(self.optuna_study.get_trials(deepcopy=False)) == before:
                 self.optuna_study.add_trial(frozen)
 
         self._write(add)
-        self.history[trial.number] = trial
+        self.history[trial.number : trial.number + 1] = [trial]
         return trial
 
     def _write(self, work: Callable[[], None]) -> None:

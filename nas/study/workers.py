@@ -11,31 +11,29 @@ import hashlib
 import io
 import math
 import os
-import pickle  # nosec B403 - of files whose digest the coordinator tells
-import re
+import pickle  # nosec B403 - of files that the coordinator has just written
 import signal
 import socket
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Real
 from pathlib import Path
 from queue import LifoQueue
 from typing import NamedTuple, Protocol
 
 import cloudpickle
+import loky
 import numpy as np
 import torch
-from loky import ProcessPoolExecutor
 
 from nas import devices
-from nas.errors import ConfigError, Stopped, TrialError, describe, is_users
-from nas.files.atomic import temporary_folder, write_bytes
+from nas.errors import ConfigError, Stopped, TrialError, describe
+from nas.files.atomic import write_bytes
 from nas.space.loading import load
 from nas.space.space import Space
 from nas.types import Trial
@@ -110,62 +108,42 @@ def check_metrics(metrics: object) -> dict[str, float]:
         if isinstance(number, bool) or not isinstance(number, Real):
             raise TrialError("metric", f"metric {name!r} is a {type(value).__name__}, wanted a number")
         try:
-            converted = float(number)
+            found[str(name)] = float(number)
         except OverflowError:  # an integer beyond every float
-            converted = math.inf
-        if not math.isfinite(converted):
-            raise TrialError("nan", f"metric {name!r} is {converted}, wanted a finite number")
-        found[str(name)] = converted
+            found[str(name)] = math.inf
+        if not math.isfinite(found[str(name)]):
+            raise TrialError("nan", f"metric {name!r} is {found[str(name)]}, wanted a finite number")
     return found
 
 
 # -- what travels --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """An evaluator in a file that every worker can read; it is unpacked once in a process.
+def packed(evaluate: Evaluate, folder: Path) -> Path:
+    """Writes an evaluator, data and all, into a file that every worker reads once; named by its content.
 
-    digest: SHA-256 of the file, without which it is not read.
+    Raises:
+        ConfigError: when it cannot be sent to another process.
     """
-
-    path: Path
-    digest: str
-
-    @classmethod
-    def packed(cls, evaluate: Evaluate, folder: Path) -> Parcel:
-        """Writes the file.
-
-        Raises:
-            ConfigError: when the evaluator cannot be sent to another process.
-        """
-        file = io.BytesIO()
-        try:
-            _Pickler(file).dump(evaluate)
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
-            raise ConfigError(
-                f"the trials cannot be sent to other processes ({error}); use --workers 0, or a space and "
-                "a task that can be pickled"
-            ) from error
-        digest = hashlib.sha256(file.getvalue()).hexdigest()
-        path = folder / f"evaluator-{digest[:16]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_bytes(path, file.getvalue())
-        return cls(path, digest)
-
-    def unpacked(self) -> Evaluate:
-        """The evaluator, from the file where this process has not read it before."""
-        if self.digest not in _unpacked:
-            content = self.path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != self.digest:
-                raise ConfigError(f"{self.path} is not what the coordinator wrote")
-            _unpacked.clear()
-            _unpacked[self.digest] = pickle.loads(content)  # nosec B301
-        return _unpacked[self.digest]
+    file = io.BytesIO()
+    try:
+        _Pickler(file).dump(evaluate)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ConfigError(
+            f"the trials cannot be sent to other processes ({error}); use --workers 0, or a space and "
+            "a task that can be pickled"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"evaluator-{hashlib.sha256(file.getvalue()).hexdigest()[:16]}"
+    write_bytes(path, file.getvalue())  # also where there is one, which may be anybody's
+    return path
 
 
-_unpacked: dict[str, Evaluate] = {}
+@lru_cache(maxsize=1)
+def unpacked(path: Path) -> Evaluate:
+    """The evaluator in a file, which a process reads once."""
+    found: Evaluate = pickle.loads(path.read_bytes())  # nosec B301
+    return found
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no types
@@ -178,28 +156,19 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no typ
         return super().reducer_override(obj)
 
 
-def evaluated(parcel: Parcel, trial: Trial, rng: np.random.Generator, hints: Mapping[str, object]) -> Outcome:
-    """The outcome of a trial, in whatever process this is."""
-    return measured(parcel.unpacked(), trial, rng, hints)
+def evaluated(evaluator: Path, *arguments: object) -> Outcome:
+    """The outcome of a trial, in whatever process this is. arguments: the others of `measured`."""
+    outcome: Callable[..., Outcome] = measured
+    return outcome(unpacked(evaluator), *arguments)
+
+
+def _ready(evaluator: Path) -> int:
+    """The number of the process, which has the evaluator at hand now."""
+    unpacked(evaluator)
+    return os.getpid()
 
 
 # -- the coordinator's side ----------------------------------------------------------------------------
-
-
-class Slot(ABC):
-    """A place where one trial is evaluated at a time."""
-
-    @abstractmethod
-    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
-        """Begins a trial. The future raises where the worker is lost, not where the trial fails."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """Ends at once what it is at; it can be used again."""
-
-    def last_words(self) -> str:
-        """What is known of why its worker was lost, beside what the future raises."""
-        return ""
 
 
 class Workers:
@@ -226,14 +195,14 @@ class Workers:
         for slot in slots:
             self._free.put(slot)
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="trial")
-        self._parcel: Parcel | None = None
+        self._evaluator: Path | None = None
         self._ending = threading.Event()
 
     def submit(self, evaluate: Evaluate, *arguments: object) -> Future[Outcome]:
         """Begins a trial as soon as a slot is free. arguments: the others of `measured`."""
-        if self._parcel is None:
-            self._parcel = Parcel.packed(evaluate, self._folder)
-        return self._threads.submit(self._evaluate, self._parcel, *arguments)
+        if self._evaluator is None:
+            self._evaluator = packed(evaluate, self._folder)
+        return self._threads.submit(self._evaluate, self._evaluator, *arguments)
 
     def close(self) -> None:
         """No more trials will come; the slots may be used by others."""
@@ -246,67 +215,62 @@ class Workers:
             slot.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _evaluate(self, parcel: Parcel, *arguments: object) -> Outcome:
+    def _evaluate(self, evaluator: Path, *arguments: object) -> Outcome:
         slot = self._free.get()
         start, lost, late, why = time.monotonic(), 0, 0, ""
         try:
             while lost < ATTEMPTS and late < 2:
                 try:
-                    outcome = self._waited(slot, parcel, arguments)
-                except _Late:
-                    late += 1
+                    found = self._waited(slot, evaluator, arguments)
                 except (Stopped, ConfigError):
                     raise
                 except Exception as error:  # of whatever engine runs it: the worker is lost
                     if self._ending.is_set():
                         raise Stopped("the workers have been ended") from error
-                    lost, why = lost + 1, slot.last_words() or describe(error)
+                    lost, why = lost + 1, describe(error)
                 else:
-                    found = outcome.found
-                    if not isinstance(found, TrialError) or found.reason != "device":
-                        return outcome
-                    lost, why = lost + 1, str(found)  # nothing more can be computed in that process
+                    if found is None:
+                        late += 1
+                    elif isinstance(found.found, TrialError) and found.found.reason == "device":
+                        lost, why = lost + 1, str(found.found)  # that process can compute nothing more
+                    else:
+                        return found
                 slot.end()
         except BaseException:
             slot.end()
             raise
         finally:
             self._free.put(slot)
-        spent_s = time.monotonic() - start
+        failed = TrialError("crash", f"its worker was lost {ATTEMPTS} times: {why}")
         if late == 2:
-            return Outcome(TrialError("timeout", f"longer than {self._timeout_s:g} s, twice"), spent_s)
-        return Outcome(TrialError("crash", f"its worker was lost {ATTEMPTS} times: {why}"), spent_s)
+            failed = TrialError("timeout", f"longer than {self._timeout_s:g} s, twice")
+        return Outcome(failed, time.monotonic() - start)
 
-    def _waited(self, slot: Slot, parcel: Parcel, arguments: Sequence[object]) -> Outcome:
-        future, began = slot.submit(parcel, *arguments), time.monotonic()
-        while True:
+    def _waited(self, slot: Slot, evaluator: Path, arguments: Sequence[object]) -> Outcome | None:
+        """What came of a trial; None where it takes longer than it may."""
+        future, began = slot.submit(evaluator, *arguments), time.monotonic()
+        while not wait([future], timeout=POLL_S).done:
             if self._stop() or self._ending.is_set():
                 raise Stopped("the workers have been ended")
-            if wait([future], timeout=POLL_S).done:
-                return future.result()
             if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
-                raise _Late
+                return None
+        return future.result()
 
 
-class _Late(Exception):
-    """A trial takes longer than it may."""
-
-
-class Borrowed(Slot):
+class Borrowed:
     """A slot of an executor that somebody else runs; what it is at can only be asked to end."""
 
     def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+        self._submit: Callable[..., Future[Outcome]] = executor.submit
         self._future: Future[Outcome] | None = None
 
-    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+    def submit(self, evaluator: Path, *arguments: object) -> Future[Outcome]:
         """Begins a trial."""
-        submit: Callable[..., Future[Outcome]] = self._executor.submit
-        self._future = submit(evaluated, parcel, *arguments)
+        self._future = self._submit(evaluated, evaluator, *arguments)
         return self._future
 
     def end(self) -> None:
-        """Asks for the end of what runs there."""
+        """Asks for the end of what runs there; the slot can be used again."""
         if self._future is not None:
             self._future.cancel()
 
@@ -314,41 +278,35 @@ class Borrowed(Slot):
 # -- processes of this machine -------------------------------------------------------------------------
 
 
-class Process(Slot):
+class Process:
     """A slot of this machine: a process of its own, begun when it is needed.
 
     gpu: what `CUDA_VISIBLE_DEVICES` shall be; None leaves it. threads: that it computes with.
-    log: where it leaves, when it crashes, at which line.
 
-    By loky, whose processes do not import the user's main program: it needs no guard.
+    By loky, whose processes do not import the user's main program: it needs no guard. One that crashes leaves
+    its stack on standard error.
     """
 
-    def __init__(self, log: Path, *, gpu: str | None = None, threads: int = 1) -> None:
-        self._log, self._threads = log, threads
+    def __init__(self, *, gpu: str | None = None, threads: int = 1) -> None:
+        self._threads = threads
         self._env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         if gpu is not None:
             self._env["CUDA_VISIBLE_DEVICES"] = gpu
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: loky.ProcessPoolExecutor | None = None
         self._pid: Future[int] | None = None
 
-    def submit(self, parcel: Parcel, *arguments: object) -> Future[Outcome]:
+    def submit(self, evaluator: Path, *arguments: object) -> Future[Outcome]:
         """Begins a trial, in a new process where there is none."""
         if self._pool is None:
-            own = (os.getpid(), str(self._log), self._threads)
-            self._pool = ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=own)
-            self._pid = self._pool.submit(_unpacked_by, parcel)
+            own = (os.getpid(), self._threads)
+            self._pool = loky.ProcessPoolExecutor(1, env=self._env, initializer=_begin, initargs=own)
+            self._pid = self._pool.submit(_ready, evaluator)
             self._pid.result()  # so that no trial's time counts the start and the reading of data
-        found: Future[Outcome] = self._pool.submit(evaluated, parcel, *arguments)
+        found: Future[Outcome] = self._pool.submit(evaluated, evaluator, *arguments)
         return found
 
-    def last_words(self) -> str:
-        """The innermost line of the user's code at which the process crashed, if one is known."""
-        found = re.findall(r'File "(.+)", line (\d+) in', self._log.read_text() if self._log.exists() else "")
-        users = [f"it crashed at {file}, line {number}" for file, number in found if is_users(file)]
-        return users[0] if users else "it died, perhaps killed by the system for want of memory"
-
     def end(self) -> None:
-        """Kills the process."""
+        """Kills the process; the next trial begins another one."""
         if self._pool is not None and self._pid is not None:
             with suppress(ProcessLookupError, Exception):
                 os.kill(self._pid.result(), signal.SIGKILL)
@@ -356,61 +314,45 @@ class Process(Slot):
         self._pool = self._pid = None
 
 
-def _unpacked_by(parcel: Parcel) -> int:
-    """The number of the process that has the evaluator at hand now."""
-    parcel.unpacked()
-    return os.getpid()
-
-
-def _begin(parent: int, log: str, threads: int) -> None:
+def _begin(parent: int, threads: int) -> None:
     """Ctrl-C is for the parent to understand; when that is gone, nobody waits for what is trained here."""
-    faulthandler.enable(Path(log).open("w"), all_threads=False)  # noqa: SIM115 - for as long as it lives
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    faulthandler.enable(2, all_threads=False)  # standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+Slot = Borrowed | Process
+"""A place where one trial is evaluated at a time; the future of a trial raises where its worker is lost."""
 
 
 class Processes:
     """Processes of this machine that begin when they are needed, and end together.
 
-    folder: where they leave, when they crash, at which line.
-    gpus: what `CUDA_VISIBLE_DEVICES` shall be, one after the other; empty on a CPU.
+    device: as in `--device`. gpus: see `gpus_of`; empty on a CPU.
     """
 
-    def __init__(self, folder: Path, gpus: Sequence[str]) -> None:
-        self._folder, self.gpus = folder, list(gpus)
+    def __init__(self, device: str = "cpu") -> None:
+        self.gpus = gpus_of(device)
         self._all: dict[tuple[int, int], Process] = {}
 
     def slots(self, count: int, *, threads: int = 1) -> list[Process]:
         """So many of them, each of which computes with so many threads."""
         for number in range(count):
-            if (number, threads) not in self._all:
-                gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
-                log = self._folder / f"process-{number}-{threads}.txt"
-                self._all[number, threads] = Process(log, gpu=gpu, threads=threads)
+            gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+            self._all.setdefault((number, threads), Process(gpu=gpu, threads=threads))
         return [self._all[number, threads] for number in range(count)]
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kills them."""
         for process in self._all.values():
             process.end()
-
-
-@contextmanager
-def processes_on(device: str) -> Iterator[Processes]:
-    """Processes for a block. device: as in `--device`."""
-    with temporary_folder() as folder:
-        found = Processes(folder, gpus_of(device))
-        try:
-            yield found
-        finally:
-            found.end()
 
 
 def places_on(device: torch.device) -> int:
@@ -437,7 +379,4 @@ def gpus_of(device: str) -> list[str]:
 
 def cores() -> int:
     """How many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux has it
-        return os.cpu_count() or 1
+    return int(loky.cpu_count())

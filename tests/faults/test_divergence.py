@@ -18,7 +18,6 @@ from nas.run.pipeline import search
 from nas.run.retrain import train_final
 from nas.searchers.fidelity import parse_ladder
 from nas.training.recipe import Recipe
-from nas.training.retry import RETRY, Retry, last_retry, with_retries
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")
@@ -63,24 +62,6 @@ def test_a_second_attempt_resumes_to_the_same_end(tmp_path, steps):
         raise Stopped("ended before the stop")
     assert Trained(fragile(), TASK, RECIPE, folder=tmp_path)(Trial(0, (1,), 2), rng()) == whole
     assert not list(tmp_path.iterdir())
-
-
-def test_what_is_being_tried_is_written_down_before_it_begins(tmp_path):
-    def attempt(retry):
-        assert last_retry(tmp_path) == retry
-        if retry.lr_factor == 1:
-            raise TrialError("nan", "loss")
-        return retry.place(tmp_path)
-
-    assert with_retries(attempt, folder=tmp_path, batch=8) == (tmp_path / "lr-0.1", Retry(0.1))
-    assert json.loads((tmp_path / RETRY).read_text()) == {"lr_factor": 0.1, "passes": 1}
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"lr_factor": 0.1', '{"lr_factor": "no", "passes": 1}'])
-def test_a_damaged_note_of_it_costs_a_repetition(tmp_path, caplog, text):
-    (tmp_path / RETRY).write_text(text)
-    assert last_retry(tmp_path) == Retry()
-    assert "the training begins as its recipe says" in caplog.text
 
 
 def test_a_diverging_rung_is_trained_again_from_the_first(tmp_path):

@@ -33,20 +33,15 @@ DRAWN = {"pictures": True}  # pictures are files, too
 METHODS = {"random": SMALL | DRAWN | {"trials": 2}, "darts": TINY | DRAWN | {"epochs": 2}}
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch):
-    monkeypatch.setattr(files, "_PAUSES_S", tuple(0.0 for _ in files._PAUSES_S))
-
-
 class FailingDisk:
-    """Lets so many files be written and then fails, as often as it is told, as long as it is in use."""
+    """Lets so many files be written and then fails, as long as it is in use."""
 
-    def __init__(self, monkeypatch, writes, error=errno.ENOSPC, faults=10**9):
-        self.left, self.error, self.faults, self.refused = writes, error, faults, []
+    def __init__(self, monkeypatch, writes, error=errno.ENOSPC):
+        self.left, self.error, self.refused = writes, error, []
         sync = files._sync
 
         def fail(path):
-            if self.left <= 0 and len(self.refused) < self.faults:
+            if self.left <= 0:
                 self.refused.append(path)
                 raise OSError(self.error, os.strerror(self.error))
             self.left -= path.is_file()
@@ -86,20 +81,6 @@ def test_every_fault_says_what_to_do_and_names_the_file(tmp_path, monkeypatch, n
     for part in (f"cannot write {tmp_path / 'a'}", words, os.strerror(number), "saved before is whole"):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_fault_that_passes_is_waited_for(tmp_path, monkeypatch, number):
-    FailingDisk(monkeypatch, 0, number, faults=2)
-    write_bytes(tmp_path / "a", b"x")
-    assert (tmp_path / "a").read_bytes() == b"x" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_full_disk_is_not_waited_for(tmp_path, monkeypatch):
-    disk = FailingDisk(monkeypatch, 0)
-    with pytest.raises(StorageError):
-        write_bytes(tmp_path / "a", b"x")
-    assert len(disk.refused) == 1
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

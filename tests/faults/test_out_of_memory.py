@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import re
 
 import numpy as np
 import pytest
@@ -13,15 +12,14 @@ from torch import nn
 
 import nas
 from nas.errors import Stopped, TrialError
-from nas.evaluate.trained import Trained, too_large
+from nas.evaluate.trained import Trained
 from nas.run.pipeline import search
 from nas.training.evaluate import evaluate, predictions
 from nas.training.loop import Loop, accumulate
-from nas.training.memory_estimate import MEMORY, NEEDED, failed_for_memory, memory_bytes
+from nas.training.memory_estimate import memory_bytes
 from nas.training.recipe import Recipe
 from nas.training.retry import Retry, last_retry
 from nas.types import Trial
-from nas.user_code import memory_errors, reason_of
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
@@ -45,12 +43,6 @@ def rng(seed=0):
 
 def hungry(most, **settings):
     return flat(sound=lambda: nn.Linear(64, 10), hungry=lambda: Hungry(most, **settings))
-
-
-def failure(space, *, recipe=RECIPE, genotype=(1,)):
-    with pytest.raises(TrialError) as caught:
-        Trained(space, TASK, recipe)(Trial(0, genotype, 1), rng())
-    return caught.value
 
 
 # -- the same step in parts ------------------------------------------------------------------------------
@@ -90,15 +82,6 @@ def test_a_trial_takes_its_batches_in_halves_until_they_fit(caplog, most, passes
     assert metrics["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)
 
 
-def test_after_three_halvings_it_fails_with_what_it_needs():
-    error = failure(hungry(3))
-    assert error.reason == "oom"
-    assert "tried again with batches in 8 parts" in str(error)
-    assert error.metrics.keys() == {"params", "macs", NEEDED, MEMORY}
-    assert error.metrics[NEEDED] == Trained(hungry(3), TASK, RECIPE).needed_bytes(Trial(0, (1,), 1))
-    assert error.metrics[MEMORY] == TOTAL
-
-
 class Later(nn.Linear):
     """Runs out of memory at whole batches, from the tenth training batch on, as on a device that fills up."""
 
@@ -134,26 +117,6 @@ def test_a_killed_training_goes_on_in_the_same_parts(tmp_path):
 # -- how lack of memory is told --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
-        ),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_every_kind_of_it_is_known(error):
-    assert reason_of(error) == "oom"
-    with pytest.raises(TrialError, match="out of memory while testing") as caught, memory_errors("testing"):
-        raise error
-    assert caught.value.reason == "oom"
-
-
 # -- evaluation ------------------------------------------------------------------------------------------
 
 
@@ -170,32 +133,6 @@ def test_evaluation_takes_smaller_batches():
 
 
 # -- what is learned of it -------------------------------------------------------------------------------
-
-
-def failed(number, needed, *, memory=TOTAL, genotype=(0,)):
-    metrics = {NEEDED: float(needed), MEMORY: float(memory)}
-    return Trial(number, genotype, 1, "failed", metrics, reason="oom: out of memory")
-
-
-def test_the_smallest_that_ran_out_on_a_device_like_this_one_is_the_bound():
-    history = [failed(0, 500), failed(1, 300, memory=TOTAL // 2), failed(2, 400)]
-    history.append(Trial(3, (0,), 1, "done", {NEEDED: 1.0, MEMORY: 1e30}))
-    found = [failed_for_memory(history, memory) for memory in (TOTAL // 4, TOTAL, 2 * TOTAL)]
-    assert [None if trial is None else trial.number for trial in found] == [1, 2, None]
-
-
-def test_what_needs_as_much_is_not_trained():
-    needs = {(0,): 299, (1,): 300, (2,): 301}
-
-    def refusal(genotype):
-        return too_large(Trial(5, genotype, 1), [failed(4, 300)], lambda t: needs[t.genotype], TOTAL)
-
-    assert refusal((0,)) is None
-    for genotype in ((1,), (2,)):
-        error = refusal(genotype)
-        assert error.reason == "oom" and NEEDED not in error.metrics
-        assert re.search(r"learned: it needs at least 0 MiB .* than trial 4", str(error))
-    assert too_large(Trial(3, (2,), 1), [], lambda t: needs[t.genotype], TOTAL) is None
 
 
 def sizes():

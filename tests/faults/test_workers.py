@@ -31,9 +31,9 @@ def _quiet():
 
 @pytest.fixture
 def processes(tmp_path):
-    found = Processes(tmp_path, ())
+    found = Processes()
     yield found
-    found.end()
+    found.close()
 
 
 def make(path, **settings):
@@ -66,6 +66,9 @@ class Scored:
                 raise ValueError("the user's")
             case "is slow":
                 time.sleep(0.5)
+            case "waits for trial 3":
+                while not (self.folder / "begun-3").exists():
+                    time.sleep(0.05)
         return {"val_acc": sum(trial.genotype) / 30 + 0.01 * rng.random()}
 
 
@@ -104,7 +107,10 @@ def test_an_unordered_study_never_waits_for_a_slow_trial(tmp_path, processes):
     study, workers = make(tmp_path), Workers(processes.slots(2), tmp_path, ordered=False)
     ended = []
     study.run(
-        Scored(tmp_path, n0="is slow"), trials=8, workers=workers, on_trial=lambda t: ended.append(t.number)
+        Scored(tmp_path, n0="waits for trial 3"),
+        trials=8,
+        workers=workers,
+        on_trial=lambda t: ended.append(t.number),
     )
     assert sorted(ended) == list(range(8)) and ended[0] != 0
 
@@ -149,9 +155,9 @@ def test_what_cannot_be_sent_is_refused_in_words(tmp_path, processes):
 def search_killed(folder):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     place = Path(folder)
-    processes = Processes(place, ())
+    processes = Processes()
     make(place).run(Scored(place), trials=12, workers=Workers(processes.slots(2), place))
-    processes.end()
+    processes.close()
 
 
 def test_killed_at_random_points_a_study_by_workers_is_the_uninterrupted_one(tmp_path):

@@ -24,8 +24,7 @@ from nas.evaluate.calibration import Calibration, Estimate, chosen_fidelity, rea
 from nas.export.inference import Served, pixels_of, read_served
 from nas.files.atomic import read_json, write_json
 from nas.files.folder import MANIFEST, check_manifest, write_manifest
-from nas.results.architecture_file import graphs_of, load_architecture, read_architecture
-from nas.results.result import Result, load_result
+from nas.results.result import Result, graphs_of, load_architecture, load_result, read_architecture
 from nas.results.run_record import read_run
 from nas.show.draw import draw_cells
 from nas.space.loading import load

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import NasError
+from nas.files.atomic import override, read_toml, write_toml
 from nas.files.folder import check_name
-from nas.files.tomlfile import override, read_toml, write_toml
 from nas.run.config import Config, make_config
 from nas.run.resolved_config import make_plan
 from nas.searchers.fidelity import Ladder, parse_fidelity, parse_ladder

@@ -19,22 +19,19 @@ from nas.files.schemas import (
     ComparedRecord,
     EpochRecord,
     HealthRecord,
-    ReportedArchitectureRecord,
-    ReportedRecord,
+    RunRecord,
     StudyRecord,
     TrialRecord,
     checked,
 )
-from nas.results.architecture_file import ARCHITECTURE, graphs_of, read_architecture
-from nas.results.result import Alphas, read_metrics
+from nas.results.result import ARCHITECTURE, Alphas, graphs_of, read_architecture, read_metrics
 from nas.results.run_record import RANDOM, SEARCH, compared_of, read_run
 from nas.searchers.goals import Goals, longest
 from nas.searchers.method_names import SHARED, by_gradients
 from nas.space.graph import Graph, cell_graphs
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
-from nas.study.record import under_way
-from nas.study.storage import JOURNAL, past_storage, reading
+from nas.study.storage import JOURNAL, past_storage, reading, under_way
 from nas.types import Decision, Genotype, Trial, of_longest_training
 
 JOB = "the job itself"
@@ -111,7 +108,7 @@ class Run:
 
     folder: Path
     record: Mapping[str, Any]
-    told: ReportedRecord
+    told: RunRecord
     search: History
     random: History
     architecture: Mapping[str, Any] | None
@@ -177,19 +174,19 @@ def read(folder: Path, space: Space | None = None) -> Run:
         ConfigError: when there is no run, or what is there is damaged.
     """
     record = read_run(folder)
+    told = checked(RunRecord, record, folder / "run.json", "record of a run")
     found = {name for name in _FILES if is_file(folder / name)}
     require_intact(folder, *found)
     studies, architecture, epochs = read_studies(folder), None, []
     if ARCHITECTURE in found:
         architecture = read_architecture(folder)
-        checked(ReportedArchitectureRecord, architecture, folder / ARCHITECTURE, "architecture")
     if _HEALTH in found:
         file = folder / _HEALTH
         epochs = checked(HealthRecord, read_json(file), file, "record of health").epochs
     return Run(
         folder.resolve(),
         record,
-        checked(ReportedRecord, record, folder / "run.json", "record of a run"),
+        told,
         studies.get(SEARCH, History()),
         studies.get(RANDOM, History()),
         architecture,
