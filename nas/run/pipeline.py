@@ -22,8 +22,7 @@ from nas.errors import counted
 from nas.evaluate import failure_summary
 from nas.evaluate.significance import chance, rounded
 from nas.files.atomic import write_json
-from nas.results.architecture_file import read_architecture
-from nas.results.result import Result, to_cpu
+from nas.results.result import Result, read_architecture, to_cpu
 from nas.results.run_record import DEFAULT, RETRAIN, SEARCH
 from nas.run.black_box import check_search, search_by_trials
 from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
