@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from nas.errors import ConfigError, NoModelError, TrialError, counted
 from nas.evaluate.cost_metrics import TRAINED, Costs
 from nas.evaluate.failure_summary import at_chance, diagnosis
@@ -332,7 +330,9 @@ def workers(job: Job, evaluate: Evaluate, *, beside: bool) -> Iterator[Workers |
         assert job.processes is not None
         disturbed = LATENCY in job.plan.goals.metrics and job.latency_table is None
         count = (1 if disturbed else places_on(job.device)) if beside else count
-        slots = job.processes.slots(count, threads=1 if beside or count > 1 else torch.get_num_threads())
+        alone = count == 1 and not beside
+        threads = int(job.clock.decide(f"threads {SEARCH}", lambda: [1, 0.0])[0]) if alone else 1
+        slots = job.processes.slots(count, threads=threads)
     found = Workers(
         slots,
         job.folder / CHECKPOINT / "workers",

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -21,7 +22,7 @@ from nas.results.run_record import CHECKPOINT, RETRAIN, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Job
 from nas.run.run_folder import EXPORT_S
-from nas.run.step_timing import final_pace, network_pace, search_pace, sized, threads
+from nas.run.step_timing import final_pace, network_pace, paced, search_pace, sized, threads
 from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import rng
 from nas.space.cost import Cost, cost
@@ -149,7 +150,7 @@ def _planned(job: Job) -> tuple[Job, BudgetPlan]:
     plan = BudgetPlan(**made)
     if not plan.limited:
         return job, plan
-    job, final_s = sized(applied(job, plan), _typical(job), plan.seconds[RETRAIN])
+    job, final_s = sized(applied(job, plan), typical(job), plan.seconds[RETRAIN])
     return job, replace(plan, final_step_s=final_s)
 
 
@@ -306,29 +307,31 @@ def _work_of(job: Job) -> tuple[int, float]:
     return plan.trials, sum(s * a for s, a in zip(shares, added, strict=True)) / sum(shares)
 
 
-def _typical(job: Job) -> Genotype:
+def typical(job: Job) -> Genotype:
     """An architecture to measure by."""
     default = default_of(job)
     return job.space.sample(rng(job.seed("preview"), "default")) if default is None else default
 
 
 def _timed(job: Job) -> Steps:
-    budget_s, genotype = job.clock.budget_s, _typical(job)
+    budget_s, genotype = job.clock.budget_s, typical(job)
     limit_s = 0.2 * (LIMIT_S if budget_s is None else min(LIMIT_S, SHARE * budget_s))
 
-    def paced(pace: Callable[[], float]) -> float:
+    def or_zero(pace: Callable[[], float]) -> float:
         try:
             return pace()
         except TrialError:  # the phase itself will say why
             return 0.0
 
     with threads(1 if places_on(job.device) > 1 else torch.get_num_threads()):
-        trial_s = paced(
+        trial_s = or_zero(
             lambda: network_pace(job.space, genotype, job.search_task, job.plan.trial, limit_s=limit_s)
         )
     alone = job.plan.searcher is None or job.config.shares_weights or job.config.workers in (0, 1)
-    search_s = paced(lambda: search_pace(job, genotype, limit_s=limit_s)) if alone else trial_s
-    return Steps(trial_s, search_s, paced(lambda: final_pace(job, genotype, limit_s=limit_s)))
+    searching = partial(search_pace, job, genotype, limit_s=limit_s)
+    final = partial(final_pace, job, genotype, limit_s=limit_s)
+    search_s = paced(job, SEARCH, searching)[1] if alone and job.has_choice else trial_s
+    return Steps(trial_s, search_s, or_zero(final) if budget_s is not None else paced(job, RETRAIN, final)[1])
 
 
 # -- what is told -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from nas.files.atomic import write_json
 from nas.results.result import Result, read_architecture, to_cpu
 from nas.results.run_record import DEFAULT, RETRAIN, SEARCH
 from nas.run.black_box import check_search, search_by_trials
-from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview
+from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview, typical
 from nas.run.comparison import Baselines, Verdict, random_search, rerank, volumes
 from nas.run.config import Config, make_config
 from nas.run.final_network import default_of
@@ -42,6 +42,7 @@ from nas.run.preparation import (
 from nas.run.result_files import write_result
 from nas.run.retrain import help_to_retrain, last_training, train_final
 from nas.run.run_folder import begun, clear_checkpoints, export, finished
+from nas.run.step_timing import paced, search_pace, suited
 from nas.searchers.method_names import OWN
 from nas.show.progress import Progress, telling
 from nas.show.tracking.tracker import Tracker
@@ -234,7 +235,17 @@ def _search(job: Job, plan: BudgetPlan) -> SearchOutcome:
     """By the method of the job; the default architecture where there is no time for it."""
     if plan.has_no_search and job.has_choice and (default := default_of(job)) is not None:
         return SearchOutcome([default], untaught="there is no time for a search that would be worth it")
-    until_s = plan.until_s(SEARCH)
+    pace = partial(search_pace, job, typical(job))
+    if job.plan.searcher is not None and not job.config.shares_weights and job.config.workers != 0:
+        if job.config.workers == 1:  # the only process for trials asks for its threads later
+            paced(job, SEARCH, pace)
+        return search_by_trials(job, until_s=plan.until_s(SEARCH))
+    with suited(job, SEARCH, pace) as here:
+        return _search_here(here, until_s=plan.until_s(SEARCH))
+
+
+def _search_here(job: Job, *, until_s: float | None) -> SearchOutcome:
+    """In this process, which trains one network at a time."""
     # Supernets are loaded by those who train one alone.
     if job.plan.searcher is None:
         from nas.run.supernet_phase import search_by_gradients

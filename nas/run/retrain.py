@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +16,7 @@ from nas.evaluate.significance import wilson
 from nas.evaluate.trained import affordable
 from nas.results.run_record import CHECKPOINT, RETRAIN
 from nas.run.job import Job
-from nas.run.step_timing import final_pace
+from nas.run.step_timing import final_pace, suited
 from nas.seeding import derive, isolated
 from nas.show.tracking.tracker import of_epochs
 from nas.space.graph import architecture_hash
@@ -85,6 +86,11 @@ def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, di
     chance (`nas.training.retry`), which a note and the metrics `retrain_lr_factor` or
     `retrain_passes_per_step` tell.
     """
+    with suited(job, RETRAIN, partial(final_pace, job, genotype)) as suited_job:
+        return _trained(suited_job, genotype, last)
+
+
+def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
     task, progress = job.task, job.progress
 
     def attempt(retry: Retry) -> tuple[nn.Module, Curve]:

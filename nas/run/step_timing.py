@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 
 from nas import devices
 from nas.data.task import Split, Task
-from nas.errors import NasError, Stopped
+from nas.errors import NasError, Stopped, TrialError
 from nas.run.final_network import excess_of, final_space
 from nas.run.job import Job
 from nas.seeding import isolated
@@ -112,6 +113,59 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+GAIN = 1.3
+"""So many times as fast as one must all threads be, at least, to be taken."""
+FAR, PATIENCE = 8.0, 3
+"""Other programs are at work when so many steps in a row take so many times as long as they did."""
+
+
+def paced(job: Job, what: str, pace: Callable[[], float]) -> tuple[int, float]:
+    """The threads for a phase, and the seconds of a step with them; decided once in the life of a job.
+
+    pace: measures the seconds of a step; where it fails, the phase itself will say why.
+    """
+    most = torch.get_num_threads()
+
+    def choose() -> list[float]:
+        found = dict[int, float]()
+        for count in (1, most) if job.device.type == "cpu" else (most,):
+            with threads(count):
+                try:
+                    found[count] = pace()
+                except TrialError:
+                    found[count] = 0.0
+        one = 1 if found.get(1, math.inf) < GAIN * found[most] else most
+        return [one, found[one]]
+
+    count, step_s = job.clock.decide(f"threads {what}", choose, lasting=True)
+    return min(int(count), most), step_s
+
+
+@contextmanager
+def suited(job: Job, what: str, pace: Callable[[], float]) -> Iterator[Job]:
+    """The job with the threads that suit a phase, and with one when other programs turn out to be at work.
+
+    Two threads that wait for each other are slowed ten times by a third program, one is not.
+    """
+    if torch.get_num_threads() == 1 or job.team.size > 1:
+        yield job
+        return
+    count, step_s = paced(job, what, pace)
+    slow, before = 0, time.perf_counter()
+
+    def stop() -> bool:
+        nonlocal slow, before
+        now = time.perf_counter()
+        slow, before = (slow + 1 if now - before > FAR * step_s > 0 else 0), now
+        if slow >= PATIENCE and torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            job.progress.note(f"{what}: other programs are at work, so that one thread does what {count} did")
+        return job.stop()
+
+    with threads(count):
+        yield replace(job, stop=stop) if count > 1 else job
 
 
 LONG_STEPS, LONG_EPOCHS = 2200, 28
