@@ -241,10 +241,9 @@ def rerank(
                 compared = fresh.compare(own, rival)
                 metrics |= _numbers(name, compared)
                 statements.append(_told(name, compared, same=rival == own))
-    best = job.plan.lead.ordered(list(means.values()))[0].genotype
-    default = rivals.get(DEFAULT)
-    if default in means and (why := _prefers_default(fresh, means[best], means[default])):
-        best, statements = default, [*statements, why]
+    trusted = {name: means[rivals[name]] for name in (DEFAULT, RANDOM) if rivals.get(name) in means}
+    best, told = _chosen(fresh, list(means.values()), trusted)
+    statements += [told] if told else []
     metrics["rerank_val_acc"] = means[best].metrics["val_acc"]
     found_by = next(
         (n for n, g in rivals.items() if g == best and (n == DEFAULT or g not in candidates)), SEARCH
@@ -281,23 +280,36 @@ def _told(name: str, compared: Paired | None, *, same: bool) -> str:
     return f"{_FIRST} is {_WORDS[name]}, too" if same else compared.statement(_FIRST, _WORDS[name])
 
 
-def _prefers_default(fresh: _Fresh, best: Trial, default: Trial) -> str:
-    """Says that the best is not better than the default architecture by more than the standard error.
+def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial]) -> tuple[Genotype, str]:
+    """The best that is better than all which is trusted more, by more than the standard error.
 
-    Nothing where it is; or where accuracy is not what counts first, or the default breaks a constraint.
+    And in words why that is not the best of all, where it is not. Where accuracy is not what counts first,
+    the best of all is taken; what breaks a constraint need not be beaten.
+
+    trusted: what others must beat, by name, the most trusted first.
     """
     lead = fresh.job.plan.lead
-    breaks = lead.violation(default.metrics) > lead.violation(best.metrics)
-    if best == default or breaks or lead.objectives != Goals().objectives:
+
+    def unbeaten(own: Trial) -> str:
+        for name, other in trusted.items():
+            if own == other:
+                return ""
+            if lead.violation(other.metrics) > lead.violation(own.metrics):
+                continue
+            gain = fresh.compare(own.genotype, other.genotype)
+            if gain is None or gain.delta <= gain.error:
+                points = (
+                    "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
+                )
+                return f"{_WORDS[name]} by more than the standard error{points}"
         return ""
-    gain = fresh.compare(best.genotype, default.genotype)
-    if gain is not None and gain.delta > gain.error:
-        return ""
-    points = "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
-    return (
-        f"the best in fresh trainings is not better than the default architecture by more than the standard "
-        f"error{points}: the default is taken"
-    )
+
+    ranked = lead.ordered(means)
+    if lead.objectives != Goals().objectives or not (reason := unbeaten(ranked[0])):
+        return ranked[0].genotype, ""
+    best = next(trial for trial in ranked if not unbeaten(trial))
+    taken = next((_WORDS[name] for name, trial in trusted.items() if trial == best), "another candidate")
+    return best.genotype, f"the best in fresh trainings is not better than {reason}: {taken} is taken"
 
 
 def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> _Fresh:
