@@ -149,6 +149,12 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
     )
 
 
+def test_the_largest_is_not_taken_for_a_lucky_training(tmp_path, monkeypatch):
+    scripted(monkeypatch, {A: 0.5, B: 0.6, C: 0.61})
+    verdict = rerank(job(tmp_path), [A], {"random": B, "largest": C})
+    assert (verdict.best, verdict.found_by) == (B, "random")
+
+
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):
     notes = Recorder()
     monkeypatch.setattr("nas.job.rerank._first_like", lambda job, rival, candidates: rival)

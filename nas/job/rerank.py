@@ -48,7 +48,8 @@ class Verdict:
     """The outcome of the fresh trainings.
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error.
+      default architecture need not: it is taken where nothing is better by more than the standard error. The
+      largest of the random ones, which no validation chose, must be better by more than that.
     rivals: what was compared with, by name.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
@@ -90,7 +91,12 @@ def rerank(
         return Verdict(candidates[0], SEARCH, {}, (), rivals)
     if not means:
         raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(study.history)}")
-    best = job.plan.lead.ordered(list(means.values()))[0].genotype
+    best, *others = [t.genotype for t in job.plan.lead.ordered(list(means.values()))]
+    # Nothing but its size speaks for the largest: the luckiest of few trainings it may well be.
+    by_size = best == rivals.get("largest") and best not in candidates and others
+    if by_size and job.plan.lead.objectives == Goals().objectives:
+        gain = _compare(job, study.history, best, others[0], measure)
+        best = best if gain is not None and gain.delta > gain.error else others[0]
     own = next((g for g in candidates if g in means), None)
     metrics: dict[str, float] = {"rerank_seconds": study.spent_s, "rerank_seeds": job.plan.seeds}
     statements: list[str] = []
