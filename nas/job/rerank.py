@@ -29,7 +29,7 @@ from nas.goals import Goals
 from nas.graph import architecture_hash
 from nas.job.job import Job
 from nas.job.trial_setup import apart, telling, with_costs
-from nas.results.run_record import CHECKPOINT, DEFAULT, RERANK, SEARCH
+from nas.results.run_record import CHECKPOINT, DEFAULT, RANDOM, RERANK, SEARCH
 from nas.schedulers.scheduler import Listed
 from nas.seeding import rng
 from nas.study import Study
@@ -48,8 +48,8 @@ class Verdict:
     """The outcome of the fresh trainings.
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error. The
-      largest of the random ones, which no validation chose, must be better by more than that.
+      default architecture need not: it is taken where nothing is better by more than the standard error. So
+      is random search's where nothing of the search is.
     rivals: what was compared with, by name.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
@@ -91,12 +91,6 @@ def rerank(
         return Verdict(candidates[0], SEARCH, {}, (), rivals)
     if not means:
         raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(study.history)}")
-    best, *others = [t.genotype for t in job.plan.lead.ordered(list(means.values()))]
-    # Nothing but its size speaks for the largest: the luckiest of few trainings it may well be.
-    by_size = best == rivals.get("largest") and best not in candidates and others
-    if by_size and job.plan.lead.objectives == Goals().objectives:
-        gain = _compare(job, study.history, best, others[0], measure)
-        best = best if gain is not None and gain.delta > gain.error else others[0]
     own = next((g for g in candidates if g in means), None)
     metrics: dict[str, float] = {"rerank_seconds": study.spent_s, "rerank_seeds": job.plan.seeds}
     statements: list[str] = []
@@ -110,7 +104,7 @@ def rerank(
     for name, rival in rivals.items():
         if rival in means and own is not None:
             metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
-            compared = _compare(job, study.history, own, rival, measure)
+            compared = _compare(job, study.history, measure, own, rival)
             if compared is None:
                 gone = "the predictions of earlier trainings are gone"
                 statements.append(f"{_FIRST} and {_WORDS[name]} are not compared: {gone}")
@@ -119,10 +113,10 @@ def rerank(
             same = f"{_FIRST} is {_WORDS[name]}, too"
             different = compared.statement(_FIRST, _WORDS[name])
             statements.append(same if rival == own else different)
-    if (default := rivals.get(DEFAULT)) in means:
-        compare = partial(_compare, job, study.history, best, default, measure)
-        told = _against_default(job, means, compare, best=best, default=default)
-        best, statements = (default, [*statements, told]) if told else (best, statements)
+    trusted = {name: rivals[name] for name in (DEFAULT, RANDOM) if rivals.get(name) in means}
+    compare = partial(_compare, job, study.history, measure)
+    best, told = _chosen(job, means, trusted, compare)
+    statements += [told] if told else []
     metrics["rerank_val_acc"] = means[best].metrics["val_acc"]
     found_by = next(
         (n for n, g in rivals.items() if g == best and (n == DEFAULT or g not in candidates)), SEARCH
@@ -139,35 +133,48 @@ def rerank(
 _FIRST = "the first choice of the search"
 _WORDS = {
     DEFAULT: "the default architecture",
-    "random": "that of random search at equal cost",
+    RANDOM: "that of random search at equal cost",
     "largest": "the largest of the random ones",
 }
 
 
-def _against_default(
+def _chosen(
     job: Job,
     means: Mapping[Genotype, Trial],
-    compare: Callable[[], Paired | None],
-    *,
-    best: Genotype,
-    default: Genotype,
-) -> str:
-    """Says that the best is not better than the default architecture by more than the standard error.
+    trusted: Mapping[str, Genotype],
+    compare: Callable[[Genotype, Genotype], Paired | None],
+) -> tuple[Genotype, str]:
+    """The best that is better than all which is trusted more, by more than the standard error.
 
-    Nothing where it is; or where accuracy is not what counts first, or the default breaks a constraint.
+    And in words why that is not the best of all, where it is not. Where accuracy is not what counts first,
+    the best of all is taken; what breaks a constraint need not be beaten.
+
+    trusted: the architectures that others must beat, by name, the most trusted first.
     """
     lead = job.plan.lead
-    breaks = lead.violation(means[default].metrics) > lead.violation(means[best].metrics)
-    if best == default or breaks or lead.objectives != Goals().objectives:
+
+    def unbeaten(own: Genotype) -> str:
+        for name, other in trusted.items():
+            if own == other:
+                return ""
+            if lead.violation(means[other].metrics) > lead.violation(means[own].metrics):
+                continue
+            gain = compare(own, other)
+            if gain is None or gain.delta <= gain.error:
+                points = (
+                    "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
+                )
+                return f"{_WORDS[name]} by more than the standard error{points}"
         return ""
-    gain = compare()
-    if gain is not None and gain.delta > gain.error:
-        return ""
-    points = "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
-    return (
-        f"the best in fresh trainings is not better than the default architecture by more than the standard "
-        f"error{points}: the default is taken"
+
+    ranked = [trial.genotype for trial in lead.ordered(list(means.values()))]
+    if lead.objectives != Goals().objectives or not (reason := unbeaten(ranked[0])):
+        return ranked[0], ""
+    best = next(genotype for genotype in ranked if not unbeaten(genotype))
+    taken = next(
+        (_WORDS[name] for name, genotype in trusted.items() if genotype == best), "another candidate"
     )
+    return best, f"the best in fresh trainings is not better than {reason}: {taken} is taken"
 
 
 def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) -> Genotype:
@@ -242,7 +249,7 @@ def _mean(history: Sequence[Trial], genotype: Genotype) -> Trial | None:
 
 
 def _compare(
-    job: Job, history: Sequence[Trial], own: Genotype, rival: Genotype, measure: Trained
+    job: Job, history: Sequence[Trial], measure: Trained, own: Genotype, rival: Genotype
 ) -> Paired | None:
     """The two in pairs; None where predictions are gone, and there is no time to train for them again."""
     done = [[t for t in history if t.genotype == g and t.state == "done"] for g in (own, rival)]
