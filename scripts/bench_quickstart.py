@@ -2,8 +2,9 @@
 
 The rivals are the best of random search at equal cost and the default architecture; each has four trainings
 of ten epochs, of seeds that the job has not used, and is compared with what was delivered on validation and
-test images of the job: at the size of the search, and at that of the last network. A row a seed is added to --out; what it holds is not repeated. --busy 2 lets two other
-programs compute all the while, and trains nothing anew.
+test images of the job: at the size of the search, and at that of the last network. A row a seed is added to
+--out; what it holds is not repeated. --busy 2 lets two other programs compute all the while, and trains
+nothing anew.
 """
 
 import argparse
