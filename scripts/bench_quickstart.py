@@ -2,8 +2,9 @@
 
 The rivals are the best of random search at equal cost and the default architecture; each has four trainings
 of ten epochs, of seeds that the job has not used, and is compared with what was delivered on validation and
-test images of the job. A row a seed is added to --out; what it holds is not repeated. --busy 2 lets two other
-programs compute all the while, and trains nothing anew.
+test images of the job: at the size of the search, and at that of the last network. A row a seed is added to
+--out; what it holds is not repeated. --busy 2 lets two other programs compute all the while, and trains
+nothing anew.
 """
 
 import argparse
@@ -44,47 +45,59 @@ COMMAND = (
 BUSY = "while True: sum(i * i for i in range(10**6))"
 
 
-def trained(folder: str, genotype: tuple[int, ...], seed: int) -> np.ndarray:
-    """Which images of validation and test a fresh training gets right."""
+def trained(space: dict[str, object], genotype: tuple[int, ...], seed: int, data_seed: int) -> np.ndarray:
+    """Which images of validation and test a fresh training at a size of the space gets right."""
     torch.set_num_threads(1)
-    space = nas.load("darts", **nas.load_result(folder).space.settings)
-    task, hits = (
-        nas.load_task("digits", seed=json.loads((Path(folder) / "run.json").read_text())["config"]["seed"]),
-        [],
-    )
+    task, hits = nas.load_task("digits", seed=data_seed), []
     both = Split(torch.cat([task.val.x, task.test.x]), torch.cat([task.val.y, task.test.y]))
 
     def judge(_: nas.Trial, network: torch.nn.Module) -> None:
         hits.append((predictions(network, task, both) == both.y).numpy())
 
-    Trained(space, task, preset("quick"), judge=judge)(
+    Trained(nas.load("darts", **space), task, preset("quick"), judge=judge)(
         nas.Trial(0, genotype, EPOCHS), np.random.default_rng(seed)
     )
     return hits[0]
 
 
-def compared(folder: Path) -> dict:
-    """What was delivered against its rivals: points, their interval, p."""
+def compared(genotypes: dict[str, tuple[int, ...]], space: dict[str, object], data_seed: int) -> dict:
+    """What was delivered against its rivals, at one size of the space: points, their interval, p."""
+    distinct = list(dict.fromkeys(genotypes.values()))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        keys = [(g, 1000 + s) for g in distinct for s in range(FRESH)]
+        futures = {key: pool.submit(trained, space, *key, data_seed) for key in keys}
+        hits = {g: np.stack([futures[g, 1000 + s].result() for s in range(FRESH)]) for g in distinct}
+    noise = float(np.mean([h.mean(1).var(ddof=1) for h in hits.values()])) ** 0.5
+    row: dict = {"fresh": {n: round(float(hits[g].mean()), 4) for n, g in genotypes.items()}}
+    delivered = genotypes["delivered"]
+    for name in genotypes.keys() - {"delivered"}:
+        if genotypes[name] == delivered:
+            row[f"against_{name}"] = "the same"
+            continue
+        found = paired(
+            hits[delivered], hits[genotypes[name]], seed_sd=noise, seed_degrees=(FRESH - 1) * len(distinct)
+        )
+        row[f"against_{name}"] = [round(100 * v, 2) for v in (found.delta, found.low, found.high)] + [
+            round(found.p, 4)
+        ]
+    return row
+
+
+def rivals(folder: Path) -> dict:
+    """Who found what was delivered, and how it does at the size of the search and at that of the result."""
     result, record = nas.load_result(folder), json.loads((folder / "baselines.json").read_text())
+    run = json.loads((folder / "run.json").read_text())
     genotypes = {
         n: result.space.genotype(c) for n, c in record["choices"].items() if n in ("random", "default")
     }
     genotypes["delivered"] = result.genotype
-    distinct = list(dict.fromkeys(genotypes.values()))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        keys = [(g, 1000 + s) for g in distinct for s in range(FRESH)]
-        futures = {key: pool.submit(trained, str(folder), *key) for key in keys}
-        hits = {g: np.stack([futures[g, 1000 + s].result() for s in range(FRESH)]) for g in distinct}
-    noise = float(np.mean([h.mean(1).var(ddof=1) for h in hits.values()])) ** 0.5
-    row = {"found_by": record["found_by"], "fresh": {n: float(hits[g].mean()) for n, g in genotypes.items()}}
-    for name in genotypes.keys() - {"delivered"}:
-        if genotypes[name] == result.genotype:
-            row[f"against_{name}"] = "the same"
-            continue
-        own, other = hits[result.genotype], hits[genotypes[name]]
-        found = paired(own, other, seed_sd=noise, seed_degrees=(FRESH - 1) * len(distinct))
-        row[f"against_{name}"] = [round(100 * v, 2) for v in (found.delta, found.low, found.high)] + [found.p]
-    return row
+    final, seed = dict(result.space.settings), run["config"]["seed"]
+    return {
+        "found_by": record["found_by"],
+        "genotypes": genotypes,
+        **compared(genotypes, {**final, **run["plan"]["size"]}, seed),
+        "at_final_size": compared(genotypes, final, seed),
+    }
 
 
 def main() -> None:
@@ -108,7 +121,7 @@ def main() -> None:
                     process.kill()
             row = {"seed": seed, "busy": args.busy, "seconds": round(time.monotonic() - began, 1)} | speed
             metrics = json.loads((run / "metrics.json").read_text())
-            row |= {"test_acc": metrics["test_acc"], **({} if args.busy else compared(run))}
+            row |= {"test_acc": metrics["test_acc"], **({} if args.busy else rivals(run))}
         print(line := json.dumps(row), flush=True)
         with args.out.open("a") as file:
             file.write(line + "\n")

@@ -91,6 +91,15 @@ def test_a_baseline_that_does_better_is_taken(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("luckiest", ["search", "largest"])
+def test_nothing_is_taken_before_random_searchs_for_a_lucky_training(tmp_path, monkeypatch, luckiest):
+    scripted(monkeypatch, {A: 0.61 if luckiest == "search" else 0.5, B: 0.6, C: 0.61})
+    rivals = {"random": B, "largest": C} if luckiest == "largest" else {"random": B}
+    verdict = rerank(job(tmp_path), [A], rivals)
+    assert (verdict.best, verdict.found_by) == (B, "random")
+    assert "is not better than that of random search" in verdict.statements[-1]
+
+
 def test_an_isomorphic_rival_is_the_same_architecture(tmp_path, monkeypatch):
     settings = {"width": 4, "cells": 1, "in_channels": 1, "classes": 10}
     first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
