@@ -98,7 +98,16 @@ def make(classes=10):
 
 def test_a_second_interrupt_does_not_wait_for_a_hanging_step(tmp_path):
     (tmp_path / "s.py").write_text(HANGS)
-    arguments = ["--space", f"{tmp_path}/s.py:make", "--method", "random", "--out", str(tmp_path / "run")]
+    arguments = [
+        "--space",
+        f"{tmp_path}/s.py:make",
+        "--method",
+        "random",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*PYTHON, "search", *arguments], **pipes) as process:
         assert process.stdout.readline() == "hanging\n"

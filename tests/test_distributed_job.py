@@ -67,7 +67,8 @@ def test_trials_on_shared_weights_and_a_retraining_use_all_ranks(tmp_path):
 
 
 def retrain(team, source, folder):
-    result = nas.retrain(source, "digits", out=folder, settings={"retrain": {"epochs": 1}})
+    settings = {"export": False, "pictures": False, "retrain": {"epochs": 1}}
+    result = nas.retrain(source, "digits", out=folder, settings=settings)
     return result.genotype, result.metrics["test_acc"]
 
 
