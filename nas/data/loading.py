@@ -103,14 +103,10 @@ def task_from_datasets(
     """
     x_train, y_train = datasets.collect(train, who=f"{name}: train")
     x_test, y_test = (None, None) if test is None else datasets.collect(test, who=f"{name}: test")
-    return task_from_arrays(
-        x_train,
-        y_train,
-        x_test,
-        y_test,
+    names = None if classes is None else tuple(classes)
+    return _task(
+        Source(x_train, y_train, x_test, y_test, classes=names, flip=flip),
         name=name,
-        classes=classes,
-        flip=flip,
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,

@@ -51,8 +51,10 @@ def _tau(x, y):
     return SimpleNamespace(statistic=(a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def _ranks(x):
+def _ranks(x, axis=None):
     x = np.asarray(x)
+    if axis is not None:
+        return np.apply_along_axis(_ranks, axis, x)
     return (x[:, None] > x).sum(1) + ((x[:, None] == x).sum(1) + 1) / 2
 
 

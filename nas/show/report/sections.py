@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom, pearsonr, rankdata, ttest_ind
+from scipy.special import stdtrit
+from scipy.stats import hypergeom, pearsonr, rankdata
 
 from nas.errors import NasError, counted
 from nas.evaluate import failure_summary
@@ -438,10 +439,9 @@ def _effect(own: Floats, other: Floats) -> str:
     difference = signed(float(own.mean() - other.mean()))
     if min(len(own), len(other)) < 2:
         return f"{difference} (one trial)"
-    if own.var() + other.var() == 0:
-        return f"{difference} ± 0.00"
-    interval = ttest_ind(own, other, equal_var=False).confidence_interval()
-    return f"{difference} ± {(interval.high - interval.low) / 2:.2f}"
+    a, b = own.var(ddof=1) / len(own), other.var(ddof=1) / len(other)
+    degrees = (a + b) ** 2 / (a**2 / (len(own) - 1) + b**2 / (len(other) - 1)) if a + b else np.inf
+    return f"{difference} ± {stdtrit(degrees, 0.975) * np.sqrt(a + b):.2f}"
 
 
 # -- who did it, what failed, what it cost ------------------------------------------------------------
