@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nas.classifier import ImageClassifier
     from nas.data.exclusions import without
     from nas.data.loading import load_task, task_from_arrays, task_from_datasets
+    from nas.data.problem import CLASSIFICATION, Problem
     from nas.data.task import Task
     from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, Stopped, TrialError
     from nas.evaluate.benchmarks import Tabular, load_benchmark
@@ -57,6 +58,7 @@ _NAMES = {
     "classifier": "ImageClassifier",
     "data.exclusions": "without",
     "data.loading": "load_task task_from_arrays task_from_datasets",
+    "data.problem": "CLASSIFICATION Problem",
     "data.task": "Task",
     "errors": "ConfigError DataError NasError NoModelError SpaceError Stopped TrialError",
     "evaluate.benchmarks": "Tabular load_benchmark",

@@ -62,12 +62,12 @@ def main() -> None:
     best = finalists(trials, study.goals)[0].genotype
     for name, epochs in {"rungs": [r.epochs for r in ladder.rungs], "cosine": [most]}.items():
         curves = {cell: unpaused(made, segmented(recipe, epochs), cell) for cell in cells}
-        order = sorted((curve.val_acc[-1] for curve in curves.values()), reverse=True)
-        table |= {f"best by {name}": order[0], f"found by {name}": curves[best].val_acc[-1]}
-        table[f"rank by {name}"] = 1 + order.index(curves[best].val_acc[-1])
+        order = sorted((curve.val_score[-1] for curve in curves.values()), reverse=True)
+        table |= {f"best by {name}": order[0], f"found by {name}": curves[best].val_score[-1]}
+        table[f"rank by {name}"] = 1 + order.index(curves[best].val_score[-1])
         if name == "rungs":
             climbed = [(t.metrics, curves[t.genotype], ladder.rung(t.fidelity)) for t in trials]
-            same = [(m["val_acc"], m["val_loss"]) == (c.val_acc[r], c.val_loss[r]) for m, c, r in climbed]
+            same = [(m["val_acc"], m["val_loss"]) == (c.val_score[r], c.val_loss[r]) for m, c, r in climbed]
             table |= {"trials equal to unpaused": sum(same), "trials": len(same)}
     print(text := json.dumps(table, indent=1))
     if args.out:

@@ -10,8 +10,8 @@ from nas.errors import ConfigError
 from nas.oneshot.darts_pt import (
     ByPerturbation,
     accuracy,
-    accuracy_without,
     connections,
+    score_without,
     select,
     turns,
 )
@@ -94,8 +94,8 @@ def test_removing_the_carrier_of_the_signal_costs_accuracy_and_changes_nothing()
     supernet, task = planted(), bright_task()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     supernet.eval()
-    assert [accuracy_without(supernet, task, SETTINGS, 1, option) for option in (0, 1, 2)] == [1.0, 1.0, 0.5]
-    assert accuracy_without(supernet, task, SETTINGS, 1) == 0.5
+    assert [score_without(supernet, task, SETTINGS, 1, option) for option in (0, 1, 2)] == [1.0, 1.0, 0.5]
+    assert score_without(supernet, task, SETTINGS, 1) == 0.5
     assert not supernet.training
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 

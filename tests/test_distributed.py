@@ -81,7 +81,7 @@ def retrain_in_parts(team, batch):
     recipe, task = dataclasses.replace(RETRAIN, batch=batch), make_task()
     curve = train(network, task, recipe, seed=3, evaluate_on=task.val, team=team)
     weights = torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
-    return {"loss": curve.train_loss, "val_acc": curve.val_acc, "weights": weights}
+    return {"loss": curve.train_loss, "val_acc": curve.val_score, "weights": weights}
 
 
 RETRAIN = Recipe(epochs=3, batch=16, lr=0.05, weight_decay=1e-3, clip=1.0, mixup=0.2, ema=0.9, cutout=2)

@@ -248,7 +248,7 @@ def records(epochs, *, events=(), kinds=("normal", "reduce"), **columns):
     for place, epoch in enumerate(where):
         values = {
             "epoch": epoch,
-            "val_acc": rng.uniform(0.5, 0.6),
+            "val_score": rng.uniform(0.5, 0.6),
             "alpha_entropy": rng.uniform(),
             "eigenvalue": rng.uniform(0.1, 0.4),
             "eigenvalue_mean": rng.uniform(0.2, 0.3),
@@ -285,8 +285,10 @@ def test_every_value_is_in_its_panel(epochs):
     assert heights(shown["Eigenvalue"], SERIES[0]) == [row.eigenvalue_mean for row in rows]
     assert heights(shown["Eigenvalue"], SERIES[1]) == [row.eigenvalue_alarm for row in rows]
     assert heights(shown["Gradient matching"], SERIES[0]) == [row.gradient_matching for row in rows]
-    assert heights(shown["Accuracy"], SERIES[0]) == [row.val_acc for row in rows]
-    assert heights(shown["Accuracy"], SERIES[2]) == [row.val_acc - row.discretisation_gap for row in rows]
+    assert heights(shown["Validation score"], SERIES[0]) == [row.val_score for row in rows]
+    assert heights(shown["Validation score"], SERIES[2]) == [
+        row.val_score - row.discretisation_gap for row in rows
+    ]
     assert heights(shown["Genotype changes"], SERIES[0]) == [row.changes for row in rows]
 
 

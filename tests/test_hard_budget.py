@@ -154,7 +154,7 @@ def test_a_training_whose_time_is_over_keeps_what_it_has(tmp_path):
         )
 
     curve = trained(elapsed=lambda: next(gone))
-    assert len(curve.train_loss) == len(curve.val_acc) == 1
+    assert len(curve.train_loss) == len(curve.val_score) == 1
     again = trained(elapsed=lambda: pytest.fail("it had ended"))
     assert again == curve
 

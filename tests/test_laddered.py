@@ -80,7 +80,7 @@ def test_every_rung_equals_an_uninterrupted_training_bit_for_bit(tmp_path):
     assert (recipe.restarts, recipe.warmup_epochs) == ((1, 2), 0.125)
     curve = by_hand(tmp_path / "whole", [(0, LADDER.rungs[0], recipe, True)])
     assert [m["epochs_trained"] for m in found] == [1, 2, 4]
-    assert [m["val_acc"] for m in found] == [curve.val_acc[epoch - 1] for epoch in (1, 2, 4)]
+    assert [m["val_acc"] for m in found] == [curve.val_score[epoch - 1] for epoch in (1, 2, 4)]
     assert [m["val_loss"] for m in found] == [curve.val_loss[epoch - 1] for epoch in (1, 2, 4)]
     assert [m["train_loss"] for m in found] == [curve.train_loss[epoch - 1] for epoch in (1, 2, 4)]
 

@@ -37,12 +37,11 @@ def scripted(monkeypatch, accuracies, *, failing=()):
         self.judge(trial, found)
         return {"val_acc": found, "params": 1.0, "macs": 1.0, "seed": float(rng.integers(2**30))}
 
-    def predictions(network, task, split):
-        wrong = torch.arange(len(split)) >= network * len(split)
-        return split.y + wrong.long()
+    def judged(network, task, split):
+        return 0.0, torch.arange(len(split)) < network * len(split)
 
     monkeypatch.setattr(Trained, "__call__", call)
-    monkeypatch.setattr("nas.run.comparison.predictions", predictions)
+    monkeypatch.setattr("nas.run.comparison.judged", judged)
 
 
 # -- the trainings ---------------------------------------------------------------------------------------
@@ -134,9 +133,9 @@ def test_the_comparison_is_of_the_networks_that_were_trained(tmp_path):
     verdict = rerank(made, [A], {"largest": B})
     trials = Study.read(tmp_path, "rerank", made.space)
     for t in trials:
-        with np.load(tmp_path / "checkpoint" / "rerank" / f"hits-{t.number}.npz") as data:
-            assert data["hits"].dtype == bool
-            assert data["hits"].mean() == pytest.approx(t.metrics["val_acc"])
+        with np.load(tmp_path / "checkpoint" / "rerank" / f"scores-{t.number}.npz") as data:
+            assert data["scores"].dtype == bool
+            assert data["scores"].mean() == pytest.approx(t.metrics["val_acc"])
     own, other = ([t.metrics["val_acc"] for t in trials if t.genotype == g] for g in (A, B))
     assert verdict.metrics["largest_delta"] == pytest.approx(np.mean(own) - np.mean(other))
 

@@ -82,7 +82,7 @@ def test_every_epoch_is_reported_and_returned():
     assert [e.epoch for e in epochs] == [1, 2, 3]
     for e in epochs:
         assert e.epochs == 3 and e.seconds > 0
-        assert 0 <= e.val_acc <= 1 and 0 < e.train_loss < 5
+        assert 0 <= e.val_score <= 1 and 0 < e.train_loss < 5
         assert all(s.sum() == pytest.approx(1) and len(s) == 3 for s in e.strengths)
         assert e.genotype == tuple(int(s.argmax()) for s in e.strengths)
         assert e.health.entropy > 0.5 and np.isfinite(e.health.eigenvalue)

@@ -146,13 +146,13 @@ def test_learns_and_reports_what_evaluate_finds():
     recipe = dataclasses.replace(PLAIN, epochs=8, batch=16)
     reports = []
     curve = train(network, task, recipe, seed=0, evaluate_on=task.val, on_epoch=reports.append)
-    assert curve.val_acc[-1] > 0.9
-    assert (curve.val_loss[-1], curve.val_acc[-1]) == evaluate(network, task, task.val)
+    assert curve.val_score[-1] > 0.9
+    assert (curve.val_loss[-1], curve.val_score[-1]) == evaluate(network, task, task.val)
     assert len(curve.train_loss) == len(curve.lr) == len(curve.seconds) == 8
     assert curve.train_loss[-1] < curve.train_loss[0]
     assert all(second > 0 for second in curve.seconds)
     assert [report.epoch for report in reports] == list(range(1, 9))
-    assert [report.val_acc for report in reports] == list(curve.val_acc)
+    assert [report.val_score for report in reports] == list(curve.val_score)
     assert curve.lr == tuple(learning_rate(recipe, 8 * epoch + 7, steps_per_epoch=8) for epoch in range(8))
 
 
@@ -167,9 +167,9 @@ def test_evaluates_every_few_epochs_at_restarts_and_after_the_last(recipe, every
     task = make_task()
     curve = train(make(), task, recipe, seed=0, evaluate_on=task.val, evaluate_every=every)
     assert curve.val_epochs == epochs
-    assert len(curve.val_acc) == len(curve.val_loss) == len(epochs)
+    assert len(curve.val_score) == len(curve.val_loss) == len(epochs)
     without = train(make(), task, recipe, seed=0)
-    assert without.val_acc == without.val_loss == ()
+    assert without.val_score == without.val_loss == ()
     assert without.train_loss == curve.train_loss
 
 

@@ -14,7 +14,7 @@ from nas.audit.labels import LabelErrors, mislabels
 from nas.data.arrays import Labels
 from nas.data.exclusions import KINDS, Suspect, list_of
 from nas.data.task import Split, Task
-from nas.errors import counted
+from nas.errors import ConfigError, counted
 from nas.files.atomic import write_json
 
 AUDIT_FILES = ("audit.json", "suspects.json", "suspects.png")
@@ -104,6 +104,8 @@ def audit_task(task: Task, *, seed: int = 0) -> Audit:
 
     seed: of the features and of the divisions for the predictions.
     """
+    if not task.classes:
+        raise ConfigError(f"audit: task {task.name!r} is for {task.problem.name}, wanted one of classes")
     table = ImageTable.of(task)
     counts = {
         name: {label: int(number) for label, number in zip(task.classes, _by_class(split, task), strict=True)}

@@ -245,21 +245,21 @@ def _lines(result: Result) -> Iterator[str]:
     else:
         asked = result.space.asked(result.genotype)
         yield f"found        {', '.join(f'{name} {option}' for name, option in asked.items())}"
-    yield (
-        f"test         accuracy {m['test_acc']:.4f} (95 % interval {m['test_acc_low']:.4f} to "
-        f"{m['test_acc_high']:.4f}), measured once"
-    )
+    problem = result.inputs.problem
+    value, *ends = (problem.text(m[f"{problem.test}{end}"]) for end in ("", "_low", "_high"))
+    yield f"test         {problem.words} {value} (95 % interval {' to '.join(ends)}), measured once"
     yield (
         f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
         f"{m['latency_ms']:.2f} ms an image"
     )
     rivals = [
-        f"{words} {m[f'{name}_val_acc']:.4f}" + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
+        f"{words} {problem.text(m[f'{name}_{problem.val}'])}"
+        + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
         for name, words in RIVALS.items()
-        if f"{name}_val_acc" in m
+        if f"{name}_{problem.val}" in m
     ]
-    if rivals and "first_val_acc" in m:
-        yield f"baselines    first choice {m['first_val_acc']:.4f} on validation, {', '.join(rivals)}"
+    if rivals and (first := f"first_{problem.val}") in m:
+        yield f"baselines    first choice {problem.text(m[first])} on validation, {', '.join(rivals)}"
     failed, idle = result.failures, result.metrics.get("chance_trials", 0)
     if failed or idle:
         kinds = ", ".join(f"{number} {reason}" for reason, number in failed.items())

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.data.arrays import Array, as_numpy, image_tensor, images_as_numpy
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.data.task import Task, as_float
-from nas.errors import DataError, shown
+from nas.errors import ConfigError, DataError, shown
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How raw images become a network's input, and what its outputs are called.
+    """How raw images become a network's input, and what its outputs say.
 
+    problem: that of the task.
     image_shape: (C, H, W). mean, std: [C], of pixels in [0, 1] where images are uint8. pixels: of what type
       the images were that it was trained on, `uint8` or `float32`; None where that is not known.
     """
@@ -31,18 +33,26 @@ class Inputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pixels: str | None = None
+    problem: Problem = CLASSIFICATION
 
     @classmethod
     def of(cls, task: Task) -> Inputs:
         """Those of a task."""
         mean, std = tuple(task.mean.tolist()), tuple(task.std.tolist())
-        return cls(task.classes, task.image_shape, mean, std, str(task.train.x.dtype).removeprefix("torch."))
+        pixels = str(task.train.x.dtype).removeprefix("torch.")
+        return cls(task.classes, task.image_shape, mean, std, pixels, task.problem)
 
     @classmethod
-    def of_record(cls, task: Mapping[str, Any]) -> Inputs:
-        """Those written down in a run.json."""
+    def of_record(cls, task: Mapping[str, Any], problem: Problem = CLASSIFICATION) -> Inputs:
+        """Those written down in a run.json. problem: of its task.
+
+        Raises:
+            ConfigError: when it had another problem.
+        """
+        if (name := task.get("problem", CLASSIFICATION.name)) != problem.name:
+            raise ConfigError(f"the run is for problem {shown(name)}, not {problem.name!r}; give its own")
         told = {name: tuple(task[name]) for name in ("classes", "image_shape", "mean", "std")}
-        return cls(**told, pixels=task.get("pixels"))
+        return cls(**told, pixels=task.get("pixels"), problem=problem)
 
     def prepare(self, images: Array | Tensor | Sequence[Any]) -> Tensor:
         """Raw images as `task_from_arrays` takes them, normalised: float32 `[N, C, H, W]`.

@@ -1,4 +1,4 @@
-"""Task: the images a search is for, on the device, split once and fingerprinted."""
+"""Task: the images a search is for, and its problem, on the device, split once and fingerprinted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from nas.data.arrays import Labels, shrunk, usual_padding
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their classes.
+    """Images and their targets.
 
     x: [N, C, H, W] uint8, or float32 when the source was float.
-    y: [N] int64, in 0..num_classes-1.
+    y: [N] targets, such as class numbers 0..C-1 as int64.
     origin: [N] int64 positions in the source, its training part first, then its test part, on the CPU; None
       for images that are of no source.
     """
@@ -48,10 +49,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What networks are searched for: three disjoint splits of labelled images of one shape.
+    """What networks are searched for: three disjoint splits of images of one shape, and a problem.
 
     name: as given to `load_task`.
-    classes: class names in the order of their numbers.
+    classes: class names in the order of their numbers; none where targets are no classes.
     train, val: what a search sees; stratified and shuffled.
     test: for the final network only.
     mean, std: [C] float32 of the train split's pixels, uint8 scaled to [0, 1]; a constant channel has std 1.
@@ -62,6 +63,7 @@ class Task:
     notes: what the user should know about the data, one finding each.
     files: the file of each image by its `origin`, relative to the task's folder; empty where images do not
       lie in files of their own.
+    problem: what a network learns of the targets, and how well means what.
     excluded: what was left out by a list of suspects, see `nas.data.exclusions.without`; empty if nothing.
     """
 
@@ -79,11 +81,17 @@ class Task:
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     excluded: Mapping[str, Any] = field(default_factory=dict)
+    problem: Problem = CLASSIFICATION
 
     @property
     def num_classes(self) -> int:
-        """C, at least 2."""
+        """C, at least 2; 0 where targets are no classes."""
         return len(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a network gives for an image."""
+        return self.problem.outputs or len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,7 +107,8 @@ class Task:
     def __repr__(self) -> str:
         """A line for people; the fields hold the rest."""
         sizes = f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
-        return f"<Task {self.name!r}: {self.num_classes} classes, images {self.image_shape}, {sizes}>"
+        learned = f"{len(self.classes)} classes" if self.classes else self.problem.name
+        return f"<Task {self.name!r}: {learned}, images {self.image_shape}, {sizes}>"
 
     def normalise(self, x: Tensor) -> Tensor:
         """Raw pixels [B, C, H, W] as float32 of about zero mean and unit variance.
@@ -180,12 +189,16 @@ def as_float(x: Tensor) -> Tensor:
 def first_of(split: Split, keep: int) -> Split:
     """The same share of every class, each at least once while there is room; `keep` in all, in their order.
 
+    Where targets are no classes, evenly spaced ones.
+
     The i-th of n images of a class comes after i / n of all others. The order of a split alone would not do:
     a stratified one begins with the classes whose share of the other part was full first.
     """
     if keep >= len(split):
         return split
     y = split.y.cpu().numpy()
+    if y.dtype.kind == "f":
+        return split.at(np.linspace(0, len(split), keep, endpoint=False).astype(np.int64))
     by_class, counts = np.argsort(y, kind="stable"), np.bincount(y)
     within = np.empty(len(y))
     within[by_class] = np.concatenate([np.arange(count) / max(1, count) for count in counts])

@@ -22,8 +22,8 @@ COUNTED = tuple(field.name for field in fields(Cost))
 TIMED = (LATENCY, "latency_low_ms", "latency_high_ms", "latency_p95_ms")
 ROUNDS, MOST, TOLERANCE = 12 * BEST_OF, 4, 0.05
 """Passes behind a latency, repeated at most so often until its interval is narrower than that share of it."""
-TRAINED = ("val_acc", "val_loss", "train_loss")
-"""What the engine's own evaluators give."""
+LOSSES = ("val_loss", "train_loss")
+"""What the engine's own evaluators give, beside the metric of the problem."""
 
 
 class Costs:
@@ -49,7 +49,7 @@ class Costs:
         *,
         table: LatencyTable | None = None,
         timed: Callable[[], Iterable[Trial]] = lambda: (),
-        given: Sequence[str] = TRAINED,
+        given: Sequence[str] = ("val_acc", *LOSSES),
     ) -> None:
         known = (*COUNTED, *TIMED, *given)
         for name in sorted(set(wanted)):

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from nas.types import Trial
+from nas.types import Objective, Trial
 
 ADVICE: Mapping[str, str] = {
     "nan": "training diverges, at a lower learning rate too: lower trial.lr (shared.lr for "
@@ -60,6 +60,8 @@ def usual(trials: Sequence[Trial]) -> str:
     return trials[alike.index(Counter(alike).most_common(1)[0][0])].reason
 
 
-def at_chance(history: Iterable[Trial], level: float) -> int:
-    """How many finished trials are no more accurate than `level`, which guessing reaches."""
-    return sum(trial.state == "done" and trial.metrics.get("val_acc", 1.0) <= level for trial in history)
+def at_chance(history: Iterable[Trial], level: float, objective: Objective = Objective()) -> int:  # noqa: B008 - frozen
+    """How many finished trials are no better than `level`, which guessing reaches of a metric."""
+    name, least = objective.metric, objective.better(level)
+    done = [t.metrics[name] for t in history if t.state == "done" and name in t.metrics]
+    return sum(objective.better(value) <= least for value in done)

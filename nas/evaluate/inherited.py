@@ -34,18 +34,16 @@ class Inherited:
     calibration: int = 1024
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:
-        """`val_acc`, `val_loss`, `params` and `macs`."""
+        """The metric of the problem on validation images, `val_loss`, `params` and `macs`."""
         seed = int(rng.integers(2**62))
         supernet = self.supernet
         with user_errors():
             counted = affordable(supernet.space, trial.genotype, self.task)
-            loss, accuracy = score(
-                supernet, trial.genotype, self.task, calibration=self.calibration, seed=seed
-            )
+            loss, value = score(supernet, trial.genotype, self.task, calibration=self.calibration, seed=seed)
         if not math.isfinite(loss):
             raise TrialError("nan", f"the validation loss on shared weights is {loss}")
         return {
-            "val_acc": accuracy,
+            self.task.problem.val: value,
             "val_loss": loss,
             "params": counted.params,
             "macs": counted.macs,

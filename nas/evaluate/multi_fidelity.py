@@ -69,7 +69,7 @@ class Laddered:
     stop: Callable[[], bool] | None = None
 
     def __call__(self, trial: Trial, rng: np.random.Generator) -> Mapping[str, float]:  # noqa: ARG002 - an Evaluator
-        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
+        """The metric of the problem, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
 
         And `lr_factor` or `passes_per_step`, where it took them to train at all (see `nas.training.retry`).
 

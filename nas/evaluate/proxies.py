@@ -22,11 +22,11 @@ from functools import wraps
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.data.task import Task
 from nas.errors import ConfigError, TrialError, unknown
 from nas.seeding import isolated, rng
@@ -38,14 +38,15 @@ from nas.user_code import user_errors
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Labelled images, as a network in training sees them.
+    """Images and their targets, as a network in training sees them.
 
     x: [B, C, H, W] float32 of about zero mean and unit variance, on the network's device; B at least 2.
-    y: [B] int64, in 0..num_classes-1.
+    y: [B] targets, such as class numbers as int64. problem: that they are of.
     """
 
     x: Tensor
     y: Tensor
+    problem: Problem = CLASSIFICATION
 
     def __post_init__(self) -> None:
         if self.x.ndim != 4 or len(self.x) < 2 or not self.x.is_floating_point():
@@ -53,10 +54,11 @@ class Batch:
                 f"Batch: x is {self.x.dtype} {tuple(self.x.shape)}, wanted float32 [B, C, H, W] with B of at "
                 "least 2; normalise the images with Task.normalise"
             )
-        if self.y.shape != self.x.shape[:1] or self.y.dtype != torch.int64:
+        kind = torch.int64 if self.problem == CLASSIFICATION else self.y.dtype
+        if self.y.shape != self.x.shape[:1] or self.y.dtype != kind:
             raise ConfigError(
-                f"Batch: y is {self.y.dtype} {tuple(self.y.shape)}, wanted int64 ({len(self.x)},), one class "
-                "number for each image"
+                f"Batch: y is {self.y.dtype} {tuple(self.y.shape)}, wanted {kind} ({len(self.x)},), one "
+                "target for each image, such as a class number"
             )
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ def draw_batch(task: Task, images: int = 64, *, seed: int = 0) -> Batch:
         )
     chosen = rng(seed, "proxy batch").choice(len(task.train), images, replace=False)
     index = torch.from_numpy(chosen).to(task.train.y.device)
-    return Batch(task.normalise(task.train.x[index]), task.train.y[index])
+    return Batch(task.normalise(task.train.x[index]), task.train.y[index], task.problem)
 
 
 Proxy = Callable[[nn.Module, Batch], float]
@@ -105,7 +107,7 @@ def proxy(measure: Callable[[nn.Module, Batch], Tensor]) -> Proxy:
     def pure(network: nn.Module, batch: Batch) -> float:
         try:
             with isolated(0, "proxy", name), torch.enable_grad():
-                found = measure(_copy(network), Batch(batch.x.clone(), batch.y.clone()))
+                found = measure(_copy(network), Batch(batch.x.clone(), batch.y.clone(), batch.problem))
         except TrialError as error:
             raise TrialError(error.reason, f"proxy {name!r}: {error}") from error
         score = float(found.detach())
@@ -141,9 +143,9 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
     return scores
 
 
-def cross_entropy(network: nn.Module, batch: Batch) -> Tensor:
+def loss(network: nn.Module, batch: Batch) -> Tensor:
     """The mean loss `[]` of a batch."""
-    return F.cross_entropy(logits(network, batch.x), batch.y)
+    return batch.problem.loss(logits(network, batch.x), batch.y, 0.0)
 
 
 def gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -238,14 +240,14 @@ def grasp(network: nn.Module, batch: Batch) -> Tensor:
     from GraSP: temperature 1, and both gradients are of the same batch.
     """
     weights = [layer.weight for layer in layers(network)]
-    grads = gradients(cross_entropy(network, batch), weights, create_graph=True)
+    grads = gradients(loss(network, batch), weights, create_graph=True)
     product = total(grad.detach() * grad for grad in grads)
     return -total(w * hg for w, hg in zip(weights, gradients(product, weights), strict=True))
 
 
 def _weights_and_gradients(network: nn.Module, batch: Batch) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     weights: list[Tensor] = [layer.weight for layer in layers(network)]
-    return weights, gradients(cross_entropy(network, batch), weights)
+    return weights, gradients(loss(network, batch), weights)
 
 
 @proxy
@@ -308,8 +310,9 @@ def zico(network: nn.Module, batch: Batch) -> Tensor:
         )
     weights = [layer.weight for layer in layers(network)]
     middle = len(batch) // 2
-    halves = (Batch(batch.x[:middle], batch.y[:middle]), Batch(batch.x[middle:], batch.y[middle:]))
-    first, second = (gradients(cross_entropy(network, half), weights) for half in halves)
+    parts = slice(None, middle), slice(middle, None)
+    halves = [Batch(batch.x[part], batch.y[part], batch.problem) for part in parts]
+    first, second = (gradients(loss(network, half), weights) for half in halves)
     steadiness = [_steadiness(torch.stack(pair)) for pair in zip(first, second, strict=True)]
     return torch.stack([torch.where(value > 0, value.log(), 0.0) for value in steadiness]).sum()
 

@@ -80,7 +80,7 @@ class Trained:
         parent: Trial | None = None,
         should_stop: ShouldStop | None = None,
     ) -> Mapping[str, float]:
-        """`val_acc`, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
+        """The metric of the problem, `val_loss`, `train_loss`, `params`, `macs` and `epochs_trained`.
 
         And `lr_factor` or `passes_per_step`, where it took them to train at all; `inherited_from`, the number
         of a trial or -1, where weights are kept.
@@ -112,13 +112,14 @@ class Trained:
     def hints(self, trial: Trial, known: Sequence[Trial]) -> Mapping[str, Trial | None]:
         """What a trial is told of those known when it was proposed: its `parent`, where weights are kept.
 
-        The parent is the trial of the highest `val_acc`, of equal ones the earliest. Weights of trials that
+        The parent is the best trial by validation metric, of equal ones the earliest. Weights of trials that
         are no longer among the best are removed, but for those that a trial under way may need again.
         """
         if self.weights is None:
             return {}
         own = [t for t in known if t.fidelity == trial.fidelity and INHERITED in t.metrics]
-        ordered = sorted(own, key=lambda t: (-t.metrics["val_acc"], t.number))
+        score = self.task.problem.objective.score
+        ordered = sorted(own, key=lambda t: (-score(t.metrics), t.number))
         # Of those beside this one, each may have a parent that what ended since has pushed out.
         for beaten in ordered[KEPT + len(trial.beside) :]:
             shutil.rmtree(self._weights_folder(beaten), ignore_errors=True)
@@ -164,7 +165,7 @@ class Trained:
             return network, train_to(evaluate_every=epochs)
         for epoch in range(self._epoch_at(place), epochs + 1):  # each goes on from the checkpoint
             curve = train_to(until=epoch, evaluate_every=1)
-            if epoch < epochs and should_stop(curve.val_acc, epochs):
+            if epoch < epochs and should_stop(curve.val_score, epochs):
                 break
         return network, curve
 
@@ -215,9 +216,9 @@ class Trained:
 
 
 def summary(curve: Curve, counted: Cost, retry: Retry) -> dict[str, float]:
-    """What every training tells: how accurate its network is in the end, how large, and what was retried."""
+    """What every training tells: how good its network is in the end, how large, and what was retried."""
     return {
-        "val_acc": curve.val_acc[-1],
+        curve.metric: curve.val_score[-1],
         "val_loss": curve.val_loss[-1],
         "train_loss": curve.train_loss[-1],
         "params": counted.params,

@@ -23,7 +23,7 @@ from nas.results.run_record import DEFAULT, compared_of, read_run
 from nas.show.progress import Progress
 
 SLACK = 0.005
-"""How far the accuracy of forms, in float32 on a CPU, may be from the scored one, perhaps in bfloat16."""
+"""How far the score of forms, in float32 on a CPU, may be from that of the model, perhaps in bfloat16."""
 SLACK_IMAGES = 2
 """So many images may be classified otherwise where they are more than that."""
 CARD = "MODEL_CARD.md"
@@ -50,7 +50,7 @@ def bundle(
         ConfigError: when a form does not run, or the task is not the run's.
     """
     folder, record = result.folder, record_of(result.folder)
-    checked(ScoredRecord, dict(result.metrics), folder / "metrics.json", "table of a scored model")
+    scored_of(result)
     if record["task"]["fingerprint"] != task.fingerprint:
         raise ConfigError(
             f"export: {folder} was scored on other images than {task.name!r} now has; restore the data, or "
@@ -82,6 +82,19 @@ def bundle(
     return proofs
 
 
+def scored_of(result: Result) -> ScoredRecord:
+    """The numbers that an export tells of a run.
+
+    Raises:
+        ConfigError: when one is missing.
+    """
+    metrics, name = result.metrics, result.inputs.problem.test
+    score = {f"score{end}": metrics.get(f"{name}{end}") for end in ("", "_low", "_high")}
+    return checked(
+        ScoredRecord, {**metrics, **score}, result.folder / "metrics.json", "table of a scored model"
+    )
+
+
 def record_of(folder: Path) -> dict[str, Any]:
     """The record of a run, with all that an export needs of it."""
     record = read_run(folder)
@@ -101,17 +114,20 @@ def _proven(
     """What every form did on the test images, in each interpreter that has the package for it."""
     images = task.test.x.cpu()
     pixels = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).numpy()
-    labels, scored = task.test.y.cpu().numpy(), result.metrics["test_acc"]
+    problem, scored, targets = task.problem, scored_of(result).score, task.test.y.cpu()
+    slack = max(SLACK, SLACK_IMAGES / len(targets)) * (1 if problem.is_share else abs(scored)) + 1e-6
     started = time.perf_counter()
     logits = model.logits(pixels)
     limit_s = max(_SHORTEST_LIMIT_S, _SLOWER * (time.perf_counter() - started))
     proofs = list[Proof]()
     for python in pythons:
         left = set(forms)
-        for proof in prove(result.folder, forms, pixels, labels, logits, python=python, limit_s=limit_s):
-            if abs(proof.accuracy - scored) > max(SLACK, SLACK_IMAGES / len(labels)) + 1e-6:
+        for proof in prove(
+            result.folder, forms, pixels, targets, logits, problem=problem, python=python, limit_s=limit_s
+        ):
+            if abs(proof.score - scored) > slack:
                 raise MismatchError(
-                    f"export: {proof.form} has accuracy {proof.accuracy:.4f}, but {scored:.4f} was scored; "
+                    f"export: {proof.form} has {proof.words} {proof.score:.4g}, but {scored:.4g} was scored; "
                     "so this is not the model that was scored"
                 )
             tell(str(proof))
@@ -164,6 +180,8 @@ def card(
         record=record,
         config=record["config"],
         metrics=result.metrics,
+        problem=result.inputs.problem,
+        scored=scored_of(result),
         engine=record["environment"]["nas-engine"],
         known=record.get("architecture") is not None,
         is_default=compared is not None and compared.found_by == DEFAULT,

@@ -47,12 +47,12 @@ class Pixels(nn.Module):
         self.network = copy.deepcopy(network).cpu().float().eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[N, classes]`."""
+        """Outputs `[N, outputs]`, such as logits of classes."""
         out: Tensor | tuple[Tensor, ...] = self.network((x - self.mean) / self.std)
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `[N, classes]` of images `[N, C, H, W]` in numpy, in batches."""
+        """Outputs `[N, outputs]` of images `[N, C, H, W]` in numpy, in batches."""
         with torch.no_grad(), warnings.catch_warnings(), user_errors():
             parts = torch.split(torch.from_numpy(pixels), BATCH)
             found: NDArray[np.float32] = torch.cat([self(part) for part in parts]).numpy()
@@ -90,7 +90,9 @@ def write_source(path: Path, network: nn.Module, inputs: Inputs, *, title: str) 
         SpaceError: when a module of the space cannot be written down, naming it.
     """
     source = source_of(network)
-    template = jinja2.Template((TEMPLATES / "model.py.jinja").read_text("utf-8"), keep_trailing_newline=True)
+    template = jinja2.Template(
+        (TEMPLATES / "model.py.jinja").read_text("utf-8"), keep_trailing_newline=True, trim_blocks=True
+    )
     text = template.render(
         title="".join(c if c.isprintable() and c not in '"\\' else "?" for c in title),  # cannot end the text
         shape=inputs.image_shape,

@@ -81,6 +81,8 @@ def read_served(folder: Path) -> Served:
         raise ConfigError(
             f"{folder}: its images have {width}x{height} pixels, but at most {MOST_PIXELS:,} are read"
         )
+    if not task["classes"]:
+        raise ConfigError(f"{folder}: its model names no classes, which are what is answered; use model.py")
     title = f"{record['space'].get('name')} on {task['name']}"
     return Served(title, tuple(task["classes"]), (channels, height, width), task.get("pixels", "uint8"))
 

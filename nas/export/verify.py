@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.errors import ConfigError, MismatchError
 from nas.export import verify_worker
 from nas.files.atomic import temporary_folder
@@ -27,13 +30,15 @@ class Proof:
     """What one form did with the images that the model was scored on.
 
     difference: of logits from the scored model's, the largest, as a share of the largest logit.
-    accuracy: in [0, 1], on those images. changed: images whose class differs from the scored model's.
+    score: of the problem's metric, on those images; words: what that is called. changed: images whose answer
+      differs from the scored model's.
     latency_ms: of a batch of 1 and of 32 images, medians. runtime: what ran it.
     """
 
     form: str
     difference: float
-    accuracy: float
+    score: float
+    words: str
     changed: int
     latency_ms: Mapping[str, float]
     runtime: str
@@ -41,7 +46,7 @@ class Proof:
     def __str__(self) -> str:
         return (
             f"{self.form}: logits differ by at most {self.difference:.1e} of the largest, "
-            f"{self.changed} classes differ, accuracy {self.accuracy:.4f}; "
+            f"{self.changed} answers differ, {self.words} {self.score:.4g}; "
             f"{self.latency_ms['1']:.2f} ms for 1 image, {self.latency_ms['32']:.2f} ms for 32 "
             f"({self.runtime})"
         )
@@ -51,15 +56,17 @@ def prove(
     folder: Path,
     forms: Sequence[str],
     pixels: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    targets: Tensor,
     logits: NDArray[np.float32],
     *,
+    problem: Problem = CLASSIFICATION,
     python: Path | str = sys.executable,
     limit_s: float = LIMIT_S,
 ) -> Iterator[Proof]:
     """Runs forms in clean processes, one after the other, and compares them with the scored model.
 
-    pixels: `[N, C, H, W]` as the forms take them. labels: `[N]`. logits: `[N, classes]`, the scored model's.
+    pixels: `[N, C, H, W]` as the forms take them. targets: `[N]`. logits: `[N, outputs]`, the scored model's.
+    problem: what makes scores and answers of both.
     python: an interpreter whose environment has what the forms need, and need have nothing else; a form whose
     package it lacks is passed over. limit_s: that each form may take.
 
@@ -79,7 +86,7 @@ def prove(
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise ConfigError(f"export: {form} of {folder} does not run in {python}: {last}")
-            yield _compared(form, (place / form).read_bytes(), labels, logits)
+            yield _compared(form, (place / form).read_bytes(), targets, torch.from_numpy(logits), problem)
 
 
 def _run(program: list[str], place: Path, limit_s: float, *, what: str) -> subprocess.CompletedProcess[str]:
@@ -97,20 +104,23 @@ def _run(program: list[str], place: Path, limit_s: float, *, what: str) -> subpr
         raise ConfigError(f"export: {program[0]} cannot be run: {error.strerror}") from error
 
 
-def _compared(form: str, outcome: bytes, labels: NDArray[np.int64], wanted: NDArray[np.float32]) -> Proof:
+def _compared(form: str, outcome: bytes, targets: Tensor, wanted: Tensor, problem: Problem) -> Proof:
     head, data = outcome.split(b"\n", 1)
     record = json.loads(head)
     if record["engine"]:
         raise MismatchError(
             f"export: {form} imports the engine ({record['engine'][0]}), but must run without"
         )
-    found: NDArray[np.float32] = np.frombuffer(data, np.float32).reshape(record["shape"])
-    classes = found.argmax(1)
+    found = torch.from_numpy(np.frombuffer(data, np.float32).reshape(record["shape"]).copy())
+    largest = float(wanted.abs().max())
+    answers, before = problem.predict(found), problem.predict(wanted)
+    differ = (answers - before).abs() > (TOLERANCE * largest if answers.is_floating_point() else 0)
     proof = Proof(
         form,
-        difference=float(np.abs(found - wanted).max() / np.abs(wanted).max()),
-        accuracy=float((classes == labels).mean()),
-        changed=int((classes != wanted.argmax(1)).sum()),
+        difference=float((found - wanted).abs().max()) / largest,
+        score=float(problem.score(found, targets).double().mean()),
+        words=problem.words,
+        changed=int(differ.sum()),
         latency_ms=record["latency_ms"],
         runtime=record["runtime"],
     )

@@ -76,10 +76,17 @@ class ArchitectureRecord(_Record):
 
 
 class TaskRecord(_Record):
-    """The parts of a run's task that are read back; see `nas.data.preprocessing.Inputs`."""
+    """The parts of a run's task that are read back; see `nas.data.preprocessing.Inputs`.
+
+    problem, metric, words, is_share: of its `nas.data.problem.Problem`.
+    """
 
     name: str
     fingerprint: Word
+    problem: Word = "classification"
+    metric: Word = "acc"
+    words: Word = "accuracy"
+    is_share: bool = True
     classes: list[str]
     mean: list[FiniteFloat]
     std: list[Annotated[FiniteFloat, Field(gt=0)]]
@@ -115,13 +122,13 @@ class ExportedRecord(_Record):
 
 
 class ScoredRecord(_Record):
-    """The numbers of metrics.json that an export tells of."""
+    """The numbers of metrics.json that an export tells of; `score` is the test metric of the problem."""
 
     params: FiniteFloat
     macs: FiniteFloat
-    test_acc: FiniteFloat
-    test_acc_low: FiniteFloat
-    test_acc_high: FiniteFloat
+    score: FiniteFloat
+    score_low: FiniteFloat
+    score_high: FiniteFloat
     latency_ms: FiniteFloat
     retrain_epochs: FiniteFloat
     retrain_seconds: FiniteFloat
@@ -177,7 +184,7 @@ class EpochRecord(_Record):
     """One epoch of a search by gradients in health.json; what was not measured is left out."""
 
     epoch: Annotated[int, Field(ge=0)]
-    val_acc: FiniteFloat = nan
+    val_score: FiniteFloat = nan
     skip_share: FiniteFloat = nan
     alpha_entropy: FiniteFloat = nan
     eigenvalue: FiniteFloat = nan

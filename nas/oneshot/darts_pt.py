@@ -75,7 +75,7 @@ def turns(supernet: Supernet, seed: int, epochs: int) -> list[list[int]]:
 def select(
     supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, *, cap: int | None = None
 ) -> int:
-    """Fixes one decision to the option whose removal hurts validation accuracy most; returns it.
+    """Fixes one decision to the option whose removal hurts the validation score most; returns it.
 
     cap: at most so many identities in a cell, unless there are no other options; any number when None.
     """
@@ -83,16 +83,16 @@ def select(
     if len(alive[decision]) > 1:
         barred = () if cap is None else barred_identities(supernet.space, alive, decision, cap)
         options = [option for option in alive[decision] if option not in barred] or alive[decision]
-        left = [accuracy_without(supernet, task, settings, decision, option) for option in options]
+        left = [score_without(supernet, task, settings, decision, option) for option in options]
         best = options[int(np.argmin(left))]
         supernet.keep([(best,) if i == decision else options for i, options in enumerate(alive)])
     return supernet.alive[decision][0]
 
 
-def accuracy_without(
+def score_without(
     supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
 ) -> float:
-    """Validation accuracy in [0, 1] when one option, or all of a decision, gets no weight.
+    """Validation score, larger is better, when one option, or all of a decision, gets no weight.
 
     The weights of the others stay as they are (as in the code).
     """
@@ -100,7 +100,8 @@ def accuracy_without(
     with torch.no_grad():
         mixture = supernet.expected_mixture()
     left = _without(mixture[name], option)
-    return accuracy(supernet, {**mixture, name: left}, task, first_of(task.val, settings.images))
+    found = mixture_score(supernet, {**mixture, name: left}, task, first_of(task.val, settings.images))
+    return task.problem.better(found)
 
 
 def connections(
@@ -121,22 +122,22 @@ def connections(
     hot = space.one_hot(tuple(options[0] for options in supernet.alive))
     if space.is_free:
         return hot
-    left = np.array([accuracy_without(supernet, task, settings, i) for i in range(len(hot))])
+    left = np.array([score_without(supernet, task, settings, i) for i in range(len(hot))])
     rank = (-left).argsort(kind="stable").argsort()
     scored = [row * (1 + rank[i] / len(hot)) for i, row in enumerate(hot)]
     return [row + 1e-6 * own for row, own in zip(scored, strengths, strict=True)] if strengths else scored
 
 
-def accuracy(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
-    """Accuracy in [0, 1] of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
-    hits, seen = 0, 0
+def mixture_score(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
+    """The mean score of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
+    total, seen = 0.0, 0
     with preserving(supernet.network.buffers()), in_training(supernet), torch.no_grad():
         for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
             if len(x) > 1:
                 logits = supernet.mix(task.normalise(x), mixture)
-                hits += int((logits.argmax(1) == y).sum())
+                total += float(task.problem.score(logits, y).sum())
                 seen += len(x)
-    return hits / seen
+    return total / seen
 
 
 def _without(share: Share, option: int | None) -> Share:

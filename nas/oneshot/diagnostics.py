@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -57,8 +56,8 @@ class Health:
       off steeply is here as sharp as one that rises.
     matching: cosine of the training and validation gradients of all weights on a batch each, in [-1, 1]; of
       the preferred architecture's, where one option runs at a time.
-    gap: accuracy of the supernet minus that of the preferred architecture on its weights, both on the
-      validation split; what discretisation costs. NaN where one option runs at a time.
+    gap: score of the supernet, such as its accuracy, minus that of the preferred architecture on its weights,
+      both on the validation split; what discretisation costs. NaN where one option runs at a time.
     changes: decisions that are other than an epoch before.
     """
 
@@ -89,11 +88,13 @@ class Examiner:
         self.direction: list[Tensor] = []
         self.trouble = ""
 
-    def examine(self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_acc: float) -> Health:
+    def examine(
+        self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_score: float
+    ) -> Health:
         """One epoch's health.
 
-        genotype: what the alphas prefer now. before: what they did an epoch before. val_acc: of the supernet,
-        on the validation split.
+        genotype: what the alphas prefer now. before: what they did an epoch before. val_score: of the
+        supernet, on the validation split.
         """
         supernet, loop = search.supernet, search.loop
         seed = derive(loop.seed, "health", loop.step // loop.steps_per_epoch)
@@ -104,7 +105,7 @@ class Examiner:
             entropy=entropy(supernet.preferences(), [len(d.options) for d in supernet.space.decisions]),
             eigenvalue=self.eigenvalue(search) if learned else math.nan,
             matching=matching(search, seed, genotype if sampled else None),
-            gap=math.nan if sampled else val_acc - preferred_accuracy(search, genotype, seed),
+            gap=math.nan if sampled else val_score - preferred_score(search, genotype, seed),
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
         )
 
@@ -124,7 +125,7 @@ class Examiner:
             with preserving(network.buffers()), in_training(supernet), unmoved, twice:
                 logits = supernet.mix(to_layout(x), supernet.expected_mixture())
                 value, self.direction = dominant_eigenvalue(
-                    F.cross_entropy(logits.float(), y),
+                    loop.task.problem.loss(logits.float(), y, 0.0),
                     [supernet.alphas],
                     start=self.direction,
                     iterations=later if self.direction else self.iterations,
@@ -219,22 +220,22 @@ def entropy(rows: Tensor, options: Sequence[int]) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def supernet_accuracy(search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf) -> float:
-    """Validation accuracy in [0, 1] of the mixture, or of one architecture where one option runs at a time.
+def supernet_score(search: Bilevel, genotype: Genotype, seed: int, *, within_s: float = math.inf) -> float:
+    """The mean score on validation images of the mixture, or of one architecture where one runs at a time.
 
     On all validation images, or in a mixture on as many as there is time for.
     """
     loop, images = search.loop, evaluation_images(search.loop)
     if search.supernet.relaxation.samples_one_path:
-        return preferred_accuracy(search, genotype, seed)
+        return preferred_score(search, genotype, seed)
     val, portion_s = loop.task.val, max(1e-9, loop.step_s * FORWARD / PASSES * images / loop.images)
     if within_s < portion_s * len(val) / images:
         val = first_of(val, images * max(1, int(within_s / portion_s)))
     return evaluate(search.supernet, loop.task, val, batch=images)[1]
 
 
-def preferred_accuracy(search: Bilevel, genotype: Genotype, seed: int) -> float:
-    """Validation accuracy in [0, 1] of one architecture on the shared weights."""
+def preferred_score(search: Bilevel, genotype: Genotype, seed: int) -> float:
+    """The mean score on validation images of one architecture on the shared weights."""
     images, task = evaluation_images(search.loop), search.loop.task
     return score(search.supernet, genotype, task, calibration=images // 2, seed=seed, images=images)[1]
 
@@ -251,14 +252,15 @@ def matching(search: Bilevel, seed: int, genotype: Genotype | None = None) -> fl
 
 
 def _gradient(search: Bilevel, split: Split, seed: int, genotype: Genotype | None) -> Tensor:
-    supernet, loop = search.supernet, search.loop
-    x, y = _batch(loop.task, split, seed, loop.images)
+    supernet, loop, task = search.supernet, search.loop, search.loop.task
+    x, y = _batch(task, split, seed, loop.images)
     with preserving(supernet.network.buffers()), in_training(supernet):
         with torch.no_grad():
             mixture = supernet.expected_mixture() if genotype is None else supernet.path(genotype)
         with precision(x.device, loop.recipe.precision):
             logits = supernet.mix(to_layout(x), mixture)
-        return flat(gradients(F.cross_entropy(logits.float(), y), list(loop.parameters.values())))
+        loss = task.problem.loss(logits.float(), y, 0.0)
+        return flat(gradients(loss, list(loop.parameters.values())))
 
 
 def _batch(task: Task, split: Split, seed: int, size: int) -> tuple[Tensor, Tensor]:
@@ -276,8 +278,8 @@ class Epoch:
     genotype: what the alphas prefer now.
     strengths: how much each option is preferred now.
     train_loss: mean of the weights' loss over the epoch.
-    val_acc: accuracy of the whole mixture on the validation split, in [0, 1]; where one option runs at a
-      time, that of the preferred architecture.
+    val_score: mean score of the whole mixture on the validation split, such as its accuracy; where one option
+      runs at a time, that of the preferred architecture.
     seconds: time spent on training, looking and selecting.
     health: see there.
     growth: of the eigenvalue, as the guards see it, or would where there are none.
@@ -290,7 +292,7 @@ class Epoch:
     genotype: Genotype
     strengths: Strengths
     train_loss: float
-    val_acc: float
+    val_score: float
     seconds: float
     health: Health = field(default_factory=Health)
     growth: Growth = field(default_factory=Growth)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.task import Split, Task
@@ -169,11 +168,11 @@ def _path_gradients(
         if teacher is None:
             loss = criterion(logits, targets, loop.recipe, loop.task, network=supernet)
         else:
-            loss = F.cross_entropy(logits.float(), teacher)
+            loss = loop.task.problem.loss(logits.float(), teacher, 0.0)
         (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         if distils and teacher is None:
-            teacher = logits.detach().float().softmax(-1)
+            teacher = loop.task.problem.soften(logits.detach().float())
     return sum(losses[1:], losses[0]) / len(paths)
 
 
@@ -189,7 +188,7 @@ def score(
     seed: int,
     images: int = 1024,
 ) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] of one architecture on the validation images.
+    """Mean loss and mean score of one architecture on the validation images, such as its accuracy.
 
     Batch-norm statistics that all architectures share fit none of them (Guo et al., ECCV 2020, SPOS, §3.4),
     so it gets its own before. Nothing of the supernet is changed.

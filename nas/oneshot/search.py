@@ -16,7 +16,6 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data.task import Task
@@ -30,8 +29,8 @@ from nas.oneshot.diagnostics import (
     Strengths,
     lasting,
     monitoring_cost,
-    preferred_accuracy,
-    supernet_accuracy,
+    preferred_score,
+    supernet_score,
 )
 from nas.oneshot.discretize import by_alphas, skip_shares
 from nas.oneshot.early_stopping import Growth, Guards
@@ -76,7 +75,7 @@ def search(
     checkpoints: where to resume from, exactly to the step, and where to save to.
     left_s: seconds left, asked after every step; when they are no more than looking took the last time, the
       step was the last one, and what the alphas prefer then is chosen. Where there is no time to validate on
-      all images, some tell the accuracy. Not for a team.
+      all images, some tell the score. Not for a team.
     on_epoch: called after each epoch with all epochs so far, those before a resumption included.
     stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
     team: all of its ranks search together, see `nas.training.ddp`; rank 0 alone looks, selects and saves.
@@ -141,11 +140,11 @@ class Search:
     # -- the losses of a step --------------------------------------------------------------------------
 
     def validation_loss(self, val: Batch, mixture: Mixtures | None = None) -> Tensor:
-        """The cross-entropy on a validation batch, under the mixture of the alphas or under a given one."""
+        """The problem's loss on a validation batch, under the mixture of the alphas or under a given one."""
         x, (y, _) = val
         with precision(x.device, self.loop.recipe.precision):
             logits = self._logits(x, mixture, derive(self.loop.seed, "alpha step", self.loop.step))
-        return F.cross_entropy(logits.float(), y)
+        return self.task.problem.loss(logits.float(), y, 0.0)
 
     def training_loss(
         self, train: Batch, mixture: Mixtures | None = None, arithmetic: Precision | None = None
@@ -230,12 +229,12 @@ class Search:
         genotype = self.supernet.genotype()
         within_s = self.left_s() if self.cut and self.left_s is not None else math.inf
         seed = derive(self.seed, "validate", self.done)
-        val_acc = supernet_accuracy(self, genotype, seed, within_s=within_s)
+        val_score = supernet_score(self, genotype, seed, within_s=within_s)
         if self.cut:  # there is no time to look, and nothing that could be done about it
             health = Health(skip_shares=skip_shares(self.space, genotype))
         else:
             before = self.epochs[-1].genotype if self.epochs else None
-            health = self.examiner.examine(self, genotype, before, val_acc)
+            health = self.examiner.examine(self, genotype, before, val_score)
         guards, (growth, moment) = self.method.guards, _look(self, health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
@@ -243,7 +242,7 @@ class Search:
             genotype=genotype,
             strengths=tuple(self.supernet.strengths()),
             train_loss=loss,
-            val_acc=val_acc,
+            val_score=val_score,
             seconds=0.0,
             health=health,
             growth=growth,
@@ -514,7 +513,7 @@ def _choose(work: Search) -> None:
 
     def accuracies(genotypes: Sequence[Genotype]) -> list[float]:
         seed = derive(work.seed, "cap", work.done)
-        return [preferred_accuracy(work, genotype, seed) for genotype in genotypes]
+        return [preferred_score(work, genotype, seed) for genotype in genotypes]
 
     judge = accuracies if method.guards is not None else None
     work.strengths = tuple(supernet.strengths())

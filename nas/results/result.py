@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nas.data.arrays import Array
 from nas.data.decode import load_arrays
 from nas.data.preprocessing import Inputs
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.errors import ConfigError, SpaceError, counted, shown
 from nas.evaluate import failure_summary
 from nas.files.atomic import read_json, replacing
@@ -60,7 +61,7 @@ class Result:
     space: at the size of `network`.
     genotype: the best architecture found; `graphs` are its cells, `graph` all of them in one.
     network: trained, in evaluation mode.
-    metrics: see metrics.json; `test_acc` was measured once, on this network.
+    metrics: see metrics.json; `test_acc`, or what else the problem has, was measured once, on this network.
     history: the trials of the search; for a differentiable one, one for each epoch.
     inputs: how raw images are normalised, and the names of the classes.
     random: the trials of the random search that it was compared with.
@@ -106,22 +107,23 @@ class Result:
 
     def __repr__(self) -> str:
         """A line for people; the fields hold the rest."""
-        accuracy, params = self.metrics.get("test_acc"), self.metrics.get("params")
+        problem, params = self.inputs.problem, self.metrics.get("params")
+        value = self.metrics.get(problem.test)
         measured = [
-            *([] if accuracy is None else [f"test_acc {accuracy:.4f}"]),
+            *([] if value is None else [f"{problem.test} {problem.text(value)}"]),
             *([] if params is None else [f"{params:,.0f} params"]),
             counted(len(self.history), "epoch" if self.by_gradients else "trial"),
         ]
         return f"<Result of {self.space.name!r} in {str(self.folder)!r}: {', '.join(measured)}>"
 
-    def predict(self, images: Array | Tensor | Sequence[Any], *, batch: int = 512) -> NDArray[np.int64]:
-        """The class number `[N]` of each raw image; `inputs.classes` names them.
+    def predict(self, images: Array | Tensor | Sequence[Any], *, batch: int = 512) -> NDArray[Any]:
+        """What the network says of each raw image, `[N]`: its class number, which `inputs.classes` names.
 
         images: numpy `[N, H, W]` or `[N, H, W, C]`, torch `[N, C, H, W]`.
         """
         with torch.no_grad():
-            parts = [self.network(x).argmax(1) for x in torch.split(self.inputs.prepare(images), batch)]
-        return torch.cat(parts).numpy()
+            outputs = [self.network(x) for x in torch.split(self.inputs.prepare(images), batch)]
+        return self.inputs.problem.predict(torch.cat(outputs)).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +232,12 @@ def is_finished(folder: Path) -> bool:
     return is_file(folder / MANIFEST)
 
 
-def load_result(folder: str | Path, *, space: str | Space | None = None) -> Result:
+def load_result(
+    folder: str | Path, *, space: str | Space | None = None, problem: Problem = CLASSIFICATION
+) -> Result:
     """A finished run read back, with its trained network on the CPU.
 
-    space: must be given where the run used a user's own space.
+    space: must be given where the run used a user's own space. problem: of its task.
 
     Raises:
         ConfigError: when there is no finished run, or what a result is made of is damaged.
@@ -264,7 +268,7 @@ def load_result(folder: str | Path, *, space: str | Space | None = None) -> Resu
         metrics,
         history,
         folder,
-        Inputs.of_record(record["task"]),
+        Inputs.of_record(record["task"], problem),
         history if is_own else Recorded(folder, RANDOM, found, is_damaged=is_damaged),
         Goals.from_dict(record["plan"]["goals"]) if "goals" in record["plan"] else Goals(),
         method,

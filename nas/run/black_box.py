@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from nas.data.problem import Problem
 from nas.errors import ConfigError, NoModelError, TrialError, counted
-from nas.evaluate.cost_metrics import TRAINED, Costs
+from nas.evaluate.cost_metrics import LOSSES, Costs
 from nas.evaluate.failure_summary import at_chance, diagnosis
 from nas.evaluate.learning_curves import EarlyStop
 from nas.evaluate.multi_fidelity import Laddered
@@ -114,11 +115,12 @@ def search_by_trials(
 
 
 def _learned_nothing(job: Job, history: Sequence[Trial], default: Genotype | None) -> bool:
-    """Whether accuracy is searched for, no trial is better than chance, and the default did not fail."""
+    """Whether the problem's metric is searched for, no trial beats guessing, and the default did not fail."""
     done = [t for t in history if t.state == "done"]
     failed = {t.genotype for t in history if t.state == "failed"}
-    judged = job.plan.goals.objectives == Goals().objectives and default not in {None, *failed}
-    return judged and at_chance(done, chance(job.search_task.val)) == len(done)
+    judged = job.judges_alone and default not in {None, *failed}
+    level = chance(job.search_task, job.search_task.val)
+    return judged and at_chance(done, level, job.problem.objective) == len(done)
 
 
 def _untaught(job: Job, history: Sequence[Trial], why: str, *, seconds: float = 0.0) -> SearchOutcome:
@@ -230,11 +232,11 @@ def _trained(job: Job) -> Evaluate:
 
 def costs_of(job: Job, timed: Callable[[], Iterable[Trial]]) -> Callable[[Trial], Mapping[str, float]]:
     """The costs that the goals need, of the last network. timed: trials that may have been timed before."""
-    wanted = job.plan.goals.metrics
-    if not set(wanted) - set(TRAINED):
+    wanted, given = job.plan.goals.metrics, (job.problem.val, *LOSSES)
+    if not set(wanted) - set(given):
         return lambda _: {}
     shape, table = job.task.image_shape, job.latency_table
-    return Costs(job.final, shape, job.device, wanted, table=table, timed=timed)
+    return Costs(job.final, shape, job.device, wanted, table=table, timed=timed, given=given)
 
 
 def measure_of(job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[Trial] = ()) -> Measure:
@@ -253,7 +255,7 @@ def measure_of(job: Job, evaluate: Evaluate, *, study: Study, others: Sequence[T
     def hints(trial: Trial, known: Sequence[Trial]) -> Mapping[str, object]:
         if not isinstance(evaluate, Trained):
             return {}
-        done = [t.metrics["val_acc"] for t in goals.kept_by(known)] if early_stop else []
+        done = [t.metrics[job.problem.val] for t in goals.kept_by(known)] if early_stop else []
         return {
             **evaluate.hints(trial, known),
             **({"should_stop": EarlyStop(max(done), early_stop)} if done else {}),
@@ -294,7 +296,7 @@ def run_trials(
         return until_spent_s is not None and study.ended > 0 and study.spent_s >= until_spent_s
 
     def told(trial: Trial) -> None:
-        job.progress.advance(trial_line(trial))
+        job.progress.advance(trial_line(trial, job.problem))
         job.tracking.tell(of_trials(study.name, [trial]))
 
     with workers(job, evaluate, beside=not stops_at_failures) as found:
@@ -346,15 +348,15 @@ def workers(job: Job, evaluate: Evaluate, *, beside: bool) -> Iterator[Workers |
         found.close()
 
 
-def trial_line(trial: Trial) -> str:
-    """One ended trial in words."""
+def trial_line(trial: Trial, problem: Problem) -> str:
+    """One ended trial in words. problem: whose metric is told first."""
     if trial.state == "failed":
         return f"trial {trial.number}: failed, {trial.reason}"
     metrics = trial.metrics
     rate = f", at {metrics[LR_FACTOR]:g} times the learning rate" if LR_FACTOR in metrics else ""
     size = f", {metrics['params']:,.0f} parameters" if "params" in metrics else ""
-    if "val_acc" in metrics:
-        score = f"validation accuracy {metrics['val_acc']:.4f}{size}{rate}"
+    if problem.val in metrics:
+        score = f"validation {problem.words} {problem.text(metrics[problem.val])}{size}{rate}"
     else:
         score = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     return f"trial {trial.number}: {score}, {trial.cost_s:.1f} s"

@@ -434,7 +434,7 @@ def _words(job: Job, found: BudgetPlan) -> dict[str, str]:
         BASELINES: "random search at equal cost",
         RERANK: f"{networks}, {counted(plan.seeds, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}",
         RETRAIN: retrain,
-        FINISH: "test accuracy, files and pictures",
+        FINISH: "test score, files and pictures",
     }
 
 

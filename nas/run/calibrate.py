@@ -54,7 +54,7 @@ def compare_estimates(job: Job, settings: Settings) -> Calibration:
     """
     genotypes = _sample(job, settings.architectures)
     trials = _truth(job, genotypes, settings)
-    truth = [[_value(t, "val_acc") for t in trials if t.genotype == g] for g in genotypes]
+    truth = [[_value(t, job.problem.val) for t in trials if t.genotype == g] for g in genotypes]
     means = [_mean(values) for values in truth]
     if sum(map(math.isfinite, means)) < MIN_ARCHITECTURES:
         raise NoModelError(
@@ -156,7 +156,7 @@ def _trained(
     )
     trials = _measure(job, name, measure, genotypes, epochs=fidelity.epochs)
     cost_s = _cost(trials)
-    accuracies = [_value(t, "val_acc") for t in trials]
+    accuracies = [_value(t, job.problem.val) for t in trials]
     speeds = [-_value(t, "train_loss") for t in trials]
     return [
         estimate(name, "trained", accuracies, truth, cost_s=cost_s),
@@ -172,7 +172,9 @@ def _shared(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) -> 
     measure, seconds = shared_weights(job)
     trials = _measure(job, "shared", measure, genotypes, epochs=0)
     cost_s = _cost(trials) + seconds / len(genotypes)
-    return estimate("shared weights", "shared", [_value(t, "val_acc") for t in trials], truth, cost_s=cost_s)
+    return estimate(
+        "shared weights", "shared", [_value(t, job.problem.val) for t in trials], truth, cost_s=cost_s
+    )
 
 
 def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) -> list[Estimate | None]:
@@ -182,7 +184,7 @@ def _proxies(job: Job, genotypes: Sequence[Genotype], truth: Sequence[float]) ->
     costs: dict[str, float] = {}
     for name in PROXIES:
         measure = Scored(job.space, job.search_task, [name]).evaluate
-        trials = _measure(job, f"proxy {name}", measure, genotypes, epochs=0, metric=name)
+        trials = _measure(job, f"proxy {name}", measure, genotypes, epochs=0, objective=Objective(name))
         scores[name] = [_value(t, name) for t in trials]
         costs[name] = _cost(trials)
         found.append(estimate(name, "proxy", scores[name], truth, cost_s=costs[name]))
@@ -203,11 +205,11 @@ def _measure(
     *,
     epochs: int,
     repeats: int = 1,
-    metric: str = "val_acc",
+    objective: Objective | None = None,
 ) -> list[Trial]:
     """All architectures in a study of their own, which is where a resumed calibration goes on."""
     listed = Listed(tuple(genotypes), epochs, repeats)
-    study = job.study(name, listed, goals=Goals((Objective(metric),)), announce=epochs > 0)
+    study = job.study(name, listed, goals=Goals((objective or job.problem.objective,)), announce=epochs > 0)
     run_trials(job, study, measure, len(genotypes) * repeats, what=name)
     return study.history
 

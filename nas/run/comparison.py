@@ -4,7 +4,7 @@ Equal cost is counted, not timed, so that it does not depend on how busy the mac
 
 The best of many noisy scores is partly the luckiest one (the winner's curse). Fresh trainings are free of
 the luck of training, and on the same images they can be compared in pairs. They are not free of the luck of
-the images, which search and random search went by already: only the test accuracy has no bias.
+the images, which search and random search went by already: only the test score has no bias.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nas.data.decode import load_arrays
 from nas.data.task import Task
 from nas.errors import NoModelError, TrialError, counted
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.significance import Paired, paired
+from nas.evaluate.significance import Paired, Scores, paired
 from nas.evaluate.trained import Start, Trained
 from nas.files.atomic import replacing
 from nas.results.run_record import CHECKPOINT, DEFAULT, RANDOM, RERANK, SEARCH
@@ -40,7 +39,7 @@ from nas.space.cost import step_work
 from nas.space.graph import architecture_hash
 from nas.space.space import Space
 from nas.study.study import Study
-from nas.training.evaluate import predictions
+from nas.training.evaluate import judged
 from nas.training.train import train
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
@@ -187,8 +186,8 @@ class Verdict:
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
       default architecture need not: it is taken where nothing is better by more than the standard error.
     rivals: what was compared with, by name.
-    metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
-      That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
+    metrics: mean validation metrics and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
+      That of the best, e.g. `rerank_val_acc`, is the highest of all and so partly luck.
     statements: the comparisons in words.
     """
 
@@ -227,6 +226,7 @@ def rerank(
         raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(fresh.study.history)}")
     metrics: dict[str, float] = {"rerank_seconds": fresh.study.spent_s, "rerank_seeds": job.plan.seeds}
     statements: list[str] = []
+    problem = job.problem
     if job.plan.top_k_epochs < ENOUGH_EPOCHS:
         statements.append(
             f"the fresh trainings, of {counted(job.plan.top_k_epochs, 'epoch')}, are too short to tell much "
@@ -234,25 +234,25 @@ def rerank(
         )
     own = next((g for g in candidates if g in means), None)
     if own is not None:
-        metrics["first_val_acc"] = means[own].metrics["val_acc"]
+        metrics[f"first_{problem.val}"] = means[own].metrics[problem.val]
         for name, rival in rivals.items():
             if rival in means:
-                metrics[f"{name}_val_acc"] = means[rival].metrics["val_acc"]
+                metrics[f"{name}_{problem.val}"] = means[rival].metrics[problem.val]
                 compared = fresh.compare(own, rival)
                 metrics |= _numbers(name, compared)
                 statements.append(_told(name, compared, same=rival == own))
     trusted = {name: means[rivals[name]] for name in (DEFAULT, RANDOM) if rivals.get(name) in means}
     best, told = _chosen(fresh, list(means.values()), trusted)
     statements += [told] if told else []
-    metrics["rerank_val_acc"] = means[best].metrics["val_acc"]
+    metrics[f"rerank_{problem.val}"] = means[best].metrics[problem.val]
     found_by = next(
         (n for n, g in rivals.items() if g == best and (n == DEFAULT or g not in candidates)), SEARCH
     )
     if found_by == SEARCH and own not in (None, best):
-        before, after = metrics["first_val_acc"], metrics["rerank_val_acc"]
+        before, after = (problem.text(metrics[f"{name}_{problem.val}"]) for name in ("first", "rerank"))
         statements.append(
-            f"another candidate of the search is taken, of validation accuracy {after:.4f} in fresh "
-            f"trainings; the first choice has {before:.4f}"
+            f"another candidate of the search is taken, of validation {problem.words} {after} in fresh "
+            f"trainings; the first choice has {before}"
         )
     return Verdict(best, found_by, metrics, tuple(statements), rivals)
 
@@ -283,8 +283,8 @@ def _told(name: str, compared: Paired | None, *, same: bool) -> str:
 def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial]) -> tuple[Genotype, str]:
     """The best that is better than all which is trusted more, by more than the standard error.
 
-    And in words why that is not the best of all, where it is not. Where accuracy is not what counts first,
-    the best of all is taken; what breaks a constraint need not be beaten.
+    And in words why that is not the best of all, where it is not. Where the problem's metric is not what
+    counts first, the best of all is taken; what breaks a constraint need not be beaten.
 
     trusted: what others must beat, by name, the most trusted first.
     """
@@ -298,14 +298,12 @@ def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial])
                 continue
             gain = fresh.compare(own.genotype, other.genotype)
             if gain is None or gain.delta <= gain.error:
-                points = (
-                    "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
-                )
-                return f"{_WORDS[name]} by more than the standard error{points}"
+                told = "" if gain is None else f" ({gain})"
+                return f"{_WORDS[name]} by more than the standard error{told}"
         return ""
 
     ranked = lead.ordered(means)
-    if lead.objectives != Goals().objectives or not (reason := unbeaten(ranked[0])):
+    if lead.objectives != (fresh.job.problem.objective,) or not (reason := unbeaten(ranked[0])):
         return ranked[0].genotype, ""
     best = next(trial for trial in ranked if not unbeaten(trial))
     taken = next((_WORDS[name] for name, trial in trusted.items() if trial == best), "another candidate")
@@ -313,10 +311,10 @@ def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial])
 
 
 def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> _Fresh:
-    """Trains as the trials are trained, and keeps which validation images were right."""
+    """Trains as the trials are trained, and keeps the scores of the validation images."""
     folder, task, plan = job.folder / CHECKPOINT / RERANK, job.search_task, job.plan
     folder.mkdir(parents=True, exist_ok=True)
-    judge = _Hits(folder, task)
+    judge = _Scores(folder, task)
     measure = Trained(job.space, task, plan.trial, folder=folder, judge=judge, stop=job.stop, start=start)
     study = job.study(RERANK, Listed(genotypes, plan.top_k_epochs, plan.seeds))
     trainings = len(genotypes) * plan.seeds
@@ -328,39 +326,40 @@ def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class _Hits:
-    """Leaves which validation images a trained network gets right."""
+class _Scores:
+    """Leaves the scores of a trained network on the validation images, larger better."""
 
     folder: Path
     task: Task
 
     def __call__(self, trial: Trial, network: nn.Module) -> None:
-        hits = predictions(network, self.task, self.task.val) == self.task.val.y
+        scores = judged(network, self.task, self.task.val)[1]
+        scores = scores if self.task.problem.maximize else -scores
         # Opened here, because numpy would add an ending to the temporary name.
         with replacing(self.path(trial)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, hits=hits.cpu().numpy())
+            np.savez_compressed(file, scores=scores.cpu().numpy())
 
-    def read(self, trial: Trial) -> NDArray[np.bool_] | None:
+    def read(self, trial: Trial) -> Scores | None:
         """What was left of a trial; None where it is lost, damaged, or of other images."""
         try:
-            hits = load_arrays(self.path(trial), ["hits"])[0]["hits"].astype(bool)
+            scores = load_arrays(self.path(trial), ["scores"])[0]["scores"]
         except (KeyError, TypeError, ValueError):
             return None
-        return hits if len(hits) == len(self.task.val) else None
+        return scores if scores.shape == (len(self.task.val),) else None
 
     def path(self, trial: Trial) -> Path:
         """The file of a trial."""
-        return self.folder / f"hits-{trial.number}.npz"
+        return self.folder / f"scores-{trial.number}.npz"
 
 
 @dataclass(frozen=True, eq=False)
 class _Fresh:
-    """Fresh trainings: their study, how each was measured, and what its network got right."""
+    """Fresh trainings: their study, how each was measured, and how its network did on each image."""
 
     job: Job
     study: Study
     measure: Trained
-    hits: _Hits
+    scores: _Scores
 
     def done(self, genotype: Genotype) -> list[Trial]:
         """The finished trainings of an architecture."""
@@ -381,31 +380,31 @@ class _Fresh:
         done = [self.done(own), self.done(rival)]
         most = min(map(len, done))  # of a re-evaluation that was cut off, the rounds that both have done
         try:
-            own_hits, rival_hits = (np.stack([self._hits_of(t) for t in ts[:most]]) for ts in done)
+            own_scores, rival_scores = (np.stack([self._scores_of(t) for t in ts[:most]]) for ts in done)
         except (TimeUp, TrialError):
             return None
         seed_sd, degrees = self._seed_sd()
-        return paired(own_hits, rival_hits, seed_sd=seed_sd, seed_degrees=degrees)
+        return paired(own_scores, rival_scores, seed_sd=seed_sd, seed_degrees=degrees)
 
-    def _hits_of(self, trial: Trial) -> NDArray[np.bool_]:
-        """Which validation images a training got right; one whose predictions are gone is repeated."""
-        if (found := self.hits.read(trial)) is not None:
+    def _scores_of(self, trial: Trial) -> Scores:
+        """Of a training on the validation images; one whose predictions are gone is repeated."""
+        if (found := self.scores.read(trial)) is not None:
             return found
         job = self.job
         job.progress.note(f"the predictions of fresh training {trial.number} are gone; it is repeated")
         with threads(torch.get_num_threads() if job.processes is None else 1):  # as it was trained before
             self.measure(trial, rng(job.seed(RERANK), RERANK, trial.number, "evaluate"))
-        if (found := self.hits.read(trial)) is None:
-            raise TrialError("error", f"{self.hits.path(trial)} cannot be read")
+        if (found := self.scores.read(trial)) is None:
+            raise TrialError("error", f"{self.scores.path(trial)} cannot be read")
         return found
 
     def _seed_sd(self) -> tuple[float, int]:
-        """How much validation accuracy varies with the seed, pooled over all architectures; 0 if unknown.
+        """How much the validation metric varies with the seed, pooled over all architectures; 0 if unknown.
 
         And the degrees of freedom of this estimate.
         """
         genotypes = {t.genotype for t in self.study.history}
-        values = [[t.metrics["val_acc"] for t in self.done(genotype)] for genotype in genotypes]
+        values = [[t.metrics[self.job.problem.val] for t in self.done(genotype)] for genotype in genotypes]
         degrees = sum(len(own) - 1 for own in values if own)
         squares = sum(float(np.var(own)) * len(own) for own in values if own)
         return ((squares / degrees) ** 0.5 if degrees else 0.0), degrees

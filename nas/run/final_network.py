@@ -82,7 +82,7 @@ def offer(task: Task) -> dict[str, object]:
     channels, *sides = task.image_shape
     stride = 1 << max(0, math.ceil(math.log2(min(sides) / MAP)))
     sizes = {"image_size": min(sides), "stem_stride": stride}
-    return {"classes": task.num_classes, "in_channels": channels, **sizes}
+    return {"classes": task.outputs, "in_channels": channels, **sizes}
 
 
 def check_trial(plan: Plan, space: Space, task: Task) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from optuna.storages import BaseStorage
 
+from nas.data.problem import Problem
 from nas.data.task import Task
 from nas.errors import Stopped
 from nas.files.atomic import read_json, write_json
@@ -281,6 +282,16 @@ class Job:
     def device(self) -> torch.device:
         """Where the images are and networks are trained."""
         return self.task.train.x.device
+
+    @property
+    def problem(self) -> Problem:
+        """What the task is about."""
+        return self.task.problem
+
+    @property
+    def judges_alone(self) -> bool:
+        """Whether the metric of the problem is all that is searched for."""
+        return self.plan.goals.objectives == (self.problem.objective,)
 
     @property
     def has_choice(self) -> bool:

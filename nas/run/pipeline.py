@@ -339,9 +339,10 @@ def _described(job: Job) -> str:
 def _of_search(job: Job, found: SearchOutcome, best: Genotype) -> dict[str, float]:
     """How long the search took, what it saw of the best, how many trials failed, and for which reasons."""
     counts = failure_summary.count(found.history)
-    seen = [t.metrics["val_acc"] for t in found.history if t.state == "done" and t.genotype == best]
+    name = job.problem.val
+    seen = [t.metrics[name] for t in found.history if t.state == "done" and t.genotype == best]
     metrics: dict[str, float] = {
-        **({"search_val_acc": seen[-1]} if seen else {}),
+        **({f"search_{name}": seen[-1]} if seen else {}),
         "search_seconds": found.seconds,
         "trials": len(found.history),
         "failed_trials": sum(counts.values()),
@@ -349,24 +350,25 @@ def _of_search(job: Job, found: SearchOutcome, best: Genotype) -> dict[str, floa
     }
     if job.plan.searcher is None:
         return metrics
-    level = chance(job.search_task.val)
-    idle = failure_summary.at_chance(found.history, level)
+    level = chance(job.search_task, job.search_task.val)
+    idle = failure_summary.at_chance(found.history, level, job.problem.objective)
     if idle:
         job.progress.note(
             f"WARNING: {idle} of {len(found.history)} trials are no better than guessing (validation "
-            f"accuracy at most {level:.3f}): they diverged, or learned too little; lower trial.lr or raise "
-            "the epochs"
+            f"{job.problem.words} {level:.3g}): they diverged, or learned too little; lower trial.lr or "
+            "raise the epochs"
         )
     return {**metrics, "chance_trials": idle}
 
 
 def _write(job: Job, result: Result, found: SearchOutcome, verdict: Verdict) -> None:
     """All files of the result, pictures as far as there is time for them; what only a search needs goes."""
-    level, accuracy = chance(job.task.test), result.metrics["test_acc"]
-    if accuracy <= level:
+    problem = job.problem
+    level, value = chance(job.task, job.task.test), result.metrics[problem.test]
+    if problem.better(value) <= problem.better(level):
         job.progress.note(
-            f"WARNING: the network is no better than guessing (test accuracy {accuracy:.3f}, at most "
-            f"{level:.3f} by guessing): it diverged, or learned too little; raise retrain.epochs or the "
+            f"WARNING: the network is no better than guessing (test {problem.words} {value:.3g}, by guessing "
+            f"{level:.3g}): it diverged, or learned too little; raise retrain.epochs or the "
             "budget, or lower retrain.lr"
         )
     if verdict.rivals or verdict.found_by != SEARCH:

@@ -14,6 +14,7 @@ import torch
 from nas import devices
 from nas.data.augment import parts_of
 from nas.data.exclusions import load_without
+from nas.data.problem import CLASSIFICATION
 from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
@@ -139,7 +140,9 @@ def prepare(
       space's full one.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    plan, sizes = make_plan(config, None if isinstance(method, str) else method), dict[str, object]()
+    problem = task.problem if isinstance(task, Task) else CLASSIFICATION  # as all are that have a name
+    plan = make_plan(config, None if isinstance(method, str) else method, problem=problem)
+    sizes = dict[str, object]()
     own, searches = space if isinstance(space, Space) else None, architecture is None
     if searches:
         config = config.model_copy(update={"storage": find_address(config.storage)})
@@ -222,22 +225,22 @@ def _trust(config: Config, plan: Plan, task: Task) -> list[str]:
 
 
 def check_fit(space: Space, task: Task) -> None:
-    """Raises SpaceError when none of a few random architectures turns the task's images into its classes."""
-    draw, wanted = rng(0, "fit"), (2, task.num_classes)
+    """Raises SpaceError when none of a few random architectures turns the task's images into its outputs."""
+    draw, wanted = rng(0, "fit"), (2, task.outputs)
     for _ in range(SAMPLES):
         try:
             with user_errors():
                 network = space.network(space.sample(draw), meta=True).eval()
-                logits = network(torch.zeros(2, *task.image_shape, device="meta"))
+                outputs = network(torch.zeros(2, *task.image_shape, device="meta"))
         except (SpaceError, TrialError) as error:
             reason = str(error)
             continue
-        if tuple(logits.shape) == wanted:
+        if tuple(outputs.shape) == wanted:
             return
-        reason = f"a batch of 2 gives {tuple(logits.shape)}, wanted {wanted}"
+        reason = f"a batch of 2 gives {tuple(outputs.shape)}, wanted {wanted}"
     raise SpaceError(
         f"space {space.name!r} does not fit task {task.name!r}, images {task.image_shape} of "
-        f"{task.num_classes} classes: {_blamed(space, task) or reason}"
+        f"{task.outputs} {'classes' if task.classes else 'outputs'}: {_blamed(space, task) or reason}"
     )
 
 
@@ -323,7 +326,7 @@ def follow(job: Job, phases: Mapping[str, Callable[[Any], None]]) -> Result:
         while (called := job.team.called())[0] != END:
             phase, value = called
             phases[phase](value)
-    return load_result(job.folder, space=job.final)
+    return load_result(job.folder, space=job.final, problem=job.problem)
 
 
 def team_notes(team: Team, *batches: int) -> list[str]:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nas.data.problem import CLASSIFICATION, Problem
 from nas.errors import FAULTS, ConfigError, NasError, describe, shown, staying, unknown
 from nas.evaluate.calibration import chosen_fidelity
 from nas.run.config import Config
@@ -34,8 +35,11 @@ MIN_STOPPED = 3
 """Epochs of a trial that can be stopped early: a forecast needs two, and one to save."""
 
 
-def make_plan(config: Config, method: Method | None = None) -> Plan:
-    """The plan of a configuration. method: one that was given in Python, which then is not looked up.
+def make_plan(config: Config, method: Method | None = None, *, problem: Problem = CLASSIFICATION) -> Plan:
+    """The plan of a configuration.
+
+    method: one that was given in Python, which then is not looked up. problem: of the task, whose metric is
+    what is searched for unless the configuration says otherwise.
 
     Raises:
         ConfigError: naming the table and the setting that is unknown or out of range.
@@ -43,7 +47,7 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     base = preset(config.preset)
     epochs = {} if config.epochs is None else {"epochs": config.epochs}
     shared = config.shares_weights
-    goals = parse_goals(config.objective, config.constraint)
+    goals = parse_goals(config.objective, config.constraint, default=problem.objective)
     tuned = dict(config.searcher)
     earlier, proxies = str(tuned.pop("earlier", "")), str(tuned.pop("proxies", ""))
     if (earlier or proxies) and config.method != "guided":
@@ -58,7 +62,7 @@ def make_plan(config: Config, method: Method | None = None) -> Plan:
     own_epochs = {} if shared or config.is_differentiable else epochs
     trial = change(base.trial, pace | own_epochs | config.trial, "trial")
     ladder = _ladder(config, trial)
-    _refuse_idle(config, goals, ladder)
+    _refuse_idle(config, goals, ladder, problem)
     return Plan(
         trial=trial,
         search=method_of(config, base, method, pace) if config.is_differentiable else None,
@@ -108,7 +112,7 @@ def _refuse_unused(config: Config, top_k: int) -> None:
             )
 
 
-def _refuse_idle(config: Config, goals: Goals, ladder: Ladder) -> None:
+def _refuse_idle(config: Config, goals: Goals, ladder: Ladder, problem: Problem) -> None:
     """A latency table that decides nothing, and early stopping where it cannot stop anything."""
     if config.latency_table is not None and LATENCY not in goals.metrics:
         raise ConfigError(
@@ -116,8 +120,12 @@ def _refuse_idle(config: Config, goals: Goals, ladder: Ladder) -> None:
         )
     if not config.early_stop:
         return
-    if goals.objectives != Goals().objectives:
-        raise ConfigError("early_stop forecasts val_acc, so it must be the only objective; remove early_stop")
+    if not problem.is_share:
+        raise ConfigError(f"early_stop forecasts shares in [0, 1], which {problem.val} is not; remove it")
+    if goals.objectives != (problem.objective,):
+        raise ConfigError(
+            f"early_stop forecasts {problem.val}, so it must be the only objective; remove early_stop"
+        )
     rung = ladder.rungs[-1]
     if rung.epochs < MIN_STOPPED or rung != Fidelity(rung.epochs):
         raise ConfigError(

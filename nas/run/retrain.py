@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from nas.data.task import Split, Task
 from nas.errors import TrialError
-from nas.evaluate.significance import wilson
+from nas.evaluate.significance import interval
 from nas.evaluate.trained import affordable
 from nas.results.run_record import CHECKPOINT, RETRAIN
 from nas.run.job import Job
@@ -22,7 +23,7 @@ from nas.show.tracking.tracker import of_epochs
 from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY, latencies
 from nas.training.checkpoint import Checkpoints
-from nas.training.evaluate import evaluate
+from nas.training.evaluate import judged
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Retry, with_retries
 from nas.training.train import Curve, EpochReport, train
@@ -80,7 +81,7 @@ def last_training(job: Job, genotype: Genotype, *, reserve_s: float | None = Non
 
 
 def train_final(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[str, float]]:
-    """Trains one architecture at its final size, then measures test accuracy, once.
+    """Trains one architecture at its final size, then measures it on test images, once.
 
     The other ranks of a team are called to help. A training that diverges or runs out of memory has a second
     chance (`nas.training.retry`), which a note and the metrics `retrain_lr_factor` or
@@ -139,16 +140,17 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
 
 
 def _measured(network: nn.Module, task: Task) -> dict[str, float]:
-    """The test accuracy with its 95 % interval, the test loss, and the latency of one image."""
-    test_loss, test_acc = evaluate(network, task, task.test)
+    """The test metric with its 95 % interval, the test loss, and the latency of one image."""
+    test_loss, scores = judged(network, task, task.test)
     if not math.isfinite(test_loss):
         raise TrialError("nan", f"the trained network's test loss is {test_loss}; lower retrain.lr")
     timed = latencies([network], task.normalise(task.test.x[:1]))[0]
-    low, high = wilson(test_acc, len(task.test))
+    name, found = task.problem.test, scores.cpu().numpy()
+    low, high = interval(found)
     return {
-        "test_acc": test_acc,
-        "test_acc_low": low,
-        "test_acc_high": high,
+        name: float(found.mean(dtype=np.float64)),
+        f"{name}_low": low,
+        f"{name}_high": high,
         "test_loss": test_loss,
         LATENCY: timed.p50_ms,
         "latency_p95_ms": timed.p95_ms,

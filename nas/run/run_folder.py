@@ -82,7 +82,7 @@ def finished(job: Job) -> Result | None:
         clear_checkpoints(job.folder)
         # Its own record knows the size of its network, which a budget may have chosen.
         named = job.config.space if is_plugin(job.config.space) else None
-        return load_result(job.folder, space=named if job.final.origin else job.final)
+        return load_result(job.folder, space=named if job.final.origin else job.final, problem=job.problem)
     job.clock.open(job.folder)
     for note in job.notes:
         job.progress.note(note)
@@ -220,6 +220,10 @@ def describe_run(job: Job) -> dict[str, Any]:
         "task": {
             "name": task.name,
             "fingerprint": task.fingerprint,
+            "problem": task.problem.name,
+            "metric": task.problem.metric,
+            "words": task.problem.words,
+            "is_share": task.problem.is_share,
             "classes": list(task.classes),
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nas.data.problem import Problem
 from nas.errors import ConfigError
 from nas.evaluate.cost_metrics import free_metrics
 from nas.evaluate.inherited import Inherited, from_supernet
@@ -29,6 +30,7 @@ from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
 from nas.run.final_network import default_of
 from nas.run.job import Job, SearchOutcome, distinct
+from nas.searchers.goals import Goals
 from nas.searchers.scheduler import Listed, finalists
 from nas.seeding import isolated, rng
 from nas.show.tracking.tracker import Point, finite, of_epochs
@@ -69,7 +71,8 @@ def search_by_gradients(job: Job, *, until_s: float | None = None) -> SearchOutc
         return SearchOutcome([job.space.sample(rng(0))])
     _require_memory(job)
     method, costs = _constrained(job), _costs(job)
-    study = job.study(SEARCH, Listed((), 0), goals=None, seed=0, announce=False)
+    measured = Goals((job.problem.objective,))
+    study = job.study(SEARCH, Listed((), 0), goals=measured, seed=0, announce=False)
     method = _within_memory(job, method)
     outcome, _ = with_retries(
         partial(_attempt, job, method, study, costs, until_s=until_s),
@@ -120,14 +123,14 @@ def _attempt(
     def record(epochs: Sequence[Epoch]) -> None:
         for epoch in epochs[len(study.history) - before :]:
             trial = Trial(len(study.history), epoch.genotype, fidelity=epoch.epochs)
-            metrics = {**_metrics(epoch), **costs(epoch.genotype), **retry.metrics}
+            metrics = {**_metrics(epoch, job.problem.val), **costs(epoch.genotype), **retry.metrics}
             study.tell(trial, metrics, epoch.seconds)
-            job.progress.advance(_line(epoch), done=epoch.epoch)
+            job.progress.advance(_line(epoch, job.problem), done=epoch.epoch)
             for event in epoch.events:
                 job.progress.note(f"epoch {epoch.epoch}: {event}")
         Alphas.of(job.space, [epoch.strengths for epoch in epochs]).write(job.folder)
         told = enumerate(epochs, start=before + 1)
-        job.tracking.tell(_point(study.name, job.space, epoch, number) for number, epoch in told)
+        job.tracking.tell(_point(study.name, job, epoch, number) for number, epoch in told)
 
     def left_s() -> float:
         assert until_s is not None
@@ -261,11 +264,11 @@ def _require_memory(job: Job) -> None:
 # -- what is recorded --------------------------------------------------------------------------------
 
 
-def _metrics(epoch: Epoch) -> dict[str, float]:
-    """What is recorded of an epoch; numbers that were not measured are left out."""
+def _metrics(epoch: Epoch, name: str) -> dict[str, float]:
+    """What is recorded of an epoch; numbers that were not measured are left out. name: of its score."""
     health = epoch.health
     found = {
-        "val_acc": epoch.val_acc,
+        name: epoch.val_score,
         "train_loss": epoch.train_loss,
         "skip_share": health.skip_share,
         "alpha_entropy": health.entropy,
@@ -282,26 +285,27 @@ def _metrics(epoch: Epoch) -> dict[str, float]:
 def recorded(epoch: Epoch) -> dict[str, object]:
     """The fields of an `EpochRecord`, and what else was measured, as health.json holds them."""
     events, shares = list(epoch.events), epoch.health.skip_shares
-    return {"epoch": epoch.epoch, **_metrics(epoch), "skip_shares": shares, "events": events}
+    return {"epoch": epoch.epoch, **_metrics(epoch, "val_score"), "skip_shares": shares, "events": events}
 
 
-def _line(epoch: Epoch) -> str:
+def _line(epoch: Epoch, problem: Problem) -> str:
     health = epoch.health
     curvature = f", eigenvalue {health.eigenvalue:.2g}" if np.isfinite(health.eigenvalue) else ""
     gap = f", gap {health.gap:+.3f}" if np.isfinite(health.gap) else ""
     return (
-        f"epoch {epoch.epoch}: supernet accuracy {epoch.val_acc:.4f}, loss {epoch.train_loss:.3f}, "
+        f"epoch {epoch.epoch}: supernet {problem.words} {problem.text(epoch.val_score)}, "
+        f"loss {epoch.train_loss:.3f}, "
         f"skips {health.skip_share:.0%}{gap}{curvature}"
     )
 
 
-def _point(series: str, space: Space, epoch: Epoch, number: int) -> Point:
+def _point(series: str, job: Job, epoch: Epoch, number: int) -> Point:
     """What trackers are told of an epoch: its metrics, and the alphas by decision.
 
     number: of the epoch among all that were told; one that the search went back on counts.
     """
-    options = {decision.name: decision.options for decision in space.decisions}
-    values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **_metrics(epoch)}
+    options = {decision.name: decision.options for decision in job.space.decisions}
+    values = {"epoch": float(epoch.epoch), "seconds": epoch.seconds, **_metrics(epoch, job.problem.val)}
     return Point(series, number, finite(values), dict(zip(options, epoch.strengths, strict=True)), options)
 
 

@@ -146,9 +146,17 @@ def selection_order(scores: NDArray[np.float64], violations: NDArray[np.float64]
     return sorted(range(len(scores)), key=lambda i: (rank[i], -distance[i]))
 
 
-def parse_goals(objectives: Sequence[str] = (), constraints: Sequence[str] = ()) -> Goals:
-    """Goals from text: `"val_acc"`, `"-latency_ms"`, `"val_acc - 0.01*latency_ms"`, `"params<=3e6"`."""
-    wanted = tuple(map(parse_objective, objectives)) or Goals().objectives
+def parse_goals(
+    objectives: Sequence[str] = (),
+    constraints: Sequence[str] = (),
+    *,
+    default: Objective = Objective(),  # noqa: B008 - frozen
+) -> Goals:
+    """Goals from text: `"val_acc"`, `"-latency_ms"`, `"val_acc - 0.01*latency_ms"`, `"params<=3e6"`.
+
+    default: the objective where none is given.
+    """
+    wanted = tuple(map(parse_objective, objectives)) or (default,)
     return Goals(wanted, tuple(map(parse_constraint, constraints)))
 
 

@@ -1,11 +1,10 @@
-"""What a network is worth in evaluation mode: loss, accuracy, predictions; statistics taken anew for it."""
+"""What a network is worth in evaluation mode: its loss and its scores; statistics taken anew for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,9 +16,9 @@ from nas.training.recipe import precision, to_layout
 from nas.user_code import memory_errors
 
 Output = Tensor | tuple[Tensor, Tensor | None]
-"""Logits `[B, classes]`; a network in training mode may add those of its auxiliary head."""
+"""Outputs `[B, outputs]`; a network in training mode may add those of its auxiliary head."""
 Targets = tuple[Tensor, tuple[Tensor, Tensor] | None]
-"""Labels `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
+"""Targets `[B]` and, under mixup, those of the partners `[B]` with the share of the first."""
 Batch = tuple[Tensor, Targets]
 """Images `[B, C, H, W]` and their targets."""
 FORWARD = 0.4
@@ -31,44 +30,47 @@ SHORT = 1000
 
 
 def evaluate(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] on `split`, in evaluation mode, on its device.
+    """Mean loss and mean score of the task's problem on `split`, in evaluation mode, on its device.
+
+    Of a classification, cross-entropy in nats and accuracy in [0, 1].
 
     batch: images at once; halved where memory runs out.
     """
+    loss, scores = judged(network, task, split, batch=batch)
+    return loss, scores.double().mean().item()
+
+
+def judged(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> tuple[float, Tensor]:
+    """Mean loss on `split`, and the score of each of its images, `[N]`; see `evaluate`."""
     if not len(split):
         raise DataError("evaluate: the split has no images")
-    loss, hits = torch.zeros((), device=split.x.device), torch.zeros((), device=split.x.device)
-    for logits, y in _portions(network, task, split, batch):
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        hits += (logits.argmax(1) == y).sum()
-    return loss.item() / len(split), hits.item() / len(split)
-
-
-def predictions(network: nn.Module, task: Task, split: Split, *, batch: int = 512) -> Tensor:
-    """The class number `[N]` that `network` gives each image of `split`, in evaluation mode."""
-    return torch.cat([logits.argmax(1) for logits, _ in _portions(network, task, split, batch)])
+    loss, scores = torch.zeros((), device=split.x.device), list[Tensor]()
+    for outputs, y in _portions(network, task, split, batch):
+        loss += len(y) * task.problem.loss(outputs, y, 0.0)
+        scores.append(task.problem.score(outputs, y))
+    return loss.item() / len(split), torch.cat(scores)
 
 
 def _portions(network: nn.Module, task: Task, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels, portion by portion; the portions halve where memory runs out."""
+    """Outputs and targets, portion by portion; the portions halve where memory runs out."""
     at = 0
     while at < len(split):
         x, y = split.x[at : at + batch], split.y[at : at + batch]
         try:
             with memory_errors(f"evaluating at batch {len(x)}"):
-                logits = _logits(network, task.normalise(x))
+                outputs = _outputs(network, task.normalise(x))
         except TrialError as error:
             if error.reason != "oom" or len(x) == 1:
                 raise
             batch = len(x) // 2
         else:
-            yield logits, y
+            yield outputs, y
             at += len(x)
             continue
         devices.release()  # outside of the handler: what failed is kept alive by its traceback
 
 
-def _logits(network: nn.Module, x: Tensor) -> Tensor:
+def _outputs(network: nn.Module, x: Tensor) -> Tensor:
     with evaluating(network), torch.no_grad(), precision(x.device):
         output: Output = network(to_layout(x))
     return (output[0] if isinstance(output, tuple) else output).float()

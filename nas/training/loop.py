@@ -10,11 +10,9 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.augment import Policy, augment, mixup
@@ -329,10 +327,10 @@ def criterion(output: Output, targets: Targets, recipe: Recipe, task: Task, *, n
 
     Raises:
         ConfigError: when the recipe weighs the loss of an auxiliary head that the network lacks.
-        TrialError: when the logits have another shape than `[B, classes]`.
+        TrialError: when the outputs have another shape than `[B, outputs]`.
     """
-    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
-    loss = _cross_entropy(logits, targets, recipe, task)
+    main, auxiliary = output if isinstance(output, tuple) else (output, None)
+    loss = _loss(main, targets, recipe, task)
     if not recipe.auxiliary:
         return loss
     if auxiliary is None:
@@ -340,15 +338,15 @@ def criterion(output: Output, targets: Targets, recipe: Recipe, task: Task, *, n
             f"recipe: auxiliary is {recipe.auxiliary}, but {type(network).__name__} has no auxiliary head; "
             "set it to 0 or return (logits, auxiliary logits) in training mode"
         )
-    return loss + recipe.auxiliary * _cross_entropy(auxiliary, targets, recipe, task)
+    return loss + recipe.auxiliary * _loss(auxiliary, targets, recipe, task)
 
 
-def _cross_entropy(logits: Tensor, targets: Targets, recipe: Recipe, task: Task) -> Tensor:
-    y, mixed = targets
-    if tuple(logits.shape) != (wanted := (len(y), len(task.classes))):
-        raise TrialError("build", f"train: the network gave logits {tuple(logits.shape)}, wanted {wanted}")
-    loss = partial(F.cross_entropy, logits.float(), label_smoothing=recipe.label_smoothing)
+def _loss(outputs: Tensor, targets: Targets, recipe: Recipe, task: Task) -> Tensor:
+    (y, mixed), loss, smoothing = targets, task.problem.loss, recipe.label_smoothing
+    if tuple(outputs.shape) != (wanted := (len(y), task.outputs)):
+        raise TrialError("build", f"train: the network gave outputs {tuple(outputs.shape)}, wanted {wanted}")
+    outputs = outputs.float()
     if mixed is None:
-        return loss(y)
+        return loss(outputs, y, smoothing)
     partners, share = mixed
-    return share * loss(y) + (1 - share) * loss(partners)
+    return share * loss(outputs, y, smoothing) + (1 - share) * loss(outputs, partners, smoothing)

@@ -38,7 +38,8 @@ class Curve:
     lr: [epochs] learning rate of each epoch's last step.
     seconds: [epochs] time spent training, evaluation not included.
     val_epochs: [evaluations] epochs, counted from 1, after which the network was evaluated.
-    val_loss, val_acc: [evaluations] mean cross-entropy in nats, and accuracy in [0, 1].
+    val_loss, val_score: [evaluations] mean loss and mean score, such as cross-entropy in nats and accuracy.
+    metric: what the latter is called, e.g. `val_acc`.
     """
 
     train_loss: tuple[float, ...] = ()
@@ -46,15 +47,16 @@ class Curve:
     seconds: tuple[float, ...] = ()
     val_epochs: tuple[int, ...] = ()
     val_loss: tuple[float, ...] = ()
-    val_acc: tuple[float, ...] = ()
+    val_score: tuple[float, ...] = ()
+    metric: str = ""
 
     @classmethod
     def of(cls, reports: Sequence[EpochReport]) -> Curve:
         """The curve of a training's epochs."""
         evaluated = [
-            (r.epoch, r.val_loss, r.val_acc)
+            (r.epoch, r.val_loss, r.val_score)
             for r in reports
-            if r.val_loss is not None and r.val_acc is not None
+            if r.val_loss is not None and r.val_score is not None
         ]
         return cls(
             train_loss=tuple(r.train_loss for r in reports),
@@ -62,15 +64,16 @@ class Curve:
             seconds=tuple(r.seconds for r in reports),
             val_epochs=tuple(epoch for epoch, _, _ in evaluated),
             val_loss=tuple(loss for _, loss, _ in evaluated),
-            val_acc=tuple(accuracy for _, _, accuracy in evaluated),
+            val_score=tuple(score for _, _, score in evaluated),
+            metric=next((r.metric for r in reports), ""),
         )
 
     def reports(self) -> Iterator[EpochReport]:
         """Every epoch of it."""
-        evaluated = {e: pair for e, *pair in zip(self.val_epochs, self.val_loss, self.val_acc, strict=True)}
+        evaluated = {e: pair for e, *pair in zip(self.val_epochs, self.val_loss, self.val_score, strict=True)}
         epochs, rows = len(self.train_loss), zip(self.train_loss, self.lr, self.seconds, strict=True)
         for epoch, row in enumerate(rows, start=1):
-            yield EpochReport(epoch, epochs, *row, *evaluated.get(epoch, ()))
+            yield EpochReport(epoch, epochs, *row, *evaluated.get(epoch, ()), metric=self.metric)
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ class EpochReport:
     lr: float
     seconds: float
     val_loss: float | None = None
-    val_acc: float | None = None
+    val_score: float | None = None
+    metric: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
         """All that was measured in it, by name."""
-        names = ("train_loss", "lr", "seconds", "val_loss", "val_acc")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = ("train_loss", "lr", "seconds", "val_loss")
+        values = {**{name: getattr(self, name) for name in names}, self.metric: self.val_score}
+        return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
         """In words."""
@@ -204,17 +209,17 @@ class _Training:
         loop = self.loop
         epoch, epochs, lr = -(-loop.step // loop.steps_per_epoch), loop.recipe.epochs, loop.lr
         loss, seconds = loop.end_epoch()
-        report = EpochReport(epoch, epochs, loss, lr, seconds)
+        report = EpochReport(epoch, epochs, loss, lr, seconds, metric=loop.task.problem.val)
         if self.evaluate_on is not None and self._is_evaluated(epoch):
             with nullcontext() if loop.ema is None else loop.ema.during(loop.network):
                 self.settle()
-                val_loss, val_acc = evaluate(loop.network, loop.task, self.evaluate_on)
+                val_loss, val_score = evaluate(loop.network, loop.task, self.evaluate_on)
             if not math.isfinite(val_loss):
                 raise TrialError(
                     "nan",
                     f"train: validation loss is {val_loss} after epoch {epoch}; lower the learning rate",
                 )
-            report = dataclasses.replace(report, val_loss=val_loss, val_acc=val_acc)
+            report = dataclasses.replace(report, val_loss=val_loss, val_score=val_score)
         self.reports.append(report)
         return report
 

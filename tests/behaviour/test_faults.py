@@ -342,14 +342,14 @@ def _without_rerank(folder):
 
 def _each_hits(change):
     def damage(folder):
-        for path in (folder / "checkpoint" / "rerank").glob("hits-*"):
+        for path in (folder / "checkpoint" / "rerank").glob("scores-*"):
             change(path)
 
     return damage
 
 
 LOSSES = {
-    "a prediction": lambda folder: next((folder / "checkpoint" / "rerank").glob("hits-*")).unlink(),
+    "a prediction": lambda folder: next((folder / "checkpoint" / "rerank").glob("scores-*")).unlink(),
     "all predictions": _each_hits(Path.unlink),
     "garbled predictions": _each_hits(lambda path: path.write_bytes(b"garbage")),
     "emptied predictions": _each_hits(lambda path: path.write_bytes(b"")),

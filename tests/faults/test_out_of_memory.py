@@ -14,7 +14,7 @@ import nas
 from nas.errors import Stopped, TrialError
 from nas.evaluate.trained import Trained
 from nas.run.pipeline import search
-from nas.training.evaluate import evaluate, predictions
+from nas.training.evaluate import evaluate, judged
 from nas.training.loop import Loop, accumulate
 from nas.training.memory_estimate import memory_bytes
 from nas.training.recipe import Recipe
@@ -129,7 +129,7 @@ def test_evaluation_takes_smaller_batches():
     assert found == pytest.approx(wanted, rel=1e-6)
     assert network[1].seen[:5] == [512, 256, 128, 64, 64]
     assert sum(n for n in network[1].seen if n <= 100) == len(DIGITS.val)
-    assert torch.equal(predictions(network, DIGITS, DIGITS.val), predictions(plain, DIGITS, DIGITS.val))
+    assert torch.equal(*(judged(net, DIGITS, DIGITS.val)[1] for net in (network, plain)))
 
 
 # -- what is learned of it -------------------------------------------------------------------------------

@@ -355,9 +355,9 @@ def _matching(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
     return [_Line("last", values, SERIES[0])]
 
 
-def _accuracy(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
+def _score(axes: Axes, epochs: Sequence[EpochRecord]) -> list[_Line]:
     """The supernet and its discretised architecture; orange between them is what discretising costs."""
-    whole = _column(epochs, "val_acc")
+    whole = _column(epochs, "val_score")
     alone = whole - _column(epochs, "discretisation_gap")
     shown = np.nan_to_num([*whole, *alone])
     top = next((top for top in (0.1, 0.2, 0.5, 1.0) if shown.max() <= top), float(shown.max()))
@@ -378,7 +378,7 @@ _PANELS: Sequence[tuple[str, str, Callable[[Axes, Sequence[EpochRecord]], list[_
     ("Entropy", "1 is undecided; should end near 0", _entropy),
     ("Eigenvalue", "curvature in the alphas; growth is a warning", _eigenvalue),
     ("Gradient matching", "training with validation; below 0 they oppose", _matching),
-    ("Accuracy", "orange is what discretising costs", _accuracy),
+    ("Validation score", "orange is what discretising costs", _score),
     ("Genotype changes", "decisions that changed; should settle at 0", _changes),
 )
 """Title and caption of each panel, and what sets its limits and returns its lines."""

@@ -204,18 +204,22 @@ def _flat(value: object, name: str) -> dict[str, object]:
 def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Values | None:
     """Each metric with its interval, where there is one."""
     rows = [
-        (key.replace("_", " "), [_value(run.metrics, key) for run in runs], False)
+        (key.replace("_", " "), [_value(run, key) for run in runs], False)
         for key in dict.fromkeys(key for run in runs for key in run.metrics)
         if not key.endswith(("_low", "_high"))
     ]
     return {"head": names, "rows": rows, "more": 0} if rows else None
 
 
-def _value(metrics: Mapping[str, float], key: str) -> str:
-    if key not in metrics:
+def _value(run: Run, key: str) -> str:
+    if key not in run.metrics:
         return "–"
-    ends = [metric(key, metrics[f"{key}_{end}"]) for end in ("low", "high") if f"{key}_{end}" in metrics]
-    return metric(key, metrics[key]) + (f" ({' to '.join(ends)})" if len(ends) == 2 else "")
+    value, *ends = (
+        metric(name, run.metrics[name], is_share=run.told.task.is_share)
+        for name in (key, f"{key}_low", f"{key}_high")
+        if name in run.metrics
+    )
+    return value + (f" ({' to '.join(ends)})" if len(ends) == 2 else "")
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Values | None:

@@ -113,8 +113,13 @@ _UNITS: tuple[tuple[tuple[str, ...], Callable[[float], str]], ...] = (
 """Ends of metrics' names, and how what they name is written."""
 
 
-def metric(name: str, value: float) -> str:
-    """A metric's value in its unit, as far as its name tells it."""
+def metric(name: str, value: float, *, is_share: bool = True) -> str:
+    """A metric's value in its unit, as far as its name tells it.
+
+    is_share: whether differences are those of shares, told in points of a hundred.
+    """
+    if not is_share and name.endswith(("_delta", "_delta_low", "_delta_high")):
+        return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
     write = next((write for ends, write in _UNITS if name.endswith(ends)), "{:.4g}".format)
     return write(value)
 

@@ -36,6 +36,7 @@ from nas.space.loading import is_plugin
 from nas.types import Trial
 
 RANDOM = "random search"
+RIVALS = {"random": RANDOM, "default": "the default"}
 MOST_DOTS = 1000
 """Trials that are drawn of a longer history."""
 _MOST_BARS, _MOST_ROWS = 1500, 30
@@ -60,11 +61,30 @@ def summary(run: Run) -> Values:
         "found_by": SEARCH if run.compared is None else run.compared.found_by,
         "statements": [] if run.compared is None else run.compared.statements,
         "metrics": run.metrics,
+        "score": _interval(run, f"test_{run.told.task.metric}"),
+        "gains": {
+            words: _interval(run, f"{name}_delta")
+            for name, words in RIVALS.items()
+            if f"{name}_delta" in run.metrics
+        },
+        "words": run.told.task.words,
         "facts": facts(run),
         "ended": sum(t.state != "running" for t in run.search.trials),
         "unit": "epochs" if run.is_by_gradients else "trials",
         "best": value and f"{objective.name} is {value}",
     }
+
+
+def _interval(run: Run, name: str) -> tuple[str, str] | None:
+    """A metric of a run and its 95 % interval, in words; None where it was not measured."""
+    if name not in run.metrics:
+        return None
+    share = run.told.task.is_share
+    value, *ends = (
+        metric(f"{name}{end}", run.metrics.get(f"{name}{end}", run.metrics[name]), is_share=share)
+        for end in ("", "_low", "_high")
+    )
+    return value, f"95 % interval {' to '.join(ends)}"
 
 
 def facts(run: Run) -> dict[str, str]:
@@ -73,9 +93,10 @@ def facts(run: Run) -> dict[str, str]:
     environment, size = run.told.environment, space.get("size", "?")
     shape = "×".join(map(str, task["image_shape"]))
     images = ", ".join(f"{n} {part}" for part, n in run.told.task.images.items())
+    learned = f"{len(task['classes'])} classes" if task["classes"] else run.told.task.problem
     found = {
         "space": f"{space.get('name', '')}, {space.get('decisions', '?')} decisions, {size} architectures",
-        "task": f"{task['name']}, {len(task['classes'])} classes, images {shape} ({images})",
+        "task": f"{task['name']}, {learned}, images {shape} ({images})",
     }
     if run.method:
         trials = "trials on shared weights" if run.shares_weights else "trained trials"
@@ -171,7 +192,9 @@ def reproduce(run: Run) -> Values:
         "command": _command(run),
         "config": config,
         "rows": {k: str(v) for k, v in rows.items() if v},
-        "metrics": {name: metric(name, value) for name, value in run.metrics.items()},
+        "metrics": {
+            name: metric(name, value, is_share=run.told.task.is_share) for name, value in run.metrics.items()
+        },
     }
 
 
@@ -356,7 +379,9 @@ def health(run: Run) -> Values | None:
     if not rows and run.is_by_gradients:
         for place, trial in enumerate(run.search.done, start=1):
             shares = {"all cells": trial.metrics.get("skip_share", 0.0)}
-            rows.append(EpochRecord.model_validate({**trial.metrics, "epoch": place, "skip_shares": shares}))
+            score = trial.metrics.get(f"val_{run.told.task.metric}", math.nan)
+            values = {**trial.metrics, "val_score": score, "epoch": place, "skip_shares": shares}
+            rows.append(EpochRecord.model_validate(values))
     if not rows:
         return None
     drawing = Drawing.of(draw.draw_diagnostics(rows), "health of the search by epoch")
